@@ -1,0 +1,1 @@
+"""A model leaves: ONNX, event network; verify proves that what left is the same."""

@@ -1,0 +1,1 @@
+"""Decide what goes (masks, a removal plan), then remove it."""

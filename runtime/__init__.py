@@ -1,0 +1,1 @@
+"""Run exported event networks without PyTorch (numpy, numba, scipy, safetensors)."""

@@ -1,0 +1,150 @@
+"""The dynamics of one neuron, written once.
+
+Each function below is plain arithmetic on its arguments. PyTorch calls them with tensors, numba
+compiles them on float32 scalars, the exporters spell the same operations in their format. No
+function holds a constant: a Python literal would promote a float32 scalar to float64.
+
+The *form* of the charge matters in the last bit, so it is a field of the neuron: two expressions
+that are equal on paper round differently, and a sum that lands on the other side of the threshold
+is another spike.
+
+Symbols: v membrane potential, x input current, a the form's constant (time constant tau in steps,
+or a factor), r the resting potential (v_reset, or 0 with soft reset), s spike (0 or 1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from numba.extending import register_jitable
+
+Value: TypeAlias = Any  # a float32 scalar under numba, a tensor under PyTorch
+
+ChargeForm = Literal[
+    "integrate",
+    "soul_lif_decay",
+    "soul_lif",
+    "decay_divide",
+    "decay_multiply",
+    "leak_multiply",
+    "leak_subtract_divide",
+    "leak_subtract_multiply",
+]
+FireRule = Literal["gt", "ge"]
+
+
+@register_jitable
+def charge_integrate(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """IF: v + x. Constant and resting potential are not used."""
+    return v + x
+
+
+@register_jitable
+def charge_soul_lif_decay(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """Soul's LIF with decay_input, a = tau (soul/neuron/LIF.py, neuronal_charge)."""
+    return v + (r - v + x) / a
+
+
+@register_jitable
+def charge_soul_lif(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """Soul's LIF without decay_input, a = tau (soul/neuron/LIF.py, neuronal_charge)."""
+    return v + (r - v) / a + x
+
+
+@register_jitable
+def charge_decay_divide(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """SpikingJelly's LIF with decay_input, a = tau."""
+    return v + (x - (v - r)) / a
+
+
+@register_jitable
+def charge_decay_multiply(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """Soul's and SpikingJelly's PLIF with decay_input, a = sigmoid(w)."""
+    return v + (x - (v - r)) * a
+
+
+@register_jitable
+def charge_leak_multiply(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """PLIF without decay_input and r = 0, a = 1 - sigmoid(w); LIF with a = 1 - 1/tau."""
+    return v * a + x
+
+
+@register_jitable
+def charge_leak_subtract_divide(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """SpikingJelly's LIF without decay_input and r != 0, a = tau."""
+    return v - (v - r) / a + x
+
+
+@register_jitable
+def charge_leak_subtract_multiply(v: Value, x: Value, a: Value, r: Value) -> Value:
+    """PLIF without decay_input and r != 0, a = sigmoid(w)."""
+    return v - (v - r) * a + x
+
+
+@register_jitable
+def fire_gt(v: Value, threshold: Value) -> Value:
+    """Soul: a neuron at its threshold does not fire."""
+    return v > threshold
+
+
+@register_jitable
+def fire_ge(v: Value, threshold: Value) -> Value:
+    """SpikingJelly and the papers' code: a neuron at its threshold fires."""
+    return v >= threshold
+
+
+@register_jitable
+def reset_hard(v: Value, s: Value, target: Value) -> Value:
+    """target = v_reset. Exact for every finite v: v - v is 0, and v - 0 is v."""
+    return v - s * v + s * target
+
+
+@register_jitable
+def reset_soft(v: Value, s: Value, target: Value) -> Value:
+    """target = v_threshold, which is subtracted."""
+    return v - s * target
+
+
+CHARGE: dict[ChargeForm, Callable[[Value, Value, Value, Value], Value]] = {
+    "integrate": charge_integrate,
+    "soul_lif_decay": charge_soul_lif_decay,
+    "soul_lif": charge_soul_lif,
+    "decay_divide": charge_decay_divide,
+    "decay_multiply": charge_decay_multiply,
+    "leak_multiply": charge_leak_multiply,
+    "leak_subtract_divide": charge_leak_subtract_divide,
+    "leak_subtract_multiply": charge_leak_subtract_multiply,
+}
+FIRE: dict[FireRule, Callable[[Value, Value], Value]] = {"gt": fire_gt, "ge": fire_ge}
+
+
+@dataclass(frozen=True)
+class NeuronEquation:
+    """A neuron as deployed: every number it computes with.
+
+    charge      which of the forms above
+    constant    a, the form's constant (tau in steps, or a factor); unused by `integrate`
+    v_threshold firing threshold
+    v_reset     value after a spike (hard reset), or None: the threshold is subtracted (soft reset)
+    fire        "gt": v > v_threshold, "ge": v >= v_threshold
+    """
+
+    charge: ChargeForm
+    constant: float
+    v_threshold: float
+    v_reset: float | None
+    fire: FireRule
+
+    @property
+    def rest(self) -> float:
+        """r: where the membrane starts, and where it decays to."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    def step(self, v: Value, x: Value) -> tuple[Value, Value]:
+        """One time step on numpy values or tensors: (v, x) -> (spike as bool, v after reset)."""
+        h = CHARGE[self.charge](v, x, self.constant, self.rest)
+        spike = FIRE[self.fire](h, self.v_threshold)
+        s = spike * (h * 0 + 1)  # the spike in the dtype of v
+        if self.v_reset is None:
+            return spike, reset_soft(h, s, self.v_threshold)
+        return spike, reset_hard(h, s, self.v_reset)

@@ -1,0 +1,71 @@
+"""Every error that soul-deploy raises on purpose.
+
+::
+
+    SoulDeployError                 exit code 1: an operation or a check failed
+    ├── UsageError                  exit code 2: a given value breaks a rule
+    │   ├── UnknownNameError        a name that is not in its list (model, data set, ...)
+    │   ├── MissingFileError        a path that does not exist
+    │   └── ValidityError           an artifact used outside what it was proven for
+    ├── FileFormatError             a file that exists but cannot be trusted
+    ├── DataError                   a data set that is damaged
+    ├── UnsupportedGraphError       a network that the graph cannot represent
+    ├── RemovalError                a removal that would not keep the outputs
+    ├── LimitError                  something larger than the stated bound
+    └── VerificationError           two executions that should agree do not
+
+A message says what was given, the rule, and what to do.
+"""
+
+from collections.abc import Iterable
+
+
+class SoulDeployError(Exception):
+    """Base of all errors below; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(SoulDeployError):
+    """A value that the caller gave breaks a rule."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that is not in its list."""
+
+    def __init__(self, kind: str, given: str, valid: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {given!r}; valid: {', '.join(valid)}")
+
+
+class MissingFileError(UsageError):
+    """A path that does not exist."""
+
+
+class ValidityError(UsageError):
+    """An artifact used with a T, an input shape or a reset rule that it is not valid for."""
+
+
+class FileFormatError(SoulDeployError):
+    """A file that exists but is not what it should be: damaged, foreign, of another version."""
+
+
+class DataError(SoulDeployError):
+    """A data set whose files are there but damaged."""
+
+
+class UnsupportedGraphError(SoulDeployError):
+    """A network with a part that the spiking graph cannot represent."""
+
+
+class RemovalError(SoulDeployError):
+    """A removal that would change the network's outputs or leave nothing."""
+
+
+class LimitError(SoulDeployError):
+    """A size beyond the stated bound."""
+
+
+class VerificationError(SoulDeployError):
+    """Two executions of one network differ without an explanation."""

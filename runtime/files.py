@@ -1,0 +1,180 @@
+"""Reading that validates before it trusts, writing that leaves the old file or the whole new one.
+
+The container is safetensors: a JSON header and raw arrays, no code. The nested metadata travels
+as one JSON text under the key `soul_deploy`, since safetensors metadata holds strings only.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from soul_deploy.runtime.errors import FileFormatError, MissingFileError
+
+Array = npt.NDArray[Any]
+
+METADATA_KEY = "soul_deploy"
+DTYPES = {
+    "F32": "<f4",
+    "F64": "<f8",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file as read: arrays (memory-mapped, read-only) and its metadata strings."""
+
+    path: Path
+    tensors: Mapping[str, Array]
+    metadata: Mapping[str, str]
+
+    def document(self, format_name: str) -> dict[str, Any]:
+        """The JSON metadata, checked to be of `format_name` (such as "soul-deploy/model/1").
+
+        Raises FileFormatError for a file without our metadata or of another kind or version.
+        """
+        if METADATA_KEY not in self.metadata:
+            raise FileFormatError(
+                f"{self.path} is a safetensors file without soul-deploy metadata; expected "
+                f"{format_name}. Bare weights are loaded with a model name (--model)"
+            )
+        try:
+            document = json.loads(self.metadata[METADATA_KEY])
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise FileFormatError(f"{self.path}: its metadata is not JSON ({error})") from error
+        found = document.get("format") if isinstance(document, dict) else None
+        if found != format_name:
+            raise FileFormatError(
+                f"{self.path} is of format {found!r}; this command reads {format_name!r}"
+            )
+        assert isinstance(document, dict)
+        return document
+
+
+def require_file(path: Path) -> Path:
+    """`path` if it is a file. Raises MissingFileError."""
+    if not path.exists():
+        raise MissingFileError(f"no file at {path}; check the path")
+    if not path.is_file():
+        raise FileFormatError(f"{path} is not a file")
+    return path
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Open a safetensors file: the library checks the header, the arrays are memory-mapped.
+
+    Raises MissingFileError, or FileFormatError for anything that is not an intact safetensors
+    file with dtypes that we use and finite floating-point values.
+    """
+    require_file(path)
+    try:
+        with safe_open(path, framework="np") as opened:
+            metadata = dict(opened.metadata() or {})
+            names = list(opened.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileFormatError(
+            f"{path} is not an intact safetensors file ({error}); it may be truncated or of "
+            "another format"
+        ) from error
+    tensors = _map_arrays(path, names)
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FileFormatError(f"{path}: tensor {name!r} holds values that are not finite")
+    return TensorFile(path, tensors, metadata)
+
+
+def _map_arrays(path: Path, names: list[str]) -> dict[str, Array]:
+    """Memory-mapped views; offsets and sizes were checked by the safetensors library."""
+    with path.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_size))
+    base = 8 + header_size
+    size = path.stat().st_size - base
+    data = (
+        np.memmap(path, dtype=np.uint8, mode="r", offset=base, shape=(size,))
+        if size
+        else np.zeros(0, np.uint8)
+    )
+    tensors: dict[str, Array] = {}
+    for name in names:
+        entry = header[name]
+        if entry["dtype"] not in DTYPES:
+            raise FileFormatError(
+                f"{path}: tensor {name!r} has dtype {entry['dtype']}; readable: {', '.join(DTYPES)}"
+            )
+        begin, end = entry["data_offsets"]
+        view = np.asarray(data[begin:end]).view(DTYPES[entry["dtype"]])
+        tensors[name] = view.reshape(entry["shape"])
+    return tensors
+
+
+def digest(tensors: Mapping[str, Array]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of names."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        state.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        state.update(memoryview(array.reshape(-1).view(np.uint8)))
+    return state.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, as hexadecimal text."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array], document: Mapping[str, Any]) -> None:
+    """Write arrays and the JSON metadata `document` atomically to `path`."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    metadata = {METADATA_KEY: json.dumps(document)}
+    write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, then fsync and rename it into place.
+
+    Whatever fails, `path` is the old file or the whole new one, and no temporary file is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,108 @@
+"""Stateless layers that take one image batch or a sequence of them, and the readouts.
+
+Each is the PyTorch layer of the same name (same parameters, same state-dict names) that also
+accepts a leading time axis: (T, B, C, H, W) is treated as T·B images. A network written with them
+runs in plain PyTorch and traces to a SpikingGraph.
+"""
+
+from torch import Tensor, nn
+
+
+class Conv2d(nn.Conv2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        return super().forward(input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """(B, C, H, W) or (T, B, C, H, W); statistics over time, batch and space."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        return super().forward(input)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """(B, N) or (T, B, N); statistics over time and batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        return super().forward(input)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            pooled: Tensor = super().forward(input.flatten(0, 1))
+            return pooled.unflatten(0, input.shape[:2])
+        return super().forward(input)  # type: ignore[no-any-return]
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        return super().forward(input)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+        return super().forward(input)
+
+
+class Flatten(nn.Module):
+    """(..., C, H, W) to (..., C·H·W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.flatten(-3)
+
+
+def spike_counts(spikes: Tensor, *, per_step: bool = False) -> Tensor:
+    """Sums over time and space: (T, B, C, H, W) or (T, B, C) to (B, C); `per_step` keeps T."""
+    if spikes.dim() == 5:
+        spikes = spikes.sum(dim=(3, 4))
+    return spikes if per_step else spikes.sum(dim=0)
+
+
+class RateReadout(nn.Linear):
+    """Soul's head: the mean over time and space, then linear; computed sum first, scale last.
+
+    (T, B, C, H, W) or (T, B, C) to class scores (B, classes).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        space = input.shape[3] * input.shape[4] if input.dim() == 5 else 1
+        scores = spike_counts(input) @ self.weight.t() * (1.0 / (len(input) * space))
+        return scores if self.bias is None else scores + self.bias
+
+
+class VoteReadout(nn.Module):
+    """Mean firing rate of `votes` output neurons a class: (T, B, classes·votes) to (B, classes).
+
+    The readout of 6Conv2FC (Shi et al., ICLR 2024, published code, models/cifar10.py).
+    """
+
+    def __init__(self, classes: int, votes: int) -> None:
+        super().__init__()
+        self.classes, self.votes = classes, votes
+
+    def forward(self, input: Tensor) -> Tensor:
+        return vote_counts(spike_counts(input), self.votes) * (1.0 / (len(input) * self.votes))
+
+
+def vote_counts(counts: Tensor, votes: int) -> Tensor:
+    """Sum neighbouring groups of `votes` along the last axis."""
+    return counts.unflatten(-1, (-1, votes)).sum(dim=-1)

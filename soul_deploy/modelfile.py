@@ -1,0 +1,246 @@
+"""Model files: one .safetensors with weights, masks and the graph; it reloads without its class.
+
+Also reads other people's `.pt` / `.pth` state dicts, through `torch.load(weights_only=True)`.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from soul_deploy.graph import Projection, Shape, SpikingGraph
+from soul_deploy.module import ChannelMask, GraphModule
+from soul_deploy.runtime.errors import FileFormatError, ValidityError
+from soul_deploy.runtime.files import Array, digest, read_tensors, require_file, write_tensors
+
+FORMAT = "soul-deploy/model/1"
+WEIGHT, CHANNEL_MASK = "weight:", "channel_mask:"
+State: TypeAlias = Mapping[str, Array]
+Stage = Literal["dense", "masked", "compact"]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of pixels in [0, 1]; whoever runs it applies them."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Validity:
+    """What a removal was proven for. `time_steps` None: any T."""
+
+    time_steps: int | None = None
+    reset_per_sample: bool = False
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says about its network besides structure and weights."""
+
+    stage: Stage = "dense"
+    normalization: Normalization | None = None
+    classes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    validity: Validity = Validity()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network at rest: graph, weights under the original names, channel masks, description."""
+
+    graph: SpikingGraph
+    state: State
+    channel_masks: Mapping[str, Array] = MappingProxyType({})
+    info: ModelInfo = ModelInfo()
+
+    def module(self) -> GraphModule:
+        """The network as a PyTorch module in evaluation mode, masks applied."""
+        module = GraphModule(self.graph)
+        module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in self.state.items()})
+        for name, keep in self.channel_masks.items():
+            module.channel_masks[name] = ChannelMask(torch.from_numpy(keep.astype(np.float32)))
+        return module.eval()
+
+    def with_time_steps(self, time_steps: int) -> "Model":
+        """The same network for another T. Raises ValidityError if its removal forbids that."""
+        valid = self.info.validity.time_steps
+        if valid is not None and time_steps != valid:
+            raise ValidityError(
+                f"T = {time_steps} asked, but channels were removed that are silent only within "
+                f"T = {valid} steps; run it with T = {valid}, or remove again for another T"
+            )
+        return replace(self, graph=self.graph.with_time_steps(time_steps))
+
+    @property
+    def input_shape(self) -> Shape:
+        return self.graph.input.shape
+
+
+def from_module(module: GraphModule, info: ModelInfo) -> Model:
+    """A Model with copies of a module's weights and masks."""
+    masks = {
+        name: mask.keep.detach().cpu().numpy() > 0 for name, mask in module.channel_masks.items()
+    }
+    return Model(module.graph, arrays_of(module.state_dict()), masks, info)
+
+
+def arrays_of(state: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Copies of a state dict's tensors as numpy arrays."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Write a model file atomically."""
+    tensors = {WEIGHT + name: array for name, array in model.state.items()}
+    tensors |= {CHANNEL_MASK + name: keep for name, keep in model.channel_masks.items()}
+    document = {
+        "format": FORMAT,
+        "digest": digest(tensors),
+        "graph": model.graph.to_json(),
+        "info": asdict(model.info),
+    }
+    write_tensors(path, tensors, document)
+
+
+def load_model(path: Path) -> Model:
+    """Read a model file; its graph, shapes, digest and values are checked.
+
+    Raises MissingFileError or FileFormatError.
+    """
+    opened = read_tensors(path)
+    document = opened.document(FORMAT)
+    if digest(opened.tensors) != document.get("digest"):
+        raise FileFormatError(f"{path}: its tensors do not match their digest; the file is damaged")
+    try:
+        graph = SpikingGraph.from_json(document.get("graph"))
+        info = _info_from_json(document["info"])
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path}: its description cannot be read ({error!r})") from error
+    state = _under(WEIGHT, opened.tensors)
+    masks = _under(CHANNEL_MASK, opened.tensors)
+    model = Model(graph, state, masks, info)
+    check_state(graph, state, str(path))
+    _check_masks(model, path)
+    return model
+
+
+def _under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
+
+
+def expected_shapes(graph: SpikingGraph) -> dict[str, Shape]:
+    """Name and shape of every tensor in the state dict of `graph`'s module."""
+    with torch.device("meta"):
+        module = GraphModule(graph)
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def check_state(graph: SpikingGraph, state: State, where: str) -> None:
+    """Raise FileFormatError unless names and shapes are the graph's and variances are positive."""
+    expected = expected_shapes(graph)
+    for kind, names in (
+        ("lacks", sorted(set(expected) - set(state))),
+        ("has unknown", sorted(set(state) - set(expected))),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise FileFormatError(
+                f"{where}: {kind} weights {', '.join(names[:3])}{more}; "
+                "they do not belong to this network"
+            )
+    for name, shape in expected.items():
+        if state[name].shape != shape:
+            raise FileFormatError(
+                f"{where}: weight {name} has shape {state[name].shape}, the network needs {shape}"
+            )
+        if name.endswith("running_var") and (state[name] < 0).any():
+            raise FileFormatError(f"{where}: {name} holds a negative variance")
+
+
+def _check_masks(model: Model, path: Path) -> None:
+    graph = model.graph
+    for name, keep in model.channel_masks.items():
+        known = {population.name for population in graph.populations}
+        if name not in known or not isinstance(graph[graph[name].inputs[0]], Projection):
+            raise FileFormatError(f"{path}: a mask for {name!r}, which is no layer of its graph")
+        if keep.shape != graph.shapes[name][:1] or keep.dtype != np.bool_:
+            raise FileFormatError(
+                f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs "
+                f"bool{graph.shapes[name][:1]}"
+            )
+
+
+def _info_from_json(data: Any) -> ModelInfo:
+    if data["stage"] not in ("dense", "masked", "compact"):
+        raise ValueError(f"stage {data['stage']!r}")
+    norm = data["normalization"]
+    steps = data["validity"]["time_steps"]
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"validity for T = {steps!r}")
+    return ModelInfo(
+        data["stage"],
+        None if norm is None else Normalization(_floats(norm["mean"]), _floats(norm["std"])),
+        tuple(str(name) for name in data["classes"]),
+        dict(data["provenance"]),
+        Validity(steps, bool(data["validity"]["reset_per_sample"])),
+    )
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def load_state_dict(path: Path) -> dict[str, Array]:
+    """A state dict: one of our model files, bare safetensors, or a `.pt` / `.pth` pickle of tensors.
+
+    A dict that holds its state dict under 'model' or 'state_dict' is unwrapped. Pickles go through
+    `torch.load(weights_only=True)`, which refuses everything but tensors and plain containers.
+    Raises MissingFileError or FileFormatError.
+    """
+    require_file(path)
+    if _is_safetensors(path):
+        opened = read_tensors(path)
+        own = _under(WEIGHT, opened.tensors)
+        return own or dict(opened.tensors)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise FileFormatError(
+            f"{path} is not a file of weights ({first}). Readable: soul-deploy model files, "
+            "safetensors, and .pt/.pth state dicts that hold nothing but tensors"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise FileFormatError(f"{path} does not hold a state dict (a dict of name to tensor)")
+    return arrays_of(loaded)
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    try:
+        with safe_open(path, framework="np"):
+            return True
+    except (SafetensorError, OSError, ValueError):
+        return False

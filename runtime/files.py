@@ -127,9 +127,9 @@ def digest(tensors: Mapping[str, Array]) -> str:
     """sha256 over names, dtypes, shapes and bytes, in the order of names."""
     state = hashlib.sha256()
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+        array = np.asarray(tensors[name], order="C")
         state.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-        state.update(memoryview(array.reshape(-1).view(np.uint8)))
+        state.update(array.reshape(-1).view(np.uint8).data)
     return state.hexdigest()
 
 
@@ -141,7 +141,7 @@ def file_sha256(path: Path) -> str:
 
 def write_tensors(path: Path, tensors: Mapping[str, Array], document: Mapping[str, Any]) -> None:
     """Write arrays and the JSON metadata `document` atomically to `path`."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     metadata = {METADATA_KEY: json.dumps(document)}
     write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
 

@@ -19,7 +19,7 @@ _NAMES = {
     "trace": "soul_deploy.trace",
 }
 
-__all__ = ["__version__", *sorted(_NAMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_NAMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,17 @@ runs in plain PyTorch and traces to a SpikingGraph.
 from torch import Tensor, nn
 
 
+def split_time(merged: Tensor, sequence: Tensor) -> Tensor:
+    """(T·B, ...) back to (T, B, ...), with T and B of `sequence`."""
+    return merged.reshape(*sequence.shape[:2], *merged.shape[1:])
+
+
 class Conv2d(nn.Conv2d):
     """(B, C, H, W) or (T, B, C, H, W)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 5:
-            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+            return split_time(super().forward(input.flatten(0, 1)), input)
         return super().forward(input)
 
 
@@ -22,7 +27,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 5:
-            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+            return split_time(super().forward(input.flatten(0, 1)), input)
         return super().forward(input)
 
 
@@ -31,7 +36,7 @@ class BatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 3:
-            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+            return split_time(super().forward(input.flatten(0, 1)), input)
         return super().forward(input)
 
 
@@ -40,8 +45,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 5:
-            pooled: Tensor = super().forward(input.flatten(0, 1))
-            return pooled.unflatten(0, input.shape[:2])
+            return split_time(super().forward(input.flatten(0, 1)), input)
         return super().forward(input)  # type: ignore[no-any-return]
 
 
@@ -50,7 +54,7 @@ class AvgPool2d(nn.AvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 5:
-            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+            return split_time(super().forward(input.flatten(0, 1)), input)
         return super().forward(input)
 
 
@@ -59,7 +63,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 5:
-            return super().forward(input.flatten(0, 1)).unflatten(0, input.shape[:2])
+            return split_time(super().forward(input.flatten(0, 1)), input)
         return super().forward(input)
 
 
@@ -105,4 +109,4 @@ class VoteReadout(nn.Module):
 
 def vote_counts(counts: Tensor, votes: int) -> Tensor:
     """Sum neighbouring groups of `votes` along the last axis."""
-    return counts.unflatten(-1, (-1, votes)).sum(dim=-1)
+    return counts.reshape(*counts.shape[:-1], -1, votes).sum(dim=-1)

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -60,7 +59,7 @@ class Model:
 
     graph: SpikingGraph
     state: State
-    channel_masks: Mapping[str, Array] = MappingProxyType({})
+    channel_masks: Mapping[str, Array] = field(default_factory=dict)
     info: ModelInfo = ModelInfo()
 
     def module(self) -> GraphModule:
@@ -203,7 +202,7 @@ def _floats(values: Any) -> tuple[float, ...]:
 
 
 def load_state_dict(path: Path) -> dict[str, Array]:
-    """A state dict: one of our model files, bare safetensors, or a `.pt` / `.pth` pickle of tensors.
+    """A state dict from a model file, bare safetensors, or a `.pt` / `.pth` pickle of tensors.
 
     A dict that holds its state dict under 'model' or 'state_dict' is unwrapped. Pickles go through
     `torch.load(weights_only=True)`, which refuses everything but tensors and plain containers.

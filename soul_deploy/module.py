@@ -26,7 +26,7 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.layers import spike_counts, vote_counts
+from soul_deploy.layers import spike_counts, split_time, vote_counts
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.runtime.errors import UsageError, ValidityError
 
@@ -150,7 +150,7 @@ class GraphModule(nn.Module):
         wanted: Iterable[str],
         observe: StepObserver | None = None,
     ) -> dict[str, Signal]:
-        """The outputs of the `wanted` nodes, given some nodes' outputs; only what they need runs."""
+        """Outputs of the `wanted` nodes, given some outputs; only what they need runs."""
         wanted = list(wanted)
         values = dict(known)
         for node in self.graph.nodes:
@@ -158,7 +158,7 @@ class GraphModule(nn.Module):
                 continue
             if isinstance(node, Input):
                 raise UsageError("the network's input is needed for what was asked")
-            values[node.name] = self._apply(node, [values[name] for name in node.inputs], observe)
+            values[node.name] = self._compute(node, [values[name] for name in node.inputs], observe)
         return {name: values[name] for name in wanted}
 
     def _needed(self, known: Mapping[str, Signal], wanted: list[str]) -> set[str]:
@@ -171,7 +171,7 @@ class GraphModule(nn.Module):
                 pending.extend(self.graph[name].inputs)
         return needed
 
-    def _apply(self, node: Node, inputs: list[Signal], observe: StepObserver | None) -> Signal:
+    def _compute(self, node: Node, inputs: list[Signal], observe: StepObserver | None) -> Signal:
         (source,) = inputs
         if isinstance(node, Population):
             return self._fire(node, source, observe)
@@ -180,7 +180,7 @@ class GraphModule(nn.Module):
         images = source.tensor if source.static else source.tensor.flatten(0, 1)
         result = self._apply_stateless(node, images)
         if not source.static:
-            result = result.unflatten(0, source.tensor.shape[:2])
+            result = split_time(result, source.tensor)
         return Signal(result, source.static)
 
     def _fire(self, node: Population, source: Signal, observe: StepObserver | None) -> Signal:

@@ -47,5 +47,5 @@ def fire_with_surrogate(
     v: Tensor, threshold: float, fire: FireRule, name: SurrogateName, alpha: float
 ) -> Tensor:
     """Spikes (0/1, the dtype of `v`), differentiable through the surrogate `name`."""
-    spike: Tensor = _Fire.apply(v, threshold, fire, name, alpha)  # type: ignore[no-untyped-call]
+    spike: Tensor = _Fire.apply(v, threshold, fire, name, alpha)
     return spike

@@ -1,0 +1,30 @@
+# Each target makes what it needs: a virtual environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+OUT ?= demo
+
+.PHONY: demo test check clean
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[demo,dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 8 minutes on 2 cores
+	$(BIN)/soul-deploy demo --output $(OUT)
+
+test: $(STAMP)  ## all tests, then the kernel tests once more without compilation
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_kernels.py
+
+check: $(STAMP)  ## formatting, lint, types, the floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo

@@ -1,0 +1,182 @@
+"""A trained network as one self-contained ONNX file, built from its graph.
+
+Sequence mode: all T steps are inside, so the file has no state to lose. Batch norm is folded, the
+batch axis is dynamic, stateless layers run on T·batch images at once and what a static image
+determines is computed once. `metadata_props` say what the caller needs to know.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+
+from soul_deploy.export import onnx_neuron
+from soul_deploy.export.onnx_nodes import BATCH, OUTPUT, Builder, InputMode, functions, spell
+from soul_deploy.folding import fold
+from soul_deploy.graph import Input, Population, SpikingGraph
+from soul_deploy.modelfile import Model
+from soul_deploy.neurons import learned_decay
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.errors import LimitError, UsageError
+from soul_deploy.runtime.files import write_atomically
+
+FORMAT = "soul-deploy/onnx/1"
+OPSETS = range(17, 25)
+MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
+INPUT_MODES: tuple[InputMode, ...] = ("static", "sequence")
+
+
+def equations_of(model: Model) -> dict[str, NeuronEquation]:
+    """The deployed neuron of every population, learned decays in float32."""
+    return {node.name: _equation(model, node) for node in model.graph.populations}
+
+
+def _equation(model: Model, node: Population) -> NeuronEquation:
+    if not node.neuron.learned:
+        return node.neuron.equation()
+    w = torch.from_numpy(model.state[f"{node.name}.w"].copy())
+    return node.neuron.equation(learned_decay(w))
+
+
+def build_onnx(
+    model: Model,
+    *,
+    opset: int = 18,
+    input_mode: InputMode = "static",
+    source_sha256: str | None = None,
+) -> onnx.ModelProto:
+    """The ONNX model of `model`; the same input gives the same bytes.
+
+    Input `input`: (batch, C, H, W), one image shown T times (`static`), or (T, batch, C, H, W)
+    (`sequence`), normalised by the caller. Output `logits`: (batch, classes).
+    `source_sha256` is the digest of the model file, for the metadata.
+    Raises UsageError for an opset or input mode that is not supported, UnsupportedGraphError, and
+    LimitError for a network larger than one ONNX file can hold.
+    """
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset} given; supported: {OPSETS[0]} to {OPSETS[-1]}")
+    if input_mode not in INPUT_MODES:
+        raise UsageError(f"input mode {input_mode!r}; valid: {', '.join(INPUT_MODES)}")
+    folded = fold(model.graph, model.state, model.channel_masks)
+    size = sum(s.weight.nbytes for s in folded.values())
+    if size > MAX_BYTES:
+        raise LimitError(
+            f"{size} bytes of weights; one ONNX file holds at most {MAX_BYTES}. Remove channels "
+            "first"
+        )
+    builder = Builder(model.graph, folded, equations_of(model), opset, input_mode=input_mode)
+    _add_input(builder, model.graph.input, input_mode)
+    for node in model.graph.nodes[1:]:
+        spell(builder, node)
+    built = _assemble(builder, input_mode)
+    properties = metadata(model, builder.equations, input_mode, source_sha256)
+    helper.set_model_props(built, dict(sorted(properties.items())))
+    onnx.checker.check_model(built, full_check=True)
+    return built
+
+
+def input_shape(graph: SpikingGraph, input_mode: InputMode) -> tuple[int | str, ...]:
+    """The file's input shape with its named axes."""
+    leading = (BATCH,) if input_mode == "static" else (graph.time_steps, BATCH)
+    return (*leading, *graph.input.shape)
+
+
+def _add_input(b: Builder, node: Input, input_mode: InputMode) -> None:
+    if input_mode == "static":
+        b.static.add(node.name)
+        return
+    merged = b.integers(f"{node.name}.merged_shape", -1, *node.shape)
+    b.op("Reshape", [node.name, merged], b.value(node.name))
+    b.declare(node)
+
+
+def _assemble(b: Builder, input_mode: InputMode) -> onnx.ModelProto:
+    graph, given = b.graph, b.graph.input.name
+    shape = input_shape(graph, input_mode)
+    drawn = helper.make_graph(
+        b.nodes,
+        "spiking_network",
+        [helper.make_tensor_value_info(given, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (BATCH, graph.readout.classes))],
+        b.initializers,
+        value_info=b.values,
+    )
+    opsets = [
+        helper.make_opsetid("", b.opset),
+        helper.make_opsetid(onnx_neuron.DOMAIN, onnx_neuron.DOMAIN_VERSION),
+    ]
+    return helper.make_model(
+        drawn,
+        functions=functions(b),
+        opset_imports=opsets,
+        # The lowest version for this opset that knows functions, so that older readers open it.
+        ir_version=max(8, helper.find_min_ir_version_for(opsets, ignore_unknown=True)),
+        producer_name="soul-deploy",
+        producer_version=version("soul-deploy"),
+        doc_string=f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
+    )
+
+
+def metadata(
+    model: Model,
+    equations: Mapping[str, NeuronEquation],
+    input_mode: InputMode,
+    source_sha256: str | None,
+) -> dict[str, str]:
+    """The file's metadata_props: strings, nested values as JSON."""
+    graph, info = model.graph, model.info
+    nested: dict[str, Any] = {
+        "neurons": {name: asdict(equation) for name, equation in equations.items()},
+        "classes": list(info.classes),
+        "normalization": None if info.normalization is None else asdict(info.normalization),
+        "validity": asdict(info.validity),
+        "provenance": dict(info.provenance),
+        "input_shape": list(graph.input.shape),
+        "versions": {"soul-deploy": version("soul-deploy"), "onnx": onnx.__version__},
+    }
+    text = {
+        "format": FORMAT,
+        "time_steps": str(graph.time_steps),
+        "encoding": "one image shown at every step" if input_mode == "static" else "sequence",
+        "input_mode": input_mode,
+        "fire": ", ".join(sorted({_rule(equation) for equation in equations.values()})),
+        "decode": graph.readout.describe(),
+        "normalization_applied_by": "caller",
+        "stage": info.stage,
+        "source_sha256": source_sha256 or "",
+    }
+    return text | {key: json.dumps(value, sort_keys=True) for key, value in nested.items()}
+
+
+def _rule(equation: NeuronEquation) -> str:
+    return "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
+
+
+def export_onnx(
+    model: Model,
+    path: Path,
+    *,
+    opset: int = 18,
+    input_mode: InputMode = "static",
+    source_sha256: str | None = None,
+) -> onnx.ModelProto:
+    """Write `build_onnx`'s model to `path` atomically and return it.
+
+    Raises what `build_onnx` raises, and OSError if the file cannot be written.
+    """
+    built = build_onnx(model, opset=opset, input_mode=input_mode, source_sha256=source_sha256)
+    data = built.SerializeToString(deterministic=True)
+    if len(data) > MAX_BYTES:
+        raise LimitError(f"{len(data)} bytes; one ONNX file holds at most {MAX_BYTES}")
+    write_atomically(path, lambda temporary: _write(temporary, data))
+    return built
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

@@ -1,0 +1,277 @@
+"""One ONNX spelling per graph node, and the growing ONNX graph that they append to.
+
+A node's value is a tensor named like the node. Populations put T on the batch axis, T-major:
+(T·batch, ...); what comes before the first population of a static network is (batch, ...).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from soul_deploy.composing import adaptive_rows
+from soul_deploy.export import onnx_neuron
+from soul_deploy.folding import Synapses
+from soul_deploy.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Convolution,
+    Flatten,
+    Linear,
+    MaxPool,
+    Node,
+    Pair,
+    Population,
+    Readout,
+    Shape,
+    SpikingGraph,
+)
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.errors import UnsupportedGraphError
+from soul_deploy.runtime.files import Array
+
+BATCH, MERGED = "batch", "time_batch"
+OUTPUT = "logits"
+InputMode = Literal["static", "sequence"]
+
+
+@dataclass
+class Builder:
+    """An ONNX graph being built from `graph` with the deployed weights `folded`."""
+
+    graph: SpikingGraph
+    folded: Mapping[str, Synapses]
+    equations: Mapping[str, NeuronEquation]
+    opset: int
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: list[TensorProto] = field(default_factory=list)
+    values: list[ValueInfoProto] = field(default_factory=list)
+    static: set[str] = field(default_factory=set)  # nodes whose value has no time axis
+    input_mode: InputMode = "static"
+
+    def value(self, node: str) -> str:
+        """The tensor that holds a node's value, (batch, ...) or (T·batch, ...)."""
+        return value_name(self.graph, node, self.input_mode)
+
+    def source(self, node: Node) -> str:
+        """The tensor that holds the value of a node's input."""
+        return self.value(node.inputs[0])
+
+    def op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Array) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        return self.constant(name, np.array(values, np.int64))
+
+    def declare(self, node: Node) -> None:
+        """State the value's shape, so that the file can be cut at any population."""
+        axis = BATCH if node.name in self.static else MERGED
+        shape: tuple[str | int, ...] = (axis, *self.graph.shapes[node.name])
+        name = self.value(node.name)
+        self.values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+
+def value_name(graph: SpikingGraph, node: str, input_mode: InputMode) -> str:
+    """The tensor that holds a node's value: the node's name, unless the file's own input or
+    output is called so."""
+    merged = node == graph.input.name and input_mode == "sequence"
+    taken = node == OUTPUT and node != graph.readout.name
+    return f"{node}.value" if merged or taken else node
+
+
+def weight_name(node: str) -> str:
+    """The initializer that holds a projection's or the head's deployed weight."""
+    return f"{node}.weight"
+
+
+def bias_name(node: str) -> str:
+    """The initializer that holds a projection's or the head's deployed bias."""
+    return f"{node}.bias"
+
+
+def _synapses(b: Builder, name: str) -> list[str]:
+    synapses = b.folded[name]
+    names = [b.constant(weight_name(name), synapses.weight)]
+    if synapses.bias is not None:
+        names.append(b.constant(bias_name(name), synapses.bias))
+    return names
+
+
+def _pads(padding: Pair) -> list[int]:
+    return [*padding, *padding]
+
+
+def _convolution(b: Builder, node: Convolution) -> None:
+    b.op(
+        "Conv",
+        [b.source(node), *_synapses(b, node.name)],
+        b.value(node.name),
+        kernel_shape=node.kernel,
+        strides=node.stride,
+        pads=_pads(node.padding),
+        dilations=node.dilation,
+        group=node.groups,
+    )
+
+
+def _linear(b: Builder, node: Linear) -> None:
+    b.op("Gemm", [b.source(node), *_synapses(b, node.name)], b.value(node.name), transB=1)
+
+
+def _max_pool(b: Builder, node: MaxPool) -> None:
+    sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": _pads(node.padding)}
+    b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
+
+
+def _avg_pool(b: Builder, node: AvgPool) -> None:
+    _average(b, node, node.kernel, node.stride, node.padding)
+
+
+def _average(b: Builder, node: Node, kernel: Pair, stride: Pair, padding: Pair = (0, 0)) -> None:
+    sides = {"kernel_shape": kernel, "strides": stride, "pads": _pads(padding)}
+    b.op("AveragePool", [b.source(node)], b.value(node.name), count_include_pad=1, **sides)
+
+
+def _adaptive(b: Builder, node: AdaptiveAvgPool) -> None:
+    """Windows that tile evenly are an average pooling, others a matrix over the positions."""
+    _, height, width = b.graph.shapes[node.inputs[0]]
+    if height % node.size[0] == 0 and width % node.size[1] == 0:
+        tile = (height // node.size[0], width // node.size[1])
+        _average(b, node, tile, tile)
+        return
+    rows = np.kron(adaptive_rows(height, node.size[0]), adaptive_rows(width, node.size[1]))
+    name = node.name
+    pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
+    flat = b.op(
+        "Reshape",
+        [b.source(node), b.integers(f"{name}.flat_shape", 0, 0, height * width)],
+        f"{name}.flat",
+    )
+    pooled = b.op("MatMul", [flat, pooling], f"{name}.pooled")
+    b.op("Reshape", [pooled, b.integers(f"{name}.shape", 0, 0, *node.size)], b.value(name))
+
+
+def _flatten(b: Builder, node: Flatten) -> None:
+    b.op("Flatten", [b.source(node)], b.value(node.name), axis=1)
+
+
+def _population(b: Builder, node: Population) -> None:
+    """The neuron's function, called T times; spikes leave merged, T-major."""
+    current, name, steps = b.source(node), node.name, b.graph.time_steps
+    equation = b.equations[name]
+    currents = [current] * steps
+    if node.inputs[0] not in b.static and steps > 1:
+        currents = _split(b, current, name, steps)
+    # The initial membrane must not be a constant: ONNX Runtime would fold the first step's
+    # constant operands into the convolution's weights (ConvAddFusion, ConvMulFusion), and a
+    # product rounded at another place is another number.
+    shape = b.op("Shape", [currents[0]], f"{name}.shape")
+    rest = numpy_helper.from_array(np.array([equation.rest], np.float32), "value")
+    membrane = b.op("ConstantOfShape", [shape], f"{name}.membrane", value=rest)
+    spikes = []
+    for t, x in enumerate(currents):
+        spike, after = f"{name}.spike.{t}", f"{name}.membrane.{t}"
+        b.nodes.append(_step(equation, [membrane, x], [spike, after]))
+        spikes.append(spike)
+        membrane = after
+    b.op("Concat", spikes, b.value(name), axis=0)
+
+
+def _step(equation: NeuronEquation, inputs: list[str], outputs: list[str]) -> NodeProto:
+    kind, constants = onnx_neuron.function_name(equation), onnx_neuron.attributes(equation)
+    node = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
+    node.attribute.extend(
+        helper.make_attribute(name, constants[name]) for name in sorted(constants)
+    )
+    return node
+
+
+def _split(b: Builder, current: str, name: str, steps: int) -> list[str]:
+    outputs = [f"{name}.current.{t}" for t in range(steps)]
+    node = helper.make_node("Split", [current], outputs, name=f"{name}.split", axis=0)
+    if b.opset >= 18:  # before, the number of equal parts is the number of outputs
+        node.attribute.append(helper.make_attribute("num_outputs", steps))
+    b.nodes.append(node)
+    return outputs
+
+
+def _readout(b: Builder, node: Readout) -> None:
+    """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
+    into the matrix product (MatMulScaleFusion)."""
+    name, shape = node.name, b.graph.shapes[node.inputs[0]]
+    counts = _counts(b, name, b.source(node), shape)
+    scale = 1.0 / node.divisor(shape, b.graph.time_steps)
+    factor = b.constant(f"{name}.scale", np.full(node.classes, scale, np.float32))
+    if not node.linear:
+        votes = b.op(
+            "Reshape",
+            [counts, b.integers(f"{name}.votes_shape", -1, node.classes, node.votes)],
+            f"{name}.grouped",
+        )
+        summed = _sum(b, votes, f"{name}.votes", 2)
+        b.op("Mul", [summed, factor], OUTPUT)
+        return
+    weight, *bias = _synapses(b, name)
+    columns = b.op("Transpose", [weight], f"{name}.columns", perm=[1, 0])
+    product = b.op("MatMul", [counts, columns], f"{name}.product")
+    scaled = b.op("Mul", [product, factor], f"{name}.scores" if bias else OUTPUT)
+    if bias:
+        b.op("Add", [scaled, *bias], OUTPUT)
+
+
+def _counts(b: Builder, name: str, source: str, shape: Shape) -> str:
+    """Sums over space, then over time: (T·batch, C, H, W) to (batch, C)."""
+    if len(shape) == 3:
+        source = _sum(b, source, f"{name}.space_sum", 2, 3)
+    steps = b.op(
+        "Reshape",
+        [source, b.integers(f"{name}.steps_shape", b.graph.time_steps, -1, shape[0])],
+        f"{name}.steps",
+    )
+    return _sum(b, steps, f"{name}.counts", 0)
+
+
+def _sum(b: Builder, source: str, output: str, *axes: int) -> str:
+    inputs = [source, b.integers(f"{output}.axes", *axes)]
+    return b.op("ReduceSum", inputs, output, keepdims=0)
+
+
+SPELLINGS: dict[type[Node], Callable[[Builder, Any], None]] = {
+    Convolution: _convolution,
+    Linear: _linear,
+    MaxPool: _max_pool,
+    AvgPool: _avg_pool,
+    AdaptiveAvgPool: _adaptive,
+    Flatten: _flatten,
+    Population: _population,
+    Readout: _readout,
+}
+
+
+def spell(b: Builder, node: Node) -> None:
+    """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
+    if type(node) not in SPELLINGS:
+        raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
+    sources = {name in b.static for name in node.inputs}
+    SPELLINGS[type(node)](b, node)
+    if isinstance(node, Readout):
+        if sources == {True}:
+            raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
+        return
+    if sources == {True} and not isinstance(node, Population):
+        b.static.add(node.name)
+    b.declare(node)
+
+
+def functions(b: Builder) -> list[onnx.FunctionProto]:
+    """One function per neuron model in use, by name."""
+    used = {onnx_neuron.function_name(equation): equation for equation in b.equations.values()}
+    return [onnx_neuron.step_function(used[name], b.opset) for name in sorted(used)]

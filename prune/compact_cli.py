@@ -1,0 +1,70 @@
+"""`soul-deploy prune compact`: the removal of any masked or zeroed model file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from soul_deploy.modelfile import Model, load_model, save_model
+from soul_deploy.prune.plan import RemovalPlan, plan_removal
+from soul_deploy.prune.remove import parameters, remove
+from soul_deploy.runtime.files import file_sha256
+
+
+@click.command()
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where the compact model goes.  [default: MODEL_compact.safetensors]",
+)
+@click.option("--dry_run", "--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@click.option(
+    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+def compact(model_path: Path, output: Path | None, dry_run: bool, style: str) -> None:
+    """Remove the masked, silent or unread channels of MODEL, a soul-deploy model file.
+
+    The outputs stay the same. The plan says which channels go and why.
+    """
+    model = load_model(model_path)
+    plan = plan_removal(model)
+    smaller = remove(model, plan)
+    target = None
+    if not dry_run:
+        target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")
+        provenance = {**model.info.provenance, "compacted_from_sha256": file_sha256(model_path)}
+        smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
+        save_model(target, smaller)
+    if style == "json":
+        click.echo(json.dumps(summary(model, smaller, plan, target)))
+        return
+    click.echo(plan.table())
+    click.echo(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
+    if target is not None:
+        click.echo(f"Wrote {target} ({target.stat().st_size:,} bytes)")
+        click.echo(f"Next: soul-deploy export event {target}")
+
+
+def summary(
+    model: Model, smaller: Model, plan: RemovalPlan, path: Path | None
+) -> dict[str, object]:
+    """The result as JSON data (schema soul-deploy/removal/1)."""
+    return {
+        "schema": "soul-deploy/removal/1",
+        "path": None if path is None else str(path),
+        "parameters": {"before": parameters(model.state), "after": parameters(smaller.state)},
+        "valid_for_time_steps": plan.validity.time_steps,
+        "layers": [
+            {
+                "layer": layer.population,
+                "channels": layer.channels,
+                "kept": list(layer.kept),
+                "removed": {str(channel): rule for channel, rule in layer.removed.items()},
+                "tied": layer.tied,
+            }
+            for layer in plan.layers
+        ],
+    }

@@ -1,0 +1,173 @@
+"""The pruning loop of method S (SCA): train, score, mask, regrow, fine-tune with frozen masks.
+
+A mask multiplies the batch norm's output, so a masked channel gives no current while its weights
+stay; it can come back. See `soul_deploy.prune.channels` for the rule and its source.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from soul_deploy.data import Data
+from soul_deploy.graph import Projection
+from soul_deploy.module import ChannelMask, GraphModule
+from soul_deploy.prune.channels import Budget, ChannelPlan, Guard, check_budget, decide
+from soul_deploy.prune.schedule import PruneSchedule
+from soul_deploy.prune.scores import ChannelStatistics, Score, Window
+from soul_deploy.runtime.errors import UnknownNameError
+from soul_deploy.training import (
+    BestState,
+    EpochResult,
+    Recipe,
+    Tick,
+    accuracy,
+    backward,
+    fit,
+    make_optimizer,
+)
+
+RegrowWeights = Literal["retain", "zero"]
+REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
+
+
+@dataclass(frozen=True)
+class Sca:
+    """Method S: what is measured, when masks change, what every layer keeps.
+
+    regrow_weights  "retain": a regrown channel goes on with its old weights; "zero": its incoming
+                    weights start from 0 (its batch norm stays, so that it can learn)
+    """
+
+    schedule: PruneSchedule = field(default_factory=PruneSchedule)
+    guard: Guard = field(default_factory=Guard)
+    score: Score = "spike_membrane"
+    score_window: Window = "epoch"
+    regrow_window: Window = "epoch"
+    regrow_weights: RegrowWeights = "retain"
+
+    def __post_init__(self) -> None:
+        if self.regrow_weights not in REGROW_WEIGHTS:
+            raise UnknownNameError("regrow_weights", self.regrow_weights, REGROW_WEIGHTS)
+
+    def budget(self, channels: int, ratio: float) -> Budget:
+        """How many of `channels` stay when `ratio` of them is pruned."""
+        return Budget.of(channels, ratio, self.schedule.regrow_ratio)
+
+    def statistics(self, names: Sequence[str]) -> ChannelStatistics:
+        """A fresh measurement for the layers `names`."""
+        return ChannelStatistics(names, self.score, self.score_window, self.regrow_window)
+
+
+@dataclass(frozen=True)
+class PruneStep:
+    """One epoch of the loop. `plan`: the masks set after it, or None."""
+
+    result: EpochResult
+    plan: ChannelPlan | None
+
+
+def check(module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+    """Raise UsageError before any training if the budget cannot be met."""
+    widths = {name: module.graph.shapes[name][0] for name in names}
+    check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
+
+
+def prune(
+    module: GraphModule,
+    data: Data,
+    recipe: Recipe,
+    sca: Sca,
+    names: Sequence[str],
+    tick: Tick | None = None,
+) -> Iterator[PruneStep]:
+    """Run the loop in place on the populations `names`, yielding after each epoch.
+
+    It ends with the weights of the epoch with the best validation accuracy among those with the
+    final masks; the state right after the last mask update is one of them.
+    """
+    check(module, sca, names)
+    open_masks(module, names)
+    statistics = sca.statistics(names)
+    channels = sum(module.graph.shapes[name][0] for name in names)
+    optimizer = make_optimizer(module, recipe)
+    best = BestState()
+    epochs = sca.schedule.epochs
+    for result in fit(module, data, recipe, epochs, statistics, tick, optimizer):
+        ratio = sca.schedule.ratio_after.get(result.epoch)
+        plan = None
+        if ratio is not None:
+            budget = sca.budget(channels, ratio)
+            plan = decide(statistics.scores(), statistics.gradients(), budget, sca.guard)
+            apply(plan, module, optimizer, sca.regrow_weights)
+            statistics.reset()
+        if result.epoch == sca.schedule.last_update:
+            masked = accuracy(module, data, data.validation)
+            best.offer(module, replace(result, validation_accuracy=masked))
+        elif result.epoch > sca.schedule.last_update:
+            best.offer(module, result)
+        yield PruneStep(result, plan)
+    best.restore(module)
+
+
+def plan_of_weights(
+    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
+) -> ChannelPlan:
+    """The final plan that the present weights would give, measured over one epoch without learning.
+
+    Batch norm's running statistics move; use a module of its own.
+    """
+    check(module, sca, names)
+    open_masks(module, names)
+    statistics = sca.statistics(names)
+    module.train()
+    for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
+        module.zero_grad()
+        backward(module, data, data.train.select(index), statistics)
+    channels = sum(module.graph.shapes[name][0] for name in names)
+    budget = sca.budget(channels, sca.schedule.ratio)
+    return decide(statistics.scores(), statistics.gradients(), budget, sca.guard)
+
+
+def open_masks(module: GraphModule, names: Sequence[str]) -> None:
+    """Give each of `names` a mask that keeps everything, unless it has one."""
+    device = next(module.parameters()).device
+    for name in names:
+        if name not in module.channel_masks:
+            keep = torch.ones(module.graph.shapes[name][0], device=device)
+            module.channel_masks[name] = ChannelMask(keep)
+
+
+def apply(
+    plan: ChannelPlan, module: GraphModule, optimizer: Optimizer, regrow_weights: RegrowWeights
+) -> None:
+    """Set the masks, and clear what the optimizer remembers of masked channels."""
+    for layer in plan.layers:
+        mask = module.channel_masks[layer.name]
+        keep = torch.from_numpy(layer.keep).to(mask.keep.device)
+        back = keep & (mask.keep == 0)
+        mask.keep = keep.to(mask.keep.dtype)
+        parameters = _incoming(module, layer.name)
+        for parameter in parameters:
+            _clear(optimizer, parameter, ~keep)
+        if regrow_weights == "zero":
+            with torch.no_grad():
+                for parameter in parameters[:1]:
+                    parameter[back] = 0
+
+
+def _incoming(module: GraphModule, population: str) -> list[nn.Parameter]:
+    """Parameters with one row per channel: the projection's weight first, bias, batch norm."""
+    projection = module.graph[module.graph[population].inputs[0]]
+    assert isinstance(projection, Projection)
+    owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
+    return [p for owner in owners for p in module.get_submodule(owner).parameters()]
+
+
+def _clear(optimizer: Optimizer, parameter: nn.Parameter, channels: Tensor) -> None:
+    for value in optimizer.state[parameter].values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value[channels] = 0

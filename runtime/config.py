@@ -1,0 +1,7 @@
+"""Numeric constants of the kernels."""
+
+FASTMATH = False
+"""Never on: a reordered or contracted sum can land on the other side of a threshold."""
+
+BLOCK = 1024
+"""Neurons that a sweep carries through all steps at once, so that their state stays in L1."""

@@ -1,0 +1,447 @@
+"""An event network as data: what runs without PyTorch, layer by layer, and every rule it obeys.
+
+An object that exists is valid: each class checks what the kernels rely on (shapes, dtypes, index
+ranges, finite values) when it is made, and raises FileFormatError otherwise. Kernels index without
+checks, so nothing reaches them another way.
+
+Maps are channel-last: neuron (c, y, x) of a (C, H, W) population has index (y·W + x)·C + c. Rows
+are presynaptic: one row holds the synapses *from* one neuron, or from one channel at one kernel
+position, since an event is processed by adding its rows to its targets.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from soul_deploy.runtime.equations import CHARGE, FIRE, NeuronEquation
+from soul_deploy.runtime.errors import FileFormatError, LimitError
+from soul_deploy.runtime.files import Array
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+EdgeKind = Literal["spike", "graded", "analog"]
+
+MAX_NEURONS = (1 << 31) - 1
+MAX_SYNAPSES = (1 << 32) - 1
+MAX_STEPS = (1 << 16) - 1
+MAX_KERNEL_REACH = 1 << 20
+MAX_GRADED = 255  # events carry their value in one byte
+
+
+def require(condition: object, message: str) -> None:
+    """Raise FileFormatError with `message` unless the condition holds."""
+    if not condition:
+        raise FileFormatError(message)
+
+
+def require_array(name: str, array: Array, dtype: npt.DTypeLike, shape: Shape) -> None:
+    """Raise FileFormatError unless `array` has this dtype and shape and only finite values."""
+    require(
+        array.dtype == np.dtype(dtype) and array.shape == shape,
+        f"{name} is {array.dtype}{array.shape}, expected {np.dtype(dtype)}{shape}",
+    )
+    require(array.flags.c_contiguous, f"{name} is not contiguous")
+    if array.dtype.kind == "f":
+        require(np.isfinite(array).all(), f"{name} holds values that are not finite")
+
+
+def require_shape(name: str, shape: Shape) -> None:
+    """Raise unless `shape` is (C, H, W) or (N,) with positive sides and a bounded size."""
+    require(len(shape) in (1, 3), f"{name} {shape} is neither (C, H, W) nor (N,)")
+    require(min(shape) >= 1, f"{name} {shape} has an empty side")
+    if math.prod(shape) > MAX_NEURONS:
+        raise LimitError(f"{name} {shape} is {math.prod(shape)} neurons; the limit is {MAX_NEURONS}")
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """One contiguous row of weights per presynaptic unit.
+
+    weight  float32: (n_in, n_out), or for a convolution (C_in, kh, kw, C_out / groups)
+    """
+
+    weight: Array
+
+    @property
+    def synapses(self) -> int:
+        """Nonzero weights stored."""
+        return int(np.count_nonzero(self.weight))
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """Compressed rows: row r holds synapses starts[r] .. starts[r + 1].
+
+    starts   uint32 (rows + 1,)
+    targets  uint32 (synapses,): target neuron, or for a convolution target channel
+    weight   float32 (synapses,), no zeros
+    """
+
+    starts: Array
+    targets: Array
+    weight: Array
+
+    @property
+    def synapses(self) -> int:
+        """Nonzero weights stored."""
+        return len(self.targets)
+
+
+Rows = DenseRows | SparseRows
+
+
+def check_sparse_rows(name: str, rows: SparseRows, count: int, width: int) -> None:
+    """Raise FileFormatError unless `rows` are `count` canonical rows with targets below `width`."""
+    require_array(f"{name}: starts", rows.starts, np.uint32, (count + 1,))
+    require_array(f"{name}: targets", rows.targets, np.uint32, rows.targets.shape[:1])
+    require_array(f"{name}: weights", rows.weight, np.float32, rows.targets.shape)
+    starts, targets = rows.starts, rows.targets
+    require(
+        starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
+        f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
+    )
+    if len(targets):
+        require(
+            int(targets.max()) < width,
+            f"{name}: a synapse targets {int(targets.max())}, but targets are 0..{width - 1}",
+        )
+        inside = np.ones(len(targets), np.bool_)
+        inside[starts[:-1][starts[:-1] < len(targets)]] = False
+        falls = np.flatnonzero(targets[1:] <= targets[:-1]) + 1
+        require(not inside[falls].any(), f"{name}: targets of a row are not strictly rising")
+        require((rows.weight != 0).all(), f"{name}: a stored synapse has weight 0")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Synapses of a 2-D convolution, zero padding.
+
+    Row (c, i, j) holds the weights from input channel c at kernel position (kh-1-i, kw-1-j): the
+    kernel is stored mirrored, so that an event's targets rise with i and j.
+
+    rows      DenseRows (C_in, kh, kw, C_out / groups), or SparseRows of C_in·kh·kw rows
+    bias      float32 (C_out,) or None
+    reach     (H', W'): events at y >= H' or x >= W' have no targets (a pooling composed into the
+              kernel leaves out the far border)
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+    rows: Rows
+    bias: Array | None
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    reach: Pair
+
+    def __post_init__(self) -> None:
+        require_shape("input shape", self.in_shape)
+        require_shape("output shape", self.out_shape)
+        require(len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps")
+        for name, low in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            pair = getattr(self, name)
+            require(
+                len(pair) == 2 and all(low <= side <= MAX_KERNEL_REACH for side in pair),
+                f"{name} {pair} must be two numbers from {low} to {MAX_KERNEL_REACH}",
+            )
+        require(
+            self.groups >= 1
+            and self.in_shape[0] % self.groups == 0
+            and self.out_shape[0] % self.groups == 0,
+            f"{self.groups} groups do not divide the channels {self.in_shape[0]} and "
+            f"{self.out_shape[0]}",
+        )
+        for axis in (0, 1):
+            self._check_axis(axis)
+        self._check_rows()
+        if self.bias is not None:
+            require_array("bias", self.bias, np.float32, self.out_shape[:1])
+
+    def _check_axis(self, axis: int) -> None:
+        size, out = self.in_shape[1 + axis], self.out_shape[1 + axis]
+        reach = self.reach[axis]
+        require(0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}")
+        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        largest = (size + 2 * self.padding[axis] - span) // self.stride[axis] + 1
+        require(
+            out <= largest,
+            f"output {self.out_shape} does not follow from input {self.in_shape}, kernel "
+            f"{self.kernel}, stride {self.stride}, padding {self.padding}, dilation "
+            f"{self.dilation}: at most {largest} positions along axis {axis}",
+        )
+
+    def _check_rows(self) -> None:
+        channels = self.in_shape[0]
+        if isinstance(self.rows, DenseRows):
+            shape = (channels, *self.kernel, self.out_shape[0] // self.groups)
+            require_array("weights", self.rows.weight, np.float32, shape)
+            return
+        count = channels * math.prod(self.kernel)
+        if count >= MAX_SYNAPSES:
+            raise LimitError(f"{count} rows; the limit is {MAX_SYNAPSES}")
+        check_sparse_rows("convolution", self.rows, count, self.out_shape[0])
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Synapses of a matrix: row j holds the weights from neuron j (channel-last index).
+
+    rows    DenseRows (n_in, n_out) or SparseRows of n_in rows; targets are channel-last indices
+    bias    float32 (n_out,), channel-last, or None
+    """
+
+    in_shape: Shape
+    out_shape: Shape
+    rows: Rows
+    bias: Array | None
+
+    def __post_init__(self) -> None:
+        require_shape("input shape", self.in_shape)
+        require_shape("output shape", self.out_shape)
+        size = math.prod(self.in_shape), math.prod(self.out_shape)
+        if isinstance(self.rows, DenseRows):
+            require_array("weights", self.rows.weight, np.float32, size)
+        else:
+            check_sparse_rows("matrix", self.rows, *size)
+        if self.bias is not None:
+            require_array("bias", self.bias, np.float32, size[1:])
+
+
+Synapses = Convolution | Matrix
+
+
+@dataclass(frozen=True)
+class SpikingLayer:
+    """A projection and the population behind it.
+
+    name        the population's name in the graph; `projection` the projection's
+    source      the layer (or the input) whose output arrives
+    edge        what arrives: "spike" (0/1), "graded" (0..bound) or "analog"
+    neuron      the neurons' equation
+    grid        k: weights and biases are multiples of 2^-k, or None
+    """
+
+    name: str
+    projection: str
+    source: str
+    edge: EdgeKind
+    bound: int | None
+    synapses: Synapses
+    neuron: NeuronEquation
+    grid: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.edge in ("spike", "graded", "analog"), f"{self.name}: edge {self.edge!r}")
+        valid = {"spike": self.bound == 1, "analog": self.bound is None}.get(
+            self.edge, self.bound is not None and self.bound >= 1
+        )
+        require(valid, f"{self.name}: a {self.edge} edge with bound {self.bound}")
+        if self.bound is not None and self.bound > MAX_GRADED:
+            raise LimitError(
+                f"{self.name}: inputs up to {self.bound}; an event carries at most {MAX_GRADED}"
+            )
+        require(
+            self.grid is None or 0 <= self.grid <= 60, f"{self.name}: grid {self.grid} not in 0..60"
+        )
+        check_neuron(self.name, self.neuron)
+
+    @property
+    def in_shape(self) -> Shape:
+        return self.synapses.in_shape
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.synapses.out_shape
+
+
+def check_neuron(name: str, neuron: NeuronEquation) -> None:
+    """Raise FileFormatError unless the equation has known forms and usable float32 numbers."""
+    require(neuron.charge in CHARGE, f"{name}: charge {neuron.charge!r}; known: {', '.join(CHARGE)}")
+    require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
+    numbers = [neuron.constant, neuron.v_threshold, neuron.rest]
+    with np.errstate(over="ignore"):
+        require(
+            np.isfinite(np.array(numbers, np.float32)).all(),
+            f"{name}: neuron numbers {numbers} are not finite in float32",
+        )
+    require(neuron.v_threshold > 0, f"{name}: v_threshold {neuron.v_threshold} is not above 0")
+    require(
+        neuron.rest < neuron.v_threshold,
+        f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
+    )
+    require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
+
+
+@dataclass(frozen=True)
+class PoolLayer:
+    """Maximum over windows of a map; of spikes: OR. Padding counts as no spike."""
+
+    name: str
+    source: str
+    in_shape: Shape
+    out_shape: Shape
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+    def __post_init__(self) -> None:
+        require_shape("input shape", self.in_shape)
+        require_shape("output shape", self.out_shape)
+        require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
+        for name, low in (("kernel", 1), ("stride", 1), ("padding", 0)):
+            pair = getattr(self, name)
+            require(
+                len(pair) == 2 and all(low <= side <= MAX_KERNEL_REACH for side in pair),
+                f"{self.name}: {name} {pair} must be two numbers from {low} to {MAX_KERNEL_REACH}",
+            )
+        sides = tuple(
+            (self.in_shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        require(
+            self.out_shape == (self.in_shape[0], *sides),
+            f"{self.name}: output {self.out_shape} does not follow from input {self.in_shape}",
+        )
+
+
+@dataclass(frozen=True)
+class ReadoutLayer:
+    """Class scores from spike sums: sum over time (and space), weigh or vote, scale, add the bias.
+
+    space    the sums run over H and W too, so that there are C of them; otherwise one per neuron
+    weight   float32 (classes, sums), neurons in channel-last order, or None: the sums of `votes`
+             neighbours are added
+    bias     float32 (classes,) or None
+    divisor  scores are scaled by 1 / (steps · divisor)
+    """
+
+    name: str
+    source: str
+    in_shape: Shape
+    classes: int
+    space: bool
+    weight: Array | None
+    bias: Array | None
+    votes: int
+    divisor: int
+
+    def __post_init__(self) -> None:
+        require_shape("readout input", self.in_shape)
+        require(self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes")
+        require(
+            1 <= self.divisor <= MAX_NEURONS * MAX_STEPS, f"{self.name}: divisor {self.divisor}"
+        )
+        require(
+            len(self.in_shape) == 3 or not self.space,
+            f"{self.name}: a sum over space of {self.in_shape}",
+        )
+        if self.weight is not None:
+            shape = (self.classes, self.sums)
+            require_array(f"{self.name}: weights", self.weight, np.float32, shape)
+            require(self.votes == 1, f"{self.name}: votes together with weights")
+        else:
+            require(
+                self.space == (len(self.in_shape) == 3)
+                and self.sums == self.classes * self.votes,
+                f"{self.name}: {self.sums} sums for {self.classes} classes of {self.votes} votes",
+            )
+        if self.bias is not None:
+            require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
+
+    @property
+    def sums(self) -> int:
+        """How many integers the spikes are summed to."""
+        return self.in_shape[0] if self.space else math.prod(self.in_shape)
+
+    def scale(self, steps: int) -> float:
+        """1 / (steps · divisor)."""
+        return 1.0 / (steps * self.divisor)
+
+
+Layer = SpikingLayer | PoolLayer
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of pixels in [0, 1]; the caller applies them."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = np.array([*self.mean, *self.std], np.float64)
+        require(
+            len(self.mean) == len(self.std) and np.isfinite(values).all() and min(self.std) > 0,
+            f"normalisation mean {self.mean}, std {self.std}: finite, as many, std above 0",
+        )
+
+
+@dataclass(frozen=True)
+class EventNetwork:
+    """Layers in execution order and what they are valid for.
+
+    input_name, input_shape   the input: (C, H, W) or (N,), analog
+    time_steps                T
+    fixed_steps               valid for this T only (something was removed that is silent within T)
+    reset_per_sample          valid only when every sample starts at rest
+    classes                   class names, or ()
+    source_sha256             sha256 of the model file it was made from, or None
+    """
+
+    input_name: str
+    input_shape: Shape
+    time_steps: int
+    layers: tuple[Layer, ...]
+    readout: ReadoutLayer
+    fixed_steps: bool = False
+    reset_per_sample: bool = False
+    normalization: Normalization | None = None
+    classes: tuple[str, ...] = ()
+    source_sha256: str | None = None
+    digest: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        require_shape("input shape", self.input_shape)
+        require(self.time_steps >= 1, f"time_steps {self.time_steps} is not at least 1")
+        if self.time_steps > MAX_STEPS:
+            raise LimitError(f"T = {self.time_steps}; the limit is {MAX_STEPS} steps")
+        shapes: dict[str, Shape] = {self.input_name: self.input_shape}
+        for layer in (*self.layers, self.readout):
+            require(layer.name not in shapes, f"two layers are called {layer.name!r}")
+            require(layer.source in shapes, f"{layer.name}: its source {layer.source!r} is not there")
+            require(
+                shapes[layer.source] == layer.in_shape,
+                f"{layer.name}: takes {layer.in_shape}, but {layer.source} is "
+                f"{shapes[layer.source]}",
+            )
+            analog = layer.source == self.input_name
+            if isinstance(layer, SpikingLayer):
+                require(
+                    (layer.edge == "analog") == analog,
+                    f"{layer.name}: a {layer.edge} edge from {layer.source}",
+                )
+                shapes[layer.name] = layer.out_shape
+            else:
+                require(not analog, f"{layer.name}: takes spikes, but {layer.source} is the input")
+                if isinstance(layer, PoolLayer):
+                    shapes[layer.name] = layer.out_shape
+        require(
+            len(self.classes) in (0, self.readout.classes),
+            f"{len(self.classes)} class names for {self.readout.classes} classes",
+        )
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def spiking_layers(self) -> tuple[SpikingLayer, ...]:
+        """Layers with neurons, in execution order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, SpikingLayer))

@@ -1,0 +1,67 @@
+"""Which kernel positions an input position meets, along one axis, as tables.
+
+Everything about borders, strides, paddings and dilations is decided here once; the kernels only
+follow runs. A run says: kernel indices tap, tap + 1, ... (of the mirrored kernel) reach outputs
+out, out + step, ...
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from soul_deploy.runtime.eventnet import Convolution
+from soul_deploy.runtime.files import Array
+
+
+@dataclass(frozen=True)
+class AxisRuns:
+    """Runs of one axis: input position p has runs first[p] .. first[p + 1].
+
+    first  uint32 (positions + 1,)
+    tap, out, length  int64 (runs,): first kernel index, first output index, how many
+    """
+
+    first: Array
+    tap: Array
+    out: Array
+    length: Array
+
+
+def axis_runs(convolution: Convolution, axis: int, *, merge: bool) -> AxisRuns:
+    """Runs along `axis` (0 rows, 1 columns); `merge` joins neighbours (only for stride 1)."""
+    size, stride = convolution.in_shape[1 + axis], convolution.stride[axis]
+    assert stride == 1 or not merge
+    first, runs = [0], list[tuple[int, int, int]]()
+    for position in range(size):
+        taps = _taps(convolution, axis, position)
+        if merge and taps:
+            runs.append((*taps[0], len(taps)))
+        else:
+            runs.extend((tap, out, 1) for tap, out in taps)
+        first.append(len(runs))
+    table = np.array(runs, np.int64).reshape(-1, 3)
+    columns = (np.ascontiguousarray(table[:, k]) for k in range(3))
+    return AxisRuns(np.array(first, np.uint32), *columns)
+
+
+def _taps(convolution: Convolution, axis: int, position: int) -> list[tuple[int, int]]:
+    """Pairs (mirrored kernel index, output index) that input `position` contributes to."""
+    if position >= convolution.reach[axis]:
+        return []
+    kernel, out_size = convolution.kernel[axis], convolution.out_shape[1 + axis]
+    stride, dilation = convolution.stride[axis], convolution.dilation[axis]
+    pairs = []
+    for tap in range(kernel):
+        offset = position + convolution.padding[axis] - dilation * (kernel - 1 - tap)
+        if offset >= 0 and offset % stride == 0 and offset // stride < out_size:
+            pairs.append((tap, offset // stride))
+    return pairs
+
+
+def tap_table(convolution: Convolution, axis: int) -> Array:
+    """int64 (positions, kernel): 1 where an input position meets a (mirrored) kernel index."""
+    table = np.zeros((convolution.in_shape[1 + axis], convolution.kernel[axis]), np.int64)
+    for position in range(len(table)):
+        for tap, _ in _taps(convolution, axis, position):
+            table[position, tap] = 1
+    return table

@@ -1,0 +1,103 @@
+"""The root of the command line: it finds each command by its dotted name when it is asked for."""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from soul_deploy import __version__
+from soul_deploy.runtime.errors import SoulDeployError
+
+# command -> (dotted name of the click command, help line). Nothing here imports a command.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("soul_deploy.demo:demo", "Train, prune, remove, export and verify on real digits."),
+    "train": ("soul_deploy.train_cli:train", "Train a spiking network."),
+    "verify": ("soul_deploy.export.cli:verify", "Prove that an exported file equals its model."),
+    "inspect": ("soul_deploy.runtime.cli:inspect", "Print what is in a model, event or ONNX file."),
+    "run": ("soul_deploy.runtime.cli:run", "Run an event network on images or a .npy file."),
+}
+GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "prune": (
+        "Decide what goes, then remove it.",
+        {
+            "structured": (
+                "soul_deploy.prune.cli:structured",
+                "Prune channels by spiking channel activity (Li et al., ICML 2024).",
+            ),
+            "compact": (
+                "soul_deploy.prune.compact_cli:compact",
+                "Remove the masked or zeroed channels of a model file.",
+            ),
+        },
+    ),
+    "export": (
+        "Write a model as ONNX or as an event network, and check it.",
+        {
+            "onnx": ("soul_deploy.export.cli:onnx", "Write an ONNX file with all steps inside."),
+            "event": (
+                "soul_deploy.export.cli:event",
+                "Write an event network, run without PyTorch.",
+            ),
+        },
+    ),
+    "bench": (
+        "Time engines side by side.",
+        {"sparse": ("soul_deploy.runtime.cli:sparse", "PyTorch, ONNX Runtime, event runtime.")},
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used; help comes from the table above."""
+
+    def __init__(self, entries: dict[str, tuple[str, str]], **options: Any) -> None:
+        super().__init__(**options)
+        self.entries = entries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.entries, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.entries:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self.entries[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing one of them."""
+        rows = [(name, line) for name, (_, line) in self.entries.items()]
+        rows += [(name, command.help or "") for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SoulDeployError as error:
+            failure = click.ClickException(str(error))
+            failure.exit_code = error.exit_code
+            raise failure from error
+
+
+def _root() -> LazyGroup:
+    root = LazyGroup(
+        COMMANDS,
+        name="soul-deploy",
+        help="Take a trained spiking network to where it runs: prune, remove, export, prove.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    click.version_option(__version__, prog_name="soul-deploy")(root)
+    for name, (line, entries) in GROUPS.items():
+        root.add_command(LazyGroup(entries, name=name, help=line))
+    return root
+
+
+root = _root()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    root.main(sys.argv[1:], prog_name="soul-deploy")

@@ -1,0 +1,180 @@
+"""Operation counts of the PyTorch golden, as exact integers.
+
+The fan-out map of a projection holds, for each presynaptic neuron, how many nonzero synapses reach
+a target inside the output. SynOps are its product with the spikes. All convolutions here are of
+zeros and ones in float64 on the CPU, so every sum is an exact integer below 2^53.
+Definitions: docs/counting.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soul_deploy.composing import Composed, ConvOperator, MatrixOperator, ReadoutOperator, compose
+from soul_deploy.folding import Synapses, fold
+from soul_deploy.graph import Edge, Population, Shape, SpikingGraph
+from soul_deploy.modelfile import Model
+from soul_deploy.module import GraphModule, Signal
+from soul_deploy.runtime.counters import LayerCounts
+from soul_deploy.runtime.files import Array
+
+
+@dataclass(frozen=True)
+class CountedLayer:
+    """A projection (or the readout) with what feeds it and the population behind it, if any."""
+
+    name: str
+    composed: Composed
+    edge: Edge
+    population: str | None
+
+
+def counted_layers(graph: SpikingGraph, folded: Mapping[str, Synapses]) -> tuple[CountedLayer, ...]:
+    """Every projection, then the readout, in execution order."""
+    layers = []
+    for node in (*graph.projections, graph.readout):
+        composed = compose(graph, folded, node.name)
+        behind = [n for n in graph.consumers[node.name] if isinstance(graph[n], Population)]
+        edge = graph.edges[composed.source]
+        layers.append(CountedLayer(node.name, composed, edge, behind[0] if behind else None))
+    return tuple(layers)
+
+
+def fanout(operator: ConvOperator | MatrixOperator | ReadoutOperator) -> Array:
+    """int64 map of the input's shape ((C,) for a readout that sums over space first)."""
+    if isinstance(operator, ConvOperator):
+        return _conv_fanout(operator)
+    if isinstance(operator, ReadoutOperator):
+        shape = operator.in_shape[:1] if operator.space else operator.in_shape
+        if operator.weight is None:
+            return np.zeros(shape, np.int64)
+        return _columns(operator.weight, shape)
+    return _columns(operator.weight, operator.in_shape)
+
+
+def _columns(weight: Array, shape: Shape) -> Array:
+    counts: Array = (weight != 0).sum(axis=0, dtype=np.int64)
+    return counts.reshape(shape)
+
+
+def _nonzero(weight: Array) -> Tensor:
+    return torch.from_numpy((weight != 0).astype(np.float64))
+
+
+def _conv_fanout(op: ConvOperator) -> Array:
+    """Transposed convolution of ones: how many outputs each input position reaches."""
+    live = torch.ones(1, *op.out_shape, dtype=torch.float64)
+    full = F.conv_transpose2d(
+        live, _nonzero(op.weight), None, op.stride, 0, 0, op.groups, op.dilation
+    )[0]
+    result = torch.zeros(op.in_shape, dtype=torch.int64)
+    height, width = (min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
+    inside = full[:, op.padding[0] :, op.padding[1] :][:, :height, :width]
+    result[:, : inside.shape[1], : inside.shape[2]] = inside.round().to(torch.int64)
+    return result.numpy()
+
+
+def _arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
+    """How many events reach each target: events (N, *in_shape) of 0/1 -> (N, *out_shape)."""
+    if isinstance(op, MatrixOperator):
+        return events.flatten(1).double() @ _nonzero(op.weight).t()
+    x = events[:, :, : op.reach[0], : op.reach[1]].double()
+    padding: list[int] = []
+    for axis in (1, 0):
+        extent = op.dilation[axis] * (op.weight.shape[2 + axis] - 1) + 1
+        needed = (op.out_shape[1 + axis] - 1) * op.stride[axis] + extent
+        before = op.padding[axis]
+        padding += [before, needed - before - x.shape[2 + axis]]
+    x = F.pad(x, padding)
+    return F.conv2d(x, _nonzero(op.weight), None, op.stride, 0, op.dilation, op.groups)
+
+
+def count_layer(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) -> LayerCounts:
+    """Counts of one layer, summed over time and samples.
+
+    source: what the layer's source node holds, (T, B, *in_shape), or (B, *in_shape) for a static
+    image. spikes_out: (T, B, *out_shape) of the population behind, or None.
+    """
+    operator = layer.composed.operator
+    if isinstance(operator, ReadoutOperator):
+        return _count_readout(operator, source)
+    updates, fired = 0, 0
+    if spikes_out is not None:
+        updates, fired = spikes_out.numel(), int(spikes_out.sum())
+    reach = torch.from_numpy(fanout(operator))
+    nonzero = source != 0
+    events = nonzero.reshape(-1, *operator.in_shape)
+    synapses = int((events.to(torch.int64).sum(0) * reach).sum())
+    if layer.edge.kind == "analog":
+        return LayerCounts(macs_effective=synapses, neuron_updates=updates, spikes_out=fired)
+    values = source.reshape(-1, *operator.in_shape).to(torch.int64).sum(0)
+    return LayerCounts(
+        events_in=int(nonzero.sum()),
+        spikes_in=int(values.sum()),
+        synops_events=synapses,
+        synops=int((values * reach).sum()),
+        touched=_touched(operator, events),
+        neuron_updates=updates,
+        spikes_out=fired,
+    )
+
+
+def _touched(operator: ConvOperator | MatrixOperator, events: Tensor) -> int:
+    """(Image, target) pairs that at least one event reaches; in chunks, to bound the memory."""
+    chunks = torch.split(events, 64)
+    return sum(int((_arrivals(operator, part) > 0.5).sum().item()) for part in chunks)
+
+
+def _count_readout(operator: ReadoutOperator, source: Tensor) -> LayerCounts:
+    """The head's edge is graded: its inputs are the counts over time (and space)."""
+    counts = source.to(torch.int64).sum(0)
+    if operator.space:
+        counts = counts.sum(dim=(2, 3))
+    reach = torch.from_numpy(fanout(operator))
+    events = counts != 0
+    touched = 0
+    if operator.weight is not None:
+        touched = int((events.flatten(1).double() @ _nonzero(operator.weight).t() > 0.5).sum())
+    return LayerCounts(
+        events_in=int(events.sum()),
+        spikes_in=int(counts.sum()),
+        synops_events=int((events * reach).sum()),
+        synops=int((counts * reach).sum()),
+        touched=touched,
+    )
+
+
+@torch.no_grad()
+def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, LayerCounts]:
+    """Counts per projection (and the readout) of `model` on images (B, C, H, W), summed."""
+    graph = model.graph
+    module = model.module()
+    layers = counted_layers(graph, fold(graph, model.state, model.channel_masks))
+    totals = {layer.name: LayerCounts() for layer in layers}
+    for part in torch.split(images, chunk):
+        for name, counts in count_batch(module, layers, part).items():
+            totals[name] += counts
+    return totals
+
+
+def count_batch(
+    module: GraphModule, layers: tuple[CountedLayer, ...], images: Tensor
+) -> dict[str, LayerCounts]:
+    """Counts per layer for one batch, (B, C, H, W) static or (T, B, C, H, W)."""
+    graph = module.graph
+    known = {graph.input.name: module.as_signal(images)}
+    names = {layer.composed.source for layer in layers}
+    names |= {layer.population for layer in layers if layer.population is not None}
+    values: dict[str, Signal] = module.evaluate(known, sorted(names))
+    return {
+        layer.name: count_layer(
+            layer,
+            values[layer.composed.source].tensor,
+            None if layer.population is None else values[layer.population].tensor,
+        )
+        for layer in layers
+    }

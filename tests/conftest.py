@@ -1,0 +1,14 @@
+"""Settings of every test run."""
+
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    deadline=None,  # the first example compiles kernels
+    max_examples=50,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("default")
+torch.set_num_threads(1)

@@ -1,0 +1,207 @@
+"""Composed operators and fan-out maps against PyTorch's own layers, one basis vector at a time."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from soul_deploy.composing import ConvOperator, MatrixOperator, ReadoutOperator, compose
+from soul_deploy.counting import CountedLayer, count_layer, fanout
+from soul_deploy.folding import fold
+from soul_deploy.graph import (
+    SPIKE,
+    AdaptiveAvgPool,
+    AvgPool,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    NeuronSpec,
+    Node,
+    Population,
+    Readout,
+    SpikingGraph,
+)
+from soul_deploy.modelfile import Model, arrays_of
+from soul_deploy.module import GraphModule, Signal
+from soul_deploy.runtime.errors import UnsupportedGraphError
+
+
+def _graph(nodes: list[Node], classes: int = 2) -> SpikingGraph:
+    last = nodes[-1].name
+    return SpikingGraph((*nodes, Readout("head", (last,), classes)), time_steps=2)
+
+
+@st.composite
+def pooled_projections(draw: st.DrawFn) -> SpikingGraph:
+    """Input spikes, an average pooling (or two), then a convolution or a linear layer."""
+    side = (draw(st.integers(5, 9)), draw(st.integers(5, 9)))
+    nodes: list[Node] = [Input("input", (), (2, *side)), Population("s", ("input",), NeuronSpec())]
+    shape: tuple[int, ...] = (2, *side)
+    for i in range(draw(st.integers(0, 2))):
+        name, source = f"pool{i}", (nodes[-1].name,)
+        if draw(st.booleans()):
+            kernel = (
+                min(draw(st.integers(1, 3)), shape[1]),
+                min(draw(st.integers(1, 3)), shape[2]),
+            )
+            stride = kernel if draw(st.booleans()) else (draw(st.integers(1, 2)), 1)
+            padding = draw(st.sampled_from([(0, 0), (kernel[0] // 2, 0)]))
+            nodes.append(AvgPool(name, source, kernel, stride, padding))
+        else:
+            size = (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+            nodes.append(AdaptiveAvgPool(name, source, size))
+        shape = nodes[-1].output_shape([shape])
+    source = (nodes[-1].name,)
+    if draw(st.booleans()):
+        sides = (min(draw(st.integers(1, 3)), shape[1]), min(draw(st.integers(1, 3)), shape[2]))
+        stride = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+        padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+        groups, bias = draw(st.sampled_from([1, 2])), draw(st.booleans())
+        nodes.append(
+            Convolution("p", source, bias, None, 2, 4, sides, stride, padding, groups=groups)
+        )
+    else:
+        nodes.append(Flatten("flat", source))
+        nodes.append(Linear("p", ("flat",), True, None, int(np.prod(shape)), 5))
+    return _graph([*nodes, Population("q", ("p",), NeuronSpec())])
+
+
+def _apply(operator: ConvOperator | MatrixOperator, x: Tensor) -> Tensor:
+    """The operator by its definition, with plain loops."""
+    out = np.zeros((len(x), *operator.out_shape))
+    if isinstance(operator, MatrixOperator):
+        out = (x.flatten(1).double().numpy() @ operator.weight.astype(float).T).reshape(out.shape)
+    else:
+        group_in = operator.in_shape[0] // operator.groups
+        group_out = operator.out_shape[0] // operator.groups
+        for o, y, z in np.ndindex(*operator.out_shape):
+            for c, kh, kw in np.ndindex(*operator.weight.shape[1:]):
+                iy = y * operator.stride[0] - operator.padding[0] + kh * operator.dilation[0]
+                ix = z * operator.stride[1] - operator.padding[1] + kw * operator.dilation[1]
+                if 0 <= iy < operator.reach[0] and 0 <= ix < operator.reach[1]:
+                    channel = o // group_out * group_in + c
+                    out[:, o, y, z] += x[:, channel, iy, ix].numpy() * operator.weight[o, c, kh, kw]
+    if operator.bias is not None:
+        out += operator.bias.reshape(-1, *([1] * (out.ndim - 2)))
+    return torch.from_numpy(out)
+
+
+@given(pooled_projections(), st.integers(0, 1000))
+def test_the_composed_operator_equals_the_layers(graph: SpikingGraph, seed: int) -> None:
+    torch.manual_seed(seed)
+    module = GraphModule(graph).double()
+    folded = fold(graph, arrays_of(module.state_dict()), {})
+    module.load_state_dict({k: v.float().double() for k, v in module.state_dict().items()})
+    spikes = (torch.rand(3, *graph.shapes["s"]) < 0.4).double()
+    composed = compose(graph, folded, "p")
+    assert composed.source == "s"
+    assert not isinstance(composed.operator, ReadoutOperator)
+    with torch.no_grad():
+        expected = module.evaluate({"s": Signal(spikes, True)}, ["p"])["p"].tensor
+    torch.testing.assert_close(_apply(composed.operator, spikes), expected, rtol=0, atol=1e-6)
+
+
+@given(pooled_projections(), st.integers(0, 1000))
+def test_the_fanout_map_counts_every_synapse(graph: SpikingGraph, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    module = GraphModule(graph)
+    state = arrays_of(module.state_dict())
+    state["p.weight"] = state["p.weight"] * (rng.random(state["p.weight"].shape) < 0.5)
+    operator = compose(graph, fold(graph, state, {}), "p").operator
+    assert not isinstance(operator, ReadoutOperator)
+    weights_as_ones = _replace_weight(operator)
+    basis = torch.eye(int(np.prod(operator.in_shape))).reshape(-1, *operator.in_shape)
+    rows = _apply(weights_as_ones, basis).flatten(1).sum(1).numpy()
+    np.testing.assert_array_equal(fanout(operator).reshape(-1), rows)
+
+
+def _replace_weight(operator: ConvOperator | MatrixOperator) -> ConvOperator | MatrixOperator:
+    from dataclasses import replace
+
+    return replace(operator, weight=(operator.weight != 0).astype(np.float32), bias=None)
+
+
+WORKED_WEIGHTS = [
+    [["x.x", ".x.", "x.x"], ["xxx", "xxx", "xxx"]],
+    [["...", "xxx", "..."], ["...", "...", "..."]],
+]
+
+
+def test_the_worked_example_of_the_counting_page() -> None:
+    """docs/counting.md, worked example without dead targets: 64 valid, 31 of them nonzero."""
+    weight = np.array(
+        [[[[c == "x" for c in row] for row in plane] for plane in out] for out in WORKED_WEIGHTS],
+        np.float32,
+    )
+    shape = (2, 4, 4)
+    operator = ConvOperator(weight, None, (1, 1), (1, 1), (1, 1), 1, shape, shape, (4, 4))
+    spikes = torch.zeros(2, 1, *shape)
+    for t, c, y, x in [(0, 0, 0, 0), (0, 0, 1, 1), (0, 1, 0, 2), (1, 0, 3, 3), (1, 1, 2, 2)]:
+        spikes[t, 0, c, y, x] = 1
+    from soul_deploy.composing import Composed
+
+    layer = CountedLayer("p", Composed("s", operator), SPIKE, None)
+    counts = count_layer(layer, spikes, None)
+    assert (counts.events_in, counts.spikes_in) == (5, 5)
+    assert counts.synops == counts.synops_events == 31
+    dense = ConvOperator(
+        np.ones_like(weight), None, (1, 1), (1, 1), (1, 1), 1, shape, shape, (4, 4)
+    )
+    assert (
+        count_layer(CountedLayer("p", Composed("s", dense), SPIKE, None), spikes, None).synops == 64
+    )
+    assert fanout(operator).sum() == 192
+
+
+def test_the_dense_synapses_of_6conv2fc_are_exact() -> None:
+    """1,614,720,000 border-valid synapses (Shi et al., ICLR 2024: `model.connects()`)."""
+    total = 0
+    for c_in, c_out, side, count in [(3, 256, 32, 1), (256, 256, 32, 2), (256, 256, 16, 3)]:
+        weight = np.ones((c_out, c_in, 3, 3), np.float32)
+        operator = ConvOperator(
+            weight,
+            None,
+            (1, 1),
+            (1, 1),
+            (1, 1),
+            1,
+            (c_in, side, side),
+            (c_out, side, side),
+            (side, side),
+        )
+        total += count * int(fanout(operator).sum())
+    total += 256 * 64 * 2048 + 2048 * 100
+    assert total == 1_614_720_000
+
+
+def test_an_unsupported_source_is_named() -> None:
+    graph = _graph(
+        [
+            Input("input", (), (1, 4, 4)),
+            Convolution("a", ("input",), True, None, 1, 2, (3, 3)),
+            Convolution("b", ("a",), True, None, 2, 2, (1, 1)),
+            Population("s", ("b",), NeuronSpec()),
+        ]
+    )
+    folded = fold(graph, arrays_of(GraphModule(graph).state_dict()), {})
+    with pytest.raises(UnsupportedGraphError, match=r"b: fed by 'a' \(convolution\)"):
+        compose(graph, folded, "b")
+
+
+def test_a_model_folds_its_masks_into_zero_rows() -> None:
+    graph = _graph(
+        [
+            Input("input", (), (1, 4, 4)),
+            Convolution("a", ("input",), True, None, 1, 2, (3, 3)),
+            Population("s", ("a",), NeuronSpec()),
+        ]
+    )
+    state = arrays_of(GraphModule(graph).state_dict())
+    model = Model(graph, state, {"s": np.array([True, False])})
+    folded = fold(graph, model.state, model.channel_masks)["a"]
+    assert folded.bias is not None
+    assert not folded.weight[1].any() and folded.bias[1] == 0
+    np.testing.assert_array_equal(folded.weight[0], state["a.weight"][0])

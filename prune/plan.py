@@ -161,9 +161,9 @@ class _Planner:
         assert isinstance(projection, Projection)
         weight = self.model.state[f"{projection.name}.weight"]
         inputs = self._live_inputs(projection)
-        fed = _columns_used(weight, len(inputs))[:, inputs].any(axis=1)
-        every: Array = np.ones(len(fed), bool)
-        keep = self.model.channel_masks.get(name, every)
+        fed: Array = np.asarray(_columns_used(weight, len(inputs))[:, inputs].any(axis=1))
+        every: Array = np.ones(projection.out_channels, bool)
+        keep: Array = self.model.channel_masks.get(name, every)
         constant = self.live[name] & ~(fed & keep)
         if not constant.any():
             return {}

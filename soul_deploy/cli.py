@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from soul_deploy import __version__
-from soul_deploy.runtime.errors import SoulDeployError
+from soul_deploy.runtime.errors import SoulDeployError, UsageError
 
 # command -> (dotted name of the click command, help line). Nothing here imports a command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -48,6 +48,16 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
 }
 
 
+class _Failure(click.ClickException):
+    """An operation or a check failed: "Error: ..." on stderr, exit code 1."""
+
+
+class _WrongUse(click.ClickException):
+    """A given value breaks a rule: exit code 2."""
+
+    exit_code = 2
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used; help comes from the table above."""
 
@@ -77,9 +87,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SoulDeployError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = error.exit_code
-            raise failure from error
+            kind = _WrongUse if isinstance(error, UsageError) else _Failure
+            raise kind(str(error)) from error
 
 
 def _root() -> LazyGroup:

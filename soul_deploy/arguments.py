@@ -1,0 +1,118 @@
+"""How Soul's commands spell arguments, taught to click.
+
+Flags may be written with dashes or underscores. A list option takes `0 1 2`, `0,1,2` and
+`[0, 1, 2]`, quoted or not: without quotes the shell hands over several words, which are joined
+before click sees them.
+"""
+
+import re
+from typing import Any, TypeVar
+
+import click
+
+from soul_deploy.runtime.errors import UsageError
+
+CommandT = TypeVar("CommandT")
+_NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")
+
+
+def dashes(token: str) -> str:
+    """Flags and choices are compared with dashes and without case of choices' words changed."""
+    return token.replace("_", "-")
+
+
+class ListOption(click.Option):
+    """An option whose value may be several words."""
+
+
+class SoulCommand(click.Command):
+    """A command that understands both flag spellings and unquoted lists."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = dict(kwargs.pop("context_settings", None) or {})
+        settings.setdefault("token_normalize_func", dashes)
+        settings.setdefault("help_option_names", ["-h", "--help"])
+        super().__init__(*args, context_settings=settings, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the words of each list before click's own parsing."""
+        flags = {
+            dashes(flag)
+            for parameter in self.params
+            if isinstance(parameter, ListOption)
+            for flag in parameter.opts
+        }
+        return super().parse_args(ctx, join_lists(args, flags))
+
+
+def join_lists(args: list[str], flags: set[str]) -> list[str]:
+    """`args` with the words after each of `flags` joined to one.
+
+    A list goes on while words look like numbers and brackets, or while its bracket is open.
+    """
+    joined: list[str] = []
+    position = 0
+    while position < len(args):
+        flag, equals, first = args[position].partition("=")
+        joined.append(args[position])
+        position += 1
+        if dashes(flag) not in flags:
+            continue
+        if equals:
+            words = [first]
+        elif position < len(args):
+            words = [args[position]]
+            position += 1
+        else:
+            continue
+        while position < len(args) and _continues(words, args[position]):
+            words.append(args[position])
+            position += 1
+        text = " ".join(words)
+        if equals:
+            joined[-1] = f"{flag}={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def _continues(words: list[str], word: str) -> bool:
+    if _NUMBERS.fullmatch(word):
+        return True
+    text = " ".join(words)
+    return text.count("[") > text.count("]") and not word.startswith("-")
+
+
+def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
+    """Indexes from `0 1 2`, `0,1,2` or `[0, 1, 2]`; `all` gives None. Repeats are dropped.
+
+    Raises UsageError for anything that is not a list of non-negative integers.
+    """
+    if text.strip().lower() == "all":
+        return None
+    tokens = [token for token in re.split(r"[\s,\[\]()'\"]+", text) if token]
+    bad = [token for token in tokens if not token.isdecimal()]
+    if bad or not tokens:
+        what = f"{bad[0]!r} is not an index" if bad else "the list is empty"
+        raise UsageError(
+            f"{name} {text!r}: {what}; give integers from 0, such as 0 1 2 or [0, 1, 2], or all"
+        )
+    return tuple(dict.fromkeys(int(token) for token in tokens))
+
+
+def existing_indexes(
+    name: str, indexes: tuple[int, ...] | None, count: int, what: str
+) -> tuple[tuple[int, ...], str | None]:
+    """The indexes below `count`, and a warning that names the others, or None.
+
+    None stands for all. Raises UsageError if none exists.
+    """
+    if indexes is None:
+        return tuple(range(count)), None
+    missing = [index for index in indexes if index >= count]
+    kept = tuple(index for index in indexes if index < count)
+    given = ", ".join(map(str, missing))
+    valid = f"this network has {count} {what}, 0 to {count - 1}"
+    if not kept:
+        raise UsageError(f"{name}: none of {given} exists; {valid}")
+    return kept, f"{name}: {given} ignored; {valid}" if missing else None

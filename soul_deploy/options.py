@@ -1,0 +1,286 @@
+"""Option groups that commands share; each arrives in the command as one frozen dataclass.
+
+Names, aliases and defaults are those of Soul's scripts (run_soul.py, structured_prune.py,
+unstructured_prune.py) unless said otherwise.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from soul_deploy.arguments import ListOption
+from soul_deploy.runtime.errors import UnknownNameError, UsageError
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+
+def option_group(name: str, group: type[Any], *options: Decorator) -> Decorator:
+    """Decorate a command with `options`; their values arrive as `name=group(...)`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collect(**values: Any) -> Any:
+            mine = {item.name: values.pop(item.name) for item in fields(group)}
+            return command(**{name: group(**mine)}, **values)
+
+        for option in reversed(options):
+            collect = option(collect)
+        return collect
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data set, and where it is."""
+
+    dataset_name: str
+    data_dir: Path
+    download: bool
+
+
+def data_options(dataset: str = "cifar10") -> Decorator:
+    """--dataset_name, --data_dir, --download."""
+    return option_group(
+        "data",
+        DataOptions,
+        click.option(
+            *("--dataset_name", "--dataset", "-dataset"),
+            default=dataset,
+            show_default=True,
+            help="mnist5k, digits, mnist, fashionmnist, cifar10, cifar100 or svhn.",
+        ),
+        click.option(
+            *("--data_dir", "-data_dir"),
+            type=click.Path(path_type=Path),
+            default=Path("data"),
+            show_default=True,
+            help="Folder of the data set's files; mnist5k and digits need none.",
+        ),
+        click.option(
+            "--download", is_flag=True, help="Let torchvision download a missing data set."
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """A network of the zoo and its neurons."""
+
+    model: str
+    neuron_type: str
+    time_step: int
+    hidden: int
+    tau: float
+    v_threshold: float
+    v_reset: str
+    decay_input: bool
+    fire: str
+    surrogate: str
+    coding_schema: str
+
+    def __post_init__(self) -> None:
+        if self.coding_schema.lower() != "direct":
+            raise UnknownNameError("coding", self.coding_schema, ["direct"])
+        if self.time_step < 1:
+            raise UsageError(f"time_step {self.time_step} must be at least 1")
+        if self.hidden < 1:
+            raise UsageError(f"hidden {self.hidden} must be at least 1")
+
+    @property
+    def reset(self) -> float | None:
+        """The value after a spike, or None for soft reset."""
+        if self.v_reset.lower() == "none":
+            return None
+        try:
+            return float(self.v_reset)
+        except ValueError:
+            raise UsageError(
+                f"v_reset {self.v_reset!r} is neither a number nor none (soft reset)"
+            ) from None
+
+
+def network_options(model: str) -> Decorator:
+    """--model, --neuron_type, --time_step and the neuron's fields."""
+    return option_group(
+        "network",
+        NetworkChoice,
+        click.option(*("--model", "-m"), default=model, show_default=True, help="Network name."),
+        click.option(
+            *("--neuron_type", "-n"), default="LIF", show_default=True, help="LIF, PLIF or IF."
+        ),
+        click.option(
+            *("--time_step", "-T"), type=int, default=4, show_default=True, help="Time steps T."
+        ),
+        click.option(
+            *("--hidden", "--mlp_hidden_dim"),
+            type=int,
+            default=2048,
+            show_default=True,
+            help="Width of SpikingVGG's head.",
+        ),
+        click.option(
+            "--tau", type=float, default=2.0, show_default=True, help="Time constant in steps."
+        ),
+        click.option("--v_threshold", type=float, default=1.0, show_default=True),
+        click.option(
+            "--v_reset",
+            default="0",
+            show_default=True,
+            help="Potential after a spike; none: the threshold is subtracted (soft reset).",
+        ),
+        click.option(
+            "--decay_input/--no_decay_input",
+            default=True,
+            show_default=True,
+            help="The input current is divided by tau too.",
+        ),
+        click.option(
+            "--fire",
+            default="gt",
+            show_default=True,
+            help="gt: fires above the threshold (Soul); ge: also at it (SpikingJelly).",
+        ),
+        click.option(
+            "--surrogate", default="atan", show_default=True, help="atan, sigmoid or rectangle."
+        ),
+        click.option(
+            *("--coding_schema", "-coding"), default="direct", show_default=True, help="direct."
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """How weights are learned."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    scheduler: str
+    learning_rate: float
+    weight_decay: float
+    momentum: float
+    augment: str
+    l1: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"epochs {self.epochs} must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
+
+
+def learning_options(*, epochs: int, batch_size: int) -> Decorator:
+    """--epochs, --batch_size, --optimizer, --scheduler, the rates, --augment, --l1, --seed."""
+    return option_group(
+        "learning",
+        LearningOptions,
+        click.option(
+            *("--epochs", "-epochs"), type=int, default=epochs, show_default=True, help="Epochs."
+        ),
+        click.option(*("--batch_size", "-b"), type=int, default=batch_size, show_default=True),
+        click.option(
+            *("--optimizer", "-optimizer"),
+            default="adam",
+            show_default=True,
+            help="adam, sgd, adamw or rmsprop.",
+        ),
+        click.option(
+            *("--scheduler", "-scheduler"),
+            cls=ListOption,
+            default="cosine",
+            show_default=True,
+            help="cosine, linear, warmup, constant, 'Cosine T0 Tt Tmax' or 'Step m1 m2 …'.",
+        ),
+        click.option(*("--learning_rate", "-lr"), type=float, default=1e-3, show_default=True),
+        click.option(*("--weight_decay", "-wd"), type=float, default=0.0, show_default=True),
+        click.option(
+            *("--momentum", "-momentum"),
+            type=float,
+            default=0.9,
+            show_default=True,
+            help="For sgd and rmsprop.",
+        ),
+        click.option(
+            "--augment",
+            default="none",
+            show_default=True,
+            help="none; shift (by up to 2 pixels); crop_flip (up to 4 pixels and mirroring).",
+        ),
+        click.option(
+            "--l1",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Added to convolution gradients, times the weight's sign (SCA: 3e-5).",
+        ),
+        click.option(*("--seed", "-seed"), type=int, default=2025, show_default=True),
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where it runs and where its files go."""
+
+    model_dir: Path
+    log_dir: Path
+    device: str
+    threads: int | None
+    workers: int
+    output_format: str
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads {self.threads} must be at least 1")
+
+
+def run_options() -> Decorator:
+    """--model_dir, --log_dir, --device, --threads, --workers, --format."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    return option_group(
+        "run",
+        RunOptions,
+        click.option(
+            *("--model_dir", "-model_dir"),
+            type=folder,
+            default=Path("saved_models"),
+            show_default=True,
+            help="Where model files go.",
+        ),
+        click.option(
+            *("--log_dir", "-log_dir"),
+            type=folder,
+            default=Path("logs"),
+            show_default=True,
+            help="Where the epochs' results go, one JSON object a line.",
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"], case_sensitive=False),
+            default="auto",
+            show_default=True,
+        ),
+        click.option("--threads", type=int, default=None, help="CPU threads. [default: PyTorch's]"),
+        click.option(
+            *("--workers", "-j"),
+            type=int,
+            default=4,
+            show_default=True,
+            help="Taken from Soul's commands; data stay in memory, so no loader process starts.",
+        ),
+        click.option(
+            "--format",
+            "output_format",
+            type=click.Choice(["table", "json"], case_sensitive=False),
+            default="table",
+            show_default=True,
+            help="How results are printed on standard output.",
+        ),
+    )

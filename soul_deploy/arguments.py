@@ -6,18 +6,17 @@ before click sees them.
 """
 
 import re
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from soul_deploy.runtime.errors import UsageError
 
-CommandT = TypeVar("CommandT")
 _NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")
 
 
 def dashes(token: str) -> str:
-    """Flags and choices are compared with dashes and without case of choices' words changed."""
+    """The spelling in which flags and choices are compared."""
     return token.replace("_", "-")
 
 
@@ -28,11 +27,9 @@ class ListOption(click.Option):
 class SoulCommand(click.Command):
     """A command that understands both flag spellings and unquoted lists."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        settings = dict(kwargs.pop("context_settings", None) or {})
-        settings.setdefault("token_normalize_func", dashes)
-        settings.setdefault("help_option_names", ["-h", "--help"])
-        super().__init__(*args, context_settings=settings, **kwargs)
+    def __init__(self, name: str | None, **options: Any) -> None:
+        settings = {"token_normalize_func": dashes, "help_option_names": ["-h", "--help"]}
+        super().__init__(name, context_settings=settings, **options)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the words of each list before click's own parsing."""

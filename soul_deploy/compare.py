@@ -191,7 +191,7 @@ class Comparer:
         if images.shape[axis] == 0:
             raise UsageError("no samples to compare; give at least one")
         offset = 0
-        for part in images.split(batch, dim=axis):
+        for part in torch.split(images, batch, dim=axis):
             yield offset, part
             offset += part.shape[axis]
 

@@ -28,9 +28,10 @@ def option_group(name: str, group: type[Any], *options: Decorator) -> Decorator:
             mine = {item.name: values.pop(item.name) for item in fields(group)}
             return command(**{name: group(**mine)}, **values)
 
+        decorated: Command = collect
         for option in reversed(options):
-            collect = option(collect)
-        return collect
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 

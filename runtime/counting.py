@@ -1,0 +1,189 @@
+"""Operation counts of the event network, from the very rows that it executes.
+
+Counting is a separate pass over recorded events, so that running costs nothing extra. Only
+nonzero weights count: in dense rows they are found first. Definitions: docs/counting.md.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from soul_deploy.runtime.config import FASTMATH
+from soul_deploy.runtime.counters import LayerCounts
+from soul_deploy.runtime.eventnet import (
+    Convolution,
+    DenseRows,
+    Matrix,
+    ReadoutLayer,
+    SpikingLayer,
+    Synapses,
+)
+from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.windows import axis_runs, tap_table
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH)
+def count_convolution(
+    values: Array,
+    starts: Array,
+    targets: Array,
+    kernel: tuple[int, int],
+    out_width: int,
+    out_channels: int,
+    y_first: Array,
+    y_tap: Array,
+    y_out: Array,
+    x_first: Array,
+    x_tap: Array,
+    x_out: Array,
+    touched: Array,
+    counts: Array,
+) -> None:
+    """Walk the rows of every event of one step.
+
+    values (H·W, C); starts, targets: nonzero weights by (channel, kernel position), targets are
+    output channels; runs of length 1. touched (n,) uint8, zero before; counts int64 (2,): adds
+    synapses, synapses times value.
+    """
+    columns, channels = len(x_first) - 1, values.shape[1]
+    for position in range(values.shape[0]):
+        y, x = position // columns, position % columns
+        for c in range(channels):
+            if values[position, c] == 0:
+                continue
+            for a in range(y_first[y], y_first[y + 1]):
+                for b in range(x_first[x], x_first[x + 1]):
+                    row = (c * kernel[0] + y_tap[a]) * kernel[1] + x_tap[b]
+                    base = (y_out[a] * out_width + x_out[b]) * out_channels
+                    for k in range(starts[row], starts[row + 1]):
+                        touched[base + targets[k]] = 1
+                        counts[0] += 1
+                        counts[1] += np.int64(values[position, c])
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH)
+def count_matrix(
+    values: Array, starts: Array, targets: Array, touched: Array, counts: Array
+) -> None:
+    """As `count_convolution` for a matrix: values (n_in,)."""
+    for j in range(len(values)):
+        if values[j] != 0:
+            for k in range(starts[j], starts[j + 1]):
+                touched[targets[k]] = 1
+                counts[0] += 1
+                counts[1] += np.int64(values[j])
+
+
+def nonzero_rows(synapses: Synapses) -> tuple[Array, Array]:
+    """(starts int64, targets int64) of the nonzero weights: neurons, or output channels."""
+    rows = synapses.rows
+    if not isinstance(rows, DenseRows):
+        return rows.starts.astype(np.int64), rows.targets.astype(np.int64)
+    flat = rows.weight.reshape(-1, rows.weight.shape[-1])
+    row, target = np.nonzero(flat)
+    starts = np.zeros(len(flat) + 1, np.int64)
+    starts[1:] = np.cumsum(np.bincount(row, minlength=len(flat)))
+    if isinstance(synapses, Convolution):
+        inner = synapses.in_shape[0] // synapses.groups
+        group = row // (inner * math.prod(synapses.kernel))
+        target = target + group * flat.shape[1]
+    return starts, target.astype(np.int64)
+
+
+def fanout_map(synapses: Synapses) -> Array:
+    """int64 map in the input's shape: nonzero synapses inside the output, per neuron."""
+    lengths = np.diff(nonzero_rows(synapses)[0])
+    shape = synapses.in_shape
+    if isinstance(synapses, Convolution):
+        per_tap = lengths.reshape(shape[0], *synapses.kernel)
+        rows, columns = tap_table(synapses, 0), tap_table(synapses, 1)
+        spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
+        return spread
+    return _from_channel_last(lengths, shape)
+
+
+def _from_channel_last(values: Array, shape: tuple[int, ...]) -> Array:
+    if len(shape) == 1:
+        return values
+    return np.moveaxis(values.reshape(shape[1], shape[2], shape[0]), -1, 0)
+
+
+def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> LayerCounts:
+    """Counts of one layer. values (B, T or 1, positions, channels); spikes_out (T, B, ...)."""
+    synapses = layer.synapses
+    starts, targets = nonzero_rows(synapses)
+    counts = np.zeros(2, np.int64)
+    touched = np.zeros(math.prod(layer.out_shape), np.uint8)
+    total_touched = 0
+    for step in values.reshape(-1, *values.shape[2:]):
+        touched[:] = 0
+        if isinstance(synapses, Matrix):
+            count_matrix(np.ascontiguousarray(step).reshape(-1), starts, targets, touched, counts)
+        else:
+            _count_step(synapses, np.ascontiguousarray(step), starts, targets, touched, counts)
+        total_touched += int(np.count_nonzero(touched))
+    neurons = dict(neuron_updates=spikes_out.size, spikes_out=int(np.count_nonzero(spikes_out)))
+    if layer.edge == "analog":
+        return LayerCounts(macs_effective=int(counts[0]), **neurons)
+    return LayerCounts(
+        events_in=int(np.count_nonzero(values)),
+        spikes_in=int(values.sum(dtype=np.int64)),
+        synops_events=int(counts[0]),
+        synops=int(counts[1]),
+        touched=total_touched,
+        **neurons,
+    )
+
+
+def _count_step(
+    convolution: Convolution,
+    values: Array,
+    starts: Array,
+    targets: Array,
+    touched: Array,
+    counts: Array,
+) -> None:
+    y = axis_runs(convolution, 0, merge=False)
+    x = axis_runs(convolution, 1, merge=False)
+    channels, _, width = convolution.out_shape
+    count_convolution(
+        values,
+        starts,
+        targets,
+        convolution.kernel,
+        *(width, channels),
+        *(y.first, y.tap, y.out, x.first, x.tap, x.out),
+        *(touched, counts),
+    )
+
+
+def readout_sums(readout: ReadoutLayer, values: Array) -> Array:
+    """int64 (B, sums) from (B, T, positions, channels)."""
+    over_time: Array = values.sum(axis=1, dtype=np.int64)
+    return over_time.sum(axis=1) if readout.space else over_time.reshape(len(values), -1)
+
+
+def readout_fanout(readout: ReadoutLayer) -> Array:
+    """int64: nonzero weights of each sum; (C,) over space, otherwise in the input's shape."""
+    if readout.weight is None:
+        lengths = np.zeros(readout.sums, np.int64)
+    else:
+        lengths = np.count_nonzero(readout.weight, axis=0).astype(np.int64)
+    return lengths if readout.space else _from_channel_last(lengths, readout.in_shape)
+
+
+def count_readout(readout: ReadoutLayer, values: Array) -> LayerCounts:
+    """The head's inputs are graded: sums over time (and space)."""
+    sums = readout_sums(readout, values)
+    weight = readout.weight
+    nonzero = np.zeros((readout.classes, readout.sums), np.int64) if weight is None else weight != 0
+    lengths = nonzero.sum(axis=0, dtype=np.int64)
+    events = sums != 0
+    return LayerCounts(
+        events_in=int(np.count_nonzero(events)),
+        spikes_in=int(sums.sum()),
+        synops_events=int((events * lengths).sum()),
+        synops=int((sums * lengths).sum()),
+        touched=int(np.count_nonzero(events.astype(np.int64) @ nonzero.T.astype(np.int64))),
+    )

@@ -1,0 +1,135 @@
+"""From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from soul_deploy import zoo
+from soul_deploy.data import Data, canonical_data_name, load_data
+from soul_deploy.graph import NeuronSpec
+from soul_deploy.module import GraphModule
+from soul_deploy.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
+from soul_deploy.runtime.errors import UnknownNameError, UsageError
+from soul_deploy.schedules import parse_schedule
+from soul_deploy.surrogate import DEFAULT_ALPHA
+from soul_deploy.training import OPTIMIZERS, SHIFT, Recipe
+
+NEURONS = ("lif", "plif", "if")
+
+
+def neuron_spec(choice: NetworkChoice) -> NeuronSpec:
+    """The neuron that the options describe. Raises UnknownNameError or UsageError."""
+    family, surrogate, fire = (
+        _known("neuron", choice.neuron_type, NEURONS),
+        _known("surrogate", choice.surrogate, DEFAULT_ALPHA),
+        _known("firing rule", choice.fire, ("gt", "ge")),
+    )
+    return NeuronSpec(
+        family=family,
+        tau=choice.tau,
+        decay_input=choice.decay_input,
+        v_threshold=choice.v_threshold,
+        v_reset=choice.reset,
+        fire=fire,
+        surrogate=surrogate,
+        surrogate_alpha=DEFAULT_ALPHA[surrogate],
+    )
+
+
+def recipe_of(options: LearningOptions) -> Recipe:
+    """The training recipe that the options describe. Raises UnknownNameError or UsageError."""
+    return Recipe(
+        optimizer=_known("optimizer", options.optimizer, OPTIMIZERS),
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        schedule=parse_schedule([options.scheduler]),
+        batch_size=options.batch_size,
+        augment=_known("augmentation", options.augment.replace("-", "_"), SHIFT),
+        l1=options.l1,
+        seed=options.seed,
+    )
+
+
+def _known(kind: str, given: str, valid: Any) -> Any:
+    if given.lower() not in valid:
+        raise UnknownNameError(kind, given, valid)
+    return given.lower()
+
+
+def prepare(run: RunOptions) -> torch.device:
+    """Set threads and deterministic kernels; returns the device. Raises UsageError."""
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    available = torch.cuda.is_available()
+    if run.device == "cuda" and not available:
+        raise UsageError("device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+    return torch.device("cuda" if available and run.device != "cpu" else "cpu")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked choice of network and data set, before anything is read or built."""
+
+    model: str
+    neuron: NeuronSpec
+    data: str
+    time_steps: int
+    hidden: int
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """The part of file names that says what it is: network, neuron, data, T, seed."""
+        return f"{self.model}_{self.neuron.family}_{self.data}_T{self.time_steps}_{self.seed}"
+
+    def network_options(self, data: Data) -> zoo.NetworkOptions:
+        """What the zoo needs to build the network for this data set."""
+        return zoo.NetworkOptions(
+            data.input_shape, len(data.classes), self.neuron, self.time_steps, self.hidden
+        )
+
+
+def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
+    """Check all names. Raises UnknownNameError or UsageError."""
+    return Task(
+        zoo.canonical_name(network.model),
+        neuron_spec(network),
+        canonical_data_name(data.dataset_name),
+        network.time_step,
+        network.hidden,
+        seed,
+    )
+
+
+def load_task_data(options: DataOptions) -> Data:
+    """The data set that the options name."""
+    return load_data(options.dataset_name, options.data_dir, download=options.download)
+
+
+def new_module(task: Task, data: Data) -> GraphModule:
+    """The task's network, freshly initialised from its seed."""
+    torch.manual_seed(task.seed)
+    network, graph = zoo.create(task.model, task.network_options(data))
+    module = GraphModule(graph)
+    module.load_state_dict(network.state_dict())
+    return module
+
+
+def provenance(task: Task, recipe: Recipe, epochs: int, **more: Any) -> dict[str, Any]:
+    """What a model file says about how it was made; plain JSON data."""
+    packages = ("soul-deploy", "torch", "numpy")
+    return {
+        "model": task.model,
+        "hidden": task.hidden,
+        "data": task.data,
+        "recipe": asdict(recipe),
+        "epochs": epochs,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in packages},
+        **more,
+    }

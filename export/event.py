@@ -87,7 +87,6 @@ def _spiking_layer(model: Model, folded: dict[str, Folded], node: Population) ->
     composed = compose(graph, folded, projection.name)
     operator = composed.operator
     assert not isinstance(operator, ReadoutOperator)
-    convolution = isinstance(operator, ConvOperator)
     edge = graph.edges[composed.source]
     return SpikingLayer(
         name=node.name,
@@ -95,7 +94,9 @@ def _spiking_layer(model: Model, folded: dict[str, Folded], node: Population) ->
         source=composed.source,
         edge=edge.kind,
         bound=edge.bound,
-        synapses=_convolution(operator) if convolution else _matrix(operator),
+        synapses=_convolution(operator)
+        if isinstance(operator, ConvOperator)
+        else _matrix(operator),
         neuron=_equation(model, node),
     )
 
@@ -135,9 +136,11 @@ def _convolution(operator: ConvOperator) -> Convolution:
         rows: Rows = DenseRows(np.ascontiguousarray(by_source))
     else:
         channels = operator.in_shape[0]
-        rows = _sparse(_spread_groups(by_source, operator.groups).reshape(
-            channels * math.prod(weight.shape[2:]), -1
-        ))
+        rows = _sparse(
+            _spread_groups(by_source, operator.groups).reshape(
+                channels * math.prod(weight.shape[2:]), -1
+            )
+        )
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
     return Convolution(
         in_shape=operator.in_shape,

@@ -115,6 +115,11 @@ def prunable(graph: SpikingGraph) -> tuple[Population, ...]:
     )
 
 
+def channels_of(graph: SpikingGraph, population: str) -> int:
+    """How many channels of `population` have a current, and so a mask."""
+    return graph.shapes[graph[population].inputs[0]][0]
+
+
 def check_budget(budget: Budget, widths: Mapping[str, int], guard: Guard) -> None:
     """Raise UsageError if the layers' floors alone need more channels than may stay."""
     floors = sum(guard.floor(width) for width in widths.values())

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from soul_deploy.modelfile import Model, load_model, save_model
-from soul_deploy.prune.plan import RemovalPlan, plan_removal
+from soul_deploy.prune.plan import RemovalPlan
+from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
 from soul_deploy.runtime.files import file_sha256
 

@@ -1,117 +1,115 @@
 """Applying a removal plan: rows and columns are cut, names stay. Short, so that it is not wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from soul_deploy.graph import Convolution, Linear, Node, Projection, Readout, SpikingGraph
+from soul_deploy.graph import (
+    Convolution,
+    Linear,
+    Node,
+    Population,
+    Projection,
+    Readout,
+    SpikingGraph,
+)
 from soul_deploy.modelfile import Model, Validity, check_state
-from soul_deploy.prune.plan import RemovalPlan, source_population
+from soul_deploy.prune.plan import LayerRemoval, RemovalPlan
+from soul_deploy.prune.planner import source_population, with_bias
 from soul_deploy.runtime.files import Array
 
+Part = Callable[[LayerRemoval], tuple[int, ...]]
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 def remove(model: Model, plan: RemovalPlan) -> Model:
     """The compact network: the same outputs from fewer channels, under the same names.
 
-    Masks of layers that the plan had to leave whole are kept.
+    Masks of channels and neurons that stay are kept.
     """
-    graph = model.graph
-    state = dict(model.state)
+    graph, state = model.graph, dict(model.state)
     changed: dict[str, Node] = {}
+    for projection in graph.projections:
+        state = dict(with_bias(state, projection, plan.bias.get(projection.name)))
     nodes: list[Projection | Readout] = [*graph.projections, graph.readout]
     for node in nodes:
-        rows, columns = _rows(graph, node, plan), _columns(graph, node, plan)
-        _cut(state, graph, node, rows, columns)
-        changed[node.name] = _narrower(graph, node, rows, columns)
+        cut = _Cut(graph, node, plan)
+        cut.apply(state)
+        changed[node.name] = cut.narrower(state)
+    for layer in plan.layers:
+        if layer.generated:
+            population = graph[layer.population]
+            assert isinstance(population, Population)
+            changed[population.name] = replace(population, generated=len(layer.generated))
+            patterns = np.array(list(layer.generated.values()), np.float32).T
+            state[f"{population.name}.pattern"] = np.ascontiguousarray(patterns)
     narrow = graph.with_nodes(changed)
     check_state(narrow, state, "the compact network")
-    masks = {
-        name: keep
-        for name, keep in model.channel_masks.items()
-        if not keep.all()
-        and plan.kept(name) is not None
-        and len(plan.kept(name) or ()) == len(keep)
-    }
     info = replace(model.info, stage="compact", validity=_stricter(model.info.validity, plan))
-    return Model(narrow, state, masks, info)
+    return Model(
+        narrow,
+        state,
+        _sliced(model.channel_masks, plan, lambda layer: layer.kept),
+        info,
+        _sliced(model.neuron_masks, plan, lambda layer: layer.outputs),
+    )
 
 
-def _rows(graph: SpikingGraph, node: Node, plan: RemovalPlan) -> Sequence[int] | None:
-    """Output channels of a projection that stay; None: all."""
-    for consumer in graph.consumers[node.name]:
-        kept = plan.kept(consumer)
-        if kept is not None:
-            return kept
-    return None
+def _sliced(masks: Mapping[str, Array], plan: RemovalPlan, part: Part) -> dict[str, Array]:
+    """Masks of what stays; those that mask nothing any more are dropped."""
+    sliced = {}
+    for name, keep in masks.items():
+        layer = plan.layer(name)
+        sliced[name] = keep if layer is None else keep[list(part(layer))]
+    return {name: keep for name, keep in sliced.items() if not keep.all()}
 
 
-def _columns(graph: SpikingGraph, node: Node, plan: RemovalPlan) -> Sequence[int] | None:
-    """Input channels that stay; None: all."""
-    source = source_population(graph, node)
-    return None if source is None else plan.kept(source)
+class _Cut:
+    """Which rows and columns of one projection or readout stay; None: all."""
 
-
-def _cut(
-    state: dict[str, Array],
-    graph: SpikingGraph,
-    node: Projection | Readout,
-    rows: Sequence[int] | None,
-    columns: Sequence[int] | None,
-) -> None:
-    if isinstance(node, Readout) and not node.linear:
-        return
-    name = f"{node.name}.weight"
-    if columns is not None and not _grouped(node):
+    def __init__(self, graph: SpikingGraph, node: Projection | Readout, plan: RemovalPlan) -> None:
+        self.node = node
+        self.grouped = isinstance(node, Convolution) and node.groups != 1
+        behind = [plan.layer(name) for name in graph.consumers[node.name]]
+        self.rows: Sequence[int] | None = next((b.kept for b in behind if b is not None), None)
         source = source_population(graph, node)
-        assert source is not None
-        state[name] = _cut_columns(state[name], graph.shapes[source][0], columns)
-    if rows is None:
-        return
-    kept = list(rows)
-    state[name] = state[name][kept]
-    if node.bias:
-        state[f"{node.name}.bias"] = state[f"{node.name}.bias"][kept]
-    if isinstance(node, Projection) and node.norm is not None:
-        for part in BATCH_NORM_PARTS:
-            state[f"{node.norm.name}.{part}"] = state[f"{node.norm.name}.{part}"][kept]
+        before = None if source is None or self.grouped else plan.layer(source)
+        self.columns: Sequence[int] | None = None if before is None else before.outputs
+        self.channels = 0 if before is None else before.channels
 
+    def apply(self, state: dict[str, Array]) -> None:
+        """Cut weight, bias and batch norm in `state`."""
+        node = self.node
+        if isinstance(node, Readout) and not node.linear:
+            return
+        name = f"{node.name}.weight"
+        if self.columns is not None:
+            weight = state[name]
+            blocks = weight.reshape(len(weight), self.channels, -1)[:, list(self.columns)]
+            sides = (len(self.columns), *weight.shape[2:]) if weight.ndim == 4 else (-1,)
+            state[name] = np.ascontiguousarray(blocks.reshape(len(weight), *sides))
+        if self.rows is None:
+            return
+        names = [name, f"{node.name}.bias"]
+        if isinstance(node, Projection) and node.norm is not None:
+            names += [f"{node.norm.name}.{part}" for part in BATCH_NORM_PARTS]
+        for entry in names:
+            if entry in state:
+                state[entry] = state[entry][list(self.rows)]
 
-def _cut_columns(weight: Array, channels: int, columns: Sequence[int]) -> Array:
-    """Columns of a convolution, or the groups of columns that a flattened channel became."""
-    if weight.ndim == 4:
-        return weight[:, list(columns)]
-    blocks = weight.reshape(len(weight), channels, -1)[:, list(columns)]
-    return np.ascontiguousarray(blocks.reshape(len(weight), -1))
-
-
-def _grouped(node: Node) -> bool:
-    return isinstance(node, Convolution) and node.groups != 1
-
-
-def _narrower(
-    graph: SpikingGraph,
-    node: Projection | Readout,
-    rows: Sequence[int] | None,
-    columns: Sequence[int] | None,
-) -> Node:
-    if isinstance(node, Convolution):
-        return replace(
-            node,
-            channels=node.channels if rows is None else len(rows),
-            in_channels=node.in_channels if columns is None else len(columns),
-        )
-    if isinstance(node, Linear):
-        source = source_population(graph, node)
-        inputs = node.in_features
-        if columns is not None and source is not None:
-            inputs = inputs // graph.shapes[source][0] * len(columns)
-        return replace(
-            node, features=node.features if rows is None else len(rows), in_features=inputs
-        )
-    return node
+    def narrower(self, state: Mapping[str, Array]) -> Node:
+        """The node with the sizes that its cut weights have."""
+        node = self.node
+        if isinstance(node, Readout):
+            return node
+        weight = state[f"{node.name}.weight"]
+        bias = f"{node.name}.bias" in state
+        if isinstance(node, Convolution):
+            inputs = weight.shape[1] * node.groups
+            return replace(node, channels=len(weight), in_channels=inputs, bias=bias)
+        assert isinstance(node, Linear), node
+        return replace(node, features=len(weight), in_features=weight.shape[1], bias=bias)
 
 
 def _stricter(old: Validity, plan: RemovalPlan) -> Validity:
@@ -123,9 +121,6 @@ def _stricter(old: Validity, plan: RemovalPlan) -> Validity:
 
 
 def parameters(state: Mapping[str, Array]) -> int:
-    """Number of trained values: weights and biases, not batch norm's running statistics."""
-    return sum(
-        int(np.prod(array.shape))
-        for name, array in state.items()
-        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    )
+    """Number of trained values: weights and biases, not running statistics or patterns."""
+    skipped = ("running_mean", "running_var", "num_batches_tracked", "pattern")
+    return sum(int(a.size) for name, a in state.items() if not name.endswith(skipped))

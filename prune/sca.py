@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from soul_deploy.data import Data
 from soul_deploy.graph import Projection
 from soul_deploy.module import ChannelMask, GraphModule
-from soul_deploy.prune.channels import Budget, ChannelPlan, Guard, check_budget, decide
+from soul_deploy.prune.channels import Budget, ChannelPlan, Guard, channels_of, check_budget, decide
 from soul_deploy.prune.schedule import PruneSchedule
 from soul_deploy.prune.scores import ChannelStatistics, Score, Window
 from soul_deploy.runtime.errors import UnknownNameError
@@ -72,7 +72,7 @@ class PruneStep:
 
 def check(module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
     """Raise UsageError before any training if the budget cannot be met."""
-    widths = {name: module.graph.shapes[name][0] for name in names}
+    widths = {name: channels_of(module.graph, name) for name in names}
     check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
@@ -92,7 +92,7 @@ def prune(
     check(module, sca, names)
     open_masks(module, names)
     statistics = sca.statistics(names)
-    channels = sum(module.graph.shapes[name][0] for name in names)
+    channels = sum(channels_of(module.graph, name) for name in names)
     optimizer = make_optimizer(module, recipe)
     best = BestState()
     epochs = sca.schedule.epochs
@@ -127,7 +127,7 @@ def plan_of_weights(
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
         module.zero_grad()
         backward(module, data, data.train.select(index), statistics)
-    channels = sum(module.graph.shapes[name][0] for name in names)
+    channels = sum(channels_of(module.graph, name) for name in names)
     budget = sca.budget(channels, sca.schedule.ratio)
     return decide(statistics.scores(), statistics.gradients(), budget, sca.guard)
 
@@ -137,7 +137,7 @@ def open_masks(module: GraphModule, names: Sequence[str]) -> None:
     device = next(module.parameters()).device
     for name in names:
         if name not in module.channel_masks:
-            keep = torch.ones(module.graph.shapes[name][0], device=device)
+            keep = torch.ones(channels_of(module.graph, name), device=device)
             module.channel_masks[name] = ChannelMask(keep)
 
 

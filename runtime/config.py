@@ -5,3 +5,6 @@ FASTMATH = False
 
 BLOCK = 1024
 """Neurons that a sweep carries through all steps at once, so that their state stays in L1."""
+
+SOURCE_BLOCK = 64
+"""Presynaptic neurons of a matrix whose rows are used at all steps before the next ones."""

@@ -5,6 +5,7 @@ nonzero weights count: in dense rows they are found first. Definitions: docs/cou
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -115,47 +116,37 @@ def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> Laye
     starts, targets = nonzero_rows(synapses)
     counts = np.zeros(2, np.int64)
     touched = np.zeros(math.prod(layer.out_shape), np.uint8)
+    walk = _walk(synapses)
     total_touched = 0
     for step in values.reshape(-1, *values.shape[2:]):
         touched[:] = 0
-        if isinstance(synapses, Matrix):
-            count_matrix(np.ascontiguousarray(step).reshape(-1), starts, targets, touched, counts)
-        else:
-            _count_step(synapses, np.ascontiguousarray(step), starts, targets, touched, counts)
+        walk(np.ascontiguousarray(step), starts, targets, touched, counts)
         total_touched += int(np.count_nonzero(touched))
-    neurons = dict(neuron_updates=spikes_out.size, spikes_out=int(np.count_nonzero(spikes_out)))
+    ran = LayerCounts(neuron_updates=spikes_out.size, spikes_out=int(np.count_nonzero(spikes_out)))
     if layer.edge == "analog":
-        return LayerCounts(macs_effective=int(counts[0]), **neurons)
-    return LayerCounts(
+        return ran + LayerCounts(macs_effective=int(counts[0]))
+    return ran + LayerCounts(
         events_in=int(np.count_nonzero(values)),
         spikes_in=int(values.sum(dtype=np.int64)),
         synops_events=int(counts[0]),
         synops=int(counts[1]),
         touched=total_touched,
-        **neurons,
     )
 
 
-def _count_step(
-    convolution: Convolution,
-    values: Array,
-    starts: Array,
-    targets: Array,
-    touched: Array,
-    counts: Array,
-) -> None:
-    y = axis_runs(convolution, 0, merge=False)
-    x = axis_runs(convolution, 1, merge=False)
-    channels, _, width = convolution.out_shape
-    count_convolution(
-        values,
-        starts,
-        targets,
-        convolution.kernel,
-        *(width, channels),
-        *(y.first, y.tap, y.out, x.first, x.tap, x.out),
-        *(touched, counts),
-    )
+def _walk(synapses: Synapses) -> Callable[[Array, Array, Array, Array, Array], None]:
+    """The counting kernel as a function of (values of a step, starts, targets, touched, counts)."""
+    if isinstance(synapses, Matrix):
+        return lambda values, *rest: count_matrix(values.reshape(-1), *rest)
+    y = axis_runs(synapses, 0, merge=False)
+    x = axis_runs(synapses, 1, merge=False)
+    channels, _, width = synapses.out_shape
+    tables = (synapses.kernel, width, channels, y.first, y.tap, y.out, x.first, x.tap, x.out)
+
+    def walk(values: Array, starts: Array, targets: Array, touched: Array, counts: Array) -> None:
+        count_convolution(values, starts, targets, *tables, touched, counts)
+
+    return walk
 
 
 def readout_sums(readout: ReadoutLayer, values: Array) -> Array:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from soul_deploy.runtime.checks import require
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import FileFormatError, LimitError
 from soul_deploy.runtime.eventnet import (
@@ -25,7 +26,6 @@ from soul_deploy.runtime.eventnet import (
     SparseRows,
     SpikingLayer,
     Synapses,
-    require,
 )
 from soul_deploy.runtime.files import Array, digest, read_tensors, write_tensors
 
@@ -190,7 +190,10 @@ class _Reader:
             *shapes,
             rows,
             bias,
-            *(_pair(entry[key]) for key in ("kernel", "stride", "padding", "dilation")),
+            kernel=_pair(entry["kernel"]),
+            stride=_pair(entry["stride"]),
+            padding=_pair(entry["padding"]),
+            dilation=_pair(entry["dilation"]),
             groups=_integer(entry["groups"]),
             reach=_pair(entry["reach"]),
         )

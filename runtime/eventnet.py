@@ -15,46 +15,27 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from soul_deploy.runtime.equations import CHARGE, FIRE, NeuronEquation
-from soul_deploy.runtime.errors import FileFormatError, LimitError
+from soul_deploy.runtime.checks import (
+    MAX_GRADED,
+    MAX_NEURONS,
+    MAX_STEPS,
+    MAX_SYNAPSES,
+    MAX_VALUES,
+    require,
+    require_array,
+    require_neuron,
+    require_pair,
+    require_shape,
+    require_sparse_rows,
+)
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.errors import LimitError
 from soul_deploy.runtime.files import Array
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 EdgeKind = Literal["spike", "graded", "analog"]
-
-MAX_NEURONS = (1 << 31) - 1
-MAX_SYNAPSES = (1 << 32) - 1
-MAX_STEPS = (1 << 16) - 1
-MAX_KERNEL_REACH = 1 << 20
-MAX_GRADED = 255  # events carry their value in one byte
-
-
-def require(condition: object, message: str) -> None:
-    """Raise FileFormatError with `message` unless the condition holds."""
-    if not condition:
-        raise FileFormatError(message)
-
-
-def require_array(name: str, array: Array, dtype: npt.DTypeLike, shape: Shape) -> None:
-    """Raise FileFormatError unless `array` has this dtype and shape and only finite values."""
-    require(
-        array.dtype == np.dtype(dtype) and array.shape == shape,
-        f"{name} is {array.dtype}{array.shape}, expected {np.dtype(dtype)}{shape}",
-    )
-    require(array.flags.c_contiguous, f"{name} is not contiguous")
-    if array.dtype.kind == "f":
-        require(np.isfinite(array).all(), f"{name} holds values that are not finite")
-
-
-def require_shape(name: str, shape: Shape) -> None:
-    """Raise unless `shape` is (C, H, W) or (N,) with positive sides and a bounded size."""
-    require(len(shape) in (1, 3), f"{name} {shape} is neither (C, H, W) nor (N,)")
-    require(min(shape) >= 1, f"{name} {shape} has an empty side")
-    if math.prod(shape) > MAX_NEURONS:
-        raise LimitError(f"{name} {shape} is {math.prod(shape)} neurons; the limit is {MAX_NEURONS}")
 
 
 @dataclass(frozen=True)
@@ -90,30 +71,13 @@ class SparseRows:
         """Nonzero weights stored."""
         return len(self.targets)
 
+    @property
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """(starts, targets, weight)."""
+        return self.starts, self.targets, self.weight
+
 
 Rows = DenseRows | SparseRows
-
-
-def check_sparse_rows(name: str, rows: SparseRows, count: int, width: int) -> None:
-    """Raise FileFormatError unless `rows` are `count` canonical rows with targets below `width`."""
-    require_array(f"{name}: starts", rows.starts, np.uint32, (count + 1,))
-    require_array(f"{name}: targets", rows.targets, np.uint32, rows.targets.shape[:1])
-    require_array(f"{name}: weights", rows.weight, np.float32, rows.targets.shape)
-    starts, targets = rows.starts, rows.targets
-    require(
-        starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
-        f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
-    )
-    if len(targets):
-        require(
-            int(targets.max()) < width,
-            f"{name}: a synapse targets {int(targets.max())}, but targets are 0..{width - 1}",
-        )
-        inside = np.ones(len(targets), np.bool_)
-        inside[starts[:-1][starts[:-1] < len(targets)]] = False
-        falls = np.flatnonzero(targets[1:] <= targets[:-1]) + 1
-        require(not inside[falls].any(), f"{name}: targets of a row are not strictly rising")
-        require((rows.weight != 0).all(), f"{name}: a stored synapse has weight 0")
 
 
 @dataclass(frozen=True)
@@ -143,13 +107,11 @@ class Convolution:
     def __post_init__(self) -> None:
         require_shape("input shape", self.in_shape)
         require_shape("output shape", self.out_shape)
-        require(len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps")
+        require(
+            len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps"
+        )
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-            pair = getattr(self, name)
-            require(
-                len(pair) == 2 and all(low <= side <= MAX_KERNEL_REACH for side in pair),
-                f"{name} {pair} must be two numbers from {low} to {MAX_KERNEL_REACH}",
-            )
+            require_pair(name, getattr(self, name), low)
         require(
             self.groups >= 1
             and self.in_shape[0] % self.groups == 0
@@ -185,7 +147,7 @@ class Convolution:
         count = channels * math.prod(self.kernel)
         if count >= MAX_SYNAPSES:
             raise LimitError(f"{count} rows; the limit is {MAX_SYNAPSES}")
-        check_sparse_rows("convolution", self.rows, count, self.out_shape[0])
+        require_sparse_rows("convolution", self.rows.arrays, count, self.out_shape[0])
 
 
 @dataclass(frozen=True)
@@ -208,7 +170,7 @@ class Matrix:
         if isinstance(self.rows, DenseRows):
             require_array("weights", self.rows.weight, np.float32, size)
         else:
-            check_sparse_rows("matrix", self.rows, *size)
+            require_sparse_rows("matrix", self.rows.arrays, *size)
         if self.bias is not None:
             require_array("bias", self.bias, np.float32, size[1:])
 
@@ -249,7 +211,7 @@ class SpikingLayer:
         require(
             self.grid is None or 0 <= self.grid <= 60, f"{self.name}: grid {self.grid} not in 0..60"
         )
-        check_neuron(self.name, self.neuron)
+        require_neuron(self.name, self.neuron)
 
     @property
     def in_shape(self) -> Shape:
@@ -258,24 +220,6 @@ class SpikingLayer:
     @property
     def out_shape(self) -> Shape:
         return self.synapses.out_shape
-
-
-def check_neuron(name: str, neuron: NeuronEquation) -> None:
-    """Raise FileFormatError unless the equation has known forms and usable float32 numbers."""
-    require(neuron.charge in CHARGE, f"{name}: charge {neuron.charge!r}; known: {', '.join(CHARGE)}")
-    require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
-    numbers = [neuron.constant, neuron.v_threshold, neuron.rest]
-    with np.errstate(over="ignore"):
-        require(
-            np.isfinite(np.array(numbers, np.float32)).all(),
-            f"{name}: neuron numbers {numbers} are not finite in float32",
-        )
-    require(neuron.v_threshold > 0, f"{name}: v_threshold {neuron.v_threshold} is not above 0")
-    require(
-        neuron.rest < neuron.v_threshold,
-        f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
-    )
-    require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
 
 
 @dataclass(frozen=True)
@@ -295,11 +239,7 @@ class PoolLayer:
         require_shape("output shape", self.out_shape)
         require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0)):
-            pair = getattr(self, name)
-            require(
-                len(pair) == 2 and all(low <= side <= MAX_KERNEL_REACH for side in pair),
-                f"{self.name}: {name} {pair} must be two numbers from {low} to {MAX_KERNEL_REACH}",
-            )
+            require_pair(f"{self.name}: {name}", getattr(self, name), low)
         sides = tuple(
             (self.in_shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
             for i in (0, 1)
@@ -347,8 +287,7 @@ class ReadoutLayer:
             require(self.votes == 1, f"{self.name}: votes together with weights")
         else:
             require(
-                self.space == (len(self.in_shape) == 3)
-                and self.sums == self.classes * self.votes,
+                self.space == (len(self.in_shape) == 3) and self.sums == self.classes * self.votes,
                 f"{self.name}: {self.sums} sums for {self.classes} classes of {self.votes} votes",
             )
         if self.bias is not None:
@@ -414,7 +353,9 @@ class EventNetwork:
         shapes: dict[str, Shape] = {self.input_name: self.input_shape}
         for layer in (*self.layers, self.readout):
             require(layer.name not in shapes, f"two layers are called {layer.name!r}")
-            require(layer.source in shapes, f"{layer.name}: its source {layer.source!r} is not there")
+            require(
+                layer.source in shapes, f"{layer.name}: its source {layer.source!r} is not there"
+            )
             require(
                 shapes[layer.source] == layer.in_shape,
                 f"{layer.name}: takes {layer.in_shape}, but {layer.source} is "

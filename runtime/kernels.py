@@ -4,69 +4,87 @@ Pure functions over arrays that were checked before (eventnet.py); they write on
 given for it and allocate nothing. Values arrive as (T, positions, channels), uint8 from spikes or
 float32 from an analog input; a value that is 0 costs no synapse. Currents leave as (T, n).
 
-A source's row is fetched once and used at every step in which the source is active: synapses are
-the expensive data, so the loop over time is inside.
+All steps of a position are done before the next position, so that its rows, the expensive data,
+are still in the cache at the second step. Each target's sum runs in one order: sources by
+position, then by channel; for the analog input, kernel positions, then channels.
 
-Sums run in one order for each target: sources by position, then channel; kernel rows, columns.
-Indices into rows are unsigned: signed ones cost a wrap-around check each, three times the time.
+Indices into compressed rows are unsigned: signed ones cost a wrap-around check each and take three
+times as long.
 """
 
 import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
-from soul_deploy.runtime.config import FASTMATH
+from soul_deploy.runtime.config import FASTMATH, SOURCE_BLOCK
 from soul_deploy.runtime.files import Array
 
 
 @register_jitable
-def collect_events(values: Array, position: int, channel: Array, step: Array) -> int:
-    """Write (channel, step) of every nonzero value at `position`, by channel; return how many.
+def collect_events(values: Array, first: int, rows: Array, amounts: Array) -> np.int64:
+    """List the nonzero values: rows[e] = first + index, amounts[e] = value; return how many.
 
-    Without branches: always write, advance by whether the value is nonzero.
+    Without branches: always write, advance by whether the value is nonzero. rows and amounts are
+    at least as long as `values`.
     """
-    steps, _, channels = values.shape
     count = np.uint32(0)
-    for c in range(channels):
-        for t in range(steps):
-            channel[count] = c
-            step[count] = t
-            count = np.uint32(count + np.uint32(values[t, position, c] != 0))
-    return count
+    for i in range(len(values)):
+        rows[count] = first + i
+        amounts[count] = values[i]
+        count = np.uint32(count + np.uint32(values[i] != 0))
+    return np.int64(count)
 
 
 @register_jitable
-def add_row(
-    out: Array, first: int, weight: Array, begin: int, length: int, value: np.float32
+def add_rows(
+    target: Array,
+    weight: Array,
+    row_size: int,
+    offset: int,
+    rows: Array,
+    amounts: Array,
+    count: int | np.int64,
 ) -> None:
-    """out[first + k] += value · weight[begin + k] for k below `length`."""
-    target = out[first : first + length]
-    row = weight[begin : begin + length]
-    if value == np.float32(1):
+    """target[k] += amounts[e] · weight[rows[e] · row_size + offset + k], for e below `count`.
+
+    Four rows are added in one pass: the target is loaded and stored once, and its sum is still
+    rounded after each row, in the order of e.
+    """
+    length = len(target)
+    done = 0
+    while done + 4 <= count:
+        v0, v1, v2, v3 = amounts[done], amounts[done + 1], amounts[done + 2], amounts[done + 3]
+        b0 = np.int64(rows[done]) * row_size + offset
+        b1 = np.int64(rows[done + 1]) * row_size + offset
+        b2 = np.int64(rows[done + 2]) * row_size + offset
+        b3 = np.int64(rows[done + 3]) * row_size + offset
+        w0, w1 = weight[b0 : b0 + length], weight[b1 : b1 + length]
+        w2, w3 = weight[b2 : b2 + length], weight[b3 : b3 + length]
         for k in range(length):
-            target[k] += row[k]
-    else:
+            target[k] = target[k] + v0 * w0[k] + v1 * w1[k] + v2 * w2[k] + v3 * w3[k]
+        done += 4
+    while done < count:
+        v0 = amounts[done]
+        b0 = np.int64(rows[done]) * row_size + offset
+        w0 = weight[b0 : b0 + length]
         for k in range(length):
-            target[k] += row[k] * value
+            target[k] = target[k] + v0 * w0[k]
+        done += 1
 
 
 @register_jitable
 def add_sparse(
-    out: Array,
+    target: Array,
     base: int,
     targets: Array,
     weight: Array,
     begin: np.uint32,
     end: np.uint32,
-    value: np.float32,
+    amount: np.float32,
 ) -> None:
-    """out[base + targets[k]] += value · weight[k] for k from `begin` to `end`."""
-    if value == np.float32(1):
-        for k in range(begin, end):
-            out[np.uint64(base + np.int64(targets[k]))] += weight[k]
-    else:
-        for k in range(begin, end):
-            out[np.uint64(base + np.int64(targets[k]))] += weight[k] * value
+    """target[base + targets[k]] += amount · weight[k] for k from `begin` to `end`."""
+    for k in range(np.uint64(begin), np.uint64(end)):
+        target[np.uint64(base + np.int64(targets[k]))] += amount * weight[k]
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
@@ -75,12 +93,11 @@ def start_currents(out: Array, bias: Array) -> None:
     steps, size = out.shape
     width = len(bias)
     for t in range(steps):
-        row = out[t]
         if width == 0:
-            row[:] = np.float32(0)
+            out[t] = np.float32(0)
         else:
             for first in range(0, size, width):
-                part = row[first : first + width]
+                part = out[t, first : first + width]
                 for k in range(width):
                     part[k] = bias[k]
 
@@ -99,8 +116,8 @@ def convolve_dense(
     x_tap: Array,
     x_out: Array,
     x_length: Array,
-    channel: Array,
-    step: Array,
+    rows: Array,
+    amounts: Array,
     out: Array,
 ) -> None:
     """Add the rows of every event to its targets; dense rows.
@@ -108,34 +125,72 @@ def convolve_dense(
     values (T, H·W, C); weight (C, kh, kw, C_out / groups), mirrored; out (T, OH·OW·C_out).
     y_*, x_*: runs of the axes (windows.py), rows unmerged; a merged run of columns is one
     contiguous piece of both the kernel and the output, so it is added at once.
-    channel, step: scratch (T·C + 1,).
+    rows, amounts: scratch (C,).
     """
     channels, kernel_height, kernel_width, width = weight.shape
     flat = weight.reshape(-1)
-    height, columns = len(y_first) - 1, len(x_first) - 1
-    group_size = channels // groups
-    for y in range(height):
-        for x in range(columns):
-            if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
-                continue
-            count = collect_events(values, y * columns + x, channel, step)
-            for e in range(count):
-                c, t = np.int64(channel[e]), np.int64(step[e])
-                value = np.float32(values[t, y * columns + x, c])
-                current = out[t]
-                shift = (c // group_size) * width
+    row_size = kernel_height * kernel_width * width
+    columns, inner = len(x_first) - 1, channels // groups
+    for position in range(values.shape[1]):
+        y, x = position // columns, position % columns
+        if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
+            continue
+        for t in range(values.shape[0]):
+            for g in range(groups):
+                arrived = values[t, position, g * inner : (g + 1) * inner]
+                count = collect_events(arrived, g * inner, rows, amounts)
+                if count == 0:
+                    continue
                 for a in range(y_first[y], y_first[y + 1]):
-                    kernel_row = (c * kernel_height + y_tap[a]) * kernel_width
-                    out_row = y_out[a] * out_width
                     for b in range(x_first[x], x_first[x + 1]):
-                        add_row(
-                            current,
-                            (out_row + x_out[b]) * out_channels + shift,
-                            flat,
-                            (kernel_row + x_tap[b]) * width,
-                            x_length[b] * width,
-                            value,
-                        )
+                        to = (y_out[a] * out_width + x_out[b]) * out_channels + g * width
+                        offset = (y_tap[a] * kernel_width + x_tap[b]) * width
+                        target = out[t, to : to + x_length[b] * width]
+                        add_rows(target, flat, row_size, offset, rows, amounts, count)
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH)
+def convolve_analog(
+    values: Array,
+    weight: Array,
+    groups: int,
+    in_width: int,
+    out_width: int,
+    y_first: Array,
+    y_tap: Array,
+    y_in: Array,
+    x_first: Array,
+    x_tap: Array,
+    x_in: Array,
+    rows: Array,
+    amounts: Array,
+    out: Array,
+) -> None:
+    """As `convolve_dense` for values that are mostly nonzero: each output gathers its inputs.
+
+    y_*, x_*: for each output position, (kernel index, input position) pairs (windows.py).
+    rows, amounts: scratch (C·kh·kw,).
+    """
+    channels, kernel_height, kernel_width, width = weight.shape
+    flat = weight.reshape(-1)
+    inner, out_channels = channels // groups, groups * width
+    positions = out.shape[1] // out_channels
+    taps = kernel_height * kernel_width
+    for t in range(values.shape[0]):
+        for position in range(positions):
+            y, x = position // out_width, position % out_width
+            for g in range(groups):
+                count = 0
+                for a in range(y_first[y], y_first[y + 1]):
+                    for b in range(x_first[x], x_first[x + 1]):
+                        tap = y_tap[a] * kernel_width + x_tap[b]
+                        source = values[t, y_in[a] * in_width + x_in[b]]
+                        for c in range(g * inner, (g + 1) * inner):
+                            rows[count] = c * taps + tap
+                            amounts[count] = source[c]
+                            count += 1
+                to = position * out_channels + g * width
+                add_rows(out[t, to : to + width], flat, width, 0, rows, amounts, count)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
@@ -148,8 +203,8 @@ def convolve_sparse(
     kernel_width: int,
     out_width: int,
     out_channels: int,
-    tap_pitch_y: int,
-    tap_pitch_x: int,
+    pitch_y: int,
+    pitch_x: int,
     y_first: Array,
     y_tap: Array,
     y_out: Array,
@@ -158,57 +213,58 @@ def convolve_sparse(
     x_tap: Array,
     x_out: Array,
     x_length: Array,
-    channel: Array,
-    step: Array,
+    rows: Array,
+    amounts: Array,
     out: Array,
 ) -> None:
     """Add the rows of every event to its targets; compressed rows (channel, kernel position).
 
-    targets: output channel, plus kernel index times tap_pitch_y and tap_pitch_x. The pitches are
+    targets: output channel, plus kernel row · pitch_y and kernel column · pitch_x. The pitches are
     the distances between the outputs of neighbouring kernel indices if the runs are merged, so
     that one base serves a whole run, and 0 if every run has length 1.
+    rows, amounts: scratch (C,).
     """
-    height, columns = len(y_first) - 1, len(x_first) - 1
-    for y in range(height):
-        for x in range(columns):
-            if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
-                continue
-            count = collect_events(values, y * columns + x, channel, step)
+    columns = len(x_first) - 1
+    for position in range(values.shape[1]):
+        y, x = position // columns, position % columns
+        if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
+            continue
+        for t in range(values.shape[0]):
+            count = collect_events(values[t, position], 0, rows, amounts)
+            current = out[t]
             for e in range(count):
-                c, t = np.int64(channel[e]), np.int64(step[e])
-                value = np.float32(values[t, y * columns + x, c])
-                current = out[t]
+                kernel, amount = np.int64(rows[e]) * kernel_height, amounts[e]
                 for a in range(y_first[y], y_first[y + 1]):
                     for b in range(x_first[x], x_first[x + 1]):
                         base = (
                             (y_out[a] * out_width + x_out[b]) * out_channels
-                            - y_tap[a] * tap_pitch_y
-                            - x_tap[b] * tap_pitch_x
+                            - y_tap[a] * pitch_y
+                            - x_tap[b] * pitch_x
                         )
-                        row = (c * kernel_height + y_tap[a]) * kernel_width + x_tap[b]
-                        if x_length[b] == kernel_width:  # whole kernel rows follow each other
-                            last = row + y_length[a] * kernel_width
-                            add_sparse(
-                                current, base, targets, weight, starts[row], starts[last], value
-                            )
-                        else:
-                            for i in range(y_length[a]):
-                                r = row + i * kernel_width
-                                begin, end = starts[r], starts[r + x_length[b]]
-                                add_sparse(current, base, targets, weight, begin, end, value)
+                        # Rows of neighbouring columns follow each other; whole kernel rows too.
+                        whole = x_length[b] == kernel_width
+                        pieces = 1 if whole else y_length[a]
+                        length = y_length[a] * kernel_width if whole else x_length[b]
+                        for i in range(pieces):
+                            r = (kernel + y_tap[a] + i) * kernel_width + x_tap[b]
+                            begin, end = starts[r], starts[r + length]
+                            add_sparse(current, base, targets, weight, begin, end, amount)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
-def multiply_dense(
-    values: Array, weight: Array, channel: Array, step: Array, out: Array
-) -> None:
-    """Add the row of every event; values (T, 1, n_in), weight (n_in, n_out), out (T, n_out)."""
+def multiply_dense(values: Array, weight: Array, rows: Array, amounts: Array, out: Array) -> None:
+    """Add the row of every event; values (T, 1, n_in), weight (n_in, n_out), out (T, n_out).
+
+    rows, amounts: scratch (n_in,).
+    """
+    steps, _, size = values.shape
     width = weight.shape[1]
     flat = weight.reshape(-1)
-    count = collect_events(values, 0, channel, step)
-    for e in range(count):
-        j, t = np.int64(channel[e]), np.int64(step[e])
-        add_row(out[t], 0, flat, j * width, width, np.float32(values[t, 0, j]))
+    for first in range(0, size, SOURCE_BLOCK):
+        for t in range(steps):
+            arrived = values[t, 0, first : first + SOURCE_BLOCK]
+            count = collect_events(arrived, first, rows, amounts)
+            add_rows(out[t], flat, width, 0, rows, amounts, count)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
@@ -217,16 +273,22 @@ def multiply_sparse(
     starts: Array,
     targets: Array,
     weight: Array,
-    channel: Array,
-    step: Array,
+    rows: Array,
+    amounts: Array,
     out: Array,
 ) -> None:
-    """Add the compressed row of every event; values (T, 1, n_in), out (T, n_out)."""
-    count = collect_events(values, 0, channel, step)
-    for e in range(count):
-        j, t = np.int64(channel[e]), np.int64(step[e])
-        value = np.float32(values[t, 0, j])
-        add_sparse(out[t], 0, targets, weight, starts[j], starts[j + 1], value)
+    """Add the compressed row of every event; values (T, 1, n_in), out (T, n_out).
+
+    rows, amounts: scratch (n_in,).
+    """
+    steps, _, size = values.shape
+    for first in range(0, size, SOURCE_BLOCK):
+        for t in range(steps):
+            arrived = values[t, 0, first : first + SOURCE_BLOCK]
+            count = collect_events(arrived, first, rows, amounts)
+            for e in range(count):
+                j = rows[e]
+                add_sparse(out[t], 0, targets, weight, starts[j], starts[j + 1], amounts[e])
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ from soul_deploy.runtime.program import (
 
 @dataclass(frozen=True)
 class Recording:
-    """One run: spikes of each population (T, B, C, H, W) or (T, B, N) as bool; logits (B, classes)."""
+    """One run: spikes of each population, bool (T, B, C, H, W) or (T, B, N), and logits."""
 
     spikes: Mapping[str, Array]
     logits: Array
@@ -128,7 +127,8 @@ class Network:
         else:
             v = aligned((math.prod(layer.out_shape),), np.float32)
             prepared = self._prepared[layer.name]
-            calls = spiking_calls(layer, prepared, source, v, spikes, carry=False)
+            current = aligned((len(source), len(v)), np.float32)
+            calls = spiking_calls(layer, prepared, source, current, v, spikes, carry=False)
         for b, sample in enumerate(values):
             source[...] = sample
             for call in calls:
@@ -152,9 +152,7 @@ class Network:
         counts[readout.name] = self.count_layer(readout.name, held[readout.source])
         return counts
 
-    def count_layer(
-        self, name: str, inputs: Array, spikes_out: Array | None = None
-    ) -> LayerCounts:
+    def count_layer(self, name: str, inputs: Array, spikes_out: Array | None = None) -> LayerCounts:
         """Counts of one projection (or the readout) for what its source held, as in `run_layer`.
 
         spikes_out: the population's spikes for these inputs, if the caller has them; otherwise
@@ -248,6 +246,8 @@ class Network:
             raise ValidityError(
                 f"a sequence of {len(x)} steps given; this network runs T = {self.time_steps} steps"
             )
+        if not np.isfinite(x).all():
+            raise ValidityError("the input holds values that are not finite; check its scaling")
         return np.swapaxes(to_channel_last(x[None] if static else x, shape), 0, 1)
 
     def _layer(self, name: str) -> SpikingLayer | PoolLayer:
@@ -272,7 +272,11 @@ class Network:
                 f"{target.name}: {len(inputs)} steps given; this network runs T = "
                 f"{self.time_steps} steps"
             )
-        return np.swapaxes(to_channel_last(inputs.astype(np.uint8), shape), 0, 1)
+        values = inputs.astype(np.uint8)
+        bound = 1 if not isinstance(target, SpikingLayer) else target.bound
+        if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
+            raise ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
+        return np.swapaxes(to_channel_last(values, shape), 0, 1)
 
 
 def to_channel_last(x: Array, shape: Shape) -> Array:
@@ -290,6 +294,3 @@ def to_channel_major(values: Array, shape: Shape) -> Array:
 
 def _sides(shape: Shape) -> str:
     return ", ".join(map(str, shape))
-
-
-__all__: list[Any] = ["Network", "Recording", "load"]

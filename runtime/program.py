@@ -28,7 +28,7 @@ from soul_deploy.runtime.eventnet import (
 )
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
-from soul_deploy.runtime.windows import axis_runs
+from soul_deploy.runtime.windows import axis_runs, gather_runs
 
 ALIGNMENT = 64
 NOTHING = np.zeros(0, np.float32)
@@ -44,7 +44,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A projection ready to run: kernel(values, *tables, channel, step, out) adds its synapses.
+    """A projection ready to run: kernel(values, *tables, rows, amounts, out) adds its synapses.
 
     bias: (m,) float32 that repeats over the n outputs, or empty.
     """
@@ -79,10 +79,12 @@ def prepare(layer: SpikingLayer) -> Prepared:
         if isinstance(synapses.rows, DenseRows):
             return Prepared(kernels.multiply_dense, (private(synapses.rows.weight),), bias)
         return Prepared(kernels.multiply_sparse, _row_arrays(synapses.rows), bias)
+    if isinstance(synapses.rows, DenseRows) and layer.edge == "analog":
+        tables = _gather_tables(synapses, synapses.rows)
+        return Prepared(kernels.convolve_analog, tables, bias)
     if isinstance(synapses.rows, DenseRows):
-        return Prepared(
-            kernels.convolve_dense, _dense_tables(synapses, synapses.rows), bias
-        )
+        tables = _dense_tables(synapses, synapses.rows)
+        return Prepared(kernels.convolve_dense, tables, bias)
     return Prepared(kernels.convolve_sparse, _sparse_tables(synapses, synapses.rows), bias)
 
 
@@ -104,6 +106,19 @@ def _dense_tables(convolution: Convolution, rows: DenseRows) -> tuple[Any, ...]:
         convolution.out_shape[0],
         *(y.first, y.tap, y.out),
         *(x.first, x.tap, x.out, x.length),
+    )
+
+
+def _gather_tables(convolution: Convolution, rows: DenseRows) -> tuple[Any, ...]:
+    """Arguments of kernels.convolve_analog between the values and the scratch."""
+    y, x = gather_runs(convolution, 0), gather_runs(convolution, 1)
+    return (
+        private(rows.weight),
+        convolution.groups,
+        convolution.in_shape[2],
+        convolution.out_shape[2],
+        *(y.first, y.tap, y.out),
+        *(x.first, x.tap, x.out),
     )
 
 
@@ -133,7 +148,8 @@ def _tap_offsets(convolution: Convolution, starts: Array, pitch_y: int, pitch_x:
     height, width = convolution.kernel
     per_tap = np.arange(height)[:, None] * pitch_y + np.arange(width) * pitch_x
     per_row = np.tile(per_tap.reshape(-1).astype(np.uint32), convolution.in_shape[0])
-    return np.repeat(per_row, np.diff(starts.astype(np.int64)))
+    lengths = starts[1:].astype(np.int64) - starts[:-1]
+    return np.repeat(per_row, lengths)
 
 
 def channel_last(shape: Shape) -> tuple[int, int]:
@@ -179,6 +195,7 @@ def build_workspace(
     }
     membranes: dict[str, Array] = {}
     calls: list[Call] = []
+    currents = aligned((_largest_current(network, input_steps, steps),), np.float32)
     for layer in network.layers:
         source = values[layer.source]
         values[layer.name] = aligned((steps, *channel_last(layer.out_shape)), np.uint8)
@@ -186,7 +203,10 @@ def build_workspace(
             v = membranes[layer.name] = aligned((math.prod(layer.out_shape),), np.float32)
             v[:] = layer.neuron.rest
             spikes = values[layer.name]
-            calls += spiking_calls(layer, prepared[layer.name], source, v, spikes, carry=carry)
+            current = currents[: len(source) * len(v)].reshape(len(source), len(v))
+            calls += spiking_calls(
+                layer, prepared[layer.name], source, current, v, spikes, carry=carry
+            )
         else:
             calls.append(pool_call(layer, source, values[layer.name]))
     scores = aligned((network.readout.classes,), np.float32)
@@ -194,16 +214,32 @@ def build_workspace(
     return Workspace(values, membranes, tuple(calls), scores)
 
 
+def _largest_current(network: EventNetwork, input_steps: int, steps: int) -> int:
+    """Elements of the largest layer's currents; one buffer serves all layers in turn."""
+    return max(
+        (input_steps if layer.source == network.input_name else steps) * math.prod(layer.out_shape)
+        for layer in network.spiking_layers
+    )
+
+
 def spiking_calls(
-    layer: SpikingLayer, prepared: Prepared, source: Array, v: Array, spikes: Array, *, carry: bool
+    layer: SpikingLayer,
+    prepared: Prepared,
+    source: Array,
+    current: Array,
+    v: Array,
+    spikes: Array,
+    *,
+    carry: bool,
 ) -> list[Call]:
-    """Bias, synapses, neurons. source (T or 1, positions, channels), spikes (T, positions, C)."""
-    steps, neurons = len(source), len(v)
-    current = aligned((steps, neurons), np.float32)
-    scratch = _scratch(layer, source)
+    """Bias, synapses, neurons.
+
+    source (T or 1, positions, channels), current (T or 1, n), v (n,), spikes (T, positions, C).
+    """
+    values, rows, amounts = _scratch(layer, source)
     return [
         Call(kernels.start_currents, (current, prepared.bias)),
-        Call(prepared.kernel, (scratch[0], *prepared.tables, *scratch[1:], current)),
+        Call(prepared.kernel, (values, *prepared.tables, rows, amounts, current)),
         Call(
             sweep_of(layer.neuron),
             (
@@ -211,18 +247,21 @@ def spiking_calls(
                 *sweep_numbers(layer.neuron),
                 carry,
                 v,
-                spikes.reshape(len(spikes), neurons),
+                spikes.reshape(len(spikes), len(v)),
             ),
         ),
     ]
 
 
 def _scratch(layer: SpikingLayer, source: Array) -> tuple[Array, Array, Array]:
-    """The source as the kernel sees it, and room for the events of one position at all steps."""
+    """The source as the kernel sees it, and room for the events it collects at once."""
+    events = source.shape[2]
     if isinstance(layer.synapses, Matrix):
         source = source.reshape(len(source), 1, -1)
-    events = len(source) * source.shape[2] + 1
-    return source, np.empty(events, np.uint32), np.empty(events, np.uint16)
+        events = source.shape[2]
+    else:
+        events *= math.prod(layer.synapses.kernel)
+    return source, np.empty(events, np.uint32), np.empty(events, np.float32)
 
 
 def pool_call(layer: PoolLayer, source: Array, out: Array) -> Call:

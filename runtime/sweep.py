@@ -79,4 +79,4 @@ def _make_sweep(
                     fired[i] = spike
                     membrane[i] = reset(h, np.float32(spike), target)
 
-    return sweep  # type: ignore[no-any-return]
+    return sweep

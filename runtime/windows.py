@@ -40,8 +40,8 @@ def axis_runs(convolution: Convolution, axis: int, *, merge: bool) -> AxisRuns:
             runs.extend((tap, out, 1) for tap, out in taps)
         first.append(len(runs))
     table = np.array(runs, np.int64).reshape(-1, 3)
-    columns = (np.ascontiguousarray(table[:, k]) for k in range(3))
-    return AxisRuns(np.array(first, np.uint32), *columns)
+    tap, out, length = (np.ascontiguousarray(table[:, k]) for k in range(3))
+    return AxisRuns(np.array(first, np.uint32), tap, out, length)
 
 
 def _taps(convolution: Convolution, axis: int, position: int) -> list[tuple[int, int]]:
@@ -65,3 +65,15 @@ def tap_table(convolution: Convolution, axis: int) -> Array:
         for tap, _ in _taps(convolution, axis, position):
             table[position, tap] = 1
     return table
+
+
+def gather_runs(convolution: Convolution, axis: int) -> AxisRuns:
+    """The same pairs by output position: `tap` with `out` holding input positions, length 1."""
+    inputs: list[list[tuple[int, int]]] = [[] for _ in range(convolution.out_shape[1 + axis])]
+    for position in range(convolution.in_shape[1 + axis]):
+        for tap, out in _taps(convolution, axis, position):
+            inputs[out].append((tap, position))
+    first = np.cumsum([0, *map(len, inputs)]).astype(np.uint32)
+    table = np.array([pair for pairs in inputs for pair in pairs], np.int64).reshape(-1, 2)
+    taps, sources = (np.ascontiguousarray(table[:, k]) for k in range(2))
+    return AxisRuns(first, taps, sources, np.ones(len(table), np.int64))

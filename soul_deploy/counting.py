@@ -25,35 +25,53 @@ from soul_deploy.runtime.files import Array
 
 @dataclass(frozen=True)
 class CountedLayer:
-    """A projection (or the readout) with what feeds it and the population behind it, if any."""
+    """A projection (or the readout) with what feeds it and the population behind it, if any.
+
+    live: bool of the operator's output shape; targets that are masked receive nothing.
+    """
 
     name: str
     composed: Composed
     edge: Edge
     population: str | None
+    live: Array | None = None
 
 
-def counted_layers(graph: SpikingGraph, folded: Mapping[str, Synapses]) -> tuple[CountedLayer, ...]:
+def counted_layers(
+    graph: SpikingGraph,
+    folded: Mapping[str, Synapses],
+    neuron_masks: Mapping[str, Array] | None = None,
+) -> tuple[CountedLayer, ...]:
     """Every projection, then the readout, in execution order."""
     layers = []
     for node in (*graph.projections, graph.readout):
         composed = compose(graph, folded, node.name)
         behind = [n for n in graph.consumers[node.name] if isinstance(graph[n], Population)]
         edge = graph.edges[composed.source]
-        layers.append(CountedLayer(node.name, composed, edge, behind[0] if behind else None))
+        population = behind[0] if behind else None
+        live = (neuron_masks or {}).get(population or "")
+        if live is not None:
+            live = live[: graph.shapes[node.name][0]]  # generated channels have no current
+        layers.append(CountedLayer(node.name, composed, edge, population, live))
     return tuple(layers)
 
 
-def fanout(operator: ConvOperator | MatrixOperator | ReadoutOperator) -> Array:
-    """int64 map of the input's shape ((C,) for a readout that sums over space first)."""
+def fanout(
+    operator: ConvOperator | MatrixOperator | ReadoutOperator, live: Array | None = None
+) -> Array:
+    """Synapses onto live targets from each input: int64 of the input's shape.
+
+    For a readout that sums over space first, (C,). live: bool of the output's shape; None: all.
+    """
     if isinstance(operator, ConvOperator):
-        return _conv_fanout(operator)
+        return _conv_fanout(operator, live)
     if isinstance(operator, ReadoutOperator):
         shape = operator.in_shape[:1] if operator.space else operator.in_shape
         if operator.weight is None:
             return np.zeros(shape, np.int64)
         return _columns(operator.weight, shape)
-    return _columns(operator.weight, operator.in_shape)
+    weight = operator.weight
+    return _columns(weight if live is None else weight[live.reshape(-1)], operator.in_shape)
 
 
 def _columns(weight: Array, shape: Shape) -> Array:
@@ -65,11 +83,13 @@ def _nonzero(weight: Array) -> Tensor:
     return torch.from_numpy((weight != 0).astype(np.float64))
 
 
-def _conv_fanout(op: ConvOperator) -> Array:
-    """Transposed convolution of ones: how many outputs each input position reaches."""
-    live = torch.ones(1, *op.out_shape, dtype=torch.float64)
+def _conv_fanout(op: ConvOperator, live: Array | None) -> Array:
+    """Transposed convolution of ones: how many live outputs each input position reaches."""
+    targets = torch.ones(1, *op.out_shape, dtype=torch.float64)
+    if live is not None:
+        targets = torch.from_numpy(np.ascontiguousarray(live)).double()[None]
     full = F.conv_transpose2d(
-        live, _nonzero(op.weight), None, op.stride, 0, 0, op.groups, op.dilation
+        targets, _nonzero(op.weight), None, op.stride, 0, 0, op.groups, op.dilation
     )[0]
     result = torch.zeros(op.in_shape, dtype=torch.int64)
     height, width = (min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
@@ -78,7 +98,7 @@ def _conv_fanout(op: ConvOperator) -> Array:
     return result.numpy()
 
 
-def _arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
+def arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
     """How many events reach each target: events (N, *in_shape) of 0/1 -> (N, *out_shape)."""
     if isinstance(op, MatrixOperator):
         return events.flatten(1).double() @ _nonzero(op.weight).t()
@@ -104,8 +124,10 @@ def count_layer(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) 
         return _count_readout(operator, source)
     updates, fired = 0, 0
     if spikes_out is not None:
-        updates, fired = spikes_out.numel(), int(spikes_out.sum())
-    reach = torch.from_numpy(fanout(operator))
+        current = spikes_out[:, :, : operator.out_shape[0]]  # generated channels are not updated
+        neurons = int(np.prod(operator.out_shape) if layer.live is None else layer.live.sum())
+        updates, fired = len(current) * current.shape[1] * neurons, int(current.sum())
+    reach = torch.from_numpy(fanout(operator, layer.live))
     nonzero = source != 0
     events = nonzero.reshape(-1, *operator.in_shape)
     synapses = int((events.to(torch.int64).sum(0) * reach).sum())
@@ -117,16 +139,21 @@ def count_layer(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) 
         spikes_in=int(values.sum()),
         synops_events=synapses,
         synops=int((values * reach).sum()),
-        touched=_touched(operator, events),
+        touched=_touched(operator, events, layer.live),
         neuron_updates=updates,
         spikes_out=fired,
     )
 
 
-def _touched(operator: ConvOperator | MatrixOperator, events: Tensor) -> int:
-    """(Image, target) pairs that at least one event reaches; in chunks, to bound the memory."""
-    chunks = torch.split(events, 64)
-    return sum(int((_arrivals(operator, part) > 0.5).sum().item()) for part in chunks)
+def _touched(operator: ConvOperator | MatrixOperator, events: Tensor, live: Array | None) -> int:
+    """(Image, live target) pairs that at least one event reaches; in chunks, to bound memory."""
+    total = 0
+    for part in torch.split(events, 64):
+        reached = (arrivals(operator, part) > 0.5).reshape(len(part), *operator.out_shape)
+        if live is not None:
+            reached = reached & torch.from_numpy(np.ascontiguousarray(live))
+        total += int(reached.sum().item())
+    return total
 
 
 def _count_readout(operator: ReadoutOperator, source: Tensor) -> LayerCounts:
@@ -153,7 +180,8 @@ def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, Laye
     """Counts per projection (and the readout) of `model` on images (B, C, H, W), summed."""
     graph = model.graph
     module = model.module()
-    layers = counted_layers(graph, fold(graph, model.state, model.channel_masks))
+    folded = fold(graph, model.state, model.channel_masks)
+    layers = counted_layers(graph, folded, model.neuron_masks)
     totals = {layer.name: LayerCounts() for layer in layers}
     for part in torch.split(images, chunk):
         for name, counts in count_batch(module, layers, part).items():

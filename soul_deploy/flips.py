@@ -326,7 +326,7 @@ def _judge(
     if not len(sample):
         nothing, none = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
         return _Judged(nothing, nothing, none, none)
-    samples = torch.unique(sample)  # type: ignore[no-untyped-call]
+    samples = torch.unique(sample)
     distance, allowance = golden.margins(name, values, samples)
     if keep is not None:
         distance, allowance = distance.index_select(2, keep), allowance.index_select(2, keep)

@@ -230,13 +230,18 @@ class Linear(Projection):
 
 @dataclass(frozen=True)
 class Population(Node):
-    """Spiking neurons, one per element of the input current."""
+    """Spiking neurons, one per element of the input current.
+
+    generated  channels appended behind those of the current: they fire a stored pattern
+               (`<name>.pattern`, (T, generated)) whatever the input is, with no neuron behind it
+    """
 
     op: ClassVar[str] = "population"
     neuron: NeuronSpec
+    generated: int = 0
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
-        return inputs[0]
+        return (inputs[0][0] + self.generated, *inputs[0][1:])
 
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:
         return SPIKE
@@ -245,7 +250,8 @@ class Population(Node):
         n = self.neuron
         reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
         tau = "" if n.family == "if" else f", tau {n.tau:g}"
-        return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}"
+        more = f", {self.generated} generated channels" if self.generated else ""
+        return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}{more}"
 
 
 @dataclass(frozen=True)

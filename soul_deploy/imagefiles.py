@@ -4,6 +4,7 @@ Everything is checked before it is believed; nothing is downloaded unless asked 
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,11 @@ def _read_idx(folder: Path, name: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 3:
         raise DataError(f"{path} is not an idx file of bytes; expected {name}")
     start = 4 + 4 * content[3]
-    shape = np.frombuffer(content[4 : start - (start - 4) % 4], ">u4").astype(np.int64)
-    if len(shape) != content[3] or len(content) - start != int(np.prod(shape)):
+    shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
+    if len(content) - start != math.prod(shape):
         raise DataError(
-            f"{path} is damaged: its header says {tuple(shape.tolist())}, "
-            f"but {max(len(content) - start, 0)} bytes follow; get it again"
+            f"{path} is damaged: its header says {shape}, but {max(len(content) - start, 0)} bytes "
+            "follow; get it again"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 

@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from soul_deploy.graph import Projection, Shape, SpikingGraph
-from soul_deploy.module import ChannelMask, GraphModule
+from soul_deploy.module import ChannelMask, GraphModule, HardGate
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array, digest, read_tensors, require_file, write_tensors
 
 FORMAT = "soul-deploy/model/1"
-WEIGHT, CHANNEL_MASK = "weight:", "channel_mask:"
+WEIGHT, CHANNEL_MASK, NEURON_MASK = "weight:", "channel_mask:", "neuron_mask:"
 State: TypeAlias = Mapping[str, Array]
 Stage = Literal["dense", "masked", "compact"]
 
@@ -55,12 +55,17 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A network at rest: graph, weights under the original names, channel masks, description."""
+    """A network at rest: graph, weights under the original names, masks, description.
+
+    channel_masks: population -> bool (C,), on its current. neuron_masks: population -> bool of the
+    population's shape, on its spikes. Pruned weights are zeros in `state`.
+    """
 
     graph: SpikingGraph
     state: State
     channel_masks: Mapping[str, Array] = field(default_factory=dict)
     info: ModelInfo = ModelInfo()
+    neuron_masks: Mapping[str, Array] = field(default_factory=dict)
 
     def module(self) -> GraphModule:
         """The network as a PyTorch module in evaluation mode, masks applied."""
@@ -68,6 +73,8 @@ class Model:
         module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in self.state.items()})
         for name, keep in self.channel_masks.items():
             module.channel_masks[name] = ChannelMask(torch.from_numpy(keep.astype(np.float32)))
+        for name, keep in self.neuron_masks.items():
+            module.neuron_gates[name] = HardGate(torch.from_numpy(keep.astype(np.float32)))
         return module.eval()
 
     def with_time_steps(self, time_steps: int) -> "Model":
@@ -102,6 +109,7 @@ def save_model(path: Path, model: Model) -> None:
     """Write a model file atomically."""
     tensors = {WEIGHT + name: array for name, array in model.state.items()}
     tensors |= {CHANNEL_MASK + name: keep for name, keep in model.channel_masks.items()}
+    tensors |= {NEURON_MASK + name: keep for name, keep in model.neuron_masks.items()}
     document = {
         "format": FORMAT,
         "digest": digest(tensors),
@@ -129,7 +137,7 @@ def load_model(path: Path) -> Model:
         raise FileFormatError(f"{path}: its description cannot be read ({error!r})") from error
     state = _under(WEIGHT, opened.tensors)
     masks = _under(CHANNEL_MASK, opened.tensors)
-    model = Model(graph, state, masks, info)
+    model = Model(graph, state, masks, info, _under(NEURON_MASK, opened.tensors))
     check_state(graph, state, str(path))
     _check_masks(model, path)
     return model
@@ -170,14 +178,15 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
 
 def _check_masks(model: Model, path: Path) -> None:
     graph = model.graph
-    for name, keep in model.channel_masks.items():
-        known = {population.name for population in graph.populations}
-        if name not in known or not isinstance(graph[graph[name].inputs[0]], Projection):
+    fed = {node.name for node in graph.populations if isinstance(graph[node.inputs[0]], Projection)}
+    for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
+        if name not in fed:
             raise FileFormatError(f"{path}: a mask for {name!r}, which is no layer of its graph")
-        if keep.shape != graph.shapes[name][:1] or keep.dtype != np.bool_:
+        on_spikes = model.neuron_masks.get(name) is keep
+        needed = graph.shapes[name] if on_spikes else graph.shapes[graph[name].inputs[0]][:1]
+        if keep.shape != needed or keep.dtype != np.bool_:
             raise FileFormatError(
-                f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs "
-                f"bool{graph.shapes[name][:1]}"
+                f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs bool{needed}"
             )
 
 

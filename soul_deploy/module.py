@@ -62,17 +62,37 @@ class ChannelMask:
     gain: Tensor | None = field(default=None)
 
 
+Gate = Callable[[], Tensor]
+"""What a mask multiplies with: 0/1 when it is hard, between 0 and 1 while it is searched for."""
+
+
+@dataclass(eq=False)
+class HardGate:
+    """A fixed mask of 0/1."""
+
+    keep: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.keep
+
+
 class GraphModule(nn.Module):
     """The network of `graph` as a module; weights are loaded with `load_state_dict`.
 
     Input: a static image batch (B, C, H, W), shown T times, or a sequence (T, B, C, H, W).
     Output: class scores (B, classes). State is reset at every call.
+
+    `channel_masks` (population -> mask) act on the current, behind batch norm; `weight_gates`
+    (projection -> gate of the weight's shape) on the weights; `neuron_gates` (population -> gate of
+    the population's shape) on the spikes, after firing and reset.
     """
 
     def __init__(self, graph: SpikingGraph) -> None:
         super().__init__()
         self.graph = graph
         self.channel_masks: dict[str, ChannelMask] = {}
+        self.weight_gates: dict[str, Gate] = {}
+        self.neuron_gates: dict[str, Gate] = {}
         for node in graph.nodes:
             self._add_modules(node)
 
@@ -82,7 +102,11 @@ class GraphModule(nn.Module):
             if node.norm is not None:
                 self._place(node.norm.name, _norm_module(node, node.norm))
         elif isinstance(node, Population):
-            self._place(node.name, SpikingNeuron(node.neuron, self.graph.time_steps))
+            neuron = SpikingNeuron(node.neuron, self.graph.time_steps)
+            if node.generated:
+                steps = self.graph.time_steps
+                neuron.register_buffer("pattern", torch.zeros(steps, node.generated))
+            self._place(node.name, neuron)
         elif isinstance(node, Readout) and node.linear:
             shape = self.graph.shapes[node.inputs[0]]
             self._place(node.name, nn.Linear(shape[0], node.classes, bias=node.bias))
@@ -193,7 +217,11 @@ class GraphModule(nn.Module):
             def see(t: int, spikes: Tensor, v: Tensor) -> None:
                 watcher(node.name, t, spikes, v)
 
-        return Signal(neuron.simulate(source.tensor, static=source.static, observe=see), False)
+        spikes = neuron.simulate(source.tensor, static=source.static, observe=see)
+        if node.generated:
+            spikes = _append_pattern(spikes, neuron.get_buffer("pattern"))
+        gate = self.neuron_gates.get(node.name)
+        return Signal(spikes if gate is None else spikes * gate(), False)
 
     def _apply_stateless(self, node: Node, x: Tensor) -> Tensor:
         if isinstance(node, Projection):
@@ -208,7 +236,7 @@ class GraphModule(nn.Module):
         return x.flatten(1)
 
     def _project(self, node: Projection, x: Tensor) -> Tensor:
-        y: Tensor = self.get_submodule(node.name)(x)
+        y = self._weigh(node, x)
         mask = self._mask_of(node)
         if node.norm is None:
             return y if mask is None else y * self._gain(mask, torch.ones_like(mask.keep), y)
@@ -218,6 +246,19 @@ class GraphModule(nn.Module):
             normalised: Tensor = norm(y)
             return normalised
         return self._masked_norm(norm, mask, y)
+
+    def _weigh(self, node: Projection, x: Tensor) -> Tensor:
+        layer = self.get_submodule(node.name)
+        gate = self.weight_gates.get(node.name)
+        if gate is None:
+            plain: Tensor = layer(x)
+            return plain
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = layer.weight * gate()
+        if isinstance(node, Convolution):
+            sides = node.stride, node.padding, node.dilation
+            return F.conv2d(x, weight, layer.bias, *sides, node.groups)
+        return F.linear(x, weight, layer.bias)
 
     def _mask_of(self, node: Projection) -> ChannelMask | None:
         for name in self.graph.consumers[node.name]:
@@ -260,6 +301,13 @@ class GraphModule(nn.Module):
         assert isinstance(head, nn.Linear)
         scores = counts @ head.weight.t() * scale
         return scores if head.bias is None else scores + head.bias
+
+
+def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
+    """Generated channels behind the others: (T, B, C, ...) and (T, G) to (T, B, C + G, ...)."""
+    steps, batch, _, *space = spikes.shape
+    generated = pattern.to(spikes).reshape(steps, 1, -1, *([1] * len(space)))
+    return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)
 
 
 def _projection_module(node: Projection) -> nn.Module:

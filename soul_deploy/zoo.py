@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from soul_deploy.cifar10net import Cifar10Net
 from soul_deploy.graph import NeuronSpec, Shape, SpikingGraph
 from soul_deploy.runtime.errors import UnknownNameError
 from soul_deploy.spikingvgg import CONFIGURATIONS, SpikingVGG
@@ -16,7 +17,8 @@ from soul_deploy.trace import trace
 class NetworkOptions:
     """What every network of the zoo is built from.
 
-    input_shape (C, H, W); hidden: width of SpikingVGG's head (Soul: 2048).
+    input_shape (C, H, W); hidden: neurons of the fully connected layers (2048); width: channels of
+    6Conv2FC's convolutions.
     """
 
     input_shape: Shape
@@ -24,6 +26,7 @@ class NetworkOptions:
     neuron: NeuronSpec
     time_steps: int
     hidden: int = 2048
+    width: int = 256
 
 
 def _spiking_vgg(name: str, options: NetworkOptions) -> nn.Module:
@@ -37,8 +40,20 @@ def _spiking_vgg(name: str, options: NetworkOptions) -> nn.Module:
     )
 
 
+def _cifar10net(options: NetworkOptions) -> nn.Module:
+    return Cifar10Net(
+        input_shape=options.input_shape,
+        classes=options.classes,
+        neuron=options.neuron,
+        time_steps=options.time_steps,
+        width=options.width,
+        hidden=options.hidden,
+    )
+
+
 NETWORKS: dict[str, Callable[[NetworkOptions], nn.Module]] = {
-    name: partial(_spiking_vgg, name) for name in CONFIGURATIONS
+    **{name: partial(_spiking_vgg, name) for name in CONFIGURATIONS},
+    "cifar10net": _cifar10net,
 }
 
 

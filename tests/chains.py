@@ -276,6 +276,7 @@ def _snap(module: GraphModule) -> None:
 def _make_it_fire(module: GraphModule, x: Tensor, dyadic: bool) -> None:
     """Scale each layer's current so that about TARGET_RATE of (step, neuron) pairs fire."""
     scales = [2.0**k for k in range(-3, 4)] if dyadic else [1.35**k for k in range(-12, 18)]
+    scales += [-scale for scale in scales]  # a layer of only negative sums would stay silent
     known = {module.graph.input.name: module.as_signal(x)}
     for node in module.graph.populations:
         source = node.inputs[0]
@@ -288,7 +289,7 @@ def _make_it_fire(module: GraphModule, x: Tensor, dyadic: bool) -> None:
             static: bool = current.static,
         ) -> float:  # fmt: skip
             rate = neuron.simulate(x * scale, static=static).mean().item()
-            return abs(rate - TARGET_RATE)
+            return abs(rate - TARGET_RATE) + (rate == 0)
 
         projection = module.graph[source]
         assert isinstance(projection, Projection)

@@ -24,7 +24,7 @@ from soul_deploy.graph import (
 )
 from soul_deploy.modelfile import Model, arrays_of, load_model, save_model
 from soul_deploy.module import GraphModule
-from soul_deploy.prune.plan import plan_removal
+from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
 from soul_deploy.runtime.errors import RemovalError, ValidityError
 
@@ -114,7 +114,7 @@ def test_removal_runs_to_the_fixpoint_in_both_directions() -> None:
         (-1.0, "silent", None),  # inhibited for ever
         (0.9, "silent", None),  # v tends to 0.9 < 1 and stands still there
         (1.05, "silent", 4),  # v_4 = 1.05 · 15/16 < 1, but v_5 > 1
-        (1.2, None, None),  # v_3 = 1.2 · 7/8 > 1: it fires
+        (1.2, None, 4),  # v_3 = 1.2 · 7/8 > 1: it fires, so its pattern stays
     ],
 )
 def test_a_channel_without_inputs_goes_only_if_its_constant_current_is_silent(
@@ -126,6 +126,7 @@ def test_a_channel_without_inputs_goes_only_if_its_constant_current_is_silent(
     weight[3], biases[3] = 0, bias
     plan = plan_removal(with_state(model, b__weight=weight, b__bias=biases))
     assert plan.layers[1].removed.get(3) == rule
+    assert plan.layers[1].generated == ({} if rule else {3: (False, False, True, False)})
     assert plan.validity.time_steps == steps
     assert plan.validity.reset_per_sample == (steps is not None)
 
@@ -196,6 +197,150 @@ def test_a_compact_file_rebuilds_its_own_architecture(tmp_path) -> None:  # type
     x = torch.rand(2, 2, 6, 6)
     assert torch.equal(loaded.module()(x), compact.module()(x))
     assert parameters(compact.state) < parameters(model.state)
+
+
+def constant_channel(graph: SpikingGraph, bias: float) -> Model:
+    """Channel 3 of sb has no incoming weight and this bias."""
+    model = model_of(graph)
+    weight, biases = model.state["b.weight"].copy(), model.state["b.bias"].copy()
+    weight[3], biases[3] = 0, bias
+    return with_state(model, b__weight=weight, b__bias=biases)
+
+
+def assert_same_outputs(model: Model, compact: Model) -> None:
+    x = torch.rand(5, 2, 6, 6, dtype=torch.float64) * 2
+    expected, found = double(model)(x), double(compact)(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # a folded bias is float32
+
+
+@pytest.mark.parametrize("pool", [MaxPool, AvgPool])
+def test_a_constant_channel_that_fires_now_and_then_becomes_a_generator(
+    pool: type[MaxPool | AvgPool],
+) -> None:
+    """Its pattern F F T F stays behind the kept channels; its synapses and neuron go."""
+    graph = chain()
+    nodes = [n for n in graph.nodes if n.name not in ("flat", "c")]
+    nodes[6:6] = [
+        pool("pool2", ("sb",), (2, 2), (2, 2)),
+        Flatten("flat", ("pool2",)),
+        Linear("c", ("flat",), True, None, 6, 5),
+    ]
+    graph = SpikingGraph(tuple(nodes), 4)
+    model = constant_channel(graph, 1.2)
+    plan = plan_removal(model)
+    assert plan.layers[1].generated == {3: (False, False, True, False)}
+    assert plan.layers[1].outputs == (0, 1, 2, 4, 5, 3)
+    assert plan.validity.time_steps == 4
+    compact = remove(model, plan)
+    assert compact.state["b.weight"].shape[0] == 5
+    np.testing.assert_array_equal(compact.state["sb.pattern"], [[0], [0], [1], [0]])
+    assert compact.graph.shapes["sb"] == (6, 2, 2)
+    x = torch.rand(5, 2, 6, 6) * 2
+    before, after = model.module().record(x), compact.module().record(x)
+    assert torch.equal(after.spikes["sb"][:, :, 5], before.spikes["sb"][:, :, 3])
+    assert_same_outputs(model, compact)
+
+
+def test_a_channel_that_fires_at_every_step_is_folded_into_its_consumers_bias() -> None:
+    model = constant_channel(chain(), 2.5)  # v_1 = 1.25 > 1 at every step
+    plan = plan_removal(model)
+    assert plan.layers[1].removed == {3: "folded"}
+    assert plan.layers[1].generated == {} and plan.validity.time_steps is None
+    compact = remove(model, plan)
+    expected = model.state["c.bias"] + model.state["c.weight"].reshape(5, 6, 4)[:, 3].sum(axis=1)
+    np.testing.assert_allclose(compact.state["c.bias"], expected, rtol=1e-6)
+    assert_same_outputs(model, compact)
+
+
+def test_a_fold_into_batch_norm_moves_its_mean() -> None:
+    graph = chain()
+    linear = graph["c"]
+    assert isinstance(linear, Linear)
+    graph = graph.with_nodes({"c": replace(linear, bias=False, norm=BatchNorm("c_norm"))})
+    model = constant_channel(graph, 2.5)
+    compact = remove(model, plan_removal(model))
+    shift = compact.state["c_norm.running_mean"] - model.state["c_norm.running_mean"]
+    added = model.state["c.weight"].reshape(5, 6, 4)[:, 3].sum(axis=1)
+    np.testing.assert_allclose(shift, -added, rtol=1e-5)
+    assert_same_outputs(model, compact)
+
+
+def test_a_fold_into_a_layer_without_bias_gives_it_one() -> None:
+    graph = chain()
+    linear = graph["c"]
+    assert isinstance(linear, Linear)
+    model = constant_channel(graph.with_nodes({"c": replace(linear, bias=False)}), 2.5)
+    compact = remove(model, plan_removal(model))
+    assert compact.state["c.bias"].shape == (5,)
+    assert_same_outputs(model, compact)
+
+
+def test_padding_forbids_the_fold_so_the_channel_becomes_a_generator() -> None:
+    graph = chain()
+    conv = graph["b"]
+    assert isinstance(conv, Convolution)
+    padded = replace(conv, padding=(1, 1))
+    linear = Linear("c", ("flat",), True, None, 6 * 16, 5)
+    graph = graph.with_nodes({"b": padded, "c": linear})
+    model = model_of(graph)
+    bias, weight = model.state["a_norm.bias"].copy(), model.state["a.weight"].copy()
+    mean = model.state["a_norm.running_mean"].copy()
+    weight[2], bias[2], mean[2] = 0, 3.0, 0.0
+    model = replace(
+        model,
+        state={**model.state, "a.weight": weight, "a_norm.bias": bias, "a_norm.running_mean": mean},
+    )
+    plan = plan_removal(model)
+    assert plan.layers[0].generated == {2: (True,) * 4}
+    assert_same_outputs(model, remove(model, plan))
+
+
+def test_a_masked_position_forbids_the_fold() -> None:
+    spikes = np.ones((6, 2, 2), bool)
+    spikes[3, 0, 1] = False
+    model = replace(constant_channel(chain(), 2.5), neuron_masks={"sb": spikes})
+    plan = plan_removal(model)
+    assert plan.layers[1].generated == {3: (True,) * 4}
+    compact = remove(model, plan)
+    np.testing.assert_array_equal(compact.neuron_masks["sb"][5], spikes[3])
+    assert_same_outputs(model, compact)
+
+
+def test_a_channel_whose_neurons_are_all_masked_goes_and_single_ones_stay_masked() -> None:
+    spikes = np.ones((6, 2, 2), bool)
+    spikes[1] = False
+    spikes[4, 1, 1] = False
+    model = replace(model_of(chain()), neuron_masks={"sb": spikes})
+    plan = plan_removal(model)
+    assert plan.layers[1].removed == {1: "masked"}
+    assert plan.layers[1].masked_neurons == 1
+    compact = remove(model, plan)
+    np.testing.assert_array_equal(compact.neuron_masks["sb"], np.delete(spikes, 1, axis=0))
+    assert_same_outputs(model, compact)
+
+
+def test_a_folded_bias_can_make_the_next_layer_constant_too() -> None:
+    """sb channel 3 fires always; channel 1 of sc reads only it, and so fires always or never."""
+    model = constant_channel(chain(), 2.5)
+    weight, bias = model.state["c.weight"].copy(), model.state["c.bias"].copy()
+    by_channel = weight.reshape(5, 6, 4)
+    by_channel[1] = 0
+    by_channel[1, 3] = -1
+    bias[1] = 3.5  # folded: 3.5 - 4 = -0.5, silent; without the fold it would look as if it fired
+    model = with_state(model, c__weight=weight, c__bias=bias)
+    plan = plan_removal(model)
+    assert plan.layers[2].removed == {1: "silent"}
+    assert_same_outputs(model, remove(model, plan))
+
+
+def test_round_to_takes_channels_back_without_changing_the_outputs() -> None:
+    keep = np.array([True, False, False, True, False, True])
+    model = replace(model_of(chain()), channel_masks={"sb": keep})
+    plan = plan_removal(model, round_to=4)
+    assert [len(layer.kept) for layer in plan.layers[:2]] == [4, 4]
+    compact = remove(model, plan)
+    np.testing.assert_array_equal(compact.channel_masks["sb"], [True, False, True, True])
+    assert_same_outputs(model, compact)
 
 
 @st.composite

@@ -1,0 +1,267 @@
+"""An ONNX file against the graph it should come from: structure, and running it layer by layer."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx.utils import Extractor
+from torch import Tensor
+
+from soul_deploy.compare import LayerRun, Run
+from soul_deploy.export import onnx_neuron
+from soul_deploy.export.onnx_graph import (
+    FORMAT,
+    INPUT_MODES,
+    OPSETS,
+    build_onnx,
+    equations_of,
+    input_shape,
+)
+from soul_deploy.export.onnx_nodes import (
+    BATCH,
+    OUTPUT,
+    InputMode,
+    bias_name,
+    value_name,
+    weight_name,
+)
+from soul_deploy.flips import sources
+from soul_deploy.folding import fold
+from soul_deploy.graph import SpikingGraph
+from soul_deploy.modelfile import Model
+from soul_deploy.module import Signal
+from soul_deploy.runtime.errors import FileFormatError, ValidityError
+from soul_deploy.runtime.files import Array, require_file
+
+
+def load_onnx(path: Path) -> ModelProto:
+    """Read and check an ONNX file. Raises MissingFileError, FileFormatError for any other file."""
+    require_file(path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # protobuf, checker and shape inference each raise their own
+        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise FileFormatError(
+            f"{path} is not an intact ONNX file ({first}); it may be truncated or of another format"
+        ) from error
+    return model
+
+
+def properties(model: ModelProto) -> dict[str, str]:
+    """The file's metadata_props."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def input_mode_of(model: ModelProto) -> InputMode:
+    """Raises FileFormatError for a file without our metadata."""
+    found = properties(model)
+    if found.get("format") != FORMAT:
+        raise FileFormatError(
+            f"an ONNX file of format {found.get('format')!r}; verified are files that "
+            f"`soul-deploy export onnx` wrote ({FORMAT})"
+        )
+    for mode in INPUT_MODES:
+        if found.get("input_mode") == mode:
+            return mode
+    raise FileFormatError(f"input_mode {found.get('input_mode')!r} in the file's metadata")
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the standard operator set."""
+    return next((o.version for o in model.opset_import if o.domain == ""), 0)
+
+
+def static_problems(
+    golden: Model, file: ModelProto, source_sha256: str | None = None
+) -> tuple[str, ...]:
+    """Gate 1: what in the file is not exactly what the graph says; empty if all of it is.
+
+    source_sha256: digest of the golden's file, if known.
+    """
+    mode = input_mode_of(file)
+    problems = [
+        *_header_problems(golden, file, mode, source_sha256),
+        *_weight_problems(golden, file),
+        *_neuron_problems(golden, file),
+    ]
+    return tuple(problems or _structure_problems(golden, file, mode))
+
+
+def _header_problems(
+    golden: Model, file: ModelProto, mode: InputMode, source_sha256: str | None
+) -> Iterator[str]:
+    graph, found = golden.graph, properties(file)
+    if opset_of(file) not in OPSETS:
+        yield f"opset {opset_of(file)}; supported: {OPSETS[0]} to {OPSETS[-1]}"
+    stored = found.get("source_sha256", "")
+    if source_sha256 and stored and stored != source_sha256:
+        yield (
+            f"made from a file with sha256 {stored[:16]}…, the model given is {source_sha256[:16]}…"
+        )
+    expected = {
+        "time_steps": str(graph.time_steps),
+        "input_shape": json.dumps(list(graph.input.shape)),
+    }
+    for key, value in expected.items():
+        if found.get(key) != value:
+            yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
+    for values, name, shape in (
+        (file.graph.input, graph.input.name, input_shape(graph, mode)),
+        (file.graph.output, OUTPUT, (BATCH, graph.readout.classes)),
+    ):
+        declared = [(v.name, _declared_shape(v)) for v in values]
+        if declared != [(name, shape)]:
+            yield f"the file's {declared} should be {[(name, shape)]}"
+
+
+def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    sides = value.type.tensor_type.shape.dim
+    return tuple(side.dim_param or side.dim_value for side in sides)
+
+
+def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
+    stored = {tensor.name: tensor for tensor in file.graph.initializer}
+    for node, synapses in fold(golden.graph, golden.state, golden.channel_masks).items():
+        for name, expected in (
+            (weight_name(node), synapses.weight),
+            (bias_name(node), synapses.bias),
+        ):
+            if expected is None:
+                if name in stored:
+                    yield f"{name}: stored, but the graph has none"
+            elif name not in stored:
+                yield f"{name}: missing"
+            else:
+                yield from _array_problem(name, numpy_helper.to_array(stored[name]), expected)
+
+
+def _array_problem(name: str, found: Array, expected: Array) -> Iterator[str]:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        yield (
+            f"{name}: {found.dtype}{found.shape}, the graph says {expected.dtype}{expected.shape}"
+        )
+    elif not np.array_equal(found, expected):
+        count = int((found != expected).sum())
+        yield f"{name}: {count} of {expected.size} values differ from the folded weights"
+
+
+def _neuron_problems(golden: Model, file: ModelProto) -> Iterator[str]:
+    """Every population is T calls of its equation's function, with its numbers, in a chain."""
+    graph = golden.graph
+    calls: dict[str, list[NodeProto]] = {node.name: [] for node in graph.populations}
+    for node in file.graph.node:
+        owner = node.output[0].rsplit(".spike.", 1)[0]
+        if node.domain == onnx_neuron.DOMAIN and owner in calls:
+            calls[owner].append(node)
+    for name, equation in equations_of(golden).items():
+        found = calls[name]
+        if len(found) != graph.time_steps:
+            yield f"{name}: {len(found)} steps, the graph says T = {graph.time_steps}"
+        expected = (onnx_neuron.function_name(equation), _rounded(onnx_neuron.attributes(equation)))
+        for node in found:
+            constants = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            if (node.op_type, _rounded(constants)) != expected:
+                yield f"{node.name}: {node.op_type} {constants}, the graph says {expected}"
+
+
+def _rounded(constants: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(np.float32(constants[name])) for name in sorted(constants)}
+
+
+def _structure_problems(golden: Model, file: ModelProto, mode: InputMode) -> Iterator[str]:
+    """Every node, constant and function against the graph spelled anew."""
+    expected = build_onnx(golden, opset=opset_of(file), input_mode=mode)
+    for kind, ours, theirs in (
+        ("node", expected.graph.node, file.graph.node),
+        ("initializer", expected.graph.initializer, file.graph.initializer),
+        ("function", expected.functions, file.functions),
+    ):
+        wanted = {item.name: item for item in ours}
+        found = {item.name: item for item in theirs}
+        for name in sorted(set(wanted) ^ set(found)):
+            yield f"{kind} {name!r}: {'missing' if name in wanted else 'not in the graph'}"
+        for name in wanted.keys() & found.keys():
+            if wanted[name] != found[name]:
+                yield f"{kind} {name!r} is not what the graph says"
+
+
+class OnnxExecution:
+    """An ONNX file in ONNX Runtime, whole or cut at populations."""
+
+    def __init__(self, file: ModelProto, graph: SpikingGraph) -> None:
+        self.file, self.graph = file, graph
+        self.mode = input_mode_of(file)
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._extractor = Extractor(file)
+
+    def value(self, node: str) -> str:
+        """The tensor that holds a node's value."""
+        return value_name(self.graph, node, self.mode)
+
+    def run(self, images: Tensor) -> Run:
+        """The whole file, with every population as an additional output."""
+        names = [node.name for node in self.graph.populations]
+        if "" not in self._sessions:
+            whole = ModelProto()
+            whole.CopyFrom(self.file)
+            known = {value.name: value for value in self.file.graph.value_info}
+            whole.graph.output.extend(known[self.value(name)] for name in names)
+            self._sessions[""] = _session(whole)
+        session = self._sessions[""]
+        given = {self.graph.input.name: self._external(images)}
+        logits, *merged = session.run([OUTPUT, *(self.value(name) for name in names)], given)
+        pairs = zip(names, merged, strict=True)
+        spikes = {name: self._steps(array).bool() for name, array in pairs}
+        return Run(spikes, torch.from_numpy(logits))
+
+    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
+        """What stands between the populations (or the input) that feed `layer`, and `layer`."""
+        feeding = sources(self.graph, layer)
+        readout = layer == self.graph.readout.name
+        output = OUTPUT if readout else self.value(layer)
+        if layer not in self._sessions:
+            names = [self._cut_name(name) for name in feeding]
+            self._sessions[layer] = _session(self._extractor.extract_model(names, [output]))
+        given = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
+        (result,) = self._sessions[layer].run([output], given)
+        return LayerRun(torch.from_numpy(result) if readout else self._steps(result).bool())
+
+    def _cut_name(self, name: str) -> str:
+        return name if name == self.graph.input.name else self.value(name)
+
+    def _given(self, name: str, signal: Signal) -> Array:
+        if name == self.graph.input.name:
+            return self._external(signal.tensor)
+        merged: Array = signal.tensor.flatten(0, 1).float().numpy()
+        return merged
+
+    def _external(self, images: Tensor) -> Array:
+        """Images as the file's input takes them; a static image is repeated for a sequence."""
+        static = images.dim() == len(self.graph.input.shape) + 1
+        if self.mode == "static" and not static:
+            raise ValidityError(
+                f"a sequence {tuple(images.shape)} given; this file takes static images. Export "
+                "it for sequences to run them"
+            )
+        if self.mode == "sequence" and static:
+            images = images.expand(self.graph.time_steps, *images.shape)
+        array: Array = images.contiguous().numpy()
+        return array
+
+    def _steps(self, merged: Array) -> Tensor:
+        return torch.from_numpy(merged.reshape(self.graph.time_steps, -1, *merged.shape[1:]))
+
+
+def _session(model: ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,209 @@
+"""Proof that an exported file is the network it came from: three gates.
+
+1. Static: every stored structure equals what the graph says, exactly.
+2. Layer by layer, each fed with the golden's recorded inputs: spikes equal but for flips that
+   rounding explains, operation counts equal as integers.
+3. End to end: every difference traced to a first flipped neuron near its threshold, logits equal
+   within the limit on samples without a flip.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from soul_deploy.compare import BATCH, LOGIT_LIMIT, Comparer, Comparison, Execution
+from soul_deploy.export import event_check, onnx_check
+from soul_deploy.flips import Flip, Golden, LayerSpikes
+from soul_deploy.modelfile import Model
+from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.network import load
+from soul_deploy.runtime.tables import text_table
+
+SCHEMA = "soul-deploy/verify/1"
+PRINTED = 10  # flips and problems in the text; the JSON has more
+Kind = Literal["onnx", "event"]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What the three gates found; gates 2 and 3 are None where gate 1 failed.
+
+    problems: of the static gate. images: what it was run on.
+    """
+
+    artifact: str
+    kind: Kind
+    time_steps: int
+    images: str
+    problems: tuple[str, ...]
+    forced: Comparison | None
+    end_to_end: Comparison | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all three gates passed."""
+        run = (self.forced, self.end_to_end)
+        return not self.problems and all(gate is not None and gate.passed for gate in run)
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Layers in which no neuron of the golden ever spiked: little is proven about them."""
+        layers = () if self.end_to_end is None else self.end_to_end.layers
+        return tuple(layer.layer for layer in layers if layer.silent)
+
+    def table(self) -> str:
+        """The report as text."""
+        lines = [*_gate_lines(self)]
+        if self.forced is not None and self.end_to_end is not None:
+            columns = ["layer", "neurons", "rate", "spikes", "flips forced", "flips end to end"]
+            rows = _rows(self.forced, self.end_to_end, self.time_steps)
+            title = f"{self.artifact} against its model, on {self.images}"
+            table = text_table(title, [*columns, "spikes differing", "unexplained"], rows)
+            lines = [table, *lines]
+        return "\n".join([*lines, f"Verified: {'yes' if self.passed else 'NO'}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON data; `schema` says which fields there are."""
+        return {
+            "schema": SCHEMA,
+            "passed": self.passed,
+            "artifact": self.artifact,
+            "kind": self.kind,
+            "time_steps": self.time_steps,
+            "images": self.images,
+            "logit_limit": LOGIT_LIMIT,
+            "static": {"passed": not self.problems, "problems": list(self.problems)},
+            "forced": _comparison_json(self.forced),
+            "end_to_end": _comparison_json(self.end_to_end),
+            "silent_layers": list(self.silent),
+        }
+
+
+def verify(
+    golden: Model,
+    artifact: Path,
+    images: Tensor,
+    *,
+    kind: Kind | None = None,
+    source_sha256: str | None = None,
+    described: str | None = None,
+    name: str | None = None,
+    batch: int = BATCH,
+) -> VerifyReport:
+    """Run the three gates on the ONNX or event file `artifact`; whether it passed is in the report.
+
+    images: normalised, (B, C, H, W), or (T, B, C, H, W) for a sequence. kind: by the file's name
+    and content if not given. source_sha256: digest of the golden's file, if the artifact must be
+    made from it. described, name: how the report calls the images and the file.
+    Raises MissingFileError, FileFormatError or LimitError for a file that cannot be read,
+    ValidityError for images that do not fit.
+    """
+    reference = Golden(golden)
+    static = reference.module.as_signal(images).static
+    count = images.shape[0] if static else images.shape[1]
+    kind = kind or kind_of(artifact)
+    problems, execution = _open(kind, reference, artifact, source_sha256)
+    forced = end_to_end = None
+    if execution is not None:
+        comparer = Comparer(reference)
+        forced = comparer.forced(execution, images, batch)
+        end_to_end = comparer.end_to_end(execution, images, batch)
+    label = described or f"{count} samples"
+    title = name or artifact.name
+    steps = golden.graph.time_steps
+    return VerifyReport(title, kind, steps, label, problems, forced, end_to_end)
+
+
+def kind_of(artifact: Path) -> Kind:
+    """What kind of file it is. Raises MissingFileError."""
+    require_file(artifact)
+    if artifact.suffix.lower() in (".onnx", ".safetensors"):
+        return "onnx" if artifact.suffix.lower() == ".onnx" else "event"
+    with artifact.open("rb") as stream:
+        return "event" if stream.read(9)[8:] == b"{" else "onnx"
+
+
+def _open(
+    kind: Kind, golden: Golden, artifact: Path, source_sha256: str | None
+) -> tuple[tuple[str, ...], Execution | None]:
+    """The static gate's problems, and the file ready to run if there are none."""
+    if kind == "onnx":
+        file = onnx_check.load_onnx(artifact)
+        problems = onnx_check.static_problems(golden.model, file, source_sha256)
+        return problems, None if problems else onnx_check.OnnxExecution(file, golden.graph)
+    network = load(artifact)
+    problems = event_check.static_problems(golden.model, network, source_sha256)
+    return problems, None if problems else event_check.EventExecution(network, golden)
+
+
+def _rows(
+    forced: Comparison, end_to_end: Comparison, time_steps: int
+) -> Iterator[tuple[object, ...]]:
+    for alone, chained in zip(forced.layers, end_to_end.layers, strict=True):
+        slots = chained.neurons * chained.samples * time_steps
+        yield (
+            alone.layer,
+            alone.neurons,
+            f"{chained.golden_spikes / slots:.2%}",
+            chained.golden_spikes,
+            alone.flipped,
+            chained.flipped,
+            chained.differing,
+            alone.unexplained + chained.unexplained,
+        )
+
+
+def _gate_lines(report: VerifyReport) -> Iterator[str]:
+    yield f"1 static: {_word(not report.problems)}" + (
+        "" if report.problems else ", every stored structure equals the graph"
+    )
+    yield from _shortened(report.problems)
+    forced, whole = report.forced, report.end_to_end
+    if forced is None or whole is None:
+        yield "2 layer by layer, 3 end to end: not run, since the file is of another structure"
+        return
+    counts = "not counted by this engine"
+    if forced.counted:
+        counts = f"{len(forced.mismatches) or 'no'} counts differ"
+    yield (
+        f"2 layer by layer: {_word(forced.passed)}, {forced.flipped} flips, "
+        f"{forced.unexplained} unexplained, {counts}, logits within {forced.logit_difference:.2g}"
+    )
+    yield from _shortened(forced.mismatches)
+    yield from _shortened(_flips(forced.layers))
+    yield (
+        f"3 end to end: {_word(whole.passed)}, same class on {whole.agreeing} of {whole.samples} "
+        f"samples, {whole.flipped} flips on {whole.flipped_samples} samples, {whole.unexplained} "
+        f"unexplained, logits within {whole.logit_difference:.2g} on samples without a flip"
+    )
+    yield from _shortened(whole.mismatches)
+    yield from _shortened(_flips(whole.layers))
+    if report.silent:
+        yield f"Never spiked on these images: {', '.join(report.silent)}"
+
+
+def _word(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
+
+
+def _flips(layers: tuple[LayerSpikes, ...]) -> list[Flip]:
+    flips = [flip for layer in layers for flip in layer.flips]
+    return sorted(flips, key=lambda flip: (flip.explained, flip.cause is not None))
+
+
+def _shortened(items: Any) -> Iterator[str]:
+    listed = [f"  {item}" for item in items]
+    yield from listed[:PRINTED]
+    if len(listed) > PRINTED:
+        yield f"  and {len(listed) - PRINTED} more"
+
+
+def _comparison_json(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    data = asdict(comparison) | {"passed": comparison.passed, "flipped": comparison.flipped}
+    data["unexplained"] = comparison.unexplained
+    return data

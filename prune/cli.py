@@ -1,0 +1,217 @@
+"""`soul-deploy prune structured`: train or load, prune by SCA, fine-tune, remove."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from soul_deploy.arguments import SoulCommand, existing_indexes
+from soul_deploy.data import Data
+from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
+from soul_deploy.module import GraphModule
+from soul_deploy.options import (
+    DataOptions,
+    LearningOptions,
+    NetworkChoice,
+    RunOptions,
+    data_options,
+    learning_options,
+    network_options,
+    run_options,
+)
+from soul_deploy.preparing import (
+    Task,
+    load_task_data,
+    new_module,
+    prepare,
+    provenance,
+    recipe_of,
+    task_of,
+)
+from soul_deploy.progress import epoch_log, warn
+from soul_deploy.prune.channels import ChannelPlan, prunable
+from soul_deploy.prune.loading import load_start, module_of
+from soul_deploy.prune.options import ScaOptions, sca_options
+from soul_deploy.prune.planner import plan_removal
+from soul_deploy.prune.remove import remove
+from soul_deploy.prune.report import ChannelCounts, print_outcome, print_preview
+from soul_deploy.prune.sca import Sca, check, plan_of_weights, prune
+from soul_deploy.runtime.errors import UnknownNameError, UsageError
+from soul_deploy.runtime.files import require_file
+from soul_deploy.train_cli import save_dense, train_dense
+from soul_deploy.training import Recipe, accuracy
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that was asked for, checked."""
+
+    task: Task
+    recipe: Recipe
+    sca: Sca
+    names: tuple[str, ...]
+    data: Data
+    module: GraphModule
+    run: RunOptions
+    epochs: int
+    """Dense epochs before the loop; 0 in mode load."""
+
+
+@click.command(cls=SoulCommand)
+@click.option(
+    *("--mode", "-mode"),
+    default="train",
+    show_default=True,
+    help="train: --epochs dense epochs first; load: go on from --model_path.",
+)
+@click.option(
+    *("--model_path", "-model_path"),
+    type=click.Path(path_type=Path),
+    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict.",
+)
+@click.option("--dry_run", is_flag=True, help="Print the plan and stop; no file is written.")
+@network_options("spikingvgg16")
+@data_options()
+@sca_options()
+@learning_options(epochs=50, batch_size=128)
+@run_options()
+@click.pass_context
+def structured(
+    context: click.Context,
+    mode: str,
+    model_path: Path | None,
+    dry_run: bool,
+    network: NetworkChoice,
+    data: DataOptions,
+    pruning: ScaOptions,
+    learning: LearningOptions,
+    run: RunOptions,
+) -> None:
+    """Prune channels by spiking channel activity, then remove them.
+
+    The channels with the highest mean of spikes + |membrane potential| stay; of the others, some
+    come back by the gradient of their batch-norm scale. At the end the masked network and a
+    compact one without the pruned channels are written.
+    """
+    task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
+    sca, indexes = pruning.sca(learning.epochs), pruning.indexes()
+    start = _start_file(mode, model_path)
+    device = prepare(run)
+    loaded = load_task_data(data)
+    if start is None:
+        module = new_module(task, loaded).to(device)
+    else:
+        model, task = load_start(start, task, loaded, _explicit(context))
+        module = module_of(model, device)
+    names = _chosen_layers(module, indexes)
+    check(module, sca, names)
+    epochs = 0 if start else learning.epochs
+    job = Job(task, recipe, sca, names, loaded, module, run, epochs)
+    if dry_run:
+        _preview(job)
+    else:
+        _carry_out(job)
+
+
+def _start_file(mode: str, path: Path | None) -> Path | None:
+    if mode.lower() not in ("train", "load"):
+        raise UnknownNameError("mode", mode, ("train", "load"))
+    if mode.lower() == "train":
+        if path is not None:
+            raise UsageError("--model_path belongs to --mode load; mode train starts from nothing")
+        return None
+    if path is None:
+        raise UsageError("--mode load needs --model_path, the file to start from")
+    return require_file(path)
+
+
+def _explicit(context: click.Context) -> set[str]:
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+
+
+def _chosen_layers(module: GraphModule, indexes: tuple[int, ...] | None) -> tuple[str, ...]:
+    """Names of the populations to prune; a warning for indexes that don't exist."""
+    populations = module.graph.populations
+    able = {node.name for node in prunable(module.graph)}
+    chosen, warning = existing_indexes("pruning_nodes", indexes, len(populations), "spiking layers")
+    if warning:
+        warn(warning)
+    names = tuple(populations[index].name for index in sorted(chosen))
+    if indexes is None:
+        names = tuple(name for name in names if name in able)
+    refused = [name for name in names if name not in able]
+    if refused or not names:
+        raise UsageError(
+            f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
+            "layer can if its current comes from one convolution or linear layer of its own"
+        )
+    return names
+
+
+def _preview(job: Job) -> None:
+    plan = None
+    if not job.epochs:
+        plan = plan_of_weights(job.module, job.data, job.recipe, job.sca, job.names)
+    print_preview(job.run.output_format, job.module.graph, job.sca, job.names, plan)
+
+
+def _carry_out(job: Job) -> None:
+    files: dict[str, Path] = {}
+    folder, stem = job.run.model_dir, job.task.stem
+    if job.epochs:
+        _, best = train_dense(
+            job.module, job.data, job.recipe, job.epochs, job.run.log_dir, job.task
+        )
+        files["Dense model"] = folder / f"best_{stem}.safetensors"
+    dense_accuracy = accuracy(job.module, job.data, job.data.test)
+    if job.epochs:
+        made = provenance(job.task, job.recipe, job.epochs, command="prune structured")
+        save_dense(files["Dense model"], job.module, job.data, made, best, dense_accuracy)
+    plan = _prune(job)
+    accuracies = {"dense": dense_accuracy}
+    accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
+    masked = _masked_model(job, accuracies)
+    files["Masked model"] = folder / f"pruned_{stem}.safetensors"
+    save_model(files["Masked model"], masked)
+    removal = plan_removal(masked)
+    compact = remove(masked, removal)
+    device = next(job.module.parameters()).device
+    accuracies["compact"] = accuracy(module_of(compact, device), job.data, job.data.test)
+    files["Compact model"] = folder / f"pruned_{stem}_compact.safetensors"
+    save_model(files["Compact model"], compact)
+    counts = ChannelCounts.of(masked, compact, plan)
+    print_outcome(job.run.output_format, accuracies, counts, files)
+
+
+def _prune(job: Job) -> ChannelPlan:
+    """Run the loop; the last plan set."""
+    epochs = job.sca.schedule.epochs
+    last: ChannelPlan | None = None
+    path = job.run.log_dir / f"prune_{job.task.stem}.jsonl"
+    with epoch_log("prune", epochs, path) as log:
+        for step in prune(job.module, job.data, job.recipe, job.sca, job.names, log.tick):
+            last = step.plan or last
+            note = f"{step.plan.kept} of {step.plan.total} channels kept" if step.plan else ""
+            log.epoch(step.result, note)
+    assert last is not None, "a schedule has at least one update"
+    return last
+
+
+def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:
+    made: dict[str, Any] = provenance(
+        job.task,
+        job.recipe,
+        job.epochs,
+        command="prune structured",
+        sca=asdict(job.sca),
+        layers=list(job.names),
+        accuracy=dict(accuracies),
+    )
+    info = ModelInfo("masked", job.data.normalization, job.data.classes, made)
+    return from_module(job.module, info)

@@ -1,0 +1,171 @@
+"""`soul-deploy bench sparse`."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from soul_deploy.runtime.arguments import ListOption, SoulCommand, positive_integers, words
+from soul_deploy.runtime.bench import MAX_BATCHES, BenchPlan, run_bench
+from soul_deploy.runtime.bench_inputs import (
+    RANDOM,
+    BenchFiles,
+    choose_engines,
+    common_rule,
+    facts_of,
+    input_samples,
+    prepare_engines,
+)
+from soul_deploy.runtime.bench_report import compare_with, load_baseline, report
+from soul_deploy.runtime.engines import ENGINES
+from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.files import write_text
+from soul_deploy.runtime.timing import Schedule
+
+FILE = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What was asked, checked."""
+
+    files: BenchFiles
+    engines: tuple[str, ...]
+    threads: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    schedule: Schedule
+    percentiles: tuple[float, ...]
+    fresh: bool
+    given_input: str
+    data_dir: Path
+    seed: int
+
+
+@click.command(cls=SoulCommand)
+@click.option("--model", "-m", type=FILE, help="Model file of the dense network.")
+@click.option("--compact", "-c", type=FILE, help="Model file of the compact network.")
+@click.option("--onnx", type=FILE, help="ONNX of the dense network.  [default: exported]")
+@click.option("--onnx_compact", type=FILE, help="ONNX of the compact one.  [default: exported]")
+@click.option("--event", type=FILE, help="Event network.  [default: exported]")
+@click.option(
+    "--engines",
+    "--backend",
+    default="",
+    help=f"Which of {', '.join(ENGINES)}.  [default: all that the files allow]",
+)
+@click.option("--threads", cls=ListOption, default="1", show_default=True, help="List of numbers.")
+@click.option(
+    *("--batch_size", "--batch_sizes", "-b"), cls=ListOption, default="1", show_default=True
+)
+@click.option(
+    "--input",
+    "given_input",
+    default=RANDOM,
+    show_default=True,
+    help="random (uniform pixels), a data set's name (its test images), or a .npy file.",
+)
+@click.option("--data_dir", type=FILE, default=Path("data"), show_default=True)
+@click.option("--warmup", type=click.IntRange(0), default=5, show_default=True, help="Runs.")
+@click.option("--iterations", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--duration", type=float, help="Seconds per engine, at least --iterations runs.")
+@click.option("--percentiles", cls=ListOption, default="50 90 99", show_default=True)
+@click.option("--seed", type=int, default=2025, show_default=True, help="Of the random input.")
+@click.option(
+    "--fresh/--no_fresh",
+    default=True,
+    help="Also start each engine in a process of its own: load time, first run, memory.",
+)
+@click.option("--output", "-o", type=FILE, help="Write the result as JSON here too.")
+@click.option("--compare", type=FILE, help="An earlier --output to compare with.")
+@click.option(
+    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+def sparse(style: str, output: Path | None, compare: Path | None, **values: Any) -> None:
+    """Time engines side by side: same input, same threads, medians of many runs.
+
+    Engines take turns in blocks after a warm-up. Missing ONNX and event files are exported from
+    the model files to a temporary folder.
+    """
+    request = read_request(values)
+    baseline = None if compare is None else load_baseline(compare)
+    document = bench(request)
+    if baseline is not None:
+        document["comparison"] = compare_with(document, baseline)
+    text = json.dumps(document, indent=1)
+    if output is not None:
+        write_text(output, text + "\n")
+    click.echo(text if style == "json" else report(document, request.percentiles))
+    if output is not None:
+        click.echo(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
+
+
+def read_request(values: dict[str, Any]) -> BenchRequest:
+    """Options as a request. Raises UsageError, UnknownNameError."""
+    files = BenchFiles(
+        **{key: values[key] for key in ("model", "compact", "onnx", "onnx_compact", "event")}
+    )
+    duration = values["duration"]
+    if duration is not None and not 0 < duration <= 3600:
+        raise UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
+    return BenchRequest(
+        files,
+        choose_engines([word.lower() for word in words(values["engines"])], files),
+        positive_integers("--threads", values["threads"]),
+        positive_integers("--batch_size", values["batch_size"]),
+        Schedule(values["warmup"], values["iterations"], duration),
+        read_percentiles(values["percentiles"]),
+        values["fresh"],
+        values["given_input"],
+        values["data_dir"],
+        values["seed"],
+    )
+
+
+def read_percentiles(text: str) -> tuple[float, ...]:
+    """Numbers from 0 to 100. Raises UsageError."""
+    try:
+        shares = tuple(dict.fromkeys(float(word) for word in words(text)))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 <= share <= 100 for share in shares):
+        raise UsageError(f"--percentiles {text!r}: give numbers from 0 to 100, such as 50 90 99")
+    return shares
+
+
+def bench(request: BenchRequest) -> dict[str, Any]:
+    """Export what is missing, check that the files fit together, time them."""
+    with (
+        tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder,
+        Console(stderr=True).status("preparing") as status,
+    ):
+        specs = prepare_engines(request.engines, request.files, Path(folder))
+        rule = common_rule([facts_of(path) for path in unique(spec.path for spec in specs)])
+        count = max(request.batch_sizes) * MAX_BATCHES
+        samples, axis = input_samples(
+            request.given_input, request.data_dir, rule, count, request.seed
+        )
+        plan = BenchPlan(
+            specs,
+            request.threads,
+            request.batch_sizes,
+            request.schedule,
+            request.percentiles,
+            request.fresh,
+        )
+        document = run_bench(plan, samples, axis, status.update)
+    kind = "sequence" if axis == 1 else "static"
+    return document | {
+        "input": f"{request.given_input}, {kind}, {samples.shape[axis]} samples, T = "
+        f"{rule.time_steps}",
+        "seed": request.seed,
+    }
+
+
+def unique(paths: Any) -> Sequence[Path]:
+    """Paths without repeats."""
+    return tuple(dict.fromkeys(paths))

@@ -1,0 +1,225 @@
+"""What `bench` needs before it can time: the files of each engine, and an input that fits them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.runtime.dotted import load_object
+from soul_deploy.runtime.engines import ENGINES, EngineSpec, open_session
+from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
+from soul_deploy.runtime.files import Array, file_sha256, read_tensors
+from soul_deploy.runtime.images import InputRule, normalise, read_array
+from soul_deploy.runtime.inspection import MODEL_FORMAT, kind_of
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class BenchFiles:
+    """Files as given. Missing ONNX and event files are exported from the model files."""
+
+    model: Path | None = None
+    compact: Path | None = None
+    onnx: Path | None = None
+    onnx_compact: Path | None = None
+    event: Path | None = None
+
+    def given(self, network: str, file: str) -> Path | None:
+        """The file given for "dense" or "compact" and "model", "onnx" or "event"."""
+        return {
+            ("dense", "model"): self.model,
+            ("compact", "model"): self.compact,
+            ("dense", "onnx"): self.onnx,
+            ("compact", "onnx"): self.onnx_compact,
+        }.get((network, file), self.event if file == "event" else None)
+
+
+def choose_engines(names: Sequence[str], files: BenchFiles) -> tuple[str, ...]:
+    """The asked engines, or all that `files` allow. Raises UnknownNameError, UsageError."""
+    for name in names:
+        if name not in ENGINES:
+            raise UnknownNameError("engine", name, ENGINES)
+    chosen = tuple(dict.fromkeys(names)) or tuple(n for n in ENGINES if _source(n, files))
+    if not chosen:
+        raise UsageError(
+            "no file to time; give --model and --compact (model files), or artifacts with --onnx, "
+            "--onnx_compact, --event"
+        )
+    for name in chosen:
+        if not _source(name, files):
+            raise UsageError(f"the engine {name} needs {_needs(name)}")
+    return chosen
+
+
+def _needs(name: str) -> str:
+    kind = ENGINES[name]
+    model = "--model" if kind.network == "dense" else "--compact"
+    if kind.file == "event":
+        return "--event, or a model file (--compact or --model) to export"
+    if kind.file == "onnx":
+        own = "--onnx" if kind.network == "dense" else "--onnx_compact"
+        return f"{own}, or {model} to export"
+    return model
+
+
+def _source(name: str, files: BenchFiles) -> tuple[str, Path] | None:
+    """("use", file) or ("export", model file) of an engine."""
+    kind = ENGINES[name]
+    network = kind.network or ("compact" if files.compact or not files.model else "dense")
+    given = files.given(network, kind.file)
+    if given is not None:
+        return "use", given
+    model = files.given(network, "model")
+    return ("export", model) if model is not None and kind.file != "model" else None
+
+
+def network_of(name: str, files: BenchFiles) -> str:
+    """Which network an engine runs. An event file names the model file that it came from."""
+    network = ENGINES[name].network
+    if network is not None:
+        return network
+    if files.event is not None and files.model is not None:
+        source = facts_of(files.event).source_sha256
+        if source == file_sha256(files.model):
+            return "dense"
+    return "compact" if files.compact or files.onnx_compact or not files.model else "dense"
+
+
+def prepare_engines(
+    names: Sequence[str], files: BenchFiles, folder: Path
+) -> tuple[EngineSpec, ...]:
+    """Engines with their files; what is missing is exported to `folder`.
+
+    Raises MissingFileError, FileFormatError, and what the exporters raise.
+    """
+    specs = []
+    for name in names:
+        source = _source(name, files)
+        assert source is not None, name
+        action, path = source
+        kind = ENGINES[name]
+        if action == "export":
+            path = _export(path, kind.file, folder)
+        specs.append(EngineSpec(name, network_of(name, files), kind.target, path))
+    return tuple(specs)
+
+
+def _export(model: Path, file: str, folder: Path) -> Path:
+    purpose = f"exporting {model}"
+    read = load_object("soul_deploy.modelfile:load_model", purpose)
+    writer, suffix = {
+        "onnx": ("soul_deploy.export.onnx_graph:export_onnx", ".onnx"),
+        "event": ("soul_deploy.export.event:export_event", ".event.safetensors"),
+    }[file]
+    target = folder / f"{model.stem}{suffix}"
+    if not target.exists():
+        write = load_object(writer, purpose)
+        write(read(model), target, source_sha256=file_sha256(model))
+    return target
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What an artifact says about its input. `steps` None: an ONNX file that doesn't say."""
+
+    path: Path
+    steps: int | None
+    shape: tuple[int, ...]
+    normalization: Mapping[str, Sequence[float]] | None
+    source_sha256: str | None = None
+    sequence: bool | None = None
+
+
+def facts_of(path: Path) -> NetworkFacts:
+    """Read from the file's description. Raises MissingFileError, FileFormatError."""
+    kind = kind_of(path)
+    if kind == "onnx":
+        return _onnx_facts(path)
+    if kind == "event":
+        network = import_module("soul_deploy.runtime.eventfile").load_event_network(path)
+        norm = network.normalization
+        return NetworkFacts(
+            path,
+            network.time_steps,
+            network.input_shape,
+            None if norm is None else {"mean": norm.mean, "std": norm.std},
+            network.source_sha256,
+        )
+    document = read_tensors(path).document(MODEL_FORMAT)
+    graph = load_object("soul_deploy.graph:SpikingGraph", "reading a model file").from_json(
+        document["graph"]
+    )
+    normalization = document["info"]["normalization"]
+    return NetworkFacts(path, graph.time_steps, graph.input.shape, normalization)
+
+
+def _onnx_facts(path: Path) -> NetworkFacts:
+    import json
+
+    session = open_session(path, 1)
+    known = session.get_modelmeta().custom_metadata_map
+    shape = session.get_inputs()[0].shape
+    if "input_shape" in known:
+        sides = tuple(json.loads(known["input_shape"]))
+    else:
+        sides = tuple(shape[-3:] if len(shape) >= 4 else shape[-1:])
+    return NetworkFacts(
+        path,
+        int(known["time_steps"]) if "time_steps" in known else None,
+        sides,
+        json.loads(known.get("normalization", "null")),
+        known.get("source_sha256") or None,
+        len(shape) == len(sides) + 2,
+    )
+
+
+def common_rule(facts: Sequence[NetworkFacts]) -> InputRule:
+    """The input that all files take. Raises ValidityError if they differ in T or size."""
+    first = next((item for item in facts if item.steps is not None), facts[0])
+    for item in facts:
+        if item.shape != first.shape or item.steps not in (None, first.steps):
+            raise ValidityError(
+                f"{first.path} takes {first.shape} at T = {first.steps}, but {item.path} takes "
+                f"{item.shape} at T = {item.steps}; only networks of the same input and T can be "
+                "compared"
+            )
+    norm = next((item.normalization for item in facts if item.normalization), None)
+    return InputRule(
+        first.shape,
+        first.steps or 1,
+        () if norm is None else tuple(norm["mean"]),
+        () if norm is None else tuple(norm["std"]),
+    )
+
+
+def input_samples(
+    given: str, data_dir: Path, rule: InputRule, count: int, seed: int
+) -> tuple[Array, int]:
+    """(samples, batch axis): `random`, a data set's name, or a .npy file.
+
+    random: uniform pixels, normalised. A data set gives its first `count` test images.
+    Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
+    """
+    if given.lower() == RANDOM:
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, *rule.shape))
+        return normalise(pixels.astype(np.uint8), rule), 0
+    if given.lower().endswith(".npy"):
+        samples = read_array(Path(given), rule)
+        return samples.values, 1 if samples.sequence else 0
+    return dataset_samples(given, data_dir, rule, count), 0
+
+
+def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> Array:
+    """The first `count` test images, normalised as the data set says."""
+    load_data = load_object("soul_deploy.data:load_data", f"--input {name}")
+    data: Any = load_data(name, data_dir)
+    if tuple(data.input_shape) != rule.shape:
+        raise ValidityError(
+            f"{name} has images of {tuple(data.input_shape)}, the networks take {rule.shape}"
+        )
+    images: Array = data.normalise(data.test.images[:count]).numpy()
+    return images

@@ -1,0 +1,155 @@
+"""The result of `bench` as a table for people, and compared with an earlier result."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from soul_deploy.runtime.bench import SCHEMA
+from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.tables import text_table
+
+Document = Mapping[str, Any]
+REFERENCE = "onnxruntime-compact"
+
+
+def load_baseline(path: Path) -> dict[str, Any]:
+    """An earlier result. Raises MissingFileError, FileFormatError."""
+    require_file(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{path} is not JSON ({error})") from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise FileFormatError(
+            f"{path} is not a result of bench; needed: a file of schema {SCHEMA}, written with "
+            "--output"
+        )
+    return document
+
+
+def compare_with(document: Document, baseline: Document) -> list[dict[str, Any]]:
+    """For each entry that both have: its median before and now, and the speed-up."""
+    earlier = {key_of(entry): entry for entry in baseline["entries"]}
+    return [
+        {
+            **dict(zip(("engine", "threads", "batch_size"), key_of(entry), strict=True)),
+            "before_p50_ms": earlier[key_of(entry)]["p50_ms"],
+            "now_p50_ms": entry["p50_ms"],
+            "speedup": earlier[key_of(entry)]["p50_ms"] / entry["p50_ms"],
+        }
+        for entry in document["entries"]
+        if key_of(entry) in earlier
+    ]
+
+
+def key_of(entry: Document) -> tuple[str, int, int]:
+    """What one entry measures."""
+    return entry["engine"], entry["threads"], entry["batch_size"]
+
+
+def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int], float]:
+    """Median time of ONNX Runtime on the compact network over each entry's, same setting.
+
+    Without that engine, ONNX Runtime on the dense network is the reference.
+    """
+    names = {entry["engine"] for entry in entries}
+    name = REFERENCE if REFERENCE in names else "onnxruntime-dense"
+    reference = {key_of(e)[1:]: e["p50_ms"] for e in entries if e["engine"] == name}
+    return {
+        key_of(entry): reference[key_of(entry)[1:]] / entry["p50_ms"]
+        for entry in entries
+        if key_of(entry)[1:] in reference
+    }
+
+
+def report(document: Document, percentiles: Sequence[float]) -> str:
+    """The text that `soul-deploy bench sparse` prints."""
+    lines = [text_table("Time per batch", *_times(document["entries"], percentiles))]
+    if any(entry["load_ms"] is not None for entry in document["entries"]):
+        lines.append(text_table("In a fresh process", *_fresh(document["entries"])))
+    if document["agreement"]:
+        lines.append(text_table("Do they agree?", *_agreement(document["agreement"])))
+    if document.get("comparison"):
+        lines.append(text_table("Against the baseline", *_comparison(document["comparison"])))
+    return "\n".join([*lines, *_environment(document)])
+
+
+def _times(
+    entries: Sequence[Document], percentiles: Sequence[float]
+) -> tuple[list[str], list[list[object]]]:
+    speedups = reference_speedups(entries)
+    shares = [f"p{share:g}" for share in percentiles]
+    columns = ["engine", "network", "threads", "batch", *(f"{s} ms" for s in shares)]
+    columns += ["items/s", "vs ORT", "runs"]
+    rows: list[list[object]] = []
+    for entry in entries:
+        speedup = speedups.get(key_of(entry))
+        rows.append(
+            [
+                *(entry["engine"], entry["network"], entry["threads"], entry["batch_size"]),
+                *(ms(entry[f"{share}_ms"]) for share in shares),
+                f"{entry['items_per_s']:,.0f}",
+                "" if speedup is None else f"{speedup:.2f}×",
+                entry["runs"],
+            ]
+        )
+    return columns, rows
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _fresh(entries: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+    columns = ["engine", "threads", "batch", "import ms", "load ms", "first run ms"]
+    rows: list[list[object]] = [
+        [
+            *(entry["engine"], entry["threads"], entry["batch_size"]),
+            *(ms(entry[key]) for key in ("import_ms", "load_ms", "first_ms")),
+            f"{entry['rss_mb']:,.0f}",
+            f"{entry['file_bytes'] / 1e6:,.2f}",
+        ]
+        for entry in entries
+    ]
+    return [*columns, "memory MB", "file MB"], rows
+
+
+def _agreement(agreement: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+    rows: list[list[object]] = [
+        [
+            item["engine"],
+            item["against"],
+            f"{item['classes_agree']}/{item['samples']}",
+            f"{item['max_logit_difference']:.2g}",
+        ]
+        for item in agreement
+    ]
+    return ["engine", "against", "same class", "largest score difference"], rows
+
+
+def _comparison(comparison: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+    rows: list[list[object]] = [
+        [
+            *(item["engine"], item["threads"], item["batch_size"]),
+            *(ms(item["before_p50_ms"]), ms(item["now_p50_ms"]), f"{item['speedup']:.2f}×"),
+        ]
+        for item in comparison
+    ]
+    return ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"], rows
+
+
+def _environment(document: Document) -> list[str]:
+    found = document["environment"]
+    versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
+    reference = REFERENCE
+    if all(entry["engine"] != REFERENCE for entry in document["entries"]):
+        reference = "onnxruntime-dense"
+    return [
+        f"vs ORT: median time of {reference} over this engine's, same threads and batch.",
+        f"Input: {document['input']}. {found['cpu']}, {found['cores']} cores, load "
+        f"{found['load_average']:g}, Python {found['python']}, {found['time']}.",
+        versions + ".",
+    ]

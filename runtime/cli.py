@@ -1,0 +1,101 @@
+"""`soul-deploy inspect` and `soul-deploy run`; `bench sparse` stands in bench_cli.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from soul_deploy.runtime.arguments import SoulCommand
+from soul_deploy.runtime.bench_cli import sparse
+from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.tables import text_table
+
+__all__ = ["inspect", "run", "sparse"]
+
+FILE = click.Path(path_type=Path)
+STYLE = click.option(
+    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+
+
+@click.command(cls=SoulCommand)
+@click.argument("path", metavar="FILE", type=FILE)
+@STYLE
+def inspect(path: Path, style: str) -> None:
+    """Print what is in FILE: a model file, an event network or an ONNX file."""
+    from soul_deploy.runtime.inspect_report import report
+    from soul_deploy.runtime.inspection import describe
+
+    found = describe(path)
+    click.echo(json.dumps(found, indent=1) if style == "json" else report(found))
+
+
+@click.command(cls=SoulCommand)
+@click.argument("path", metavar="NETWORK", type=FILE)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, type=FILE, required=True)
+@click.option("--resize", is_flag=True, help="Scale images of another size (bilinear).")
+@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes shown.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--stream", is_flag=True, help="Run step by step and show each step's scores.")
+@click.option("--counts", is_flag=True, help="Count events and operations per layer.")
+@STYLE
+def run(
+    path: Path,
+    inputs: tuple[Path, ...],
+    resize: bool,
+    top: int,
+    threads: int,
+    stream: bool,
+    counts: bool,
+    style: str,
+) -> None:
+    """Run the event network NETWORK on images or .npy arrays, without PyTorch.
+
+    Images are converted to the network's channels and normalised as its file says. A .npy array
+    is one sample (C, H, W), a batch (B, C, H, W) or a sequence (T, B, C, H, W): uint8 values are
+    pixels and normalised, floating-point values are taken as they are.
+    """
+    # Imported here: the kernels compile nothing then, but numba alone takes half a second.
+    from soul_deploy.runtime.images import read_samples
+    from soul_deploy.runtime.network import load
+    from soul_deploy.runtime.running import input_rule, result
+
+    if stream and threads > 1:
+        raise UsageError("--stream runs on one thread; leave out --threads")
+    network = load(path)
+    groups = read_samples(inputs, input_rule(network.events, resize))
+    found = result(network, groups, top=top, threads=threads, stream=stream, counts=counts)
+    click.echo(json.dumps(found, indent=1) if style == "json" else run_report(found))
+
+
+def run_report(found: dict[str, Any]) -> str:
+    """The text that `soul-deploy run` prints."""
+    rows = [
+        [row["input"] if rank == 0 else "", entry["class"], f"{entry['score']:.4f}"]
+        for row in found["results"]
+        for rank, entry in enumerate(row["top"])
+    ]
+    parts = [text_table(f"T = {found['time_steps']}", ["file", "class", "score"], rows)]
+    if any("steps" in row for row in found["results"]):
+        parts.append(text_table("Step by step", *_step_rows(found)))
+    if "counts" in found:
+        from soul_deploy.runtime.running import count_rows
+
+        title = f"Per inference (mean of {found['samples']:,})"
+        parts.append(text_table(title, *count_rows(found["counts"], found["samples"])))
+    return "\n".join(parts)
+
+
+def _step_rows(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+    """The best class of the mean so far, its score at this step and its mean so far."""
+    rows: list[list[object]] = []
+    for row in found["results"]:
+        sums = [0.0] * len(row["steps"][0])
+        for t, scores in enumerate(row["steps"], start=1):
+            sums = [total + score for total, score in zip(sums, scores, strict=True)]
+            best = max(range(len(sums)), key=sums.__getitem__)
+            name = found["classes"][best] if found["classes"] else str(best)
+            shown = f"{scores[best]:.4f}", f"{sums[best] / t:.4f}"
+            rows.append([row["input"] if t == 1 else "", t, name, *shown])
+    return ["file", "step", "class so far", "score of the step", "mean so far"], rows

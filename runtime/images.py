@@ -1,0 +1,145 @@
+"""Input files as batches: images (PNG, JPEG, …) and .npy arrays, shaped and normalised."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from soul_deploy.runtime.errors import FileFormatError, ValidityError
+from soul_deploy.runtime.files import Array, require_file
+
+MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class InputRule:
+    """What a network takes.
+
+    shape       (C, H, W), or (N,)
+    time_steps  T of a sequence
+    mean, std   per channel, of pixels in [0, 1]; empty: pixels / 255 as they are
+    resize      scale images of another size (bilinear) instead of refusing them
+    """
+
+    shape: tuple[int, ...]
+    time_steps: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: bool = False
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Named samples: (B, C, H, W), or (T, B, C, H, W) if `sequence`; float32."""
+
+    names: tuple[str, ...]
+    values: Array
+    sequence: bool = False
+
+
+def read_samples(paths: Sequence[Path], rule: InputRule) -> list[Samples]:
+    """Every file's samples: one group per .npy file and one for all images, in that order given.
+
+    Raises MissingFileError, FileFormatError for damaged files, ValidityError for another shape.
+    """
+    groups: list[Samples] = []
+    images: list[Path] = []
+    for path in paths:
+        require_file(path)
+        if path.suffix.lower() == ".npy":
+            groups.append(read_array(path, rule))
+        else:
+            images.append(path)
+    if images:
+        pixels = np.stack([read_image(path, rule) for path in images])
+        names = tuple(map(str, images))
+        groups.insert(0, Samples(names, normalise(pixels, rule)))
+    return groups
+
+
+def read_image(path: Path, rule: InputRule) -> Array:
+    """Pixels (C, H, W) of uint8, converted to grey or RGB as the network has 1 or 3 channels."""
+    mode = MODES.get(rule.shape[0]) if len(rule.shape) == 3 else None
+    if mode is None:
+        raise ValidityError(
+            f"{path}: the network takes {rule.shape}, which is no grey or RGB image; give a .npy "
+            "array"
+        )
+    height, width = rule.shape[1:]
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert(mode)
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise FileFormatError(
+            f"{path} is not an image that can be read ({error}); readable: PNG, JPEG and other "
+            "formats of Pillow, and .npy arrays"
+        ) from error
+    if image.size != (width, height):
+        if not rule.resize:
+            raise ValidityError(
+                f"{path} is {image.size[0]}×{image.size[1]} pixels (width × height), the network "
+                f"takes {width}×{height}; give --resize to scale it"
+            )
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def normalise(pixels: Array, rule: InputRule) -> Array:
+    """(pixel / 255 - mean) / std per channel in float32, for uint8 (..., C, H, W)."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    if not rule.mean:
+        return scaled
+    channels = (-1, *([1] * (len(rule.shape) - 1)))
+    mean, std = (np.array(v, np.float32).reshape(channels) for v in (rule.mean, rule.std))
+    result: Array = (scaled - mean) / std
+    return result
+
+
+def read_array(path: Path, rule: InputRule) -> Samples:
+    """A .npy array of one sample, a batch, or a sequence (T, B, ...).
+
+    Floating-point values are taken as they are (already normalised); uint8 are pixels, and are
+    normalised. Raises MissingFileError, FileFormatError, ValidityError.
+    """
+    require_file(path)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
+    if not isinstance(array, np.ndarray) or not (
+        array.dtype.kind == "f" or array.dtype == np.uint8
+    ):
+        found = array.dtype if isinstance(array, np.ndarray) else "an archive"
+        raise FileFormatError(
+            f"{path} holds {found}; needed: floating-point values (normalised) or uint8 pixels"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise FileFormatError(f"{path} holds values that are not finite")
+    values = _shaped(path, array, rule)
+    sequence = values.ndim == len(rule.shape) + 2
+    values = normalise(values, rule) if values.dtype == np.uint8 else values.astype(np.float32)
+    count = values.shape[1 if sequence else 0]
+    names = tuple(f"{path}[{index}]" for index in range(count))
+    return Samples(names, values, sequence)
+
+
+def _shaped(path: Path, array: Array, rule: InputRule) -> Array:
+    """`array` with a batch axis. Raises ValidityError for a shape that the network can't take."""
+    leading = array.ndim - len(rule.shape)
+    sides = ", ".join(map(str, rule.shape))
+    if leading not in (0, 1, 2) or array.shape[leading:] != rule.shape:
+        raise ValidityError(
+            f"{path} holds {array.shape}; the network takes ({sides}), (batch, {sides}) or "
+            f"({rule.time_steps}, batch, {sides})"
+        )
+    if leading == 2 and array.shape[0] != rule.time_steps:
+        raise ValidityError(
+            f"{path} holds a sequence of {array.shape[0]} steps; the network runs T = "
+            f"{rule.time_steps}"
+        )
+    if 0 in array.shape:
+        raise ValidityError(f"{path} holds no samples: {array.shape}")
+    return array[None] if leading == 0 else array

@@ -1,0 +1,253 @@
+"""What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.runtime import eventfile
+from soul_deploy.runtime.dotted import load_object
+from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.runtime.eventnet import (
+    Convolution,
+    DenseRows,
+    EventNetwork,
+    PoolLayer,
+    ReadoutLayer,
+    SpikingLayer,
+)
+from soul_deploy.runtime.files import (
+    Array,
+    TensorFile,
+    digest,
+    file_sha256,
+    read_tensors,
+    require_file,
+)
+
+SCHEMA = "soul-deploy/inspect/1"
+MODEL_FORMAT = "soul-deploy/model/1"
+WEIGHT, MASK = "weight:", "channel_mask:"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+READABLE = "soul-deploy model files and event networks (.safetensors), and ONNX files (.onnx)"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The contents of the file at `path`, by what it is: "model", "event" or "onnx".
+
+    Raises MissingFileError, or FileFormatError for anything else or a damaged file.
+    """
+    kind = kind_of(path)
+    head = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }
+    if kind == "onnx":
+        reader = load_object("soul_deploy.export.onnx_reading:describe", "inspecting an ONNX file")
+        contents: dict[str, Any] = reader(path)
+        return head | contents
+    if kind == "event":
+        return head | describe_event(eventfile.load_event_network(path))
+    return head | describe_model(read_tensors(path))
+
+
+def kind_of(path: Path) -> str:
+    """ "model", "event" or "onnx", from the file's first bytes and its metadata.
+
+    Raises MissingFileError, FileFormatError.
+    """
+    require_file(path)
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return _kind_of_tensors(read_tensors(path))
+    if path.suffix == ".onnx" or start[:1] == b"\x08":
+        return "onnx"
+    raise FileFormatError(f"{path} is {_guess(start)}; readable: {READABLE}")
+
+
+def _kind_of_tensors(opened: TensorFile) -> str:
+    for kind, name in (("event", eventfile.FORMAT), ("model", MODEL_FORMAT)):
+        try:
+            opened.document(name)
+        except FileFormatError as error:
+            reason = error
+        else:
+            return kind
+    if "of format" in str(reason):
+        known = f"{MODEL_FORMAT}, {eventfile.FORMAT}"
+        raise FileFormatError(f"{reason}. This version reads {known}")
+    raise FileFormatError(
+        f"{opened.path} is a safetensors file without soul-deploy metadata; readable: {READABLE}"
+    )
+
+
+def _guess(start: bytes) -> str:
+    if not start:
+        return "empty"
+    if start[:1] == b"\x80" or start[:2] == b"PK":
+        return "a pickle or an archive (it was not opened)"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        return "a text file"
+    return "of an unknown format"
+
+
+def describe_model(opened: TensorFile) -> dict[str, Any]:
+    """A model file: its graph as rows, its description, its size. Raises FileFormatError."""
+    document = opened.document(MODEL_FORMAT)
+    if digest(opened.tensors) != document.get("digest"):
+        raise FileFormatError(
+            f"{opened.path}: its tensors do not match their digest; the file is damaged"
+        )
+    try:
+        graph = load_object("soul_deploy.graph:SpikingGraph", "inspecting a model file").from_json(
+            document["graph"]
+        )
+        info = document["info"]
+        return {
+            "stage": info["stage"],
+            "time_steps": graph.time_steps,
+            "input_shape": list(graph.input.shape),
+            "layers": _model_layers(graph, opened.tensors),
+            **_totals(opened.tensors),
+            **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
+            "digest": document["digest"],
+        }
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{opened.path}: its description cannot be read ({error!r})"
+        ) from error
+
+
+def _model_layers(graph: Any, tensors: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """One row per node; `graph` is a soul_deploy.graph.SpikingGraph."""
+    rows = []
+    for node in graph.nodes:
+        owners = [node.name]
+        if getattr(node, "norm", None) is not None:
+            owners.append(node.norm.name)
+        mask = tensors.get(MASK + node.name)
+        edge = graph.edges[node.name]
+        rows.append(
+            {
+                "layer": node.name,
+                "operation": node.op,
+                "what": node.describe(),
+                "inputs": list(node.inputs),
+                "shape": list(graph.shapes[node.name]),
+                "edge": edge.kind,
+                "bound": edge.bound,
+                **_totals({n: a for n, a in tensors.items() if _owned(n, owners)}),
+                "channels_kept": None if mask is None else int(mask.sum()),
+                "channels": graph.shapes[node.name][0],
+            }
+        )
+    return rows
+
+
+def _owned(tensor: str, owners: list[str]) -> bool:
+    owner = tensor.removeprefix(WEIGHT).rpartition(".")[0]
+    return tensor.startswith(WEIGHT) and owner in owners
+
+
+def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
+    """Trained values (weights and biases, not running statistics) and how many are not 0."""
+    trained = [a for n, a in tensors.items() if n.startswith(WEIGHT) and not n.endswith(STATISTICS)]
+    return {
+        "parameters": sum(array.size for array in trained),
+        "nonzeros": sum(int(np.count_nonzero(array)) for array in trained),
+    }
+
+
+def describe_event(network: EventNetwork) -> dict[str, Any]:
+    """An event network: its layers as rows and what it is valid for."""
+    layers = [
+        _pool_row(layer) if isinstance(layer, PoolLayer) else _spiking_row(layer)
+        for layer in network.layers
+    ]
+    norm = network.normalization
+    rows = [*layers, _readout_row(network.readout)]
+    return {
+        "time_steps": network.time_steps,
+        "input_shape": list(network.input_shape),
+        "layers": rows,
+        "neurons": sum(math.prod(layer.out_shape) for layer in network.spiking_layers),
+        "synapses": sum(row["synapses"] for row in rows),
+        "classes": list(network.classes),
+        "normalization": None if norm is None else asdict(norm),
+        "validity": {
+            "time_steps": network.time_steps if network.fixed_steps else None,
+            "reset_per_sample": network.reset_per_sample,
+        },
+        "source_sha256": network.source_sha256,
+        "digest": network.digest,
+    }
+
+
+def _spiking_row(layer: SpikingLayer) -> dict[str, Any]:
+    synapses = layer.synapses
+    rows = synapses.rows
+    arrays = [rows.weight] if isinstance(rows, DenseRows) else [rows.starts, rows.targets]
+    arrays += [] if isinstance(rows, DenseRows) else [rows.weight]
+    arrays += [] if synapses.bias is None else [synapses.bias]
+    convolution = isinstance(synapses, Convolution)
+    return {
+        "layer": layer.name,
+        "projection": layer.projection,
+        "operation": "convolution" if convolution else "matrix",
+        "source": layer.source,
+        "shape": list(layer.out_shape),
+        "edge": layer.edge,
+        "bound": layer.bound,
+        "representation": "dense" if isinstance(rows, DenseRows) else "sparse",
+        "rows": _row_count(layer),
+        "synapses": rows.synapses,
+        "bytes": sum(array.nbytes for array in arrays),
+        "neuron": asdict(layer.neuron),
+        "grid": layer.grid,
+    }
+
+
+def _row_count(layer: SpikingLayer) -> int:
+    """Rows of synapses: one per input neuron, or per channel and kernel position."""
+    synapses = layer.synapses
+    if isinstance(synapses, Convolution):
+        return synapses.in_shape[0] * math.prod(synapses.kernel)
+    return math.prod(synapses.in_shape)
+
+
+def _pool_row(layer: PoolLayer) -> dict[str, Any]:
+    return _plain_row(layer.name, "max_pool", layer.source, layer.out_shape)
+
+
+def _readout_row(readout: ReadoutLayer) -> dict[str, Any]:
+    arrays = [array for array in (readout.weight, readout.bias) if array is not None]
+    return {
+        **_plain_row(readout.name, "readout", readout.source, (readout.classes,)),
+        "synapses": 0 if readout.weight is None else int(np.count_nonzero(readout.weight)),
+        "bytes": sum(array.nbytes for array in arrays),
+    }
+
+
+def _plain_row(name: str, operation: str, source: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "layer": name,
+        "projection": None,
+        "operation": operation,
+        "source": source,
+        "shape": list(shape),
+        "edge": None,
+        "bound": None,
+        "representation": None,
+        "rows": 0,
+        "synapses": 0,
+        "bytes": 0,
+        "neuron": None,
+        "grid": None,
+    }

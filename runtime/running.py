@@ -1,0 +1,122 @@
+"""An event network on input files: class scores per sample, per step, and operation counts."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.runtime.counters import LayerCounts
+from soul_deploy.runtime.eventnet import EventNetwork
+from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.images import InputRule, Samples
+from soul_deploy.runtime.network import Network
+from soul_deploy.runtime.parallel import run_on_threads
+
+SCHEMA = "soul-deploy/run/1"
+
+
+def input_rule(network: EventNetwork, resize: bool) -> InputRule:
+    """What the network takes, from its file."""
+    norm = network.normalization
+    mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
+    return InputRule(network.input_shape, network.time_steps, mean, std, resize)
+
+
+def scores_of(network: Network, samples: Samples, threads: int) -> Array:
+    """Class scores (B, classes), the batch spread over `threads`."""
+    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+        return run_on_threads(network, samples.values, pool, threads)
+
+
+def step_scores(network: Network, samples: Samples) -> Array:
+    """Scores of each step alone, (T, B, classes), run step by step; their mean is `scores_of`."""
+    network.reset()
+    values = samples.values
+    steps = [
+        network.step(values[t] if samples.sequence else values) for t in range(network.time_steps)
+    ]
+    network.reset()
+    return np.stack(steps)
+
+
+def result(
+    network: Network,
+    groups: Sequence[Samples],
+    *,
+    top: int,
+    threads: int,
+    stream: bool,
+    counts: bool,
+) -> dict[str, Any]:
+    """Everything that `soul-deploy run` says, as JSON data of the schema SCHEMA.
+
+    top: how many classes per sample. stream: run step by step, and keep each step's scores.
+    counts: also count operations, summed over the samples.
+    """
+    rows: list[dict[str, Any]] = []
+    sums: dict[str, LayerCounts] = {}
+    for samples in groups:
+        steps = step_scores(network, samples) if stream else None
+        scores = scores_of(network, samples, threads) if steps is None else steps.mean(axis=0)
+        for index, name in enumerate(samples.names):
+            row = {"input": name, "top": best(network.events, scores[index], top)}
+            if steps is not None:
+                row["steps"] = steps[:, index].tolist()
+            rows.append(row)
+        if counts:
+            for layer, found in network.count(samples.values).items():
+                sums[layer] = sums.get(layer, LayerCounts()) + found
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "time_steps": network.time_steps,
+        "classes": list(network.events.classes),
+        "results": rows,
+    }
+    if counts:
+        document["samples"] = len(rows)
+        document["counts"] = {layer: asdict(found) for layer, found in sums.items()}
+    return document
+
+
+def class_name(network: EventNetwork, index: int) -> str:
+    """The class's name, or its index if the file has no names."""
+    return network.classes[index] if network.classes else str(index)
+
+
+def best(network: EventNetwork, scores: Array, top: int) -> list[dict[str, Any]]:
+    """The `top` classes with the highest scores; among equal scores the lower index first."""
+    order = np.argsort(-scores, kind="stable")[:top]
+    return [
+        {"index": int(i), "class": class_name(network, int(i)), "score": float(scores[i])}
+        for i in order
+    ]
+
+
+COUNT_COLUMNS = {
+    "events_in": "events in",
+    "synops": "SynOps",
+    "macs_effective": "MACs",
+    "neuron_updates": "neuron updates",
+    "spikes_out": "spikes out",
+}
+
+
+def count_rows(
+    counts: Mapping[str, Mapping[str, int]], samples: int
+) -> tuple[list[str], list[list[object]]]:
+    """Columns and rows per inference, with a line for the whole network."""
+    total = {key: sum(found[key] for found in counts.values()) for key in COUNT_COLUMNS}
+    rows: list[list[object]] = [
+        [layer, *(mean_text(found[key], samples) for key in COUNT_COLUMNS)]
+        for layer, found in {**counts, "total": total}.items()
+    ]
+    return ["layer", *COUNT_COLUMNS.values()], rows
+
+
+def mean_text(total: int, samples: int) -> str:
+    """A count per sample."""
+    mean = total / samples
+    return f"{mean:,.0f}" if mean >= 100 or mean == int(mean) else f"{mean:.1f}"

@@ -1,0 +1,367 @@
+"""Every kernel against its naive twin, compiled and (NUMBA_DISABLE_JIT=1) as plain Python."""
+
+import ast
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import naive
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soul_deploy import runtime
+from soul_deploy.runtime import counting, kernels
+from soul_deploy.runtime.config import FASTMATH, SOURCE_BLOCK
+from soul_deploy.runtime.equations import FIRE, ChargeForm, NeuronEquation
+from soul_deploy.runtime.eventnet import (
+    Convolution,
+    DenseRows,
+    EdgeKind,
+    Matrix,
+    PoolLayer,
+    ReadoutLayer,
+    Rows,
+    Shape,
+    SparseRows,
+    SpikingLayer,
+    Synapses,
+)
+from soul_deploy.runtime.network import to_channel_last, to_channel_major
+from soul_deploy.runtime.program import pool_call, prepare, readout_calls, spiking_calls
+from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
+
+Array = npt.NDArray[Any]
+SILENT = NeuronEquation("integrate", 1.0, 1e30, 0.0, "gt")
+KINDS: tuple[EdgeKind, ...] = ("spike", "graded", "analog")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A projection as drawn: weights in PyTorch's layout, values (T, C, H, W) or (T, N)."""
+
+    weight: Array
+    bias: Array | None
+    values: Array
+    kind: EdgeKind
+    sparse: bool
+    geometry: dict[str, Any]
+
+
+def values_of(kind: EdgeKind, shape: Shape, rng: np.random.Generator) -> Array:
+    """Dyadic values of an edge kind, zeros among them."""
+    present = rng.random(shape) < 0.5
+    if kind == "analog":
+        return (rng.integers(-64, 64, shape) / 64 * present).astype(np.float32)
+    return (rng.integers(1, 2 if kind == "spike" else 5, shape) * present).astype(np.uint8)
+
+
+def dyadic(shape: Shape, rng: np.random.Generator, density: float = 1.0) -> Array:
+    values = rng.integers(-255, 256, shape) / 256 * (rng.random(shape) < density)
+    return values.astype(np.float32)
+
+
+@st.composite
+def convolution_cases(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    groups = draw(st.sampled_from((1, 1, 2, 3)))
+    channels, out = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    axes = [_axis(draw) for _ in range(2)]
+    size, kernel, stride, padding, dilation, positions, reach = zip(*axes, strict=True)
+    kind = draw(st.sampled_from(KINDS))
+    steps = draw(st.integers(1, 3))
+    return Case(
+        dyadic((out, channels // groups, *kernel), rng, draw(st.sampled_from((1.0, 0.3)))),
+        dyadic((out,), rng) if draw(st.booleans()) else None,
+        values_of(kind, (steps, channels, *size), rng),
+        kind,
+        draw(st.booleans()),
+        {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "out_shape": (out, *positions),
+            "reach": reach,
+        },
+    )
+
+
+def _axis(draw: st.DrawFn) -> tuple[int, ...]:
+    """(size, kernel, stride, padding, dilation, outputs, reach) along one axis."""
+    stride, padding = draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    dilation, kernel = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    span = dilation * (kernel - 1) + 1
+    size = draw(st.integers(max(1, span - 2 * padding), 6))
+    largest = (size + 2 * padding - span) // stride + 1
+    outputs = draw(st.integers(max(1, largest - 1), largest))
+    return size, kernel, stride, padding, dilation, outputs, draw(st.integers(size - 1, size))
+
+
+@st.composite
+def matrix_cases(draw: st.DrawFn) -> Case:
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    in_shape, out_shape = (
+        draw(st.sampled_from(((3,), (2 * SOURCE_BLOCK + 3,), (2, 3, 2), (9,)))) for _ in range(2)
+    )
+    kind = draw(st.sampled_from(KINDS))
+    size = math.prod(out_shape), math.prod(in_shape)
+    return Case(
+        dyadic(size, rng, draw(st.sampled_from((1.0, 0.3)))),
+        dyadic((size[0],), rng) if draw(st.booleans()) else None,
+        values_of(kind, (draw(st.integers(1, 3)), *in_shape), rng),
+        kind,
+        draw(st.booleans()),
+        {"out_shape": out_shape},
+    )
+
+
+def stored(rows: list[list[tuple[int, Any]]], shape: Shape, *, sparse: bool) -> Rows:
+    """Naive rows in one of the two representations."""
+    if not sparse:
+        return DenseRows(np.array([[w for _, w in row] for row in rows], np.float32).reshape(shape))
+    kept = [[(k, w) for k, w in row if w != 0] for row in rows]
+    starts = np.cumsum([0, *map(len, kept)]).astype(np.uint32)
+    flat = [pair for row in kept for pair in row]
+    targets = np.array([k for k, _ in flat], np.uint32)
+    return SparseRows(starts, targets, np.array([w for _, w in flat], np.float32))
+
+
+def layer_of(case: Case, neuron: NeuronEquation = SILENT) -> SpikingLayer:
+    in_shape, out_shape = case.values.shape[1:], case.geometry["out_shape"]
+    synapses: Synapses
+    if "stride" not in case.geometry:
+        listed = naive.matrix_rows(case.weight, in_shape, out_shape)
+        rows = stored(listed, (len(listed), math.prod(out_shape)), sparse=case.sparse)
+        order = naive.channel_last(out_shape)
+        bias = None if case.bias is None else np.ascontiguousarray(case.bias[order])
+        synapses = Matrix(in_shape, out_shape, rows, bias)
+    else:
+        g = case.geometry
+        kernel = case.weight.shape[2:]
+        listed = naive.convolution_rows(case.weight, g["groups"])
+        shape = (in_shape[0], *kernel, out_shape[0] // g["groups"])
+        rows = stored(listed, shape, sparse=case.sparse)
+        synapses = Convolution(
+            in_shape, out_shape, rows, case.bias, (kernel[0], kernel[1]), g["stride"],
+            g["padding"], g["dilation"], g["groups"], g["reach"],
+        )  # fmt: skip
+    bound = {"spike": 1, "graded": 4, "analog": None}[case.kind]
+    return SpikingLayer("p", "c", "s", case.kind, bound, synapses, neuron)
+
+
+def currents(case: Case) -> Array:
+    """What the bias and synapse kernels make of the case, channel-major."""
+    layer = layer_of(case)
+    source = np.ascontiguousarray(to_channel_last(case.values, layer.in_shape))
+    size = math.prod(layer.out_shape)
+    current = np.full((len(source), size), np.nan, np.float32)
+    spikes = np.empty((len(source), size), np.uint8)
+    v = np.empty(size, np.float32)
+    calls = spiking_calls(layer, prepare(layer), source, current, v, spikes, carry=False)
+    for call in calls[:2]:
+        call.kernel(*call.arguments)
+    shape = layer.out_shape
+    by_channel = current.reshape(len(current), -1, shape[0] if len(shape) == 3 else size)
+    return to_channel_major(by_channel, shape)
+
+
+@given(convolution_cases())
+def test_convolution_currents(case: Case) -> None:
+    expected = naive.convolve(case.values, case.weight, case.bias, **case.geometry)
+    np.testing.assert_array_equal(currents(case), expected)
+
+
+@given(matrix_cases())
+def test_matrix_currents(case: Case) -> None:
+    flat = case.values.reshape(len(case.values), -1)
+    expected = naive.multiply(flat, case.weight, case.bias)
+    np.testing.assert_array_equal(currents(case).reshape(expected.shape), expected)
+
+
+@given(convolution_cases())
+def test_convolution_counts(case: Case) -> None:
+    values = case.values if case.kind != "analog" else (case.values != 0).astype(np.uint8)
+    expected = naive.count_convolution(values, case.weight, **case.geometry)
+    assert counted(case) == (expected if case.kind != "analog" else (expected[0],))
+
+
+@given(matrix_cases())
+def test_matrix_counts(case: Case) -> None:
+    flat = case.values.reshape(len(case.values), -1)
+    expected = naive.count_matrix(np.ceil(np.abs(flat)), case.weight)
+    assert counted(case) == (expected if case.kind != "analog" else (expected[0],))
+
+
+def counted(case: Case) -> tuple[int, ...]:
+    layer = layer_of(case)
+    values = to_channel_last(case.values, layer.in_shape)[None]
+    counts = counting.count_spiking(layer, values, np.zeros((1, 1), np.bool_))
+    if case.kind == "analog":
+        assert counts.synops == counts.events_in == counts.touched == 0
+        return (counts.macs_effective,)
+    assert counts.events_in == np.count_nonzero(case.values)
+    assert counts.spikes_in == case.values.sum()
+    return counts.synops_events, counts.synops, counts.touched
+
+
+@given(convolution_cases())
+def test_fanout_is_the_number_of_nonzero_synapses_inside(case: Case) -> None:
+    found = counting.fanout_map(layer_of(case).synapses)
+    for c, y, x in np.ndindex(*case.values.shape[1:]):
+        synapses = naive.targets_of(c, y, x, case.weight, **case.geometry)
+        assert found[c, y, x] == sum(w != 0 for *_, w in synapses)
+
+
+@st.composite
+def equations(draw: st.DrawFn) -> NeuronEquation:
+    charge = draw(st.sampled_from(get_args(ChargeForm)))
+    constant = draw(st.sampled_from((2.0, 1.7, 4 / 3, 3.0, 0.37)))
+    threshold = draw(st.sampled_from((1.0, 0.5, 0.7)))
+    reset = draw(st.sampled_from((None, 0.0, -0.3, 0.2)))
+    return NeuronEquation(charge, constant, threshold, reset, draw(st.sampled_from(tuple(FIRE))))
+
+
+@given(equations(), st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 2**20))
+def test_sweep_equals_the_equation_bit_for_bit(
+    neuron: NeuronEquation, steps: int, repeated: bool, carry: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    current = rng.normal(0.4, 1.0, (1 if repeated else steps, 37)).astype(np.float32)
+    current[:, :9] = np.float32(neuron.v_threshold)  # ties and near-ties
+    current[:, 9:12] = np.nextafter(np.float32(neuron.v_threshold), np.float32(9))
+    v = rng.normal(0, 0.5, 37).astype(np.float32)
+    start = v.copy() if carry else np.full(37, neuron.rest, np.float32)
+    spikes = np.empty((steps, 37), np.uint8)
+    sweep_of(neuron)(current, *sweep_numbers(neuron), carry, v, spikes)
+    expected, last = naive.simulate(
+        current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
+        neuron.fire, start,
+    )  # fmt: skip
+    np.testing.assert_array_equal(spikes, expected)
+    np.testing.assert_array_equal(v, last)
+    by_step, membrane = [], start
+    for t in range(steps):
+        fired, membrane = neuron.step(membrane, current[0 if repeated else t])
+        by_step.append(fired)
+    np.testing.assert_array_equal(spikes, np.array(by_step))
+    np.testing.assert_array_equal(v, membrane)
+
+
+def test_a_sweep_covers_neurons_beyond_one_block() -> None:
+    neuron = NeuronEquation("integrate", 1.0, 1.0, None, "ge")
+    current = np.linspace(0, 2, 2500, dtype=np.float32)[None]
+    spikes, v = np.empty((2, 2500), np.uint8), np.empty(2500, np.float32)
+    sweep_of(neuron)(current, *sweep_numbers(neuron), False, v, spikes)
+    np.testing.assert_array_equal(
+        spikes, [current[0] >= 1, current[0] - (current[0] >= 1) + current[0] >= 1]
+    )
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(3, 6), st.integers(3, 6)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.booleans(),
+    st.integers(0, 2**20),
+)
+def test_max_pool(
+    shape: Shape, kernel: tuple[int, int], stride: tuple[int, int], padded: bool, seed: int
+) -> None:
+    padding = (kernel[0] // 2, kernel[1] // 2) if padded else (0, 0)
+    spikes = values_of("graded", shape, np.random.default_rng(seed))
+    expected = naive.max_pool(spikes, kernel, stride, padding)
+    pool = PoolLayer("m", "s", shape[1:], expected.shape[1:], kernel, stride, padding)
+    source = np.ascontiguousarray(to_channel_last(spikes, shape[1:]))
+    out = np.empty((shape[0], math.prod(expected.shape[2:]), shape[1]), np.uint8)
+    call = pool_call(pool, source, out)
+    call.kernel(*call.arguments)
+    np.testing.assert_array_equal(to_channel_major(out, pool.out_shape), expected)
+
+
+@given(st.booleans(), st.booleans(), st.integers(1, 4), st.integers(0, 2**20))
+def test_readout(linear: bool, biased: bool, steps: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spikes = values_of("spike", (steps, 6, 2, 3), rng)
+    weight = dyadic((3, 6), rng) if linear else None
+    bias = dyadic((3,), rng) if linear and biased else None
+    votes = 1 if linear else 2
+    layer = ReadoutLayer("h", "s", (6, 2, 3), 3, True, weight, bias, votes, 6 * votes)
+    scores = np.empty(3, np.float32)
+    source = np.ascontiguousarray(to_channel_last(spikes, layer.in_shape))
+    for call in readout_calls(layer, source, scores):
+        call.kernel(*call.arguments)
+    sums = naive.sum_spikes(spikes)
+    scale = 1.0 / (steps * 6 * votes)
+    expected = (
+        naive.vote(sums, votes, scale) if weight is None else naive.score(sums, weight, bias, scale)
+    )
+    np.testing.assert_array_equal(scores, expected)
+
+
+@given(st.lists(st.sampled_from((0, 0, 1, 3)), max_size=12))
+def test_collect_events(values: list[int]) -> None:
+    rows, amounts = np.empty(len(values) + 1, np.uint32), np.empty(len(values) + 1, np.float32)
+    count = kernels.collect_events(np.array(values, np.uint8), 5, rows, amounts)
+    found = list(zip(rows[:count] - 5, amounts[:count], strict=True))
+    assert found == naive.nonzero(np.array(values))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_one_step_flip_would_be_seen(sparse: bool) -> None:
+    """The twin comparison goes red: one changed weight changes the currents."""
+    rng = np.random.default_rng(3)
+    geometry = dict.fromkeys(("stride", "dilation"), (1, 1)) | {
+        "padding": (1, 1), "groups": 1, "out_shape": (2, 3, 3), "reach": (3, 3)
+    }  # fmt: skip
+    case = Case(
+        dyadic((2, 1, 3, 3), rng), None, np.ones((1, 1, 3, 3), np.uint8), "spike", sparse, geometry
+    )
+    expected = naive.convolve(case.values, case.weight, None, **geometry)
+    np.testing.assert_array_equal(currents(case), expected)
+    case.weight[1, 0, 2, 0] += 1
+    assert (currents(case) != expected).any()
+
+
+def test_no_kernel_uses_fastmath() -> None:
+    """Every compiled function names the one constant, which is off."""
+    assert FASTMATH is False
+    found = 0
+    for path in Path(runtime.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("njit"):
+                found += 1
+                flags = {item.arg: ast.unparse(item.value) for item in node.keywords}
+                assert flags.get("fastmath") == "FASTMATH", f"{path.name}:{node.lineno}"
+                assert flags.get("cache") == "True", f"{path.name}:{node.lineno}"
+    assert found >= 10
+
+
+CACHE_PROBE = """
+import numpy as np
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
+neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, None, "ge")
+sweep = sweep_of(neuron)
+current = np.ones((1, 3), np.float32)
+sweep(current, *sweep_numbers(neuron), False, np.zeros(3, np.float32), np.zeros((2, 3), np.uint8))
+print(sum(sweep.stats.cache_hits.values()), sum(sweep.stats.cache_misses.values()))
+"""
+
+
+def test_compiled_sweeps_are_found_again_by_a_fresh_process(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "NUMBA_DISABLE_JIT"}
+    env["NUMBA_CACHE_DIR"] = str(tmp_path)
+    seen = [
+        subprocess.run(
+            [sys.executable, "-c", CACHE_PROBE], env=env, check=True, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert seen == [["0", "1"], ["1", "0"]]

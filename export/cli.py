@@ -14,8 +14,9 @@ from soul_deploy.arguments import SoulCommand
 from soul_deploy.data import load_data
 from soul_deploy.export import verify as gates
 from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_check import input_mode_of, load_onnx
+from soul_deploy.export.onnx_check import input_mode_of
 from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, export_onnx
+from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.verify import Kind, VerifyReport, kind_of
 from soul_deploy.modelfile import Model, load_model
 from soul_deploy.options import Decorator, option_group
@@ -298,7 +299,7 @@ def _check(
     if check_on.threads is not None:
         torch.set_num_threads(check_on.threads)
     (path, shown), (images, described) = paths, chosen
-    if kind == "onnx" and input_mode_of(load_onnx(path)) == "sequence":
+    if kind == "onnx" and input_mode_of(read_onnx(path)) == "sequence":
         steps = source.model.graph.time_steps
         images = torch.stack([images.roll(t, dims=0) for t in range(steps)])
         described += ", a sequence of different frames each"

@@ -51,7 +51,7 @@ def static_problems(
     if expected != found:
         return (*problems, f"layers {found}, the graph says {expected}")
     folded = fold(graph, golden.state, golden.channel_masks)
-    layers = counted_layers(graph, folded)
+    layers = counted_layers(graph, folded, golden.neuron_masks)
     behind = {layer.population: layer for layer in layers if layer.population is not None}
     for stored in events.layers:
         if isinstance(stored, PoolLayer):
@@ -165,7 +165,7 @@ def _readout_problems(
 
 
 def _fanout_problems(network: Network, layer: CountedLayer) -> Iterator[str]:
-    expected = fanout(layer.composed.operator)
+    expected = fanout(layer.composed.operator, layer.live)
     yield from _array_problems(f"{layer.name}: fan-out map", network.fanout(layer.name), expected)
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,12 +20,15 @@ from soul_deploy.export.onnx_graph import (
     build_onnx,
     equations_of,
     input_shape,
+    patterns_of,
 )
 from soul_deploy.export.onnx_nodes import (
     BATCH,
     OUTPUT,
     InputMode,
     bias_name,
+    mask_name,
+    pattern_name,
     value_name,
     weight_name,
 )
@@ -36,21 +38,7 @@ from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
-from soul_deploy.runtime.files import Array, require_file
-
-
-def load_onnx(path: Path) -> ModelProto:
-    """Read and check an ONNX file. Raises MissingFileError, FileFormatError for any other file."""
-    require_file(path)
-    try:
-        model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # protobuf, checker and shape inference each raise their own
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise FileFormatError(
-            f"{path} is not an intact ONNX file ({first}); it may be truncated or of another format"
-        ) from error
-    return model
+from soul_deploy.runtime.files import Array
 
 
 def properties(model: ModelProto) -> dict[str, str]:
@@ -126,19 +114,31 @@ def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 
 def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
+    """Weights, biases, masks and patterns against what the model holds, number by number."""
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
+    for name, expected in _expected_arrays(golden):
+        if expected is None:
+            if name in stored:
+                yield f"{name}: stored, but the graph has none"
+        elif name not in stored:
+            yield f"{name}: missing"
+        else:
+            yield from _array_problem(name, numpy_helper.to_array(stored[name]), expected)
+
+
+def _expected_arrays(golden: Model) -> Iterator[tuple[str, Array | None]]:
     for node, synapses in fold(golden.graph, golden.state, golden.channel_masks).items():
-        for name, expected in (
-            (weight_name(node), synapses.weight),
-            (bias_name(node), synapses.bias),
-        ):
-            if expected is None:
-                if name in stored:
-                    yield f"{name}: stored, but the graph has none"
-            elif name not in stored:
-                yield f"{name}: missing"
-            else:
-                yield from _array_problem(name, numpy_helper.to_array(stored[name]), expected)
+        yield weight_name(node), synapses.weight
+        yield bias_name(node), synapses.bias
+    patterns = patterns_of(golden)
+    for population in golden.graph.populations:
+        name, pattern = population.name, patterns.get(population.name)
+        mask = golden.neuron_masks.get(name)
+        yield mask_name(name), None if mask is None else mask.astype(np.float32)
+        if pattern is not None:
+            sides = [1] * (len(golden.graph.shapes[name]) - 1)
+            pattern = pattern.astype(np.float32).reshape(len(pattern), 1, -1, *sides)
+        yield pattern_name(name), pattern
 
 
 def _array_problem(name: str, found: Array, expected: Array) -> Iterator[str]:

@@ -24,7 +24,7 @@ from soul_deploy.modelfile import Model
 from soul_deploy.neurons import learned_decay
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import LimitError, UsageError
-from soul_deploy.runtime.files import write_atomically
+from soul_deploy.runtime.files import Array, write_atomically
 
 FORMAT = "soul-deploy/onnx/1"
 OPSETS = range(17, 25)
@@ -35,6 +35,12 @@ INPUT_MODES: tuple[InputMode, ...] = ("static", "sequence")
 def equations_of(model: Model) -> dict[str, NeuronEquation]:
     """The deployed neuron of every population, learned decays in float32."""
     return {node.name: _equation(model, node) for node in model.graph.populations}
+
+
+def patterns_of(model: Model) -> dict[str, Array]:
+    """The stored spikes (T, generated) of populations with generated channels."""
+    populations = (node for node in model.graph.populations if node.generated)
+    return {node.name: model.state[f"{node.name}.pattern"] for node in populations}
 
 
 def _equation(model: Model, node: Population) -> NeuronEquation:
@@ -70,7 +76,15 @@ def build_onnx(
             f"{size} bytes of weights; one ONNX file holds at most {MAX_BYTES}. Remove channels "
             "first"
         )
-    builder = Builder(model.graph, folded, equations_of(model), opset, input_mode=input_mode)
+    builder = Builder(
+        model.graph,
+        folded,
+        equations_of(model),
+        model.neuron_masks,
+        patterns_of(model),
+        opset,
+        input_mode=input_mode,
+    )
     _add_input(builder, model.graph.input, input_mode)
     for node in model.graph.nodes[1:]:
         spell(builder, node)

@@ -40,11 +40,16 @@ InputMode = Literal["static", "sequence"]
 
 @dataclass
 class Builder:
-    """An ONNX graph being built from `graph` with the deployed weights `folded`."""
+    """An ONNX graph being built from `graph` with the deployed weights `folded`.
+
+    neuron_masks: population -> bool of its shape. patterns: population -> (T, generated) of 0/1.
+    """
 
     graph: SpikingGraph
     folded: Mapping[str, Synapses]
     equations: Mapping[str, NeuronEquation]
+    neuron_masks: Mapping[str, Array]
+    patterns: Mapping[str, Array]
     opset: int
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
@@ -95,6 +100,16 @@ def weight_name(node: str) -> str:
 def bias_name(node: str) -> str:
     """The initializer that holds a projection's or the head's deployed bias."""
     return f"{node}.bias"
+
+
+def mask_name(population: str) -> str:
+    """The initializer that holds which neurons of a population are unmasked."""
+    return f"{population}.mask"
+
+
+def pattern_name(population: str) -> str:
+    """The initializer that holds a population's generated channels."""
+    return f"{population}.pattern"
 
 
 def _synapses(b: Builder, name: str) -> list[str]:
@@ -165,6 +180,21 @@ def _flatten(b: Builder, node: Flatten) -> None:
 
 def _population(b: Builder, node: Population) -> None:
     """The neuron's function, called T times; spikes leave merged, T-major."""
+    name, value = node.name, b.value(node.name)
+    stages = [f"{name}.fired"]
+    stages += [f"{name}.all_channels"] if node.generated else []
+    stages += [f"{name}.masked"] if name in b.neuron_masks else []
+    stages[-1] = value
+    fired = _fire(b, node, stages[0])
+    if node.generated:
+        fired = _append_pattern(b, node, fired, stages[1])
+    if name in b.neuron_masks:
+        mask = b.constant(mask_name(name), b.neuron_masks[name].astype(np.float32))
+        b.op("Mul", [fired, mask], value)
+
+
+def _fire(b: Builder, node: Population, output: str) -> str:
+    """Charge, fire, reset; spikes of all steps (T·batch, ...)."""
     current, name, steps = b.source(node), node.name, b.graph.time_steps
     equation = b.equations[name]
     currents = [current] * steps
@@ -173,7 +203,7 @@ def _population(b: Builder, node: Population) -> None:
     # The initial membrane must not be a constant: ONNX Runtime would fold the first step's
     # constant operands into the convolution's weights (ConvAddFusion, ConvMulFusion), and a
     # product rounded at another place is another number.
-    shape = b.op("Shape", [currents[0]], f"{name}.shape")
+    shape = b.op("Shape", [currents[0]], f"{name}.current_shape")
     rest = numpy_helper.from_array(np.array([equation.rest], np.float32), "value")
     membrane = b.op("ConstantOfShape", [shape], f"{name}.membrane", value=rest)
     spikes = []
@@ -182,7 +212,25 @@ def _population(b: Builder, node: Population) -> None:
         b.nodes.append(_step(equation, [membrane, x], [spike, after]))
         spikes.append(spike)
         membrane = after
-    b.op("Concat", spikes, b.value(name), axis=0)
+    return b.op("Concat", spikes, output, axis=0)
+
+
+def _append_pattern(b: Builder, node: Population, fired: str, output: str) -> str:
+    """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
+    name, space = node.name, b.graph.shapes[node.name][1:]
+    pattern = b.patterns[name].astype(np.float32)
+    steps, count = pattern.shape
+    stored = b.constant(pattern_name(name), pattern.reshape(steps, 1, count, *[1] * len(space)))
+    shape, batch = f"{name}.current_shape", f"{name}.batch"
+    b.op("Slice", [shape, *(b.integers(f"{batch}.{k}", k) for k in (0, 1))], batch)
+    sides = [b.integers(f"{name}.steps", steps), batch]
+    full = b.op(
+        "Concat", [*sides, b.integers(f"{name}.sides", count, *space)], f"{name}.full", axis=0
+    )
+    expanded = b.op("Expand", [stored, full], f"{name}.expanded")
+    merged = b.integers(f"{name}.merged_shape", -1, count, *space)
+    generated = b.op("Reshape", [expanded, merged], f"{name}.generated")
+    return b.op("Concat", [fired, generated], output, axis=1)
 
 
 def _step(equation: NeuronEquation, inputs: list[str], outputs: list[str]) -> NodeProto:

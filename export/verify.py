@@ -7,6 +7,7 @@
    within the limit on samples without a flip.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from soul_deploy.compare import BATCH, LOGIT_LIMIT, Comparer, Comparison, Execution
 from soul_deploy.export import event_check, onnx_check
+from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.flips import Flip, Golden, LayerSpikes
 from soul_deploy.modelfile import Model
 from soul_deploy.runtime.files import require_file
@@ -60,10 +62,10 @@ class VerifyReport:
         if self.forced is not None and self.end_to_end is not None:
             columns = ["layer", "neurons", "rate", "spikes", "flips forced", "flips end to end"]
             rows = _rows(self.forced, self.end_to_end, self.time_steps)
-            title = f"{self.artifact} against its model, on {self.images}"
-            table = text_table(title, [*columns, "spikes differing", "unexplained"], rows)
-            lines = [table, *lines]
-        return "\n".join([*lines, f"Verified: {'yes' if self.passed else 'NO'}"])
+            columns += ["spikes differing", "unexplained"]
+            lines = [text_table("Spikes", columns, rows), *lines]
+        heading = f"{self.artifact} against its model, on {self.images}"
+        return "\n".join([heading, *lines, f"Verified: {'yes' if self.passed else 'NO'}"])
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""
@@ -131,7 +133,7 @@ def _open(
 ) -> tuple[tuple[str, ...], Execution | None]:
     """The static gate's problems, and the file ready to run if there are none."""
     if kind == "onnx":
-        file = onnx_check.load_onnx(artifact)
+        file = read_onnx(artifact)
         problems = onnx_check.static_problems(golden.model, file, source_sha256)
         return problems, None if problems else onnx_check.OnnxExecution(file, golden.graph)
     network = load(artifact)
@@ -206,4 +208,14 @@ def _comparison_json(comparison: Comparison | None) -> dict[str, Any] | None:
         return None
     data = asdict(comparison) | {"passed": comparison.passed, "flipped": comparison.flipped}
     data["unexplained"] = comparison.unexplained
-    return data
+    finite: dict[str, Any] = _finite(data)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -149,7 +149,7 @@ def apply(
         mask = module.channel_masks[layer.name]
         keep = torch.from_numpy(layer.keep).to(mask.keep.device)
         back = keep & (mask.keep == 0)
-        mask.keep = keep.to(mask.keep.dtype)
+        pass
         parameters = _incoming(module, layer.name)
         for parameter in parameters:
             _clear(optimizer, parameter, ~keep)

@@ -11,7 +11,7 @@ from soul_deploy.runtime.files import require_file
 from soul_deploy.runtime.tables import text_table
 
 Document = Mapping[str, Any]
-REFERENCE = "onnxruntime-compact"
+REFERENCES = ("onnxruntime-compact", "onnxruntime-dense")
 
 
 def load_baseline(path: Path) -> dict[str, Any]:
@@ -49,13 +49,15 @@ def key_of(entry: Document) -> tuple[str, int, int]:
     return entry["engine"], entry["threads"], entry["batch_size"]
 
 
-def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int], float]:
-    """Median time of ONNX Runtime on the compact network over each entry's, same setting.
-
-    Without that engine, ONNX Runtime on the dense network is the reference.
-    """
+def reference_engine(entries: Sequence[Document]) -> str | None:
+    """The engine that the others are compared with, or None without ONNX Runtime."""
     names = {entry["engine"] for entry in entries}
-    name = REFERENCE if REFERENCE in names else "onnxruntime-dense"
+    return next((name for name in REFERENCES if name in names), None)
+
+
+def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int], float]:
+    """Median time of `reference_engine` over each entry's, same threads and batch size."""
+    name = reference_engine(entries)
     reference = {key_of(e)[1:]: e["p50_ms"] for e in entries if e["engine"] == name}
     return {
         key_of(entry): reference[key_of(entry)[1:]] / entry["p50_ms"]
@@ -144,12 +146,17 @@ def _comparison(comparison: Sequence[Document]) -> tuple[list[str], list[list[ob
 def _environment(document: Document) -> list[str]:
     found = document["environment"]
     versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
-    reference = REFERENCE
-    if all(entry["engine"] != REFERENCE for entry in document["entries"]):
-        reference = "onnxruntime-dense"
+    reference = reference_engine(document["entries"])
     return [
-        f"vs ORT: median time of {reference} over this engine's, same threads and batch.",
-        f"Input: {document['input']}. {found['cpu']}, {found['cores']} cores, load "
-        f"{found['load_average']:g}, Python {found['python']}, {found['time']}.",
-        versions + ".",
+        *([f"vs ORT: median time of {reference} over this one's."] if reference else []),
+        f"Input: {document['input']}.",
+        f"{found['cpu']}, {found['cores']} cores, {found['time']}, Python {found['python']}.",
+        f"{versions}.",
+        *_warnings(found),
     ]
+
+
+def _warnings(found: Document) -> list[str]:
+    busy = found["load_average"] > 0.5
+    text = f"The machine was busy before the start (load {found['load_average']:g}): times are high"
+    return [f"{text} and scatter; measure again on a quiet one."] if busy else []

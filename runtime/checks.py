@@ -92,9 +92,10 @@ def require_neuron(name: str, neuron: NeuronEquation) -> None:
             np.isfinite(np.array(numbers, np.float32)).all(),
             f"{name}: neuron numbers {numbers} are not finite in float32",
         )
-    require(neuron.v_threshold > 0, f"{name}: v_threshold {neuron.v_threshold} is not above 0")
+    threshold, rest = np.float32(neuron.v_threshold), np.float32(neuron.rest)
+    require(threshold > 0, f"{name}: v_threshold {neuron.v_threshold} is not above 0")
     require(
-        neuron.rest < neuron.v_threshold,
+        rest < threshold,
         f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
     )
     require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")

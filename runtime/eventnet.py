@@ -10,6 +10,7 @@ position, since an event is processed by adding its rows to its targets.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -350,32 +351,38 @@ class EventNetwork:
         require(self.time_steps >= 1, f"time_steps {self.time_steps} is not at least 1")
         if self.time_steps > MAX_STEPS:
             raise LimitError(f"T = {self.time_steps}; the limit is {MAX_STEPS} steps")
-        shapes: dict[str, Shape] = {self.input_name: self.input_shape}
-        for layer in (*self.layers, self.readout):
-            require(layer.name not in shapes, f"two layers are called {layer.name!r}")
-            require(
-                layer.source in shapes, f"{layer.name}: its source {layer.source!r} is not there"
-            )
-            require(
-                shapes[layer.source] == layer.in_shape,
-                f"{layer.name}: takes {layer.in_shape}, but {layer.source} is "
-                f"{shapes[layer.source]}",
-            )
-            analog = layer.source == self.input_name
-            if isinstance(layer, SpikingLayer):
-                require(
-                    (layer.edge == "analog") == analog,
-                    f"{layer.name}: a {layer.edge} edge from {layer.source}",
-                )
-                shapes[layer.name] = layer.out_shape
-            else:
-                require(not analog, f"{layer.name}: takes spikes, but {layer.source} is the input")
-                if isinstance(layer, PoolLayer):
-                    shapes[layer.name] = layer.out_shape
         require(
             len(self.classes) in (0, self.readout.classes),
             f"{len(self.classes)} class names for {self.readout.classes} classes",
         )
+        shapes: dict[str, Shape] = {self.input_name: self.input_shape}
+        for layer in (*self.layers, self.readout):
+            self._check_place(layer, shapes)
+            if not isinstance(layer, ReadoutLayer):
+                shapes[layer.name] = layer.out_shape
+        for name, shape in shapes.items():
+            if self.time_steps * math.prod(shape) > MAX_VALUES:
+                raise LimitError(
+                    f"{name}: {self.time_steps} steps of {shape} given; the limit is {MAX_VALUES} "
+                    "values"
+                )
+
+    def _check_place(self, layer: "Layer | ReadoutLayer", shapes: Mapping[str, Shape]) -> None:
+        """What comes before must feed it, with the right shape and edge kind."""
+        name, source = layer.name, layer.source
+        require(name not in shapes, f"two layers are called {name!r}")
+        require(source in shapes, f"{name}: its source {source!r} is not there")
+        require(
+            shapes[source] == layer.in_shape,
+            f"{name}: takes {layer.in_shape}, but {source} is {shapes[source]}",
+        )
+        analog = source == self.input_name
+        if isinstance(layer, SpikingLayer):
+            require(
+                (layer.edge == "analog") == analog, f"{name}: a {layer.edge} edge from {source}"
+            )
+        else:
+            require(not analog, f"{name}: takes spikes, but {source} is the input")
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:

@@ -106,15 +106,14 @@ def read_array(path: Path, rule: InputRule) -> Samples:
     """
     require_file(path)
     try:
-        array = np.load(path, allow_pickle=False)
+        # Mapped, so that a header that announces more than the file holds is refused.
+        array: Array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
-    if not isinstance(array, np.ndarray) or not (
-        array.dtype.kind == "f" or array.dtype == np.uint8
-    ):
-        found = array.dtype if isinstance(array, np.ndarray) else "an archive"
+    if not (array.dtype.kind == "f" or array.dtype == np.uint8):
         raise FileFormatError(
-            f"{path} holds {found}; needed: floating-point values (normalised) or uint8 pixels"
+            f"{path} holds {array.dtype}; needed: floating-point values (normalised) or uint8 "
+            "pixels"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise FileFormatError(f"{path} holds values that are not finite")

@@ -162,7 +162,7 @@ def neuron_text(neuron: Description) -> str:
     form = form.replace("(v - r)", "v").replace("r - v", "-v") if not reset else form
     sign = ">" if neuron["fire"] == "gt" else "≥"
     after = f"v - {neuron['v_threshold']:g}" if reset is None else f"{reset:g}"
-    rest = f", r = {reset:g}" if reset and neuron["charge"] != "integrate" else ""
+    rest = f", r = {reset:g}" if "r" in form else ""
     return f"v ← {form}{rest}; spike if v {sign} {neuron['v_threshold']:g}; then v ← {after}"
 
 

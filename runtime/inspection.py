@@ -1,5 +1,6 @@
 """What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
 )
 from soul_deploy.runtime.files import (
+    METADATA_KEY,
     Array,
     TensorFile,
     digest,
@@ -73,18 +75,18 @@ def kind_of(path: Path) -> str:
 
 
 def _kind_of_tensors(opened: TensorFile) -> str:
-    for kind, name in (("event", eventfile.FORMAT), ("model", MODEL_FORMAT)):
-        try:
-            opened.document(name)
-        except FileFormatError as error:
-            reason = error
-        else:
-            return kind
-    if "of format" in str(reason):
-        known = f"{MODEL_FORMAT}, {eventfile.FORMAT}"
-        raise FileFormatError(f"{reason}. This version reads {known}")
+    kinds = {eventfile.FORMAT: "event", MODEL_FORMAT: "model"}
+    try:
+        document = json.loads(opened.metadata.get(METADATA_KEY, "null"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{opened.path}: its metadata is not JSON ({error})") from error
+    found = document.get("format") if isinstance(document, dict) else None
+    if isinstance(found, str) and found in kinds:
+        return kinds[found]
+    what = "without soul-deploy metadata" if found is None else f"of format {found!r}"
     raise FileFormatError(
-        f"{opened.path} is a safetensors file without soul-deploy metadata; readable: {READABLE}"
+        f"{opened.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
+        f"{MODEL_FORMAT} and {eventfile.FORMAT}"
     )
 
 

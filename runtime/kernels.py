@@ -37,38 +37,43 @@ def collect_events(values: Array, first: int, rows: Array, amounts: Array) -> np
 
 @register_jitable
 def add_rows(
-    target: Array,
+    out: Array,
+    first: int | np.int64,
+    length: int | np.int64,
     weight: Array,
     row_size: int,
-    offset: int,
+    offset: int | np.int64,
     rows: Array,
     amounts: Array,
     count: int | np.int64,
 ) -> None:
-    """target[k] += amounts[e] · weight[rows[e] · row_size + offset + k], for e below `count`.
+    """out[first + k] += amounts[e] · weight[rows[e] · row_size + offset + k], for k below length.
 
     Four rows are added in one pass: the target is loaded and stored once, and its sum is still
     rounded after each row, in the order of e.
     """
-    length = len(target)
-    done = 0
+    to, size, shift = np.uint64(first), np.uint64(row_size), np.uint64(offset)
+    done, width = 0, np.uint64(length)
     while done + 4 <= count:
         v0, v1, v2, v3 = amounts[done], amounts[done + 1], amounts[done + 2], amounts[done + 3]
-        b0 = np.int64(rows[done]) * row_size + offset
-        b1 = np.int64(rows[done + 1]) * row_size + offset
-        b2 = np.int64(rows[done + 2]) * row_size + offset
-        b3 = np.int64(rows[done + 3]) * row_size + offset
-        w0, w1 = weight[b0 : b0 + length], weight[b1 : b1 + length]
-        w2, w3 = weight[b2 : b2 + length], weight[b3 : b3 + length]
-        for k in range(length):
-            target[k] = target[k] + v0 * w0[k] + v1 * w1[k] + v2 * w2[k] + v3 * w3[k]
+        r0 = np.uint64(rows[done]) * size + shift
+        r1 = np.uint64(rows[done + 1]) * size + shift
+        r2 = np.uint64(rows[done + 2]) * size + shift
+        r3 = np.uint64(rows[done + 3]) * size + shift
+        for k in range(width):
+            out[to + k] = (
+                out[to + k]
+                + v0 * weight[r0 + k]
+                + v1 * weight[r1 + k]
+                + v2 * weight[r2 + k]
+                + v3 * weight[r3 + k]
+            )
         done += 4
     while done < count:
         v0 = amounts[done]
-        b0 = np.int64(rows[done]) * row_size + offset
-        w0 = weight[b0 : b0 + length]
-        for k in range(length):
-            target[k] = target[k] + v0 * w0[k]
+        r0 = np.uint64(rows[done]) * size + shift
+        for k in range(width):
+            out[to + k] = out[to + k] + v0 * weight[r0 + k]
         done += 1
 
 
@@ -130,23 +135,25 @@ def convolve_dense(
     channels, kernel_height, kernel_width, width = weight.shape
     flat = weight.reshape(-1)
     row_size = kernel_height * kernel_width * width
-    columns, inner = len(x_first) - 1, channels // groups
-    for position in range(values.shape[1]):
-        y, x = position // columns, position % columns
-        if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
-            continue
-        for t in range(values.shape[0]):
-            for g in range(groups):
-                arrived = values[t, position, g * inner : (g + 1) * inner]
-                count = collect_events(arrived, g * inner, rows, amounts)
-                if count == 0:
-                    continue
-                for a in range(y_first[y], y_first[y + 1]):
-                    for b in range(x_first[x], x_first[x + 1]):
-                        to = (y_out[a] * out_width + x_out[b]) * out_channels + g * width
-                        offset = (y_tap[a] * kernel_width + x_tap[b]) * width
-                        target = out[t, to : to + x_length[b] * width]
-                        add_rows(target, flat, row_size, offset, rows, amounts, count)
+    height, columns, inner = len(y_first) - 1, len(x_first) - 1, channels // groups
+    for y in range(height):
+        for x in range(columns):
+            if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
+                continue
+            for t in range(values.shape[0]):
+                for g in range(groups):
+                    arrived = values[t, y * columns + x, g * inner : (g + 1) * inner]
+                    count = collect_events(arrived, g * inner, rows, amounts)
+                    if count == 0:
+                        continue
+                    for a in range(y_first[y], y_first[y + 1]):
+                        for b in range(x_first[x], x_first[x + 1]):
+                            to = (y_out[a] * out_width + x_out[b]) * out_channels + g * width
+                            length = x_length[b] * width
+                            offset = (y_tap[a] * kernel_width + x_tap[b]) * width
+                            add_rows(
+                                out[t], to, length, flat, row_size, offset, rows, amounts, count
+                            )
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
@@ -154,43 +161,32 @@ def convolve_analog(
     values: Array,
     weight: Array,
     groups: int,
-    in_width: int,
-    out_width: int,
-    y_first: Array,
-    y_tap: Array,
-    y_in: Array,
-    x_first: Array,
-    x_tap: Array,
-    x_in: Array,
+    sources: Array,
     rows: Array,
     amounts: Array,
     out: Array,
 ) -> None:
     """As `convolve_dense` for values that are mostly nonzero: each output gathers its inputs.
 
-    y_*, x_*: for each output position, (kernel index, input position) pairs (windows.py).
-    rows, amounts: scratch (C·kh·kw,).
+    values (T, H·W, C); weight (groups, inputs, C_out / groups); sources uint32 (OH·OW, groups,
+    inputs): index of each input of an output position among the H·W·C values, or H·W·C where it
+    lies outside. rows, amounts: scratch of at least `inputs`.
     """
-    channels, kernel_height, kernel_width, width = weight.shape
+    _, inputs, width = weight.shape
     flat = weight.reshape(-1)
-    inner, out_channels = channels // groups, groups * width
-    positions = out.shape[1] // out_channels
-    taps = kernel_height * kernel_width
+    size = values.shape[1] * values.shape[2]
+    for i in range(inputs):
+        rows[i] = i
     for t in range(values.shape[0]):
-        for position in range(positions):
-            y, x = position // out_width, position % out_width
+        arrived = values[t].reshape(-1)
+        for position in range(len(sources)):
             for g in range(groups):
-                count = 0
-                for a in range(y_first[y], y_first[y + 1]):
-                    for b in range(x_first[x], x_first[x + 1]):
-                        tap = y_tap[a] * kernel_width + x_tap[b]
-                        source = values[t, y_in[a] * in_width + x_in[b]]
-                        for c in range(g * inner, (g + 1) * inner):
-                            rows[count] = c * taps + tap
-                            amounts[count] = source[c]
-                            count += 1
-                to = position * out_channels + g * width
-                add_rows(out[t, to : to + width], flat, width, 0, rows, amounts, count)
+                listed = sources[position, g]
+                for i in range(inputs):
+                    j = listed[i]
+                    amounts[i] = arrived[j] if j < size else np.float32(0)
+                to = (position * groups + g) * width
+                add_rows(out[t], to, width, flat, width, g * inputs * width, rows, amounts, inputs)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
@@ -224,31 +220,30 @@ def convolve_sparse(
     that one base serves a whole run, and 0 if every run has length 1.
     rows, amounts: scratch (C,).
     """
-    columns = len(x_first) - 1
-    for position in range(values.shape[1]):
-        y, x = position // columns, position % columns
-        if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
-            continue
-        for t in range(values.shape[0]):
-            count = collect_events(values[t, position], 0, rows, amounts)
-            current = out[t]
-            for e in range(count):
-                kernel, amount = np.int64(rows[e]) * kernel_height, amounts[e]
-                for a in range(y_first[y], y_first[y + 1]):
-                    for b in range(x_first[x], x_first[x + 1]):
-                        base = (
-                            (y_out[a] * out_width + x_out[b]) * out_channels
-                            - y_tap[a] * pitch_y
-                            - x_tap[b] * pitch_x
-                        )
-                        # Rows of neighbouring columns follow each other; whole kernel rows too.
-                        whole = x_length[b] == kernel_width
-                        pieces = 1 if whole else y_length[a]
-                        length = y_length[a] * kernel_width if whole else x_length[b]
-                        for i in range(pieces):
-                            r = (kernel + y_tap[a] + i) * kernel_width + x_tap[b]
-                            begin, end = starts[r], starts[r + length]
-                            add_sparse(current, base, targets, weight, begin, end, amount)
+    height, columns = len(y_first) - 1, len(x_first) - 1
+    for y in range(height):
+        for x in range(columns):
+            if y_first[y] == y_first[y + 1] or x_first[x] == x_first[x + 1]:
+                continue
+            for t in range(values.shape[0]):
+                count = collect_events(values[t, y * columns + x], 0, rows, amounts)
+                for e in range(count):
+                    kernel, amount = np.int64(rows[e]) * kernel_height, amounts[e]
+                    for a in range(y_first[y], y_first[y + 1]):
+                        for b in range(x_first[x], x_first[x + 1]):
+                            base = (
+                                (y_out[a] * out_width + x_out[b]) * out_channels
+                                - y_tap[a] * pitch_y
+                                - x_tap[b] * pitch_x
+                            )
+                            # Rows of neighbouring columns follow each other; whole kernel rows too.
+                            whole = x_length[b] == kernel_width
+                            pieces = 1 if whole else y_length[a]
+                            length = y_length[a] * kernel_width if whole else x_length[b]
+                            for i in range(pieces):
+                                r = (kernel + y_tap[a] + i) * kernel_width + x_tap[b]
+                                begin, end = starts[r], starts[r + length]
+                                add_sparse(out[t], base, targets, weight, begin, end, amount)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
@@ -264,7 +259,7 @@ def multiply_dense(values: Array, weight: Array, rows: Array, amounts: Array, ou
         for t in range(steps):
             arrived = values[t, 0, first : first + SOURCE_BLOCK]
             count = collect_events(arrived, first, rows, amounts)
-            add_rows(out[t], flat, width, 0, rows, amounts, count)
+            add_rows(out[t], 0, width, flat, width, 0, rows, amounts, count)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)

@@ -48,11 +48,17 @@ def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
 def probe(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
     """What `measure_fresh` measures, in this process."""
     x = np.load(batch, allow_pickle=False)
+    import_ms = milliseconds(lambda: import_libraries(spec, threads))
     engine = spec.create(threads)
-    import_ms = milliseconds(lambda: [import_module(name) for name in engine.imports])
     load_ms = milliseconds(engine.load)
     first_ms = milliseconds(lambda: engine.infer(x))
     return Fresh(import_ms, load_ms, first_ms, peak_memory_mb())
+
+
+def import_libraries(spec: EngineSpec, threads: int) -> None:
+    """Import the engine's own module and what it needs."""
+    for name in spec.create(threads).imports:
+        import_module(name)
 
 
 def main() -> None:

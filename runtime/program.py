@@ -28,7 +28,7 @@ from soul_deploy.runtime.eventnet import (
 )
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
-from soul_deploy.runtime.windows import axis_runs, gather_runs
+from soul_deploy.runtime.windows import axis_runs, gather_table
 
 ALIGNMENT = 64
 NOTHING = np.zeros(0, np.float32)
@@ -111,15 +111,9 @@ def _dense_tables(convolution: Convolution, rows: DenseRows) -> tuple[Any, ...]:
 
 def _gather_tables(convolution: Convolution, rows: DenseRows) -> tuple[Any, ...]:
     """Arguments of kernels.convolve_analog between the values and the scratch."""
-    y, x = gather_runs(convolution, 0), gather_runs(convolution, 1)
-    return (
-        private(rows.weight),
-        convolution.groups,
-        convolution.in_shape[2],
-        convolution.out_shape[2],
-        *(y.first, y.tap, y.out),
-        *(x.first, x.tap, x.out),
-    )
+    groups = convolution.groups
+    by_group = rows.weight.reshape(groups, -1, rows.weight.shape[-1])
+    return private(by_group), groups, private(gather_table(convolution))
 
 
 def _sparse_tables(convolution: Convolution, rows: SparseRows) -> tuple[Any, ...]:

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-LEFT = ("name", "layer", "operation", "kind", "engine", "file", "rule", "edge", "what", "")
+LEFT = (
+    *("name", "layer", "operation", "kind", "engine", "file", "rule", "edge", "what", ""),
+    *("network", "against", "from"),
+)
 
 
 def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -67,13 +67,25 @@ def tap_table(convolution: Convolution, axis: int) -> Array:
     return table
 
 
-def gather_runs(convolution: Convolution, axis: int) -> AxisRuns:
-    """The same pairs by output position: `tap` with `out` holding input positions, length 1."""
-    inputs: list[list[tuple[int, int]]] = [[] for _ in range(convolution.out_shape[1 + axis])]
+def gather_table(convolution: Convolution) -> Array:
+    """uint32 (OH·OW, groups, C / groups · kh · kw): for each output position its inputs.
+
+    Inputs are in the order of the rows (channel, mirrored kernel row, column), as indices into the
+    channel-last values; one past the last value stands for an input outside.
+    """
+    channels, height, width = convolution.in_shape
+    rows, columns = (_positions(convolution, axis) for axis in (0, 1))
+    inside = (rows[:, None, :, None] >= 0) & (columns[None, :, None, :] >= 0)
+    position = rows[:, None, :, None] * width + columns[None, :, None, :]
+    table = position[:, :, None] * channels + np.arange(channels)[:, None, None]
+    table = np.where(inside[:, :, None], table, height * width * channels)
+    return table.reshape(len(rows) * len(columns), convolution.groups, -1).astype(np.uint32)
+
+
+def _positions(convolution: Convolution, axis: int) -> Array:
+    """int64 (outputs, kernel): the input position under each mirrored kernel index, or -1."""
+    table = np.full((convolution.out_shape[1 + axis], convolution.kernel[axis]), -1, np.int64)
     for position in range(convolution.in_shape[1 + axis]):
         for tap, out in _taps(convolution, axis, position):
-            inputs[out].append((tap, position))
-    first = np.cumsum([0, *map(len, inputs)]).astype(np.uint32)
-    table = np.array([pair for pairs in inputs for pair in pairs], np.int64).reshape(-1, 2)
-    taps, sources = (np.ascontiguousarray(table[:, k]) for k in range(2))
-    return AxisRuns(first, taps, sources, np.ones(len(table), np.int64))
+            table[out, tap] = position
+    return table

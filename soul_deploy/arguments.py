@@ -1,83 +1,16 @@
-"""How Soul's commands spell arguments, taught to click.
+"""Index lists of Soul's commands; flags and lists as such are read by runtime/arguments.py."""
 
-Flags may be written with dashes or underscores. A list option takes `0 1 2`, `0,1,2` and
-`[0, 1, 2]`, quoted or not: without quotes the shell hands over several words, which are joined
-before click sees them.
-"""
-
-import re
-from typing import Any
-
-import click
-
+from soul_deploy.runtime.arguments import ListOption, SoulCommand, dashes, join_lists, words
 from soul_deploy.runtime.errors import UsageError
 
-_NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")
-
-
-def dashes(token: str) -> str:
-    """The spelling in which flags and choices are compared."""
-    return token.replace("_", "-")
-
-
-class ListOption(click.Option):
-    """An option whose value may be several words."""
-
-
-class SoulCommand(click.Command):
-    """A command that understands both flag spellings and unquoted lists."""
-
-    def __init__(self, name: str | None, **options: Any) -> None:
-        settings = {"token_normalize_func": dashes, "help_option_names": ["-h", "--help"]}
-        super().__init__(name, context_settings=settings, **options)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the words of each list before click's own parsing."""
-        flags = {
-            dashes(flag)
-            for parameter in self.params
-            if isinstance(parameter, ListOption)
-            for flag in parameter.opts
-        }
-        return super().parse_args(ctx, join_lists(args, flags))
-
-
-def join_lists(args: list[str], flags: set[str]) -> list[str]:
-    """`args` with the words after each of `flags` joined to one.
-
-    A list goes on while words look like numbers and brackets, or while its bracket is open.
-    """
-    joined: list[str] = []
-    position = 0
-    while position < len(args):
-        flag, equals, first = args[position].partition("=")
-        joined.append(args[position])
-        position += 1
-        if dashes(flag) not in flags:
-            continue
-        if equals:
-            words = [first]
-        elif position < len(args):
-            words = [args[position]]
-            position += 1
-        else:
-            continue
-        while position < len(args) and _continues(words, args[position]):
-            words.append(args[position])
-            position += 1
-        text = " ".join(words)
-        if equals:
-            joined[-1] = f"{flag}={text}"
-        else:
-            joined.append(text)
-    return joined
-
-
-def _continues(words: list[str], word: str) -> bool:
-    if _NUMBERS.fullmatch(word):
-        return True
-    text = " ".join(words)
-    return text.count("[") > text.count("]") and not word.startswith("-")
+__all__ = [
+    "ListOption",
+    "SoulCommand",
+    "dashes",
+    "existing_indexes",
+    "join_lists",
+    "parse_indexes",
+]
 
 
 def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
@@ -87,7 +20,7 @@ def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
     """
     if text.strip().lower() == "all":
         return None
-    tokens = [token for token in re.split(r"[\s,\[\]()'\"]+", text) if token]
+    tokens = words(text)
     bad = [token for token in tokens if not token.isdecimal()]
     if bad or not tokens:
         what = f"{bad[0]!r} is not an index" if bad else "the list is empty"

@@ -168,7 +168,8 @@ class Comparer:
     @cached_property
     def counted(self) -> tuple[CountedLayer, ...]:
         model = self.golden.model
-        return counted_layers(model.graph, fold(model.graph, model.state, model.channel_masks))
+        folded = fold(model.graph, model.state, model.channel_masks)
+        return counted_layers(model.graph, folded, model.neuron_masks)
 
     def forced(self, other: Execution, images: Tensor, batch: int = BATCH) -> Comparison:
         """Gate 2: every layer on the golden's recorded inputs."""
@@ -294,9 +295,9 @@ class Comparer:
         step: Tensor | None = None
         for entry in entries(self.golden.graph, name):
             differs = self._entry(entry, ours) != self._entry(entry, theirs)
-            never = torch.ones_like(differs[:1, :, :1].flatten(1))
-            any_at = torch.cat([differs.flatten(2).any(dim=2), never])
-            first = any_at.to(torch.uint8).argmax(dim=0)
+            by_step = differs.flatten(2).any(dim=2)
+            never = torch.ones_like(by_step[:1])
+            first = torch.cat([by_step, never]).to(torch.uint8).argmax(dim=0)
             step = first if step is None else torch.minimum(step, first)
         assert step is not None
         causes: dict[int, Flip] = {}

@@ -211,6 +211,7 @@ class Golden:
         values: as recorded; samples: indices (S,) of the samples to look at. The membrane is
         recomputed from the recorded inputs, its resets taught by the recorded spikes. The
         allowance at a step is that of the largest Σ|w·x| up to it: the membrane remembers.
+        Generated channels have no membrane, and an infinite distance.
         """
         known = {s: _select(values[s], samples) for s in sources(self.graph, name)}
         spikes = _select(values[name], samples).tensor
@@ -220,9 +221,15 @@ class Golden:
         summed = self.absolute.evaluate(sizes, [current_of])[current_of]
         neuron = self.double.get_submodule(name)
         assert isinstance(neuron, SpikingNeuron)
-        distance = _taught_distance(neuron, current, spikes)
+        charged = spikes[:, :, : self.graph.shapes[current_of][0]]
+        distance = _taught_distance(neuron, current, charged)
         allowance = ROUNDING * _over_time(summed, len(spikes)).cummax(dim=0).values
-        return distance, allowance.clamp(min=LEAST_ALLOWANCE * neuron.spec.v_threshold)
+        allowance = allowance.clamp(min=LEAST_ALLOWANCE * neuron.spec.v_threshold)
+        generated = torch.full_like(spikes[:, :, charged.shape[2] :], torch.inf)
+        return (
+            torch.cat([distance, generated], dim=2),
+            torch.cat([allowance, torch.zeros_like(generated)], dim=2),
+        )
 
 
 def _select(signal: Signal, samples: Tensor) -> Signal:

@@ -155,7 +155,7 @@ def _train_epoch(
         batch = replace(batch, images=augmented(batch.images, recipe.augment, random))
         optimizer.zero_grad()
         loss, right = backward(module, data, batch, hooks)
-        _add_l1(module, recipe.l1)
+        add_l1(module, recipe.l1)
         optimizer.step()
         total += loss * len(index)
         hits += right
@@ -183,7 +183,7 @@ def backward(module: GraphModule, data: Data, batch: Split, hooks: BatchHooks) -
     return loss.item(), int((scores.argmax(1) == labels).sum())
 
 
-def _add_l1(module: GraphModule, strength: float) -> None:
+def add_l1(module: GraphModule, strength: float) -> None:
     if strength == 0:
         return
     for node in module.graph.of_type(Convolution):

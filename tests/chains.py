@@ -5,7 +5,7 @@ neurons and steps. `build` scales the weights so that neurons really fire. Dyadi
 weights, biases and inputs on binary grids, so that every sum is exact in any order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -314,3 +314,25 @@ def random_masks(model: Model, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
         keep[rng.integers(len(keep))] = True
         masks[node.name] = keep
     return masks
+
+
+def pruned(model: Model, seed: int, *, constants: bool = True) -> Model:
+    """Masked channels, and if `constants` also channels whose incoming weights are all zero.
+
+    What such a channel still gets, its bias or batch norm, may keep it silent or make it spike in
+    a fixed pattern.
+    """
+    rng = np.random.default_rng(seed)
+    state = {name: array.copy() for name, array in model.state.items()}
+    for node in model.graph.populations:
+        weight = state[f"{node.inputs[0]}.weight"]
+        if constants:
+            weight[rng.random(len(weight)) < 0.2] = 0
+    return replace(model, state=state, channel_masks=random_masks(model, seed))
+
+
+def random_neuron_masks(model: Model, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
+    """For each population, which neurons' spikes stay: each with probability 0.7."""
+    rng = np.random.default_rng(seed)
+    shapes = {node.name: model.graph.shapes[node.name] for node in model.graph.populations}
+    return {name: rng.random(shape) < 0.7 for name, shape in shapes.items()}

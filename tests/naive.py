@@ -1,4 +1,4 @@
-"""Naive twins of the runtime's kernels: the definitions, with plain loops over channel-major arrays.
+"""Naive twins of the runtime's kernels: the definitions, as plain loops over channel-major arrays.
 
 They are oracles: written from the definition and never changed to follow a kernel.
 """

@@ -15,8 +15,9 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from soul_deploy import layers
-from soul_deploy.export.onnx_check import OnnxExecution, load_onnx
+from soul_deploy.export.onnx_check import OnnxExecution
 from soul_deploy.export.onnx_graph import OPSETS, build_onnx, export_onnx
+from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.folding import fold
 from soul_deploy.graph import NeuronSpec
 from soul_deploy.modelfile import Model, ModelInfo, Normalization, Validity, from_module
@@ -39,7 +40,10 @@ def model_of(network: nn.Module, shape: tuple[int, ...], time_steps: int, **info
     return from_module(module, ModelInfo(**info))  # type: ignore[arg-type]
 
 
-def small(neuron: NeuronSpec = NeuronSpec(), time_steps: int = 3) -> Model:
+LIF = NeuronSpec()
+
+
+def small(neuron: NeuronSpec = LIF, time_steps: int = 3) -> Model:
     """2×5×5, conv 4, neuron, max pool, flatten, head of 3 classes."""
     torch.manual_seed(1)
     network = nn.Sequential(
@@ -275,11 +279,11 @@ def test_a_static_file_refuses_sequences() -> None:
 
 def test_files_that_are_no_onnx_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no file at"):
-        load_onnx(tmp_path / "none.onnx")
+        read_onnx(tmp_path / "none.onnx")
     export_onnx(small(), tmp_path / "m.onnx")
     whole = (tmp_path / "m.onnx").read_bytes()
     for content in (b"hello, I am text", whole[: len(whole) // 2], b""):
         path = tmp_path / "bad.onnx"
         path.write_bytes(content)
         with pytest.raises(FileFormatError, match="not an intact ONNX file"):
-            load_onnx(path)
+            read_onnx(path)

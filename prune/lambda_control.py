@@ -1,0 +1,223 @@
+"""Steering the penalty's weight lambda so that a search ends at a wanted connectivity.
+
+A lambda that suits one data set and one length of training says nothing for another. Here the hard
+masks' connectivity follows a falling curve that reaches the target before the masks have set.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.connectivity import Connectivity, dense_synapses, measure_connectivity
+from soul_deploy.graph import Node, Population, Projection, SpikingGraph
+from soul_deploy.module import GraphModule
+from soul_deploy.prune.softmask import Masks
+from soul_deploy.runtime.errors import SoulDeployError, UsageError
+
+BAND = 0.1
+"""How far from the target the network may end, relative to it."""
+SETTLED = 0.6
+"""The share of the search after which the curve is at the target."""
+START = 0.5
+UPDATES = 100
+"""How often lambda is set during a search, whatever its length."""
+GAIN, DAMPING, LIMIT = 0.15, 0.6, 0.5
+BISECTIONS = 60
+
+
+def check_target(target: float | None) -> None:
+    """Raise UsageError unless 0 < target < 1."""
+    if target is not None and not 0 < target < 1:
+        raise UsageError(
+            f"target_connectivity {target:g} must be above 0 and below 1 (0.05 leaves 5 % of the "
+            "synapses)"
+        )
+
+
+def within_band(share: float, target: float) -> bool:
+    """Whether a connectivity is within 10 % of the target."""
+    return abs(share - target) <= BAND * target
+
+
+class ConnectivityMeter:
+    """Connectivity of a module under its hard masks: exact, or quickly estimated."""
+
+    def __init__(self, module: GraphModule, masks: Masks) -> None:
+        self.module, self.masks = module, masks
+        self.dense = dense_synapses(module.graph)
+        self._correction = 1.0
+
+    def exact(self) -> Connectivity:
+        """Exact integers; also calibrates the estimate."""
+        found = measure_connectivity(
+            self.module.graph,
+            {node.name: self._effective(node) for node in self.module.graph.projections},
+            {name: mask.keep().cpu().numpy() for name, mask in self.masks.neurons.items()},
+            self.dense,
+        )
+        rough = self._rough()
+        if rough > 0 and found.live > 0:
+            self._correction = found.share / rough
+        return found
+
+    def estimate(self) -> float:
+        """The share by channels: borders and overlapping masks as at the last exact count."""
+        return self._rough() * self._correction
+
+    def _effective(self, node: Projection) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+        weight = self.module.get_submodule(node.name).weight
+        assert isinstance(weight, Tensor)
+        kept = weight.detach() != 0
+        if node.name in self.masks.weights:
+            kept = kept & self.masks.weights[node.name].keep()
+        return kept.cpu().numpy().astype(np.float32)
+
+    @torch.no_grad()
+    def _rough(self) -> float:
+        graph = self.module.graph
+        shares: dict[str, Tensor] = {}
+        live = dense = 0.0
+        for node in graph.projections:
+            positions = prod(graph.shapes[node.name][1:])
+            kept = self._kept_by_channel(node)
+            source = _source(graph, node)
+            before = shares.get(source)
+            counts = kept.sum(1) if before is None else kept @ _fitting(before, kept.shape[1])
+            behind = _behind(graph, node)
+            after = self._neuron_share(behind, len(counts), counts)
+            live += positions * float((counts * after).sum())
+            dense += positions * prod(self._shape(node))
+            shares[behind] = after * (counts > 0)
+        return live / dense
+
+    def _shape(self, node: Projection) -> tuple[int, ...]:
+        weight = self.module.get_submodule(node.name).weight
+        assert isinstance(weight, Tensor)
+        return tuple(weight.shape)
+
+    def _kept_by_channel(self, node: Projection) -> Tensor:
+        """How many weights are kept between each output and input channel: (out, in)."""
+        weight = self.module.get_submodule(node.name).weight
+        assert isinstance(weight, Tensor)
+        mask = self.masks.weights.get(node.name)
+        kept = torch.ones_like(weight) if mask is None else mask.keep().to(weight.dtype)
+        if kept.dim() > 2:
+            return kept.flatten(2).sum(2)
+        shape = self.module.graph.shapes.get(_source(self.module.graph, node), ())
+        channels = shape[0] if shape and kept.shape[1] % shape[0] == 0 else kept.shape[1]
+        return kept.reshape(len(kept), channels, -1).sum(2)
+
+    def _neuron_share(self, name: str, channels: int, like: Tensor) -> Tensor:
+        mask = self.masks.neurons.get(name)
+        if mask is None:
+            return torch.ones_like(like)
+        share = mask.keep().to(like.dtype).reshape(mask.alpha.shape[0], -1).mean(1)
+        return _fitting(share, channels)
+
+
+def _fitting(share: Tensor, channels: int) -> Tensor:
+    """The share of each channel; the mean where groups or generated channels differ in number."""
+    return share if len(share) == channels else share.mean().expand(channels)
+
+
+def _source(graph: SpikingGraph, node: Projection) -> str:
+    before: Node = graph[node.inputs[0]]
+    while not isinstance(before, Population) and before.inputs:
+        before = graph[before.inputs[0]]
+    return before.name
+
+
+def _behind(graph: SpikingGraph, node: Projection) -> str:
+    return next((n for n in graph.consumers[node.name] if isinstance(graph[n], Population)), "")
+
+
+@dataclass
+class LambdaControl:
+    """A damped proportional controller of log lambda."""
+
+    target: float
+    value: float
+    _last: float | None = None
+
+    def wanted(self, progress: float) -> float:
+        """The connectivity aimed at after a share of the search (0 to 1)."""
+        part = min(1.0, progress / SETTLED)
+        return float(self.target**part * START ** (1 - part))
+
+    def update(self, progress: float, share: float) -> float:
+        """Set lambda from the measured connectivity; returns it."""
+        error = math.log(max(share, 1e-9) / self.wanted(progress))
+        change = GAIN * error + DAMPING * (0.0 if self._last is None else error - self._last)
+        self._last = error
+        self.value *= math.exp(min(LIMIT, max(-LIMIT, change)))
+        return self.value
+
+
+def balanced_lambda(task: Tensor, masks: Masks) -> float:
+    """The lambda whose penalty pulls at the average mask a tenth as hard as the task's loss does.
+
+    task: the loss of a batch, its graph still there.
+    """
+    parameters = masks.parameters()
+    pulls = torch.autograd.grad(task, parameters, retain_graph=True, allow_unused=True)
+    pushes = torch.autograd.grad(masks.penalty(), parameters)
+    pull = sum(float(g.abs().sum()) for g in pulls if g is not None)
+    push = sum(float(g.abs().sum()) for g in pushes)
+    if pull == 0 or push == 0:
+        return 1e-11
+    return 0.1 * pull / push
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """The last correction: this was added to every alpha, from one connectivity to another."""
+
+    offset: float
+    before: float
+    after: float
+
+
+def adjust(masks: Masks, target: float, exact: Callable[[], Connectivity]) -> Adjustment | None:
+    """Shift all alphas by one number until the hard masks are within 10 % of the target.
+
+    None if they are already. Raises SoulDeployError, alphas unchanged, if no shift does it (then
+    many alphas are equal).
+    """
+    before = exact().share
+    if within_band(before, target):
+        return None
+    start = {id(mask): mask.alpha.detach().clone() for mask in masks}
+
+    def set_offset(offset: float) -> float:
+        with torch.no_grad():
+            for mask in masks:
+                mask.alpha.copy_(start[id(mask)] + offset)
+        return exact().share
+
+    highest = max(float(mask.alpha.detach().max()) for mask in masks)
+    lowest = min(float(mask.alpha.detach().min()) for mask in masks)
+    low, high = -highest, -lowest + 1e-6
+    share = before
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        share = set_offset(middle)
+        if within_band(share, target):
+            return Adjustment(middle, before, share)
+        low, high = (low, middle) if share > target else (middle, high)
+    set_offset(0.0)
+    raise SoulDeployError(
+        f"the search ended at connectivity {before:.4g}, and no common threshold of the masks "
+        f"brings it within 10 % of {target:g} (the nearest gave {share:.4g}); search longer, with "
+        "a higher prune_lr, or with a nonzero standard deviation in mask_init_factor"
+    )
+
+
+def survivors(masks: Masks) -> Mapping[str, tuple[int, int]]:
+    """Kept and all entries of each mask."""
+    both = {**masks.weights, **masks.neurons}
+    return {name: (int(m.keep().sum()), m.alpha.numel()) for name, m in both.items()}

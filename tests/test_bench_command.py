@@ -1,0 +1,169 @@
+"""`bench sparse` as a command: files in, table and JSON out, messages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from deployed import SHAPE, STEPS, Files, make_files, small_model
+
+from soul_deploy.cli import root
+from soul_deploy.modelfile import save_model
+from soul_deploy.runtime.bench_inputs import BenchFiles, choose_engines, facts_of, network_of
+from soul_deploy.runtime.engines import ENGINES
+
+ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_files(tmp_path_factory.mktemp("bench"))
+
+
+def soul_deploy(*words: object) -> Result:
+    return CliRunner().invoke(root, [str(word) for word in words])
+
+
+def bench(*words: object) -> dict[str, Any]:
+    result = soul_deploy("bench", "sparse", "--format", "json", *words)
+    assert result.exit_code == 0, result.output
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+# Which engines, which files
+
+
+def test_all_engines_that_the_files_allow_are_chosen() -> None:
+    model, onnx = Path("m"), Path("o")
+    assert choose_engines((), BenchFiles(model=model, compact=model)) == tuple(ENGINES)
+    assert choose_engines((), BenchFiles(model=model)) == (
+        *("pytorch-dense", "onnxruntime-dense", "event"),
+    )
+    assert choose_engines((), BenchFiles(onnx_compact=onnx, event=onnx)) == (
+        *("onnxruntime-compact", "event"),
+    )
+
+
+def test_an_event_file_is_known_by_the_model_it_came_from(files: Files) -> None:
+    both = {"model": files.masked, "compact": files.compact}
+    assert network_of("event", BenchFiles(**both, event=files.masked_event)) == "dense"
+    assert network_of("event", BenchFiles(**both, event=files.compact_event)) == "compact"
+    assert network_of("event", BenchFiles(model=files.masked)) == "dense"
+
+
+def test_every_kind_of_file_tells_its_input(files: Files) -> None:
+    for path in (files.compact, files.compact_onnx, files.compact_event):
+        facts = facts_of(path)
+        assert (facts.steps, facts.shape) == (STEPS, SHAPE)
+        assert facts.normalization is not None
+        assert tuple(facts.normalization["mean"]) == (0.5, 0.25, 0.4)
+
+
+# The command
+
+
+def test_model_files_are_enough(files: Files) -> None:
+    before = sorted(files.masked.parent.iterdir())
+    document = bench(
+        *("--model", files.masked, "--compact", files.compact, "--iterations", 3, "--warmup", 1),
+        *("--no_fresh", "--batch_size", 1, 2, "--threads", "[1]", "--percentiles", "50,95"),
+    )
+    assert document["schema"] == "soul-deploy/bench/1"
+    settings = [(e["engine"], e["threads"], e["batch_size"]) for e in document["entries"]]
+    assert settings == [(name, 1, batch) for batch in (1, 2) for name in ENGINES]
+    assert all(e.keys() >= ENTRY_KEYS | {"p95_ms"} for e in document["entries"])
+    assert all(e["runs"] == 3 for e in document["entries"])
+    assert {item["engine"]: item["against"] for item in document["agreement"]} == {
+        "onnxruntime-dense": "pytorch-dense",
+        "onnxruntime-compact": "pytorch-compact",
+        "event": "pytorch-compact",
+    }
+    for item in document["agreement"]:
+        assert item["classes_agree"] == item["samples"] == 24
+        assert item["max_logit_difference"] < 1e-5
+    assert document["environment"]["versions"]["torch"]
+    assert sorted(files.masked.parent.iterdir()) == before
+
+
+def test_a_result_is_written_and_compared(files: Files, tmp_path: Path) -> None:
+    arguments = ["--event", files.compact_event, "--onnx-compact", files.compact_onnx]
+    arguments += ["--iterations", 2, "--warmup", 0, "--no-fresh"]
+    output = tmp_path / "first.json"
+    first = bench(*arguments, "--output", output)
+    assert json.loads(output.read_text()) == first
+    result = soul_deploy("bench", "sparse", *arguments, "--compare", output)
+    assert result.exit_code == 0, result.output
+    for text in ("vs ORT", "Do they agree?", "Against the baseline", "event", "items/s", "cores"):
+        assert text in result.stdout
+
+
+def test_the_table_shows_the_fresh_process(files: Files) -> None:
+    result = soul_deploy(
+        *("bench", "sparse", "--event", files.compact_event, "--iterations", 2, "--warmup", 0)
+    )
+    assert result.exit_code == 0, result.output
+    assert "load ms" in result.stdout and "memory MB" in result.stdout
+    drawn = [line for line in result.stdout.splitlines() if line.startswith(("│", "┃"))]
+    assert max(map(len, drawn)) <= 120
+
+
+def test_a_sequence_from_an_npy_file(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "sequence.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(STEPS, 4, *SHAPE)))
+    document = bench(
+        *("--compact", files.compact, "--engines", "pytorch-compact,event", "--input", path),
+        *("--batch_size", 2, "--iterations", 2, "--no_fresh"),
+    )
+    assert "sequence, 4 samples" in document["input"]
+    (item,) = document["agreement"]
+    assert item["classes_agree"] == item["samples"] == 4
+
+
+def test_networks_of_another_t_are_not_compared(files: Files, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_model(other, small_model(STEPS + 1))
+    result = soul_deploy("bench", "sparse", "--model", other, "--compact", files.compact)
+    assert result.exit_code == 2
+    assert "at T = 4, but" in result.output and "at T = 3" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "no file to time; give --model and --compact"),
+        (["--event", "EVENT", "--engines", "tpu"], 2, "unknown engine 'tpu'; valid: pytorch-dense"),
+        (["--event", "EVENT", "--engines", "pytorch-dense"], 2, "pytorch-dense needs --model"),
+        (["--event", "EVENT", "--engines", "onnxruntime-compact"], 2, "--compact to export"),
+        (["--event", "EVENT", "--threads", "0"], 2, "'0' is not an integer from 1"),
+        (["--event", "EVENT", "--batch_size", "1,x"], 2, "'x' is not an integer from 1"),
+        (["--event", "EVENT", "--percentiles", "101"], 2, "numbers from 0 to 100"),
+        (["--event", "EVENT", "--duration", "0"], 2, "--duration 0.0 must be above 0"),
+        (["--event", "EVENT", "--iterations", "0"], 2, "--iterations"),
+        (["--event", "EVENT", "--input", "imagenet"], 2, "imagenet"),
+        (["--event", "EVENT", "--input", "mnist5k"], 2, "mnist5k has images of (1, 28, 28)"),
+        (["--event", "EVENT", "--input", "none.npy"], 2, "no file at none.npy"),
+        (["--event", "EVENT", "--compare", "none.json"], 2, "no file at none.json"),
+        (["--event", "EVENT", "--compare", "EVENT"], 1, "is not JSON"),
+        (["--event", "none.safetensors"], 2, "no file at none.safetensors"),
+        (["--event", "MODEL"], 1, "is of format 'soul-deploy/model/1'"),
+        (["--model", "EVENT"], 1, "is of format 'soul-deploy/event/1'"),
+        (["--onnx", "EVENT"], 1, "is not an ONNX file"),
+    ],
+)
+def test_wrong_use_is_told(files: Files, arguments: list[str], code: int, message: str) -> None:
+    given = {"EVENT": str(files.compact_event), "MODEL": str(files.compact)}
+    result = soul_deploy("bench", "sparse", *(given.get(word, word) for word in arguments))
+    assert message in result.output
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+
+
+def test_json_of_another_schema_is_no_baseline(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    result = soul_deploy("bench", "sparse", "--event", files.compact_event, "--compare", path)
+    assert result.exit_code == 1
+    assert "is not a result of bench; needed: a file of schema soul-deploy/bench/1" in result.output

@@ -1,0 +1,210 @@
+"""`export onnx`, `export event` and `verify` as typed: what they print, write, refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from soul_deploy import layers
+from soul_deploy.cli import root
+from soul_deploy.graph import NeuronSpec
+from soul_deploy.modelfile import Model, ModelInfo, Normalization, from_module, save_model
+from soul_deploy.module import GraphModule
+from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.files import file_sha256
+from soul_deploy.runtime.network import load
+from soul_deploy.trace import trace
+
+
+def digits_model() -> Model:
+    """A small network for the 8×8 digits of scikit-learn; it fires."""
+    torch.manual_seed(1)
+    modules = nn.Sequential(
+        layers.Conv2d(1, 6, 3),
+        SpikingNeuron(NeuronSpec(v_threshold=0.3), 3),
+        layers.MaxPool2d(2),
+        layers.Flatten(),
+        nn.Linear(54, 8),
+        SpikingNeuron(NeuronSpec(v_threshold=0.1), 3),
+        layers.RateReadout(8, 10),
+    )
+    module = GraphModule(trace(modules, (1, 8, 8), 3))
+    module.load_state_dict(modules.state_dict())
+    info = ModelInfo(
+        normalization=Normalization((0.3,), (0.35,)), provenance={"data": "digits", "seed": 1}
+    )
+    return from_module(module, info)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    save_model(path, digits_model())
+    return path
+
+
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(root, [str(word) for word in words])
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("onnx", ".onnx"), ("event", ".event.safetensors")])
+def test_export_writes_verifies_and_says_so(kind: str, suffix: str, model: Path) -> None:
+    result = invoke("export", kind, model, "--samples", 5)
+    assert result.exit_code == 0, result.output
+    target = model.with_suffix(suffix)
+    assert "5 validation images of digits" in result.stdout
+    assert "3 end to end: passed, same class on 5 of 5 samples" in result.stdout
+    assert f"{target} (" in result.stdout
+    assert f"Next: soul-deploy inspect {target}" in result.stdout
+    assert names(model.parent) == {model.name, target.name}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "event"])
+def test_json_is_clean(kind: str, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "network.file"
+    result = invoke("export", kind, model, "-o", target, "--samples", 3, "--format", "json")
+    document = json.loads(result.stdout)
+    assert document["schema"] == "soul-deploy/export/1"
+    assert document["bytes"] == target.stat().st_size
+    assert document["source_sha256"] == file_sha256(model)
+    assert document["verified"]["passed"] is True
+    assert result.stderr == ""
+    verified = json.loads(invoke("verify", model, target, "--format", "json").stdout)
+    assert verified["schema"] == "soul-deploy/verify/1"
+    assert verified["kind"] == kind
+    assert verified["end_to_end"]["samples"] == 32
+
+
+def test_without_check_nothing_is_run(model: Path) -> None:
+    result = invoke("export", "onnx", model, "--no-check", "--data_dir", "/nowhere")
+    assert result.exit_code == 0
+    assert "static" not in result.stdout
+    target = model.with_suffix(".onnx")
+    assert f"Next: soul-deploy verify {model} {target}" in result.stdout
+
+
+def test_opset_steps_and_input_mode(model: Path) -> None:
+    target = model.with_suffix(".onnx")
+    words = ("--opset", 21, "-T", 5, "--input-mode", "sequence", "--input", "random")
+    result = invoke("export", "onnx", model, *words, "--samples", 4, "--seed", 7, "--batch", 3)
+    assert result.exit_code == 0, result.output
+    assert "4 random images, seed 7, a sequence of different frames each" in result.stdout
+    file = onnx.load(target)
+    assert {o.domain: o.version for o in file.opset_import}[""] == 21
+    assert file.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 5
+    assert invoke("verify", model, target).exit_code == 1
+    assert invoke("verify", model, target, "-T", 5).exit_code == 0
+
+
+def test_event_steps(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "five"
+    assert invoke("export", "event", model, "--time-step", 5, "-o", target).exit_code == 0
+    assert load(target).time_steps == 5
+
+
+def test_verify_fails_for_another_model(model: Path, tmp_path: Path) -> None:
+    invoke("export", "event", model, "--no-check")
+    other = tmp_path / "other.safetensors"
+    golden = digits_model()
+    save_model(other, replace(golden, state={n: a * 1.01 for n, a in golden.state.items()}))
+    result = invoke("verify", other, model.with_suffix(".event.safetensors"))
+    assert result.exit_code == 1
+    assert "1 static: FAILED" in result.stdout
+    assert "made from a file with sha256" in result.stdout
+    assert "Error:" in result.stderr
+    assert "is not what" in result.stderr
+
+
+def test_an_export_that_fails_its_check_is_not_kept(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from soul_deploy.export import cli, onnx_graph
+
+    def wrong(model: Model, path: Path, **options: object) -> None:
+        state = {n: a * 2 for n, a in model.state.items()}
+        onnx_graph.export_onnx(replace(model, state=state), path)
+
+    target = model.with_suffix(".onnx")
+    target.write_text("what was there before")
+    monkeypatch.setattr(cli, "export_onnx", wrong)
+    result = invoke("export", "onnx", model)
+    assert result.exit_code == 1
+    assert "it was not kept" in result.stderr
+    assert "0.weight: 54 of 54 values differ" in result.stderr
+    assert result.stdout == ""
+    assert names(model.parent) == {model.name, target.name}
+    assert target.read_text() == "what was there before"
+
+
+WRONG_USE = {
+    ("--opset", "12"): "opset 12 given; supported: 17 to 24",
+    ("--samples", "0"): "samples 0 must be at least 1",
+    ("--batch", "0"): "batch 0 must be at least 1",
+    ("--threads", "0"): "threads 0 must be at least 1",
+    ("--dataset_name", "imagenet"): "unknown data set 'imagenet'; valid: ",
+    ("--dataset_name", "mnist5k"): "mnist5k has images of (1, 28, 28), this model takes (1, 8, 8)",
+    ("--dataset_name", "cifar10", "--data_dir", "/nowhere"): "/nowhere",
+    ("--time_step", "0"): "time_steps 0 must be at least 1",
+    ("--input", "noise"): "'noise' is not one of",
+    ("--input_mode", "stream"): "'stream' is not one of",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_USE, ids=" ".join)
+def test_wrong_use_is_told_and_leaves_nothing(words: tuple[str, ...], model: Path) -> None:
+    result = invoke("export", "onnx", model, *words)
+    assert result.exit_code == 2, result.output
+    assert WRONG_USE[words] in result.stderr
+    assert result.stdout == ""
+    assert names(model.parent) == {model.name}
+
+
+def test_missing_and_damaged_models(model: Path, tmp_path: Path) -> None:
+    for kind in ("onnx", "event"):
+        result = invoke("export", kind, tmp_path / "none.safetensors")
+        assert (result.exit_code, "no file at" in result.stderr) == (2, True)
+        bad = tmp_path / "bad.safetensors"
+        bad.write_bytes(model.read_bytes()[:-10])
+        result = invoke("export", kind, bad)
+        assert (result.exit_code, "not an intact safetensors" in result.stderr) == (1, True)
+    assert names(tmp_path) == {model.name, "bad.safetensors"}
+
+
+def test_verify_refuses_what_is_no_artifact(model: Path, tmp_path: Path) -> None:
+    assert invoke("verify", model, tmp_path / "none.onnx").exit_code == 2
+    (tmp_path / "text.onnx").write_text("hello")
+    result = invoke("verify", model, tmp_path / "text.onnx")
+    assert result.exit_code == 1
+    assert "not an intact ONNX file" in result.stderr
+    result = invoke("verify", model, model)
+    assert result.exit_code == 1
+    assert "is of format 'soul-deploy/model/1'" in result.stderr
+
+
+def test_a_model_that_does_not_say_its_data(tmp_path: Path) -> None:
+    golden = digits_model()
+    path = tmp_path / "foreign.safetensors"
+    save_model(path, replace(golden, info=ModelInfo()))
+    result = invoke("export", "onnx", path)
+    assert result.exit_code == 2
+    assert "give --dataset_name, or --input random" in result.stderr
+    assert invoke("export", "onnx", path, "--input", "random").exit_code == 0
+    assert invoke("export", "onnx", path, "--dataset", "digits").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["onnx", "event"])
+def test_the_model_itself_is_never_overwritten(kind: str, model: Path) -> None:
+    before = model.read_bytes()
+    result = invoke("export", kind, model, "-o", model)
+    assert result.exit_code == 2
+    assert "is the model itself" in result.stderr
+    assert model.read_bytes() == before

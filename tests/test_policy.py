@@ -1,0 +1,107 @@
+"""Rules of the code base that a reader cannot check by eye."""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path
+    for folder in ("soul_deploy", "prune", "export", "runtime")
+    for path in (ROOT / folder).glob("*.py")
+)
+
+
+def _calls(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def jit_decorations(tree: ast.AST) -> list[tuple[str, ast.expr]]:
+    """Every use of njit, jit or vectorize as a decorator, with the function's name."""
+    return [
+        (function.name, decorator)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for decorator in function.decorator_list
+        if _name(decorator.func if isinstance(decorator, ast.Call) else decorator)
+        in ("njit", "jit", "vectorize", "guvectorize")
+    ]
+
+
+def breaks_fastmath_policy(decorator: ast.expr) -> bool:
+    """Each kernel states fastmath=FASTMATH, the one named constant."""
+    if not isinstance(decorator, ast.Call):
+        return True
+    stated = [k.value for k in decorator.keywords if k.arg == "fastmath"]
+    return len(stated) != 1 or _name(stated[0]) != "FASTMATH"
+
+
+def test_every_kernel_states_the_one_fastmath_constant_and_it_is_off() -> None:
+    found = []
+    for path in SOURCES:
+        for name, decorator in jit_decorations(ast.parse(path.read_text())):
+            found.append(name)
+            assert not breaks_fastmath_policy(decorator), f"{path.name}: {name}"
+    assert len(found) > 5
+    assert import_module("soul_deploy.runtime.config").FASTMATH is False
+
+
+@pytest.mark.parametrize("decorator", ["@njit", "@njit()", "@njit(fastmath=True)"])
+def test_the_fastmath_check_can_fail(decorator: str) -> None:
+    ((_, found),) = jit_decorations(ast.parse(f"{decorator}\ndef f(): pass"))
+    assert breaks_fastmath_policy(found)
+
+
+FORBIDDEN = {"eval", "exec", "compile", "__import__"}
+
+
+def test_no_code_is_made_from_data_and_nothing_is_unpickled() -> None:
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        for call in _calls(tree):
+            name = _name(call.func)
+            if isinstance(call.func, ast.Name):
+                assert name not in FORBIDDEN, f"{path.name}:{call.lineno} calls {name}"
+            if isinstance(call.func, ast.Attribute) and _name(call.func.value) == "pickle":
+                raise AssertionError(f"{path.name}:{call.lineno} uses pickle.{name}")
+            if isinstance(call.func, ast.Attribute) and _name(call.func.value) == "torch":
+                stated = {k.arg: k.value for k in call.keywords}
+                safe = isinstance(flag := stated.get("weights_only"), ast.Constant) and flag.value
+                assert name != "load" or safe, f"{path.name}:{call.lineno} torch.load"
+                assert name != "save", f"{path.name}:{call.lineno} torch.save"
+            if name == "load" and _name(getattr(call.func, "value", call.func)) in ("np", "numpy"):
+                stated = {k.arg: k.value for k in call.keywords}
+                flag = stated.get("allow_pickle")
+                assert isinstance(flag, ast.Constant) and flag.value is False, (
+                    f"{path.name}:{call.lineno} np.load without allow_pickle=False"
+                )
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in SOURCES:
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, f"{path.name} is {len(text.splitlines())} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                documented = ast.get_docstring(node) is not None
+                first = node.body[1 if documented and len(node.body) > 1 else 0].lineno
+                declares = path.name.endswith(("cli.py", "options.py"))  # lists of options
+                assert declares or node.end_lineno - first < 45, f"{path.name}: {node.name}"
+
+
+def test_public_names_are_the_ones_listed() -> None:
+    package = import_module("soul_deploy")
+    assert package.__all__ == [
+        *("__version__", "GraphModule", "Model", "NeuronSpec", "SpikingGraph", "create"),
+        *("load_model", "save_model", "trace"),
+    ]
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        _ = package.prun

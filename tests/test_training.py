@@ -1,0 +1,312 @@
+"""Training: schedules, recipes, exact repetition, gradients of the unrolled neuron."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    MultiStepLR,
+    StepLR,
+)
+
+from soul_deploy.data import Data, load_data
+from soul_deploy.graph import NeuronSpec
+from soul_deploy.module import GraphModule
+from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.equations import CHARGE, FIRE
+from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.schedules import Schedule, make_scheduler, parse_schedule
+from soul_deploy.surrogate import fire_with_surrogate
+from soul_deploy.training import (
+    BatchHooks,
+    BestState,
+    EpochResult,
+    Recipe,
+    accuracy,
+    augmented,
+    fit,
+    make_optimizer,
+)
+from soul_deploy.zoo import NetworkOptions, create
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    whole = load_data("digits", Path("."))
+    few = torch.arange(96)
+    return Data(
+        "digits",
+        whole.train.select(few),
+        whole.validation.select(few),
+        whole.test,
+        whole.classes,
+        whole.normalization,
+    )
+
+
+def small_network(digits: Data, neuron: NeuronSpec | None = None) -> GraphModule:
+    torch.manual_seed(7)
+    options = NetworkOptions(digits.input_shape, 10, neuron or NeuronSpec(), 2, hidden=8)
+    network, graph = create("spikingvgg5", options)
+    module = GraphModule(graph)
+    module.load_state_dict(network.state_dict())
+    return module
+
+
+def rates(schedule: Schedule, epochs: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make_scheduler(schedule, optimizer, epochs)
+    found = []
+    for epoch in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if schedule.moves_after(epoch):
+            scheduler.step()
+    return found
+
+
+def torch_rates(make: object, epochs: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer)  # type: ignore[operator]
+    found = []
+    for _ in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "make"),
+    [
+        (["cosine"], lambda o: CosineAnnealingLR(o, T_max=20)),
+        (["Cosine"], lambda o: CosineAnnealingLR(o, T_max=20)),
+        (["LINEAR"], lambda o: StepLR(o, step_size=5, gamma=0.1)),
+        (["warmup"], lambda o: CosineAnnealingWarmRestarts(o, T_0=2, T_mult=2)),
+        (["Step", "5", "9"], lambda o: MultiStepLR(o, [5, 9], gamma=0.1)),
+        (["Cosine", "0", "20", "8"], lambda o: CosineAnnealingLR(o, T_max=8)),
+    ],
+)
+def test_schedules_are_pytorchs(words: list[str], make: object) -> None:
+    assert rates(parse_schedule(words), 20) == torch_rates(make, 20)
+
+
+def test_schedule_values_by_hand() -> None:
+    windowed = rates(parse_schedule(["Cosine 2 5 6"]), 8)
+    expected = [(1 + math.cos(math.pi * moved / 6)) / 2 for moved in (0, 0, 0, 1, 2, 3, 3, 3)]
+    assert windowed == pytest.approx(expected)
+    assert rates(parse_schedule(["step [1, 3]"]), 5) == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+    assert rates(parse_schedule([]), 3) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("plateau", "unknown scheduler 'plateau'; valid: cosine, linear, warmup, Cosine T0"),
+        ("Step", "needs rising milestones"),
+        ("Step 5 3", "needs rising milestones"),
+        ("Cosine 1 2", "none or three numbers"),
+        ("Cosine 3 2 5", "T0 < Tt"),
+        ("Cosine a 2 5", "'a' is not a whole number of epochs"),
+        ("linear 4", "takes no numbers, got 4"),
+    ],
+)
+def test_wrong_schedules(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_schedule([text])
+
+
+def test_wrong_recipes() -> None:
+    with pytest.raises(UnknownNameError, match="optimizer 'lion'; valid: adam, sgd, adamw, rms"):
+        Recipe(optimizer="lion")
+    for options, message in (
+        ({"learning_rate": 0.0}, "must be above 0"),
+        ({"learning_rate": math.nan}, "must be above 0"),
+        ({"batch_size": 0}, "must be at least 1"),
+        ({"momentum": -1.0}, "momentum -1.0 must not be negative"),
+        ({"augment": "mixup"}, "unknown augmentation"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Recipe(**options)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamw", "rmsprop"])
+def test_optimizers_get_their_options(name: str) -> None:
+    recipe = Recipe(optimizer=name, learning_rate=0.3, weight_decay=0.1, momentum=0.7)
+    (group,) = make_optimizer(nn.Linear(1, 1), recipe).param_groups
+    assert group["lr"] == 0.3 and group["weight_decay"] == 0.1
+    assert group.get("momentum", 0.7) == 0.7
+
+
+def test_training_repeats_to_the_bit_and_another_seed_differs(digits: Data) -> None:
+    def run(seed: int) -> tuple[list[float], dict[str, Tensor]]:
+        module = small_network(digits)
+        recipe = Recipe(batch_size=32, augment="crop_flip", seed=seed)
+        losses = [result.loss for result in fit(module, digits, recipe, 2)]
+        return losses, module.state_dict()
+
+    first, again, other = run(1), run(1), run(2)
+    assert first[0] == again[0] and first[0] != other[0]
+    for name, tensor in first[1].items():
+        assert torch.equal(tensor, again[1][name]), name
+
+
+def test_an_epoch_is_plain_gradient_descent(digits: Data) -> None:
+    """One epoch of one batch against the update written out, with L1 on convolutions only."""
+    module, twin = small_network(digits), small_network(digits)
+    recipe = Recipe(
+        optimizer="sgd", momentum=0.0, learning_rate=0.1, batch_size=len(digits.train), l1=0.01
+    )
+    (result,) = fit(module, digits, recipe, 1)
+    twin.train()
+    order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(2025))
+    images = digits.normalise(digits.train.images[order])
+    loss = nn.functional.cross_entropy(twin(images), digits.train.labels[order])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert result.loss == pytest.approx(loss.item()) and result.learning_rate == 0.1
+    for (name, after), before in zip(module.named_parameters(), twin.parameters(), strict=True):
+        assert before.grad is not None
+        pull = 0.01 * before.sign() if before.dim() == 4 else torch.zeros(())
+        torch.testing.assert_close(after, before - 0.1 * (before.grad + pull), msg=name)
+    assert not module.training
+
+
+def test_hooks_see_every_batch_and_divergence_is_an_error(digits: Data) -> None:
+    class Count(BatchHooks):
+        seen = 0
+
+        def after_backward(self, module: GraphModule) -> None:
+            assert all(p.grad is not None for p in module.parameters())
+            self.seen += 1
+
+    hooks, ticks = Count(), []
+    module = small_network(digits)
+    list(fit(module, digits, Recipe(batch_size=40), 2, hooks, lambda *tick: ticks.append(tick[:2])))
+    assert hooks.seen == 6 and ticks == [(1, 3), (2, 3), (3, 3)] * 2
+    with torch.no_grad():
+        next(module.parameters()).fill_(math.nan)
+        module.get_parameter("head.weight").fill_(math.nan)
+    with pytest.raises(SoulDeployError, match="training diverged: the loss is nan"):
+        list(fit(module, digits, Recipe(), 1))
+
+
+def test_best_state_keeps_the_first_of_equals() -> None:
+    module, best = nn.Linear(1, 1), BestState()
+    for value, validation in ((1.0, 0.5), (2.0, 0.8), (3.0, 0.8), (4.0, 0.7)):
+        with torch.no_grad():
+            module.weight.fill_(value)
+        best.offer(module, EpochResult(int(value), 0, 0, validation, 0, 0))
+    assert best.restore(module).epoch == 2 and module.weight.item() == 2.0
+
+
+def test_accuracy_counts_and_leaves_the_mode(digits: Data) -> None:
+    module = small_network(digits).train()
+    found = accuracy(module, digits, digits.test)
+    assert module.training
+    module.eval()
+    with torch.no_grad():
+        scores = torch.cat([module(digits.normalise(i[None])) for i in digits.test.images[:360]])
+    assert found == pytest.approx((scores.argmax(1) == digits.test.labels).double().mean().item())
+
+
+def test_augmentation_only_moves_and_mirrors() -> None:
+    images = torch.arange(1, 26, dtype=torch.uint8).reshape(1, 1, 5, 5).repeat(200, 1, 1, 1)
+    random = torch.Generator().manual_seed(0)
+    assert augmented(images, "none", random) is images
+    padded = torch.nn.functional.pad(images[0, 0], (2, 2, 2, 2))
+    windows = {
+        tuple(padded[r : r + 5, c : c + 5].flatten().tolist()) for r in range(5) for c in range(5)
+    }
+    shifted = {tuple(i.flatten().tolist()) for i in augmented(images, "shift", random)}
+    assert shifted <= windows and len(shifted) > 20
+    padded = torch.nn.functional.pad(images[0, 0], (4, 4, 4, 4))
+    windows = {
+        tuple(padded[r : r + 5, c : c + 5].flatten().tolist()) for r in range(9) for c in range(9)
+    }
+    flipped = {
+        tuple(padded[r : r + 5, c : c + 5].flip(1).flatten().tolist())
+        for r in range(9)
+        for c in range(9)
+    }
+    moved = [tuple(i.flatten().tolist()) for i in augmented(images, "crop_flip", random)]
+    assert set(moved) <= windows | flipped
+    mirrored = sum(image in flipped - windows for image in moved)
+    assert 60 < mirrored < 140
+
+
+def plain_simulation(neuron: SpikingNeuron, current: Tensor, static: bool) -> Tensor:
+    """The recurrence by autograd, one operation at a time."""
+    spec = neuron.spec
+    rest = 0.0 if spec.v_reset is None else spec.v_reset
+    v = torch.full_like(current if static else current[0], rest)
+    spikes = []
+    for t in range(neuron.time_steps):
+        h = CHARGE[spec.charge](v, current if static else current[t], spec.tau, rest)
+        s = fire_with_surrogate(h, spec.v_threshold, spec.fire, spec.surrogate, 2.0)
+        fired = FIRE[spec.fire](h, spec.v_threshold)
+        if spec.v_reset is None:
+            v = h - fired * spec.v_threshold
+        else:
+            v = torch.where(fired, torch.full_like(h, spec.v_reset), h)
+        spikes.append(s)
+    return torch.stack(spikes)
+
+
+SPECS = [
+    NeuronSpec(),
+    NeuronSpec(tau=1.7, v_reset=None, surrogate="sigmoid", surrogate_alpha=2.0),
+    NeuronSpec(tau=3.0, decay_input=False, v_reset=-0.25, fire="ge", v_threshold=0.5),
+    NeuronSpec("if", v_reset=None, surrogate="rectangle", surrogate_alpha=2.0),
+    NeuronSpec("if", v_reset=0.125),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("static", [True, False])
+def test_unrolled_neuron_equals_autograd(spec: NeuronSpec, static: bool) -> None:
+    torch.manual_seed(0)
+    neuron = SpikingNeuron(spec, 5)
+    shape = (3, 4, 2, 2) if static else (5, 3, 4, 2, 2)
+    current = (torch.randn(shape, dtype=torch.float64) * 2 + 0.5).requires_grad_()
+    weight = torch.randn(5, 3, 4, 2, 2, dtype=torch.float64)
+    found = neuron.simulate(current, static=static)
+    assert type(found.grad_fn).__name__ == "_UnrolledBackward"
+    (grad,) = torch.autograd.grad((found * weight).sum(), current)
+    expected = plain_simulation(neuron, current, static)
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), current)
+    assert 0.1 < found.mean().item() < 0.9
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("static", [True, False])
+def test_unrolled_neuron_fires_and_reports_the_same_bits(spec: NeuronSpec, static: bool) -> None:
+    torch.manual_seed(1)
+    neuron = SpikingNeuron(spec, 6)
+    current = torch.randn((200,) if static else (6, 200))[..., None, :] * 2
+    seen: list[list[Tensor]] = [[], []]
+    found = neuron.simulate(
+        current.clone().requires_grad_(),
+        static=static,
+        observe=lambda t, s, v: seen[0].extend((s.detach(), v.detach())),
+    )
+    with torch.no_grad():
+        expected = neuron.simulate(
+            current, static=static, observe=lambda t, s, v: seen[1].extend((s, v))
+        )
+    assert torch.equal(found, expected)
+    assert len(seen[0]) == 12
+    for mine, reference in zip(*seen, strict=True):
+        assert torch.equal(mine, reference)
+
+
+def test_learned_decay_still_gets_its_gradient(digits: Data) -> None:
+    neuron = SpikingNeuron(NeuronSpec("plif"), 3)
+    spikes = neuron.simulate(torch.randn(4, 6).requires_grad_(), static=True)
+    spikes.sum().backward()  # type: ignore[no-untyped-call]
+    assert neuron.w.grad is not None and neuron.w.grad.item() != 0

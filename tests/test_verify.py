@@ -1,0 +1,380 @@
+"""The three gates on wrong artifacts: each kind of wrongness is seen, and by the gate it should."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+from soul_deploy import layers
+from soul_deploy.compare import Comparer, LayerRun, Run
+from soul_deploy.export import event_check
+from soul_deploy.export.event import build_event_network, export_event
+from soul_deploy.export.event_check import EventExecution
+from soul_deploy.export.onnx_check import OnnxExecution, static_problems
+from soul_deploy.export.onnx_graph import build_onnx, export_onnx
+from soul_deploy.export.verify import kind_of, verify
+from soul_deploy.flips import Golden
+from soul_deploy.graph import NeuronSpec
+from soul_deploy.modelfile import Model, ModelInfo, Normalization, from_module
+from soul_deploy.module import GraphModule
+from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.errors import FileFormatError, MissingFileError, ValidityError
+from soul_deploy.runtime.eventnet import (
+    Convolution,
+    DenseRows,
+    EventNetwork,
+    Layer,
+    SpikingLayer,
+)
+from soul_deploy.runtime.network import Network
+from soul_deploy.trace import trace
+
+STEPS = 3
+
+
+def network(time_steps: int = STEPS) -> Model:
+    """2×6×6; conv 4, conv 4 (same shape, stride 2, average pooled), linear 5, head 3; all fire."""
+    torch.manual_seed(5)
+    neuron = NeuronSpec(v_threshold=0.4)
+    modules = nn.Sequential(
+        layers.Conv2d(4, 4, 3, padding=1),
+        SpikingNeuron(neuron, time_steps),
+        layers.MaxPool2d(2),
+        layers.Conv2d(4, 4, 3, padding=1),
+        layers.BatchNorm2d(4),
+        SpikingNeuron(neuron, time_steps),
+        layers.AvgPool2d(2, 1),
+        layers.Flatten(),
+        nn.Linear(16, 5),
+        SpikingNeuron(neuron, time_steps),
+        layers.RateReadout(5, 3),
+    )
+    module = GraphModule(trace(modules, (4, 6, 6), time_steps))
+    module.load_state_dict({name: t * 3 for name, t in modules.state_dict().items()})
+    return from_module(module, ModelInfo(classes=("a", "b", "c")))
+
+
+GOLDEN = network()
+X = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(6))
+
+
+def comparer() -> Comparer:
+    return Comparer(Golden(GOLDEN))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "event"])
+def test_a_right_artifact_passes_all_gates(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "network"
+    (export_onnx if kind == "onnx" else export_event)(GOLDEN, path)
+    report = verify(GOLDEN, path, X)
+    assert report.passed
+    assert report.kind == kind == kind_of(path)
+    assert report.forced is not None
+    assert report.forced.counted is (kind == "event")
+    assert report.silent == ()
+    text = report.table()
+    assert "Verified: yes" in text
+    assert "1 static: passed" in text
+    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert document["schema"] == "soul-deploy/verify/1"
+    assert document["passed"] is True
+    assert [layer["layer"] for layer in document["end_to_end"]["layers"]] == ["1", "5", "9"]
+
+
+# ONNX: how a file is spoiled, and what the static gate says about it.
+
+
+def _change_weight(file: ModelProto) -> None:
+    tensor = next(t for t in file.graph.initializer if t.name == "3.weight")
+    array = numpy_helper.to_array(tensor).copy()
+    array[1, 2, 0, 0] += 1
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def _swap_layers(file: ModelProto) -> None:
+    found = {t.name: t for t in file.graph.initializer}
+    found["0.weight"].name, found["3.weight"].name = "3.weight", "0.weight"
+
+
+def _change_threshold(file: ModelProto) -> None:
+    node = next(n for n in file.graph.node if n.output[0] == "5.spike.1")
+    next(a for a in node.attribute if a.name == "threshold").f = 0.5
+
+
+def _skip_a_step(file: ModelProto) -> None:
+    node = next(n for n in file.graph.node if n.output[0] == "5.spike.1")
+    node.input[0] = "5.membrane"
+
+
+def _change_function(file: ModelProto) -> None:
+    node = next(n for n in file.functions[0].node if n.op_type == "Greater")
+    node.op_type = "GreaterOrEqual"
+
+
+def _change_stride(file: ModelProto) -> None:
+    node = next(n for n in file.graph.node if n.op_type == "AveragePool")
+    attribute = next(a for a in node.attribute if a.name == "count_include_pad")
+    attribute.i = 0
+
+
+def _change_steps(file: ModelProto) -> None:
+    file.CopyFrom(build_onnx(network(STEPS + 1)))
+
+
+def _drop_bias(file: ModelProto) -> None:
+    node = next(n for n in file.graph.node if n.op_type == "Gemm")
+    del node.input[2]
+    kept = [t for t in file.graph.initializer if t.name != "8.bias"]
+    del file.graph.initializer[:]
+    file.graph.initializer.extend(kept)
+
+
+SPOILED: dict[Callable[[ModelProto], None], str] = {
+    _change_weight: "3.weight: 1 of 144 values differ from the folded weights",
+    _swap_layers: "0.weight: 144 of 144 values differ",
+    _change_threshold: "5.spike.1: soul_lif_decay_gt_hard",
+    _skip_a_step: "node '5.spike.1' is not what the graph says",
+    _change_function: "function 'soul_lif_decay_gt_hard' is not what the graph says",
+    _change_stride: "node '6' is not what the graph says",
+    _change_steps: "1: 4 steps, the graph says T = 3",
+    _drop_bias: "8.bias: missing",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
+def test_a_wrong_onnx_file_fails_the_static_gate(
+    spoil: Callable[[ModelProto], None], tmp_path: Path
+) -> None:
+    file = build_onnx(GOLDEN)
+    assert static_problems(GOLDEN, file) == ()
+    spoil(file)
+    path = tmp_path / "wrong.onnx"
+    onnx.save(file, path)
+    report = verify(GOLDEN, path, X)
+    assert not report.passed
+    assert any(SPOILED[spoil] in problem for problem in report.problems), report.problems
+    assert report.forced is None
+    assert "1 static: FAILED" in report.table()
+    assert "Verified: NO" in report.table()
+
+
+@pytest.mark.parametrize("spoil", [_change_weight, _swap_layers, _change_threshold, _skip_a_step])
+def test_a_wrong_onnx_file_fails_when_it_runs(spoil: Callable[[ModelProto], None]) -> None:
+    file = build_onnx(GOLDEN)
+    spoil(file)
+    execution = OnnxExecution(file, GOLDEN.graph)
+    forced = comparer().forced(execution, X)
+    assert not forced.passed
+    assert forced.unexplained > 0
+    assert not comparer().end_to_end(execution, X).passed
+
+
+def test_another_source_is_seen(tmp_path: Path) -> None:
+    for kind, export in (("onnx", export_onnx), ("event", export_event)):
+        path = tmp_path / kind
+        export(GOLDEN, path, source_sha256="aa" * 32)
+        assert verify(GOLDEN, path, X, source_sha256="aa" * 32).passed
+        report = verify(GOLDEN, path, X, source_sha256="bb" * 32)
+        assert not report.passed
+        assert "made from a file with sha256 aaaaaaaaaaaaaaaa" in report.problems[0]
+
+
+def test_a_wrong_head_is_seen_in_the_logits() -> None:
+    file = build_onnx(GOLDEN)
+    tensor = next(t for t in file.graph.initializer if t.name == "10.bias")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1e-4, tensor.name))
+    execution = OnnxExecution(file, GOLDEN.graph)
+    for found in (comparer().forced(execution, X), comparer().end_to_end(execution, X)):
+        assert found.unexplained == 0
+        assert found.logit_difference == pytest.approx(1e-4, rel=0.01)
+        assert not found.passed
+
+
+# Event networks.
+
+
+def _event_weight(network: EventNetwork) -> EventNetwork:
+    first, *rest = network.layers
+    weight = _rows(first).weight.copy()
+    weight.reshape(-1)[7] += 1
+    return replace(network, layers=(_with_rows(first, DenseRows(weight)), *rest))
+
+
+def _event_zero(network: EventNetwork) -> EventNetwork:
+    """No synapses onto the first neuron of layer 9: the fan-out map and the counts see it too."""
+    *rest, last = network.layers
+    weight = _rows(last).weight.copy()
+    weight[:, 0] = 0
+    return replace(network, layers=(*rest, _with_rows(last, DenseRows(weight))))
+
+
+def _rows(layer: Layer) -> DenseRows:
+    assert isinstance(layer, SpikingLayer)
+    assert isinstance(layer.synapses.rows, DenseRows)
+    return layer.synapses.rows
+
+
+def _with_rows(layer: Layer, rows: DenseRows) -> SpikingLayer:
+    assert isinstance(layer, SpikingLayer)
+    return replace(layer, synapses=replace(layer.synapses, rows=rows))
+
+
+def _event_swap(network: EventNetwork) -> EventNetwork:
+    """Layers 1 and 5 have weights of one shape."""
+    first, pool, second, last = network.layers
+    rows = _rows(first), _rows(second)
+    swapped = _with_rows(first, rows[1]), pool, _with_rows(second, rows[0]), last
+    return replace(network, layers=swapped)
+
+
+def _event_neuron(network: EventNetwork) -> EventNetwork:
+    first, *rest = network.layers
+    assert isinstance(first, SpikingLayer)
+    neuron = replace(first.neuron, fire="ge")
+    return replace(network, layers=(replace(first, neuron=neuron), *rest))
+
+
+def _event_steps(network: EventNetwork) -> EventNetwork:
+    return replace(network, time_steps=STEPS + 1)
+
+
+def _event_bias(network: EventNetwork) -> EventNetwork:
+    assert network.readout.bias is not None
+    return replace(network, readout=replace(network.readout, bias=network.readout.bias + 1))
+
+
+def _event_normalization(network: EventNetwork) -> EventNetwork:
+    return replace(network, classes=("a", "b", "d"))
+
+
+WRONG_EVENTS: dict[Callable[[EventNetwork], EventNetwork], str] = {
+    _event_weight: "1: weights: 1 of 144 entries differ",
+    _event_zero: "9: weights: 36 of",
+    _event_swap: "1: weights: 144 of 144 entries differ",
+    _event_neuron: "1: neuron is",
+    _event_steps: "T is 4, the graph says 3",
+    _event_bias: "readout: bias: 3 of 3 entries differ",
+    _event_normalization: "class names is",
+}
+
+
+@pytest.mark.parametrize("spoil", WRONG_EVENTS, ids=lambda spoil: spoil.__name__)
+def test_a_wrong_event_network_fails_the_static_gate(
+    spoil: Callable[[EventNetwork], EventNetwork],
+) -> None:
+    events = build_event_network(GOLDEN)
+    assert event_check.static_problems(GOLDEN, Network(events)) == ()
+    problems = event_check.static_problems(GOLDEN, Network(spoil(events)))
+    assert any(WRONG_EVENTS[spoil] in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("spoil", [_event_weight, _event_swap])
+def test_a_wrong_event_network_fails_when_it_runs(
+    spoil: Callable[[EventNetwork], EventNetwork],
+) -> None:
+    execution = EventExecution(Network(spoil(build_event_network(GOLDEN))), Golden(GOLDEN))
+    assert comparer().forced(execution, X).unexplained > 0
+    assert not comparer().end_to_end(execution, X).passed
+
+
+def test_a_synapse_less_is_seen_in_the_counts() -> None:
+    execution = EventExecution(Network(_event_zero(build_event_network(GOLDEN))), Golden(GOLDEN))
+    found = comparer().forced(execution, X)
+    assert {"synops", "synops_events"} <= {m.count for m in found.mismatches if m.layer == "8"}
+    assert "8: synops is" in str(next(m for m in found.mismatches if m.count == "synops"))
+    assert not found.passed
+
+
+class Miscounting(EventExecution):
+    """Runs rightly, counts wrongly."""
+
+    def run(self, images: Tensor) -> Run:
+        run = super().run(images)
+        assert run.counts is not None
+        wrong = {name: replace(c, touched=c.touched + 1) for name, c in run.counts.items()}
+        return replace(run, counts=wrong)
+
+    def run_layer(self, layer: str, values: object) -> LayerRun:
+        run = super().run_layer(layer, values)  # type: ignore[arg-type]
+        assert run.counts is not None
+        return replace(run, counts=replace(run.counts, spikes_out=run.counts.spikes_out + 1))
+
+
+def test_wrong_counts_fail_by_themselves() -> None:
+    execution = Miscounting(Network(build_event_network(GOLDEN)), Golden(GOLDEN))
+    forced, whole = comparer().forced(execution, X), comparer().end_to_end(execution, X)
+    assert {m.count for m in forced.mismatches} == {"spikes_out"}
+    assert {m.count for m in whole.mismatches} == {"touched"}
+    assert not forced.passed
+    assert not whole.passed
+
+
+# What is refused, and what is said.
+
+
+def test_layers_that_never_spike_are_named(tmp_path: Path) -> None:
+    export_onnx(GOLDEN, tmp_path / "m.onnx")
+    state = {n: a * 0 if n.startswith("0.") else a for n, a in GOLDEN.state.items()}
+    quiet = replace(GOLDEN, state=state)
+    export_onnx(quiet, tmp_path / "q.onnx")
+    report = verify(quiet, tmp_path / "q.onnx", X)
+    assert report.passed
+    assert report.silent[0] == "1"
+    assert "Never spiked on these images: 1" in report.table()
+
+
+def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no file at"):
+        verify(GOLDEN, tmp_path / "none.onnx", X)
+    for name in ("text.onnx", "text.safetensors", "text"):
+        (tmp_path / name).write_text("I am a text file")
+        with pytest.raises(FileFormatError, match=name):
+            verify(GOLDEN, tmp_path / name, X)
+    foreign = build_onnx(GOLDEN)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    with pytest.raises(FileFormatError, match="of format None; verified are files that"):
+        verify(GOLDEN, tmp_path / "foreign.onnx", X)
+
+
+def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    export_onnx(GOLDEN, tmp_path / "m.onnx")
+    with pytest.raises(ValidityError, match="this network takes"):
+        verify(GOLDEN, tmp_path / "m.onnx", X[:, :, :5])
+
+
+def test_sequences_are_verified(tmp_path: Path) -> None:
+    frames = torch.stack([X, X.flip(0), X.roll(1, 3)])
+    export_event(GOLDEN, tmp_path / "event")
+    export_onnx(GOLDEN, tmp_path / "m.onnx", input_mode="sequence")
+    for name in ("event", "m.onnx"):
+        report = verify(GOLDEN, tmp_path / name, frames)
+        assert report.passed, report.table()
+        assert report.images == "4 samples"
+
+
+def test_stored_rows_are_spelled_out_as_they_were() -> None:
+    """Sparse and grouped rows too: event_check's dense weights are the composed operator's."""
+    torch.manual_seed(8)
+    weight = torch.randn(6, 2, 3, 2) * (torch.rand(6, 2, 3, 2) < 0.1)
+    modules = nn.Sequential(
+        layers.Conv2d(4, 6, (3, 2), groups=2, bias=False),
+        SpikingNeuron(NeuronSpec(), 2),
+        layers.RateReadout(6, 2),
+    )
+    modules.load_state_dict(modules.state_dict() | {"0.weight": weight})
+    module = GraphModule(trace(modules, (4, 5, 5), 2))
+    module.load_state_dict(modules.state_dict())
+    info = ModelInfo(normalization=Normalization((0.5,) * 4, (0.1,) * 4))
+    events = build_event_network(from_module(module, info))
+    (layer,) = events.spiking_layers
+    assert isinstance(layer.synapses, Convolution)
+    assert not isinstance(layer.synapses.rows, DenseRows)
+    np.testing.assert_array_equal(event_check.convolution_weight(layer.synapses), weight.numpy())

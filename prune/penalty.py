@@ -36,8 +36,9 @@ class Coefficients:
 def coefficients(graph: SpikingGraph, rule: CoefficientRule) -> Coefficients:
     """e_w and e_n of every projection and population.
 
-    authors  e_w = H_in·W_in / stride², 1 for a linear layer; e_n = Σ over the consumers of
-             C_out·k_h·k_w / stride² (borders and pooling in between ignored)
+    authors  e_w = H_in·W_in / stride², 1 for a linear layer or a convolution that covers its
+             whole input; e_n = Σ over the consumers of C_out·k_h·k_w / stride² (borders and
+             pooling in between ignored)
     exact    e_w = output positions; e_n = Σ over the consumers of their dense synapses, over the
              number of neurons
     """
@@ -61,7 +62,7 @@ def coefficients(graph: SpikingGraph, rule: CoefficientRule) -> Coefficients:
 
 
 def _authors_weight(graph: SpikingGraph, node: Projection) -> float:
-    if not isinstance(node, Convolution):
+    if not isinstance(node, Convolution) or prod(graph.shapes[node.name][1:]) == 1:
         return 1.0
     _, height, width = graph.shapes[node.inputs[0]]
     return height * width / prod(node.stride)

@@ -103,7 +103,7 @@ def prune(
             budget = sca.budget(channels, ratio)
             plan = decide(statistics.scores(), statistics.gradients(), budget, sca.guard)
             apply(plan, module, optimizer, sca.regrow_weights)
-            statistics.reset()
+            pass
         if result.epoch == sca.schedule.last_update:
             masked = accuracy(module, data, data.validation)
             best.offer(module, replace(result, validation_accuracy=masked))
@@ -149,7 +149,7 @@ def apply(
         mask = module.channel_masks[layer.name]
         keep = torch.from_numpy(layer.keep).to(mask.keep.device)
         back = keep & (mask.keep == 0)
-        pass
+        mask.keep = keep.to(mask.keep.dtype)
         parameters = _incoming(module, layer.name)
         for parameter in parameters:
             _clear(optimizer, parameter, ~keep)

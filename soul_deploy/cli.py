@@ -25,6 +25,10 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
                 "soul_deploy.prune.cli:structured",
                 "Prune channels by spiking channel activity (Li et al., ICML 2024).",
             ),
+            "unstructured": (
+                "soul_deploy.prune.unstructured_cli:unstructured",
+                "Prune weights and neurons (Shi et al., ICLR 2024).",
+            ),
             "compact": (
                 "soul_deploy.prune.compact_cli:compact",
                 "Remove the masked or zeroed channels of a model file.",

@@ -13,13 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from soul_deploy.graph import Projection, Shape, SpikingGraph
+from soul_deploy.graph import Population, Projection, Shape, SpikingGraph
 from soul_deploy.module import ChannelMask, GraphModule, HardGate
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array, digest, read_tensors, require_file, write_tensors
 
 FORMAT = "soul-deploy/model/1"
 WEIGHT, CHANNEL_MASK, NEURON_MASK = "weight:", "channel_mask:", "neuron_mask:"
+ALPHA = "alpha:"
 State: TypeAlias = Mapping[str, Array]
 Stage = Literal["dense", "masked", "compact"]
 
@@ -56,7 +57,8 @@ class Model:
     """A network at rest: graph, weights under the original names, masks, description.
 
     channel_masks: population -> bool (C,), on its current. neuron_masks: population -> bool of the
-    population's shape, on its spikes. Pruned weights are zeros in `state`.
+    population's shape, on its spikes. Pruned weights are zeros in `state`. alphas: projection or
+    population -> the mask parameters that a search of weights and neurons ended with.
     """
 
     graph: SpikingGraph
@@ -64,6 +66,7 @@ class Model:
     channel_masks: Mapping[str, Array] = field(default_factory=dict)
     info: ModelInfo = ModelInfo()
     neuron_masks: Mapping[str, Array] = field(default_factory=dict)
+    alphas: Mapping[str, Array] = field(default_factory=dict)
 
     def module(self) -> GraphModule:
         """The network as a PyTorch module in evaluation mode, masks applied."""
@@ -108,6 +111,7 @@ def save_model(path: Path, model: Model) -> None:
     tensors = {WEIGHT + name: array for name, array in model.state.items()}
     tensors |= {CHANNEL_MASK + name: keep for name, keep in model.channel_masks.items()}
     tensors |= {NEURON_MASK + name: keep for name, keep in model.neuron_masks.items()}
+    tensors |= {ALPHA + name: alpha for name, alpha in model.alphas.items()}
     document = {
         "format": FORMAT,
         "digest": digest(tensors),
@@ -135,9 +139,11 @@ def load_model(path: Path) -> Model:
         raise FileFormatError(f"{path}: its description cannot be read ({error!r})") from error
     state = _under(WEIGHT, opened.tensors)
     masks = _under(CHANNEL_MASK, opened.tensors)
-    model = Model(graph, state, masks, info, _under(NEURON_MASK, opened.tensors))
+    neurons, alphas = _under(NEURON_MASK, opened.tensors), _under(ALPHA, opened.tensors)
+    model = Model(graph, state, masks, info, neurons, alphas)
     check_state(graph, state, str(path))
     _check_masks(model, path)
+    _check_alphas(model, path)
     return model
 
 
@@ -185,6 +191,21 @@ def _check_masks(model: Model, path: Path) -> None:
         if keep.shape != needed or keep.dtype != np.bool_:
             raise FileFormatError(
                 f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs bool{needed}"
+            )
+
+
+def _check_alphas(model: Model, path: Path) -> None:
+    graph = model.graph
+    for name, alpha in model.alphas.items():
+        needed: Shape | None = None
+        if name in graph.shapes and isinstance(graph[name], Projection):
+            needed = model.state[f"{name}.weight"].shape
+        elif name in graph.shapes and isinstance(graph[name], Population):
+            needed = graph.shapes[name]
+        if alpha.shape != needed or alpha.dtype != np.float32:
+            raise FileFormatError(
+                f"{path}: mask parameters of {name} are {alpha.dtype}{alpha.shape}, "
+                f"need float32{needed}"
             )
 
 

@@ -178,7 +178,7 @@ class LearningOptions:
             raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
 
 
-def learning_options(*, epochs: int, batch_size: int) -> Decorator:
+def learning_options(*, epochs: int, batch_size: int, scheduler: str = "cosine") -> Decorator:
     """--epochs, --batch_size, --optimizer, --scheduler, the rates, --augment, --l1, --seed."""
     return option_group(
         "learning",
@@ -196,7 +196,7 @@ def learning_options(*, epochs: int, batch_size: int) -> Decorator:
         click.option(
             *("--scheduler", "-scheduler"),
             cls=ListOption,
-            default="cosine",
+            default=scheduler,
             show_default=True,
             help="cosine, linear, warmup, constant, 'Cosine T0 Tt Tmax' or 'Step m1 m2 …'.",
         ),

@@ -1,0 +1,73 @@
+"""Graph nodes as JSON data and back, every field checked."""
+
+from dataclasses import fields
+from typing import Any
+
+from soul_deploy.nodes import OPS, BatchNorm, NeuronSpec, Node
+
+
+def node_to_json(node: Node) -> dict[str, Any]:
+    """The node's operation and fields as plain JSON data."""
+    values: dict[str, Any] = {"op": node.op}
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if isinstance(value, (NeuronSpec, BatchNorm)):
+            value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
+        values[item.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+_MAX_SIDE = 1 << 31
+
+
+def bounded_integer(value: Any) -> int:
+    """`value` if it is an integer from 0 to 2^31 - 1. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MAX_SIDE:
+        raise ValueError(f"{value!r} is not an integer from 0 to {_MAX_SIDE - 1}")
+    return value
+
+
+def node_from_json(entry: Any) -> Node:
+    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError if it is none."""
+    values = dict(entry)
+    cls = OPS[values.pop("op")]
+    known = {item.name for item in fields(cls)}
+    if set(values) != known:
+        raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")
+    if not isinstance(values["name"], str):
+        raise ValueError(f"name {values['name']!r} is not text")
+    for name, value in values.items():
+        values[name] = _field_from_json(name, value)
+    if isinstance(values.get("stride"), tuple) and 0 in values["stride"]:
+        raise ValueError("a stride of 0")
+    return cls(**values)
+
+
+def _field_from_json(name: str, value: Any) -> Any:
+    if name == "inputs":
+        if not all(isinstance(item, str) for item in value):
+            raise ValueError(f"inputs {value!r} are not names")
+        return tuple(value)
+    if name == "neuron":
+        return _spec_from_json(value)
+    if name == "norm":
+        return None if value is None else _norm_from_json(value)
+    if isinstance(value, list):
+        return tuple(bounded_integer(side) for side in value)
+    if isinstance(value, (bool, str)):
+        return value
+    return bounded_integer(value)
+
+
+def _spec_from_json(data: Any) -> NeuronSpec:
+    for name in ("tau", "v_threshold", "surrogate_alpha"):
+        data[name] = float(data[name])
+    data["v_reset"] = None if data["v_reset"] is None else float(data["v_reset"])
+    for name in ("decay_input", "detach_reset"):
+        if not isinstance(data[name], bool):
+            raise ValueError(f"{name} {data[name]!r} is not true or false")
+    return NeuronSpec(**data)
+
+
+def _norm_from_json(data: Any) -> BatchNorm:
+    return BatchNorm(str(data["name"]), float(data["eps"]), float(data["momentum"]))

@@ -1,0 +1,374 @@
+"""The parts of a spiking graph: edge kinds, neuron models, and one frozen class per operation.
+
+Shapes leave out time and batch: (C, H, W) for maps, (N,) for vectors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation
+from soul_deploy.runtime.errors import UsageError
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+NeuronFamily = Literal["if", "lif", "plif"]
+SurrogateName = Literal["atan", "sigmoid", "rectangle"]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What values an edge can hold: "spike" (0/1), "graded" (0..bound), or "analog"."""
+
+    kind: Literal["spike", "graded", "analog"]
+    bound: int | None = None
+
+
+SPIKE, ANALOG = Edge("spike", 1), Edge("analog")
+
+
+@dataclass(frozen=True)
+class NeuronSpec:
+    """A population's neuron model as trained.
+
+    family          "if", "lif", "plif" (tau is learned: parameter `<population>.w`)
+    tau             membrane time constant in steps (> 1 for plif: its initial value)
+    decay_input     the input current is divided by tau too
+    v_threshold     firing threshold (> 0)
+    v_reset         value after a spike, or None: soft reset, the threshold is subtracted
+    fire            "gt": fires above the threshold (Soul); "ge": also at it (SpikingJelly)
+    surrogate, surrogate_alpha, detach_reset   training only
+    """
+
+    family: NeuronFamily = "lif"
+    tau: float = 2.0
+    decay_input: bool = True
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    fire: FireRule = "gt"
+    surrogate: SurrogateName = "atan"
+    surrogate_alpha: float = 2.0
+    detach_reset: bool = True
+
+    def __post_init__(self) -> None:
+        if self.family not in ("if", "lif", "plif"):
+            raise UsageError(f"neuron family {self.family!r}; valid: if, lif, plif")
+        if not self.v_threshold > 0:
+            raise UsageError(f"v_threshold {self.v_threshold} must be above 0")
+        if self.v_reset is not None and not self.v_reset < self.v_threshold:
+            raise UsageError(f"v_reset {self.v_reset} must be below v_threshold {self.v_threshold}")
+        if self.family == "lif" and not self.tau >= 1:
+            raise UsageError(f"tau {self.tau} must be at least 1 step")
+        if self.family == "plif" and not self.tau > 1:
+            raise UsageError(f"init_tau {self.tau} must be above 1 step")
+        if self.fire not in ("gt", "ge"):
+            raise UsageError(f"fire {self.fire!r}; valid: gt (v > threshold), ge (v >= threshold)")
+        if self.surrogate not in ("atan", "sigmoid", "rectangle"):
+            raise UsageError(f"surrogate {self.surrogate!r}; valid: atan, sigmoid, rectangle")
+
+    @property
+    def learned(self) -> bool:
+        """Whether the decay is a parameter `w` (decay = sigmoid(w))."""
+        return self.family == "plif"
+
+    @property
+    def charge(self) -> ChargeForm:
+        """The form of the charge, as Soul computes it (soul/neuron/LIF.py, PLIF.py)."""
+        if self.family == "if":
+            return "integrate"
+        if self.family == "lif":
+            return "soul_lif_decay" if self.decay_input else "soul_lif"
+        if self.decay_input:
+            return "decay_multiply"
+        return "leak_subtract_multiply" if self.v_reset else "leak_multiply"
+
+    def equation(self, decay: float | None = None) -> NeuronEquation:
+        """The neuron as deployed. `decay` = sigmoid(w) in float32, for `plif` only."""
+        if self.learned:
+            assert decay is not None, "a plif needs its learned decay"
+            constant = float(_one_minus(decay)) if self.charge == "leak_multiply" else decay
+        else:
+            constant = self.tau
+        return NeuronEquation(self.charge, constant, self.v_threshold, self.v_reset, self.fire)
+
+
+def _one_minus(decay: float) -> Any:
+    import numpy as np
+
+    return np.float32(1) - np.float32(decay)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; `name` is the dotted name of the module it came from."""
+
+    op: ClassVar[str] = ""
+    name: str
+    inputs: tuple[str, ...]
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        """The output's shape without time and batch. Raises UsageError if the inputs don't fit."""
+        raise NotImplementedError
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        """The output's edge kind."""
+        return inputs[0]
+
+    def describe(self) -> str:
+        """One line for tables."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Input(Node):
+    """The network's input: a static image (B, C, H, W) or a sequence (T, B, C, H, W)."""
+
+    op: ClassVar[str] = "input"
+    shape: Shape
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        return self.shape
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        return ANALOG
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch normalisation of a projection's output, until it is folded; `name` owns its state."""
+
+    name: str
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+
+@dataclass(frozen=True)
+class Projection(Node):
+    """Synapses: weights, an optional bias, an optional batch norm."""
+
+    bias: bool
+    norm: BatchNorm | None
+
+    @property
+    def out_channels(self) -> int:
+        raise NotImplementedError
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        return ANALOG
+
+
+@dataclass(frozen=True)
+class Convolution(Projection):
+    """2-D convolution, zero padding; weight (channels, in_channels / groups, kh, kw)."""
+
+    op: ClassVar[str] = "convolution"
+    in_channels: int
+    channels: int
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        (shape,) = inputs
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise UsageError(
+                f"{self.name}: input {shape}, but the convolution needs ({self.in_channels}, H, W)"
+            )
+        sides = tuple(
+            (shape[1 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1)
+            // self.stride[i]
+            + 1
+            for i in (0, 1)
+        )
+        return (self.channels, *_positive(self.name, sides, shape))
+
+    def describe(self) -> str:
+        text = f"{self.in_channels}→{self.channels}, {self.kernel[0]}×{self.kernel[1]}"
+        if self.stride != (1, 1):
+            text += f", stride {self.stride[0]}×{self.stride[1]}"
+        if self.groups != 1:
+            text += f", groups {self.groups}"
+        return text + (", batch norm" if self.norm else "")
+
+
+@dataclass(frozen=True)
+class Linear(Projection):
+    """All-to-all synapses; weight (features, in_features)."""
+
+    op: ClassVar[str] = "linear"
+    in_features: int
+    features: int
+
+    @property
+    def out_channels(self) -> int:
+        return self.features
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        if inputs[0] != (self.in_features,):
+            raise UsageError(
+                f"{self.name}: input {inputs[0]}, but the layer needs ({self.in_features},)"
+            )
+        return (self.features,)
+
+    def describe(self) -> str:
+        return f"{self.in_features}→{self.features}" + (", batch norm" if self.norm else "")
+
+
+@dataclass(frozen=True)
+class Population(Node):
+    """Spiking neurons, one per element of the input current.
+
+    generated  channels appended behind those of the current: they fire a stored pattern
+               (`<name>.pattern`, (T, generated)) whatever the input is, with no neuron behind it
+    """
+
+    op: ClassVar[str] = "population"
+    neuron: NeuronSpec
+    generated: int = 0
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        return (inputs[0][0] + self.generated, *inputs[0][1:])
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        return SPIKE
+
+    def describe(self) -> str:
+        n = self.neuron
+        reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
+        tau = "" if n.family == "if" else f", tau {n.tau:g}"
+        more = f", {self.generated} generated channels" if self.generated else ""
+        return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}{more}"
+
+
+@dataclass(frozen=True)
+class Pool(Node):
+    """A window sliding over a map; floor division at the far border."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        shape = inputs[0]
+        if len(shape) != 3:
+            raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {shape}")
+        sides = tuple(
+            (shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        return (shape[0], *_positive(self.name, sides, shape))
+
+    def describe(self) -> str:
+        return f"{self.kernel[0]}×{self.kernel[1]}, stride {self.stride[0]}×{self.stride[1]}"
+
+
+@dataclass(frozen=True)
+class MaxPool(Pool):
+    """Maximum over a window; of spikes: OR."""
+
+    op: ClassVar[str] = "max_pool"
+
+
+@dataclass(frozen=True)
+class AvgPool(Pool):
+    """Mean over a window (padding counts as zeros); composed into the next projection."""
+
+    op: ClassVar[str] = "avg_pool"
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        return ANALOG
+
+
+@dataclass(frozen=True)
+class AdaptiveAvgPool(Node):
+    """Mean over windows that tile the input to a given output size."""
+
+    op: ClassVar[str] = "adaptive_avg_pool"
+    size: Pair
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        if len(inputs[0]) != 3:
+            raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {inputs[0]}")
+        return (inputs[0][0], *self.size)
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        return ANALOG
+
+    def describe(self) -> str:
+        return f"to {self.size[0]}×{self.size[1]}"
+
+
+@dataclass(frozen=True)
+class Flatten(Node):
+    """(C, H, W) to (C·H·W,), channel-major."""
+
+    op: ClassVar[str] = "flatten"
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        size = 1
+        for side in inputs[0]:
+            size *= side
+        return (size,)
+
+
+@dataclass(frozen=True)
+class Readout(Node):
+    """Class scores from spikes: sum first, scale last.
+
+    Over time and space the spikes are summed to integers; `linear`, if any, weighs them; the
+    scale 1 / (T · H · W · votes) and the bias come last. Per step, T is 1.
+
+    classes  number of scores
+    linear   whether a weight (classes, C) is applied to the sums over space
+    bias     whether a bias (classes,) is added at the end
+    votes    without `linear`: neurons per class, averaged (6Conv2FC: 10)
+    """
+
+    op: ClassVar[str] = "readout"
+    classes: int
+    linear: bool = True
+    bias: bool = True
+    votes: int = 1
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        return (self.classes,)
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        return ANALOG
+
+    def divisor(self, shape: Shape, time_steps: int) -> int:
+        """T · H · W · votes for an input of `shape`."""
+        space = shape[1] * shape[2] if len(shape) == 3 else 1
+        return time_steps * space * self.votes
+
+    def describe(self) -> str:
+        kind = "linear head" if self.linear else f"vote of {self.votes} neurons a class"
+        return f"mean over time and space, {kind}, {self.classes} classes"
+
+
+OPS: dict[str, type[Node]] = {
+    cls.op: cls
+    for cls in (
+        Input,
+        Convolution,
+        Linear,
+        Population,
+        MaxPool,
+        AvgPool,
+        AdaptiveAvgPool,
+        Flatten,
+        Readout,
+    )
+}
+
+
+def _positive(name: str, sides: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
+    if min(sides) < 1:
+        raise UsageError(f"{name}: an input of {shape} leaves no output position")
+    return sides

@@ -200,9 +200,9 @@ def _fire(b: Builder, node: Population, output: str) -> str:
     currents = [current] * steps
     if node.inputs[0] not in b.static and steps > 1:
         currents = _split(b, current, name, steps)
-    # The initial membrane must not be a constant: ONNX Runtime would fold the first step's
-    # constant operands into the convolution's weights (ConvAddFusion, ConvMulFusion), and a
-    # product rounded at another place is another number.
+    # The initial membrane is not a constant, so that ONNX Runtime cannot simplify the first step
+    # and move what is left of it into the convolution's weights (ConvAddFusion, ConvMulFusion):
+    # a product rounded at another place is another number.
     shape = b.op("Shape", [currents[0]], f"{name}.current_shape")
     rest = numpy_helper.from_array(np.array([equation.rest], np.float32), "value")
     membrane = b.op("ConstantOfShape", [shape], f"{name}.membrane", value=rest)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from soul_deploy.arguments import SoulCommand, existing_indexes
 from soul_deploy.data import Data
@@ -32,7 +31,7 @@ from soul_deploy.preparing import (
 )
 from soul_deploy.progress import epoch_log, warn
 from soul_deploy.prune.channels import ChannelPlan, prunable
-from soul_deploy.prune.loading import load_start, module_of
+from soul_deploy.prune.loading import explicit_flags, load_start, module_of
 from soul_deploy.prune.options import ScaOptions, sca_options
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
@@ -103,7 +102,7 @@ def structured(
     if start is None:
         module = new_module(task, loaded).to(device)
     else:
-        model, task = load_start(start, task, loaded, _explicit(context))
+        model, task = load_start(start, task, loaded, explicit_flags(context))
         module = module_of(model, device)
     names = _chosen_layers(module, indexes)
     check(module, sca, names)
@@ -125,14 +124,6 @@ def _start_file(mode: str, path: Path | None) -> Path | None:
     if path is None:
         raise UsageError("--mode load needs --model_path, the file to start from")
     return require_file(path)
-
-
-def _explicit(context: click.Context) -> set[str]:
-    return {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
 
 
 def _chosen_layers(module: GraphModule, indexes: tuple[int, ...] | None) -> tuple[str, ...]:

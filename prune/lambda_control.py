@@ -16,18 +16,18 @@ from torch import Tensor
 from soul_deploy.connectivity import Connectivity, dense_synapses, measure_connectivity
 from soul_deploy.graph import Node, Population, Projection, SpikingGraph
 from soul_deploy.module import GraphModule
-from soul_deploy.prune.softmask import Masks
+from soul_deploy.prune.softmask import Masks, SoftMask
 from soul_deploy.runtime.errors import SoulDeployError, UsageError
 
 BAND = 0.1
 """How far from the target the network may end, relative to it."""
 SETTLED = 0.6
 """The share of the search after which the curve is at the target."""
-START = 0.5
 UPDATES = 100
 """How often lambda is set during a search, whatever its length."""
-GAIN, DAMPING, LIMIT = 0.15, 0.6, 0.5
-BISECTIONS = 60
+GAIN, DAMPING, RISE, FALL, FLOOR = 0.3, 4.0, 0.3, 0.7, 0.01
+BALANCE = 0.02
+BISECTIONS = 30
 
 
 def check_target(target: float | None) -> None:
@@ -60,14 +60,17 @@ class ConnectivityMeter:
             {name: mask.keep().cpu().numpy() for name, mask in self.masks.neurons.items()},
             self.dense,
         )
-        rough = self._rough()
+        rough = self._rough(soft=False)
         if rough > 0 and found.live > 0:
             self._correction = found.share / rough
         return found
 
     def estimate(self) -> float:
-        """The share by channels: borders and overlapping masks as at the last exact count."""
-        return self._rough() * self._correction
+        """The share under the soft gates, by channels; it goes over into the hard masks' share.
+
+        Borders and overlapping masks as at the last exact count.
+        """
+        return self._rough(soft=True) * self._correction
 
     def _effective(self, node: Projection) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
         weight = self.module.get_submodule(node.name).weight
@@ -78,18 +81,18 @@ class ConnectivityMeter:
         return kept.cpu().numpy().astype(np.float32)
 
     @torch.no_grad()
-    def _rough(self) -> float:
+    def _rough(self, *, soft: bool) -> float:
         graph = self.module.graph
         shares: dict[str, Tensor] = {}
         live = dense = 0.0
         for node in graph.projections:
             positions = prod(graph.shapes[node.name][1:])
-            kept = self._kept_by_channel(node)
+            kept = self._kept_by_channel(node, soft)
             source = _source(graph, node)
             before = shares.get(source)
             counts = kept.sum(1) if before is None else kept @ _fitting(before, kept.shape[1])
             behind = _behind(graph, node)
-            after = self._neuron_share(behind, len(counts), counts)
+            after = self._neuron_share(behind, counts, soft)
             live += positions * float((counts * after).sum())
             dense += positions * prod(self._shape(node))
             shares[behind] = after * (counts > 0)
@@ -100,24 +103,28 @@ class ConnectivityMeter:
         assert isinstance(weight, Tensor)
         return tuple(weight.shape)
 
-    def _kept_by_channel(self, node: Projection) -> Tensor:
+    def _kept_by_channel(self, node: Projection, soft: bool) -> Tensor:
         """How many weights are kept between each output and input channel: (out, in)."""
         weight = self.module.get_submodule(node.name).weight
         assert isinstance(weight, Tensor)
         mask = self.masks.weights.get(node.name)
-        kept = torch.ones_like(weight) if mask is None else mask.keep().to(weight.dtype)
+        kept = torch.ones_like(weight) if mask is None else _gate(mask, soft)
         if kept.dim() > 2:
             return kept.flatten(2).sum(2)
         shape = self.module.graph.shapes.get(_source(self.module.graph, node), ())
         channels = shape[0] if shape and kept.shape[1] % shape[0] == 0 else kept.shape[1]
         return kept.reshape(len(kept), channels, -1).sum(2)
 
-    def _neuron_share(self, name: str, channels: int, like: Tensor) -> Tensor:
+    def _neuron_share(self, name: str, like: Tensor, soft: bool) -> Tensor:
         mask = self.masks.neurons.get(name)
         if mask is None:
             return torch.ones_like(like)
-        share = mask.keep().to(like.dtype).reshape(mask.alpha.shape[0], -1).mean(1)
-        return _fitting(share, channels)
+        share = _gate(mask, soft).flatten(1).mean(1) if mask.alpha.dim() > 1 else _gate(mask, soft)
+        return _fitting(share, len(like))
+
+
+def _gate(mask: SoftMask, soft: bool) -> Tensor:
+    return mask() if soft else mask.keep().to(mask.alpha.dtype)
 
 
 def _fitting(share: Tensor, channels: int) -> Tensor:
@@ -136,30 +143,40 @@ def _behind(graph: SpikingGraph, node: Projection) -> str:
     return next((n for n in graph.consumers[node.name] if isinstance(graph[n], Population)), "")
 
 
-@dataclass
 class LambdaControl:
-    """A damped proportional controller of log lambda."""
+    """A damped proportional controller of log lambda.
 
-    target: float
-    value: float
-    _last: float | None = None
+    The wanted connectivity falls exponentially from the first one measured. Pruned entries hardly
+    come back once their gates have closed, so lambda starts low and is mostly raised; it never
+    falls below a hundredth of its start, from where it could not rise again in time.
+    """
+
+    def __init__(self, target: float, start: float) -> None:
+        self.target, self.start = target, start
+        self._value = start
+        self._first: float | None = None
+        self._last = 0.0
 
     def wanted(self, progress: float) -> float:
         """The connectivity aimed at after a share of the search (0 to 1)."""
         part = min(1.0, progress / SETTLED)
-        return float(self.target**part * START ** (1 - part))
+        first = max(self.target, self._first or self.target)
+        return float(self.target**part * first ** (1 - part))
 
     def update(self, progress: float, share: float) -> float:
         """Set lambda from the measured connectivity; returns it."""
+        if self._first is None:
+            self._first = share
         error = math.log(max(share, 1e-9) / self.wanted(progress))
-        change = GAIN * error + DAMPING * (0.0 if self._last is None else error - self._last)
+        change = GAIN * error + DAMPING * (error - self._last)
         self._last = error
-        self.value *= math.exp(min(LIMIT, max(-LIMIT, change)))
-        return self.value
+        self._value *= math.exp(min(RISE, max(-FALL, change)))
+        self._value = max(self._value, self.start * FLOOR)
+        return self._value
 
 
 def balanced_lambda(task: Tensor, masks: Masks) -> float:
-    """The lambda whose penalty pulls at the average mask a tenth as hard as the task's loss does.
+    """The lambda whose penalty pulls at the average mask a fiftieth as hard as the task's loss.
 
     task: the loss of a batch, its graph still there.
     """
@@ -170,7 +187,7 @@ def balanced_lambda(task: Tensor, masks: Masks) -> float:
     push = sum(float(g.abs().sum()) for g in pushes)
     if pull == 0 or push == 0:
         return 1e-11
-    return 0.1 * pull / push
+    return BALANCE * pull / push
 
 
 @dataclass(frozen=True)
@@ -202,17 +219,23 @@ def adjust(masks: Masks, target: float, exact: Callable[[], Connectivity]) -> Ad
     highest = max(float(mask.alpha.detach().max()) for mask in masks)
     lowest = min(float(mask.alpha.detach().min()) for mask in masks)
     low, high = -highest, -lowest + 1e-6
-    share = before
+    aim = target * (1 - BAND / 2 if before < target else 1 + BAND / 2)
+    found: list[tuple[float, float]] = []
+    nearest = before
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         share = set_offset(middle)
+        nearest = min(nearest, share, key=lambda value: abs(value - target))
         if within_band(share, target):
-            return Adjustment(middle, before, share)
-        low, high = (low, middle) if share > target else (middle, high)
+            found.append((abs(middle), middle))
+        low, high = (low, middle) if share > aim else (middle, high)
+    if found:
+        _, offset = min(found)
+        return Adjustment(offset, before, set_offset(offset))
     set_offset(0.0)
     raise SoulDeployError(
         f"the search ended at connectivity {before:.4g}, and no common threshold of the masks "
-        f"brings it within 10 % of {target:g} (the nearest gave {share:.4g}); search longer, with "
+        f"brings it within 10 % of {target:g} (the nearest gave {nearest:.4g}); search longer, with "
         "a higher prune_lr, or with a nonzero standard deviation in mask_init_factor"
     )
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
+from click.core import ParameterSource
 
 from soul_deploy import zoo
 from soul_deploy.data import Data
@@ -31,6 +33,15 @@ NEURON_FLAGS = {
     "fire": "fire",
     "surrogate": "surrogate",
 }
+
+
+def explicit_flags(context: click.Context) -> set[str]:
+    """Names of the flags that the user gave."""
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
 
 
 def load_start(path: Path, task: Task, data: Data, explicit: Collection[str]) -> tuple[Model, Task]:

@@ -103,7 +103,7 @@ def prune(
             budget = sca.budget(channels, ratio)
             plan = decide(statistics.scores(), statistics.gradients(), budget, sca.guard)
             apply(plan, module, optimizer, sca.regrow_weights)
-            pass
+            statistics.reset()
         if result.epoch == sca.schedule.last_update:
             masked = accuracy(module, data, data.validation)
             best.offer(module, replace(result, validation_accuracy=masked))

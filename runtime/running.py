@@ -38,7 +38,6 @@ def step_scores(network: Network, samples: Samples) -> Array:
     steps = [
         network.step(values[t] if samples.sequence else values) for t in range(network.time_steps)
     ]
-    network.reset()
     return np.stack(steps)
 
 

@@ -94,9 +94,10 @@ def measure_connectivity(
             composed = compose(graph, folded, node.name)
             assert not isinstance(composed.operator, ReadoutOperator)
             fed = arrivals(composed.operator, reachable[composed.source])
+            fed = fed.reshape(1, *graph.shapes[node.name])
             fed = fed * _mask_behind(graph, node, neuron_masks)
             layers.append(LayerConnectivity(node.name, int(fed.sum().item()), totals[node.name]))
-            reachable[node.name] = fed.reshape(1, *graph.shapes[node.name])
+            reachable[node.name] = fed
         elif isinstance(node, Population):
             reachable[node.name] = (reachable[node.inputs[0]] != 0).double()
     return Connectivity(tuple(layers))

@@ -101,8 +101,8 @@ CHARGES = [
 def test_membranes_are_equal_to_the_bit(neuron: NeuronSpec, time_steps: int) -> None:
     """A 1×1 convolution of one channel is one product, so that nothing but the neuron can differ.
 
-    The trap: with T = 1 and a constant membrane, ONNX Runtime moves the neuron's constants into
-    the convolution's weights.
+    T = 1 is the case in which a constant membrane would leave nothing but constants beside the
+    current, which ONNX Runtime may move into the convolution's weights.
     """
     torch.manual_seed(3)
     network = nn.Sequential(
@@ -179,6 +179,7 @@ def test_a_static_first_layer_runs_once_and_a_neuron_is_one_function() -> None:
     kinds = [node.op_type for node in built.graph.node]
     assert kinds.count("Conv") == 1
     assert "Split" not in kinds
+    assert kinds.count("ConstantOfShape") == 1  # the membrane's start is no constant
     assert kinds.count("soul_lif_decay_gt_hard") == 5
     (function,) = built.functions
     assert sorted(function.attribute) == ["constant", "rest", "threshold"]

@@ -112,7 +112,10 @@ def test_streaming_gives_each_steps_scores(files: Files, tmp_path: Path) -> None
     for b, row in enumerate(found["results"]):
         np.testing.assert_allclose(row["steps"], expected[:, b], atol=1e-5)
     np.testing.assert_allclose(scores(found), golden(files, steps), atol=1e-5)
-    text = printed("run", files.compact_event, path, "--stream")
+    text = printed("run", files.compact_event, path, *save_images(tmp_path, random_pixels(1)))
+    assert "class so far" not in text
+    words = (path, *save_images(tmp_path, random_pixels(1)), "--stream")
+    text = printed("run", files.compact_event, *words)  # batches of 1 and 2: a reset between
     assert "class so far" in text and "mean so far" in text
     assert soul_deploy("run", files.compact_event, path, "--stream", "--threads", 2).exit_code == 2
 

@@ -332,6 +332,16 @@ def test_the_loop_ends_with_exact_counts_and_the_best_frozen_epoch(digits: Data)
     assert not module.training
 
 
+def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> None:
+    """What was masked for a whole window has no activity in it, whatever it did before."""
+    module = small_network(digits)
+    sca = Sca(PruneSchedule(0.4, 0.0, epochs=2))
+    first, second = [step.plan for step in prune(module, digits, Recipe(), sca, names_of(module))]
+    assert first is not None and second is not None
+    for before, after in zip(first.layers, second.layers, strict=True):
+        assert (after.score[~before.keep] == 0).all() and (before.score[~before.keep] > 0).any()
+
+
 def test_the_loop_repeats_to_the_bit(digits: Data) -> None:
     def run() -> tuple[list[list[int]], dict[str, Tensor]]:
         module = small_network(digits)

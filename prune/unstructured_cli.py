@@ -1,0 +1,305 @@
+"""`soul-deploy prune unstructured`: search for masks of weights and neurons, fine-tune, remove."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from soul_deploy.arguments import SoulCommand, existing_indexes
+from soul_deploy.data import Data
+from soul_deploy.graph import Convolution, SpikingGraph
+from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
+from soul_deploy.module import GraphModule
+from soul_deploy.options import (
+    DataOptions,
+    LearningOptions,
+    NetworkChoice,
+    RunOptions,
+    data_options,
+    learning_options,
+    network_options,
+    run_options,
+)
+from soul_deploy.preparing import (
+    Task,
+    load_task_data,
+    new_module,
+    prepare,
+    provenance,
+    recipe_of,
+    task_of,
+)
+from soul_deploy.progress import epoch_log, warn
+from soul_deploy.prune.loading import explicit_flags, load_start, module_of
+from soul_deploy.prune.penalty import coefficients
+from soul_deploy.prune.planner import plan_removal
+from soul_deploy.prune.remove import remove
+from soul_deploy.prune.search import (
+    Finetune,
+    LayerDeathError,
+    Pruning,
+    Search,
+    SearchEpoch,
+)
+from soul_deploy.prune.softmask import Masks, make_masks, maskable_neurons
+from soul_deploy.prune.unstructured_options import (
+    MaskOptions,
+    SearchOptions,
+    mask_options,
+    search_options,
+)
+from soul_deploy.prune.unstructured_report import (
+    Outcome,
+    Recorder,
+    check_tensorboard,
+    note_of,
+    print_outcome,
+    print_preview,
+)
+from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.runtime.files import require_file
+from soul_deploy.training import Recipe, accuracy
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that was asked for, checked."""
+
+    task: Task
+    recipe: Recipe
+    search: Search
+    finetune: Finetune | None
+    masking: MaskOptions
+    data: Data
+    module: GraphModule
+    masks: Masks
+    run: RunOptions
+    start: Path | None
+    save_latest: bool
+    tensorboard: bool
+
+    @property
+    def masked_path(self) -> Path:
+        """Where the result goes."""
+        kind = "pruned" if self.masks.parameters() else "best"
+        return self.run.model_dir / f"{kind}_{self.task.stem}.safetensors"
+
+
+@click.command(cls=SoulCommand)
+@click.option(
+    *("--mode", "-mode"), default="search", show_default=True, help="search, as in Soul's script."
+)
+@click.option(
+    *("--model_path", "-model_path"),
+    type=click.Path(path_type=Path),
+    help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict.",
+)
+@click.option("--dry_run", is_flag=True, help="Print what would be masked; no file is written.")
+@network_options("spikingvgg9")
+@data_options()
+@mask_options()
+@search_options()
+@learning_options(epochs=150, batch_size=128, scheduler="constant")
+@run_options()
+@click.pass_context
+def unstructured(
+    context: click.Context,
+    mode: str,
+    model_path: Path | None,
+    dry_run: bool,
+    network: NetworkChoice,
+    data: DataOptions,
+    masking: MaskOptions,
+    searching: SearchOptions,
+    learning: LearningOptions,
+    run: RunOptions,
+) -> None:
+    """Prune single weights and neurons by trainable masks, then remove what died.
+
+    Masks are searched for with a penalty on synaptic operations and a rising temperature; with
+    --finetune the network is then trained on with the masks fixed. At the end the masked network
+    and a compact one without its dead channels are written.
+    """
+    if mode.lower() != "search":
+        raise UnknownNameError("mode", mode, ("search",))
+    task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
+    search, finetune = searching.search(learning, recipe), searching.finetuning()
+    masking.start(learning.seed), masking.weight_indexes(), masking.neuron_indexes()
+    check_tensorboard(searching.tensorboard)
+    if model_path is not None:
+        require_file(model_path)
+    device = prepare(run)
+    loaded = load_task_data(data)
+    start: Model | None = None
+    if model_path is not None:
+        start, task = load_start(model_path, task, loaded, explicit_flags(context))
+        _check_start(model_path, start)
+    module = new_module(task, loaded).to(device) if start is None else _unmasked(start, device)
+    masks = _masks(module, masking, learning.seed, start)
+    _check_masked(masks, search)
+    job = Job(
+        *(task, recipe, search, finetune, masking, loaded, module, masks, run, model_path),
+        *(searching.save_latest, searching.tensorboard),
+    )
+    if dry_run:
+        print_preview(run.output_format, module.graph, masks)
+    else:
+        _carry_out(job)
+
+
+def _check_start(path: Path, model: Model) -> None:
+    if model.channel_masks or (model.neuron_masks and not model.alphas):
+        raise UsageError(
+            f"{path} is a masked network; start from a dense one, from its compact one "
+            f"(soul-deploy prune compact {path}) if that has no masks left, or from the masked "
+            "result of an earlier prune unstructured"
+        )
+
+
+def _unmasked(start: Model, device: Any) -> GraphModule:
+    return module_of(replace(start, neuron_masks={}), device)
+
+
+def _masks(module: GraphModule, masking: MaskOptions, seed: int, start: Model | None) -> Masks:
+    graph = module.graph
+    weights = () if masking.not_prune_weight else _chosen_weights(graph, masking)
+    neurons = () if masking.not_prune_neuron else _chosen_neurons(graph, masking)
+    begin = replace(masking.start(seed), known=start.alphas if start else {})
+    return make_masks(module, weights, neurons, coefficients(graph, masking.rule), begin)
+
+
+def _chosen_weights(graph: SpikingGraph, masking: MaskOptions) -> tuple[str, ...]:
+    names = [node.name for node in graph.projections]
+    what = "layers with weights"
+    chosen, warning = existing_indexes(
+        "weight_prune_layers", masking.weight_indexes(), len(names), what
+    )
+    if warning:
+        warn(warning)
+    return tuple(names[index] for index in sorted(chosen))
+
+
+def _chosen_neurons(graph: SpikingGraph, masking: MaskOptions) -> tuple[str, ...]:
+    """Named populations; by default those behind a convolution, but the first and the output."""
+    nodes, able = graph.populations, maskable_neurons(graph)
+    indexes = masking.neuron_indexes()
+    if indexes is None:
+        behind = [n for n in nodes[1:] if isinstance(graph[n.inputs[0]], Convolution)]
+        return tuple(node.name for node in behind if node.name in able)
+    chosen, warning = existing_indexes("neuron_prune_layers", indexes, len(nodes), "spiking layers")
+    if warning:
+        warn(warning)
+    names = tuple(nodes[index].name for index in sorted(chosen))
+    refused = [name for name in names if name not in able]
+    if refused:
+        valid = [str(i) for i, node in enumerate(nodes) if node.name in able]
+        raise UsageError(
+            f"neuron_prune_layers: {', '.join(refused)} cannot be masked, its spikes are the "
+            f"network's output; valid: {', '.join(valid)}"
+        )
+    return names
+
+
+def _check_masked(masks: Masks, search: Search) -> None:
+    if search.target is not None and not masks.weights:
+        raise UsageError("target_connectivity needs weight masks; leave --not_prune_weight out")
+
+
+def _carry_out(job: Job) -> None:
+    module, data = job.module, job.data
+    pruning = Pruning(module, data, job.recipe, job.search, job.masks)
+    accuracies, before = {}, pruning.synops(from_module(module, ModelInfo()))
+    if job.start is not None:
+        accuracies["start"] = accuracy(module, data, data.test)
+    last = _train(job, pruning)
+    accuracies["masked"] = accuracy(module, data, data.test)
+    masked = pruning.hard_model(_info(job, "masked", accuracies))
+    if not job.masks.parameters():
+        masked = replace(masked, info=replace(masked.info, stage="dense"))
+    files = {"Masked model" if job.masks.parameters() else "Model": job.masked_path}
+    save_model(job.masked_path, masked)
+    compact = None
+    if job.masks.parameters():
+        compact = remove(masked, plan_removal(masked, round_to=job.masking.round_to))
+        device = next(module.parameters()).device
+        accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
+        path = job.masked_path
+        files["Compact model"] = path.with_name(f"{path.stem}_compact{path.suffix}")
+        save_model(files["Compact model"], replace(compact, alphas={}))
+    files["Table of epochs"] = _log_path(job).with_suffix(".csv")
+    synops = before, pruning.synops(masked)
+    print_outcome(
+        job.run.output_format,
+        Outcome(masked, compact, last.connectivity, accuracies, synops, files),
+    )
+
+
+def _log_path(job: Job) -> Path:
+    return job.run.log_dir / f"unstructured_{job.task.stem}.jsonl"
+
+
+def _train(job: Job, pruning: Pruning) -> SearchEpoch:
+    """Search and fine-tune; the module has hard masks then. Returns the last epoch."""
+    recorder = Recorder(_log_path(job), tensorboard=job.tensorboard)
+    try:
+        last = _follow(job, pruning, recorder, "search", job.search.epochs, pruning.search())
+    except LayerDeathError as death:
+        raise SoulDeployError(f"{death}{_kept(job, death)}") from death
+    job.masks.attach_hard(job.module)
+    if job.finetune is not None:
+        steps = pruning.finetune(job.finetune)
+        return _follow(job, pruning, recorder, "finetune", job.finetune.epochs, steps)
+    if job.masks.parameters():
+        warn(
+            "not fine-tuned: the batch norms' running statistics belong to the soft masks of the "
+            "search; give --finetune"
+        )
+    return last
+
+
+def _follow(
+    job: Job,
+    pruning: Pruning,
+    recorder: Recorder,
+    label: str,
+    epochs: int,
+    steps: Iterator[SearchEpoch],
+) -> SearchEpoch:
+    last: SearchEpoch | None = None
+    with epoch_log(label, epochs, None) as log:
+        pruning.tick = log.tick
+        for last in steps:
+            log.epoch(last.result, note_of(last))
+            recorder.add(last)
+            if job.save_latest:
+                path = job.run.model_dir / f"latest_{job.task.stem}.safetensors"
+                accuracies = {"validation": last.hard_accuracy}
+                save_model(path, pruning.hard_model(_info(job, "masked", accuracies)))
+    assert last is not None, "at least one epoch"
+    return last
+
+
+def _kept(job: Job, death: LayerDeathError) -> str:
+    if death.last_good is None:
+        return ". No epoch was left to keep; no model was written"
+    good = replace(death.last_good, info=_info(job, "masked", {}))
+    save_model(job.masked_path, good)
+    return f". The last model with all layers alive was kept in {job.masked_path}"
+
+
+def _info(job: Job, stage: Any, accuracies: dict[str, float]) -> ModelInfo:
+    search = {**asdict(job.search), "masks": asdict(job.search.masks)}
+    made = provenance(
+        job.task,
+        job.recipe,
+        job.search.epochs,
+        command="prune unstructured",
+        search=search,
+        masking=asdict(job.masking),
+        finetune=None if job.finetune is None else asdict(job.finetune),
+        start=None if job.start is None else str(job.start),
+        accuracy=dict(accuracies),
+    )
+    return ModelInfo(stage, job.data.normalization, job.data.classes, made)

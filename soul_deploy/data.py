@@ -184,7 +184,7 @@ def _idx_data(
 
 
 def _resized(split: Split) -> Split:
-    # "nearest-exact" picks the pixels that Pillow's nearest filter picks.
+    # "nearest" picks the pixels that Pillow's nearest filter picks.
     return replace(split, images=F.interpolate(split.images, size=(32, 32), mode="nearest-exact"))
 
 

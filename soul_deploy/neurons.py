@@ -92,7 +92,7 @@ def _differentiated(current: Tensor) -> bool:
 SLOPES: dict[ChargeForm, Callable[[float], tuple[float, float]]] = {
     "integrate": lambda a: (1.0, 1.0),
     "soul_lif_decay": lambda a: (1.0 - 1.0 / a, 1.0 / a),
-    "soul_lif": lambda a: (1.0 - 1.0 / a, 1.0 / a),
+    "soul_lif": lambda a: (1.0 - 1.0 / a, 1.0),
 }
 """For each form with a fixed constant a: the derivatives of the charge by v and by x."""
 

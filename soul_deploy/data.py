@@ -100,7 +100,7 @@ def stratified_parts(
     for label in range(int(labels.max()) + 1):
         members = order[labels[order] == label]
         ranks = torch.arange(len(members), dtype=torch.float64)
-        position[members] = (ranks + 0.5) / len(members)
+        position[members] = ranks
     dealt = order[torch.argsort(position[order], stable=True)]
     return list(torch.split(dealt[: sum(sizes)], list(sizes)))
 
@@ -184,7 +184,7 @@ def _idx_data(
 
 
 def _resized(split: Split) -> Split:
-    # "nearest" picks the pixels that Pillow's nearest filter picks.
+    # "nearest-exact" picks the pixels that Pillow's nearest filter picks.
     return replace(split, images=F.interpolate(split.images, size=(32, 32), mode="nearest-exact"))
 
 

@@ -17,12 +17,15 @@ from soul_deploy.export.event import export_event
 from soul_deploy.export.onnx_check import input_mode_of
 from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, export_onnx
 from soul_deploy.export.onnx_reading import read_onnx
+from soul_deploy.export.representation import CHOICES
 from soul_deploy.export.verify import Kind, VerifyReport, kind_of
 from soul_deploy.modelfile import Model, load_model
 from soul_deploy.options import Decorator, option_group
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.files import file_sha256, write_atomically
+from soul_deploy.runtime.inspect_report import representation_table
+from soul_deploy.runtime.inspection import representations
 
 EXPORT_SCHEMA = "soul-deploy/export/1"
 
@@ -185,21 +188,38 @@ def onnx(
 
 @click.command(cls=SoulCommand)
 @_export_options()
+@click.option(
+    "--representation",
+    type=click.Choice(CHOICES, case_sensitive=False),
+    default="auto",
+    show_default=True,
+    help="Synapses of convolutions: rows shared by all positions (implicit), or one row per live "
+    "neuron with nothing but live synapses (explicit). auto: by estimated time, layer by layer.",
+)
 def event(
     model_path: Path,
     output: Path | None,
     time_step: int | None,
     check: bool,
     check_on: CheckOptions,
+    representation: Any,
 ) -> None:
-    """Write MODEL, a soul-deploy model file, as an event network, which runs without PyTorch."""
+    """Write MODEL, a soul-deploy model file, as an event network, which runs without PyTorch.
+
+    Masked neurons, and neurons that no output depends on, are left out.
+    """
     source = _Source.load(model_path, time_step)
     target = output or model_path.with_suffix(".event.safetensors")
+    layers: list[dict[str, Any]] = []
 
     def write(path: Path) -> None:
-        export_event(source.model, path, source_sha256=source.sha256)
+        network = export_event(
+            source.model, path, source_sha256=source.sha256, representation=representation
+        )
+        layers.extend(representations(network))
 
-    _export("event", source, target, write, check_on if check else None, check_on.output_format)
+    checked = check_on if check else None
+    _export("event", source, target, write, checked, check_on.output_format, layers)
 
 
 @click.command(cls=SoulCommand)
@@ -247,8 +267,12 @@ def _export(
     write: Callable[[Path], None],
     check_on: CheckOptions | None,
     output_format: str,
+    layers: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Write, verify what was written, and only then put it in place."""
+    """Write, verify what was written, and only then put it in place.
+
+    layers: filled by `write`, the representation of each layer, to be printed.
+    """
     if target.resolve() == source.path.resolve():
         raise UsageError(f"{target} is the model itself; give another --output")
     images = None if check_on is None else check_images(source.model, check_on)
@@ -274,10 +298,13 @@ def _export(
             "bytes": target.stat().st_size,
             "time_steps": source.model.graph.time_steps,
             "source_sha256": source.sha256,
+            **({} if layers is None else {"layers": layers}),
             "verified": None if report is None else report.to_json(),
         }
         click.echo(_json(result))
         return
+    if layers is not None:
+        click.echo(representation_table(layers))
     if report is not None:
         click.echo(report.table())
     following = f"inspect {target}" if report else f"verify {source.path} {target}"

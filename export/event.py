@@ -1,63 +1,68 @@
 """From a model to an event network: rows by presynaptic neuron, channel-last.
 
-Dense rows are added with SIMD, compressed rows visit only nonzero weights. Which one a layer gets
-is decided by its weight density alone, `DENSE_FROM`.
+What no output depends on is left out (soul_deploy.liveness): masked neurons, and neurons that only
+those read. Which form a layer's synapses get is decided in representation.py.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
 
-from soul_deploy.composing import ConvOperator, MatrixOperator, ReadoutOperator, compose
+from soul_deploy.composing import ConvOperator, ReadoutOperator, compose
+from soul_deploy.export.representation import (
+    Choice,
+    channel_last_mask,
+    channel_last_order,
+    represent_convolution,
+    represent_matrix,
+)
 from soul_deploy.folding import Synapses as Folded
 from soul_deploy.folding import fold
-from soul_deploy.graph import MaxPool, Population, Projection, Shape, SpikingGraph
+from soul_deploy.graph import MaxPool, Population, Projection, SpikingGraph
+from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model
 from soul_deploy.neurons import learned_decay
 from soul_deploy.runtime import eventnet
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import UnsupportedGraphError
 from soul_deploy.runtime.eventfile import save_event_network
-from soul_deploy.runtime.eventnet import (
-    Convolution,
-    DenseRows,
-    EventNetwork,
-    Matrix,
-    PoolLayer,
-    ReadoutLayer,
-    Rows,
-    SparseRows,
-    SpikingLayer,
-)
+from soul_deploy.runtime.eventnet import EventNetwork, PoolLayer, ReadoutLayer, SpikingLayer
 from soul_deploy.runtime.files import Array
 
-DENSE_FROM = 0.2
-"""Share of nonzero weights from which on contiguous rows are faster than compressed ones."""
 
-
-def export_event(model: Model, path: Path, *, source_sha256: str | None = None) -> EventNetwork:
+def export_event(
+    model: Model,
+    path: Path,
+    *,
+    source_sha256: str | None = None,
+    representation: Choice = "auto",
+) -> EventNetwork:
     """Build the event network of `model` and write it atomically to `path`.
 
     source_sha256: sha256 of the model file, kept for tracing. Raises as `build_event_network`.
     """
-    network = build_event_network(model, source_sha256=source_sha256)
+    network = build_event_network(model, source_sha256=source_sha256, representation=representation)
     save_event_network(path, network)
     return network
 
 
-def build_event_network(model: Model, *, source_sha256: str | None = None) -> EventNetwork:
+def build_event_network(
+    model: Model, *, source_sha256: str | None = None, representation: Choice = "auto"
+) -> EventNetwork:
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
+    representation: of the synapses; "auto" decides layer by layer (representation.py).
     Raises UnsupportedGraphError naming the node that spikes cannot be computed through, LimitError
     for sizes beyond the runtime's.
     """
+    model = deployed(model)
     graph = model.graph
+    live = live_values(model)
     folded = fold(graph, model.state, model.channel_masks)
     layers: list[SpikingLayer | PoolLayer] = []
     for node in graph.nodes:
         if isinstance(node, Population):
-            layers.append(_spiking_layer(model, folded, node))
+            layers.append(_spiking_layer(model, folded, node, live, representation))
         elif isinstance(node, MaxPool):
             layers.append(_pool_layer(graph, node))
     info = model.info
@@ -68,7 +73,7 @@ def build_event_network(model: Model, *, source_sha256: str | None = None) -> Ev
         time_steps=graph.time_steps,
         layers=tuple(layers),
         readout=_readout(graph, folded),
-        fixed_steps=info.validity.time_steps is not None,
+        fixed_steps=valid_for_one_t(model),
         reset_per_sample=info.validity.reset_per_sample,
         normalization=None if norm is None else eventnet.Normalization(norm.mean, norm.std),
         classes=info.classes,
@@ -76,7 +81,19 @@ def build_event_network(model: Model, *, source_sha256: str | None = None) -> Ev
     )
 
 
-def _spiking_layer(model: Model, folded: dict[str, Folded], node: Population) -> SpikingLayer:
+def valid_for_one_t(model: Model) -> bool:
+    """Whether the network holds for its T only: by its removal, or for a stored spike pattern."""
+    generated = any(node.generated for node in model.graph.populations)
+    return generated or model.info.validity.time_steps is not None
+
+
+def _spiking_layer(
+    model: Model,
+    folded: dict[str, Folded],
+    node: Population,
+    live: dict[str, Array | None],
+    choice: Choice,
+) -> SpikingLayer:
     graph = model.graph
     projection = graph[node.inputs[0]]
     if not isinstance(projection, Projection):
@@ -88,16 +105,24 @@ def _spiking_layer(model: Model, folded: dict[str, Folded], node: Population) ->
     operator = composed.operator
     assert not isinstance(operator, ReadoutOperator)
     edge = graph.edges[composed.source]
+    mask, before = live[node.name], live[composed.source]
+    current = None if mask is None else mask[: operator.out_shape[0]]
+    if isinstance(operator, ConvOperator):
+        synapses, weighed = represent_convolution(operator, before, current, choice)
+    else:
+        synapses, weighed = represent_matrix(operator, before, current, choice)
+    pattern = model.state[f"{node.name}.pattern"] if node.generated else None
     return SpikingLayer(
         name=node.name,
         projection=projection.name,
         source=composed.source,
         edge=edge.kind,
         bound=edge.bound,
-        synapses=_convolution(operator)
-        if isinstance(operator, ConvOperator)
-        else _matrix(operator),
+        synapses=synapses,
         neuron=_equation(model, node),
+        live=None if mask is None else channel_last_mask(mask),
+        pattern=None if pattern is None else np.ascontiguousarray(pattern != 0).astype(np.uint8),
+        alternatives=weighed,
     )
 
 
@@ -126,84 +151,6 @@ def _pool_layer(graph: SpikingGraph, node: MaxPool) -> PoolLayer:
         stride=node.stride,
         padding=node.padding,
     )
-
-
-def _convolution(operator: ConvOperator) -> Convolution:
-    """Rows (channel, kernel row, kernel column), the kernel mirrored."""
-    weight = operator.weight[:, :, ::-1, ::-1]
-    by_source = _by_source(weight, operator.groups)
-    if _density(weight) >= DENSE_FROM:
-        rows: Rows = DenseRows(np.ascontiguousarray(by_source))
-    else:
-        channels = operator.in_shape[0]
-        rows = _sparse(
-            _spread_groups(by_source, operator.groups).reshape(
-                channels * math.prod(weight.shape[2:]), -1
-            )
-        )
-    reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
-    return Convolution(
-        in_shape=operator.in_shape,
-        out_shape=operator.out_shape,
-        rows=rows,
-        bias=operator.bias,
-        kernel=(weight.shape[2], weight.shape[3]),
-        stride=operator.stride,
-        padding=operator.padding,
-        dilation=operator.dilation,
-        groups=operator.groups,
-        reach=(reach[0], reach[1]),
-    )
-
-
-def _by_source(weight: Array, groups: int) -> Array:
-    """(C_out, C_in / g, kh, kw) to (C_in, kh, kw, C_out / g)."""
-    out, inner, height, width = weight.shape
-    split = weight.reshape(groups, out // groups, inner, height, width)
-    return split.transpose(0, 2, 3, 4, 1).reshape(groups * inner, height, width, out // groups)
-
-
-def _spread_groups(by_source: Array, groups: int) -> Array:
-    """(C_in, kh, kw, C_out / g) to (C_in, kh, kw, C_out) with zeros across groups."""
-    channels, height, width, share = by_source.shape
-    spread = np.zeros((channels, height, width, groups, share), np.float32)
-    for g in range(groups):
-        inside = slice(g * channels // groups, (g + 1) * channels // groups)
-        spread[inside, :, :, g] = by_source[inside]
-    return spread.reshape(channels, height, width, -1)
-
-
-def _matrix(operator: MatrixOperator) -> Matrix:
-    """Rows by presynaptic neuron, both sides channel-last."""
-    columns = channel_last_order(operator.in_shape)
-    targets = channel_last_order(operator.out_shape)
-    rows: Rows
-    if _density(operator.weight) >= DENSE_FROM:
-        rows = DenseRows(np.ascontiguousarray(operator.weight[targets][:, columns].T))
-    else:
-        rows = _sparse(operator.weight[targets][:, columns].T)
-    bias = operator.bias
-    if bias is not None:
-        bias = np.repeat(bias, math.prod(operator.out_shape) // len(bias))[targets]
-    return Matrix(operator.in_shape, operator.out_shape, rows, bias)
-
-
-def channel_last_order(shape: Shape) -> Array:
-    """order[k]: channel-major index of the neuron with channel-last index k."""
-    order = np.arange(math.prod(shape)).reshape(shape)
-    return (order if len(shape) == 1 else order.transpose(1, 2, 0)).reshape(-1)
-
-
-def _sparse(dense: Array) -> SparseRows:
-    """The nonzero entries of (rows, targets), row by row."""
-    row, target = np.nonzero(dense)
-    starts = np.zeros(len(dense) + 1, np.uint32)
-    starts[1:] = np.cumsum(np.bincount(row, minlength=len(dense)))
-    return SparseRows(starts, target.astype(np.uint32), dense[row, target].astype(np.float32))
-
-
-def _density(weight: Array) -> float:
-    return np.count_nonzero(weight) / weight.size
 
 
 def _readout(graph: SpikingGraph, folded: dict[str, Folded]) -> ReadoutLayer:

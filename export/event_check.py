@@ -15,10 +15,14 @@ from soul_deploy.composing import (
     ReadoutOperator,
 )
 from soul_deploy.counting import CountedLayer, counted_layers, fanout
-from soul_deploy.export.onnx_graph import equations_of
+from soul_deploy.export.event import valid_for_one_t
+from soul_deploy.export.explicit_check import explicit_problems
+from soul_deploy.export.onnx_graph import equations_of, patterns_of
+from soul_deploy.export.representation import channel_last_mask
 from soul_deploy.flips import Golden
 from soul_deploy.folding import fold
 from soul_deploy.graph import MaxPool, Shape, SpikingGraph
+from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
 from soul_deploy.runtime.eventnet import (
@@ -29,11 +33,13 @@ from soul_deploy.runtime.eventnet import (
     PoolLayer,
     ReadoutLayer,
     Rows,
+    SparseRows,
     SpikingLayer,
 )
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.network import Network, to_channel_last
-from soul_deploy.runtime.program import aligned, channel_last, readout_calls
+from soul_deploy.runtime.packing import channel_last
+from soul_deploy.runtime.program import aligned, readout_calls
 
 
 def static_problems(
@@ -41,9 +47,11 @@ def static_problems(
 ) -> tuple[str, ...]:
     """Gate 1: what in the event network is not exactly what the graph says.
 
-    Rows are spelled out as dense operators and compared number by number; the fan-out map that
-    the stored rows give must be the graph's, entry by entry.
+    Rows are spelled out as dense operators and compared number by number (explicit ones synapse by
+    synapse); the fan-out map that the stored rows give must be the graph's, entry by entry. Neurons
+    that no output depends on are expected to be masked.
     """
+    golden = deployed(golden)
     events, graph = network.events, golden.graph
     problems = list(_header_problems(golden, events, source_sha256))
     expected = [n.name for n in graph.nodes if n.op in ("population", "max_pool")]
@@ -53,13 +61,17 @@ def static_problems(
     folded = fold(graph, golden.state, golden.channel_masks)
     layers = counted_layers(graph, folded, golden.neuron_masks)
     behind = {layer.population: layer for layer in layers if layer.population is not None}
+    live = live_values(golden)
     for stored in events.layers:
         if isinstance(stored, PoolLayer):
             problems += _pool_problems(graph, stored)
         else:
-            problems += _layer_problems(golden, network, stored, behind[stored.name])
+            layer = behind[stored.name]
+            before = live[layer.composed.source]
+            problems += _population_problems(golden, stored, live[stored.name])
+            problems += _layer_problems(golden, network, stored, layer, before)
     problems += _readout_problems(graph, events.readout, layers[-1].composed)
-    problems += _fanout_problems(network, layers[-1])
+    problems += _fanout_problems(network, layers[-1], None)
     return tuple(problems)
 
 
@@ -76,7 +88,7 @@ def _header_problems(
     yield from _differs("the input's name", events.input_name, graph.input.name)
     yield from _differs("the input shape", events.input_shape, graph.input.shape)
     yield from _differs("class names", events.classes, info.classes)
-    fixed = info.validity.time_steps is not None
+    fixed = valid_for_one_t(golden)
     yield from _differs("validity for one T only", events.fixed_steps, fixed)
     reset = info.validity.reset_per_sample
     yield from _differs("validity with reset only", events.reset_per_sample, reset)
@@ -100,9 +112,23 @@ def _pool_problems(graph: SpikingGraph, stored: PoolLayer) -> Iterator[str]:
     yield from _differs(f"{stored.name}: source, kernel, stride, padding", found, expected)
 
 
+def _population_problems(golden: Model, stored: SpikingLayer, live: Array | None) -> Iterator[str]:
+    """Live neurons and generated channels."""
+    mask = None if live is None else channel_last_mask(live)
+    yield from _optional_problems(f"{stored.name}: live neurons", stored.live, mask)
+    pattern = patterns_of(golden).get(stored.name)
+    pattern = None if pattern is None else np.asarray(pattern, np.uint8)
+    yield from _optional_problems(f"{stored.name}: generated spikes", stored.pattern, pattern)
+
+
 def _layer_problems(
-    golden: Model, network: Network, stored: SpikingLayer, layer: CountedLayer
+    golden: Model,
+    network: Network,
+    stored: SpikingLayer,
+    layer: CountedLayer,
+    before: Array | None,
 ) -> Iterator[str]:
+    """before: where the source can hold events; None: everywhere."""
     name, operator = stored.name, layer.composed.operator
     yield from _differs(f"{name}: projection", stored.projection, layer.name)
     yield from _differs(f"{name}: source", stored.source, layer.composed.source)
@@ -110,41 +136,44 @@ def _layer_problems(
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
     yield from _differs(f"{name}: neuron", stored.neuron, equations_of(golden)[name])
     yield from _differs(f"{name}: output shape", stored.out_shape, golden.graph.shapes[name])
-    if isinstance(operator, ConvOperator):
+    if isinstance(operator, ConvOperator) and isinstance(stored.synapses, Matrix):
+        problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
+    elif isinstance(operator, ConvOperator):
         problems = list(_convolution_problems(name, stored, operator))
     else:
         assert isinstance(operator, MatrixOperator)
-        problems = list(_matrix_problems(name, stored, operator))
+        problems = list(_matrix_problems(name, stored, operator, before, layer.live))
     yield from problems
     if not problems:
-        yield from _fanout_problems(network, layer)
+        yield from _fanout_problems(network, layer, before)
 
 
 def _convolution_problems(name: str, stored: SpikingLayer, op: ConvOperator) -> Iterator[str]:
     found = stored.synapses
-    if not isinstance(found, Convolution):
-        yield f"{name}: stored as a matrix, the graph says convolution"
-        return
+    assert isinstance(found, Convolution)
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
     ours = (op.in_shape, op.stride, op.padding, op.dilation, op.groups, reach)
     theirs = (found.in_shape, found.stride, found.padding, found.dilation, found.groups)
     yield from _differs(f"{name}: geometry", (*theirs, found.reach), ours)
     yield from _array_problems(f"{name}: weights", convolution_weight(found), op.weight)
-    yield from _bias_problems(f"{name}: bias", found.bias, op.bias)
+    yield from _optional_problems(f"{name}: bias", found.bias, op.bias)
 
 
-def _matrix_problems(name: str, stored: SpikingLayer, op: MatrixOperator) -> Iterator[str]:
+def _matrix_problems(
+    name: str, stored: SpikingLayer, op: MatrixOperator, before: Array | None, live: Array | None
+) -> Iterator[str]:
+    """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
     found = stored.synapses
     if not isinstance(found, Matrix):
         yield f"{name}: stored as a convolution, the graph says matrix"
         return
     yield from _differs(f"{name}: input shape", found.in_shape, op.in_shape)
-    yield from _array_problems(f"{name}: weights", matrix_weight(found), op.weight)
-    bias = op.bias
-    if bias is not None:
-        bias = np.repeat(bias, math.prod(op.out_shape) // len(bias))
-    theirs = None if found.bias is None else _channel_major(found.bias, found.out_shape)
-    yield from _bias_problems(f"{name}: bias", theirs, bias)
+    weight = op.weight
+    if isinstance(found.rows, SparseRows):
+        weight = weight if before is None else weight * before.reshape(-1)
+        weight = weight if live is None else weight * live.reshape(-1, 1)
+    yield from _array_problems(f"{name}: weights", matrix_weight(found), weight)
+    yield from _optional_problems(f"{name}: bias", found.bias, op.bias)
 
 
 def _readout_problems(
@@ -160,16 +189,19 @@ def _readout_problems(
     weight = stored.weight
     if weight is not None and not stored.space:
         weight = _channel_major(weight, stored.in_shape)
-    yield from _bias_problems("readout: weights", weight, op.weight)
-    yield from _bias_problems("readout: bias", stored.bias, op.bias)
+    yield from _optional_problems("readout: weights", weight, op.weight)
+    yield from _optional_problems("readout: bias", stored.bias, op.bias)
 
 
-def _fanout_problems(network: Network, layer: CountedLayer) -> Iterator[str]:
-    expected = fanout(layer.composed.operator, layer.live)
-    yield from _array_problems(f"{layer.name}: fan-out map", network.fanout(layer.name), expected)
+def _fanout_problems(network: Network, layer: CountedLayer, before: Array | None) -> Iterator[str]:
+    """From where events can come; rows of the other neurons may be left out."""
+    expected, found = fanout(layer.composed.operator, layer.live), network.fanout(layer.name)
+    if before is not None and found.shape == before.shape:
+        expected, found = expected * before, found * before
+    yield from _array_problems(f"{layer.name}: fan-out map", found, expected)
 
 
-def _bias_problems(what: str, found: Array | None, expected: Array | None) -> Iterator[str]:
+def _optional_problems(what: str, found: Array | None, expected: Array | None) -> Iterator[str]:
     if (found is None) != (expected is None):
         yield f"{what}: {'missing' if found is None else 'stored, but the graph has none'}"
     elif found is not None and expected is not None:

@@ -1,7 +1,8 @@
 """Steering the penalty's weight lambda so that a search ends at a wanted connectivity.
 
 A lambda that suits one data set and one length of training says nothing for another. Here the hard
-masks' connectivity follows a falling curve that reaches the target before the masks have set.
+masks' connectivity follows a falling curve that reaches the target before the masks have set. From
+then on, an epoch that ends more than 10 % off is corrected by one common shift of all thresholds.
 """
 
 import math
@@ -25,8 +26,10 @@ SETTLED = 0.6
 """The share of the search after which the curve is at the target."""
 UPDATES = 100
 """How often lambda is set during a search, whatever its length."""
-GAIN, DAMPING, RISE, FALL, FLOOR = 0.3, 4.0, 0.3, 0.7, 0.01
+GAIN, DAMPING, RISE, FALL = 0.3, 4.0, 0.3, 1.0
 BALANCE = 0.02
+LOWEST, HIGHEST = 0.01 * BALANCE, 3.0
+"""Bounds of lambda, as shares of the one whose pull equals the task's."""
 BISECTIONS = 30
 
 
@@ -71,6 +74,17 @@ class ConnectivityMeter:
         Borders and overlapping masks as at the last exact count.
         """
         return self._rough(soft=True) * self._correction
+
+    def empty_class(self) -> int | None:
+        """The first class none of whose voting neurons has a kept weight, if any."""
+        graph = self.module.graph
+        voters = graph[graph.readout.inputs[0]]
+        if graph.readout.linear or not isinstance(voters, Population):
+            return None
+        projection = graph[voters.inputs[0]]
+        assert isinstance(projection, Projection)
+        kept = self._effective(projection).reshape(graph.readout.classes, -1).any(axis=1)
+        return None if kept.all() else int(kept.argmin())
 
     def _effective(self, node: Projection) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
         weight = self.module.get_submodule(node.name).weight
@@ -147,13 +161,15 @@ class LambdaControl:
     """A damped proportional controller of log lambda.
 
     The wanted connectivity falls exponentially from the first one measured. Pruned entries hardly
-    come back once their gates have closed, so lambda starts low and is mostly raised; it never
-    falls below a hundredth of its start, from where it could not rise again in time.
+    come back once their gates have closed, so lambda starts low and is mostly raised. It stays
+    within bounds that are known from the first batch (`balance`: where its pull equals the task's):
+    above them all masks close at the same pace, useful or not; below, it has no effect.
     """
 
-    def __init__(self, target: float, start: float) -> None:
-        self.target, self.start = target, start
+    def __init__(self, target: float, start: float, balance: float) -> None:
+        self.target = target
         self._value = start
+        self._lowest, self._highest = min(start, LOWEST * balance), max(start, HIGHEST * balance)
         self._first: float | None = None
         self._last = 0.0
 
@@ -171,12 +187,12 @@ class LambdaControl:
         change = GAIN * error + DAMPING * (error - self._last)
         self._last = error
         self._value *= math.exp(min(RISE, max(-FALL, change)))
-        self._value = max(self._value, self.start * FLOOR)
+        self._value = min(self._highest, max(self._lowest, self._value))
         return self._value
 
 
 def balanced_lambda(task: Tensor, masks: Masks) -> float:
-    """The lambda whose penalty pulls at the average mask a fiftieth as hard as the task's loss.
+    """The lambda whose penalty pulls at the average mask as hard as the task's loss.
 
     task: the loss of a batch, its graph still there.
     """
@@ -186,13 +202,13 @@ def balanced_lambda(task: Tensor, masks: Masks) -> float:
     pull = sum(float(g.abs().sum()) for g in pulls if g is not None)
     push = sum(float(g.abs().sum()) for g in pushes)
     if pull == 0 or push == 0:
-        return 1e-11
-    return BALANCE * pull / push
+        return 1e-11 / BALANCE
+    return pull / push
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """The last correction: this was added to every alpha, from one connectivity to another."""
+    """A correction: this was added to every alpha, from one connectivity to another."""
 
     offset: float
     before: float
@@ -235,8 +251,8 @@ def adjust(masks: Masks, target: float, exact: Callable[[], Connectivity]) -> Ad
     set_offset(0.0)
     raise SoulDeployError(
         f"the search ended at connectivity {before:.4g}, and no common threshold of the masks "
-        f"brings it within 10 % of {target:g} (the nearest gave {nearest:.4g}); search longer, with "
-        "a higher prune_lr, or with a nonzero standard deviation in mask_init_factor"
+        f"brings it within 10 % of {target:g} (the nearest gave {nearest:.4g}); search longer, "
+        "with a higher prune_lr, or with a nonzero standard deviation in mask_init_factor"
     )
 
 

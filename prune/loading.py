@@ -72,7 +72,7 @@ def _from_state_dict(path: Path, task: Task, data: Data) -> Model:
             f"{error}. It was read as {task.model} for {task.data} (input {data.input_shape}), "
             f"hidden {task.hidden}; give --model, --hidden and --dataset_name of its training"
         ) from error
-    arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    arrays = {name: np.array(array, order="C") for name, array in state.items()}
     return Model(graph, arrays, info=ModelInfo("dense", data.normalization, data.classes))
 
 

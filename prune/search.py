@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +21,8 @@ from soul_deploy.data import Data
 from soul_deploy.modelfile import Model, ModelInfo, from_module
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.lambda_control import (
+    BALANCE,
+    SETTLED,
     UPDATES,
     Adjustment,
     ConnectivityMeter,
@@ -80,7 +83,7 @@ class SearchEpoch:
     """An epoch of the search or of the fine-tuning, measured at its end.
 
     result: its validation accuracy is with soft masks while searching. synops: per image, on a
-    fixed sample, under the hard masks. adjustment: the threshold's correction after the last epoch.
+    fixed sample, under the hard masks. adjustment: the threshold's correction after this epoch.
     """
 
     phase: str
@@ -90,25 +93,32 @@ class SearchEpoch:
     connectivity: Connectivity
     synops: float
     hard_accuracy: float
+    empty_class: int | None = None
     adjustment: Adjustment | None = None
 
+    @property
+    def dead(self) -> str | None:
+        """What has lost all of its synapses: a layer, or the neurons of a class."""
+        for layer in self.connectivity.layers:
+            if layer.live == 0:
+                return layer.projection
+        return None if self.empty_class is None else f"class {self.empty_class}"
 
-class LayerDeathError(SoulDeployError):
-    """A whole layer has lost its synapses; `last_good` is the hard model of the epoch before."""
 
-    def __init__(self, epoch: SearchEpoch, last_good: Model | None) -> None:
-        self.layer = dead_layer(epoch.connectivity)
+class SearchStoppedError(SoulDeployError):
+    """The search cannot go on; `last_good`: the hard model of the last epoch that was whole."""
+
+    def __init__(self, message: str, last_good: Model | None) -> None:
         self.last_good = last_good
-        super().__init__(
-            f"search epoch {epoch.result.epoch}: no synapse of {self.layer} is left "
-            f"(lambda {epoch.lmbda:.3g}), so the output no longer depends on the input; lower "
-            "penalty_lmbda, or give target_connectivity (a higher one)"
-        )
+        super().__init__(message)
 
 
-def dead_layer(connectivity: Connectivity) -> str | None:
-    """The first projection without a live synapse, if any."""
-    return next((layer.projection for layer in connectivity.layers if layer.live == 0), None)
+def _death(epoch: SearchEpoch) -> str:
+    return (
+        f"search epoch {epoch.result.epoch}: no synapse of {epoch.dead} is left "
+        f"(lambda {epoch.lmbda:.3g}), so the output no longer depends on the input; lower "
+        "penalty_lmbda, or give target_connectivity (a higher one)"
+    )
 
 
 class Pruning:
@@ -123,10 +133,8 @@ class Pruning:
         masks: Masks,
         tick: Tick | None = None,
     ) -> None:
-        self.module, self.data, self.recipe, self.setup, self.masks = (
-            *(module, data, recipe, search),
-            masks,
-        )
+        self.module, self.data, self.recipe = module, data, recipe
+        self.setup, self.masks = search, masks
         self.tick = tick
         self.optimizer = make_optimizer(module, recipe)
         parameters = masks.parameters()
@@ -141,8 +149,9 @@ class Pruning:
     def search(self) -> Iterator[SearchEpoch]:
         """Run the search, yielding after each epoch; masks and weights are trained in place.
 
-        Raises LayerDeathError, with the hard model of the last epoch in which all layers lived;
-        with a target only at the end, since lambda then falls again.
+        Raises SearchStoppedError, with the hard model of the last epoch in which all layers lived,
+        when one has died; with a target only at the end, since lambda then falls again, and when
+        the target cannot be met.
         """
         self.masks.attach(self.module)
         self.masks.heat(*self.setup.temperature.at(0))
@@ -159,17 +168,27 @@ class Pruning:
                 for scheduler in schedulers:
                     scheduler.step()
             soft = accuracy(self.module, self.data, self.data.validation)
-            target, adjustment = self.setup.target, None
             final = epoch == self.setup.epochs - 1
-            if final and target is not None:
-                adjustment = adjust(self.masks, target, self.meter.exact)
+            adjustment = self._correct(epoch + 1, last_good)
             result = EpochResult(epoch + 1, loss, hits, soft, rate, 0.0)
             measured = replace(self._measure("search", result, start), adjustment=adjustment)
-            if dead_layer(measured.connectivity) is None:
+            if measured.dead is None:
                 last_good = self.hard_model(ModelInfo())
-            elif target is None or final:
-                raise LayerDeathError(measured, last_good)
+            elif self.setup.target is None or final:
+                raise SearchStoppedError(_death(measured), last_good)
             yield measured
+
+    def _correct(self, epochs: int, last_good: Model | None) -> Adjustment | None:
+        """After the curve's end: bring the connectivity within the band, if that is possible yet."""
+        target = self.setup.target
+        if target is None or epochs / self.setup.epochs < SETTLED:
+            return None
+        try:
+            return adjust(self.masks, target, self.meter.exact)
+        except SoulDeployError as error:
+            if epochs < self.setup.epochs:
+                return None
+            raise SearchStoppedError(str(error), last_good) from error
 
     def finetune(self, plan: Finetune) -> Iterator[SearchEpoch]:
         """Train on under the hard masks, yielding after each epoch; ends with the best one."""
@@ -197,7 +216,8 @@ class Pruning:
         plain = from_module(self.module, info)
         state = dict(plain.state)
         for name, mask in self.masks.weights.items():
-            state[f"{name}.weight"] = state[f"{name}.weight"] * mask.keep().cpu().numpy()
+            weight = state[f"{name}.weight"]
+            state[f"{name}.weight"] = np.where(mask.keep().cpu().numpy(), weight, np.float32(0))
         keeps = {name: mask.keep().cpu().numpy() for name, mask in self.masks.neurons.items()}
         return replace(plain, state=state, neuron_masks=keeps, alphas=self.masks.alphas())
 
@@ -223,7 +243,7 @@ class Pruning:
         )
         return SearchEpoch(
             *(phase, timed, self.lmbda or 0.0, heat),
-            *(connectivity, synops, hard),
+            *(connectivity, synops, hard, self.meter.empty_class()),
         )
 
     def optimizers(self) -> list[Optimizer]:
@@ -296,8 +316,13 @@ class _Control:
         pruning = self.pruning
         if not pruning.masks.parameters():
             return task
-        if pruning.lmbda is None:
-            pruning.lmbda = balanced_lambda(task, pruning.masks)
+        target = pruning.setup.target
+        if target is not None and self.steering is None:
+            balance = balanced_lambda(task, pruning.masks)
+            if pruning.lmbda is None:
+                pruning.lmbda = BALANCE * balance
+            self.steering = LambdaControl(target, pruning.lmbda, balance)
+        assert pruning.lmbda is not None, "lambda is only open when there is a target"
         return task + pruning.lmbda * pruning.masks.penalty()
 
     def after_step(self) -> None:
@@ -305,9 +330,6 @@ class _Control:
         self.step += 1
         pruning = self.pruning
         pruning.masks.heat(*pruning.setup.temperature.at(self.step / self.per_epoch))
-        target = pruning.setup.target
-        if target is None or self.step % self.interval:
+        if self.steering is None or self.step % self.interval:
             return
-        if self.steering is None:
-            self.steering = LambdaControl(target, pruning.lmbda or 1e-11)
         pruning.lmbda = self.steering.update(self.step / self.total, pruning.meter.estimate())

@@ -38,12 +38,12 @@ from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
 from soul_deploy.prune.search import (
     Finetune,
-    LayerDeathError,
     Pruning,
     Search,
     SearchEpoch,
+    SearchStoppedError,
 )
-from soul_deploy.prune.softmask import Masks, make_masks, maskable_neurons
+from soul_deploy.prune.softmask import Masks, MaskStart, make_masks, maskable_neurons
 from soul_deploy.prune.unstructured_options import (
     MaskOptions,
     SearchOptions,
@@ -126,7 +126,8 @@ def unstructured(
         raise UnknownNameError("mode", mode, ("search",))
     task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
     search, finetune = searching.search(learning, recipe), searching.finetuning()
-    masking.start(learning.seed), masking.weight_indexes(), masking.neuron_indexes()
+    begin = masking.start(learning.seed, steered=search.target is not None)
+    masking.weight_indexes(), masking.neuron_indexes()
     check_tensorboard(searching.tensorboard)
     if model_path is not None:
         require_file(model_path)
@@ -137,7 +138,8 @@ def unstructured(
         start, task = load_start(model_path, task, loaded, explicit_flags(context))
         _check_start(model_path, start)
     module = new_module(task, loaded).to(device) if start is None else _unmasked(start, device)
-    masks = _masks(module, masking, learning.seed, start)
+    begin = replace(begin, known=start.alphas if start else {})
+    masks = _masks(module, masking, begin)
     _check_masked(masks, search)
     job = Job(
         *(task, recipe, search, finetune, masking, loaded, module, masks, run, model_path),
@@ -162,11 +164,10 @@ def _unmasked(start: Model, device: Any) -> GraphModule:
     return module_of(replace(start, neuron_masks={}), device)
 
 
-def _masks(module: GraphModule, masking: MaskOptions, seed: int, start: Model | None) -> Masks:
+def _masks(module: GraphModule, masking: MaskOptions, begin: MaskStart) -> Masks:
     graph = module.graph
     weights = () if masking.not_prune_weight else _chosen_weights(graph, masking)
     neurons = () if masking.not_prune_neuron else _chosen_neurons(graph, masking)
-    begin = replace(masking.start(seed), known=start.alphas if start else {})
     return make_masks(module, weights, neurons, coefficients(graph, masking.rule), begin)
 
 
@@ -245,8 +246,8 @@ def _train(job: Job, pruning: Pruning) -> SearchEpoch:
     recorder = Recorder(_log_path(job), tensorboard=job.tensorboard)
     try:
         last = _follow(job, pruning, recorder, "search", job.search.epochs, pruning.search())
-    except LayerDeathError as death:
-        raise SoulDeployError(f"{death}{_kept(job, death)}") from death
+    except SearchStoppedError as stop:
+        raise SoulDeployError(f"{stop}{_kept(job, stop)}") from stop
     job.masks.attach_hard(job.module)
     if job.finetune is not None:
         steps = pruning.finetune(job.finetune)
@@ -281,10 +282,10 @@ def _follow(
     return last
 
 
-def _kept(job: Job, death: LayerDeathError) -> str:
-    if death.last_good is None:
+def _kept(job: Job, stop: SearchStoppedError) -> str:
+    if stop.last_good is None:
         return ". No epoch was left to keep; no model was written"
-    good = replace(death.last_good, info=_info(job, "masked", {}))
+    good = replace(stop.last_good, info=_info(job, "masked", {}))
     save_model(job.masked_path, good)
     return f". The last model with all layers alive was kept in {job.masked_path}"
 

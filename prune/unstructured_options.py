@@ -19,6 +19,8 @@ from soul_deploy.schedules import parse_schedule
 from soul_deploy.training import OPTIMIZERS, Recipe
 
 RULES: tuple[CoefficientRule, ...] = ("authors", "exact")
+STEERED_START = (0.1, 0.1)
+"""Means of alpha when connectivity is steered: it then falls from 100 %."""
 NameT = TypeVar("NameT", bound=str)
 
 
@@ -30,7 +32,7 @@ class MaskOptions:
     neuron_prune_layers: str
     not_prune_weight: bool
     not_prune_neuron: bool
-    mask_init_factor: str
+    mask_init_factor: str | None
     penalty_coef: str
     round_to: int
 
@@ -44,8 +46,10 @@ class MaskOptions:
         """Which coefficients."""
         return choice("penalty_coef", self.penalty_coef, RULES)
 
-    def start(self, seed: int) -> MaskStart:
-        """How alphas begin. Raises UsageError."""
+    def start(self, seed: int, *, steered: bool) -> MaskStart:
+        """How alphas begin; `steered`: towards a target. Raises UsageError."""
+        if self.mask_init_factor is None:
+            return MaskStart(*(STEERED_START if steered else (0.0, 0.0)), seed=seed)
         factors = numbers("mask_init_factor", self.mask_init_factor)
         if len(factors) != 4:
             raise UsageError(
@@ -188,10 +192,12 @@ def mask_options() -> Decorator:
         ),
         _flag("--not_prune_weight", text="No weight masks."),
         _flag("--not_prune_neuron", text="No neuron masks; without both kinds it only trains."),
-        _list(
+        click.option(
             "--mask_init_factor",
-            "0 0 0 0",
-            "Start of the mask parameters: weights mean, neurons mean, weights std, neurons std.",
+            cls=ListOption,
+            default=None,
+            help="Start of the mask parameters: weights mean, neurons mean, weights std, neurons "
+            "std. [default: 0 0 0 0; with a target 0.1 0.1 0 0, so that all are kept at first]",
         ),
         _value(
             "--penalty_coef",

@@ -1,7 +1,9 @@
 """Operation counts of the event network, from the very rows that it executes.
 
 Counting is a separate pass over recorded events, so that running costs nothing extra. Only
-nonzero weights count: in dense rows they are found first. Definitions: docs/counting.md.
+nonzero weights onto live targets count: in dense rows they are found first, and rows shared by all
+positions also lead to neurons that are not live. What is executed all the same is told apart.
+Definitions: docs/counting.md.
 """
 
 import math
@@ -21,7 +23,7 @@ from soul_deploy.runtime.eventnet import (
     Synapses,
 )
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.windows import axis_runs, tap_table
+from soul_deploy.runtime.windows import AxisRuns, axis_runs, tap_table
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
@@ -38,14 +40,15 @@ def count_convolution(
     x_first: Array,
     x_tap: Array,
     x_out: Array,
+    live: Array,
     touched: Array,
     counts: Array,
 ) -> None:
     """Walk the rows of every event of one step.
 
     values (H·W, C); starts, targets: nonzero weights by (channel, kernel position), targets are
-    output channels; runs of length 1. touched (n,) uint8, zero before; counts int64 (2,): adds
-    synapses, synapses times value.
+    output channels; runs of length 1. live (n,) bool. touched (n,) uint8, zero before; counts int64
+    (2,): adds synapses, synapses times value.
     """
     columns, channels = len(x_first) - 1, values.shape[1]
     for position in range(values.shape[0]):
@@ -58,22 +61,24 @@ def count_convolution(
                     row = (c * kernel[0] + y_tap[a]) * kernel[1] + x_tap[b]
                     base = (y_out[a] * out_width + x_out[b]) * out_channels
                     for k in range(starts[row], starts[row + 1]):
-                        touched[base + targets[k]] = 1
-                        counts[0] += 1
-                        counts[1] += np.int64(values[position, c])
+                        if live[base + targets[k]]:
+                            touched[base + targets[k]] = 1
+                            counts[0] += 1
+                            counts[1] += np.int64(values[position, c])
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
 def count_matrix(
-    values: Array, starts: Array, targets: Array, touched: Array, counts: Array
+    values: Array, starts: Array, targets: Array, live: Array, touched: Array, counts: Array
 ) -> None:
     """As `count_convolution` for a matrix: values (n_in,)."""
     for j in range(len(values)):
         if values[j] != 0:
             for k in range(starts[j], starts[j + 1]):
-                touched[targets[k]] = 1
-                counts[0] += 1
-                counts[1] += np.int64(values[j])
+                if live[targets[k]]:
+                    touched[targets[k]] = 1
+                    counts[0] += 1
+                    counts[1] += np.int64(values[j])
 
 
 def nonzero_rows(synapses: Synapses) -> tuple[Array, Array]:
@@ -92,16 +97,77 @@ def nonzero_rows(synapses: Synapses) -> tuple[Array, Array]:
     return starts, target.astype(np.int64)
 
 
-def fanout_map(synapses: Synapses) -> Array:
-    """int64 map in the input's shape: nonzero synapses inside the output, per neuron."""
-    lengths = np.diff(nonzero_rows(synapses)[0])
-    shape = synapses.in_shape
+def fanout_map(synapses: Synapses, live: Array | None = None) -> Array:
+    """int64 map in the input's shape: nonzero synapses onto live neurons, per presynaptic neuron.
+
+    live: bool (n,), channel-last, over the current's neurons; None: all.
+    """
+    starts, targets = nonzero_rows(synapses)
     if isinstance(synapses, Convolution):
-        per_tap = lengths.reshape(shape[0], *synapses.kernel)
-        rows, columns = tap_table(synapses, 0), tap_table(synapses, 1)
-        spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
-        return spread
-    return _from_channel_last(lengths, shape)
+        if live is None:
+            return _spread(synapses, np.diff(starts))
+        return _onto_live(synapses, starts, targets, live)
+    if live is None:
+        return _from_channel_last(np.diff(starts), synapses.in_shape)
+    before = np.zeros(len(targets) + 1, np.int64)
+    np.cumsum(live[targets], out=before[1:])
+    return _from_channel_last(before[starts[1:]] - before[starts[:-1]], synapses.in_shape)
+
+
+def additions_map(synapses: Synapses, neurons: int) -> Array:
+    """int64 map in the input's shape: additions that an event of each presynaptic neuron costs.
+
+    Zeros in dense rows are added too, and so are synapses of shared rows onto neurons that are not
+    live. A dense matrix runs on the columns of the live `neurons` only.
+    """
+    if not isinstance(synapses.rows, DenseRows):
+        return fanout_map(synapses)
+    if isinstance(synapses, Matrix):
+        return np.full(synapses.in_shape, neurons, np.int64)
+    share = synapses.out_shape[0] // synapses.groups
+    return _spread(
+        synapses, np.full(synapses.in_shape[0] * math.prod(synapses.kernel), share, np.int64)
+    )
+
+
+def _spread(synapses: Convolution, lengths: Array) -> Array:
+    """Row lengths summed over the rows that lead into the output from each position."""
+    per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
+    rows, columns = tap_table(synapses, 0), tap_table(synapses, 1)
+    spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
+    return spread
+
+
+def _onto_live(synapses: Convolution, starts: Array, targets: Array, live: Array) -> Array:
+    """One kernel position at a time: (channels × output channels) times the live outputs met."""
+    (channels, height, width), (outputs, *_), (kh, kw) = (
+        synapses.in_shape,
+        synapses.out_shape,
+        synapses.kernel,
+    )
+    alive = live.reshape(synapses.out_shape[1], synapses.out_shape[2], outputs).astype(np.float64)
+    found = np.zeros((channels, height, width), np.float64)
+    rows, columns = axis_runs(synapses, 0, merge=False), axis_runs(synapses, 1, merge=False)
+    ends = starts.reshape(-1)
+    for i in range(kh):
+        y, oy = _meeting(rows, i)
+        for j in range(kw):
+            x, ox = _meeting(columns, j)
+            used = np.zeros((channels, outputs))
+            for c in range(channels):
+                r = (c * kh + i) * kw + j
+                used[c, targets[ends[r] : ends[r + 1]]] = 1
+            met = alive[oy[:, None], ox].reshape(-1, outputs)
+            found[:, y[:, None], x] += (used @ met.T).reshape(channels, len(y), len(x))
+    return found.astype(np.int64)
+
+
+def _meeting(runs: AxisRuns, tap: int) -> tuple[Array, Array]:
+    """Input positions that meet one kernel index, and the outputs there."""
+    counts: Array = np.diff(runs.first.astype(np.int64))
+    position = np.repeat(np.arange(len(counts)), counts)
+    here = runs.tap == tap
+    return position[here], runs.out[here]
 
 
 def _from_channel_last(values: Array, shape: tuple[int, ...]) -> Array:
@@ -115,14 +181,17 @@ def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> Laye
     synapses = layer.synapses
     starts, targets = nonzero_rows(synapses)
     counts = np.zeros(2, np.int64)
-    touched = np.zeros(math.prod(layer.out_shape), np.uint8)
+    touched = np.zeros(math.prod(layer.current_shape), np.uint8)
+    live = np.ones(len(touched), np.bool_) if layer.updated is None else layer.updated
     walk = _walk(synapses)
     total_touched = 0
     for step in values.reshape(-1, *values.shape[2:]):
         touched[:] = 0
-        walk(np.ascontiguousarray(step), starts, targets, touched, counts)
+        walk(np.ascontiguousarray(step), starts, targets, live, touched, counts)
         total_touched += int(np.count_nonzero(touched))
-    ran = LayerCounts(neuron_updates=spikes_out.size, spikes_out=int(np.count_nonzero(spikes_out)))
+    of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # generated channels are not updated
+    updates = spikes_out.shape[0] * spikes_out.shape[1] * layer.neurons
+    ran = LayerCounts(neuron_updates=updates, spikes_out=int(np.count_nonzero(of_neurons)))
     if layer.edge == "analog":
         return ran + LayerCounts(macs_effective=int(counts[0]))
     return ran + LayerCounts(
@@ -134,8 +203,17 @@ def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> Laye
     )
 
 
-def _walk(synapses: Synapses) -> Callable[[Array, Array, Array, Array, Array], None]:
-    """The counting kernel as a function of (values of a step, starts, targets, touched, counts)."""
+def count_additions(layer: SpikingLayer, values: Array) -> int:
+    """Additions executed for events (B, T, positions, channels); 0 for an analog input."""
+    if layer.edge == "analog":
+        return 0
+    events = np.count_nonzero(values, axis=(0, 1)).reshape(-1)
+    by_source = _from_channel_last(events, layer.in_shape)
+    return int((by_source * additions_map(layer.synapses, layer.neurons)).sum())
+
+
+def _walk(synapses: Synapses) -> Callable[[Array, Array, Array, Array, Array, Array], None]:
+    """The counting kernel: (values of a step, starts, targets, live, touched, counts)."""
     if isinstance(synapses, Matrix):
         return lambda values, *rest: count_matrix(values.reshape(-1), *rest)
     y = axis_runs(synapses, 0, merge=False)
@@ -143,8 +221,8 @@ def _walk(synapses: Synapses) -> Callable[[Array, Array, Array, Array, Array], N
     channels, _, width = synapses.out_shape
     tables = (synapses.kernel, width, channels, y.first, y.tap, y.out, x.first, x.tap, x.out)
 
-    def walk(values: Array, starts: Array, targets: Array, touched: Array, counts: Array) -> None:
-        count_convolution(values, starts, targets, *tables, touched, counts)
+    def walk(values: Array, starts: Array, targets: Array, *rest: Array) -> None:
+        count_convolution(values, starts, targets, *tables, *rest)
 
     return walk
 

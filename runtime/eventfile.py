@@ -1,12 +1,14 @@
 """Event networks in files: one safetensors file, memory-mapped, readable with numpy alone.
 
 The metadata (JSON under `soul_deploy`) lists the layers in order; a layer's arrays are called
-`<layer>/weight`, `<layer>/starts`, `<layer>/targets`, `<layer>/bias` (eventnet.py says what they
-hold). The digest covers all arrays. The fields `live` and `generators` of a layer are reserved.
+`<layer>/weight`, `<layer>/starts`, `<layer>/targets`, `<layer>/bias`, `<layer>/live`,
+`<layer>/pattern` (eventnet.py and synapses.py say what they hold). The digest covers all arrays. A
+layer's fields `live` and `generators` say how many live neurons and generated channels it has, and
+are null where all neurons are live, and where nothing is generated.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ from soul_deploy.runtime.checks import require
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import FileFormatError, LimitError
 from soul_deploy.runtime.eventnet import (
+    Alternative,
     Convolution,
     DenseRows,
     EventNetwork,
@@ -64,6 +67,7 @@ def _tensors(network: EventNetwork) -> dict[str, Array]:
     for layer in network.spiking_layers:
         rows = layer.synapses.rows
         found = {"bias": layer.synapses.bias, "weight": rows.weight}
+        found |= {"live": layer.live, "pattern": layer.pattern}
         if isinstance(rows, SparseRows):
             found |= {"starts": rows.starts, "targets": rows.targets}
         tensors |= {f"{layer.name}/{key}": a for key, a in found.items() if a is not None}
@@ -100,7 +104,12 @@ def _layer_header(layer: Layer) -> dict[str, Any]:
     synapses = header.pop("synapses")
     rows = "dense" if isinstance(layer.synapses.rows, DenseRows) else "sparse"
     operation = "convolution" if isinstance(layer.synapses, Convolution) else "matrix"
-    extra = {"synapses": layer.synapses.rows.synapses, "live": None, "generators": None}
+    extra = {
+        "synapses": layer.synapses.rows.synapses,
+        "live": None if layer.live is None else int(layer.live.sum()),
+        "generators": layer.generated or None,
+        "alternatives": [asdict(item) for item in layer.alternatives],
+    }
     return {"operation": operation, "rows": rows, **header, **synapses, **extra}
 
 
@@ -160,8 +169,7 @@ class _Reader:
             operation in ("convolution", "matrix"),
             f"{name}: operation {operation!r}; known: convolution, matrix, max_pool",
         )
-        for key in ("live", "generators"):
-            require(entry[key] is None, f"{name}: {key} is reserved; this version cannot run it")
+        live, pattern = (self.tensors.get(f"{name}/{key}") for key in ("live", "pattern"))
         try:
             synapses = self.synapses(name, entry)
         except (FileFormatError, LimitError) as error:
@@ -170,7 +178,7 @@ class _Reader:
             entry["synapses"] == synapses.rows.synapses,
             f"{name}: {synapses.rows.synapses} synapses stored, {entry['synapses']!r} announced",
         )
-        return SpikingLayer(
+        layer = SpikingLayer(
             name=name,
             projection=_text(entry["projection"]),
             source=source,
@@ -179,7 +187,24 @@ class _Reader:
             synapses=synapses,
             neuron=_neuron(entry["neuron"]),
             grid=_optional(_integer, entry["grid"]),
+            live=live,
+            pattern=pattern,
+            alternatives=tuple(_alternative(item) for item in _list(entry["alternatives"])),
         )
+        self._check_announced(layer, entry)
+        return layer
+
+    def _check_announced(self, layer: SpikingLayer, entry: Mapping[str, Any]) -> None:
+        """The description says how many neurons are live and how many channels generated."""
+        found = {
+            "live": None if layer.live is None else int(layer.live.sum()),
+            "generators": layer.generated or None,
+        }
+        for key, count in found.items():
+            require(
+                entry[key] == count,
+                f"{layer.name}: {key} is {count} by its tensors, {entry[key]!r} announced",
+            )
 
     def synapses(self, name: str, entry: Mapping[str, Any]) -> Synapses:
         shapes = _integers(entry["in_shape"]), _integers(entry["out_shape"])
@@ -219,6 +244,15 @@ class _Reader:
             votes=_integer(entry["votes"]),
             divisor=_integer(entry["divisor"]),
         )
+
+
+def _alternative(entry: Mapping[str, Any]) -> Alternative:
+    return Alternative(
+        _text(entry["kind"]),
+        _integer(entry["bytes"]),
+        _integer(entry["additions"]),
+        _truth(entry["chosen"]),
+    )
 
 
 def _neuron(entry: Mapping[str, Any]) -> NeuronEquation:

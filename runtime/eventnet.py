@@ -4,9 +4,8 @@ An object that exists is valid: each class checks what the kernels rely on (shap
 ranges, finite values) when it is made, and raises FileFormatError otherwise. Kernels index without
 checks, so nothing reaches them another way.
 
-Maps are channel-last: neuron (c, y, x) of a (C, H, W) population has index (y·W + x)·C + c. Rows
-are presynaptic: one row holds the synapses *from* one neuron, or from one channel at one kernel
-position, since an event is processed by adding its rows to its targets.
+Maps are channel-last: neuron (c, y, x) of a (C, H, W) population has index (y·W + x)·C + c. The
+rows of synapses stand in synapses.py.
 """
 
 import math
@@ -21,162 +20,69 @@ from soul_deploy.runtime.checks import (
     MAX_GRADED,
     MAX_NEURONS,
     MAX_STEPS,
-    MAX_SYNAPSES,
     MAX_VALUES,
     require,
     require_array,
     require_neuron,
     require_pair,
     require_shape,
-    require_sparse_rows,
 )
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import LimitError
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.synapses import (
+    Convolution,
+    DenseRows,
+    Matrix,
+    Pair,
+    Rows,
+    Shape,
+    SparseRows,
+    Synapses,
+)
 
-Shape = tuple[int, ...]
-Pair = tuple[int, int]
+__all__ = [
+    "Alternative",
+    "Convolution",
+    "DenseRows",
+    "EdgeKind",
+    "EventNetwork",
+    "Layer",
+    "Matrix",
+    "Normalization",
+    "Pair",
+    "PoolLayer",
+    "ReadoutLayer",
+    "Rows",
+    "Shape",
+    "SparseRows",
+    "SpikingLayer",
+    "Synapses",
+]
+
 EdgeKind = Literal["spike", "graded", "analog"]
 
 
 @dataclass(frozen=True)
-class DenseRows:
-    """One contiguous row of weights per presynaptic unit.
+class Alternative:
+    """A representation that was weighed at export; for people to read, nothing runs by it.
 
-    weight  float32: (n_in, n_out), or for a convolution (C_in, kh, kw, C_out / groups)
+    kind       "dense", "sparse" or "explicit"
+    bytes      size of its rows and bias
+    additions  synaptic additions if every presynaptic neuron spikes once
+    chosen     whether the layer has it
     """
 
-    weight: Array
-
-    @property
-    def synapses(self) -> int:
-        """Nonzero weights stored."""
-        return int(np.count_nonzero(self.weight))
-
-
-@dataclass(frozen=True)
-class SparseRows:
-    """Compressed rows: row r holds synapses starts[r] .. starts[r + 1].
-
-    starts   uint32 (rows + 1,)
-    targets  uint32 (synapses,): target neuron, or for a convolution target channel
-    weight   float32 (synapses,), no zeros
-    """
-
-    starts: Array
-    targets: Array
-    weight: Array
-
-    @property
-    def synapses(self) -> int:
-        """Nonzero weights stored."""
-        return len(self.targets)
-
-    @property
-    def arrays(self) -> tuple[Array, Array, Array]:
-        """(starts, targets, weight)."""
-        return self.starts, self.targets, self.weight
-
-
-Rows = DenseRows | SparseRows
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """Synapses of a 2-D convolution, zero padding.
-
-    Row (c, i, j) holds the weights from input channel c at kernel position (kh-1-i, kw-1-j): the
-    kernel is stored mirrored, so that an event's targets rise with i and j.
-
-    rows      DenseRows (C_in, kh, kw, C_out / groups), or SparseRows of C_in·kh·kw rows
-    bias      float32 (C_out,) or None
-    reach     (H', W'): events at y >= H' or x >= W' have no targets (a pooling composed into the
-              kernel leaves out the far border)
-    """
-
-    in_shape: Shape
-    out_shape: Shape
-    rows: Rows
-    bias: Array | None
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-    reach: Pair
+    kind: str
+    bytes: int
+    additions: int
+    chosen: bool
 
     def __post_init__(self) -> None:
-        require_shape("input shape", self.in_shape)
-        require_shape("output shape", self.out_shape)
         require(
-            len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps"
+            self.kind in ("dense", "sparse", "explicit") and min(self.bytes, self.additions) >= 0,
+            f"alternative {self.kind!r} of {self.bytes} bytes and {self.additions} additions",
         )
-        for name, low in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-            require_pair(name, getattr(self, name), low)
-        require(
-            self.groups >= 1
-            and self.in_shape[0] % self.groups == 0
-            and self.out_shape[0] % self.groups == 0,
-            f"{self.groups} groups do not divide the channels {self.in_shape[0]} and "
-            f"{self.out_shape[0]}",
-        )
-        for axis in (0, 1):
-            self._check_axis(axis)
-        self._check_rows()
-        if self.bias is not None:
-            require_array("bias", self.bias, np.float32, self.out_shape[:1])
-
-    def _check_axis(self, axis: int) -> None:
-        size, out = self.in_shape[1 + axis], self.out_shape[1 + axis]
-        reach = self.reach[axis]
-        require(0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}")
-        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-        largest = (size + 2 * self.padding[axis] - span) // self.stride[axis] + 1
-        require(
-            out <= largest,
-            f"output {self.out_shape} does not follow from input {self.in_shape}, kernel "
-            f"{self.kernel}, stride {self.stride}, padding {self.padding}, dilation "
-            f"{self.dilation}: at most {largest} positions along axis {axis}",
-        )
-
-    def _check_rows(self) -> None:
-        channels = self.in_shape[0]
-        if isinstance(self.rows, DenseRows):
-            shape = (channels, *self.kernel, self.out_shape[0] // self.groups)
-            require_array("weights", self.rows.weight, np.float32, shape)
-            return
-        count = channels * math.prod(self.kernel)
-        if count >= MAX_SYNAPSES:
-            raise LimitError(f"{count} rows; the limit is {MAX_SYNAPSES}")
-        require_sparse_rows("convolution", self.rows.arrays, count, self.out_shape[0])
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Synapses of a matrix: row j holds the weights from neuron j (channel-last index).
-
-    rows    DenseRows (n_in, n_out) or SparseRows of n_in rows; targets are channel-last indices
-    bias    float32 (n_out,), channel-last, or None
-    """
-
-    in_shape: Shape
-    out_shape: Shape
-    rows: Rows
-    bias: Array | None
-
-    def __post_init__(self) -> None:
-        require_shape("input shape", self.in_shape)
-        require_shape("output shape", self.out_shape)
-        size = math.prod(self.in_shape), math.prod(self.out_shape)
-        if isinstance(self.rows, DenseRows):
-            require_array("weights", self.rows.weight, np.float32, size)
-        else:
-            require_sparse_rows("matrix", self.rows.arrays, *size)
-        if self.bias is not None:
-            require_array("bias", self.bias, np.float32, size[1:])
-
-
-Synapses = Convolution | Matrix
 
 
 @dataclass(frozen=True)
@@ -188,6 +94,11 @@ class SpikingLayer:
     edge        what arrives: "spike" (0/1), "graded" (0..bound) or "analog"
     neuron      the neurons' equation
     grid        k: weights and biases are multiples of 2^-k, or None
+    live        bool (n,), channel-last, over the whole output: neurons that exist. The others are
+                neither updated nor do they spike, and no explicit row leads to them. None: all
+    pattern     uint8 (T, G) of 0/1: the spikes, at live positions, of G generated channels. These
+                stand behind those of the current, without synapses or state. None: there are none
+    alternatives  the representations weighed at export
     """
 
     name: str
@@ -198,6 +109,9 @@ class SpikingLayer:
     synapses: Synapses
     neuron: NeuronEquation
     grid: int | None = None
+    live: Array | None = None
+    pattern: Array | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.edge in ("spike", "graded", "analog"), f"{self.name}: edge {self.edge!r}")
@@ -213,14 +127,62 @@ class SpikingLayer:
             self.grid is None or 0 <= self.grid <= 60, f"{self.name}: grid {self.grid} not in 0..60"
         )
         require_neuron(self.name, self.neuron)
+        self._check_pattern()
+        self._check_live()
+
+    def _check_pattern(self) -> None:
+        if self.pattern is not None:
+            require(
+                self.pattern.ndim == 2 and self.pattern.size > 0,
+                f"{self.name}: pattern {self.pattern.shape} is not (T, generated channels)",
+            )
+            require_array(f"{self.name}: pattern", self.pattern, np.uint8, self.pattern.shape)
+            require(self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1")
+            require_shape(f"{self.name}: output shape", self.out_shape)
+
+    def _check_live(self) -> None:
+        if self.live is None:
+            return
+        require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
+        synapses, updated = self.synapses, self.updated
+        if isinstance(synapses, Matrix) and isinstance(synapses.rows, SparseRows):
+            assert updated is not None
+            require(
+                updated[synapses.rows.targets].all(),
+                f"{self.name}: a synapse leads to a neuron that is not live",
+            )
 
     @property
     def in_shape(self) -> Shape:
         return self.synapses.in_shape
 
     @property
-    def out_shape(self) -> Shape:
+    def current_shape(self) -> Shape:
+        """Shape of the current: the output without generated channels."""
         return self.synapses.out_shape
+
+    @property
+    def generated(self) -> int:
+        """Number of generated channels, G."""
+        return 0 if self.pattern is None else self.pattern.shape[1]
+
+    @property
+    def out_shape(self) -> Shape:
+        channels, *space = self.current_shape
+        return (channels + self.generated, *space)
+
+    @cached_property
+    def updated(self) -> Array | None:
+        """The live mask of the current's neurons, bool, channel-last; None: all."""
+        if self.live is None:
+            return None
+        by_position = self.live.reshape(-1, self.out_shape[0])
+        return by_position[:, : self.current_shape[0]].reshape(-1)
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons are updated at each step."""
+        return math.prod(self.current_shape) if self.updated is None else int(self.updated.sum())
 
 
 @dataclass(frozen=True)
@@ -376,6 +338,9 @@ class EventNetwork:
             shapes[source] == layer.in_shape,
             f"{name}: takes {layer.in_shape}, but {source} is {shapes[source]}",
         )
+        if isinstance(layer, SpikingLayer):
+            self._check_generated(layer)
+            self._check_dead_rows(layer)
         analog = source == self.input_name
         if isinstance(layer, SpikingLayer):
             require(
@@ -383,6 +348,28 @@ class EventNetwork:
             )
         else:
             require(not analog, f"{name}: takes spikes, but {source} is the input")
+
+    def _check_generated(self, layer: SpikingLayer) -> None:
+        """A pattern has T steps, and nothing is known beyond them."""
+        if layer.pattern is not None:
+            steps = len(layer.pattern)
+            require(
+                steps == self.time_steps and self.fixed_steps,
+                f"{layer.name}: a pattern of {steps} steps needs a network that is valid for "
+                f"T = {steps} only",
+            )
+
+    def _check_dead_rows(self, layer: SpikingLayer) -> None:
+        """Rows of dead presynaptic neurons are left out when rows are packed: they are empty."""
+        source, rows = self.by_name.get(layer.source), layer.synapses.rows
+        explicit = isinstance(layer.synapses, Matrix) and isinstance(rows, SparseRows)
+        if explicit and isinstance(source, SpikingLayer) and source.live is not None:
+            assert isinstance(rows, SparseRows)
+            filled = rows.starts[1:] > rows.starts[:-1]
+            require(
+                not filled[~source.live].any(),
+                f"{layer.name}: a synapse comes from a neuron of {source.name} that is not live",
+            )
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:

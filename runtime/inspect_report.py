@@ -125,13 +125,15 @@ def _event(found: Description) -> list[str]:
         ("made from", f"model file with sha256 {found['source_sha256'] or 'unknown'}"),
         ("digest", f"{found['digest']} (checked)"),
     ]
-    columns = ["layer", "operation", "from", "shape", "edge", "kind", "rows", "synapses", "kB"]
+    columns = ["layer", "operation", "from", "shape", "neurons", "edge", "kind", "rows"]
+    columns += ["synapses", "kB"]
     rows = [
         [
             row["layer"],
             row["operation"].replace("_", " "),
             row["source"],
             shape_text(row["shape"]),
+            _neurons(row),
             _edge(row),
             f"{row['representation']} rows" if row["representation"] else "",
             row["rows"] or "",
@@ -140,7 +142,35 @@ def _event(found: Description) -> list[str]:
         ]
         for row in found["layers"]
     ]
-    return [*_facts(facts), "", text_table("Layers", columns, rows)]
+    tables = [text_table("Layers", columns, rows)]
+    if any(row["alternatives"] for row in found["layers"]):
+        tables.append(representation_table(found["layers"]))
+    return [*_facts(facts), "", *tables]
+
+
+def _neurons(row: Description) -> str:
+    """How many are updated, and which channels are generated."""
+    if row["neuron"] is None:
+        return ""
+    more = f" + {row['generated']} generated channels" if row["generated"] else ""
+    return f"{row['neurons']:,}{more}"
+
+
+def representation_table(layers: Sequence[Description]) -> str:
+    """What each layer's synapses take, and what was weighed against it.
+
+    Additions are those of one spike of every live presynaptic neuron; times spikes per neuron they
+    are the synaptic work. Zeros of dense rows and synapses onto neurons that are not live are added
+    too, explicit rows have neither.
+    """
+    rows: list[list[object]] = []
+    for row in layers:
+        for item in row["alternatives"]:
+            name = row["layer"] if item is row["alternatives"][0] else ""
+            sizes = f"{item['bytes'] / 1e3:,.1f}", f"{item['additions']:,}"
+            rows.append([name, f"{item['kind']} rows", *sizes, "yes" if item["chosen"] else ""])
+    columns = ["layer", "kind", "kB", "additions if all spike", "chosen"]
+    return text_table("Representation of the synapses", columns, rows)
 
 
 FORMS = {

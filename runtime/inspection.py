@@ -179,7 +179,7 @@ def describe_event(network: EventNetwork) -> dict[str, Any]:
         "time_steps": network.time_steps,
         "input_shape": list(network.input_shape),
         "layers": rows,
-        "neurons": sum(math.prod(layer.out_shape) for layer in network.spiking_layers),
+        "neurons": sum(layer.neurons for layer in network.spiking_layers),
         "synapses": sum(row["synapses"] for row in rows),
         "classes": list(network.classes),
         "normalization": None if norm is None else asdict(norm),
@@ -207,13 +207,30 @@ def _spiking_row(layer: SpikingLayer) -> dict[str, Any]:
         "shape": list(layer.out_shape),
         "edge": layer.edge,
         "bound": layer.bound,
-        "representation": "dense" if isinstance(rows, DenseRows) else "sparse",
+        "representation": representation_of(layer),
+        "alternatives": [asdict(item) for item in layer.alternatives],
+        "neurons": layer.neurons,
+        "generated": layer.generated,
         "rows": _row_count(layer),
         "synapses": rows.synapses,
         "bytes": sum(array.nbytes for array in arrays),
         "neuron": asdict(layer.neuron),
         "grid": layer.grid,
     }
+
+
+def representations(network: EventNetwork) -> list[dict[str, Any]]:
+    """Per layer with neurons: how its synapses are stored, and what was weighed against it."""
+    keys = ("layer", "operation", "representation", "synapses", "bytes", "alternatives")
+    rows = (_spiking_row(layer) for layer in network.spiking_layers)
+    return [{key: row[key] for key in keys} for row in rows]
+
+
+def representation_of(layer: SpikingLayer) -> str:
+    """ "dense", "sparse" (both shared by all positions of a convolution) or "explicit"."""
+    if isinstance(layer.synapses.rows, DenseRows):
+        return "dense"
+    return "sparse" if isinstance(layer.synapses, Convolution) else "explicit"
 
 
 def _row_count(layer: SpikingLayer) -> int:
@@ -247,6 +264,9 @@ def _plain_row(name: str, operation: str, source: str, shape: tuple[int, ...]) -
         "edge": None,
         "bound": None,
         "representation": None,
+        "alternatives": [],
+        "neurons": 0,
+        "generated": 0,
         "rows": 0,
         "synapses": 0,
         "bytes": 0,

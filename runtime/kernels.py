@@ -287,6 +287,22 @@ def multiply_sparse(
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
+def pick(current: Array, index: Array, out: Array) -> None:
+    """The currents of the live neurons: out[t, i] = current[t, index[i]]; index uint32 (L,)."""
+    for t in range(len(current)):
+        for i in range(len(index)):
+            out[t, i] = current[t, np.uint64(index[i])]
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH)
+def place(spikes: Array, index: Array, out: Array) -> None:
+    """Spikes of the live neurons into the map: out[t, index[i]] = spikes[t, i]; out (T, n)."""
+    for t in range(len(spikes)):
+        for i in range(len(index)):
+            out[t, np.uint64(index[i])] = spikes[t, i]
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH)
 def max_pool(
     spikes: Array,
     columns: int,

@@ -4,7 +4,6 @@ Weights are shared and never written; every run takes a workspace of buffers and
 own, so one network may be used from several threads.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from soul_deploy.runtime.counters import LayerCounts
-from soul_deploy.runtime.counting import count_readout, count_spiking, fanout_map, readout_fanout
+from soul_deploy.runtime.counting import (
+    additions_map,
+    count_additions,
+    count_readout,
+    count_spiking,
+    fanout_map,
+    readout_fanout,
+)
 from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
@@ -24,11 +30,11 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.packing import channel_last, unpacked
 from soul_deploy.runtime.program import (
     Workspace,
     aligned,
     build_workspace,
-    channel_last,
     pool_call,
     prepare_all,
     spiking_calls,
@@ -107,7 +113,7 @@ class Network:
                 workspace.run()
                 logits[b] = workspace.scores
                 for layer in layers:
-                    values = workspace.values[layer.name]
+                    values = self._spikes(workspace, layer)
                     spikes[layer.name][:, b] = to_channel_major(values, layer.out_shape)
         return Recording(spikes, logits)
 
@@ -120,37 +126,68 @@ class Network:
         layer = self._layer(name)
         values = self._source_values(layer, inputs)
         out = np.empty((self.time_steps, len(values), *layer.out_shape), np.bool_)
-        spikes = aligned((self.time_steps, *channel_last(layer.out_shape)), np.uint8)
-        source = aligned(values.shape[1:], values.dtype)
-        if isinstance(layer, PoolLayer):
-            calls = [pool_call(layer, source, spikes)]
-        else:
-            v = aligned((math.prod(layer.out_shape),), np.float32)
-            prepared = self._prepared[layer.name]
-            current = aligned((len(source), len(v)), np.float32)
-            calls = spiking_calls(layer, prepared, source, current, v, spikes, carry=False)
-        for b, sample in enumerate(values):
-            source[...] = sample
-            for call in calls:
-                call.kernel(*call.arguments)
+        run = self._run_pool if isinstance(layer, PoolLayer) else self._run_spiking
+        for b, spikes in enumerate(run(layer, values)):  # type: ignore[arg-type]
             out[:, b] = to_channel_major(spikes, layer.out_shape)
         return out
 
+    def _run_pool(self, layer: PoolLayer, values: Array) -> Iterator[Array]:
+        """Sample by sample the map (T, positions, channels)."""
+        spikes = aligned((self.time_steps, *channel_last(layer.out_shape)), np.uint8)
+        for sample in values:
+            call = pool_call(layer, np.ascontiguousarray(sample), spikes)
+            call.kernel(*call.arguments)
+            yield spikes
+
+    def _run_spiking(self, layer: SpikingLayer, values: Array) -> Iterator[Array]:
+        """As `_run_pool`, from rest."""
+        prepared = self._prepared[layer.name]
+        if prepared.source is not None:
+            values = values.reshape(*values.shape[:2], -1)[..., prepared.source.placed]
+        source = aligned(values.shape[1:], values.dtype)
+        v = aligned((prepared.neurons,), np.float32)
+        current = aligned((len(source), prepared.columns), np.float32)
+        packing = prepared.packing
+        room = channel_last(layer.out_shape) if packing is None else (len(v),)
+        spikes = aligned((self.time_steps, *room), np.uint8)
+        calls = spiking_calls(layer, prepared, source, current, v, spikes, carry=False)
+        for sample in values:
+            source[...] = sample
+            for call in calls:
+                call.kernel(*call.arguments)
+            yield spikes if packing is None else unpacked(layer, packing, spikes)
+
+    def _spikes(self, workspace: Workspace, layer: SpikingLayer) -> Array:
+        """A population's map, from wherever the run left its spikes."""
+        packing = self._prepared[layer.name].packing
+        if packing is None:
+            return workspace.values[layer.name]
+        return unpacked(layer, packing, workspace.packed[layer.name])
+
     def count(self, x: Array) -> dict[str, LayerCounts]:
         """Operation counts of running `x`, summed over samples; by projection, then the readout."""
+        return self.count_executed(x)[0]
+
+    def count_executed(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int]]:
+        """As `count`, and by projection the synaptic additions that were executed.
+
+        These include zeros in dense rows and synapses onto neurons that are not live; analog inputs
+        are left out.
+        """
         recording = self.run_recorded(x)
         held: dict[str, Array] = {self.events.input_name: np.asarray(x), **recording.spikes}
         counts: dict[str, LayerCounts] = {}
+        executed: dict[str, int] = {}
         for layer in self.events.layers:
             if isinstance(layer, PoolLayer):
                 held[layer.name] = self.run_layer(layer.name, held[layer.source])
-            else:
-                counts[layer.projection] = self.count_layer(
-                    layer.projection, held[layer.source], held[layer.name]
-                )
+                continue
+            name, values = layer.projection, self._source_values(layer, held[layer.source])
+            counts[name] = count_spiking(layer, values, held[layer.name])
+            executed[name] = count_additions(layer, values)
         readout = self.events.readout
         counts[readout.name] = self.count_layer(readout.name, held[readout.source])
-        return counts
+        return counts, executed
 
     def count_layer(self, name: str, inputs: Array, spikes_out: Array | None = None) -> LayerCounts:
         """Counts of one projection (or the readout) for what its source held, as in `run_layer`.
@@ -168,16 +205,25 @@ class Network:
         return count_spiking(layer, self._source_values(layer, inputs), spikes_out)
 
     def fanout(self, name: str) -> Array:
-        """int64 map in the source's shape: nonzero synapses of each presynaptic neuron.
+        """int64 map in the source's shape: synapses onto live neurons of each presynaptic neuron.
 
         name: a projection or its population; for the readout, the nonzero columns of its weights.
         """
         if name == self.events.readout.name:
             return readout_fanout(self.events.readout)
+        layer = self._spiking(name)
+        return fanout_map(layer.synapses, layer.updated)
+
+    def additions(self, name: str) -> Array:
+        """As `fanout`, the additions that an event of each presynaptic neuron executes."""
+        layer = self._spiking(name)
+        return additions_map(layer.synapses, layer.neurons)
+
+    def _spiking(self, name: str) -> SpikingLayer:
         layer = self._layer(name)
         if isinstance(layer, PoolLayer):
             raise UsageError(f"{name} is a pooling; it has no synapses")
-        return fanout_map(layer.synapses)
+        return layer
 
     def step(self, x: Array) -> Array:
         """One step of a stream: the inputs of this step, (B, C, H, W), to scores (B, classes).
@@ -207,6 +253,7 @@ class Network:
         scores = np.empty((len(x), self.events.readout.classes), np.float32)
         for workspace, sample, row in zip(stream.workspaces, x, scores, strict=True):
             workspace.values[self.events.input_name][0] = to_channel_last(sample[None], shape)[0]
+            workspace.generate(stream.steps)
             workspace.run()
             row[...] = workspace.scores
         stream.steps += 1
@@ -276,7 +323,15 @@ class Network:
         bound = 1 if not isinstance(target, SpikingLayer) else target.bound
         if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
             raise ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
-        return np.swapaxes(to_channel_last(values, shape), 0, 1)
+        values = np.swapaxes(to_channel_last(values, shape), 0, 1)
+        source = self.events.by_name[target.source]
+        if isinstance(source, SpikingLayer) and source.live is not None:
+            dead = values.reshape(*values.shape[:2], -1)[..., ~source.live]
+            if dead.any():
+                raise ValidityError(
+                    f"{target.name}: spikes given of neurons of {source.name} that are not live"
+                )
+        return values
 
 
 def to_channel_last(x: Array, shape: Shape) -> Array:

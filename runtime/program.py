@@ -27,6 +27,14 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.packing import (
+    Packing,
+    channel_last,
+    generated_spikes,
+    packed_rows,
+    packing_of,
+    reads_packed,
+)
 from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
 from soul_deploy.runtime.windows import axis_runs, gather_table
 
@@ -46,12 +54,27 @@ class Call:
 class Prepared:
     """A projection ready to run: kernel(values, *tables, rows, amounts, out) adds its synapses.
 
-    bias: (m,) float32 that repeats over the n outputs, or empty.
+    bias      (m,) float32 that repeats over the columns of the currents, or empty
+    columns   of the currents that the kernel leaves: the current's neurons, or the packed ones
+    neurons   that are updated
+    packing   of the population, if it is packed
+    source    packing of the source, if the kernel takes that source's spikes packed
     """
 
     kernel: Callable[..., None]
     tables: tuple[Any, ...]
     bias: Array
+    columns: int
+    neurons: int
+    packing: Packing | None = None
+    source: Packing | None = None
+
+    @property
+    def picked(self) -> Array | None:
+        """Which currents to take over before the neurons, if not all of them."""
+        return (
+            None if self.packing is None or self.columns == self.neurons else self.packing.updated
+        )
 
 
 def aligned(shape: Shape, dtype: npt.DTypeLike) -> Array:
@@ -71,21 +94,47 @@ def private(array: Array | None) -> Array:
     return copy
 
 
-def prepare(layer: SpikingLayer) -> Prepared:
-    """Copy the rows and derive the tables of a layer's projection."""
-    synapses = layer.synapses
-    bias = private(synapses.bias)
-    if isinstance(synapses, Matrix):
-        if isinstance(synapses.rows, DenseRows):
-            return Prepared(kernels.multiply_dense, (private(synapses.rows.weight),), bias)
-        return Prepared(kernels.multiply_sparse, _row_arrays(synapses.rows), bias)
-    if isinstance(synapses.rows, DenseRows) and layer.edge == "analog":
-        tables = _gather_tables(synapses, synapses.rows)
-        return Prepared(kernels.convolve_analog, tables, bias)
-    if isinstance(synapses.rows, DenseRows):
-        tables = _dense_tables(synapses, synapses.rows)
-        return Prepared(kernels.convolve_dense, tables, bias)
-    return Prepared(kernels.convolve_sparse, _sparse_tables(synapses, synapses.rows), bias)
+def prepare(layer: SpikingLayer, source: Layer | None = None) -> Prepared:
+    """Copy the rows and derive the tables of a layer's projection.
+
+    source: the layer it reads; None for the input.
+    """
+    packing = packing_of(layer)
+    if isinstance(layer.synapses, Matrix):
+        read = packing_of(source) if reads_packed(layer, source) else None
+        return _prepare_matrix(layer.synapses, packing, read)
+    kernel, tables = _convolution_kernel(layer, layer.synapses)
+    columns = math.prod(layer.current_shape)
+    bias = private(layer.synapses.bias)
+    return Prepared(kernel, tables, bias, columns, layer.neurons, packing)
+
+
+def _prepare_matrix(matrix: Matrix, packing: Packing | None, source: Packing | None) -> Prepared:
+    """Rows and columns of live neurons only."""
+    rows, bias = matrix.rows, matrix.bias
+    columns = math.prod(matrix.out_shape)
+    if packing is not None and bias is not None:
+        bias = np.tile(bias, columns // len(bias))[packing.updated]
+    if isinstance(rows, DenseRows):
+        weight = rows.weight if source is None else rows.weight[source.placed]
+        weight = weight if packing is None else weight[:, packing.updated]
+        kernel: Callable[..., None] = kernels.multiply_dense
+        tables: tuple[Any, ...] = (private(weight),)
+    else:
+        packed = packed_rows(rows, source, packing, columns)
+        kernel, tables = kernels.multiply_sparse, _row_arrays(packed)
+    columns = columns if packing is None else len(packing.updated)
+    return Prepared(kernel, tables, private(bias), columns, columns, packing, source)
+
+
+def _convolution_kernel(
+    layer: SpikingLayer, convolution: Convolution
+) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    if not isinstance(convolution.rows, DenseRows):
+        return kernels.convolve_sparse, _sparse_tables(convolution, convolution.rows)
+    if layer.edge == "analog":
+        return kernels.convolve_analog, _gather_tables(convolution, convolution.rows)
+    return kernels.convolve_dense, _dense_tables(convolution, convolution.rows)
 
 
 def _row_arrays(rows: SparseRows) -> tuple[Array, Array, Array]:
@@ -146,23 +195,24 @@ def _tap_offsets(convolution: Convolution, starts: Array, pitch_y: int, pitch_x:
     return np.repeat(per_row, lengths)
 
 
-def channel_last(shape: Shape) -> tuple[int, int]:
-    """(positions, channels) of a population's values."""
-    return (shape[1] * shape[2], shape[0]) if len(shape) == 3 else (1, shape[0])
-
-
 @dataclass(frozen=True)
 class Workspace:
     """Buffers and calls for one sample; used by one caller at a time.
 
-    values    by layer name, the input included: (T, positions, channels); spikes are uint8
-    membranes by layer name: (n,) float32
+    values    maps by layer name, the input included: (T, positions, channels); spikes are uint8.
+              Packed populations have one only where something reads it
+    packed    spikes (T, L) uint8 of packed populations, by name
+    membranes by layer name: (L,) float32
+    generated by layer name: the part of a map that holds generated channels, and their spikes
+              (all T, positions, G); runs have them in the map already
     calls     in order
     scores    (classes,) float32, written by the last call
     """
 
     values: Mapping[str, Array]
+    packed: Mapping[str, Array]
     membranes: Mapping[str, Array]
+    generated: Mapping[str, tuple[Array, Array]]
     calls: tuple[Call, ...]
     scores: Array
 
@@ -170,6 +220,11 @@ class Workspace:
         """Execute all calls on what `values` holds for the input."""
         for call in self.calls:
             call.kernel(*call.arguments)
+
+    def generate(self, step: int) -> None:
+        """In a stream: let the generated channels spike as they do at `step`."""
+        for place, spikes in self.generated.values():
+            place[0] = spikes[step]
 
 
 def build_workspace(
@@ -184,34 +239,72 @@ def build_workspace(
 
     carry: membranes are kept between runs instead of starting at rest.
     """
-    values = {
+    maps = {
         network.input_name: aligned((input_steps, *channel_last(network.input_shape)), np.float32)
     }
+    packed: dict[str, Array] = {}
     membranes: dict[str, Array] = {}
+    generated: dict[str, tuple[Array, Array]] = {}
     calls: list[Call] = []
-    currents = aligned((_largest_current(network, input_steps, steps),), np.float32)
+    read = read_as_maps(network, prepared)
+    currents = aligned((_largest_current(network, prepared, input_steps, steps),), np.float32)
     for layer in network.layers:
-        source = values[layer.source]
-        values[layer.name] = aligned((steps, *channel_last(layer.out_shape)), np.uint8)
-        if isinstance(layer, SpikingLayer):
-            v = membranes[layer.name] = aligned((math.prod(layer.out_shape),), np.float32)
-            v[:] = layer.neuron.rest
-            spikes = values[layer.name]
-            current = currents[: len(source) * len(v)].reshape(len(source), len(v))
-            calls += spiking_calls(
-                layer, prepared[layer.name], source, current, v, spikes, carry=carry
-            )
-        else:
-            calls.append(pool_call(layer, source, values[layer.name]))
+        if isinstance(layer, PoolLayer):
+            maps[layer.name] = aligned((steps, *channel_last(layer.out_shape)), np.uint8)
+            calls.append(pool_call(layer, maps[layer.source], maps[layer.name]))
+            continue
+        ready = prepared[layer.name]
+        source = maps[layer.source] if ready.source is None else packed[layer.source]
+        v = membranes[layer.name] = aligned((ready.neurons,), np.float32)
+        v[:] = layer.neuron.rest
+        spikes = _spike_buffer(layer, ready, steps)
+        (maps if ready.packing is None else packed)[layer.name] = spikes
+        current = currents[: len(source) * ready.columns].reshape(len(source), ready.columns)
+        calls += spiking_calls(layer, ready, source, current, v, spikes, carry=carry)
+        if ready.packing is not None and layer.name in read:
+            calls.append(_place_call(ready.packing, spikes, maps, layer))
+            if layer.pattern is not None:
+                shown = maps[layer.name][:, :, layer.current_shape[0] :]
+                generated[layer.name] = shown, generated_spikes(layer)
+                shown[...] = generated[layer.name][1][: len(shown)]
     scores = aligned((network.readout.classes,), np.float32)
-    calls += readout_calls(network.readout, values[network.readout.source], scores)
-    return Workspace(values, membranes, tuple(calls), scores)
+    calls += readout_calls(network.readout, maps[network.readout.source], scores)
+    return Workspace(maps, packed, membranes, generated, tuple(calls), scores)
 
 
-def _largest_current(network: EventNetwork, input_steps: int, steps: int) -> int:
+def read_as_maps(network: EventNetwork, prepared: Mapping[str, Prepared]) -> set[str]:
+    """Layers whose map is read by a convolution, a pooling, the readout, or unpacked rows."""
+    readers = [
+        layer.source
+        for layer in network.layers
+        if isinstance(layer, PoolLayer) or prepared[layer.name].source is None
+    ]
+    return {*readers, network.readout.source}
+
+
+def _spike_buffer(layer: SpikingLayer, prepared: Prepared, steps: int) -> Array:
+    """Room for the population's spikes: its map, or (T, L) if it is packed."""
+    if prepared.packing is None:
+        return aligned((steps, *channel_last(layer.out_shape)), np.uint8)
+    return aligned((steps, prepared.neurons), np.uint8)
+
+
+def _place_call(
+    packing: Packing, spikes: Array, maps: dict[str, Array], layer: SpikingLayer
+) -> Call:
+    """Fills the map, which is 0 where no live neuron stands."""
+    full = maps[layer.name] = aligned((len(spikes), *channel_last(layer.out_shape)), np.uint8)
+    full[...] = 0
+    return Call(kernels.place, (spikes, packing.placed, full.reshape(len(spikes), -1)))
+
+
+def _largest_current(
+    network: EventNetwork, prepared: Mapping[str, Prepared], input_steps: int, steps: int
+) -> int:
     """Elements of the largest layer's currents; one buffer serves all layers in turn."""
     return max(
-        (input_steps if layer.source == network.input_name else steps) * math.prod(layer.out_shape)
+        (input_steps if layer.source == network.input_name else steps)
+        * prepared[layer.name].columns
         for layer in network.spiking_layers
     )
 
@@ -228,33 +321,30 @@ def spiking_calls(
 ) -> list[Call]:
     """Bias, synapses, neurons.
 
-    source (T or 1, positions, channels), current (T or 1, n), v (n,), spikes (T, positions, C).
+    source (T or 1, positions, channels) or packed (T, L'), current (T or 1, prepared.columns),
+    v (L,), spikes (T, positions, C) or packed (T, L).
     """
     values, rows, amounts = _scratch(layer, source)
-    return [
+    calls = [
         Call(kernels.start_currents, (current, prepared.bias)),
         Call(prepared.kernel, (values, *prepared.tables, rows, amounts, current)),
-        Call(
-            sweep_of(layer.neuron),
-            (
-                current,
-                *sweep_numbers(layer.neuron),
-                carry,
-                v,
-                spikes.reshape(len(spikes), len(v)),
-            ),
-        ),
     ]
+    arriving = current
+    if prepared.picked is not None:
+        arriving = aligned((len(current), len(v)), np.float32)
+        calls.append(Call(kernels.pick, (current, prepared.picked, arriving)))
+    fired = spikes.reshape(len(spikes), len(v))
+    numbers = sweep_numbers(layer.neuron)
+    return [*calls, Call(sweep_of(layer.neuron), (arriving, *numbers, carry, v, fired))]
 
 
 def _scratch(layer: SpikingLayer, source: Array) -> tuple[Array, Array, Array]:
     """The source as the kernel sees it, and room for the events it collects at once."""
-    events = source.shape[2]
     if isinstance(layer.synapses, Matrix):
-        source = source.reshape(len(source), 1, -1)
+        source = source.reshape(len(source), 1, source.size // len(source))
         events = source.shape[2]
     else:
-        events *= math.prod(layer.synapses.kernel)
+        events = source.shape[2] * math.prod(layer.synapses.kernel)
     return source, np.empty(events, np.uint32), np.empty(events, np.float32)
 
 
@@ -282,4 +372,9 @@ def readout_calls(readout: ReadoutLayer, source: Array, scores: Array) -> list[C
 
 def prepare_all(layers: tuple[Layer, ...]) -> dict[str, Prepared]:
     """`prepare` for every layer with synapses, by name."""
-    return {layer.name: prepare(layer) for layer in layers if isinstance(layer, SpikingLayer)}
+    by_name = {layer.name: layer for layer in layers}
+    return {
+        layer.name: prepare(layer, by_name.get(layer.source))
+        for layer in layers
+        if isinstance(layer, SpikingLayer)
+    }

@@ -57,6 +57,7 @@ def result(
     """
     rows: list[dict[str, Any]] = []
     sums: dict[str, LayerCounts] = {}
+    additions: dict[str, int] = {}
     for samples in groups:
         steps = step_scores(network, samples) if stream else None
         scores = scores_of(network, samples, threads) if steps is None else steps.mean(axis=0)
@@ -66,8 +67,10 @@ def result(
                 row["steps"] = steps[:, index].tolist()
             rows.append(row)
         if counts:
-            for layer, found in network.count(samples.values).items():
+            counted, executed = network.count_executed(samples.values)
+            for layer, found in counted.items():
                 sums[layer] = sums.get(layer, LayerCounts()) + found
+                additions[layer] = additions.get(layer, 0) + executed.get(layer, found.synops)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "time_steps": network.time_steps,
@@ -76,7 +79,10 @@ def result(
     }
     if counts:
         document["samples"] = len(rows)
-        document["counts"] = {layer: asdict(found) for layer, found in sums.items()}
+        document["counts"] = {
+            layer: {**asdict(found), "synops_executed": additions[layer]}
+            for layer, found in sums.items()
+        }
     return document
 
 
@@ -97,6 +103,7 @@ def best(network: EventNetwork, scores: Array, top: int) -> list[dict[str, Any]]
 COUNT_COLUMNS = {
     "events_in": "events in",
     "synops": "SynOps",
+    "synops_executed": "additions executed",
     "macs_effective": "MACs",
     "neuron_updates": "neuron updates",
     "spikes_out": "spikes out",

@@ -108,7 +108,7 @@ def _mask_behind(
 ) -> Tensor:
     for name in graph.consumers[projection.name]:
         if name in neuron_masks:
-            keep = torch.from_numpy(np.ascontiguousarray(neuron_masks[name])).double()
+            keep = torch.from_numpy(neuron_masks[name].astype(np.float64))
             return keep.reshape(1, *graph.shapes[projection.name])
     return torch.ones(1, *graph.shapes[projection.name], dtype=torch.float64)
 

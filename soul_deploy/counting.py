@@ -87,7 +87,7 @@ def _conv_fanout(op: ConvOperator, live: Array | None) -> Array:
     """Transposed convolution of ones: how many live outputs each input position reaches."""
     targets = torch.ones(1, *op.out_shape, dtype=torch.float64)
     if live is not None:
-        targets = torch.from_numpy(np.ascontiguousarray(live)).double()[None]
+        targets = torch.from_numpy(live.astype(np.float64))[None]
     full = F.conv_transpose2d(
         targets, _nonzero(op.weight), None, op.stride, 0, 0, op.groups, op.dilation
     )[0]
@@ -151,7 +151,7 @@ def _touched(operator: ConvOperator | MatrixOperator, events: Tensor, live: Arra
     for part in torch.split(events, 64):
         reached = (arrivals(operator, part) > 0.5).reshape(len(part), *operator.out_shape)
         if live is not None:
-            reached = reached & torch.from_numpy(np.ascontiguousarray(live))
+            reached = reached & torch.from_numpy(np.array(live))
         total += int(reached.sum().item())
     return total
 

@@ -100,7 +100,7 @@ def stratified_parts(
     for label in range(int(labels.max()) + 1):
         members = order[labels[order] == label]
         ranks = torch.arange(len(members), dtype=torch.float64)
-        position[members] = ranks
+        position[members] = (ranks + 0.5) / len(members)
     dealt = order[torch.argsort(position[order], stable=True)]
     return list(torch.split(dealt[: sum(sizes)], list(sizes)))
 

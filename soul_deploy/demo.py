@@ -59,7 +59,7 @@ def commands(places: Places, threads: int) -> list[list[str]]:
         ["train", "--model", "spikingvgg5", "--hidden", "256", "--epochs", "4", *shared],
         [
             *("prune", "structured", "--mode", "load", "--model_path", dense),
-            *("--prune_ratio", "0.5", "--min_keep", "0.25"),
+            *("--prune_ratio", "0.5", "--min_keep", "0.25", "--score", "spike"),
             *("--epochs", "3", "--finetune_epochs", "2", *shared),
         ],
         ["export", "onnx", dense, "--output", str(places.dense_onnx)],

@@ -48,6 +48,25 @@ def deployed(model: Model) -> Model:
     return replace(model, neuron_masks=live)
 
 
+def live_values(model: Model) -> dict[str, Array | None]:
+    """Where each node that holds values can be nonzero, bool of its shape; None: everywhere.
+
+    A population's neuron mask; behind it a max pooling's windows that hold an unmasked neuron.
+    """
+    graph = model.graph
+    live: dict[str, Array | None] = {graph.input.name: None}
+    for node in graph.nodes:
+        if isinstance(node, Population):
+            live[node.name] = model.neuron_masks.get(node.name)
+        elif isinstance(node, MaxPool):
+            mask = live.get(node.inputs[0])
+            if mask is not None:
+                held = torch.from_numpy(mask.astype(np.float32))[None]
+                mask = F.max_pool2d(held, node.kernel, node.stride, node.padding)[0].numpy() > 0
+            live[node.name] = None if mask is None or mask.all() else mask
+    return live
+
+
 def _read_by_readout(operator: ReadoutOperator) -> Array:
     if operator.weight is None:
         return np.ones(operator.in_shape, bool)

@@ -14,6 +14,7 @@ from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import FileFormatError, LimitError, MissingFileError
 from soul_deploy.runtime.eventfile import FORMAT, load_event_network, save_event_network
 from soul_deploy.runtime.eventnet import (
+    Alternative,
     Convolution,
     DenseRows,
     EventNetwork,
@@ -56,14 +57,36 @@ def example() -> EventNetwork:
         **square,
     )
     rows = SparseRows(
-        np.array([0, 2, 2, *[3] * 10], np.uint32), np.array([0, 3, 1], np.uint32), f(3)
+        np.array([0, 2, 2, *[3] * 14], np.uint32), np.array([0, 3, 1], np.uint32), f(3)
     )
+    live = np.ones(16, np.bool_)
+    live[[3, 5]] = False  # the generated channel at position 0, and a neuron at position 1
+    pattern = np.array([[0], [1], [1]], np.uint8)
+    weighed = Alternative("sparse", 200, 30, True), Alternative("explicit", 900, 20, False)
     layers = (
         SpikingLayer("p1", "c1", "input", "analog", None, first, neuron(0.0), grid=3),
         PoolLayer("m1", "p1", (2, 4, 4), (2, 2, 2), (2, 2), (2, 2), (0, 0)),
-        SpikingLayer("p2", "c2", "m1", "spike", 1, second, neuron(None)),
         SpikingLayer(
-            "p3", "l1", "p2", "spike", 1, Matrix((3, 2, 2), (4,), rows, f(4)), neuron(-0.5)
+            "p2",
+            "c2",
+            "m1",
+            "spike",
+            1,
+            second,
+            neuron(None),
+            live=live,
+            pattern=pattern,
+            alternatives=weighed,
+        ),
+        SpikingLayer(
+            "p3",
+            "l1",
+            "p2",
+            "spike",
+            1,
+            Matrix((4, 2, 2), (4,), rows, f(4)),
+            neuron(-0.5),
+            live=np.array([1, 1, 0, 1], np.bool_),
         ),
         SpikingLayer(
             "p4", "l2", "p3", "spike", 1, Matrix((4,), (6,), DenseRows(f(4, 6)), None), neuron(0.0)
@@ -209,8 +232,29 @@ DAMAGE: dict[str, tuple[Callable[[Document, Tensors], Any], str]] = {
     "operation": (at(0, "operation", "pool"), "operation 'pool'; known"),
     "rows": (at(0, "rows", "diagonal"), "rows 'diagonal'; known"),
     "synapses": (at(0, "synapses", 4), "18 synapses stored, 4 announced"),
-    "live": (at(0, "live", [1]), "live is reserved"),
-    "generators": (at(2, "generators", [1]), "generators is reserved"),
+    "live": (at(2, "live", 13), "p2: live is 14 by its tensors, 13 announced"),
+    "live missing": (without("p2/live"), "p2: live is None by its tensors, 14 announced"),
+    "live length": (tensor("p2/live", lambda a: a[1:]), r"p2: live is bool\(15,\), expected"),
+    "live dtype": (tensor("p2/live", lambda a: a.astype(np.uint8)), "p2: live is uint8"),
+    "dead target": (element("p3/live", 3, False), "p3: a synapse leads to a neuron that is not"),
+    "dead source": (
+        tensor("p2/live", lambda a: np.roll(a, -1)), "p3: a synapse comes from a neuron of p2"),
+    "generators": (at(2, "generators", 2), "p2: generators is 1 by its tensors, 2 announced"),
+    "pattern steps": (tensor("p2/pattern", lambda a: a[1:]), "p2: a pattern of 2 steps needs"),
+    "pattern validity": (lambda d, t: d["validity"].update(fixed_steps=False), "for T = 3 only"),
+    "pattern values": (element("p2/pattern", 1, 2), "p2: the pattern holds values above 1"),
+    "pattern dtype": (tensor("p2/pattern", lambda a: a.astype(np.int64)), "p2: pattern is int64"),
+    "pattern sides": (tensor("p2/pattern", lambda a: a[:, 0]), r"p2: pattern \(3,\) is not"),
+    "pattern empty": (tensor("p2/pattern", lambda a: a[:, :0]), r"p2: pattern \(3, 0\) is not"),
+    "pattern width": (tensor("p2/pattern", lambda a: a[:, [0, 0]]), r"expected bool\(20,\)"),
+    "pattern alone": (lambda d, t: (without("p2/live")(d, t), at(2, "live", None)(d, t),
+        tensor("p2/pattern", lambda a: a[:, [0, 0]])(d, t), at(2, "generators", 2)(d, t)),
+        r"p3: takes \(4, 2, 2\), but p2 is \(5, 2, 2\)"),
+    "alternatives": (at(2, "alternatives", None), "description cannot be read"),
+    "alternative kind": (
+        lambda d, t: d["layers"][2]["alternatives"][0].update(kind="x"), "alternative 'x' of 200"),
+    "alternative size": (
+        lambda d, t: d["layers"][2]["alternatives"][1].update(bytes=-1), "'explicit' of -1 bytes"),
     "edge": (at(0, "edge", "loud"), "edge 'loud'"),
     "edge kind": (at(2, "edge", "analog"), "a analog edge with bound 1"),
     "input edge": (lambda d, t: d["layers"][0].update(edge="spike", bound=1), "a spike edge from"),
@@ -264,6 +308,7 @@ LIMITS = {
             d.update(time_steps=65535),
             d["input"].update(shape=[1, 65536, 4]),
             at(0, "in_shape", [1, 65536, 4])(d, t),
+            tensor("p2/pattern", lambda a: np.ones((65535, 1), np.uint8))(d, t),
         ),
         r"input: 65535 steps of \(1, 65536, 4\) given; the limit is 2147483648 values",
     ),

@@ -202,7 +202,7 @@ def test_matrix_counts(case: Case) -> None:
 def counted(case: Case) -> tuple[int, ...]:
     layer = layer_of(case)
     values = to_channel_last(case.values, layer.in_shape)[None]
-    counts = counting.count_spiking(layer, values, np.zeros((1, 1), np.bool_))
+    counts = counting.count_spiking(layer, values, np.zeros((1, 1, *layer.out_shape), np.bool_))
     if case.kind == "analog":
         assert counts.synops == counts.events_in == counts.touched == 0
         return (counts.macs_effective,)
@@ -283,6 +283,24 @@ def test_max_pool(
     call = pool_call(pool, source, out)
     call.kernel(*call.arguments)
     np.testing.assert_array_equal(to_channel_major(out, pool.out_shape), expected)
+
+
+@given(st.integers(1, 3), st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 2**20))
+def test_pick_and_place(steps: int, live: list[bool], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    index = np.flatnonzero(live).astype(np.uint32)
+    current = dyadic((steps, len(live)), rng)
+    picked = np.full((steps, len(index)), np.nan, np.float32)
+    kernels.pick(current, index, picked)
+    spikes = values_of("spike", (steps, len(index)), rng)
+    full = np.zeros((steps, len(live)), np.uint8)
+    kernels.place(spikes, index, full)
+    for t in range(steps):
+        at = 0
+        for i, kept in enumerate(live):
+            assert full[t, i] == (spikes[t, at] if kept else 0)
+            assert not kept or picked[t, at] == current[t, i]
+            at += kept
 
 
 @given(st.booleans(), st.booleans(), st.integers(1, 4), st.integers(0, 2**20))

@@ -14,6 +14,7 @@ from torch import Tensor
 from soul_deploy.compare import Comparison, compare_models
 from soul_deploy.export.event import export_event
 from soul_deploy.export.onnx_graph import export_onnx
+from soul_deploy.export.representation import CHOICES, Choice
 from soul_deploy.export.verify import VerifyReport, verify
 from soul_deploy.modelfile import Model
 from soul_deploy.prune.plan import RemovalPlan
@@ -46,10 +47,10 @@ def onnx_report(model: Model, x: Tensor, batch: int = 16) -> VerifyReport:
         return verify(model, path, x, batch=batch)
 
 
-def event_report(model: Model, x: Tensor) -> VerifyReport:
+def event_report(model: Model, x: Tensor, choice: Choice = "auto") -> VerifyReport:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "network.safetensors"
-        export_event(model, path)
+        export_event(model, path, representation=choice)
         return verify(model, path, x)
 
 
@@ -96,20 +97,33 @@ def test_masked_compact_and_onnx_to_the_bit(spec: ChainSpec, seed: int) -> None:
         assert_passed(onnx_report(model, images(spec)), exactly=True)
 
 
-@fewer
-@given(chains(), seeds)
-def test_masked_compact_and_event(spec: ChainSpec, seed: int) -> None:
-    masked = pruned(build(spec), seed, constants=False)
-    for model in (masked, compact(masked)[0]):
-        assert_passed(event_report(model, images(spec)), exactly=False)
+def masked_everywhere(spec: ChainSpec, seed: int, *, neurons: bool) -> Model:
+    """Masked channels, constant channels, and if `neurons` also single masked neurons."""
+    masked = pruned(build(spec), seed)
+    return replace(masked, neuron_masks=random_neuron_masks(masked, seed)) if neurons else masked
+
+
+choices = st.sampled_from(CHOICES)
 
 
 @fewer
-@given(chains(dyadic=True), seeds)
-def test_masked_compact_and_event_to_the_bit(spec: ChainSpec, seed: int) -> None:
-    masked = pruned(build(spec), seed, constants=False)
+@given(chains(), seeds, st.booleans(), choices)
+def test_masked_compact_and_event(
+    spec: ChainSpec, seed: int, neurons: bool, choice: Choice
+) -> None:
+    masked = masked_everywhere(spec, seed, neurons=neurons)
     for model in (masked, compact(masked)[0]):
-        assert_passed(event_report(model, images(spec)), exactly=True)
+        assert_passed(event_report(model, images(spec), choice), exactly=False)
+
+
+@fewer
+@given(chains(dyadic=True), seeds, st.booleans(), choices)
+def test_masked_compact_and_event_to_the_bit(
+    spec: ChainSpec, seed: int, neurons: bool, choice: Choice
+) -> None:
+    masked = masked_everywhere(spec, seed, neurons=neurons)
+    for model in (masked, compact(masked)[0]):
+        assert_passed(event_report(model, images(spec), choice), exactly=True)
 
 
 @fewer

@@ -170,7 +170,7 @@ def test_an_epoch_is_plain_gradient_descent(digits: Data) -> None:
         with torch.no_grad():
             for parameter, grad in zip(twin.parameters(), grads, strict=True):
                 pull = 0.01 * parameter.sign() if parameter.dim() == 4 else torch.zeros(())
-                parameter -= 0.1 * (grad + pull)
+                parameter.sub_(0.1 * (grad + pull))
         losses.append(loss.item())
     assert result.loss == pytest.approx(sum(losses) / 2) and result.learning_rate == 0.1
     for (name, after), expected in zip(module.named_parameters(), twin.parameters(), strict=True):

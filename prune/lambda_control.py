@@ -2,7 +2,8 @@
 
 A lambda that suits one data set and one length of training says nothing for another. Here the hard
 masks' connectivity follows a falling curve that reaches the target before the masks have set. From
-then on, an epoch that ends more than 10 % off is corrected by one common shift of all thresholds.
+then on, an epoch that ends far off is corrected by one common shift of all thresholds, and so is
+the last one if it is more than 10 % off.
 """
 
 import math
@@ -22,6 +23,8 @@ from soul_deploy.runtime.errors import SoulDeployError, UsageError
 
 BAND = 0.1
 """How far from the target the network may end, relative to it."""
+FAR = 0.5
+"""How far off an epoch may end, relative to the target, before the last."""
 SETTLED = 0.6
 """The share of the search after which the curve is at the target."""
 UPDATES = 100

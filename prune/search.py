@@ -22,6 +22,7 @@ from soul_deploy.modelfile import Model, ModelInfo, from_module
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.lambda_control import (
     BALANCE,
+    FAR,
     SETTLED,
     UPDATES,
     Adjustment,
@@ -179,14 +180,16 @@ class Pruning:
             yield measured
 
     def _correct(self, epochs: int, last_good: Model | None) -> Adjustment | None:
-        """After the curve's end: bring the connectivity within the band, if that is possible yet."""
-        target = self.setup.target
+        """Bring the connectivity within the band at the end, and before if lambda has failed to."""
+        target, final = self.setup.target, epochs == self.setup.epochs
         if target is None or epochs / self.setup.epochs < SETTLED:
+            return None
+        if not final and abs(self.meter.exact().share - target) <= FAR * target:
             return None
         try:
             return adjust(self.masks, target, self.meter.exact)
         except SoulDeployError as error:
-            if epochs < self.setup.epochs:
+            if not final:
                 return None
             raise SearchStoppedError(str(error), last_good) from error
 

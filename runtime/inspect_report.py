@@ -122,6 +122,7 @@ def _event(found: Description) -> list[str]:
         *_network_facts(found),
         ("size", f"{found['neurons']:,} neurons, {found['synapses']:,} stored synapses"),
         *_neuron_facts(found["layers"]),
+        ("generated", _generated(found["layers"])),
         ("made from", f"model file with sha256 {found['source_sha256'] or 'unknown'}"),
         ("digest", f"{found['digest']} (checked)"),
     ]
@@ -149,11 +150,14 @@ def _event(found: Description) -> list[str]:
 
 
 def _neurons(row: Description) -> str:
-    """How many are updated, and which channels are generated."""
-    if row["neuron"] is None:
-        return ""
-    more = f" + {row['generated']} generated channels" if row["generated"] else ""
-    return f"{row['neurons']:,}{more}"
+    """How many are updated."""
+    return f"{row['neurons']:,}" if row["neuron"] is not None else ""
+
+
+def _generated(layers: Sequence[Description]) -> str:
+    """Channels that spike in a stored pattern."""
+    found = [row for row in layers if row["generated"]]
+    return ", ".join(f"{row['generated']} channels of {row['layer']}" for row in found)
 
 
 def representation_table(layers: Sequence[Description]) -> str:

@@ -5,7 +5,11 @@ accepts a leading time axis: (T, B, C, H, W) is treated as T·B images. A networ
 runs in plain PyTorch and traces to a SpikingGraph.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
+
+from soul_deploy.graph import MergeFunction
 
 
 def split_time(merged: Tensor, sequence: Tensor) -> Tensor:
@@ -72,6 +76,33 @@ class Flatten(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return input.flatten(-3)
+
+
+class Merge(nn.Module):
+    """Two branches, element by element: "add", "and" or "iand" (see `soul_deploy.graph.Merge`).
+
+    A static branch, (B, ...), is the same at every step of a sequence (T, B, ...).
+    """
+
+    def __init__(self, function: MergeFunction) -> None:
+        super().__init__()
+        self.function: MergeFunction = function
+
+    def forward(self, identity: Tensor, branch: Tensor) -> Tensor:
+        return merged(self.function, [identity, branch])
+
+
+def merged(function: MergeFunction, branches: Sequence[Tensor]) -> Tensor:
+    """The element-wise function of two or more branches, left to right."""
+    result = branches[0]
+    for branch in branches[1:]:
+        if function == "add":
+            result = result + branch
+        elif function == "and":
+            result = result * branch
+        else:
+            result = result * (1 - branch)
+    return result
 
 
 def spike_counts(spikes: Tensor, *, per_step: bool = False) -> Tensor:

@@ -20,13 +20,14 @@ from soul_deploy.graph import (
     Input,
     Linear,
     MaxPool,
+    Merge,
     Node,
     Population,
     Projection,
     Readout,
     SpikingGraph,
 )
-from soul_deploy.layers import spike_counts, split_time, vote_counts
+from soul_deploy.layers import merged, spike_counts, split_time, vote_counts
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.runtime.errors import UsageError, ValidityError
 
@@ -196,6 +197,9 @@ class GraphModule(nn.Module):
         return needed
 
     def _compute(self, node: Node, inputs: list[Signal], observe: StepObserver | None) -> Signal:
+        if isinstance(node, Merge):
+            result = merged(node.function, [signal.tensor for signal in inputs])
+            return Signal(result, all(signal.static for signal in inputs))
         (source,) = inputs
         if isinstance(node, Population):
             return self._fire(node, source, observe)

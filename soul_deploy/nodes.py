@@ -14,6 +14,7 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 NeuronFamily = Literal["if", "lif", "plif"]
 SurrogateName = Literal["atan", "sigmoid", "rectangle"]
+MergeFunction = Literal["add", "and", "iand"]
 
 
 @dataclass(frozen=True)
@@ -318,6 +319,41 @@ class Flatten(Node):
 
 
 @dataclass(frozen=True)
+class Merge(Node):
+    """Two or more branches, element by element: what residual networks do.
+
+    add   their sum: of spikes a graded edge (0 .. number of branches), of currents a current
+    and   their product; spikes only
+    iand  identity · (1 - branch), the first input times the inverse of the second; spikes only
+
+    Spike-element-wise functions of SEW-ResNet (Fang et al., NeurIPS 2021, table 1).
+    """
+
+    op: ClassVar[str] = "merge"
+    function: MergeFunction
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        if len(inputs) < 2 or (self.function == "iand" and len(inputs) != 2):
+            raise UsageError(f"{self.name}: {self.function} of {len(inputs)} branches")
+        if len(set(inputs)) != 1:
+            raise UsageError(f"{self.name}: its branches have different shapes {list(inputs)}")
+        return inputs[0]
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        if self.function == "add":
+            if any(edge.kind == "analog" for edge in inputs):
+                return ANALOG
+            return Edge("graded", sum(edge.bound or 0 for edge in inputs))
+        if any(edge.kind != "spike" for edge in inputs):
+            kinds = ", ".join(edge.kind for edge in inputs)
+            raise UsageError(f"{self.name}: {self.function} needs spikes, its inputs are {kinds}")
+        return SPIKE
+
+    def describe(self) -> str:
+        return f"{self.function} of {len(self.inputs)} branches"
+
+
+@dataclass(frozen=True)
 class Readout(Node):
     """Class scores from spikes: sum first, scale last.
 
@@ -363,6 +399,7 @@ OPS: dict[str, type[Node]] = {
         AvgPool,
         AdaptiveAvgPool,
         Flatten,
+        Merge,
         Readout,
     )
 }

@@ -4,11 +4,13 @@ Nothing is guessed from module order: who feeds whom is what `forward` does. Wha
 represent is refused with the module's dotted name and the place in the code.
 """
 
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from soul_deploy import layers
@@ -28,18 +30,19 @@ from soul_deploy.graph import (
     Shape,
     SpikingGraph,
 )
+from soul_deploy.graph import Merge as GraphMerge
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.runtime.errors import UnsupportedGraphError
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d right after them, SpikingNeuron, MaxPool2d, AvgPool2d, "
-    "AdaptiveAvgPool2d, Flatten, Dropout, Identity, RateReadout, VoteReadout"
+    "AdaptiveAvgPool2d, Flatten, Merge and +, Dropout, Identity, RateReadout, VoteReadout"
 )
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in CONVERTERS or isinstance(m, (*NORMS, *TRANSPARENT))
+        return type(m) in CONVERTERS or isinstance(m, (layers.Merge, *NORMS, *TRANSPARENT))
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -76,6 +79,9 @@ class _Builder:
                 self._add(node, Input("input", (), self.input_shape))
             elif node.op == "call_module":
                 self._call(node)
+            elif node.op == "call_function" and node.target in ADDITIONS:
+                name = f"add_{len(self.nodes)}"
+                self._add(node, GraphMerge(name, self._inputs(node, "an addition"), "add"))
             elif node.op != "output":
                 raise self._unsupported(node, f"operation {node.target}")
         return SpikingGraph(tuple(self.nodes.values()), self.time_steps)
@@ -86,6 +92,10 @@ class _Builder:
         if path in self.used:
             raise self._unsupported(node, f"module {path!r} is called twice")
         self.used.add(path)
+        if isinstance(module, layers.Merge):
+            inputs = self._inputs(node, f"module {path!r}")
+            self._add(node, GraphMerge(path, inputs, module.function))
+            return
         if len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
             raise self._unsupported(node, f"module {path!r} with more than one input")
         source = node.args[0]
@@ -95,6 +105,12 @@ class _Builder:
             self._attach_norm(node, source, path, module)
         else:
             self._add(node, CONVERTERS[type(module)](path, (self.names[source],), module))
+
+    def _inputs(self, node: fx.Node, what: str) -> tuple[str, ...]:
+        """Names of the graph nodes behind all arguments; constants are refused."""
+        if not all(isinstance(argument, fx.Node) for argument in node.args):
+            raise self._unsupported(node, f"{what} with a constant")
+        return tuple(self.names[a] for a in node.args if isinstance(a, fx.Node))
 
     def _attach_norm(
         self, node: fx.Node, source: fx.Node, path: str, module: nn.BatchNorm1d | nn.BatchNorm2d
@@ -189,6 +205,7 @@ def _vote_readout(path: str, inputs: tuple[str, ...], module: Any) -> Node:
     return Readout(path, inputs, module.classes, False, False, module.votes)
 
 
+ADDITIONS = (operator.add, operator.iadd, torch.add)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation they change nothing
 

@@ -7,8 +7,11 @@ from functools import partial
 from torch import nn
 
 from soul_deploy.cifar10net import Cifar10Net
-from soul_deploy.graph import NeuronSpec, Shape, SpikingGraph
+from soul_deploy.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
+from soul_deploy.msresnet import MsOptions, MsResNet
+from soul_deploy.resnet import STAGES, Stem
 from soul_deploy.runtime.errors import UnknownNameError
+from soul_deploy.sewresnet import SewOptions, SewResNet
 from soul_deploy.spikingvgg import CONFIGURATIONS, SpikingVGG
 from soul_deploy.trace import trace
 
@@ -18,7 +21,8 @@ class NetworkOptions:
     """What every network of the zoo is built from.
 
     input_shape (C, H, W); hidden: neurons of the fully connected layers (2048); width: channels of
-    6Conv2FC's convolutions.
+    6Conv2FC's convolutions. Residual networks: connect (SEW), groups and width_per_group
+    (bottlenecks), stem ("soul": 7×7, stride 2, max pooling; "small": 3×3 for small images).
     """
 
     input_shape: Shape
@@ -27,6 +31,10 @@ class NetworkOptions:
     time_steps: int
     hidden: int = 2048
     width: int = 256
+    connect: MergeFunction = "add"
+    groups: int = 1
+    width_per_group: int = 64
+    stem: Stem = "soul"
 
 
 def _spiking_vgg(name: str, options: NetworkOptions) -> nn.Module:
@@ -51,9 +59,39 @@ def _cifar10net(options: NetworkOptions) -> nn.Module:
     )
 
 
+def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
+    shared = SewOptions(
+        options.neuron,
+        options.time_steps,
+        options.connect,
+        options.groups,
+        options.width_per_group,
+    )
+    return SewResNet(
+        depth,
+        shared,
+        input_shape=options.input_shape,
+        classes=options.classes,
+        stem=options.stem,
+    )
+
+
+def _ms_resnet(depth: int, options: NetworkOptions) -> nn.Module:
+    shared = MsOptions(options.neuron, options.time_steps, options.groups, options.width_per_group)
+    return MsResNet(
+        depth,
+        shared,
+        input_shape=options.input_shape,
+        classes=options.classes,
+        stem=options.stem,
+    )
+
+
 NETWORKS: dict[str, Callable[[NetworkOptions], nn.Module]] = {
     **{name: partial(_spiking_vgg, name) for name in CONFIGURATIONS},
     "cifar10net": _cifar10net,
+    **{f"sewresnet{depth}": partial(_sew_resnet, depth) for depth in STAGES},
+    **{f"msresnet{depth}": partial(_ms_resnet, depth) for depth in STAGES},
 }
 
 

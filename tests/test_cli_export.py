@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -109,6 +110,22 @@ def test_event_steps(model: Path, tmp_path: Path) -> None:
     target = tmp_path / "five"
     assert invoke("export", "event", model, "--time-step", 5, "-o", target).exit_code == 0
     assert load(target).time_steps == 5
+
+
+def test_the_representation_is_printed_and_can_be_chosen(model: Path) -> None:
+    keep = np.random.default_rng(0).random((6, 6, 6)) < 0.5
+    save_model(model, replace(digits_model(), neuron_masks={"1": keep}))
+    words = ("export", "event", model, "--samples", 5, "--representation", "Explicit")
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    assert "Representation of the synapses" in result.stdout
+    assert "explicit rows" in result.stdout and "additions if all spike" in result.stdout
+    document = json.loads(invoke(*words, "--format", "json").stdout)
+    first = document["layers"][0]
+    assert (first["operation"], first["representation"]) == ("matrix", "explicit")
+    assert [item["kind"] for item in first["alternatives"]] == ["dense", "explicit"]
+    assert first["alternatives"][1]["bytes"] == first["bytes"]
+    assert invoke("export", "event", model, "--representation", "csr").exit_code == 2
 
 
 def test_verify_fails_for_another_model(model: Path, tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from soul_deploy.zoo import NetworkOptions, create
 LIF = NeuronSpec()
 
 
-def options(**changed: int) -> NetworkOptions:
-    return NetworkOptions((3, 32, 32), 10, LIF, 4, **changed)
+OPTIONS = NetworkOptions((3, 32, 32), 10, LIF, 4)
 
 
 def ones(graph: SpikingGraph) -> dict[str, Array]:
@@ -30,7 +29,7 @@ def ones(graph: SpikingGraph) -> dict[str, Array]:
 
 def test_6conv2fc_has_the_published_number_of_weights_and_synapses() -> None:
     """36,715,264 weights; 1,614,720,000 synapses (Shi et al., `model.connects()`)."""
-    _, graph = create("cifar10net", options())
+    _, graph = create("cifar10net", OPTIONS)
     sizes = [int(np.prod(weight_shape(node))) for node in graph.projections]
     assert sum(sizes) == 36_715_264
     synapses = dense_synapses(graph)
@@ -44,7 +43,7 @@ def test_6conv2fc_has_the_published_number_of_weights_and_synapses() -> None:
 
 def test_the_authors_coefficients_on_6conv2fc() -> None:
     """Shi et al., published code: e_w 1024, 256, 1; e_n 2304 (conv1 to conv4), 2048 (conv5)."""
-    _, graph = create("cifar10net", options())
+    _, graph = create("cifar10net", OPTIONS)
     found = coefficients(graph, "authors")
     assert list(found.weights.values()) == [1024, 1024, 1024, 256, 256, 256, 1, 1]
     assert list(found.neurons.values())[1:6] == [2304, 2304, 2304, 2304, 2048]
@@ -52,7 +51,7 @@ def test_the_authors_coefficients_on_6conv2fc() -> None:
 
 def test_the_exact_coefficients_follow_the_real_graph() -> None:
     """SpikingVGG9: fc1 has one output position although 4×4 is stretched to 7×7 before it."""
-    _, graph = create("spikingvgg9", options())
+    _, graph = create("spikingvgg9", OPTIONS)
     exact = coefficients(graph, "exact")
     assert exact.weights["pre_logits.fc1.0"] == 1
     last = graph.populations[5]

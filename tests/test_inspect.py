@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from deployed import NORM, SHAPE, STEPS, Files, damage, make_files
+from deployed import NORM, SHAPE, STEPS, Files, damage, make_files, small_model
 from safetensors.numpy import save_file
 
 from soul_deploy.cli import root
+from soul_deploy.export.event import export_event
 from soul_deploy.graph import Population
 from soul_deploy.modelfile import load_model
 from soul_deploy.runtime.equations import CHARGE, NeuronEquation
 from soul_deploy.runtime.files import file_sha256
-from soul_deploy.runtime.inspect_report import FORMS, neuron_text
+from soul_deploy.runtime.inspect_report import FORMS, neuron_text, report
 from soul_deploy.runtime.inspection import describe
 
 
@@ -90,6 +92,28 @@ def test_an_event_network_shows_its_layers(files: Files) -> None:
     assert "v ← v + (-v + x) / 2; spike if v > 1; then v ← 0" in text
     assert "then v ← v - 1" in text
     assert found["digest"] in text
+
+
+def test_live_neurons_and_generated_channels_are_shown(tmp_path: Path) -> None:
+    model = small_model()
+    name = model.graph.populations[0].name
+    keep = np.ones(model.graph.shapes[name], np.bool_)
+    keep[0, :2] = False
+    path = tmp_path / "net.safetensors"
+    export_event(replace(model, neuron_masks={name: keep}), path, representation="explicit")
+    found = as_json("inspect", path)
+    row = found["layers"][0]
+    assert 0 < row["neurons"] <= keep.sum()
+    assert row["representation"] == "explicit"
+    dense, explicit = row["alternatives"]
+    assert explicit["chosen"] and explicit["additions"] == row["synapses"]
+    assert found["neurons"] == sum(item["neurons"] for item in found["layers"])
+    text = printed("inspect", path)
+    assert f"{row['neurons']:,}" in text and f"{dense['additions']:,}" in text
+    shown = {**row, "generated": 2}
+    assert f"2 channels of {row['layer']}" in report(
+        {**found, "layers": [shown, *found["layers"][1:]]}
+    )
 
 
 def test_an_onnx_file_shows_what_a_caller_needs(files: Files) -> None:

@@ -14,6 +14,7 @@ from soul_deploy.runtime.tables import text_table
 
 COUNTED_IMAGES = 200
 STEM = "spikingvgg5_lif_mnist5k_T4_2025"
+BRANCHES = ("structured", "unstructured")
 
 
 @dataclass(frozen=True)
@@ -27,51 +28,78 @@ class Places:
         return self.folder / f"best_{STEM}.safetensors"
 
     @property
-    def compact(self) -> Path:
-        return self.folder / f"pruned_{STEM}_compact.safetensors"
-
-    @property
     def dense_onnx(self) -> Path:
         return self.folder / "dense.onnx"
 
-    @property
-    def compact_onnx(self) -> Path:
-        return self.folder / "compact.onnx"
+    def compact(self, branch: str) -> Path:
+        """The compact model of one method."""
+        return self.folder / branch / f"pruned_{STEM}_compact.safetensors"
 
-    @property
-    def event(self) -> Path:
-        return self.folder / "compact.event.safetensors"
+    def onnx(self, branch: str) -> Path:
+        """Its ONNX file."""
+        return self.folder / branch / "compact.onnx"
 
-    @property
-    def bench(self) -> Path:
-        return self.folder / "bench.json"
+    def event(self, branch: str) -> Path:
+        """Its event network."""
+        return self.folder / branch / "compact.event.safetensors"
+
+    def bench(self, branch: str) -> Path:
+        """Its timings, as JSON."""
+        return self.folder / branch / "bench.json"
+
+    def results(self) -> list[Path]:
+        """All files worth looking at, in the order they are made."""
+        made = [self.dense, self.dense_onnx]
+        for branch in BRANCHES:
+            made += [self.compact(branch), self.onnx(branch), self.event(branch)]
+            made.append(self.bench(branch))
+        return made
 
 
 def commands(places: Places, threads: int) -> list[list[str]]:
     """What to type, in order."""
     shared = [
         *("--dataset_name", "mnist5k", "--batch_size", "64", "--threads", str(threads)),
-        *("--learning_rate", "0.002", "--augment", "shift"),
-        *("--model_dir", str(places.folder), "--log_dir", str(places.folder / "logs")),
+        *("--log_dir", str(places.folder / "logs")),
     ]
-    dense, compact = str(places.dense), str(places.compact)
+    dense = str(places.dense)
+    train = [
+        *("train", "--model", "spikingvgg5", "--hidden", "256", "--epochs", "4", *shared),
+        *("--learning_rate", "0.002", "--augment", "shift", "--model_dir", str(places.folder)),
+    ]
+    structured = [
+        *("prune", "structured", "--mode", "load", "--model_path", dense, *shared),
+        *("--learning_rate", "0.002", "--augment", "shift"),
+        *("--prune_ratio", "0.5", "--min_keep", "0.25", "--score", "spike"),
+        *("--epochs", "3", "--finetune_epochs", "2"),
+        *("--model_dir", str(places.folder / "structured")),
+    ]
+    unstructured = [
+        *("prune", "unstructured", "--model_path", dense, *shared),
+        *("--criterion", "CE", "--penalty_coef", "exact", "--target_connectivity", "0.045"),
+        *("--epochs", "3", "--prune_lr", "0.01", "--temp_scheduler", "5 200", "--finetune"),
+        *("--epoch_finetune", "3", "--finetune_lr", "0.001", "--finetune_lr_scheduler", "cosine"),
+        *("--model_dir", str(places.folder / "unstructured")),
+    ]
+    typed = [train, ["export", "onnx", dense, "--output", str(places.dense_onnx)]]
+    for branch, prune in zip(BRANCHES, (structured, unstructured), strict=True):
+        typed += [prune, *_deploy(places, branch)]
+    return typed
+
+
+def _deploy(places: Places, branch: str) -> list[list[str]]:
+    """Export, verify and time one compact network."""
+    compact, onnx, event = places.compact(branch), places.onnx(branch), places.event(branch)
     return [
-        ["train", "--model", "spikingvgg5", "--hidden", "256", "--epochs", "4", *shared],
+        ["export", "onnx", str(compact), "--output", str(onnx), "--no-check"],
+        ["export", "event", str(compact), "--output", str(event), "--no-check"],
+        ["verify", str(compact), str(onnx), "--samples", "100"],
+        ["verify", str(compact), str(event), "--samples", "100"],
         [
-            *("prune", "structured", "--mode", "load", "--model_path", dense),
-            *("--prune_ratio", "0.5", "--min_keep", "0.25", "--score", "spike"),
-            *("--epochs", "3", "--finetune_epochs", "2", *shared),
-        ],
-        ["export", "onnx", dense, "--output", str(places.dense_onnx)],
-        ["export", "onnx", compact, "--output", str(places.compact_onnx)],
-        ["export", "event", compact, "--output", str(places.event)],
-        ["verify", compact, str(places.compact_onnx), "--samples", "200"],
-        ["verify", compact, str(places.event), "--samples", "200"],
-        [
-            *("bench", "sparse", "--model", dense, "--compact", compact),
-            *("--onnx", str(places.dense_onnx), "--onnx_compact", str(places.compact_onnx)),
-            *("--event", str(places.event), "--input", "mnist5k", "--threads", "1"),
-            *("--iterations", "300", "--output", str(places.bench)),
+            *("bench", "sparse", "--model", str(places.dense), "--compact", str(compact)),
+            *("--onnx", str(places.dense_onnx), "--onnx_compact", str(onnx)),
+            *("--event", str(event), "--input", "mnist5k", "--threads", "1"),
+            *("--iterations", "300", "--output", str(places.bench(branch))),
         ],
     ]
 
@@ -88,9 +116,9 @@ def commands(places: Places, threads: int) -> list[list[str]]:
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--dry_run", "--dry-run", is_flag=True, help="Print the commands, run none.")
 def demo(output: Path, threads: int, dry_run: bool) -> None:
-    """Train, prune, remove, export, verify and time a SpikingVGG on 5,000 real digits.
+    """Train a SpikingVGG on 5,000 real digits, prune it by both methods, export, verify, time.
 
-    About 6 minutes on 2 cores. Each step is a command that you could type.
+    About 8 minutes on 2 cores. Each step is a command that you could type.
     """
     places = Places(output)
     begun = time.monotonic()
@@ -105,6 +133,22 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
 
 def summary(places: Places) -> str:
     """Before and after in one table, and the paths of all files."""
+    timings = {branch: _latencies(places.bench(branch)) for branch in BRANCHES}
+    first = timings[BRANCHES[0]]
+    columns = [_column(places.dense, "test", None, first, "dense")]
+    for branch in BRANCHES:
+        model, event = places.compact(branch), places.event(branch)
+        columns.append(_column(model, "compact", event, timings[branch], "compact"))
+    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+    title = "Before and after (times: one image, one thread, median)"
+    text = text_table(title, ["what", "dense", *BRANCHES], rows)
+    return "\n".join([text, "", "Files:", *(f"  {path}" for path in places.results())])
+
+
+def _column(
+    path: Path, accuracy: str, event: Path | None, times: dict[str, float], kind: str
+) -> dict[str, object]:
+    """What the table says of one network."""
     from soul_deploy.counting import count_model
     from soul_deploy.data import load_data
     from soul_deploy.modelfile import load_model
@@ -112,42 +156,26 @@ def summary(places: Places) -> str:
 
     data = load_data("mnist5k", Path("data"))
     images = data.normalise(data.test.images[:COUNTED_IMAGES])
-    latency = _latencies(json.loads(places.bench.read_text()))
-    columns: list[list[object]] = []
-    for name, path in (("dense", places.dense), ("compact", places.compact)):
-        model = load_model(path)
-        total = sum(count_model(model, images).values(), LayerCounts())
-        weights = sum(a.size for key, a in model.state.items() if key.endswith("weight"))
-        columns.append(
-            [
-                f"{100 * model.info.provenance['accuracy'][_ACCURACY[name]]:.1f} %",
-                weights,
-                path.stat().st_size,
-                round(total.synops / len(images)),
-                round(total.macs_effective / len(images)),
-                *(_milliseconds(latency.get(f"{e}-{name}")) for e in ("pytorch", "onnxruntime")),
-                _milliseconds(latency.get("event")) if name == "compact" else "",
-            ]
-        )
-    labels = [
-        *("test accuracy", "weights", "model file, bytes", f"SynOps per image (of {len(images)})"),
-        *("MACs of the first layer", "PyTorch, ms", "ONNX Runtime, ms", "event runtime, ms"),
-    ]
-    rows = [[label, *values] for label, *values in zip(labels, *columns, strict=True)]
-    text = text_table(
-        "Before and after (one image at a time, one thread)", ["what", "dense", "compact"], rows
-    )
-    paths = [places.dense, places.compact, places.dense_onnx, places.compact_onnx, places.event]
-    return "\n".join([text, "", "Files:", *(f"  {p}" for p in [*paths, places.bench])])
+    model = load_model(path)
+    total = sum(count_model(model, images).values(), LayerCounts())
+    parameters = [array for name, array in model.state.items() if name.endswith("weight")]
+    onnx, runtime = times[f"onnxruntime-{kind}"], times.get("event")
+    return {
+        "test accuracy": f"{100 * model.info.provenance['accuracy'][accuracy]:.1f} %",
+        "weights": sum(array.size for array in parameters),
+        "nonzero weights": sum(int((array != 0).sum()) for array in parameters),
+        "model file, kB": path.stat().st_size // 1000,
+        "event file, kB": event.stat().st_size // 1000 if event else "",
+        "SynOps per image": round(total.synops / len(images)),
+        "first layer's MACs": round(total.macs_effective / len(images)),
+        "PyTorch, ms": f"{times[f'pytorch-{kind}']:.2f}",
+        "ONNX Runtime, ms": f"{onnx:.2f}",
+        "event runtime, ms": f"{runtime:.2f}" if event and runtime else "",
+        "event against ONNX Runtime": f"{onnx / runtime:.1f} ×" if event and runtime else "",
+    }
 
 
-_ACCURACY = {"dense": "test", "compact": "compact"}
-
-
-def _latencies(report: dict[str, Any]) -> dict[str, float]:
-    """Median latency in ms by engine."""
+def _latencies(path: Path) -> dict[str, float]:
+    """Median latency in ms by engine, from a report of `bench sparse`."""
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return {str(entry["engine"]): float(entry["p50_ms"]) for entry in report["entries"]}
-
-
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -14,23 +14,26 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from soul_deploy.nodejson import bounded_integer, node_from_json, node_to_json
-from soul_deploy.nodes import (
+from soul_deploy.neuronspec import (
     ANALOG,
     SPIKE,
+    Edge,
+    NeuronFamily,
+    NeuronSpec,
+    SurrogateName,
+)
+from soul_deploy.nodejson import bounded_integer, node_from_json, node_to_json
+from soul_deploy.nodes import (
     AdaptiveAvgPool,
     AvgPool,
     BatchNorm,
     Convolution,
-    Edge,
     Flatten,
     Input,
     Linear,
     MaxPool,
     Merge,
     MergeFunction,
-    NeuronFamily,
-    NeuronSpec,
     Node,
     Pair,
     Pool,
@@ -38,7 +41,6 @@ from soul_deploy.nodes import (
     Projection,
     Readout,
     Shape,
-    SurrogateName,
 )
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 

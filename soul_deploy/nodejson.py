@@ -3,7 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from soul_deploy.nodes import OPS, BatchNorm, NeuronSpec, Node
+from soul_deploy.neuronspec import NeuronSpec
+from soul_deploy.nodes import OPS, BatchNorm, Node
 
 
 def node_to_json(node: Node) -> dict[str, Any]:

@@ -1,102 +1,18 @@
-"""The parts of a spiking graph: edge kinds, neuron models, and one frozen class per operation.
+"""The operations of a spiking graph, one frozen class each.
 
 Shapes leave out time and batch: (C, H, W) for maps, (N,) for vectors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation
+from soul_deploy.neuronspec import ANALOG, SPIKE, Edge, NeuronSpec
 from soul_deploy.runtime.errors import UsageError
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
-NeuronFamily = Literal["if", "lif", "plif"]
-SurrogateName = Literal["atan", "sigmoid", "rectangle"]
 MergeFunction = Literal["add", "and", "iand"]
-
-
-@dataclass(frozen=True)
-class Edge:
-    """What values an edge can hold: "spike" (0/1), "graded" (0..bound), or "analog"."""
-
-    kind: Literal["spike", "graded", "analog"]
-    bound: int | None = None
-
-
-SPIKE, ANALOG = Edge("spike", 1), Edge("analog")
-
-
-@dataclass(frozen=True)
-class NeuronSpec:
-    """A population's neuron model as trained.
-
-    family          "if", "lif", "plif" (tau is learned: parameter `<population>.w`)
-    tau             membrane time constant in steps (> 1 for plif: its initial value)
-    decay_input     the input current is divided by tau too
-    v_threshold     firing threshold (> 0)
-    v_reset         value after a spike, or None: soft reset, the threshold is subtracted
-    fire            "gt": fires above the threshold (Soul); "ge": also at it (SpikingJelly)
-    surrogate, surrogate_alpha, detach_reset   training only
-    """
-
-    family: NeuronFamily = "lif"
-    tau: float = 2.0
-    decay_input: bool = True
-    v_threshold: float = 1.0
-    v_reset: float | None = 0.0
-    fire: FireRule = "gt"
-    surrogate: SurrogateName = "atan"
-    surrogate_alpha: float = 2.0
-    detach_reset: bool = True
-
-    def __post_init__(self) -> None:
-        if self.family not in ("if", "lif", "plif"):
-            raise UsageError(f"neuron family {self.family!r}; valid: if, lif, plif")
-        if not self.v_threshold > 0:
-            raise UsageError(f"v_threshold {self.v_threshold} must be above 0")
-        if self.v_reset is not None and not self.v_reset < self.v_threshold:
-            raise UsageError(f"v_reset {self.v_reset} must be below v_threshold {self.v_threshold}")
-        if self.family == "lif" and not self.tau >= 1:
-            raise UsageError(f"tau {self.tau} must be at least 1 step")
-        if self.family == "plif" and not self.tau > 1:
-            raise UsageError(f"init_tau {self.tau} must be above 1 step")
-        if self.fire not in ("gt", "ge"):
-            raise UsageError(f"fire {self.fire!r}; valid: gt (v > threshold), ge (v >= threshold)")
-        if self.surrogate not in ("atan", "sigmoid", "rectangle"):
-            raise UsageError(f"surrogate {self.surrogate!r}; valid: atan, sigmoid, rectangle")
-
-    @property
-    def learned(self) -> bool:
-        """Whether the decay is a parameter `w` (decay = sigmoid(w))."""
-        return self.family == "plif"
-
-    @property
-    def charge(self) -> ChargeForm:
-        """The form of the charge, as Soul computes it (soul/neuron/LIF.py, PLIF.py)."""
-        if self.family == "if":
-            return "integrate"
-        if self.family == "lif":
-            return "soul_lif_decay" if self.decay_input else "soul_lif"
-        if self.decay_input:
-            return "decay_multiply"
-        return "leak_subtract_multiply" if self.v_reset else "leak_multiply"
-
-    def equation(self, decay: float | None = None) -> NeuronEquation:
-        """The neuron as deployed. `decay` = sigmoid(w) in float32, for `plif` only."""
-        if self.learned:
-            assert decay is not None, "a plif needs its learned decay"
-            constant = float(_one_minus(decay)) if self.charge == "leak_multiply" else decay
-        else:
-            constant = self.tau
-        return NeuronEquation(self.charge, constant, self.v_threshold, self.v_reset, self.fire)
-
-
-def _one_minus(decay: float) -> Any:
-    import numpy as np
-
-    return np.float32(1) - np.float32(decay)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from soul_deploy.nodes import (
     Population,
     Projection,
     Readout,
+    Scatter,
     Shape,
 )
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
@@ -67,6 +68,7 @@ __all__ = [
     "Population",
     "Projection",
     "Readout",
+    "Scatter",
     "Shape",
     "SpikingGraph",
     "SurrogateName",

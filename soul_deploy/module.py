@@ -25,6 +25,7 @@ from soul_deploy.graph import (
     Population,
     Projection,
     Readout,
+    Scatter,
     SpikingGraph,
 )
 from soul_deploy.layers import merged, spike_counts, split_time, vote_counts
@@ -236,6 +237,9 @@ class GraphModule(nn.Module):
             return F.avg_pool2d(x, node.kernel, node.stride, node.padding)
         if isinstance(node, AdaptiveAvgPool):
             return F.adaptive_avg_pool2d(x, node.size)
+        if isinstance(node, Scatter):
+            wide = x.new_zeros(len(x), node.channels, *x.shape[2:])
+            return wide.index_copy(1, torch.tensor(node.index, device=x.device), x)
         assert isinstance(node, Flatten), node
         return x.flatten(1)
 

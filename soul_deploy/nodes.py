@@ -270,6 +270,31 @@ class Merge(Node):
 
 
 @dataclass(frozen=True)
+class Scatter(Node):
+    """Channels of a narrow branch put where they belong in a wide stream, zeros elsewhere.
+
+    index  the place of each input channel among `channels`; ascending
+    """
+
+    op: ClassVar[str] = "scatter"
+    channels: int
+    index: tuple[int, ...]
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        (shape,) = inputs
+        inside = all(0 <= place < self.channels for place in self.index)
+        if shape[0] != len(self.index) or not inside or list(self.index) != sorted(set(self.index)):
+            raise UsageError(
+                f"{self.name}: {shape[0]} channels cannot go to places {self.index} of "
+                f"{self.channels}"
+            )
+        return (self.channels, *shape[1:])
+
+    def describe(self) -> str:
+        return f"{len(self.index)} of {self.channels} channels"
+
+
+@dataclass(frozen=True)
 class Readout(Node):
     """Class scores from spikes: sum first, scale last.
 
@@ -317,6 +342,7 @@ OPS: dict[str, type[Node]] = {
         Flatten,
         Merge,
         Readout,
+        Scatter,
     )
 }
 

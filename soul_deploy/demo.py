@@ -135,10 +135,10 @@ def summary(places: Places) -> str:
     """Before and after in one table, and the paths of all files."""
     timings = {branch: _latencies(places.bench(branch)) for branch in BRANCHES}
     first = timings[BRANCHES[0]]
-    columns = [_column(places.dense, "test", None, first, "dense")]
+    columns = [_column(places.dense, None, first, "dense")]
     for branch in BRANCHES:
         model, event = places.compact(branch), places.event(branch)
-        columns.append(_column(model, "compact", event, timings[branch], "compact"))
+        columns.append(_column(model, event, timings[branch], "compact"))
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     title = "Before and after (times: one image, one thread, median)"
     text = text_table(title, ["what", "dense", *BRANCHES], rows)
@@ -146,13 +146,14 @@ def summary(places: Places) -> str:
 
 
 def _column(
-    path: Path, accuracy: str, event: Path | None, times: dict[str, float], kind: str
+    path: Path, event: Path | None, times: dict[str, float], kind: str
 ) -> dict[str, object]:
     """What the table says of one network."""
     from soul_deploy.counting import count_model
     from soul_deploy.data import load_data
     from soul_deploy.modelfile import load_model
     from soul_deploy.runtime.counters import LayerCounts
+    from soul_deploy.training import accuracy
 
     data = load_data("mnist5k", Path("data"))
     images = data.normalise(data.test.images[:COUNTED_IMAGES])
@@ -161,7 +162,7 @@ def _column(
     parameters = [array for name, array in model.state.items() if name.endswith("weight")]
     onnx, runtime = times[f"onnxruntime-{kind}"], times.get("event")
     return {
-        "test accuracy": f"{100 * model.info.provenance['accuracy'][accuracy]:.1f} %",
+        "test accuracy": f"{100 * accuracy(model.module(), data, data.test):.1f} %",
         "weights": sum(array.size for array in parameters),
         "nonzero weights": sum(int((array != 0).sum()) for array in parameters),
         "model file, kB": path.stat().st_size // 1000,

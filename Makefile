@@ -10,7 +10,8 @@ OUT ?= demo
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[demo,dev,nir,interop]"
+	$(BIN)/python -m pip install --quiet --no-deps spikingjelly==2.0.0
 	touch $(STAMP)
 
 demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 8 minutes on 2 cores
@@ -18,7 +19,7 @@ demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 8 minute
 
 test: $(STAMP)  ## all tests, then the kernel tests once more without compilation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_kernels.py
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_kernels.py tests/test_merging.py
 
 check: $(STAMP)  ## formatting, lint, types, the floors
 	$(BIN)/ruff format --check .

@@ -4,11 +4,14 @@ What no output depends on is left out (soul_deploy.liveness): masked neurons, an
 those read. Which form a layer's synapses get is decided in representation.py.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from soul_deploy.composing import ConvOperator, ReadoutOperator, compose
+from soul_deploy.counting import live_targets, population_behind
 from soul_deploy.export.representation import (
     Choice,
     channel_last_mask,
@@ -18,7 +21,19 @@ from soul_deploy.export.representation import (
 )
 from soul_deploy.folding import Synapses as Folded
 from soul_deploy.folding import fold
-from soul_deploy.graph import MaxPool, Population, Projection, SpikingGraph
+from soul_deploy.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Flatten,
+    MaxPool,
+    Merge,
+    Node,
+    Population,
+    Projection,
+    Readout,
+    Scatter,
+    SpikingGraph,
+)
 from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model
 from soul_deploy.neurons import learned_decay
@@ -26,7 +41,17 @@ from soul_deploy.runtime import eventnet
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import UnsupportedGraphError
 from soul_deploy.runtime.eventfile import save_event_network
-from soul_deploy.runtime.eventnet import EventNetwork, PoolLayer, ReadoutLayer, SpikingLayer
+from soul_deploy.runtime.eventnet import (
+    CurrentLayer,
+    EventNetwork,
+    Layer,
+    MergeLayer,
+    PoolLayer,
+    PopulationLayer,
+    ReadoutLayer,
+    ScatterLayer,
+    SpikingLayer,
+)
 from soul_deploy.runtime.files import Array
 
 
@@ -52,26 +77,21 @@ def build_event_network(
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
     representation: of the synapses; "auto" decides layer by layer (representation.py).
-    Raises UnsupportedGraphError naming the node that spikes cannot be computed through, LimitError
-    for sizes beyond the runtime's.
+    Raises UnsupportedGraphError naming the node that cannot be computed and why, LimitError for
+    sizes beyond the runtime's.
     """
+    refuse_unsupported(model.graph)
     model = deployed(model)
     graph = model.graph
-    live = live_values(model)
     folded = fold(graph, model.state, model.channel_masks)
-    layers: list[SpikingLayer | PoolLayer] = []
-    for node in graph.nodes:
-        if isinstance(node, Population):
-            layers.append(_spiking_layer(model, folded, node, live, representation))
-        elif isinstance(node, MaxPool):
-            layers.append(_pool_layer(graph, node))
+    parts = _Parts(model, folded, live_values(model), representation)
     info = model.info
     norm = info.normalization
     return EventNetwork(
         input_name=graph.input.name,
         input_shape=graph.input.shape,
         time_steps=graph.time_steps,
-        layers=tuple(layers),
+        layers=tuple(_layer(parts, graph[name]) for name in layer_names(graph)),
         readout=_readout(graph, folded),
         fixed_steps=valid_for_one_t(model),
         reset_per_sample=info.validity.reset_per_sample,
@@ -87,43 +107,116 @@ def valid_for_one_t(model: Model) -> bool:
     return generated or model.info.validity.time_steps is not None
 
 
-def _spiking_layer(
-    model: Model,
-    folded: dict[str, Folded],
-    node: Population,
-    live: dict[str, Array | None],
-    choice: Choice,
-) -> SpikingLayer:
-    graph = model.graph
-    projection = graph[node.inputs[0]]
-    if not isinstance(projection, Projection):
-        raise UnsupportedGraphError(
-            f"{node.name}: its input {projection.name!r} is no projection ({projection.op}); the "
-            "event runtime takes populations fed by a convolution or a linear layer"
-        )
-    composed = compose(graph, folded, projection.name)
-    operator = composed.operator
-    assert not isinstance(operator, ReadoutOperator)
-    edge = graph.edges[composed.source]
-    mask, before = live[node.name], live[composed.source]
-    current = None if mask is None else mask[: operator.out_shape[0]]
-    if isinstance(operator, ConvOperator):
-        synapses, weighed = represent_convolution(operator, before, current, choice)
-    else:
-        synapses, weighed = represent_matrix(operator, before, current, choice)
-    pattern = model.state[f"{node.name}.pattern"] if node.generated else None
-    return SpikingLayer(
-        name=node.name,
-        projection=projection.name,
-        source=composed.source,
-        edge=edge.kind,
-        bound=edge.bound,
-        synapses=synapses,
-        neuron=_equation(model, node),
-        live=None if mask is None else channel_last_mask(mask),
-        pattern=None if pattern is None else np.ascontiguousarray(pattern != 0).astype(np.uint8),
-        alternatives=weighed,
+def layer_names(graph: SpikingGraph) -> tuple[str, ...]:
+    """The nodes that are layers of the event network, in execution order.
+
+    A projection that feeds one population and nothing else is part of that population's layer.
+    """
+    kinds = Population | MaxPool | Merge | Scatter
+    return tuple(
+        node.name
+        for node in graph.nodes
+        if isinstance(node, kinds)
+        or (isinstance(node, Projection) and population_behind(graph, node.name) is None)
     )
+
+
+def refuse_unsupported(graph: SpikingGraph) -> None:
+    """Raise UnsupportedGraphError for what the event runtime has no layer for."""
+    for node in graph.nodes:
+        for name in node.inputs:
+            source, edge = graph[name], graph.edges[name]
+            projects = isinstance(node, Projection | Readout | AvgPool | AdaptiveAvgPool | Flatten)
+            if isinstance(source, AvgPool | AdaptiveAvgPool | Flatten) and not projects:
+                raise UnsupportedGraphError(
+                    f"{node.name}: its input {name!r} is no projection ({source.op}); the event "
+                    "runtime composes average pooling and flattening into a projection, so a "
+                    "projection must follow them"
+                )
+            if isinstance(node, Population) and edge.kind != "analog":
+                raise UnsupportedGraphError(
+                    f"{node.name}: its input {name!r} is no current but {edge.kind} values "
+                    f"({source.op}); put a convolution or a linear layer in between"
+                )
+    source_name = graph.readout.inputs[0]
+    while isinstance(graph[source_name], AvgPool | AdaptiveAvgPool | Flatten):
+        source_name = graph[source_name].inputs[0]
+    if graph.edges[source_name].kind == "analog":
+        raise UnsupportedGraphError(
+            f"{graph.readout.name}: reads analog values from {source_name!r}; a readout sums spikes"
+        )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What layers are made from; the model's masks are those of `deployed`."""
+
+    model: Model
+    folded: dict[str, Folded]
+    live: dict[str, Array | None]
+    choice: Choice
+
+
+def _layer(parts: _Parts, node: Node) -> Layer:
+    graph = parts.model.graph
+    if isinstance(node, Population):
+        source = node.inputs[0]
+        fused = isinstance(graph[source], Projection) and population_behind(graph, source)
+        return _spiking_layer(parts, node) if fused else _population_layer(parts, node)
+    if isinstance(node, Projection):
+        return CurrentLayer(name=node.name, **_synapses(parts, node.name))
+    if isinstance(node, MaxPool):
+        return _pool_layer(graph, node)
+    if isinstance(node, Merge):
+        return MergeLayer(node.name, node.inputs, node.function, graph.shapes[node.name])
+    assert isinstance(node, Scatter), node
+    shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
+    return ScatterLayer(node.name, node.inputs[0], *shapes, np.array(node.index, np.uint32))
+
+
+def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
+    """The fields that layers with synapses share; `live` is that of the currents."""
+    graph = parts.model.graph
+    composed = compose(graph, parts.folded, projection)
+    operator, edge = composed.operator, graph.edges[composed.source]
+    assert not isinstance(operator, ReadoutOperator)
+    before = parts.live[composed.source]
+    current = live_targets(graph, parts.model.neuron_masks, projection)
+    if isinstance(operator, ConvOperator):
+        synapses, weighed = represent_convolution(operator, before, current, parts.choice)
+    else:
+        synapses, weighed = represent_matrix(operator, before, current, parts.choice)
+    return {
+        "source": composed.source,
+        "edge": edge.kind,
+        "bound": edge.bound,
+        "synapses": synapses,
+        "live": None if current is None else channel_last_mask(current),
+        "alternatives": weighed,
+    }
+
+
+def _spiking_layer(parts: _Parts, node: Population) -> SpikingLayer:
+    (projection,) = node.inputs
+    shared = _synapses(parts, projection) | _neurons(parts, node)
+    return SpikingLayer(name=node.name, projection=projection, **shared)
+
+
+def _population_layer(parts: _Parts, node: Population) -> PopulationLayer:
+    (source,) = node.inputs
+    shape = parts.model.graph.shapes[source]
+    return PopulationLayer(node.name, source, shape, **_neurons(parts, node))
+
+
+def _neurons(parts: _Parts, node: Population) -> dict[str, Any]:
+    """The fields that layers with neurons share."""
+    model, mask = parts.model, parts.live[node.name]
+    pattern = model.state[f"{node.name}.pattern"] if node.generated else None
+    return {
+        "neuron": _equation(model, node),
+        "live": None if mask is None else channel_last_mask(mask),
+        "pattern": None if pattern is None else np.ascontiguousarray(pattern != 0).astype(np.uint8),
+    }
 
 
 def _equation(model: Model, node: Population) -> NeuronEquation:
@@ -137,11 +230,6 @@ def _equation(model: Model, node: Population) -> NeuronEquation:
 
 def _pool_layer(graph: SpikingGraph, node: MaxPool) -> PoolLayer:
     (source,) = node.inputs
-    if graph.edges[source].kind == "analog":
-        raise UnsupportedGraphError(
-            f"{node.name}: max pooling of analog values from {source!r}; the event runtime pools "
-            "spikes only"
-        )
     return PoolLayer(
         name=node.name,
         source=source,

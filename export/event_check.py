@@ -15,26 +15,32 @@ from soul_deploy.composing import (
     ReadoutOperator,
 )
 from soul_deploy.counting import CountedLayer, counted_layers, fanout
-from soul_deploy.export.event import valid_for_one_t
+from soul_deploy.export.event import layer_names, valid_for_one_t
 from soul_deploy.export.explicit_check import explicit_problems
 from soul_deploy.export.onnx_graph import equations_of, patterns_of
 from soul_deploy.export.representation import channel_last_mask
 from soul_deploy.flips import Golden
 from soul_deploy.folding import fold
-from soul_deploy.graph import MaxPool, Shape, SpikingGraph
+from soul_deploy.graph import MaxPool, Merge, Scatter, Shape, SpikingGraph
 from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
+from soul_deploy.runtime.counting import count_neurons
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
     EventNetwork,
+    Layer,
     Matrix,
+    MergeLayer,
+    Neurons,
     PoolLayer,
+    PopulationLayer,
     ReadoutLayer,
     Rows,
+    ScatterLayer,
     SparseRows,
-    SpikingLayer,
+    Synaptic,
 )
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.network import Network, to_channel_last
@@ -54,22 +60,23 @@ def static_problems(
     golden = deployed(golden)
     events, graph = network.events, golden.graph
     problems = list(_header_problems(golden, events, source_sha256))
-    expected = [n.name for n in graph.nodes if n.op in ("population", "max_pool")]
+    expected = list(layer_names(graph))
     found = [layer.name for layer in events.layers]
     if expected != found:
         return (*problems, f"layers {found}, the graph says {expected}")
     folded = fold(graph, golden.state, golden.channel_masks)
     layers = counted_layers(graph, folded, golden.neuron_masks)
-    behind = {layer.population: layer for layer in layers if layer.population is not None}
+    by_name = {layer.population or layer.name: layer for layer in layers}
     live = live_values(golden)
     for stored in events.layers:
-        if isinstance(stored, PoolLayer):
-            problems += _pool_problems(graph, stored)
-        else:
-            layer = behind[stored.name]
-            before = live[layer.composed.source]
+        if isinstance(stored, Neurons):
             problems += _population_problems(golden, stored, live[stored.name])
+        if isinstance(stored, Synaptic) and stored.name in by_name:
+            layer = by_name[stored.name]
+            before = live[layer.composed.source]
             problems += _layer_problems(golden, network, stored, layer, before)
+        else:
+            problems += _node_problems(graph, stored)
     problems += _readout_problems(graph, events.readout, layers[-1].composed)
     problems += _fanout_problems(network, layers[-1], None)
     return tuple(problems)
@@ -102,29 +109,39 @@ def _header_problems(
         )
 
 
-def _pool_problems(graph: SpikingGraph, stored: PoolLayer) -> Iterator[str]:
-    node = graph[stored.name]
-    if not isinstance(node, MaxPool):
-        yield f"{stored.name}: a max pooling, the graph says {node.op}"
-        return
-    expected = (node.inputs[0], node.kernel, node.stride, node.padding)
-    found = (stored.source, stored.kernel, stored.stride, stored.padding)
-    yield from _differs(f"{stored.name}: source, kernel, stride, padding", found, expected)
+def _node_problems(graph: SpikingGraph, stored: Layer) -> Iterator[str]:
+    """A layer without synapses against its node."""
+    node, name = graph[stored.name], stored.name
+    yield from _differs(f"{name}: sources", stored.sources, node.inputs)
+    yield from _differs(f"{name}: output shape", stored.out_shape, graph.shapes[name])
+    if isinstance(stored, PoolLayer) and isinstance(node, MaxPool):
+        expected = (node.kernel, node.stride, node.padding)
+        found = (stored.kernel, stored.stride, stored.padding)
+        yield from _differs(f"{name}: kernel, stride, padding", found, expected)
+    elif isinstance(stored, MergeLayer) and isinstance(node, Merge):
+        yield from _differs(f"{name}: function", stored.function, node.function)
+    elif isinstance(stored, ScatterLayer) and isinstance(node, Scatter):
+        yield from _array_problems(f"{name}: index", stored.index, np.array(node.index, np.uint32))
+    elif not (isinstance(stored, PopulationLayer) and node.op == "population"):
+        kind = stored.what if not isinstance(stored, Synaptic) else "a projection"
+        yield f"{name}: stored as {kind}, the graph says {node.op}"
 
 
-def _population_problems(golden: Model, stored: SpikingLayer, live: Array | None) -> Iterator[str]:
-    """Live neurons and generated channels."""
+def _population_problems(golden: Model, stored: Neurons, live: Array | None) -> Iterator[str]:
+    """Equation, live neurons and generated channels."""
+    name = stored.name
+    yield from _differs(f"{name}: neuron", stored.neuron, equations_of(golden).get(name))
     mask = None if live is None else channel_last_mask(live)
-    yield from _optional_problems(f"{stored.name}: live neurons", stored.live, mask)
-    pattern = patterns_of(golden).get(stored.name)
+    yield from _optional_problems(f"{name}: live neurons", stored.live, mask)
+    pattern = patterns_of(golden).get(name)
     pattern = None if pattern is None else np.asarray(pattern, np.uint8)
-    yield from _optional_problems(f"{stored.name}: generated spikes", stored.pattern, pattern)
+    yield from _optional_problems(f"{name}: generated spikes", stored.pattern, pattern)
 
 
 def _layer_problems(
     golden: Model,
     network: Network,
-    stored: SpikingLayer,
+    stored: Synaptic,
     layer: CountedLayer,
     before: Array | None,
 ) -> Iterator[str]:
@@ -134,7 +151,9 @@ def _layer_problems(
     yield from _differs(f"{name}: source", stored.source, layer.composed.source)
     edge = (stored.edge, stored.bound)
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
-    yield from _differs(f"{name}: neuron", stored.neuron, equations_of(golden)[name])
+    if not isinstance(stored, Neurons):
+        live = None if layer.live is None else channel_last_mask(layer.live)
+        yield from _optional_problems(f"{name}: live targets", stored.live, live)
     yield from _differs(f"{name}: output shape", stored.out_shape, golden.graph.shapes[name])
     if isinstance(operator, ConvOperator) and isinstance(stored.synapses, Matrix):
         problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
@@ -148,7 +167,7 @@ def _layer_problems(
         yield from _fanout_problems(network, layer, before)
 
 
-def _convolution_problems(name: str, stored: SpikingLayer, op: ConvOperator) -> Iterator[str]:
+def _convolution_problems(name: str, stored: Synaptic, op: ConvOperator) -> Iterator[str]:
     found = stored.synapses
     assert isinstance(found, Convolution)
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
@@ -160,7 +179,7 @@ def _convolution_problems(name: str, stored: SpikingLayer, op: ConvOperator) -> 
 
 
 def _matrix_problems(
-    name: str, stored: SpikingLayer, op: MatrixOperator, before: Array | None, live: Array | None
+    name: str, stored: Synaptic, op: MatrixOperator, before: Array | None, live: Array | None
 ) -> Iterator[str]:
     """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
     found = stored.synapses
@@ -267,28 +286,69 @@ class EventExecution:
 
     def __init__(self, network: Network, golden: Golden) -> None:
         self.network, self.golden = network, golden
+        self._given: Mapping[str, Signal] = {}
+        self._known: dict[str, Signal] = {}  # of the golden
+        self._held: dict[str, Array] = {}  # of this network
+        self._counted: set[str] = set()
 
     def run(self, images: Tensor) -> Run:
-        x = images.numpy()
-        recording = self.network.run_recorded(x)
+        counts, _, recording = self.network.count_recorded(images.numpy())
         spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
-        return Run(spikes, torch.from_numpy(recording.logits), self.network.count(x))
+        return Run(spikes, torch.from_numpy(recording.logits), counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
-        if layer == self.golden.graph.readout.name:
-            inputs = self._source(self.network.events.readout.source, values)
-            return LayerRun(self._scores(inputs), self.network.count_layer(layer, inputs))
-        stored = self.network.events.by_name[layer]
-        assert isinstance(stored, SpikingLayer)
-        inputs = self._source(stored.source, values)
-        spikes = self.network.run_layer(layer, inputs)
-        counts = self.network.count_layer(stored.projection, inputs, spikes)
-        return LayerRun(torch.from_numpy(spikes), counts)
+        """A population (with all that stands between it and others' spikes), or the readout.
 
-    def _source(self, name: str, values: Mapping[str, Signal]) -> Array:
-        """What a layer's source held: recorded, or max-pooled from what was recorded."""
-        array: Array = self.golden.module.evaluate(values, [name])[name].tensor.numpy()
+        What stands between runs on this network, once for the same `values`; counts are taken on
+        the golden's.
+        """
+        events = self.network.events
+        if values is not self._given:
+            self._given, self._known, self._held = values, dict(values), {}
+            self._counted = set()
+        if layer == events.readout.name:
+            scores = self._scores(self._value(events.readout.source))
+            counts = self.network.count_layer(layer, self._golden(events.readout.source))
+            return LayerRun(scores, {layer: counts})
+        stored = events.by_name[layer]
+        spikes = self._run(stored)
+        counted = {}
+        for part in (stored, *self._between(stored)):
+            own = spikes if part is stored else None
+            if isinstance(part, Synaptic):
+                given = self._golden(part.source)
+                counted[part.projection] = self.network.count_layer(part.projection, given, own)
+            elif isinstance(part, PopulationLayer):
+                counted[part.name] = count_neurons(part, spikes)
+        return LayerRun(torch.from_numpy(spikes), counted)
+
+    def _run(self, stored: Layer) -> Array:
+        inputs = [self._value(name) for name in stored.sources]
+        return self.network.run_layer(stored.name, *inputs)
+
+    def _value(self, name: str) -> Array:
+        """What a layer held: recorded, or run from what was recorded."""
+        if name in self._given:
+            return self._given[name].tensor.numpy()
+        if name not in self._held:
+            self._held[name] = self._run(self.network.events.by_name[name])
+        return self._held[name]
+
+    @torch.no_grad()
+    def _golden(self, name: str) -> Array:
+        """What the golden's node held."""
+        self._known |= self.golden.module.evaluate(self._known, [name])
+        array: Array = self._known[name].tensor.numpy()
         return array
+
+    def _between(self, stored: Layer) -> Iterator[Layer]:
+        """Layers not yet counted between a layer and the populations or the input before it."""
+        for name in stored.sources:
+            if name not in self._given and name not in self._counted:
+                self._counted.add(name)
+                found = self.network.events.by_name[name]
+                yield found
+                yield from self._between(found)
 
     def _scores(self, inputs: Array) -> Tensor:
         """The readout on spikes (T, B, ...), sample by sample."""

@@ -12,7 +12,7 @@ from onnx.utils import Extractor
 from torch import Tensor
 
 from soul_deploy.compare import LayerRun, Run
-from soul_deploy.export import onnx_neuron
+from soul_deploy.export import onnx_neuron, onnx_step
 from soul_deploy.export.onnx_graph import (
     FORMAT,
     INPUT_MODES,
@@ -54,10 +54,20 @@ def input_mode_of(model: ModelProto) -> InputMode:
             f"an ONNX file of format {found.get('format')!r}; verified are files that "
             f"`soul-deploy export onnx` wrote ({FORMAT})"
         )
-    for mode in INPUT_MODES:
+    modes: tuple[InputMode, ...] = (*INPUT_MODES, "step")
+    for mode in modes:
         if found.get("input_mode") == mode:
             return mode
     raise FileFormatError(f"input_mode {found.get('input_mode')!r} in the file's metadata")
+
+
+def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
+    """What a step file takes as input. Raises FileFormatError."""
+    given = properties(model).get("static_input")
+    for known in onnx_step.STATIC_INPUTS:
+        if given == known:
+            return known
+    raise FileFormatError(f"static_input {given!r} in the file's metadata")
 
 
 def opset_of(model: ModelProto) -> int:
@@ -76,7 +86,7 @@ def static_problems(
     problems = [
         *_header_problems(golden, file, mode, source_sha256),
         *_weight_problems(golden, file),
-        *_neuron_problems(golden, file),
+        *_neuron_problems(golden, file, 1 if mode == "step" else golden.graph.time_steps),
     ]
     return tuple(problems or _structure_problems(golden, file, mode))
 
@@ -99,13 +109,15 @@ def _header_problems(
     for key, value in expected.items():
         if found.get(key) != value:
             yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
-    for values, name, shape in (
-        (file.graph.input, graph.input.name, input_shape(graph, mode)),
-        (file.graph.output, OUTPUT, (BATCH, graph.readout.classes)),
-    ):
+    inputs = [(graph.input.name, input_shape(graph, mode))]
+    outputs: list[onnx_step.Entry] = [(OUTPUT, (BATCH, graph.readout.classes))]
+    if mode == "step":
+        inputs = onnx_step.step_inputs(golden, static_input_of(file))
+        outputs = onnx_step.step_outputs(golden)
+    for values, entries in ((file.graph.input, inputs), (file.graph.output, outputs)):
         declared = [(v.name, _declared_shape(v)) for v in values]
-        if declared != [(name, shape)]:
-            yield f"the file's {declared} should be {[(name, shape)]}"
+        if declared != entries:
+            yield f"the file's {declared} should be {entries}"
 
 
 def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
@@ -116,7 +128,10 @@ def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
     """Weights, biases, masks and patterns against what the model holds, number by number."""
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
-    for name, expected in _expected_arrays(golden):
+    absent: tuple[str, ...] = ()
+    if properties(file).get("static_input") == "current":
+        absent = onnx_step.before_spikes(golden.graph)
+    for name, expected in _expected_arrays(golden, absent):
         if expected is None:
             if name in stored:
                 yield f"{name}: stored, but the graph has none"
@@ -126,10 +141,10 @@ def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
             yield from _array_problem(name, numpy_helper.to_array(stored[name]), expected)
 
 
-def _expected_arrays(golden: Model) -> Iterator[tuple[str, Array | None]]:
+def _expected_arrays(golden: Model, absent: tuple[str, ...]) -> Iterator[tuple[str, Array | None]]:
     for node, synapses in fold(golden.graph, golden.state, golden.channel_masks).items():
-        yield weight_name(node), synapses.weight
-        yield bias_name(node), synapses.bias
+        yield weight_name(node), None if node in absent else synapses.weight
+        yield bias_name(node), None if node in absent else synapses.bias
     patterns = patterns_of(golden)
     for population in golden.graph.populations:
         name, pattern = population.name, patterns.get(population.name)
@@ -151,7 +166,7 @@ def _array_problem(name: str, found: Array, expected: Array) -> Iterator[str]:
         yield f"{name}: {count} of {expected.size} values differ from the folded weights"
 
 
-def _neuron_problems(golden: Model, file: ModelProto) -> Iterator[str]:
+def _neuron_problems(golden: Model, file: ModelProto, steps: int) -> Iterator[str]:
     """Every population is T calls of its equation's function, with its numbers, in a chain."""
     graph = golden.graph
     calls: dict[str, list[NodeProto]] = {node.name: [] for node in graph.populations}
@@ -161,8 +176,8 @@ def _neuron_problems(golden: Model, file: ModelProto) -> Iterator[str]:
             calls[owner].append(node)
     for name, equation in equations_of(golden).items():
         found = calls[name]
-        if len(found) != graph.time_steps:
-            yield f"{name}: {len(found)} steps, the graph says T = {graph.time_steps}"
+        if len(found) != steps:
+            yield f"{name}: {len(found)} steps, the graph says T = {steps}"
         expected = (onnx_neuron.function_name(equation), _rounded(onnx_neuron.attributes(equation)))
         for node in found:
             constants = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -176,7 +191,11 @@ def _rounded(constants: Mapping[str, float]) -> dict[str, float]:
 
 def _structure_problems(golden: Model, file: ModelProto, mode: InputMode) -> Iterator[str]:
     """Every node, constant and function against the graph spelled anew."""
-    expected = build_onnx(golden, opset=opset_of(file), input_mode=mode)
+    if mode == "step":
+        given = static_input_of(file)
+        expected = onnx_step.build_step(golden, opset=opset_of(file), static_input=given)
+    else:
+        expected = build_onnx(golden, opset=opset_of(file), input_mode=mode)
     for kind, ours, theirs in (
         ("node", expected.graph.node, file.graph.node),
         ("initializer", expected.graph.initializer, file.graph.initializer),
@@ -212,7 +231,7 @@ class OnnxExecution:
             whole.CopyFrom(self.file)
             known = {value.name: value for value in self.file.graph.value_info}
             whole.graph.output.extend(known[self.value(name)] for name in names)
-            self._sessions[""] = _session(whole)
+            self._sessions[""] = open_session(whole)
         session = self._sessions[""]
         given = {self.graph.input.name: self._external(images)}
         logits, *merged = session.run([OUTPUT, *(self.value(name) for name in names)], given)
@@ -227,7 +246,7 @@ class OnnxExecution:
         output = OUTPUT if readout else self.value(layer)
         if layer not in self._sessions:
             names = [self._cut_name(name) for name in feeding]
-            self._sessions[layer] = _session(self._extractor.extract_model(names, [output]))
+            self._sessions[layer] = open_session(self._extractor.extract_model(names, [output]))
         given = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
         (result,) = self._sessions[layer].run([output], given)
         return LayerRun(torch.from_numpy(result) if readout else self._steps(result).bool())
@@ -258,7 +277,8 @@ class OnnxExecution:
         return torch.from_numpy(merged.reshape(self.graph.time_steps, -1, *merged.shape[1:]))
 
 
-def _session(model: ModelProto) -> onnxruntime.InferenceSession:
+def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
+    """ONNX Runtime with PyTorch's number of threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

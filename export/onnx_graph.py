@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from soul_deploy.export import onnx_neuron
 from soul_deploy.export.onnx_nodes import BATCH, OUTPUT, Builder, InputMode, functions, spell
-from soul_deploy.folding import fold
+from soul_deploy.folding import Synapses, fold
 from soul_deploy.graph import Input, Population, SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.neurons import learned_decay
@@ -29,7 +29,12 @@ from soul_deploy.runtime.files import Array, write_atomically
 FORMAT = "soul-deploy/onnx/1"
 OPSETS = range(17, 25)
 MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
-INPUT_MODES: tuple[InputMode, ...] = ("static", "sequence")
+INPUT_MODES: tuple[InputMode, ...] = ("static", "sequence")  # of files with all steps inside
+ENCODINGS: dict[InputMode, str] = {
+    "static": "one image shown at every step",
+    "sequence": "sequence",
+    "step": "one frame, or the same image again, per call",
+}
 
 
 def equations_of(model: Model) -> dict[str, NeuronEquation]:
@@ -65,17 +70,9 @@ def build_onnx(
     Raises UsageError for an opset or input mode that is not supported, UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
-    if opset not in OPSETS:
-        raise UsageError(f"opset {opset} given; supported: {OPSETS[0]} to {OPSETS[-1]}")
     if input_mode not in INPUT_MODES:
         raise UsageError(f"input mode {input_mode!r}; valid: {', '.join(INPUT_MODES)}")
-    folded = fold(model.graph, model.state, model.channel_masks)
-    size = sum(s.weight.nbytes for s in folded.values())
-    if size > MAX_BYTES:
-        raise LimitError(
-            f"{size} bytes of weights; one ONNX file holds at most {MAX_BYTES}. Remove channels "
-            "first"
-        )
+    folded = fitting_weights(model, opset)
     builder = Builder(
         model.graph,
         folded,
@@ -95,9 +92,26 @@ def build_onnx(
     return built
 
 
+def fitting_weights(model: Model, opset: int) -> dict[str, Synapses]:
+    """The folded weights, if the opset is supported and one file holds them.
+
+    Raises UsageError or LimitError.
+    """
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset} given; supported: {OPSETS[0]} to {OPSETS[-1]}")
+    folded = fold(model.graph, model.state, model.channel_masks)
+    size = sum(s.weight.nbytes for s in folded.values())
+    if size > MAX_BYTES:
+        raise LimitError(
+            f"{size} bytes of weights; one ONNX file holds at most {MAX_BYTES}. Remove channels "
+            "first"
+        )
+    return folded
+
+
 def input_shape(graph: SpikingGraph, input_mode: InputMode) -> tuple[int | str, ...]:
     """The file's input shape with its named axes."""
-    leading = (BATCH,) if input_mode == "static" else (graph.time_steps, BATCH)
+    leading = (graph.time_steps, BATCH) if input_mode == "sequence" else (BATCH,)
     return (*leading, *graph.input.shape)
 
 
@@ -113,13 +127,20 @@ def _add_input(b: Builder, node: Input, input_mode: InputMode) -> None:
 def _assemble(b: Builder, input_mode: InputMode) -> onnx.ModelProto:
     graph, given = b.graph, b.graph.input.name
     shape = input_shape(graph, input_mode)
-    drawn = helper.make_graph(
-        b.nodes,
-        "spiking_network",
+    return assemble(
+        b,
         [helper.make_tensor_value_info(given, TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (BATCH, graph.readout.classes))],
-        b.initializers,
-        value_info=b.values,
+        f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
+    )
+
+
+def assemble(
+    b: Builder, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto], doc: str
+) -> onnx.ModelProto:
+    """The model of what was built, between these inputs and outputs."""
+    drawn = helper.make_graph(
+        b.nodes, "spiking_network", inputs, outputs, b.initializers, value_info=b.values
     )
     opsets = [
         helper.make_opsetid("", b.opset),
@@ -133,7 +154,7 @@ def _assemble(b: Builder, input_mode: InputMode) -> onnx.ModelProto:
         ir_version=max(8, helper.find_min_ir_version_for(opsets, ignore_unknown=True)),
         producer_name="soul-deploy",
         producer_version=version("soul-deploy"),
-        doc_string=f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
+        doc_string=doc,
     )
 
 
@@ -157,7 +178,7 @@ def metadata(
     text = {
         "format": FORMAT,
         "time_steps": str(graph.time_steps),
-        "encoding": "one image shown at every step" if input_mode == "static" else "sequence",
+        "encoding": ENCODINGS[input_mode],
         "input_mode": input_mode,
         "fire": ", ".join(sorted({_rule(equation) for equation in equations.values()})),
         "decode": graph.readout.describe(),
@@ -185,11 +206,16 @@ def export_onnx(
     Raises what `build_onnx` raises, and OSError if the file cannot be written.
     """
     built = build_onnx(model, opset=opset, input_mode=input_mode, source_sha256=source_sha256)
+    write_onnx(path, built)
+    return built
+
+
+def write_onnx(path: Path, built: onnx.ModelProto) -> None:
+    """Write atomically. Raises LimitError for a file too large, and OSError."""
     data = built.SerializeToString(deterministic=True)
     if len(data) > MAX_BYTES:
         raise LimitError(f"{len(data)} bytes; one ONNX file holds at most {MAX_BYTES}")
     write_atomically(path, lambda temporary: _write(temporary, data))
-    return built
 
 
 def _write(path: Path, data: bytes) -> None:

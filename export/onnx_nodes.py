@@ -22,10 +22,12 @@ from soul_deploy.graph import (
     Flatten,
     Linear,
     MaxPool,
+    Merge,
     Node,
     Pair,
     Population,
     Readout,
+    Scatter,
     Shape,
     SpikingGraph,
 )
@@ -35,7 +37,7 @@ from soul_deploy.runtime.files import Array
 
 BATCH, MERGED = "batch", "time_batch"
 OUTPUT = "logits"
-InputMode = Literal["static", "sequence"]
+InputMode = Literal["static", "sequence", "step"]
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Builder:
     """An ONNX graph being built from `graph` with the deployed weights `folded`.
 
     neuron_masks: population -> bool of its shape. patterns: population -> (T, generated) of 0/1.
+    In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
+    return to it, and `counter` names the input that says which step it is, if anything needs it.
     """
 
     graph: SpikingGraph
@@ -56,6 +60,8 @@ class Builder:
     values: list[ValueInfoProto] = field(default_factory=list)
     static: set[str] = field(default_factory=set)  # nodes whose value has no time axis
     input_mode: InputMode = "static"
+    membranes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    counter: str = ""
 
     def value(self, node: str) -> str:
         """The tensor that holds a node's value, (batch, ...) or (T·batch, ...)."""
@@ -78,7 +84,8 @@ class Builder:
 
     def declare(self, node: Node) -> None:
         """State the value's shape, so that the file can be cut at any population."""
-        axis = BATCH if node.name in self.static else MERGED
+        merged = node.name not in self.static and self.input_mode != "step"
+        axis = MERGED if merged else BATCH
         shape: tuple[str | int, ...] = (axis, *self.graph.shapes[node.name])
         name = self.value(node.name)
         self.values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
@@ -200,19 +207,25 @@ def _fire(b: Builder, node: Population, output: str) -> str:
     currents = [current] * steps
     if node.inputs[0] not in b.static and steps > 1:
         currents = _split(b, current, name, steps)
-    # The initial membrane is not a constant, so that ONNX Runtime cannot simplify the first step
-    # and move what is left of it into the convolution's weights (ConvAddFusion, ConvMulFusion):
-    # a product rounded at another place is another number.
-    shape = b.op("Shape", [currents[0]], f"{name}.current_shape")
-    rest = numpy_helper.from_array(np.array([equation.rest], np.float32), "value")
-    membrane = b.op("ConstantOfShape", [shape], f"{name}.membrane", value=rest)
+    given, returned = b.membranes.get(name, ("", ""))
+    if not given or node.generated:
+        b.op("Shape", [currents[0]], f"{name}.current_shape")
+    membrane = given or _at_rest(b, name, equation.rest)
     spikes = []
     for t, x in enumerate(currents):
-        spike, after = f"{name}.spike.{t}", f"{name}.membrane.{t}"
+        spike, after = f"{name}.spike.{t}", returned or f"{name}.membrane.{t}"
         b.nodes.append(_step(equation, [membrane, x], [spike, after]))
         spikes.append(spike)
         membrane = after
     return b.op("Concat", spikes, output, axis=0)
+
+
+def _at_rest(b: Builder, name: str, rest: float) -> str:
+    """The initial membrane. It is not a constant, so that ONNX Runtime cannot simplify the first
+    step and move what is left of it into the convolution's weights (ConvAddFusion, ConvMulFusion):
+    a product rounded at another place is another number."""
+    value = numpy_helper.from_array(np.array([rest], np.float32), "value")
+    return b.op("ConstantOfShape", [f"{name}.current_shape"], f"{name}.membrane", value=value)
 
 
 def _append_pattern(b: Builder, node: Population, fired: str, output: str) -> str:
@@ -221,6 +234,8 @@ def _append_pattern(b: Builder, node: Population, fired: str, output: str) -> st
     pattern = b.patterns[name].astype(np.float32)
     steps, count = pattern.shape
     stored = b.constant(pattern_name(name), pattern.reshape(steps, 1, count, *[1] * len(space)))
+    if b.counter:
+        steps, stored = 1, b.op("Gather", [stored, b.counter], f"{name}.pattern_now", axis=0)
     shape, batch = f"{name}.current_shape", f"{name}.batch"
     b.op("Slice", [shape, *(b.integers(f"{batch}.{k}", k) for k in (0, 1))], batch)
     sides = [b.integers(f"{name}.steps", steps), batch]
@@ -249,6 +264,40 @@ def _split(b: Builder, current: str, name: str, steps: int) -> list[str]:
         node.attribute.append(helper.make_attribute("num_outputs", steps))
     b.nodes.append(node)
     return outputs
+
+
+def _merge(b: Builder, node: Merge) -> None:
+    """Two branches at a time, left to right, as `soul_deploy.layers.merged`."""
+    name = node.name
+    values = [_at_every_step(b, node, place) for place in range(len(node.inputs))]
+    result = values[0]
+    for place, branch in enumerate(values[1:], start=1):
+        output = b.value(name) if place == len(values) - 1 else f"{name}.partial.{place}"
+        if node.function == "iand":
+            one = b.constant(f"{name}.one", np.ones(1, np.float32))
+            branch = b.op("Sub", [one, branch], f"{name}.inverse")
+        result = b.op("Add" if node.function == "add" else "Mul", [result, branch], output)
+
+
+def _at_every_step(b: Builder, node: Merge, place: int) -> str:
+    """A branch's value; one without a time axis is repeated where it meets one that has it."""
+    source, steps = node.inputs[place], b.graph.time_steps
+    if source not in b.static or b.static.issuperset(node.inputs) or steps == 1:
+        return b.value(source)
+    name, rank = f"{node.name}.repeated.{place}", 1 + len(b.graph.shapes[source])
+    repeats = b.integers(f"{name}.repeats", steps, *[1] * (rank - 1))
+    return b.op("Tile", [b.value(source), repeats], name)
+
+
+def _scatter(b: Builder, node: Scatter) -> None:
+    """A channel of zeros behind the others, and each wide channel picked from among these."""
+    name, rank = node.name, 1 + len(b.graph.shapes[node.name])
+    behind = [int(axis == 1) for axis in range(rank)]
+    pads = b.integers(f"{name}.pads", *[0] * rank, *behind)
+    padded = b.op("Pad", [b.source(node), pads], f"{name}.padded")
+    picked = np.full(node.channels, len(node.index), np.int64)
+    picked[list(node.index)] = np.arange(len(node.index))
+    b.op("Gather", [padded, b.constant(f"{name}.index", picked)], b.value(name), axis=1)
 
 
 def _readout(b: Builder, node: Readout) -> None:
@@ -300,6 +349,8 @@ SPELLINGS: dict[type[Node], Callable[[Builder, Any], None]] = {
     AdaptiveAvgPool: _adaptive,
     Flatten: _flatten,
     Population: _population,
+    Merge: _merge,
+    Scatter: _scatter,
     Readout: _readout,
 }
 

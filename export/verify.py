@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from soul_deploy.compare import BATCH, LOGIT_LIMIT, Comparer, Comparison, Execution
-from soul_deploy.export import event_check, onnx_check
+from soul_deploy.export import event_check, nir_check, onnx_check
 from soul_deploy.export.onnx_reading import read_onnx
+from soul_deploy.export.onnx_step_check import execution
 from soul_deploy.flips import Flip, Golden, LayerSpikes
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model
@@ -30,7 +31,8 @@ from soul_deploy.runtime.tables import text_table
 
 SCHEMA = "soul-deploy/verify/1"
 PRINTED = 10  # flips and problems in the text; the JSON has more
-Kind = Literal["onnx", "event"]
+Kind = Literal["onnx", "event", "nir"]
+SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "nir"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def verify(
     name: str | None = None,
     batch: int = BATCH,
 ) -> VerifyReport:
-    """Run the three gates on the ONNX or event file `artifact`; whether it passed is in the report.
+    """Run the three gates on an ONNX, event or NIR file; whether it passed is in the report.
 
     images: normalised, (B, C, H, W), or (T, B, C, H, W) for a sequence. kind: by the file's name
     and content if not given. source_sha256: digest of the golden's file, if the artifact must be
@@ -113,15 +115,15 @@ def verify(
     kind = kind or kind_of(artifact)
     if kind == "event":
         reference = Golden(deployed(golden))
-    problems, execution = _open(kind, reference, artifact, source_sha256)
+    problems, opened = _open(kind, reference, artifact, source_sha256)
     if kind == "event":
         problems += _changed_outputs(Golden(golden), reference, images, batch)
-        execution = None if problems else execution
+        opened = None if problems else opened
     forced = end_to_end = None
-    if execution is not None:
+    if opened is not None:
         comparer = Comparer(reference)
-        forced = comparer.forced(execution, images, batch)
-        end_to_end = comparer.end_to_end(execution, images, batch)
+        forced = comparer.forced(opened, images, batch)
+        end_to_end = comparer.end_to_end(opened, images, batch)
     label = described or f"{count} samples"
     title = name or artifact.name
     steps = golden.graph.time_steps
@@ -144,8 +146,8 @@ def _changed_outputs(
 def kind_of(artifact: Path) -> Kind:
     """What kind of file it is. Raises MissingFileError."""
     require_file(artifact)
-    if artifact.suffix.lower() in (".onnx", ".safetensors"):
-        return "onnx" if artifact.suffix.lower() == ".onnx" else "event"
+    if artifact.suffix.lower() in SUFFIXES:
+        return SUFFIXES[artifact.suffix.lower()]
     with artifact.open("rb") as stream:
         return "event" if stream.read(9)[8:] == b"{" else "onnx"
 
@@ -157,7 +159,9 @@ def _open(
     if kind == "onnx":
         file = read_onnx(artifact)
         problems = onnx_check.static_problems(golden.model, file, source_sha256)
-        return problems, None if problems else onnx_check.OnnxExecution(file, golden.graph)
+        return problems, None if problems else execution(file, golden.model)
+    if kind == "nir":
+        return nir_check.opened(golden, artifact, source_sha256)
     network = load(artifact)
     problems = event_check.static_problems(golden.model, network, source_sha256)
     return problems, None if problems else event_check.EventExecution(network, golden)

@@ -117,7 +117,7 @@ def prunable(graph: SpikingGraph) -> tuple[Population, ...]:
 
 def channels_of(graph: SpikingGraph, population: str) -> int:
     """How many channels of `population` have a current, and so a mask."""
-    return graph.shapes[graph[population].inputs[0]][0]
+    return graph.shapes[graph.masked_projection(population)][0]
 
 
 def check_budget(budget: Budget, widths: Mapping[str, int], guard: Guard) -> None:

@@ -30,13 +30,14 @@ from soul_deploy.preparing import (
     task_of,
 )
 from soul_deploy.progress import epoch_log, warn
-from soul_deploy.prune.channels import ChannelPlan, prunable
+from soul_deploy.prune.groups import Residual
 from soul_deploy.prune.loading import explicit_flags, load_start, module_of
 from soul_deploy.prune.options import ScaOptions, sca_options
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
 from soul_deploy.prune.report import ChannelCounts, print_outcome, print_preview
 from soul_deploy.prune.sca import Sca, check, plan_of_weights, prune
+from soul_deploy.prune.units import pruning_units
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.runtime.files import require_file
 from soul_deploy.train_cli import save_dense, train_dense
@@ -104,7 +105,7 @@ def structured(
     else:
         model, task = load_start(start, task, loaded, explicit_flags(context))
         module = module_of(model, device)
-    names = _chosen_layers(module, indexes)
+    names = _chosen_layers(module, indexes, sca.residual)
     check(module, sca, names)
     epochs = 0 if start else learning.epochs
     job = Job(task, recipe, sca, names, loaded, module, run, epochs)
@@ -126,10 +127,12 @@ def _start_file(mode: str, path: Path | None) -> Path | None:
     return require_file(path)
 
 
-def _chosen_layers(module: GraphModule, indexes: tuple[int, ...] | None) -> tuple[str, ...]:
+def _chosen_layers(
+    module: GraphModule, indexes: tuple[int, ...] | None, residual: Residual
+) -> tuple[str, ...]:
     """Names of the populations to prune; a warning for indexes that don't exist."""
     populations = module.graph.populations
-    able = {node.name for node in prunable(module.graph)}
+    able = {name for unit in pruning_units(module.graph, residual) for name in unit.populations}
     chosen, warning = existing_indexes("pruning_nodes", indexes, len(populations), "spiking layers")
     if warning:
         warn(warning)
@@ -140,7 +143,8 @@ def _chosen_layers(module: GraphModule, indexes: tuple[int, ...] | None) -> tupl
     if refused or not names:
         raise UsageError(
             f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
-            "layer can if its current comes from one convolution or linear layer of its own"
+            "layer can if its current comes from one convolution or linear layer of its own, and "
+            "if it belongs to no residual stream (or with --residual coupled or scatter)"
         )
     return names
 
@@ -164,34 +168,35 @@ def _carry_out(job: Job) -> None:
     if job.epochs:
         made = provenance(job.task, job.recipe, job.epochs, command="prune structured")
         save_dense(files["Dense model"], job.module, job.data, made, best, dense_accuracy)
-    plan = _prune(job)
+    _prune(job)
     accuracies = {"dense": dense_accuracy}
     accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
     masked = _masked_model(job, accuracies)
     files["Masked model"] = folder / f"pruned_{stem}.safetensors"
     save_model(files["Masked model"], masked)
-    removal = plan_removal(masked)
+    removal = plan_removal(masked, residual=_removal(job.sca))
     compact = remove(masked, removal)
     device = next(job.module.parameters()).device
     accuracies["compact"] = accuracy(module_of(compact, device), job.data, job.data.test)
     files["Compact model"] = folder / f"pruned_{stem}_compact.safetensors"
     save_model(files["Compact model"], compact)
-    counts = ChannelCounts.of(masked, compact, plan)
+    counts = ChannelCounts.of(masked, compact)
     print_outcome(job.run.output_format, accuracies, counts, files)
 
 
-def _prune(job: Job) -> ChannelPlan:
-    """Run the loop; the last plan set."""
+def _removal(sca: Sca) -> Residual:
+    """Streams lose what is dead in all members anyway; single branches only if asked for."""
+    return "scatter" if sca.residual == "scatter" else "coupled"
+
+
+def _prune(job: Job) -> None:
+    """Run the loop."""
     epochs = job.sca.schedule.epochs
-    last: ChannelPlan | None = None
     path = job.run.log_dir / f"prune_{job.task.stem}.jsonl"
     with epoch_log("prune", epochs, path) as log:
         for step in prune(job.module, job.data, job.recipe, job.sca, job.names, log.tick):
-            last = step.plan or last
             note = f"{step.plan.kept} of {step.plan.total} channels kept" if step.plan else ""
             log.epoch(step.result, note)
-    assert last is not None, "a schedule has at least one update"
-    return last
 
 
 def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from soul_deploy.modelfile import Model, load_model, save_model
+from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.plan import RemovalPlan
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
@@ -21,17 +22,20 @@ from soul_deploy.runtime.files import file_sha256
     type=click.Path(path_type=Path),
     help="Where the compact model goes.  [default: MODEL_compact.safetensors]",
 )
+@click.option("--residual", default="coupled", show_default=True, help=REMOVAL_HELP)
 @click.option("--dry_run", "--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @click.option(
     "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
-def compact(model_path: Path, output: Path | None, dry_run: bool, style: str) -> None:
+def compact(
+    model_path: Path, output: Path | None, residual: str, dry_run: bool, style: str
+) -> None:
     """Remove the masked, silent or unread channels of MODEL, a soul-deploy model file.
 
     The outputs stay the same. The plan says which channels go and why.
     """
     model = load_model(model_path)
-    plan = plan_removal(model)
+    plan = plan_removal(model, residual=residual_name(residual))
     smaller = remove(model, plan)
     target = None
     if not dry_run:

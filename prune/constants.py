@@ -4,14 +4,24 @@ Decided by running the network's own operations on that constant, so the answer 
 the last bit (batch norm of 0 is beta - gamma · mean / sqrt(var), not beta).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
 
-from soul_deploy.graph import Convolution, Linear, Projection
-from soul_deploy.module import GraphModule, Signal
+from soul_deploy.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Convolution,
+    Merge,
+    Node,
+    Population,
+    Projection,
+    Scatter,
+)
+from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.files import Array
 
@@ -32,21 +42,91 @@ class ConstantResponse:
     always: Array
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a node's output, by channel.
+
+    value    float32 (C,): what it is at every step and position; NaN where that depends on the
+             input, the step or the position
+    lasting  bool (C,): `value` holds for any number of steps
+    """
+
+    value: Array
+    lasting: Array
+
+    @property
+    def zero(self) -> Array:
+        """bool (C,): always 0."""
+        flags: Array = self.value == 0
+        return flags
+
+    @staticmethod
+    def nothing(channels: int) -> "Known":
+        """No channel is constant."""
+        return Known(np.full(channels, np.nan, np.float32), np.ones(channels, bool))
+
+
+def through(node: Node, inputs: Sequence[Known]) -> Known:
+    """What is known behind a node that has neither weights nor state."""
+    if isinstance(node, Merge):
+        return _merged(node, inputs)
+    (known,) = inputs
+    if isinstance(node, Scatter):
+        wide = Known(np.zeros(node.channels, np.float32), np.ones(node.channels, bool))
+        wide.value[list(node.index)] = known.value
+        wide.lasting[list(node.index)] = known.lasting
+        return wide
+    if isinstance(node, AvgPool | AdaptiveAvgPool):  # a mean of equal values can round elsewhere
+        return Known(np.where(known.value == 0, known.value, np.float32(np.nan)), known.lasting)
+    return known
+
+
+def _merged(node: Merge, inputs: Sequence[Known]) -> Known:
+    value, lasting = inputs[0].value, inputs[0].lasting
+    if node.function == "iand":  # identity · (1 - branch)
+        return Known(np.where(value == 0, value, np.float32(np.nan)), lasting)
+    if node.function == "add":
+        for known in inputs[1:]:
+            value, lasting = value + known.value, lasting & known.lasting
+        return Known(value, lasting)
+    zero = np.any([known.zero for known in inputs], axis=0)
+    proven = np.any([known.zero & known.lasting for known in inputs], axis=0)
+    return Known(np.where(zero, np.float32(0), np.float32(np.nan)), proven | ~zero)
+
+
 @torch.no_grad()
-def constant_current(module: GraphModule, projection: Projection) -> Array:
-    """The current (C,) of a projection whose inputs are all 0: bias, batch norm and mask only."""
-    layer = module.get_submodule(projection.name)
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    if isinstance(projection, Linear):
-        silence = torch.zeros(1, projection.in_features)
-    else:
-        assert isinstance(projection, Convolution)
+def constant_current(projection: Projection, state: Mapping[str, Array], on: Array | None) -> Array:
+    """The current (C,) of a projection whose inputs are all 0: bias, batch norm and mask only.
+
+    on: bool (C,), the channel mask if there is one.
+    """
+    sides: list[int] = []
+    if isinstance(projection, Convolution):
         sides = [1 + projection.dilation[i] * (projection.kernel[i] - 1) for i in (0, 1)]
-        silence = torch.zeros(1, projection.in_channels, *sides)
-    source = Signal(silence.to(layer.weight.dtype), True)
-    current = module.evaluate({projection.inputs[0]: source}, [projection.name])
-    everywhere = current[projection.name].tensor.reshape(1, projection.out_channels, -1)
-    return np.asarray(everywhere[0, :, 0].numpy())
+    bias = state.get(f"{projection.name}.bias")
+    current = torch.zeros(1, projection.out_channels, *sides)
+    if bias is not None:
+        current = current + torch.from_numpy(bias.copy()).reshape(1, -1, *([1] * len(sides)))
+    gate = torch.ones(()) if on is None else torch.from_numpy(on.astype(np.float32))
+    if projection.norm is not None:
+        mean, variance, gamma, beta = (
+            torch.from_numpy(state[f"{projection.norm.name}.{part}"].copy())
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        eps = projection.norm.eps
+        current = F.batch_norm(current, mean, variance, gamma * gate, beta * gate, eps=eps)
+    elif on is not None:
+        current = current * gate.reshape(1, -1, *([1] * len(sides)))
+    return np.asarray(current.reshape(projection.out_channels, -1)[:, 0].numpy())
+
+
+def neuron_equation(population: Population, state: Mapping[str, Array]) -> NeuronEquation:
+    """The neurons of a population, their learned decay from `state`."""
+    neuron = SpikingNeuron(population.neuron, 1)
+    if population.neuron.learned:
+        with torch.no_grad():
+            neuron.w.copy_(torch.from_numpy(state[f"{population.name}.w"].copy()))
+    return neuron.equation()
 
 
 def respond(equation: NeuronEquation, current: Array, steps: int) -> ConstantResponse:

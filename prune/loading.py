@@ -20,7 +20,7 @@ from soul_deploy.modelfile import (
     load_state_dict,
 )
 from soul_deploy.module import GraphModule
-from soul_deploy.preparing import Task
+from soul_deploy.preparing import SIZE_FLAGS, Task
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import METADATA_KEY, read_tensors, require_file
 
@@ -70,7 +70,7 @@ def _from_state_dict(path: Path, task: Task, data: Data) -> Model:
     except FileFormatError as error:
         raise FileFormatError(
             f"{error}. It was read as {task.model} for {task.data} (input {data.input_shape}), "
-            f"hidden {task.hidden}; give --model, --hidden and --dataset_name of its training"
+            f"hidden {task.sizes.hidden}; give --model, --hidden and --dataset_name of its training"
         ) from error
     arrays = {name: np.array(array, order="C") for name, array in state.items()}
     return Model(graph, arrays, info=ModelInfo("dense", data.normalization, data.classes))
@@ -81,8 +81,12 @@ def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str
     neuron = model.graph.populations[0].neuron
     pairs: list[tuple[str, Any, Any]] = [
         ("model", task.model, made.get("model", task.model)),
-        ("hidden", task.hidden, made.get("hidden", task.hidden)),
     ]
+    pairs += [
+        (flag, getattr(task.sizes, field), made.get(flag, getattr(task.sizes, field)))
+        for flag, field in SIZE_FLAGS.items()
+    ]
+    found_sizes = {SIZE_FLAGS[flag]: found for flag, _, found in pairs if flag in SIZE_FLAGS}
     pairs += [
         (flag, getattr(task.neuron, field), getattr(neuron, field))
         for flag, field in NEURON_FLAGS.items()
@@ -96,7 +100,7 @@ def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str
     return replace(
         task,
         model=str(made.get("model", task.model)),
-        hidden=int(made.get("hidden", task.hidden)),
+        sizes=replace(task.sizes, **found_sizes),
         neuron=neuron,
         time_steps=task.time_steps if "time_step" in explicit else model.graph.time_steps,
     )

@@ -8,13 +8,13 @@ import click
 from soul_deploy.arguments import ListOption, parse_indexes
 from soul_deploy.options import Decorator, option_group
 from soul_deploy.prune.channels import Guard
+from soul_deploy.prune.groups import RESIDUAL
 from soul_deploy.prune.sca import REGROW_WEIGHTS, Sca
 from soul_deploy.prune.schedule import RAMPS, PruneSchedule
 from soul_deploy.prune.scores import SCORES, WINDOWS
 from soul_deploy.runtime.errors import UnknownNameError
 
 NameT = TypeVar("NameT", bound=str)
-RESIDUAL = ("internal", "coupled", "scatter")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class ScaOptions:
             score_window=_choice(WINDOWS, self.score_window),
             regrow_window=_choice(WINDOWS, self.regrow_window),
             regrow_weights=_choice(REGROW_WEIGHTS, self.regrow_weights),
+            residual=_choice(RESIDUAL, self.residual),
         )
 
 
@@ -119,5 +120,9 @@ def sca_options() -> Decorator:
         number("--min_channels", int, 1, "Channels that every layer keeps."),
         number("--min_keep", float, 0.0, "Share of its channels that every layer keeps."),
         number("--round_to", int, 1, "Kept counts are raised to a multiple of this."),
-        name("--residual", RESIDUAL, "Residual streams; networks without them don't differ."),
+        name(
+            "--residual",
+            RESIDUAL,
+            "What is pruned of residual streams: nothing, all their members, branches.",
+        ),
     )

@@ -17,11 +17,13 @@ from soul_deploy.graph import (
     Flatten,
     Linear,
     MaxPool,
-    Population,
+    Merge,
     Projection,
+    Scatter,
     SpikingGraph,
 )
 
+PASSING = (MaxPool, AvgPool, AdaptiveAvgPool, Flatten, Merge, Scatter)
 CoefficientRule = Literal["authors", "exact"]
 
 
@@ -46,7 +48,7 @@ def coefficients(graph: SpikingGraph, rule: CoefficientRule) -> Coefficients:
         return Coefficients(
             {node.name: _authors_weight(graph, node) for node in graph.projections},
             {
-                node.name: sum(_authors_fanout(user) for user in _consumers(graph, node.name))
+                node.name: float(sum(map(_authors_fanout, _consumers(graph, node.name))))
                 for node in graph.populations
             },
         )
@@ -76,15 +78,19 @@ def _authors_fanout(node: Projection) -> float:
 
 
 def _consumers(graph: SpikingGraph, name: str) -> list[Projection]:
-    """Projections that read a population, through pooling and flattening."""
+    """Projections that read a population, each once, through pooling, flattening and merges.
+
+    A residual stream hands every member's spikes to all that read it further on.
+    """
     found: list[Projection] = []
-    pending = list(graph.consumers[name])
+    pending, seen = list(graph.consumers[name]), set[str]()
     while pending:
         node = graph[pending.pop()]
+        if node.name in seen:
+            continue
+        seen.add(node.name)
         if isinstance(node, Projection):
             found.append(node)
-        elif isinstance(node, MaxPool | AvgPool | AdaptiveAvgPool | Flatten):
+        elif isinstance(node, PASSING):
             pending.extend(graph.consumers[node.name])
-        else:
-            assert not isinstance(node, Population), "a population feeds another without synapses"
     return found

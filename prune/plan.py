@@ -4,6 +4,8 @@ masked     its current or all of its spikes are masked to 0
 silent     nothing live feeds it, and its neuron does not spike on the constant that is left
 unread     every synapse that leaves it is 0
 folded     nothing live feeds it and it spikes at every step: a constant in its consumers' bias
+scattered  it never spikes, but the residual stream that it joins keeps the channel: its synapses
+           and neurons go, and the stream gets the branch's other channels where they belong
 generated  nothing live feeds it and it spikes in a fixed pattern: the pattern stays, the synapses
            and the neuron go
 
@@ -18,7 +20,7 @@ from soul_deploy.modelfile import Validity
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.tables import text_table
 
-Rule = Literal["masked", "silent", "unread", "folded"]
+Rule = Literal["masked", "silent", "unread", "folded", "scattered"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
@@ -26,13 +28,17 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 class LayerRemoval:
     """What goes from one population: channel -> rule; `tied` says why a layer stays whole.
 
+    population: its name, or that of a projection whose current meets others before any neuron.
+    projection: what feeds it; None for the neurons of a stream of currents, fed by a merge.
+    stream: the channel group of a residual stream that it belongs to, all members of which lose
+    the same channels (but for the scattered ones).
     generated: channel -> its spikes at steps 1 to T. masked_neurons: single neurons of channels
     that stay whose spikes are masked; a dense network keeps them as a mask, an event network drops
     them.
     """
 
     population: str
-    projection: str
+    projection: str | None
     channels: int
     removed: Mapping[int, Rule]
     tied: str | None = None
@@ -40,6 +46,7 @@ class LayerRemoval:
     masked_neurons: int = 0
     synapses: int = 0
     synapses_after: int = 0
+    stream: str | None = None
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -49,13 +56,23 @@ class LayerRemoval:
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Channels that are left for consumers, in their new order: kept, then generated."""
+        """Channels that it gives, in their new order: kept, then generated."""
         return (*self.kept, *self.generated)
+
+    @property
+    def scattered(self) -> tuple[int, ...]:
+        """Channels that its stream keeps without it, ascending."""
+        return tuple(sorted(c for c, rule in self.removed.items() if rule == "scattered"))
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Channels that are left for whoever reads it, or the stream that it joins."""
+        return (*sorted((*self.kept, *self.scattered)), *self.generated)
 
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """One entry per population fed by a projection, and what the removal is valid for.
+    """One entry per population and per current of a stream, and what the removal is valid for.
 
     bias: projection -> (out,) float64, what folded channels add to its output before batch norm.
     """
@@ -64,9 +81,11 @@ class RemovalPlan:
     validity: Validity
     bias: Mapping[str, Array] = field(default_factory=dict)
 
-    def layer(self, population: str) -> LayerRemoval | None:
-        """The entry of a population; None for one that the plan leaves alone."""
-        return next((layer for layer in self.layers if layer.population == population), None)
+    def layer(self, name: str) -> LayerRemoval | None:
+        """The entry of a population or projection; None for one that the plan leaves alone."""
+        by_population = (layer for layer in self.layers if layer.population == name)
+        by_projection = (layer for layer in self.layers if layer.projection == name)
+        return next(by_population, next(by_projection, None))
 
     def kept(self, population: str) -> tuple[int, ...] | None:
         """Channels of `population` that keep their neurons; None if the plan leaves it alone."""
@@ -81,16 +100,27 @@ class RemovalPlan:
             numbers = [layer.channels, len(layer.kept), *counts, len(layer.generated)]
             numbers += [layer.masked_neurons, layer.synapses, layer.synapses_after]
             rows.append([layer.population, *numbers])
-        totals = [sum(int(str(row[i])) for row in rows) for i in range(1, 11)]
+        width = len(RULES) + 6
+        totals = [sum(int(str(row[i])) for row in rows) for i in range(1, width + 1)]
         rows.append(["total", *totals])
         columns = ["layer", "channels", "kept", *RULES, "generated", "neurons off"]
         text = text_table("Removal plan", [*columns, "weights", "weights after"], rows)
+        return "\n".join([text, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        notes = [
+            f"{layer.population} stays whole: {layer.tied}."
+            for layer in self.layers
+            if layer.tied is not None
+        ]
+        streams: dict[str, list[str]] = {}
         for layer in self.layers:
-            if layer.tied is not None:
-                text += f"\n{layer.population} stays whole: {layer.tied}."
+            if layer.stream is not None and layer.tied is None:
+                streams.setdefault(layer.stream, []).append(layer.population)
+        notes += [f"{', '.join(names)} share their channels." for names in streams.values()]
         if self.validity.time_steps is not None:
-            text += (
-                f"\nValid for T = {self.validity.time_steps} with state reset before each sample: "
+            notes.append(
+                f"Valid for T = {self.validity.time_steps} with state reset before each sample: "
                 "what some channels do on a constant current was worked out for that."
             )
-        return text
+        return notes

@@ -1,7 +1,9 @@
 """Making a removal plan: the fixpoint of constants (forwards) and liveness (backwards).
 
 Each removal can make others possible: a removed column may leave a row without inputs, a removed
-row may leave a producer unread. The order does not change the result.
+row may leave a producer unread. The order does not change the result. Decisions are made per
+channel group (`soul_deploy.prune.groups`): a channel of a residual stream goes for all its members
+or for none, and only if whatever reads the stream finds it always 0, or does not weigh it.
 """
 
 from collections.abc import Mapping
@@ -9,306 +11,303 @@ from dataclasses import replace
 
 import numpy as np
 
-from soul_deploy.graph import (
-    AvgPool,
-    Convolution,
-    Input,
-    Linear,
-    MaxPool,
-    Node,
-    Population,
-    Projection,
-    Readout,
-    SpikingGraph,
-)
+from soul_deploy.graph import Node, Population, Projection, Scatter
 from soul_deploy.modelfile import Model, Validity
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.prune.constants import ConstantResponse, constant_current, respond
+from soul_deploy.prune.connections import Connections, with_bias
+from soul_deploy.prune.constants import (
+    ConstantResponse,
+    Known,
+    constant_current,
+    neuron_equation,
+    respond,
+    through,
+)
+from soul_deploy.prune.folds import added_bias, foldable
+from soul_deploy.prune.groups import (
+    RESIDUAL,
+    ChannelGroup,
+    Residual,
+    channel_groups,
+    keeps_channels,
+    reaches_readout,
+    scatter_branches,
+)
 from soul_deploy.prune.plan import LayerRemoval, RemovalPlan, Rule
-from soul_deploy.runtime.errors import RemovalError, UsageError
+from soul_deploy.runtime.errors import RemovalError, UnknownNameError, UsageError
 from soul_deploy.runtime.files import Array
 
 
-def plan_removal(model: Model, *, round_to: int = 1) -> RemovalPlan:
+def plan_removal(model: Model, *, round_to: int = 1, residual: Residual = "coupled") -> RemovalPlan:
     """Decide what can be removed from a masked or zeroed network.
 
     round_to: channel counts stay multiples of this (dense backends are faster then); channels that
-    could go stay, masked. Raises RemovalError if a layer would lose its last channel: the output
+    could go stay, masked. residual: what goes from residual streams: nothing ("internal"), channels
+    of all their members ("coupled"), and silent channels of single branches too ("scatter").
+    Raises RemovalError if a layer that nothing bypasses would lose its last channel: the output
     would then not depend on the input.
     """
     if round_to < 1:
         raise UsageError(f"round_to {round_to} must be at least 1")
-    return _Planner(model).plan(round_to)
+    if residual not in RESIDUAL:
+        raise UnknownNameError("residual", residual, RESIDUAL)
+    return _Planner(model, residual).plan(round_to)
 
 
 class _Planner:
-    """`live` shrinks until nothing more can go; `state` is a working copy with folded biases."""
+    """`live` shrinks until nothing more can go; `bias` collects what folded channels add."""
 
-    def __init__(self, model: Model) -> None:
-        self.graph = model.graph
-        self.model = model
-        self.tied = {node.name: tied_reason(self.graph, node) for node in planned(self.graph)}
-        self.free = [name for name, reason in self.tied.items() if reason is None]
-        self.live: dict[str, Array] = {
-            node.name: np.ones(self.graph.shapes[node.name][0], bool)
-            for node in self.graph.populations
-        }
-        self.rules: dict[str, dict[int, Rule]] = {name: {} for name in self.tied}
-        self.generated: dict[str, dict[int, tuple[bool, ...]]] = {name: {} for name in self.tied}
+    def __init__(self, model: Model, residual: Residual) -> None:
+        self.graph, self.model, self.residual = model.graph, model, residual
+        self.groups = [_restricted(group, residual) for group in channel_groups(self.graph)]
+        self.group_of = {name: group for group in self.groups for name in group.nodes}
+        self.cut = [group for group in self.groups if group.whole is None]
+        self.live = {group.name: np.ones(group.channels, bool) for group in self.groups}
+        self.rules: dict[str, dict[int, Rule]] = {group.name: {} for group in self.groups}
+        self.generated: dict[str, dict[int, tuple[bool, ...]]] = {}
+        self.scattered: dict[str, list[int]] = {}
         self.bias: dict[str, Array] = {}
+        self.known: dict[str, Known] = {}
+        self.responses: dict[str, tuple[Array, ConstantResponse]] = {}
         self.needs_time_steps = False
+        width = {user: g.channels for g in self.groups for _, user in g.readers}
+        self.connections = Connections(model, width)
 
     def plan(self, round_to: int) -> RemovalPlan:
         while self._pass():
             pass
-        for name in self.free:
-            self._generate(name)
-        if round_to > 1:
-            for name in self.free:
-                self._round(name, round_to)
+        self._check_output()
+        free = [group for group in self.cut if group.free]
+        for group in free:
+            self._generate(group)
+        for group in self.cut:
+            self._round(group, round_to)
+        if self.residual == "scatter":
+            for group in self.cut:
+                self._scatter(group, round_to)
         needs_time_steps = self.needs_time_steps or any(self.generated.values())
         return RemovalPlan(
-            tuple(self._entry(name) for name in self.tied),
+            self._entries(),
             Validity(self.graph.time_steps if needs_time_steps else None, needs_time_steps),
             dict(self.bias),
         )
 
     def _pass(self) -> bool:
         """One sweep forwards and one backwards; whether anything changed."""
-        changed = False
-        for name in self.free:
-            changed |= self._remove(name, self._without_input(name))
-        for name in reversed(self.free):
-            unread: dict[int, Rule] = {int(c): "unread" for c in np.flatnonzero(~self._read(name))}
-            changed |= self._remove(name, unread)
+        changed = self._forwards()
+        for group in self.cut:
+            changed |= self._remove(group, self._silent(group))
+        for group in reversed(self.cut):
+            unseen = np.flatnonzero(~self._seen(group))
+            changed |= self._remove(group, {int(c): "unread" for c in unseen})
         return changed
 
-    def _remove(self, name: str, found: Mapping[int, Rule]) -> bool:
-        new = {c: rule for c, rule in found.items() if self.live[name][c]}
-        if new and len(new) == int(self.live[name].sum()):
+    def _check_output(self) -> None:
+        source = self.graph.readout.inputs[0]
+        seen = self.live[self.group_of[source].name] & ~self.known[source].zero
+        if not seen.any():
             raise RemovalError(
-                f"{name}: all of its remaining channels could go "
-                f"({', '.join(sorted(set(new.values())))}); the output would not depend on the "
+                f"{source}: none of its channels ever spikes; the output would not depend on the "
                 "input. Prune less, or keep at least one channel"
             )
-        for c, rule in new.items():
-            if rule == "folded":
-                self._fold(name, c)
-        self.rules[name] |= new
-        self.live[name][list(new)] = False
+
+    def _remove(self, group: ChannelGroup, found: Mapping[int, Rule]) -> bool:
+        new = {c: rule for c, rule in found.items() if self.live[group.name][c]}
+        if new and len(new) == int(self.live[group.name].sum()):
+            if not reaches_readout(self.graph, group.nodes):
+                raise RemovalError(
+                    f"{group.title}: all of its remaining channels could go "
+                    f"({', '.join(sorted(set(new.values())))}); the output would not depend on "
+                    "the input. Prune less, or keep at least one channel"
+                )
+            del new[min(new)]  # a block without channels is no block
+        self.rules[group.name] |= new
+        self.live[group.name][list(new)] = False
+        silent = [c for c, rule in new.items() if rule != "folded"]
+        for source, reader in group.readers if silent else ():
+            known = self.known[source]
+            unproven = known.zero & ~known.lasting & self._weighed(reader)
+            self.needs_time_steps |= bool(unproven[silent].any())
         return bool(new)
 
-    def _without_input(self, name: str) -> dict[int, Rule]:
-        """Channels that are masked, or whose constant current needs no neuron."""
-        found: dict[int, Rule] = {}
+    def _forwards(self) -> bool:
+        """What is known of each node's output, in order; whether a channel was folded."""
+        folded = False
+        for node in self.graph.nodes[:-1]:
+            if isinstance(node, Population):
+                self.known[node.name] = self._spikes(node)
+                folded |= self._fold(node)
+            elif isinstance(node, Projection):
+                self.known[node.name] = self._current(node)
+            elif isinstance(node, Scatter) or keeps_channels(self.graph, node):
+                self.known[node.name] = through(node, [self.known[i] for i in node.inputs])
+            else:
+                self.known[node.name] = Known.nothing(self.graph.shapes[node.name][0])
+        return folded
+
+    def _current(self, node: Projection) -> Known:
+        """Rows without live input, or masked: a constant."""
+        source, used = node.inputs[0], self.connections.used(node.name)
+        live, known = self.live[self.group_of[source].name], self.known[source]
+        on = self.connections.masks.get(node.name)
+        constant = ~(used @ (live & ~known.zero))  # of flags, @ is "any", and stops at the first
+        lasting = ~(used @ (live & known.zero & ~known.lasting))
+        if on is not None:
+            constant, lasting = constant | ~on, lasting | ~on
+        if not constant.any():
+            return Known.nothing(len(constant))
+        state = with_bias(self.model.state, node, self.bias.get(node.name))
+        current = constant_current(node, state, on)
+        return Known(np.where(constant, current, np.float32(np.nan)), lasting)
+
+    def _spikes(self, node: Population) -> Known:
+        """Channels that never spike: on their constant current, or because all are masked."""
+        current = self.known[node.inputs[0]]
+        known = Known.nothing(self.graph.shapes[node.name][0])
+        constant = np.flatnonzero(~np.isnan(current.value))
+        if len(constant):
+            response = self._respond(node, current.value)
+            silent = ~response.pattern[:, constant].any(axis=0)
+            known.value[constant[silent]] = 0
+            known.lasting[constant] = (response.silent & current.lasting)[constant]
+        off = self.connections.off.get(node.name)
+        if off is not None:
+            known.value[off], known.lasting[off] = 0, True
+        return known
+
+    def _respond(self, node: Population, current: Array) -> ConstantResponse:
+        """Neurons on their constant currents; nothing is said of the channels without one."""
+        before = self.responses.get(node.name)
+        if before is None or not np.array_equal(before[0], current, equal_nan=True):
+            given = np.where(np.isnan(current), np.float32(0), current)
+            equation = neuron_equation(node, self.model.state)
+            before = current, respond(equation, given, self.graph.time_steps)
+            self.responses[node.name] = before
+        return before[1]
+
+    def _fold(self, node: Population) -> bool:
+        """Turn free channels that spike at every step into biases; whether there were any."""
+        group, current = self.group_of[node.name], self.known[node.inputs[0]]
+        if group.whole is not None or not group.free or np.isnan(current.value).all():
+            return False
+        live, response = self.live[group.name], self.responses[node.name][1]
+        able = response.always & ~np.isnan(current.value) & ~self.known[node.name].zero & live
+        found = [int(c) for c in np.flatnonzero(able) if foldable(self.model, node.name, int(c))]
+        rules: dict[int, Rule] = dict.fromkeys(found, "folded")
+        changed = self._remove(group, rules) if found else False
+        for channel in found:
+            if not live[channel]:
+                self.needs_time_steps |= not current.lasting[channel]
+                for reader, added in added_bias(self.model, group, channel):
+                    self.bias[reader] = self.bias.get(reader, 0.0) + added
+        return changed
+
+    def _silent(self, group: ChannelGroup) -> dict[int, Rule]:
+        """Channels that are 0 for whoever reads the group."""
+        sources = {source for source, _ in group.readers}
+        zero = np.all([self.known[name].zero for name in sources], axis=0)
+        masks, off = self.connections.masks, self.connections.off
+        masked = np.zeros(group.channels, bool)
+        for name in group.projections:
+            masked |= ~masks[name] if name in masks else False
+        for name in group.populations:
+            masked |= off.get(name, False)
+        return {int(c): "masked" if masked[c] else "silent" for c in np.flatnonzero(zero)}
+
+    def _seen(self, group: ChannelGroup) -> Array:
+        """Which channels have a nonzero synapse to something live, and are not always 0 there."""
+        seen: Array = np.zeros(group.channels, bool)
+        for source, reader in group.readers:
+            seen |= self._weighed(reader) & ~self.known[source].zero
+        return seen
+
+    def _weighed(self, reader: str) -> Array:
+        node, used = self.graph[reader], self.connections.used(reader)
+        if isinstance(node, Projection):
+            rows = self.live[self.group_of[reader].name] & self.connections.rows(node)
+            return np.asarray(rows @ used)
+        return np.asarray(used.any(axis=0))
+
+    def _generate(self, group: ChannelGroup) -> None:
+        """Channels that are left with a constant current: their pattern is all they are."""
+        (name,) = group.populations
+        constant = ~np.isnan(self.known[self.graph[name].inputs[0]].value)
+        candidates = [int(c) for c in np.flatnonzero(constant & self.live[group.name])]
+        if candidates and len(candidates) == int(self.live[group.name].sum()):
+            if not reaches_readout(self.graph, group.nodes):
+                raise RemovalError(
+                    f"{name}: all of its remaining channels spike in a fixed pattern; the output "
+                    "would not depend on the input. Prune less, or keep at least one channel's "
+                    "inputs"
+                )
+            del candidates[0]
+        if candidates:
+            pattern = self.responses[name][1].pattern
+            self.generated[name] = {c: tuple(map(bool, pattern[:, c])) for c in candidates}
+
+    def _round(self, group: ChannelGroup, multiple: int) -> None:
+        """Take channels back, lowest index first, until the count is a multiple (or all are)."""
+        rules = self.rules[group.name]
+        back = sorted(c for c, rule in rules.items() if rule != "folded")
+        generated = sum(len(self.generated.get(name, ())) for name in group.populations)
+        kept = int(self.live[group.name].sum()) - generated
+        for c in back[: -kept % multiple]:
+            del rules[c]
+            self.live[group.name][c] = True
+
+    def _scatter(self, group: ChannelGroup, multiple: int) -> None:
+        """Silent channels of single branches; every branch keeps one, and the stream its own."""
+        for name in scatter_branches(self.graph, group):
+            known, live = self.known[name], self.live[group.name]
+            silent = [int(c) for c in np.flatnonzero(live & known.zero)]
+            kept = int(live.sum()) - len(silent)
+            gone = silent[-kept % multiple if kept else min(multiple, len(silent)) :]
+            self.needs_time_steps |= not known.lasting[gone].all()
+            self.scattered[name] = gone
+
+    def _entries(self) -> tuple[LayerRemoval, ...]:
+        """One per population, and per projection whose current no population reads directly."""
+        found: list[LayerRemoval] = []
+        for node in self.graph.nodes:
+            users = [self.graph[name] for name in self.graph.consumers[node.name]]
+            if isinstance(node, Population):
+                source = self.graph[node.inputs[0]]
+                found.append(self._entry(node.name, source if _is_new(found, source) else None))
+            elif isinstance(node, Projection) and not any(isinstance(u, Population) for u in users):
+                found.append(self._entry(node.name, node))
+        return tuple(found)
+
+    def _entry(self, name: str, projection: Node | None) -> LayerRemoval:
+        group = self.group_of[name]
+        removed: dict[int, Rule] = dict(self.rules[group.name])
+        removed |= dict.fromkeys(self.scattered.get(name, ()), "scattered")
+        generated = self.generated.get(name, {})
+        entry = LayerRemoval(
+            name,
+            None,
+            group.channels,
+            dict(sorted(removed.items())),
+            group.whole,
+            generated,
+            stream=None if group.free else group.title,
+        )
         spikes = self.model.neuron_masks.get(name)
         if spikes is not None:
-            off = ~spikes.reshape(len(spikes), -1).any(axis=1)
-            found |= {int(c): "masked" for c in np.flatnonzero(off)}
-        constant, current_on = self._constant(name)
-        if not constant.any():
-            return found
-        response = self._respond(name)
-        for c in np.flatnonzero(constant & self.live[name]):
-            if not response.pattern[:, c].any():
-                found.setdefault(int(c), "silent" if current_on[c] else "masked")
-                self.needs_time_steps |= not response.silent[c] and found[int(c)] == "silent"
-            elif response.always[c] and self._foldable(name, int(c)):
-                found.setdefault(int(c), "folded")
-        return found
-
-    def _constant(self, name: str) -> tuple[Array, Array]:
-        """(channels without live input or with masked current, channels with unmasked current)."""
-        projection = self._projection(name)
-        weight = self.model.state[f"{projection.name}.weight"]
-        inputs = self._live_inputs(projection)
-        fed: Array = np.asarray(columns_used(weight, len(inputs))[:, inputs].any(axis=1))
-        everything: Array = np.ones(len(fed), bool)
-        current_on: Array = self.model.channel_masks.get(name, everything)
-        return ~(fed & current_on), current_on
-
-    def _projection(self, name: str) -> Projection:
-        projection = self.graph[self.graph[name].inputs[0]]
-        assert isinstance(projection, Projection)
-        return projection
-
-    def _live_inputs(self, projection: Projection) -> Array:
-        source = source_population(self.graph, projection)
-        if source is None:
-            return np.ones(self.graph.shapes[projection.inputs[0]][0], bool)
-        return self.live[source]
-
-    def _respond(self, name: str) -> ConstantResponse:
-        """Every channel's own batch norm and neuron on no input (and on what was folded)."""
-        projection = self._projection(name)
-        state = with_bias(self.model.state, projection, self.bias.get(projection.name))
-        graph = self.graph
-        if f"{projection.name}.bias" in state and not projection.bias:
-            graph = graph.with_nodes({projection.name: replace(projection, bias=True)})
-        module = replace(self.model, graph=graph, state=state).module()
-        neuron = module.get_submodule(name)
-        assert isinstance(neuron, SpikingNeuron)
-        current = constant_current(module, projection)
-        return respond(neuron.equation(), current, graph.time_steps)
-
-    def _foldable(self, name: str, channel: int) -> bool:
-        """Whether a channel that spikes at every step is a scalar in each consumer's bias.
-
-        Not with a masked position, and not where zero padding cuts windows off.
-        """
-        spikes = self.model.neuron_masks.get(name)
-        if spikes is not None and not spikes[channel].all():
-            return False
-        node = self.graph[name]
-        while True:
-            users = self.graph.consumers[node.name]
-            if len(users) != 1:
-                return False
-            node = self.graph[users[0]]
-            if isinstance(node, MaxPool | AvgPool):
-                if node.padding != (0, 0):
-                    return False
-            elif isinstance(node, Convolution):
-                return node.padding == (0, 0) or node.kernel == (1, 1)
-            elif isinstance(node, Projection | Readout | Population):
-                return isinstance(node, Linear)
-
-    def _fold(self, name: str, channel: int) -> None:
-        for consumer in weighted_consumers(self.graph, name) or ():
-            assert isinstance(consumer, Projection)
-            weight = self.model.state[f"{consumer.name}.weight"].astype(np.float64)
-            by_channel = weight.reshape(len(weight), len(self.live[name]), -1)
-            added = by_channel[:, channel].sum(axis=1)
-            self.bias[consumer.name] = self.bias.get(consumer.name, 0.0) + added
-
-    def _generate(self, name: str) -> None:
-        """Channels that are left with a constant current: their pattern is all they are."""
-        constant, _ = self._constant(name)
-        candidates = np.flatnonzero(constant & self.live[name])
-        if len(candidates) == 0:
-            return
-        if len(candidates) == int(self.live[name].sum()):
-            raise RemovalError(
-                f"{name}: all of its remaining channels spike in a fixed pattern; the output would "
-                "not depend on the input. Prune less, or keep at least one channel's inputs"
-            )
-        pattern = self._respond(name).pattern
-        self.generated[name] = {int(c): tuple(map(bool, pattern[:, c])) for c in candidates}
-
-    def _read(self, name: str) -> Array:
-        """Which channels have a nonzero synapse to something live."""
-        live = self.live[name]
-        read: Array = np.zeros(len(live), bool)
-        for consumer in weighted_consumers(self.graph, name) or ():
-            weight = self.model.state[f"{consumer.name}.weight"]
-            used = columns_used(weight, len(read))
-            rows: Array = np.ones(len(weight), bool)
-            for behind in self.graph.consumers[consumer.name]:
-                if behind in self.tied:
-                    rows = self.live[behind] & self._current_on(behind)
-            read |= used[rows].any(axis=0)
-        return read
-
-    def _current_on(self, name: str) -> Array:
-        everything: Array = np.ones(len(self.live[name]), bool)
-        return np.asarray(self.model.channel_masks.get(name, everything))
-
-    def _round(self, name: str, multiple: int) -> None:
-        """Take channels back, lowest index first, until the count is a multiple (or all are)."""
-        back = [c for c, rule in self.rules[name].items() if rule != "folded"]
-        kept = int(self.live[name].sum()) - len(self.generated[name])
-        for c in sorted(back)[: -kept % multiple]:
-            del self.rules[name][c]
-            self.live[name][c] = True
-
-    def _entry(self, name: str) -> LayerRemoval:
-        projection = self._projection(name)
-        weight = self.model.state[f"{projection.name}.weight"]
-        spikes = self.model.neuron_masks.get(name)
-        removed = dict(sorted(self.rules[name].items()))
-        generated = self.generated[name]
-        kept = [c for c in range(len(self.live[name])) if c not in removed and c not in generated]
-        inputs = self._live_inputs(projection)
-        grouped = isinstance(projection, Convolution) and projection.groups != 1
-        after = weight.size // len(inputs) * int(inputs.sum()) // len(weight) * len(kept)
-        return LayerRemoval(
-            name,
-            projection.name,
-            len(self.live[name]),
-            removed,
-            self.tied[name],
-            generated,
-            0 if spikes is None else int((~spikes[[*kept, *generated]]).sum()),
-            weight.size,
-            weight.size if grouped else after,
-        )
+            entry = replace(entry, masked_neurons=int((~spikes[list(entry.outputs)]).sum()))
+        if not isinstance(projection, Projection):
+            return entry
+        size = self.model.state[f"{projection.name}.weight"].size
+        inputs = self.live[self.group_of[projection.inputs[0]].name]
+        rows = len(entry.kept) if group.whole is None else group.channels
+        after = size // len(inputs) * int(inputs.sum()) // group.channels * rows
+        return replace(entry, projection=projection.name, synapses=size, synapses_after=after)
 
 
-def planned(graph: SpikingGraph) -> list[Population]:
-    """Populations fed by a projection, in execution order."""
-    return [n for n in graph.populations if isinstance(graph[n.inputs[0]], Projection)]
+def _is_new(found: list[LayerRemoval], source: Node) -> bool:
+    """Whether no entry before is about this projection."""
+    return not any(entry.projection == source.name for entry in found)
 
 
-def tied_reason(graph: SpikingGraph, population: Population) -> str | None:
-    """Why channels of this population cannot be removed one by one; None if they can."""
-    projection = graph[population.inputs[0]]
-    if len(graph.consumers[projection.name]) != 1:
-        return "its current is read elsewhere too"
-    if population.generated:
-        return "it holds generated channels already"
-    if isinstance(projection, Convolution) and projection.groups != 1:
-        return "fed by a grouped convolution"
-    consumers = weighted_consumers(graph, population.name)
-    if consumers is None:
-        return "read without weights"
-    if any(isinstance(node, Convolution) and node.groups != 1 for node in consumers):
-        return "read by a grouped convolution"
-    return None
-
-
-def weighted_consumers(graph: SpikingGraph, name: str) -> list[Projection | Readout] | None:
-    """The projections and linear readouts that read a node, through pooling and flattening.
-
-    None if something without weights reads it (a vote, another population).
-    """
-    found: list[Projection | Readout] = []
-    pending = list(graph.consumers[name])
-    while pending:
-        node = graph[pending.pop()]
-        if isinstance(node, Projection) or (isinstance(node, Readout) and node.linear):
-            found.append(node)
-        elif node.op in ("max_pool", "avg_pool", "adaptive_avg_pool", "flatten"):
-            pending.extend(graph.consumers[node.name])
-        else:
-            return None
-    return found
-
-
-def source_population(graph: SpikingGraph, node: Node) -> str | None:
-    """The population whose channels a projection or readout reads; None for the input."""
-    current = graph[node.inputs[0]]
-    while not isinstance(current, Population | Input):
-        current = graph[current.inputs[0]]
-    return current.name if isinstance(current, Population) else None
-
-
-def columns_used(weight: Array, channels: int) -> Array:
-    """(out, channels) bool: whether any weight from an input channel is not 0."""
-    used: Array = (weight != 0).reshape(len(weight), channels, -1).any(axis=2)
-    return used
-
-
-def with_bias(
-    state: Mapping[str, Array], projection: Projection, added: Array | None
-) -> Mapping[str, Array]:
-    """A state in which `added` (out,) is added to a projection's output, before batch norm."""
-    if added is None:
-        return state
-    changed = dict(state)
-    if projection.norm is not None and not projection.bias:
-        name, sign = f"{projection.norm.name}.running_mean", -1.0
-    else:
-        name, sign = f"{projection.name}.bias", 1.0
-    before = state[name].astype(np.float64) if name in state else 0.0
-    changed[name] = (before + sign * added).astype(np.float32)
-    return changed
+def _restricted(group: ChannelGroup, residual: Residual) -> ChannelGroup:
+    if residual == "internal" and not group.free and group.whole is None:
+        return replace(group, whole="part of a residual stream (residual internal)")
+    return group

@@ -8,15 +8,17 @@ import numpy as np
 from soul_deploy.graph import (
     Convolution,
     Linear,
+    Merge,
     Node,
     Population,
     Projection,
     Readout,
+    Scatter,
     SpikingGraph,
 )
 from soul_deploy.modelfile import Model, Validity, check_state
+from soul_deploy.prune.connections import source_member, with_bias
 from soul_deploy.prune.plan import LayerRemoval, RemovalPlan
-from soul_deploy.prune.planner import source_population, with_bias
 from soul_deploy.runtime.files import Array
 
 Part = Callable[[LayerRemoval], tuple[int, ...]]
@@ -26,7 +28,8 @@ BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 def remove(model: Model, plan: RemovalPlan) -> Model:
     """The compact network: the same outputs from fewer channels, under the same names.
 
-    Masks of channels and neurons that stay are kept.
+    Masks of channels and neurons that stay are kept. A scattered branch `x` gets a node `x.scatter`
+    behind it.
     """
     graph, state = model.graph, dict(model.state)
     changed: dict[str, Node] = {}
@@ -44,7 +47,7 @@ def remove(model: Model, plan: RemovalPlan) -> Model:
             changed[population.name] = replace(population, generated=len(layer.generated))
             patterns = np.array(list(layer.generated.values()), np.float32).T
             state[f"{population.name}.pattern"] = np.ascontiguousarray(patterns)
-    narrow = graph.with_nodes(changed)
+    narrow = _narrower(graph, changed, plan)
     check_state(narrow, state, "the compact network")
     info = replace(model.info, stage="compact", validity=_stricter(model.info.validity, plan))
     return Model(
@@ -56,12 +59,34 @@ def remove(model: Model, plan: RemovalPlan) -> Model:
     )
 
 
+def _narrower(graph: SpikingGraph, changed: Mapping[str, Node], plan: RemovalPlan) -> SpikingGraph:
+    """The graph with its changed nodes, and a scatter behind each scattered branch."""
+    places = {layer.population: _scatter(layer) for layer in plan.layers if layer.scattered}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if isinstance(node, Merge):
+            inputs = tuple(places[i].name if i in places else i for i in node.inputs)
+            nodes.append(replace(node, inputs=inputs))
+        else:
+            nodes.append(changed.get(node.name, node))
+        if node.name in places:
+            nodes.append(places[node.name])
+    return SpikingGraph(tuple(nodes), graph.time_steps)
+
+
+def _scatter(layer: LayerRemoval) -> Scatter:
+    stream = layer.columns
+    index = tuple(stream.index(channel) for channel in layer.kept)
+    return Scatter(f"{layer.population}.scatter", (layer.population,), len(stream), index)
+
+
 def _sliced(masks: Mapping[str, Array], plan: RemovalPlan, part: Part) -> dict[str, Array]:
     """Masks of what stays; those that mask nothing any more are dropped."""
     sliced = {}
     for name, keep in masks.items():
         layer = plan.layer(name)
-        sliced[name] = keep if layer is None else keep[list(part(layer))]
+        untouched = layer is None or layer.tied is not None
+        sliced[name] = keep if layer is None or untouched else keep[list(part(layer))]
     return {name: keep for name, keep in sliced.items() if not keep.all()}
 
 
@@ -70,12 +95,11 @@ class _Cut:
 
     def __init__(self, graph: SpikingGraph, node: Projection | Readout, plan: RemovalPlan) -> None:
         self.node = node
-        self.grouped = isinstance(node, Convolution) and node.groups != 1
-        behind = [plan.layer(name) for name in graph.consumers[node.name]]
-        self.rows: Sequence[int] | None = next((b.kept for b in behind if b is not None), None)
-        source = source_population(graph, node)
-        before = None if source is None or self.grouped else plan.layer(source)
-        self.columns: Sequence[int] | None = None if before is None else before.outputs
+        rows = _changed(plan, node.name)
+        self.rows: Sequence[int] | None = None if rows is None else rows.kept
+        source = source_member(graph, node.name)
+        before = None if source is None else _changed(plan, source)
+        self.columns: Sequence[int] | None = None if before is None else before.columns
         self.channels = 0 if before is None else before.channels
 
     def apply(self, state: dict[str, Array]) -> None:
@@ -84,19 +108,18 @@ class _Cut:
         if isinstance(node, Readout) and not node.linear:
             return
         name = f"{node.name}.weight"
+        if self.rows is not None:
+            names = [name, f"{node.name}.bias"]
+            if isinstance(node, Projection) and node.norm is not None:
+                names += [f"{node.norm.name}.{part}" for part in BATCH_NORM_PARTS]
+            for entry in names:
+                if entry in state:
+                    state[entry] = state[entry].take(self.rows, axis=0)
         if self.columns is not None:
             weight = state[name]
-            blocks = weight.reshape(len(weight), self.channels, -1)[:, list(self.columns)]
+            blocks = weight.reshape(len(weight), self.channels, -1).take(self.columns, axis=1)
             sides = (len(self.columns), *weight.shape[2:]) if weight.ndim == 4 else (-1,)
-            state[name] = np.ascontiguousarray(blocks.reshape(len(weight), *sides))
-        if self.rows is None:
-            return
-        names = [name, f"{node.name}.bias"]
-        if isinstance(node, Projection) and node.norm is not None:
-            names += [f"{node.norm.name}.{part}" for part in BATCH_NORM_PARTS]
-        for entry in names:
-            if entry in state:
-                state[entry] = state[entry][list(self.rows)]
+            state[name] = blocks.reshape(len(weight), *sides)
 
     def narrower(self, state: Mapping[str, Array]) -> Node:
         """The node with the sizes that its cut weights have."""
@@ -110,6 +133,12 @@ class _Cut:
             return replace(node, channels=len(weight), in_channels=inputs, bias=bias)
         assert isinstance(node, Linear), node
         return replace(node, features=len(weight), in_features=weight.shape[1], bias=bias)
+
+
+def _changed(plan: RemovalPlan, name: str) -> LayerRemoval | None:
+    """The entry of a population or projection that loses channels; None for one that does not."""
+    layer = plan.layer(name)
+    return None if layer is None or not (layer.removed or layer.generated) else layer
 
 
 def _stricter(old: Validity, plan: RemovalPlan) -> Validity:

@@ -8,7 +8,7 @@ import click
 
 from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model
-from soul_deploy.prune.channels import ChannelPlan, channels_of
+from soul_deploy.prune.channels import ChannelPlan
 from soul_deploy.prune.remove import parameters
 from soul_deploy.prune.sca import Sca
 from soul_deploy.reporting import print_files, print_result
@@ -22,9 +22,9 @@ class ChannelCounts:
     parameters: tuple[int, int]
 
     @staticmethod
-    def of(masked: Model, compact: Model, plan: ChannelPlan) -> "ChannelCounts":
+    def of(masked: Model, compact: Model) -> "ChannelCounts":
         """Compare a masked network with its compact one."""
-        kept = {layer.name: int(layer.keep.sum()) for layer in plan.layers}
+        kept = {name: int(keep.sum()) for name, keep in masked.channel_masks.items()}
         rows = []
         for node in masked.graph.populations:
             before = masked.graph.shapes[node.name][0]
@@ -41,16 +41,17 @@ def print_preview(
     plan: ChannelPlan | None,
 ) -> None:
     """What would be pruned and when; with weights at hand (`plan`), which channels would stay."""
-    widths = {name: channels_of(graph, name) for name in names}
+    units = sca.units(graph, names)
+    total = sum(unit.channels for unit in units)
+    unit_of = {name: unit.name for unit in units for name in unit.populations}
     updates = {
-        epoch: sca.budget(sum(widths.values()), ratio).kept
-        for epoch, ratio in sca.schedule.ratio_after.items()
+        epoch: sca.budget(total, ratio).kept for epoch, ratio in sca.schedule.ratio_after.items()
     }
     kept = {layer.name: layer for layer in plan.layers} if plan else {}
     rows: list[tuple[object, ...]] = []
     for index, node in enumerate(graph.populations):
-        layer = kept.get(node.name)
-        chosen = node.name in widths
+        chosen = node.name in unit_of
+        layer = kept.get(unit_of[node.name]) if chosen else None
         channels = graph.shapes[node.name][0]
         floor: object = sca.guard.floor(channels) if chosen else ""
         keep: object = int(layer.keep.sum()) if layer else ("" if chosen else channels)
@@ -70,7 +71,7 @@ def print_preview(
         last = sca.schedule.last_update
         click.echo(
             f"{len(updates)} mask updates in {sca.schedule.epochs} epochs, the last after epoch "
-            f"{last}: {updates[last]} of {sum(widths.values())} channels stay"
+            f"{last}: {updates[last]} of {total} channels stay"
         )
 
 

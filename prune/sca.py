@@ -4,7 +4,7 @@ A mask multiplies the batch norm's output, so a masked channel gives no current 
 stay; it can come back. See `soul_deploy.prune.channels` for the rule and its source.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,11 +13,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soul_deploy.data import Data
-from soul_deploy.graph import Projection
+from soul_deploy.graph import Projection, SpikingGraph
 from soul_deploy.module import ChannelMask, GraphModule
 from soul_deploy.prune.channels import Budget, ChannelPlan, Guard, channels_of, check_budget, decide
+from soul_deploy.prune.groups import RESIDUAL, Residual
 from soul_deploy.prune.schedule import PruneSchedule
 from soul_deploy.prune.scores import ChannelStatistics, Score, Window
+from soul_deploy.prune.units import (
+    PruningUnit,
+    averaged,
+    averaged_gradients,
+    by_mask,
+    pruning_units,
+)
 from soul_deploy.runtime.errors import UnknownNameError
 from soul_deploy.training import (
     BestState,
@@ -40,6 +48,8 @@ class Sca:
 
     regrow_weights  "retain": a regrown channel goes on with its old weights; "zero": its incoming
                     weights start from 0 (its batch norm stays, so that it can learn)
+    residual        what is pruned of residual streams: "internal", nothing; "coupled", channels of
+                    all members at once; "scatter", branches one by one
     """
 
     schedule: PruneSchedule = field(default_factory=PruneSchedule)
@@ -48,18 +58,27 @@ class Sca:
     score_window: Window = "epoch"
     regrow_window: Window = "epoch"
     regrow_weights: RegrowWeights = "retain"
+    residual: Residual = "internal"
 
     def __post_init__(self) -> None:
         if self.regrow_weights not in REGROW_WEIGHTS:
             raise UnknownNameError("regrow_weights", self.regrow_weights, REGROW_WEIGHTS)
+        if self.residual not in RESIDUAL:
+            raise UnknownNameError("residual", self.residual, RESIDUAL)
+
+    def units(self, graph: SpikingGraph, names: Collection[str]) -> tuple[PruningUnit, ...]:
+        """What is decided about when the populations `names` are pruned."""
+        return pruning_units(graph, self.residual, names)
 
     def budget(self, channels: int, ratio: float) -> Budget:
         """How many of `channels` stay when `ratio` of them is pruned."""
         return Budget.of(channels, ratio, self.schedule.regrow_ratio)
 
-    def statistics(self, names: Sequence[str]) -> ChannelStatistics:
-        """A fresh measurement for the layers `names`."""
-        return ChannelStatistics(names, self.score, self.score_window, self.regrow_window)
+    def statistics(
+        self, names: Iterable[str], masks: Iterable[str] | None = None
+    ) -> ChannelStatistics:
+        """A fresh measurement of the populations `names`, and of `masks` if others than theirs."""
+        return ChannelStatistics(names, self.score, self.score_window, self.regrow_window, masks)
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,7 @@ class PruneStep:
 
 def check(module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
     """Raise UsageError before any training if the budget cannot be met."""
-    widths = {name: channels_of(module.graph, name) for name in names}
+    widths = {unit.name: unit.channels for unit in sca.units(module.graph, names)}
     check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
@@ -90,9 +109,8 @@ def prune(
     final masks; the state right after the last mask update is one of them.
     """
     check(module, sca, names)
-    open_masks(module, names)
-    statistics = sca.statistics(names)
-    channels = sum(channels_of(module.graph, name) for name in names)
+    measurement = _Measurement(module, sca, names)
+    statistics = measurement.statistics
     optimizer = make_optimizer(module, recipe)
     best = BestState()
     epochs = sca.schedule.epochs
@@ -100,9 +118,8 @@ def prune(
         ratio = sca.schedule.ratio_after.get(result.epoch)
         plan = None
         if ratio is not None:
-            budget = sca.budget(channels, ratio)
-            plan = decide(statistics.scores(), statistics.gradients(), budget, sca.guard)
-            apply(plan, module, optimizer, sca.regrow_weights)
+            plan = measurement.decide(ratio)
+            apply(by_mask(plan, measurement.units), module, optimizer, sca.regrow_weights)
             statistics.reset()
         if result.epoch == sca.schedule.last_update:
             masked = accuracy(module, data, data.validation)
@@ -121,18 +138,34 @@ def plan_of_weights(
     Batch norm's running statistics move; use a module of its own.
     """
     check(module, sca, names)
-    open_masks(module, names)
-    statistics = sca.statistics(names)
+    measurement = _Measurement(module, sca, names)
     module.train()
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
         module.zero_grad()
-        backward(module, data, data.train.select(index), statistics)
-    channels = sum(channels_of(module.graph, name) for name in names)
-    budget = sca.budget(channels, sca.schedule.ratio)
-    return decide(statistics.scores(), statistics.gradients(), budget, sca.guard)
+        backward(module, data, data.train.select(index), measurement.statistics)
+    return measurement.decide(sca.schedule.ratio)
 
 
-def open_masks(module: GraphModule, names: Sequence[str]) -> None:
+class _Measurement:
+    """The units of a module, with open masks and fresh statistics."""
+
+    def __init__(self, module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+        self.sca = sca
+        self.units = sca.units(module.graph, names)
+        masks = [mask for unit in self.units for mask in unit.masks]
+        open_masks(module, masks)
+        measured = [name for unit in self.units for name in unit.populations]
+        self.statistics = sca.statistics(measured, masks)
+
+    def decide(self, ratio: float) -> ChannelPlan:
+        """Which channels of the units stay when `ratio` of all is pruned."""
+        scores = averaged(self.statistics.scores(), self.units)
+        gradients = averaged_gradients(self.statistics.gradients(), self.units)
+        budget = self.sca.budget(sum(unit.channels for unit in self.units), ratio)
+        return decide(scores, gradients, budget, self.sca.guard)
+
+
+def open_masks(module: GraphModule, names: Iterable[str]) -> None:
     """Give each of `names` a mask that keeps everything, unless it has one."""
     device = next(module.parameters()).device
     for name in names:
@@ -144,7 +177,10 @@ def open_masks(module: GraphModule, names: Sequence[str]) -> None:
 def apply(
     plan: ChannelPlan, module: GraphModule, optimizer: Optimizer, regrow_weights: RegrowWeights
 ) -> None:
-    """Set the masks, and clear what the optimizer remembers of masked channels."""
+    """Set the masks, and clear what the optimizer remembers of masked channels.
+
+    Each layer of the plan is named after its mask.
+    """
     for layer in plan.layers:
         mask = module.channel_masks[layer.name]
         keep = torch.from_numpy(layer.keep).to(mask.keep.device)
@@ -159,9 +195,9 @@ def apply(
                     parameter[back] = 0
 
 
-def _incoming(module: GraphModule, population: str) -> list[nn.Parameter]:
+def _incoming(module: GraphModule, mask: str) -> list[nn.Parameter]:
     """Parameters with one row per channel: the projection's weight first, bias, batch norm."""
-    projection = module.graph[module.graph[population].inputs[0]]
+    projection = module.graph[module.graph.masked_projection(mask)]
     assert isinstance(projection, Projection)
     owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
     return [p for owner in owners for p in module.get_submodule(owner).parameters()]

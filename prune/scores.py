@@ -40,21 +40,28 @@ class RunningMean:
 
 
 class ChannelStatistics(BatchHooks):
-    """Scores and regrowth gradients of the channels of `names`, over the training batches.
+    """Scores of the populations `names` and regrowth gradients of masks, over training batches.
 
     Score of a channel: the mean over time, batch and space of S + |V|, spikes and the membrane
     potential after fire and reset (or of one of the two). Gradient: the mean of |dL/dg| where g is
     gamma times mask taken as an independent tensor, so it is not zero for a masked channel.
+    `masks`: those of `names` unless others are given.
     """
 
     def __init__(
-        self, names: Iterable[str], score: Score, score_window: Window, regrow_window: Window
+        self,
+        names: Iterable[str],
+        score: Score,
+        score_window: Window,
+        regrow_window: Window,
+        masks: Iterable[str] | None = None,
     ) -> None:
         if score not in SCORES:
             raise UnknownNameError("score", score, SCORES)
         self.score = score
         self._scores = {name: RunningMean(score_window) for name in names}
-        self._gradients = {name: RunningMean(regrow_window) for name in self._scores}
+        masked = self._scores if masks is None else masks
+        self._gradients = {name: RunningMean(regrow_window) for name in masked}
 
     def forward(self, module: GraphModule, images: Tensor) -> Tensor:
         """Class scores; every step of the populations counts into this batch's score."""
@@ -91,7 +98,7 @@ class ChannelStatistics(BatchHooks):
         return {name: mean.value.cpu().numpy() for name, mean in self._scores.items()}
 
     def gradients(self) -> dict[str, Values]:
-        """Mean |gradient| (C,) by population."""
+        """Mean |gradient| (C,) by mask."""
         return {name: mean.value.cpu().numpy() for name, mean in self._gradients.items()}
 
     def reset(self) -> None:

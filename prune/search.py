@@ -18,8 +18,10 @@ from torch.optim import Optimizer
 from soul_deploy.connectivity import Connectivity
 from soul_deploy.counting import count_model
 from soul_deploy.data import Data
+from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model, ModelInfo, from_module
 from soul_deploy.module import GraphModule
+from soul_deploy.prune.groups import reaches_readout
 from soul_deploy.prune.lambda_control import (
     BALANCE,
     FAR,
@@ -94,16 +96,9 @@ class SearchEpoch:
     connectivity: Connectivity
     synops: float
     hard_accuracy: float
-    empty_class: int | None = None
+    dead: str | None = None
+    """What the output needs and has no synapse left: a layer, or the neurons of a class."""
     adjustment: Adjustment | None = None
-
-    @property
-    def dead(self) -> str | None:
-        """What has lost all of its synapses: a layer, or the neurons of a class."""
-        for layer in self.connectivity.layers:
-            if layer.live == 0:
-                return layer.projection
-        return None if self.empty_class is None else f"class {self.empty_class}"
 
 
 class SearchStoppedError(SoulDeployError):
@@ -112,6 +107,15 @@ class SearchStoppedError(SoulDeployError):
     def __init__(self, message: str, last_good: Model | None) -> None:
         self.last_good = last_good
         super().__init__(message)
+
+
+def _dead(graph: SpikingGraph, connectivity: Connectivity, empty_class: int | None) -> str | None:
+    """A layer without synapses, if nothing goes around it (as it does around a residual block)."""
+    empty = [layer.projection for layer in connectivity.layers if layer.live == 0]
+    for i, name in enumerate(empty):
+        if not reaches_readout(graph, empty[: i + 1]):
+            return name
+    return None if empty_class is None else f"class {empty_class}"
 
 
 def _death(epoch: SearchEpoch) -> str:
@@ -246,7 +250,8 @@ class Pruning:
         )
         return SearchEpoch(
             *(phase, timed, self.lmbda or 0.0, heat),
-            *(connectivity, synops, hard, self.meter.empty_class()),
+            *(connectivity, synops, hard),
+            _dead(self.module.graph, connectivity, self.meter.empty_class()),
         )
 
     def optimizers(self) -> list[Optimizer]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.connectivity import weight_shape
-from soul_deploy.graph import Node, Population, Projection, Readout, SpikingGraph
+from soul_deploy.graph import Merge, Node, Population, Projection, Readout, SpikingGraph
 from soul_deploy.module import GraphModule, HardGate
 from soul_deploy.prune.penalty import Coefficients
 from soul_deploy.runtime.errors import UsageError
@@ -181,13 +181,16 @@ def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:
 
 
 def _is_output(graph: SpikingGraph, node: Population) -> bool:
-    """Whether the readout reads it, through pooling and flattening."""
+    """Whether the readout reads it, through pooling and flattening.
+
+    A branch that a merge takes in is not the output (Shi et al. mask the neurons of every block).
+    """
     pending: list[Node] = [graph[name] for name in graph.consumers[node.name]]
     while pending:
         user = pending.pop()
         if isinstance(user, Readout):
             return True
-        if not isinstance(user, Projection):
+        if not isinstance(user, Projection | Merge):
             pending.extend(graph[name] for name in graph.consumers[user.name])
     return False
 

@@ -32,6 +32,7 @@ from soul_deploy.preparing import (
     task_of,
 )
 from soul_deploy.progress import epoch_log, warn
+from soul_deploy.prune.groups import residual_name
 from soul_deploy.prune.loading import explicit_flags, load_start, module_of
 from soul_deploy.prune.penalty import coefficients
 from soul_deploy.prune.planner import plan_removal
@@ -223,7 +224,9 @@ def _carry_out(job: Job) -> None:
     save_model(job.masked_path, masked)
     compact = None
     if job.masks.parameters():
-        compact = remove(masked, plan_removal(masked, round_to=job.masking.round_to))
+        residual = residual_name(job.masking.residual)
+        plan = plan_removal(masked, round_to=job.masking.round_to, residual=residual)
+        compact = remove(masked, plan)
         device = next(module.parameters()).device
         accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
         path = job.masked_path

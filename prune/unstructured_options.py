@@ -8,6 +8,7 @@ import click
 
 from soul_deploy.arguments import ListOption, parse_indexes
 from soul_deploy.options import Decorator, LearningOptions, option_group
+from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.lambda_control import check_target
 from soul_deploy.prune.objective import CRITERIA, Objective
 from soul_deploy.prune.penalty import CoefficientRule
@@ -35,9 +36,11 @@ class MaskOptions:
     mask_init_factor: str | None
     penalty_coef: str
     round_to: int
+    residual: str
 
     def __post_init__(self) -> None:
         choice("penalty_coef", self.penalty_coef, RULES)
+        residual_name(self.residual)
         if self.round_to < 1:
             raise UsageError(f"round_to {self.round_to} must be at least 1")
 
@@ -174,7 +177,7 @@ def _list(name: str, default: str, text: str) -> Decorator:
 
 
 def mask_options() -> Decorator:
-    """Soul's flags of what is pruned, and --penalty_coef, --round_to."""
+    """Soul's flags of what is pruned, and --penalty_coef, --round_to, --residual."""
     return option_group(
         "masking",
         MaskOptions,
@@ -206,6 +209,7 @@ def mask_options() -> Decorator:
             "authors: the paper's code; exact: counted on this network.",
         ),
         _value("--round_to", int, 1, "Compact channel counts are multiples of this."),
+        _value("--residual", str, "coupled", REMOVAL_HELP),
     )
 
 

@@ -1,6 +1,7 @@
 """What the event runtime relies on, as checks that raise; kernels index without any."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,10 @@ MAX_STEPS = (1 << 16) - 1
 MAX_VALUES = 1 << 31  # steps · neurons of one layer
 MAX_KERNEL_REACH = 1 << 20
 MAX_GRADED = 255  # events carry their value in one byte
+
+EdgeKind = Literal["spike", "graded", "analog"]
+Edge = tuple[EdgeKind, int | None]
+"""What travels, and the largest value where these are integers."""
 
 
 def require(condition: object, message: str) -> None:
@@ -99,3 +104,14 @@ def require_neuron(name: str, neuron: NeuronEquation) -> None:
         f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
     )
     require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
+
+
+def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:
+    """Raise FileFormatError for an edge that cannot be, LimitError for values beyond a byte."""
+    require(edge in ("spike", "graded", "analog"), f"{name}: edge {edge!r}")
+    valid = {"spike": bound == 1, "analog": bound is None}.get(
+        edge, bound is not None and bound >= 1
+    )
+    require(valid, f"{name}: a {edge} edge with bound {bound}")
+    if bound is not None and bound > MAX_GRADED:
+        raise LimitError(f"{name}: values up to {bound}; an event carries at most {MAX_GRADED}")

@@ -18,9 +18,11 @@ from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
     Matrix,
+    Neurons,
     ReadoutLayer,
     SpikingLayer,
     Synapses,
+    Synaptic,
 )
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.windows import AxisRuns, axis_runs, tap_table
@@ -176,8 +178,8 @@ def _from_channel_last(values: Array, shape: tuple[int, ...]) -> Array:
     return np.moveaxis(values.reshape(shape[1], shape[2], shape[0]), -1, 0)
 
 
-def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> LayerCounts:
-    """Counts of one layer. values (B, T or 1, positions, channels); spikes_out (T, B, ...)."""
+def count_projection(layer: Synaptic, values: Array) -> LayerCounts:
+    """What the events of a layer's source cost. values (B, T or 1, positions, channels)."""
     synapses = layer.synapses
     starts, targets = nonzero_rows(synapses)
     counts = np.zeros(2, np.int64)
@@ -189,12 +191,9 @@ def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> Laye
         touched[:] = 0
         walk(np.ascontiguousarray(step), starts, targets, live, touched, counts)
         total_touched += int(np.count_nonzero(touched))
-    of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # generated channels are not updated
-    updates = spikes_out.shape[0] * spikes_out.shape[1] * layer.neurons
-    ran = LayerCounts(neuron_updates=updates, spikes_out=int(np.count_nonzero(of_neurons)))
     if layer.edge == "analog":
-        return ran + LayerCounts(macs_effective=int(counts[0]))
-    return ran + LayerCounts(
+        return LayerCounts(macs_effective=int(counts[0]))
+    return LayerCounts(
         events_in=int(np.count_nonzero(values)),
         spikes_in=int(values.sum(dtype=np.int64)),
         synops_events=int(counts[0]),
@@ -203,7 +202,19 @@ def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> Laye
     )
 
 
-def count_additions(layer: SpikingLayer, values: Array) -> int:
+def count_neurons(layer: Neurons, spikes_out: Array) -> LayerCounts:
+    """Updates and spikes; spikes_out (T, B, ...), generated channels behind the others."""
+    of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # generated channels are not updated
+    updates = spikes_out.shape[0] * spikes_out.shape[1] * layer.neurons
+    return LayerCounts(neuron_updates=updates, spikes_out=int(np.count_nonzero(of_neurons)))
+
+
+def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> LayerCounts:
+    """Both of a projection with a population behind it."""
+    return count_projection(layer, values) + count_neurons(layer, spikes_out)
+
+
+def count_additions(layer: Synaptic, values: Array) -> int:
     """Additions executed for events (B, T, positions, channels); 0 for an analog input."""
     if layer.edge == "analog":
         return 0

@@ -2,9 +2,11 @@
 
 The metadata (JSON under `soul_deploy`) lists the layers in order; a layer's arrays are called
 `<layer>/weight`, `<layer>/starts`, `<layer>/targets`, `<layer>/bias`, `<layer>/live`,
-`<layer>/pattern` (eventnet.py and synapses.py say what they hold). The digest covers all arrays. A
-layer's fields `live` and `generators` say how many live neurons and generated channels it has, and
-are null where all neurons are live, and where nothing is generated.
+`<layer>/pattern`, `<layer>/index` (eventlayers.py, maplayers.py and synapses.py say what they
+hold). The digest covers all arrays. A layer's fields `live` and `generators` say how many live
+neurons and generated channels it has, and are null where all neurons are live, and where nothing is
+generated. Operations: `convolution` and `matrix` with a population behind, `current_convolution`
+and `current_matrix` without one, `population`, `max_pool`, `merge`, `scatter`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +20,23 @@ from soul_deploy.runtime.errors import FileFormatError, LimitError
 from soul_deploy.runtime.eventnet import (
     Alternative,
     Convolution,
+    CurrentLayer,
     DenseRows,
     EventNetwork,
     Layer,
     Matrix,
+    MergeLayer,
+    Neurons,
     Normalization,
     PoolLayer,
+    PopulationLayer,
     ReadoutLayer,
     Rows,
+    ScatterLayer,
     SparseRows,
     SpikingLayer,
     Synapses,
+    Synaptic,
 )
 from soul_deploy.runtime.files import Array, digest, read_tensors, write_tensors
 
@@ -64,12 +72,17 @@ def load_event_network(path: Path) -> EventNetwork:
 
 def _tensors(network: EventNetwork) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
-    for layer in network.spiking_layers:
-        rows = layer.synapses.rows
-        found = {"bias": layer.synapses.bias, "weight": rows.weight}
-        found |= {"live": layer.live, "pattern": layer.pattern}
-        if isinstance(rows, SparseRows):
-            found |= {"starts": rows.starts, "targets": rows.targets}
+    for layer in network.layers:
+        found: dict[str, Array | None] = {}
+        if isinstance(layer, Synaptic):
+            rows = layer.synapses.rows
+            found |= {"bias": layer.synapses.bias, "weight": rows.weight, "live": layer.live}
+            if isinstance(rows, SparseRows):
+                found |= {"starts": rows.starts, "targets": rows.targets}
+        if isinstance(layer, Neurons):
+            found |= {"live": layer.live, "pattern": layer.pattern}
+        if isinstance(layer, ScatterLayer):
+            found["index"] = layer.index
         tensors |= {f"{layer.name}/{key}": a for key, a in found.items() if a is not None}
     readout = network.readout
     for key, array in (("weight", readout.weight), ("bias", readout.bias)):
@@ -97,17 +110,31 @@ def _header(network: EventNetwork) -> dict[str, Any]:
     }
 
 
+PLAIN = {
+    PoolLayer: "max_pool",
+    MergeLayer: "merge",
+    ScatterLayer: "scatter",
+    PopulationLayer: "population",
+}
+CURRENT = "current_"  # before the operation of a projection without a population
+
+
 def _layer_header(layer: Layer) -> dict[str, Any]:
-    if isinstance(layer, PoolLayer):
-        return {"operation": "max_pool", **_plain(layer)}
     header = _plain(layer)
+    live = getattr(layer, "live", None)
+    counts: dict[str, Any] = {"live": None if live is None else int(live.sum())}
+    if isinstance(layer, Neurons):
+        counts["generators"] = layer.generated or None
+    if not isinstance(layer, Synaptic):
+        extra = counts if isinstance(layer, PopulationLayer) else {}
+        return {"operation": PLAIN[type(layer)], **header, **extra}
     synapses = header.pop("synapses")
     rows = "dense" if isinstance(layer.synapses.rows, DenseRows) else "sparse"
     operation = "convolution" if isinstance(layer.synapses, Convolution) else "matrix"
+    operation = (CURRENT if isinstance(layer, CurrentLayer) else "") + operation
     extra = {
         "synapses": layer.synapses.rows.synapses,
-        "live": None if layer.live is None else int(layer.live.sum()),
-        "generators": layer.generated or None,
+        **counts,
         "alternatives": [asdict(item) for item in layer.alternatives],
     }
     return {"operation": operation, "rows": rows, **header, **synapses, **extra}
@@ -155,21 +182,40 @@ class _Reader:
         return network
 
     def layer(self, entry: Mapping[str, Any]) -> Layer:
-        name, source = _text(entry["name"]), _text(entry["source"])
-        operation = entry["operation"]
-        if operation == "max_pool":
-            return PoolLayer(
+        name, operation = _text(entry["name"]), entry["operation"]
+        known = ("convolution", "matrix", *PLAIN.values())
+        if operation == "merge":
+            sources = tuple(_text(source) for source in _list(entry["sources"]))
+            return MergeLayer(name, sources, entry["function"], _integers(entry["shape"]))
+        source = _text(entry["source"])
+        if operation == "population":
+            layer = PopulationLayer(
                 name,
                 source,
                 _integers(entry["in_shape"]),
-                _integers(entry["out_shape"]),
-                *(_pair(entry[key]) for key in ("kernel", "stride", "padding")),
+                _neuron(entry["neuron"]),
+                live=self.tensors.get(f"{name}/live"),
+                pattern=self.tensors.get(f"{name}/pattern"),
             )
+            self._check_announced(layer, entry)
+            return layer
+        if operation in ("max_pool", "scatter"):
+            return self._map_layer(name, source, entry)
         require(
-            operation in ("convolution", "matrix"),
-            f"{name}: operation {operation!r}; known: convolution, matrix, max_pool",
+            isinstance(operation, str) and operation.removeprefix(CURRENT) in known[:2],
+            f"{name}: operation {operation!r}; known: {', '.join(known)}",
         )
-        live, pattern = (self.tensors.get(f"{name}/{key}") for key in ("live", "pattern"))
+        return self._synaptic(name, source, entry)
+
+    def _map_layer(self, name: str, source: str, entry: Mapping[str, Any]) -> Layer:
+        shapes = _integers(entry["in_shape"]), _integers(entry["out_shape"])
+        if entry["operation"] == "scatter":
+            require(f"{name}/index" in self.tensors, f"tensor {name}/index is missing")
+            return ScatterLayer(name, source, *shapes, self.tensors[f"{name}/index"])
+        pairs = (_pair(entry[key]) for key in ("kernel", "stride", "padding"))
+        return PoolLayer(name, source, *shapes, *pairs)
+
+    def _synaptic(self, name: str, source: str, entry: Mapping[str, Any]) -> Synaptic:
         try:
             synapses = self.synapses(name, entry)
         except (FileFormatError, LimitError) as error:
@@ -178,28 +224,34 @@ class _Reader:
             entry["synapses"] == synapses.rows.synapses,
             f"{name}: {synapses.rows.synapses} synapses stored, {entry['synapses']!r} announced",
         )
-        layer = SpikingLayer(
-            name=name,
-            projection=_text(entry["projection"]),
-            source=source,
-            edge=entry["edge"],
-            bound=_optional(_integer, entry["bound"]),
-            synapses=synapses,
-            neuron=_neuron(entry["neuron"]),
-            grid=_optional(_integer, entry["grid"]),
-            live=live,
-            pattern=pattern,
-            alternatives=tuple(_alternative(item) for item in _list(entry["alternatives"])),
-        )
+        shared: dict[str, Any] = {
+            "name": name,
+            "source": source,
+            "edge": entry["edge"],
+            "bound": _optional(_integer, entry["bound"]),
+            "synapses": synapses,
+            "grid": _optional(_integer, entry["grid"]),
+            "live": self.tensors.get(f"{name}/live"),
+            "alternatives": tuple(_alternative(item) for item in _list(entry["alternatives"])),
+        }
+        layer: Synaptic
+        if entry["operation"].startswith(CURRENT):
+            layer = CurrentLayer(**shared)
+        else:
+            layer = SpikingLayer(
+                projection=_text(entry["projection"]),
+                neuron=_neuron(entry["neuron"]),
+                pattern=self.tensors.get(f"{name}/pattern"),
+                **shared,
+            )
         self._check_announced(layer, entry)
         return layer
 
-    def _check_announced(self, layer: SpikingLayer, entry: Mapping[str, Any]) -> None:
+    def _check_announced(self, layer: Synaptic | Neurons, entry: Mapping[str, Any]) -> None:
         """The description says how many neurons are live and how many channels generated."""
-        found = {
-            "live": None if layer.live is None else int(layer.live.sum()),
-            "generators": layer.generated or None,
-        }
+        found = {"live": None if layer.live is None else int(layer.live.sum())}
+        if isinstance(layer, Neurons):
+            found["generators"] = layer.generated or None
         for key, count in found.items():
             require(
                 entry[key] == count,
@@ -209,7 +261,7 @@ class _Reader:
     def synapses(self, name: str, entry: Mapping[str, Any]) -> Synapses:
         shapes = _integers(entry["in_shape"]), _integers(entry["out_shape"])
         rows, bias = self.rows(name, entry["rows"]), self.tensors.get(f"{name}/bias")
-        if entry["operation"] == "matrix":
+        if entry["operation"].removeprefix(CURRENT) == "matrix":
             return Matrix(*shapes, rows, bias)
         return Convolution(
             *shapes,

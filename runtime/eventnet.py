@@ -5,31 +5,37 @@ ranges, finite values) when it is made, and raises FileFormatError otherwise. Ke
 checks, so nothing reaches them another way.
 
 Maps are channel-last: neuron (c, y, x) of a (C, H, W) population has index (y·W + x)·C + c. The
-rows of synapses stand in synapses.py.
+layers stand in eventlayers.py and maplayers.py, their rows of synapses in synapses.py.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
 from soul_deploy.runtime.checks import (
-    MAX_GRADED,
-    MAX_NEURONS,
     MAX_STEPS,
     MAX_VALUES,
+    Edge,
+    EdgeKind,
     require,
-    require_array,
-    require_neuron,
-    require_pair,
+    require_edge,
     require_shape,
 )
-from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import LimitError
-from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.eventlayers import (
+    Alternative,
+    CurrentLayer,
+    Firing,
+    Layer,
+    Neurons,
+    PopulationLayer,
+    SpikingLayer,
+    Synaptic,
+)
+from soul_deploy.runtime.maplayers import MergeLayer, PoolLayer, ReadoutLayer, ScatterLayer
 from soul_deploy.runtime.synapses import (
     Convolution,
     DenseRows,
@@ -44,229 +50,29 @@ from soul_deploy.runtime.synapses import (
 __all__ = [
     "Alternative",
     "Convolution",
+    "CurrentLayer",
     "DenseRows",
+    "Edge",
     "EdgeKind",
     "EventNetwork",
+    "Firing",
     "Layer",
     "Matrix",
+    "MergeLayer",
+    "Neurons",
     "Normalization",
     "Pair",
     "PoolLayer",
+    "PopulationLayer",
     "ReadoutLayer",
     "Rows",
+    "ScatterLayer",
     "Shape",
     "SparseRows",
     "SpikingLayer",
     "Synapses",
+    "Synaptic",
 ]
-
-EdgeKind = Literal["spike", "graded", "analog"]
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A representation that was weighed at export; for people to read, nothing runs by it.
-
-    kind       "dense", "sparse" or "explicit"
-    bytes      size of its rows and bias
-    additions  synaptic additions if every presynaptic neuron spikes once
-    chosen     whether the layer has it
-    """
-
-    kind: str
-    bytes: int
-    additions: int
-    chosen: bool
-
-    def __post_init__(self) -> None:
-        require(
-            self.kind in ("dense", "sparse", "explicit") and min(self.bytes, self.additions) >= 0,
-            f"alternative {self.kind!r} of {self.bytes} bytes and {self.additions} additions",
-        )
-
-
-@dataclass(frozen=True)
-class SpikingLayer:
-    """A projection and the population behind it.
-
-    name        the population's name in the graph; `projection` the projection's
-    source      the layer (or the input) whose output arrives
-    edge        what arrives: "spike" (0/1), "graded" (0..bound) or "analog"
-    neuron      the neurons' equation
-    grid        k: weights and biases are multiples of 2^-k, or None
-    live        bool (n,), channel-last, over the whole output: neurons that exist. The others are
-                neither updated nor do they spike, and no explicit row leads to them. None: all
-    pattern     uint8 (T, G) of 0/1: the spikes, at live positions, of G generated channels. These
-                stand behind those of the current, without synapses or state. None: there are none
-    alternatives  the representations weighed at export
-    """
-
-    name: str
-    projection: str
-    source: str
-    edge: EdgeKind
-    bound: int | None
-    synapses: Synapses
-    neuron: NeuronEquation
-    grid: int | None = None
-    live: Array | None = None
-    pattern: Array | None = None
-    alternatives: tuple[Alternative, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(self.edge in ("spike", "graded", "analog"), f"{self.name}: edge {self.edge!r}")
-        valid = {"spike": self.bound == 1, "analog": self.bound is None}.get(
-            self.edge, self.bound is not None and self.bound >= 1
-        )
-        require(valid, f"{self.name}: a {self.edge} edge with bound {self.bound}")
-        if self.bound is not None and self.bound > MAX_GRADED:
-            raise LimitError(
-                f"{self.name}: inputs up to {self.bound}; an event carries at most {MAX_GRADED}"
-            )
-        require(
-            self.grid is None or 0 <= self.grid <= 60, f"{self.name}: grid {self.grid} not in 0..60"
-        )
-        require_neuron(self.name, self.neuron)
-        self._check_pattern()
-        self._check_live()
-
-    def _check_pattern(self) -> None:
-        if self.pattern is not None:
-            require(
-                self.pattern.ndim == 2 and self.pattern.size > 0,
-                f"{self.name}: pattern {self.pattern.shape} is not (T, generated channels)",
-            )
-            require_array(f"{self.name}: pattern", self.pattern, np.uint8, self.pattern.shape)
-            require(self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1")
-            require_shape(f"{self.name}: output shape", self.out_shape)
-
-    def _check_live(self) -> None:
-        if self.live is None:
-            return
-        require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
-        synapses, updated = self.synapses, self.updated
-        if isinstance(synapses, Matrix) and isinstance(synapses.rows, SparseRows):
-            assert updated is not None
-            require(
-                updated[synapses.rows.targets].all(),
-                f"{self.name}: a synapse leads to a neuron that is not live",
-            )
-
-    @property
-    def in_shape(self) -> Shape:
-        return self.synapses.in_shape
-
-    @property
-    def current_shape(self) -> Shape:
-        """Shape of the current: the output without generated channels."""
-        return self.synapses.out_shape
-
-    @property
-    def generated(self) -> int:
-        """Number of generated channels, G."""
-        return 0 if self.pattern is None else self.pattern.shape[1]
-
-    @property
-    def out_shape(self) -> Shape:
-        channels, *space = self.current_shape
-        return (channels + self.generated, *space)
-
-    @cached_property
-    def updated(self) -> Array | None:
-        """The live mask of the current's neurons, bool, channel-last; None: all."""
-        if self.live is None:
-            return None
-        by_position = self.live.reshape(-1, self.out_shape[0])
-        return by_position[:, : self.current_shape[0]].reshape(-1)
-
-    @property
-    def neurons(self) -> int:
-        """How many neurons are updated at each step."""
-        return math.prod(self.current_shape) if self.updated is None else int(self.updated.sum())
-
-
-@dataclass(frozen=True)
-class PoolLayer:
-    """Maximum over windows of a map; of spikes: OR. Padding counts as no spike."""
-
-    name: str
-    source: str
-    in_shape: Shape
-    out_shape: Shape
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-
-    def __post_init__(self) -> None:
-        require_shape("input shape", self.in_shape)
-        require_shape("output shape", self.out_shape)
-        require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
-        for name, low in (("kernel", 1), ("stride", 1), ("padding", 0)):
-            require_pair(f"{self.name}: {name}", getattr(self, name), low)
-        sides = tuple(
-            (self.in_shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        require(
-            self.out_shape == (self.in_shape[0], *sides),
-            f"{self.name}: output {self.out_shape} does not follow from input {self.in_shape}",
-        )
-
-
-@dataclass(frozen=True)
-class ReadoutLayer:
-    """Class scores from spike sums: sum over time (and space), weigh or vote, scale, add the bias.
-
-    space    the sums run over H and W too, so that there are C of them; otherwise one per neuron
-    weight   float32 (classes, sums), neurons in channel-last order, or None: the sums of `votes`
-             neighbours are added
-    bias     float32 (classes,) or None
-    divisor  scores are scaled by 1 / (steps · divisor)
-    """
-
-    name: str
-    source: str
-    in_shape: Shape
-    classes: int
-    space: bool
-    weight: Array | None
-    bias: Array | None
-    votes: int
-    divisor: int
-
-    def __post_init__(self) -> None:
-        require_shape("readout input", self.in_shape)
-        require(self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes")
-        require(
-            1 <= self.divisor <= MAX_NEURONS * MAX_STEPS, f"{self.name}: divisor {self.divisor}"
-        )
-        require(
-            len(self.in_shape) == 3 or not self.space,
-            f"{self.name}: a sum over space of {self.in_shape}",
-        )
-        if self.weight is not None:
-            shape = (self.classes, self.sums)
-            require_array(f"{self.name}: weights", self.weight, np.float32, shape)
-            require(self.votes == 1, f"{self.name}: votes together with weights")
-        else:
-            require(
-                self.space == (len(self.in_shape) == 3) and self.sums == self.classes * self.votes,
-                f"{self.name}: {self.sums} sums for {self.classes} classes of {self.votes} votes",
-            )
-        if self.bias is not None:
-            require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
-
-    @property
-    def sums(self) -> int:
-        """How many integers the spikes are summed to."""
-        return self.in_shape[0] if self.space else math.prod(self.in_shape)
-
-    def scale(self, steps: int) -> float:
-        """1 / (steps · divisor)."""
-        return 1.0 / (steps * self.divisor)
-
-
-Layer = SpikingLayer | PoolLayer
 
 
 @dataclass(frozen=True)
@@ -294,6 +100,7 @@ class EventNetwork:
     reset_per_sample          valid only when every sample starts at rest
     classes                   class names, or ()
     source_sha256             sha256 of the model file it was made from, or None
+    edges                     what the input and every layer give; derived
     """
 
     input_name: str
@@ -307,6 +114,7 @@ class EventNetwork:
     classes: tuple[str, ...] = ()
     source_sha256: str | None = None
     digest: str | None = field(default=None, compare=False)
+    edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_shape("input shape", self.input_shape)
@@ -318,38 +126,70 @@ class EventNetwork:
             f"{len(self.classes)} class names for {self.readout.classes} classes",
         )
         shapes: dict[str, Shape] = {self.input_name: self.input_shape}
-        for layer in (*self.layers, self.readout):
+        edges: dict[str, Edge] = {self.input_name: ("analog", None)}
+        for layer in self.layers:
             self._check_place(layer, shapes)
-            if not isinstance(layer, ReadoutLayer):
-                shapes[layer.name] = layer.out_shape
+            edges[layer.name] = self._edge_of(layer, edges)
+            shapes[layer.name] = layer.out_shape
+        self._check_place(self.readout, shapes)
+        source = self.readout.source
+        require(
+            edges[source][0] != "analog",
+            f"{self.readout.name}: takes spikes, but {source} is "
+            + ("the input" if source == self.input_name else "analog"),
+        )
         for name, shape in shapes.items():
             if self.time_steps * math.prod(shape) > MAX_VALUES:
                 raise LimitError(
                     f"{name}: {self.time_steps} steps of {shape} given; the limit is {MAX_VALUES} "
                     "values"
                 )
+        object.__setattr__(self, "edges", edges)
 
     def _check_place(self, layer: "Layer | ReadoutLayer", shapes: Mapping[str, Shape]) -> None:
-        """What comes before must feed it, with the right shape and edge kind."""
-        name, source = layer.name, layer.source
+        """What comes before must feed it, with the right shape."""
+        name = layer.name
         require(name not in shapes, f"two layers are called {name!r}")
-        require(source in shapes, f"{name}: its source {source!r} is not there")
-        require(
-            shapes[source] == layer.in_shape,
-            f"{name}: takes {layer.in_shape}, but {source} is {shapes[source]}",
-        )
-        if isinstance(layer, SpikingLayer):
-            self._check_generated(layer)
-            self._check_dead_rows(layer)
-        analog = source == self.input_name
-        if isinstance(layer, SpikingLayer):
+        for source in layer.sources:
+            require(source in shapes, f"{name}: its source {source!r} is not there")
             require(
-                (layer.edge == "analog") == analog, f"{name}: a {layer.edge} edge from {source}"
+                shapes[source] == layer.in_shape,
+                f"{name}: takes {layer.in_shape}, but {source} is {shapes[source]}",
             )
-        else:
-            require(not analog, f"{name}: takes spikes, but {source} is the input")
+        if isinstance(layer, Firing):
+            self._check_generated(layer)
+        if isinstance(layer, SpikingLayer | CurrentLayer):
+            self._check_dead_rows(layer)
 
-    def _check_generated(self, layer: SpikingLayer) -> None:
+    def _edge_of(self, layer: Layer, edges: Mapping[str, Edge]) -> Edge:
+        """What leaves a layer; what arrives must be what it takes."""
+        arriving = [edges[source] for source in layer.sources]
+        if isinstance(layer, SpikingLayer | CurrentLayer):
+            require(
+                (layer.edge, layer.bound) == arriving[0],
+                f"{layer.name}: a {layer.edge} edge from {layer.source} with bound {layer.bound}; "
+                f"what leaves there is {arriving[0][0]} with bound {arriving[0][1]}",
+            )
+            return ("spike", 1) if isinstance(layer, SpikingLayer) else ("analog", None)
+        if isinstance(layer, PopulationLayer):
+            require(
+                arriving[0][0] == "analog",
+                f"{layer.name}: neurons take a current, but {layer.source} is {arriving[0][0]}",
+            )
+            return "spike", 1
+        if isinstance(layer, MergeLayer):
+            edge = layer.edge_of(arriving)
+            require_edge(layer.name, *edge)
+            return edge
+        if isinstance(layer, PoolLayer) and arriving[0][0] == "analog":
+            require(
+                all(2 * layer.padding[i] <= layer.kernel[i] for i in (0, 1)),
+                f"{layer.name}: padding {layer.padding} beyond half the kernel {layer.kernel} "
+                "leaves a window without values",
+            )
+        return arriving[0]
+
+    def _check_generated(self, layer: Firing) -> None:
         """A pattern has T steps, and nothing is known beyond them."""
         if layer.pattern is not None:
             steps = len(layer.pattern)
@@ -359,11 +199,11 @@ class EventNetwork:
                 f"T = {steps} only",
             )
 
-    def _check_dead_rows(self, layer: SpikingLayer) -> None:
+    def _check_dead_rows(self, layer: Synaptic) -> None:
         """Rows of dead presynaptic neurons are left out when rows are packed: they are empty."""
         source, rows = self.by_name.get(layer.source), layer.synapses.rows
         explicit = isinstance(layer.synapses, Matrix) and isinstance(rows, SparseRows)
-        if explicit and isinstance(source, SpikingLayer) and source.live is not None:
+        if explicit and isinstance(source, Firing) and source.live is not None:
             assert isinstance(rows, SparseRows)
             filled = rows.starts[1:] > rows.starts[:-1]
             require(
@@ -376,7 +216,26 @@ class EventNetwork:
         """Layers by name."""
         return {layer.name: layer for layer in self.layers}
 
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """The input, and layers with the same value at every step of a static input."""
+        found = {self.input_name}
+        for layer in self.layers:
+            if not isinstance(layer, Firing) and found.issuperset(layer.sources):
+                found.add(layer.name)
+        return frozenset(found)
+
     @property
     def spiking_layers(self) -> tuple[SpikingLayer, ...]:
-        """Layers with neurons, in execution order."""
+        """Projections with a population behind, in execution order."""
         return tuple(layer for layer in self.layers if isinstance(layer, SpikingLayer))
+
+    @property
+    def populations(self) -> tuple[Neurons, ...]:
+        """Layers with neurons, in execution order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Neurons))
+
+    @property
+    def projected(self) -> tuple[Synaptic, ...]:
+        """Layers with synapses, in execution order."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Synaptic))

@@ -15,10 +15,13 @@ from soul_deploy.runtime.errors import FileFormatError
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
+    Edge,
     EventNetwork,
-    PoolLayer,
+    Firing,
+    Layer,
+    Neurons,
     ReadoutLayer,
-    SpikingLayer,
+    Synaptic,
 )
 from soul_deploy.runtime.files import (
     METADATA_KEY,
@@ -169,17 +172,14 @@ def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
 
 def describe_event(network: EventNetwork) -> dict[str, Any]:
     """An event network: its layers as rows and what it is valid for."""
-    layers = [
-        _pool_row(layer) if isinstance(layer, PoolLayer) else _spiking_row(layer)
-        for layer in network.layers
-    ]
+    layers = [_layer_row(layer, network.edges[layer.sources[0]]) for layer in network.layers]
     norm = network.normalization
     rows = [*layers, _readout_row(network.readout)]
     return {
         "time_steps": network.time_steps,
         "input_shape": list(network.input_shape),
         "layers": rows,
-        "neurons": sum(layer.neurons for layer in network.spiking_layers),
+        "neurons": sum(layer.neurons for layer in network.populations),
         "synapses": sum(row["synapses"] for row in rows),
         "classes": list(network.classes),
         "normalization": None if norm is None else asdict(norm),
@@ -192,7 +192,20 @@ def describe_event(network: EventNetwork) -> dict[str, Any]:
     }
 
 
-def _spiking_row(layer: SpikingLayer) -> dict[str, Any]:
+def _layer_row(layer: Layer, edge: Edge) -> dict[str, Any]:
+    """One layer; edge: what arrives from its first source."""
+    if isinstance(layer, Synaptic):
+        return _synaptic_row(layer)
+    operation = eventfile.PLAIN[type(layer)]
+    row = _plain_row(layer.name, operation, ", ".join(layer.sources), layer.out_shape)
+    row |= {"edge": edge[0], "bound": edge[1]}
+    if isinstance(layer, Firing):
+        row |= {"neurons": layer.neurons, "generated": layer.generated}
+        row["neuron"] = asdict(layer.neuron)
+    return row
+
+
+def _synaptic_row(layer: Synaptic) -> dict[str, Any]:
     synapses = layer.synapses
     rows = synapses.rows
     arrays = [rows.weight] if isinstance(rows, DenseRows) else [rows.starts, rows.targets]
@@ -209,40 +222,36 @@ def _spiking_row(layer: SpikingLayer) -> dict[str, Any]:
         "bound": layer.bound,
         "representation": representation_of(layer),
         "alternatives": [asdict(item) for item in layer.alternatives],
-        "neurons": layer.neurons,
-        "generated": layer.generated,
+        "neurons": layer.neurons if isinstance(layer, Neurons) else 0,
+        "generated": layer.generated if isinstance(layer, Neurons) else 0,
         "rows": _row_count(layer),
         "synapses": rows.synapses,
         "bytes": sum(array.nbytes for array in arrays),
-        "neuron": asdict(layer.neuron),
+        "neuron": asdict(layer.neuron) if isinstance(layer, Neurons) else None,
         "grid": layer.grid,
     }
 
 
 def representations(network: EventNetwork) -> list[dict[str, Any]]:
-    """Per layer with neurons: how its synapses are stored, and what was weighed against it."""
+    """Per layer with synapses: how they are stored, and what was weighed against it."""
     keys = ("layer", "operation", "representation", "synapses", "bytes", "alternatives")
-    rows = (_spiking_row(layer) for layer in network.spiking_layers)
+    rows = (_synaptic_row(layer) for layer in network.projected)
     return [{key: row[key] for key in keys} for row in rows]
 
 
-def representation_of(layer: SpikingLayer) -> str:
+def representation_of(layer: Synaptic) -> str:
     """ "dense", "sparse" (both shared by all positions of a convolution) or "explicit"."""
     if isinstance(layer.synapses.rows, DenseRows):
         return "dense"
     return "sparse" if isinstance(layer.synapses, Convolution) else "explicit"
 
 
-def _row_count(layer: SpikingLayer) -> int:
+def _row_count(layer: Synaptic) -> int:
     """Rows of synapses: one per input neuron, or per channel and kernel position."""
     synapses = layer.synapses
     if isinstance(synapses, Convolution):
         return synapses.in_shape[0] * math.prod(synapses.kernel)
     return math.prod(synapses.in_shape)
-
-
-def _pool_row(layer: PoolLayer) -> dict[str, Any]:
-    return _plain_row(layer.name, "max_pool", layer.source, layer.out_shape)
 
 
 def _readout_row(readout: ReadoutLayer) -> dict[str, Any]:

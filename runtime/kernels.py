@@ -302,6 +302,33 @@ def place(spikes: Array, index: Array, out: Array) -> None:
             out[t, np.uint64(index[i])] = spikes[t, i]
 
 
+@register_jitable
+def pool_into(
+    values: Array,
+    columns: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    out_columns: int,
+    lowest: np.uint8 | np.float32,
+    out: Array,
+) -> None:
+    """Maximum over windows, at least `lowest`; values (T, H·W, C), out (T, OH·OW, C)."""
+    steps, positions, channels = values.shape
+    height = positions // columns
+    for t in range(steps):
+        for o in range(out.shape[1]):
+            top = (o // out_columns) * stride[0] - padding[0]
+            left = (o % out_columns) * stride[1] - padding[1]
+            target = out[t, o]
+            target[:] = lowest
+            for y in range(max(top, 0), min(top + kernel[0], height)):
+                for x in range(max(left, 0), min(left + kernel[1], columns)):
+                    source = values[t, y * columns + x]
+                    for c in range(channels):
+                        target[c] = max(target[c], source[c])
+
+
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
 def max_pool(
     spikes: Array,
@@ -313,19 +340,21 @@ def max_pool(
     out: Array,
 ) -> None:
     """Maximum over windows; spikes (T, H·W, C) uint8, out (T, OH·OW, C) uint8. Of spikes: OR."""
-    steps, positions, channels = spikes.shape
-    height = positions // columns
-    for t in range(steps):
-        for o in range(out.shape[1]):
-            top = (o // out_columns) * stride[0] - padding[0]
-            left = (o % out_columns) * stride[1] - padding[1]
-            target = out[t, o]
-            target[:] = np.uint8(0)
-            for y in range(max(top, 0), min(top + kernel[0], height)):
-                for x in range(max(left, 0), min(left + kernel[1], columns)):
-                    source = spikes[t, y * columns + x]
-                    for c in range(channels):
-                        target[c] = max(target[c], source[c])
+    pool_into(spikes, columns, kernel, stride, padding, out_columns, np.uint8(0), out)
+
+
+@njit(cache=True, nogil=True, fastmath=FASTMATH)
+def max_pool_analog(
+    values: Array,
+    columns: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    out_columns: int,
+    out: Array,
+) -> None:
+    """As `max_pool` for float32 values of any sign; every window meets a value."""
+    pool_into(values, columns, kernel, stride, padding, out_columns, np.float32(-np.inf), out)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)

@@ -4,7 +4,7 @@ Weights are shared and never written; every run takes a workspace of buffers and
 own, so one network may be used from several threads.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,30 +15,31 @@ from soul_deploy.runtime.counters import LayerCounts
 from soul_deploy.runtime.counting import (
     additions_map,
     count_additions,
+    count_neurons,
+    count_projection,
     count_readout,
-    count_spiking,
     fanout_map,
     readout_fanout,
 )
 from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
+    CurrentLayer,
     EventNetwork,
-    PoolLayer,
+    Firing,
+    Layer,
+    Neurons,
+    PopulationLayer,
     ReadoutLayer,
     Shape,
     SpikingLayer,
+    Synaptic,
 )
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.packing import channel_last, unpacked
-from soul_deploy.runtime.program import (
-    Workspace,
-    aligned,
-    build_workspace,
-    pool_call,
-    prepare_all,
-    spiking_calls,
-)
+from soul_deploy.runtime.layerrun import run_one
+from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
+from soul_deploy.runtime.program import prepare_all
+from soul_deploy.runtime.workspace import Workspace, build_workspace
 
 
 @dataclass(frozen=True)
@@ -101,71 +102,74 @@ class Network:
     def run_recorded(self, x: Array) -> Recording:
         """As `run`, and every population's spikes in PyTorch's channel-major layout."""
         samples = self._samples(x)
+        names = [layer.name for layer in self.events.populations]
+        held, logits = self._run_held(samples, names)
+        return Recording(self._spikes_of(held), logits)
+
+    def _run_held(self, samples: Array, names: Iterable[str]) -> tuple[dict[str, Array], Array]:
+        """What the named layers held, (B, steps, positions, channels), and the logits."""
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
-        layers = self.events.spiking_layers
-        spikes = {
-            layer.name: np.empty((self.time_steps, len(samples), *layer.out_shape), np.bool_)
-            for layer in layers
-        }
+        held: dict[str, Array] = {}
         with self._workspace(samples.shape[1]) as workspace:
             for b, sample in enumerate(samples):
                 workspace.values[self.events.input_name][...] = sample
                 workspace.run()
                 logits[b] = workspace.scores
-                for layer in layers:
-                    values = self._spikes(workspace, layer)
-                    spikes[layer.name][:, b] = to_channel_major(values, layer.out_shape)
-        return Recording(spikes, logits)
+                for name in names:
+                    values = self._values(workspace, name)
+                    if name not in held:
+                        held[name] = np.empty((len(samples), *values.shape), values.dtype)
+                    held[name][b] = values
+        for name in set(names) - set(held):  # no samples
+            positions, channels = channel_last(self.events.by_name[name].out_shape)
+            held[name] = np.empty((0, self.time_steps, positions, channels), np.uint8)
+        return held, logits
 
-    def run_layer(self, name: str, inputs: Array) -> Array:
-        """Spikes (T, B, ...), bool, of one layer fed with what its source held.
+    def _values(self, workspace: Workspace, name: str) -> Array:
+        """A layer's map, from wherever the run left it."""
+        if name in workspace.packed:
+            layer = self.events.by_name[name]
+            packing = packing_of(layer)
+            assert isinstance(layer, Neurons) and packing is not None
+            return unpacked(layer, packing, workspace.packed[name])
+        return workspace.values[name]
 
-        name: a population, a projection or a max pooling. inputs: (T, B, ...) in the source's
-        shape, or (B, ...) for a static image into the first layer. Membranes start at rest.
+    def _spikes_of(self, held: Mapping[str, Array]) -> dict[str, Array]:
+        """bool (T, B, ...) of every population."""
+        return {
+            layer.name: _by_step(held[layer.name], layer.out_shape).astype(np.bool_)
+            for layer in self.events.populations
+        }
+
+    def run_layer(self, name: str, *inputs: Array) -> Array:
+        """What one layer gives for what its sources held; membranes start at rest.
+
+        name: a layer, or a projection with its population. inputs: one per source, each
+        (T, B, ...) in the source's shape, or (B, ...) for an analog value that is the same at every
+        step. Returns (T, B, ...): bool of spikes, uint8 of graded, float32 of analog values; these
+        (B, ...) if they are the same at every step.
         """
         layer = self._layer(name)
-        values = self._source_values(layer, inputs)
-        out = np.empty((self.time_steps, len(values), *layer.out_shape), np.bool_)
-        run = self._run_pool if isinstance(layer, PoolLayer) else self._run_spiking
-        for b, spikes in enumerate(run(layer, values)):  # type: ignore[arg-type]
-            out[:, b] = to_channel_major(spikes, layer.out_shape)
-        return out
-
-    def _run_pool(self, layer: PoolLayer, values: Array) -> Iterator[Array]:
-        """Sample by sample the map (T, positions, channels)."""
-        spikes = aligned((self.time_steps, *channel_last(layer.out_shape)), np.uint8)
-        for sample in values:
-            call = pool_call(layer, np.ascontiguousarray(sample), spikes)
-            call.kernel(*call.arguments)
-            yield spikes
-
-    def _run_spiking(self, layer: SpikingLayer, values: Array) -> Iterator[Array]:
-        """As `_run_pool`, from rest."""
-        prepared = self._prepared[layer.name]
-        if prepared.source is not None:
-            values = values.reshape(*values.shape[:2], -1)[..., prepared.source.placed]
-        source = aligned(values.shape[1:], values.dtype)
-        v = aligned((prepared.neurons,), np.float32)
-        current = aligned((len(source), prepared.columns), np.float32)
-        packing = prepared.packing
-        room = channel_last(layer.out_shape) if packing is None else (len(v),)
-        spikes = aligned((self.time_steps, *room), np.uint8)
-        calls = spiking_calls(layer, prepared, source, current, v, spikes, carry=False)
-        for sample in values:
-            source[...] = sample
-            for call in calls:
-                call.kernel(*call.arguments)
-            yield spikes if packing is None else unpacked(layer, packing, spikes)
-
-    def _spikes(self, workspace: Workspace, layer: SpikingLayer) -> Array:
-        """A population's map, from wherever the run left its spikes."""
-        packing = self._prepared[layer.name].packing
-        if packing is None:
-            return workspace.values[layer.name]
-        return unpacked(layer, packing, workspace.packed[layer.name])
+        if len(inputs) != len(layer.sources):
+            raise UsageError(
+                f"{name}: {len(inputs)} inputs given; it takes {len(layer.sources)}: "
+                f"{', '.join(layer.sources)}"
+            )
+        pairs = zip(layer.sources, inputs, strict=True)
+        values = [self._source_values(layer, source, given) for source, given in pairs]
+        kind, _ = self.events.edges[layer.name]
+        out = run_one(layer, self._prepared.get(layer.name), values, self.time_steps, kind)
+        found = _by_step(out, layer.out_shape)
+        if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
+            alike: Array = found[0]
+            return alike
+        return found.astype(np.bool_) if kind == "spike" else found
 
     def count(self, x: Array) -> dict[str, LayerCounts]:
-        """Operation counts of running `x`, summed over samples; by projection, then the readout."""
+        """Operation counts of running `x`, summed over samples.
+
+        By projection, population without a projection of its own, and last the readout.
+        """
         return self.count_executed(x)[0]
 
     def count_executed(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int]]:
@@ -174,35 +178,52 @@ class Network:
         These include zeros in dense rows and synapses onto neurons that are not live; analog inputs
         are left out.
         """
-        recording = self.run_recorded(x)
-        held: dict[str, Array] = {self.events.input_name: np.asarray(x), **recording.spikes}
+        counts, executed, _ = self.count_recorded(x)
+        return counts, executed
+
+    def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
+        """As `count_executed`, and the run that was counted."""
+        samples = self._samples(x)
+        needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
+        needed |= {layer.name for layer in self.events.populations}
+        held, logits = self._run_held(samples, needed - {self.events.input_name})
+        held[self.events.input_name] = samples
+        spikes = self._spikes_of(held)
         counts: dict[str, LayerCounts] = {}
         executed: dict[str, int] = {}
         for layer in self.events.layers:
-            if isinstance(layer, PoolLayer):
-                held[layer.name] = self.run_layer(layer.name, held[layer.source])
-                continue
-            name, values = layer.projection, self._source_values(layer, held[layer.source])
-            counts[name] = count_spiking(layer, values, held[layer.name])
-            executed[name] = count_additions(layer, values)
+            ran = LayerCounts()
+            if isinstance(layer, Neurons):
+                ran = count_neurons(layer, spikes[layer.name])
+            if isinstance(layer, Synaptic):
+                values = held[layer.source]
+                counts[layer.projection] = ran + count_projection(layer, values)
+                executed[layer.projection] = count_additions(layer, values)
+            elif isinstance(layer, PopulationLayer):
+                counts[layer.name] = ran
         readout = self.events.readout
-        counts[readout.name] = self.count_layer(readout.name, held[readout.source])
-        return counts, executed
+        counts[readout.name] = count_readout(readout, held[readout.source])
+        return counts, executed, Recording(spikes, logits)
 
     def count_layer(self, name: str, inputs: Array, spikes_out: Array | None = None) -> LayerCounts:
         """Counts of one projection (or the readout) for what its source held, as in `run_layer`.
 
         spikes_out: the population's spikes for these inputs, if the caller has them; otherwise
-        the layer is run.
+        the layer is run. A layer without synapses and neurons counts nothing.
         """
         if name == self.events.readout.name:
-            return count_readout(self.events.readout, self._source_values(None, inputs))
+            source = self.events.readout.source
+            values = self._source_values(self.events.readout, source, inputs)
+            return count_readout(self.events.readout, values)
         layer = self._layer(name)
-        if isinstance(layer, PoolLayer):
-            return LayerCounts()
-        if spikes_out is None:
-            spikes_out = self.run_layer(name, inputs)
-        return count_spiking(layer, self._source_values(layer, inputs), spikes_out)
+        found = LayerCounts()
+        if isinstance(layer, Neurons):
+            spikes = self.run_layer(name, inputs) if spikes_out is None else spikes_out
+            found += count_neurons(layer, spikes)
+        if isinstance(layer, Synaptic):
+            values = self._source_values(layer, layer.source, inputs)
+            found += count_projection(layer, values)
+        return found
 
     def fanout(self, name: str) -> Array:
         """int64 map in the source's shape: synapses onto live neurons of each presynaptic neuron.
@@ -211,29 +232,57 @@ class Network:
         """
         if name == self.events.readout.name:
             return readout_fanout(self.events.readout)
-        layer = self._spiking(name)
+        layer = self._synaptic(name)
         return fanout_map(layer.synapses, layer.updated)
 
     def additions(self, name: str) -> Array:
         """As `fanout`, the additions that an event of each presynaptic neuron executes."""
-        layer = self._spiking(name)
+        layer = self._synaptic(name)
         return additions_map(layer.synapses, layer.neurons)
 
-    def _spiking(self, name: str) -> SpikingLayer:
+    def _synaptic(self, name: str) -> Synaptic:
         layer = self._layer(name)
-        if isinstance(layer, PoolLayer):
-            raise UsageError(f"{name} is a pooling; it has no synapses")
+        if not isinstance(layer, SpikingLayer | CurrentLayer):
+            raise UsageError(f"{name} is {layer.what}; it has no synapses")
         return layer
 
-    def step(self, x: Array) -> Array:
+    def step(self, x: Array | None = None) -> Array:
         """One step of a stream: the inputs of this step, (B, C, H, W), to scores (B, classes).
 
+        Without `x`, the inputs are those of the step before, and what they alone determine, such as
+        the first layer's currents, is not computed again.
         Scores are those of this step alone; their mean over T steps is `run`. Membranes persist
-        until `reset`. Raises ValidityError for another shape, a changed batch size, or a step
-        beyond the T that the network is valid for.
+        until `reset`. Raises ValidityError for another shape, a changed batch size, no input at the
+        first step, or a step beyond the T that the network is valid for.
         """
+        x = None if x is None else np.asarray(x, np.float32)
+        stream = self._stream_for(x)
+        if self.events.fixed_steps and stream.steps >= self.time_steps:
+            raise ValidityError(
+                f"step {stream.steps + 1} asked, but this network is valid for T = "
+                f"{self.time_steps} steps from rest; call reset() first"
+            )
+        self._stream = stream
+        scores = np.empty((len(stream.workspaces), self.events.readout.classes), np.float32)
+        for b, (workspace, row) in enumerate(zip(stream.workspaces, scores, strict=True)):
+            workspace.generate(stream.steps)
+            if x is None:
+                workspace.repeat()
+            else:
+                sample = to_channel_last(x[b : b + 1], self.events.input_shape)
+                workspace.values[self.events.input_name][0] = sample[0]
+                workspace.run()
+            row[...] = workspace.scores
+        stream.steps += 1
+        return scores
+
+    def _stream_for(self, x: Array | None) -> _Stream:
+        """The running stream, or a new one, if `x` fits it."""
+        if x is None:
+            if self._stream is None:
+                raise ValidityError("the first step of a stream needs an input")
+            return self._stream
         shape = self.events.input_shape
-        x = np.asarray(x, np.float32)
         if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
             raise ValidityError(
                 f"a step of {x.shape} given; this network takes (batch, {_sides(shape)}) per step"
@@ -244,20 +293,7 @@ class Network:
                 f"a batch of {len(x)} given, but the stream runs {len(stream.workspaces)}; call "
                 "reset() first"
             )
-        if self.events.fixed_steps and stream.steps >= self.time_steps:
-            raise ValidityError(
-                f"step {stream.steps + 1} asked, but this network is valid for T = "
-                f"{self.time_steps} steps from rest; call reset() first"
-            )
-        self._stream = stream
-        scores = np.empty((len(x), self.events.readout.classes), np.float32)
-        for workspace, sample, row in zip(stream.workspaces, x, scores, strict=True):
-            workspace.values[self.events.input_name][0] = to_channel_last(sample[None], shape)[0]
-            workspace.generate(stream.steps)
-            workspace.run()
-            row[...] = workspace.scores
-        stream.steps += 1
-        return scores
+        return stream
 
     def reset(self) -> None:
         """Forget the stream: the next `step` starts at rest, with any batch size."""
@@ -297,41 +333,46 @@ class Network:
             raise ValidityError("the input holds values that are not finite; check its scaling")
         return np.swapaxes(to_channel_last(x[None] if static else x, shape), 0, 1)
 
-    def _layer(self, name: str) -> SpikingLayer | PoolLayer:
+    def _layer(self, name: str) -> Layer:
         for layer in self.events.layers:
             if name == layer.name or (isinstance(layer, SpikingLayer) and name == layer.projection):
                 return layer
         raise UnknownNameError("layer", name, (layer.name for layer in self.events.layers))
 
-    def _source_values(self, layer: SpikingLayer | PoolLayer | None, inputs: Array) -> Array:
-        """(B, T or 1, positions, channels) of what a layer's (or the readout's) source held."""
-        target: SpikingLayer | PoolLayer | ReadoutLayer = layer or self.events.readout
-        if isinstance(target, SpikingLayer) and target.edge == "analog":
-            return self._samples(inputs)
+    def _source_values(self, target: Layer | ReadoutLayer, source: str, inputs: Array) -> Array:
+        """(B, T or 1, positions, channels) of what one of a layer's sources held."""
+        kind, bound = self.events.edges[source]
         shape, inputs = target.in_shape, np.asarray(inputs)
-        if inputs.ndim != len(shape) + 2 or inputs.shape[2:] != shape:
+        static = kind == "analog" and inputs.ndim == len(shape) + 1
+        if inputs.ndim - len(shape) not in (2 - static, 2) or inputs.shape[-len(shape) :] != shape:
             raise ValidityError(
                 f"{target.name}: inputs {inputs.shape} given; it takes ({self.time_steps}, batch, "
                 f"{_sides(shape)})"
             )
-        if len(inputs) != self.time_steps:
+        if not static and len(inputs) != self.time_steps:
             raise ValidityError(
                 f"{target.name}: {len(inputs)} steps given; this network runs T = "
                 f"{self.time_steps} steps"
             )
+        if kind == "analog":
+            values = inputs.astype(np.float32)
+            if not np.isfinite(values).all():
+                raise ValidityError(f"{target.name}: inputs that are not finite given")
+            return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
         values = inputs.astype(np.uint8)
-        bound = 1 if not isinstance(target, SpikingLayer) else target.bound
         if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
             raise ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
         values = np.swapaxes(to_channel_last(values, shape), 0, 1)
-        source = self.events.by_name[target.source]
-        if isinstance(source, SpikingLayer) and source.live is not None:
+        self._check_dead(target.name, self.events.by_name[source], values)
+        return values
+
+    def _check_dead(self, target: str, source: Layer, values: Array) -> None:
+        if isinstance(source, Firing) and source.live is not None:
             dead = values.reshape(*values.shape[:2], -1)[..., ~source.live]
             if dead.any():
                 raise ValidityError(
-                    f"{target.name}: spikes given of neurons of {source.name} that are not live"
+                    f"{target}: spikes given of neurons of {source.name} that are not live"
                 )
-        return values
 
 
 def to_channel_last(x: Array, shape: Shape) -> Array:
@@ -345,6 +386,13 @@ def to_channel_last(x: Array, shape: Shape) -> Array:
 def to_channel_major(values: Array, shape: Shape) -> Array:
     """(T, positions, channels) to (T, C, H, W) or (T, N)."""
     return np.swapaxes(values, 1, 2).reshape(len(values), *shape)
+
+
+def _by_step(values: Array, shape: Shape) -> Array:
+    """(B, T, positions, channels) to (T, B, C, H, W) or (T, B, N)."""
+    batch, steps = values.shape[:2]
+    found: Array = values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape)
+    return found
 
 
 def _sides(shape: Shape) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soul_deploy.runtime.eventnet import Layer, Matrix, Shape, SparseRows, SpikingLayer
+from soul_deploy.runtime.eventnet import Firing, Layer, Matrix, Shape, SparseRows, Synaptic
 from soul_deploy.runtime.files import Array
 
 
@@ -31,8 +31,8 @@ class Packing:
 
 
 def packing_of(layer: Layer | None) -> Packing | None:
-    """None for a population that runs on its map, for a pooling, and for the input."""
-    if not isinstance(layer, SpikingLayer) or (layer.live is None and layer.pattern is None):
+    """None for a population that runs on its map, and for what is no population."""
+    if not isinstance(layer, Firing) or (layer.live is None and layer.pattern is None):
         return None
     (positions, wide), channels = channel_last(layer.out_shape), layer.current_shape[0]
     live = np.ones(positions * wide, np.bool_) if layer.live is None else layer.live
@@ -43,7 +43,7 @@ def packing_of(layer: Layer | None) -> Packing | None:
     )
 
 
-def reads_packed(layer: SpikingLayer, source: Layer | None) -> bool:
+def reads_packed(layer: Synaptic, source: Layer | None) -> bool:
     """Whether the layer's rows belong to its source's live neurons alone.
 
     So it is for a matrix behind a population with dead neurons; behind generated channels it reads
@@ -51,13 +51,13 @@ def reads_packed(layer: SpikingLayer, source: Layer | None) -> bool:
     """
     return (
         isinstance(layer.synapses, Matrix)
-        and isinstance(source, SpikingLayer)
+        and isinstance(source, Firing)
         and source.live is not None
         and source.pattern is None
     )
 
 
-def generated_spikes(layer: SpikingLayer) -> Array:
+def generated_spikes(layer: Firing) -> Array:
     """uint8 (T, positions, G): the stored pattern at the live positions of generated channels."""
     assert layer.pattern is not None
     spikes = layer.pattern[:, None, :]
@@ -68,7 +68,7 @@ def generated_spikes(layer: SpikingLayer) -> Array:
     return np.asarray(spikes * live, np.uint8)
 
 
-def unpacked(layer: SpikingLayer, packing: Packing, spikes: Array) -> Array:
+def unpacked(layer: Firing, packing: Packing, spikes: Array) -> Array:
     """The map (T, positions, channels), uint8, of the spikes (T, L) of a whole run."""
     steps, (positions, wide) = len(spikes), channel_last(layer.out_shape)
     full: Array = np.zeros((steps, positions * wide), np.uint8)

@@ -14,9 +14,10 @@ _NAMES = {
     "NeuronSpec": "soul_deploy.graph",
     "SpikingGraph": "soul_deploy.graph",
     "create": "soul_deploy.zoo",
+    "from_torch": "soul_deploy.fromtorch",
     "load_model": "soul_deploy.modelfile",
     "save_model": "soul_deploy.modelfile",
-    "trace": "soul_deploy.trace",
+    "trace": "soul_deploy.tracing",
 }
 
 __all__ = ["__version__", *sorted(_NAMES)]

@@ -36,12 +36,29 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
         },
     ),
     "export": (
-        "Write a model as ONNX or as an event network, and check it.",
+        "Write a model as ONNX, an event network or NIR, and check it.",
         {
             "onnx": ("soul_deploy.export.cli:onnx", "Write an ONNX file with all steps inside."),
             "event": (
                 "soul_deploy.export.cli:event",
                 "Write an event network, run without PyTorch.",
+            ),
+            "nir": (
+                "soul_deploy.export.nir_cli:export_command",
+                "Write a NIR graph for other toolkits and neuromorphic chips.",
+            ),
+        },
+    ),
+    "import": (
+        "Read a network that another tool wrote.",
+        {
+            "nir": (
+                "soul_deploy.export.nir_cli:import_command",
+                "Read a NIR graph as a model file.",
+            ),
+            "torch": (
+                "soul_deploy.import_cli:import_command",
+                "Make a model file of a PyTorch network of yours.",
             ),
         },
     ),

@@ -6,7 +6,7 @@ engine offers to be compared; spikes are compared by `soul_deploy.flips`.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.counting import CountedLayer, count_layer, counted_layers
+from soul_deploy.countcheck import CountComparer, CountMismatch
 from soul_deploy.flips import (
     Flip,
     Golden,
@@ -24,7 +24,6 @@ from soul_deploy.flips import (
     entries,
     sources,
 )
-from soul_deploy.folding import fold
 from soul_deploy.graph import Input
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
@@ -34,22 +33,18 @@ from soul_deploy.runtime.files import Array
 
 LOGIT_LIMIT = 1e-5
 BATCH = 16
-DETERMINED = (
-    "events_in",
-    "spikes_in",
-    "synops_events",
-    "synops",
-    "touched",
-    "macs_effective",
-)  # the counts that a layer's inputs determine
 
 
 @dataclass(frozen=True)
 class LayerRun:
-    """One layer's output: bool spikes (T, B, ...), or the readout's logits; and what it counted."""
+    """One layer's output: bool spikes (T, B, ...), or the readout's logits; and what it counted.
+
+    counts: by projection or population (as `soul_deploy.counting.counted_nodes` names them), of
+    what ran between the layer and the populations before it; None if the engine does not count.
+    """
 
     output: Tensor
-    counts: LayerCounts | None = None
+    counts: Mapping[str, LayerCounts] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,19 +84,6 @@ class ModelExecution:
         known = {name: values[name] for name in sources(self.reference.graph, layer)}
         output = self.reference.module.evaluate(known, [layer])[layer].tensor
         return LayerRun(output if layer == self.reference.graph.readout.name else output.bool())
-
-
-@dataclass(frozen=True)
-class CountMismatch:
-    """A count that should be equal and is not."""
-
-    layer: str
-    count: str
-    golden: int
-    other: int
-
-    def __str__(self) -> str:
-        return f"{self.layer}: {self.count} is {self.golden} in the golden, {self.other} here"
 
 
 @dataclass(frozen=True)
@@ -166,10 +148,8 @@ class Comparer:
     kept: Mapping[str, Array] = field(default_factory=dict)
 
     @cached_property
-    def counted(self) -> tuple[CountedLayer, ...]:
-        model = self.golden.model
-        folded = fold(model.graph, model.state, model.channel_masks)
-        return counted_layers(model.graph, folded, model.neuron_masks)
+    def counts(self) -> CountComparer:
+        return CountComparer(self.golden)
 
     def forced(self, other: Execution, images: Tensor, batch: int = BATCH) -> Comparison:
         """Gate 2: every layer on the golden's recorded inputs."""
@@ -199,46 +179,25 @@ class Comparer:
     def _forced_batch(
         self, other: Execution, offset: int, values: dict[str, Signal], logits: Tensor
     ) -> Comparison:
-        given = self._kept_values(values)
-        layers, mismatches, counted = [], [], False
+        given, known = self._kept_values(values), dict(values)
+        layers: list[LayerSpikes] = []
+        mismatches: list[CountMismatch] = []
+        names: set[str] = set()
         for node in self.golden.graph.populations:
             run = other.run_layer(node.name, given)
             keep = self._keep(node.name)
             found, _ = compare_population(self.golden, node.name, values, run.output, keep, offset)
             layers.append(found)
-            if run.counts is not None:
-                counted = True
-                layer = self._counted_behind(node.name)
-                mismatches += self._mismatches(layer, run.counts, values, run.output)
-        readout = self.golden.graph.readout.name
-        run = other.run_layer(readout, given)
-        if run.counts is not None:
-            mismatches += self._mismatches(self.counted[-1], run.counts, values, None)
+            counts = run.counts or {}
+            mismatches += self.counts.mismatches(counts, known, {node.name: run.output})
+            names |= set(counts)
+        run = other.run_layer(self.golden.graph.readout.name, given)
+        counts = run.counts or {}
+        mismatches += self.counts.mismatches(counts, known, {})
+        names |= set(counts)
+        mismatches += self.counts.missing(names) if names else []
         scores = _compare_logits(logits, run.output, np.zeros(len(logits), bool))
-        return Comparison(len(logits), tuple(layers), *scores, counted, tuple(mismatches))
-
-    def _counted_behind(self, population: str) -> CountedLayer:
-        return next(layer for layer in self.counted if layer.population == population)
-
-    def _mismatches(
-        self,
-        layer: CountedLayer,
-        counts: LayerCounts,
-        values: Mapping[str, Signal],
-        spikes: Tensor | None,
-    ) -> list[CountMismatch]:
-        """Counts of an execution against ours, on the same inputs and its own output spikes."""
-        name = layer.composed.source
-        known = {n: values[n] for n in (name,) if n in values} or dict(values)
-        source = self.golden.module.evaluate(known, [name])[name]
-        expected = count_layer(layer, source.tensor, spikes)
-        names = [*DETERMINED, "spikes_out"]
-        pairs = {
-            f.name: (getattr(expected, f.name), getattr(counts, f.name)) for f in fields(counts)
-        }
-        return [
-            CountMismatch(layer.name, n, *pairs[n]) for n in names if pairs[n][0] != pairs[n][1]
-        ]
+        return Comparison(len(logits), tuple(layers), *scores, bool(names), tuple(mismatches))
 
     def _run_batch(
         self, run: Run, offset: int, values: dict[str, Signal], logits: Tensor
@@ -271,12 +230,8 @@ class Comparer:
         if run.counts is None:
             return []
         own = {name: Signal(spikes.float(), False) for name, spikes in run.spikes.items()}
-        own = dict(values) | own
-        found: list[CountMismatch] = []
-        for layer in self.counted:
-            spikes = None if layer.population is None else run.spikes[layer.population]
-            found += self._mismatches(layer, run.counts[layer.name], own, spikes)
-        return found
+        found = self.counts.mismatches(run.counts, dict(values) | own, run.spikes)
+        return found + self.counts.missing(set(run.counts))
 
     def _upstream(
         self,
@@ -290,11 +245,10 @@ class Comparer:
         feeding = [s for s in sources(self.golden.graph, name) if firsts.get(s)]
         if not feeding:
             return None
-        ours = self._kept_values(values)
-        theirs = ours | {s: Signal(spikes[s].float(), False) for s in feeding}
+        theirs = dict(values) | {s: self._widened(s, values[s], spikes[s]) for s in feeding}
         step: Tensor | None = None
         for entry in entries(self.golden.graph, name):
-            differs = self._entry(entry, ours) != self._entry(entry, theirs)
+            differs = self._entry(entry, values) != self._entry(entry, theirs)
             by_step = differs.flatten(2).any(dim=2)
             never = torch.ones_like(by_step[:1])
             first = torch.cat([by_step, never]).to(torch.uint8).argmax(dim=0)
@@ -308,9 +262,17 @@ class Comparer:
         return Upstream(step, {sample: flip.cause or flip for sample, flip in causes.items()})
 
     def _entry(self, entry: str, values: Mapping[str, Signal]) -> Tensor:
-        """An entry's value over time; nothing but pooling stands between it and the spikes."""
+        """An entry's value over time; pooling and merging stand between it and the spikes."""
         signal = self.golden.module.evaluate(values, [entry])[entry]
-        return signal.tensor[None] if signal.static else signal.tensor
+        steps = self.golden.graph.time_steps
+        return signal.tensor.expand(steps, *signal.tensor.shape) if signal.static else signal.tensor
+
+    def _widened(self, name: str, golden: Signal, spikes: Tensor) -> Signal:
+        """An execution's spikes among the golden's; removed channels differ from nothing."""
+        keep = self._keep(name)
+        if keep is None:
+            return Signal(spikes.float(), False)
+        return Signal(golden.tensor.index_copy(2, keep, spikes.to(golden.tensor)), False)
 
     def _keep(self, name: str) -> Tensor | None:
         return torch.from_numpy(np.asarray(self.kept[name])) if name in self.kept else None

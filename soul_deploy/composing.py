@@ -23,7 +23,7 @@ from soul_deploy.graph import (
     Shape,
     SpikingGraph,
 )
-from soul_deploy.runtime.errors import LimitError, UnsupportedGraphError
+from soul_deploy.runtime.errors import LimitError
 from soul_deploy.runtime.files import Array
 
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
@@ -94,8 +94,8 @@ class Composed:
 def compose(graph: SpikingGraph, folded: Mapping[str, Synapses], name: str) -> Composed:
     """The linear operator from a projection's (or readout's) source to its output.
 
-    The source is the network's input, a population or a max pooling. Raises UnsupportedGraphError
-    for anything else in between, LimitError for a composed matrix that is too large.
+    The source is the nearest node before it that is no average pooling and no flattening. Raises
+    LimitError for a composed matrix that is too large.
     """
     node = graph[name]
     source, between = _walk_back(graph, node)
@@ -114,11 +114,6 @@ def _walk_back(graph: SpikingGraph, node: Node) -> tuple[str, list[Composable]]:
     while isinstance(current, AvgPool | AdaptiveAvgPool | Flatten):
         between.append(current)
         current = graph[current.inputs[0]]
-    if current.op not in ("input", "population", "max_pool"):
-        raise UnsupportedGraphError(
-            f"{node.name}: fed by {current.name!r} ({current.op}); a projection takes the input, "
-            "spikes, max-pooled spikes, or those average-pooled or flattened"
-        )
     return current.name, between
 
 

@@ -16,15 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.composing import ReadoutOperator, compose
-from soul_deploy.counting import arrivals
+from soul_deploy.counting import arrivals, live_targets
 from soul_deploy.folding import Synapses
 from soul_deploy.graph import (
+    AdaptiveAvgPool,
     Convolution,
+    Flatten,
     Input,
     Linear,
-    MaxPool,
+    Merge,
+    Node,
+    Pool,
     Population,
     Projection,
+    Readout,
+    Scatter,
     SpikingGraph,
 )
 from soul_deploy.runtime.files import Array
@@ -85,32 +91,53 @@ def measure_connectivity(
     reachable: dict[str, Tensor] = {}
     layers = []
     for node in graph.nodes:
-        if isinstance(node, Input):
-            reachable[node.name] = torch.ones(1, *node.shape, dtype=torch.float64)
-        elif isinstance(node, MaxPool):
-            before = reachable[node.inputs[0]]
-            reachable[node.name] = F.max_pool2d(before, node.kernel, node.stride, node.padding)
-        elif isinstance(node, Projection):
+        if isinstance(node, Projection):
             composed = compose(graph, folded, node.name)
             assert not isinstance(composed.operator, ReadoutOperator)
             fed = arrivals(composed.operator, reachable[composed.source])
             fed = fed.reshape(1, *graph.shapes[node.name])
-            fed = fed * _mask_behind(graph, node, neuron_masks)
+            live = live_targets(graph, neuron_masks, node.name)
+            fed = fed if live is None else fed * torch.from_numpy(live.astype(np.float64))
             layers.append(LayerConnectivity(node.name, int(fed.sum().item()), totals[node.name]))
-            reachable[node.name] = fed
+            reachable[node.name] = (fed != 0).double()
         elif isinstance(node, Population):
-            reachable[node.name] = (reachable[node.inputs[0]] != 0).double()
+            reachable[node.name] = _reachable_neurons(node, reachable, neuron_masks)
+        elif not isinstance(node, Readout):
+            before = [reachable[name] for name in node.inputs]
+            reachable[node.name] = _reachable_values(node, before)
     return Connectivity(tuple(layers))
 
 
-def _mask_behind(
-    graph: SpikingGraph, projection: Projection, neuron_masks: Mapping[str, Array]
+def _reachable_neurons(
+    node: Population, reachable: Mapping[str, Tensor], neuron_masks: Mapping[str, Array]
 ) -> Tensor:
-    for name in graph.consumers[projection.name]:
-        if name in neuron_masks:
-            keep = torch.from_numpy(neuron_masks[name].astype(np.float64))
-            return keep.reshape(1, *graph.shapes[projection.name])
-    return torch.ones(1, *graph.shapes[projection.name], dtype=torch.float64)
+    """0/1 in the population's shape; no neuron stands behind a generated channel."""
+    current = reachable[node.inputs[0]]
+    found = torch.cat([current, current.new_zeros(1, node.generated, *current.shape[2:])], dim=1)
+    if node.name in neuron_masks:
+        keep = torch.from_numpy(neuron_masks[node.name].astype(np.float64))
+        found = found * keep.reshape(found.shape)
+    return found
+
+
+def _reachable_values(node: Node, before: list[Tensor]) -> Tensor:
+    """0/1: of a sum any branch will do, an AND needs all, an IAND its identity."""
+    if isinstance(node, Input):
+        return torch.ones(1, *node.shape, dtype=torch.float64)
+    (first, *others) = before
+    if isinstance(node, Merge):
+        for other in others if node.function != "iand" else ():
+            first = torch.maximum(first, other) if node.function == "add" else first * other
+        return first
+    if isinstance(node, Scatter):
+        wide = first.new_zeros(1, node.channels, *first.shape[2:])
+        return wide.index_copy(1, torch.tensor(node.index), first)
+    if isinstance(node, Pool):
+        return F.max_pool2d(first, node.kernel, node.stride, node.padding)
+    if isinstance(node, AdaptiveAvgPool):
+        return F.adaptive_max_pool2d(first, node.size)
+    assert isinstance(node, Flatten), node
+    return first.flatten(1)
 
 
 def dense_synapses(graph: SpikingGraph) -> dict[str, int]:

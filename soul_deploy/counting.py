@@ -6,8 +6,9 @@ zeros and ones in float64 on the CPU, so every sum is an exact integer below 2^5
 Definitions: docs/counting.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from soul_deploy.composing import Composed, ConvOperator, MatrixOperator, ReadoutOperator, compose
 from soul_deploy.folding import Synapses, fold
-from soul_deploy.graph import Edge, Population, Shape, SpikingGraph
+from soul_deploy.graph import Edge, Merge, Population, Shape, SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.module import GraphModule, Signal
 from soul_deploy.runtime.counters import LayerCounts
@@ -25,7 +26,7 @@ from soul_deploy.runtime.files import Array
 
 @dataclass(frozen=True)
 class CountedLayer:
-    """A projection (or the readout) with what feeds it and the population behind it, if any.
+    """A projection (or the readout) with what feeds it, and the population that it alone feeds.
 
     live: bool of the operator's output shape; targets that are masked receive nothing.
     """
@@ -37,6 +38,21 @@ class CountedLayer:
     live: Array | None = None
 
 
+@dataclass(frozen=True)
+class CountedPopulation:
+    """A population without a projection of its own: a merge of currents feeds it, for example.
+
+    shape: of its current. live: bool of that shape, or None: all neurons.
+    """
+
+    name: str
+    shape: Shape
+    live: Array | None = None
+
+
+Counted: TypeAlias = CountedLayer | CountedPopulation
+
+
 def counted_layers(
     graph: SpikingGraph,
     folded: Mapping[str, Synapses],
@@ -46,14 +62,57 @@ def counted_layers(
     layers = []
     for node in (*graph.projections, graph.readout):
         composed = compose(graph, folded, node.name)
-        behind = [n for n in graph.consumers[node.name] if isinstance(graph[n], Population)]
         edge = graph.edges[composed.source]
-        population = behind[0] if behind else None
-        live = (neuron_masks or {}).get(population or "")
-        if live is not None:
-            live = live[: graph.shapes[node.name][0]]  # generated channels have no current
-        layers.append(CountedLayer(node.name, composed, edge, population, live))
+        live = live_targets(graph, neuron_masks or {}, node.name)
+        behind = population_behind(graph, node.name)
+        layers.append(CountedLayer(node.name, composed, edge, behind, live))
     return tuple(layers)
+
+
+def counted_populations(
+    graph: SpikingGraph, neuron_masks: Mapping[str, Array] | None = None
+) -> tuple[CountedPopulation, ...]:
+    """Every population that no entry of `counted_layers` has, in execution order."""
+    found = []
+    for node in graph.populations:
+        source = node.inputs[0]
+        if source in {p.name for p in graph.projections} and population_behind(graph, source):
+            continue
+        shape = graph.shapes[source]
+        live = (neuron_masks or {}).get(node.name)
+        found.append(
+            CountedPopulation(node.name, shape, None if live is None else live[: shape[0]])
+        )
+    return tuple(found)
+
+
+def population_behind(graph: SpikingGraph, projection: str) -> str | None:
+    """The population that a projection feeds, if it feeds nothing else."""
+    consumers = graph.consumers[projection]
+    alone = len(consumers) == 1 and isinstance(graph[consumers[0]], Population)
+    return consumers[0] if alone else None
+
+
+def live_targets(
+    graph: SpikingGraph, neuron_masks: Mapping[str, Array], current: str
+) -> Array | None:
+    """Where a current reaches an unmasked neuron, directly or through merges; None: everywhere.
+
+    bool of the current's shape. What else reads a current reads all of it.
+    """
+    shape = graph.shapes[current]
+    live = np.zeros(shape, np.bool_)
+    for name in graph.consumers[current]:
+        node = graph[name]
+        below = None
+        if isinstance(node, Population):
+            below = neuron_masks.get(name)
+        elif isinstance(node, Merge):
+            below = live_targets(graph, neuron_masks, name)
+        if below is None:
+            return None
+        live |= below[: shape[0]]  # generated channels have no current
+    return None if live.all() else live
 
 
 def fanout(
@@ -175,13 +234,28 @@ def _count_readout(operator: ReadoutOperator, source: Tensor) -> LayerCounts:
     )
 
 
+def count_population(layer: CountedPopulation, spikes_out: Tensor) -> LayerCounts:
+    """Updates and spikes of (T, B, *shape), generated channels behind them left out."""
+    current = spikes_out[:, :, : layer.shape[0]]
+    neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
+    updates = len(current) * current.shape[1] * neurons
+    return LayerCounts(neuron_updates=updates, spikes_out=int(current.sum()))
+
+
+def counted_nodes(model: Model) -> tuple[Counted, ...]:
+    """What `model` is counted by: projections, populations without one, the readout."""
+    folded = fold(model.graph, model.state, model.channel_masks)
+    *projections, readout = counted_layers(model.graph, folded, model.neuron_masks)
+    return (*projections, *counted_populations(model.graph, model.neuron_masks), readout)
+
+
 @torch.no_grad()
 def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, LayerCounts]:
-    """Counts per projection (and the readout) of `model` on images (B, C, H, W), summed."""
-    graph = model.graph
+    """Counts of `model` on images (B, C, H, W), summed: per projection, per population without a
+    projection of its own, and of the readout.
+    """
     module = model.module()
-    folded = fold(graph, model.state, model.channel_masks)
-    layers = counted_layers(graph, folded, model.neuron_masks)
+    layers = counted_nodes(model)
     totals = {layer.name: LayerCounts() for layer in layers}
     for part in torch.split(images, chunk):
         for name, counts in count_batch(module, layers, part).items():
@@ -190,19 +264,30 @@ def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, Laye
 
 
 def count_batch(
-    module: GraphModule, layers: tuple[CountedLayer, ...], images: Tensor
+    module: GraphModule, layers: Sequence[Counted], images: Tensor
 ) -> dict[str, LayerCounts]:
     """Counts per layer for one batch, (B, C, H, W) static or (T, B, C, H, W)."""
     graph = module.graph
     known = {graph.input.name: module.as_signal(images)}
-    names = {layer.composed.source for layer in layers}
-    names |= {layer.population for layer in layers if layer.population is not None}
+    names = {name for layer in layers for name in needed_values(layer)}
     values: dict[str, Signal] = module.evaluate(known, sorted(names))
     return {
-        layer.name: count_layer(
-            layer,
-            values[layer.composed.source].tensor,
-            None if layer.population is None else values[layer.population].tensor,
-        )
+        layer.name: count_one(layer, {name: values[name].tensor for name in needed_values(layer)})
         for layer in layers
     }
+
+
+def needed_values(layer: Counted) -> tuple[str, ...]:
+    """The nodes whose values `count_one` takes."""
+    if isinstance(layer, CountedPopulation):
+        return (layer.name,)
+    behind = () if layer.population is None else (layer.population,)
+    return (layer.composed.source, *behind)
+
+
+def count_one(layer: Counted, values: Mapping[str, Tensor]) -> LayerCounts:
+    """Counts of one entry, from the values of the nodes it needs."""
+    if isinstance(layer, CountedPopulation):
+        return count_population(layer, values[layer.name])
+    spikes = None if layer.population is None else values[layer.population]
+    return count_layer(layer, values[layer.composed.source], spikes)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soul_deploy.counting import population_behind
 from soul_deploy.folding import fold
-from soul_deploy.graph import Population, SpikingGraph
+from soul_deploy.graph import Node, Population, SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.module import GraphModule, Signal
 from soul_deploy.neurons import SpikingNeuron
@@ -182,15 +183,23 @@ class Golden:
 
     @cached_property
     def absolute(self) -> GraphModule:
-        """The network with |deployed weights|, without bias, in float64: it sums |w·x|."""
-        plain = {p.name: replace(p, bias=False, norm=None) for p in self.graph.projections}
-        module = GraphModule(self.graph.with_nodes(plain)).double()
+        """The network with |deployed weights|, in float64: it sums |w·x|.
+
+        Biases are left out where nothing but one population reads the current; in other currents
+        they are part of what following projections weigh.
+        """
         folded = fold(self.graph, self.model.state, self.model.channel_masks)
+        plain: dict[str, Node] = {}
+        for p in self.graph.projections:
+            alone = population_behind(self.graph, p.name) is not None
+            plain[p.name] = replace(
+                p, bias=not alone and folded[p.name].bias is not None, norm=None
+            )
+        module = GraphModule(self.graph.with_nodes(plain)).double()
         with torch.no_grad():
             for name in plain:
-                weight = module.get_submodule(name).weight
-                assert isinstance(weight, Tensor)
-                weight.copy_(torch.from_numpy(folded[name].weight).abs())
+                for key, parameter in module.get_submodule(name).named_parameters():
+                    parameter.copy_(torch.from_numpy(getattr(folded[name], key)).abs())
         return module.eval()
 
     @torch.no_grad()

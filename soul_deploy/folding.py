@@ -26,11 +26,11 @@ def fold(
 ) -> dict[str, Synapses]:
     """Deployed weights of every projection and of the readout's head, by node name.
 
-    `channel_masks`: population name -> bool (C,); a masked channel's row and bias become 0.
+    `channel_masks`: population or projection -> bool (C,); of a masked channel, row and bias are 0.
     """
     folded = {node.name: _fold_one(node, state) for node in graph.projections}
-    for population, keep in channel_masks.items():
-        source = graph[population].inputs[0]
+    for name, keep in channel_masks.items():
+        source = graph.masked_projection(name)
         folded[source] = _masked(folded[source], keep)
     readout = graph.readout
     if readout.linear:

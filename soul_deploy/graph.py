@@ -152,6 +152,11 @@ class SpikingGraph:
         """Convolutions and linear layers in execution order (the readout's head not among them)."""
         return tuple(self.of_type(Projection))
 
+    def masked_projection(self, name: str) -> str:
+        """The projection that a channel mask called `name` acts on: itself, or a population's."""
+        node = self[name]
+        return name if isinstance(node, Projection) else node.inputs[0]
+
     def with_nodes(self, changed: Mapping[str, Node]) -> "SpikingGraph":
         """A graph with the named nodes replaced."""
         return SpikingGraph(

@@ -4,6 +4,7 @@ The rest can be left out of an event network without changing an output: nothing
 A neuron without inputs is not dead, since its bias may make it fire.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,20 @@ import torch.nn.functional as F
 from soul_deploy.composing import ReadoutOperator, compose
 from soul_deploy.counting import fanout
 from soul_deploy.folding import fold
-from soul_deploy.graph import MaxPool, Population, Projection, Readout, SpikingGraph
+from soul_deploy.graph import (
+    AdaptiveAvgPool,
+    Flatten,
+    MaxPool,
+    Merge,
+    Node,
+    Pool,
+    Population,
+    Projection,
+    Readout,
+    Scatter,
+    Shape,
+    SpikingGraph,
+)
 from soul_deploy.modelfile import Model
 from soul_deploy.runtime.files import Array
 
@@ -29,8 +43,6 @@ def live_neurons(model: Model) -> dict[str, Array]:
             mask = model.neuron_masks.get(node.name)
             live[node.name] = read[node.name] if mask is None else read[node.name] & mask
             read[node.inputs[0]] |= live[node.name][: graph.shapes[node.inputs[0]][0]]
-        elif isinstance(node, MaxPool):
-            read[node.inputs[0]] |= _covered(node, read[node.name], graph)
         elif isinstance(node, Projection | Readout):
             composed = compose(graph, folded, node.name)
             operator = composed.operator
@@ -39,7 +51,26 @@ def live_neurons(model: Model) -> dict[str, Array]:
             else:
                 reads = fanout(operator, read[node.name]) > 0
             read[composed.source] |= reads
+        else:
+            for name in node.inputs:
+                read[name] |= _read_behind(node, read[node.name], graph.shapes[name])
     return {node.name: live[node.name] for node in graph.populations}
+
+
+def _read_behind(node: Node, read: Array, shape: Shape) -> Array:
+    """Which of an input's values a stateless node needs for those of its own that are read.
+
+    Average pooling and flattening are composed into projections, which read past them; here it is
+    what else reads them.
+    """
+    if isinstance(node, Scatter):
+        return np.asarray(read[list(node.index)])
+    if isinstance(node, Pool):
+        return _covered(node, read, shape)
+    if isinstance(node, AdaptiveAvgPool):
+        return np.full(shape, read.any())
+    assert isinstance(node, Merge | Flatten), node
+    return read.reshape(shape)
 
 
 def deployed(model: Model) -> Model:
@@ -51,20 +82,44 @@ def deployed(model: Model) -> Model:
 def live_values(model: Model) -> dict[str, Array | None]:
     """Where each node that holds values can be nonzero, bool of its shape; None: everywhere.
 
-    A population's neuron mask; behind it a max pooling's windows that hold an unmasked neuron.
+    A population's neuron mask; behind it a max pooling's windows that hold an unmasked neuron, the
+    union of the branches of a sum, what all branches of an AND have, the identity's of an IAND.
     """
     graph = model.graph
-    live: dict[str, Array | None] = {graph.input.name: None}
+    live: dict[str, Array | None] = {}
     for node in graph.nodes:
+        mask = None
         if isinstance(node, Population):
-            live[node.name] = model.neuron_masks.get(node.name)
-        elif isinstance(node, MaxPool):
-            mask = live.get(node.inputs[0])
-            if mask is not None:
-                held = torch.from_numpy(mask.astype(np.float32))[None]
-                mask = F.max_pool2d(held, node.kernel, node.stride, node.padding)[0].numpy() > 0
-            live[node.name] = None if mask is None or mask.all() else mask
+            mask = model.neuron_masks.get(node.name)
+        elif (
+            isinstance(node, MaxPool | Merge | Scatter) and graph.edges[node.name].kind != "analog"
+        ):
+            shapes = {name: graph.shapes[name] for name in node.inputs}
+            before = [np.ones(s, bool) if live[n] is None else live[n] for n, s in shapes.items()]
+            mask = _live_behind(node, [np.asarray(mask) for mask in before])
+        live[node.name] = None if mask is None or mask.all() else mask
     return live
+
+
+def _everywhere(graph: SpikingGraph, live: Mapping[str, Array | None], name: str) -> Array:
+    mask = live[name]
+    return np.ones(graph.shapes[name], bool) if mask is None else mask
+
+
+def _live_behind(node: Node, inputs: list[Array]) -> Array:
+    if isinstance(node, MaxPool):
+        held = torch.from_numpy(inputs[0].astype(np.float32))[None]
+        pooled = F.max_pool2d(held, node.kernel, node.stride, node.padding)[0]
+        return np.asarray(pooled.numpy() > 0)
+    if isinstance(node, Scatter):
+        wide = np.zeros((node.channels, *inputs[0].shape[1:]), bool)
+        wide[list(node.index)] = inputs[0]
+        return wide
+    assert isinstance(node, Merge), node
+    if node.function == "iand":
+        return inputs[0]
+    join = np.logical_or if node.function == "add" else np.logical_and
+    return np.asarray(join.reduce(inputs))
 
 
 def _read_by_readout(operator: ReadoutOperator) -> Array:
@@ -76,9 +131,9 @@ def _read_by_readout(operator: ReadoutOperator) -> Array:
     return np.asarray(used.reshape(operator.in_shape))
 
 
-def _covered(node: MaxPool, read: Array, graph: SpikingGraph) -> Array:
+def _covered(node: Pool, read: Array, shape: Shape) -> Array:
     """Input positions inside the window of at least one pooled neuron that is read."""
-    channels, height, width = graph.shapes[node.inputs[0]]
+    channels, height, width = shape
     kernel = torch.ones(channels, 1, *node.kernel, dtype=torch.float64)
     pooled = torch.from_numpy(np.ascontiguousarray(read)).double()[None]
     full = F.conv_transpose2d(pooled, kernel, None, node.stride, groups=channels)[0]

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from soul_deploy.graph import Population, Projection, Shape, SpikingGraph
+from soul_deploy.graph import Population, Projection, Readout, Shape, SpikingGraph
 from soul_deploy.module import ChannelMask, GraphModule, HardGate
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array, digest, read_tensors, require_file, write_tensors
@@ -56,9 +56,10 @@ class ModelInfo:
 class Model:
     """A network at rest: graph, weights under the original names, masks, description.
 
-    channel_masks: population -> bool (C,), on its current. neuron_masks: population -> bool of the
-    population's shape, on its spikes. Pruned weights are zeros in `state`. alphas: projection or
-    population -> the mask parameters that a search of weights and neurons ended with.
+    channel_masks: population or projection -> bool (C,), on its current (by projection where no
+    population reads it directly). neuron_masks: population -> bool of the population's shape, on
+    its spikes. Pruned weights are zeros in `state`. alphas: projection or population -> the mask
+    parameters that a search of weights and neurons ended with.
     """
 
     graph: SpikingGraph
@@ -132,7 +133,7 @@ def load_model(path: Path) -> Model:
         raise FileFormatError(f"{path}: its tensors do not match their digest; the file is damaged")
     try:
         graph = SpikingGraph.from_json(document.get("graph"))
-        info = _info_from_json(document["info"])
+        info = info_from_json(document["info"])
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -153,9 +154,31 @@ def _under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 def expected_shapes(graph: SpikingGraph) -> dict[str, Shape]:
     """Name and shape of every tensor in the state dict of `graph`'s module."""
-    with torch.device("meta"):
-        module = GraphModule(graph)
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    shapes: dict[str, Shape] = {}
+    for node in graph.nodes:
+        if isinstance(node, Population):
+            shapes |= {f"{node.name}.w": ()} if node.neuron.learned else {}
+            pattern = (graph.time_steps, node.generated)
+            shapes |= {f"{node.name}.pattern": pattern} if node.generated else {}
+        elif isinstance(node, Projection):
+            shapes |= _projection_shapes(node)
+        elif isinstance(node, Readout) and node.linear:
+            inputs = graph.shapes[node.inputs[0]][0]
+            shapes[f"{node.name}.weight"] = (node.classes, inputs)
+            shapes |= {f"{node.name}.bias": (node.classes,)} if node.bias else {}
+    return shapes
+
+
+def _projection_shapes(node: Projection) -> dict[str, Shape]:
+    rows = (node.out_channels,)
+    shapes = {f"{node.name}.weight": (*rows, *node.columns)}
+    if node.bias:
+        shapes[f"{node.name}.bias"] = rows
+    if node.norm is not None:
+        parts = ("weight", "bias", "running_mean", "running_var")
+        shapes |= {f"{node.norm.name}.{part}": rows for part in parts}
+        shapes[f"{node.norm.name}.num_batches_tracked"] = ()
+    return shapes
 
 
 def check_state(graph: SpikingGraph, state: State, where: str) -> None:
@@ -182,12 +205,15 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
 
 def _check_masks(model: Model, path: Path) -> None:
     graph = model.graph
-    fed = {node.name for node in graph.populations if isinstance(graph[node.inputs[0]], Projection)}
+    populations = {node.name for node in graph.populations}
+    fed = {name for name in populations if isinstance(graph[graph[name].inputs[0]], Projection)}
+    fed |= {node.name for node in graph.projections}
     for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
-        if name not in fed:
-            raise FileFormatError(f"{path}: a mask for {name!r}, which is no layer of its graph")
         on_spikes = model.neuron_masks.get(name) is keep
-        needed = graph.shapes[name] if on_spikes else graph.shapes[graph[name].inputs[0]][:1]
+        if name not in (populations if on_spikes else fed):
+            raise FileFormatError(f"{path}: a mask for {name!r}, which is no layer of its graph")
+        needed = graph.shapes[name if on_spikes else graph.masked_projection(name)]
+        needed = needed if on_spikes else needed[:1]
         if keep.shape != needed or keep.dtype != np.bool_:
             raise FileFormatError(
                 f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs bool{needed}"
@@ -209,7 +235,8 @@ def _check_alphas(model: Model, path: Path) -> None:
             )
 
 
-def _info_from_json(data: Any) -> ModelInfo:
+def info_from_json(data: Any) -> ModelInfo:
+    """The ModelInfo of `asdict`'s data. Raises KeyError, TypeError or ValueError."""
     if data["stage"] not in ("dense", "masked", "compact"):
         raise ValueError(f"stage {data['stage']!r}")
     norm = data["normalization"]

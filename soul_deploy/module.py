@@ -84,9 +84,9 @@ class GraphModule(nn.Module):
     Input: a static image batch (B, C, H, W), shown T times, or a sequence (T, B, C, H, W).
     Output: class scores (B, classes). State is reset at every call.
 
-    `channel_masks` (population -> mask) act on the current, behind batch norm; `weight_gates`
-    (projection -> gate of the weight's shape) on the weights; `neuron_gates` (population -> gate of
-    the population's shape) on the spikes, after firing and reset.
+    `channel_masks` (population or projection -> mask) act on the current, behind batch norm;
+    `weight_gates` (projection -> gate of the weight's shape) on the weights; `neuron_gates`
+    (population -> gate of the population's shape) on the spikes, after firing and reset.
     """
 
     def __init__(self, graph: SpikingGraph) -> None:
@@ -269,8 +269,10 @@ class GraphModule(nn.Module):
         return F.linear(x, weight, layer.bias)
 
     def _mask_of(self, node: Projection) -> ChannelMask | None:
+        if node.name in self.channel_masks:
+            return self.channel_masks[node.name]
         for name in self.graph.consumers[node.name]:
-            if name in self.channel_masks:
+            if name in self.channel_masks and isinstance(self.graph[name], Population):
                 return self.channel_masks[name]
         return None
 

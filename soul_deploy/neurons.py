@@ -71,7 +71,7 @@ class SpikingNeuron(nn.Module):
 
     def _constant(self) -> Any:
         if not self.spec.learned:
-            return self.spec.tau
+            return self.spec.fixed_constant
         decay = self.w.sigmoid()
         return 1.0 - decay if self.spec.charge == "leak_multiply" else decay
 
@@ -93,6 +93,9 @@ SLOPES: dict[ChargeForm, Callable[[float], tuple[float, float]]] = {
     "integrate": lambda a: (1.0, 1.0),
     "soul_lif_decay": lambda a: (1.0 - 1.0 / a, 1.0 / a),
     "soul_lif": lambda a: (1.0 - 1.0 / a, 1.0),
+    "decay_divide": lambda a: (1.0 - 1.0 / a, 1.0 / a),
+    "leak_subtract_divide": lambda a: (1.0 - 1.0 / a, 1.0),
+    "leak_multiply": lambda a: (a, 1.0),
 }
 """For each form with a fixed constant a: the derivatives of the charge by v and by x."""
 
@@ -115,13 +118,13 @@ class _Unrolled(torch.autograd.Function):
         observe: Observer | None,
     ) -> Tensor:
         rest = 0.0 if spec.v_reset is None else spec.v_reset
-        charge, fire = CHARGE[spec.charge], FIRE[spec.fire]
+        charge, fire, constant = CHARGE[spec.charge], FIRE[spec.fire], spec.fixed_constant
         first = current if static else current[0]
         charged = current.new_empty((steps, *first.shape))
         spikes = torch.empty_like(charged)
         v = torch.full_like(first, rest)
         for t in range(steps):
-            h = charge(v, current if static else current[t], spec.tau, rest)
+            h = charge(v, current if static else current[t], constant, rest)
             charged[t], spikes[t] = h, fire(h, spec.v_threshold)
             if spec.v_reset is None:
                 v = reset_soft(h, spikes[t], spec.v_threshold)
@@ -137,7 +140,7 @@ class _Unrolled(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         charged, spikes = ctx.saved_tensors
         spec: NeuronSpec = ctx.spec
-        by_v, by_x = SLOPES[spec.charge](spec.tau)
+        by_v, by_x = SLOPES[spec.charge](spec.fixed_constant)
         (wanted,) = grad_outputs
         grad = torch.zeros_like(charged[0]) if ctx.static else torch.empty_like(charged)
         after_reset: Tensor | None = None

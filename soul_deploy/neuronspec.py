@@ -8,6 +8,7 @@ from soul_deploy.runtime.errors import UsageError
 
 NeuronFamily = Literal["if", "lif", "plif"]
 SurrogateName = Literal["atan", "sigmoid", "rectangle"]
+FormName = Literal["soul", "spikingjelly", "spikingjelly_0"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class NeuronSpec:
     v_reset         value after a spike, or None: soft reset, the threshold is subtracted
     fire            "gt": fires above the threshold (Soul); "ge": also at it (SpikingJelly)
     surrogate, surrogate_alpha, detach_reset   training only
+    form            whose arithmetic the charge is, to the last bit: "soul"; "spikingjelly" (2.x);
+                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation)
     """
 
     family: NeuronFamily = "lif"
@@ -43,6 +46,7 @@ class NeuronSpec:
     surrogate: SurrogateName = "atan"
     surrogate_alpha: float = 2.0
     detach_reset: bool = True
+    form: FormName = "soul"
 
     def __post_init__(self) -> None:
         if self.family not in ("if", "lif", "plif"):
@@ -59,6 +63,8 @@ class NeuronSpec:
             raise UsageError(f"fire {self.fire!r}; valid: gt (v > threshold), ge (v >= threshold)")
         if self.surrogate not in ("atan", "sigmoid", "rectangle"):
             raise UsageError(f"surrogate {self.surrogate!r}; valid: atan, sigmoid, rectangle")
+        if self.form not in ("soul", "spikingjelly", "spikingjelly_0"):
+            raise UsageError(f"form {self.form!r}; valid: soul, spikingjelly, spikingjelly_0")
 
     @property
     def learned(self) -> bool:
@@ -67,14 +73,24 @@ class NeuronSpec:
 
     @property
     def charge(self) -> ChargeForm:
-        """The form of the charge, as Soul computes it (soul/neuron/LIF.py, PLIF.py)."""
+        """The form of the charge: soul/neuron/LIF.py and PLIF.py, or SpikingJelly's neurons."""
         if self.family == "if":
             return "integrate"
-        if self.family == "lif":
+        return self._charge_of_plif() if self.learned else self._charge_of_lif()
+
+    def _charge_of_lif(self) -> ChargeForm:
+        if self.form == "soul":
             return "soul_lif_decay" if self.decay_input else "soul_lif"
         if self.decay_input:
+            return "decay_divide"
+        scaled = self.form == "spikingjelly_0" and self.v_reset is None
+        return "leak_multiply" if scaled else "leak_subtract_divide"
+
+    def _charge_of_plif(self) -> ChargeForm:
+        if self.decay_input:
             return "decay_multiply"
-        return "leak_subtract_multiply" if self.v_reset else "leak_multiply"
+        subtracted = self.form == "spikingjelly" or self.v_reset
+        return "leak_subtract_multiply" if subtracted else "leak_multiply"
 
     def equation(self, decay: float | None = None) -> NeuronEquation:
         """The neuron as deployed. `decay` = sigmoid(w) in float32, for `plif` only."""
@@ -82,8 +98,13 @@ class NeuronSpec:
             assert decay is not None, "a plif needs its learned decay"
             constant = float(_one_minus(decay)) if self.charge == "leak_multiply" else decay
         else:
-            constant = self.tau
+            constant = self.fixed_constant
         return NeuronEquation(self.charge, constant, self.v_threshold, self.v_reset, self.fire)
+
+    @property
+    def fixed_constant(self) -> float:
+        """The form's constant of a neuron that does not learn it (rounded to float32 in use)."""
+        return 1.0 - 1.0 / self.tau if self.charge == "leak_multiply" else self.tau
 
 
 def _one_minus(decay: float) -> Any:

@@ -70,6 +70,11 @@ class Projection(Node):
     def out_channels(self) -> int:
         raise NotImplementedError
 
+    @property
+    def columns(self) -> Shape:
+        """The shape of one row of the weight tensor."""
+        raise NotImplementedError
+
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:
         return ANALOG
 
@@ -90,6 +95,10 @@ class Convolution(Projection):
     @property
     def out_channels(self) -> int:
         return self.channels
+
+    @property
+    def columns(self) -> Shape:
+        return (self.in_channels // self.groups, *self.kernel)
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         (shape,) = inputs
@@ -125,6 +134,10 @@ class Linear(Projection):
     @property
     def out_channels(self) -> int:
         return self.features
+
+    @property
+    def columns(self) -> Shape:
+        return (self.in_features,)
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         if inputs[0] != (self.in_features,):

@@ -77,6 +77,11 @@ class NetworkChoice:
     neuron_type: str
     time_step: int
     hidden: int
+    width: int
+    connect_function: str
+    groups: int
+    width_per_group: int
+    stem: str
     tau: float
     v_threshold: float
     v_reset: str
@@ -90,8 +95,9 @@ class NetworkChoice:
             raise UnknownNameError("coding", self.coding_schema, ["direct"])
         if self.time_step < 1:
             raise UsageError(f"time_step {self.time_step} must be at least 1")
-        if self.hidden < 1:
-            raise UsageError(f"hidden {self.hidden} must be at least 1")
+        for name in ("hidden", "width", "groups", "width_per_group"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least 1")
 
     @property
     def reset(self) -> float | None:
@@ -111,7 +117,12 @@ def network_options(model: str) -> Decorator:
     return option_group(
         "network",
         NetworkChoice,
-        click.option(*("--model", "-m"), default=model, show_default=True, help="Network name."),
+        click.option(
+            *("--model", "-m"),
+            default=model,
+            show_default=True,
+            help="Network name, or package.module:factory for one of your own.",
+        ),
         click.option(
             *("--neuron_type", "-n"), default="LIF", show_default=True, help="LIF, PLIF or IF."
         ),
@@ -125,6 +136,7 @@ def network_options(model: str) -> Decorator:
             show_default=True,
             help="Width of SpikingVGG's head.",
         ),
+        *_size_options(),
         click.option(
             "--tau", type=float, default=2.0, show_default=True, help="Time constant in steps."
         ),
@@ -152,6 +164,36 @@ def network_options(model: str) -> Decorator:
         ),
         click.option(
             *("--coding_schema", "-coding"), default="direct", show_default=True, help="direct."
+        ),
+    )
+
+
+def _size_options() -> tuple[Decorator, ...]:
+    return (
+        click.option(
+            "--width", type=int, default=256, show_default=True, help="Channels of Cifar10Net."
+        ),
+        click.option(
+            "--connect_function",
+            default="ADD",
+            show_default=True,
+            help="SEW-ResNet's merge: ADD, AND or IAND.",
+        ),
+        click.option(
+            "--groups", type=int, default=1, show_default=True, help="ResNet-50's: grouped 3×3."
+        ),
+        click.option(
+            *("--width_per_group", "--base_width"),
+            type=int,
+            default=64,
+            show_default=True,
+            help="Residual networks: channels per group.",
+        ),
+        click.option(
+            "--stem",
+            default="soul",
+            show_default=True,
+            help="Residual networks: soul (7×7, stride 2, max pooling) or small (3×3).",
         ),
     )
 

@@ -1,16 +1,20 @@
 """From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
+import click
 import torch
+from click.core import ParameterSource
 
 from soul_deploy import zoo
 from soul_deploy.data import Data, canonical_data_name, load_data
-from soul_deploy.graph import NeuronSpec
+from soul_deploy.factories import is_dotted
+from soul_deploy.graph import MergeFunction, NeuronSpec
 from soul_deploy.module import GraphModule
 from soul_deploy.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
+from soul_deploy.resnet import Stem
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.schedules import parse_schedule
 from soul_deploy.surrogate import DEFAULT_ALPHA
@@ -72,6 +76,41 @@ def prepare(run: RunOptions) -> torch.device:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """The network's sizes and variants, as `zoo.NetworkOptions` has them."""
+
+    hidden: int
+    width: int
+    connect: MergeFunction
+    groups: int
+    width_per_group: int
+    stem: Stem
+
+
+SIZE_FLAGS = {
+    "hidden": "hidden",
+    "width": "width",
+    "connect_function": "connect",
+    "groups": "groups",
+    "width_per_group": "width_per_group",
+    "stem": "stem",
+}
+"""Flag -> field of Sizes; a model file's provenance holds them by flag."""
+
+
+def sizes_of(choice: NetworkChoice) -> Sizes:
+    """The sizes that the options describe. Raises UnknownNameError."""
+    return Sizes(
+        choice.hidden,
+        choice.width,
+        _known("connect_function", choice.connect_function, get_args(MergeFunction)),
+        choice.groups,
+        choice.width_per_group,
+        _known("stem", choice.stem, get_args(Stem)),
+    )
+
+
+@dataclass(frozen=True)
 class Task:
     """A checked choice of network and data set, before anything is read or built."""
 
@@ -79,31 +118,56 @@ class Task:
     neuron: NeuronSpec
     data: str
     time_steps: int
-    hidden: int
+    sizes: Sizes
     seed: int
 
     @property
     def stem(self) -> str:
         """The part of file names that says what it is: network, neuron, data, T, seed."""
-        return f"{self.model}_{self.neuron.family}_{self.data}_T{self.time_steps}_{self.seed}"
+        if is_dotted(self.model):  # it brings its own neurons
+            name = self.model.replace(":", ".")
+        else:
+            name = f"{self.model}_{self.neuron.family}"
+        return f"{name}_{self.data}_T{self.time_steps}_{self.seed}"
 
     def network_options(self, data: Data) -> zoo.NetworkOptions:
         """What the zoo needs to build the network for this data set."""
         return zoo.NetworkOptions(
-            data.input_shape, len(data.classes), self.neuron, self.time_steps, self.hidden
+            data.input_shape,
+            len(data.classes),
+            self.neuron,
+            self.time_steps,
+            **asdict(self.sizes),
         )
 
 
 def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
     """Check all names. Raises UnknownNameError or UsageError."""
+    if is_dotted(network.model):
+        _refuse_flags_of_the_zoo(network.model)
     return Task(
         zoo.canonical_name(network.model),
         neuron_spec(network),
         canonical_data_name(data.dataset_name),
         network.time_step,
-        network.hidden,
+        sizes_of(network),
         seed,
     )
+
+
+def _refuse_flags_of_the_zoo(model: str) -> None:
+    """A network of the user's own brings neurons and sizes: flags for them would do nothing."""
+    context = click.get_current_context(silent=True)
+    names = {item.name for item in fields(NetworkChoice)} - {"model", "time_step", "coding_schema"}
+    sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
+    given = sorted(
+        name for name, source in sources.items() if source not in (None, ParameterSource.DEFAULT)
+    )
+    if given:
+        raise UsageError(
+            f"--{given[0]} given, but {model!r} brings its own neurons and sizes; "
+            "leave the flag out"
+        )
 
 
 def load_task_data(options: DataOptions) -> Data:
@@ -116,7 +180,8 @@ def new_module(task: Task, data: Data) -> GraphModule:
     torch.manual_seed(task.seed)
     network, graph = zoo.create(task.model, task.network_options(data))
     module = GraphModule(graph)
-    module.load_state_dict(network.state_dict())
+    state = network.state_dict()
+    module.load_state_dict({name: state[name] for name in module.state_dict()})
     return module
 
 
@@ -125,7 +190,7 @@ def provenance(task: Task, recipe: Recipe, epochs: int, **more: Any) -> dict[str
     packages = ("soul-deploy", "torch", "numpy")
     return {
         "model": task.model,
-        "hidden": task.hidden,
+        **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
         "recipe": asdict(recipe),
         "epochs": epochs,

@@ -7,13 +7,15 @@ from functools import partial
 from torch import nn
 
 from soul_deploy.cifar10net import Cifar10Net
+from soul_deploy.factories import build_network, check_dotted, is_dotted
+from soul_deploy.fromtorch import examine
 from soul_deploy.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.msresnet import MsOptions, MsResNet
 from soul_deploy.resnet import STAGES, Stem
-from soul_deploy.runtime.errors import UnknownNameError
+from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.sewresnet import SewOptions, SewResNet
 from soul_deploy.spikingvgg import CONFIGURATIONS, SpikingVGG
-from soul_deploy.trace import trace
+from soul_deploy.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def _cifar10net(options: NetworkOptions) -> nn.Module:
 
 
 def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
+    if depth < 50 and (options.groups, options.width_per_group) != (1, 64):
+        raise UsageError(
+            f"sewresnet{depth} has basic blocks: groups {options.groups} and width_per_group "
+            f"{options.width_per_group} are for sewresnet50; leave them at 1 and 64"
+        )
     shared = SewOptions(
         options.neuron,
         options.time_steps,
@@ -77,6 +84,11 @@ def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
 
 
 def _ms_resnet(depth: int, options: NetworkOptions) -> nn.Module:
+    if depth < 50 and options.groups != 1:
+        raise UsageError(
+            f"msresnet{depth} has basic blocks: groups {options.groups} are for msresnet50; leave "
+            "them at 1"
+        )
     shared = MsOptions(options.neuron, options.time_steps, options.groups, options.width_per_group)
     return MsResNet(
         depth,
@@ -96,13 +108,40 @@ NETWORKS: dict[str, Callable[[NetworkOptions], nn.Module]] = {
 
 
 def canonical_name(name: str) -> str:
-    """The network's name in our spelling (case-insensitive). Raises UnknownNameError."""
+    """The network's name in our spelling (case-insensitive); `package.module:factory` as it is.
+
+    Nothing is imported. Raises UnknownNameError or UsageError.
+    """
+    if is_dotted(name):
+        check_dotted(name)
+        return name
     if name.lower() not in NETWORKS:
         raise UnknownNameError("model", name, NETWORKS)
     return name.lower()
 
 
 def create(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]:
-    """A freshly initialised network and its graph. Raises UnknownNameError."""
+    """A freshly initialised network and its graph.
+
+    A network of the user's own, `package.module:factory`, is imported and compared with its graph;
+    it brings its own neurons and widths. Raises UnknownNameError, UsageError or what
+    `fromtorch.from_torch` raises.
+    """
+    if is_dotted(name):
+        return _create_own(name, options)
     network = NETWORKS[canonical_name(name)](options)
     return network, trace(network, options.input_shape, options.time_steps)
+
+
+def _create_own(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]:
+    network = build_network(
+        name,
+        classes=options.classes,
+        input_shape=options.input_shape,
+        time_steps=options.time_steps,
+    )
+    traced, _ = examine(network, options.input_shape, options.time_steps)
+    found = traced.graph.readout.classes
+    if found != options.classes:
+        raise UsageError(f"model {name!r} gives {found} class scores; {options.classes} are needed")
+    return network, traced.graph

@@ -18,7 +18,7 @@ from soul_deploy.graph import NeuronSpec, Pair, Projection, Shape
 from soul_deploy.modelfile import Model, ModelInfo, from_module
 from soul_deploy.module import GraphModule
 from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.trace import trace
+from soul_deploy.tracing import trace
 
 WEIGHT_GRID, INPUT_GRID = 2.0**-8, 2.0**-6
 TARGET_RATE = 0.2

@@ -225,3 +225,49 @@ def channel_last(shape: tuple[int, ...]) -> list[int]:
         for x in range(width)
         for c in range(channels)
     ]
+
+
+def merge(function: str, branches: list[Array]) -> Array:
+    """Element by element, left to right; branches (T, ...), or (1, ...) the same at every step."""
+    steps = max(map(len, branches))
+    dtype = np.float32 if any(b.dtype == np.float32 for b in branches) else np.uint8
+    out = np.zeros((steps, *branches[0].shape[1:]), dtype)
+    for t, *place in np.ndindex(*out.shape):
+        values = [b[(t if len(b) > 1 else 0, *place)] for b in branches]
+        result = values[0]
+        for value in values[1:]:
+            if function == "add":
+                result = F(F(result) + F(value))
+            elif function == "and":
+                result = 1 if result == 1 and value == 1 else 0
+            else:
+                result = 1 if result == 1 and value == 0 else 0
+        out[(t, *place)] = result
+    return out
+
+
+def scatter(values: Array, index: list[int], channels: int) -> Array:
+    """(T, channels, H, W) of (T, len(index), H, W), 0 where no channel goes."""
+    out = np.zeros((len(values), channels, *values.shape[2:]), values.dtype)
+    for t in range(len(values)):
+        for c, place in enumerate(index):
+            out[t, place] = values[t, c]
+    return out
+
+
+def max_pool_analog(values: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    """(T, C, OH, OW) of (T, C, H, W) of any sign; padding is no value."""
+    steps, channels, height, width = values.shape
+    sides = [
+        (n + 2 * padding[k] - kernel[k]) // stride[k] + 1 for k, n in enumerate((height, width))
+    ]
+    out = np.zeros((steps, channels, *sides), np.float32)
+    for t, c, oy, ox in np.ndindex(*out.shape):
+        found = []
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                y, x = oy * stride[0] - padding[0] + i, ox * stride[1] - padding[1] + j
+                if 0 <= y < height and 0 <= x < width:
+                    found.append(values[t, c, y, x])
+        out[t, c, oy, ox] = max(found)
+    return out

@@ -19,7 +19,7 @@ from soul_deploy.module import GraphModule
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.runtime.files import file_sha256
 from soul_deploy.runtime.network import load
-from soul_deploy.trace import trace
+from soul_deploy.tracing import trace
 
 
 def digits_model() -> Model:

@@ -26,7 +26,7 @@ from soul_deploy.modelfile import Model, ModelInfo, from_module
 from soul_deploy.module import GraphModule, Signal
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.runtime.errors import UsageError, VerificationError
-from soul_deploy.trace import trace
+from soul_deploy.tracing import trace
 
 IF = NeuronSpec("if")
 ONES = torch.ones(2, 1)

@@ -1,7 +1,6 @@
 """Composed operators and fan-out maps against PyTorch's own layers, one basis vector at a time."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +25,6 @@ from soul_deploy.graph import (
 )
 from soul_deploy.modelfile import Model, arrays_of
 from soul_deploy.module import GraphModule, Signal
-from soul_deploy.runtime.errors import UnsupportedGraphError
 
 
 def _graph(nodes: list[Node], classes: int = 2) -> SpikingGraph:
@@ -177,7 +175,7 @@ def test_the_dense_synapses_of_6conv2fc_are_exact() -> None:
     assert total == 1_614_720_000
 
 
-def test_an_unsupported_source_is_named() -> None:
+def test_a_current_may_be_the_source() -> None:
     graph = _graph(
         [
             Input("input", (), (1, 4, 4)),
@@ -187,8 +185,9 @@ def test_an_unsupported_source_is_named() -> None:
         ]
     )
     folded = fold(graph, arrays_of(GraphModule(graph).state_dict()), {})
-    with pytest.raises(UnsupportedGraphError, match=r"b: fed by 'a' \(convolution\)"):
-        compose(graph, folded, "b")
+    composed = compose(graph, folded, "b")
+    assert composed.source == "a"
+    np.testing.assert_array_equal(composed.operator.weight, folded["b"].weight)
 
 
 def test_a_model_folds_its_masks_into_zero_rows() -> None:

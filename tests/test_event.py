@@ -22,6 +22,7 @@ from soul_deploy.graph import (
     Input,
     Linear,
     MaxPool,
+    Merge,
     NeuronSpec,
     Node,
     Population,
@@ -32,6 +33,7 @@ from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model, ModelInfo, Normalization, Validity, arrays_of
 from soul_deploy.module import GraphModule
 from soul_deploy.runtime.errors import (
+    LimitError,
     UnknownNameError,
     UnsupportedGraphError,
     UsageError,
@@ -103,7 +105,7 @@ def test_layers_and_counts_teacher_forced(spec: ChainSpec, sequence: bool, spars
     held = {model.graph.input.name: x.numpy()}
     held |= {name: signal.tensor.numpy() for name, signal in values.items()}
     for layer in network.events.layers:
-        found = network.run_layer(layer.name, held[layer.source])
+        found = network.run_layer(layer.name, *(held[source] for source in layer.sources))
         np.testing.assert_array_equal(found, held[layer.name] != 0, err_msg=layer.name)
     for layer in network.events.spiking_layers:
         found_counts = network.count_layer(layer.projection, held[layer.source])
@@ -271,19 +273,62 @@ def changed(name: str, node: Node) -> SpikingGraph:
             SpikingGraph(
                 (
                     Input("input", (), (2, 4, 4)),
-                    MaxPool("m", ("input",), (2, 2), (2, 2)),
-                    Convolution("c", ("m",), False, None, 2, 2, (1, 1)),
+                    Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
                     Population("p", ("c",), NeuronSpec()),
-                    Readout("head", ("p",), 2),
+                    AvgPool("a", ("p",), (1, 1), (1, 1)),
+                    Merge("m", ("a", "p"), "add"),
+                    Convolution("d", ("m",), False, None, 2, 2, (1, 1)),
+                    Population("q", ("d",), NeuronSpec()),
+                    Readout("head", ("q",), 2),
                 ),
                 2,
             ),
-            "m: max pooling of analog values from 'input'",
+            "m: its input 'a' is no projection",
+        ),
+        (
+            SpikingGraph(
+                (
+                    Input("input", (), (2, 4, 4)),
+                    Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
+                    Population("p", ("c",), NeuronSpec()),
+                    Population("q", ("p",), NeuronSpec()),
+                    Readout("head", ("q",), 2),
+                ),
+                2,
+            ),
+            "q: its input 'p' is no current but spike values",
+        ),
+        (
+            SpikingGraph(
+                (
+                    Input("input", (), (2, 4, 4)),
+                    Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
+                    AvgPool("a", ("c",), (2, 2), (2, 2)),
+                    Readout("head", ("a",), 2),
+                ),
+                2,
+            ),
+            "head: reads analog values from 'c'",
         ),
     ],
 )
 def test_what_the_runtime_cannot_run_is_refused(graph: SpikingGraph, text: str) -> None:
     with pytest.raises(UnsupportedGraphError, match=text):
+        build_event_network(small_model(graph))
+
+
+def test_graded_values_beyond_a_byte_are_refused() -> None:
+    nodes: list[Node] = [
+        Input("input", (), (2, 4, 4)),
+        Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
+        Population("p", ("c",), NeuronSpec()),
+    ]
+    doubled = "p"
+    for k in range(8):
+        nodes.append(Merge(f"m{k}", (doubled, doubled), "add"))
+        doubled = f"m{k}"
+    graph = SpikingGraph((*nodes, Readout("head", (doubled,), 2)), 2)
+    with pytest.raises(LimitError, match="m7: values up to 256; an event carries at most 255"):
         build_event_network(small_model(graph))
 
 

@@ -20,10 +20,12 @@ from soul_deploy.modelfile import (
     Normalization,
     Validity,
     arrays_of,
+    expected_shapes,
     load_model,
     load_state_dict,
     save_model,
 )
+from soul_deploy.module import GraphModule
 from soul_deploy.runtime.errors import FileFormatError, MissingFileError
 from soul_deploy.runtime.files import (
     METADATA_KEY,
@@ -283,3 +285,12 @@ def test_bare_safetensors_are_told_from_model_files(tmp_path: Path) -> None:
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "bare.safetensors")
     with pytest.raises(FileFormatError, match="without soul-deploy metadata; expected " + FORMAT):
         load_model(tmp_path / "bare.safetensors")
+
+
+@pytest.mark.parametrize("name", ["spikingvgg5", "cifar10net", "sewresnet50", "msresnet18"])
+def test_shapes_that_are_expected_are_those_of_the_module(name: str) -> None:
+    options = NetworkOptions((1, 32, 32), 10, NeuronSpec("plif"), 2, hidden=8, width=4, groups=1)
+    graph = create(name, options)[1]
+    with torch.device("meta"):
+        state = GraphModule(graph).state_dict()
+    assert expected_shapes(graph) == {key: tuple(value.shape) for key, value in state.items()}

@@ -31,7 +31,7 @@ from soul_deploy.runtime.errors import (
     UsageError,
     ValidityError,
 )
-from soul_deploy.trace import trace
+from soul_deploy.tracing import trace
 
 
 def model_of(network: nn.Module, shape: tuple[int, ...], time_steps: int, **info: object) -> Model:

@@ -99,7 +99,7 @@ def test_public_names_are_the_ones_listed() -> None:
     package = import_module("soul_deploy")
     assert package.__all__ == [
         *("__version__", "GraphModule", "Model", "NeuronSpec", "SpikingGraph", "create"),
-        *("load_model", "save_model", "trace"),
+        *("from_torch", "load_model", "save_model", "trace"),
     ]
     for name in package.__all__:
         assert getattr(package, name) is not None

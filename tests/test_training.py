@@ -248,7 +248,7 @@ def plain_simulation(neuron: SpikingNeuron, current: Tensor, static: bool) -> Te
     v = torch.full_like(current if static else current[0], rest)
     spikes = []
     for t in range(neuron.time_steps):
-        h = CHARGE[spec.charge](v, current if static else current[t], spec.tau, rest)
+        h = CHARGE[spec.charge](v, current if static else current[t], spec.fixed_constant, rest)
         s = fire_with_surrogate(h, spec.v_threshold, spec.fire, spec.surrogate, 2.0)
         fired = FIRE[spec.fire](h, spec.v_threshold)
         if spec.v_reset is None:
@@ -265,6 +265,9 @@ SPECS = [
     NeuronSpec(tau=3.0, decay_input=False, v_reset=-0.25, fire="ge", v_threshold=0.5),
     NeuronSpec("if", v_reset=None, surrogate="rectangle", surrogate_alpha=2.0),
     NeuronSpec("if", v_reset=0.125),
+    NeuronSpec(tau=1.7, v_reset=-0.25, form="spikingjelly"),
+    NeuronSpec(tau=1.7, decay_input=False, v_reset=-0.25, form="spikingjelly"),
+    NeuronSpec(tau=1.7, decay_input=False, v_reset=None, form="spikingjelly_0"),
 ]
 
 

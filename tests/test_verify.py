@@ -34,7 +34,7 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
 )
 from soul_deploy.runtime.network import Network
-from soul_deploy.trace import trace
+from soul_deploy.tracing import trace
 
 STEPS = 3
 
@@ -304,7 +304,8 @@ class Miscounting(EventExecution):
     def run_layer(self, layer: str, values: object) -> LayerRun:
         run = super().run_layer(layer, values)  # type: ignore[arg-type]
         assert run.counts is not None
-        return replace(run, counts=replace(run.counts, spikes_out=run.counts.spikes_out + 1))
+        wrong = {name: replace(c, spikes_out=c.spikes_out + 1) for name, c in run.counts.items()}
+        return replace(run, counts=wrong)
 
 
 def test_wrong_counts_fail_by_themselves() -> None:

@@ -1,0 +1,113 @@
+"""`soul-deploy export nir` and `import nir`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from soul_deploy.arguments import SoulCommand
+from soul_deploy.export.check_options import CheckOptions, export_options
+from soul_deploy.export.checking import Source, write_checked
+from soul_deploy.export.nir_export import export_nir
+from soul_deploy.export.nir_import import import_nir, read_nir
+from soul_deploy.export.nir_library import DEFAULT_DT
+from soul_deploy.modelfile import Model, save_model
+from soul_deploy.reporting import print_files, print_result
+from soul_deploy.runtime.errors import UsageError
+
+IMPORT_SCHEMA = "soul-deploy/import/1"
+
+
+@click.command("nir", cls=SoulCommand)
+@export_options()
+@click.option(
+    "--dt",
+    type=float,
+    default=DEFAULT_DT,
+    show_default=True,
+    help="Seconds per time step; snnTorch's reader knows no other than the default.",
+)
+def export_command(
+    model_path: Path,
+    output: Path | None,
+    time_step: int | None,
+    check: bool,
+    check_on: CheckOptions,
+    dt: float,
+) -> None:
+    """Write MODEL, a soul-deploy model file, as a NIR graph for other toolkits and chips.
+
+    Batch norm is folded. Max pooling, soft reset, groups, masked neurons and generated channels
+    cannot be written and are refused by name.
+    """
+    source = Source.load(model_path, time_step)
+    target = output or model_path.with_suffix(".nir")
+
+    def write(path: Path) -> None:
+        export_nir(source.model, path, dt=dt, source_sha256=source.sha256)
+
+    write_checked("nir", source, target, write, check_on if check else None, check_on.output_format)
+
+
+@click.command("nir", cls=SoulCommand)
+@click.argument("nir_path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    *("--output", "-o"),
+    type=click.Path(path_type=Path),
+    help="Where the model file goes.  [default: beside FILE, under its name]",
+)
+@click.option(
+    *("--time_step", "-T"),
+    type=int,
+    default=None,
+    help="Time steps to run.  [default: those in FILE's metadata]",
+)
+@click.option(
+    "--dt",
+    type=float,
+    default=None,
+    help=f"Seconds per time step.  [default: those in FILE's metadata, or {DEFAULT_DT:g}]",
+)
+@click.option(
+    "--fire",
+    type=click.Choice(["gt", "ge"]),
+    default=None,
+    help="Whether neurons fire above their threshold or also at it, where FILE's metadata do not "
+    "say.  [default: gt, as NIR says]",
+)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"], case_sensitive=False),
+    default="table",
+    show_default=True,
+    help="How the result is printed on standard output.",
+)
+def import_command(
+    nir_path: Path,
+    output: Path | None,
+    time_step: int | None,
+    dt: float | None,
+    fire: Any,
+    output_format: str,
+) -> None:
+    """Read FILE, a NIR graph from any tool, as a soul-deploy model file."""
+    target = output or nir_path.with_suffix(".safetensors")
+    if target.resolve() == nir_path.resolve():
+        raise UsageError(f"{target} is the NIR file itself; give another --output")
+    model = import_nir(read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire)
+    save_model(target, model)
+    _print(model, target, output_format)
+
+
+def _print(model: Model, target: Path, output_format: str) -> None:
+    graph = model.graph
+    nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
+    result = {
+        "path": str(target),
+        "time_steps": graph.time_steps,
+        "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
+    }
+    title = f"{len(nodes)} nodes, T = {graph.time_steps}"
+    print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
+    print_files(output_format, {"Model": target}, f"soul-deploy export event {target}")

@@ -1,0 +1,91 @@
+"""A NIR graph, from any tool, as a Model: pruned, exported and verified like any other.
+
+Sums (several edges into one node) become merges, constant factors (scalings, sum pooling, the
+resistance of neurons) go into the weights beside them, a last affine node becomes the readout's
+head. What cannot be said that way is refused with the node's name.
+"""
+
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from soul_deploy.export.nir_description import Description, describe, with_readout
+from soul_deploy.export.nir_library import nir_package
+from soul_deploy.export.nir_nodes import Reader, read_node
+from soul_deploy.graph import SpikingGraph
+from soul_deploy.modelfile import Model, check_state
+from soul_deploy.runtime.equations import FireRule
+from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
+from soul_deploy.runtime.files import require_file
+
+
+def read_nir(path: Path) -> Any:
+    """The `nir.NIRGraph` in a file.
+
+    Raises MissingFileError, UsageError if the package nir is missing, and FileFormatError.
+    """
+    require_file(path)
+    nir = nir_package()
+    try:
+        graph = nir.read(path, type_check=False)
+    except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
+        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise FileFormatError(f"{path} is not an intact NIR file ({first})") from error
+    if not isinstance(graph, nir.NIRGraph):
+        raise FileFormatError(f"{path} holds a single {type(graph).__name__}, not a NIR graph")
+    return graph
+
+
+def import_nir(
+    graph: Any,
+    *,
+    time_steps: int | None = None,
+    dt: float | None = None,
+    fire: FireRule | None = None,
+) -> Model:
+    """The model of a `nir.NIRGraph`.
+
+    time_steps: T. dt: seconds per step. fire: "gt" or "ge", for neurons whose metadata do not say
+    when they fire. What is None comes from the graph's metadata, else dt is 1e-4 and a neuron
+    fires above its threshold ("gt"), as NIR says.
+    Raises UsageError if T is neither given nor stored, UnsupportedGraphError with the node's name,
+    FileFormatError for metadata or shapes that do not fit together, ValidityError for a T that the
+    stored network is not valid for.
+    """
+    described = describe(graph.metadata, time_steps, dt, fire)
+    reader = Reader(graph, described.dt, described.fire)
+    for key in _ordered(graph):
+        read_node(reader, key)
+    return _model(reader, described).with_time_steps(described.time_steps)
+
+
+def _model(reader: Reader, described: Description) -> Model:
+    if reader.last is None:
+        raise UnsupportedGraphError("the NIR graph has no output")
+    made, state = tuple(reader.made), reader.state
+    nodes, state = with_readout(made, reader.shapes, state, reader.last, described)
+    try:
+        graph = SpikingGraph(nodes, described.time_steps)
+    except UsageError as error:
+        raise FileFormatError(f"the NIR graph does not fit together: {error}") from error
+    check_state(graph, state, "the NIR graph")
+    info = replace(described.info, provenance={**described.info.provenance, "imported": "nir"})
+    return Model(graph, state, info=info)
+
+
+def _ordered(graph: Any) -> list[str]:
+    """Node names, sources first. Raises UnsupportedGraphError for a cycle."""
+    order: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(graph.nodes, ()))
+    for source, target in graph.edges:
+        for end in (source, target):
+            if end not in graph.nodes:
+                raise FileFormatError(f"the NIR graph has an edge to {end!r}, which is no node")
+        order.add(target, source)
+    try:
+        return list(order.static_order())
+    except CycleError as error:
+        raise UnsupportedGraphError(
+            f"a recurrent connection through {' → '.join(error.args[1])}; supported are "
+            "feed-forward networks"
+        ) from error

@@ -1,0 +1,84 @@
+"""One layer by itself, on given values of its sources: what verification feeds layer by layer."""
+
+import numpy as np
+
+from soul_deploy.runtime.checks import EdgeKind
+from soul_deploy.runtime.eventnet import (
+    CurrentLayer,
+    Firing,
+    Layer,
+    Neurons,
+    PopulationLayer,
+    SpikingLayer,
+    Synaptic,
+)
+from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.packing import Packing, channel_last, packing_of, unpacked
+from soul_deploy.runtime.program import (
+    Call,
+    Prepared,
+    aligned,
+    current_calls,
+    neuron_calls,
+    spiking_calls,
+)
+from soul_deploy.runtime.workspace import map_calls, picked_of
+
+
+def run_one(
+    layer: Layer, prepared: Prepared | None, values: list[Array], steps: int, kind: EdgeKind
+) -> Array:
+    """The layer's map for every sample, (B, steps or 1, positions, channels), from rest.
+
+    prepared: of a layer with synapses. values: per source (B, steps or 1, positions, channels).
+    kind: of what the layer gives; analog values have one step if all sources have.
+    """
+    if isinstance(layer, Synaptic):
+        assert prepared is not None
+        if prepared.source is not None:
+            values = [v.reshape(*v.shape[:2], -1)[..., prepared.source.placed] for v in values]
+    sources = [aligned(v.shape[1:], v.dtype) for v in values]
+    length = steps if isinstance(layer, Firing) else max(map(len, sources))
+    packing = packing_of(layer)
+    room = channel_last(layer.out_shape)
+    if packing is not None:
+        assert isinstance(layer, Neurons)
+        room = (layer.neurons,)  # type: ignore[assignment]
+    out = aligned((length, *room), np.float32 if kind == "analog" else np.uint8)
+    out[...] = 0
+    calls = _calls(layer, prepared, sources, packing, out)
+    found = np.empty((len(values[0]), length, *channel_last(layer.out_shape)), out.dtype)
+    for b in range(len(found)):
+        for source, given in zip(sources, values, strict=True):
+            source[...] = given[b]
+        for call in calls:
+            call.kernel(*call.arguments)
+        if packing is None:
+            found[b] = out
+        else:
+            assert isinstance(layer, Firing)
+            found[b] = unpacked(layer, packing, out)
+    return found
+
+
+def _calls(
+    layer: Layer,
+    prepared: Prepared | None,
+    sources: list[Array],
+    packing: Packing | None,
+    out: Array,
+) -> list[Call]:
+    if isinstance(layer, PopulationLayer):
+        v = aligned((layer.neurons,), np.float32)
+        current = sources[0].reshape(len(sources[0]), -1)
+        picked = picked_of(layer, packing)
+        return neuron_calls(layer.neuron, current, picked, v, out, carry=False)
+    if isinstance(layer, SpikingLayer):
+        assert prepared is not None
+        v = aligned((prepared.neurons,), np.float32)
+        current = aligned((len(sources[0]), prepared.columns), np.float32)
+        return spiking_calls(layer, prepared, sources[0], current, v, out, carry=False)
+    if isinstance(layer, CurrentLayer):
+        assert prepared is not None
+        return current_calls(layer, prepared, sources[0], out.reshape(len(out), -1))
+    return map_calls(layer, sources, out)

@@ -1,0 +1,151 @@
+"""`soul-deploy import torch`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from soul_deploy.arguments import ListOption, SoulCommand
+from soul_deploy.data import Data, load_data
+from soul_deploy.factories import build_network
+from soul_deploy.fromtorch import from_torch
+from soul_deploy.graph import Shape
+from soul_deploy.modelfile import Model, ModelInfo, load_state_dict, save_model
+from soul_deploy.reporting import print_files, print_result
+from soul_deploy.runtime.arguments import words
+from soul_deploy.runtime.errors import FileFormatError, UsageError
+
+IMPORT_SCHEMA = "soul-deploy/import/1"
+EXAMPLES = 8
+
+
+@click.command("torch", cls=SoulCommand)
+@click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
+@click.option(
+    "--model_path",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The network's weights: a .pt, .pth or .safetensors state dict.  [default: as made]",
+)
+@click.option(
+    *("--output", "-o"),
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where the model file goes.  [default: FACTORY.safetensors]",
+)
+@click.option(*("--time_step", "-T"), type=int, default=4, show_default=True, help="Time steps T.")
+@click.option(
+    *("--dataset_name", "--dataset", "-dataset"),
+    default=None,
+    help="Data set that it was trained on: gives the input's shape and scaling, the classes, and "
+    "the images that graph and network are compared on.",
+)
+@click.option(
+    *("--data_dir", "-data_dir"),
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Folder of the data set's files; mnist5k and digits need none.",
+)
+@click.option("--download", is_flag=True, help="Download a missing data set.")
+@click.option(
+    "--input_shape",
+    cls=ListOption,
+    default=None,
+    help="Without a data set: channels, height and width, for example 3 32 32.",
+)
+@click.option("--classes", type=int, default=None, help="Without a data set: how many classes.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"], case_sensitive=False),
+    default="table",
+    show_default=True,
+    help="How the result is printed on standard output.",
+)
+def import_command(
+    factory: str,
+    model_path: Path | None,
+    output: Path | None,
+    time_step: int,
+    dataset_name: str | None,
+    data_dir: Path,
+    download: bool,
+    input_shape: str | None,
+    classes: int | None,
+    output_format: str,
+) -> None:
+    """Make a model file of a PyTorch network that a function of yours makes.
+
+    PACKAGE.MODULE:FACTORY is imported from the current folder or the installed packages and called
+    with those of classes, input_shape and time_steps that it accepts. The graph is compared with
+    the network itself before anything is written.
+    """
+    data = None if dataset_name is None else load_data(dataset_name, data_dir, download=download)
+    shape, count = _sizes(data, input_shape, classes)
+    network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
+    if model_path is not None:
+        load_weights(network, model_path)
+    model = from_torch(network, shape, time_step, example=_examples(data))
+    if model.graph.readout.classes != count:
+        raise UsageError(
+            f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
+        )
+    target = output or Path(f"{factory.rpartition(':')[2]}.safetensors")
+    if model_path is not None and target.resolve() == model_path.resolve():
+        raise UsageError(f"{target} holds the weights themselves; give another --output")
+    save_model(target, replace(model, info=_info(factory, data)))
+    _print(model, target, output_format)
+
+
+def _sizes(data: Data | None, input_shape: str | None, classes: int | None) -> tuple[Shape, int]:
+    if data is not None:
+        if input_shape is not None or classes is not None:
+            raise UsageError("the data set says input_shape and classes; leave these flags out")
+        return data.input_shape, len(data.classes)
+    if input_shape is None or classes is None:
+        raise UsageError("give --dataset_name, or --input_shape and --classes")
+    sides = tuple(int(word) if word.isdecimal() else 0 for word in words(input_shape))
+    if len(sides) != 3 or 0 in sides or classes < 1:
+        raise UsageError(
+            f"input_shape {input_shape!r} and classes {classes}: give channels, height and width, "
+            "each at least 1, and at least one class"
+        )
+    return sides, classes
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a state dict, all of it. Raises FileFormatError naming what does not fit."""
+    state = {name: torch.from_numpy(array) for name, array in load_state_dict(path).items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise FileFormatError(f"{path}: {' '.join(lines)[:500]}") from error
+
+
+def _examples(data: Data | None) -> Tensor | None:
+    return None if data is None else data.normalise(data.validation.images[:EXAMPLES])
+
+
+def _info(factory: str, data: Data | None) -> ModelInfo:
+    made: dict[str, Any] = {"model": factory, "command": "import torch"}
+    if data is None:
+        return ModelInfo(provenance=made)
+    return ModelInfo("dense", data.normalization, data.classes, made | {"data": data.name})
+
+
+def _print(model: Model, target: Path, output_format: str) -> None:
+    graph = model.graph
+    nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
+    result = {
+        "path": str(target),
+        "time_steps": graph.time_steps,
+        "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
+    }
+    title = f"{len(nodes)} nodes, T = {graph.time_steps}; the graph computes what the network does"
+    print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
+    print_files(output_format, {"Model": target}, f"soul-deploy export event {target}")

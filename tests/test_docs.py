@@ -1,0 +1,31 @@
+"""The code in the documentation runs as it stands."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_bring_your_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = blocks("bring-your-own.md")
+    (tmp_path / "example.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    left = runpy.run_path("example.py")
+    printed = capsys.readouterr().out
+    assert "'0.weight': (8, 1, 3, 3)" in printed and "'5.weight': (10, 288)" in printed
+    assert left["report"].passed and printed.count("passed") >= 2
+    assert {"net.safetensors", "net.onnx", "net.event.safetensors"} <= {
+        path.name for path in tmp_path.iterdir()
+    }

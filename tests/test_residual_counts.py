@@ -1,0 +1,258 @@
+"""Counts, liveness and connectivity of networks whose branches meet, small enough to do by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from soul_deploy.connectivity import measure_connectivity
+from soul_deploy.counting import count_model, live_targets
+from soul_deploy.export.event import build_event_network
+from soul_deploy.graph import (
+    ANALOG,
+    Edge,
+    Input,
+    Linear,
+    MaxPool,
+    Merge,
+    MergeFunction,
+    NeuronSpec,
+    Node,
+    Population,
+    Readout,
+    Scatter,
+    SpikingGraph,
+)
+from soul_deploy.liveness import deployed, live_neurons, live_values
+from soul_deploy.modelfile import Model
+from soul_deploy.runtime.counters import LayerCounts
+from soul_deploy.runtime.eventnet import CurrentLayer, PopulationLayer
+from soul_deploy.runtime.network import Network
+
+IF, STEPS = NeuronSpec("if"), 3
+ONE = torch.ones(1, 1)
+
+
+def linear(name: str, source: str, inputs: int, outputs: int) -> Linear:
+    return Linear(name, (source,), False, None, inputs, outputs)
+
+
+def model_of(nodes: list[Node], **weights: Any) -> Model:
+    state = {f"{name}.weight": np.array(w, np.float32) for name, w in weights.items()}
+    state["head.bias"] = np.zeros(2, np.float32)
+    return Model(SpikingGraph(tuple(nodes), STEPS), state)
+
+
+def spikes_meet(function: MergeFunction) -> Model:
+    """Per step "p" fires at neuron 0, "q" at both; "r" has three synapses, fan-outs 2 and 1."""
+    return model_of(
+        [
+            Input("input", (), (1,)),
+            linear("cp", "input", 1, 2),
+            Population("p", ("cp",), IF),
+            linear("cq", "input", 1, 2),
+            Population("q", ("cq",), IF),
+            Merge("m", ("q", "p"), function),
+            linear("cr", "m", 2, 3),
+            Population("r", ("cr",), IF),
+            Readout("head", ("r",), 2),
+        ],
+        cp=[[2], [0]],
+        cq=[[2], [2]],
+        cr=[[1, 0], [1, 0], [0, 1]],
+        head=[[1, 1, 1], [0, 0, 0]],
+    )
+
+
+# Per step the merge holds (2, 1), (1, 0) or (0, 1).
+BY_HAND = {
+    "add": LayerCounts(6, 9, 9, 15, 9, 0, 9),
+    "and": LayerCounts(3, 3, 6, 6, 6, 0, 9),
+    "iand": LayerCounts(3, 3, 3, 3, 3, 0, 9),
+}
+
+
+@pytest.mark.parametrize("function", BY_HAND)
+def test_a_graded_event_counts_once_and_its_value_too(function: MergeFunction) -> None:
+    model = spikes_meet(function)
+    bound = 2 if function == "add" else 1
+    assert model.graph.edges["m"] == Edge("graded" if function == "add" else "spike", bound)
+    counts = count_model(model, ONE)
+    assert replace(counts["cr"], spikes_out=0) == BY_HAND[function]
+    assert Network(build_event_network(model)).count(ONE.numpy()) == counts
+
+
+def test_a_graded_readout_counts_values() -> None:
+    model = spikes_meet("add")
+    nodes = [node for node in model.graph.nodes if node.name not in ("cr", "r", "head")]
+    graph = SpikingGraph((*nodes, Readout("head", ("m",), 2)), STEPS)
+    state = {**model.state, "head.weight": np.array([[1, 0], [1, 1]], np.float32)}
+    model = Model(graph, {name: array for name, array in state.items() if name != "cr.weight"})
+    counts = count_model(model, ONE)["head"]
+    # Sums over three steps: (6, 3); fan-outs (2, 1).
+    assert counts == LayerCounts(2, 9, 3, 15, 2)
+    network = Network(build_event_network(model))
+    assert network.count(ONE.numpy())["head"] == counts
+    np.testing.assert_array_equal(network.run(ONE.numpy()), [[2, 3]])
+
+
+def currents_meet() -> Model:
+    """The current of "stem" goes to "a" and to the merge; "again" weighs it once, "short" the sum.
+
+    The stem is (2, 3) at every step, "a" fires everywhere, its synapses add (1, 0).
+    """
+    return model_of(
+        [
+            Input("input", (), (1,)),
+            linear("stem", "input", 1, 2),
+            linear("again", "stem", 2, 2),
+            Population("a", ("stem",), IF),
+            linear("ca", "a", 2, 2),
+            Merge("m", ("ca", "again"), "add"),
+            linear("short", "m", 2, 1),
+            Population("b", ("short",), IF),
+            Population("c", ("m",), IF),
+            Readout("head", ("c",), 2),
+        ],
+        stem=[[2], [3]],
+        again=[[1, 1], [0, 1]],
+        ca=[[1, 0], [0, 0]],
+        short=[[1, 1]],
+        head=[[1, 0], [0, 1]],
+    )
+
+
+def test_analog_edges_count_each_step_unless_they_are_static() -> None:
+    model = currents_meet()
+    assert model.graph.edges["m"] == ANALOG
+    counts = count_model(model, ONE)
+    assert counts["stem"] == LayerCounts(macs_effective=2)
+    assert counts["again"] == LayerCounts(macs_effective=3)  # static: once
+    assert counts["short"].macs_effective == 2 * STEPS  # it changes over time
+    assert counts["ca"] == LayerCounts(6, 6, 3, 3, 3)
+    assert counts["a"] == LayerCounts(neuron_updates=6, spikes_out=6)
+    assert counts["c"].neuron_updates == 6
+    assert list(counts) == ["stem", "again", "ca", "short", "a", "c", "head"]
+    sequence = count_model_of_sequence(model)
+    assert sequence["stem"].macs_effective == 2 * STEPS
+    assert sequence["again"].macs_effective == 3 * STEPS
+
+
+def count_model_of_sequence(model: Model) -> dict[str, LayerCounts]:
+    return Network(build_event_network(model)).count(np.ones((STEPS, 1, 1), np.float32))
+
+
+def test_static_currents_stay_single() -> None:
+    """Nothing reads "b": none of its neurons is live, none of the synapses onto it counts."""
+    model = currents_meet()
+    network = Network(build_event_network(model))
+    assert network.events.static == {"input", "stem", "again"}
+    kinds = [type(network.events.by_name[name]) for name in ("stem", "a", "c")]
+    assert kinds == [CurrentLayer, PopulationLayer, PopulationLayer]
+    assert network.run_layer("again", np.array([[2, 3]], np.float32)).shape == (1, 2)
+    counts = network.count(ONE.numpy())
+    assert counts == count_model(deployed(model), ONE)
+    assert counts["short"] == LayerCounts()
+
+
+def test_neurons_that_only_zero_weights_read_are_not_live() -> None:
+    model = spikes_meet("add")
+    state = {**model.state, "cr.weight": np.array([[1, 0], [1, 0], [0, 0]], np.float32)}
+    live = live_neurons(replace(model, state=state))
+    assert live["p"].tolist() == live["q"].tolist() == [True, False]
+
+
+def test_scattered_neurons_are_live_where_their_place_is_read() -> None:
+    model = scattered()
+    state = {**model.state, "head.weight": np.array([[0, 1, 0], [0, 0, 0]], np.float32)}
+    model = replace(model, state=state)
+    assert live_neurons(model)["p"].tolist() == [False, True]
+    values = live_values(deployed(model))["wide"]
+    assert values is not None
+    assert values.tolist() == [False, True, False]
+
+
+def scattered() -> Model:
+    return model_of(
+        [
+            Input("input", (), (1,)),
+            linear("cp", "input", 1, 2),
+            Population("p", ("cp",), IF),
+            Scatter("wide", ("p",), 3, (0, 1)),
+            Readout("head", ("wide",), 2),
+        ],
+        cp=[[2], [2]],
+        head=[[1, 1, 1], [0, 0, 0]],
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [("add", None), ("and", [False, True]), ("iand", [True, False])],
+)
+def test_where_a_merge_can_be_nonzero(function: MergeFunction, expected: list[bool] | None) -> None:
+    masks = {"p": np.array([False, True])}
+    if function == "iand":
+        masks["q"] = np.array([True, False])
+    values = live_values(replace(spikes_meet(function), neuron_masks=masks))["m"]
+    assert (None if values is None else values.tolist()) == expected
+
+
+@pytest.mark.parametrize(("function", "live"), [("add", 3), ("and", 1), ("iand", 3)])
+def test_what_a_merge_reaches(function: MergeFunction, live: int) -> None:
+    """Population "p" is masked at neuron 0: an AND then carries neuron 1 only."""
+    model = spikes_meet(function)
+    weights = {name: model.state[f"{name}.weight"] for name in ("cp", "cq", "cr")}
+    weights["cp"] = np.ones_like(weights["cp"])
+    masks = {"p": np.array([False, True])}
+    found = {c.projection: c.live for c in measure_connectivity(model.graph, weights, masks).layers}
+    assert found == {"cp": 1, "cq": 2, "cr": live}
+
+
+def test_iand_reaches_what_its_identity_does() -> None:
+    model = spikes_meet("iand")
+    weights = {name: model.state[f"{name}.weight"] for name in ("cp", "cq", "cr")}
+    masks = {"q": np.array([False, True])}
+    found = {c.projection: c.live for c in measure_connectivity(model.graph, weights, masks).layers}
+    assert found["cr"] == 1
+
+
+def test_synapses_behind_meeting_currents_are_counted_not_paths() -> None:
+    model = currents_meet()
+    weights = {p.name: model.state[f"{p.name}.weight"] for p in model.graph.projections}
+    layers = measure_connectivity(model.graph, weights, {"a": np.array([True, False])}).layers
+    assert {c.projection: c.live for c in layers} == {"stem": 2, "again": 3, "ca": 1, "short": 2}
+
+
+def test_targets_are_live_if_a_neuron_behind_the_merge_is() -> None:
+    model = currents_meet()
+    half = np.array([True, False])
+    assert live_targets(model.graph, {"c": half}, "ca") is None  # "short" reads the sum
+    nodes = [n for n in model.graph.nodes if n.name not in ("short", "b")]
+    graph = SpikingGraph(tuple(nodes), STEPS)
+    found = live_targets(graph, {"c": half}, "ca")
+    assert found is not None
+    assert found.tolist() == [True, False]
+    state = {name: array for name, array in model.state.items() if name != "short.weight"}
+    masked = Model(graph, state, neuron_masks={"c": half})
+    counts = count_model(masked, ONE)
+    assert counts["again"] == LayerCounts(macs_effective=2)
+    assert counts["c"].neuron_updates == STEPS
+    found_counts = Network(build_event_network(masked)).count(ONE.numpy())
+    assert found_counts == count_model(deployed(masked), ONE)
+
+
+def test_a_pooled_current_keeps_negative_maxima() -> None:
+    """Padding is no value: of currents that are all negative, the largest one counts."""
+    nodes: list[Node] = [
+        Input("input", (), (1, 2, 2)),
+        MaxPool("pool", ("input",), (2, 2), (2, 2), (1, 1)),
+        Population("p", ("pool",), IF),
+        Readout("head", ("p",), 2),
+    ]
+    model = model_of(nodes, head=[[1], [0]])
+    network = Network(build_event_network(model))
+    x = -np.arange(1, 5, dtype=np.float32).reshape(1, 1, 2, 2)
+    np.testing.assert_array_equal(network.run_layer("pool", x), x)

@@ -1,0 +1,275 @@
+"""Pruning of residual networks: units, their scores, coefficients through merges, the command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from blocks import LIF, model_of, ms, sew
+from click.testing import CliRunner, Result
+
+from soul_deploy.cli import root
+from soul_deploy.data import READERS, Data, load_data
+from soul_deploy.graph import Convolution, MergeFunction, Scatter, SpikingGraph
+from soul_deploy.modelfile import ModelInfo, from_module, load_model
+from soul_deploy.module import GraphModule
+from soul_deploy.prune.groups import Residual, reaches_readout
+from soul_deploy.prune.penalty import coefficients
+from soul_deploy.prune.planner import plan_removal
+from soul_deploy.prune.remove import parameters, remove
+from soul_deploy.prune.sca import Sca, open_masks, prune
+from soul_deploy.prune.schedule import PruneSchedule
+from soul_deploy.prune.softmask import maskable_neurons
+from soul_deploy.prune.units import PruningUnit, pruning_units
+from soul_deploy.runtime.errors import UnknownNameError
+from soul_deploy.training import Recipe, backward
+from soul_deploy.zoo import NetworkOptions, create
+
+DIGITS = (1, 8, 8)
+
+
+def zoo_graph(name: str) -> SpikingGraph:
+    return create(name, NetworkOptions((3, 32, 32), 10, LIF, 4, stem="small"))[1]
+
+
+def test_internal_units_are_the_populations_inside_blocks() -> None:
+    for graph in (sew("add", "add"), ms()):
+        inner = list(pruning_units(graph, "internal"))
+        ends = ["b0.sn1", "b1.sn1"] if "s0" in graph.by_name else ["b0.sn2", "b1.sn2"]
+        assert inner == [PruningUnit(name, 5, (name,), (name,)) for name in ends]
+
+
+def test_a_coupled_stream_is_one_unit_in_its_place() -> None:
+    members = ("s0", "b0.sn2", "b1.sn2")
+    first, *rest = pruning_units(sew("add", "add"), "coupled")
+    assert first == PruningUnit("b0", 4, members, members)
+    assert [unit.name for unit in rest] == ["b0.sn1", "b1.sn1"]
+
+
+def test_a_stream_of_currents_is_masked_by_projection_and_scored_by_its_readers() -> None:
+    unit = pruning_units(ms(), "coupled")[0]
+    assert unit.masks == ("stem", "b0.conv2", "b1.conv2")
+    assert unit.populations == ("b0.sn1", "b1.sn1", "sn")
+
+
+def test_scatter_units_are_branches_of_additions() -> None:
+    names = [unit.name for unit in pruning_units(sew("add", "add"), "scatter")]
+    assert names == ["b0.sn1", "b0.sn2", "b1.sn1", "b1.sn2"]
+    assert [u.name for u in pruning_units(sew("and"), "scatter")] == ["b0.sn1"]
+    assert [u.name for u in pruning_units(sew("iand"), "scatter")] == ["b0.sn1", "b0.sn2"]
+
+
+def test_resnet_units_are_counted() -> None:
+    graph = zoo_graph("sewresnet18")
+    counts = {how: len(pruning_units(graph, how)) for how in ("internal", "coupled", "scatter")}
+    assert counts == {"internal": 8, "coupled": 8 + 4, "scatter": 8 + 8 + 3}
+    chosen = pruning_units(graph, "coupled", ["layer2.1.sn2"])
+    assert [unit.name for unit in chosen] == ["layer2.0.merge"]
+
+
+@pytest.mark.parametrize(
+    ("function", "closed", "reached"),
+    [
+        ("add", ["b0.conv1"], True),
+        ("iand", ["b0.conv2"], True),
+        ("and", ["b0.conv1"], False),
+        ("add", ["stem"], False),
+        ("iand", ["s0"], False),
+        ("add", [], True),
+    ],
+)
+def test_what_goes_around_a_block(
+    function: MergeFunction, closed: list[str], reached: bool
+) -> None:
+    assert reaches_readout(sew(function), closed) == reached
+
+
+def test_authors_coefficients_add_the_fan_out_of_all_readers_of_a_stream() -> None:
+    """sn1 feeds two blocks of stage 1 (64·9 each), stage 2 and its projection (128·10 / 4)."""
+    costs = coefficients(zoo_graph("sewresnet18"), "authors").neurons
+    assert costs["sn1"] == 2 * 576 + 288 + 32
+    assert costs["layer1.0.sn2"] == 576 + 288 + 32 and costs["layer1.1.sn2"] == 288 + 32
+    assert costs["layer2.0.sn2"] == costs["layer2.0.downsample_sn"] == 1152 + 576 + 64
+    assert costs["layer2.0.sn1"] == 1152 and costs["layer4.1.sn2"] == 0
+
+
+def test_exact_coefficients_count_synapses_through_merges() -> None:
+    """4×4 maps, 3×3 padded: 100 of 16·9 taps are inside; 5 channels a reader, per 16 positions."""
+    costs = coefficients(sew("add", "add"), "exact").neurons
+    per_reader = 100 * 5 / 16
+    assert costs["s0"] == 2 * per_reader and costs["b0.sn2"] == per_reader
+    assert costs["b1.sn2"] == 0 and costs["b0.sn1"] == 100 * 4 / 16
+    current = coefficients(ms(), "exact").neurons
+    assert current["b0.sn1"] == per_reader and current["sn"] == 0
+
+
+def test_neurons_of_the_last_block_can_be_masked_but_not_the_output() -> None:
+    assert maskable_neurons(sew("add")) == ("s0", "b0.sn1", "b0.sn2")
+    assert maskable_neurons(ms()) == ("b0.sn1", "b0.sn2", "b1.sn2")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    whole = load_data("digits", Path("."))
+    few = torch.arange(60)
+    parts = {name: getattr(whole, name).select(few) for name in ("train", "validation", "test")}
+    return replace(whole, **parts)
+
+
+def fresh(graph: SpikingGraph) -> GraphModule:
+    return model_of(graph, 1).module()
+
+
+@pytest.mark.parametrize("how", ["internal", "coupled", "scatter"])
+@pytest.mark.parametrize("graph", [sew("add", "add", shape=DIGITS, classes=10),
+                                   ms(shape=DIGITS, classes=10)])  # fmt: skip
+def test_the_loop_masks_whole_units(graph: SpikingGraph, how: Residual, digits: Data) -> None:
+    module = fresh(graph)
+    names = tuple(node.name for node in graph.populations)
+    sca = Sca(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1), residual=how)
+    steps = list(prune(module, digits, Recipe(batch_size=20), sca, names))
+    plan = steps[1].plan
+    assert plan is not None and plan.kept == round(0.6 * plan.total)
+    units = {unit.name: unit for unit in pruning_units(graph, how)}
+    assert set(module.channel_masks) == {mask for unit in units.values() for mask in unit.masks}
+    for layer in plan.layers:
+        for mask in units[layer.name].masks:
+            keep = module.channel_masks[mask].keep
+            assert keep.bool().tolist() == layer.keep.tolist(), mask
+    masked = from_module(module.eval(), ModelInfo())
+    removal = plan_removal(masked, residual="scatter" if how == "scatter" else "coupled")
+    compact = remove(masked, removal)
+    assert compact.channel_masks == {}
+    images = digits.normalise(digits.test.images)
+    torch.testing.assert_close(compact.module()(images), module(images), rtol=0, atol=1e-5)
+    scattered = any(isinstance(node, Scatter) for node in compact.graph.nodes)
+    assert scattered == (how == "scatter" and "s0" in graph.by_name)
+
+
+def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits: Data) -> None:
+    """One batch, scored before its step: the plan's scores are those of its members, averaged."""
+    graph = sew("add", "add", shape=DIGITS, classes=10)
+    names = tuple(node.name for node in graph.populations)
+    single, coupled = fresh(graph), fresh(graph)
+    recipe = Recipe(batch_size=100, learning_rate=1e-3)
+    apart = Sca(PruneSchedule(0.4, 0.1, epochs=1))
+    together = replace(apart, residual="coupled")
+    statistics = apart.statistics(names)
+
+    open_masks(single, names)
+    backward(single.train(), digits, digits.train, statistics)
+    (step,) = prune(coupled, digits, recipe, together, names)
+    assert step.plan is not None
+    stream = next(layer for layer in step.plan.layers if layer.name == "b0")
+    members = ("s0", "b0.sn2", "b1.sn2")
+    for found, by_member in (
+        (stream.score, statistics.scores()),
+        (stream.gradient, statistics.gradients()),
+    ):
+        expected = np.mean([by_member[name] for name in members], axis=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_wrong_names_of_residual_handling() -> None:
+    with pytest.raises(UnknownNameError, match="unknown residual 'all'; valid: internal"):
+        Sca(residual="all")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def few_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set digits with 60 images in each part; files go to a folder of the test's own."""
+    whole = load_data("digits", Path("."))
+    few = {n: getattr(whole, n).select(torch.arange(60)) for n in ("train", "validation", "test")}
+    monkeypatch.setitem(READERS, "digits", lambda *_: replace(whole, **few))
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(root, list(words))
+
+
+TINY = ["-dataset", "digits", "-T", "1", "-b", "60", "--prune_epochs", "1"]
+
+
+@pytest.mark.parametrize(
+    ("network", "how"),
+    [
+        ("SEWResNet18", "coupled"),
+        ("sewresnet18", "scatter"),
+        ("msresnet18", "Coupled"),
+    ],
+)
+@pytest.mark.usefixtures("few_digits")
+def test_the_command_prunes_residual_networks(network: str, how: str) -> None:
+    words = ["-m", network, *TINY, "-epochs", "1", "--residual", how, "--prune_ratio", "0.5"]
+    result = call("prune", "structured", *words, "--format", "json")
+    assert result.exit_code == 0, result.output
+    files = json.loads(result.stdout)["files"]
+    masked, compact = (
+        load_model(Path(files[what]["path"])) for what in ("Masked model", "Compact model")
+    )
+    before, after = parameters(masked.state), parameters(compact.state)
+    assert after < (0.5 if how.lower() == "coupled" else 0.75) * before
+    scattered = [node for node in compact.graph.nodes if isinstance(node, Scatter)]
+    assert bool(scattered) == (how == "scatter")
+    assert compact.info.provenance["sca"]["residual"] == how.lower()
+    again = call("prune", "compact", files["Masked model"]["path"], "--residual", how, "--dry_run")
+    assert again.exit_code == 0 and f"{before:,} → {after:,}" in again.output
+
+
+@pytest.mark.usefixtures("few_digits")
+@pytest.mark.parametrize("network", ["sewresnet18", "msresnet18"])
+def test_weights_and_neurons_of_residual_networks_are_pruned(network: str) -> None:
+    words = ["-m", network, *TINY[:-2], "-epochs", "1", "--penalty_lmbda", "1e-7"]
+    result = call("prune", "unstructured", *words, "--residual", "scatter")
+    assert result.exit_code == 0, result.output
+    masked, compact = (
+        load_model(Path(f"saved_models/pruned_{network}_lif_digits_T1_2025{end}.safetensors"))
+        for end in ("", "_compact")
+    )
+    first = masked.graph.populations[0].name
+    assert set(masked.neuron_masks) == set(maskable_neurons(masked.graph)) - {first}
+    assert parameters(compact.state) < 0.9 * parameters(masked.state)
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_the_command_builds_the_variants() -> None:
+    words = ["-m", "sewresnet50", "-dataset", "digits", "-T", "1", "-epochs", "1", "-b", "60"]
+    variant = ["--connect_function", "IAND", "--groups", "2", "--base_width", "8"]
+    result = call("train", *words, *variant, "--stem", "Small", "--format", "json")
+    assert result.exit_code == 0, result.output
+    path = json.loads(result.stdout)["model"]
+    graph = load_model(Path(path)).graph
+    grouped = graph["layer1.0.conv2.0"]
+    stem = graph["conv1.0"]
+    assert isinstance(grouped, Convolution) and (grouped.groups, grouped.channels) == (2, 16)
+    assert isinstance(stem, Convolution) and stem.kernel == (3, 3)
+    assert graph["layer1.0.merge"].function == "iand"  # type: ignore[attr-defined]
+    made = load_model(Path(path)).info.provenance
+    assert (made["connect_function"], made["stem"], made["width_per_group"]) == ("iand", "small", 8)
+    loaded = ["prune", "structured", "--mode", "load", "--model_path", path, "-dataset", "digits"]
+    refused = call(*loaded, "--connect_function", "ADD")
+    assert refused.exit_code == 2
+    assert "--connect_function add given, but" in refused.output and "iand" in refused.output
+    assert call(*loaded, "--connect_function", "iand", "--dry_run").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--connect_function", "or"], "unknown connect_function 'or'; valid: add, and, iand"),
+        (["--stem", "tiny"], "unknown stem 'tiny'; valid: soul, small"),
+        (["--groups", "0"], "groups 0 must be at least 1"),
+        (["--groups", "2"], "sewresnet18 has basic blocks: groups 2 and width_per_group 64"),
+        (["--base_width", "32"], "width_per_group 32 are for sewresnet50"),
+        (["-m", "msresnet34", "--groups", "2"], "msresnet34 has basic blocks"),
+        (["--residual", "all"], "unknown residual 'all'; valid: internal, coupled, scatter"),
+        (["-nodes", "0 2"], "sn1, layer1.0.sn2 cannot be pruned by channel"),
+    ],
+)
+def test_the_command_refuses_what_it_does_not_know(words: list[str], message: str) -> None:
+    result = call("prune", "structured", "-m", "sewresnet18", "-dataset", "digits", *words)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())

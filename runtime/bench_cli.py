@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from soul_deploy.runtime.bench_inputs import (
     input_samples,
     prepare_engines,
 )
+from soul_deploy.runtime.bench_reference import ReferenceRequest
 from soul_deploy.runtime.bench_report import compare_with, load_baseline, report
 from soul_deploy.runtime.engines import ENGINES
 from soul_deploy.runtime.errors import UsageError
@@ -44,9 +45,21 @@ class BenchRequest:
     given_input: str
     data_dir: Path
     seed: int
+    reference: ReferenceRequest | None
 
 
 @click.command(cls=SoulCommand)
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="Time 6Conv2FC with random weights, every layer firing at --rate; no file is needed.",
+)
+@click.option("--density", type=float, help="Its share of nonzero weights.  [default: 1]")
+@click.option(
+    "--connectivity", type=float, help="Instead of --density: the paper's pruned network."
+)
+@click.option("--rate", type=float, help="Its firing rate per step.  [default: 0.08]")
+@click.option("--time_step", "-T", type=int, help="Its time steps.  [default: 4]")
 @click.option("--model", "-m", type=FILE, help="Model file of the dense network.")
 @click.option("--compact", "-c", type=FILE, help="Model file of the compact network.")
 @click.option("--onnx", type=FILE, help="ONNX of the dense network.  [default: exported]")
@@ -109,6 +122,9 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     files = BenchFiles(
         **{key: values[key] for key in ("model", "compact", "onnx", "onnx_compact", "event")}
     )
+    reference = read_reference(values, files)
+    if reference is not None:
+        files = BenchFiles(model=Path("reference.safetensors"))  # written when the bench begins
     duration = values["duration"]
     if duration is not None and not 0 < duration <= 3600:
         raise UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
@@ -123,7 +139,23 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         values["given_input"],
         values["data_dir"],
         values["seed"],
+        reference,
     )
+
+
+def read_reference(values: dict[str, Any], files: BenchFiles) -> ReferenceRequest | None:
+    """The reference network asked for. Raises UsageError for options that don't belong together."""
+    fields = {key: values[key] for key in ("density", "connectivity", "rate", "time_step")}
+    given = [f"--{key}" for key, value in fields.items() if value is not None]
+    if not values["reference"]:
+        if given:
+            raise UsageError(f"{', '.join(given)}: these describe the network of --reference")
+        return None
+    if files != BenchFiles():
+        raise UsageError("--reference makes its own network; leave out the files")
+    if values["given_input"] != RANDOM:
+        raise UsageError("--reference makes its own input; leave out --input")
+    return ReferenceRequest(**fields, seed=values["seed"])
 
 
 def read_percentiles(text: str) -> tuple[float, ...]:
@@ -143,12 +175,14 @@ def bench(request: BenchRequest) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder,
         Console(stderr=True).status("preparing") as status,
     ):
-        specs = prepare_engines(request.engines, request.files, Path(folder))
-        rule = common_rule([facts_of(path) for path in unique(spec.path for spec in specs)])
         count = max(request.batch_sizes) * MAX_BATCHES
-        samples, axis = input_samples(
-            request.given_input, request.data_dir, rule, count, request.seed
-        )
+        files, given_input = request.files, request.given_input
+        if request.reference is not None:
+            model, images = request.reference.write(Path(folder), count)
+            files, given_input = BenchFiles(model=model), str(images)
+        specs = prepare_engines(request.engines, files, Path(folder))
+        rule = common_rule([facts_of(path) for path in unique(spec.path for spec in specs)])
+        samples, axis = input_samples(given_input, request.data_dir, rule, count, request.seed)
         plan = BenchPlan(
             specs,
             request.threads,
@@ -159,7 +193,9 @@ def bench(request: BenchRequest) -> dict[str, Any]:
         )
         document = run_bench(plan, samples, axis, status.update)
     kind = "sequence" if axis == 1 else "static"
+    reference = None if request.reference is None else asdict(request.reference)
     return document | {
+        "reference": reference,
         "input": f"{request.given_input}, {kind}, {samples.shape[axis]} samples, T = "
         f"{rule.time_steps}",
         "seed": request.seed,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from soul_deploy.graph import NeuronSpec, Shape
 from soul_deploy.layers import MaxPool2d, Merge, RateReadout
 from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.resnet import STAGES, Stem, conv_norm, plan_stages
+from soul_deploy.resnet import STAGES, Stem, block_convolutions, conv_norm, plan_stages
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,8 @@ class MsBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.depth = len(channels) - 1
-        for i in range(1, self.depth + 1):
-            three = not bottleneck or i == 2
-            first = i == (2 if bottleneck else 1)
-            conv = conv_norm(
-                channels[i - 1],
-                channels[i],
-                3 if three else 1,
-                stride if first else 1,
-                options.groups if bottleneck and three else 1,
-            )
+        convolutions = block_convolutions(channels, stride, options.groups, bottleneck=bottleneck)
+        for i, conv in enumerate(convolutions, start=1):
             self.add_module(f"sn{i}", SpikingNeuron(options.neuron, options.time_steps))
             self.add_module(f"conv{i}", conv)
         self.shortcut = nn.Sequential()

@@ -1,6 +1,7 @@
 """What the residual families share: stages, convolution with batch norm, initialisation."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -37,6 +38,25 @@ def conv_norm(
         Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         BatchNorm2d(outputs),
     )
+
+
+def block_convolutions(
+    channels: tuple[int, ...], stride: int, groups: int, *, bottleneck: bool
+) -> Iterator[nn.Sequential]:
+    """A block's convolutions from `channels[i]` to `channels[i + 1]`: 3×3, or 1×1, 3×3, 1×1.
+
+    The stride is the first 3×3's; only a bottleneck's 3×3 has groups.
+    """
+    for i, (inputs, outputs) in enumerate(pairwise(channels)):
+        three = not bottleneck or i == 1
+        strided = i == (1 if bottleneck else 0)
+        yield conv_norm(
+            inputs,
+            outputs,
+            3 if three else 1,
+            stride if strided else 1,
+            groups if bottleneck and three else 1,
+        )
 
 
 def initialise(network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from soul_deploy.graph import MergeFunction, NeuronSpec, Shape
 from soul_deploy.layers import MaxPool2d, Merge, RateReadout
 from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.resnet import STAGES, Stem, conv_norm, initialise, plan_stages
+from soul_deploy.resnet import STAGES, Stem, block_convolutions, conv_norm, initialise, plan_stages
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SewOptions:
 class SewBlock(nn.Module):
     """Convolutions with a neuron behind each, merged with the identity or a strided projection.
 
-    kernels: (3, 3) for a basic block, (1, 3, 1) for a bottleneck, whose 3×3 carries the stride.
+    channels: those before, between and after the convolutions.
     """
 
     def __init__(
@@ -36,16 +36,8 @@ class SewBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.depth = len(channels) - 1
-        for i in range(1, self.depth + 1):
-            three = not bottleneck or i == 2
-            first = i == (2 if bottleneck else 1)
-            conv = conv_norm(
-                channels[i - 1],
-                channels[i],
-                3 if three else 1,
-                stride if first else 1,
-                options.groups if bottleneck and three else 1,
-            )
+        convolutions = block_convolutions(channels, stride, options.groups, bottleneck=bottleneck)
+        for i, conv in enumerate(convolutions, start=1):
             self.add_module(f"conv{i}", conv)
             self.add_module(f"sn{i}", SpikingNeuron(options.neuron, options.time_steps))
         self.downsample: nn.Module | None = None

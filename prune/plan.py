@@ -93,18 +93,17 @@ class RemovalPlan:
         return None if layer is None else layer.kept
 
     def table(self) -> str:
-        """The plan as text, a row per layer."""
-        rows: list[list[object]] = []
-        for layer in self.layers:
-            counts = [sum(r == rule for r in layer.removed.values()) for rule in RULES]
-            numbers = [layer.channels, len(layer.kept), *counts, len(layer.generated)]
-            numbers += [layer.masked_neurons, layer.synapses, layer.synapses_after]
-            rows.append([layer.population, *numbers])
-        width = len(RULES) + 6
-        totals = [sum(int(str(row[i])) for row in rows) for i in range(1, width + 1)]
-        rows.append(["total", *totals])
-        columns = ["layer", "channels", "kept", *RULES, "generated", "neurons off"]
-        text = text_table("Removal plan", [*columns, "weights", "weights after"], rows)
+        """The plan as text, a row per layer; what nothing was removed by has no column."""
+        always = ("channels", "kept", "weights", "weights after")
+        rows = {layer.population: _numbers(layer) for layer in self.layers}
+        names = [*_numbers(self.layers[0])] if self.layers else [*always]
+        totals = {name: sum(row[name] for row in rows.values()) for name in names}
+        shown = [name for name in names if name in always or totals[name]]
+        lines: list[list[object]] = [
+            [layer, *(row[name] for name in shown)]
+            for layer, row in [*rows.items(), ("total", totals)]
+        ]
+        text = text_table("Removal plan", ["layer", *shown], lines)
         return "\n".join([text, *self._notes()])
 
     def _notes(self) -> list[str]:
@@ -124,3 +123,18 @@ class RemovalPlan:
                 "what some channels do on a constant current was worked out for that."
             )
         return notes
+
+
+def _numbers(layer: LayerRemoval) -> dict[str, int]:
+    """A row of the table, in the order of its columns."""
+    removed = list(layer.removed.values())
+    by_rule: dict[str, int] = {rule: removed.count(rule) for rule in RULES}
+    return {
+        "channels": layer.channels,
+        "kept": len(layer.kept),
+        **by_rule,
+        "generated": len(layer.generated),
+        "neurons off": layer.masked_neurons,
+        "weights": layer.synapses,
+        "weights after": layer.synapses_after,
+    }

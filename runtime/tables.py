@@ -14,7 +14,10 @@ LEFT = (
 
 
 def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as plain text; the first column is left-aligned, numbers are right-aligned."""
+    """A table as plain text; the first column is left-aligned, numbers are right-aligned.
+
+    It is folded to a terminal's width; into a file or a pipe it is as wide as it needs to be.
+    """
     table = Table(title=title, title_justify="left", header_style="", title_style="bold")
     for position, column in enumerate(columns):
         left = position == 0 or column.lower() in LEFT
@@ -22,7 +25,7 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for row in rows:
         table.add_row(*(format_cell(cell) for cell in row))
     buffer = io.StringIO()
-    width = max(shutil.get_terminal_size((120, 24)).columns, 100)
+    width = max(shutil.get_terminal_size((400, 24)).columns, 100)
     Console(file=buffer, width=width, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 

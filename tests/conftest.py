@@ -1,5 +1,7 @@
 """Settings of every test run."""
 
+import os
+
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +14,4 @@ settings.register_profile(
 )
 settings.load_profile("default")
 torch.set_num_threads(1)
+os.environ["COLUMNS"] = "400"  # tables are not folded, whatever the terminal

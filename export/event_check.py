@@ -43,9 +43,12 @@ from soul_deploy.runtime.eventnet import (
     Synaptic,
 )
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network, to_channel_last
+from soul_deploy.runtime.inputs import to_channel_last
+from soul_deploy.runtime.network import Network
 from soul_deploy.runtime.packing import channel_last
-from soul_deploy.runtime.program import aligned, readout_calls
+from soul_deploy.runtime.parts import run_calls
+from soul_deploy.runtime.program import aligned
+from soul_deploy.runtime.stages import readout_stage
 
 
 def static_problems(
@@ -356,11 +359,10 @@ class EventExecution:
         steps, batch = inputs.shape[:2]
         source = aligned((steps, *channel_last(readout.in_shape)), np.uint8)
         scores = aligned((readout.classes,), np.float32)
-        calls = readout_calls(readout, source, scores)
+        stage = readout_stage(readout, source, scores)
         result = np.empty((batch, readout.classes), np.float32)
         for b in range(batch):
             source[...] = to_channel_last(inputs[:, b], readout.in_shape)
-            for call in calls:
-                call.kernel(*call.arguments)
+            run_calls(stage[0])
             result[b] = scores
         return torch.from_numpy(result)

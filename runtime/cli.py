@@ -36,7 +36,9 @@ def inspect(path: Path, style: str) -> None:
 @click.argument("inputs", metavar="INPUT...", nargs=-1, type=FILE, required=True)
 @click.option("--resize", is_flag=True, help="Scale images of another size (bilinear).")
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes shown.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: all cores]"
+)
 @click.option("--stream", is_flag=True, help="Run step by step and show each step's scores.")
 @click.option("--counts", is_flag=True, help="Count events and operations per layer.")
 @STYLE
@@ -63,9 +65,9 @@ def run(
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")
-    network = load(path)
+    network = load(path, threads)
     groups = read_samples(inputs, input_rule(network.events, resize))
-    found = result(network, groups, top=top, threads=threads, stream=stream, counts=counts)
+    found = result(network, groups, top=top, stream=stream, counts=counts)
     click.echo(json.dumps(found, indent=1) if style == "json" else run_report(found))
 
 

@@ -8,3 +8,6 @@ BLOCK = 1024
 
 SOURCE_BLOCK = 64
 """Presynaptic neurons of a matrix whose rows are used at all steps before the next ones."""
+
+LANE_BLOCK = 256
+"""As BLOCK, for currents whose steps stand side by side and are turned first."""

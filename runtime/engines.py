@@ -4,7 +4,6 @@ The engines that need PyTorch stand outside this package and are found by dotted
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 from soul_deploy.runtime.dotted import load_object
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array, require_file
-from soul_deploy.runtime.parallel import run_on_threads
 
 
 class Engine(Protocol):
@@ -93,24 +91,23 @@ def describe_inputs(session: Any) -> str:
 
 
 class EventEngine:
-    """The event runtime. One sample runs on one thread; a batch is spread over `threads`."""
+    """The event runtime on `threads`: samples side by side, or the layers of a single one split."""
 
     imports = ("soul_deploy.runtime.network",)
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
         self.network: Any = None
-        self.pool: ThreadPoolExecutor | None = None
 
     def load(self) -> None:
         """Read and check the event file. Raises MissingFileError, FileFormatError, LimitError."""
-        self.network = import_module("soul_deploy.runtime.network").load(self.path)
-        if self.threads > 1:
-            self.pool = ThreadPoolExecutor(self.threads)
+        network = import_module("soul_deploy.runtime.network")
+        self.network = network.load(self.path, self.threads)
 
     def infer(self, x: Array) -> Array:
         """As Engine."""
-        return run_on_threads(self.network, x, self.pool, self.threads)
+        scores: Array = self.network.run(x)
+        return scores
 
 
 @dataclass(frozen=True)

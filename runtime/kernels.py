@@ -80,7 +80,7 @@ def add_rows(
 @register_jitable
 def add_sparse(
     target: Array,
-    base: int,
+    base: int | np.int64,
     targets: Array,
     weight: Array,
     begin: np.uint32,
@@ -93,16 +93,18 @@ def add_sparse(
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
-def start_currents(out: Array, bias: Array) -> None:
-    """Fill out (T, n) with the bias (m,), repeated n / m times; or with 0 if m is 0."""
-    steps, size = out.shape
+def start_currents(out: Array, bias: Array, first: int, last: int) -> None:
+    """Fill out (T, n) from `first` to `last` with the bias (m,), repeated; or with 0 if m is 0.
+
+    `first` and `last` are multiples of m.
+    """
     width = len(bias)
-    for t in range(steps):
+    for t in range(len(out)):
         if width == 0:
-            out[t] = np.float32(0)
+            out[t, first:last] = np.float32(0)
         else:
-            for first in range(0, size, width):
-                part = out[t, first : first + width]
+            for start in range(first, last, width):
+                part = out[t, start : start + width]
                 for k in range(width):
                     part[k] = bias[k]
 
@@ -162,11 +164,15 @@ def convolve_analog(
     weight: Array,
     groups: int,
     sources: Array,
+    begin: int,
+    end: int,
     rows: Array,
     amounts: Array,
     out: Array,
 ) -> None:
     """As `convolve_dense` for values that are mostly nonzero: each output gathers its inputs.
+
+    Output positions from `begin` to `end` are computed.
 
     values (T, H·W, C); weight (groups, inputs, C_out / groups); sources uint32 (OH·OW, groups,
     inputs): index of each input of an output position among the H·W·C values, or H·W·C where it
@@ -179,7 +185,7 @@ def convolve_analog(
         rows[i] = i
     for t in range(values.shape[0]):
         arrived = values[t].reshape(-1)
-        for position in range(len(sources)):
+        for position in range(begin, end):
             for g in range(groups):
                 listed = sources[position, g]
                 for i in range(inputs):
@@ -195,31 +201,25 @@ def convolve_sparse(
     starts: Array,
     targets: Array,
     weight: Array,
-    kernel_height: int,
-    kernel_width: int,
+    kernel: tuple[int, int],
     out_width: int,
     out_channels: int,
-    pitch_y: int,
-    pitch_x: int,
-    y_first: Array,
-    y_tap: Array,
-    y_out: Array,
-    y_length: Array,
-    x_first: Array,
-    x_tap: Array,
-    x_out: Array,
-    x_length: Array,
+    pitch: tuple[int, int],
+    y_runs: tuple[Array, Array, Array, Array],
+    x_runs: tuple[Array, Array, Array, Array],
     rows: Array,
     amounts: Array,
     out: Array,
 ) -> None:
     """Add the rows of every event to its targets; compressed rows (channel, kernel position).
 
-    targets: output channel, plus kernel row · pitch_y and kernel column · pitch_x. The pitches are
-    the distances between the outputs of neighbouring kernel indices if the runs are merged, so
-    that one base serves a whole run, and 0 if every run has length 1.
+    targets: output channel, plus kernel row · pitch[0] and kernel column · pitch[1]. The pitches
+    are the distances between the outputs of neighbouring kernel indices if the runs are merged, so
+    that one base serves a whole run, and 0 if every run has length 1. *_runs: first, tap, out and
+    length of an axis (windows.py).
     rows, amounts: scratch (C,).
     """
+    (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_runs, x_runs
     height, columns = len(y_first) - 1, len(x_first) - 1
     for y in range(height):
         for x in range(columns):
@@ -228,29 +228,31 @@ def convolve_sparse(
             for t in range(values.shape[0]):
                 count = collect_events(values[t, y * columns + x], 0, rows, amounts)
                 for e in range(count):
-                    kernel, amount = np.int64(rows[e]) * kernel_height, amounts[e]
+                    row, amount = np.int64(rows[e]) * kernel[0], amounts[e]
                     for a in range(y_first[y], y_first[y + 1]):
                         for b in range(x_first[x], x_first[x + 1]):
                             base = (
                                 (y_out[a] * out_width + x_out[b]) * out_channels
-                                - y_tap[a] * pitch_y
-                                - x_tap[b] * pitch_x
+                                - y_tap[a] * pitch[0]
+                                - x_tap[b] * pitch[1]
                             )
                             # Rows of neighbouring columns follow each other; whole kernel rows too.
-                            whole = x_length[b] == kernel_width
+                            whole = x_length[b] == kernel[1]
                             pieces = 1 if whole else y_length[a]
-                            length = y_length[a] * kernel_width if whole else x_length[b]
+                            length = y_length[a] * kernel[1] if whole else x_length[b]
                             for i in range(pieces):
-                                r = (kernel + y_tap[a] + i) * kernel_width + x_tap[b]
+                                r = (row + y_tap[a] + i) * kernel[1] + x_tap[b]
                                 begin, end = starts[r], starts[r + length]
                                 add_sparse(out[t], base, targets, weight, begin, end, amount)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
-def multiply_dense(values: Array, weight: Array, rows: Array, amounts: Array, out: Array) -> None:
+def multiply_dense(
+    values: Array, weight: Array, begin: int, end: int, rows: Array, amounts: Array, out: Array
+) -> None:
     """Add the row of every event; values (T, 1, n_in), weight (n_in, n_out), out (T, n_out).
 
-    rows, amounts: scratch (n_in,).
+    Targets from `begin` to `end` are computed. rows, amounts: scratch (n_in,).
     """
     steps, _, size = values.shape
     width = weight.shape[1]
@@ -259,13 +261,15 @@ def multiply_dense(values: Array, weight: Array, rows: Array, amounts: Array, ou
         for t in range(steps):
             arrived = values[t, 0, first : first + SOURCE_BLOCK]
             count = collect_events(arrived, first, rows, amounts)
-            add_rows(out[t], 0, width, flat, width, 0, rows, amounts, count)
+            add_rows(out[t], begin, end - begin, flat, width, begin, rows, amounts, count)
 
 
 @njit(cache=True, nogil=True, fastmath=FASTMATH)
 def multiply_sparse(
     values: Array,
     starts: Array,
+    ends: Array,
+    bases: Array,
     targets: Array,
     weight: Array,
     rows: Array,
@@ -274,7 +278,8 @@ def multiply_sparse(
 ) -> None:
     """Add the compressed row of every event; values (T, 1, n_in), out (T, n_out).
 
-    rows, amounts: scratch (n_in,).
+    Row j stands from starts[j] to ends[j]; its targets count from bases[j]. rows, amounts: scratch
+    (n_in,).
     """
     steps, _, size = values.shape
     for first in range(0, size, SOURCE_BLOCK):
@@ -282,116 +287,5 @@ def multiply_sparse(
             arrived = values[t, 0, first : first + SOURCE_BLOCK]
             count = collect_events(arrived, first, rows, amounts)
             for e in range(count):
-                j = rows[e]
-                add_sparse(out[t], 0, targets, weight, starts[j], starts[j + 1], amounts[e])
-
-
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
-def pick(current: Array, index: Array, out: Array) -> None:
-    """The currents of the live neurons: out[t, i] = current[t, index[i]]; index uint32 (L,)."""
-    for t in range(len(current)):
-        for i in range(len(index)):
-            out[t, i] = current[t, np.uint64(index[i])]
-
-
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
-def place(spikes: Array, index: Array, out: Array) -> None:
-    """Spikes of the live neurons into the map: out[t, index[i]] = spikes[t, i]; out (T, n)."""
-    for t in range(len(spikes)):
-        for i in range(len(index)):
-            out[t, np.uint64(index[i])] = spikes[t, i]
-
-
-@register_jitable
-def pool_into(
-    values: Array,
-    columns: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    out_columns: int,
-    lowest: np.uint8 | np.float32,
-    out: Array,
-) -> None:
-    """Maximum over windows, at least `lowest`; values (T, H·W, C), out (T, OH·OW, C)."""
-    steps, positions, channels = values.shape
-    height = positions // columns
-    for t in range(steps):
-        for o in range(out.shape[1]):
-            top = (o // out_columns) * stride[0] - padding[0]
-            left = (o % out_columns) * stride[1] - padding[1]
-            target = out[t, o]
-            target[:] = lowest
-            for y in range(max(top, 0), min(top + kernel[0], height)):
-                for x in range(max(left, 0), min(left + kernel[1], columns)):
-                    source = values[t, y * columns + x]
-                    for c in range(channels):
-                        target[c] = max(target[c], source[c])
-
-
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
-def max_pool(
-    spikes: Array,
-    columns: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    out_columns: int,
-    out: Array,
-) -> None:
-    """Maximum over windows; spikes (T, H·W, C) uint8, out (T, OH·OW, C) uint8. Of spikes: OR."""
-    pool_into(spikes, columns, kernel, stride, padding, out_columns, np.uint8(0), out)
-
-
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
-def max_pool_analog(
-    values: Array,
-    columns: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    out_columns: int,
-    out: Array,
-) -> None:
-    """As `max_pool` for float32 values of any sign; every window meets a value."""
-    pool_into(values, columns, kernel, stride, padding, out_columns, np.float32(-np.inf), out)
-
-
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
-def sum_spikes(spikes: Array, out: Array) -> None:
-    """Sums over time and positions; spikes (T, P, C) uint8, out (C,) int64."""
-    steps, positions, channels = spikes.shape
-    out[:] = 0
-    for t in range(steps):
-        for p in range(positions):
-            source = spikes[t, p]
-            for c in range(channels):
-                out[c] += source[c]
-
-
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
-def score(sums: Array, weight: Array, bias: Array, scale: np.float32, out: Array) -> None:
-    """out = (sums @ weight) · scale + bias, each rounded once; weight (C, classes), out (classes,).
-
-    The integer sums are exact in float32 up to 2^24.
-    """
-    out[:] = np.float32(0)
-    for c in range(len(sums)):
-        count = np.float32(sums[c])
-        row = weight[c]
-        for k in range(len(out)):
-            out[k] += count * row[k]
-    for k in range(len(out)):
-        out[k] = out[k] * scale
-    for k in range(len(bias)):
-        out[k] += bias[k]
-
-
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
-def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
-    """out[k] = (sum of the `votes` neighbouring sums of class k) · scale."""
-    for k in range(len(out)):
-        total = np.int64(0)
-        for i in range(votes):
-            total += sums[k * votes + i]
-        out[k] = np.float32(total) * scale
+                j, amount = rows[e], amounts[e]
+                add_sparse(out[t], bases[j], targets, weight, starts[j], ends[j], amount)

@@ -14,15 +14,10 @@ from soul_deploy.runtime.eventnet import (
 )
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.packing import Packing, channel_last, packing_of, unpacked
-from soul_deploy.runtime.program import (
-    Call,
-    Prepared,
-    aligned,
-    current_calls,
-    neuron_calls,
-    spiking_calls,
-)
-from soul_deploy.runtime.workspace import map_calls, picked_of
+from soul_deploy.runtime.parts import Stage, run_calls
+from soul_deploy.runtime.program import Prepared, aligned
+from soul_deploy.runtime.stages import current_room, current_stage, neuron_stage, spiking_stage
+from soul_deploy.runtime.workspace import map_stage, picked_of
 
 
 def run_one(
@@ -46,13 +41,12 @@ def run_one(
         room = (layer.neurons,)  # type: ignore[assignment]
     out = aligned((length, *room), np.float32 if kind == "analog" else np.uint8)
     out[...] = 0
-    calls = _calls(layer, prepared, sources, packing, out)
+    stage = _stage(layer, prepared, sources, packing, out)
     found = np.empty((len(values[0]), length, *channel_last(layer.out_shape)), out.dtype)
     for b in range(len(found)):
         for source, given in zip(sources, values, strict=True):
             source[...] = given[b]
-        for call in calls:
-            call.kernel(*call.arguments)
+        run_calls(stage[0])
         if packing is None:
             found[b] = out
         else:
@@ -61,24 +55,29 @@ def run_one(
     return found
 
 
-def _calls(
+def _stage(
     layer: Layer,
     prepared: Prepared | None,
     sources: list[Array],
     packing: Packing | None,
     out: Array,
-) -> list[Call]:
+) -> Stage:
     if isinstance(layer, PopulationLayer):
         v = aligned((layer.neurons,), np.float32)
         current = sources[0].reshape(len(sources[0]), -1)
-        picked = picked_of(layer, packing)
-        return neuron_calls(layer.neuron, current, picked, v, out, carry=False)
+        picked, bounds = picked_of(layer, packing), [(0, current.shape[1])]
+        neuron = layer.neuron
+        return neuron_stage(neuron, current, picked, v, out, carry=False, lanes=0, bounds=bounds)
     if isinstance(layer, SpikingLayer):
         assert prepared is not None
         v = aligned((prepared.neurons,), np.float32)
-        current = aligned((len(sources[0]), prepared.columns), np.float32)
-        return spiking_calls(layer, prepared, sources[0], current, v, out, carry=False)
+        current = aligned(current_room(layer, prepared, len(sources[0])), np.float32)
+        return spiking_stage(
+            layer, prepared, sources[0], current, v, out,
+            neuron=layer.neuron, carry=False, parts=1,
+        )  # fmt: skip
     if isinstance(layer, CurrentLayer):
         assert prepared is not None
-        return current_calls(layer, prepared, sources[0], out.reshape(len(out), -1))
-    return map_calls(layer, sources, out)
+        flat = out.reshape(len(out), -1)
+        return current_stage(layer, prepared, sources[0], flat, lanes=0, parts=1)
+    return map_stage(layer, sources, out, parts=1)

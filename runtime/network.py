@@ -4,6 +4,7 @@ Weights are shared and never written; every run takes a workspace of buffers and
 own, so one network may be used from several threads.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,25 +22,33 @@ from soul_deploy.runtime.counting import (
     fanout_map,
     readout_fanout,
 )
+from soul_deploy.runtime.crew import Crew, Meet
 from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
     CurrentLayer,
     EventNetwork,
-    Firing,
     Layer,
     Neurons,
     PopulationLayer,
-    ReadoutLayer,
-    Shape,
     SpikingLayer,
     Synaptic,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.inputs import (
+    by_step,
+    samples_of,
+    sides,
+    source_values,
+    to_channel_last,
+)
 from soul_deploy.runtime.layerrun import run_one
 from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
+from soul_deploy.runtime.parts import parts_of
 from soul_deploy.runtime.program import prepare_all
 from soul_deploy.runtime.workspace import Workspace, build_workspace
+
+MAX_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,12 @@ class Recording:
     logits: Array
 
 
-def load(path: Path | str) -> "Network":
-    """The network in the event file at `path`, ready to run.
+def load(path: Path | str, threads: int = 0) -> "Network":
+    """The network in the event file at `path`, ready to run on `threads`; 0: all cores.
 
-    Raises MissingFileError, FileFormatError, LimitError.
+    Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
-    return Network(load_event_network(Path(path)))
+    return Network(load_event_network(Path(path)), threads)
 
 
 @dataclass
@@ -73,14 +82,25 @@ class Network:
 
     Analog inputs are float32 (anything else is converted): static images (B, C, H, W), shown T
     times, or sequences (T, B, C, H, W); (B, N) and (T, B, N) for a network that takes vectors.
+
+    threads: as many samples run at the same time; if there are fewer, each layer is split. Results
+    are the same to the bit for any number. 0: as many as there are cores. Streams, recordings and
+    single layers run on one.
     """
 
     events: EventNetwork
-    _spare: dict[int, list[Workspace]] = field(default_factory=dict, init=False, repr=False)
+    threads: int = 0
+    _spare: dict[tuple[int, int], list[Workspace]] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _stream: _Stream | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.threads = self.threads or len(os.sched_getaffinity(0))
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"{self.threads} threads asked; give 1 to {MAX_THREADS}, or 0 for all")
         self._prepared = prepare_all(self.events.layers)
+        self._crew = Crew(self.threads) if self.threads > 1 else None
 
     @property
     def time_steps(self) -> int:
@@ -89,19 +109,43 @@ class Network:
 
     def run(self, x: Array) -> Array:
         """Class scores, float32 (B, classes). Raises ValidityError for another T or shape."""
-        samples = self._samples(x)
+        samples = samples_of(self.events, x)
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
-        with self._workspace(samples.shape[1]) as workspace:
-            arrival = workspace.values[self.events.input_name]
-            for sample, row in zip(samples, logits, strict=True):
-                arrival[...] = sample
-                workspace.run()
-                row[...] = workspace.scores
+        crew = self._crew
+        if crew is None:
+            self._run_into(samples, logits)
+        elif len(samples) < self.threads:
+            with self._workspace(samples.shape[1], self.threads) as workspace:
+                crew.together(
+                    lambda thread, meet: self._run_part(workspace, samples, logits, thread, meet)
+                )
+        else:
+            bounds = [part.of(len(samples)) for part in parts_of(self.threads)]
+            shares = [(samples[first:last], logits[first:last]) for first, last in bounds]
+            crew.each(lambda share: self._run_into(*shares[share]))
         return logits
+
+    def _run_into(self, samples: Array, logits: Array) -> None:
+        """One sample after the other, on this thread."""
+        with self._workspace(samples.shape[1], 1) as workspace:
+            self._run_part(workspace, samples, logits, 0, lambda: None)
+
+    def _run_part(
+        self, workspace: Workspace, samples: Array, logits: Array, part: int, meet: Meet
+    ) -> None:
+        """One sample after the other, one part of every stage."""
+        arrival = workspace.values[self.events.input_name]
+        for sample, row in zip(samples, logits, strict=True):
+            if part == 0:
+                arrival[...] = sample
+            meet()
+            workspace.run(part, meet)
+            if part == 0:
+                row[...] = workspace.scores
 
     def run_recorded(self, x: Array) -> Recording:
         """As `run`, and every population's spikes in PyTorch's channel-major layout."""
-        samples = self._samples(x)
+        samples = samples_of(self.events, x)
         names = [layer.name for layer in self.events.populations]
         held, logits = self._run_held(samples, names)
         return Recording(self._spikes_of(held), logits)
@@ -110,7 +154,7 @@ class Network:
         """What the named layers held, (B, steps, positions, channels), and the logits."""
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
         held: dict[str, Array] = {}
-        with self._workspace(samples.shape[1]) as workspace:
+        with self._workspace(samples.shape[1], 1) as workspace:
             for b, sample in enumerate(samples):
                 workspace.values[self.events.input_name][...] = sample
                 workspace.run()
@@ -137,7 +181,7 @@ class Network:
     def _spikes_of(self, held: Mapping[str, Array]) -> dict[str, Array]:
         """bool (T, B, ...) of every population."""
         return {
-            layer.name: _by_step(held[layer.name], layer.out_shape).astype(np.bool_)
+            layer.name: by_step(held[layer.name], layer.out_shape).astype(np.bool_)
             for layer in self.events.populations
         }
 
@@ -156,10 +200,10 @@ class Network:
                 f"{', '.join(layer.sources)}"
             )
         pairs = zip(layer.sources, inputs, strict=True)
-        values = [self._source_values(layer, source, given) for source, given in pairs]
+        values = [source_values(self.events, layer, source, given) for source, given in pairs]
         kind, _ = self.events.edges[layer.name]
         out = run_one(layer, self._prepared.get(layer.name), values, self.time_steps, kind)
-        found = _by_step(out, layer.out_shape)
+        found = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
             alike: Array = found[0]
             return alike
@@ -183,7 +227,7 @@ class Network:
 
     def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
         """As `count_executed`, and the run that was counted."""
-        samples = self._samples(x)
+        samples = samples_of(self.events, x)
         needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
         needed |= {layer.name for layer in self.events.populations}
         held, logits = self._run_held(samples, needed - {self.events.input_name})
@@ -213,7 +257,7 @@ class Network:
         """
         if name == self.events.readout.name:
             source = self.events.readout.source
-            values = self._source_values(self.events.readout, source, inputs)
+            values = source_values(self.events, self.events.readout, source, inputs)
             return count_readout(self.events.readout, values)
         layer = self._layer(name)
         found = LayerCounts()
@@ -221,7 +265,7 @@ class Network:
             spikes = self.run_layer(name, inputs) if spikes_out is None else spikes_out
             found += count_neurons(layer, spikes)
         if isinstance(layer, Synaptic):
-            values = self._source_values(layer, layer.source, inputs)
+            values = source_values(self.events, layer, layer.source, inputs)
             found += count_projection(layer, values)
         return found
 
@@ -285,7 +329,7 @@ class Network:
         shape = self.events.input_shape
         if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
             raise ValidityError(
-                f"a step of {x.shape} given; this network takes (batch, {_sides(shape)}) per step"
+                f"a step of {x.shape} given; this network takes (batch, {sides(shape)}) per step"
             )
         stream = self._stream or self._new_stream(len(x))
         if len(stream.workspaces) != len(x):
@@ -302,98 +346,29 @@ class Network:
     def _new_stream(self, batch: int) -> _Stream:
         return _Stream([self._build(1, 1, carry=True) for _ in range(batch)])
 
-    def _build(self, input_steps: int, steps: int, *, carry: bool) -> Workspace:
+    def _build(self, input_steps: int, steps: int, *, carry: bool, parts: int = 1) -> Workspace:
         return build_workspace(
-            self.events, self._prepared, input_steps=input_steps, steps=steps, carry=carry
+            self.events,
+            self._prepared,
+            input_steps=input_steps,
+            steps=steps,
+            carry=carry,
+            parts=parts,
         )
 
     @contextmanager
-    def _workspace(self, input_steps: int) -> Iterator[Workspace]:
+    def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:
         """A workspace nobody else uses; kept for the next run."""
-        spare = self._spare.setdefault(input_steps, [])
-        workspace = spare.pop() if spare else self._build(input_steps, self.time_steps, carry=False)
+        spare = self._spare.setdefault((input_steps, parts), [])
+        try:
+            workspace = spare.pop()
+        except IndexError:
+            workspace = self._build(input_steps, self.time_steps, carry=False, parts=parts)
         yield workspace
         spare.append(workspace)
-
-    def _samples(self, x: Array) -> Array:
-        """(B, T or 1, positions, channels) float32. Raises ValidityError."""
-        x = np.asarray(x, np.float32)
-        shape = self.events.input_shape
-        static = x.ndim == len(shape) + 1
-        if x.shape[-len(shape) :] != shape or x.ndim - len(shape) not in (1, 2):
-            raise ValidityError(
-                f"input {x.shape} given; this network takes (batch, {_sides(shape)}), or "
-                f"({self.time_steps}, batch, {_sides(shape)}) for a sequence"
-            )
-        if not static and len(x) != self.time_steps:
-            raise ValidityError(
-                f"a sequence of {len(x)} steps given; this network runs T = {self.time_steps} steps"
-            )
-        if not np.isfinite(x).all():
-            raise ValidityError("the input holds values that are not finite; check its scaling")
-        return np.swapaxes(to_channel_last(x[None] if static else x, shape), 0, 1)
 
     def _layer(self, name: str) -> Layer:
         for layer in self.events.layers:
             if name == layer.name or (isinstance(layer, SpikingLayer) and name == layer.projection):
                 return layer
         raise UnknownNameError("layer", name, (layer.name for layer in self.events.layers))
-
-    def _source_values(self, target: Layer | ReadoutLayer, source: str, inputs: Array) -> Array:
-        """(B, T or 1, positions, channels) of what one of a layer's sources held."""
-        kind, bound = self.events.edges[source]
-        shape, inputs = target.in_shape, np.asarray(inputs)
-        static = kind == "analog" and inputs.ndim == len(shape) + 1
-        if inputs.ndim - len(shape) not in (2 - static, 2) or inputs.shape[-len(shape) :] != shape:
-            raise ValidityError(
-                f"{target.name}: inputs {inputs.shape} given; it takes ({self.time_steps}, batch, "
-                f"{_sides(shape)})"
-            )
-        if not static and len(inputs) != self.time_steps:
-            raise ValidityError(
-                f"{target.name}: {len(inputs)} steps given; this network runs T = "
-                f"{self.time_steps} steps"
-            )
-        if kind == "analog":
-            values = inputs.astype(np.float32)
-            if not np.isfinite(values).all():
-                raise ValidityError(f"{target.name}: inputs that are not finite given")
-            return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
-        values = inputs.astype(np.uint8)
-        if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
-            raise ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
-        values = np.swapaxes(to_channel_last(values, shape), 0, 1)
-        self._check_dead(target.name, self.events.by_name[source], values)
-        return values
-
-    def _check_dead(self, target: str, source: Layer, values: Array) -> None:
-        if isinstance(source, Firing) and source.live is not None:
-            dead = values.reshape(*values.shape[:2], -1)[..., ~source.live]
-            if dead.any():
-                raise ValidityError(
-                    f"{target}: spikes given of neurons of {source.name} that are not live"
-                )
-
-
-def to_channel_last(x: Array, shape: Shape) -> Array:
-    """(..., C, H, W) to (..., H·W, C), or (..., N) to (..., 1, N)."""
-    if len(shape) == 1:
-        return x[..., None, :]
-    lead = x.shape[: x.ndim - 3]
-    return np.moveaxis(x.reshape(*lead, shape[0], shape[1] * shape[2]), -2, -1)
-
-
-def to_channel_major(values: Array, shape: Shape) -> Array:
-    """(T, positions, channels) to (T, C, H, W) or (T, N)."""
-    return np.swapaxes(values, 1, 2).reshape(len(values), *shape)
-
-
-def _by_step(values: Array, shape: Shape) -> Array:
-    """(B, T, positions, channels) to (T, B, C, H, W) or (T, B, N)."""
-    batch, steps = values.shape[:2]
-    found: Array = values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape)
-    return found
-
-
-def _sides(shape: Shape) -> str:
-    return ", ".join(map(str, shape))

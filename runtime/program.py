@@ -1,55 +1,48 @@
-"""From layers to calls: which kernel runs on which arrays.
+"""From layers to kernels: which kernel runs, and the tables it follows.
 
-Preparation copies a layer's rows into private memory and derives the tables that the kernels
-follow; this is shared and never written again. A layer's calls are bound to buffers
-(workspace.py): running it is calling them in order.
+Preparation copies a layer's rows into private memory; this is shared and never written again. A
+layer's calls (stages.py) take the tables of their part of the layer from here.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from soul_deploy.runtime import kernels, merging
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime import kernels
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
     Layer,
     Matrix,
-    MergeLayer,
-    PoolLayer,
-    ReadoutLayer,
-    ScatterLayer,
     Shape,
     SparseRows,
-    SpikingLayer,
+    Synapses,
     Synaptic,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.lanes import lanes_for
 from soul_deploy.runtime.packing import Packing, packed_rows, packing_of, reads_packed
-from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
+from soul_deploy.runtime.parts import Part
 from soul_deploy.runtime.windows import axis_runs, gather_table
 
 ALIGNMENT = 64
+LANED = (kernels.convolve_sparse, kernels.multiply_sparse)
+"""Kernels with a form that does all steps at once."""
+
 NOTHING = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
-class Call:
-    """One kernel call."""
-
-    kernel: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """A projection ready to run: kernel(values, *tables, rows, amounts, out) adds its synapses.
+    """A projection ready to run: kernel(values, *tables, *scratch, out) adds its synapses.
 
+    arrays    private copies of the rows: (weight,), or (starts, targets, weight) of a convolution,
+              or (starts, bases, targets, weight) of a matrix (`based_rows`); a dense analog
+              convolution also has its gather table
     bias      (m,) float32 that repeats over the columns of the currents, or empty
     columns   of the currents that the kernel leaves: the current's neurons, or the packed ones
     neurons   that are updated
@@ -57,8 +50,9 @@ class Prepared:
     source    packing of the source, if the kernel takes that source's spikes packed
     """
 
+    synapses: Synapses
     kernel: Callable[..., None]
-    tables: tuple[Any, ...]
+    arrays: tuple[Array, ...]
     bias: Array
     columns: int
     neurons: int
@@ -71,6 +65,25 @@ class Prepared:
         return (
             None if self.packing is None or self.columns == self.neurons else self.packing.updated
         )
+
+    def lanes(self, steps: int) -> int:
+        """Lanes over time that the synapses run on for so many different steps; 0: none."""
+        return lanes_for(steps) if self.kernel in LANED else 0
+
+    def bounds(self, part: Part) -> tuple[int, int]:
+        """(first, last) of the columns of the currents that belong to a part."""
+        if isinstance(self.synapses, Convolution):
+            first, last = part.of(self.synapses.out_shape[1])
+            unit = self.columns // self.synapses.out_shape[1]
+        else:
+            unit = len(self.bias) if 0 < len(self.bias) < self.columns else 1
+            first, last = part.of(self.columns // unit)
+        return first * unit, last * unit
+
+    def bias_of(self, part: Part) -> Array:
+        """What repeats over the columns of a part."""
+        first, last = self.bounds(part)
+        return self.bias[first:last] if len(self.bias) == self.columns else self.bias
 
 
 def aligned(shape: Shape, dtype: npt.DTypeLike) -> Array:
@@ -91,7 +104,7 @@ def private(array: Array | None) -> Array:
 
 
 def prepare(layer: Synaptic, source: Layer | None = None) -> Prepared:
-    """Copy the rows and derive the tables of a layer's projection.
+    """Copy the rows of a layer's projection.
 
     source: the layer it reads; None for the input.
     """
@@ -99,10 +112,10 @@ def prepare(layer: Synaptic, source: Layer | None = None) -> Prepared:
     if isinstance(layer.synapses, Matrix):
         read = packing_of(source) if reads_packed(layer, source) else None
         return _prepare_matrix(layer.synapses, packing, read)
-    kernel, tables = _convolution_kernel(layer, layer.synapses)
+    kernel, arrays = _convolution_kernel(layer, layer.synapses)
     columns = math.prod(layer.current_shape)
     bias = private(layer.synapses.bias)
-    return Prepared(kernel, tables, bias, columns, layer.neurons, packing)
+    return Prepared(layer.synapses, kernel, arrays, bias, columns, layer.neurons, packing)
 
 
 def _prepare_matrix(matrix: Matrix, packing: Packing | None, source: Packing | None) -> Prepared:
@@ -115,178 +128,115 @@ def _prepare_matrix(matrix: Matrix, packing: Packing | None, source: Packing | N
         weight = rows.weight if source is None else rows.weight[source.placed]
         weight = weight if packing is None else weight[:, packing.updated]
         kernel: Callable[..., None] = kernels.multiply_dense
-        tables: tuple[Any, ...] = (private(weight),)
+        arrays: tuple[Array, ...] = (private(weight),)
     else:
         packed = packed_rows(rows, source, packing, columns)
-        kernel, tables = kernels.multiply_sparse, _row_arrays(packed)
+        kernel, arrays = kernels.multiply_sparse, based_rows(packed)
     columns = columns if packing is None else len(packing.updated)
-    return Prepared(kernel, tables, private(bias), columns, columns, packing, source)
+    return Prepared(matrix, kernel, arrays, private(bias), columns, columns, packing, source)
 
 
 def _convolution_kernel(
     layer: Synaptic, convolution: Convolution
-) -> tuple[Callable[..., None], tuple[Any, ...]]:
-    if not isinstance(convolution.rows, DenseRows):
-        return kernels.convolve_sparse, _sparse_tables(convolution, convolution.rows)
+) -> tuple[Callable[..., None], tuple[Array, ...]]:
+    rows = convolution.rows
+    if not isinstance(rows, DenseRows):
+        starts, targets, weight = _row_arrays(rows)
+        if convolution.stride == (1, 1):
+            targets += _tap_offsets(convolution, starts)
+        return kernels.convolve_sparse, (starts, targets, weight)
     if layer.edge == "analog":
-        return kernels.convolve_analog, _gather_tables(convolution, convolution.rows)
-    return kernels.convolve_dense, _dense_tables(convolution, convolution.rows)
+        by_group = rows.weight.reshape(convolution.groups, -1, rows.weight.shape[-1])
+        return kernels.convolve_analog, (private(by_group), private(gather_table(convolution)))
+    return kernels.convolve_dense, (private(rows.weight),)
 
 
 def _row_arrays(rows: SparseRows) -> tuple[Array, Array, Array]:
     return private(rows.starts), private(rows.targets), private(rows.weight)
 
 
-def _dense_tables(convolution: Convolution, rows: DenseRows) -> tuple[Any, ...]:
-    """Arguments of kernels.convolve_dense between the values and the scratch."""
-    contiguous = (
-        convolution.stride[1] == 1 and convolution.dilation[1] == 1 and convolution.groups == 1
-    )
-    y = axis_runs(convolution, 0, merge=False)
-    x = axis_runs(convolution, 1, merge=contiguous)
-    return (
-        private(rows.weight),
-        convolution.groups,
-        convolution.out_shape[2],
-        convolution.out_shape[0],
-        *(y.first, y.tap, y.out),
-        *(x.first, x.tap, x.out, x.length),
-    )
+def based_rows(rows: SparseRows) -> tuple[Array, Array, Array, Array]:
+    """(starts, bases int64 (rows,), targets, weight): targets count from their row's base.
+
+    If no row reaches far, they take 16 bits: rows of a matrix are read from memory, and the fewer
+    bytes, the faster.
+    """
+    starts, targets = rows.starts, rows.targets
+    bases = np.zeros(len(starts) - 1, np.int64)
+    filled = np.flatnonzero(starts[1:] > starts[:-1])
+    bases[filled] = targets[starts[filled]]
+    reach = targets[starts[filled + 1] - 1] - bases[filled]
+    if int(reach.max(initial=0)) >= 1 << 16:
+        return private(starts), np.zeros_like(bases), private(targets), private(rows.weight)
+    near = (targets - np.repeat(bases, np.diff(starts))).astype(np.uint16)
+    return private(starts), bases, private(near), private(rows.weight)
 
 
-def _gather_tables(convolution: Convolution, rows: DenseRows) -> tuple[Any, ...]:
-    """Arguments of kernels.convolve_analog between the values and the scratch."""
-    groups = convolution.groups
-    by_group = rows.weight.reshape(groups, -1, rows.weight.shape[-1])
-    return private(by_group), groups, private(gather_table(convolution))
+def tables_of(prepared: Prepared, part: Part) -> tuple[Any, ...]:
+    """Arguments of the kernel between the values and the scratch, for one part of the layer."""
+    synapses = prepared.synapses
+    if isinstance(synapses, Convolution):
+        return _convolution_tables(prepared, synapses, part)
+    first, last = prepared.bounds(part)
+    if prepared.kernel is kernels.multiply_dense:
+        return *prepared.arrays, first, last
+    starts, bases, targets, weight = prepared.arrays
+    if part.count == 1:
+        return starts[:-1], starts[1:], bases, targets, weight
+    absolute = np.repeat(bases, np.diff(starts)) + targets
+    return *part_of_rows(starts, absolute, first, last), bases, targets, weight
 
 
-def _sparse_tables(convolution: Convolution, rows: SparseRows) -> tuple[Any, ...]:
-    """Arguments of kernels.convolve_sparse between the values and the scratch."""
-    merge = convolution.stride == (1, 1)
+def _convolution_tables(
+    prepared: Prepared, convolution: Convolution, part: Part
+) -> tuple[Any, ...]:
+    rows = part.of(convolution.out_shape[1])
     channels, _, columns = convolution.out_shape
-    pitch_x = convolution.dilation[1] * channels if merge else 0
-    pitch_y = convolution.dilation[0] * columns * channels if merge else 0
-    y = axis_runs(convolution, 0, merge=merge)
+    if prepared.kernel is kernels.convolve_analog:
+        weight, sources = prepared.arrays
+        return weight, convolution.groups, sources, rows[0] * columns, rows[1] * columns
+    if prepared.kernel is kernels.convolve_dense:
+        contiguous = (
+            convolution.stride[1] == 1 and convolution.dilation[1] == 1 and convolution.groups == 1
+        )
+        y = axis_runs(convolution, 0, merge=False, outputs=rows)
+        x = axis_runs(convolution, 1, merge=contiguous)
+        geometry = (convolution.groups, columns, channels)
+        return *prepared.arrays, *geometry, y.first, y.tap, y.out, x.first, x.tap, x.out, x.length
+    merge = convolution.stride == (1, 1)
+    y = axis_runs(convolution, 0, merge=merge, outputs=rows)
     x = axis_runs(convolution, 1, merge=merge)
-    starts, targets, weight = _row_arrays(rows)
-    if merge:
-        targets += _tap_offsets(convolution, starts, pitch_y, pitch_x)
-    return (
-        *(starts, targets, weight),
-        *convolution.kernel,
-        *(columns, channels),
-        *(pitch_y, pitch_x),
-        *(y.first, y.tap, y.out, y.length),
-        *(x.first, x.tap, x.out, x.length),
-    )
+    runs = ((y.first, y.tap, y.out, y.length), (x.first, x.tap, x.out, x.length))
+    pitches = _pitches(convolution) if merge else (0, 0)
+    return *prepared.arrays, convolution.kernel, columns, channels, pitches, *runs
 
 
-def _tap_offsets(convolution: Convolution, starts: Array, pitch_y: int, pitch_x: int) -> Array:
-    """uint32 (synapses,): kernel row · pitch_y + kernel column · pitch_x of each synapse."""
+def part_of_rows(starts: Array, targets: Array, first: int, last: int) -> tuple[Array, Array]:
+    """Where each row's targets from `first` to below `last` begin and end, uint32 (rows,) each.
+
+    Targets are sorted within a row.
+    """
+    before = np.zeros((2, len(targets) + 1), np.uint32)
+    for counted, bound in zip(before, (first, last), strict=True):
+        np.cumsum(targets < bound, out=counted[1:], dtype=np.uint32)
+    below = before[:, starts[1:]] - before[:, starts[:-1]]
+    return starts[:-1] + below[0], starts[:-1] + below[1]
+
+
+def _pitches(convolution: Convolution) -> tuple[int, int]:
+    """Distances between the outputs of neighbouring kernel rows, and of kernel columns."""
+    channels, _, columns = convolution.out_shape
+    return convolution.dilation[0] * columns * channels, convolution.dilation[1] * channels
+
+
+def _tap_offsets(convolution: Convolution, starts: Array) -> Array:
+    """uint32 (synapses,): kernel row · pitch + kernel column · pitch of each synapse."""
     height, width = convolution.kernel
+    pitch_y, pitch_x = _pitches(convolution)
     per_tap = np.arange(height)[:, None] * pitch_y + np.arange(width) * pitch_x
     per_row = np.tile(per_tap.reshape(-1).astype(np.uint32), convolution.in_shape[0])
     lengths = starts[1:].astype(np.int64) - starts[:-1]
     return np.repeat(per_row, lengths)
-
-
-def spiking_calls(
-    layer: SpikingLayer,
-    prepared: Prepared,
-    source: Array,
-    current: Array,
-    v: Array,
-    spikes: Array,
-    *,
-    carry: bool,
-) -> list[Call]:
-    """Bias, synapses, neurons.
-
-    source (T or 1, positions, channels) or packed (T, L'), current (T or 1, prepared.columns),
-    v (L,), spikes (T, positions, C) or packed (T, L).
-    """
-    calls = current_calls(layer, prepared, source, current)
-    return calls + neuron_calls(layer.neuron, current, prepared.picked, v, spikes, carry=carry)
-
-
-def current_calls(layer: Synaptic, prepared: Prepared, source: Array, current: Array) -> list[Call]:
-    """Bias and synapses; arguments as in `spiking_calls`."""
-    values, rows, amounts = _scratch(layer, source)
-    return [
-        Call(kernels.start_currents, (current, prepared.bias)),
-        Call(prepared.kernel, (values, *prepared.tables, rows, amounts, current)),
-    ]
-
-
-def neuron_calls(
-    neuron: NeuronEquation,
-    current: Array,
-    picked: Array | None,
-    v: Array,
-    spikes: Array,
-    *,
-    carry: bool,
-) -> list[Call]:
-    """Neurons on their currents (T or 1, n); picked: the live ones' places, None: all n."""
-    calls: list[Call] = []
-    arriving = current
-    if picked is not None:
-        arriving = aligned((len(current), len(v)), np.float32)
-        calls.append(Call(kernels.pick, (current, picked, arriving)))
-    fired = spikes.reshape(len(spikes), len(v))
-    return [*calls, Call(sweep_of(neuron), (arriving, *sweep_numbers(neuron), carry, v, fired))]
-
-
-def _scratch(layer: Synaptic, source: Array) -> tuple[Array, Array, Array]:
-    """The source as the kernel sees it, and room for the events it collects at once."""
-    if isinstance(layer.synapses, Matrix):
-        source = source.reshape(len(source), 1, source.size // len(source))
-        events = source.shape[2]
-    else:
-        events = source.shape[2] * math.prod(layer.synapses.kernel)
-    return source, np.empty(events, np.uint32), np.empty(events, np.float32)
-
-
-def pool_call(layer: PoolLayer, source: Array, out: Array) -> Call:
-    """Max pooling of (T, H·W, C) into (T, OH·OW, C), spikes or analog values."""
-    arguments = (
-        *(source, layer.in_shape[2]),
-        *(layer.kernel, layer.stride, layer.padding),
-        *(layer.out_shape[2], out),
-    )
-    return Call(
-        kernels.max_pool_analog if source.dtype.kind == "f" else kernels.max_pool, arguments
-    )
-
-
-def merge_calls(layer: MergeLayer, sources: Sequence[Array], out: Array) -> list[Call]:
-    """Maps (T or 1, positions, channels) to one, left to right."""
-    add = merging.add_currents if out.dtype.kind == "f" else merging.add_events
-    kernel = {"add": add, "and": merging.both, "iand": merging.first_without_second}[layer.function]
-    first, *others = (source.reshape(len(source), -1) for source in sources)
-    to, calls = out.reshape(len(out), -1), []
-    for other in others:
-        calls.append(Call(kernel, (first, other, to)))
-        first = to
-    return calls
-
-
-def scatter_call(layer: ScatterLayer, source: Array, out: Array) -> Call:
-    """Channels of (T, positions, C) into a map that is 0 everywhere else."""
-    return Call(merging.scatter, (source, private(layer.index), out))
-
-
-def readout_calls(readout: ReadoutLayer, source: Array, scores: Array) -> list[Call]:
-    """Sums, then scores."""
-    spikes = source if readout.space else source.reshape(len(source), 1, -1)
-    sums = np.empty(readout.sums, np.int64)
-    scale = np.float32(readout.scale(len(source)))
-    summing = Call(kernels.sum_spikes, (spikes, sums))
-    if readout.weight is None:
-        return [summing, Call(kernels.vote, (sums, readout.votes, scale, scores))]
-    weight = private(readout.weight.T)
-    return [summing, Call(kernels.score, (sums, weight, private(readout.bias), scale, scores))]
 
 
 def prepare_all(layers: tuple[Layer, ...]) -> dict[str, Prepared]:

@@ -1,8 +1,6 @@
 """An event network on input files: class scores per sample, per step, and operation counts."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +11,6 @@ from soul_deploy.runtime.eventnet import EventNetwork
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.images import InputRule, Samples
 from soul_deploy.runtime.network import Network
-from soul_deploy.runtime.parallel import run_on_threads
 
 SCHEMA = "soul-deploy/run/1"
 
@@ -25,14 +22,8 @@ def input_rule(network: EventNetwork, resize: bool) -> InputRule:
     return InputRule(network.input_shape, network.time_steps, mean, std, resize)
 
 
-def scores_of(network: Network, samples: Samples, threads: int) -> Array:
-    """Class scores (B, classes), the batch spread over `threads`."""
-    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-        return run_on_threads(network, samples.values, pool, threads)
-
-
 def step_scores(network: Network, samples: Samples) -> Array:
-    """Scores of each step alone, (T, B, classes), run step by step; their mean is `scores_of`."""
+    """Scores of each step alone, (T, B, classes), run step by step; `run` gives their mean."""
     network.reset()
     values = samples.values
     steps = [
@@ -46,7 +37,6 @@ def result(
     groups: Sequence[Samples],
     *,
     top: int,
-    threads: int,
     stream: bool,
     counts: bool,
 ) -> dict[str, Any]:
@@ -60,7 +50,7 @@ def result(
     additions: dict[str, int] = {}
     for samples in groups:
         steps = step_scores(network, samples) if stream else None
-        scores = scores_of(network, samples, threads) if steps is None else steps.mean(axis=0)
+        scores = network.run(samples.values) if steps is None else steps.mean(axis=0)
         for index, name in enumerate(samples.names):
             row = {"input": name, "top": best(network.events, scores[index], top)}
             if steps is not None:

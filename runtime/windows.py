@@ -27,13 +27,19 @@ class AxisRuns:
     length: Array
 
 
-def axis_runs(convolution: Convolution, axis: int, *, merge: bool) -> AxisRuns:
-    """Runs along `axis` (0 rows, 1 columns); `merge` joins neighbours (only for stride 1)."""
+def axis_runs(
+    convolution: Convolution, axis: int, *, merge: bool, outputs: tuple[int, int] | None = None
+) -> AxisRuns:
+    """Runs along `axis` (0 rows, 1 columns); `merge` joins neighbours (only for stride 1).
+
+    outputs: keep those that reach outputs from the first to below the second; None: all.
+    """
+    lowest, end = outputs or (0, convolution.out_shape[1 + axis])
     size, stride = convolution.in_shape[1 + axis], convolution.stride[axis]
     assert stride == 1 or not merge
     first, runs = [0], list[tuple[int, int, int]]()
     for position in range(size):
-        taps = _taps(convolution, axis, position)
+        taps = [pair for pair in _taps(convolution, axis, position) if lowest <= pair[1] < end]
         if merge and taps:
             runs.append((*taps[0], len(taps)))
         else:

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy import runtime
-from soul_deploy.runtime import counting, kernels
-from soul_deploy.runtime.config import FASTMATH, SOURCE_BLOCK
+from soul_deploy.runtime import counting, kernels, mapping
+from soul_deploy.runtime.config import FASTMATH, LANE_BLOCK, SOURCE_BLOCK
 from soul_deploy.runtime.equations import FIRE, ChargeForm, NeuronEquation
 from soul_deploy.runtime.eventnet import (
     Convolution,
@@ -33,8 +33,18 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
     Synapses,
 )
-from soul_deploy.runtime.network import to_channel_last, to_channel_major
-from soul_deploy.runtime.program import pool_call, prepare, readout_calls, spiking_calls
+from soul_deploy.runtime.inputs import to_channel_last, to_channel_major
+from soul_deploy.runtime.lanes import lanes_for, pick_lanes
+from soul_deploy.runtime.parts import Stage, run_calls
+from soul_deploy.runtime.program import prepare
+from soul_deploy.runtime.stages import (
+    current_room,
+    current_stage,
+    lanes_of,
+    place_stage,
+    pool_stage,
+    readout_stage,
+)
 from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
 
 Array = npt.NDArray[Any]
@@ -75,7 +85,7 @@ def convolution_cases(draw: st.DrawFn) -> Case:
     axes = [_axis(draw) for _ in range(2)]
     size, kernel, stride, padding, dilation, positions, reach = zip(*axes, strict=True)
     kind = draw(st.sampled_from(KINDS))
-    steps = draw(st.integers(1, 3))
+    steps = draw(st.sampled_from((1, 2, 3, 5, 17)))
     return Case(
         dyadic((out, channels // groups, *kernel), rng, draw(st.sampled_from((1.0, 0.3)))),
         dyadic((out,), rng) if draw(st.booleans()) else None,
@@ -115,7 +125,7 @@ def matrix_cases(draw: st.DrawFn) -> Case:
     return Case(
         dyadic(size, rng, draw(st.sampled_from((1.0, 0.3)))),
         dyadic((size[0],), rng) if draw(st.booleans()) else None,
-        values_of(kind, (draw(st.integers(1, 3)), *in_shape), rng),
+        values_of(kind, (draw(st.sampled_from((1, 2, 3, 5, 17))), *in_shape), rng),
         kind,
         draw(st.booleans()),
         {"out_shape": out_shape},
@@ -156,33 +166,37 @@ def layer_of(case: Case, neuron: NeuronEquation = SILENT) -> SpikingLayer:
     return SpikingLayer("p", "c", "s", case.kind, bound, synapses, neuron)
 
 
-def currents(case: Case) -> Array:
-    """What the bias and synapse kernels make of the case, channel-major."""
+def run_in_turn(stage: Stage) -> None:
+    """All parts, last first: their order must not matter."""
+    for calls in reversed(stage):
+        run_calls(calls)
+
+
+def currents(case: Case, parts: int = 1) -> Array:
+    """What the bias and synapse kernels make of the case, channel-major (T, ...)."""
     layer = layer_of(case)
     source = np.ascontiguousarray(to_channel_last(case.values, layer.in_shape))
-    size = math.prod(layer.out_shape)
-    current = np.full((len(source), size), np.nan, np.float32)
-    spikes = np.empty((len(source), size), np.uint8)
-    v = np.empty(size, np.float32)
-    calls = spiking_calls(layer, prepare(layer), source, current, v, spikes, carry=False)
-    for call in calls[:2]:
-        call.kernel(*call.arguments)
+    ready, size = prepare(layer), math.prod(layer.out_shape)
+    current = np.full(current_room(layer, ready, len(source)), np.nan, np.float32)
+    lanes = lanes_of(layer, ready, len(source))
+    run_in_turn(current_stage(layer, ready, source, current, lanes=lanes, parts=parts))
+    by_step = np.ascontiguousarray(current.T[: len(source)]) if lanes else current
     shape = layer.out_shape
-    by_channel = current.reshape(len(current), -1, shape[0] if len(shape) == 3 else size)
+    by_channel = by_step.reshape(len(source), -1, shape[0] if len(shape) == 3 else size)
     return to_channel_major(by_channel, shape)
 
 
-@given(convolution_cases())
-def test_convolution_currents(case: Case) -> None:
+@given(convolution_cases(), st.integers(1, 4))
+def test_convolution_currents(case: Case, parts: int) -> None:
     expected = naive.convolve(case.values, case.weight, case.bias, **case.geometry)
-    np.testing.assert_array_equal(currents(case), expected)
+    np.testing.assert_array_equal(currents(case, parts), expected)
 
 
-@given(matrix_cases())
-def test_matrix_currents(case: Case) -> None:
+@given(matrix_cases(), st.integers(1, 4))
+def test_matrix_currents(case: Case, parts: int) -> None:
     flat = case.values.reshape(len(case.values), -1)
     expected = naive.multiply(flat, case.weight, case.bias)
-    np.testing.assert_array_equal(currents(case).reshape(expected.shape), expected)
+    np.testing.assert_array_equal(currents(case, parts).reshape(expected.shape), expected)
 
 
 @given(convolution_cases())
@@ -239,7 +253,8 @@ def test_sweep_equals_the_equation_bit_for_bit(
     v = rng.normal(0, 0.5, 37).astype(np.float32)
     start = v.copy() if carry else np.full(37, neuron.rest, np.float32)
     spikes = np.empty((steps, 37), np.uint8)
-    sweep_of(neuron)(current, *sweep_numbers(neuron), carry, v, spikes)
+    sweep_of(neuron)(current, *sweep_numbers(neuron), carry, v, spikes, 0, 20)
+    sweep_of(neuron)(current, *sweep_numbers(neuron), carry, v, spikes, 20, 37)
     expected, last = naive.simulate(
         current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
         neuron.fire, start,
@@ -254,11 +269,52 @@ def test_sweep_equals_the_equation_bit_for_bit(
     np.testing.assert_array_equal(v, membrane)
 
 
+@given(equations(), st.integers(2, 9), st.booleans(), st.integers(0, 2**20))
+def test_lane_sweep_equals_the_sweep_step_by_step(
+    neuron: NeuronEquation, steps: int, carry: bool, seed: int
+) -> None:
+    """Currents (n, lanes) give the same spikes and membranes; spare lanes are ignored."""
+    rng, n, lanes = np.random.default_rng(seed), 2 * LANE_BLOCK + 5, lanes_for(steps)
+    current = rng.normal(0.4, 1.0, (steps, n)).astype(np.float32)
+    current[:, :9] = np.float32(neuron.v_threshold)
+    v = rng.normal(0, 0.5, n).astype(np.float32)
+    start = v.copy() if carry else np.full(n, neuron.rest, np.float32)
+    side_by_side = np.full((n, lanes), np.nan, np.float32)
+    side_by_side[:, :steps] = current.T
+    spikes, turned = np.empty((steps, n), np.uint8), np.empty((lanes, LANE_BLOCK), np.float32)
+    for bounds in ((300, n), (0, 300)):
+        sweep_of(neuron, lanes)(
+            side_by_side, *sweep_numbers(neuron), carry, v, spikes, *bounds, turned
+        )
+    expected, last = naive.simulate(
+        current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
+        neuron.fire, start,
+    )  # fmt: skip
+    np.testing.assert_array_equal(spikes, expected)
+    np.testing.assert_array_equal(v, last)
+
+
+@given(st.integers(2, 9), st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 99))
+def test_pick_lanes(steps: int, live: list[bool], seed: int) -> None:
+    lanes, index = lanes_for(steps), np.flatnonzero(live).astype(np.uint32)
+    current = dyadic((len(live), lanes), np.random.default_rng(seed))
+    picked = np.full((len(index), lanes), np.nan, np.float32)
+    half = len(index) // 2
+    pick_lanes(current, index, half, len(index), picked)
+    pick_lanes(current, index, 0, half, picked)
+    np.testing.assert_array_equal(picked, current[np.array(live)])
+
+
+@pytest.mark.parametrize(("steps", "lanes"), [(1, 0), (2, 4), (4, 4), (5, 8), (16, 16), (17, 0)])
+def test_lanes_for(steps: int, lanes: int) -> None:
+    assert lanes_for(steps) == lanes
+
+
 def test_a_sweep_covers_neurons_beyond_one_block() -> None:
     neuron = NeuronEquation("integrate", 1.0, 1.0, None, "ge")
     current = np.linspace(0, 2, 2500, dtype=np.float32)[None]
     spikes, v = np.empty((2, 2500), np.uint8), np.empty(2500, np.float32)
-    sweep_of(neuron)(current, *sweep_numbers(neuron), False, v, spikes)
+    sweep_of(neuron)(current, *sweep_numbers(neuron), False, v, spikes, 0, 2500)
     np.testing.assert_array_equal(
         spikes, [current[0] >= 1, current[0] - (current[0] >= 1) + current[0] >= 1]
     )
@@ -280,8 +336,7 @@ def test_max_pool(
     pool = PoolLayer("m", "s", shape[1:], expected.shape[1:], kernel, stride, padding)
     source = np.ascontiguousarray(to_channel_last(spikes, shape[1:]))
     out = np.empty((shape[0], math.prod(expected.shape[2:]), shape[1]), np.uint8)
-    call = pool_call(pool, source, out)
-    call.kernel(*call.arguments)
+    run_in_turn(pool_stage(pool, source, out, parts=1 + seed % 3))
     np.testing.assert_array_equal(to_channel_major(out, pool.out_shape), expected)
 
 
@@ -291,10 +346,12 @@ def test_pick_and_place(steps: int, live: list[bool], seed: int) -> None:
     index = np.flatnonzero(live).astype(np.uint32)
     current = dyadic((steps, len(live)), rng)
     picked = np.full((steps, len(index)), np.nan, np.float32)
-    kernels.pick(current, index, picked)
+    half = len(index) // 2
+    mapping.pick(current, index, 0, half, picked)
+    mapping.pick(current, index, half, len(index), picked)
     spikes = values_of("spike", (steps, len(index)), rng)
     full = np.zeros((steps, len(live)), np.uint8)
-    kernels.place(spikes, index, full)
+    run_in_turn(place_stage(spikes, index, full, parts=1 + seed % 3))
     for t in range(steps):
         at = 0
         for i, kept in enumerate(live):
@@ -313,8 +370,7 @@ def test_readout(linear: bool, biased: bool, steps: int, seed: int) -> None:
     layer = ReadoutLayer("h", "s", (6, 2, 3), 3, True, weight, bias, votes, 6 * votes)
     scores = np.empty(3, np.float32)
     source = np.ascontiguousarray(to_channel_last(spikes, layer.in_shape))
-    for call in readout_calls(layer, source, scores):
-        call.kernel(*call.arguments)
+    run_in_turn(readout_stage(layer, source, scores))
     sums = naive.sum_spikes(spikes)
     scale = 1.0 / (steps * 6 * votes)
     expected = (
@@ -368,7 +424,8 @@ from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
 neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, None, "ge")
 sweep = sweep_of(neuron)
 current = np.ones((1, 3), np.float32)
-sweep(current, *sweep_numbers(neuron), False, np.zeros(3, np.float32), np.zeros((2, 3), np.uint8))
+v, spikes = np.zeros(3, np.float32), np.zeros((2, 3), np.uint8)
+sweep(current, *sweep_numbers(neuron), False, v, spikes, 0, 3)
 print(sum(sweep.stats.cache_hits.values()), sum(sweep.stats.cache_misses.values()))
 """
 

@@ -72,7 +72,7 @@ def test_masked_neurons_neither_run_nor_spike(
     golden, live = deployed(model).module().record(x), live_values(deployed(model))
     np.testing.assert_array_equal(found.logits, model.module().record(x).logits.numpy())
     np.testing.assert_array_equal(network.run(x.numpy()), found.logits)
-    with network._workspace(spec.time_steps if sequence else 1) as workspace:
+    with network._workspace(spec.time_steps if sequence else 1, 1) as workspace:
         for layer in network.events.spiking_layers:
             spikes, mask = found.spikes[layer.name], live[layer.name]
             np.testing.assert_array_equal(spikes, golden.spikes[layer.name].numpy())

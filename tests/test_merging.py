@@ -9,9 +9,10 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soul_deploy.runtime.inputs import to_channel_last, to_channel_major
 from soul_deploy.runtime.maplayers import MergeLayer, PoolLayer, ScatterLayer
-from soul_deploy.runtime.network import to_channel_last, to_channel_major
-from soul_deploy.runtime.program import merge_calls, pool_call, scatter_call
+from soul_deploy.runtime.parts import Stage, run_calls
+from soul_deploy.runtime.stages import merge_stage, pool_stage, scatter_stage
 
 Array = npt.NDArray[Any]
 KINDS = ("spike", "graded", "analog")
@@ -32,6 +33,12 @@ def branches_of(
     return [values(rng, k, n, shape) for k, n in zip(kinds, lengths, strict=True)]
 
 
+def run_in_turn(stage: Stage) -> None:
+    """All parts, last first: their order must not matter."""
+    for calls in reversed(stage):
+        run_calls(calls)
+
+
 def contiguous(array: Array, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(to_channel_last(array, shape))
 
@@ -49,8 +56,8 @@ def test_merges(function: Any, count: int, steps: int, seed: int) -> None:
     expected = naive.merge(function, branches)
     layer = MergeLayer("m", tuple(map(str, range(count))), function, shape)
     out = np.full((len(expected), 8, 3), 7, expected.dtype)
-    for call in merge_calls(layer, [contiguous(b, shape) for b in branches], out):
-        call.kernel(*call.arguments)
+    sources = [contiguous(b, shape) for b in branches]
+    run_in_turn(merge_stage(layer, sources, out, parts=1 + seed % 3))
     found = to_channel_major(out, shape)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
@@ -63,8 +70,7 @@ def test_scatter(kind: str, places: set[int], seed: int) -> None:
     given_values = values(rng, kind, 2, shape)
     out = np.zeros((2, 6, 6), given_values.dtype)
     layer = ScatterLayer("s", "p", shape, wide, np.array(index, np.uint32))
-    call = scatter_call(layer, contiguous(given_values, shape), out)
-    call.kernel(*call.arguments)
+    run_in_turn(scatter_stage(layer, contiguous(given_values, shape), out, parts=1 + seed % 3))
     expected = naive.scatter(given_values, index, 6)
     np.testing.assert_array_equal(to_channel_major(out, wide), expected)
 
@@ -84,6 +90,5 @@ def test_analog_max_pool(
     expected = naive.max_pool_analog(given_values, kernel, stride, padding)
     layer = PoolLayer("p", "c", shape, expected.shape[1:], kernel, stride, padding)
     out = np.zeros((2, expected[0, 0].size, 2), np.float32)
-    call = pool_call(layer, contiguous(given_values, shape), out)
-    call.kernel(*call.arguments)
+    run_in_turn(pool_stage(layer, contiguous(given_values, shape), out, parts=1 + seed % 3))
     np.testing.assert_array_equal(to_channel_major(out, layer.out_shape), expected)

@@ -1,0 +1,127 @@
+"""Several threads: the same bits as one, batches of any size, and no thread left waiting."""
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from chains import ChainSpec, build, chains, images, random_neuron_masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soul_deploy.export.event import build_event_network
+from soul_deploy.export.representation import CHOICES, Choice
+from soul_deploy.reference import Reference, reference_model
+from soul_deploy.runtime.crew import Crew, Meet, SpinBarrier, _PlainBarrier
+from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.network import MAX_THREADS, Network
+
+SMALL = Reference(density=0.3, width=4, hidden=8, image=(3, 8, 8))
+
+
+@given(
+    chains(),
+    st.sampled_from(CHOICES),
+    st.integers(2, 3),
+    st.integers(1, 7),
+    st.booleans(),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=25)
+def test_any_number_of_threads_gives_the_same_bits(
+    spec: ChainSpec, choice: Choice, threads: int, batch: int, masked: bool, seed: int
+) -> None:
+    model = build(spec)
+    if masked:
+        model = replace(model, neuron_masks=random_neuron_masks(model, seed))
+    events = build_event_network(model, representation=choice)
+    x = np.resize(images(spec).numpy(), (batch, *events.input_shape))
+    alone = Network(events, threads=1).run(x)
+    split = Network(events, threads=threads)
+    for _ in range(2):
+        np.testing.assert_array_equal(split.run(x), alone)
+    one_by_one = [split.run(x[b : b + 1]) for b in range(batch)]
+    np.testing.assert_array_equal(np.concatenate(one_by_one), alone)
+
+
+def test_callers_may_share_a_network_that_has_threads() -> None:
+    events = build_event_network(reference_model(SMALL))
+    network = Network(events, threads=2)
+    rng = np.random.default_rng(0)
+    sizes = [1 + i % 3 for i in range(12)]
+    inputs = [rng.normal(size=(n, *events.input_shape)).astype(np.float32) for n in sizes]
+    expected = [Network(events, threads=1).run(x) for x in inputs]
+    found: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        found[i] = network.run(inputs[i])
+
+    callers = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+        assert not caller.is_alive()
+    for i, logits in enumerate(expected):
+        np.testing.assert_array_equal(found[i], logits)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("kind", [SpinBarrier, _PlainBarrier])
+def test_nobody_passes_before_all_have_come(kind: type[SpinBarrier], threads: int) -> None:
+    barrier, arrived = kind(threads), np.zeros((threads, 20), np.int64)
+    early: list[int] = []
+
+    def work(thread: int) -> None:
+        for i in range(20):
+            arrived[thread, i] = 1
+            barrier.wait(thread)
+            if not arrived[:, i].all():
+                early.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+    assert not early
+
+
+def test_a_thread_that_fails_lets_the_others_go() -> None:
+    crew = Crew(3)
+
+    def work(thread: int, meet: Meet) -> None:
+        meet()
+        if thread == 1:
+            raise ArithmeticError("thread 1 gave up")
+        meet()
+
+    with pytest.raises(ArithmeticError, match="thread 1 gave up"):
+        crew.together(work)
+    seen: list[int] = []
+    crew.together(lambda thread, meet: seen.append(thread))
+    assert sorted(seen) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("threads", [-1, MAX_THREADS + 1])
+def test_a_number_of_threads_that_cannot_be(threads: int) -> None:
+    events = build_event_network(reference_model(SMALL))
+    with pytest.raises(UsageError, match=f"{threads} threads asked; give 1 to {MAX_THREADS}"):
+        Network(events, threads=threads)
+
+
+def test_a_process_with_threads_ends() -> None:
+    code = (
+        "from soul_deploy.runtime.crew import Crew\n"
+        "crew = Crew(2)\n"
+        "crew.each(lambda share: print(share))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert sorted(done.stdout.split()) == ["0", "1"]

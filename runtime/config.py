@@ -11,3 +11,9 @@ SOURCE_BLOCK = 64
 
 LANE_BLOCK = 256
 """As BLOCK, for currents whose steps stand side by side and are turned first."""
+
+PASS_BLOCK = 1024
+"""Presynaptic neurons of a matrix of which those that fire at any step are listed at once."""
+
+AHEAD = 4
+"""Rows of a matrix whose cache lines are asked for before they are needed."""

@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
-from soul_deploy.runtime.config import FASTMATH, SOURCE_BLOCK
+from soul_deploy.runtime.config import AHEAD, FASTMATH, PASS_BLOCK
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.vectors import lane_writer, row_adder
+from soul_deploy.runtime.vectors import fetch, lane_writer, row_adder
 
 Kernel = Callable[..., None]
 
@@ -148,6 +148,14 @@ def convolve_lanes(lanes: int) -> Kernel:
     return convolve
 
 
+@register_jitable
+def fetch_row(targets: Array, weight: Array, begin: np.uint32, end: np.uint32) -> None:
+    """Ask for a row's cache lines: 16 weights each."""
+    for k in range(np.uint64(begin), np.uint64(end), np.uint64(16)):
+        fetch(targets, k)
+        fetch(weight, k)
+
+
 @cache
 def multiply_lanes(lanes: int) -> Kernel:
     """kernels.multiply_sparse for all steps at once: out (n, lanes), amounts (events, lanes)."""
@@ -167,10 +175,13 @@ def multiply_lanes(lanes: int) -> Kernel:
         out: Array,
     ) -> None:
         size = values.shape[2]
-        for first in range(0, size, SOURCE_BLOCK):
-            last = min(first + SOURCE_BLOCK, size)
+        for first in range(0, size, PASS_BLOCK):
+            last = min(first + PASS_BLOCK, size)
             count = collect_passes(values, 0, first, last, seen, rows, amounts)
             for e in range(count):
+                if e + AHEAD < count:
+                    j = np.uint64(rows[e + AHEAD])
+                    fetch_row(targets, weight, starts[j], ends[j])
                 j = np.uint64(rows[e])
                 add_row(out, bases[j], targets, weight, starts[j], ends[j], amounts, e)
 

@@ -203,3 +203,28 @@ def _emit_turn(e: _Emitter, lanes: int) -> None:
 def lane_turner(lanes: int) -> Any:
     """turn(current, neuron, arriving, place); see `_turn_plainly`."""
     return _vector_turn(lanes) if compiled() else _turn_plainly
+
+
+def _fetch_plainly(array: Array, place: int) -> None:
+    """Ask for the cache line of array[place] before it is needed; no effect on any value."""
+
+
+@intrinsic
+def _prefetch(typing: Any, array: Any, place: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = _Emitter(context, builder, signature, args)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        line = builder.bitcast(builder.gep(e.array(0).data, [e.index(1)]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        name = "llvm.prefetch.p0i8"
+        prefetch = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            builder.module, kind, name
+        )
+        builder.call(prefetch, [line, number(0), number(3), number(1)])  # to read, soon, data
+        return context.get_dummy_value()
+
+    return types.void(array, place), generate
+
+
+fetch: Any = _prefetch if compiled() else _fetch_plainly
+"""fetch(array, place); see `_fetch_plainly`."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from soul_deploy import runtime
 from soul_deploy.runtime import counting, kernels, mapping
-from soul_deploy.runtime.config import FASTMATH, LANE_BLOCK, SOURCE_BLOCK
+from soul_deploy.runtime.config import FASTMATH, LANE_BLOCK, PASS_BLOCK, SOURCE_BLOCK
 from soul_deploy.runtime.equations import FIRE, ChargeForm, NeuronEquation
 from soul_deploy.runtime.eventnet import (
     Convolution,
@@ -117,9 +117,9 @@ def _axis(draw: st.DrawFn) -> tuple[int, ...]:
 @st.composite
 def matrix_cases(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
-    in_shape, out_shape = (
-        draw(st.sampled_from(((3,), (2 * SOURCE_BLOCK + 3,), (2, 3, 2), (9,)))) for _ in range(2)
-    )
+    shapes = st.sampled_from(((3,), (2 * SOURCE_BLOCK + 3,), (2, 3, 2), (9,), (PASS_BLOCK + 7,)))
+    in_shape = draw(shapes)
+    out_shape = draw(shapes if math.prod(in_shape) < PASS_BLOCK else st.sampled_from(((3,), (9,))))
     kind = draw(st.sampled_from(KINDS))
     size = math.prod(out_shape), math.prod(in_shape)
     return Case(

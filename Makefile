@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OUT ?= demo
 
-.PHONY: demo test check clean
+.PHONY: demo test soak check clean
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 8 minute
 test: $(STAMP)  ## all tests, then the kernel tests once more without compilation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_kernels.py tests/test_merging.py
+
+soak: $(STAMP)  ## long runs with many random cases; each prints its seed
+	$(BIN)/python -m pytest -q -s -m soak
 
 check: $(STAMP)  ## formatting, lint, types, the floors
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand, existing_indexes
 from soul_deploy.data import Data
 from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
@@ -14,10 +15,12 @@ from soul_deploy.options import (
     DataOptions,
     LearningOptions,
     NetworkChoice,
+    ResumeOptions,
     RunOptions,
     data_options,
     learning_options,
     network_options,
+    resume_options,
     run_options,
 )
 from soul_deploy.preparing import (
@@ -36,12 +39,14 @@ from soul_deploy.prune.options import ScaOptions, sca_options
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
 from soul_deploy.prune.report import ChannelCounts, print_outcome, print_preview
-from soul_deploy.prune.sca import Sca, check, plan_of_weights, prune
+from soul_deploy.prune.sca import ChannelPruning, Sca, check, plan_of_weights
 from soul_deploy.prune.units import pruning_units
+from soul_deploy.resuming import Keeper, Run, content_of, environment_of, plain_settings
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
-from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.files import file_sha256, require_file
+from soul_deploy.snapshot import Bundle, Tree, number_of
 from soul_deploy.train_cli import save_dense, train_dense
-from soul_deploy.training import Recipe, accuracy
+from soul_deploy.training import Recipe, accuracy, device_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,13 @@ class Job:
     run: RunOptions
     epochs: int
     """Dense epochs before the loop; 0 in mode load."""
+    keeping: ResumeOptions
+    start: Path | None
+
+    @property
+    def dense_path(self) -> Path:
+        """Where mode train writes the network before pruning."""
+        return self.run.model_dir / f"best_{self.task.stem}.safetensors"
 
 
 @click.command(cls=SoulCommand)
@@ -77,6 +89,7 @@ class Job:
 @sca_options()
 @learning_options(epochs=50, batch_size=128)
 @run_options()
+@resume_options()
 @click.pass_context
 def structured(
     context: click.Context,
@@ -88,6 +101,7 @@ def structured(
     pruning: ScaOptions,
     learning: LearningOptions,
     run: RunOptions,
+    keeping: ResumeOptions,
 ) -> None:
     """Prune channels by spiking channel activity, then remove them.
 
@@ -108,11 +122,12 @@ def structured(
     names = _chosen_layers(module, indexes, sca.residual)
     check(module, sca, names)
     epochs = 0 if start else learning.epochs
-    job = Job(task, recipe, sca, names, loaded, module, run, epochs)
+    job = Job(task, recipe, sca, names, loaded, module, run, epochs, keeping, start)
     if dry_run:
         _preview(job)
     else:
-        _carry_out(job)
+        with _keeper(job).watching() as keeper:
+            _carry_out(job, keeper)
 
 
 def _start_file(mode: str, path: Path | None) -> Path | None:
@@ -153,23 +168,67 @@ def _preview(job: Job) -> None:
     plan = None
     if not job.epochs:
         plan = plan_of_weights(job.module, job.data, job.recipe, job.sca, job.names)
-    print_preview(job.run.output_format, job.module.graph, job.sca, job.names, plan)
+    if distributed.hand_over():
+        print_preview(job.run.output_format, job.module.graph, job.sca, job.names, plan)
 
 
-def _carry_out(job: Job) -> None:
-    files: dict[str, Path] = {}
+def _keeper(job: Job) -> Keeper:
+    settings = plain_settings(
+        command="prune structured",
+        task=asdict(job.task),
+        recipe=asdict(job.recipe),
+        epochs=job.epochs,
+        sca=asdict(job.sca),
+        layers=list(job.names),
+        model_path=None if job.start is None else file_sha256(job.start),
+        data=content_of(job.data),
+    )
+    folder = job.run.model_dir / "checkpoints" / f"structured_{job.task.stem}"
+    run = Run(folder, ("train", "prune"), settings, environment_of(device_of(job.module)))
+    return Keeper(run, job.keeping.save_steps, job.keeping.resume)
+
+
+class _DenseAccuracy:
+    """The test accuracy before the loop, which cannot be measured again inside it."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def state(self) -> Tree:
+        return {"test": self.value}
+
+    def restore(self, tree: Tree) -> None:
+        self.value = number_of(tree, "test")
+
+
+def _train(job: Job, keeper: Keeper) -> None:
+    """The dense epochs of mode train, and their file."""
+    module, data = job.module, job.data
+    _, best = train_dense(module, data, job.recipe, job.epochs, job.run.log_dir, job.task, keeper)
+    made = provenance(job.task, job.recipe, job.epochs, command="prune structured")
+    test = accuracy(module, data, data.test)
+    if distributed.current().is_main:
+        save_dense(job.dense_path, module, data, made, best, test)
+
+
+def _carry_out(job: Job, keeper: Keeper) -> None:
+    if job.epochs and not keeper.passed("train"):
+        _train(job, keeper)
+    if job.epochs and distributed.current().is_main:
+        require_file(job.dense_path)
+    dense = _DenseAccuracy(0.0)
+    if not keeper.starts_in("prune"):
+        dense.value = accuracy(job.module, job.data, job.data.test)
+    _prune(job, keeper, dense)
+    if distributed.hand_over():
+        _finish(job, dense.value)
+
+
+def _finish(job: Job, dense: float) -> None:
+    """Remove, test, write, print."""
     folder, stem = job.run.model_dir, job.task.stem
-    if job.epochs:
-        _, best = train_dense(
-            job.module, job.data, job.recipe, job.epochs, job.run.log_dir, job.task
-        )
-        files["Dense model"] = folder / f"best_{stem}.safetensors"
-    dense_accuracy = accuracy(job.module, job.data, job.data.test)
-    if job.epochs:
-        made = provenance(job.task, job.recipe, job.epochs, command="prune structured")
-        save_dense(files["Dense model"], job.module, job.data, made, best, dense_accuracy)
-    _prune(job)
-    accuracies = {"dense": dense_accuracy}
+    files = {"Dense model": job.dense_path} if job.epochs else {}
+    accuracies = {"dense": dense}
     accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
     masked = _masked_model(job, accuracies)
     files["Masked model"] = folder / f"pruned_{stem}.safetensors"
@@ -189,14 +248,21 @@ def _removal(sca: Sca) -> Residual:
     return "scatter" if sca.residual == "scatter" else "coupled"
 
 
-def _prune(job: Job) -> None:
+def _prune(job: Job, keeper: Keeper, dense: _DenseAccuracy) -> None:
     """Run the loop."""
     epochs = job.sca.schedule.epochs
     path = job.run.log_dir / f"prune_{job.task.stem}.jsonl"
     with epoch_log("prune", epochs, path) as log:
-        for step in prune(job.module, job.data, job.recipe, job.sca, job.names, log.tick):
-            note = f"{step.plan.kept} of {step.plan.total} channels kept" if step.plan else ""
-            log.epoch(step.result, note)
+        pruning = ChannelPruning(
+            *(job.module, job.data, job.recipe, job.sca, job.names),
+            tick=log.tick,
+            after_step=keeper.after_step,
+        )
+        with keeper.loop("prune", Bundle({"pruning": pruning, "dense": dense, "log": log})):
+            for step in pruning.run():
+                note = f"{step.plan.kept} of {step.plan.total} channels kept" if step.plan else ""
+                log.epoch(step.result, note)
+                keeper.after_epoch()
 
 
 def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soul_deploy import distributed
 from soul_deploy.connectivity import Connectivity, dense_synapses, measure_connectivity
 from soul_deploy.graph import Node, Population, Projection, SpikingGraph
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.softmask import Masks, SoftMask
 from soul_deploy.runtime.errors import SoulDeployError, UsageError
+from soul_deploy.snapshot import Tree, number_of
 
 BAND = 0.1
 """How far from the target the network may end, relative to it."""
@@ -56,7 +58,7 @@ class ConnectivityMeter:
     def __init__(self, module: GraphModule, masks: Masks) -> None:
         self.module, self.masks = module, masks
         self.dense = dense_synapses(module.graph)
-        self._correction = 1.0
+        self.correction = 1.0
 
     def exact(self) -> Connectivity:
         """Exact integers; also calibrates the estimate."""
@@ -68,7 +70,7 @@ class ConnectivityMeter:
         )
         rough = self._rough(soft=False)
         if rough > 0 and found.live > 0:
-            self._correction = found.share / rough
+            self.correction = found.share / rough
         return found
 
     def estimate(self) -> float:
@@ -76,7 +78,7 @@ class ConnectivityMeter:
 
         Borders and overlapping masks as at the last exact count.
         """
-        return self._rough(soft=True) * self._correction
+        return self._rough(soft=True) * self.correction
 
     def empty_class(self) -> int | None:
         """The first class none of whose voting neurons has a kept weight, if any."""
@@ -176,6 +178,25 @@ class LambdaControl:
         self._first: float | None = None
         self._last = 0.0
 
+    def state(self) -> Tree:
+        """Its value, bounds and memory."""
+        return {
+            "value": self._value,
+            "lowest": self._lowest,
+            "highest": self._highest,
+            "first": self._first,
+            "last": self._last,
+        }
+
+    @staticmethod
+    def restored(target: float, tree: Tree) -> "LambdaControl":
+        """The controller whose `state` was `tree`."""
+        control = LambdaControl(target, number_of(tree, "value"), 0.0)
+        control._lowest, control._highest = number_of(tree, "lowest"), number_of(tree, "highest")
+        control._first = None if tree.get("first") is None else number_of(tree, "first")
+        control._last = number_of(tree, "last")
+        return control
+
     def wanted(self, progress: float) -> float:
         """The connectivity aimed at after a share of the search (0 to 1)."""
         part = min(1.0, progress / SETTLED)
@@ -197,12 +218,15 @@ class LambdaControl:
 def balanced_lambda(task: Tensor, masks: Masks) -> float:
     """The lambda whose penalty pulls at the average mask as hard as the task's loss.
 
-    task: the loss of a batch, its graph still there.
+    task: the loss of a batch, its graph still there; of several processes, each gives the loss of
+    its part times its weight.
     """
     parameters = masks.parameters()
-    pulls = torch.autograd.grad(task, parameters, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(task, parameters, retain_graph=True, allow_unused=True)
+    pulls = [pull for pull in found if pull is not None]
+    distributed.current().add_up(pulls)
     pushes = torch.autograd.grad(masks.penalty(), parameters)
-    pull = sum(float(g.abs().sum()) for g in pulls if g is not None)
+    pull = sum(float(g.abs().sum()) for g in pulls)
     push = sum(float(g.abs().sum()) for g in pushes)
     if pull == 0 or push == 0:
         return 1e-11 / BALANCE

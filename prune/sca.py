@@ -4,7 +4,7 @@ A mask multiplies the batch norm's output, so a masked channel gives no current 
 stay; it can come back. See `soul_deploy.prune.channels` for the rule and its source.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from soul_deploy import distributed
+from soul_deploy.agreement import check_same
+from soul_deploy.batches import share_of
 from soul_deploy.data import Data
 from soul_deploy.graph import Projection, SpikingGraph
 from soul_deploy.module import ChannelMask, GraphModule
@@ -27,15 +30,16 @@ from soul_deploy.prune.units import (
     pruning_units,
 )
 from soul_deploy.runtime.errors import UnknownNameError
+from soul_deploy.snapshot import Bundle, Tree
 from soul_deploy.training import (
     BestState,
     EpochResult,
     Recipe,
     Tick,
+    Training,
     accuracy,
     backward,
-    fit,
-    make_optimizer,
+    begin_training,
 )
 
 RegrowWeights = Literal["retain", "zero"]
@@ -95,39 +99,83 @@ def check(module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
     check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
-def prune(
-    module: GraphModule,
-    data: Data,
-    recipe: Recipe,
-    sca: Sca,
-    names: Sequence[str],
-    tick: Tick | None = None,
-) -> Iterator[PruneStep]:
-    """Run the loop in place on the populations `names`, yielding after each epoch.
+class ChannelPruning:
+    """The loop over the populations `names` of a module, which is pruned in place.
 
-    It ends with the weights of the epoch with the best validation accuracy among those with the
-    final masks; the state right after the last mask update is one of them.
+    Its `state` between two steps is all that is needed to go on. Raises UsageError before any
+    training if the budget cannot be met.
     """
-    check(module, sca, names)
-    measurement = _Measurement(module, sca, names)
-    statistics = measurement.statistics
-    optimizer = make_optimizer(module, recipe)
-    best = BestState()
-    epochs = sca.schedule.epochs
-    for result in fit(module, data, recipe, epochs, statistics, tick, optimizer):
-        ratio = sca.schedule.ratio_after.get(result.epoch)
-        plan = None
-        if ratio is not None:
-            plan = measurement.decide(ratio)
-            apply(by_mask(plan, measurement.units), module, optimizer, sca.regrow_weights)
-            statistics.reset()
-        if result.epoch == sca.schedule.last_update:
+
+    def __init__(
+        self,
+        module: GraphModule,
+        data: Data,
+        recipe: Recipe,
+        sca: Sca,
+        names: Sequence[str],
+        tick: Tick | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        check(module, sca, names)
+        self.sca = sca
+        self._measurement = _Measurement(module, sca, names)
+        self._statistics = self._measurement.statistics
+        self._best = BestState()
+        self._training = Training(
+            *(module, data, recipe, sca.schedule.epochs, self._statistics, tick),
+            after_step=after_step,
+        )
+
+    def run(self) -> Iterator[PruneStep]:
+        """Go on, yielding after each epoch.
+
+        It ends with the weights of the epoch with the best validation accuracy among those with the
+        final masks; the state right after the last mask update is one of them.
+        """
+        for result in self._training.run():
+            ratio = self.sca.schedule.ratio_after.get(result.epoch)
+            plan = None if ratio is None else self._update(ratio)
+            self._offer(result)
+            yield PruneStep(result, plan)
+        self._best.take(self._training.module)
+
+    def _update(self, ratio: float) -> ChannelPlan:
+        """Set the masks that what was measured gives, and begin to measure anew."""
+        plan = self._measurement.decide(ratio)
+        masks = by_mask(plan, self._measurement.units)
+        training = self._training
+        apply(masks, training.module, training.optimizer, self.sca.regrow_weights)
+        self._statistics.reset()
+        check_same("after the new masks", training.module, [ratio])
+        return plan
+
+    def _offer(self, result: EpochResult) -> None:
+        module, data = self._training.module, self._training.data
+        if result.epoch == self.sca.schedule.last_update:
             masked = accuracy(module, data, data.validation)
-            best.offer(module, replace(result, validation_accuracy=masked))
-        elif result.epoch > sca.schedule.last_update:
-            best.offer(module, result)
-        yield PruneStep(result, plan)
-    best.restore(module)
+            self._best.offer(module, replace(result, validation_accuracy=masked))
+        elif result.epoch > self.sca.schedule.last_update:
+            self._best.offer(module, result)
+
+    def state(self) -> Tree:
+        """Training, masks, what was measured since the last update, the best state."""
+        return self._parts().state()
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there. Raises FileFormatError if it is the state of another loop."""
+        self._parts().restore(tree)
+
+    def _parts(self) -> Bundle:
+        return Bundle(
+            {"training": self._training, "statistics": self._statistics, "best": self._best}
+        )
+
+
+def prune(
+    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
+) -> Iterator[PruneStep]:
+    """`ChannelPruning.run` for who needs neither its state nor checkpoints."""
+    return ChannelPruning(module, data, recipe, sca, names).run()
 
 
 def plan_of_weights(
@@ -139,10 +187,11 @@ def plan_of_weights(
     """
     check(module, sca, names)
     measurement = _Measurement(module, sca, names)
-    module.train()
+    begin_training(module, recipe)
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
         module.zero_grad()
-        backward(module, data, data.train.select(index), measurement.statistics)
+        share = share_of(data.train.select(index), distributed.current())
+        backward(module, data, share, measurement.statistics)
     return measurement.decide(sca.schedule.ratio)
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from soul_deploy import distributed
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.channels import Values
 from soul_deploy.runtime.errors import UnknownNameError
+from soul_deploy.snapshot import Bundle, Tree, array_of, count_of, tree_of
 from soul_deploy.training import BatchHooks
 
 Score = Literal["spike_membrane", "spike", "membrane"]
@@ -35,8 +38,18 @@ class RunningMean:
         if self.count == 0 or self.window == "last_batch":
             self.value = new
         else:
-            self.value = self.value + (new - self.value) / (self.count + 1)
+            before = self.value.to(new.device)
+            self.value = before + (new - before) / (self.count + 1)
         self.count += 1
+
+    def state(self) -> Tree:
+        """The mean so far (C,), and over how many batches."""
+        return {"count": self.count, "value": self.value}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there."""
+        self.count = count_of(tree, "count")
+        self.value = torch.from_numpy(np.array(array_of(tree, "value"), np.float64))
 
 
 class ChannelStatistics(BatchHooks):
@@ -63,8 +76,11 @@ class ChannelStatistics(BatchHooks):
         masked = self._scores if masks is None else masks
         self._gradients = {name: RunningMean(regrow_window) for name in masked}
 
-    def forward(self, module: GraphModule, images: Tensor) -> Tensor:
-        """Class scores; every step of the populations counts into this batch's score."""
+    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
+        """Class scores; every step of the populations counts into this batch's score.
+
+        weight: of this process's part of the batch; the score is the whole batch's.
+        """
         sums: dict[str, Tensor] = {}
 
         def observe(name: str, t: int, spikes: Tensor, v: Tensor) -> None:
@@ -73,16 +89,18 @@ class ChannelStatistics(BatchHooks):
                 sums[name] = step if t == 0 else sums[name] + step
 
         result = module.forward_observed(images, observe)
-        for name, total in sums.items():
-            self._scores[name].add(total / module.graph.time_steps)
+        scores = [total / module.graph.time_steps * weight for total in sums.values()]
+        distributed.current().add_up(scores)
+        for name, score in zip(sums, scores, strict=True):
+            self._scores[name].add(score)
         return result
 
     def after_backward(self, module: GraphModule) -> None:
-        """Collect the gradients that this batch left."""
-        for name, mean in self._gradients.items():
-            gain = module.channel_masks[name].gain
-            assert gain is not None and gain.grad is not None, name
-            mean.add(gain.grad.detach().abs())
+        """Collect the gradients that this batch left, in all processes."""
+        found = {name: _gradient(module, name) for name in self._gradients}
+        distributed.current().add_up(found.values())
+        for name, gradient in found.items():
+            self._gradients[name].add(gradient.abs())
 
     def _of_step(self, spikes: Tensor, v: Tensor) -> Tensor:
         rest = (0, *range(2, spikes.dim()))
@@ -105,3 +123,21 @@ class ChannelStatistics(BatchHooks):
         """Begin a new window, after a mask update."""
         for mean in (*self._scores.values(), *self._gradients.values()):
             mean.reset()
+
+    def state(self) -> Tree:
+        """All means so far."""
+        return {
+            "scores": Bundle(self._scores).state(),
+            "gradients": Bundle(self._gradients).state(),
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from these."""
+        Bundle(self._scores).restore(tree_of(tree, "scores"))
+        Bundle(self._gradients).restore(tree_of(tree, "gradients"))
+
+
+def _gradient(module: GraphModule, mask: str) -> Tensor:
+    gain = module.channel_masks[mask].gain
+    assert gain is not None and gain.grad is not None, mask
+    return gain.grad.detach().clone()

@@ -1,12 +1,12 @@
 """`soul-deploy prune unstructured`: search for masks of weights and neurons, fine-tune, remove."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand, existing_indexes
 from soul_deploy.data import Data
 from soul_deploy.graph import Convolution, SpikingGraph
@@ -16,10 +16,12 @@ from soul_deploy.options import (
     DataOptions,
     LearningOptions,
     NetworkChoice,
+    ResumeOptions,
     RunOptions,
     data_options,
     learning_options,
     network_options,
+    resume_options,
     run_options,
 )
 from soul_deploy.preparing import (
@@ -37,13 +39,9 @@ from soul_deploy.prune.loading import explicit_flags, load_start, module_of
 from soul_deploy.prune.penalty import coefficients
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
-from soul_deploy.prune.search import (
-    Finetune,
-    Pruning,
-    Search,
-    SearchEpoch,
-    SearchStoppedError,
-)
+from soul_deploy.prune.search import Pruning
+from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
+from soul_deploy.prune.searchplan import Finetune, Search, SearchStoppedError
 from soul_deploy.prune.softmask import Masks, MaskStart, make_masks, maskable_neurons
 from soul_deploy.prune.unstructured_options import (
     MaskOptions,
@@ -59,9 +57,11 @@ from soul_deploy.prune.unstructured_report import (
     print_outcome,
     print_preview,
 )
+from soul_deploy.resuming import Keeper, Run, content_of, environment_of, plain_settings
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
-from soul_deploy.runtime.files import require_file
-from soul_deploy.training import Recipe, accuracy
+from soul_deploy.runtime.files import file_sha256, require_file
+from soul_deploy.snapshot import Bundle
+from soul_deploy.training import Recipe, accuracy, device_of
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Job:
     start: Path | None
     save_latest: bool
     tensorboard: bool
+    keeping: ResumeOptions
 
     @property
     def masked_path(self) -> Path:
@@ -104,6 +105,7 @@ class Job:
 @search_options()
 @learning_options(epochs=150, batch_size=128, scheduler="constant")
 @run_options()
+@resume_options()
 @click.pass_context
 def unstructured(
     context: click.Context,
@@ -116,6 +118,7 @@ def unstructured(
     searching: SearchOptions,
     learning: LearningOptions,
     run: RunOptions,
+    keeping: ResumeOptions,
 ) -> None:
     """Prune single weights and neurons by trainable masks, then remove what died.
 
@@ -144,12 +147,14 @@ def unstructured(
     _check_masked(masks, search)
     job = Job(
         *(task, recipe, search, finetune, masking, loaded, module, masks, run, model_path),
-        *(searching.save_latest, searching.tensorboard),
+        *(searching.save_latest, searching.tensorboard, keeping),
     )
     if dry_run:
-        print_preview(run.output_format, module.graph, masks)
+        if distributed.hand_over():
+            print_preview(run.output_format, module.graph, masks)
     else:
-        _carry_out(job)
+        with _keeper(job).watching() as keeper:
+            _carry_out(job, keeper)
 
 
 def _check_start(path: Path, model: Model) -> None:
@@ -209,13 +214,37 @@ def _check_masked(masks: Masks, search: Search) -> None:
         raise UsageError("target_connectivity needs weight masks; leave --not_prune_weight out")
 
 
-def _carry_out(job: Job) -> None:
+def _keeper(job: Job) -> Keeper:
+    settings = plain_settings(
+        command="prune unstructured",
+        task=asdict(job.task),
+        recipe=asdict(job.recipe),
+        search=asdict(job.search),
+        finetune=None if job.finetune is None else asdict(job.finetune),
+        masking=asdict(job.masking),
+        model_path=None if job.start is None else file_sha256(job.start),
+        data=content_of(job.data),
+    )
+    folder = job.run.model_dir / "checkpoints" / f"unstructured_{job.task.stem}"
+    run = Run(folder, ("search", "finetune"), settings, environment_of(device_of(job.module)))
+    return Keeper(run, job.keeping.save_steps, job.keeping.resume)
+
+
+def _carry_out(job: Job, keeper: Keeper) -> None:
     module, data = job.module, job.data
     pruning = Pruning(module, data, job.recipe, job.search, job.masks)
-    accuracies, before = {}, pruning.synops(from_module(module, ModelInfo()))
+    accuracies: dict[str, float] = {}
+    before = pruning.synops(from_module(module, ModelInfo()))
     if job.start is not None:
         accuracies["start"] = accuracy(module, data, data.test)
-    last = _train(job, pruning)
+    _train(job, pruning, keeper)
+    if distributed.hand_over():
+        _finish(job, pruning, accuracies, before)
+
+
+def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: float) -> None:
+    """Remove, test, write, print. before: SynOps per image at the start."""
+    module, data = job.module, job.data
     accuracies["masked"] = accuracy(module, data, data.test)
     masked = pruning.hard_model(_info(job, "masked", accuracies))
     if not job.masks.parameters():
@@ -236,7 +265,7 @@ def _carry_out(job: Job) -> None:
     synops = before, pruning.synops(masked)
     print_outcome(
         job.run.output_format,
-        Outcome(masked, compact, last.connectivity, accuracies, synops, files),
+        Outcome(masked, compact, pruning.meter.exact(), accuracies, synops, files),
     )
 
 
@@ -244,48 +273,52 @@ def _log_path(job: Job) -> Path:
     return job.run.log_dir / f"unstructured_{job.task.stem}.jsonl"
 
 
-def _train(job: Job, pruning: Pruning) -> SearchEpoch:
-    """Search and fine-tune; the module has hard masks then. Returns the last epoch."""
+def _train(job: Job, pruning: Pruning, keeper: Keeper) -> None:
+    """Search and fine-tune; the module has hard masks then."""
     recorder = Recorder(_log_path(job), tensorboard=job.tensorboard)
+    pruning.after_step = keeper.after_step
     try:
-        last = _follow(job, pruning, recorder, "search", job.search.epochs, pruning.search())
+        loop = SearchLoop(pruning)
+        if not keeper.passed("search"):
+            _follow(job, loop, recorder, keeper, "search", job.search.epochs)
     except SearchStoppedError as stop:
         raise SoulDeployError(f"{stop}{_kept(job, stop)}") from stop
     job.masks.attach_hard(job.module)
     if job.finetune is not None:
-        steps = pruning.finetune(job.finetune)
-        return _follow(job, pruning, recorder, "finetune", job.finetune.epochs, steps)
-    if job.masks.parameters():
+        tuning = FinetuneLoop(pruning, job.finetune)
+        _follow(job, tuning, recorder, keeper, "finetune", job.finetune.epochs)
+    elif job.masks.parameters():
         warn(
             "not fine-tuned: the batch norms' running statistics belong to the soft masks of the "
             "search; give --finetune"
         )
-    return last
 
 
 def _follow(
     job: Job,
-    pruning: Pruning,
+    loop: SearchLoop | FinetuneLoop,
     recorder: Recorder,
+    keeper: Keeper,
     label: str,
     epochs: int,
-    steps: Iterator[SearchEpoch],
-) -> SearchEpoch:
-    last: SearchEpoch | None = None
+) -> None:
+    pruning = loop.pruning
     with epoch_log(label, epochs, None) as log:
         pruning.tick = log.tick
-        for last in steps:
-            log.epoch(last.result, note_of(last))
-            recorder.add(last)
-            if job.save_latest:
-                path = job.run.model_dir / f"latest_{job.task.stem}.safetensors"
-                accuracies = {"validation": last.hard_accuracy}
-                save_model(path, pruning.hard_model(_info(job, "masked", accuracies)))
-    assert last is not None, "at least one epoch"
-    return last
+        with keeper.loop(label, Bundle({"loop": loop, "recorder": recorder, "log": log})):
+            for epoch in loop.run():
+                log.epoch(epoch.result, note_of(epoch))
+                recorder.add(epoch)
+                if job.save_latest and distributed.current().is_main:
+                    path = job.run.model_dir / f"latest_{job.task.stem}.safetensors"
+                    accuracies = {"validation": epoch.hard_accuracy}
+                    save_model(path, pruning.hard_model(_info(job, "masked", accuracies)))
+                keeper.after_epoch()
 
 
 def _kept(job: Job, stop: SearchStoppedError) -> str:
+    if not distributed.current().is_main:
+        return ""
     if stop.last_good is None:
         return ". No epoch was left to keep; no model was written"
     good = replace(stop.last_good, info=_info(job, "masked", {}))

@@ -12,7 +12,7 @@ from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.lambda_control import check_target
 from soul_deploy.prune.objective import CRITERIA, Objective
 from soul_deploy.prune.penalty import CoefficientRule
-from soul_deploy.prune.search import Finetune, Search
+from soul_deploy.prune.searchplan import Finetune, Search
 from soul_deploy.prune.softmask import MaskStart, Temperature
 from soul_deploy.runtime.arguments import words
 from soul_deploy.runtime.errors import UnknownNameError, UsageError

@@ -12,15 +12,17 @@ from typing import Any
 
 import click
 
+from soul_deploy import distributed
 from soul_deploy.connectivity import Connectivity
 from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.prune.remove import parameters
-from soul_deploy.prune.search import SearchEpoch
+from soul_deploy.prune.searchplan import SearchEpoch
 from soul_deploy.prune.softmask import Masks
 from soul_deploy.reporting import print_files, print_result
-from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import write_text
+from soul_deploy.snapshot import Tree, list_of
 
 COLUMNS = (
     *("phase", "epoch", "loss", "learning_rate", "lambda"),
@@ -63,17 +65,23 @@ def note_of(epoch: SearchEpoch) -> str:
 
 
 class Recorder:
-    """Keeps `path` with suffix .jsonl and .csv; both are rewritten whole after every epoch."""
+    """Keeps `path` with suffix .jsonl and .csv; both are rewritten whole after every epoch.
+
+    Of several processes, the main one writes.
+    """
 
     def __init__(self, path: Path, *, tensorboard: bool) -> None:
         self._path = path
         self._rows: list[dict[str, Any]] = []
-        self._writer = _tensorboard_writer(path) if tensorboard else None
+        self._writes = distributed.current().is_main
+        self._writer = _tensorboard_writer(path) if tensorboard and self._writes else None
 
     def add(self, epoch: SearchEpoch) -> None:
         """Record one epoch."""
         row = row_of(epoch)
         self._rows.append(row)
+        if not self._writes:
+            return
         lines = [json.dumps(entry) for entry in self._rows]
         write_text(self._path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
         write_text(self._path.with_suffix(".csv"), self._csv())
@@ -82,6 +90,17 @@ class Recorder:
                 if isinstance(value, int | float) and name != "epoch":
                     self._writer.add_scalar(name, value, len(self._rows))
             self._writer.flush()
+
+    def state(self) -> Tree:
+        """The rows so far."""
+        return {"rows": list(self._rows)}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on after these rows. Raises FileFormatError for rows of another table."""
+        rows = list_of(tree, "rows")
+        if not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
+            raise FileFormatError("rows of the table of epochs: other columns than this version's")
+        self._rows = rows
 
     @property
     def csv_path(self) -> Path:

@@ -12,7 +12,9 @@
     ├── UnsupportedGraphError       a network that the graph cannot represent
     ├── RemovalError                a removal that would not keep the outputs
     ├── LimitError                  something larger than the stated bound
-    └── VerificationError           two executions that should agree do not
+    ├── DistributedError            processes of one job that lost each other or disagree
+    ├── VerificationError           two executions that should agree do not
+    └── InterruptedRunError         a signal stopped the work: exit code 128 + its number
 
 A message says what was given, the rule, and what to do.
 """
@@ -67,5 +69,17 @@ class LimitError(SoulDeployError):
     """A size beyond the stated bound."""
 
 
+class DistributedError(SoulDeployError):
+    """Processes of one job that cannot reach each other, or no longer hold the same network."""
+
+
 class VerificationError(SoulDeployError):
     """Two executions of one network differ without an explanation."""
+
+
+class InterruptedRunError(SoulDeployError):
+    """SIGTERM or Ctrl-C stopped a run; the message says how to go on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number  # as shells report it: 143, 130
+        super().__init__(message)

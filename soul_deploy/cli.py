@@ -1,13 +1,14 @@
 """The root of the command line: it finds each command by its dotted name when it is asked for."""
 
+import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from soul_deploy import __version__
-from soul_deploy.runtime.errors import SoulDeployError, UsageError
+from soul_deploy.runtime.errors import InterruptedRunError, SoulDeployError, UsageError
 
 # command -> (dotted name of the click command, help line). Nothing here imports a command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -69,6 +70,10 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
 }
 
 
+SHARED = ("train", "structured", "unstructured")
+"""Commands whose work several processes can share."""
+
+
 class _Failure(click.ClickException):
     """An operation or a check failed: "Error: ..." on stderr, exit code 1."""
 
@@ -77,6 +82,17 @@ class _WrongUse(click.ClickException):
     """A given value breaks a rule: exit code 2."""
 
     exit_code = 2
+
+
+class _Stopped(click.ClickException):
+    """A signal stopped the command: its line on stderr, exit code 130 or 143."""
+
+    def __init__(self, error: InterruptedRunError) -> None:
+        super().__init__(str(error))
+        vars(self)["exit_code"] = error.exit_code  # click declares it for the class
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file=file, err=True)
 
 
 class LazyGroup(click.Group):
@@ -92,6 +108,11 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.entries:
             return super().get_command(ctx, cmd_name)
+        if _speaker() and cmd_name not in SHARED:
+            raise UsageError(
+                f"{cmd_name} runs in one process, and torchrun started several; start it without "
+                f"torchrun, which is for {', '.join(SHARED)}"
+            )
         module, _, attribute = self.entries[cmd_name][0].partition(":")
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
@@ -107,9 +128,17 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except InterruptedRunError as error:
+            raise _Stopped(error) from error
         except SoulDeployError as error:
             kind = _WrongUse if isinstance(error, UsageError) else _Failure
-            raise kind(str(error)) from error
+            raise kind(f"{_speaker()}{error}") from error
+
+
+def _speaker() -> str:
+    """Who speaks, if torchrun started several processes."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"rank {os.environ.get('RANK', '?')}: " if several else ""
 
 
 def _root() -> LazyGroup:

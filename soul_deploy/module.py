@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from soul_deploy.graph import (
     AdaptiveAvgPool,
@@ -249,7 +250,6 @@ class GraphModule(nn.Module):
         if node.norm is None:
             return y if mask is None else y * self._gain(mask, torch.ones_like(mask.keep), y)
         norm = self.get_submodule(node.norm.name)
-        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
         if mask is None:
             normalised: Tensor = norm(y)
             return normalised
@@ -276,26 +276,14 @@ class GraphModule(nn.Module):
                 return self.channel_masks[name]
         return None
 
-    def _masked_norm(
-        self, norm: nn.BatchNorm1d | nn.BatchNorm2d, mask: ChannelMask, y: Tensor
-    ) -> Tensor:
+    def _masked_norm(self, norm: nn.Module, mask: ChannelMask, y: Tensor) -> Tensor:
         """Batch norm with gamma and beta times the mask: a masked channel gives exactly 0."""
-        gain = mask.gain = norm.weight * mask.keep
+        gain = mask.gain = norm.get_parameter("weight") * mask.keep
         if gain.requires_grad:
             gain.retain_grad()
-        if self.training and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        assert norm.momentum is not None
-        return F.batch_norm(
-            y,
-            norm.running_mean,
-            norm.running_var,
-            gain,
-            norm.bias * mask.keep,
-            self.training,
-            norm.momentum,
-            norm.eps,
-        )
+        masked = {"weight": gain, "bias": norm.get_parameter("bias") * mask.keep}
+        result: Tensor = functional_call(norm, masked, (y,))
+        return result
 
     def _gain(self, mask: ChannelMask, ones: Tensor, y: Tensor) -> Tensor:
         gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)

@@ -212,6 +212,7 @@ class LearningOptions:
     augment: str
     l1: float
     seed: int
+    freeze_batch_norm: bool
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -228,7 +229,13 @@ def learning_options(*, epochs: int, batch_size: int, scheduler: str = "cosine")
         click.option(
             *("--epochs", "-epochs"), type=int, default=epochs, show_default=True, help="Epochs."
         ),
-        click.option(*("--batch_size", "-b"), type=int, default=batch_size, show_default=True),
+        click.option(
+            *("--batch_size", "-b"),
+            type=int,
+            default=batch_size,
+            show_default=True,
+            help="Samples per step, of all processes together.",
+        ),
         click.option(
             *("--optimizer", "-optimizer"),
             default="adam",
@@ -265,6 +272,11 @@ def learning_options(*, epochs: int, batch_size: int, scheduler: str = "cosine")
             help="Added to convolution gradients, times the weight's sign (SCA: 3e-5).",
         ),
         click.option(*("--seed", "-seed"), type=int, default=2025, show_default=True),
+        click.option(
+            "--freeze_batch_norm",
+            is_flag=True,
+            help="Batch norms normalise by their running statistics, which stay as they are.",
+        ),
     )
 
 
@@ -277,11 +289,16 @@ class RunOptions:
     device: str
     threads: int | None
     workers: int
+    process_timeout: float
     output_format: str
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads {self.threads} must be at least 1")
+        if not 1 <= self.process_timeout <= 86400:
+            raise UsageError(
+                f"process_timeout {self.process_timeout:g} must be from 1 to 86400 seconds"
+            )
 
 
 def run_options() -> Decorator:
@@ -319,11 +336,51 @@ def run_options() -> Decorator:
             help="Taken from Soul's commands; data stay in memory, so no loader process starts.",
         ),
         click.option(
+            "--process_timeout",
+            type=float,
+            default=300.0,
+            show_default=True,
+            help="Seconds that a process started by torchrun waits for the others.",
+        ),
+        click.option(
             "--format",
             "output_format",
             type=click.Choice(["table", "json"], case_sensitive=False),
             default="table",
             show_default=True,
             help="How results are printed on standard output.",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """When checkpoints are written, and whether the run starts from one."""
+
+    save_steps: int | None
+    resume: str | None
+
+    def __post_init__(self) -> None:
+        if self.save_steps is not None and self.save_steps < 1:
+            raise UsageError(f"save_steps {self.save_steps} must be at least 1")
+
+
+def resume_options() -> Decorator:
+    """--save_steps, --resume."""
+    return option_group(
+        "keeping",
+        ResumeOptions,
+        click.option(
+            "--save_steps",
+            type=int,
+            default=None,
+            help="Write a checkpoint after every so many steps too. [default: after epochs only]",
+        ),
+        click.option(
+            "--resume",
+            default=None,
+            metavar="PATH|auto",
+            help="Go on from a checkpoint: a file, a folder of them, or auto: the newest of the "
+            "same run in --model_dir, or from the beginning if there is none.",
         ),
     )

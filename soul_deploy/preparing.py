@@ -8,7 +8,8 @@ import click
 import torch
 from click.core import ParameterSource
 
-from soul_deploy import zoo
+from soul_deploy import distributed, zoo
+from soul_deploy.batches import SHIFT
 from soul_deploy.data import Data, canonical_data_name, load_data
 from soul_deploy.factories import is_dotted
 from soul_deploy.graph import MergeFunction, NeuronSpec
@@ -18,7 +19,7 @@ from soul_deploy.resnet import Stem
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.schedules import parse_schedule
 from soul_deploy.surrogate import DEFAULT_ALPHA
-from soul_deploy.training import OPTIMIZERS, SHIFT, Recipe
+from soul_deploy.training import OPTIMIZERS, Recipe
 
 NEURONS = ("lif", "plif", "if")
 
@@ -54,6 +55,7 @@ def recipe_of(options: LearningOptions) -> Recipe:
         augment=_known("augmentation", options.augment.replace("-", "_"), SHIFT),
         l1=options.l1,
         seed=options.seed,
+        freeze_batch_norm=options.freeze_batch_norm,
     )
 
 
@@ -64,7 +66,10 @@ def _known(kind: str, given: str, valid: Any) -> Any:
 
 
 def prepare(run: RunOptions) -> torch.device:
-    """Set threads and deterministic kernels; returns the device. Raises UsageError."""
+    """Set threads and deterministic kernels, join the processes that torchrun started.
+
+    Returns the device. Raises UsageError, or DistributedError if the others cannot be reached.
+    """
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     torch.backends.cudnn.benchmark = False
@@ -72,7 +77,8 @@ def prepare(run: RunOptions) -> torch.device:
     available = torch.cuda.is_available()
     if run.device == "cuda" and not available:
         raise UsageError("device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if available and run.device != "cpu" else "cpu")
+    kind = "cuda" if available and run.device != "cpu" else "cpu"
+    return distributed.join(kind, run.process_timeout)
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,13 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
 
 
 def load_task_data(options: DataOptions) -> Data:
-    """The data set that the options name."""
-    return load_data(options.dataset_name, options.data_dir, download=options.download)
+    """The data set that the options name; of several processes, the main one downloads it."""
+
+    def load(main: bool) -> Data:
+        download = options.download and main
+        return load_data(options.dataset_name, options.data_dir, download=download)
+
+    return distributed.main_first(load) if options.download else load(False)
 
 
 def new_module(task: Task, data: Data) -> GraphModule:

@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from soul_deploy import distributed
 from soul_deploy.runtime.files import write_text
+from soul_deploy.snapshot import Tree, list_of
 from soul_deploy.training import EpochResult
 
 
@@ -43,18 +45,40 @@ class EpochLog:
         if self._path is not None:
             write_text(self._path, "\n".join(self._lines) + "\n")
 
+    def state(self) -> Tree:
+        """The lines so far."""
+        return {"lines": list(self._lines)}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on after these lines."""
+        self._lines = [str(line) for line in list_of(tree, "lines")]
+
 
 @contextmanager
 def epoch_log(label: str, epochs: int, path: Path | None) -> Iterator[EpochLog]:
     """A running EpochLog; `path`: where its lines are kept as JSON, or None."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = _console()
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        disable=console.quiet or not console.is_terminal,
     ) as bar:
-        yield EpochLog(bar, label, epochs, path)
+        yield EpochLog(bar, label, epochs, path if distributed.current().is_main else None)
+
+
+def note(text: str) -> None:
+    """Something to know, on standard error."""
+    _console().print(text, markup=False)
 
 
 def warn(text: str) -> None:
     """A warning on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"Warning: {text}", markup=False)
+    _console().print(f"Warning: {text}", markup=False)
+
+
+def _console() -> Console:
+    """Standard error; of several processes, only the main one speaks."""
+    quiet = not distributed.current().is_main
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)

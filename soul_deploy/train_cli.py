@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand
 from soul_deploy.data import Data
 from soul_deploy.modelfile import ModelInfo, from_module, save_model
@@ -13,10 +14,12 @@ from soul_deploy.options import (
     DataOptions,
     LearningOptions,
     NetworkChoice,
+    ResumeOptions,
     RunOptions,
     data_options,
     learning_options,
     network_options,
+    resume_options,
     run_options,
 )
 from soul_deploy.preparing import (
@@ -30,7 +33,9 @@ from soul_deploy.preparing import (
 )
 from soul_deploy.progress import epoch_log
 from soul_deploy.reporting import print_files, print_result
-from soul_deploy.training import BestState, EpochResult, Recipe, accuracy, fit
+from soul_deploy.resuming import Keeper, Run, content_of, environment_of, plain_settings
+from soul_deploy.snapshot import Bundle
+from soul_deploy.training import BestState, EpochResult, History, Recipe, Training, accuracy
 
 
 @click.command(cls=SoulCommand)
@@ -38,8 +43,13 @@ from soul_deploy.training import BestState, EpochResult, Recipe, accuracy, fit
 @data_options()
 @learning_options(epochs=150, batch_size=64)
 @run_options()
+@resume_options()
 def train(
-    network: NetworkChoice, data: DataOptions, learning: LearningOptions, run: RunOptions
+    network: NetworkChoice,
+    data: DataOptions,
+    learning: LearningOptions,
+    run: RunOptions,
+    keeping: ResumeOptions,
 ) -> None:
     """Train a spiking network by direct coding and write the best epoch as a model file.
 
@@ -51,10 +61,40 @@ def train(
     device = prepare(run)
     loaded = load_task_data(data)
     module = new_module(task, loaded).to(device)
-    results, best = train_dense(module, loaded, recipe, learning.epochs, run.log_dir, task)
+    settings = plain_settings(
+        command="train",
+        task=asdict(task),
+        recipe=asdict(recipe),
+        epochs=learning.epochs,
+        data=content_of(loaded),
+    )
+    kept = Run(
+        run.model_dir / "checkpoints" / f"train_{task.stem}",
+        ("train",),
+        settings,
+        environment_of(device),
+    )
+    with Keeper(kept, keeping.save_steps, keeping.resume).watching() as keeper:
+        results, best = train_dense(
+            module, loaded, recipe, learning.epochs, run.log_dir, task, keeper
+        )
+        if distributed.hand_over():
+            _finish(module, loaded, recipe, task, run, results, best)
+
+
+def _finish(
+    module: GraphModule,
+    loaded: Data,
+    recipe: Recipe,
+    task: Task,
+    run: RunOptions,
+    results: list[EpochResult],
+    best: EpochResult,
+) -> None:
+    """Test, write, print."""
     test = accuracy(module, loaded, loaded.test)
     path = run.model_dir / f"best_{task.stem}.safetensors"
-    made = provenance(task, recipe, learning.epochs, command="train", best_epoch=best.epoch)
+    made = provenance(task, recipe, len(results), command="train", best_epoch=best.epoch)
     save_dense(path, module, loaded, made, best, test)
     print_result(
         run.output_format,
@@ -81,16 +121,28 @@ def train(
 
 
 def train_dense(
-    module: GraphModule, data: Data, recipe: Recipe, epochs: int, log_dir: Path, task: Task
+    module: GraphModule,
+    data: Data,
+    recipe: Recipe,
+    epochs: int,
+    log_dir: Path,
+    task: Task,
+    keeper: Keeper,
 ) -> tuple[list[EpochResult], EpochResult]:
     """Train in place; `module` ends with the best epoch's weights. Returns all epochs and it."""
-    best, results = BestState(), []
+    best, history = BestState(), History()
     with epoch_log("train", epochs, log_dir / f"train_{task.stem}.jsonl") as log:
-        for result in fit(module, data, recipe, epochs, tick=log.tick):
-            best.offer(module, result)
-            results.append(result)
-            log.epoch(result)
-    return results, best.restore(module)
+        training = Training(
+            module, data, recipe, epochs, tick=log.tick, after_step=keeper.after_step
+        )
+        whole = Bundle({"training": training, "best": best, "history": history, "log": log})
+        with keeper.loop("train", whole):
+            for result in training.run():
+                best.offer(module, result)
+                history.results.append(result)
+                log.epoch(result)
+                keeper.after_epoch()
+    return history.results, best.take(module)
 
 
 def save_dense(

@@ -1,29 +1,52 @@
-"""Training by direct coding and cross-entropy; `fit` is a generator, one result per epoch.
+"""Training by direct coding and cross-entropy; `Training.run` yields one result per epoch.
 
 Whoever drives it acts between the epochs: keeps the best state, changes masks, stops. What has to
-happen inside an epoch (scoring, gradients) comes in as `BatchHooks`.
+happen inside an epoch (scoring, gradients) comes in as `BatchHooks`. Between any two steps the
+state is plain data, so a checkpoint can be written there and a run can go on from it.
 
 On one machine, with one thread count, equal seeds give equal weights to the bit on the CPU.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+from soul_deploy import distributed
+from soul_deploy.agreement import check_same
+from soul_deploy.batches import SHIFT, Augment, DataOrder, Share, epoch_batches
 from soul_deploy.data import Data, Split
 from soul_deploy.graph import Convolution
 from soul_deploy.module import GraphModule
-from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    SoulDeployError,
+    UnknownNameError,
+    UsageError,
+)
 from soul_deploy.schedules import Schedule, make_scheduler
+from soul_deploy.snapshot import (
+    Tree,
+    array_of,
+    count_of,
+    fill,
+    list_of,
+    number_of,
+    optimizer_state,
+    restore_optimizer,
+    restore_scheduler,
+    scheduler_state,
+    tree_of,
+)
 
-Augment = Literal["none", "shift", "crop_flip"]
-SHIFT = {"none": 0, "shift": 2, "crop_flip": 4}
 EVALUATION_BATCH = 256
 Tick = Callable[[int, int, float], None]
 """Called after each batch with (batches done, batches, loss)."""
@@ -35,6 +58,8 @@ class Recipe:
 
     augment  "shift": moved by up to 2 pixels; "crop_flip": by up to 4, half of them mirrored
     l1       this times sign(w) is added to the gradient of every convolution's weights
+    batch_size  of all processes together
+    freeze_batch_norm  batch norms normalise by their running statistics, which stay as they are
     """
 
     optimizer: str = "adam"
@@ -46,6 +71,7 @@ class Recipe:
     augment: Augment = "none"
     l1: float = 0.0
     seed: int = 2025
+    freeze_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -93,8 +119,8 @@ class EpochResult:
 class BatchHooks:
     """What happens inside an epoch besides learning; the default does nothing."""
 
-    def forward(self, module: GraphModule, images: Tensor) -> Tensor:
-        """Class scores of a training batch."""
+    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
+        """Class scores of a training batch, or of a part of it with this weight."""
         scores: Tensor = module(images)
         return scores
 
@@ -107,6 +133,121 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> Optimizer:
     return OPTIMIZERS[recipe.optimizer](list(module.parameters()), recipe)
 
 
+@dataclass
+class Progress:
+    """How far a loop has come: whole epochs, and in the present one steps and sums over samples.
+
+    loss: the sum of the samples' losses; hits: how many were right; seconds: the epoch's so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    hits: int = 0
+    seconds: float = 0.0
+
+    def state(self) -> Tree:
+        """As plain data."""
+        return asdict(self)
+
+    def restore(self, tree: Tree) -> None:
+        """Be as far as `tree` says."""
+        self.epoch, self.step = count_of(tree, "epoch"), count_of(tree, "step")
+        self.loss, self.hits = number_of(tree, "loss"), count_of(tree, "hits")
+        self.seconds = number_of(tree, "seconds")
+
+    def next_epoch(self) -> None:
+        """One more epoch is whole."""
+        self.epoch, self.step, self.loss, self.hits, self.seconds = self.epoch + 1, 0, 0.0, 0, 0.0
+
+
+class Training:
+    """A module on its way through `epochs` of a recipe; trained in place.
+
+    `optimizer`: made by `make_optimizer` for the caller who wants to see its state. `after_step` is
+    called when a step is whole: what `state` gives there, and between the epochs, is all that is
+    needed to go on, but for the hooks' own state. Hooks are told apart by whoever made them.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        data: Data,
+        recipe: Recipe,
+        epochs: int,
+        hooks: BatchHooks | None = None,
+        tick: Tick | None = None,
+        optimizer: Optimizer | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        distributed.shared_batch_norm(module)
+        self.module, self.data, self.recipe, self.epochs = module, data, recipe, epochs
+        self.hooks, self.tick = hooks or BatchHooks(), tick
+        self.optimizer = optimizer or make_optimizer(module, recipe)
+        self.scheduler = make_scheduler(recipe.schedule, self.optimizer, epochs)
+        self.progress = Progress()
+        self._after_step = after_step
+        self._order = DataOrder(len(data.train), recipe.batch_size, recipe.seed)
+
+    def state(self) -> Tree:
+        """Weights, masks, moments, rates and place."""
+        return {
+            "module": module_state(self.module),
+            "optimizer": optimizer_state(self.optimizer),
+            "scheduler": scheduler_state(self.scheduler),
+            "progress": self.progress.state(),
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there. Raises FileFormatError if it is the state of another training."""
+        restore_module(self.module, tree_of(tree, "module"))
+        restore_optimizer(self.optimizer, tree_of(tree, "optimizer"))
+        restore_scheduler(self.scheduler, tree_of(tree, "scheduler"))
+        self.progress.restore(tree_of(tree, "progress"))
+
+    def run(self) -> Iterator[EpochResult]:
+        """Train on, yielding after each epoch; the module is in evaluation mode then.
+
+        Raises SoulDeployError when the loss is no longer a number.
+        """
+        progress = self.progress
+        check_same("at the start", self.module, [progress.epoch, progress.step])
+        while progress.epoch < self.epochs:
+            start = time.perf_counter() - progress.seconds
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            self._train_epoch(start)
+            if self.recipe.schedule.moves_after(progress.epoch):
+                self.scheduler.step()
+            validation = accuracy(self.module, self.data, self.data.validation)
+            samples, seconds = len(self.data.train), time.perf_counter() - start
+            loss, hits = progress.loss / samples, progress.hits / samples
+            progress.next_epoch()
+            check_same(f"after epoch {progress.epoch}", self.module, [progress.epoch])
+            yield EpochResult(progress.epoch, loss, hits, validation, rate, seconds)
+
+    def _train_epoch(self, start: float) -> None:
+        """What is left of the present epoch."""
+        recipe, progress = self.recipe, self.progress
+        begin_training(self.module, recipe)
+        split, group = self.data.train, distributed.current()
+        batches = epoch_batches(split, self._order, recipe.augment, progress.epoch, group)
+        while progress.step < len(batches):
+            share = batches[progress.step]
+            self.optimizer.zero_grad()
+            loss, right = backward(self.module, self.data, share, self.hooks)
+            add_l1(self.module, recipe.l1)
+            self.optimizer.step()
+            progress.step += 1
+            progress.loss += loss * share.samples
+            progress.hits += right
+            progress.seconds = time.perf_counter() - start
+            if self.tick is not None:
+                self.tick(progress.step, len(batches), loss)
+            if self._after_step is not None:
+                self._after_step()
+        self.module.eval()
+
+
 def fit(
     module: GraphModule,
     data: Data,
@@ -116,71 +257,36 @@ def fit(
     tick: Tick | None = None,
     optimizer: Optimizer | None = None,
 ) -> Iterator[EpochResult]:
-    """Train in place, yielding after each epoch; the module is in evaluation mode then.
-
-    `optimizer`: made by `make_optimizer` for the caller who wants to see its state. Raises
-    SoulDeployError when the loss is no longer a number.
-    """
-    hooks = hooks or BatchHooks()
-    optimizer = optimizer or make_optimizer(module, recipe)
-    scheduler = make_scheduler(recipe.schedule, optimizer, epochs)
-    random = torch.Generator().manual_seed(recipe.seed)
-    for epoch in range(epochs):
-        start = time.perf_counter()
-        rate = float(optimizer.param_groups[0]["lr"])
-        loss, hits = _train_epoch(module, data, recipe, optimizer, random, hooks, tick)
-        if recipe.schedule.moves_after(epoch):
-            scheduler.step()
-        validation = accuracy(module, data, data.validation)
-        seconds = time.perf_counter() - start
-        yield EpochResult(epoch + 1, loss, hits, validation, rate, seconds)
+    """`Training.run` for who needs neither its state nor checkpoints."""
+    return Training(module, data, recipe, epochs, hooks, tick, optimizer).run()
 
 
-def _train_epoch(
-    module: GraphModule,
-    data: Data,
-    recipe: Recipe,
-    optimizer: Optimizer,
-    random: torch.Generator,
-    hooks: BatchHooks,
-    tick: Tick | None,
-) -> tuple[float, float]:
-    """Mean loss and accuracy over the epoch's samples."""
+def begin_training(module: nn.Module, recipe: Recipe) -> None:
+    """Training mode, except for batch norms that are frozen."""
     module.train()
-    order = torch.randperm(len(data.train), generator=random)
-    batches = torch.split(order, recipe.batch_size)
-    total, hits = 0.0, 0
-    for done, index in enumerate(batches, start=1):
-        batch = data.train.select(index)
-        batch = replace(batch, images=augmented(batch.images, recipe.augment, random))
-        optimizer.zero_grad()
-        loss, right = backward(module, data, batch, hooks)
-        add_l1(module, recipe.l1)
-        optimizer.step()
-        total += loss * len(index)
-        hits += right
-        if tick is not None:
-            tick(done, len(batches), loss)
-    module.eval()
-    return total / len(order), hits / len(order)
+    for layer in module.modules():
+        if recipe.freeze_batch_norm and isinstance(layer, _BatchNorm):
+            layer.eval()
 
 
-def backward(module: GraphModule, data: Data, batch: Split, hooks: BatchHooks) -> tuple[float, int]:
+def backward(module: GraphModule, data: Data, share: Share, hooks: BatchHooks) -> tuple[float, int]:
     """Add the batch's gradients; returns its mean loss and how many samples were right.
 
-    Raises SoulDeployError if the loss is not finite.
+    Of several processes each computes its share; all end with the whole batch's gradients. Raises
+    SoulDeployError, in all of them, if the loss is not finite.
     """
     device = device_of(module)
-    labels = batch.labels.to(device)
-    scores = hooks.forward(module, data.normalise(batch.images).to(device))
+    labels = share.own.labels.to(device)
+    images = data.normalise(share.own.images).to(device)
+    scores = hooks.forward(module, images, share.weight)
     loss = F.cross_entropy(scores, labels)
-    if not loss.isfinite():
-        raise SoulDeployError(
-            f"training diverged: the loss is {loss.item()}; lower the learning rate"
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
+    mean, right = share.whole(loss, scores, labels)
+    if not math.isfinite(mean):
+        raise SoulDeployError(f"training diverged: the loss is {mean}; lower the learning rate")
+    (loss * share.weight).backward()  # type: ignore[no-untyped-call]
+    distributed.current().add_up_learning(module)
     hooks.after_backward(module)
-    return loss.item(), int((scores.argmax(1) == labels).sum())
+    return mean, right
 
 
 def add_l1(module: GraphModule, strength: float) -> None:
@@ -194,34 +300,21 @@ def add_l1(module: GraphModule, strength: float) -> None:
 
 @torch.no_grad()
 def accuracy(module: GraphModule, data: Data, split: Split) -> float:
-    """The share of `split` that an evaluation-mode `module` classifies correctly."""
-    training = module.training
+    """The share of `split` that an evaluation-mode `module` classifies correctly.
+
+    Several processes take whole evaluation batches in turn, so that none of them is computed
+    otherwise than by one process.
+    """
+    training, group = module.training, distributed.current()
     module.eval()
     device = device_of(module)
     hits = 0
-    for index in torch.split(torch.arange(len(split)), EVALUATION_BATCH):
+    for index in group.mine(torch.split(torch.arange(len(split)), EVALUATION_BATCH)):
         batch = split.select(index)
         scores = module(data.normalise(batch.images).to(device))
         hits += int((scores.argmax(1).cpu() == batch.labels).sum())
     module.train(training)
-    return hits / len(split)
-
-
-def augmented(images: Tensor, kind: Augment, random: torch.Generator) -> Tensor:
-    """uint8 images (B, C, H, W), each moved over a black border, perhaps mirrored."""
-    if kind == "none":
-        return images
-    reach = SHIFT[kind]
-    count, _, height, width = images.shape
-    padded = F.pad(images, (reach, reach, reach, reach))
-    top, left = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=random)
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    if kind == "crop_flip":
-        mirrored = torch.rand(count, 1, generator=random) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    sample = torch.arange(count)[:, None, None]
-    moved = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
+    return group.total(hits) / len(split)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -234,21 +327,74 @@ def copied_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
+def module_state(module: GraphModule) -> Tree:
+    """Weights, buffers and channel masks."""
+    masks = {name: mask.keep for name, mask in module.channel_masks.items()}
+    return {"weights": dict(module.state_dict()), "channel_masks": masks}
+
+
+def restore_module(module: GraphModule, tree: Tree) -> None:
+    """Copy weights, buffers and channel masks into `module`; its masks must be there already."""
+    fill(module.state_dict(), tree_of(tree, "weights"), "weights")
+    masks = {name: mask.keep for name, mask in module.channel_masks.items()}
+    fill(masks, tree_of(tree, "channel_masks"), "channel masks")
+
+
 class BestState:
     """Keeps the weights of the epoch with the highest validation accuracy (the first of equals)."""
 
     def __init__(self) -> None:
         self.result: EpochResult | None = None
-        self._state: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
 
     def offer(self, module: nn.Module, result: EpochResult) -> None:
         """Keep a copy of `module`'s weights if `result` is the best so far."""
         best = self.result
         if best is None or result.validation_accuracy > best.validation_accuracy:
-            self.result, self._state = result, copied_state(module)
+            self.result, self._weights = result, copied_state(module)
 
-    def restore(self, module: nn.Module) -> EpochResult:
-        """Load the kept weights; returns their epoch."""
+    def take(self, module: nn.Module) -> EpochResult:
+        """Load the kept weights into `module`; returns their epoch."""
         assert self.result is not None, "no epoch was offered"
-        module.load_state_dict(self._state)
+        try:
+            module.load_state_dict(self._weights)
+        except RuntimeError as error:
+            raise FileFormatError(f"the best epoch's weights do not fit: {error}") from error
         return self.result
+
+    def state(self) -> Tree:
+        """The best epoch and its weights."""
+        return {"epochs": _plain([self.result] if self.result else []), "weights": self._weights}
+
+    def restore(self, tree: Tree) -> None:
+        """Remember that epoch as the best so far."""
+        results = _results(list_of(tree, "epochs"))
+        self.result = results[0] if results else None
+        kept = tree_of(tree, "weights")
+        self._weights = {name: torch.from_numpy(np.array(array_of(kept, name))) for name in kept}
+
+
+class History:
+    """The results of all epochs so far."""
+
+    def __init__(self) -> None:
+        self.results: list[EpochResult] = []
+
+    def state(self) -> Tree:
+        """As plain data."""
+        return {"epochs": _plain(self.results)}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on after these."""
+        self.results = _results(list_of(tree, "epochs"))
+
+
+def _plain(results: list[EpochResult]) -> list[Tree]:
+    return [asdict(result) for result in results]
+
+
+def _results(plain: list[Any]) -> list[EpochResult]:
+    try:
+        return [EpochResult(**entry) for entry in plain]
+    except TypeError as error:
+        raise FileFormatError(f"an epoch's result: {error}") from error

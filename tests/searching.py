@@ -22,7 +22,8 @@ from soul_deploy.graph import (
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.objective import Objective
 from soul_deploy.prune.penalty import coefficients
-from soul_deploy.prune.search import Pruning, Search
+from soul_deploy.prune.search import Pruning
+from soul_deploy.prune.searchplan import Search
 from soul_deploy.prune.softmask import Masks, MaskStart, Temperature, make_masks, maskable_neurons
 from soul_deploy.schedules import Schedule
 from soul_deploy.training import Recipe

@@ -152,8 +152,11 @@ def test_mode_train_writes_the_dense_model_too(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     stem = "spikingvgg5_lif_digits_T2_2025"
+    kept = f"checkpoints/structured_{stem}"
     assert files(tmp_path / "saved_models") == [
         f"best_{stem}.safetensors",
+        f"{kept}/00000001.safetensors",
+        f"{kept}/00000002.safetensors",
         f"pruned_{stem}.safetensors",
         f"pruned_{stem}_compact.safetensors",
     ]

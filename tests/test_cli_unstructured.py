@@ -24,6 +24,7 @@ from soul_deploy.cli import root
 from soul_deploy.data import READERS, Data
 from soul_deploy.modelfile import ModelInfo, load_model, save_model
 from soul_deploy.prune.lambda_control import within_band
+from soul_deploy.prune.searchloops import SearchLoop
 from soul_deploy.prune.unstructured_cli import unstructured
 from soul_deploy.runtime.errors import FileFormatError, SoulDeployError
 
@@ -225,7 +226,7 @@ def test_tensorboard_is_an_extra(quick: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_loss_that_is_not_a_number_stops_the_search(digits: Data) -> None:
     with pytest.raises(SoulDeployError, match="diverged"):
-        list(pruning_of(digits, search_of(1, lmbda=1e38)).search())
+        list(SearchLoop(pruning_of(digits, search_of(1, lmbda=1e38))).run())
 
 
 def test_alphas_of_another_shape_are_refused_when_read(digits: Data, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import torch
 from blocks import LIF, model_of, ms, sew
 from click.testing import CliRunner, Result
 
+from soul_deploy.batches import share_of
 from soul_deploy.cli import root
 from soul_deploy.data import READERS, Data, load_data
+from soul_deploy.distributed import Group
 from soul_deploy.graph import Convolution, MergeFunction, Scatter, SpikingGraph
 from soul_deploy.modelfile import ModelInfo, from_module, load_model
 from soul_deploy.module import GraphModule
@@ -159,7 +161,7 @@ def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits:
     statistics = apart.statistics(names)
 
     open_masks(single, names)
-    backward(single.train(), digits, digits.train, statistics)
+    backward(single.train(), digits, share_of(digits.train, Group()), statistics)
     (step,) = prune(coupled, digits, recipe, together, names)
     assert step.plan is not None
     stream = next(layer for layer in step.plan.layers if layer.name == "b0")

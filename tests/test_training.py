@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from soul_deploy.batches import DataOrder, augmented
 from soul_deploy.data import Data, load_data
 from soul_deploy.graph import NeuronSpec
 from soul_deploy.module import GraphModule
@@ -27,7 +28,6 @@ from soul_deploy.training import (
     EpochResult,
     Recipe,
     accuracy,
-    augmented,
     fit,
     make_optimizer,
 )
@@ -161,9 +161,8 @@ def test_an_epoch_is_plain_gradient_descent(digits: Data) -> None:
     recipe = Recipe(optimizer="sgd", momentum=0.0, learning_rate=0.1, batch_size=48, l1=0.01)
     (result,) = fit(module, digits, recipe, 1)
     twin.train()
-    order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(2025))
     losses = []
-    for index in (order[:48], order[48:]):
+    for index in DataOrder(len(digits.train), 48, 2025).batches(0):
         images = digits.normalise(digits.train.images[index])
         loss = nn.functional.cross_entropy(twin(images), digits.train.labels[index])
         grads = torch.autograd.grad(loss, list(twin.parameters()))
@@ -203,7 +202,7 @@ def test_best_state_keeps_the_first_of_equals() -> None:
         with torch.no_grad():
             module.weight.fill_(value)
         best.offer(module, EpochResult(int(value), 0, 0, validation, 0, 0))
-    assert best.restore(module).epoch == 2 and module.weight.item() == 2.0
+    assert best.take(module).epoch == 2 and module.weight.item() == 2.0
 
 
 def test_accuracy_counts_and_leaves_the_mode(digits: Data) -> None:

@@ -10,15 +10,18 @@ from searching import CONSTANT, QUICK, SMALL, call, few, masks_for, network, pru
 from torch import nn
 
 from soul_deploy import training
+from soul_deploy.batches import DataOrder
 from soul_deploy.connectivity import measure_connectivity
-from soul_deploy.data import READERS, Data
+from soul_deploy.data import READERS, Data, Split
 from soul_deploy.graph import NeuronSpec
 from soul_deploy.modelfile import ModelInfo, load_model, save_model
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.lambda_control import within_band
 from soul_deploy.prune.objective import Objective
 from soul_deploy.prune.penalty import coefficients
-from soul_deploy.prune.search import Finetune, Pruning, SearchEpoch, SearchStoppedError
+from soul_deploy.prune.search import Pruning
+from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
+from soul_deploy.prune.searchplan import Finetune, SearchEpoch, SearchStoppedError
 from soul_deploy.prune.softmask import MaskStart, Temperature, make_masks
 from soul_deploy.schedules import Schedule
 from soul_deploy.training import Recipe, accuracy
@@ -53,15 +56,15 @@ def test_mask_gradients_are_cleared_each_step_unlike_souls(
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     inner = pruning._backward
 
-    def watched(index: torch.Tensor, group: int, penalised: object) -> tuple[float, int]:
+    def watched(batch: Split, group: int, penalised: object) -> tuple[float, int]:
         alpha = pruning.masks.weights[name].alpha
         before = torch.zeros_like(alpha) if alpha.grad is None else alpha.grad.clone()
-        found = inner(index, group, penalised)  # type: ignore[arg-type]
+        found = inner(batch, group, penalised)  # type: ignore[arg-type]
         seen.append((before, alpha.grad.clone()))  # type: ignore[union-attr]
         return found
 
     monkeypatch.setattr(pruning, "_backward", watched)
-    list(pruning.search())
+    list(SearchLoop(pruning).run())
     assert len(seen) == 4
     assert all(not before.any() for before, _ in seen)
     assert all(after.any() for _, after in seen)
@@ -70,7 +73,7 @@ def test_mask_gradients_are_cleared_each_step_unlike_souls(
 def test_masks_are_saved_unlike_souls(digits: Data, tmp_path: Path) -> None:
     """The file alone gives the pruned network: same scores, same masks, same parameters."""
     pruning = pruning_of(digits, search_of(1))
-    list(pruning.search())
+    list(SearchLoop(pruning).run())
     pruning.masks.attach_hard(pruning.module)
     with torch.no_grad():
         pruning.masks.neurons["features.2.sn"].alpha[:40] = -1
@@ -104,7 +107,7 @@ def test_the_penalty_prunes(digits: Data) -> None:
     """With lambda more goes than without, in every layer that costs."""
     shares = []
     for lmbda in (0.0, 1e-8, 1e-7):
-        (last,) = list(pruning_of(digits, search_of(1, lmbda=lmbda), 0.02).search())
+        (last,) = list(SearchLoop(pruning_of(digits, search_of(1, lmbda=lmbda), 0.02)).run())
         shares.append(last.connectivity.share)
     assert shares[2] < 0.6 * shares[1] < 0.36 * shares[0]
 
@@ -132,7 +135,7 @@ def test_the_search_reaches_its_target_within_10_percent(digits: Data) -> None:
     module = network(digits, 16)
     plan, recipe = search_of(8, lmbda=None, target=0.2), Recipe(schedule=CONSTANT, batch_size=32)
     pruning = Pruning(module, few(320), recipe, plan, masks_for(module))
-    epochs = list(pruning.search())
+    epochs = list(SearchLoop(pruning).run())
     shares = [epoch.connectivity.share for epoch in epochs]
     assert within_band(shares[-1], 0.2)
     assert shares[0] > shares[1] > shares[2] > shares[3]
@@ -147,8 +150,8 @@ def test_two_searches_give_the_same_bits(digits: Data) -> None:
     results = []
     for _ in range(2):
         pruning = pruning_of(digits, search_of(1, target=0.4, lmbda=None), augment="shift")
-        list(pruning.search())
-        list(pruning.finetune(Finetune(1, 1e-3, CONSTANT)))
+        list(SearchLoop(pruning).run())
+        list(FinetuneLoop(pruning, Finetune(1, 1e-3, CONSTANT)).run())
         results.append(pruning.hard_model(ModelInfo()))
     first, second = results
     assert all((first.state[name] == second.state[name]).all() for name in first.state)
@@ -163,14 +166,14 @@ def test_the_temperature_starts_before_the_first_step_and_moves_with_each(
     seen: list[tuple[float, float]] = []
     inner = pruning._backward
 
-    def watched(index: torch.Tensor, group: int, penalised: object) -> tuple[float, int]:
+    def watched(batch: Split, group: int, penalised: object) -> tuple[float, int]:
         masks = pruning.masks
         weights, neurons = (next(iter(kind.values())) for kind in (masks.weights, masks.neurons))
         seen.append((weights.temperature, neurons.temperature))
-        return inner(index, group, penalised)  # type: ignore[arg-type]
+        return inner(batch, group, penalised)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pruning, "_backward", watched)
-    list(pruning.search())
+    list(SearchLoop(pruning).run())
     expected = [(5 * 100 ** (step / 8), 3 * 10 ** (step / 8)) for step in range(8)]
     assert seen == [pytest.approx(pair) for pair in expected]
 
@@ -181,7 +184,7 @@ def test_the_last_partial_group_of_batches_is_a_step_too(digits: Data) -> None:
     assert pruning.steps_per_epoch() == 2
     steps: list[int] = []
     pruning.optimizer.register_step_post_hook(lambda *ignored: steps.append(1))
-    list(pruning.search())
+    list(SearchLoop(pruning).run())
     assert len(steps) == 2
 
 
@@ -197,14 +200,13 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(digits: Data) -> No
         grads.append(grad.clone())
 
     one.mask_optimizer.register_step_pre_hook(keep)
-    list(one.search())
+    list(SearchLoop(one).run())
     other = pruning_of(digits, search_of(1))
     other.masks.heat(5, 5)
     other.masks.attach(other.module)
     other.module.train()
-    order = torch.randperm(128, generator=torch.Generator().manual_seed(2025))
     total = torch.zeros(())
-    for index in torch.split(order, 32):
+    for index in DataOrder(128, 32, 2025).batches(0):
         batch = digits.train.select(index)
         images = digits.normalise(batch.images)
         total = total + Objective("ce").loss(other.module, images, batch.labels)[0] / 4
@@ -214,18 +216,18 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(digits: Data) -> No
 
 def test_finetuning_freezes_masks_drops_the_penalty_and_keeps_moments(digits: Data) -> None:
     pruning = pruning_of(digits, search_of(1, lmbda=1e-6))
-    list(pruning.search())
+    list(SearchLoop(pruning).run())
     alphas = pruning.masks.alphas()
     conv = pruning.module.get_submodule("features.2.conv.0").weight
     assert isinstance(conv, nn.Parameter)
     steps = int(pruning.optimizer.state[conv]["step"])
-    epochs = list(pruning.finetune(Finetune(2, 3e-3, Schedule("step", (1,)))))
+    epochs = list(FinetuneLoop(pruning, Finetune(2, 3e-3, Schedule("step", (1,)))).run())
     assert [epoch.result.learning_rate for epoch in epochs] == pytest.approx([3e-3, 3e-4])
     assert int(pruning.optimizer.state[conv]["step"]) == steps + 8
     assert all((alphas[name] == alpha).all() for name, alpha in pruning.masks.alphas().items())
     best = max(epoch.result.validation_accuracy for epoch in epochs)
     assert accuracy(pruning.module, digits, digits.validation) == best
-    list(pruning.finetune(Finetune(1, 3e-3, CONSTANT, reset_optimizer=True)))
+    list(FinetuneLoop(pruning, Finetune(1, 3e-3, CONSTANT, reset_optimizer=True)).run())
     again = pruning.module.get_submodule("features.2.conv.0").weight
     assert int(pruning.optimizer.state[again]["step"]) == 4  # type: ignore[index]
 
@@ -234,9 +236,10 @@ def test_finetuning_ends_with_its_best_epoch(digits: Data, monkeypatch: pytest.M
     pruning = pruning_of(digits, search_of(1))
     pruning.masks.attach(pruning.module)
     scores = iter((0.5, 0.75, 0.75))
-    monkeypatch.setattr("soul_deploy.prune.search.accuracy", lambda *ignored: next(scores))
+    monkeypatch.setattr("soul_deploy.prune.searchloops.accuracy", lambda *ignored: next(scores))
     states = [
-        training.copied_state(pruning.module) for _ in pruning.finetune(Finetune(3, 1e-3, CONSTANT))
+        training.copied_state(pruning.module)
+        for _ in FinetuneLoop(pruning, Finetune(3, 1e-3, CONSTANT)).run()
     ]
     final = pruning.module.state_dict()
     assert all(torch.equal(final[name], tensor) for name, tensor in states[1].items())
@@ -249,7 +252,7 @@ def test_a_layer_that_dies_stops_the_search_and_keeps_the_last_good_model(digits
     with pytest.raises(
         SearchStoppedError, match=r"no synapse of features\.0\.conv\.0 is left"
     ) as stop:
-        for epoch in pruning.search():
+        for epoch in SearchLoop(pruning).run():
             epochs.append(epoch)
     good = stop.value.last_good
     assert len(epochs) == 1 and good is not None
@@ -263,7 +266,7 @@ def test_a_target_that_cannot_be_met_stops_and_keeps_the_last_good_model(digits:
     still = Recipe(optimizer="sgd", learning_rate=1e-30, schedule=CONSTANT)
     pruning = pruning_of(digits, search_of(2, lmbda=1e-8, target=0.3, masks=still))
     with pytest.raises(SearchStoppedError, match="no common threshold") as stop:
-        list(pruning.search())
+        list(SearchLoop(pruning).run())
     assert stop.value.last_good is not None
 
 
@@ -278,4 +281,4 @@ def test_a_class_without_voting_neurons_is_seen(digits: Data) -> None:
         masks.weights["fc2"].alpha[30:40] = -1
     assert pruning.meter.empty_class() == 3
     result = training.EpochResult(1, 0, 0, 0, 0, 0)
-    assert pruning._measure("search", result, 0).dead == "class 3"
+    assert pruning.measure("search", result).dead == "class 3"

@@ -1,0 +1,89 @@
+"""Checkpoint files: all that a run needs to go on, in one safetensors file without code.
+
+A checkpoint holds what was asked for (`settings`), where it was made (`environment`), the phase of
+the command, and its state. One sha256 covers arrays and description together; it is compared before
+anything is believed.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.runtime.files import Array, digest, read_tensors, write_tensors
+from soul_deploy.snapshot import Tree, join_tree, split_tree, text_of, tree_of
+
+FORMAT = "soul-deploy/checkpoint/1"
+NAME = re.compile(r"\d{8}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two steps.
+
+    settings     what was asked for: name -> JSON value; a run goes on with the same ones only
+    environment  versions, threads, device: others give other rounding
+    """
+
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    phase: str
+    state: Tree
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: the file is whole or not there."""
+    arrays, facts = split_tree(checkpoint.state)
+    described = {
+        "format": FORMAT,
+        "settings": dict(checkpoint.settings),
+        "environment": dict(checkpoint.environment),
+        "phase": checkpoint.phase,
+        "state": facts,
+    }
+    document = described | {"sha256": _content(described, arrays)}
+    write_tensors(path, arrays, document)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and compare the sha256 over everything.
+
+    Raises MissingFileError, or FileFormatError for a file that is damaged or something else.
+    """
+    opened = read_tensors(path)
+    document = opened.document(FORMAT)
+    found = document.pop("sha256", None)
+    if found != _content(document, opened.tensors):
+        raise FileFormatError(f"{path}: its content does not match its sha256; it is damaged")
+    try:
+        return Checkpoint(
+            tree_of(document, "settings"),
+            tree_of(document, "environment"),
+            text_of(document, "phase"),
+            join_tree(opened.tensors, tree_of(document, "state")),
+        )
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
+def _content(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(f"{text}|{digest(arrays)}".encode()).hexdigest()
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folder's checkpoint files, oldest first; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
+
+
+def following_name(folder: Path) -> Path:
+    """Where the next checkpoint of `folder` goes."""
+    found = checkpoints_in(folder)
+    number = 1 + (int(found[-1].stem) if found else 0)
+    return folder / f"{number:08d}.safetensors"

@@ -1,0 +1,129 @@
+"""Small runs that one process or several can do, and the job that torchrun starts for the tests.
+
+    torchrun --nproc-per-node=2 tests/sharing.py FOLDER
+
+leaves what each process ended with as FOLDER/rankN.safetensors, and what it was told as
+FOLDER/rankN.txt.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from searching import LIF, few, search_of
+from torch import Tensor
+
+from soul_deploy import distributed, training
+from soul_deploy.data import Data
+from soul_deploy.module import GraphModule
+from soul_deploy.prune.penalty import coefficients
+from soul_deploy.prune.sca import Sca, prune
+from soul_deploy.prune.schedule import PruneSchedule
+from soul_deploy.prune.search import Pruning
+from soul_deploy.prune.searchloops import SearchLoop
+from soul_deploy.prune.softmask import MaskStart, make_masks, maskable_neurons
+from soul_deploy.runtime.errors import DistributedError
+from soul_deploy.schedules import Schedule
+from soul_deploy.training import Recipe, accuracy, copied_state, fit
+from soul_deploy.zoo import NetworkOptions, create
+
+FROZEN = Recipe("sgd", 0.05, schedule=Schedule("constant"), batch_size=16, augment="shift", l1=1e-5)
+FROZEN = replace(FROZEN, freeze_batch_norm=True)
+SAMPLES = 50
+"""Three batches of 16, and one of 2, which is too small for two processes."""
+
+
+def warm_network(data: Data) -> GraphModule:
+    """A network whose running statistics are those of the data; the same in every process."""
+    torch.manual_seed(7)
+    options = NetworkOptions(data.input_shape, len(data.classes), LIF, 2, hidden=16, width=8)
+    built, graph = create("cifar10net", options)
+    module = GraphModule(graph)
+    module.load_state_dict(built.state_dict())
+    module.train()
+    with torch.no_grad():
+        for _ in range(20):
+            module(data.normalise(data.train.images))
+    return module.eval()
+
+
+def trained(data: Data, recipe: Recipe) -> dict[str, Tensor]:
+    """Two epochs of training, and the last epoch's numbers."""
+    module = warm_network(data)
+    *_, last = fit(module, data, recipe, 2)
+    numbers = last.loss, last.train_accuracy, last.validation_accuracy
+    tested = accuracy(module, data, data.test)
+    return copied_state(module) | {"numbers": torch.tensor([*numbers, tested]).double()}
+
+
+def channels(data: Data) -> dict[str, Tensor]:
+    """SCA with two updates and an epoch of fine-tuning: weights and masks."""
+    module = warm_network(data)
+    names = [node.name for node in module.graph.populations]
+    sca = Sca(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1, ramp="linear"))
+    list(prune(module, data, FROZEN, sca, names))
+    masks = {f"mask of {name}": mask.keep for name, mask in module.channel_masks.items()}
+    return copied_state(module) | masks
+
+
+def connections(data: Data) -> dict[str, Tensor]:
+    """A search with a target: weights, hard masks, lambda and connectivity."""
+    module = warm_network(data)
+    names = [node.name for node in module.graph.projections]
+    neurons = maskable_neurons(module.graph)[1:]
+    costs = coefficients(module.graph, "exact")
+    masks = make_masks(module, names, neurons, costs, MaskStart(0.3, 0.3, 0.2, 0.2))
+    search = search_of(2, lmbda=None, target=0.4, accumulate=2)
+    search = replace(search, masks=replace(search.masks, optimizer="sgd"))
+    pruning = Pruning(module, data, FROZEN, search, masks)
+    *_, last = SearchLoop(pruning).run()
+    both = {**masks.weights, **masks.neurons}
+    found = {f"mask of {name}": mask.keep() for name, mask in both.items()}
+    numbers = torch.tensor([last.lmbda, last.connectivity.share, last.hard_accuracy]).double()
+    return copied_state(module) | found | {"numbers": numbers}
+
+
+def everything() -> dict[str, Tensor]:
+    """All runs; `live` is the one in which each process has its own batch statistics."""
+    data = few(SAMPLES)
+    training.EVALUATION_BATCH = 16
+    runs = {
+        "train": trained(data, FROZEN),
+        "live": trained(data, replace(FROZEN, freeze_batch_norm=False)),
+        "channels": channels(data),
+        "connections": connections(data),
+    }
+    return {
+        f"{run}/{name}": value.contiguous()
+        for run, found in runs.items()
+        for name, value in found.items()
+    }
+
+
+def disagreement() -> str:
+    """What a process is told when the last one holds other masks than the first."""
+    group = distributed.current()
+    odd = torch.tensor([1.0, float(group.rank == group.world_size - 1)])
+    group.agree("epoch 3", {"masks": [torch.ones(3)]})
+    try:
+        group.agree("epoch 3", {"weights": [torch.zeros(2)], "masks": [odd]})
+    except DistributedError as error:
+        return str(error)
+    return "nothing"
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.join("cpu", 60)
+    rank = distributed.current().rank
+    order = distributed.main_first(lambda main: f"{main}")
+    save_file(everything(), folder / f"rank{rank}.safetensors")
+    told = disagreement()
+    alone = f"{distributed.hand_over()} {distributed.current().world_size}"
+    (folder / f"rank{rank}.txt").write_text("\n".join([order, alone, told]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,247 @@
+"""Several processes do what one does: sums, masks, files, and what happens when one dies."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from sharing import everything
+from torch import Tensor, nn
+
+import soul_deploy
+from soul_deploy import training
+from soul_deploy.cli import root
+from soul_deploy.distributed import (
+    Group,
+    current,
+    digest,
+    join,
+    main_first,
+    odd_ones,
+    running_statistics,
+    started_by_torchrun,
+)
+from soul_deploy.modelfile import load_model
+from soul_deploy.runtime.errors import UsageError
+from soul_deploy.training import Recipe, begin_training
+
+ROOT = Path(soul_deploy.__file__).parents[1]
+SMALL = ["--model", "Cifar10Net", "--width", "8", "--hidden", "16", "--dataset_name", "digits"]
+QUICK = [
+    *SMALL,
+    "-T",
+    "1",
+    "-b",
+    "128",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--process_timeout",
+    "30",
+]
+E = ".safetensors"
+STEM = "cifar10net_lif_digits_T1_2025"
+
+
+def torchrun(folder: Path, *words: str, more: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    """A job of two processes in `folder`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", *more, *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have left what they ended with."""
+    folder = tmp_path_factory.mktemp("job")
+    started = torchrun(folder, str(Path(__file__).with_name("sharing.py")), str(folder))
+    _, said = started.communicate(timeout=120)
+    assert started.returncode == 0, said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(job: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    return load_file(job / "rank0.safetensors"), load_file(job / "rank1.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one() -> Mapping[str, Tensor]:
+    before = training.EVALUATION_BATCH
+    try:
+        return everything()
+    finally:
+        training.EVALUATION_BATCH = before
+
+
+def test_all_processes_end_with_the_same_bits(
+    two: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+) -> None:
+    first, second = two
+    assert first.keys() == second.keys() and len(first) > 100
+    for name in first:
+        assert digest([first[name]]) == digest([second[name]]), name
+
+
+@pytest.mark.parametrize("run", ["channels", "connections"])
+def test_two_processes_cut_what_one_cuts(
+    run: str, one: Mapping[str, Tensor], two: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+) -> None:
+    masks = [name for name in one if name.startswith(f"{run}/mask of ")]
+    assert len(masks) > 3
+    for name in masks:
+        assert torch.equal(one[name], two[0][name]), name
+    kept = sum(float(one[name].double().sum()) for name in masks)
+    assert 0.2 < kept / sum(one[name].numel() for name in masks) < 0.8
+
+
+@pytest.mark.parametrize("run", ["train", "channels", "connections"])
+def test_two_processes_learn_what_one_learns(
+    run: str, one: Mapping[str, Tensor], two: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+) -> None:
+    for name in one:
+        if name.startswith(f"{run}/"):
+            torch.testing.assert_close(two[0][name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_each_process_has_batch_statistics_of_its_own(
+    one: Mapping[str, Tensor], two: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+) -> None:
+    means = [name for name in one if name.startswith("live/") and name.endswith("running_mean")]
+    frozen = [name.replace("live/", "train/") for name in means]
+    assert any(not torch.equal(one[name], two[0][name]) for name in means)
+    assert all(torch.equal(one[name], two[0][name]) for name in frozen)
+
+
+def test_a_process_that_holds_something_else_is_named(job: Path) -> None:
+    for rank in (0, 1):
+        order, alone, told = (job / f"rank{rank}.txt").read_text().split("\n")
+        assert order == str(rank == 0)  # the main process downloads
+        assert alone == f"{rank == 0} 1"
+        assert told.startswith("epoch 3: masks of rank 1 differ from those of the other ranks")
+
+
+def _rank_one(job: "subprocess.Popen[str]") -> int:
+    """The process id of rank 1, from its environment."""
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    for child in children:
+        if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    raise AssertionError("rank 1 does not run")
+
+
+def test_a_killed_process_ends_the_job_and_the_rest_resumes(tmp_path: Path) -> None:
+    words = ["-m", "soul_deploy", "prune", "structured", *QUICK, "--prune_ratio", "0.3"]
+    words += ["--epochs", "1", "--prune_epochs", "3", "--save_steps", "2", "--resume", "auto"]
+    started = torchrun(tmp_path, *words)
+    checkpoints = tmp_path / "saved_models" / "checkpoints" / f"structured_{STEM}"
+    while not list(checkpoints.glob("*[2-9].safetensors")):
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.05)
+    killed = time.monotonic()
+    os.kill(_rank_one(started), signal.SIGKILL)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 1 and time.monotonic() - killed < 60
+    assert re.search("rank 0: another of the 2 processes was ended, failed or hangs", said)
+    assert "Signal 9 (SIGKILL) received" in said and "--resume auto" in said
+    assert not list((tmp_path / "saved_models").glob("*.safetensors"))
+    _resume(tmp_path, words)
+
+
+def _resume(folder: Path, words: list[str]) -> None:
+    """Go on to the end; one process has written and spoken."""
+    again = torchrun(folder, *words)
+    out, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert said.count("resuming from") == 1 and out.count("Compact model") == 1
+    assert said.count("train 1/1: loss") == said.count("prune 3/3: loss") == 1
+    models = {path.name for path in (folder / "saved_models").glob("*.safetensors")}
+    assert models == {f"best_{STEM}{E}", f"pruned_{STEM}{E}", f"pruned_{STEM}_compact{E}"}
+    compact = load_model(folder / "saved_models" / f"pruned_{STEM}_compact{E}")
+    assert compact.info.provenance["command"] == "prune structured"
+    for name, lines in (("train", 1), ("prune", 3)):
+        assert len((folder / "logs" / f"{name}_{STEM}.jsonl").read_text().splitlines()) == lines
+
+
+@given(st.integers(1, 9), st.integers(1, 70))
+def test_parts_make_the_batch(world: int, samples: int) -> None:
+    parts = [Group(rank, world).part(samples) for rank in range(world)]
+    assert sum(part.weight for part in parts) == pytest.approx(1)
+    taken = [list(range(samples))[part.index] for part in parts]
+    if world > 1 and samples < 2 * world:
+        assert all(own == list(range(samples)) for own in taken)
+    else:
+        assert sorted(sample for own in taken for sample in own) == list(range(samples))
+        assert min(map(len, taken)) >= min(2, samples)
+        for own, part in zip(taken, parts, strict=True):
+            assert part.weight == len(own) / samples
+
+
+def test_a_group_of_one_adds_nothing() -> None:
+    tensor = torch.tensor([1.5])
+    group = current()
+    group.add_up([tensor])
+    group.agree("now", {"weights": [tensor]})
+    assert group == Group() and group.is_main and group.total(3) == 3 and group.largest(-2) == -2
+    assert group.sums([0.1, 2.0]) == [0.1, 2.0] and tensor.item() == 1.5
+    assert main_first(lambda main: main) is True
+
+
+def test_the_odd_ones_are_named() -> None:
+    assert odd_ones([b"a", b"a", b"a"]) == ()
+    assert odd_ones([b"a", b"b"]) == (1,)
+    assert odd_ones([b"b", b"a", b"a", b"c"]) == (0, 3)
+
+
+def test_a_digest_sees_type_shape_and_every_value() -> None:
+    seen = {
+        digest([torch.zeros(2)]),
+        digest([torch.zeros(2, 1)]),
+        digest([torch.zeros(2).int()]),
+        digest([torch.tensor([0.0, -0.0])]),
+        digest([]),
+    }
+    assert len(seen) == 5
+
+
+def test_frozen_batch_norms_are_not_averaged() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.Linear(2, 2))
+    begin_training(module, Recipe())
+    assert len(running_statistics(module)) == 2
+    begin_training(module, Recipe(freeze_batch_norm=True))
+    assert running_statistics(module) == [] and module[1].training
+
+
+def test_half_a_description_of_a_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not started_by_torchrun({}) and not started_by_torchrun({"WORLD_SIZE": "1"})
+    with pytest.raises(UsageError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not"):
+        started_by_torchrun({"WORLD_SIZE": "2"})
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join("cpu", 1) == torch.device("cpu")
+
+
+def test_other_commands_refuse_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    result = CliRunner().invoke(root, ["prune", "compact", "x.safetensors"])
+    assert result.exit_code == 2
+    assert "rank 1: compact runs in one process, and torchrun started several" in result.stderr

@@ -21,8 +21,8 @@ test: $(STAMP)  ## all tests, then the kernel tests once more without compilatio
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_kernels.py tests/test_merging.py
 
-soak: $(STAMP)  ## long runs with many random cases; each prints its seed
-	$(BIN)/python -m pytest -q -s -m soak
+soak: $(STAMP)  ## hours: damaged files and random networks by the thousand (docs/reliability.md)
+	$(BIN)/python -m pytest -q -s -m soak tests
 
 check: $(STAMP)  ## formatting, lint, types, the floors
 	$(BIN)/ruff format --check .

@@ -24,6 +24,8 @@ from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, export_onnx
 from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_step
 from soul_deploy.export.representation import CHOICES
 from soul_deploy.export.verify import kind_of
+from soul_deploy.memory import HELP as MEMORY_HELP
+from soul_deploy.memory import parse_bytes
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.inspection import representations
@@ -109,6 +111,7 @@ def onnx(
     help="Synapses of convolutions: rows shared by all positions (implicit), or one row per live "
     "neuron with nothing but live synapses (explicit). auto: by estimated time, layer by layer.",
 )
+@click.option("--max_memory", default=None, metavar="SIZE", help=MEMORY_HELP)
 def event(
     model_path: Path,
     output: Path | None,
@@ -116,18 +119,24 @@ def event(
     check: bool,
     check_on: CheckOptions,
     representation: Any,
+    max_memory: str | None,
 ) -> None:
     """Write MODEL, a soul-deploy model file, as an event network, which runs without PyTorch.
 
     Masked neurons, and neurons that no output depends on, are left out.
     """
+    allowed = parse_bytes(max_memory)
     source = Source.load(model_path, time_step)
     target = output or model_path.with_suffix(".event.safetensors")
     layers: list[dict[str, Any]] = []
 
     def write(path: Path) -> None:
         network = export_event(
-            source.model, path, source_sha256=source.sha256, representation=representation
+            source.model,
+            path,
+            source_sha256=source.sha256,
+            representation=representation,
+            max_memory=allowed,
         )
         layers.extend(representations(network))
 

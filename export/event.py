@@ -61,22 +61,30 @@ def export_event(
     *,
     source_sha256: str | None = None,
     representation: Choice = "auto",
+    max_memory: int | None = None,
 ) -> EventNetwork:
     """Build the event network of `model` and write it atomically to `path`.
 
     source_sha256: sha256 of the model file, kept for tracing. Raises as `build_event_network`.
     """
-    network = build_event_network(model, source_sha256=source_sha256, representation=representation)
+    network = build_event_network(
+        model, source_sha256=source_sha256, representation=representation, max_memory=max_memory
+    )
     save_event_network(path, network)
     return network
 
 
 def build_event_network(
-    model: Model, *, source_sha256: str | None = None, representation: Choice = "auto"
+    model: Model,
+    *,
+    source_sha256: str | None = None,
+    representation: Choice = "auto",
+    max_memory: int | None = None,
 ) -> EventNetwork:
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
     representation: of the synapses; "auto" decides layer by layer (representation.py).
+    max_memory: bytes that one layer's explicit rows may take; None: what the machine has.
     Raises UnsupportedGraphError naming the node that cannot be computed and why, LimitError for
     sizes beyond the runtime's.
     """
@@ -84,7 +92,7 @@ def build_event_network(
     model = deployed(model)
     graph = model.graph
     folded = fold(graph, model.state, model.channel_masks)
-    parts = _Parts(model, folded, live_values(model), representation)
+    parts = _Parts(model, folded, live_values(model), representation, max_memory)
     info = model.info
     norm = info.normalization
     return EventNetwork(
@@ -155,6 +163,7 @@ class _Parts:
     folded: dict[str, Folded]
     live: dict[str, Array | None]
     choice: Choice
+    max_memory: int | None
 
 
 def _layer(parts: _Parts, node: Node) -> Layer:
@@ -181,11 +190,12 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     operator, edge = composed.operator, graph.edges[composed.source]
     assert not isinstance(operator, ReadoutOperator)
     before = parts.live[composed.source]
+    how = parts.choice, parts.max_memory
     current = live_targets(graph, parts.model.neuron_masks, projection)
     if isinstance(operator, ConvOperator):
-        synapses, weighed = represent_convolution(operator, before, current, parts.choice)
+        synapses, weighed = represent_convolution(operator, before, current, *how)
     else:
-        synapses, weighed = represent_matrix(operator, before, current, parts.choice)
+        synapses, weighed = represent_matrix(operator, before, current, *how)
     return {
         "source": composed.source,
         "edge": edge.kind,

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.export.nir_description import Description, describe, with_readout
-from soul_deploy.export.nir_library import nir_package
+from soul_deploy.export.nir_library import check_sizes, nir_package
 from soul_deploy.export.nir_nodes import Reader, read_node
+from soul_deploy.export.nir_trial import try_reading
 from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model, check_state
 from soul_deploy.runtime.equations import FireRule
@@ -27,6 +28,8 @@ def read_nir(path: Path) -> Any:
     """
     require_file(path)
     nir = nir_package()
+    check_sizes(path)
+    try_reading(path)
     try:
         graph = nir.read(path, type_check=False)
     except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
@@ -56,8 +59,19 @@ def import_nir(
     described = describe(graph.metadata, time_steps, dt, fire)
     reader = Reader(graph, described.dt, described.fire)
     for key in _ordered(graph):
-        read_node(reader, key)
+        _read(reader, key)
     return _model(reader, described).with_time_steps(described.time_steps)
+
+
+def _read(reader: Reader, key: str) -> None:
+    """Read a node. Raises as `read_node`; FileFormatError too for fields of another kind."""
+    try:
+        read_node(reader, key)
+    except (
+        *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
+        raise FileFormatError(f"{key}: a NIR node that cannot be read ({error!r})") from error
 
 
 def _model(reader: Reader, described: Description) -> Model:

@@ -33,6 +33,15 @@ def describe(path: Path) -> dict[str, Any]:
     Raises MissingFileError, FileFormatError.
     """
     model = read_onnx(path)
+    try:
+        found = _contents(model)
+        json.dumps(found)  # names that are no text come out as bytes
+        return found
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise FileFormatError(f"{path}: an ONNX file that cannot be read ({error!r})") from error
+
+
+def _contents(model: ModelProto) -> dict[str, Any]:
     graph = model.graph
     operators = Counter(_operator(node.domain, node.op_type) for node in graph.node)
     arrays = [tensor for tensor in graph.initializer if tensor.data_location != 1]
@@ -83,5 +92,5 @@ def _parsed(text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text

@@ -17,6 +17,7 @@ import numpy as np
 
 from soul_deploy.composing import ConvOperator, MatrixOperator
 from soul_deploy.export.explicit import explicit_form, row_lengths
+from soul_deploy.memory import require_memory
 from soul_deploy.runtime.counting import additions_map, fanout_map
 from soul_deploy.runtime.eventnet import (
     Alternative,
@@ -41,16 +42,23 @@ EXPLICIT_RATE = 0.55
 from memory, a shared one from the cache. Measured on 6Conv2FC at 0.63 % connectivity and at 2 % of
 its weights, half and all of its neurons live: 0.3 to 0.9."""
 
+INSTEAD = "Give more with --max_memory, or use --representation implicit"
 EXPLICIT_BYTES = 1 << 29
 """Largest explicit form that is chosen unasked: 512 MiB."""
 
 
 def represent_convolution(
-    operator: ConvOperator, source_live: Array | None, live: Array | None, choice: Choice
+    operator: ConvOperator,
+    source_live: Array | None,
+    live: Array | None,
+    choice: Choice,
+    max_memory: int | None = None,
 ) -> tuple[Synapses, tuple[Alternative, ...]]:
     """A convolution's synapses, and what was weighed.
 
     source_live, live: bool in the shapes of the source and the output; None: all.
+    max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
+    before they are made, for more; "auto" keeps the shared rows instead.
     """
     shared, sparse = _convolution(operator)
     sources, targets = (
@@ -65,8 +73,11 @@ def represent_convolution(
     size = _row_bytes(len(sources), explicit) + _bias_bytes(shared.bias)
     dense = isinstance(shared.rows, DenseRows)
     slow = executed * DENSE_FROM if dense else float(executed)
-    better = size <= EXPLICIT_BYTES and explicit / EXPLICIT_RATE < slow
+    allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
+    better = size <= allowed and explicit / EXPLICIT_RATE < slow
     chosen = choice == "explicit" or (choice == "auto" and better)
+    if chosen:
+        require_memory("the explicit form", size, max_memory, INSTEAD)
     weighed = (
         Alternative("dense" if dense else "sparse", _bytes(shared), executed, not chosen),
         Alternative("explicit", size, explicit, chosen),
@@ -75,7 +86,11 @@ def represent_convolution(
 
 
 def represent_matrix(
-    operator: MatrixOperator, source_live: Array | None, live: Array | None, choice: Choice
+    operator: MatrixOperator,
+    source_live: Array | None,
+    live: Array | None,
+    choice: Choice,
+    max_memory: int | None = None,
 ) -> tuple[Synapses, tuple[Alternative, ...]]:
     """As `represent_convolution`; rows of a matrix are one per neuron in any form.
 
@@ -93,6 +108,9 @@ def represent_matrix(
         order = channel_last_order(operator.out_shape)
         rows = DenseRows(np.ascontiguousarray(weight[order][:, columns].T))
     else:
+        # Row, target and order of each entry are sorted as 64-bit numbers.
+        needed = _row_bytes(weight.shape[1], synapses) + 40 * synapses
+        require_memory("the explicit form", needed, max_memory, INSTEAD)
         sources = _flat(source_live, operator.in_shape)
         rows = _matrix_rows(operator, sources, _flat(live, operator.out_shape))
     weighed = (

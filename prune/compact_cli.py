@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from soul_deploy.memory import HELP as MEMORY_HELP
+from soul_deploy.memory import parse_bytes
 from soul_deploy.modelfile import Model, load_model, save_model
 from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.plan import RemovalPlan
@@ -23,20 +25,27 @@ from soul_deploy.runtime.files import file_sha256
     help="Where the compact model goes.  [default: MODEL_compact.safetensors]",
 )
 @click.option("--residual", default="coupled", show_default=True, help=REMOVAL_HELP)
+@click.option("--max_memory", default=None, metavar="SIZE", help=MEMORY_HELP)
 @click.option("--dry_run", "--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @click.option(
     "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 def compact(
-    model_path: Path, output: Path | None, residual: str, dry_run: bool, style: str
+    model_path: Path,
+    output: Path | None,
+    residual: str,
+    max_memory: str | None,
+    dry_run: bool,
+    style: str,
 ) -> None:
     """Remove the masked, silent or unread channels of MODEL, a soul-deploy model file.
 
     The outputs stay the same. The plan says which channels go and why.
     """
+    allowed = parse_bytes(max_memory)
     model = load_model(model_path)
     plan = plan_removal(model, residual=residual_name(residual))
-    smaller = remove(model, plan)
+    smaller = remove(model, plan, max_memory=allowed)
     target = None
     if not dry_run:
         target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")

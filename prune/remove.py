@@ -16,6 +16,7 @@ from soul_deploy.graph import (
     Scatter,
     SpikingGraph,
 )
+from soul_deploy.memory import require_memory
 from soul_deploy.modelfile import Model, Validity, check_state
 from soul_deploy.prune.connections import source_member, with_bias
 from soul_deploy.prune.plan import LayerRemoval, RemovalPlan
@@ -25,12 +26,26 @@ Part = Callable[[LayerRemoval], tuple[int, ...]]
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
-def remove(model: Model, plan: RemovalPlan) -> Model:
+def removal_bytes(model: Model, plan: RemovalPlan) -> int:
+    """Bytes that `remove` takes besides the model: copies of its weights, at most all of them, and
+    the patterns of generated channels.
+    """
+    steps = model.graph.time_steps
+    patterns = sum(4 * steps * len(layer.generated) for layer in plan.layers)
+    return sum(array.nbytes for array in model.state.values()) + patterns
+
+
+def remove(model: Model, plan: RemovalPlan, *, max_memory: int | None = None) -> Model:
     """The compact network: the same outputs from fewer channels, under the same names.
+
+    max_memory: bytes that it may take besides the model; None: what the machine has. Raises
+    LimitError for more, before anything is made.
 
     Masks of channels and neurons that stay are kept. A scattered branch `x` gets a node `x.scatter`
     behind it.
     """
+    needed = removal_bytes(model, plan)
+    require_memory("the removal", needed, max_memory, "Give more with --max_memory")
     graph, state = model.graph, dict(model.state)
     changed: dict[str, Node] = {}
     for projection in graph.projections:

@@ -1,13 +1,12 @@
 """The result of `bench` as a table for people, and compared with an earlier result."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from soul_deploy.runtime.bench import SCHEMA
 from soul_deploy.runtime.errors import FileFormatError
-from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.files import parse_json, require_file
 from soul_deploy.runtime.tables import text_table
 
 Document = Mapping[str, Any]
@@ -18,9 +17,10 @@ def load_baseline(path: Path) -> dict[str, Any]:
     """An earlier result. Raises MissingFileError, FileFormatError."""
     require_file(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise FileFormatError(f"{path} is not JSON ({error})") from error
+    document = parse_json(text, str(path))
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise FileFormatError(
             f"{path} is not a result of bench; needed: a file of schema {SCHEMA}, written with "

@@ -14,6 +14,7 @@ Shape = tuple[int, ...]
 
 MAX_NEURONS = (1 << 31) - 1
 MAX_SYNAPSES = (1 << 32) - 1
+MAX_SIDE = 1 << 16  # of a map
 MAX_STEPS = (1 << 16) - 1
 MAX_VALUES = 1 << 31  # steps · neurons of one layer
 MAX_KERNEL_REACH = 1 << 20
@@ -45,6 +46,8 @@ def require_shape(name: str, shape: Shape) -> None:
     """Raise unless `shape` is (C, H, W) or (N,) with positive sides and a bounded size."""
     require(len(shape) in (1, 3), f"{name} {shape} is neither (C, H, W) nor (N,)")
     require(min(shape) >= 1, f"{name} {shape} has an empty side")
+    if len(shape) == 3 and max(shape[1:]) > MAX_SIDE:
+        raise LimitError(f"{name} {shape} is a map of more than {MAX_SIDE} positions a side")
     if math.prod(shape) > MAX_NEURONS:
         raise LimitError(
             f"{name} {shape} is {math.prod(shape)} neurons; the limit is {MAX_NEURONS}"

@@ -12,6 +12,7 @@
     ├── UnsupportedGraphError       a network that the graph cannot represent
     ├── RemovalError                a removal that would not keep the outputs
     ├── LimitError                  something larger than the stated bound
+    ├── FileWriteError              a file that could not be written; the old one is as it was
     ├── DistributedError            processes of one job that lost each other or disagree
     ├── VerificationError           two executions that should agree do not
     └── InterruptedRunError         a signal stopped the work: exit code 128 + its number
@@ -67,6 +68,10 @@ class RemovalError(SoulDeployError):
 
 class LimitError(SoulDeployError):
     """A size beyond the stated bound."""
+
+
+class FileWriteError(SoulDeployError):
+    """A file that could not be written (disk full, no permission); the old one is as it was."""
 
 
 class DistributedError(SoulDeployError):

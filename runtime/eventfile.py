@@ -66,7 +66,7 @@ def load_event_network(path: Path) -> EventNetwork:
         raise FileFormatError(f"{path}: {error}") from error
     except LimitError as error:
         raise LimitError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FileFormatError(f"{path}: its description cannot be read ({error!r})") from error
 
 

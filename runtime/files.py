@@ -1,7 +1,8 @@
 """Reading that validates before it trusts, writing that leaves the old file or the whole new one.
 
 The container is safetensors: a JSON header and raw arrays, no code. The nested metadata travels
-as one JSON text under the key `soul_deploy`, since safetensors metadata holds strings only.
+as one JSON text under the key `soul_deploy`, since safetensors metadata holds strings only, and its
+sha256 under `soul_deploy.sha256`.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from soul_deploy.runtime.errors import FileFormatError, MissingFileError
+from soul_deploy.runtime.errors import FileFormatError, FileWriteError, MissingFileError
 
 Array = npt.NDArray[Any]
 
 METADATA_KEY = "soul_deploy"
+CHECKSUM_KEY = "soul_deploy.sha256"
 DTYPES = {
     "F32": "<f4",
     "F64": "<f8",
@@ -43,6 +45,21 @@ class TensorFile:
     tensors: Mapping[str, Array]
     metadata: Mapping[str, str]
 
+    def description(self) -> Any:
+        """Our JSON metadata, checked against its sha256; None without any.
+
+        Raises FileFormatError.
+        """
+        text = self.metadata.get(METADATA_KEY)
+        if text is None:
+            return None
+        if self.metadata.get(CHECKSUM_KEY) != _text_sha256(text):
+            raise FileFormatError(
+                f"{self.path}: its description does not match its checksum; the file is damaged, "
+                "or older than this version: make it again"
+            )
+        return parse_json(text, f"{self.path}: its metadata")
+
     def document(self, format_name: str) -> dict[str, Any]:
         """The JSON metadata, checked to be of `format_name` (such as "soul-deploy/model/1").
 
@@ -53,10 +70,7 @@ class TensorFile:
                 f"{self.path} is a safetensors file without soul-deploy metadata; expected "
                 f"{format_name}. Bare weights are loaded with a model name (--model)"
             )
-        try:
-            document = json.loads(self.metadata[METADATA_KEY])
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise FileFormatError(f"{self.path}: its metadata is not JSON ({error})") from error
+        document = self.description()
         found = document.get("format") if isinstance(document, dict) else None
         if found != format_name:
             raise FileFormatError(
@@ -68,11 +82,23 @@ class TensorFile:
 
 def require_file(path: Path) -> Path:
     """`path` if it is a file. Raises MissingFileError."""
-    if not path.exists():
+    try:
+        exists, is_file = path.exists(), path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise MissingFileError(f"{path} cannot be looked up ({error.strerror})") from error
+    if not exists:
         raise MissingFileError(f"no file at {path}; check the path")
-    if not path.is_file():
+    if not is_file:
         raise FileFormatError(f"{path} is not a file")
     return path
+
+
+def parse_json(text: str, what: str) -> Any:
+    """JSON data. Raises FileFormatError, which starts with `what`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # too many digits are a plain ValueError
+        raise FileFormatError(f"{what} is not JSON ({error})") from error
 
 
 def read_tensors(path: Path) -> TensorFile:
@@ -91,10 +117,15 @@ def read_tensors(path: Path) -> TensorFile:
             f"{path} is not an intact safetensors file ({error}); it may be truncated or of "
             "another format"
         ) from error
-    tensors = _map_arrays(path, names)
+    try:
+        tensors = _map_arrays(path, names)
+    except (ValueError, RuntimeError, OSError, OverflowError) as error:
+        raise FileFormatError(f"{path}: an array that cannot be mapped ({error})") from error
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise FileFormatError(f"{path}: tensor {name!r} holds values that are not finite")
+        if array.dtype == np.bool_ and array.size and int(array.view(np.uint8).max()) > 1:
+            raise FileFormatError(f"{path}: tensor {name!r} holds bytes other than 0 and 1")
     return TensorFile(path, tensors, metadata)
 
 
@@ -133,6 +164,10 @@ def digest(tensors: Mapping[str, Array]) -> str:
     return state.hexdigest()
 
 
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, as hexadecimal text."""
     with path.open("rb") as stream:
@@ -142,15 +177,28 @@ def file_sha256(path: Path) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Array], document: Mapping[str, Any]) -> None:
     """Write arrays and the JSON metadata `document` atomically to `path`."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    metadata = {METADATA_KEY: json.dumps(document)}
+    text = json.dumps(document)
+    metadata = {METADATA_KEY: text, CHECKSUM_KEY: _text_sha256(text)}
     write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then fsync and rename it into place.
 
-    Whatever fails, `path` is the old file or the whole new one, and no temporary file is left.
+    Whatever fails, `path` is the old file or the whole new one, and no temporary file is left. A
+    symbolic link at `path` is replaced; what it points to stays as it is. Raises FileWriteError.
     """
+    try:
+        _write_and_rename(path, write)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileWriteError(
+            f"{path} cannot be written: {reason}. Free some space or give another place; what was "
+            "there is unchanged"
+        ) from error
+
+
+def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)

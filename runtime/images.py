@@ -1,16 +1,19 @@
 """Input files as batches: images (PNG, JPEG, …) and .npy arrays, shaped and normalised."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array, require_file
 
 MODES = {1: "L", 3: "RGB"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -69,22 +72,37 @@ def read_image(path: Path, rule: InputRule) -> Array:
         )
     height, width = rule.shape[1:]
     try:
-        with Image.open(path) as opened:
-            image = opened.convert(mode)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        image = _decoded(path, mode, None if rule.resize else (width, height))
+    except ValidityError:
+        raise
+    except Exception as error:  # decoders fail in a dozen ways on foreign bytes
         raise FileFormatError(
-            f"{path} is not an image that can be read ({error}); readable: PNG, JPEG and other "
-            "formats of Pillow, and .npy arrays"
+            f"{path} is not an image that can be read ({error}); readable: "
+            f"{', '.join(IMAGE_FORMATS)}, and .npy arrays"
         ) from error
     if image.size != (width, height):
-        if not rule.resize:
-            raise ValidityError(
-                f"{path} is {image.size[0]}×{image.size[1]} pixels (width × height), the network "
-                f"takes {width}×{height}; give --resize to scale it"
-            )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def _decoded(path: Path, mode: str, size: tuple[int, int] | None) -> Image.Image:
+    """The image; its size is looked at before its pixels are decoded.
+
+    Only these formats: others run programs (PostScript), or have several images. Raises
+    ValidityError for another size, and whatever Pillow raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata that is not used
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:
+            if size is not None and size != opened.size:
+                raise ValidityError(
+                    f"{path} is {opened.size[0]}×{opened.size[1]} pixels (width × height), the "
+                    f"network takes {size[0]}×{size[1]}; give --resize to scale it"
+                )
+            if opened.size[0] * opened.size[1] > MAX_PIXELS:
+                raise ValueError(f"{opened.size} is more than {MAX_PIXELS} pixels")
+            return opened.convert(mode)
 
 
 def normalise(pixels: Array, rule: InputRule) -> Array:
@@ -108,7 +126,7 @@ def read_array(path: Path, rule: InputRule) -> Samples:
     try:
         # Mapped, so that a header that announces more than the file holds is refused.
         array: Array = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # its header is a Python literal, which fails in a dozen ways
         raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
     if not (array.dtype.kind == "f" or array.dtype == np.uint8):
         raise FileFormatError(

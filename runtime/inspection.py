@@ -1,6 +1,5 @@
 """What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,7 +23,6 @@ from soul_deploy.runtime.eventnet import (
     Synaptic,
 )
 from soul_deploy.runtime.files import (
-    METADATA_KEY,
     Array,
     TensorFile,
     digest,
@@ -79,10 +77,7 @@ def kind_of(path: Path) -> str:
 
 def _kind_of_tensors(opened: TensorFile) -> str:
     kinds = {eventfile.FORMAT: "event", MODEL_FORMAT: "model"}
-    try:
-        document = json.loads(opened.metadata.get(METADATA_KEY, "null"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{opened.path}: its metadata is not JSON ({error})") from error
+    document = opened.description()
     found = document.get("format") if isinstance(document, dict) else None
     if isinstance(found, str) and found in kinds:
         return kinds[found]

@@ -57,16 +57,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     opened = read_tensors(path)
     document = opened.document(FORMAT)
     found = document.pop("sha256", None)
-    if found != _content(document, opened.tensors):
-        raise FileFormatError(f"{path}: its content does not match its sha256; it is damaged")
     try:
+        if found != _content(document, opened.tensors):
+            raise FileFormatError("its content does not match its sha256; it is damaged")
         return Checkpoint(
             tree_of(document, "settings"),
             tree_of(document, "environment"),
             text_of(document, "phase"),
             join_tree(opened.tensors, tree_of(document, "state")),
         )
-    except FileFormatError as error:
+    except (FileFormatError, RecursionError) as error:
         raise FileFormatError(f"{path}: {error}") from error
 
 

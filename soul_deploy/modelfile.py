@@ -3,6 +3,8 @@
 Also reads other people's `.pt` / `.pth` state dicts, through `torch.load(weights_only=True)`.
 """
 
+import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -134,15 +136,23 @@ def load_model(path: Path) -> Model:
     try:
         graph = SpikingGraph.from_json(document.get("graph"))
         info = info_from_json(document["info"])
+        check_info(graph, info)
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path}: its description cannot be read ({error!r})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise FileFormatError(
+            f"{path}: its description cannot be read ({str(error)[:200]})"
+        ) from error
     state = _under(WEIGHT, opened.tensors)
     masks = _under(CHANNEL_MASK, opened.tensors)
     neurons, alphas = _under(NEURON_MASK, opened.tensors), _under(ALPHA, opened.tensors)
     model = Model(graph, state, masks, info, neurons, alphas)
+    known = (WEIGHT, CHANNEL_MASK, NEURON_MASK, ALPHA)
+    surplus = sorted(name for name in opened.tensors if not name.startswith(known))
+    if surplus:
+        raise FileFormatError(f"{path}: tensors that belong to nothing: {', '.join(surplus[:3])}")
     check_state(graph, state, str(path))
+    _check_names(graph, path)
     _check_masks(model, path)
     _check_alphas(model, path)
     return model
@@ -181,8 +191,23 @@ def _projection_shapes(node: Projection) -> dict[str, Shape]:
     return shapes
 
 
+def _check_names(graph: SpikingGraph, path: Path) -> None:
+    """Raise FileFormatError for names that a PyTorch module cannot have side by side."""
+    owners = [node.name for node in graph.nodes]
+    owners += [node.norm.name for node in graph.projections if node.norm is not None]
+    try:
+        with torch.device("meta"):
+            found = set(GraphModule(graph).state_dict())
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise FileFormatError(f"{path}: its layers' names cannot be used ({error})") from error
+    if len(set(owners)) != len(owners) or found != set(expected_shapes(graph)):
+        raise FileFormatError(f"{path}: two layers' names are in each other's way")
+
+
 def check_state(graph: SpikingGraph, state: State, where: str) -> None:
-    """Raise FileFormatError unless names and shapes are the graph's and variances are positive."""
+    """Raise FileFormatError unless names, shapes and dtypes are the graph's and batch norm's
+    variances, with eps, are above 0.
+    """
     expected = expected_shapes(graph)
     for kind, names in (
         ("lacks", sorted(set(expected) - set(state))),
@@ -199,8 +224,24 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
             raise FileFormatError(
                 f"{where}: weight {name} has shape {state[name].shape}, the network needs {shape}"
             )
-        if name.endswith("running_var") and (state[name] < 0).any():
-            raise FileFormatError(f"{where}: {name} holds a negative variance")
+        counter = name.endswith(".num_batches_tracked")
+        if state[name].dtype.kind not in ("iu" if counter else "f"):
+            raise FileFormatError(
+                f"{where}: weight {name} is {state[name].dtype}, the network needs "
+                f"{'an integer' if counter else 'floating point'}"
+            )
+    for node in graph.projections:
+        if node.norm is not None:
+            variance = state[f"{node.norm.name}.running_var"]
+            if (variance < 0).any() or (variance + node.norm.eps <= 0).any():
+                raise FileFormatError(
+                    f"{where}: {node.norm.name} holds a variance that is not "
+                    "above 0, or a negative variance"
+                )
+    for population in graph.populations:
+        pattern = state.get(f"{population.name}.pattern")
+        if pattern is not None and not np.isin(pattern, (0, 1)).all():
+            raise FileFormatError(f"{where}: {population.name}.pattern holds other than 0 and 1")
 
 
 def _check_masks(model: Model, path: Path) -> None:
@@ -239,21 +280,40 @@ def info_from_json(data: Any) -> ModelInfo:
     """The ModelInfo of `asdict`'s data. Raises KeyError, TypeError or ValueError."""
     if data["stage"] not in ("dense", "masked", "compact"):
         raise ValueError(f"stage {data['stage']!r}")
-    norm = data["normalization"]
-    steps = data["validity"]["time_steps"]
-    if steps is not None and (not isinstance(steps, int) or steps < 1):
+    steps, reset = data["validity"]["time_steps"], data["validity"]["reset_per_sample"]
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ValueError(f"validity for T = {steps!r}")
+    classes, made = data["classes"], data["provenance"]
+    if not isinstance(classes, list | tuple) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"classes {classes!r} are not names")
+    if not isinstance(reset, bool) or not isinstance(made, dict):
+        raise ValueError(f"reset_per_sample {reset!r}, provenance {made!r}")
+    norm = data["normalization"]
+    normalization = None if norm is None else _normalization(norm["mean"], norm["std"])
     return ModelInfo(
-        data["stage"],
-        None if norm is None else Normalization(_floats(norm["mean"]), _floats(norm["std"])),
-        tuple(str(name) for name in data["classes"]),
-        dict(data["provenance"]),
-        Validity(steps, bool(data["validity"]["reset_per_sample"])),
+        data["stage"], normalization, tuple(classes), dict(made), Validity(steps, reset)
     )
 
 
-def _floats(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+def _normalization(mean: Any, std: Any) -> Normalization:
+    """Raises ValueError unless there are as many finite means as deviations above 0."""
+    numbers = [*mean, *std]
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise ValueError(f"normalization {mean!r}, {std!r}: not finite numbers")
+    if len(mean) != len(std) or not all(deviation > 0 for deviation in std):
+        raise ValueError(f"normalization {mean!r}, {std!r}: as many, std above 0")
+    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def check_info(graph: SpikingGraph, info: ModelInfo) -> None:
+    """Raise ValueError unless a description fits its graph."""
+    if info.validity.time_steps not in (None, graph.time_steps):
+        raise ValueError(f"valid for T = {info.validity.time_steps}, but T = {graph.time_steps}")
+    if len(info.classes) not in (0, graph.readout.classes):
+        raise ValueError(f"{len(info.classes)} names for {graph.readout.classes} classes")
+    norm = info.normalization
+    if norm is not None and len(norm.mean) not in (1, graph.input.shape[0]):
+        raise ValueError(f"normalization of {len(norm.mean)} channels for {graph.input.shape}")
 
 
 def load_state_dict(path: Path) -> dict[str, Array]:
@@ -268,6 +328,7 @@ def load_state_dict(path: Path) -> dict[str, Array]:
         opened = read_tensors(path)
         own = _under(WEIGHT, opened.tensors)
         return own or dict(opened.tensors)
+    _check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler fail in a dozen ways
@@ -279,9 +340,49 @@ def load_state_dict(path: Path) -> dict[str, Array]:
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise FileFormatError(f"{path} does not hold a state dict (a dict of name to tensor)")
-    return arrays_of(loaded)
+    return {name: _plain_array(path, name, tensor) for name, tensor in loaded.items()}
+
+
+def _plain_array(path: Path, name: str, tensor: Tensor) -> Array:
+    """A copy; half precision becomes float32. Raises FileFormatError for what is no plain tensor,
+    or claims more values than it stores.
+    """
+    plain = tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized)
+    if not plain or tensor.device.type != "cpu":
+        raise FileFormatError(
+            f"{path}: {name} is no plain tensor ({tensor.layout}, {tensor.dtype})"
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise FileFormatError(
+            f"{path}: {name} claims {tuple(tensor.shape)}, more values than the file stores"
+        )
+    whole = tensor.detach()
+    array = (whole.float() if whole.is_floating_point() else whole).numpy().copy()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise FileFormatError(f"{path}: {name} holds values that are not finite")
+    return array
+
+
+def _check_archive(path: Path) -> None:
+    """Raise FileFormatError for a zip archive with packed entries: torch.save packs none, so that
+    what is read is never larger than the file.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            packed = [e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED]
+            stored = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise FileFormatError(f"{path} is not an intact archive ({error})") from error
+    if packed or stored > path.stat().st_size:
+        raise FileFormatError(
+            f"{path} is an archive that unpacks to more than it holds; it was not opened"
+        )
 
 
 def _is_safetensors(path: Path) -> bool:

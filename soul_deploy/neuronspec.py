@@ -19,6 +19,7 @@ class Edge:
     bound: int | None = None
 
 
+LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, in which every engine computes
 SPIKE, ANALOG = Edge("spike", 1), Edge("analog")
 
 
@@ -51,7 +52,10 @@ class NeuronSpec:
     def __post_init__(self) -> None:
         if self.family not in ("if", "lif", "plif"):
             raise UsageError(f"neuron family {self.family!r}; valid: if, lif, plif")
-        if not self.v_threshold > 0:
+        numbers = (self.tau, self.v_threshold, self.surrogate_alpha, self.v_reset or 0.0)
+        if not all(abs(number) <= LARGEST for number in numbers):
+            raise UsageError(f"neuron numbers {numbers} must be finite in float32")
+        if not self.v_threshold >= SMALLEST:
             raise UsageError(f"v_threshold {self.v_threshold} must be above 0")
         if self.v_reset is not None and not self.v_reset < self.v_threshold:
             raise UsageError(f"v_reset {self.v_reset} must be below v_threshold {self.v_threshold}")

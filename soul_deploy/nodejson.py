@@ -1,5 +1,6 @@
 """Graph nodes as JSON data and back, every field checked."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -35,29 +36,44 @@ def node_from_json(entry: Any) -> Node:
     known = {item.name for item in fields(cls)}
     if set(values) != known:
         raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")
-    if not isinstance(values["name"], str):
-        raise ValueError(f"name {values['name']!r} is not text")
     for name, value in values.items():
         values[name] = _field_from_json(name, value)
-    if isinstance(values.get("stride"), tuple) and 0 in values["stride"]:
-        raise ValueError("a stride of 0")
+    if cls.arity not in (None, len(values["inputs"])):
+        raise ValueError(f"{values['name']}: {cls.op} of {len(values['inputs'])} inputs")
     return cls(**values)
+
+
+TEXTS, TRUTHS = ("name", "function"), ("bias", "linear")
+PAIRS = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1, "size": 1}  # and the least side
 
 
 def _field_from_json(name: str, value: Any) -> Any:
     if name == "inputs":
-        if not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"inputs {value!r} are not names")
         return tuple(value)
     if name == "neuron":
         return _spec_from_json(value)
     if name == "norm":
         return None if value is None else _norm_from_json(value)
-    if isinstance(value, list):
-        return tuple(bounded_integer(side) for side in value)
-    if isinstance(value, (bool, str)):
+    if name in TEXTS or name in TRUTHS:
+        if not isinstance(value, str if name in TEXTS else bool):
+            raise ValueError(f"{name} {value!r} is not {'text' if name in TEXTS else 'a truth'}")
         return value
+    if name in PAIRS or name in ("shape", "index"):
+        return _sides(name, value)
     return bounded_integer(value)
+
+
+def _sides(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} {value!r} is not a list")
+    sides = tuple(bounded_integer(side) for side in value)
+    if name in PAIRS and (len(sides) != 2 or min(sides) < PAIRS[name]):
+        raise ValueError(f"{name} {sides} must be two numbers from {PAIRS[name]}")
+    if name == "shape" and (len(sides) not in (1, 3) or 0 in sides):
+        raise ValueError(f"shape {sides} is neither (C, H, W) nor (N,)")
+    return sides
 
 
 def _spec_from_json(data: Any) -> NeuronSpec:
@@ -71,4 +87,9 @@ def _spec_from_json(data: Any) -> NeuronSpec:
 
 
 def _norm_from_json(data: Any) -> BatchNorm:
-    return BatchNorm(str(data["name"]), float(data["eps"]), float(data["momentum"]))
+    name, eps, momentum = data["name"], float(data["eps"]), float(data["momentum"])
+    if set(data) != {"name", "eps", "momentum"} or not isinstance(name, str):
+        raise ValueError(f"batch norm {data!r}")
+    if not (0 <= eps <= 1 and math.isfinite(momentum)):
+        raise ValueError(f"batch norm with eps {eps} and momentum {momentum}")
+    return BatchNorm(name, eps, momentum)

@@ -20,6 +20,7 @@ class Node:
     """One operation; `name` is the dotted name of the module it came from."""
 
     op: ClassVar[str] = ""
+    arity: ClassVar[int | None] = 1  # how many inputs it has; None: two or more
     name: str
     inputs: tuple[str, ...]
 
@@ -41,6 +42,7 @@ class Input(Node):
     """The network's input: a static image (B, C, H, W) or a sequence (T, B, C, H, W)."""
 
     op: ClassVar[str] = "input"
+    arity: ClassVar[int | None] = 0
     shape: Shape
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
@@ -102,6 +104,12 @@ class Convolution(Projection):
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         (shape,) = inputs
+        groups = self.groups
+        if groups < 1 or self.in_channels % groups or self.channels % groups:
+            raise UsageError(
+                f"{self.name}: {groups} groups do not divide the channels {self.in_channels} and "
+                f"{self.channels}"
+            )
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise UsageError(
                 f"{self.name}: input {shape}, but the convolution needs ({self.in_channels}, H, W)"
@@ -188,6 +196,10 @@ class Pool(Node):
         shape = inputs[0]
         if len(shape) != 3:
             raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {shape}")
+        if any(2 * self.padding[i] > self.kernel[i] for i in (0, 1)):
+            raise UsageError(
+                f"{self.name}: padding {self.padding} is more than half the kernel {self.kernel}"
+            )
         sides = tuple(
             (shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
             for i in (0, 1)
@@ -225,7 +237,7 @@ class AdaptiveAvgPool(Node):
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         if len(inputs[0]) != 3:
             raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {inputs[0]}")
-        return (inputs[0][0], *self.size)
+        return (inputs[0][0], *_positive(self.name, self.size, inputs[0]))
 
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:
         return ANALOG
@@ -259,9 +271,12 @@ class Merge(Node):
     """
 
     op: ClassVar[str] = "merge"
+    arity: ClassVar[int | None] = None
     function: MergeFunction
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        if self.function not in ("add", "and", "iand"):
+            raise UsageError(f"{self.name}: function {self.function!r}; valid: add, and, iand")
         if len(inputs) < 2 or (self.function == "iand" and len(inputs) != 2):
             raise UsageError(f"{self.name}: {self.function} of {len(inputs)} branches")
         if len(set(inputs)) != 1:
@@ -327,6 +342,12 @@ class Readout(Node):
     votes: int = 1
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        if self.classes < 1 or self.votes < 1:
+            raise UsageError(f"{self.name}: {self.classes} classes of {self.votes} votes")
+        if not self.linear and inputs[0][0] != self.classes * self.votes:
+            raise UsageError(
+                f"{self.name}: {inputs[0][0]} sums for {self.classes} classes of {self.votes} votes"
+            )
         return (self.classes,)
 
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from soul_deploy.neuronspec import LARGEST
 from soul_deploy.runtime.errors import FileFormatError
 from soul_deploy.runtime.files import Array
 
@@ -179,12 +180,34 @@ def restore_optimizer(optimizer: Optimizer, tree: Tree) -> None:
         if not key.isdecimal() or int(key) >= len(parameters):
             raise FileFormatError(f"optimizer: no parameter {key!r}")
         moments[int(key)] = _moments(tree_of(tree["moments"], key), parameters[int(key)])
+    _check_complete(optimizer, moments)
     rates, groups = list_of(tree, "rates"), current["param_groups"]
     if len(rates) != len(groups):
         raise FileFormatError(f"optimizer: {len(rates)} groups, this run has {len(groups)}")
     for group, saved in zip(groups, rates, strict=True):
+        if not isinstance(saved, dict):
+            raise FileFormatError(f"optimizer: rates {saved!r} are none")
         group |= {key: number_of(saved, key) for key in saved if key in ("lr", "initial_lr")}
+        if any(not 0 <= group[key] <= LARGEST for key in saved if key in ("lr", "initial_lr")):
+            raise FileFormatError(f"optimizer: rates {saved} are not from 0 to {LARGEST:g}")
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+MOMENTS = {
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "RMSprop": {"step", "square_avg"},
+}
+"""What an optimizer keeps of every parameter that it has moved."""
+
+
+def _check_complete(optimizer: Optimizer, moments: Mapping[int, Tree]) -> None:
+    """Raise FileFormatError unless all parameters have the same moments, and the needed ones."""
+    needed = MOMENTS.get(type(optimizer).__name__, set())
+    first = set(next(iter(moments.values()), needed))
+    for key, found in moments.items():
+        if set(found) != first or not needed <= set(found):
+            raise FileFormatError(f"optimizer: parameter {key} has the moments {sorted(found)}")
 
 
 def _moments(tree: Tree, parameter: nn.Parameter) -> Tree:
@@ -192,10 +215,12 @@ def _moments(tree: Tree, parameter: nn.Parameter) -> Tree:
     found: Tree = {}
     for name, value in tree.items():
         if isinstance(value, np.ndarray):
-            like = parameter.detach() if value.ndim else torch.zeros(())
+            like = torch.zeros(()) if name == "step" else parameter.detach()
             found[name] = tensor_like(like, tree, name)
         else:
             found[name] = None if value is None else number_of(tree, name)
+    if not (found.get("step") or 0) >= 0:
+        raise FileFormatError(f"optimizer: step {found['step']} is below 0")
     return found
 
 

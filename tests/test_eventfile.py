@@ -106,7 +106,9 @@ def example() -> EventNetwork:
 
 
 def same(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray):
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        if type(a) is not type(b) and (a is None or b is None):
+            return False
         return a.dtype == b.dtype and np.array_equal(a, b)
     if hasattr(a, "__dataclass_fields__"):
         names = [n for n, f in a.__dataclass_fields__.items() if f.compare]

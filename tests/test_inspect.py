@@ -19,7 +19,7 @@ from soul_deploy.export.event import export_event
 from soul_deploy.graph import Population
 from soul_deploy.modelfile import load_model
 from soul_deploy.runtime.equations import CHARGE, NeuronEquation
-from soul_deploy.runtime.files import file_sha256
+from soul_deploy.runtime.files import file_sha256, write_tensors
 from soul_deploy.runtime.inspect_report import FORMS, neuron_text, report
 from soul_deploy.runtime.inspection import describe
 
@@ -165,8 +165,7 @@ def wrong_file(kind: str, folder: Path, files: Files) -> Path:
     elif kind == "bare.safetensors":
         save_file({"a": np.zeros(2, np.float32)}, path)
     elif kind == "future.safetensors":
-        metadata = {"soul_deploy": json.dumps({"format": "soul-deploy/event/99"})}
-        save_file({"a": np.zeros(2, np.float32)}, path, metadata=metadata)
+        write_tensors(path, {"a": np.zeros(2, np.float32)}, {"format": "soul-deploy/event/99"})
     elif kind == "changed.safetensors":
         content = bytearray(files.compact.read_bytes())
         content[-1] ^= 1

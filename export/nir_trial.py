@@ -1,0 +1,47 @@
+"""Reading an HDF5 file in a process of its own: `python -m soul_deploy.export.nir_trial PATH`.
+
+The HDF5 library loops for ever, or crashes, on some damaged files (a heap of texts with an object
+of size 0 is one). What a process can read is then read again by the caller.
+"""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from soul_deploy.export.nir_library import nir_package
+from soul_deploy.runtime.errors import FileFormatError
+
+SECONDS = 20.0
+SECONDS_PER_BYTE = 1e-7
+MEMORY = 4 << 30  # bytes of address space, besides 64 times the file
+
+
+def try_reading(path: Path, seconds: float | None = None) -> None:
+    """Raise FileFormatError unless another process can read the NIR file at `path` in time.
+
+    seconds: until it is given up; None: 20, and a second more per 10 MB.
+    """
+    limit = SECONDS + SECONDS_PER_BYTE * path.stat().st_size if seconds is None else seconds
+    command = [sys.executable, "-m", __name__, str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise FileFormatError(
+            f"{path} is not an intact NIR file: the HDF5 library did not finish within {limit:g} s"
+        ) from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise FileFormatError(f"{path} is not an intact NIR file ({said[-1]})")
+
+
+def main() -> None:
+    """Read the file that is named, and nothing else."""
+    path = Path(sys.argv[1])
+    most = MEMORY + 64 * path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    nir_package().read(path, type_check=False)
+
+
+if __name__ == "__main__":
+    main()

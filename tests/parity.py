@@ -1,0 +1,215 @@
+"""Masked = compact = ONNX = event with counts, on one drawn network; counterexamples as files.
+
+A drawn network is plain data (a spec and what is masked), so that one that fails can be stored as
+JSON in tests/counterexamples/, where the normal tests find it and run it again for ever.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hypothesis
+import numpy as np
+from chains import ChainSpec, build, chains, images, pruned, random_neuron_masks
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from residual import ResidualSpec, masked, residual_images, residual_model, residuals
+from torch import Tensor
+
+from soul_deploy.compare import compare_models
+from soul_deploy.export.event import export_event
+from soul_deploy.export.onnx_graph import export_onnx
+from soul_deploy.export.representation import CHOICES, Choice
+from soul_deploy.export.verify import verify
+from soul_deploy.modelfile import Model, load_model, save_model
+from soul_deploy.prune.groups import Residual
+from soul_deploy.prune.planner import plan_removal
+from soul_deploy.prune.remove import remove
+from soul_deploy.runtime.errors import RemovalError, SoulDeployError
+
+COUNTEREXAMPLES = Path(__file__).parent / "counterexamples"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A network, its masks (from `seed`), and how it is removed and stored."""
+
+    spec: ChainSpec | ResidualSpec
+    seed: int
+    neurons: bool
+    choice: Choice
+    removal: Residual
+
+
+@st.composite
+def drawn_networks(draw: st.DrawFn) -> Drawn:
+    """Chains and residual networks, dyadic and not."""
+    dyadic = draw(st.booleans())
+    made = draw(st.one_of(chains(dyadic=dyadic), residuals(dyadic=dyadic)))
+    return Drawn(
+        made,
+        draw(st.integers(0, 2**16)),
+        draw(st.booleans()),
+        draw(st.sampled_from(CHOICES)),
+        draw(st.sampled_from(("coupled", "scatter"))),
+    )
+
+
+def masked_model(drawn: Drawn) -> tuple[Model, Tensor]:
+    """The network with its masks, and images for it."""
+    spec = drawn.spec
+    if isinstance(spec, ResidualSpec):
+        model = residual_model(spec)
+        return masked(model, drawn.seed, neurons=drawn.neurons), residual_images(spec)
+    found = pruned(build(spec), drawn.seed)
+    if drawn.neurons:
+        found = replace(found, neuron_masks=random_neuron_masks(found, drawn.seed))
+    return found, images(spec)
+
+
+def difference(drawn: Drawn) -> tuple[str, str | None]:
+    """(what was compared, the first unexplained difference or None).
+
+    A network that loses a whole layer is compared without removal. Whatever a part of the tool
+    refuses by name on purpose is counted by what was compared, not as a difference.
+    """
+    model, x = masked_model(drawn)
+    try:
+        plan = plan_removal(model, residual=drawn.removal)
+    except RemovalError:
+        return _engines("masked only", [("masked", model)], x, drawn)
+    compact = remove(model, plan)
+    names = {node.name for node in model.graph.populations}
+    kept = {p.population: np.array(p.outputs) for p in plan.layers if p.population in names}
+    agreement = compare_models(model, compact, x, kept)
+    if not agreement.passed:
+        return "all", f"masked and compact: {agreement}"
+    found = agreement.end_to_end
+    if drawn.spec.dyadic and not plan.bias and (found.flipped or found.logit_difference):
+        return "all", f"masked and compact differ on a dyadic network: {agreement}"
+    return _engines("all", [("masked", model), ("compact", compact)], x, drawn)
+
+
+def _engines(
+    what: str, pairs: list[tuple[str, Model]], x: Tensor, drawn: Drawn
+) -> tuple[str, str | None]:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for label, model in pairs:
+            save_model(folder / "model.safetensors", model)
+            stored = load_model(folder / "model.safetensors")
+            export_onnx(stored, folder / "net.onnx")
+            export_event(stored, folder / "net.safetensors", representation=drawn.choice)
+            for file in ("net.onnx", "net.safetensors"):
+                report = verify(stored, folder / file, x)
+                if not report.passed:
+                    return what, f"{label}, {file}:\n{report.table()}"
+                exact = report.end_to_end
+                if (
+                    drawn.spec.dyadic
+                    and exact is not None
+                    and (exact.flipped or exact.logit_difference)
+                ):
+                    return what, f"{label}, {file} differs on a dyadic network"
+    return what, None
+
+
+def problem(drawn: Drawn) -> tuple[str, str | None]:
+    """As `difference`; an error is one too, unless the network is refused on purpose."""
+    try:
+        return difference(drawn)
+    except SoulDeployError as error:
+        return f"refused: {type(error).__name__}", None
+    except Exception as error:
+        return "all", f"{type(error).__name__}: {error}"
+
+
+def to_json(drawn: Drawn) -> str:
+    """The drawn network as JSON text."""
+    data = dataclasses.asdict(drawn) | {"kind": type(drawn.spec).__name__}
+    return json.dumps(data, indent=1) + "\n"
+
+
+def from_json(text: str) -> Drawn:
+    """The network of `to_json`."""
+    data = json.loads(text)
+    kind: Any = {"ChainSpec": ChainSpec, "ResidualSpec": ResidualSpec}[data.pop("kind")]
+    data["spec"] = rebuilt(kind, data["spec"])
+    return Drawn(**data)
+
+
+def rebuilt(kind: Any, data: Any) -> Any:
+    """A value of a type made of dataclasses, tuples and None, from JSON data."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        make: Callable[..., Any] = kind  # type: ignore[assignment]
+        return make(**{name: rebuilt(hints[name], value) for name, value in data.items()})
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        (kind,) = (part for part in inner if part is not type(None))
+        return rebuilt(kind, data)
+    if origin is tuple:
+        item = [inner[0]] * len(data) if inner[-1] is ... else inner
+        return tuple(rebuilt(k, value) for k, value in zip(item, data, strict=True))
+    return data
+
+
+@dataclass(frozen=True)
+class Search:
+    """How many networks were compared, by what, and the smallest one that differs."""
+
+    counts: dict[str, int]
+    smallest: Drawn | None = None
+    difference: str | None = None
+
+
+def search(
+    networks: int, seed: int, check: Callable[[Drawn], tuple[str, str | None]] = problem
+) -> Search:
+    """Compare `networks` drawn networks; hypothesis shrinks the first that differs."""
+    counts: Counter[str] = Counter()
+    wrong: list[tuple[Drawn, str]] = []
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=networks,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(drawn_networks())
+    def one(drawn: Drawn) -> None:
+        what, found = check(drawn)
+        if found is not None:
+            wrong.append((drawn, found))
+            raise AssertionError(found)
+        counts[what] += not wrong
+
+    try:
+        one()
+    except AssertionError:
+        smallest, found = wrong[-1]  # hypothesis runs the smallest one last
+        return Search(dict(counts), smallest, found)
+    return Search(dict(counts))
+
+
+def store(drawn: Drawn, folder: Path = COUNTEREXAMPLES) -> Path:
+    """Write a counterexample where the normal tests find it."""
+    text = to_json(drawn)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    folder.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path

@@ -1,0 +1,120 @@
+"""Damaged files against every reader, in a process of its own; how is told in fuzzing.py."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fuzz_mutations import damaged_bytes, damaged_json, damaged_tensors
+
+HERE = Path(__file__).resolve().parent
+BOUNDS = {"NUMBA_BOUNDSCHECK": "1"}
+
+
+def seed_of(name: str) -> int:
+    """From the environment; else fixed under CI, and another one at every local run."""
+    drawn = 0 if "CI" in os.environ else secrets.randbelow(2**31)
+    return int(os.environ.get(name, drawn))
+
+
+def fuzz(tmp_path: Path, seed: int, cases: int, *more: str, **changed: str) -> dict[str, Any]:
+    """The summary; an assertion with the command that runs a failed case again."""
+    log = tmp_path / "running"
+    command = [sys.executable, str(HERE / "fuzzing.py"), "--seed", str(seed)]
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    environment = os.environ | {"PYTHONPATH": path} | changed
+    print(f"fuzz seed {seed}: FUZZ_SEED={seed} runs the same cases")
+    done = subprocess.run(
+        [*command, "--cases", str(cases), "--log", str(log), *more],
+        env=environment, capture_output=True, text=True, check=False, cwd=HERE.parent,
+    )  # fmt: skip
+    assert done.stdout, (
+        f"case {log.read_text()} of seed {seed} ended it: {done.returncode}\n"
+        + (done.stderr[-2000:])
+    )
+    summary: dict[str, Any] = json.loads(done.stdout)
+    for failure in summary["failures"][:5]:
+        again = f"PYTHONPATH={path} {' '.join(command)} --first {failure['case']} --cases 1"
+        print(f"{again}\n{failure['target']}: {failure['damage']}\n{failure['what']}")
+    assert not summary["failures"], f"{len(summary['failures'])} cases; see above"
+    assert sum(summary["outcomes"].values()) == cases
+    return summary
+
+
+def test_no_reader_is_fooled(tmp_path: Path) -> None:
+    outcomes = fuzz(tmp_path, seed_of("FUZZ_SEED"), 5000)["outcomes"]
+    readers = [
+        "event",
+        "model",
+        "weights",
+        "onnx",
+        "nir",
+        "array",
+        "image",
+        "idx",
+        "table",
+        "baseline",
+        "checkpoint",
+        "inspect",
+    ]
+    for reader in readers:
+        assert outcomes.get(f"{reader}: refused", 0) > 0, reader
+    for reader in ("event", "model"):  # some damage leaves a valid network, which is then run
+        assert outcomes[f"{reader}: loaded"] > 20, reader
+
+
+def test_survivors_stay_inside_their_arrays(tmp_path: Path) -> None:
+    """Kernels compiled with bounds checks, in a cache of their own."""
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), **BOUNDS}
+    cases = fuzz(tmp_path, seed_of("FUZZ_SEED"), 150, "--target", "event", **cache)
+    assert cases["outcomes"]["event: loaded"] > 0
+
+
+def test_a_case_follows_from_its_seed_and_number(tmp_path: Path) -> None:
+    first = fuzz(tmp_path, 5, 40, "--target", "idx")
+    again = fuzz(tmp_path, 5, 40, "--target", "idx")
+    assert first["outcomes"] == again["outcomes"]
+
+
+def test_damage_changes_something() -> None:
+    rng = np.random.default_rng(0)
+    data, tree = bytes(range(200)), {"a": [1, {"b": 2.5, "c": "x"}], "d": None}
+    tensors = {"x": np.arange(6, dtype=np.float32), "y": np.ones((2, 3), np.bool_)}
+    before = {name: array.copy() for name, array in tensors.items()}
+    kinds = {damaged_bytes(data, rng)[0].split()[0] for _ in range(200)}
+    assert len(kinds) >= 6
+    assert sum(damaged_json(tree, rng)[1] != tree for _ in range(200)) > 150
+    for _ in range(300):
+        damaged_tensors(tensors, rng)
+    assert all(np.array_equal(before[name], array) for name, array in tensors.items())
+
+
+@pytest.mark.soak
+def test_many_damaged_files(tmp_path: Path) -> None:
+    cases, seed = int(os.environ.get("SOAK_CASES", "100000")), seed_of("FUZZ_SEED")
+    print(json.dumps(fuzz(tmp_path, seed, cases)))
+
+
+@pytest.mark.soak
+def test_many_survivors_inside_their_arrays(tmp_path: Path) -> None:
+    cases = int(os.environ.get("SOAK_BOUND_CASES", "20000"))
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), **BOUNDS}
+    for target in ("event", "model"):
+        found = fuzz(tmp_path, seed_of("FUZZ_SEED"), cases, "--target", target, **cache)
+        print(json.dumps(found))
+
+
+@pytest.mark.soak
+def test_kernel_tests_with_bounds_checks(tmp_path: Path) -> None:
+    files = ["test_kernels.py", "test_merging.py", "test_event.py", "test_live_neurons.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *(str(HERE / name) for name in files)],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} | BOUNDS,
+        capture_output=True, text=True, check=False, cwd=HERE.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]

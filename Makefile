@@ -11,7 +11,7 @@ $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[demo,dev,nir,interop]"
-	$(BIN)/python -m pip install --quiet --no-deps spikingjelly==2.0.0
+	$(BIN)/python -m pip install --quiet --no-deps spikingjelly==2.0.0 neurobench==2.3.0
 	touch $(STAMP)
 
 demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 8 minutes on 2 cores

@@ -20,7 +20,7 @@ from soul_deploy.export.checking import (
     write_checked,
 )
 from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, export_onnx
+from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, OUTPUTS, export_onnx
 from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_step
 from soul_deploy.export.representation import CHOICES
 from soul_deploy.export.verify import kind_of
@@ -62,6 +62,14 @@ from soul_deploy.runtime.inspection import representations
     help="For --mode step, what the file takes at each step: the image or frame, or the first "
     "layers' currents, which a second file, .currents.onnx, computes once per image.",
 )
+@click.option(
+    "--outputs",
+    type=click.Choice(OUTPUTS, case_sensitive=False),
+    default="logits",
+    show_default=True,
+    help="logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
+    "operations can be counted. For --mode sequence.",
+)
 def onnx(
     model_path: Path,
     output: Path | None,
@@ -72,6 +80,7 @@ def onnx(
     input_mode: Any,
     mode: str,
     static_input: Any,
+    outputs: Any,
 ) -> None:
     """Write MODEL, a soul-deploy model file, as one self-contained ONNX file.
 
@@ -80,6 +89,8 @@ def onnx(
     """
     if mode == "step" and input_mode != "static":
         raise UsageError("--input_mode is for --mode sequence; a step takes one frame")
+    if mode == "step" and outputs != "logits":
+        raise UsageError("--outputs spikes is for --mode sequence; a step yields its membranes")
     if mode != "step" and static_input != "image":
         raise UsageError("--static_input current is for --mode step")
     source = Source.load(model_path, time_step)
@@ -91,7 +102,14 @@ def onnx(
         if mode == "step":
             export_step(model, path, opset=opset, static_input=static_input, source_sha256=sha256)
         else:
-            export_onnx(model, path, opset=opset, input_mode=input_mode, source_sha256=sha256)
+            export_onnx(
+                model,
+                path,
+                opset=opset,
+                input_mode=input_mode,
+                outputs=outputs,
+                source_sha256=sha256,
+            )
 
     shown = check_on.output_format
     write_checked("onnx", source, target, write, check_on if check else None, shown)

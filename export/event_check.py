@@ -1,7 +1,7 @@
 """An event network against the graph it should come from: structure, and running layer by layer."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -25,7 +25,14 @@ from soul_deploy.graph import MaxPool, Merge, Scatter, Shape, SpikingGraph
 from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
-from soul_deploy.runtime.counting import count_neurons
+from soul_deploy.runtime.counters import StepCounts
+from soul_deploy.runtime.counting import (
+    neuron_steps,
+    pooling_steps,
+    projection_steps,
+    readout_steps,
+)
+from soul_deploy.runtime.countrun import count_run
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
@@ -295,9 +302,10 @@ class EventExecution:
         self._counted: set[str] = set()
 
     def run(self, images: Tensor) -> Run:
-        counts, _, recording = self.network.count_recorded(images.numpy())
+        counted = count_run(self.network, images.numpy())
+        recording = counted.recording
         spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
-        return Run(spikes, torch.from_numpy(recording.logits), counts)
+        return Run(spikes, torch.from_numpy(recording.logits), counted.counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """A population (with all that stands between it and others' spikes), or the readout.
@@ -311,19 +319,38 @@ class EventExecution:
             self._counted = set()
         if layer == events.readout.name:
             scores = self._scores(self._value(events.readout.source))
-            counts = self.network.count_layer(layer, self._golden(events.readout.source))
-            return LayerRun(scores, {layer: counts})
+            given = self._by_position(events.readout, self._golden(events.readout.source))
+            counted = {layer: readout_steps(events.readout, given)}
+            return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
         stored = events.by_name[layer]
         spikes = self._run(stored)
-        counted = {}
-        for part in (stored, *self._between(stored)):
-            own = spikes if part is stored else None
-            if isinstance(part, Synaptic):
-                given = self._golden(part.source)
-                counted[part.projection] = self.network.count_layer(part.projection, given, own)
-            elif isinstance(part, PopulationLayer):
-                counted[part.name] = count_neurons(part, spikes)
+        counted = self._counts((stored, *self._between(stored)), spikes)
         return LayerRun(torch.from_numpy(spikes), counted)
+
+    def _counts(self, parts: Iterable[Layer], spikes: Array | None) -> dict[str, StepCounts]:
+        """What the parts count on the golden's values; spikes: of the one with neurons."""
+        counted = {}
+        for part in parts:
+            found = StepCounts()
+            if isinstance(part, Neurons):
+                assert spikes is not None
+                found += neuron_steps(part, spikes)
+            if isinstance(part, Synaptic):
+                given = self._by_position(part, self._golden(part.source))
+                counted[part.projection] = found + projection_steps(part, given)
+            elif isinstance(part, PoolLayer):
+                given = self._by_position(part, self._golden(part.source))
+                counted[part.name] = pooling_steps(part, given)
+            elif isinstance(part, PopulationLayer):
+                counted[part.name] = found
+        return counted
+
+    def _by_position(self, part: Synaptic | PoolLayer | ReadoutLayer, held: Array) -> Array:
+        """(B, steps, positions, channels), as the runtime holds it, of a node's values."""
+        by_step = held if held.ndim == len(part.in_shape) + 2 else held[None]
+        kind, _ = self.network.events.edges[part.source]
+        values = by_step.astype(np.float32 if kind == "analog" else np.uint8)
+        return np.swapaxes(to_channel_last(values, part.in_shape), 0, 1)
 
     def _run(self, stored: Layer) -> Array:
         inputs = [self._value(name) for name in stored.sources]
@@ -344,7 +371,7 @@ class EventExecution:
         array: Array = self._known[name].tensor.numpy()
         return array
 
-    def _between(self, stored: Layer) -> Iterator[Layer]:
+    def _between(self, stored: Layer | ReadoutLayer) -> Iterator[Layer]:
         """Layers not yet counted between a layer and the populations or the input before it."""
         for name in stored.sources:
             if name not in self._given and name not in self._counted:

@@ -13,28 +13,31 @@ from torch import Tensor
 
 from soul_deploy.compare import LayerRun, Run
 from soul_deploy.export import onnx_neuron, onnx_step
+from soul_deploy.export.onnx_counts import OnnxCounter
 from soul_deploy.export.onnx_graph import (
     FORMAT,
     INPUT_MODES,
     OPSETS,
+    OUTPUTS,
     build_onnx,
     equations_of,
     input_shape,
+    output_entries,
     patterns_of,
 )
 from soul_deploy.export.onnx_nodes import (
-    BATCH,
     OUTPUT,
     InputMode,
+    Outputs,
     bias_name,
     mask_name,
     pattern_name,
+    spikes_name,
     value_name,
     weight_name,
 )
 from soul_deploy.flips import sources
 from soul_deploy.folding import fold
-from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
@@ -68,6 +71,16 @@ def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
         if given == known:
             return known
     raise FileFormatError(f"static_input {given!r} in the file's metadata")
+
+
+def outputs_of(model: ModelProto) -> Outputs:
+    """What a file yields; files from before there was a choice yield logits. Raises
+    FileFormatError."""
+    given = properties(model).get("outputs", "logits")
+    for known in OUTPUTS:
+        if given == known:
+            return known
+    raise FileFormatError(f"outputs {given!r} in the file's metadata")
 
 
 def opset_of(model: ModelProto) -> int:
@@ -110,7 +123,7 @@ def _header_problems(
         if found.get(key) != value:
             yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
     inputs = [(graph.input.name, input_shape(graph, mode))]
-    outputs: list[onnx_step.Entry] = [(OUTPUT, (BATCH, graph.readout.classes))]
+    outputs = output_entries(graph, outputs_of(file))
     if mode == "step":
         inputs = onnx_step.step_inputs(golden, static_input_of(file))
         outputs = onnx_step.step_outputs(golden)
@@ -195,7 +208,8 @@ def _structure_problems(golden: Model, file: ModelProto, mode: InputMode) -> Ite
         given = static_input_of(file)
         expected = onnx_step.build_step(golden, opset=opset_of(file), static_input=given)
     else:
-        expected = build_onnx(golden, opset=opset_of(file), input_mode=mode)
+        outputs = outputs_of(file)
+        expected = build_onnx(golden, opset=opset_of(file), input_mode=mode, outputs=outputs)
     for kind, ours, theirs in (
         ("node", expected.graph.node, file.graph.node),
         ("initializer", expected.graph.initializer, file.graph.initializer),
@@ -213,9 +227,10 @@ def _structure_problems(golden: Model, file: ModelProto, mode: InputMode) -> Ite
 class OnnxExecution:
     """An ONNX file in ONNX Runtime, whole or cut at populations."""
 
-    def __init__(self, file: ModelProto, graph: SpikingGraph) -> None:
-        self.file, self.graph = file, graph
+    def __init__(self, file: ModelProto, golden: Model) -> None:
+        self.file, self.graph = file, golden.graph
         self.mode = input_mode_of(file)
+        self.counter = OnnxCounter(file, golden) if outputs_of(file) == "spikes" else None
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._extractor = Extractor(file)
 
@@ -224,8 +239,10 @@ class OnnxExecution:
         return value_name(self.graph, node, self.mode)
 
     def run(self, images: Tensor) -> Run:
-        """The whole file, with every population as an additional output."""
+        """The whole file, with every population as an additional output if it is none yet."""
         names = [node.name for node in self.graph.populations]
+        if self.counter is not None:
+            return self._run_yielding(self.counter, names, images)
         if "" not in self._sessions:
             whole = ModelProto()
             whole.CopyFrom(self.file)
@@ -238,6 +255,17 @@ class OnnxExecution:
         pairs = zip(names, merged, strict=True)
         spikes = {name: self._steps(array).bool() for name, array in pairs}
         return Run(spikes, torch.from_numpy(logits))
+
+    def _run_yielding(self, counter: OnnxCounter, names: list[str], images: Tensor) -> Run:
+        """The file as it is; operations are counted from the spikes that it yields."""
+        if "" not in self._sessions:
+            self._sessions[""] = open_session(self.file)
+        wanted = [OUTPUT, *map(spikes_name, names)]
+        given = {self.graph.input.name: self._external(images)}
+        logits, *yielded = map(torch.from_numpy, self._sessions[""].run(wanted, given))
+        spikes = dict(zip(names, yielded, strict=True))
+        counts = counter.count(images, spikes)
+        return Run({n: s.bool() for n, s in spikes.items()}, logits, counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""

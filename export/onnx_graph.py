@@ -17,7 +17,16 @@ import torch
 from onnx import TensorProto, helper
 
 from soul_deploy.export import onnx_neuron
-from soul_deploy.export.onnx_nodes import BATCH, OUTPUT, Builder, InputMode, functions, spell
+from soul_deploy.export.onnx_nodes import (
+    BATCH,
+    OUTPUT,
+    Builder,
+    InputMode,
+    Outputs,
+    functions,
+    spell,
+    spikes_name,
+)
 from soul_deploy.folding import Synapses, fold
 from soul_deploy.graph import Input, Population, SpikingGraph
 from soul_deploy.modelfile import Model
@@ -27,9 +36,11 @@ from soul_deploy.runtime.errors import LimitError, UsageError
 from soul_deploy.runtime.files import Array, write_atomically
 
 FORMAT = "soul-deploy/onnx/1"
+Sides = tuple[int | str, ...]
 OPSETS = range(17, 25)
 MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
 INPUT_MODES: tuple[InputMode, ...] = ("static", "sequence")  # of files with all steps inside
+OUTPUTS: tuple[Outputs, ...] = ("logits", "spikes")
 ENCODINGS: dict[InputMode, str] = {
     "static": "one image shown at every step",
     "sequence": "sequence",
@@ -60,18 +71,24 @@ def build_onnx(
     *,
     opset: int = 18,
     input_mode: InputMode = "static",
+    outputs: Outputs = "logits",
     source_sha256: str | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of `model`; the same input gives the same bytes.
 
     Input `input`: (batch, C, H, W), one image shown T times (`static`), or (T, batch, C, H, W)
-    (`sequence`), normalised by the caller. Output `logits`: (batch, classes).
+    (`sequence`), normalised by the caller. Output `logits`: (batch, classes); with outputs
+    `spikes` also `<population>.spikes`: (T, batch, ...) of 0/1, so that operations can be counted.
     `source_sha256` is the digest of the model file, for the metadata.
     Raises UsageError for an opset or input mode that is not supported, UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
-    if input_mode not in INPUT_MODES:
-        raise UsageError(f"input mode {input_mode!r}; valid: {', '.join(INPUT_MODES)}")
+    for what, given, valid in (
+        ("input mode", input_mode, INPUT_MODES),
+        ("outputs", outputs, OUTPUTS),
+    ):
+        if given not in valid:
+            raise UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
     folded = fitting_weights(model, opset)
     builder = Builder(
         model.graph,
@@ -85,8 +102,10 @@ def build_onnx(
     _add_input(builder, model.graph.input, input_mode)
     for node in model.graph.nodes[1:]:
         spell(builder, node)
-    built = _assemble(builder, input_mode)
+    yielded = _spike_outputs(builder) if outputs == "spikes" else []
+    built = _assemble(builder, input_mode, yielded)
     properties = metadata(model, builder.equations, input_mode, source_sha256)
+    properties["outputs"] = outputs
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
     return built
@@ -124,13 +143,40 @@ def _add_input(b: Builder, node: Input, input_mode: InputMode) -> None:
     b.declare(node)
 
 
-def _assemble(b: Builder, input_mode: InputMode) -> onnx.ModelProto:
+def output_entries(graph: SpikingGraph, outputs: Outputs) -> list[tuple[str, Sides]]:
+    """Names and shapes of a sequence file's outputs."""
+    entries: list[tuple[str, Sides]] = [(OUTPUT, (BATCH, graph.readout.classes))]
+    if outputs == "spikes":
+        for node in graph.populations:
+            shape: Sides = (graph.time_steps, BATCH, *graph.shapes[node.name])
+            entries.append((spikes_name(node.name), shape))
+    return entries
+
+
+def _spike_outputs(b: Builder) -> list[onnx.ValueInfoProto]:
+    """Every population's spikes with the time axis apart."""
+    for node in b.graph.populations:
+        name = spikes_name(node.name)
+        sides = (b.graph.time_steps, -1, *b.graph.shapes[node.name])
+        b.op("Reshape", [b.value(node.name), b.integers(f"{name}.shape", *sides)], name)
+    entries = output_entries(b.graph, "spikes")[1:]
+    return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in entries]
+
+
+def _assemble(
+    b: Builder, input_mode: InputMode, yielded: list[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
     graph, given = b.graph, b.graph.input.name
     shape = input_shape(graph, input_mode)
     return assemble(
         b,
         [helper.make_tensor_value_info(given, TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, (BATCH, graph.readout.classes))],
+        [
+            helper.make_tensor_value_info(
+                OUTPUT, TensorProto.FLOAT, (BATCH, graph.readout.classes)
+            ),
+            *yielded,
+        ],
         f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
     )
 
@@ -199,13 +245,16 @@ def export_onnx(
     *,
     opset: int = 18,
     input_mode: InputMode = "static",
+    outputs: Outputs = "logits",
     source_sha256: str | None = None,
 ) -> onnx.ModelProto:
     """Write `build_onnx`'s model to `path` atomically and return it.
 
     Raises what `build_onnx` raises, and OSError if the file cannot be written.
     """
-    built = build_onnx(model, opset=opset, input_mode=input_mode, source_sha256=source_sha256)
+    built = build_onnx(
+        model, opset=opset, input_mode=input_mode, outputs=outputs, source_sha256=source_sha256
+    )
     write_onnx(path, built)
     return built
 

@@ -38,6 +38,7 @@ from soul_deploy.runtime.files import Array
 BATCH, MERGED = "batch", "time_batch"
 OUTPUT = "logits"
 InputMode = Literal["static", "sequence", "step"]
+Outputs = Literal["logits", "spikes"]
 
 
 @dataclass
@@ -97,6 +98,11 @@ def value_name(graph: SpikingGraph, node: str, input_mode: InputMode) -> str:
     merged = node == graph.input.name and input_mode == "sequence"
     taken = node == OUTPUT and node != graph.readout.name
     return f"{node}.value" if merged or taken else node
+
+
+def spikes_name(population: str) -> str:
+    """The output that holds a population's spikes, (T, batch, ...), if the file yields them."""
+    return f"{population}.spikes"
 
 
 def weight_name(node: str) -> str:

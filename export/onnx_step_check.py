@@ -39,7 +39,7 @@ def execution(file: ModelProto, golden: Model) -> Execution:
     """An ONNX file of either mode, ready to be compared with its model."""
     if input_mode_of(file) == "step":
         return StepExecution(file, golden)
-    return OnnxExecution(file, golden.graph)
+    return OnnxExecution(file, golden)
 
 
 class StepExecution:

@@ -205,12 +205,26 @@ def _gate_lines(report: VerifyReport) -> Iterator[str]:
     yield (
         f"3 end to end: {_word(whole.passed)}, same class on {whole.agreeing} of {whole.samples} "
         f"samples, {whole.flipped} flips on {whole.flipped_samples} samples, {whole.unexplained} "
-        f"unexplained, logits within {whole.logit_difference:.2g} on samples without a flip"
+        f"unexplained, {_counts_line(whole)}, logits within {whole.logit_difference:.2g} on "
+        "samples without a flip"
     )
     yield from _shortened(whole.mismatches)
+    yield from _shortened(whole.differences)
     yield from _shortened(_flips(whole.layers))
     if report.silent:
         yield f"Never spiked on these images: {', '.join(report.silent)}"
+
+
+def _counts_line(whole: Comparison) -> str:
+    """Counts of an execution against those of its own spikes, and against the golden's."""
+    if not whole.counted:
+        return "not counted by this engine"
+    wrong = len(whole.mismatches) + sum(d.difference != d.explained for d in whole.differences)
+    if wrong:
+        return f"{wrong} counts differ"
+    if whole.differences:
+        return "counts differ by the fan-out of what flipped, exactly"
+    return "no counts differ"
 
 
 def _word(passed: bool) -> str:

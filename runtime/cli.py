@@ -82,10 +82,11 @@ def run_report(found: dict[str, Any]) -> str:
     if any("steps" in row for row in found["results"]):
         parts.append(text_table("Step by step", *_step_rows(found)))
     if "counts" in found:
-        from soul_deploy.runtime.running import count_rows
+        from soul_deploy.runtime.running import count_rows, energy_line
 
         title = f"Per inference (mean of {found['samples']:,})"
         parts.append(text_table(title, *count_rows(found["counts"], found["samples"])))
+        parts += [energy_line(entry, found["samples"]) for entry in found["energy"]]
     return "\n".join(parts)
 
 

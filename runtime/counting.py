@@ -13,12 +13,18 @@ import numpy as np
 from numba import njit
 
 from soul_deploy.runtime.config import FASTMATH
-from soul_deploy.runtime.counters import LayerCounts
+from soul_deploy.runtime.counters import (
+    CountLimits,
+    LayerCounts,
+    StepCounts,
+    require_edge_values,
+)
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
     Matrix,
     Neurons,
+    PoolLayer,
     ReadoutLayer,
     SpikingLayer,
     Synapses,
@@ -178,35 +184,99 @@ def _from_channel_last(values: Array, shape: tuple[int, ...]) -> Array:
     return np.moveaxis(values.reshape(shape[1], shape[2], shape[0]), -1, 0)
 
 
-def count_projection(layer: Synaptic, values: Array) -> LayerCounts:
-    """What the events of a layer's source cost. values (B, T or 1, positions, channels)."""
+def projection_steps(layer: Synaptic, values: Array) -> StepCounts:
+    """What the events of a layer's source cost. values (B, T or 1, positions, channels).
+
+    Raises VerificationError for values that the edge cannot hold.
+    """
+    require_edge_values(layer.name, values, edge_bound(layer))
     synapses = layer.synapses
     starts, targets = nonzero_rows(synapses)
-    counts = np.zeros(2, np.int64)
     touched = np.zeros(math.prod(layer.current_shape), np.uint8)
     live = np.ones(len(touched), np.bool_) if layer.updated is None else layer.updated
     walk = _walk(synapses)
-    total_touched = 0
-    for step in values.reshape(-1, *values.shape[2:]):
+    batch, steps = values.shape[:2]
+    walked = np.zeros((steps, batch, 3), np.int64)  # synapses, synapses times value, touched
+    for b, t in np.ndindex(batch, steps):
         touched[:] = 0
-        walk(np.ascontiguousarray(step), starts, targets, live, touched, counts)
-        total_touched += int(np.count_nonzero(touched))
+        walk(np.ascontiguousarray(values[b, t]), starts, targets, live, touched, walked[t, b, :2])
+        walked[t, b, 2] = np.count_nonzero(touched)
+    biased = np.full((steps, batch), biased_targets(layer), np.int64)
     if layer.edge == "analog":
-        return LayerCounts(macs_effective=int(counts[0]))
-    return LayerCounts(
-        events_in=int(np.count_nonzero(values)),
-        spikes_in=int(values.sum(dtype=np.int64)),
-        synops_events=int(counts[0]),
-        synops=int(counts[1]),
-        touched=total_touched,
+        return StepCounts({"macs_effective": walked[..., 0], "bias_adds": biased})
+    by_step = values.swapaxes(0, 1).reshape(steps, batch, -1)
+    return StepCounts(
+        {
+            "events_in": np.count_nonzero(by_step, axis=2).astype(np.int64),
+            "spikes_in": by_step.sum(axis=2, dtype=np.int64),
+            "synops_events": walked[..., 0],
+            "synops": walked[..., 1],
+            "touched": walked[..., 2],
+            "bias_adds": biased,
+        }
     )
 
 
-def count_neurons(layer: Neurons, spikes_out: Array) -> LayerCounts:
+def edge_bound(layer: Synaptic) -> int | None:
+    """The largest value that can arrive; None: an analog edge."""
+    return None if layer.edge == "analog" else layer.bound or 1
+
+
+def biased_targets(layer: Synaptic) -> int:
+    """Live targets whose bias is not 0."""
+    bias = layer.synapses.bias
+    if bias is None:
+        return 0
+    size = math.prod(layer.current_shape)
+    biased = np.broadcast_to(bias != 0, (size // len(bias), len(bias))).reshape(-1)
+    return int(np.count_nonzero(biased if layer.updated is None else biased & layer.updated))
+
+
+def count_projection(layer: Synaptic, values: Array) -> LayerCounts:
+    """`projection_steps`, summed."""
+    return projection_steps(layer, values).total()
+
+
+def limits_of(layer: Synaptic, slots: int) -> CountLimits:
+    """What its structure allows in `slots` = executed steps × samples."""
+    synapses, size = layer.synapses, math.prod(layer.current_shape)
+    fan_out = math.prod(synapses.out_shape)
+    if isinstance(synapses, Convolution):
+        fan_out = synapses.out_shape[0] // synapses.groups * math.prod(synapses.kernel)
+    live = size if layer.updated is None else int(layer.updated.sum())
+    stored = int(fanout_map(synapses, layer.updated).sum())
+    return CountLimits(slots, edge_bound(layer), stored, live, fan_out)
+
+
+def neuron_steps(layer: Neurons, spikes_out: Array) -> StepCounts:
     """Updates and spikes; spikes_out (T, B, ...), generated channels behind the others."""
+    steps, batch = spikes_out.shape[:2]
     of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # generated channels are not updated
-    updates = spikes_out.shape[0] * spikes_out.shape[1] * layer.neurons
-    return LayerCounts(neuron_updates=updates, spikes_out=int(np.count_nonzero(of_neurons)))
+    fired = np.count_nonzero(of_neurons.reshape(steps, batch, -1), axis=2).astype(np.int64)
+    updates = np.full((steps, batch), layer.neurons, np.int64)
+    return StepCounts({"neuron_updates": updates, "spikes_out": fired})
+
+
+def count_neurons(layer: Neurons, spikes_out: Array) -> LayerCounts:
+    """`neuron_steps`, summed."""
+    return neuron_steps(layer, spikes_out).total()
+
+
+def pooling_steps(layer: PoolLayer, values: Array) -> StepCounts:
+    """Nonzero inputs × the windows that hold them; values (B, T or 1, positions, channels)."""
+    rows, columns = (_windows(layer, axis) for axis in (0, 1))
+    windows = np.outer(rows, columns).reshape(1, 1, -1)
+    found: Array = (np.count_nonzero(values, axis=3) * windows).sum(axis=2, dtype=np.int64)
+    return StepCounts({"pool_ops": np.ascontiguousarray(found.T)})
+
+
+def _windows(layer: PoolLayer, axis: int) -> Array:
+    """int64 (side,): how many windows hold each position along one axis."""
+    held = np.zeros(layer.in_shape[1 + axis], np.int64)
+    for window in range(layer.out_shape[1 + axis]):
+        first = window * layer.stride[axis] - layer.padding[axis]
+        held[max(first, 0) : first + layer.kernel[axis]] += 1
+    return held
 
 
 def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> LayerCounts:
@@ -253,17 +323,26 @@ def readout_fanout(readout: ReadoutLayer) -> Array:
     return lengths if readout.space else _from_channel_last(lengths, readout.in_shape)
 
 
-def count_readout(readout: ReadoutLayer, values: Array) -> LayerCounts:
-    """The head's inputs are graded: sums over time (and space)."""
+def readout_steps(readout: ReadoutLayer, values: Array) -> StepCounts:
+    """The head's inputs are graded: sums over time (and space). One step, (1, B)."""
     sums = readout_sums(readout, values)
     weight = readout.weight
     nonzero = np.zeros((readout.classes, readout.sums), np.int64) if weight is None else weight != 0
     lengths = nonzero.sum(axis=0, dtype=np.int64)
     events = sums != 0
-    return LayerCounts(
-        events_in=int(np.count_nonzero(events)),
-        spikes_in=int(sums.sum()),
-        synops_events=int((events * lengths).sum()),
-        synops=int((sums * lengths).sum()),
-        touched=int(np.count_nonzero(events.astype(np.int64) @ nonzero.T.astype(np.int64))),
-    )
+    reached = events.astype(np.int64) @ nonzero.T.astype(np.int64)
+    biased = 0 if readout.bias is None else int(np.count_nonzero(readout.bias))
+    found = {
+        "events_in": np.count_nonzero(events, axis=1).astype(np.int64),
+        "spikes_in": sums.sum(axis=1),
+        "synops_events": (events * lengths).sum(axis=1),
+        "synops": (sums * lengths).sum(axis=1),
+        "touched": np.count_nonzero(reached, axis=1).astype(np.int64),
+        "bias_adds": np.full(len(sums), biased, np.int64),
+    }
+    return StepCounts({name: array[None] for name, array in found.items()})
+
+
+def count_readout(readout: ReadoutLayer, values: Array) -> LayerCounts:
+    """`readout_steps`, summed."""
+    return readout_steps(readout, values).total()

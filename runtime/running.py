@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.runtime.counters import LayerCounts
+from soul_deploy.runtime.countrun import count_run
+from soul_deploy.runtime.energy import UNITS, Activity, ops_energy
 from soul_deploy.runtime.eventnet import EventNetwork
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.images import InputRule, Samples
@@ -57,10 +59,11 @@ def result(
                 row["steps"] = steps[:, index].tolist()
             rows.append(row)
         if counts:
-            counted, executed = network.count_executed(samples.values)
-            for layer, found in counted.items():
+            counted = count_run(network, samples.values)
+            for layer, found in counted.counts.items():
                 sums[layer] = sums.get(layer, LayerCounts()) + found
-                additions[layer] = additions.get(layer, 0) + executed.get(layer, found.synops)
+                executed = counted.executed.get(layer, found.synops)
+                additions[layer] = additions.get(layer, 0) + executed
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "time_steps": network.time_steps,
@@ -73,6 +76,8 @@ def result(
             layer: {**asdict(found), "synops_executed": additions[layer]}
             for layer, found in sums.items()
         }
+        activities = {layer: Activity(found) for layer, found in sums.items()}
+        document["energy"] = [ops_energy(activities).to_json()]
     return document
 
 
@@ -116,3 +121,13 @@ def mean_text(total: int, samples: int) -> str:
     """A count per sample."""
     mean = total / samples
     return f"{mean:,.0f}" if mean >= 100 or mean == int(mean) else f"{mean:.1f}"
+
+
+def energy_line(entry: Mapping[str, Any], samples: int) -> str:
+    """An estimate per inference with its constants, from an entry of the result's `energy`."""
+    parts, costs = UNITS[entry["unit"]], entry["constants"]
+    nanojoules = entry["value_int"] / parts / samples / 1e3
+    return (
+        f"Energy, estimated ({entry['model']}: {costs['mac'] / parts:g} pJ/MAC, "
+        f"{costs['ac'] / parts:g} pJ/SynOp): {nanojoules:,.4g} nJ per inference"
+    )

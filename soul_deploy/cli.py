@@ -15,6 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("soul_deploy.demo:demo", "Train, prune, remove, export and verify on real digits."),
     "train": ("soul_deploy.train_cli:train", "Train a spiking network."),
     "verify": ("soul_deploy.export.cli:verify", "Prove that an exported file equals its model."),
+    "energy": (
+        "soul_deploy.export.energy_cli:energy",
+        "Count operations exactly, estimate their energy.",
+    ),
     "inspect": ("soul_deploy.runtime.cli:inspect", "Print what is in a model, event or ONNX file."),
     "run": ("soul_deploy.runtime.cli:run", "Run an event network on images or a .npy file."),
 }

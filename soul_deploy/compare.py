@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.countcheck import CountComparer, CountMismatch
+from soul_deploy.countcheck import CountComparer, CountDifference, CountMismatch
 from soul_deploy.flips import (
     Flip,
     Golden,
@@ -27,7 +27,7 @@ from soul_deploy.flips import (
 from soul_deploy.graph import Input
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
-from soul_deploy.runtime.counters import LayerCounts
+from soul_deploy.runtime.counters import LayerCounts, StepCounts
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import Array
 
@@ -39,12 +39,13 @@ BATCH = 16
 class LayerRun:
     """One layer's output: bool spikes (T, B, ...), or the readout's logits; and what it counted.
 
-    counts: by projection or population (as `soul_deploy.counting.counted_nodes` names them), of
-    what ran between the layer and the populations before it; None if the engine does not count.
+    counts: by step and sample, by projection, population or pooling (as
+    `soul_deploy.counting.counted_nodes` names them), of what ran between the layer and the
+    populations before it; None if the engine does not count.
     """
 
     output: Tensor
-    counts: Mapping[str, LayerCounts] | None = None
+    counts: Mapping[str, StepCounts] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Comparison:
     """What one gate found; `counted` says whether operation counts were compared.
 
     logit_difference: the largest on samples without a flip; logit_difference_flipped on others.
-    agreeing: samples of the same class.
+    agreeing: samples of the same class. differences: counts that flipped spikes changed.
     """
 
     samples: int = 0
@@ -102,12 +103,19 @@ class Comparison:
     agreeing: int = 0
     counted: bool = False
     mismatches: tuple[CountMismatch, ...] = ()
+    differences: tuple[CountDifference, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Spikes explained, logits within LOGIT_LIMIT where no spike differs, counts equal."""
         close = self.logit_difference <= LOGIT_LIMIT  # false for a NaN
-        return close and not self.mismatches and all(layer.passed for layer in self.layers)
+        return close and self.counts_agree and all(layer.passed for layer in self.layers)
+
+    @property
+    def counts_agree(self) -> bool:
+        """Counts are what the spikes say, and flipped spikes explain every difference exactly."""
+        explained = all(d.difference == d.explained for d in self.differences)
+        return not self.mismatches and explained
 
     @property
     def flipped(self) -> int:
@@ -129,7 +137,17 @@ class Comparison:
             self.agreeing + other.agreeing,
             self.counted or other.counted,
             self.mismatches + other.mismatches,
+            _joined(self.differences + other.differences),
         )
+
+
+def _joined(differences: tuple[CountDifference, ...]) -> tuple[CountDifference, ...]:
+    """One entry per layer and count."""
+    found: dict[tuple[str, str], CountDifference] = {}
+    for item in differences:
+        key = (item.layer, item.count)
+        found[key] = found[key] + item if key in found else item
+    return tuple(found.values())
 
 
 def _worse(a: float, b: float) -> float:
@@ -220,18 +238,20 @@ class Comparer:
         flipped = np.zeros(len(logits), bool)
         flipped[[sample - offset for first in firsts.values() for sample in first]] = True
         scores = _compare_logits(logits, run.logits, flipped)
-        mismatches = self._run_mismatches(run, values)
-        return Comparison(
-            len(logits), tuple(layers), *scores, run.counts is not None, tuple(mismatches)
-        )
+        counted = run.counts is not None
+        return Comparison(len(logits), tuple(layers), *scores, counted, *self._counts(run, values))
 
-    def _run_mismatches(self, run: Run, values: Mapping[str, Signal]) -> list[CountMismatch]:
-        """Its counts must be what its own spikes say."""
+    def _counts(
+        self, run: Run, values: Mapping[str, Signal]
+    ) -> tuple[tuple[CountMismatch, ...], tuple[CountDifference, ...]]:
+        """Its counts must be what its own spikes say, and differ from ours by what these do."""
         if run.counts is None:
-            return []
-        own = {name: Signal(spikes.float(), False) for name, spikes in run.spikes.items()}
-        found = self.counts.mismatches(run.counts, dict(values) | own, run.spikes)
-        return found + self.counts.missing(set(run.counts))
+            return (), ()
+        own = dict(values)
+        own |= {name: Signal(spikes.float(), False) for name, spikes in run.spikes.items()}
+        found = self.counts.mismatches(run.counts, own, run.spikes)
+        found += self.counts.missing(set(run.counts))
+        return tuple(found), tuple(self.counts.differences(run.counts, dict(values), own))
 
     def _upstream(
         self,

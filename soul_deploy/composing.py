@@ -101,7 +101,7 @@ def compose(graph: SpikingGraph, folded: Mapping[str, Synapses], name: str) -> C
     source, between = _walk_back(graph, node)
     if isinstance(node, Readout):
         return Composed(source, _compose_readout(graph, node, folded, source, between))
-    operator = _base(graph, node, folded[name])
+    operator = base_operator(graph, node, folded[name])
     for pool in between:
         operator = _behind(operator, pool, graph.shapes[pool.inputs[0]], name)
     return Composed(source, operator)
@@ -117,7 +117,8 @@ def _walk_back(graph: SpikingGraph, node: Node) -> tuple[str, list[Composable]]:
     return current.name, between
 
 
-def _base(graph: SpikingGraph, node: Node, synapses: Synapses) -> Operator:
+def base_operator(graph: SpikingGraph, node: Node, synapses: Synapses) -> Operator:
+    """A projection's operator on its own input, nothing composed into it."""
     in_shape, out_shape = graph.shapes[node.inputs[0]], graph.shapes[node.name]
     if isinstance(node, Convolution):
         return ConvOperator(

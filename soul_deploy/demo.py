@@ -153,12 +153,14 @@ def _column(
     from soul_deploy.data import load_data
     from soul_deploy.modelfile import load_model
     from soul_deploy.runtime.counters import LayerCounts
+    from soul_deploy.runtime.energy import Activity, ops_energy
     from soul_deploy.training import accuracy
 
     data = load_data("mnist5k", Path("data"))
     images = data.normalise(data.test.images[:COUNTED_IMAGES])
     model = load_model(path)
     total = sum(count_model(model, images).values(), LayerCounts())
+    energy = ops_energy({"whole": Activity(total)}).picojoules / len(images)
     parameters = [array for name, array in model.state.items() if name.endswith("weight")]
     onnx, runtime = times[f"onnxruntime-{kind}"], times.get("event")
     return {
@@ -169,6 +171,7 @@ def _column(
         "event file, kB": event.stat().st_size // 1000 if event else "",
         "SynOps per image": round(total.synops / len(images)),
         "first layer's MACs": round(total.macs_effective / len(images)),
+        "energy, nJ (4.6 pJ/MAC, 0.9 pJ/SynOp; estimate)": f"{energy / 1e3:,.0f}",
         "PyTorch, ms": f"{times[f'pytorch-{kind}']:.2f}",
         "ONNX Runtime, ms": f"{onnx:.2f}",
         "event runtime, ms": f"{runtime:.2f}" if event and runtime else "",

@@ -1,5 +1,6 @@
 """The code in the documentation runs as it stands."""
 
+import doctest
 import re
 import runpy
 from pathlib import Path
@@ -13,6 +14,12 @@ pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for the
 
 def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_the_worked_example_of_counting() -> None:
+    outcome = doctest.testfile(str(ROOT / "docs" / "counting.md"), module_relative=False)
+    assert outcome.attempted > 15
+    assert outcome.failed == 0
 
 
 def test_bring_your_own(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from soul_deploy.counting import CountedLayer, count_batch, counted_layers, fanout
+from soul_deploy.counting import CountedLayer, count_batch, counted_layers, counted_nodes, fanout
 from soul_deploy.export.event import build_event_network, export_event
 from soul_deploy.export.representation import DENSE_FROM
 from soul_deploy.folding import fold
@@ -32,6 +32,7 @@ from soul_deploy.graph import (
 from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model, ModelInfo, Normalization, Validity, arrays_of
 from soul_deploy.module import GraphModule
+from soul_deploy.runtime.countrun import count_run
 from soul_deploy.runtime.errors import (
     LimitError,
     UnknownNameError,
@@ -101,7 +102,7 @@ def test_layers_and_counts_teacher_forced(spec: ChainSpec, sequence: bool, spars
     names = [n.name for n in model.graph.nodes if n.op in ("population", "max_pool")]
     with torch.no_grad():
         values = module.evaluate({model.graph.input.name: module.as_signal(x)}, names)
-        expected = count_batch(module, layers_of(model), x)
+        expected = count_batch(module, counted_nodes(model), x)
     held = {model.graph.input.name: x.numpy()}
     held |= {name: signal.tensor.numpy() for name, signal in values.items()}
     for layer in network.events.layers:
@@ -110,7 +111,7 @@ def test_layers_and_counts_teacher_forced(spec: ChainSpec, sequence: bool, spars
     for layer in network.events.spiking_layers:
         found_counts = network.count_layer(layer.projection, held[layer.source])
         assert found_counts == expected[layer.projection], layer.name
-    assert network.count(x.numpy()) == expected
+    assert count_run(network, x.numpy()).counts == expected
 
 
 @given(chains(), st.booleans())

@@ -524,7 +524,7 @@ def test_an_imported_network_leaves_like_any_other(
 ) -> None:
     path, x, expected = from_snntorch
     model = import_nir(read_nir(path), time_steps=STEPS)
-    onnx = OnnxExecution(build_onnx(model, input_mode="sequence"), model.graph)
+    onnx = OnnxExecution(build_onnx(model, input_mode="sequence"), model)
     assert torch.allclose(onnx.run(x).logits, expected.mean(0), atol=1e-6)
     event = Network(build_event_network(model))
     np.testing.assert_allclose(event.run(x.numpy()), expected.mean(0), atol=1e-6)

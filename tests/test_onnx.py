@@ -75,7 +75,7 @@ def test_dyadic_sequences_are_equal_to_the_bit(spec: ChainSpec) -> None:
     model, x = build(spec), images(spec)
     frames = torch.stack([x.roll(t, dims=3) for t in range(spec.time_steps)])
     built = build_onnx(model, input_mode="sequence")
-    recorded, execution = model.module().record(frames), OnnxExecution(built, model.graph)
+    recorded, execution = model.module().record(frames), OnnxExecution(built, model)
     found = execution.run(frames)
     assert torch.equal(found.logits, recorded.logits)
     for name, spikes in recorded.spikes.items():
@@ -273,7 +273,7 @@ def test_too_many_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_static_file_refuses_sequences() -> None:
     model = small()
-    execution = OnnxExecution(build_onnx(model), model.graph)
+    execution = OnnxExecution(build_onnx(model), model)
     with pytest.raises(ValidityError, match="this file takes static images"):
         execution.run(torch.zeros(3, 1, 2, 5, 5))
 

@@ -30,6 +30,7 @@ from soul_deploy.modelfile import Model
 from soul_deploy.prune.groups import RESIDUAL, Residual
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
+from soul_deploy.runtime.countrun import count_run
 from soul_deploy.runtime.errors import RemovalError
 from soul_deploy.runtime.network import Network
 from soul_deploy.zoo import NetworkOptions, create
@@ -116,7 +117,7 @@ def test_masked_compact_onnx_and_event_to_the_bit(
 def test_counts_are_equal(spec: ResidualSpec, seed: int, neurons: bool) -> None:
     model, x = masked(residual_model(spec), seed, neurons=neurons), residual_images(spec)
     network = Network(build_event_network(model))
-    assert network.count(x.numpy()) == count_model(deployed(model), x)
+    assert count_run(network, x.numpy()).counts == count_model(deployed(model), x)
 
 
 @fewer

@@ -16,6 +16,7 @@ from PIL import Image
 
 from soul_deploy.cli import root
 from soul_deploy.modelfile import load_model
+from soul_deploy.runtime.countrun import count_run
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.images import InputRule, normalise, read_array
@@ -126,13 +127,20 @@ def test_operations_are_counted_over_all_files(files: Files, tmp_path: Path) -> 
     np.save(path, random_pixels(2, seed=9))
     found = as_json("run", files.compact_event, *images, path, "--counts")
     pixels = np.concatenate([random_pixels(3), random_pixels(2, seed=9)])
-    expected = load(files.compact_event).count(normalise(pixels, RULE))
+    expected = count_run(load(files.compact_event), normalise(pixels, RULE)).counts
     assert found["samples"] == 5
     for name, counts in expected.items():
         executed = found["counts"][name].pop("synops_executed")
         assert executed >= counts.synops
         assert found["counts"][name] == vars(counts)
-    assert "SynOps" in printed("run", files.compact_event, *images, "--counts")
+    synops, macs = (
+        sum(getattr(c, n) for c in expected.values()) for n in ("synops", "macs_effective")
+    )
+    (energy,) = found["energy"]
+    assert (energy["estimate"], energy["value_int"]) == (True, 9 * synops + 46 * macs)
+    text = printed("run", files.compact_event, *images, "--counts")
+    assert "SynOps" in text
+    assert "Energy, estimated (ops45_fp32: 4.6 pJ/MAC, 0.9 pJ/SynOp)" in text
 
 
 def test_counts_are_shown_per_inference_with_a_total() -> None:

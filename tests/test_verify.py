@@ -25,6 +25,7 @@ from soul_deploy.graph import NeuronSpec
 from soul_deploy.modelfile import Model, ModelInfo, Normalization, from_module
 from soul_deploy.module import GraphModule
 from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.counters import StepCounts
 from soul_deploy.runtime.errors import FileFormatError, MissingFileError, ValidityError
 from soul_deploy.runtime.eventnet import (
     Convolution,
@@ -169,7 +170,7 @@ def test_a_wrong_onnx_file_fails_the_static_gate(
 def test_a_wrong_onnx_file_fails_when_it_runs(spoil: Callable[[ModelProto], None]) -> None:
     file = build_onnx(GOLDEN)
     spoil(file)
-    execution = OnnxExecution(file, GOLDEN.graph)
+    execution = OnnxExecution(file, GOLDEN)
     forced = comparer().forced(execution, X)
     assert not forced.passed
     assert forced.unexplained > 0
@@ -190,7 +191,7 @@ def test_a_wrong_head_is_seen_in_the_logits() -> None:
     file = build_onnx(GOLDEN)
     tensor = next(t for t in file.graph.initializer if t.name == "10.bias")
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1e-4, tensor.name))
-    execution = OnnxExecution(file, GOLDEN.graph)
+    execution = OnnxExecution(file, GOLDEN)
     for found in (comparer().forced(execution, X), comparer().end_to_end(execution, X)):
         assert found.unexplained == 0
         assert found.logit_difference == pytest.approx(1e-4, rel=0.01)
@@ -292,6 +293,14 @@ def test_a_synapse_less_is_seen_in_the_counts() -> None:
     assert not found.passed
 
 
+def one_more(counts: StepCounts) -> StepCounts:
+    """One spike too many, at the last step of the last sample."""
+    spikes = counts.values.get("spikes_out", np.zeros((GOLDEN.graph.time_steps, len(X)), np.int64))
+    spikes = spikes.copy()
+    spikes[-1, -1] += 1
+    return StepCounts({**counts.values, "spikes_out": spikes})
+
+
 class Miscounting(EventExecution):
     """Runs rightly, counts wrongly."""
 
@@ -304,14 +313,14 @@ class Miscounting(EventExecution):
     def run_layer(self, layer: str, values: object) -> LayerRun:
         run = super().run_layer(layer, values)  # type: ignore[arg-type]
         assert run.counts is not None
-        wrong = {name: replace(c, spikes_out=c.spikes_out + 1) for name, c in run.counts.items()}
-        return replace(run, counts=wrong)
+        return replace(run, counts={name: one_more(c) for name, c in run.counts.items()})
 
 
 def test_wrong_counts_fail_by_themselves() -> None:
     execution = Miscounting(Network(build_event_network(GOLDEN)), Golden(GOLDEN))
     forced, whole = comparer().forced(execution, X), comparer().end_to_end(execution, X)
     assert {m.count for m in forced.mismatches} == {"spikes_out"}
+    assert {m.place for m in forced.mismatches} == {(GOLDEN.graph.time_steps - 1, len(X) - 1)}
     assert {m.count for m in whole.mismatches} == {"touched"}
     assert not forced.passed
     assert not whole.passed

@@ -1,0 +1,264 @@
+"""Our compat fields against the packages themselves, on the same small networks and inputs."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soul_deploy.compat import CompatCounts, compat_layer, compat_model, total_compat
+from soul_deploy.graph import (
+    AvgPool,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    NeuronSpec,
+    Node,
+    Population,
+    Readout,
+    SpikingGraph,
+)
+from soul_deploy.modelfile import Model
+from soul_deploy.module import GraphModule, Signal
+from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
+
+IF = NeuronSpec("if")
+
+
+def network(nodes: list[Node], steps: int, seed: int = 0) -> Model:
+    """Random weights, half of them 0, that make neurons fire."""
+    graph = SpikingGraph(tuple(nodes), steps)
+    module = GraphModule(graph)
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, tensor in module.state_dict().items():
+        value = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1:
+            value *= torch.rand(tensor.shape, generator=generator) < 0.5
+        state[name] = value.numpy()
+    return Model(graph, state)
+
+
+def small() -> Model:
+    """Image, two convolutions (stride 2, groups 2), a linear layer, votes; bias on all."""
+    return network(
+        [
+            Input("input", (), (2, 9, 7)),
+            Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
+            Population("s1", ("c1",), IF),
+            Convolution("c2", ("s1",), True, None, 4, 6, (3, 2), (2, 2), (1, 0), (1, 1), 2),
+            Population("s2", ("c2",), IF),
+            Flatten("flat", ("s2",)),
+            Linear("fc", ("flat",), True, None, 6 * 5 * 3, 6),
+            Population("s3", ("fc",), IF),
+            Readout("vote", ("s3",), 3, False, False, 2),
+        ],
+        4,
+    )
+
+
+def pooled() -> Model:
+    """The second convolution reads averages of spikes."""
+    return network(
+        [
+            Input("input", (), (2, 8, 8)),
+            Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
+            Population("s1", ("c1",), IF),
+            AvgPool("pool", ("s1",), (2, 2), (2, 2)),
+            Convolution("c2", ("pool",), True, None, 4, 6, (3, 3), (1, 1), (1, 1)),
+            Population("s2", ("c2",), IF),
+            Flatten("flat", ("s2",)),
+            Linear("fc", ("flat",), True, None, 6 * 16, 6),
+            Population("s3", ("fc",), IF),
+            Readout("vote", ("s3",), 3, False, False, 2),
+        ],
+        3,
+    )
+
+
+X = torch.randn(5, 2, 9, 7, generator=torch.Generator().manual_seed(1))
+IMAGES = {"small": (small, X), "pooled": (pooled, X.new_ones(5, 2, 8, 8) * 0.7)}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_neurobench(name: str) -> None:
+    """The package's own metrics on the same module: to the unit, and the sparsities."""
+    nb = pytest.importorskip("neurobench", reason="`make` installs NeuroBench for these tests")
+    assert nb is not None
+    from neurobench.metrics.static import ConnectionSparsity, Footprint
+    from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
+    from neurobench.models import TorchModel
+
+    from soul_deploy.neurons import SpikingNeuron
+
+    make, x = IMAGES[name]
+    model = make()
+    wrapped = TorchModel(model.module())
+    wrapped.add_activation_module(SpikingNeuron)
+    wrapped.register_hooks()
+    with torch.no_grad():
+        # Neurons run through `simulate`, which no hook sees: their spikes are handed in.
+        wrapped(x)
+        found = SynapticOperations()(wrapped, None, (x, None))
+        spikes = model.module().record(x).spikes
+        for hook in wrapped.activation_hooks:
+            hook.activation_outputs = []
+        for hook, values in zip(wrapped.activation_hooks, spikes.values(), strict=True):
+            hook.activation_outputs.append(values)
+        activation = ActivationSparsity()(wrapped, None, (x, None))
+    report = ops_report(model, x, original_of("m", model), Measured("m", "", 0, {}), EnergyChoice())
+    ours = report.to_json()["compat"]["neurobench"]
+    for key in ("Effective_ACs", "Effective_MACs", "Dense"):
+        assert found[key] == ours[key] / len(x), key
+    sparsity = ours["ConnectionSparsity"]
+    assert ConnectionSparsity()(wrapped) == round(sparsity["num"] / sparsity["den"], 4)
+    share = ours["ActivationSparsity"]
+    assert activation == share["num"] / share["den"]
+    assert Footprint()(wrapped) == ours["Footprint"]
+    assert (ours["Effective_ACs"] > 0) and (ours["Effective_MACs"] > 0)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_spikingjelly(name: str) -> None:
+    """SynOpCounter sees every operator that the module dispatches."""
+    pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
+    from spikingjelly.activation_based.op_counter import (
+        DispatchCounterMode,
+        MACCounter,
+        SynOpCounter,
+    )
+
+    make, x = IMAGES[name]
+    model = make()
+    ours = compat_model(model, x)
+    module = model.module()
+    values = module.evaluate(
+        {"input": module.as_signal(x)},
+        [node.inputs[0] for node in model.graph.projections],
+    )
+    synops, macs = 0, 0
+    for node in model.graph.projections:
+        held = values[node.inputs[0]]
+        data = held.tensor if held.static else held.tensor.flatten(0, 1)
+        counters = SynOpCounter(), MACCounter()
+        with torch.no_grad(), DispatchCounterMode(list(counters)):
+            module.get_submodule(node.name)(data)
+        assert counters[0].get_total() == ours[node.name].spikingjelly_synops, node.name
+        if not counters[0].get_total():
+            assert counters[1].get_total() == ours[node.name].spikingjelly_macs, node.name
+        synops += counters[0].get_total()
+        macs += ours[node.name].spikingjelly_macs
+    total = total_compat(ours)
+    assert (total.spikingjelly_synops, total.spikingjelly_macs) == (synops, macs)
+
+
+# Rules of packages that are not installed here, written anew from what they say they do.
+
+
+def sinabs_per_step(weight: Tensor, x: Tensor, stride: int, padding: int, pooled: int) -> Fraction:
+    """hooks.py: (events × connection map) averaged over samples and steps, pooling undone."""
+    ones, kernel = torch.ones_like(weight), weight.shape[2]
+    spans = [n + 2 * padding - kernel for n in x.shape[2:]]
+    rest, sides = [n % stride for n in spans], [n // stride + 1 for n in spans]
+    targets = torch.ones(1, len(weight), *sides)
+    reach = F.conv_transpose2d(targets, ones, None, stride, padding, rest)
+    return Fraction(int((x * reach).sum() * pooled), len(x))
+
+
+def upr_sops(weight: Tensor, x: Tensor, mask: Tensor, stride: int, padding: int) -> Fraction:
+    """SOPMonitor: (conv(x, W ≠ 0) · mask).sum(), value by value."""
+    found = F.conv2d(x.double(), (weight != 0).double(), None, stride, padding) * mask
+    return Fraction(float(found.sum()))
+
+
+def syops(x: Tensor, outputs: int, kernel: int, biased: bool) -> tuple[Fraction, int]:
+    """ops.py: (dense + bias) × batch, times the mean if the input is 0/1, else all of it a MAC."""
+    overall = len(x) * outputs * (kernel + biased)
+    if bool(((x == 0) | (x == 1)).all()):
+        return Fraction(overall) * Fraction(float(x.sum())) / x.numel(), 0
+    return Fraction(0), overall
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("pool", [False, True])
+def test_rules_written_anew(stride: int, padding: int, pool: bool) -> None:
+    nodes: list[Node] = [Input("input", (), (2, 8, 8)), Population("s", ("input",), IF)]
+    if pool:
+        nodes.append(AvgPool("pool", ("s",), (2, 2), (2, 2)))
+    last = nodes[-1].name
+    sides = ((3, 3), (stride, stride), (padding, padding))
+    nodes += [Convolution("p", (last,), True, None, 2, 3, *sides), Population("q", ("p",), IF)]
+    model = network([*nodes, Readout("head", ("q",), 2)], 2)
+    shape = model.graph.shapes["q"]
+    mask = np.random.default_rng(3).random(shape) < 0.6
+    model = Model(model.graph, model.state, neuron_masks={"q": mask})
+    spikes = (torch.rand(2, 3, 2, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.3).float()
+    ours = compat_layer(model, "p", Signal(spikes, False))
+    x = spikes.flatten(0, 1)
+    x = F.avg_pool2d(x, 2) if pool else x
+    weight = torch.from_numpy(model.state["p.weight"])
+    assert Fraction(ours.sinabs, 6) == sinabs_per_step(weight, x, stride, padding, 4 if pool else 1)
+    assert ours.upr_sops == upr_sops(weight, x, torch.from_numpy(mask), stride, padding)
+    outputs = int(np.prod(shape))
+    assert (ours.syops_acs, ours.syops_macs) == syops(x, outputs, 18, True)
+    dense = len(x) * outputs * 18
+    assert ours.rate_flops == dense * Fraction(float(x.sum())) / x.numel()
+
+
+# The tools' own unit cases.
+
+
+def one_layer(projection: Node, shape: tuple[int, ...], steps: int) -> Model:
+    """Spikes, the projection with all weights 1, a population, a head."""
+    nodes = [Input("input", (), shape), Population("s", ("input",), IF), projection]
+    model = network([*nodes, Population("q", ("p",), IF), Readout("head", ("q",), 2)], steps)
+    ones = {name: np.ones_like(array) for name, array in model.state.items()}
+    return Model(model.graph, ones)
+
+
+def on(projection: Node, x: Tensor) -> CompatCounts:
+    """x (T, B, ...)."""
+    model = one_layer(projection, tuple(x.shape[2:]), len(x))
+    return compat_layer(model, "p", Signal(x, False))
+
+
+def convolution(kernel: tuple[int, int], outputs: int = 1, inputs: int = 1) -> Convolution:
+    return Convolution("p", ("s",), False, None, inputs, outputs, kernel)
+
+
+def test_unit_cases_of_neurobench() -> None:
+    """tests/test_metrics.py of NeuroBench 2.x."""
+    assert on(convolution((3, 3)), torch.ones(1, 1, 1, 3, 3)).neurobench_acs == 9
+    assert on(convolution((3, 3)), torch.ones(1, 1, 1, 12, 12)).neurobench_acs == 900
+    # Conv1d(5, 1, 5) on 10 positions, as a map of height 1.
+    assert on(convolution((1, 5), 1, 5), torch.ones(1, 1, 5, 1, 10)).neurobench_acs == 150
+    linear = Linear("p", ("s",), False, None, 20, 5)
+    assert on(linear, torch.ones(10, 1, 20)).neurobench_acs == 1000
+    assert on(linear, torch.ones(10, 1, 20)).neurobench_dense == 1000
+
+
+def test_unit_cases_of_sinabs() -> None:
+    """tests/test_hooks.py of sinabs: a diagonal and two samples with four spikes each."""
+    assert on(convolution((2, 2), 5), torch.eye(3).reshape(1, 1, 1, 3, 3)).sinabs == 30
+    spikes = torch.ones(1, 2, 4)
+    found = on(Linear("p", ("s",), False, None, 4, 5), spikes)
+    assert Fraction(found.sinabs, 2) == 20  # 8 spikes × 5 targets, 2 samples
+
+
+def test_linear_networks_agree_everywhere() -> None:
+    """No border, no mask, no zero weight: all rules that count events give one number."""
+    x = (torch.rand(3, 4, 7, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    found = on(Linear("p", ("s",), False, None, 7, 5), x)
+    numbers = {
+        found.neurobench_acs,
+        found.spikingjelly_synops,
+        found.sinabs,
+        found.upr_sops,
+        found.rate_flops,
+        found.syops_acs,
+    }
+    assert numbers == {int(x.sum()) * 5}

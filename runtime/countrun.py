@@ -13,7 +13,8 @@ from soul_deploy.runtime.counters import LayerCounts, require_bounds
 from soul_deploy.runtime.counting import limits_of, pooling_steps
 from soul_deploy.runtime.eventnet import PoolLayer, Synaptic
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network, Recording, to_channel_last
+from soul_deploy.runtime.inputs import to_channel_last
+from soul_deploy.runtime.network import Network, Recording
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Array], document: Mapping[st
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     text = json.dumps(document)
     metadata = {METADATA_KEY: text, CHECKSUM_KEY: _text_sha256(text)}
-    write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata=metadata))
+
+    def write(temporary: Path) -> None:
+        save_file(arrays, temporary, metadata=metadata)
+        _put_metadata_in_order(temporary)
+
+    write_atomically(path, write)
+
+
+def _put_metadata_in_order(path: Path) -> None:
+    """Sort the metadata of a file just written: safetensors stores its entries in random order.
+
+    So equal content is equal bytes. The header keeps its length.
+    """
+    with path.open("r+b") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+        opening = b'{"__metadata__":'
+        if not header.startswith(opening):
+            raise AssertionError(f"{path}: safetensors writes headers in another way now")
+        text = header.decode("utf-8")
+        found, end = json.JSONDecoder().raw_decode(text, len(opening))
+        ordered = json.dumps(found, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        before = len(text[:end].encode("utf-8"))
+        if len(opening) + len(ordered.encode("utf-8")) != before:
+            raise AssertionError(f"{path}: safetensors writes metadata in another way now")
+        stream.seek(8 + len(opening))
+        stream.write(ordered.encode("utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -294,3 +294,13 @@ def test_shapes_that_are_expected_are_those_of_the_module(name: str) -> None:
     with torch.device("meta"):
         state = GraphModule(graph).state_dict()
     assert expected_shapes(graph) == {key: tuple(value.shape) for key, value in state.items()}
+
+
+def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
+    """safetensors stores metadata in random order; ours is put in order."""
+    written = set()
+    for i in range(12):
+        write_tensors(tmp_path / f"{i}", {"a": np.arange(3, dtype=np.float32)}, {"name": "Straße"})
+        assert read_tensors(tmp_path / f"{i}").description() == {"name": "Straße"}
+        written.add((tmp_path / f"{i}").read_bytes())
+    assert len(written) == 1

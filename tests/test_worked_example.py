@@ -38,7 +38,8 @@ from soul_deploy.runtime.energy import MEMORY, Activity, accesses, ops_energy
 from soul_deploy.runtime.errors import VerificationError
 from soul_deploy.runtime.eventnet import SpikingLayer
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network, to_channel_last
+from soul_deploy.runtime.inputs import to_channel_last
+from soul_deploy.runtime.network import Network
 
 FANOUT = [
     [[3, 6, 6, 4], [5, 6, 8, 4], [5, 8, 7, 5], [4, 5, 5, 2]],

@@ -17,7 +17,7 @@ from numba.extending import register_jitable
 
 from soul_deploy.runtime.config import AHEAD, FASTMATH, PASS_BLOCK
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.vectors import fetch, lane_writer, row_adder
+from soul_deploy.runtime.vectors import add_row, fetch, put
 
 Kernel = Callable[..., None]
 
@@ -76,7 +76,6 @@ def start_lanes(lanes: int) -> Kernel:
 
     `first` and `last` are multiples of m.
     """
-    put = lane_writer(lanes)
 
     @njit(cache=True, nogil=True, fastmath=FASTMATH)
     def start(out: Array, bias: Array, first: int, last: int) -> None:
@@ -86,7 +85,7 @@ def start_lanes(lanes: int) -> Kernel:
             return
         for begin in range(first, last, width):
             for k in range(width):
-                put(out, begin + k, bias[k])
+                put(out, begin + k, bias[k], lanes)
 
     return start
 
@@ -103,7 +102,6 @@ def pick_lanes(current: Array, index: Array, first: int, last: int, out: Array) 
 @cache
 def convolve_lanes(lanes: int) -> Kernel:
     """kernels.convolve_sparse for all steps at once: out (n, lanes), amounts (events, lanes)."""
-    add_row = row_adder(lanes)
 
     @njit(cache=True, nogil=True, fastmath=FASTMATH)
     def convolve(
@@ -143,7 +141,7 @@ def convolve_lanes(lanes: int) -> Kernel:
                             for e in range(count):
                                 r = np.uint64(rows[e]) * taps + offset
                                 begin, end = starts[r], starts[r + length]
-                                add_row(out, base, targets, weight, begin, end, amounts, e)
+                                add_row(out, base, targets, weight, begin, end, amounts, e, lanes)
 
     return convolve
 
@@ -159,7 +157,6 @@ def fetch_row(targets: Array, weight: Array, begin: np.uint32, end: np.uint32) -
 @cache
 def multiply_lanes(lanes: int) -> Kernel:
     """kernels.multiply_sparse for all steps at once: out (n, lanes), amounts (events, lanes)."""
-    add_row = row_adder(lanes)
 
     @njit(cache=True, nogil=True, fastmath=FASTMATH)
     def multiply(
@@ -183,6 +180,6 @@ def multiply_lanes(lanes: int) -> Kernel:
                     j = np.uint64(rows[e + AHEAD])
                     fetch_row(targets, weight, starts[j], ends[j])
                 j = np.uint64(rows[e])
-                add_row(out, bases[j], targets, weight, starts[j], ends[j], amounts, e)
+                add_row(out, bases[j], targets, weight, starts[j], ends[j], amounts, e, lanes)
 
     return multiply

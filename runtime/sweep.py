@@ -18,7 +18,7 @@ from soul_deploy.runtime.equations import (
     reset_soft,
 )
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.vectors import TURNED, lane_turner
+from soul_deploy.runtime.vectors import TURNED, turn
 
 Sweep = Callable[..., None]
 
@@ -94,8 +94,6 @@ def _make_sweep(
 def _make_lane_sweep(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any], lanes: int
 ) -> Sweep:
-    turn = lane_turner(lanes)
-
     @njit(cache=True, nogil=True, fastmath=FASTMATH)
     def sweep(
         current: Array,
@@ -119,7 +117,7 @@ def _make_lane_sweep(
             size = min(LANE_BLOCK, end - first)
             whole = size - size % TURNED
             for i in range(0, whole, TURNED):
-                turn(current, first + i, arriving, i)
+                turn(current, first + i, arriving, i, lanes)
             for i in range(whole, size):
                 for t in range(lanes):
                     arriving[t, i] = current[first + i, t]

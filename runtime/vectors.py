@@ -4,9 +4,12 @@ The compiler finds these vectors only with an optimisation that numba keeps off,
 lanes are slower than going step by step. Each stands next to the same thing in plain Python, which
 runs when compilation is off. Arithmetic is that of the plain form: one rounded product, one rounded
 sum per lane.
+
+They take the number of lanes as a constant of the kernel that calls them. They are no closures over
+it: compiled kernels are found again on disk by what their closures hold, and an intrinsic is never
+the same twice.
 """
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -80,39 +83,34 @@ def _add_row_plainly(
     end: int,
     amounts: Array,
     event: int,
+    lanes: int,
 ) -> None:
     """out[base + targets[k]] += weight[k] · amounts[event], all lanes, k from `begin` to `end`.
 
-    out (n, lanes), amounts (events, lanes). What `_vector_add_row` compiles to, in Python.
+    out (n, lanes), amounts (events, lanes).
     """
     for k in range(begin, end):
         out[base + targets[k]] += weight[k] * amounts[event]
 
 
-def _vector_add_row(lanes: int) -> Any:
-    """`_add_row_plainly` for a fixed number of lanes."""
+@intrinsic(prefer_literal=True)
+def _vector_add_row(
+    typing: Any,
+    out: Any,
+    base: Any,
+    targets: Any,
+    weight: Any,
+    begin: Any,
+    end: Any,
+    amounts: Any,
+    event: Any,
+    lanes: Any,
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _emit_add_row(_Emitter(context, builder, signature, args), lanes.literal_value)
+        return context.get_dummy_value()
 
-    @intrinsic
-    def add_row(
-        typing: Any,
-        out: Any,
-        base: Any,
-        targets: Any,
-        weight: Any,
-        begin: Any,
-        end: Any,
-        amounts: Any,
-        event: Any,
-    ) -> Any:
-        signature = types.void(out, base, targets, weight, begin, end, amounts, event)
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit_add_row(_Emitter(context, builder, signature, args), lanes)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return add_row
+    return types.void(out, base, targets, weight, begin, end, amounts, event, lanes), generate
 
 
 def _emit_add_row(e: _Emitter, lanes: int) -> None:
@@ -138,52 +136,36 @@ def _emit_add_row(e: _Emitter, lanes: int) -> None:
         add(k)
 
 
-@cache
-def row_adder(lanes: int) -> Any:
-    """add_row(out, base, targets, weight, begin, end, amounts, event); see `_add_row_plainly`."""
-    return _vector_add_row(lanes) if compiled() else _add_row_plainly
-
-
-def _put_plainly(out: Array, neuron: int, value: float) -> None:
+def _put_plainly(out: Array, neuron: int, value: float, lanes: int) -> None:
     """out[neuron] = value in every lane; out (n, lanes)."""
     out[neuron] = value
 
 
-def _vector_put(lanes: int) -> Any:
-    @intrinsic
-    def put(typing: Any, out: Any, neuron: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            e, vector = _Emitter(context, builder, signature, args), floats(lanes)
-            place = e.vector_at(e.array(0).data, e.times(e.index(1), lanes), vector)
-            builder.store(e.everywhere(args[2], vector), place, align=4)
-            return context.get_dummy_value()
+@intrinsic(prefer_literal=True)
+def _vector_put(typing: Any, out: Any, neuron: Any, value: Any, lanes: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, vector = _Emitter(context, builder, signature, args), floats(lanes.literal_value)
+        place = e.vector_at(e.array(0).data, e.times(e.index(1), vector.count), vector)
+        builder.store(e.everywhere(args[2], vector), place, align=4)
+        return context.get_dummy_value()
 
-        return types.void(out, neuron, value), generate
-
-    return put
+    return types.void(out, neuron, value, lanes), generate
 
 
-@cache
-def lane_writer(lanes: int) -> Any:
-    """put(out, neuron, value); see `_put_plainly`."""
-    return _vector_put(lanes) if compiled() else _put_plainly
-
-
-def _turn_plainly(current: Array, neuron: int, arriving: Array, place: int) -> None:
+def _turn_plainly(current: Array, neuron: int, arriving: Array, place: int, lanes: int) -> None:
     """arriving[:, place + i] = current[neuron + i] for i below TURNED; current (n, lanes)."""
     arriving[:, place : place + TURNED] = current[neuron : neuron + TURNED].T
 
 
-def _vector_turn(lanes: int) -> Any:
-    @intrinsic
-    def turn(typing: Any, current: Any, neuron: Any, arriving: Any, place: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit_turn(_Emitter(context, builder, signature, args), lanes)
-            return context.get_dummy_value()
+@intrinsic(prefer_literal=True)
+def _vector_turn(
+    typing: Any, current: Any, neuron: Any, arriving: Any, place: Any, lanes: Any
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _emit_turn(_Emitter(context, builder, signature, args), lanes.literal_value)
+        return context.get_dummy_value()
 
-        return types.void(current, neuron, arriving, place), generate
-
-    return turn
+    return types.void(current, neuron, arriving, place, lanes), generate
 
 
 def _emit_turn(e: _Emitter, lanes: int) -> None:
@@ -197,12 +179,6 @@ def _emit_turn(e: _Emitter, lanes: int) -> None:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), TURNED), picked)
         to = e.vector_at(arriving.data, b.add(e.times(pitch, t), e.index(3)), row)
         b.store(b.shuffle_vector(values, nothing, mask), to, align=4)
-
-
-@cache
-def lane_turner(lanes: int) -> Any:
-    """turn(current, neuron, arriving, place); see `_turn_plainly`."""
-    return _vector_turn(lanes) if compiled() else _turn_plainly
 
 
 def _fetch_plainly(array: Array, place: int) -> None:
@@ -226,5 +202,14 @@ def _prefetch(typing: Any, array: Any, place: Any) -> Any:
     return types.void(array, place), generate
 
 
+add_row: Any = _vector_add_row if compiled() else _add_row_plainly
+"""add_row(out, base, targets, weight, begin, end, amounts, event, lanes): `_add_row_plainly`."""
+
+put: Any = _vector_put if compiled() else _put_plainly
+"""put(out, neuron, value, lanes): `_put_plainly`."""
+
+turn: Any = _vector_turn if compiled() else _turn_plainly
+"""turn(current, neuron, arriving, place, lanes): `_turn_plainly`."""
+
 fetch: Any = _prefetch if compiled() else _fetch_plainly
-"""fetch(array, place); see `_fetch_plainly`."""
+"""fetch(array, place): `_fetch_plainly`."""

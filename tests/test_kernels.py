@@ -419,18 +419,29 @@ def test_no_kernel_uses_fastmath() -> None:
 
 CACHE_PROBE = """
 import numpy as np
+from soul_deploy.runtime.config import LANE_BLOCK
 from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.lanes import multiply_lanes, start_lanes
 from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
 neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, None, "ge")
-sweep = sweep_of(neuron)
-current = np.ones((1, 3), np.float32)
-v, spikes = np.zeros(3, np.float32), np.zeros((2, 3), np.uint8)
-sweep(current, *sweep_numbers(neuron), False, v, spikes, 0, 3)
-print(sum(sweep.stats.cache_hits.values()), sum(sweep.stats.cache_misses.values()))
+numbers = sweep_numbers(neuron)
+v, current = np.zeros(3, np.float32), np.ones((1, 3), np.float32)
+spikes = np.zeros((2, 3), np.uint8)
+sweep_of(neuron)(current, *numbers, False, v, spikes, 0, 3)
+lanes, turned = np.ones((3, 4), np.float32), np.zeros((4, LANE_BLOCK), np.float32)
+start_lanes(4)(lanes, np.ones(3, np.float32), 0, 3)
+starts = np.array([0, 2], np.uint32)
+rows = (starts[:-1], starts[1:], np.zeros(1, np.int64), np.array([0, 2], np.uint16))
+scratch = (np.zeros(1, np.uint8), np.zeros(1, np.uint32), np.zeros((1, 4), np.float32))
+values = np.ones((2, 1, 1), np.uint8)
+multiply_lanes(4)(values, *rows, np.ones(2, np.float32), *scratch, lanes)
+sweep_of(neuron, 4)(lanes, *numbers, False, v, spikes, 0, 3, turned)
+for kernel in (sweep_of(neuron), sweep_of(neuron, 4), start_lanes(4), multiply_lanes(4)):
+    print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 
 
-def test_compiled_sweeps_are_found_again_by_a_fresh_process(tmp_path: Path) -> None:
+def test_compiled_kernels_are_found_again_by_a_fresh_process(tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if k != "NUMBA_DISABLE_JIT"}
     env["NUMBA_CACHE_DIR"] = str(tmp_path)
     seen = [
@@ -439,4 +450,4 @@ def test_compiled_sweeps_are_found_again_by_a_fresh_process(tmp_path: Path) -> N
         ).stdout.split()
         for _ in range(2)
     ]
-    assert seen == [["0", "1"], ["1", "0"]]
+    assert seen == [["0", "1"] * 4, ["1", "0"] * 4]

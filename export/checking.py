@@ -21,6 +21,7 @@ from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.files import file_sha256, write_atomically
 from soul_deploy.runtime.inspect_report import representation_table
+from soul_deploy.runtime.warming import compiling_announced
 
 EXPORT_SCHEMA = "soul-deploy/export/1"
 TITLES: dict[Kind, str] = {"onnx": "ONNX", "event": "Event network", "nir": "NIR"}
@@ -113,16 +114,17 @@ def check_file(
         steps = source.model.graph.time_steps
         images = torch.stack([images.roll(t, dims=0) for t in range(steps)])
         described += ", a sequence of different frames each"
-    return gates.verify(
-        source.model,
-        path,
-        images,
-        kind=kind,
-        source_sha256=source.sha256,
-        described=described,
-        name=str(shown),
-        batch=check_on.batch,
-    )
+    with compiling_announced():
+        return gates.verify(
+            source.model,
+            path,
+            images,
+            kind=kind,
+            source_sha256=source.sha256,
+            described=described,
+            name=str(shown),
+            batch=check_on.batch,
+        )
 
 
 def _takes_frames(path: Path) -> bool:

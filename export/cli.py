@@ -1,5 +1,6 @@
 """`soul-deploy export onnx`, `export event` and `verify`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from soul_deploy.export.checking import (
 from soul_deploy.export.event import export_event
 from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, OUTPUTS, export_onnx
 from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_step
-from soul_deploy.export.representation import CHOICES
+from soul_deploy.export.representation import CHOICES, CONVOLUTION_FORMS, Form
 from soul_deploy.export.verify import kind_of
 from soul_deploy.memory import HELP as MEMORY_HELP
 from soul_deploy.memory import parse_bytes
@@ -129,6 +130,13 @@ def onnx(
     help="Synapses of convolutions: rows shared by all positions (implicit), or one row per live "
     "neuron with nothing but live synapses (explicit). auto: by estimated time, layer by layer.",
 )
+@click.option(
+    "--rows",
+    multiple=True,
+    metavar="LAYER=FORM",
+    help="The form of one layer's rows: dense, sparse (shared and compressed, convolutions only) "
+    "or explicit. May be repeated; --representation is for the other layers.",
+)
 @click.option("--max_memory", default=None, metavar="SIZE", help=MEMORY_HELP)
 def event(
     model_path: Path,
@@ -137,13 +145,14 @@ def event(
     check: bool,
     check_on: CheckOptions,
     representation: Any,
+    rows: tuple[str, ...],
     max_memory: str | None,
 ) -> None:
     """Write MODEL, a soul-deploy model file, as an event network, which runs without PyTorch.
 
     Masked neurons, and neurons that no output depends on, are left out.
     """
-    allowed = parse_bytes(max_memory)
+    allowed, forms = parse_bytes(max_memory), read_forms(rows)
     source = Source.load(model_path, time_step)
     target = output or model_path.with_suffix(".event.safetensors")
     layers: list[dict[str, Any]] = []
@@ -154,12 +163,28 @@ def event(
             path,
             source_sha256=source.sha256,
             representation=representation,
+            rows=forms,
             max_memory=allowed,
         )
         layers.extend(representations(network))
 
     checked = check_on if check else None
     write_checked("event", source, target, write, checked, check_on.output_format, layers)
+
+
+def read_forms(given: Sequence[str]) -> dict[str, Form]:
+    """LAYER=FORM words as a mapping. Raises UsageError."""
+    forms: dict[str, Form] = {}
+    for word in given:
+        layer, equals, form = word.rpartition("=")
+        found = next((known for known in CONVOLUTION_FORMS if known == form.lower()), None)
+        if not equals or not layer or found is None:
+            raise UsageError(
+                f"--rows {word}: give LAYER=FORM, where FORM is {', '.join(CONVOLUTION_FORMS)}"
+            )
+        if forms.setdefault(layer, found) != found:
+            raise UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
+    return forms
 
 
 @click.command(cls=SoulCommand)

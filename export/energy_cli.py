@@ -24,6 +24,7 @@ from soul_deploy.runtime.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.runtime.files import file_sha256
 from soul_deploy.runtime.network import Network
+from soul_deploy.runtime.warming import compiling_announced
 
 FILE = click.Path(path_type=Path)
 SPLITS = ("train", "validation", "test")
@@ -250,8 +251,9 @@ def check_counts(model: Model, images: Tensor) -> dict[str, Any]:
     network = Network(build_event_network(model))
     static = not static_problems(golden.model, network)
     execution, comparer = EventExecution(network, golden), Comparer(golden)
-    forced = comparer.forced(execution, images)
-    whole = comparer.end_to_end(execution, images)
+    with compiling_announced():
+        forced = comparer.forced(execution, images)
+        whole = comparer.end_to_end(execution, images)
     return {
         "static": static,
         "forced": forced.passed,

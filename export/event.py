@@ -4,7 +4,8 @@ What no output depends on is left out (soul_deploy.liveness): masked neurons, an
 those read. Which form a layer's synapses get is decided in representation.py.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import numpy as np
 from soul_deploy.composing import ConvOperator, ReadoutOperator, compose
 from soul_deploy.counting import live_targets, population_behind
 from soul_deploy.export.representation import (
+    CONVOLUTION_FORMS,
+    MATRIX_FORMS,
     Choice,
+    Form,
     channel_last_mask,
     channel_last_order,
     represent_convolution,
@@ -39,7 +43,7 @@ from soul_deploy.modelfile import Model
 from soul_deploy.neurons import learned_decay
 from soul_deploy.runtime import eventnet
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.errors import UnsupportedGraphError
+from soul_deploy.runtime.errors import UnknownNameError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.eventfile import save_event_network
 from soul_deploy.runtime.eventnet import (
     CurrentLayer,
@@ -61,6 +65,7 @@ def export_event(
     *,
     source_sha256: str | None = None,
     representation: Choice = "auto",
+    rows: Mapping[str, Form] | None = None,
     max_memory: int | None = None,
 ) -> EventNetwork:
     """Build the event network of `model` and write it atomically to `path`.
@@ -68,7 +73,11 @@ def export_event(
     source_sha256: sha256 of the model file, kept for tracing. Raises as `build_event_network`.
     """
     network = build_event_network(
-        model, source_sha256=source_sha256, representation=representation, max_memory=max_memory
+        model,
+        source_sha256=source_sha256,
+        representation=representation,
+        rows=rows,
+        max_memory=max_memory,
     )
     save_event_network(path, network)
     return network
@@ -79,20 +88,24 @@ def build_event_network(
     *,
     source_sha256: str | None = None,
     representation: Choice = "auto",
+    rows: Mapping[str, Form] | None = None,
     max_memory: int | None = None,
 ) -> EventNetwork:
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
     representation: of the synapses; "auto" decides layer by layer (representation.py).
+    rows: the form of single layers, by the name of the projection or of its population, whatever
+    `representation` says: "dense", "sparse" (convolutions only) or "explicit".
     max_memory: bytes that one layer's explicit rows may take; None: what the machine has.
     Raises UnsupportedGraphError naming the node that cannot be computed and why, LimitError for
-    sizes beyond the runtime's.
+    sizes beyond the runtime's, UnknownNameError and UsageError for `rows` that cannot be.
     """
     refuse_unsupported(model.graph)
     model = deployed(model)
     graph = model.graph
     folded = fold(graph, model.state, model.channel_masks)
-    parts = _Parts(model, folded, live_values(model), representation, max_memory)
+    forms = _forms(graph, rows or {})
+    parts = _Parts(model, folded, live_values(model), representation, max_memory, forms)
     info = model.info
     norm = info.normalization
     return EventNetwork(
@@ -164,6 +177,23 @@ class _Parts:
     live: dict[str, Array | None]
     choice: Choice
     max_memory: int | None
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """What was asked of single projections."""
+
+
+def _forms(graph: SpikingGraph, rows: Mapping[str, Form]) -> dict[str, Form]:
+    """`rows` by projection."""
+    projections = [node.name for node in graph.nodes if isinstance(node, Projection)]
+    known = {name: name for name in projections}
+    for name in projections:
+        known[population_behind(graph, name) or name] = name
+    forms: dict[str, Form] = {}
+    for name, form in rows.items():
+        if name not in known:
+            raise UnknownNameError("layer of --rows", name, projections)
+        if forms.setdefault(known[name], form) != form:
+            raise UsageError(f"--rows {name}={form}: {known[name]} was given as another form too")
+    return forms
 
 
 def _layer(parts: _Parts, node: Node) -> Layer:
@@ -190,7 +220,15 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     operator, edge = composed.operator, graph.edges[composed.source]
     assert not isinstance(operator, ReadoutOperator)
     before = parts.live[composed.source]
-    how = parts.choice, parts.max_memory
+    form = parts.forms.get(projection)
+    matrix = not isinstance(operator, ConvOperator)
+    possible = MATRIX_FORMS if matrix else CONVOLUTION_FORMS
+    if form is not None and form not in possible:
+        what = "a matrix" if matrix else "a convolution"
+        raise UsageError(
+            f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
+        )
+    how = form or parts.choice, parts.max_memory
     current = live_targets(graph, parts.model.neuron_masks, projection)
     if isinstance(operator, ConvOperator):
         synapses, weighed = represent_convolution(operator, before, current, *how)

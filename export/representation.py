@@ -42,6 +42,10 @@ EXPLICIT_RATE = 0.55
 from memory, a shared one from the cache. Measured on 6Conv2FC at 0.63 % connectivity and at 2 % of
 its weights, half and all of its neurons live: 0.3 to 0.9."""
 
+Form = Literal["dense", "sparse", "explicit"]
+CONVOLUTION_FORMS: tuple[Form, ...] = get_args(Form)
+MATRIX_FORMS: tuple[Form, ...] = ("dense", "explicit")
+
 INSTEAD = "Give more with --max_memory, or use --representation implicit"
 EXPLICIT_BYTES = 1 << 29
 """Largest explicit form that is chosen unasked: 512 MiB."""
@@ -51,7 +55,7 @@ def represent_convolution(
     operator: ConvOperator,
     source_live: Array | None,
     live: Array | None,
-    choice: Choice,
+    choice: Choice | Form,
     max_memory: int | None = None,
 ) -> tuple[Synapses, tuple[Alternative, ...]]:
     """A convolution's synapses, and what was weighed.
@@ -60,7 +64,7 @@ def represent_convolution(
     max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
     before they are made, for more; "auto" keeps the shared rows instead.
     """
-    shared, sparse = _convolution(operator)
+    shared, sparse = _convolution(operator, choice)
     sources, targets = (
         _flat(source_live, operator.in_shape),
         _flat(live, operator.out_shape),
@@ -71,15 +75,15 @@ def represent_convolution(
     else:
         explicit = int(row_lengths(shared, sparse, sources, targets).sum())
     size = _row_bytes(len(sources), explicit) + _bias_bytes(shared.bias)
-    dense = isinstance(shared.rows, DenseRows)
-    slow = executed * DENSE_FROM if dense else float(executed)
+    kind: Form = "dense" if isinstance(shared.rows, DenseRows) else "sparse"
+    slow = executed * DENSE_FROM if kind == "dense" else float(executed)
     allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
     better = size <= allowed and explicit / EXPLICIT_RATE < slow
     chosen = choice == "explicit" or (choice == "auto" and better)
     if chosen:
         require_memory("the explicit form", size, max_memory, INSTEAD)
     weighed = (
-        Alternative("dense" if dense else "sparse", _bytes(shared), executed, not chosen),
+        Alternative(kind, _bytes(shared), executed, not chosen),
         Alternative("explicit", size, explicit, chosen),
     )
     return explicit_form(shared, sparse, sources, targets) if chosen else shared, weighed
@@ -89,7 +93,7 @@ def represent_matrix(
     operator: MatrixOperator,
     source_live: Array | None,
     live: Array | None,
-    choice: Choice,
+    choice: Choice | Form,
     max_memory: int | None = None,
 ) -> tuple[Synapses, tuple[Alternative, ...]]:
     """As `represent_convolution`; rows of a matrix are one per neuron in any form.
@@ -101,7 +105,8 @@ def represent_matrix(
     kept = weight if source_live is None else weight[:, source_live.reshape(-1)]
     kept = kept if live is None else kept[live.reshape(-1)]
     synapses, bias = int(np.count_nonzero(kept)), _bias_bytes(operator.bias)
-    dense = choice != "explicit" and synapses >= DENSE_FROM * kept.size
+    full = synapses >= DENSE_FROM * kept.size
+    dense = choice == "dense" or (choice != "explicit" and full)
     rows: Rows
     if dense:
         columns = channel_last_order(operator.in_shape)
@@ -131,12 +136,12 @@ def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> Sp
     return _compressed(row[kept], target[kept], weight[kept], math.prod(operator.in_shape))
 
 
-def _convolution(operator: ConvOperator) -> tuple[Convolution, SparseRows]:
+def _convolution(operator: ConvOperator, choice: Choice | Form) -> tuple[Convolution, SparseRows]:
     """Rows (channel, kernel row, kernel column), the kernel mirrored; also as compressed rows."""
     weight = operator.weight[:, :, ::-1, ::-1]
     by_source = _by_source(weight, operator.groups)
     sparse = _sparse(_spread_groups(by_source, operator.groups))
-    dense = density(weight) >= DENSE_FROM
+    dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
     convolution = Convolution(
         in_shape=operator.in_shape,

@@ -104,9 +104,12 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     Engines take turns in blocks after a warm-up. Missing ONNX and event files are exported from
     the model files to a temporary folder.
     """
+    from soul_deploy.runtime.warming import compiling_announced  # imports numba
+
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
-    document = bench(request)
+    with compiling_announced():
+        document = bench(request)
     if baseline is not None:
         document["comparison"] = compare_with(document, baseline)
     text = json.dumps(document, indent=1)

@@ -62,12 +62,15 @@ def run(
     from soul_deploy.runtime.images import read_samples
     from soul_deploy.runtime.network import load
     from soul_deploy.runtime.running import input_rule, result
+    from soul_deploy.runtime.warming import compiling_announced
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")
     network = load(path, threads)
     groups = read_samples(inputs, input_rule(network.events, resize))
-    found = result(network, groups, top=top, stream=stream, counts=counts)
+    with compiling_announced():
+        network.warm_up(stream=stream)
+        found = result(network, groups, top=top, stream=stream, counts=counts)
     click.echo(json.dumps(found, indent=1) if style == "json" else run_report(found))
 
 

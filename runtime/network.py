@@ -107,6 +107,19 @@ class Network:
         """T."""
         return self.events.time_steps
 
+    def warm_up(self, *, stream: bool = False) -> None:
+        """Run one blank sample, so that no later run waits for a kernel to be compiled or loaded.
+
+        stream: also what `step` needs. A running stream is left as it is.
+        """
+        self.run(np.zeros((1, *self.events.input_shape), np.float32))
+        if stream:
+            workspace = self._build(1, 1, carry=True)
+            workspace.values[self.events.input_name][...] = 0
+            workspace.generate(0)
+            workspace.run()
+            workspace.repeat()
+
     def run(self, x: Array) -> Array:
         """Class scores, float32 (B, classes). Raises ValidityError for another T or shape."""
         samples = samples_of(self.events, x)

@@ -128,6 +128,43 @@ def test_the_representation_is_printed_and_can_be_chosen(model: Path) -> None:
     assert invoke("export", "event", model, "--representation", "csr").exit_code == 2
 
 
+@pytest.mark.parametrize("first", ["dense", "sparse", "explicit"])
+@pytest.mark.parametrize("second", ["dense", "explicit"])
+def test_the_rows_of_a_layer_can_be_chosen_and_verify(model: Path, first: str, second: str) -> None:
+    words = ("--rows", f"0={first}", "--rows", f"5={second.upper()}", "--samples", 5)
+    result = invoke("export", "event", model, *words, "--format", "json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    chosen = [
+        next(item["kind"] for item in layer["alternatives"] if item["chosen"])
+        for layer in document["layers"]
+    ]
+    assert chosen == [layer["representation"] for layer in document["layers"]] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("6=dense",), r"unknown layer of --rows '6'; valid: 0, 4"),
+        (("4=sparse",), "--rows 4=sparse: 4 is a matrix; choose dense or explicit"),
+        (("5=sparse",), "--rows 4=sparse: 4 is a matrix; choose dense or explicit"),
+        (("0=csr",), "--rows 0=csr: give LAYER=FORM, where FORM is dense, sparse, explicit"),
+        (("dense",), "--rows dense: give LAYER=FORM"),
+        (("0=dense", "0=sparse"), "--rows 0=sparse: 0 was given as dense too"),
+        (("0=dense", "1=sparse"), "--rows 1=sparse: 0 was given as another form too"),
+    ],
+)
+def test_rows_that_cannot_be_name_the_choices(
+    model: Path, rows: tuple[str, ...], message: str
+) -> None:
+    before = names(model.parent)
+    words = [word for row in rows for word in ("--rows", row)]
+    result = invoke("export", "event", model, *words, "--no-check")
+    assert result.exit_code == 2
+    assert message in str(result.exception) + result.output
+    assert names(model.parent) == before
+
+
 def test_verify_fails_for_another_model(model: Path, tmp_path: Path) -> None:
     invoke("export", "event", model, "--no-check")
     other = tmp_path / "other.safetensors"

@@ -132,6 +132,7 @@ ENGINES: Mapping[str, EngineKind] = {
     "onnxruntime-compact": EngineKind(
         "compact", "onnx", "soul_deploy.runtime.engines:OnnxRuntimeEngine"
     ),
+    "scipy-csr": EngineKind(None, "event", "soul_deploy.runtime.scipy_engine:ScipyEngine"),
     "event": EngineKind(None, "event", "soul_deploy.runtime.engines:EventEngine"),
 }
 

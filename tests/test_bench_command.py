@@ -40,10 +40,10 @@ def test_all_engines_that_the_files_allow_are_chosen() -> None:
     model, onnx = Path("m"), Path("o")
     assert choose_engines((), BenchFiles(model=model, compact=model)) == tuple(ENGINES)
     assert choose_engines((), BenchFiles(model=model)) == (
-        *("pytorch-dense", "onnxruntime-dense", "event"),
+        *("pytorch-dense", "onnxruntime-dense", "scipy-csr", "event"),
     )
     assert choose_engines((), BenchFiles(onnx_compact=onnx, event=onnx)) == (
-        *("onnxruntime-compact", "event"),
+        *("onnxruntime-compact", "scipy-csr", "event"),
     )
 
 
@@ -79,6 +79,7 @@ def test_model_files_are_enough(files: Files) -> None:
     assert {item["engine"]: item["against"] for item in document["agreement"]} == {
         "onnxruntime-dense": "pytorch-dense",
         "onnxruntime-compact": "pytorch-compact",
+        "scipy-csr": "pytorch-compact",
         "event": "pytorch-compact",
     }
     for item in document["agreement"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 
 from soul_deploy.runtime.arguments import ListOption, SoulCommand, positive_integers, words
@@ -23,6 +24,7 @@ from soul_deploy.runtime.bench_inputs import (
 )
 from soul_deploy.runtime.bench_reference import ReferenceRequest
 from soul_deploy.runtime.bench_report import compare_with, load_baseline, report
+from soul_deploy.runtime.bench_roof import measure_roof
 from soul_deploy.runtime.engines import ENGINES
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import write_text
@@ -46,6 +48,7 @@ class BenchRequest:
     data_dir: Path
     seed: int
     reference: ReferenceRequest | None
+    roof: bool = False
 
 
 @click.command(cls=SoulCommand)
@@ -93,6 +96,11 @@ class BenchRequest:
     default=True,
     help="Also start each engine in a process of its own: load time, first run, memory.",
 )
+@click.option(
+    "--roof",
+    is_flag=True,
+    help="Also compare the event engine's largest layers with their bare additions, one thread.",
+)
 @click.option("--output", "-o", type=FILE, help="Write the result as JSON here too.")
 @click.option("--compare", type=FILE, help="An earlier --output to compare with.")
 @click.option(
@@ -131,9 +139,12 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     duration = values["duration"]
     if duration is not None and not 0 < duration <= 3600:
         raise UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
+    engines = choose_engines([word.lower() for word in words(values["engines"])], files)
+    if values["roof"] and "event" not in engines:
+        raise UsageError("--roof measures the engine event; add it to --engines")
     return BenchRequest(
         files,
-        choose_engines([word.lower() for word in words(values["engines"])], files),
+        engines,
         positive_integers("--threads", values["threads"]),
         positive_integers("--batch_size", values["batch_size"]),
         Schedule(values["warmup"], values["iterations"], duration),
@@ -143,6 +154,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         values["data_dir"],
         values["seed"],
         reference,
+        values["roof"],
     )
 
 
@@ -195,6 +207,11 @@ def bench(request: BenchRequest) -> dict[str, Any]:
             request.fresh,
         )
         document = run_bench(plan, samples, axis, status.update)
+        if request.roof:
+            status.update("measuring the roof")
+            path = next(spec.path for spec in specs if spec.name == "event")
+            first = np.take(samples, [0], axis)
+            document |= measure_roof(path, first, request.schedule.iterations)
     kind = "sequence" if axis == 1 else "static"
     reference = None if request.reference is None else asdict(request.reference)
     return document | {

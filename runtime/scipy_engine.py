@@ -5,7 +5,8 @@ multiplies the values. Every product runs over all presynaptic values, spikes or
 sparse here, activity is not used. Sums run in scipy's order, so currents may differ from the event
 engine's in the last bits.
 
-Maps are float32 vectors, channel-last: value (c, y, x) of a (C, H, W) map has index (y·W + x)·C + c.
+Maps are float32 vectors, channel-last: value (c, y, x) of a (C, H, W) map has index
+(y·W + x)·C + c.
 """
 
 import math

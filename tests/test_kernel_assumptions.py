@@ -81,6 +81,7 @@ FAMILIES = {
     "start": [BIAS],
     "convolve": [ROWS, BIAS, GEOMETRY, EVENTS],
     "multiply": [ROWS, BIAS, PACKED, EVENTS],
+    "repeat": [ROWS, BIAS, GEOMETRY, PACKED, EVENTS],
     "arrive": [],
     "spin": [],
     "pick": [PACKED],

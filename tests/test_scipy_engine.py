@@ -52,8 +52,16 @@ def test_a_grouped_convolution_by_hand() -> None:
     """Two groups of one channel, kernel (1, 2), stored mirrored; the right border sees a zero."""
     weight = np.array([[[[1.0], [10.0]]], [[[2.0], [20.0]]]], np.float32)
     synapses = Convolution(
-        *((2, 1, 2), (2, 1, 2), DenseRows(weight), np.array([0.5, 0.0], np.float32)),
-        *((1, 2), (1, 2), (0, 1), (1, 1), 2, (1, 2)),
+        (2, 1, 2),
+        (2, 1, 2),
+        DenseRows(weight),
+        np.array([0.5, 0.0], np.float32),
+        kernel=(1, 2),
+        stride=(1, 2),
+        padding=(0, 1),
+        dilation=(1, 1),
+        groups=2,
+        reach=(1, 2),
     )
     values = np.array([3, 5, 7, 11], np.float32)  # channel 0: 3, 7; channel 1: 5, 11
     # The kernels are (10, 1) and (20, 2); they stand at columns -1 and 1.

@@ -92,6 +92,19 @@ def test_both_kinds_of_rows_have_a_roof(choice: Choice, kernel: object) -> None:
     assert passes.synapses == 10
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("choice", ["implicit", "explicit"])
+def test_events_at_the_border_reach_part_of_the_kernel(choice: Choice, padding: int) -> None:
+    x = 8 * np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)
+    found = []
+    for seed in range(16):
+        network = build_event_network(
+            sparsified(small(padding=padding), seed), representation=choice
+        )
+        found += compare(network, x)
+    assert sum(passes.synapses for passes in found) > 100
+
+
 @pytest.mark.parametrize("steps", [1, 17])
 def test_kernels_without_lanes_have_no_roof(steps: int) -> None:
     x = np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)

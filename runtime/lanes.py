@@ -101,7 +101,11 @@ def pick_lanes(current: Array, index: Array, first: int, last: int, out: Array) 
 
 @cache
 def convolve_lanes(lanes: int) -> Kernel:
-    """kernels.convolve_sparse for all steps at once: out (n, lanes), amounts (events, lanes)."""
+    """kernels.convolve_sparse for all steps at once: out (n, lanes), amounts (events, lanes).
+
+    rows holds valid channels and is one longer than there can be events: where the next row stands
+    is looked up before a row is added, since the end of a row stops the processor looking ahead.
+    """
 
     @njit(cache=True, nogil=True, fastmath=FASTMATH)
     def convolve(
@@ -138,10 +142,13 @@ def convolve_lanes(lanes: int) -> Kernel:
                         length = np.uint64(y_length[a] * kernel[1] if whole else x_length[b])
                         for i in range(pieces):
                             offset = np.uint64((y_tap[a] + i) * kernel[1] + x_tap[b])
+                            r = np.uint64(rows[0]) * taps + offset
+                            begin, end = starts[r], starts[r + length]
                             for e in range(count):
-                                r = np.uint64(rows[e]) * taps + offset
-                                begin, end = starts[r], starts[r + length]
+                                r = np.uint64(rows[e + 1]) * taps + offset
+                                after = starts[r], starts[r + length]
                                 add_row(out, base, targets, weight, begin, end, amounts, e, lanes)
+                                begin, end = after
 
     return convolve
 

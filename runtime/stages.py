@@ -60,7 +60,7 @@ def _current_calls(
         make = multiply_lanes if kernel is kernels.multiply_sparse else convolve_lanes
         kernel = make(lanes)
         amounts = np.zeros((events, lanes), np.float32)
-        scratch = (np.empty(events, np.uint8), scratch[0], amounts)
+        scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
     arguments = (values, *tables_of(prepared, part), *scratch, current)
     return (
         Call(start, (current, prepared.bias_of(part), first, last)),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from soul_deploy.runtime.arguments import ListOption, SoulCommand, positive_integers, words
 from soul_deploy.runtime.bench import MAX_BATCHES, BenchPlan, run_bench
+from soul_deploy.runtime.bench_calibrate import calibrate, calibration_report, crossover
 from soul_deploy.runtime.bench_inputs import (
     RANDOM,
     BenchFiles,
@@ -56,6 +57,11 @@ class BenchRequest:
     "--reference",
     is_flag=True,
     help="Time 6Conv2FC with random weights, every layer firing at --rate; no file is needed.",
+)
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Only find the share of weights from which on dense rows are faster, at --rate and -T.",
 )
 @click.option("--density", type=float, help="Its share of nonzero weights.  [default: 1]")
 @click.option(
@@ -114,6 +120,9 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     """
     from soul_deploy.runtime.warming import compiling_announced  # imports numba
 
+    if values.pop("calibrate"):
+        click.echo(calibration(style, output, values))
+        return
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
     with compiling_announced():
@@ -126,6 +135,26 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     click.echo(text if style == "json" else report(document, request.percentiles))
     if output is not None:
         click.echo(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
+
+
+def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
+    """What `--calibrate` prints. Raises UsageError for options of other benches."""
+    others = ("reference", "density", "connectivity", "model", "compact", "onnx", "event", "roof")
+    given = [f"--{name}" for name in others if values[name]]
+    if given:
+        raise UsageError(f"{', '.join(given)}: --calibrate times a layer of its own; leave it out")
+    rate, steps = values["rate"] or 0.08, values["time_step"] or 4
+    if not 0 < rate <= 1 or steps < 1:
+        raise UsageError(
+            f"--rate {rate:g}, --time_step {steps}: a rate above 0 and at most 1, T >= 1"
+        )
+    schedule = Schedule(2, min(values["iterations"], 15))
+    found = calibrate(rate, steps, schedule, values["seed"])
+    document = {"schema": "soul-deploy/calibration/1", "rate": rate, "time_steps": steps}
+    document |= {"crossover": crossover(found), "layers": [asdict(item) for item in found]}
+    if output is not None:
+        write_text(output, json.dumps(document, indent=1) + "\n")
+    return json.dumps(document, indent=1) if style == "json" else calibration_report(found)
 
 
 def read_request(values: dict[str, Any]) -> BenchRequest:

@@ -143,10 +143,12 @@ def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
     given = [f"--{name}" for name in others if values[name]]
     if given:
         raise UsageError(f"{', '.join(given)}: --calibrate times a layer of its own; leave it out")
-    rate, steps = values["rate"] or 0.08, values["time_step"] or 4
+    rate = 0.08 if values["rate"] is None else values["rate"]
+    steps = 4 if values["time_step"] is None else values["time_step"]
     if not 0 < rate <= 1 or steps < 1:
         raise UsageError(
-            f"--rate {rate:g}, --time_step {steps}: a rate above 0 and at most 1, T >= 1"
+            f"--rate {rate:g}, --time_step {steps}: "
+            "give 0 < rate <= 1 and a time_step of at least 1"
         )
     schedule = Schedule(2, min(values["iterations"], 15))
     found = calibrate(rate, steps, schedule, values["seed"])

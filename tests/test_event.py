@@ -1,5 +1,6 @@
 """The event network against the PyTorch original: outputs, spikes, counts, streams, refusals."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from soul_deploy.composing import MatrixOperator
 from soul_deploy.counting import CountedLayer, count_batch, counted_layers, counted_nodes, fanout
 from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.representation import DENSE_FROM
+from soul_deploy.export.representation import DENSE_FROM, represent_matrix
 from soul_deploy.folding import fold
 from soul_deploy.graph import (
     AvgPool,
@@ -41,6 +43,7 @@ from soul_deploy.runtime.errors import (
     ValidityError,
 )
 from soul_deploy.runtime.eventnet import DenseRows, SparseRows
+from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.network import Network, load
 from soul_deploy.zoo import NetworkOptions, create
 
@@ -54,14 +57,15 @@ def sequence_of(spec: ChainSpec) -> torch.Tensor:
 
 
 def sparsified(model: Model, seed: int) -> Model:
-    """Most weights 0, so that rows are stored compressed."""
+    """A tenth of each layer's weights is kept, at least one, so that rows are stored compressed."""
     rng = np.random.default_rng(seed)
-    state = {
-        name: value * (rng.random(value.shape) < 0.15) if value.ndim > 1 else value
-        for name, value in model.state.items()
-    }
-    typed = {k: np.asarray(v, model.state[k].dtype) for k, v in state.items()}
-    return Model(model.graph, typed, model.channel_masks, model.info)
+
+    def thinned(value: Array) -> Array:
+        kept = rng.permutation(value.size) < max(1, value.size // 10)
+        return np.asarray(value * kept.reshape(value.shape), value.dtype)
+
+    state = {k: thinned(v) if v.ndim > 1 else v for k, v in model.state.items()}
+    return Model(model.graph, state, model.channel_masks, model.info)
 
 
 def layers_of(model: Model) -> tuple[CountedLayer, ...]:
@@ -212,15 +216,18 @@ def small_model(graph: SpikingGraph | None = None, info: ModelInfo | None = None
 
 
 def test_rows_follow_the_density() -> None:
-    model = small_model()
-    network = build_event_network(model)
+    """A layer at the threshold's share of nonzero weights is dense, one weight less is not."""
+    network = build_event_network(small_model())
     assert all(isinstance(layer.synapses.rows, DenseRows) for layer in network.spiking_layers)
-    weight = model.state["l1.weight"].copy()
-    weight.reshape(-1)[int(DENSE_FROM * weight.size) :] = 0  # just below the threshold
-    model = Model(model.graph, {**model.state, "l1.weight": weight})
-    rows = build_event_network(model).by_name["p2"].synapses.rows  # type: ignore[union-attr]
-    assert isinstance(rows, SparseRows)
-    assert rows.synapses == np.count_nonzero(weight)
+    least = math.ceil(DENSE_FROM * 10 * 10)
+    for synapses, kind in ((least, DenseRows), (least - 1, SparseRows)):
+        weight = np.zeros((10, 10), np.float32)
+        weight.reshape(-1)[:synapses] = 0.5
+        operator = MatrixOperator(weight, None, (10,), (10,))
+        rows = represent_matrix(operator, None, None, "auto")[0].rows
+        assert isinstance(rows, kind)
+        if isinstance(rows, SparseRows):
+            assert rows.synapses == synapses
 
 
 def test_the_network_carries_its_description(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def test_a_layer_without_live_neurons_runs() -> None:
         counted(network, model, x)
 
 
-def small(*between: Node, generated: int = 0, steps: int = 4, padding: int = 0) -> Model:
+def small(
+    *between: Node, generated: int = 0, steps: int = 4, padding: int = 0, channels: int = 3
+) -> Model:
     """Convolution, generated channels behind it, `between`, a convolution, a linear head."""
     wide = 4 + generated
     last = between[-1].name if between else "p1"
@@ -132,7 +134,7 @@ def small(*between: Node, generated: int = 0, steps: int = 4, padding: int = 0) 
         Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
         Population("p1", ("c1",), NeuronSpec(v_reset=None), generated),
         *between,
-        Convolution("c2", (last,), True, None, wide, 3, (2, 2), (1, 1), (padding, padding)),
+        Convolution("c2", (last,), True, None, wide, channels, (2, 2), (1, 1), (padding, padding)),
         Population("p2", ("c2",), NeuronSpec(tau=4 / 3)),
         Readout("head", ("p2",), 3),
     )
@@ -346,9 +348,9 @@ def masked_small(rate: float) -> Model:
 
 def one_target() -> Model:
     """A single neuron of the second layer is live."""
-    keep = np.zeros((3, 5, 5), np.bool_)
+    keep = np.zeros((6, 5, 5), np.bool_)
     keep[1, 2, 2] = True
-    return replace(small(), neuron_masks={"p2": keep})
+    return replace(small(channels=6), neuron_masks={"p2": keep})
 
 
 def representation(model: Model, choice: Choice = "auto") -> str:

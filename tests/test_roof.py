@@ -84,12 +84,12 @@ def test_both_kinds_of_rows_have_a_roof(choice: Choice, kernel: object) -> None:
     model = sparsified(small(padding=1), 1)
     network = build_event_network(model, representation=choice)
     prepared = prepare_all(network.layers)
-    x = np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)
+    x = 8 * np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)
     workspace = workspace_for(network, prepared, samples_of(network, x)[0])
     calls = [call for stage in workspace.stages for call in stage[0]]
     assert kernel in [call.kernel for call in calls]
     (passes,) = compare(network, x)
-    assert passes.synapses == 10
+    assert passes.synapses == 80
 
 
 @pytest.mark.parametrize("padding", [0, 1])

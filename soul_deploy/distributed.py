@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from soul_deploy.runtime.errors import DistributedError, UsageError
@@ -233,9 +235,12 @@ def join(kind: str, patience: float) -> torch.device:
         return torch.device(kind)
     if kind == "cuda":
         _take_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
-    backend = "nccl" if kind == "cuda" else "gloo"
+    backend, timeout = "nccl" if kind == "cuda" else "gloo", timedelta(seconds=patience)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=patience))
+        store, rank, world = next(iter(rendezvous("env://", timeout=timeout)))
+        store.set_timeout(timeout)
+        place = PrefixStore(attempt(os.environ), store)
+        dist.init_process_group(backend, store=place, rank=rank, world_size=world, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise DistributedError(
@@ -244,6 +249,31 @@ def join(kind: str, patience: float) -> torch.device:
             "network interfaces, name one in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME)"
         ) from error
     return current().device
+
+
+def attempt(environment: Mapping[str, str]) -> str:
+    """A name for this start of the job, the same in all its processes.
+
+    torchrun's agent keeps one store over all restarts, and with it the addresses of processes that
+    have died (https://github.com/pytorch/pytorch/issues/135712, still so in 2.14): the next start
+    would wait for these. On one machine the number of restarts tells the starts apart; on several,
+    each agent counts its own, and `restart_advice` says what to set.
+    """
+    if environment.get("GROUP_WORLD_SIZE", "1") != "1":
+        return "start"
+    return f"start {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def restart_advice(environment: Mapping[str, str]) -> str | None:
+    """What to set so that restarts work on several machines; None: nothing is missing."""
+    several = environment.get("GROUP_WORLD_SIZE", "1") != "1"
+    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if several and restarts and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return (
+            "--max-restarts on several machines: after a restart, torchrun hands out the addresses "
+            "of dead processes; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every node"
+        )
+    return None
 
 
 def _take_gpu(local_rank: int, gpus: int) -> None:

@@ -1,5 +1,6 @@
 """From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
 
+import os
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from soul_deploy.factories import is_dotted
 from soul_deploy.graph import MergeFunction, NeuronSpec
 from soul_deploy.module import GraphModule
 from soul_deploy.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
+from soul_deploy.progress import warn
 from soul_deploy.resnet import Stem
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.schedules import parse_schedule
@@ -78,7 +80,11 @@ def prepare(run: RunOptions) -> torch.device:
     if run.device == "cuda" and not available:
         raise UsageError("device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
     kind = "cuda" if available and run.device != "cpu" else "cpu"
-    return distributed.join(kind, run.process_timeout)
+    device = distributed.join(kind, run.process_timeout)
+    advice = distributed.restart_advice(os.environ)
+    if advice is not None:
+        warn(advice)
+    return device
 
 
 @dataclass(frozen=True)

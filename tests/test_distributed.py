@@ -23,11 +23,13 @@ from soul_deploy import training
 from soul_deploy.cli import root
 from soul_deploy.distributed import (
     Group,
+    attempt,
     current,
     digest,
     join,
     main_first,
     odd_ones,
+    restart_advice,
     running_statistics,
     started_by_torchrun,
 )
@@ -149,22 +151,50 @@ def _rank_one(job: "subprocess.Popen[str]") -> int:
     raise AssertionError("rank 1 does not run")
 
 
+def _kill_rank_one(job: "subprocess.Popen[str]", folder: Path) -> float:
+    """As soon as a second checkpoint stands in `folder`; the moment of it."""
+    while not list(folder.glob("*[2-9].safetensors")):
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.05)
+    os.kill(_rank_one(job), signal.SIGKILL)
+    return time.monotonic()
+
+
 def test_a_killed_process_ends_the_job_and_the_rest_resumes(tmp_path: Path) -> None:
     words = ["-m", "soul_deploy", "prune", "structured", *QUICK, "--prune_ratio", "0.3"]
     words += ["--epochs", "1", "--prune_epochs", "3", "--save_steps", "2", "--resume", "auto"]
     started = torchrun(tmp_path, *words)
     checkpoints = tmp_path / "saved_models" / "checkpoints" / f"structured_{STEM}"
-    while not list(checkpoints.glob("*[2-9].safetensors")):
-        assert started.poll() is None, started.communicate()[1]
-        time.sleep(0.05)
-    killed = time.monotonic()
-    os.kill(_rank_one(started), signal.SIGKILL)
+    killed = _kill_rank_one(started, checkpoints)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1 and time.monotonic() - killed < 60
     assert re.search("rank 0: another of the 2 processes was ended, failed or hangs", said)
     assert "Signal 9 (SIGKILL) received" in said and "--resume auto" in said
     assert not list((tmp_path / "saved_models").glob("*.safetensors"))
     _resume(tmp_path, words)
+
+
+def test_torchrun_restarts_a_job_that_goes_on_and_its_model_is_pruned(tmp_path: Path) -> None:
+    words = ["-m", "soul_deploy", "train", *QUICK, "--epochs", "4", "--save_steps", "2"]
+    checkpoints = tmp_path / "saved_models" / "checkpoints" / f"train_{STEM}"
+    started = torchrun(tmp_path, *words, "--resume", "auto", more=("--max-restarts", "1"))
+    _kill_rank_one(started, checkpoints)
+    out, said = started.communicate(timeout=120)
+    assert started.returncode == 0, said
+    assert said.count("resuming from") == 1 and said.count("train 4/4: loss") == 1
+    assert len((tmp_path / "logs" / f"train_{STEM}.jsonl").read_text().splitlines()) == 4
+    trained = tmp_path / "saved_models" / f"best_{STEM}{E}"
+    assert load_model(trained).info.provenance["command"] == "train" and "test" in out
+
+    words = ["-m", "soul_deploy", "prune", "unstructured", *QUICK, "--model_path", str(trained)]
+    words += ["--epochs", "2", "--finetune", "--epoch_finetune", "1", "--prune_lr", "0.1"]
+    words += ["--mask_init_factor", "0.1 0.1 0.1 0.1", "--target_connectivity", "0.3"]
+    pruned = torchrun(tmp_path, *words)
+    out, said = pruned.communicate(timeout=120)
+    assert pruned.returncode == 0, said
+    assert out.count("connectivity") == 1
+    models = {path.name for path in (tmp_path / "saved_models").glob("*.safetensors")}
+    assert len(models) == 3
 
 
 def _resume(folder: Path, words: list[str]) -> None:
@@ -237,6 +267,20 @@ def test_half_a_description_of_a_job_is_refused(monkeypatch: pytest.MonkeyPatch)
         started_by_torchrun({"WORLD_SIZE": "2"})
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert join("cpu", 1) == torch.device("cpu")
+
+
+def test_starts_of_one_job_are_told_apart() -> None:
+    alone = {"GROUP_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert attempt({}) == attempt(alone) == "start 0"
+    assert attempt(alone | {"TORCHELASTIC_RESTART_COUNT": "2"}) == "start 2"
+    assert restart_advice(alone | {"TORCHELASTIC_MAX_RESTARTS": "3"}) is None
+    several = alone | {"GROUP_WORLD_SIZE": "2"}
+    restarted = [{}, {"TORCHELASTIC_RESTART_COUNT": "2"}]  # each agent counts its own
+    assert {attempt(several | more) for more in restarted} == {"start"}
+    assert restart_advice(several) is None
+    several |= {"TORCHELASTIC_MAX_RESTARTS": "3"}
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for" in (restart_advice(several) or "")
+    assert restart_advice(several | {"TORCHELASTIC_USE_AGENT_STORE": "False"}) is None
 
 
 def test_other_commands_refuse_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:

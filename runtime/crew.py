@@ -11,8 +11,8 @@ system wakes them on the core where the work came from, and moves them too late.
 import os
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from soul_deploy.runtime.config import FASTMATH
+from soul_deploy.runtime.environment import physical_cores
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.vectors import compiled
 
@@ -104,47 +105,67 @@ Meet = Callable[[], None]
 
 
 class Crew:
-    """`threads` threads for one caller at a time."""
+    """`threads` threads for one caller at a time. They end when nothing holds the crew any more."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        cores = sorted(os.sched_getaffinity(0))
-        self._cores = iter(cores if len(cores) == threads else ())
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, "soul-deploy", initializer=self._settle)
+        self._start()
 
-    def _settle(self) -> None:
-        """In a new thread: take the next core."""
-        core = next(self._cores, None)
-        if core is not None:
-            os.sched_setaffinity(0, {core})
+    def _start(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
+        cores = physical_cores()
+        own = iter(cores if len(cores) == self.threads else ())
+        # Nothing that the threads hold may hold the pool: it ends them when it is collected.
+        self._pool = ThreadPoolExecutor(
+            self.threads, "soul-deploy", initializer=_settle, initargs=(own,)
+        )
 
     def together(self, work: Callable[[int, Meet], None]) -> None:
         """work(thread, meet) on every thread; meet() returns when all have called it.
 
         Raises what the first thread that failed raised; the others are let go.
         """
-        with self._lock:
-            barrier = barrier_for(self.threads)
+        barrier = barrier_for(self.threads)
 
-            def guarded(thread: int) -> None:
-                try:
-                    work(thread, lambda: barrier.wait(thread))
-                except BaseException:
-                    barrier.break_up()
-                    raise
+        def guarded(thread: int) -> None:
+            try:
+                work(thread, lambda: barrier.wait(thread))
+            except BaseException:
+                barrier.break_up()
+                raise
 
-            _gather([self._pool.submit(guarded, thread) for thread in range(self.threads)])
+        self._run(guarded, barrier.break_up)
 
     def each(self, work: Callable[[int], None]) -> None:
         """work(share) on every thread, for itself. Raises what one raised."""
+        self._run(work, lambda: None)
+
+    def _run(self, work: Callable[[int], None], let_go: Callable[[], None]) -> None:
+        if self._process != os.getpid():  # a fork takes no threads along
+            self._start()
+        futures: list[Future[None]] = []
         with self._lock:
-            _gather([self._pool.submit(work, share) for share in range(self.threads)])
+            try:
+                for share in range(self.threads):
+                    futures.append(self._pool.submit(work, share))
+                wait(futures)
+            except BaseException:  # Ctrl-C: the threads still use the caller's buffers
+                let_go()
+                wait(futures)
+                raise
+        _raise_first(futures)
 
 
-def _gather(futures: list[Future[None]]) -> None:
-    """Wait for all; raise the first failure that is not another thread's consequence."""
-    failures = [failure for failure in (future.exception() for future in futures) if failure]
+def _settle(cores: Iterator[int]) -> None:
+    """In a new thread: take the next core."""
+    core = next(cores, None)
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+def _raise_first(done: list[Future[None]]) -> None:
+    """Raise the first failure, if there is one, that is not another thread's consequence."""
+    failures = [failure for failure in (future.exception() for future in done) if failure]
     failures.sort(key=lambda failure: isinstance(failure, threading.BrokenBarrierError))
     if failures:
         raise failures[0]

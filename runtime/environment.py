@@ -9,6 +9,7 @@ from typing import Any
 
 PACKAGES = ("soul-deploy", "numpy", "numba", "scipy", "onnxruntime", "onnx", "torch")
 CPUINFO = Path("/proc/cpuinfo")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def environment() -> dict[str, Any]:
@@ -16,7 +17,7 @@ def environment() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
-        "cores": usable_cores(),
+        "cores": len(physical_cores()),
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -24,11 +25,18 @@ def environment() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
+def physical_cores() -> tuple[int, ...]:
+    """One logical processor of each physical core that this process may use, by number."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        usable = sorted(os.sched_getaffinity(0))
+    else:
+        usable = list(range(os.cpu_count() or 1))
+    found: dict[str, int] = {}
+    for number in usable:
+        siblings = TOPOLOGY / f"cpu{number}" / "topology" / "thread_siblings_list"
+        core = siblings.read_text(encoding="ascii") if siblings.exists() else str(number)
+        found.setdefault(core, number)
+    return tuple(found.values())
 
 
 def cpu_model() -> str:

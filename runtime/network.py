@@ -4,7 +4,6 @@ Weights are shared and never written; every run takes a workspace of buffers and
 own, so one network may be used from several threads.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from soul_deploy.runtime.counting import (
     readout_fanout,
 )
 from soul_deploy.runtime.crew import Crew, Meet
+from soul_deploy.runtime.environment import physical_cores
 from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
@@ -60,7 +60,7 @@ class Recording:
 
 
 def load(path: Path | str, threads: int = 0) -> "Network":
-    """The network in the event file at `path`, ready to run on `threads`; 0: all cores.
+    """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
 
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
@@ -84,8 +84,8 @@ class Network:
     times, or sequences (T, B, C, H, W); (B, N) and (T, B, N) for a network that takes vectors.
 
     threads: as many samples run at the same time; if there are fewer, each layer is split. Results
-    are the same to the bit for any number. 0: as many as there are cores. Streams, recordings and
-    single layers run on one.
+    are the same to the bit for any number. 0: as many as there are physical cores. Streams,
+    recordings and single layers run on one.
     """
 
     events: EventNetwork
@@ -96,7 +96,7 @@ class Network:
     _stream: _Stream | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.threads = self.threads or len(os.sched_getaffinity(0))
+        self.threads = self.threads or len(physical_cores())
         if not 1 <= self.threads <= MAX_THREADS:
             raise UsageError(f"{self.threads} threads asked; give 1 to {MAX_THREADS}, or 0 for all")
         self._prepared = prepare_all(self.events.layers)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -31,6 +32,7 @@ from soul_deploy.runtime.errors import SoulDeployError
 
 READ_SECONDS, JUDGE_SECONDS = 5.0, 60.0  # of processor time; judging may compile a kernel
 MAX_GROWTH = 300 << 20  # bytes of peak memory that one case may add
+MAX_THREADS = 100  # alive at once: those of a network end with it
 ADDRESS_SPACE = 16 << 30
 
 
@@ -64,6 +66,8 @@ def run_case(targets: list[Target], seed: int, case: int, folder: Path) -> tuple
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     if wrong is None and grown > MAX_GROWTH:
         wrong = f"peak memory grew by {grown:,} bytes"
+    if wrong is None and threading.active_count() > MAX_THREADS:
+        wrong = f"{threading.active_count()} threads are alive"
     if path.is_dir():
         shutil.rmtree(path)
     else:

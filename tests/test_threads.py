@@ -1,9 +1,11 @@
 """Several threads: the same bits as one, batches of any size, and no thread left waiting."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +109,64 @@ def test_a_thread_that_fails_lets_the_others_go() -> None:
     seen: list[int] = []
     crew.together(lambda thread, meet: seen.append(thread))
     assert sorted(seen) == [0, 1, 2]
+
+
+def test_threads_end_with_their_network() -> None:
+    events = build_event_network(reference_model(SMALL))
+    before = threading.active_count()
+    network = Network(events, threads=3)
+    network.warm_up()
+    assert threading.active_count() == before + 3
+    del network
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    network = Network(build_event_network(reference_model(SMALL)), threads=2)
+    x = np.random.default_rng(0).random((1, *network.events.input_shape)).astype(np.float32)
+    expected = network.run(x)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(not np.array_equal(network.run(x), expected)))
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
+
+
+def test_ctrl_c_waits_for_the_threads() -> None:
+    """They use the caller's buffers, and one that waits at the barrier is let go."""
+    crew, running = Crew(2), threading.Event()
+    state: list[str] = []
+
+    def work(thread: int, meet: Meet) -> None:
+        if thread == 1:
+            running.set()
+        else:
+            time.sleep(0.3)
+            state.append("done")
+        meet()
+        meet()
+
+    def interrupt() -> None:
+        running.wait(60)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    with pytest.raises(KeyboardInterrupt):
+        crew.together(work)
+    assert state == ["done"]
+    sender.join()
+    seen: list[int] = []
+    crew.each(seen.append)
+    assert sorted(seen) == [0, 1]
 
 
 @pytest.mark.parametrize("threads", [-1, MAX_THREADS + 1])

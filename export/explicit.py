@@ -14,12 +14,13 @@ from soul_deploy.runtime.config import FASTMATH
 from soul_deploy.runtime.errors import LimitError
 from soul_deploy.runtime.eventnet import Convolution, Matrix, Pair, SparseRows
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 from soul_deploy.runtime.windows import axis_runs
 
 Tables = tuple[Pair, int, int, Array, Array, Array, Array, Array, Array]
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=CACHE, fastmath=FASTMATH)
 def count_rows(
     starts: Array,
     targets: Array,
@@ -56,7 +57,7 @@ def count_rows(
                     lengths[j] += live[base + targets[k]]
 
 
-@njit(cache=True, fastmath=FASTMATH)
+@njit(cache=CACHE, fastmath=FASTMATH)
 def fill_rows(
     starts: Array,
     targets: Array,

@@ -31,10 +31,11 @@ from soul_deploy.runtime.eventnet import (
     Synaptic,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 from soul_deploy.runtime.windows import AxisRuns, axis_runs, tap_table
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def count_convolution(
     values: Array,
     starts: Array,
@@ -75,7 +76,7 @@ def count_convolution(
                             counts[1] += np.int64(values[position, c])
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def count_matrix(
     values: Array, starts: Array, targets: Array, live: Array, touched: Array, counts: Array
 ) -> None:

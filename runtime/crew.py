@@ -11,9 +11,11 @@ system wakes them on the core where the work came from, and moves them too late.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 from numba import njit, types
@@ -21,7 +23,9 @@ from numba.extending import intrinsic
 
 from soul_deploy.runtime.config import FASTMATH
 from soul_deploy.runtime.environment import physical_cores
+from soul_deploy.runtime.errors import LimitError
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 from soul_deploy.runtime.vectors import compiled
 
 SPINS = 20_000
@@ -42,13 +46,13 @@ def _add_atomically(typing: Any, counter: Any, amount: Any) -> Any:
     return types.int64(counter, types.int64), generate
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def arrive(counter: Array) -> None:
     """One thread more."""
     _add_atomically(counter, 1)  # type: ignore[call-arg]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def spin(counter: Array, goal: int, looks: int) -> int:
     """Look until counter[0] has reached `goal`, at most `looks` times; return what was seen."""
     seen: int = _add_atomically(counter, 0)  # type: ignore[call-arg]
@@ -104,68 +108,127 @@ class _PlainBarrier:
 Meet = Callable[[], None]
 
 
+class _Job:
+    """What each thread does once, whoever asks it how often."""
+
+    def __init__(self, threads: int, work: Callable[[int], None], let_go: Callable[[], None]):
+        self.work, self.let_go = work, let_go
+        self.taken, self.finished = [False] * threads, [False] * threads
+        self.failures: list[BaseException] = []
+        self.news: SimpleQueue[None] = SimpleQueue()
+
+    def do(self, thread: int) -> None:
+        """This thread's part, unless it has been done."""
+        if self.taken[thread]:
+            return
+        self.taken[thread] = True
+        try:
+            self.work(thread)
+        except BaseException as failure:
+            self.failures.append(failure)
+            self.let_go()
+        self.finished[thread] = True
+        self.news.put(None)
+
+    def wait(self) -> None:
+        """Return when all threads have finished."""
+        while not all(self.finished):
+            self.news.get()
+
+
+Inboxes = tuple["SimpleQueue[_Job | None]", ...]
+
+
 class Crew:
-    """`threads` threads for one caller at a time. They end when nothing holds the crew any more."""
+    """`threads` threads for one caller at a time. They end when nothing holds the crew any more.
+
+    concurrent.futures would not do: a stage needs all threads at once, and Ctrl-C in the middle of
+    its waiting leaves locks behind.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._start()
-
-    def _start(self) -> None:
-        self._process, self._lock = os.getpid(), threading.Lock()
-        cores = physical_cores()
-        own = iter(cores if len(cores) == self.threads else ())
-        # Nothing that the threads hold may hold the pool: it ends them when it is collected.
-        self._pool = ThreadPoolExecutor(
-            self.threads, "soul-deploy", initializer=_settle, initargs=(own,)
-        )
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._inboxes: Inboxes = ()
 
     def together(self, work: Callable[[int, Meet], None]) -> None:
         """work(thread, meet) on every thread; meet() returns when all have called it.
 
-        Raises what the first thread that failed raised; the others are let go.
+        Raises what the first thread that failed raised; the others are let go. Raises LimitError if
+        the system gives no more threads.
         """
         barrier = barrier_for(self.threads)
+        self._run(lambda thread: work(thread, lambda: barrier.wait(thread)), barrier.break_up)
 
-        def guarded(thread: int) -> None:
-            try:
-                work(thread, lambda: barrier.wait(thread))
-            except BaseException:
-                barrier.break_up()
-                raise
+    def each(self, work: Callable[[int, Meet], None]) -> None:
+        """As `together`, but meet() waits for nobody; it only ends the work if another failed."""
+        over = threading.Event()
 
-        self._run(guarded, barrier.break_up)
+        def go_on() -> None:
+            if over.is_set():
+                raise threading.BrokenBarrierError
 
-    def each(self, work: Callable[[int], None]) -> None:
-        """work(share) on every thread, for itself. Raises what one raised."""
-        self._run(work, lambda: None)
+        self._run(lambda thread: work(thread, go_on), over.set)
 
     def _run(self, work: Callable[[int], None], let_go: Callable[[], None]) -> None:
-        if self._process != os.getpid():  # a fork takes no threads along
-            self._start()
-        futures: list[Future[None]] = []
+        if self._process != os.getpid():  # a fork takes neither threads nor owners of locks along
+            self._process, self._lock, self._inboxes = os.getpid(), threading.Lock(), ()
+        job, stopped = _Job(self.threads, work, let_go), None
         with self._lock:
-            try:
-                for share in range(self.threads):
-                    futures.append(self._pool.submit(work, share))
-                wait(futures)
-            except BaseException:  # Ctrl-C: the threads still use the caller's buffers
-                let_go()
-                wait(futures)
-                raise
-        _raise_first(futures)
+            inboxes = self._inboxes = self._inboxes or self._start()
+            while True:
+                try:
+                    if stopped is not None:
+                        let_go()
+                    for inbox in inboxes:
+                        inbox.put(job)
+                    job.wait()
+                    break
+                except BaseException as interruption:
+                    stopped = interruption  # the threads still use the caller's buffers
+        if stopped is not None:
+            raise stopped
+        _raise_first(job.failures)
+
+    def _start(self) -> Inboxes:
+        inboxes: Inboxes = tuple(SimpleQueue() for _ in range(self.threads))
+        dismissal = finalize(self, _dismiss, inboxes)
+        cores = physical_cores()
+        pinned = len(cores) == self.threads and hasattr(os, "sched_setaffinity")
+        try:
+            for thread, inbox in enumerate(inboxes):
+                given = (thread, inbox, cores[thread] if pinned else None)
+                threading.Thread(target=_serve, args=given, name="soul-deploy", daemon=True).start()
+        except RuntimeError as error:
+            dismissal()
+            raise LimitError(
+                f"{self.threads} threads asked, and the system gives no more ({error}); load the "
+                "network with fewer threads"
+            ) from error
+        except BaseException:
+            dismissal()
+            raise
+        return inboxes
 
 
-def _settle(cores: Iterator[int]) -> None:
-    """In a new thread: take the next core."""
-    core = next(cores, None)
-    if core is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
+def _serve(thread: int, inbox: "SimpleQueue[_Job | None]", core: int | None) -> None:
+    """A thread's life. Between jobs it holds nothing, so that crews can be collected."""
+    if core is not None:
+        with suppress(OSError):  # the system may refuse; then it runs where the system puts it
+            os.sched_setaffinity(0, {core})
+    while (job := inbox.get()) is not None:
+        job.do(thread)
+        del job
 
 
-def _raise_first(done: list[Future[None]]) -> None:
+def _dismiss(inboxes: Inboxes) -> None:
+    for inbox in inboxes:
+        inbox.put(None)
+
+
+def _raise_first(failures: list[BaseException]) -> None:
     """Raise the first failure, if there is one, that is not another thread's consequence."""
-    failures = [failure for failure in (future.exception() for future in done) if failure]
     failures.sort(key=lambda failure: isinstance(failure, threading.BrokenBarrierError))
     if failures:
         raise failures[0]

@@ -9,8 +9,7 @@ from soul_deploy.runtime.files import Array
 
 def samples_of(network: EventNetwork, x: Array) -> Array:
     """(B, T or 1, positions, channels) float32. Raises ValidityError."""
-    x = np.asarray(x, np.float32)
-    shape = network.input_shape
+    x, shape = numbers_of(x), network.input_shape
     static = x.ndim == len(shape) + 1
     if x.shape[-len(shape) :] != shape or x.ndim - len(shape) not in (1, 2):
         raise ValidityError(
@@ -21,9 +20,22 @@ def samples_of(network: EventNetwork, x: Array) -> Array:
         raise ValidityError(
             f"a sequence of {len(x)} steps given; this network runs T = {network.time_steps} steps"
         )
-    if not np.isfinite(x).all():
-        raise ValidityError("the input holds values that are not finite; check its scaling")
     return np.swapaxes(to_channel_last(x[None] if static else x, shape), 0, 1)
+
+
+def numbers_of(x: object) -> Array:
+    """float32. Raises ValidityError for what is no array of real, finite numbers."""
+    try:
+        given = np.asarray(x)
+    except ValueError as error:
+        raise ValidityError(f"the input is no array ({error}); give one of float32") from error
+    if given.dtype.kind not in "biuf":
+        raise ValidityError(f"an input of {given.dtype} given; give real numbers, best float32")
+    with np.errstate(over="ignore"):
+        values: Array = given.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise ValidityError("the input holds values that are not finite; check its scaling")
+    return values
 
 
 def source_values(

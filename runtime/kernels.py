@@ -18,6 +18,7 @@ from numba.extending import register_jitable
 
 from soul_deploy.runtime.config import FASTMATH, SOURCE_BLOCK
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 
 
 @register_jitable
@@ -92,7 +93,7 @@ def add_sparse(
         target[np.uint64(base + np.int64(targets[k]))] += amount * weight[k]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def start_currents(out: Array, bias: Array, first: int, last: int) -> None:
     """Fill out (T, n) from `first` to `last` with the bias (m,), repeated; or with 0 if m is 0.
 
@@ -109,7 +110,7 @@ def start_currents(out: Array, bias: Array, first: int, last: int) -> None:
                     part[k] = bias[k]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def convolve_dense(
     values: Array,
     weight: Array,
@@ -158,7 +159,7 @@ def convolve_dense(
                             )
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def convolve_analog(
     values: Array,
     weight: Array,
@@ -195,7 +196,7 @@ def convolve_analog(
                 add_rows(out[t], to, width, flat, width, g * inputs * width, rows, amounts, inputs)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def convolve_sparse(
     values: Array,
     starts: Array,
@@ -246,7 +247,7 @@ def convolve_sparse(
                                 add_sparse(out[t], base, targets, weight, begin, end, amount)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def multiply_dense(
     values: Array, weight: Array, begin: int, end: int, rows: Array, amounts: Array, out: Array
 ) -> None:
@@ -264,7 +265,7 @@ def multiply_dense(
             add_rows(out[t], begin, end - begin, flat, width, begin, rows, amounts, count)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def multiply_sparse(
     values: Array,
     starts: Array,

@@ -17,6 +17,7 @@ from numba.extending import register_jitable
 
 from soul_deploy.runtime.config import AHEAD, FASTMATH, PASS_BLOCK
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 from soul_deploy.runtime.vectors import add_row, fetch, put
 
 Kernel = Callable[..., None]
@@ -77,7 +78,7 @@ def start_lanes(lanes: int) -> Kernel:
     `first` and `last` are multiples of m.
     """
 
-    @njit(cache=True, nogil=True, fastmath=FASTMATH)
+    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def start(out: Array, bias: Array, first: int, last: int) -> None:
         width = len(bias)
         if width == 0:
@@ -90,7 +91,7 @@ def start_lanes(lanes: int) -> Kernel:
     return start
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def pick_lanes(current: Array, index: Array, first: int, last: int, out: Array) -> None:
     """The currents of live neurons: out[i] = current[index[i]], i from `first` to `last`."""
     for i in range(first, last):
@@ -107,7 +108,7 @@ def convolve_lanes(lanes: int) -> Kernel:
     is looked up before a row is added, since the end of a row stops the processor looking ahead.
     """
 
-    @njit(cache=True, nogil=True, fastmath=FASTMATH)
+    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def convolve(
         values: Array,
         starts: Array,
@@ -165,7 +166,7 @@ def fetch_row(targets: Array, weight: Array, begin: np.uint32, end: np.uint32) -
 def multiply_lanes(lanes: int) -> Kernel:
     """kernels.multiply_sparse for all steps at once: out (n, lanes), amounts (events, lanes)."""
 
-    @njit(cache=True, nogil=True, fastmath=FASTMATH)
+    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def multiply(
         values: Array,
         starts: Array,

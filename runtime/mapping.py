@@ -10,9 +10,10 @@ from numba.extending import register_jitable
 
 from soul_deploy.runtime.config import BLOCK, FASTMATH
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def pick(current: Array, index: Array, first: int, last: int, out: Array) -> None:
     """The currents of live neurons: out[t, i] = current[t, index[i]], i from `first` to `last`."""
     for t in range(len(current)):
@@ -20,7 +21,7 @@ def pick(current: Array, index: Array, first: int, last: int, out: Array) -> Non
             out[t, i] = current[t, np.uint64(index[i])]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def place(spikes: Array, index: Array, first: int, last: int, out: Array) -> None:
     """Spikes of live neurons into the map: out[t, index[i]] = spikes[t, i]; out (T, n)."""
     for begin in range(first, last, BLOCK):
@@ -63,7 +64,7 @@ def pool_into(
                         target[c] = max(target[c], source[c])
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def max_pool(
     spikes: Array,
     columns: int,
@@ -80,7 +81,7 @@ def max_pool(
     pool_into(spikes, columns, kernel, stride, padding, out_columns, first, last, lowest, out)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def max_pool_analog(
     values: Array,
     columns: int,
@@ -97,7 +98,7 @@ def max_pool_analog(
     pool_into(values, columns, kernel, stride, padding, out_columns, first, last, lowest, out)
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def sum_spikes(spikes: Array, out: Array) -> None:
     """Sums over time and positions; spikes (T, P, C) uint8, out (C,) int64."""
     steps, positions, channels = spikes.shape
@@ -109,7 +110,7 @@ def sum_spikes(spikes: Array, out: Array) -> None:
                 out[c] += source[c]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def score(sums: Array, weight: Array, bias: Array, scale: np.float32, out: Array) -> None:
     """out = (sums @ weight) · scale + bias, each rounded once; weight (C, classes), out (classes,).
 
@@ -127,7 +128,7 @@ def score(sums: Array, weight: Array, bias: Array, scale: np.float32, out: Array
         out[k] += bias[k]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
     """out[k] = (sum of the `votes` neighbouring sums of class k) · scale."""
     for k in range(len(out)):

@@ -10,9 +10,10 @@ from numba import njit
 
 from soul_deploy.runtime.config import FASTMATH
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def add_events(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first + second, uint8; their bounds were checked to fit."""
     for t in range(len(out)):
@@ -21,7 +22,7 @@ def add_events(first: Array, second: Array, begin: int, end: int, out: Array) ->
             to[i] = np.uint8(a[i] + b[i])
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def add_currents(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first + second in float32; either may hold spikes."""
     for t in range(len(out)):
@@ -30,7 +31,7 @@ def add_currents(first: Array, second: Array, begin: int, end: int, out: Array) 
             to[i] = np.float32(a[i]) + np.float32(b[i])
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def both(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first and second, of spikes."""
     for t in range(len(out)):
@@ -39,7 +40,7 @@ def both(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
             to[i] = a[i] & b[i]
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def first_without_second(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first · (1 - second), of spikes."""
     for t in range(len(out)):
@@ -48,7 +49,7 @@ def first_without_second(first: Array, second: Array, begin: int, end: int, out:
             to[i] = a[i] & (b[i] ^ np.uint8(1))
 
 
-@njit(cache=True, nogil=True, fastmath=FASTMATH)
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def scatter(values: Array, index: Array, begin: int, end: int, out: Array) -> None:
     """out[t, p, index[c]] = values[t, p, c]; values (T, P, C), out (T, P, wide), 0 elsewhere."""
     for t in range(len(values)):

@@ -37,6 +37,7 @@ from soul_deploy.runtime.eventnet import (
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.inputs import (
     by_step,
+    numbers_of,
     samples_of,
     sides,
     source_values,
@@ -96,9 +97,11 @@ class Network:
     _stream: _Stream | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.threads = self.threads or len(physical_cores())
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise UsageError(f"{self.threads} threads asked; give 1 to {MAX_THREADS}, or 0 for all")
+        self.threads = self.threads or min(len(physical_cores()), MAX_THREADS)
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(
+                f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
+            )
         self._prepared = prepare_all(self.events.layers)
         self._crew = Crew(self.threads) if self.threads > 1 else None
 
@@ -135,13 +138,13 @@ class Network:
         else:
             bounds = [part.of(len(samples)) for part in parts_of(self.threads)]
             shares = [(samples[first:last], logits[first:last]) for first, last in bounds]
-            crew.each(lambda share: self._run_into(*shares[share]))
+            crew.each(lambda share, meet: self._run_into(*shares[share], meet))
         return logits
 
-    def _run_into(self, samples: Array, logits: Array) -> None:
+    def _run_into(self, samples: Array, logits: Array, meet: Meet = lambda: None) -> None:
         """One sample after the other, on this thread."""
         with self._workspace(samples.shape[1], 1) as workspace:
-            self._run_part(workspace, samples, logits, 0, lambda: None)
+            self._run_part(workspace, samples, logits, 0, meet)
 
     def _run_part(
         self, workspace: Workspace, samples: Array, logits: Array, part: int, meet: Meet
@@ -310,16 +313,17 @@ class Network:
         the first layer's currents, is not computed again.
         Scores are those of this step alone; their mean over T steps is `run`. Membranes persist
         until `reset`. Raises ValidityError for another shape, a changed batch size, no input at the
-        first step, or a step beyond the T that the network is valid for.
+        first step, or a step beyond the T that the network is valid for. A network has one stream:
+        one thread at a time may call this. A step that is interrupted ends the stream.
         """
-        x = None if x is None else np.asarray(x, np.float32)
+        x = None if x is None else numbers_of(x)
         stream = self._stream_for(x)
         if self.events.fixed_steps and stream.steps >= self.time_steps:
             raise ValidityError(
                 f"step {stream.steps + 1} asked, but this network is valid for T = "
                 f"{self.time_steps} steps from rest; call reset() first"
             )
-        self._stream = stream
+        self._stream = None  # what an interruption leaves half done is nobody's next step
         scores = np.empty((len(stream.workspaces), self.events.readout.classes), np.float32)
         for b, (workspace, row) in enumerate(zip(stream.workspaces, scores, strict=True)):
             workspace.generate(stream.steps)
@@ -331,6 +335,7 @@ class Network:
                 workspace.run()
             row[...] = workspace.scores
         stream.steps += 1
+        self._stream = stream
         return scores
 
     def _stream_for(self, x: Array | None) -> _Stream:
@@ -371,14 +376,15 @@ class Network:
 
     @contextmanager
     def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:
-        """A workspace nobody else uses; kept for the next run."""
+        """A workspace nobody else uses; as many as one run needs are kept for the next."""
         spare = self._spare.setdefault((input_steps, parts), [])
         try:
             workspace = spare.pop()
         except IndexError:
             workspace = self._build(input_steps, self.time_steps, carry=False, parts=parts)
         yield workspace
-        spare.append(workspace)
+        if len(spare) < (self.threads if parts == 1 else 1):
+            spare.append(workspace)
 
     def _layer(self, name: str) -> Layer:
         for layer in self.events.layers:

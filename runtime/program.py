@@ -207,7 +207,7 @@ def _convolution_tables(
     y = axis_runs(convolution, 0, merge=merge, outputs=rows)
     x = axis_runs(convolution, 1, merge=merge)
     runs = ((y.first, y.tap, y.out, y.length), (x.first, x.tap, x.out, x.length))
-    pitches = _pitches(convolution) if merge else (0, 0)
+    pitches = convolution.pitches if merge else (0, 0)
     return *prepared.arrays, convolution.kernel, columns, channels, pitches, *runs
 
 
@@ -223,16 +223,10 @@ def part_of_rows(starts: Array, targets: Array, first: int, last: int) -> tuple[
     return starts[:-1] + below[0], starts[:-1] + below[1]
 
 
-def _pitches(convolution: Convolution) -> tuple[int, int]:
-    """Distances between the outputs of neighbouring kernel rows, and of kernel columns."""
-    channels, _, columns = convolution.out_shape
-    return convolution.dilation[0] * columns * channels, convolution.dilation[1] * channels
-
-
 def _tap_offsets(convolution: Convolution, starts: Array) -> Array:
     """uint32 (synapses,): kernel row · pitch + kernel column · pitch of each synapse."""
     height, width = convolution.kernel
-    pitch_y, pitch_x = _pitches(convolution)
+    pitch_y, pitch_x = convolution.pitches
     per_tap = np.arange(height)[:, None] * pitch_y + np.arange(width) * pitch_x
     per_row = np.tile(per_tap.reshape(-1).astype(np.uint32), convolution.in_shape[0])
     lengths = starts[1:].astype(np.int64) - starts[:-1]

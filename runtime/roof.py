@@ -14,6 +14,7 @@ from numba import njit
 
 from soul_deploy.runtime.config import AHEAD, FASTMATH
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 from soul_deploy.runtime.lanes import (
     MOST_LANES,
     Kernel,
@@ -54,7 +55,7 @@ def repeat_lanes(lanes: int) -> Kernel:
     ahead: a row's cache lines are asked for so many passes before it; 0: they are not.
     """
 
-    @njit(cache=True, nogil=True, fastmath=FASTMATH)
+    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def repeat(
         begins: Array,
         ends: Array,

@@ -18,6 +18,7 @@ from soul_deploy.runtime.equations import (
     reset_soft,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.kernelcache import CACHE
 from soul_deploy.runtime.vectors import TURNED, turn
 
 Sweep = Callable[..., None]
@@ -54,7 +55,7 @@ def sweep_numbers(neuron: NeuronEquation) -> tuple[np.float32, np.float32, np.fl
 def _make_sweep(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any]
 ) -> Sweep:
-    @njit(cache=True, nogil=True, fastmath=FASTMATH)
+    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def sweep(
         current: Array,
         constant: np.float32,
@@ -94,7 +95,7 @@ def _make_sweep(
 def _make_lane_sweep(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any], lanes: int
 ) -> Sweep:
-    @njit(cache=True, nogil=True, fastmath=FASTMATH)
+    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def sweep(
         current: Array,
         constant: np.float32,

@@ -112,9 +112,21 @@ class Convolution:
         )
         for axis in (0, 1):
             self._check_axis(axis)
+        spread = self.out_shape[0] + sum((self.kernel[i] - 1) * self.pitches[i] for i in (0, 1))
+        if spread > MAX_SYNAPSES:  # targets are counted from the first one in 32 bits
+            raise LimitError(
+                f"the kernel spans {spread} outputs (kernel {self.kernel}, dilation "
+                f"{self.dilation}, output {self.out_shape}); the limit is {MAX_SYNAPSES}"
+            )
         self._check_rows()
         if self.bias is not None:
             require_array("bias", self.bias, np.float32, self.out_shape[:1])
+
+    @property
+    def pitches(self) -> Pair:
+        """Distances between the outputs of neighbouring kernel rows, and of kernel columns."""
+        channels, _, columns = self.out_shape
+        return self.dilation[0] * columns * channels, self.dilation[1] * channels
 
     def _check_axis(self, axis: int) -> None:
         size, out = self.in_shape[1 + axis], self.out_shape[1 + axis]

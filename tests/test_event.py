@@ -1,6 +1,7 @@
 """The event network against the PyTorch original: outputs, spikes, counts, streams, refusals."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from soul_deploy.runtime.errors import (
 from soul_deploy.runtime.eventnet import DenseRows, SparseRows
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.network import Network, load
+from soul_deploy.runtime.workspace import Workspace
 from soul_deploy.zoo import NetworkOptions, create
 
 SOUL = Path(__file__).parent / "fixtures" / "spikingvgg5_lif.safetensors"
@@ -351,11 +353,53 @@ def zeros(*shape: int) -> Any:
         (zeros(2, 5, 5), r"or \(4, batch, 2, 5, 5\) for a sequence"),
         (zeros(3, 1, 2, 5, 5), "a sequence of 3 steps given; this network runs T = 4"),
         (zeros(1, 2, 5, 5) + np.nan, "values that are not finite"),
+        (zeros(1, 2, 5, 5) - np.inf, "values that are not finite"),
+        (np.full((1, 2, 5, 5), 1e300), "values that are not finite"),
+        ("abc", "an input of <U3 given; give real numbers"),
+        (zeros(1, 2, 5, 5) + 1j, "an input of complex64 given"),
+        ([[1.0], [1.0, 2.0]], "the input is no array"),
     ],
 )
 def test_wrong_inputs_are_refused(x: Any, text: str) -> None:
+    network = Network(build_event_network(small_model()))
     with pytest.raises(ValidityError, match=text):
-        Network(build_event_network(small_model())).run(x)
+        network.run(x)
+    if "sequence" not in text and "this network" not in text:
+        with pytest.raises(ValidityError, match=text):
+            network.step(x)
+
+
+def test_an_interrupted_step_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some samples have gone on, others have not: nothing may follow from that."""
+    network = Network(build_event_network(small_model()), threads=1)
+    x = np.random.default_rng(0).random((2, 2, 5, 5), np.float32)
+    first, second = network.step(x), network.step(x)
+    network.reset()
+    np.testing.assert_array_equal(network.step(x), first)
+    run, seen = Workspace.run, []
+
+    def interrupted(workspace: Workspace) -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        run(workspace)
+
+    monkeypatch.setattr(Workspace, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        network.step(x)
+    with pytest.raises(ValidityError, match="the first step of a stream needs an input"):
+        network.step()
+    np.testing.assert_array_equal(network.step(x), first)
+    np.testing.assert_array_equal(network.step(x), second)
+
+
+def test_workspaces_of_one_run_are_kept() -> None:
+    network = Network(build_event_network(small_model()), threads=2)
+    x = np.zeros((4, 2, 5, 5), np.float32)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(network.run, [x] * 12))
+        list(pool.map(network.run, [x[:1]] * 12))
+    assert {key: len(kept) for key, kept in network._spare.items()} == {(1, 1): 2, (1, 2): 1}
 
 
 def test_wrong_layer_inputs_and_names_are_refused() -> None:

@@ -326,6 +326,28 @@ def test_limits_are_named(tmp_path: Path, name: str) -> None:
         load_event_network(rewritten(tmp_path, change))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_kernel_that_spans_more_than_32_bits_is_refused(axis: int) -> None:
+    """Its targets are counted in 32 bits; a little less is built."""
+    channels, far = 1 << 17, (1 << 15, (1 << 15) - 2)
+    rows = SparseRows(
+        np.array([0, 1, 2], np.uint32), np.array([5, 7], np.uint32), np.ones(2, np.float32)
+    )
+
+    def layer(dilation: int) -> Convolution:
+        side = 1 << 15 | 1
+        along = ((side, 1), (2, 1), (dilation, 1), (side - dilation, 1))
+        sides, kernel, spread, out = (pair if axis == 0 else pair[::-1] for pair in along)
+        return Convolution(
+            in_shape=(1, *sides), out_shape=(channels, *out), rows=rows, bias=None, kernel=kernel,
+            stride=(1, 1), padding=(0, 0), dilation=spread, groups=1, reach=sides,
+        )  # fmt: skip
+
+    assert layer(far[1]).pitches[axis] == far[1] * channels
+    with pytest.raises(LimitError, match="the kernel spans 4295098368 outputs"):
+        layer(far[0])
+
+
 def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_event_network(path, example())

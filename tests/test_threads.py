@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from soul_deploy.export.event import build_event_network
 from soul_deploy.export.representation import CHOICES, Choice
 from soul_deploy.reference import Reference, reference_model
 from soul_deploy.runtime.crew import Crew, Meet, SpinBarrier, _PlainBarrier
-from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.environment import physical_cores
+from soul_deploy.runtime.errors import LimitError, UsageError
 from soul_deploy.runtime.network import MAX_THREADS, Network
 from soul_deploy.runtime.vectors import compiled
 
@@ -111,6 +113,50 @@ def test_a_thread_that_fails_lets_the_others_go() -> None:
     assert sorted(seen) == [0, 1, 2]
 
 
+def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have started end, and the next run may have them."""
+    start, before = threading.Thread.start, threading.active_count()
+
+    def refuse(thread: threading.Thread) -> None:
+        if threading.active_count() > before + 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    crew = Crew(3)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(LimitError, match="3 threads asked, and the"),
+    ):
+        patch.setattr(threading.Thread, "start", refuse)
+        crew.each(lambda thread, meet: None)
+    _wait_for_threads(before)
+    seen: list[int] = []
+    crew.each(lambda thread, meet: seen.append(thread))
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_a_core_that_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*ignored: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    crew, seen = Crew(len(physical_cores())), []
+
+    def work(thread: int, meet: Meet) -> None:
+        meet()
+        seen.append(thread)
+
+    crew.together(work)
+    assert sorted(seen) == list(range(crew.threads))
+
+
+def _wait_for_threads(count: int) -> None:
+    deadline = time.monotonic() + 60
+    while threading.active_count() > count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == count
+
+
 def test_threads_end_with_their_network() -> None:
     events = build_event_network(reference_model(SMALL))
     before = threading.active_count()
@@ -118,10 +164,7 @@ def test_threads_end_with_their_network() -> None:
     network.warm_up()
     assert threading.active_count() == before + 3
     del network
-    deadline = time.monotonic() + 60
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    _wait_for_threads(before)
 
 
 def test_a_forked_process_has_threads_of_its_own() -> None:
@@ -165,14 +208,14 @@ def test_ctrl_c_waits_for_the_threads() -> None:
     assert state == ["done"]
     sender.join()
     seen: list[int] = []
-    crew.each(seen.append)
+    crew.each(lambda thread, meet: seen.append(thread))
     assert sorted(seen) == [0, 1]
 
 
-@pytest.mark.parametrize("threads", [-1, MAX_THREADS + 1])
-def test_a_number_of_threads_that_cannot_be(threads: int) -> None:
+@pytest.mark.parametrize("threads", [-1, MAX_THREADS + 1, 2.0, "2"])
+def test_a_number_of_threads_that_cannot_be(threads: Any) -> None:
     events = build_event_network(reference_model(SMALL))
-    with pytest.raises(UsageError, match=f"{threads} threads asked; give 1 to {MAX_THREADS}"):
+    with pytest.raises(UsageError, match=f"{threads!r} threads asked; give 1 to {MAX_THREADS}"):
         Network(events, threads=threads)
 
 
@@ -180,7 +223,7 @@ def test_a_process_with_threads_ends() -> None:
     code = (
         "from soul_deploy.runtime.crew import Crew\n"
         "crew = Crew(2)\n"
-        "crew.each(lambda share: print(f'{share}\\n', end='', flush=True))\n"
+        "crew.each(lambda share, meet: print(f'{share}\\n', end='', flush=True))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=60

@@ -1,0 +1,69 @@
+"""Where compiled kernels are kept, and when they are stale.
+
+numba keeps a kernel until the file that it stands in changes. What it inlines from other files (a
+neuron's equation, a constant) may change without that: a source tree that was updated would run
+kernels of before. So all of a folder's kernels are compiled again when any source changes.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from numba import config, njit
+
+from soul_deploy.runtime.config import FASTMATH
+
+STAMP = "soul_deploy_kernels.sha256"
+
+
+def _nothing() -> None:
+    """What is compiled to see whether there is a folder for kernels, and which."""
+
+
+def _folder() -> Path | None:
+    try:
+        probe: Any = njit(cache=True, nogil=True, fastmath=FASTMATH)(_nothing)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return None
+    return Path(probe.stats.cache_path)
+
+
+def sources_stamp(folders: Iterable[Path]) -> str:
+    """A sha256 over names, sizes and times of the Python files, and numba's bounds checks."""
+    sha = hashlib.sha256(f"bounds checks {config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")):
+            found = path.stat()
+            sha.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return sha.hexdigest()
+
+
+def forget_stale(kept: Path, stamp: str) -> bool:
+    """Remove numba's indexes in the folder `kept` if they are of other sources; whether they were.
+
+    A folder that cannot be written is left as it is.
+    """
+    mark = kept / STAMP
+    try:
+        if mark.exists() and mark.read_text(encoding="ascii") == stamp:
+            return False
+        kept.mkdir(parents=True, exist_ok=True)
+        for index in kept.glob("*.nbi"):
+            index.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=kept, delete=False, encoding="ascii") as new:
+            new.write(stamp)
+        os.replace(new.name, mark)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+KEPT_IN = _folder()
+CACHE = KEPT_IN is not None
+"""Whether kernels are kept on disk."""
+
+if KEPT_IN is not None:
+    forget_stale(KEPT_IN, sources_stamp([Path(__file__).parent]))

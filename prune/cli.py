@@ -41,7 +41,7 @@ from soul_deploy.prune.remove import remove
 from soul_deploy.prune.report import ChannelCounts, print_outcome, print_preview
 from soul_deploy.prune.sca import ChannelPruning, Sca, check, plan_of_weights
 from soul_deploy.prune.units import pruning_units
-from soul_deploy.resuming import Keeper, Run, content_of, environment_of, plain_settings
+from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
 from soul_deploy.snapshot import Bundle, Tree, number_of
@@ -181,6 +181,7 @@ def _keeper(job: Job) -> Keeper:
         sca=asdict(job.sca),
         layers=list(job.names),
         model_path=None if job.start is None else file_sha256(job.start),
+        network=network_of(job.module.graph),
         data=content_of(job.data),
     )
     folder = job.run.model_dir / "checkpoints" / f"structured_{job.task.stem}"

@@ -20,7 +20,7 @@ from soul_deploy.connectivity import Connectivity, dense_synapses, measure_conne
 from soul_deploy.graph import Node, Population, Projection, SpikingGraph
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.softmask import Masks, SoftMask
-from soul_deploy.runtime.errors import SoulDeployError, UsageError
+from soul_deploy.runtime.errors import TargetError, UsageError
 from soul_deploy.snapshot import Tree, number_of
 
 BAND = 0.1
@@ -245,7 +245,7 @@ class Adjustment:
 def adjust(masks: Masks, target: float, exact: Callable[[], Connectivity]) -> Adjustment | None:
     """Shift all alphas by one number until the hard masks are within 10 % of the target.
 
-    None if they are already. Raises SoulDeployError, alphas unchanged, if no shift does it (then
+    None if they are already. Raises TargetError, alphas unchanged, if no shift does it (then
     many alphas are equal).
     """
     before = exact().share
@@ -276,7 +276,7 @@ def adjust(masks: Masks, target: float, exact: Callable[[], Connectivity]) -> Ad
         _, offset = min(found)
         return Adjustment(offset, before, set_offset(offset))
     set_offset(0.0)
-    raise SoulDeployError(
+    raise TargetError(
         f"the search ended at connectivity {before:.4g}, and no common threshold of the masks "
         f"brings it within 10 % of {target:g} (the nearest gave {nearest:.4g}); search longer, "
         "with a higher prune_lr, or with a nonzero standard deviation in mask_init_factor"

@@ -24,7 +24,7 @@ from soul_deploy.prune.lambda_control import (
 )
 from soul_deploy.prune.search import Pruning
 from soul_deploy.prune.searchplan import Finetune, SearchEpoch, SearchStoppedError, death_note
-from soul_deploy.runtime.errors import SoulDeployError
+from soul_deploy.runtime.errors import TargetError
 from soul_deploy.schedules import make_scheduler
 from soul_deploy.snapshot import (
     Bundle,
@@ -89,7 +89,7 @@ class SearchLoop:
             return None
         try:
             return adjust(self.pruning.masks, target, meter.exact)
-        except SoulDeployError as error:
+        except TargetError as error:
             if not final:
                 return None
             raise SearchStoppedError(str(error), self._last_good) from error

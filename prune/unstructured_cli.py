@@ -57,7 +57,7 @@ from soul_deploy.prune.unstructured_report import (
     print_outcome,
     print_preview,
 )
-from soul_deploy.resuming import Keeper, Run, content_of, environment_of, plain_settings
+from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
 from soul_deploy.snapshot import Bundle
@@ -223,6 +223,7 @@ def _keeper(job: Job) -> Keeper:
         finetune=None if job.finetune is None else asdict(job.finetune),
         masking=asdict(job.masking),
         model_path=None if job.start is None else file_sha256(job.start),
+        network=network_of(job.module.graph),
         data=content_of(job.data),
     )
     folder = job.run.model_dir / "checkpoints" / f"unstructured_{job.task.stem}"
@@ -282,7 +283,9 @@ def _train(job: Job, pruning: Pruning, keeper: Keeper) -> None:
         if not keeper.passed("search"):
             _follow(job, loop, recorder, keeper, "search", job.search.epochs)
     except SearchStoppedError as stop:
-        raise SoulDeployError(f"{stop}{_kept(job, stop)}") from stop
+        kept = _kept(job, stop)
+        distributed.current().wait()  # until it is written: torchrun ends all when one has ended
+        raise SoulDeployError(f"{stop}{kept}") from stop
     job.masks.attach_hard(job.module)
     if job.finetune is not None:
         tuning = FinetuneLoop(pruning, job.finetune)

@@ -14,8 +14,11 @@
     ├── LimitError                  something larger than the stated bound
     ├── FileWriteError              a file that could not be written; the old one is as it was
     ├── DistributedError            processes of one job that lost each other or disagree
-    ├── VerificationError           two executions that should agree do not
-    └── InterruptedRunError         a signal stopped the work: exit code 128 + its number
+    ├── TargetError                 a search that cannot meet its target
+    └── VerificationError           two executions that should agree do not
+
+    InterruptedRunError             a signal stopped the work: exit code 128 + its number; no
+                                    error, so nothing that catches errors goes on after it
 
 A message says what was given, the rule, and what to do.
 """
@@ -82,7 +85,11 @@ class VerificationError(SoulDeployError):
     """Two executions of one network differ without an explanation."""
 
 
-class InterruptedRunError(SoulDeployError):
+class TargetError(SoulDeployError):
+    """A search that cannot meet its target."""
+
+
+class InterruptedRunError(BaseException):
     """SIGTERM or Ctrl-C stopped a run; the message says how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -1,6 +1,8 @@
-"""All processes of a job hold the same network: checked, since nothing sends it around."""
+"""All processes of a job do the same with the same: checked, since nothing sends it around."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +27,22 @@ def check_same(
             "weights": module.state_dict().values(),
         },
     )
+
+
+def check_same_start(settings: Mapping[str, Any], checkpoint: str) -> None:
+    """Raise DistributedError, in all processes, if they do not begin the same run at one place.
+
+    settings: what was asked for, the data's sha256 among it. checkpoint: what the run goes on from;
+    empty: nothing.
+    """
+    distributed.current().agree(
+        "at the start",
+        {
+            "settings and data": [_text(json.dumps(settings, sort_keys=True, default=str))],
+            "the checkpoint to go on from": [_text(checkpoint)],
+        },
+    )
+
+
+def _text(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.runtime.errors import FileFormatError
+import numpy as np
+
+from soul_deploy.runtime.errors import FileFormatError, FileWriteError
 from soul_deploy.runtime.files import Array, digest, read_tensors, write_tensors
 from soul_deploy.snapshot import Tree, join_tree, split_tree, text_of, tree_of
 
@@ -36,8 +38,18 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: the file is whole or not there."""
+    """Write atomically: the file is whole or not there.
+
+    Raises FileWriteError, also for a state that could not be read back.
+    """
     arrays, facts = split_tree(checkpoint.state)
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FileWriteError(
+                f"{path}: {name} holds values that are not finite: the run has diverged, and this "
+                "checkpoint was not written. The one before stays; start again with a lower "
+                "learning rate"
+            )
     described = {
         "format": FORMAT,
         "settings": dict(checkpoint.settings),
@@ -79,7 +91,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """The folder's checkpoint files, oldest first; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name))
+    return sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_file())
 
 
 def following_name(folder: Path) -> Path:

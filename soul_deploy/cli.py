@@ -1,6 +1,7 @@
 """The root of the command line: it finds each command by its dotted name when it is asked for."""
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import IO, Any
@@ -91,9 +92,9 @@ class _WrongUse(click.ClickException):
 class _Stopped(click.ClickException):
     """A signal stopped the command: its line on stderr, exit code 130 or 143."""
 
-    def __init__(self, error: InterruptedRunError) -> None:
-        super().__init__(str(error))
-        vars(self)["exit_code"] = error.exit_code  # click declares it for the class
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        vars(self)["exit_code"] = exit_code  # click declares it for the class
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(self.message, file=file, err=True)
@@ -133,7 +134,9 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except InterruptedRunError as error:
-            raise _Stopped(error) from error
+            raise _Stopped(f"{_speaker()}{error}", error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise _Stopped(f"{_speaker()}stopped by Ctrl-C", 128 + signal.SIGINT) from error
         except SoulDeployError as error:
             kind = _WrongUse if isinstance(error, UsageError) else _Failure
             raise kind(f"{_speaker()}{error}") from error

@@ -5,6 +5,7 @@ SIGTERM and Ctrl-C wait for the present step, write a checkpoint, and end the co
 ends it at once.
 """
 
+import hashlib
 import json
 import signal
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from soul_deploy import distributed
+from soul_deploy.agreement import check_same_start
 from soul_deploy.checkpoint import (
     Checkpoint,
     checkpoints_in,
@@ -27,6 +29,7 @@ from soul_deploy.checkpoint import (
     write_checkpoint,
 )
 from soul_deploy.data import Data
+from soul_deploy.graph import SpikingGraph
 from soul_deploy.progress import note, warn
 from soul_deploy.runtime.errors import (
     FileFormatError,
@@ -34,7 +37,7 @@ from soul_deploy.runtime.errors import (
     MissingFileError,
     UsageError,
 )
-from soul_deploy.runtime.files import digest
+from soul_deploy.runtime.files import digest, file_sha256
 from soul_deploy.snapshot import Part, random_states, restore_random_states, tree_of
 
 KEPT = 2
@@ -73,7 +76,7 @@ def plain_settings(**settings: Any) -> dict[str, Any]:
 
 def content_of(data: Data) -> dict[str, Any]:
     """What the samples are, so that a run never goes on with others."""
-    parts = {"train": data.train, "validation": data.validation}
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
     arrays = {
         f"{name}.{kind}": getattr(split, kind).numpy()
         for name, split in parts.items()
@@ -82,11 +85,18 @@ def content_of(data: Data) -> dict[str, Any]:
     return {"name": data.name, "sha256": digest(arrays)}
 
 
+def network_of(graph: SpikingGraph) -> str:
+    """What the network is: the same name may stand for another one, if its code has changed."""
+    return hashlib.sha256(json.dumps(graph.to_json(), sort_keys=True).encode()).hexdigest()
+
+
 def environment_of(device: torch.device) -> dict[str, Any]:
     """What else decides how sums are rounded."""
     return {
+        "processes": distributed.current().world_size,
         "device": device.type,
         "threads": torch.get_num_threads(),
+        "soul-deploy": version("soul-deploy"),
         "torch": version("torch"),
         "numpy": version("numpy"),
     }
@@ -156,10 +166,13 @@ class Keeper:
         self._part: Part | None = None
         self._signal = 0
         self._found: Checkpoint | None = None
+        self._source: Path | None = None
         self._open(resume)
 
     def _open(self, resume: str | None) -> None:
-        found = find_checkpoint(self.run.folder, resume)
+        found, folder, main = (
+            find_checkpoint(self.run.folder, resume), self.run.folder, distributed.current().is_main
+        )  # fmt: skip
         if found is not None:
             path, checkpoint = found
             check_settings(path, checkpoint.settings, self.run.settings)
@@ -167,14 +180,20 @@ class Keeper:
                 raise FileFormatError(f"{path}: this command has no phase {checkpoint.phase!r}")
             note(f"resuming from {path}, in phase {checkpoint.phase}")
             _warn_of_environment(checkpoint.environment, self.run.environment)
-            self._good, self._found = [path], checkpoint
-        elif distributed.current().is_main and resume is None and checkpoints_in(self.run.folder):
+            self._source, self._found = path, checkpoint
+        here = self._source is not None and _same_folder(self._source.parent, folder)
+        if self._source is not None and here:
+            self._good = [folder / self._source.name]
+        elif main and checkpoints_in(folder):
             warn(
-                f"{self.run.folder} holds checkpoints of an earlier run, which this run will "
-                "replace; stop it and give --resume auto to go on with that one"
+                f"{folder} holds checkpoints of an earlier run, which this run will replace; stop "
+                "it and give --resume auto to go on with that one"
             )
-        if distributed.current().is_main:
-            for left in self.run.folder.glob(".*.safetensors.*.tmp"):
+        check_same_start(
+            self.run.settings, "" if self._source is None else file_sha256(self._source)
+        )
+        if main:
+            for left in folder.glob(".*.safetensors.*.tmp"):
                 left.unlink(missing_ok=True)  # a write that was killed
 
     def passed(self, phase: str) -> bool:
@@ -205,7 +224,7 @@ class Keeper:
             part.restore(tree_of(checkpoint.state, "run"))
             restore_random_states(tree_of(checkpoint.state, "random"))
         except (FileFormatError, RuntimeError, TypeError, ValueError, KeyError) as error:
-            raise FileFormatError(f"{self._good[0]} does not fit this run: {error}") from error
+            raise FileFormatError(f"{self._source} does not fit this run: {error}") from error
 
     def after_step(self) -> None:
         """After each optimizer step, when the state is that of a whole number of steps."""
@@ -221,19 +240,23 @@ class Keeper:
         self._stop_if_asked()
 
     def save(self) -> None:
-        """Write a checkpoint now and keep the last two."""
+        """Write a checkpoint now and keep the last two. All processes return when it is there.
+
+        Otherwise torchrun would see one end, and end the one that still writes.
+        """
         assert self._phase is not None and self._part is not None, "outside of a loop"
-        if not distributed.current().is_main:
-            return
-        state = {"run": self._part.state(), "random": random_states()}
+        if distributed.current().is_main:
+            self._write(self._phase, self._part)
+        distributed.current().wait()
+
+    def _write(self, phase: str, part: Part) -> None:
+        state = {"run": part.state(), "random": random_states()}
         path = following_name(self.run.folder)
-        write_checkpoint(
-            path, Checkpoint(self.run.settings, self.run.environment, self._phase, state)
-        )
+        write_checkpoint(path, Checkpoint(self.run.settings, self.run.environment, phase, state))
         self._good = [*self._good, path][-KEPT:]
         if len(self._good) == KEPT:
             for old in set(checkpoints_in(self.run.folder)) - set(self._good):
-                old.unlink()
+                old.unlink(missing_ok=True)
 
     def _asked(self) -> int:
         return distributed.current().largest(self._signal)
@@ -247,6 +270,8 @@ class Keeper:
 
     def _stopped(self, number: int) -> str:
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if not distributed.current().is_main:
+            return f"stopped by {name}"
         if not self._good:
             return f"stopped by {name}, before the first checkpoint was written"
         return (
@@ -257,6 +282,9 @@ class Keeper:
     @contextmanager
     def watching(self) -> Iterator["Keeper"]:
         """Catch SIGTERM and Ctrl-C: in a loop after the present step, elsewhere at once.
+
+        A second one stops a single process at once. torchrun passes on what it is sent, so each of
+        several processes may get the same signal twice; they always finish the step.
 
         Outside of the main thread signals are left alone, since Python allows nothing else.
         """
@@ -271,10 +299,17 @@ class Keeper:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._phase is None or self._signal:
+        several = distributed.current().world_size > 1
+        if self._phase is None or (self._signal and not several):
             self._stop(number)
+        if not self._signal:
+            advice = "" if several else "; once more to stop at once"
+            note(f"stopping after the present step{advice}")
         self._signal = number
-        note("stopping after the present step; once more to stop at once")
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _warn_of_environment(found: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from soul_deploy.preparing import (
 )
 from soul_deploy.progress import epoch_log
 from soul_deploy.reporting import print_files, print_result
-from soul_deploy.resuming import Keeper, Run, content_of, environment_of, plain_settings
+from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
 from soul_deploy.snapshot import Bundle
 from soul_deploy.training import BestState, EpochResult, History, Recipe, Training, accuracy
 
@@ -66,6 +66,7 @@ def train(
         task=asdict(task),
         recipe=asdict(recipe),
         epochs=learning.epochs,
+        network=network_of(module.graph),
         data=content_of(loaded),
     )
     kept = Run(

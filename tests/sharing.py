@@ -16,6 +16,7 @@ from searching import LIF, few, search_of
 from torch import Tensor
 
 from soul_deploy import distributed, training
+from soul_deploy.agreement import check_same_start
 from soul_deploy.data import Data
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.penalty import coefficients
@@ -114,15 +115,26 @@ def disagreement() -> str:
     return "nothing"
 
 
+def other_start() -> str:
+    """What a process is told when the last one was given other data."""
+    rank = distributed.current().rank
+    check_same_start({"data": "ab"}, "")
+    try:
+        check_same_start({"data": "ab" if rank == 0 else "cd"}, "12")
+    except DistributedError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.join("cpu", 60)
     rank = distributed.current().rank
     order = distributed.main_first(lambda main: f"{main}")
     save_file(everything(), folder / f"rank{rank}.safetensors")
-    told = disagreement()
+    told, start = disagreement(), other_start()
     alone = f"{distributed.hand_over()} {distributed.current().world_size}"
-    (folder / f"rank{rank}.txt").write_text("\n".join([order, alone, told]))
+    (folder / f"rank{rank}.txt").write_text("\n".join([order, alone, told, start]))
 
 
 if __name__ == "__main__":

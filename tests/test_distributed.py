@@ -56,11 +56,16 @@ E = ".safetensors"
 STEM = "cifar10net_lif_digits_T1_2025"
 
 
-def torchrun(folder: Path, *words: str, more: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    """A job of two processes in `folder`."""
+def torchrun(
+    folder: Path, *words: str, more: tuple[str, ...] = (), path: Path = ROOT
+) -> "subprocess.Popen[str]":
+    """A job of two processes in `folder`. path: also where they look for modules."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", *more, *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{path}{os.pathsep}{ROOT}",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -136,19 +141,20 @@ def test_each_process_has_batch_statistics_of_its_own(
 
 def test_a_process_that_holds_something_else_is_named(job: Path) -> None:
     for rank in (0, 1):
-        order, alone, told = (job / f"rank{rank}.txt").read_text().split("\n")
+        order, alone, told, start = (job / f"rank{rank}.txt").read_text().split("\n")
         assert order == str(rank == 0)  # the main process downloads
         assert alone == f"{rank == 0} 1"
         assert told.startswith("epoch 3: masks of rank 1 differ from those of the other ranks")
+        assert start.startswith("at the start: settings and data of rank 1 differ from those of")
 
 
-def _rank_one(job: "subprocess.Popen[str]") -> int:
-    """The process id of rank 1, from its environment."""
+def _process_of(job: "subprocess.Popen[str]", rank: int) -> int:
+    """The process id of a rank, from its environment."""
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     for child in children:
-        if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+        if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
             return int(child)
-    raise AssertionError("rank 1 does not run")
+    raise AssertionError(f"rank {rank} does not run")
 
 
 def _kill_rank_one(job: "subprocess.Popen[str]", folder: Path) -> float:
@@ -156,7 +162,7 @@ def _kill_rank_one(job: "subprocess.Popen[str]", folder: Path) -> float:
     while not list(folder.glob("*[2-9].safetensors")):
         assert job.poll() is None, job.communicate()[1]
         time.sleep(0.05)
-    os.kill(_rank_one(job), signal.SIGKILL)
+    os.kill(_process_of(job, 1), signal.SIGKILL)
     return time.monotonic()
 
 
@@ -172,6 +178,34 @@ def test_a_killed_process_ends_the_job_and_the_rest_resumes(tmp_path: Path) -> N
     assert "Signal 9 (SIGKILL) received" in said and "--resume auto" in said
     assert not list((tmp_path / "saved_models").glob("*.safetensors"))
     _resume(tmp_path, words)
+
+
+SLOW_DISK = """
+import os, time
+
+sync = os.fsync
+os.fsync = lambda handle: (time.sleep(1), sync(handle))
+"""
+
+
+def test_a_stopped_job_has_written_its_checkpoint_before_one_ends(tmp_path: Path) -> None:
+    """torchrun ends all processes when one has ended, and passes on the signals that it gets."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    words = ["-m", "soul_deploy", "train", *QUICK, "--epochs", "30"]
+    started = torchrun(tmp_path, *words, path=tmp_path)
+    checkpoints = tmp_path / "saved_models" / "checkpoints" / f"train_{STEM}"
+    while not list(checkpoints.glob("0*.safetensors")):
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.05)
+    (before,) = checkpoints.glob("0*.safetensors")
+    for rank in (0, 1):
+        os.kill(_process_of(started, rank), signal.SIGTERM)
+    time.sleep(0.4)
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=60)
+    found = re.search(r"rank 0: stopped by SIGTERM; (\S+) holds the run", said)
+    assert found and (tmp_path / found[1]).exists() and found[1] != str(before), said
+    assert said.count("holds the run") == 1 and "before the first checkpoint" not in said
 
 
 def test_torchrun_restarts_a_job_that_goes_on_and_its_model_is_pruned(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -393,6 +393,12 @@ class Second(Group):
 
     def largest(self, number: int) -> int:
         return number
+
+    def wait(self) -> None:
+        pass
+
+    def agree(self, when: str, parts: Mapping[str, Iterable[torch.Tensor]]) -> None:
+        assert when == "at the start" and len(parts) == 2
 
 
 def test_processes_that_do_not_write_leave_the_folder_alone(

@@ -32,6 +32,15 @@ def place(spikes: Array, index: Array, first: int, last: int, out: Array) -> Non
                 to[np.uint64(index[i])] = source[i]
 
 
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def silence(spikes: Array, index: Array, first: int, last: int) -> None:
+    """No spikes of dead neurons: spikes[t, index[i]] = 0, i from `first` to `last`."""
+    for t in range(len(spikes)):
+        fired = spikes[t]
+        for i in range(np.uint64(first), np.uint64(last)):
+            fired[np.uint64(index[i])] = 0
+
+
 @register_jitable
 def pool_into(
     values: Array,

@@ -1,21 +1,34 @@
 """Live neurons side by side: what is neither updated nor spikes takes no room while running.
 
 A population without dead neurons and without generated channels runs on its map, (T, positions,
-channels). Any other keeps currents, membranes and spikes of its live neurons only, packed: (T, L).
-Its map is filled from them where something reads the map.
+channels). So does one behind a convolution's shared rows with few dead neurons: these are updated
+as well, and their spikes taken out. Any other keeps currents, membranes and spikes of its live
+neurons only, packed: (T, L). Its map is filled from them where something reads the map.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from soul_deploy.runtime.eventnet import Firing, Layer, Matrix, Shape, SparseRows, Synaptic
+from soul_deploy.runtime.eventnet import (
+    Firing,
+    Layer,
+    Matrix,
+    Shape,
+    SparseRows,
+    SpikingLayer,
+    Synaptic,
+)
 from soul_deploy.runtime.files import Array
 
 
 def channel_last(shape: Shape) -> tuple[int, int]:
     """(positions, channels) of a population's values."""
     return (shape[1] * shape[2], shape[0]) if len(shape) == 3 else (1, shape[0])
+
+
+MAPPED_FROM = 0.3
+"""Share of live neurons from which on a population behind shared rows runs on its map."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,8 @@ def packing_of(layer: Layer | None) -> Packing | None:
     """None for a population that runs on its map, and for what is no population."""
     if not isinstance(layer, Firing) or (layer.live is None and layer.pattern is None):
         return None
+    if silenced_of(layer) is not None:
+        return None
     (positions, wide), channels = channel_last(layer.out_shape), layer.current_shape[0]
     live = np.ones(positions * wide, np.bool_) if layer.live is None else layer.live
     position, channel = np.nonzero(live.reshape(positions, wide)[:, :channels])
@@ -43,16 +58,24 @@ def packing_of(layer: Layer | None) -> Packing | None:
     )
 
 
+def silenced_of(layer: Layer | None) -> Array | None:
+    """uint32: where the dead neurons stand in the map of a population that runs on it with them."""
+    if not isinstance(layer, SpikingLayer) or isinstance(layer.synapses, Matrix):
+        return None
+    if layer.live is None or layer.pattern is not None or layer.live.mean() < MAPPED_FROM:
+        return None
+    return np.flatnonzero(~layer.live).astype(np.uint32)
+
+
 def reads_packed(layer: Synaptic, source: Layer | None) -> bool:
     """Whether the layer's rows belong to its source's live neurons alone.
 
-    So it is for a matrix behind a population with dead neurons; behind generated channels it reads
-    the map.
+    So it is for a matrix behind a packed population; behind generated channels it reads the map.
     """
     return (
         isinstance(layer.synapses, Matrix)
         and isinstance(source, Firing)
-        and source.live is not None
+        and packing_of(source) is not None
         and source.pattern is None
     )
 

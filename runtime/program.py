@@ -25,7 +25,7 @@ from soul_deploy.runtime.eventnet import (
 )
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.lanes import lanes_for
-from soul_deploy.runtime.packing import Packing, packed_rows, packing_of, reads_packed
+from soul_deploy.runtime.packing import Packing, packed_rows, packing_of, reads_packed, silenced_of
 from soul_deploy.runtime.parts import Part
 from soul_deploy.runtime.windows import axis_runs, gather_table
 
@@ -48,6 +48,7 @@ class Prepared:
     neurons   that are updated
     packing   of the population, if there is one and it is packed
     source    packing of the source, if the kernel takes that source's spikes packed
+    silenced  neurons that are updated with the others, but whose spikes are taken out; None: none
     """
 
     synapses: Synapses
@@ -58,6 +59,7 @@ class Prepared:
     neurons: int
     packing: Packing | None = None
     source: Packing | None = None
+    silenced: Array | None = None
 
     @property
     def picked(self) -> Array | None:
@@ -114,8 +116,11 @@ def prepare(layer: Synaptic, source: Layer | None = None) -> Prepared:
         return _prepare_matrix(layer.synapses, packing, read)
     kernel, arrays = _convolution_kernel(layer, layer.synapses)
     columns = math.prod(layer.current_shape)
-    bias = private(layer.synapses.bias)
-    return Prepared(layer.synapses, kernel, arrays, bias, columns, layer.neurons, packing)
+    neurons = columns if packing is None else len(packing.updated)
+    return Prepared(
+        layer.synapses, kernel, arrays, private(layer.synapses.bias), columns, neurons, packing,
+        silenced=silenced_of(layer),
+    )  # fmt: skip
 
 
 def _prepare_matrix(matrix: Matrix, packing: Packing | None, source: Packing | None) -> Prepared:

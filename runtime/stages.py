@@ -97,8 +97,9 @@ def spiking_stage(
     currents = current_stage(layer, prepared, source, current, lanes=lanes, parts=parts)
     bounds = [prepared.bounds(part) for part in parts_of(parts)]
     neurons = neuron_stage(
-        neuron, current, prepared.picked, v, spikes, carry=carry, lanes=lanes, bounds=bounds
-    )
+        neuron, current, prepared.picked, v, spikes, carry=carry, lanes=lanes, bounds=bounds,
+        silenced=prepared.silenced,
+    )  # fmt: skip
     return tuple(a + b for a, b in zip(currents, neurons, strict=True))
 
 
@@ -112,16 +113,18 @@ def neuron_stage(
     carry: bool,
     lanes: int,
     bounds: Sequence[tuple[int, int]],
+    silenced: Array | None = None,
 ) -> Stage:
     """Neurons on their currents, (T or 1, n) or (n, lanes).
 
     picked: the live ones' places, None: all n. bounds: columns of the currents, by part.
+    silenced: places whose spikes are taken out, None: none.
     """
     arriving = current
     if picked is not None:
         room = (len(v), lanes) if lanes else (len(current), len(v))
         arriving = aligned(room, np.float32)
-        bounds = [_live_bounds(picked, pair) for pair in bounds]
+        bounds = [_places_between(picked, pair) for pair in bounds]
     fired, sweep = spikes.reshape(len(spikes), len(v)), sweep_of(neuron, lanes)
     stage = []
     for first, last in bounds:
@@ -132,13 +135,16 @@ def neuron_stage(
         turned: tuple[Any, ...] = (aligned((lanes, LANE_BLOCK), np.float32),) if lanes else ()
         numbers = sweep_numbers(neuron)
         calls.append(Call(sweep, (arriving, *numbers, carry, v, fired, first, last, *turned)))
+        if silenced is not None:
+            among = _places_between(silenced, (first, last))
+            calls.append(Call(mapping.silence, (fired, silenced, *among)))
         stage.append(tuple(calls))
     return tuple(stage)
 
 
-def _live_bounds(picked: Array, bounds: tuple[int, int]) -> tuple[int, int]:
-    """Which of the live neurons stand between two columns of the currents."""
-    first, last = np.searchsorted(picked, bounds)
+def _places_between(places: Array, bounds: tuple[int, int]) -> tuple[int, int]:
+    """Which of the rising places stand between two columns of the currents."""
+    first, last = np.searchsorted(places, bounds)
     return int(first), int(last)
 
 

@@ -181,7 +181,7 @@ class _Builder:
             self.stages.append(
                 neuron_stage(
                     neuron, current, ready.picked, v, spikes, carry=carry, lanes=lanes,
-                    bounds=bounds,
+                    bounds=bounds, silenced=ready.silenced,
                 )
             )  # fmt: skip
         else:

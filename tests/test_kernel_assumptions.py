@@ -86,6 +86,7 @@ FAMILIES = {
     "spin": [],
     "pick": [PACKED],
     "place": [PACKED],
+    "silence": [PACKED],
     "max_pool": [POOL, GEOMETRY],
     "sum_spikes": [READOUT],
     "score": [READOUT],

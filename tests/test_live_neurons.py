@@ -48,7 +48,7 @@ from soul_deploy.runtime.countrun import count_run
 from soul_deploy.runtime.errors import FileFormatError, LimitError, ValidityError
 from soul_deploy.runtime.eventnet import Matrix, SparseRows, SpikingLayer
 from soul_deploy.runtime.network import Network, load
-from soul_deploy.runtime.packing import packing_of
+from soul_deploy.runtime.packing import packing_of, silenced_of
 
 Array = npt.NDArray[Any]
 choices = st.sampled_from(CHOICES)
@@ -78,7 +78,8 @@ def test_masked_neurons_neither_run_nor_spike(
             spikes, mask = found.spikes[layer.name], live[layer.name]
             np.testing.assert_array_equal(spikes, golden.spikes[layer.name].numpy())
             alive = math.prod(layer.out_shape) if mask is None else int(mask.sum())
-            assert len(workspace.membranes[layer.name]) == layer.neurons == alive
+            held = math.prod(layer.out_shape) if packing_of(layer) is None else alive
+            assert len(workspace.membranes[layer.name]) == held and layer.neurons == alive
             assert mask is None or not spikes[:, :, ~mask].any()
     if not sequence:
         counted(network, model, x)
@@ -467,6 +468,29 @@ def test_packing_numbers_live_neurons_in_channel_last_order() -> None:
     np.testing.assert_array_equal(layer.live, mask)
     assert packing_of(build_event_network(small()).spiking_layers[1]) is None
     assert packing_of(None) is None
+
+
+@pytest.mark.parametrize("choice", ["implicit", "explicit"])
+def test_few_dead_neurons_behind_shared_rows_are_updated_and_silenced(choice: Choice) -> None:
+    """The dead ones fire by their currents, and nobody sees it; many dead ones are left out."""
+    x = 8 * np.random.default_rng(0).random((2, 2, 6, 6)).astype(np.float32)
+    free = Network(build_event_network(small()), 1).run_recorded(x).spikes["p2"]
+    for rate in (0.9, 0.1):
+        model = masked_small(rate)
+        model = replace(model, neuron_masks={"p2": model.neuron_masks["p2"]})
+        network = Network(build_event_network(model, representation=choice), 1)
+        layer = network.events.spiking_layers[1]
+        on_map = rate == 0.9 and choice == "implicit"
+        assert (packing_of(layer) is None) == (silenced_of(layer) is not None) == on_map
+        spikes = network.run_recorded(x).spikes["p2"]
+        assert free[:, :, ~model.neuron_masks["p2"]].any()
+        np.testing.assert_array_equal(spikes, free * model.neuron_masks["p2"])
+        updates = network.count(x)["c2"].neuron_updates
+        assert updates == 2 * 4 * model.neuron_masks["p2"].sum()
+    layer = build_event_network(masked_small(0.9), representation="implicit").spiking_layers[1]
+    silenced = silenced_of(layer)
+    assert silenced is not None and layer.live is not None
+    assert silenced.tolist() == [i for i, lives in enumerate(layer.live) if not lives]
 
 
 def test_a_mask_of_another_length_is_refused() -> None:

@@ -158,8 +158,9 @@ def _chosen_layers(
     if refused or not names:
         raise UsageError(
             f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
-            "layer can if its current comes from one convolution or linear layer of its own, and "
-            "if it belongs to no residual stream (or with --residual coupled or scatter)"
+            "layer can if its current comes from one convolution or linear layer of its own, if "
+            "it belongs to no residual stream (or with --residual coupled or scatter), and if its "
+            "channels are not the classes"
         )
     return names
 

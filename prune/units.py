@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from soul_deploy.graph import Population, SpikingGraph
+from soul_deploy.graph import Population, Projection, SpikingGraph
 from soul_deploy.prune.channels import ChannelPlan, Values, prunable
 from soul_deploy.prune.groups import ChannelGroup, Residual, channel_groups, scatter_branches
 
@@ -32,8 +32,10 @@ def pruning_units(
 
     internal: populations outside residual streams, which a layer of their own feeds. coupled: each
     stream too, as one. scatter: besides the former, branches that a merge adds to the stream.
+    What a readout without weights counts are the classes themselves, and belongs to no unit.
     """
     alone = {node.name for node in prunable(graph)}
+    classes = voters(graph)
     found: list[PruningUnit] = []
     for group in channel_groups(graph):
         if len(group.projections) == 1 and not group.merges:
@@ -44,10 +46,25 @@ def pruning_units(
             found.append(_of_stream(graph, group))
         elif group.whole is None and residual == "scatter":
             found += [_of_one(name, group) for name in scatter_branches(graph, group)]
+    found = [unit for unit in found if not classes.intersection(unit.populations)]
     if names is not None:
         found = [unit for unit in found if set(unit.populations).intersection(names)]
     order = {node.name: i for i, node in enumerate(graph.populations)}
     return tuple(sorted(found, key=lambda unit: order[unit.populations[0]]))
+
+
+def voters(graph: SpikingGraph) -> set[str]:
+    """Populations whose channels are classes: a readout without weights reads them."""
+    if graph.readout.linear:
+        return set()
+    found, pending = set(), list(graph.readout.inputs)
+    while pending:
+        node = graph[pending.pop()]
+        if isinstance(node, Population):
+            found.add(node.name)
+        elif not isinstance(node, Projection):
+            pending += node.inputs
+    return found
 
 
 def _of_one(name: str, group: ChannelGroup) -> PruningUnit:

@@ -14,7 +14,19 @@ from soul_deploy.batches import share_of
 from soul_deploy.cli import root
 from soul_deploy.data import READERS, Data, load_data
 from soul_deploy.distributed import Group
-from soul_deploy.graph import Convolution, MergeFunction, Scatter, SpikingGraph
+from soul_deploy.graph import (
+    Convolution,
+    Input,
+    MaxPool,
+    Merge,
+    MergeFunction,
+    NeuronSpec,
+    Node,
+    Population,
+    Readout,
+    Scatter,
+    SpikingGraph,
+)
 from soul_deploy.modelfile import ModelInfo, from_module, load_model
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.groups import Residual, reaches_readout
@@ -24,7 +36,7 @@ from soul_deploy.prune.remove import parameters, remove
 from soul_deploy.prune.sca import Sca, open_masks, prune
 from soul_deploy.prune.schedule import PruneSchedule
 from soul_deploy.prune.softmask import maskable_neurons
-from soul_deploy.prune.units import PruningUnit, pruning_units
+from soul_deploy.prune.units import PruningUnit, pruning_units, voters
 from soul_deploy.runtime.errors import UnknownNameError
 from soul_deploy.training import Recipe, backward
 from soul_deploy.zoo import NetworkOptions, create
@@ -275,3 +287,37 @@ def test_the_command_refuses_what_it_does_not_know(words: list[str], message: st
     result = call("prune", "structured", "-m", "sewresnet18", "-dataset", "digits", *words)
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("residual", ["internal", "coupled", "scatter"])
+def test_classes_are_no_channels_to_prune(residual: Residual) -> None:
+    """A readout without weights counts its source's spikes: each channel is a class's vote."""
+
+    def graph(*between: Node, linear: bool) -> SpikingGraph:
+        last = between[-1].name if between else "sb"
+        return SpikingGraph(
+            (
+                Input("input", (), (2, 4, 4)),
+                Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
+                Population("sa", ("a",), NeuronSpec()),
+                Convolution("b", ("sa",), False, None, 4, 4, (3, 3), padding=(1, 1)),
+                Population("sb", ("b",), NeuronSpec()),
+                *between,
+                Readout("head", (last,), 4 if linear else 2, linear=linear, bias=linear, votes=2),
+            ),
+            2,
+        )
+
+    def named(graph: SpikingGraph) -> list[str]:
+        return [unit.name for unit in pruning_units(graph, residual)]
+
+    pool, merge = (
+        MaxPool("pool", ("sb",), (2, 2), (2, 2)),
+        Merge("sum", ("sb", "sa"), function="add"),
+    )
+    assert voters(graph(pool, linear=True)) == set()
+    assert named(graph(pool, linear=True)) == ["sa", "sb"]
+    assert voters(graph(pool, linear=False)) == {"sb"}
+    assert named(graph(linear=False)) == named(graph(pool, linear=False)) == ["sa"]
+    assert voters(graph(merge, linear=False)) == {"sa", "sb"}
+    assert named(graph(merge, linear=False)) == []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from soul_deploy.export.nir_library import nir_package
+from soul_deploy.export.nir_library import check_texts, nir_package
 from soul_deploy.runtime.errors import FileFormatError
 
 SECONDS = 20.0
@@ -36,10 +36,11 @@ def try_reading(path: Path, seconds: float | None = None) -> None:
 
 
 def main() -> None:
-    """Read the file that is named, and nothing else."""
+    """Read the file that is named, its texts first, and nothing else."""
     path = Path(sys.argv[1])
     most = MEMORY + 64 * path.stat().st_size
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    check_texts(path)
     nir_package().read(path, type_check=False)
 
 

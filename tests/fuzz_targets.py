@@ -318,6 +318,7 @@ def nir_target(folder: Path) -> Target:
 
     damage = raw([path.read_bytes()])
     nir_trial.SECONDS = 3.0
+    nir_trial.PROGRAM = (str(Path(__file__).with_name("nir_child.py")),)
     read = lambda p: import_nir(read_nir(p), time_steps=2)  # noqa: E731
     return Target("nir", ".nir", damage, read, judge, share=0.04)
 

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from soul_deploy.export.nir_library import nir_package
+from soul_deploy.export.nir_library import check_texts, nir_package
 from soul_deploy.runtime.errors import FileFormatError
 
 SECONDS = 20.0
 SECONDS_PER_BYTE = 1e-7
+PROGRAM: tuple[str, ...] = ("-m", __name__)  # what Python runs
 MEMORY = 4 << 30  # bytes of address space, besides 64 times the file
 
 
@@ -23,7 +24,7 @@ def try_reading(path: Path, seconds: float | None = None) -> None:
     seconds: until it is given up; None: 20, and a second more per 10 MB.
     """
     limit = SECONDS + SECONDS_PER_BYTE * path.stat().st_size if seconds is None else seconds
-    command = [sys.executable, "-m", __name__, str(path)]
+    command = [sys.executable, *PROGRAM, str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired as error:
@@ -36,10 +37,11 @@ def try_reading(path: Path, seconds: float | None = None) -> None:
 
 
 def main() -> None:
-    """Read the file that is named, and nothing else."""
+    """Read the file that is named, its texts first, and nothing else."""
     path = Path(sys.argv[1])
     most = MEMORY + 64 * path.stat().st_size
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    check_texts(path)
     nir_package().read(path, type_check=False)
 
 

@@ -21,7 +21,7 @@ from soul_deploy.module import ChannelMask, GraphModule
 from soul_deploy.prune.channels import Budget, ChannelPlan, Guard, channels_of, check_budget, decide
 from soul_deploy.prune.groups import RESIDUAL, Residual
 from soul_deploy.prune.schedule import PruneSchedule
-from soul_deploy.prune.scores import ChannelStatistics, Score, Window
+from soul_deploy.prune.scores import ChannelStatistics, Names, Score, Window
 from soul_deploy.prune.units import (
     PruningUnit,
     averaged,
@@ -78,9 +78,7 @@ class Sca:
         """How many of `channels` stay when `ratio` of them is pruned."""
         return Budget.of(channels, ratio, self.schedule.regrow_ratio)
 
-    def statistics(
-        self, names: Iterable[str], masks: Iterable[str] | None = None
-    ) -> ChannelStatistics:
+    def statistics(self, names: Names, masks: Names | None = None) -> ChannelStatistics:
         """A fresh measurement of the populations `names`, and of `masks` if others than theirs."""
         return ChannelStatistics(names, self.score, self.score_window, self.regrow_window, masks)
 
@@ -204,7 +202,10 @@ class _Measurement:
         masks = [mask for unit in self.units for mask in unit.masks]
         open_masks(module, masks)
         measured = [name for unit in self.units for name in unit.populations]
-        self.statistics = sca.statistics(measured, masks)
+        self.statistics = sca.statistics(
+            {name: module.graph.shapes[name][0] for name in measured},
+            {name: channels_of(module.graph, name) for name in masks},
+        )
 
     def decide(self, ratio: float) -> ChannelPlan:
         """Which channels of the units stay when `ratio` of all is pruned."""

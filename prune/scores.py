@@ -1,7 +1,7 @@
 """What SCA measures while a network trains: channel activity and the gradients of masked scales."""
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from soul_deploy import distributed
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.channels import Values
-from soul_deploy.runtime.errors import UnknownNameError
+from soul_deploy.runtime.errors import FileFormatError, UnknownNameError
 from soul_deploy.snapshot import Bundle, Tree, array_of, count_of, tree_of
 from soul_deploy.training import BatchHooks
 
@@ -18,15 +18,18 @@ Score = Literal["spike_membrane", "spike", "membrane"]
 Window = Literal["epoch", "last_batch"]
 SCORES: tuple[Score, ...] = ("spike_membrane", "spike", "membrane")
 WINDOWS: tuple[Window, ...] = ("epoch", "last_batch")
+Names: TypeAlias = Iterable[str] | Mapping[str, int]
+"""Populations or masks, perhaps with how many channels each has."""
 
 
 class RunningMean:
     """The mean of arrays (C,) over batches, each batch with the same weight; or the last one."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, channels: int | None = None) -> None:
+        """channels: C, which a state that is restored must have; None: any."""
         if window not in WINDOWS:
             raise UnknownNameError("window", window, WINDOWS)
-        self.window = window
+        self.window, self.channels = window, channels
         self.reset()
 
     def reset(self) -> None:
@@ -47,9 +50,14 @@ class RunningMean:
         return {"count": self.count, "value": self.value}
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there."""
-        self.count = count_of(tree, "count")
-        self.value = torch.from_numpy(np.array(array_of(tree, "value"), np.float64))
+        """Go on from there. Raises FileFormatError for the mean of other channels."""
+        count, value = count_of(tree, "count"), array_of(tree, "value")
+        needed = (self.channels if self.channels is not None else value.size,) if count else (0,)
+        if value.shape != needed or value.dtype != np.float64:
+            raise FileFormatError(
+                f"a mean over {count} batches is {value.dtype}{value.shape}, needs float64{needed}"
+            )
+        self.count, self.value = count, torch.from_numpy(np.array(value))
 
 
 class ChannelStatistics(BatchHooks):
@@ -58,23 +66,25 @@ class ChannelStatistics(BatchHooks):
     Score of a channel: the mean over time, batch and space of S + |V|, spikes and the membrane
     potential after fire and reset (or of one of the two). Gradient: the mean of |dL/dg| where g is
     gamma times mask taken as an independent tensor, so it is not zero for a masked channel.
-    `masks`: those of `names` unless others are given.
+    `masks`: those of `names` unless others are given. Both may say how many channels each has; what
+    is restored must then have as many.
     """
 
     def __init__(
         self,
-        names: Iterable[str],
+        names: Names,
         score: Score,
         score_window: Window,
         regrow_window: Window,
-        masks: Iterable[str] | None = None,
+        masks: Names | None = None,
     ) -> None:
         if score not in SCORES:
             raise UnknownNameError("score", score, SCORES)
         self.score = score
-        self._scores = {name: RunningMean(score_window) for name in names}
-        masked = self._scores if masks is None else masks
-        self._gradients = {name: RunningMean(regrow_window) for name in masked}
+        names = _channels(names)
+        masks = names if masks is None else _channels(masks)
+        self._scores = {name: RunningMean(score_window, count) for name, count in names.items()}
+        self._gradients = {name: RunningMean(regrow_window, count) for name, count in masks.items()}
 
     def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
         """Class scores; every step of the populations counts into this batch's score.
@@ -135,6 +145,10 @@ class ChannelStatistics(BatchHooks):
         """Go on from these."""
         Bundle(self._scores).restore(tree_of(tree, "scores"))
         Bundle(self._gradients).restore(tree_of(tree, "gradients"))
+
+
+def _channels(names: Names) -> Mapping[str, int | None]:
+    return names if isinstance(names, Mapping) else dict.fromkeys(names)
 
 
 def _gradient(module: GraphModule, mask: str) -> Tensor:

@@ -4,7 +4,6 @@ Also reads other people's `.pt` / `.pth` state dicts, through `torch.load(weight
 """
 
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from soul_deploy.graph import Population, Projection, Readout, Shape, SpikingGra
 from soul_deploy.module import ChannelMask, GraphModule, HardGate
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array, digest, read_tensors, require_file, write_tensors
+from soul_deploy.torchfiles import read_state_dict
 
 FORMAT = "soul-deploy/model/1"
 WEIGHT, CHANNEL_MASK, NEURON_MASK = "weight:", "channel_mask:", "neuron_mask:"
@@ -328,61 +328,7 @@ def load_state_dict(path: Path) -> dict[str, Array]:
         opened = read_tensors(path)
         own = _under(WEIGHT, opened.tensors)
         return own or dict(opened.tensors)
-    _check_archive(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make the unpickler fail in a dozen ways
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise FileFormatError(
-            f"{path} is not a file of weights ({first}). Readable: soul-deploy model files, "
-            "safetensors, and .pt/.pth state dicts that hold nothing but tensors"
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
-    ):
-        raise FileFormatError(f"{path} does not hold a state dict (a dict of name to tensor)")
-    return {name: _plain_array(path, name, tensor) for name, tensor in loaded.items()}
-
-
-def _plain_array(path: Path, name: str, tensor: Tensor) -> Array:
-    """A copy; half precision becomes float32. Raises FileFormatError for what is no plain tensor,
-    or claims more values than it stores.
-    """
-    plain = tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized)
-    if not plain or tensor.device.type != "cpu":
-        raise FileFormatError(
-            f"{path}: {name} is no plain tensor ({tensor.layout}, {tensor.dtype})"
-        )
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise FileFormatError(
-            f"{path}: {name} claims {tuple(tensor.shape)}, more values than the file stores"
-        )
-    whole = tensor.detach()
-    array = (whole.float() if whole.is_floating_point() else whole).numpy().copy()
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise FileFormatError(f"{path}: {name} holds values that are not finite")
-    return array
-
-
-def _check_archive(path: Path) -> None:
-    """Raise FileFormatError for a zip archive with packed entries: torch.save packs none, so that
-    what is read is never larger than the file.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as archive:
-            packed = [e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED]
-            stored = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise FileFormatError(f"{path} is not an intact archive ({error})") from error
-    if packed or stored > path.stat().st_size:
-        raise FileFormatError(
-            f"{path} is an archive that unpacks to more than it holds; it was not opened"
-        )
+    return read_state_dict(path)
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -5,10 +5,10 @@ Restoring compares names, shapes and kinds with what is there; nothing is made f
 word alone.
 """
 
-import math
 import random
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from soul_deploy.runtime.files import Array
 Tree: TypeAlias = dict[str, Any]
 """str -> Tree, Tensor, numpy array or JSON value."""
 SEPARATOR = "/"
+MOST = 2**53
+NUMPY_WORDS = 624  # of numpy's generator; it reads past its end from a place beyond them
+Record = TypeVar("Record")
 
 
 class Part(Protocol):
@@ -105,25 +108,56 @@ def list_of(tree: Tree, key: str) -> list[Any]:
 
 
 def count_of(tree: Tree, key: str) -> int:
-    """The whole number, not negative, under `key`."""
+    """The whole number, not negative, under `key`; floats hold it exactly."""
     number: int = _typed(tree, key, int)
-    if isinstance(number, bool) or number < 0:
-        raise FileFormatError(f"{key} is {number!r}, needs a whole number from 0 on")
+    if not _whole(number, MOST):
+        raise FileFormatError(f"{key} is {_short(number)}, needs a whole number from 0 to {MOST}")
     return number
 
 
 def number_of(tree: Tree, key: str) -> float:
     """The finite number under `key`."""
     number = _typed(tree, key, (int, float))
-    if isinstance(number, bool) or not math.isfinite(number):
-        raise FileFormatError(f"{key} is {number!r}, needs a finite number")
+    if not _finite(number):
+        raise FileFormatError(f"{key} is {_short(number)}, needs a finite number")
     return float(number)
+
+
+def record_of(kind: type[Record], plain: Any) -> Record:
+    """A dataclass of whole and other numbers from its `asdict`."""
+    tree = tree_of({kind.__name__: plain}, kind.__name__)
+    kinds = get_type_hints(kind)
+    same_names(kind.__name__, kinds, tree)
+    return kind(**{n: (count_of if kinds[n] is int else number_of)(tree, n) for n in kinds})
 
 
 def array_of(tree: Tree, key: str) -> Array:
     """The array under `key`; a read-only view of the file."""
     found: Array = _typed(tree, key, np.ndarray)
     return found
+
+
+def require(holds: bool, problem: str) -> None:
+    """Raise FileFormatError, which says `problem`, unless it holds."""
+    if not holds:
+        raise FileFormatError(problem)
+
+
+def _whole(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
+
+
+def _short(value: Any) -> str:
+    """At most 80 letters of it; an integer of a file can have more digits than Python writes."""
+    large = isinstance(value, int) and value.bit_length() > 256
+    return f"an integer of {value.bit_length()} bits" if large else repr(value)[:80]
 
 
 def _typed(tree: Tree, key: str, kind: Any) -> Any:
@@ -206,7 +240,8 @@ def _check_complete(optimizer: Optimizer, moments: Mapping[int, Tree]) -> None:
     needed = MOMENTS.get(type(optimizer).__name__, set())
     first = set(next(iter(moments.values()), needed))
     for key, found in moments.items():
-        if set(found) != first or not needed <= set(found):
+        there = {name for name, value in found.items() if isinstance(value, Tensor)}
+        if set(found) != first or not needed <= there:
             raise FileFormatError(f"optimizer: parameter {key} has the moments {sorted(found)}")
 
 
@@ -240,6 +275,15 @@ def restore_scheduler(scheduler: LRScheduler, tree: Tree) -> None:
     same_names("scheduler", scheduler_state(scheduler), tree)
     moving: Tree = {key: count_of(tree, key) for key in tree if key != "rates"}
     rates = [number_of({"rate": rate}, "rate") for rate in list_of(tree, "rates")]
+    if len(rates) != len(scheduler.get_last_lr()):
+        raise FileFormatError(
+            f"scheduler: {len(rates)} rates, needs {len(scheduler.get_last_lr())}"
+        )
+    if "T_i" in moving and not moving["T_cur"] < moving["T_i"]:
+        raise FileFormatError(
+            f"scheduler: epoch {moving['T_cur']} of a period of {moving['T_i']}, needs one before "
+            "its end"
+        )
     # Some kinds read all of their fields from what is loaded.
     scheduler.load_state_dict(scheduler.state_dict() | moving | {"_last_lr": rates})
 
@@ -262,6 +306,28 @@ def random_states() -> Tree:
     return tree
 
 
+def _of_numpy(place: list[Any]) -> bool:
+    whole = len(place) == 3 and _whole(place[0], NUMPY_WORDS) and _whole(place[1], 1)
+    return whole and _finite(place[2])
+
+
+def _of_python(place: list[Any]) -> bool:
+    if len(place) != 2 or not _whole(place[0], MOST) or place[0] != random.getstate()[0]:
+        return False
+    return place[1] is None or _finite(place[1])
+
+
+def _place(tree: Tree, key: str, fits: Callable[[list[Any]], bool], needed: str) -> list[Any]:
+    """Where a generator is. Raises FileFormatError: what numpy and Python take unchecked here, they
+    trip over at a later draw, or read memory that is not theirs.
+    """
+    place = list_of(tree, key)
+    if not fits(place):
+        told = ", ".join(_short(value) for value in place[:4])
+        raise FileFormatError(f"random states: {key} is [{told}], needs {needed}")
+    return place
+
+
 def restore_random_states(tree: Tree) -> None:
     """Set the global random generators. Raises FileFormatError for states of another form.
 
@@ -271,13 +337,15 @@ def restore_random_states(tree: Tree) -> None:
     same_names("random states", now, tree)
     keys = tensor_like(torch.from_numpy(now["numpy"]), tree, "numpy").numpy()
     words = tensor_like(torch.from_numpy(now["python"]), tree, "python").tolist()
+    position, has_gauss, gauss = _place(
+        tree, "numpy_place", _of_numpy, "0 to 624, 0 or 1, a number"
+    )
+    version, following = _place(tree, "python_place", _of_python, "3, a number or null")
     try:
-        position, has_gauss, gauss = list_of(tree, "numpy_place")
-        version, following = list_of(tree, "python_place")
         torch.set_rng_state(tensor_like(now["torch"], tree, "torch"))
         np.random.set_state(("MT19937", keys, position, has_gauss, gauss))
         random.setstate((version, tuple(words), following))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise FileFormatError(f"random states: {error}") from error
     cuda = tree_of(tree, "cuda")
     if cuda and set(cuda) == set(now["cuda"]):

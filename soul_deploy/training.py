@@ -26,24 +26,20 @@ from soul_deploy.batches import SHIFT, Augment, DataOrder, Share, epoch_batches
 from soul_deploy.data import Data, Split
 from soul_deploy.graph import Convolution
 from soul_deploy.module import GraphModule
-from soul_deploy.runtime.errors import (
-    FileFormatError,
-    SoulDeployError,
-    UnknownNameError,
-    UsageError,
-)
+from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.schedules import Schedule, make_scheduler
 from soul_deploy.snapshot import (
     Tree,
     array_of,
-    count_of,
     fill,
     list_of,
-    number_of,
     optimizer_state,
+    record_of,
+    require,
     restore_optimizer,
     restore_scheduler,
     scheduler_state,
+    split_tree,
     tree_of,
 )
 
@@ -152,9 +148,7 @@ class Progress:
 
     def restore(self, tree: Tree) -> None:
         """Be as far as `tree` says."""
-        self.epoch, self.step = count_of(tree, "epoch"), count_of(tree, "step")
-        self.loss, self.hits = number_of(tree, "loss"), count_of(tree, "hits")
-        self.seconds = number_of(tree, "seconds")
+        vars(self).update(asdict(record_of(Progress, tree)))
 
     def next_epoch(self) -> None:
         """One more epoch is whole."""
@@ -204,6 +198,13 @@ class Training:
         restore_optimizer(self.optimizer, tree_of(tree, "optimizer"))
         restore_scheduler(self.scheduler, tree_of(tree, "scheduler"))
         self.progress.restore(tree_of(tree, "progress"))
+        now, steps, samples = self.progress, len(self._order.batches(0)), len(self.data.train)
+        last = 0 if now.epoch == self.epochs else steps
+        require(
+            now.epoch <= self.epochs and now.step <= last and now.hits <= samples,
+            f"epoch {now.epoch}, step {now.step}, {now.hits} right: this run has {self.epochs} "
+            f"epochs of {steps} steps and {samples} samples",
+        )
 
     def run(self) -> Iterator[EpochResult]:
         """Train on, yielding after each epoch; the module is in evaluation mode then.
@@ -338,6 +339,8 @@ def restore_module(module: GraphModule, tree: Tree) -> None:
     fill(module.state_dict(), tree_of(tree, "weights"), "weights")
     masks = {name: mask.keep for name, mask in module.channel_masks.items()}
     fill(masks, tree_of(tree, "channel_masks"), "channel masks")
+    odd = [name for name, keep in masks.items() if not ((keep == 0) | (keep == 1)).all()]
+    require(not odd, f"channel masks: {', '.join(odd[:3])} hold other than 0 and 1")
 
 
 class BestState:
@@ -355,11 +358,9 @@ class BestState:
 
     def take(self, module: nn.Module) -> EpochResult:
         """Load the kept weights into `module`; returns their epoch."""
-        assert self.result is not None, "no epoch was offered"
-        try:
-            module.load_state_dict(self._weights)
-        except RuntimeError as error:
-            raise FileFormatError(f"the best epoch's weights do not fit: {error}") from error
+        require(self.result is not None, "no epoch was kept as the best; its checkpoint is damaged")
+        assert self.result is not None
+        fill(module.state_dict(), split_tree(self._weights)[0], "the best epoch's weights")
         return self.result
 
     def state(self) -> Tree:
@@ -369,8 +370,10 @@ class BestState:
     def restore(self, tree: Tree) -> None:
         """Remember that epoch as the best so far."""
         results = _results(list_of(tree, "epochs"))
-        self.result = results[0] if results else None
         kept = tree_of(tree, "weights")
+        fits = len(results) < 2 and bool(results) == bool(kept)
+        require(fits, f"the best epoch: {len(results)} results, {len(kept)} weights")
+        self.result = results[0] if results else None
         self._weights = {name: torch.from_numpy(np.array(array_of(kept, name))) for name in kept}
 
 
@@ -394,7 +397,4 @@ def _plain(results: list[EpochResult]) -> list[Tree]:
 
 
 def _results(plain: list[Any]) -> list[EpochResult]:
-    try:
-        return [EpochResult(**entry) for entry in plain]
-    except TypeError as error:
-        raise FileFormatError(f"an epoch's result: {error}") from error
+    return [record_of(EpochResult, entry) for entry in plain]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from chains import ChainSpec, ConvSpec, LinearSpec, build
+from checkpointed import JOBS, write_checkpoints
 from deployed import small_model
 from fuzz_mutations import (
     Rng,
@@ -35,7 +36,7 @@ from safetensors.numpy import save_file
 from test_eventfile import example, same
 from test_residual_files import model_of
 
-from soul_deploy.checkpoint import Checkpoint, _content, read_checkpoint, write_checkpoint
+from soul_deploy.checkpoint import _content, read_checkpoint
 from soul_deploy.data import _read_table
 from soul_deploy.export import nir_trial
 from soul_deploy.export.event import build_event_network
@@ -56,7 +57,6 @@ from soul_deploy.runtime.eventnet import EventNetwork
 from soul_deploy.runtime.files import CHECKSUM_KEY, METADATA_KEY, TensorFile, digest, read_tensors
 from soul_deploy.runtime.images import InputRule, read_array, read_image
 from soul_deploy.runtime.inspection import describe
-from soul_deploy.snapshot import fill, optimizer_state, restore_optimizer, tree_of
 
 Damage = Callable[[Rng, Path], tuple[str, bool]]
 """Writes a damaged file to a path; what was done, and whether it was signed."""
@@ -237,15 +237,9 @@ def model_target(folder: Path) -> Target:
 
 
 def checkpoint_target(folder: Path) -> Target:
-    """A module and its optimizer as training keeps them, put back after reading."""
-    module = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(module.parameters())
-    module(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    state = {"module": dict(module.state_dict()), "optimizer": optimizer_state(optimizer)}
-    path = folder / "00000001.checkpoint"
-    checkpoint = Checkpoint({"epochs": 2, "lr": 0.1}, {"threads": 1}, "train", state)
-    write_checkpoint(path, checkpoint)
+    """Runs of a pruning loop, restored whole and run to the end."""
+    paths = write_checkpoints(folder)
+    settings = read_checkpoint(paths[0]).settings
 
     def sign(document: Any, tensors: Any) -> Any:
         if isinstance(document, dict):
@@ -255,18 +249,21 @@ def checkpoint_target(folder: Path) -> Target:
 
     def read(path: Path) -> Any:
         found = read_checkpoint(path)
-        fill(module.state_dict(), tree_of(found.state, "module"), "module")
-        restore_optimizer(optimizer, tree_of(found.state, "optimizer"))
-        return found
+        # Of which job the damaged file was is told by its moments, as settings tell it in a run.
+        job = JOBS["warm" if b"exp_avg_sq" in path.read_bytes() else "steps"]()
+        job.restore(found)
+        return found, job
 
-    def judge(found: Checkpoint, signed: bool) -> None:
-        if not signed:
-            assert found.settings == checkpoint.settings
-        module(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
+    def judge(result: Any, signed: bool) -> None:
+        found, job = result
+        assert signed or found.settings == settings
+        try:
+            list(job.run())
+        except SoulDeployError as error:
+            assert str(error)
 
-    opened = read_tensors(path)
-    damage = tensor_files([opened], [path.read_bytes()], sign)
+    opened, contents = [read_tensors(p) for p in paths], [p.read_bytes() for p in paths]
+    damage = tensor_files(opened, contents, sign)
     return Target("checkpoint", ".safetensors", damage, read, judge, share=2)
 
 
@@ -318,6 +315,7 @@ def nir_target(folder: Path) -> Target:
 
     damage = raw([path.read_bytes()])
     nir_trial.SECONDS = 3.0
+    nir_trial.PROGRAM = (str(Path(__file__).with_name("nir_child.py")),)
     read = lambda p: import_nir(read_nir(p), time_steps=2)  # noqa: E731
     return Target("nir", ".nir", damage, read, judge, share=0.04)
 

@@ -10,6 +10,7 @@ holds the number of the case that was running.
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import signal
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peak
 import torch
 from fuzz_targets import Target, make_targets
 
@@ -61,9 +63,9 @@ def run_case(targets: list[Target], seed: int, case: int, folder: Path) -> tuple
     target = targets[int(rng.choice(len(targets), p=shares / shares.sum()))]
     path = folder / f"case{target.suffix}"
     done, signed = target.damage(rng, path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak.reset()
     outcome, wrong = _outcome(target, path, signed)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    grown = max(peak.peak() - before, peak.of_child())
     if wrong is None and grown > MAX_GROWTH:
         wrong = f"peak memory grew by {grown:,} bytes"
     if wrong is None and threading.active_count() > MAX_THREADS:
@@ -101,6 +103,7 @@ def run(seed: int, first: int, cases: int, only: str | None, log: Path | None) -
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ[peak.CHILD] = str(folder / "child.peak")
         targets = make_targets(folder / "intact", only)
         for case in range(first, first + cases):
             if log is not None:

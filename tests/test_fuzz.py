@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import numpy as np
+import peak
 import pytest
-from fuzz_mutations import damaged_bytes, damaged_json, damaged_tensors
+from fuzz_mutations import Rng, damaged_bytes, damaged_json, damaged_tensors
+from fuzz_targets import Target
+
+from soul_deploy.export import nir_trial
+from soul_deploy.runtime.errors import FileFormatError
 
 HERE = Path(__file__).resolve().parent
 BOUNDS = {"NUMBA_BOUNDSCHECK": "1"}
@@ -92,6 +98,48 @@ def test_damage_changes_something() -> None:
     for _ in range(300):
         damaged_tensors(tensors, rng)
     assert all(np.array_equal(before[name], array) for name, array in tensors.items())
+
+
+def taking(size: int) -> Target:
+    """A reader that takes so much memory and gives it back."""
+
+    def damage(rng: Rng, path: Path) -> tuple[str, bool]:
+        path.write_bytes(b"")
+        return "nothing", False
+
+    def read(path: Path) -> int:
+        return len(b"x" * size)
+
+    return Target("taking", "", damage, read, lambda found, signed: None)
+
+
+@pytest.mark.skipif(not peak.RESETTABLE, reason="a peak stays until the process ends")
+def test_memory_is_measured_case_by_case(tmp_path: Path) -> None:
+    """Not only beyond the highest peak that there was before."""
+    held = b"x" * (600 << 20)
+    del held
+    for _ in range(2):
+        outcome, wrong = fuzzing.run_case([taking(400 << 20)], 0, 0, tmp_path)
+        assert outcome == "taking: loaded"
+        assert wrong is not None and "peak memory grew by 4" in wrong
+    assert fuzzing.run_case([taking(100 << 20)], 0, 0, tmp_path)[1] is None
+
+
+@pytest.mark.skipif(not peak.RESETTABLE, reason="a peak stays until the process ends")
+def test_memory_of_the_process_that_reads_nir_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.setattr(nir_trial, "PROGRAM", (str(HERE / "nir_child.py"),))
+    monkeypatch.setenv(peak.CHILD, str(tmp_path / "child"))
+    for count, least in ((100 << 20, 400 << 20), (1, 0)):
+        with h5py.File(tmp_path / "x.nir", "w") as opened:
+            chunks = (min(count, 1 << 20),)
+            opened.create_dataset("node/x", (count,), "f4", chunks=chunks)
+        with pytest.raises(FileFormatError, match="KeyError: 'type'"):
+            nir_trial.try_reading(tmp_path / "x.nir")
+        assert least <= peak.of_child() < least + (100 << 20)
+    assert peak.of_child() == 0
 
 
 @pytest.mark.soak

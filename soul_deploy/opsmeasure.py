@@ -119,6 +119,13 @@ def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
                 f"{original.name} has no population {node.name!r}; rates and sparsities need the "
                 "network that this one came from. Give it with --original"
             )
+        here = math.prod(graph.shapes[node.name])
+        if here > original.neurons[node.name]:
+            raise UsageError(
+                f"{original.name} has {original.neurons[node.name]} neurons in {node.name}, and "
+                f"this network {here}; rates and sparsities need the network that this one came "
+                "from. Give it first, or with --original"
+            )
 
 
 def _require_ordered(layer: LayerReport, compat: CompatCounts) -> None:
@@ -202,7 +209,7 @@ class _Run:
         operator = entry.composed.operator
         if isinstance(operator, ReadoutOperator):
             executions, once = self.samples, False
-            every = 0 if operator.weight is None else operator.weight.size
+            every = self.original.weights.get(name, 0)
         else:
             once = source in self.once
             executions = self.samples * (1 if once else graph.time_steps)

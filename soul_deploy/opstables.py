@@ -11,7 +11,7 @@ from soul_deploy.runtime.energy import MEMORY, UNITS, arithmetic, memory_energy,
 from soul_deploy.runtime.tables import text_table
 
 LAYER_COLUMNS = (
-    *("layer", "kind", "events in", "rate", "synapses", "SynOps", "MACs", "dense valid"),
+    *("layer", "kind", "events in", "rate", "synapses", "SynOps", "MACs", "dense MACs"),
     *("effective/dense", "touched", "updates", "pool ops", "ops, nJ", "memory, nJ"),
 )
 PAPER_COLUMNS = (

@@ -258,7 +258,10 @@ def test_json_of_three_networks(models: tuple[Path, ...]) -> None:
     # On the same spikes, what is removed was not counted before either.
     assert compact["totals"]["synops"] <= masked["totals"]["synops"] < dense["totals"]["synops"]
     assert compact["totals"]["macs_effective"] == masked["totals"]["macs_effective"]
-    assert compact["structure"]["weights"] == dense["structure"]["weights"]
+    for share in ("weights", "synapses_dense"):
+        assert (
+            compact["structure"][share] == masked["structure"][share] == dense["structure"][share]
+        )
     shares = [r["compat"]["neurobench"]["ActivationSparsity"] for r in (masked, compact)]
     assert shares[0]["num"] / shares[0]["den"] <= shares[1]["num"] / shares[1]["den"]
 
@@ -311,6 +314,8 @@ def test_what_is_refused(models: tuple[Path, ...], tmp_path: Path) -> None:
     assert "has images of (1, 28, 28), this model takes (1, 8, 8)" in result.output
     result = run(tmp_path / "none.safetensors")
     assert result.exit_code == 2
+    result = run(models[2], models[0])
+    assert result.exit_code == 2 and "Give it first, or with --original" in result.output
     assert run(models[0], "--preset", "fp8").exit_code == 2
     with pytest.raises(UsageError, match="has no population '2'; rates and sparsities need"):
         from soul_deploy.modelfile import load_model

@@ -39,7 +39,7 @@ from soul_deploy.prune.options import ScaOptions, sca_options
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
 from soul_deploy.prune.report import ChannelCounts, print_outcome, print_preview
-from soul_deploy.prune.sca import ChannelPruning, Sca, check, plan_of_weights
+from soul_deploy.prune.sca import ChannelPruning, PruneStep, Sca, check, plan_of_weights
 from soul_deploy.prune.units import pruning_units
 from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
@@ -262,9 +262,15 @@ def _prune(job: Job, keeper: Keeper, dense: _DenseAccuracy) -> None:
         )
         with keeper.loop("prune", Bundle({"pruning": pruning, "dense": dense, "log": log})):
             for step in pruning.run():
-                note = f"{step.plan.kept} of {step.plan.total} channels kept" if step.plan else ""
+                note = _note(step)
                 log.epoch(step.result, note)
                 keeper.after_epoch()
+
+
+def _note(step: PruneStep) -> str:
+    """The epoch's results are those before its update of the masks."""
+    plan = step.plan
+    return "" if plan is None else f"after it {plan.kept} of {plan.total} channels stay"
 
 
 def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:

@@ -21,7 +21,7 @@ from soul_deploy.graph import Node, Population, Projection, SpikingGraph
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.softmask import Masks, SoftMask
 from soul_deploy.runtime.errors import TargetError, UsageError
-from soul_deploy.snapshot import Tree, number_of
+from soul_deploy.snapshot import Tree, number_of, require
 
 BAND = 0.1
 """How far from the target the network may end, relative to it."""
@@ -190,11 +190,17 @@ class LambdaControl:
 
     @staticmethod
     def restored(target: float, tree: Tree) -> "LambdaControl":
-        """The controller whose `state` was `tree`."""
+        """The controller whose `state` was `tree`. Raises FileFormatError if it is none."""
         control = LambdaControl(target, number_of(tree, "value"), 0.0)
         control._lowest, control._highest = number_of(tree, "lowest"), number_of(tree, "highest")
-        control._first = None if tree.get("first") is None else number_of(tree, "first")
+        control._first = first = None if tree.get("first") is None else number_of(tree, "first")
         control._last = number_of(tree, "last")
+        require(
+            0 <= control._lowest <= control._value <= control._highest
+            and (first is None or 0 <= first <= 1),
+            f"lambda {control._value:g}, from {control._lowest:g} to {control._highest:g}, first "
+            f"connectivity {first}: no state of the controller",
+        )
         return control
 
     def wanted(self, progress: float) -> float:

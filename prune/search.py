@@ -132,6 +132,10 @@ class Pruning:
         batches = -(-len(self.data.train) // self.recipe.batch_size)
         return -(-batches // self.setup.accumulate)
 
+    def check(self, progress: Progress, epochs: int) -> None:
+        """Raise FileFormatError unless `progress` lies in a phase of so many epochs."""
+        progress.check(epochs, self.steps_per_epoch(), len(self.data.train))
+
     def train_epoch(
         self,
         first_epoch: int,

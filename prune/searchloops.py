@@ -112,6 +112,7 @@ class SearchLoop:
             restore_scheduler(scheduler, tree_of(saved, str(i)))
         self._control.restore(tree_of(tree, "control"))
         self._progress.restore(tree_of(tree, "progress"))
+        self.pruning.check(self._progress, self.pruning.setup.epochs)
         self._last_good = self._restored_model(tree_of(tree, "last_good"))
 
     def _restored_model(self, tree: Tree) -> Model | None:
@@ -174,6 +175,7 @@ class FinetuneLoop:
         self.pruning.restore(tree_of(tree, "pruning"))
         restore_scheduler(self._scheduler, tree_of(tree, "scheduler"))
         self._parts().restore({name: tree_of(tree, name) for name in ("progress", "best")})
+        self.pruning.check(self._progress, self.plan.epochs)
 
     def _parts(self) -> Bundle:
         return Bundle({"progress": self._progress, "best": self._best})

@@ -223,7 +223,14 @@ class Keeper:
         try:
             part.restore(tree_of(checkpoint.state, "run"))
             restore_random_states(tree_of(checkpoint.state, "random"))
-        except (FileFormatError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        except (
+            FileFormatError,
+            ArithmeticError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise FileFormatError(f"{self._source} does not fit this run: {error}") from error
 
     def after_step(self) -> None:

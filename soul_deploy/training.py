@@ -150,6 +150,15 @@ class Progress:
         """Be as far as `tree` says."""
         vars(self).update(asdict(record_of(Progress, tree)))
 
+    def check(self, epochs: int, steps: int, samples: int) -> None:
+        """Raise FileFormatError unless it lies in a run of `epochs` with so many steps each."""
+        last = 0 if self.epoch == epochs else steps
+        require(
+            self.epoch <= epochs and self.step <= last and self.hits <= samples,
+            f"epoch {self.epoch}, step {self.step}, {self.hits} right: this run has {epochs} "
+            f"epochs of {steps} steps and {samples} samples",
+        )
+
     def next_epoch(self) -> None:
         """One more epoch is whole."""
         self.epoch, self.step, self.loss, self.hits, self.seconds = self.epoch + 1, 0, 0.0, 0, 0.0
@@ -198,13 +207,7 @@ class Training:
         restore_optimizer(self.optimizer, tree_of(tree, "optimizer"))
         restore_scheduler(self.scheduler, tree_of(tree, "scheduler"))
         self.progress.restore(tree_of(tree, "progress"))
-        now, steps, samples = self.progress, len(self._order.batches(0)), len(self.data.train)
-        last = 0 if now.epoch == self.epochs else steps
-        require(
-            now.epoch <= self.epochs and now.step <= last and now.hits <= samples,
-            f"epoch {now.epoch}, step {now.step}, {now.hits} right: this run has {self.epochs} "
-            f"epochs of {steps} steps and {samples} samples",
-        )
+        self.progress.check(self.epochs, len(self._order.batches(0)), len(self.data.train))
 
     def run(self) -> Iterator[EpochResult]:
         """Train on, yielding after each epoch; the module is in evaluation mode then.

@@ -20,11 +20,19 @@ from soul_deploy.cli import root
 from soul_deploy.distributed import Group
 from soul_deploy.graph import NeuronSpec, Population
 from soul_deploy.prune import searchloops
-from soul_deploy.prune.searchloops import SearchLoop
+from soul_deploy.prune.lambda_control import LambdaControl
+from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
+from soul_deploy.prune.searchplan import Finetune
 from soul_deploy.resuming import content_of, network_of
-from soul_deploy.runtime.errors import DistributedError, FileWriteError, InterruptedRunError
+from soul_deploy.runtime.errors import (
+    DistributedError,
+    FileFormatError,
+    FileWriteError,
+    InterruptedRunError,
+)
 from soul_deploy.runtime.files import write_text
-from soul_deploy.snapshot import Tree
+from soul_deploy.schedules import Schedule
+from soul_deploy.snapshot import Tree, join_tree, split_tree
 
 
 def test_the_checkpoint_gone_on_from_stays_however_it_is_named(
@@ -121,6 +129,35 @@ def test_an_adjustment_that_was_interrupted_is_no_missed_target(
         with pytest.raises(type(raised)) as caught:
             loop._correct(epoch)
         assert caught.value is raised
+
+
+@pytest.mark.parametrize(("key", "value"), [("epoch", 3), ("step", 99), ("hits", 33)])
+def test_a_place_outside_of_the_search_is_refused(key: str, value: int) -> None:
+    for make in (
+        lambda: SearchLoop(pruning_of(few(32), search_of(2))),
+        lambda: FinetuneLoop(
+            pruning_of(few(32), search_of(2)), Finetune(2, 1e-3, Schedule("constant"))
+        ),
+    ):
+        loop = make()
+        for _ in loop.run():
+            break
+        tree = join_tree(*split_tree(loop.state()))
+        make().restore(tree)
+        with pytest.raises(
+            FileFormatError, match="this run has 2 epochs of 1 steps and 32 samples"
+        ):
+            make().restore(tree | {"progress": {**tree["progress"], key: value}})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"first": 1.5}, {"first": -0.1}, {"value": 2.0}, {"lowest": -1.0}, {"value": 0.01}]
+)
+def test_an_impossible_controller_is_refused(wrong: dict[str, float]) -> None:
+    state = {"value": 0.5, "lowest": 0.1, "highest": 1.0, "first": 0.9, "last": -3.0}
+    assert LambdaControl.restored(0.3, state).state() == state
+    with pytest.raises(FileFormatError, match="no state of the controller"):
+        LambdaControl.restored(0.3, state | wrong)
 
 
 def test_ctrl_c_outside_of_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from soul_deploy.preparing import (
     provenance,
     recipe_of,
     task_of,
+    warn_of_replacing,
 )
 from soul_deploy.progress import epoch_log, warn
 from soul_deploy.prune.groups import Residual
@@ -69,6 +70,11 @@ class Job:
     def dense_path(self) -> Path:
         """Where mode train writes the network before pruning."""
         return self.run.model_dir / f"best_{self.task.stem}.safetensors"
+
+    @property
+    def masked_path(self) -> Path:
+        """Where the result goes."""
+        return self.run.model_dir / f"pruned_{self.task.stem}.safetensors"
 
 
 @click.command(cls=SoulCommand)
@@ -126,6 +132,7 @@ def structured(
     if dry_run:
         _preview(job)
     else:
+        warn_of_replacing(job.masked_path, "prune structured")
         with _keeper(job).watching() as keeper:
             _carry_out(job, keeper)
 
@@ -233,7 +240,7 @@ def _finish(job: Job, dense: float) -> None:
     accuracies = {"dense": dense}
     accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
     masked = _masked_model(job, accuracies)
-    files["Masked model"] = folder / f"pruned_{stem}.safetensors"
+    files["Masked model"] = job.masked_path
     save_model(files["Masked model"], masked)
     removal = plan_removal(masked, residual=_removal(job.sca))
     compact = remove(masked, removal)

@@ -32,6 +32,7 @@ from soul_deploy.preparing import (
     provenance,
     recipe_of,
     task_of,
+    warn_of_replacing,
 )
 from soul_deploy.progress import epoch_log, warn
 from soul_deploy.prune.groups import residual_name
@@ -153,6 +154,7 @@ def unstructured(
         if distributed.hand_over():
             print_preview(run.output_format, module.graph, masks)
     else:
+        warn_of_replacing(job.masked_path, "prune unstructured")
         with _keeper(job).watching() as keeper:
             _carry_out(job, keeper)
 

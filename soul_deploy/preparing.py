@@ -3,6 +3,7 @@
 import os
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -14,11 +15,12 @@ from soul_deploy.batches import SHIFT
 from soul_deploy.data import Data, canonical_data_name, load_data
 from soul_deploy.factories import is_dotted
 from soul_deploy.graph import MergeFunction, NeuronSpec
+from soul_deploy.modelfile import load_model
 from soul_deploy.module import GraphModule
 from soul_deploy.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
 from soul_deploy.progress import warn
 from soul_deploy.resnet import Stem
-from soul_deploy.runtime.errors import UnknownNameError, UsageError
+from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.schedules import parse_schedule
 from soul_deploy.surrogate import DEFAULT_ALPHA
 from soul_deploy.training import OPTIMIZERS, Recipe
@@ -215,3 +217,16 @@ def provenance(task: Task, recipe: Recipe, epochs: int, **more: Any) -> dict[str
         "versions": {name: version(name) for name in packages},
         **more,
     }
+
+
+def warn_of_replacing(path: Path, command: str) -> None:
+    """Say so if the result of another command stands where this one's will go."""
+    try:
+        made = load_model(path).info.provenance.get("command")
+    except SoulDeployError:  # none, or a damaged one, which is no loss
+        return
+    if made is not None and made != command:
+        warn(
+            f"{path} is the result of {made}, which this run will replace; stop it and give "
+            "another --model_dir to keep both"
+        )

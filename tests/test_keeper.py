@@ -19,6 +19,8 @@ from soul_deploy.checkpoint import checkpoints_in
 from soul_deploy.cli import root
 from soul_deploy.distributed import Group
 from soul_deploy.graph import NeuronSpec, Population
+from soul_deploy.modelfile import ModelInfo, from_module, save_model
+from soul_deploy.preparing import warn_of_replacing
 from soul_deploy.prune import searchloops
 from soul_deploy.prune.lambda_control import LambdaControl
 from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
@@ -190,3 +192,19 @@ def test_the_new_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "fsync", recorded)
     write_text(tmp_path / "a.txt", "a")
     assert synced == [False, True]
+
+
+def test_another_commands_result_is_not_replaced_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pruned.safetensors"
+    warn_of_replacing(path, "prune structured")
+    path.write_bytes(b"damaged")
+    warn_of_replacing(path, "prune structured")
+    info = ModelInfo(provenance={"command": "prune structured"})
+    save_model(path, from_module(network(few(32)), info))
+    warn_of_replacing(path, "prune structured")
+    assert capsys.readouterr().err == ""
+    warn_of_replacing(path, "prune unstructured")
+    told = capsys.readouterr().err
+    assert f"Warning: {path} is the result of prune structured, which this run will" in told

@@ -27,8 +27,11 @@ def channel_last(shape: Shape) -> tuple[int, int]:
     return (shape[1] * shape[2], shape[0]) if len(shape) == 3 else (1, shape[0])
 
 
-MAPPED_FROM = 0.3
-"""Share of live neurons from which on a population behind shared rows runs on its map."""
+MAPPED_FROM = 0.4
+"""Share of live neurons from which on a population behind shared rows runs on its map.
+
+6Conv2FC, one image on one thread: 13.1 → 9.4 ms with 90 % of the neurons of the first five layers
+live, 7.0 → 6.5 ms with half, no gain with a quarter."""
 
 
 @dataclass(frozen=True)

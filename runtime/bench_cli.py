@@ -11,7 +11,14 @@ import click
 import numpy as np
 from rich.console import Console
 
-from soul_deploy.runtime.arguments import ListOption, SoulCommand, positive_integers, words
+from soul_deploy.runtime.arguments import (
+    ListOption,
+    SoulCommand,
+    positive_integers,
+    require_steps,
+    require_threads,
+    words,
+)
 from soul_deploy.runtime.bench import MAX_BATCHES, BenchPlan, run_bench
 from soul_deploy.runtime.bench_calibrate import calibrate, calibration_report, crossover
 from soul_deploy.runtime.bench_inputs import (
@@ -28,7 +35,7 @@ from soul_deploy.runtime.bench_report import compare_with, load_baseline, report
 from soul_deploy.runtime.bench_roof import measure_roof
 from soul_deploy.runtime.engines import ENGINES
 from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.files import write_text
+from soul_deploy.runtime.files import require_output, write_text
 from soul_deploy.runtime.timing import Schedule
 
 FILE = click.Path(path_type=Path)
@@ -123,6 +130,8 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     if values.pop("calibrate"):
         click.echo(calibration(style, output, values))
         return
+    if output is not None:
+        require_output(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
     with compiling_announced():
@@ -139,17 +148,17 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
 
 def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
     """What `--calibrate` prints. Raises UsageError for options of other benches."""
+    if output is not None:
+        require_output(output)
     others = ("reference", "density", "connectivity", "model", "compact", "onnx", "event", "roof")
     given = [f"--{name}" for name in others if values[name]]
     if given:
         raise UsageError(f"{', '.join(given)}: --calibrate times a layer of its own; leave it out")
     rate = 0.08 if values["rate"] is None else values["rate"]
     steps = 4 if values["time_step"] is None else values["time_step"]
-    if not 0 < rate <= 1 or steps < 1:
-        raise UsageError(
-            f"--rate {rate:g}, --time_step {steps}: "
-            "give 0 < rate <= 1 and a time_step of at least 1"
-        )
+    require_steps("--time_step", steps)
+    if not 0 < rate <= 1:
+        raise UsageError(f"--rate {rate:g}: give 0 < rate <= 1")
     schedule = Schedule(2, min(values["iterations"], 15))
     found = calibrate(rate, steps, schedule, values["seed"])
     document = {"schema": "soul-deploy/calibration/1", "rate": rate, "time_steps": steps}
@@ -176,7 +185,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     return BenchRequest(
         files,
         engines,
-        positive_integers("--threads", values["threads"]),
+        read_threads(values["threads"]),
         positive_integers("--batch_size", values["batch_size"]),
         Schedule(values["warmup"], values["iterations"], duration),
         read_percentiles(values["percentiles"]),
@@ -191,6 +200,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
 
 def read_reference(values: dict[str, Any], files: BenchFiles) -> ReferenceRequest | None:
     """The reference network asked for. Raises UsageError for options that don't belong together."""
+    require_steps("--time_step", values["time_step"])
     fields = {key: values[key] for key in ("density", "connectivity", "rate", "time_step")}
     given = [f"--{key}" for key, value in fields.items() if value is not None]
     if not values["reference"]:
@@ -202,6 +212,13 @@ def read_reference(values: dict[str, Any], files: BenchFiles) -> ReferenceReques
     if values["given_input"] != RANDOM:
         raise UsageError("--reference makes its own input; leave out --input")
     return ReferenceRequest(**fields, seed=values["seed"])
+
+
+def read_threads(text: str) -> tuple[int, ...]:
+    """Numbers of threads. Raises UsageError."""
+    threads = positive_integers("--threads", text)
+    require_threads(max(threads))
+    return threads
 
 
 def read_percentiles(text: str) -> tuple[float, ...]:

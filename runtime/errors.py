@@ -6,6 +6,7 @@
     ├── UsageError                  exit code 2: a given value breaks a rule
     │   ├── UnknownNameError        a name that is not in its list (model, data set, ...)
     │   ├── MissingFileError        a path that does not exist
+    │   ├── PathKindError           a folder where a file is needed, or the other way round
     │   └── ValidityError           an artifact used outside what it was proven for
     ├── FileFormatError             a file that exists but cannot be trusted
     ├── DataError                   a data set that is damaged
@@ -47,6 +48,10 @@ class UnknownNameError(UsageError):
 
 class MissingFileError(UsageError):
     """A path that does not exist."""
+
+
+class PathKindError(UsageError):
+    """A path of the wrong kind: a folder where a file is needed, or the other way round."""
 
 
 class ValidityError(UsageError):

@@ -15,8 +15,9 @@ from soul_deploy.fromtorch import from_torch
 from soul_deploy.graph import Shape
 from soul_deploy.modelfile import Model, ModelInfo, load_state_dict, save_model
 from soul_deploy.reporting import print_files, print_result
-from soul_deploy.runtime.arguments import words
+from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
+from soul_deploy.runtime.files import require_file, require_output
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 EXAMPLES = 8
@@ -86,6 +87,10 @@ def import_command(
     """
     data = None if dataset_name is None else load_data(dataset_name, data_dir, download=download)
     shape, count = _sizes(data, input_shape, classes)
+    require_steps("time_step", time_step)
+    target = require_output(output or Path(f"{factory.rpartition(':')[2]}.safetensors"))
+    if model_path is not None and target.resolve() == require_file(model_path).resolve():
+        raise UsageError(f"{target} holds the weights themselves; give another --output")
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     if model_path is not None:
         load_weights(network, model_path)
@@ -94,9 +99,6 @@ def import_command(
         raise UsageError(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
-    target = output or Path(f"{factory.rpartition(':')[2]}.safetensors")
-    if model_path is not None and target.resolve() == model_path.resolve():
-        raise UsageError(f"{target} holds the weights themselves; give another --output")
     save_model(target, replace(model, info=_info(factory, data)))
     _print(model, target, output_format)
 

@@ -207,7 +207,7 @@ WRONG_USE = {
     ("--dataset_name", "imagenet"): "unknown data set 'imagenet'; valid: ",
     ("--dataset_name", "mnist5k"): "mnist5k has images of (1, 28, 28), this model takes (1, 8, 8)",
     ("--dataset_name", "cifar10", "--data_dir", "/nowhere"): "/nowhere",
-    ("--time_step", "0"): "time_steps 0 must be at least 1",
+    ("--time_step", "0"): "time_step 0 must be at least 1",
     ("--input", "noise"): "'noise' is not one of",
     ("--input_mode", "stream"): "'stream' is not one of",
 }

@@ -183,8 +183,10 @@ def npy(folder: Path, array: Array) -> Path:
         (np.zeros((2, 3, 8, 9)), 2, "or (3, batch, 3, 8, 10)"),
         (np.zeros((4, 2, *SHAPE)), 2, "a sequence of 4 steps; the network runs T = 3"),
         (np.zeros((0, *SHAPE)), 2, "holds no samples"),
-        (np.zeros(SHAPE, np.int64), 1, "holds int64; needed: floating-point values"),
-        (np.full(SHAPE, np.nan), 1, "values that are not finite"),
+        (np.zeros(SHAPE, np.int64), 2, "given.npy holds int64; needed: floating-point values"),
+        (np.zeros(SHAPE, np.bool_), 2, "given.npy holds bool; needed: floating-point values"),
+        (np.full(SHAPE, np.nan), 2, "given.npy holds values that are not finite"),
+        (np.full(SHAPE, 1e300), 2, "given.npy holds float64 values beyond float32, in which"),
         (np.array([{}]), 1, "is not a .npy file of numbers"),
     ],
 )

@@ -20,6 +20,7 @@
 
     InterruptedRunError             a signal stopped the work: exit code 128 + its number; no
                                     error, so nothing that catches errors goes on after it
+    NetworkWarning                  a warning: what could not be promised about a network
 
 A message says what was given, the rule, and what to do.
 """
@@ -92,6 +93,16 @@ class VerificationError(SoulDeployError):
 
 class TargetError(SoulDeployError):
     """A search that cannot meet its target."""
+
+
+class NetworkWarning(UserWarning):
+    """What could not be promised about a network; `advice` is for callers of the functions, and
+    commands give their own in its place.
+    """
+
+    def __init__(self, text: str, advice: str = "") -> None:
+        super().__init__(f"{text}; {advice}" if advice else text)
+        self.text, self.advice = text, advice
 
 
 class InterruptedRunError(BaseException):

@@ -211,7 +211,7 @@ def test_wrong_files_are_refused(files: Files, tmp_path: Path) -> None:
         ((files.compact_event, damage(tmp_path, image, "half.png")), 1, "is not an image"),
         ((files.compact_event, archive), 1, "is not a .npy file of numbers"),
         ((files.compact_event, tmp_path / "none.png"), 2, "no file at"),
-        ((files.compact, image), 1, "is of format 'soul-deploy/model/1'"),
+        ((files.compact, image), 1, f"`soul-deploy export event {files.compact}` makes an event"),
         ((text, image), 1, "is not an intact safetensors file"),
         ((tmp_path / "none.safetensors", image), 2, "no file at"),
         ((files.compact_event,), 2, "Missing argument 'INPUT...'"),

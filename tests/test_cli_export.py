@@ -203,6 +203,7 @@ WRONG_USE = {
     ("--opset", "12"): "opset 12 given; supported: 17 to 24",
     ("--samples", "0"): "samples 0 must be at least 1",
     ("--batch", "0"): "batch 0 must be at least 1",
+    ("--input", "random", "--seed", "-1"): "seed -1 must be from 0 to 2^63 - 1",
     ("--threads", "0"): "threads 0 must be at least 1",
     ("--dataset_name", "imagenet"): "unknown data set 'imagenet'; valid: ",
     ("--dataset_name", "mnist5k"): "mnist5k has images of (1, 28, 28), this model takes (1, 8, 8)",

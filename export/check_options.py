@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from soul_deploy.options import Decorator, option_group
+from soul_deploy.runtime.arguments import require_threads
 from soul_deploy.runtime.errors import UsageError
 
 
@@ -29,10 +30,12 @@ class CheckOptions:
         for name, value in (
             ("samples", self.samples),
             ("batch", self.batch),
-            ("threads", 1 if self.threads is None else self.threads),
         ):
             if value < 1:
                 raise UsageError(f"{name} {value} must be at least 1")
+        require_threads(self.threads)
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
 
 
 def check_options() -> Decorator:

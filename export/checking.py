@@ -18,8 +18,14 @@ from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.verify import Kind, VerifyReport
 from soul_deploy.modelfile import Model, load_model
 from soul_deploy.reporting import print_files
+from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.errors import UsageError, VerificationError
-from soul_deploy.runtime.files import file_sha256, write_atomically
+from soul_deploy.runtime.files import (
+    file_sha256,
+    refuse_itself,
+    require_output,
+    write_atomically,
+)
 from soul_deploy.runtime.inspect_report import representation_table
 from soul_deploy.runtime.warming import compiling_announced
 
@@ -37,6 +43,7 @@ class Source:
 
     @staticmethod
     def load(path: Path, time_step: int | None) -> "Source":
+        require_steps("time_step", time_step)
         model = load_model(path)
         if time_step is not None:
             model = model.with_time_steps(time_step)
@@ -56,8 +63,7 @@ def write_checked(
 
     layers: filled by `write`, the representation of each layer, to be printed.
     """
-    if target.resolve() == source.path.resolve():
-        raise UsageError(f"{target} is the model itself; give another --output")
+    refuse_itself(require_output(target), source.path)
     images = None if check_on is None else check_images(source.model, check_on)
     reports: list[VerifyReport] = []
 

@@ -20,6 +20,7 @@ from soul_deploy.modelfile import Model, load_model
 from soul_deploy.opsmeasure import EnergyChoice, Measured, Original, ops_report, original_of
 from soul_deploy.opsreport import SCHEMA, OpsReport
 from soul_deploy.opstables import csv_text, markdown, report_text
+from soul_deploy.runtime.arguments import require_steps, require_threads
 from soul_deploy.runtime.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.runtime.files import file_sha256
@@ -158,6 +159,8 @@ def energy(
     integers and, unless told not to, compared with those of the event runtime; energy is an
     estimate from the constants that are printed. Exits with 1 if counts differ.
     """
+    require_steps("time_step", time_step)
+    require_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
     choice = EnergyChoice(

@@ -13,7 +13,9 @@ from soul_deploy.export.nir_import import import_nir, read_nir
 from soul_deploy.export.nir_library import DEFAULT_DT
 from soul_deploy.modelfile import Model, save_model
 from soul_deploy.reporting import print_files, print_result
+from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.files import require_file, require_output
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 
@@ -92,7 +94,8 @@ def import_command(
     output_format: str,
 ) -> None:
     """Read FILE, a NIR graph from any tool, as a soul-deploy model file."""
-    target = output or nir_path.with_suffix(".safetensors")
+    require_steps("time_step", time_step)
+    target = require_output(output or require_file(nir_path).with_suffix(".safetensors"))
     if target.resolve() == nir_path.resolve():
         raise UsageError(f"{target} is the NIR file itself; give another --output")
     model = import_nir(read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire)

@@ -25,7 +25,9 @@ from soul_deploy.export.onnx_step_check import execution
 from soul_deploy.flips import Flip, Golden, LayerSpikes
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model
+from soul_deploy.runtime.errors import FileFormatError
 from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.inspection import is_model_file
 from soul_deploy.runtime.network import load
 from soul_deploy.runtime.tables import text_table
 
@@ -144,8 +146,13 @@ def _changed_outputs(
 
 
 def kind_of(artifact: Path) -> Kind:
-    """What kind of file it is. Raises MissingFileError."""
+    """What kind of file it is. Raises MissingFileError, or FileFormatError for a model file."""
     require_file(artifact)
+    if is_model_file(artifact):
+        raise FileFormatError(
+            f"{artifact} is a model file, as MODEL is; what is verified was exported from it: "
+            "ONNX, an event network or NIR (`soul-deploy export onnx`, `event`, `nir`)"
+        )
     if artifact.suffix.lower() in SUFFIXES:
         return SUFFIXES[artifact.suffix.lower()]
     with artifact.open("rb") as stream:

@@ -13,7 +13,7 @@ from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.plan import RemovalPlan
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.runtime.files import file_sha256
+from soul_deploy.runtime.files import file_sha256, refuse_itself, require_file, require_output
 
 
 @click.command()
@@ -43,21 +43,23 @@ def compact(
     The outputs stay the same. The plan says which channels go and why.
     """
     allowed = parse_bytes(max_memory)
+    require_file(model_path)
+    target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")
+    if not dry_run:
+        refuse_itself(require_output(target), model_path)
     model = load_model(model_path)
     plan = plan_removal(model, residual=residual_name(residual))
     smaller = remove(model, plan, max_memory=allowed)
-    target = None
     if not dry_run:
-        target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")
         provenance = {**model.info.provenance, "compacted_from_sha256": file_sha256(model_path)}
         smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
         save_model(target, smaller)
     if style == "json":
-        click.echo(json.dumps(summary(model, smaller, plan, target)))
+        click.echo(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
         return
     click.echo(plan.table())
     click.echo(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
-    if target is not None:
+    if not dry_run:
         click.echo(f"Wrote {target} ({target.stat().st_size:,} bytes)")
         click.echo(f"Next: soul-deploy export event {target}")
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from click.core import ParameterSource
 
-from soul_deploy import zoo
 from soul_deploy.data import Data
 from soul_deploy.modelfile import (
     Model,
@@ -20,7 +19,7 @@ from soul_deploy.modelfile import (
     load_state_dict,
 )
 from soul_deploy.module import GraphModule
-from soul_deploy.preparing import SIZE_FLAGS, Task
+from soul_deploy.preparing import SIZE_FLAGS, Task, create_network
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import METADATA_KEY, read_tensors, require_file
 
@@ -64,7 +63,7 @@ def load_start(path: Path, task: Task, data: Data, explicit: Collection[str]) ->
 
 def _from_state_dict(path: Path, task: Task, data: Data) -> Model:
     state = load_state_dict(path)
-    _, graph = zoo.create(task.model, task.network_options(data))
+    _, graph = create_network(task, data)
     try:
         check_state(graph, state, str(path))
     except FileFormatError as error:

@@ -1,5 +1,6 @@
 """`soul-deploy prune unstructured`: search for masks of weights and neurons, fine-tune, remove."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def unstructured(
     begin = masking.start(learning.seed, steered=search.target is not None)
     masking.weight_indexes(), masking.neuron_indexes()
     check_tensorboard(searching.tensorboard)
+    _warn_of_idle(searching, explicit_flags(context))
     if model_path is not None:
         require_file(model_path)
     device = prepare(run)
@@ -157,6 +159,12 @@ def unstructured(
         warn_of_replacing(job.masked_path, "prune unstructured")
         with _keeper(job).watching() as keeper:
             _carry_out(job, keeper)
+
+
+def _warn_of_idle(searching: SearchOptions, given: Collection[str]) -> None:
+    idle = searching.idle(given)
+    if idle:
+        warn(f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused")
 
 
 def _check_start(path: Path, model: Model) -> None:

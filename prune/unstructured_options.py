@@ -1,6 +1,7 @@
 """The options of `soul-deploy prune unstructured` that say what is pruned and how."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -108,8 +109,13 @@ class SearchOptions:
         ):
             if value < 1:
                 raise UsageError(f"{name} {value} must be at least 1")
-        if not (math.isfinite(self.finetune_lr) and self.finetune_lr > 0):
-            raise UsageError(f"finetune_lr {self.finetune_lr} must be above 0")
+        for name, rate in (("finetune_lr", self.finetune_lr), ("prune_lr", self.prune_lr)):
+            if rate is not None and not 0 < rate < math.inf:
+                raise UsageError(f"{name} {rate} must be above 0 and finite")
+        if not 0 <= self.prune_weight_decay < math.inf:
+            raise UsageError(
+                f"prune_weight_decay {self.prune_weight_decay} must not be negative, and finite"
+            )
 
     def search(self, learning: LearningOptions, recipe: Recipe) -> Search:
         """The search as asked for; checks everything that can be known. Raises UsageError."""
@@ -139,6 +145,11 @@ class SearchOptions:
             learning_rate=recipe.learning_rate if self.prune_lr is None else self.prune_lr,
             weight_decay=self.prune_weight_decay,
         )
+
+    def idle(self, given: Collection[str]) -> list[str]:
+        """Those of the flags `given` that do nothing, since there is no fine-tuning."""
+        names = ("epoch_finetune", "finetune_lr", "finetune_lr_scheduler", "reset_optimizer")
+        return [] if self.finetune else [f"--{name}" for name in names if name in given]
 
     def finetuning(self) -> Finetune | None:
         """The fine-tuning as asked for, or None. Raises UsageError."""

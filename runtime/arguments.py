@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from soul_deploy.runtime.checks import MAX_STEPS, MAX_THREADS
 from soul_deploy.runtime.errors import UsageError
 
 _NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")
@@ -78,6 +79,22 @@ def _continues(words: list[str], word: str) -> bool:
         return True
     text = " ".join(words)
     return text.count("[") > text.count("]") and not word.startswith("-")
+
+
+def require_steps(name: str, steps: int | None) -> None:
+    """Raise UsageError unless the T given, if any, is 1 to MAX_STEPS."""
+    if steps is not None and steps < 1:
+        raise UsageError(f"{name} {steps} must be at least 1")
+    if steps is not None and steps > MAX_STEPS:
+        raise UsageError(f"{name} {steps}: the limit is {MAX_STEPS} steps; give 1 to {MAX_STEPS}")
+
+
+def require_threads(threads: int | None) -> None:
+    """Raise UsageError unless the number of threads given, if any, is 1 to MAX_THREADS."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads} must be at least 1")
+    if threads is not None and threads > MAX_THREADS:
+        raise UsageError(f"threads {threads}: the limit is {MAX_THREADS}; give 1 to {MAX_THREADS}")
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -11,24 +11,34 @@ import click
 import numpy as np
 from rich.console import Console
 
-from soul_deploy.runtime.arguments import ListOption, SoulCommand, positive_integers, words
+from soul_deploy.runtime.arguments import (
+    ListOption,
+    SoulCommand,
+    positive_integers,
+    require_steps,
+    require_threads,
+    words,
+)
 from soul_deploy.runtime.bench import MAX_BATCHES, BenchPlan, run_bench
 from soul_deploy.runtime.bench_calibrate import calibrate, calibration_report, crossover
+from soul_deploy.runtime.bench_compare import differences
 from soul_deploy.runtime.bench_inputs import (
     RANDOM,
     BenchFiles,
     choose_engines,
     common_rule,
     facts_of,
+    foreign_files,
     input_samples,
     prepare_engines,
+    source_of,
 )
 from soul_deploy.runtime.bench_reference import ReferenceRequest
 from soul_deploy.runtime.bench_report import compare_with, load_baseline, report
 from soul_deploy.runtime.bench_roof import measure_roof
 from soul_deploy.runtime.engines import ENGINES
 from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.files import write_text
+from soul_deploy.runtime.files import require_output, write_text
 from soul_deploy.runtime.timing import Schedule
 
 FILE = click.Path(path_type=Path)
@@ -77,7 +87,7 @@ class BenchRequest:
 @click.option(
     "--engines",
     "--backend",
-    default="",
+    default=None,
     help=f"Which of {', '.join(ENGINES)}.  [default: all that the files allow]",
 )
 @click.option("--threads", cls=ListOption, default="1", show_default=True, help="List of numbers.")
@@ -123,12 +133,17 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     if values.pop("calibrate"):
         click.echo(calibration(style, output, values))
         return
+    if output is not None:
+        require_output(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
     with compiling_announced():
         document = bench(request)
     if baseline is not None:
         document["comparison"] = compare_with(document, baseline)
+        document["comparison_differences"] = differences(document, baseline)
+        for text in document["comparison_differences"]:
+            _warn(f"{compare} is of something else: {text}")
     text = json.dumps(document, indent=1)
     if output is not None:
         write_text(output, text + "\n")
@@ -139,17 +154,17 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
 
 def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
     """What `--calibrate` prints. Raises UsageError for options of other benches."""
+    if output is not None:
+        require_output(output)
     others = ("reference", "density", "connectivity", "model", "compact", "onnx", "event", "roof")
     given = [f"--{name}" for name in others if values[name]]
     if given:
         raise UsageError(f"{', '.join(given)}: --calibrate times a layer of its own; leave it out")
     rate = 0.08 if values["rate"] is None else values["rate"]
     steps = 4 if values["time_step"] is None else values["time_step"]
-    if not 0 < rate <= 1 or steps < 1:
-        raise UsageError(
-            f"--rate {rate:g}, --time_step {steps}: "
-            "give 0 < rate <= 1 and a time_step of at least 1"
-        )
+    require_steps("--time_step", steps)
+    if not 0 < rate <= 1:
+        raise UsageError(f"--rate {rate:g}: give 0 < rate <= 1")
     schedule = Schedule(2, min(values["iterations"], 15))
     found = calibrate(rate, steps, schedule, values["seed"])
     document = {"schema": "soul-deploy/calibration/1", "rate": rate, "time_steps": steps}
@@ -170,13 +185,13 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     duration = values["duration"]
     if duration is not None and not 0 < duration <= 3600:
         raise UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
-    engines = choose_engines([word.lower() for word in words(values["engines"])], files)
+    engines = choose_engines(read_engines(values["engines"]), files)
     if values["roof"] and "event" not in engines:
         raise UsageError("--roof measures the engine event; add it to --engines")
     return BenchRequest(
         files,
         engines,
-        positive_integers("--threads", values["threads"]),
+        read_threads(values["threads"]),
         positive_integers("--batch_size", values["batch_size"]),
         Schedule(values["warmup"], values["iterations"], duration),
         read_percentiles(values["percentiles"]),
@@ -191,6 +206,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
 
 def read_reference(values: dict[str, Any], files: BenchFiles) -> ReferenceRequest | None:
     """The reference network asked for. Raises UsageError for options that don't belong together."""
+    require_steps("--time_step", values["time_step"])
     fields = {key: values[key] for key in ("density", "connectivity", "rate", "time_step")}
     given = [f"--{key}" for key, value in fields.items() if value is not None]
     if not values["reference"]:
@@ -202,6 +218,26 @@ def read_reference(values: dict[str, Any], files: BenchFiles) -> ReferenceReques
     if values["given_input"] != RANDOM:
         raise UsageError("--reference makes its own input; leave out --input")
     return ReferenceRequest(**fields, seed=values["seed"])
+
+
+def read_engines(text: str | None) -> list[str]:
+    """Names of engines; none if the option was not given. Raises UsageError for an empty list."""
+    if text is None:
+        return []
+    names = [word.lower() for word in words(text)]
+    if not names:
+        raise UsageError(
+            f"--engines {text!r}: the list is empty; give some of {', '.join(ENGINES)}, or leave "
+            "the option out"
+        )
+    return names
+
+
+def read_threads(text: str) -> tuple[int, ...]:
+    """Numbers of threads. Raises UsageError."""
+    threads = positive_integers("--threads", text)
+    require_threads(max(threads))
+    return threads
 
 
 def read_percentiles(text: str) -> tuple[float, ...]:
@@ -227,7 +263,10 @@ def bench(request: BenchRequest) -> dict[str, Any]:
             model, images = request.reference.write(Path(folder), count)
             files, given_input = BenchFiles(model=model), str(images)
         specs = prepare_engines(request.engines, files, Path(folder))
-        rule = common_rule([facts_of(path) for path in unique(spec.path for spec in specs)])
+        for text in foreign_files(files):
+            _warn(text)
+        facts = {path: facts_of(path) for path in unique(spec.path for spec in specs)}
+        rule = common_rule(list(facts.values()))
         samples, axis = input_samples(given_input, request.data_dir, rule, count, request.seed)
         plan = BenchPlan(
             specs,
@@ -243,14 +282,17 @@ def bench(request: BenchRequest) -> dict[str, Any]:
             path = next(spec.path for spec in specs if spec.name == "event")
             first = np.take(samples, [0], axis)
             document |= measure_roof(path, first, request.schedule.iterations)
+        sources = {spec.name: source_of(facts[spec.path]) for spec in specs}
+        for entry in document["entries"]:
+            entry["source_sha256"] = sources[entry["engine"]]
     kind = "sequence" if axis == 1 else "static"
+    shown = f"{request.given_input}, {kind}, {samples.shape[axis]} samples, T = {rule.time_steps}"
     reference = None if request.reference is None else asdict(request.reference)
-    return document | {
-        "reference": reference,
-        "input": f"{request.given_input}, {kind}, {samples.shape[axis]} samples, T = "
-        f"{rule.time_steps}",
-        "seed": request.seed,
-    }
+    return document | {"reference": reference, "input": shown, "seed": request.seed}
+
+
+def _warn(text: str) -> None:
+    click.echo(f"Warning: {text}", err=True)
 
 
 def unique(paths: Any) -> Sequence[Path]:

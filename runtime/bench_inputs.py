@@ -132,6 +132,7 @@ class NetworkFacts:
     normalization: Mapping[str, Sequence[float]] | None
     source_sha256: str | None = None
     sequence: bool | None = None
+    is_model: bool = False
 
 
 def facts_of(path: Path) -> NetworkFacts:
@@ -154,7 +155,33 @@ def facts_of(path: Path) -> NetworkFacts:
         document["graph"]
     )
     normalization = document["info"]["normalization"]
-    return NetworkFacts(path, graph.time_steps, graph.input.shape, normalization)
+    return NetworkFacts(path, graph.time_steps, graph.input.shape, normalization, is_model=True)
+
+
+def source_of(facts: NetworkFacts) -> str | None:
+    """sha256 of the model file that a file was made from, or is; None if it doesn't say."""
+    return file_sha256(facts.path) if facts.is_model else facts.source_sha256
+
+
+def foreign_files(files: BenchFiles) -> list[str]:
+    """Artifacts given beside model files that they were not made from, as sentences."""
+    models = {"--model": files.model, "--compact": files.compact}
+    found = []
+    for flag, path, among in (
+        ("--onnx", files.onnx, ("--model",)),
+        ("--onnx_compact", files.onnx_compact, ("--compact",)),
+        ("--event", files.event, ("--model", "--compact")),
+    ):
+        given = {option: models[option] for option in among}
+        known = {option: model for option, model in given.items() if model is not None}
+        source = None if path is None or not known else source_of(facts_of(path))
+        if source and source not in map(file_sha256, known.values()):
+            named = " or ".join(f"{option} {model}" for option, model in known.items())
+            found.append(
+                f"{flag} {path} was not made from {named}, but from a model file with sha256 "
+                f"{source[:16]}…: the engines run different networks"
+            )
+    return found
 
 
 def _onnx_facts(path: Path) -> NetworkFacts:

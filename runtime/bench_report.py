@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.runtime.bench import SCHEMA
+from soul_deploy.runtime.bench_compare import is_entry, key_of
 from soul_deploy.runtime.errors import FileFormatError
 from soul_deploy.runtime.files import parse_json, require_file
 from soul_deploy.runtime.tables import text_table
@@ -26,6 +27,9 @@ def load_baseline(path: Path) -> dict[str, Any]:
             f"{path} is not a result of bench; needed: a file of schema {SCHEMA}, written with "
             "--output"
         )
+    entries = document.get("entries")
+    if not isinstance(entries, list) or not all(map(is_entry, entries)):
+        raise FileFormatError(f"{path} has entries that cannot be read; measure the baseline again")
     return document
 
 
@@ -42,11 +46,6 @@ def compare_with(document: Document, baseline: Document) -> list[dict[str, Any]]
         for entry in document["entries"]
         if key_of(entry) in earlier
     ]
-
-
-def key_of(entry: Document) -> tuple[str, int, int]:
-    """What one entry measures."""
-    return entry["engine"], entry["threads"], entry["batch_size"]
 
 
 def reference_engine(entries: Sequence[Document]) -> str | None:

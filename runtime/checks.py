@@ -16,6 +16,7 @@ MAX_NEURONS = (1 << 31) - 1
 MAX_SYNAPSES = (1 << 32) - 1
 MAX_SIDE = 1 << 16  # of a map
 MAX_STEPS = (1 << 16) - 1
+MAX_THREADS = 256  # of any engine
 MAX_VALUES = 1 << 31  # steps · neurons of one layer
 MAX_KERNEL_REACH = 1 << 20
 MAX_GRADED = 255  # events carry their value in one byte

@@ -60,12 +60,14 @@ def run(
     """
     # Imported here: the kernels compile nothing then, but numba alone takes half a second.
     from soul_deploy.runtime.images import read_samples
+    from soul_deploy.runtime.inspection import require_event_network
     from soul_deploy.runtime.network import load
     from soul_deploy.runtime.running import input_rule, result
     from soul_deploy.runtime.warming import compiling_announced
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")
+    require_event_network(path)
     network = load(path, threads)
     groups = read_samples(inputs, input_rule(network.events, resize))
     with compiling_announced():

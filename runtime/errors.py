@@ -6,6 +6,7 @@
     ├── UsageError                  exit code 2: a given value breaks a rule
     │   ├── UnknownNameError        a name that is not in its list (model, data set, ...)
     │   ├── MissingFileError        a path that does not exist
+    │   ├── PathKindError           a folder where a file is needed, or the other way round
     │   └── ValidityError           an artifact used outside what it was proven for
     ├── FileFormatError             a file that exists but cannot be trusted
     ├── DataError                   a data set that is damaged
@@ -19,6 +20,7 @@
 
     InterruptedRunError             a signal stopped the work: exit code 128 + its number; no
                                     error, so nothing that catches errors goes on after it
+    NetworkWarning                  a warning: what could not be promised about a network
 
 A message says what was given, the rule, and what to do.
 """
@@ -47,6 +49,10 @@ class UnknownNameError(UsageError):
 
 class MissingFileError(UsageError):
     """A path that does not exist."""
+
+
+class PathKindError(UsageError):
+    """A path of the wrong kind: a folder where a file is needed, or the other way round."""
 
 
 class ValidityError(UsageError):
@@ -87,6 +93,16 @@ class VerificationError(SoulDeployError):
 
 class TargetError(SoulDeployError):
     """A search that cannot meet its target."""
+
+
+class NetworkWarning(UserWarning):
+    """What could not be promised about a network; `advice` is for callers of the functions, and
+    commands give their own in its place.
+    """
+
+    def __init__(self, text: str, advice: str = "") -> None:
+        super().__init__(f"{text}; {advice}" if advice else text)
+        self.text, self.advice = text, advice
 
 
 class InterruptedRunError(BaseException):

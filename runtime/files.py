@@ -20,7 +20,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from soul_deploy.runtime.errors import FileFormatError, FileWriteError, MissingFileError
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    FileWriteError,
+    MissingFileError,
+    PathKindError,
+    UsageError,
+)
 
 Array = npt.NDArray[Any]
 
@@ -82,7 +88,7 @@ class TensorFile:
 
 
 def require_file(path: Path) -> Path:
-    """`path` if it is a file. Raises MissingFileError."""
+    """`path` if it is a file. Raises MissingFileError, PathKindError."""
     try:
         exists, is_file = path.exists(), path.is_file()
     except OSError as error:  # a name that is too long, a folder that may not be entered
@@ -90,8 +96,34 @@ def require_file(path: Path) -> Path:
     if not exists:
         raise MissingFileError(f"no file at {path}; check the path")
     if not is_file:
-        raise FileFormatError(f"{path} is not a file")
+        what = "; it is a folder" if path.is_dir() else ""
+        raise PathKindError(f"{path} is not a file{what}; give the path of a file")
     return path
+
+
+def require_output(path: Path) -> Path:
+    """`path` if a file can be there: no folder, and not below a file. Raises PathKindError."""
+    if path == Path():
+        raise PathKindError("an empty path (or the current folder) given to write to; name a file")
+    with suppress(OSError):  # a name that is too long, ...: writing says so
+        if path.is_dir():
+            raise PathKindError(
+                f"{path} is a folder, and what is written is a file; give the name of a file in it"
+            )
+        if path.exists() and not path.is_file():
+            raise PathKindError(f"{path} is no regular file; give another place")
+        above = next(folder for folder in path.parents if folder.exists())
+        if not above.is_dir():
+            raise PathKindError(
+                f"{path} cannot be written: {above} is not a folder; give another place"
+            )
+    return path
+
+
+def refuse_itself(output: Path, model: Path) -> None:
+    """Raise UsageError if `output` is the model that is read: nothing replaces its own source."""
+    if output.resolve() == model.resolve():
+        raise UsageError(f"{output} is the model itself; give another --output")
 
 
 def parse_json(text: str, what: str) -> Any:
@@ -212,8 +244,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then fsync and rename it into place.
 
     Whatever fails, `path` is the old file or the whole new one, and no temporary file is left. A
-    symbolic link at `path` is replaced; what it points to stays as it is. Raises FileWriteError.
+    symbolic link at `path` is replaced; what it points to stays as it is. Raises FileWriteError,
+    PathKindError.
     """
+    require_output(path)
     try:
         _write_and_rename(path, write)
     except (OSError, SafetensorError) as error:

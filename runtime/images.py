@@ -129,18 +129,30 @@ def read_array(path: Path, rule: InputRule) -> Samples:
     except Exception as error:  # its header is a Python literal, which fails in a dozen ways
         raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
     if not (array.dtype.kind == "f" or array.dtype == np.uint8):
-        raise FileFormatError(
+        raise ValidityError(
             f"{path} holds {array.dtype}; needed: floating-point values (normalised) or uint8 "
             "pixels"
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise FileFormatError(f"{path} holds values that are not finite")
     values = _shaped(path, array, rule)
     sequence = values.ndim == len(rule.shape) + 2
-    values = normalise(values, rule) if values.dtype == np.uint8 else values.astype(np.float32)
+    values = normalise(values, rule) if values.dtype == np.uint8 else _as_float32(path, values)
     count = values.shape[1 if sequence else 0]
     names = tuple(f"{path}[{index}]" for index in range(count))
     return Samples(names, values, sequence)
+
+
+def _as_float32(path: Path, array: Array) -> Array:
+    """Raises ValidityError for values that are not finite, in float32 at the latest."""
+    if not np.isfinite(array).all():
+        raise ValidityError(f"{path} holds values that are not finite; give real numbers")
+    with np.errstate(over="ignore"):
+        values: Array = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValidityError(
+            f"{path} holds {array.dtype} values beyond float32, in which networks run (3.4e38); "
+            "check its scaling"
+        )
+    return values
 
 
 def _shaped(path: Path, array: Array, rule: InputRule) -> Array:

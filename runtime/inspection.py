@@ -1,5 +1,6 @@
 """What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from soul_deploy.runtime import eventfile
 from soul_deploy.runtime.dotted import load_object
@@ -23,6 +25,7 @@ from soul_deploy.runtime.eventnet import (
     Synaptic,
 )
 from soul_deploy.runtime.files import (
+    METADATA_KEY,
     Array,
     TensorFile,
     digest,
@@ -86,6 +89,26 @@ def _kind_of_tensors(opened: TensorFile) -> str:
         f"{opened.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
         f"{MODEL_FORMAT} and {eventfile.FORMAT}"
     )
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether the file says that it is a model file; no more of it is looked at."""
+    try:
+        with safe_open(path, framework="np") as opened:
+            text = (opened.metadata() or {}).get(METADATA_KEY, "")
+        document = json.loads(text)
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("format") == MODEL_FORMAT
+
+
+def require_event_network(path: Path) -> None:
+    """Raise FileFormatError for a model file, saying what makes an event network of it."""
+    if is_model_file(path):
+        raise FileFormatError(
+            f"{path} is a model file, which needs PyTorch; `soul-deploy export event {path}` makes "
+            "an event network of it, which this command runs"
+        )
 
 
 def _guess(start: bytes) -> str:

@@ -31,7 +31,7 @@ class Cifar10Net(nn.Module):
         super().__init__()
         channels, height, width_in = input_shape
         if min(height, width_in) < 4:
-            raise UsageError(f"an input of {input_shape} is too small for two poolings")
+            raise UsageError(f"cifar10net: an input of {input_shape} is too small for two poolings")
 
         def block(inputs: int) -> ConvNeuron:
             return ConvNeuron(neuron, time_steps, (inputs, width))

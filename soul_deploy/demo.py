@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from soul_deploy.cli import root
+from soul_deploy.runtime.checks import MAX_THREADS
 from soul_deploy.runtime.tables import text_table
 
 COUNTED_IMAGES = 200
@@ -113,7 +114,7 @@ def _deploy(places: Places, branch: str) -> list[list[str]]:
     show_default=True,
     help="Folder for all files; existing ones are replaced.",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--threads", type=click.IntRange(1, MAX_THREADS), default=2, show_default=True)
 @click.option("--dry_run", "--dry-run", is_flag=True, help="Print the commands, run none.")
 def demo(output: Path, threads: int, dry_run: bool) -> None:
     """Train a SpikingVGG on 5,000 real digits, prune it by both methods, export, verify, time.

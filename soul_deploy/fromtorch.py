@@ -19,7 +19,7 @@ from soul_deploy.graph import Shape, SpikingGraph
 from soul_deploy.modelfile import Model, ModelInfo, arrays_of
 from soul_deploy.module import GraphModule, Recording
 from soul_deploy.modulekinds import is_stateful
-from soul_deploy.runtime.errors import UsageError, VerificationError
+from soul_deploy.runtime.errors import NetworkWarning, UsageError, VerificationError
 from soul_deploy.tracing import Takes, Traced, trace_with_input
 
 TOLERANCE = 1e-5
@@ -109,14 +109,15 @@ def _compare(network: nn.Module, module: GraphModule, takes: Takes, example: Ten
                 f"{type(network).__name__}: its graph does not compute what it computes ({exact}). "
                 "Its forward does something that cannot be traced; give it without that"
             )
-        warnings.warn(f"the graph is the same in float64; in float32 {difference}", stacklevel=4)
+        text = f"the graph is the same in float64; in float32 {difference}"
+        warnings.warn(NetworkWarning(text), stacklevel=4)
     silent = [name for name, spikes in ours.spikes.items() if not spikes.any()]
     if silent:
-        warnings.warn(
+        text = (
             f"{', '.join(silent[:3])}{' and more' if silent[3:] else ''} did not fire on the "
-            "example, so what follows was compared on zeros; give images as example=",
-            stacklevel=4,
+            "example, so what follows was compared on zeros"
         )
+        warnings.warn(NetworkWarning(text, "give images as example="), stacklevel=4)
 
 
 def _difference_in_double(

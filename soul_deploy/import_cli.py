@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import click
@@ -14,9 +15,11 @@ from soul_deploy.factories import build_network
 from soul_deploy.fromtorch import from_torch
 from soul_deploy.graph import Shape
 from soul_deploy.modelfile import Model, ModelInfo, load_state_dict, save_model
+from soul_deploy.progress import warnings_told
 from soul_deploy.reporting import print_files, print_result
-from soul_deploy.runtime.arguments import words
+from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
+from soul_deploy.runtime.files import require_file, require_output
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 EXAMPLES = 8
@@ -86,17 +89,19 @@ def import_command(
     """
     data = None if dataset_name is None else load_data(dataset_name, data_dir, download=download)
     shape, count = _sizes(data, input_shape, classes)
+    require_steps("time_step", time_step)
+    target = require_output(output or Path(f"{factory.rpartition(':')[2]}.safetensors"))
+    if model_path is not None and target.resolve() == require_file(model_path).resolve():
+        raise UsageError(f"{target} holds the weights themselves; give another --output")
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     if model_path is not None:
         load_weights(network, model_path)
-    model = from_torch(network, shape, time_step, example=_examples(data))
+    with warnings_told(_advice(data, model_path)):
+        model = from_torch(network, shape, time_step, example=_examples(data))
     if model.graph.readout.classes != count:
         raise UsageError(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
-    target = output or Path(f"{factory.rpartition(':')[2]}.safetensors")
-    if model_path is not None and target.resolve() == model_path.resolve():
-        raise UsageError(f"{target} holds the weights themselves; give another --output")
     save_model(target, replace(model, info=_info(factory, data)))
     _print(model, target, output_format)
 
@@ -119,16 +124,49 @@ def _sizes(data: Data | None, input_shape: str | None, classes: int | None) -> t
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a state dict, all of it. Raises FileFormatError naming what does not fit."""
-    state = {name: torch.from_numpy(array) for name, array in load_state_dict(path).items()}
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise FileFormatError(f"{path}: {' '.join(lines)[:500]}") from error
+        state = {name: torch.from_numpy(array) for name, array in load_state_dict(path).items()}
+    except FileFormatError as error:
+        if isinstance(error.__cause__, UnpicklingError):
+            raise FileFormatError(
+                f"{path} is not a file of weights alone: it holds objects whose code would run, "
+                "such as a whole network, or it is no file of PyTorch's. Save the weights with "
+                "torch.save(network.state_dict(), path), or as safetensors"
+            ) from error
+        raise
+    _check_fit(network, state, path)
+    network.load_state_dict(state)
+
+
+def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = [f"{name} is missing" for name in needed if name not in given]
+    found += [f"{name} belongs to nothing" for name in given if name not in needed]
+    found += [
+        f"{name} is {given[name]}, the network has {needed[name]}"
+        for name in needed
+        if given.get(name, needed[name]) != needed[name]
+    ]
+    if found:
+        more = f" and {len(found) - 3} more" if found[3:] else ""
+        raise FileFormatError(
+            f"{path} does not fit the network: {'; '.join(found[:3])}{more}. Give the weights of "
+            "this very network"
+        )
 
 
 def _examples(data: Data | None) -> Tensor | None:
     return None if data is None else data.normalise(data.validation.images[:EXAMPLES])
+
+
+def _advice(data: Data | None, model_path: Path | None) -> str:
+    """What lets a silent layer fire."""
+    if data is None:
+        return "give --dataset_name to compare on the data set's images"
+    if model_path is None:
+        return "give trained weights with --model_path"
+    return "these weights may not be those of a trained network, or of other data"
 
 
 def _info(factory: str, data: Data | None) -> ModelInfo:

@@ -15,7 +15,7 @@ from soul_deploy import layers
 from soul_deploy.graph import NeuronSpec, SurrogateName
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.neuronspec import NeuronFamily
-from soul_deploy.runtime.errors import UnsupportedGraphError
+from soul_deploy.runtime.errors import NetworkWarning, UnsupportedGraphError
 
 SPIKINGJELLY = "spikingjelly.activation_based"
 SHARED = (
@@ -146,11 +146,11 @@ def _surrogate(path: str, function: Any) -> tuple[SurrogateName, float]:
     """Name and width; they matter only if the network is trained further."""
     name = type(function).__name__
     if name not in SURROGATES:
-        warnings.warn(
+        text = (
             f"{path}: surrogate function {name} is not known here; if this network is trained "
-            f"further, atan (alpha 2) takes its place. Known: {', '.join(SURROGATES)}",
-            stacklevel=2,
+            f"further, atan (alpha 2) takes its place. Known: {', '.join(SURROGATES)}"
         )
+        warnings.warn(NetworkWarning(text), stacklevel=2)
         return "atan", 2.0
     alpha = float(function.alpha)
     return SURROGATES[name], 1.0 / alpha if name == "Rect" else alpha

@@ -52,9 +52,10 @@ class NeuronSpec:
     def __post_init__(self) -> None:
         if self.family not in ("if", "lif", "plif"):
             raise UsageError(f"neuron family {self.family!r}; valid: if, lif, plif")
-        numbers = (self.tau, self.v_threshold, self.surrogate_alpha, self.v_reset or 0.0)
-        if not all(abs(number) <= LARGEST for number in numbers):
-            raise UsageError(f"neuron numbers {numbers} must be finite in float32")
+        for name in ("tau", "v_threshold", "surrogate_alpha", "v_reset"):
+            number = getattr(self, name)
+            if number is not None and not abs(number) <= LARGEST:
+                raise UsageError(f"{name} {number} must be finite in float32")
         if not self.v_threshold >= SMALLEST:
             raise UsageError(f"v_threshold {self.v_threshold} must be above 0")
         if self.v_reset is not None and not self.v_reset < self.v_threshold:

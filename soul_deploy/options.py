@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from soul_deploy.arguments import ListOption
+from soul_deploy.runtime.arguments import require_steps, require_threads
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 
 Command = Callable[..., Any]
@@ -93,8 +94,7 @@ class NetworkChoice:
     def __post_init__(self) -> None:
         if self.coding_schema.lower() != "direct":
             raise UnknownNameError("coding", self.coding_schema, ["direct"])
-        if self.time_step < 1:
-            raise UsageError(f"time_step {self.time_step} must be at least 1")
+        require_steps("time_step", self.time_step)
         for name in ("hidden", "width", "groups", "width_per_group"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} must be at least 1")
@@ -293,8 +293,9 @@ class RunOptions:
     output_format: str
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads {self.threads} must be at least 1")
+        require_threads(self.threads)
+        if self.workers < 0:
+            raise UsageError(f"workers {self.workers} must be at least 0")
         if not 1 <= self.process_timeout <= 86400:
             raise UsageError(
                 f"process_timeout {self.process_timeout:g} must be from 1 to 86400 seconds"

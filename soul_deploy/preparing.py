@@ -9,16 +9,17 @@ from typing import Any, get_args
 import click
 import torch
 from click.core import ParameterSource
+from torch import nn
 
 from soul_deploy import distributed, zoo
 from soul_deploy.batches import SHIFT
 from soul_deploy.data import Data, canonical_data_name, load_data
 from soul_deploy.factories import is_dotted
-from soul_deploy.graph import MergeFunction, NeuronSpec
+from soul_deploy.graph import MergeFunction, NeuronSpec, SpikingGraph
 from soul_deploy.modelfile import load_model
 from soul_deploy.module import GraphModule
 from soul_deploy.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
-from soul_deploy.progress import warn
+from soul_deploy.progress import warn, warnings_told
 from soul_deploy.resnet import Stem
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.schedules import parse_schedule
@@ -194,10 +195,17 @@ def load_task_data(options: DataOptions) -> Data:
     return distributed.main_first(load) if options.download else load(False)
 
 
+def create_network(task: Task, data: Data) -> tuple[nn.Module, SpikingGraph]:
+    """The task's network and its graph, warnings told as the command's own."""
+    shown = f"soul-deploy import torch {task.model} --dataset_name {task.data}"
+    with warnings_told(f"`{shown}` compares on images"):
+        return zoo.create(task.model, task.network_options(data))
+
+
 def new_module(task: Task, data: Data) -> GraphModule:
     """The task's network, freshly initialised from its seed."""
     torch.manual_seed(task.seed)
-    network, graph = zoo.create(task.model, task.network_options(data))
+    network, graph = create_network(task, data)
     module = GraphModule(graph)
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})

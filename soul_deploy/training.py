@@ -76,15 +76,14 @@ class Recipe:
             raise UnknownNameError("augmentation", self.augment, SHIFT)
         if self.batch_size < 1:
             raise UsageError(f"batch_size {self.batch_size} must be at least 1")
-        if not self.learning_rate > 0:
-            raise UsageError(f"learning_rate {self.learning_rate} must be above 0")
-        for name, value in (
-            ("weight_decay", self.weight_decay),
-            ("momentum", self.momentum),
-            ("l1", self.l1),
-        ):
-            if not value >= 0:
-                raise UsageError(f"{name} {value} must not be negative")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"learning_rate {self.learning_rate} must be above 0 and finite")
+        for name in ("weight_decay", "momentum", "l1"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(f"{name} {value} must not be negative, and finite")
+        if self.momentum >= 1:
+            raise UsageError(f"momentum {self.momentum} must be below 1: it would grow for ever")
 
 
 OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Recipe], Optimizer]] = {

@@ -40,14 +40,17 @@ class NetworkOptions:
 
 
 def _spiking_vgg(name: str, options: NetworkOptions) -> nn.Module:
-    return SpikingVGG(
-        CONFIGURATIONS[name],
-        input_shape=options.input_shape,
-        classes=options.classes,
-        neuron=options.neuron,
-        time_steps=options.time_steps,
-        hidden=options.hidden,
-    )
+    try:
+        return SpikingVGG(
+            CONFIGURATIONS[name],
+            input_shape=options.input_shape,
+            classes=options.classes,
+            neuron=options.neuron,
+            time_steps=options.time_steps,
+            hidden=options.hidden,
+        )
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}; give a network with fewer with --model") from error
 
 
 def _cifar10net(options: NetworkOptions) -> nn.Module:

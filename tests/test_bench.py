@@ -20,6 +20,7 @@ from soul_deploy.runtime.bench import (
     merge_agreement,
     split_batches,
 )
+from soul_deploy.runtime.bench_compare import differences
 from soul_deploy.runtime.bench_report import compare_with, reference_speedups
 from soul_deploy.runtime.engines import ENGINES, EngineSpec, EventEngine, OnnxRuntimeEngine
 from soul_deploy.runtime.errors import SoulDeployError, UsageError, ValidityError
@@ -262,3 +263,22 @@ def test_a_failing_fresh_process_is_one_clear_error(files: Files, tmp_path: Path
     np.save(batch, np.zeros((1, 2, 2), np.float32))
     with pytest.raises(SoulDeployError, match=r"engine event failed .* input \(1, 2, 2\) given"):
         measure_fresh(spec_of(files.compact_event), 1, batch)
+
+
+def test_what_a_baseline_has_not_in_common_is_named() -> None:
+    now = {"entries": [row("event", 2.0)], "input": "digits, static, 8 samples, T = 4", "seed": 1}
+    assert differences(now, now | {"seed": 2, "input": "digits, static, 64 samples, T = 4"}) == []
+    assert differences(now, now | {"input": "digits, static, 8 samples, T = 6"}) == [
+        "the input was T = 6, now T = 4"
+    ]
+    drawn = now | {"input": "random, static, 8 samples, T = 4"}
+    assert differences(drawn, drawn | {"seed": 2}) == ["the seed was 2, now 1"]
+    assert differences(now, now | {"environment": {"cpu": "Z80"}}) == [
+        "the processor was Z80, now None"
+    ]
+    old = {**row("event", 2.0), "file": "other"}
+    assert "event: the file was other, now" in differences(now, now | {"entries": [old]})[0]
+    was, this = ({**row("event", 2.0), "source_sha256": c * 64} for c in "ab")
+    assert differences({"entries": [this]}, {"entries": [was]}) == [
+        f"event ran a network made from model {'a' * 16}…, now from {'b' * 16}…"
+    ]

@@ -135,6 +135,7 @@ def test_networks_of_another_t_are_not_compared(files: Files, tmp_path: Path) ->
     ("arguments", "code", "message"),
     [
         ([], 2, "no file to time; give --model and --compact"),
+        (["--event", "EVENT", "--engines", ""], 2, "--engines '': the list is empty; give some"),
         (["--event", "EVENT", "--engines", "tpu"], 2, "unknown engine 'tpu'; valid: pytorch-dense"),
         (["--event", "EVENT", "--engines", "pytorch-dense"], 2, "pytorch-dense needs --model"),
         (["--event", "EVENT", "--engines", "onnxruntime-compact"], 2, "--compact to export"),
@@ -168,3 +169,46 @@ def test_json_of_another_schema_is_no_baseline(files: Files, tmp_path: Path) -> 
     result = soul_deploy("bench", "sparse", "--event", files.compact_event, "--compare", path)
     assert result.exit_code == 1
     assert "is not a result of bench; needed: a file of schema soul-deploy/bench/1" in result.output
+
+
+QUICK = ("--iterations", 2, "--warmup", 0, "--no-fresh")
+
+
+def test_a_baseline_of_something_else_is_told(files: Files, tmp_path: Path) -> None:
+    pixels, baseline = tmp_path / "pixels.npy", tmp_path / "baseline.json"
+    np.save(pixels, np.zeros((8, *SHAPE), np.float32))
+    one = ("--event", files.compact_event, "--engines", "event", *QUICK)
+    bench(*one, "--output", baseline)
+    same = soul_deploy("bench", "sparse", *one, "--compare", baseline)
+    assert "Against the baseline" in same.stdout and "Warning" not in same.stderr
+    words = ("--event", files.masked_event, "--engines", "event", *QUICK, "--input", pixels)
+    other = soul_deploy("bench", "sparse", *words, "--compare", baseline)
+    assert other.exit_code == 0 and "Against the baseline" in other.stdout
+    assert f"Warning: {baseline} is of something else: event ran a network made fr" in other.stderr
+    assert f"the input was random, now {pixels}" in other.stderr
+    none = soul_deploy("bench", "sparse", *one, "--batch_size", 2, "--compare", baseline)
+    assert none.exit_code == 0 and "Against the baseline" not in none.stdout
+    assert "it has event (threads 1, batch 1), and now event (threads 1, batch 2)" in none.stderr
+    assert "nothing to compare" in none.stderr
+
+
+def test_a_baseline_with_unreadable_entries_is_refused(files: Files, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    for entries in ("{}", "[{}]", '[{"engine": "event", "threads": 1, "batch_size": 1}]'):
+        path.write_text(f'{{"schema": "soul-deploy/bench/1", "entries": {entries}}}')
+        result = soul_deploy("bench", "sparse", "--event", files.compact_event, "--compare", path)
+        assert result.exit_code == 1
+        assert "has entries that cannot be read; measure the baseline again" in result.stderr
+
+
+def test_an_artifact_of_another_network_is_told(files: Files) -> None:
+    onnx = ("--model", files.masked, "--onnx", files.compact_onnx)
+    result = soul_deploy("bench", "sparse", *onnx, "--engines", "onnxruntime-dense", *QUICK)
+    assert result.exit_code == 0, result.output
+    text = f"Warning: --onnx {files.compact_onnx} was not made from --model {files.masked}, but"
+    assert text in result.stderr
+    event = ("--compact", files.compact, "--event", files.masked_event, "--engines", "event")
+    result = soul_deploy("bench", "sparse", *event, *QUICK)
+    assert f"--event {files.masked_event} was not made from --compact" in result.stderr
+    own = ("--model", files.masked, *event, *QUICK)
+    assert "Warning" not in soul_deploy("bench", "sparse", *own).stderr

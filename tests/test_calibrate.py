@@ -56,9 +56,9 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "text"),
     [
         (["--reference"], "--reference: --calibrate times a layer of its own"),
-        (["--rate", "2"], "--rate 2, --time_step 4: give 0 < rate <= 1"),
-        (["--rate", "0"], "--rate 0, --time_step 4: give 0 < rate <= 1"),
-        (["--time_step", "0"], "--time_step 0: give 0 < rate <= 1 and a time_step of at least 1"),
+        (["--rate", "2"], "--rate 2: give 0 < rate <= 1"),
+        (["--rate", "0"], "--rate 0: give 0 < rate <= 1"),
+        (["--time_step", "0"], "--time_step 0 must be at least 1"),
     ],
 )
 def test_wrong_use(words: list[str], text: str) -> None:

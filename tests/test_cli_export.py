@@ -203,11 +203,12 @@ WRONG_USE = {
     ("--opset", "12"): "opset 12 given; supported: 17 to 24",
     ("--samples", "0"): "samples 0 must be at least 1",
     ("--batch", "0"): "batch 0 must be at least 1",
+    ("--input", "random", "--seed", "-1"): "seed -1 must be from 0 to 2^63 - 1",
     ("--threads", "0"): "threads 0 must be at least 1",
     ("--dataset_name", "imagenet"): "unknown data set 'imagenet'; valid: ",
     ("--dataset_name", "mnist5k"): "mnist5k has images of (1, 28, 28), this model takes (1, 8, 8)",
     ("--dataset_name", "cifar10", "--data_dir", "/nowhere"): "/nowhere",
-    ("--time_step", "0"): "time_steps 0 must be at least 1",
+    ("--time_step", "0"): "time_step 0 must be at least 1",
     ("--input", "noise"): "'noise' is not one of",
     ("--input_mode", "stream"): "'stream' is not one of",
 }
@@ -234,14 +235,14 @@ def test_missing_and_damaged_models(model: Path, tmp_path: Path) -> None:
 
 
 def test_verify_refuses_what_is_no_artifact(model: Path, tmp_path: Path) -> None:
+    result = invoke("verify", model, model)
+    assert result.exit_code == 1
+    assert f"{model} is a model file, as MODEL is; what is verified was exported" in result.stderr
     assert invoke("verify", model, tmp_path / "none.onnx").exit_code == 2
     (tmp_path / "text.onnx").write_text("hello")
     result = invoke("verify", model, tmp_path / "text.onnx")
     assert result.exit_code == 1
     assert "not an intact ONNX file" in result.stderr
-    result = invoke("verify", model, model)
-    assert result.exit_code == 1
-    assert "is of format 'soul-deploy/model/1'" in result.stderr
 
 
 def test_a_model_that_does_not_say_its_data(tmp_path: Path) -> None:

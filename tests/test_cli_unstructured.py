@@ -204,6 +204,10 @@ def test_a_dead_layer_ends_with_exit_code_1_and_the_last_good_model(quick: Path)
         (["--accumulate_step", "0"], "accumulate_step 0 must be at least 1"),
         (["--epoch_finetune", "0"], "epoch_finetune 0 must be at least 1"),
         (["--finetune_lr", "0"], "finetune_lr 0.0 must be above 0"),
+        (["--finetune_lr", "inf"], "finetune_lr inf must be above 0 and finite"),
+        (["--prune_lr", "nan"], "Error: prune_lr nan must be above 0 and finite"),
+        (["--prune_lr", "0"], "Error: prune_lr 0.0 must be above 0 and finite"),
+        (["--prune_weight_decay", "nan"], "prune_weight_decay nan must not be negative"),
         (["--TET_lambda", "2"], "TET_lambda 2.0 must be from 0 to 1"),
         (["--round_to", "0"], "round_to 0 must be at least 1"),
         (["--model_path", "nowhere.safetensors"], "no file at nowhere.safetensors"),
@@ -216,6 +220,15 @@ def test_wrong_use_is_refused_before_anything_is_written(
     assert result.exit_code == 2, result.output
     assert re.search(message, result.output.replace("\n", " ")), result.output
     assert not list(quick.iterdir())
+
+
+def test_flags_of_a_fine_tuning_that_is_not_asked_for_are_told(quick: Path) -> None:
+    words = ["--finetune_lr", "0.1", "--epoch_finetune", "3", "--dry_run"]
+    told = "Warning: --epoch_finetune, --finetune_lr given without --finetune"
+    result = call(*SMALL, *words)
+    assert result.exit_code == 0 and told in result.stderr
+    assert "Warning" not in call(*SMALL, *words, "--finetune").stderr
+    assert "Warning" not in call(*SMALL, "--dry_run").stderr
 
 
 def test_tensorboard_is_an_extra(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,14 @@ class Net(nn.Module):
 def make(classes, input_shape, **unknown):
     assert not unknown
     return Net(classes, channels=input_shape[0])
+
+def quiet(classes, time_steps):
+    net = Net(classes, time_steps)
+    del net.unused
+    nn.init.zeros_(net.conv.weight)
+    nn.init.zeros_(net.conv.bias)
+    nn.init.constant_(net.conv2.bias, -1.0)
+    return net
 
 def needs(classes, depth):
     return Net()
@@ -205,7 +214,10 @@ def test_import_torch_takes_weights_and_says_what_it_read(tmp_path: Path) -> Non
         (["--input_shape", "1", "8", "--classes", "3"], "give channels, height and width"),
         (["--input_shape", "1 x 8", "--classes", "3"], "give channels, height and width"),
         (["--dataset_name", "digits", "--classes", "3"], "leave these flags out"),
-        (["--dataset_name", "digits", "--model_path", "other.pt"], "other.pt: Error(s) in loading"),
+        (
+            ["--dataset_name", "digits", "--model_path", "other.pt"],
+            "other.pt does not fit the network: conv.bias is",
+        ),
     ],
 )
 def test_import_torch_refuses(words: list[str], text: str, tmp_path: Path) -> None:
@@ -213,3 +225,65 @@ def test_import_torch_refuses(words: list[str], text: str, tmp_path: Path) -> No
     result = call("import", "torch", "somebody.nets:make", "-T", "2", *words)
     assert result.exit_code in (1, 2) and text in " ".join(result.stderr.split())
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+SILENT = "Warning: fire, fire2 did not fire on the example, so what follows was compared on zeros; "
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("import torch NET --input_shape 1 8 8 --classes 10", "give --dataset_name to compare on"),
+        ("import torch NET --dataset_name digits", "give trained weights with --model_path"),
+        (
+            "import torch NET --dataset_name digits --model_path w.pth",
+            "these weights may not be those of a trained network",
+        ),
+        (
+            "prune structured --dry_run --mode load --model NET --model_path w.pth "
+            "--dataset_name digits",
+            "`soul-deploy import torch somebody.nets:quiet --dataset_name digits` compares on",
+        ),
+    ],
+)
+def test_a_silent_network_is_warned_about_in_one_line(
+    words: str, advice: str, tmp_path: Path
+) -> None:
+    sizes: dict[str, Any] = {"classes": 10, "input_shape": (1, 8, 8), "time_steps": 4}
+    network = build_network("somebody.nets:quiet", **sizes)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    result = call(*words.replace("NET", "somebody.nets:quiet").split())
+    assert result.exit_code == 0, result.output
+    line = next(line for line in result.stderr.splitlines() if "Warning" in line)
+    assert line.startswith(SILENT + advice) and "example=" not in result.stderr
+
+
+def test_a_whole_network_is_not_opened_for_its_weights(tmp_path: Path) -> None:
+    network, _ = create("somebody.nets:make", OPTIONS)
+    torch.save(network, tmp_path / "whole.pth")
+    words = ["--model_path", "whole.pth", "--dataset_name", "digits"]
+    result = call("import", "torch", "somebody.nets:make", *words)
+    assert result.exit_code == 1
+    assert "whole.pth is not a file of weights alone: it holds objects whose code" in result.stderr
+    assert "Save the weights with torch.save(network.state_dict(), path)" in result.stderr
+    assert "torch.load" not in result.stderr
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    network, _ = create("somebody.nets:make", OPTIONS)
+    state = network.state_dict() | {"surplus": torch.zeros(2)}
+    state["conv.weight"] = torch.zeros(8, 1, 5, 5)
+    del state["conv.bias"]
+    torch.save(state, tmp_path / "other.pth")
+    words = ["--model_path", "other.pth", "--dataset_name", "digits"]
+    result = call("import", "torch", "somebody.nets:make", *words)
+    assert result.exit_code == 1
+    assert "conv.bias is missing; surplus belongs to nothing; conv.weight is " in result.stderr
+    assert "(8, 1, 5, 5), the network has (8, 1, 3, 3)" in result.stderr
+
+
+def test_a_network_too_deep_for_the_images_is_named() -> None:
+    result = call("train", "--model", "spikingvgg16", "--dataset_name", "digits")
+    assert result.exit_code == 2
+    assert "spikingvgg16: an input of (1, 8, 8) is too small for this many" in result.stderr
+    assert "give a network with fewer with --model" in result.stderr

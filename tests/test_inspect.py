@@ -180,7 +180,7 @@ def wrong_file(kind: str, folder: Path, files: Files) -> Path:
     ("kind", "code", "message"),
     [
         ("missing", 2, "no file at"),
-        ("folder", 1, "is not a file"),
+        ("folder", 2, "is not a file; it is a folder; give the path of a file"),
         ("text", 1, "is a text file; readable: soul-deploy model files and event networks"),
         ("empty", 1, "is empty; readable"),
         ("pickle", 1, "is a pickle or an archive (it was not opened); readable"),

@@ -26,7 +26,12 @@ from soul_deploy.modelfile import (
     save_model,
 )
 from soul_deploy.module import GraphModule
-from soul_deploy.runtime.errors import FileFormatError, FileWriteError, MissingFileError
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    FileWriteError,
+    MissingFileError,
+    PathKindError,
+)
 from soul_deploy.runtime.files import (
     METADATA_KEY,
     digest,
@@ -185,7 +190,7 @@ def test_a_text_a_folder_and_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.safetensors").write_text("a text, not a model\n" * 50)
     with pytest.raises(FileFormatError, match="not an intact safetensors file"):
         load_model(tmp_path / "notes.safetensors")
-    with pytest.raises(FileFormatError, match="is not a file"):
+    with pytest.raises(PathKindError, match="is not a file; it is a folder"):
         load_model(tmp_path)
     with pytest.raises(MissingFileError, match="no file at"):
         load_model(tmp_path / "nothing.safetensors")

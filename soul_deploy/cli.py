@@ -3,7 +3,11 @@
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import IO, Any
 
 import click
@@ -75,6 +79,9 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
 }
 
 
+REPEATED = 5.0  # seconds within which SIGTERM again is the same request
+
+
 SHARED = ("train", "structured", "unstructured")
 """Commands whose work several processes can share."""
 
@@ -100,6 +107,63 @@ class _Stopped(click.ClickException):
         click.echo(self.message, file=file, err=True)
 
 
+class _CtrlC(KeyboardInterrupt):
+    """Python forgets the exit code once a plain KeyboardInterrupt went through an exec()."""
+
+
+class Stopping:
+    """SIGTERM and Ctrl-C as exceptions, which leave no temporary file, and what came last.
+
+    Commands that end in their own way (training) take the signals over while they work. An
+    exception that comes in the middle of an import or of somebody else's `except` may be swallowed
+    or come out as another error, so the number is kept.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._when = 0.0
+        self._importing = False
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """While a command is imported: the process ends at once, since nothing is begun, and an
+        exception in the middle of a library's start can abort it.
+        """
+        self._importing = True
+        try:
+            yield
+        finally:
+            self._importing = False
+
+    def watch(self) -> None:
+        """Take over the signals, unless somebody did before or torchrun started the process."""
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        for number, handler in usual.items():
+            if signal.getsignal(number) == handler and not _speaker():
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        repeated = number == self.number and time.monotonic() - self._when < REPEATED
+        self._when = time.monotonic()
+        if repeated and number == signal.SIGTERM:
+            return  # `timeout` sends it to the process and to its group; one is enough
+        self.number = number
+        if self._importing:
+            click.echo(_stopped_by(number), err=True)
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            raise _CtrlC
+        raise InterruptedRunError(_stopped_by(number), number)
+
+
+STOPPING = Stopping()
+
+
+def _stopped_by(number: int) -> str:
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    return f"stopped by {name}"
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used; help comes from the table above."""
 
@@ -119,7 +183,8 @@ class LazyGroup(click.Group):
                 f"torchrun, which is for {', '.join(SHARED)}"
             )
         module, _, attribute = self.entries[cmd_name][0].partition(":")
-        command = getattr(import_module(module), attribute)
+        with STOPPING.importing():
+            command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -136,8 +201,16 @@ class LazyGroup(click.Group):
         except InterruptedRunError as error:
             raise _Stopped(f"{_speaker()}{error}", error.exit_code) from error
         except KeyboardInterrupt as error:
-            raise _Stopped(f"{_speaker()}stopped by Ctrl-C", 128 + signal.SIGINT) from error
-        except SoulDeployError as error:
+            text = _stopped_by(signal.SIGINT)
+            raise _Stopped(f"{_speaker()}{text}", 128 + signal.SIGINT) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if STOPPING.number:
+                text = _stopped_by(STOPPING.number)
+                raise _Stopped(f"{_speaker()}{text}", 128 + STOPPING.number) from error
+            if not isinstance(error, SoulDeployError):
+                raise
             kind = _WrongUse if isinstance(error, UsageError) else _Failure
             raise kind(f"{_speaker()}{error}") from error
 
@@ -166,4 +239,5 @@ root = _root()
 
 def main() -> None:
     """Entry point of the console script."""
+    STOPPING.watch()
     root.main(sys.argv[1:], prog_name="soul-deploy")

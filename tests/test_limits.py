@@ -20,7 +20,13 @@ from soul_deploy.memory import machine_memory, parse_bytes, require_memory
 from soul_deploy.modelfile import load_model
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import removal_bytes, remove
-from soul_deploy.runtime.errors import FileWriteError, LimitError, MissingFileError, UsageError
+from soul_deploy.runtime.errors import (
+    FileWriteError,
+    LimitError,
+    MissingFileError,
+    PathKindError,
+    UsageError,
+)
 from soul_deploy.runtime.files import require_file, write_atomically, write_tensors, write_text
 
 
@@ -164,8 +170,12 @@ def test_a_write_that_the_system_cuts_short_leaves_the_old_file(tmp_path: Path) 
 def test_places_that_are_no_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "net", tmp_path / "folder", tmp_path / ("n" * 300)):
-        with pytest.raises(FileWriteError, match="cannot be written"):
+    for path, error, text in (
+        (tmp_path / "file" / "net", PathKindError, "file is not a folder"),
+        (tmp_path / "folder", PathKindError, "is a folder"),
+        (tmp_path / ("n" * 300), FileWriteError, "cannot be written"),
+    ):
+        with pytest.raises(error, match=text):
             write_text(path, "new")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from soul_deploy.runtime.checks import MAX_THREADS
 from soul_deploy.runtime.counters import LayerCounts
 from soul_deploy.runtime.counting import (
     additions_map,
@@ -48,8 +49,6 @@ from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
 from soul_deploy.runtime.parts import parts_of
 from soul_deploy.runtime.program import prepare_all
 from soul_deploy.runtime.workspace import Workspace, build_workspace
-
-MAX_THREADS = 256
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from soul_deploy.export.event import build_event_network
 from soul_deploy.export.representation import CHOICES, Choice
 from soul_deploy.reference import Reference, reference_model
+from soul_deploy.runtime.checks import MAX_THREADS
 from soul_deploy.runtime.crew import Crew, Meet, SpinBarrier, _PlainBarrier
 from soul_deploy.runtime.environment import physical_cores
 from soul_deploy.runtime.errors import LimitError, UsageError
-from soul_deploy.runtime.network import MAX_THREADS, Network
+from soul_deploy.runtime.network import Network
 from soul_deploy.runtime.vectors import compiled
 
 BARRIERS = (SpinBarrier, _PlainBarrier) if compiled() else (_PlainBarrier,)

@@ -7,8 +7,7 @@ from click.testing import CliRunner, Result
 from deployed import Files, make_files
 
 from soul_deploy.cli import root
-from soul_deploy.runtime import network
-from soul_deploy.runtime.checks import MAX_STEPS, MAX_THREADS
+from soul_deploy.runtime.checks import MAX_STEPS
 from soul_deploy.runtime.errors import PathKindError
 from soul_deploy.runtime.files import require_output, write_text
 
@@ -146,7 +145,3 @@ def test_threads_are_bounded(files: Files, line: str) -> None:
     text = refused(*words, "--threads", 257)
     assert "threads 257: the limit is 256; give 1 to 256" in text
     assert "give 1 to 256" in refused("run", files.compact_event, files.compact, "--threads", 257)
-
-
-def test_one_limit_of_threads() -> None:
-    assert network.MAX_THREADS == MAX_THREADS

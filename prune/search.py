@@ -23,6 +23,7 @@ from soul_deploy.counting import count_model
 from soul_deploy.data import Data
 from soul_deploy.modelfile import Model, ModelInfo, from_module
 from soul_deploy.module import GraphModule
+from soul_deploy.place import Progress
 from soul_deploy.prune.lambda_control import ConnectivityMeter
 from soul_deploy.prune.searchplan import Search, SearchEpoch, dead_layer
 from soul_deploy.prune.softmask import Masks, SoftMask
@@ -39,7 +40,6 @@ from soul_deploy.snapshot import (
 from soul_deploy.training import (
     OPTIMIZERS,
     EpochResult,
-    Progress,
     Recipe,
     Tick,
     accuracy,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.modelfile import Model, ModelInfo
+from soul_deploy.place import Progress
 from soul_deploy.prune.lambda_control import (
     BALANCE,
     FAR,
@@ -35,7 +36,7 @@ from soul_deploy.snapshot import (
     scheduler_state,
     tree_of,
 )
-from soul_deploy.training import BestState, Progress, accuracy, make_optimizer
+from soul_deploy.training import BestState, accuracy, make_optimizer
 
 
 class SearchLoop:

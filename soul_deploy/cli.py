@@ -240,4 +240,20 @@ root = _root()
 def main() -> None:
     """Entry point of the console script."""
     STOPPING.watch()
-    root.main(sys.argv[1:], prog_name="soul-deploy")
+    try:
+        root.main(sys.argv[1:], prog_name="soul-deploy")
+    except SystemExit as end:
+        if _speaker():
+            _leave(end.code)
+        raise
+
+
+def _leave(code: object) -> None:
+    """End one of several processes without taking the interpreter down.
+
+    A thread of gloo that still wants Python then would abort it, and torchrun would end the others
+    for that, the one that writes the results among them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if code is None else code if isinstance(code, int) else 1)

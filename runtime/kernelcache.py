@@ -28,7 +28,8 @@ def _folder() -> Path | None:
         probe: Any = njit(cache=True, nogil=True, fastmath=FASTMATH)(_nothing)
     except RuntimeError:  # neither the package's folder nor the user's can be written
         return None
-    return Path(probe.stats.cache_path)
+    stats = getattr(probe, "stats", None)  # without compilation it is the function itself
+    return None if stats is None else Path(stats.cache_path)
 
 
 def sources_stamp(folders: Iterable[Path]) -> str:

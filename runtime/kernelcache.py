@@ -42,29 +42,36 @@ def sources_stamp(folders: Iterable[Path]) -> str:
     return sha.hexdigest()
 
 
-def forget_stale(kept: Path, stamp: str) -> bool:
-    """Remove numba's indexes in the folder `kept` if they are of other sources; whether they were.
+def forget_stale(kept: Path, stamp: str) -> None:
+    """Remove numba's indexes in the folder `kept` if they are of other sources.
 
-    A folder that cannot be written is left as it is.
+    Raises OSError if that cannot be done, or not be noted: they must not be used then.
     """
     mark = kept / STAMP
+    if mark.exists() and mark.read_bytes() == stamp.encode():
+        return
+    kept.mkdir(parents=True, exist_ok=True)
+    for index in kept.glob("*.nbi"):
+        index.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(dir=kept, delete=False) as new:
+        new.write(stamp.encode())
     try:
-        if mark.exists() and mark.read_text(encoding="ascii") == stamp:
-            return False
-        kept.mkdir(parents=True, exist_ok=True)
-        for index in kept.glob("*.nbi"):
-            index.unlink(missing_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=kept, delete=False, encoding="ascii") as new:
-            new.write(stamp)
         os.replace(new.name, mark)
-    except (OSError, UnicodeDecodeError):
+    finally:
+        Path(new.name).unlink(missing_ok=True)
+
+
+def _usable() -> bool:
+    """Whether there is a folder whose kernels are of these sources."""
+    kept = _folder()
+    if kept is None:
+        return False
+    try:
+        forget_stale(kept, sources_stamp([Path(__file__).parent]))
+    except OSError:
         return False
     return True
 
 
-KEPT_IN = _folder()
-CACHE = KEPT_IN is not None
-"""Whether kernels are kept on disk."""
-
-if KEPT_IN is not None:
-    forget_stale(KEPT_IN, sources_stamp([Path(__file__).parent]))
+CACHE = _usable()
+"""Whether kernels are kept on disk; without, each process compiles them, and says so."""

@@ -115,12 +115,10 @@ def disagreement() -> str:
     return "nothing"
 
 
-def other_start() -> str:
-    """What a process is told when the last one was given other data."""
-    rank = distributed.current().rank
-    check_same_start({"data": "ab"}, "")
+def other_start(data: str, checkpoint: str) -> str:
+    """What a process is told that begins with these."""
     try:
-        check_same_start({"data": "ab" if rank == 0 else "cd"}, "12")
+        check_same_start({"data": data}, checkpoint)
     except DistributedError as error:
         return str(error)
     return "nothing"
@@ -132,9 +130,10 @@ def main(folder: Path) -> None:
     rank = distributed.current().rank
     order = distributed.main_first(lambda main: f"{main}")
     save_file(everything(), folder / f"rank{rank}.safetensors")
-    told, start = disagreement(), other_start()
+    told, own = disagreement(), str(rank)
+    starts = other_start("ab", ""), other_start(own, "12"), other_start("ab", own)
     alone = f"{distributed.hand_over()} {distributed.current().world_size}"
-    (folder / f"rank{rank}.txt").write_text("\n".join([order, alone, told, start]))
+    (folder / f"rank{rank}.txt").write_text("\n".join([order, alone, told, *starts]))
 
 
 if __name__ == "__main__":

@@ -141,11 +141,15 @@ def test_each_process_has_batch_statistics_of_its_own(
 
 def test_a_process_that_holds_something_else_is_named(job: Path) -> None:
     for rank in (0, 1):
-        order, alone, told, start = (job / f"rank{rank}.txt").read_text().split("\n")
+        order, alone, told, same, data, checkpoint = (
+            (job / f"rank{rank}.txt").read_text().split("\n")
+        )
         assert order == str(rank == 0)  # the main process downloads
         assert alone == f"{rank == 0} 1"
         assert told.startswith("epoch 3: masks of rank 1 differ from those of the other ranks")
-        assert start.startswith("at the start: settings and data of rank 1 differ from those of")
+        assert same == "nothing"
+        assert data.startswith("at the start: settings and data of rank 1 differ from those of")
+        assert checkpoint.startswith("at the start: the checkpoint to go on from of rank 1 differ")
 
 
 def _process_of(job: "subprocess.Popen[str]", rank: int) -> int:

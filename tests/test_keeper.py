@@ -82,6 +82,9 @@ def test_a_state_that_cannot_be_read_back_is_not_written(tmp_path: Path) -> None
     assert count_to(keeper_of(tmp_path, "auto"), 1) == 1
 
 
+WAITED: list[int] = []
+
+
 class First(Group):
     """The first of two processes; the other is always of its opinion."""
 
@@ -89,7 +92,7 @@ class First(Group):
         return number
 
     def wait(self) -> None:
-        pass
+        WAITED.append(1)
 
     def agree(self, when: str, parts: Mapping[str, Iterable[torch.Tensor]]) -> None:
         pass
@@ -100,6 +103,7 @@ def test_several_processes_finish_their_step_however_often_they_are_asked(
 ) -> None:
     """torchrun passes on a signal that the processes have got already."""
     monkeypatch.setattr(distributed, "current", lambda: First(0, 2))
+    WAITED.clear()
     part = Number()
     with (
         keeper_of(tmp_path).watching() as keeper,
@@ -111,6 +115,7 @@ def test_several_processes_finish_their_step_however_often_they_are_asked(
         part.value = 1
         keeper.after_step()
     assert stop.value.exit_code == 143 and len(checkpoints_in(tmp_path)) == 1
+    assert WAITED == [1]  # nobody leaves before the checkpoint is written
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import soul_deploy.runtime
+from soul_deploy.runtime import kernelcache
 from soul_deploy.runtime.kernelcache import STAMP, forget_stale, sources_stamp
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,17 +82,33 @@ def test_a_stamp_follows_the_sources(tmp_path: Path) -> None:
     assert len({first, second, third, sources_stamp([tmp_path])}) == 4
 
 
-def test_only_indexes_of_other_sources_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_indexes_of_other_sources_go(tmp_path: Path) -> None:
     kept = tmp_path / "cache"
-    assert forget_stale(kept, "one") and (kept / STAMP).read_text() == "one"
+    forget_stale(kept, "one")
+    assert (kept / STAMP).read_text() == "one"
     (kept / "x.nbi").touch()
     (kept / "x.1.nbc").touch()
-    assert not forget_stale(kept, "one") and (kept / "x.nbi").exists()
-    assert forget_stale(kept, "two")
+    forget_stale(kept, "one")
+    assert (kept / "x.nbi").exists()
+    forget_stale(kept, "two")
     assert sorted(path.name for path in kept.iterdir()) == sorted([STAMP, "x.1.nbc"])
 
-    def refuse(*ignored: object) -> None:
+
+def test_kernels_that_cannot_be_renewed_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*ignored: object, **options: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(os, "replace", refuse)
-    assert not forget_stale(kept, "three") and (kept / STAMP).read_text() == "two"
+    monkeypatch.setattr(kernelcache, "_folder", lambda: tmp_path)
+    assert kernelcache._usable()
+    (tmp_path / STAMP).write_text("other")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        assert not kernelcache._usable()
+    assert [path.name for path in tmp_path.iterdir()] == [STAMP]
+    (tmp_path / "x.nbi").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert not kernelcache._usable()
+    assert kernelcache._usable() and not (tmp_path / "x.nbi").exists()

@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OUT ?= demo
+SEARCH_ROUNDS ?= 4
 
-.PHONY: demo test soak check clean
+.PHONY: demo test search soak check clean
 
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,9 +18,16 @@ $(STAMP): setup.cfg pyproject.toml
 demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 9 minutes on 2 cores
 	$(BIN)/soul-deploy demo --output $(OUT)
 
-test: $(STAMP)  ## all tests, then the kernel tests once more without compilation
+test: $(STAMP)  ## all tests, the same draws at every run; then the kernel tests once more without compilation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_kernels.py tests/test_merging.py
+
+search: $(STAMP)  ## property tests and the fuzzer on new draws, SEARCH_ROUNDS times (4: an hour)
+	for round in $$(seq $(SEARCH_ROUNDS)); do \
+	    HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+	        -m "hypothesis and not soak" tests && \
+	    FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -q -s tests/test_fuzz.py || exit 1; \
+	done
 
 soak: $(STAMP)  ## hours: damaged files and random networks by the thousand (docs/reliability.md)
 	$(BIN)/python -m pytest -q -s -m soak tests

@@ -1,4 +1,4 @@
-"""`make test` draws the same examples everywhere; only `make search` and `make soak` draw new ones."""
+"""`make test` draws the same examples everywhere; `make search` and `make soak` draw new ones."""
 
 import random
 from collections.abc import Callable

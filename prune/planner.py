@@ -191,7 +191,8 @@ class _Planner:
             return False
         live, response = self.live[group.name], self.responses[node.name][1]
         able = response.always & ~np.isnan(current.value) & ~self.known[node.name].zero & live
-        found = [int(c) for c in np.flatnonzero(able) if foldable(self.model, node.name, int(c))]
+        able[able] = foldable(self.model, node.name, np.flatnonzero(able))
+        found = [int(c) for c in np.flatnonzero(able)]
         rules: dict[int, Rule] = dict.fromkeys(found, "folded")
         changed = self._remove(group, rules) if found else False
         for channel in found:

@@ -230,19 +230,7 @@ class GraphModule(nn.Module):
         return Signal(spikes if gate is None else spikes * gate(), False)
 
     def _apply_stateless(self, node: Node, x: Tensor) -> Tensor:
-        if isinstance(node, Projection):
-            return self._project(node, x)
-        if isinstance(node, MaxPool):
-            return F.max_pool2d(x, node.kernel, node.stride, node.padding)
-        if isinstance(node, AvgPool):
-            return F.avg_pool2d(x, node.kernel, node.stride, node.padding)
-        if isinstance(node, AdaptiveAvgPool):
-            return F.adaptive_avg_pool2d(x, node.size)
-        if isinstance(node, Scatter):
-            wide = x.new_zeros(len(x), node.channels, *x.shape[2:])
-            return wide.index_copy(1, torch.tensor(node.index, device=x.device), x)
-        assert isinstance(node, Flatten), node
-        return x.flatten(1)
+        return self._project(node, x) if isinstance(node, Projection) else unweighed(node, x)
 
     def _project(self, node: Projection, x: Tensor) -> Tensor:
         y = self._weigh(node, x)
@@ -299,6 +287,21 @@ class GraphModule(nn.Module):
         assert isinstance(head, nn.Linear)
         scores = counts @ head.weight.t() * scale
         return scores if head.bias is None else scores + head.bias
+
+
+def unweighed(node: Node, x: Tensor) -> Tensor:
+    """The output (N, ...) of a node without weights or state, of one input (N, ...)."""
+    if isinstance(node, MaxPool):
+        return F.max_pool2d(x, node.kernel, node.stride, node.padding)
+    if isinstance(node, AvgPool):
+        return F.avg_pool2d(x, node.kernel, node.stride, node.padding)
+    if isinstance(node, AdaptiveAvgPool):
+        return F.adaptive_avg_pool2d(x, node.size)
+    if isinstance(node, Scatter):
+        wide = x.new_zeros(len(x), node.channels, *x.shape[2:])
+        return wide.index_copy(1, torch.tensor(node.index, device=x.device), x)
+    assert isinstance(node, Flatten), node
+    return x.flatten(1)
 
 
 def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:

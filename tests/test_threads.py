@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -116,12 +117,13 @@ def test_a_thread_that_fails_lets_the_others_go() -> None:
 
 def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that have started end, and the next run may have them."""
-    start, before = threading.Thread.start, threading.active_count()
+    start, started = threading.Thread.start, list[threading.Thread]()
 
     def refuse(thread: threading.Thread) -> None:
-        if threading.active_count() > before + 1:
+        if len(started) == 2:
             raise RuntimeError("can't start new thread")
         start(thread)
+        started.append(thread)
 
     crew = Crew(3)
     with (
@@ -130,7 +132,8 @@ def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         patch.setattr(threading.Thread, "start", refuse)
         crew.each(lambda thread, meet: None)
-    _wait_for_threads(before)
+    assert len(started) == 2
+    _wait_for_the_end(started)
     seen: list[int] = []
     crew.each(lambda thread, meet: seen.append(thread))
     assert sorted(seen) == [0, 1, 2]
@@ -151,21 +154,22 @@ def test_a_core_that_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch)
     assert sorted(seen) == list(range(crew.threads))
 
 
-def _wait_for_threads(count: int) -> None:
-    deadline = time.monotonic() + 60
-    while threading.active_count() > count and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == count
+def _wait_for_the_end(threads: Iterable[threading.Thread]) -> None:
+    """Of these threads; others may come and go."""
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_threads_end_with_their_network() -> None:
     events = build_event_network(reference_model(SMALL))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     network = Network(events, threads=3)
     network.warm_up()
-    assert threading.active_count() == before + 3
+    own = set(threading.enumerate()) - before
+    assert len(own) == 3
     del network
-    _wait_for_threads(before)
+    _wait_for_the_end(own)
 
 
 def test_a_forked_process_has_threads_of_its_own() -> None:
@@ -186,14 +190,15 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 def test_ctrl_c_waits_for_the_threads() -> None:
     """They use the caller's buffers, and one that waits at the barrier is let go."""
-    crew, running = Crew(2), threading.Event()
+    crew, running, interrupted = Crew(2), threading.Event(), threading.Event()
     state: list[str] = []
 
     def work(thread: int, meet: Meet) -> None:
         if thread == 1:
             running.set()
         else:
-            time.sleep(0.3)
+            interrupted.wait(60)  # so the work cannot be over before
+            time.sleep(0.3)  # whoever does not wait is seen
             state.append("done")
         meet()
         meet()
@@ -201,6 +206,7 @@ def test_ctrl_c_waits_for_the_threads() -> None:
     def interrupt() -> None:
         running.wait(60)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        interrupted.set()
 
     sender = threading.Thread(target=interrupt)
     sender.start()

@@ -196,13 +196,14 @@ def arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
     if isinstance(op, MatrixOperator):
         return events.flatten(1).double() @ nonzero(op.weight).t()
     x = events[:, :, : op.reach[0], : op.reach[1]].double()
-    padding: list[int] = []
-    for axis in (1, 0):
+    needed, padding = [], []
+    for axis in (0, 1):
         extent = op.dilation[axis] * (op.weight.shape[2 + axis] - 1) + 1
-        needed = (op.out_shape[1 + axis] - 1) * op.stride[axis] + extent
+        needed.append((op.out_shape[1 + axis] - 1) * op.stride[axis] + extent)
         before = op.padding[axis]
-        padding += [before, needed - before - x.shape[2 + axis]]
-    x = F.pad(x, padding)
+        after = max(needed[axis] - before - x.shape[2 + axis], 0)
+        padding = [before, after, *padding]
+    x = F.pad(x, padding)[:, :, : needed[0], : needed[1]]  # the last window may end before the map
     return F.conv2d(x, nonzero(op.weight), None, op.stride, 0, op.dilation, op.groups)
 
 

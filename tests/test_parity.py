@@ -25,7 +25,9 @@ def test_a_drawn_network_survives_its_file(drawn: Drawn) -> None:
 
 
 def test_every_stored_counterexample_stays_fixed() -> None:
-    for path in sorted(COUNTEREXAMPLES.glob("*.json")):
+    stored = sorted(COUNTEREXAMPLES.glob("*.json"))
+    assert stored, f"{COUNTEREXAMPLES} holds no counterexample: nothing was tested"
+    for path in stored:
         assert problem(from_json(path.read_text())) == ("all", None), path.name
 
 

@@ -60,13 +60,18 @@ def trained(data: Data, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def channels(data: Data) -> dict[str, Tensor]:
-    """SCA with two updates and an epoch of fine-tuning: weights and masks."""
+    """SCA with two updates and an epoch of fine-tuning: weights, masks and what decided them."""
     module = warm_network(data)
     names = [node.name for node in module.graph.populations]
     sca = Sca(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1, ramp="linear"))
-    list(prune(module, data, FROZEN, sca, names))
+    plans = [step.plan for step in prune(module, data, FROZEN, sca, names) if step.plan]
     masks = {f"mask of {name}": mask.keep for name, mask in module.channel_masks.items()}
-    return copied_state(module) | masks
+    scores = {
+        f"score {number} of {layer.name}": torch.from_numpy(layer.score)
+        for number, plan in enumerate(plans)
+        for layer in plan.layers
+    }
+    return copied_state(module) | masks | scores
 
 
 def connections(data: Data) -> dict[str, Tensor]:

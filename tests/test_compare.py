@@ -21,8 +21,8 @@ from soul_deploy.compare import (
     compare_models,
 )
 from soul_deploy.flips import Flip, Golden, entries, first_differences, sources
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, from_module
+from soul_deploy.graph import Input, Linear, NeuronSpec, Population, Readout, SpikingGraph
+from soul_deploy.modelfile import Model, ModelInfo, arrays_of, from_module
 from soul_deploy.module import GraphModule, Signal
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.neuronspec import NeuronFamily
@@ -276,6 +276,30 @@ def test_a_changed_layer_is_found_where_it_is(spec: ChainSpec, which: int) -> No
         assert all(f.cause is not None and f.cause.layer == names[place] for f in later.flips)
     wide = any(abs(flip.distance) > flip.allowance for flip in found.forced.layers[place].flips)
     assert found.end_to_end.layers[place].passed is not wide
+
+
+def with_a_pattern(*pattern: int) -> Model:
+    """1 input, neuron "1" and a generated channel beside it, head of 2 classes."""
+    nodes = (
+        Input("input", (), (1,)),
+        Linear("0", ("input",), False, None, 1, 1),
+        Population("1", ("0",), IF, generated=1),
+        Readout("head", ("1",), 2),
+    )
+    state = arrays_of(GraphModule(SpikingGraph(nodes, len(pattern))).state_dict())
+    state["0.weight"] = np.array([[1.5]], np.float32)
+    state["1.pattern"] = np.array(pattern, np.float32)[:, None]
+    return Model(SpikingGraph(nodes, len(pattern)), state)
+
+
+def test_a_generated_channel_has_no_membrane_that_could_explain_another_pattern() -> None:
+    golden = with_a_pattern(0, 1, 1)
+    assert compare_models(golden, golden, ONES).passed
+    found = compare_models(golden, with_a_pattern(1, 1, 1), ONES)
+    for gate in (found.forced, found.end_to_end):
+        assert gate.layers[0].unexplained == 2 and not gate.passed
+        (flip, _) = gate.layers[0].flips
+        assert (flip.neuron, flip.step, flip.fired, flip.distance) == ((1,), 0, False, np.inf)
 
 
 def test_flips_are_numbered_over_batches() -> None:

@@ -1,5 +1,8 @@
 """Composed operators and fan-out maps against PyTorch's own layers, one basis vector at a time."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soul_deploy.composing import ConvOperator, MatrixOperator, ReadoutOperator, compose
-from soul_deploy.counting import CountedLayer, count_layer, fanout
+from soul_deploy.counting import CountedLayer, arrivals, count_layer, fanout
 from soul_deploy.folding import fold
 from soul_deploy.graph import (
     SPIKE,
@@ -114,6 +117,40 @@ def test_the_fanout_map_counts_every_synapse(graph: SpikingGraph, seed: int) -> 
     basis = torch.eye(int(np.prod(operator.in_shape))).reshape(-1, *operator.in_shape)
     rows = _apply(weights_as_ones, basis).flatten(1).sum(1).numpy()
     np.testing.assert_array_equal(fanout(operator).reshape(-1), rows)
+
+
+def dropping_graphs() -> Iterator[SpikingGraph]:
+    """Poolings that drop an incomplete last window, perhaps behind one that overlaps; a padded
+    convolution behind them."""
+    overlapping = AvgPool("pool0", ("s",), (3, 3), (2, 2))
+    for before, sides, k, padding in itertools.product(
+        ((), (overlapping,)), ((7, 7), (9, 8), (10, 7)), (2, 3), ((1, 1), (2, 1))
+    ):
+        nodes: list[Node] = [Input("input", (), (2, *sides))]
+        nodes += [Population("s", ("input",), NeuronSpec()), *before]
+        nodes.append(AvgPool("pool1", (nodes[-1].name,), (k, k), (k, k)))
+        nodes.append(Convolution("p", ("pool1",), True, None, 2, 2, (3, 3), (1, 1), padding))
+        yield _graph([*nodes, Population("q", ("p",), NeuronSpec())])
+
+
+def test_what_a_pooling_drops_reaches_nothing() -> None:
+    """Neither in the operator, nor in the fan-out, nor among what arrives."""
+    for graph in dropping_graphs():
+        torch.manual_seed(0)
+        module = GraphModule(graph).double()
+        module.load_state_dict({k: v.float().double() for k, v in module.state_dict().items()})
+        operator = compose(graph, fold(graph, arrays_of(module.state_dict()), {}), "p").operator
+        assert not isinstance(operator, ReadoutOperator)
+        basis = torch.eye(int(np.prod(operator.in_shape))).reshape(-1, *operator.in_shape)
+        with torch.no_grad():
+            values = module.evaluate({"s": Signal(basis.double(), True)}, ["p"])["p"].tensor
+            silence = module.evaluate({"s": Signal(0 * basis[:1].double(), True)}, ["p"])[
+                "p"
+            ].tensor
+        torch.testing.assert_close(_apply(operator, basis), values, rtol=0, atol=1e-6)
+        reached = (values - silence).abs() > 1e-9
+        np.testing.assert_array_equal(fanout(operator).reshape(-1), reached.flatten(1).sum(1))
+        assert torch.equal(arrivals(operator, basis).reshape(reached.shape) > 0, reached)
 
 
 def _replace_weight(operator: ConvOperator | MatrixOperator) -> ConvOperator | MatrixOperator:

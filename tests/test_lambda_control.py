@@ -127,3 +127,12 @@ def test_an_adjustment_that_cannot_be_made_says_so_and_changes_nothing() -> None
 def test_targets_outside_0_and_1_are_refused(target: float) -> None:
     with pytest.raises(UsageError, match="must be above 0 and below 1"):
         check_target(target)
+
+
+def test_a_search_that_begins_below_its_target_aims_at_the_target() -> None:
+    control = LambdaControl(0.5, 1.0, 1.0)
+    control.update(0.0, 0.2)
+    assert [control.wanted(part) for part in (0.0, 0.3, 1.0)] == pytest.approx([0.5, 0.5, 0.5])
+    above = LambdaControl(0.5, 1.0, 1.0)
+    above.update(0.0, 0.8)
+    assert above.wanted(0.0) == pytest.approx(0.8) and above.wanted(1.0) == pytest.approx(0.5)

@@ -40,7 +40,7 @@ from soul_deploy.modelfile import (
     load_model,
     save_model,
 )
-from soul_deploy.module import GraphModule
+from soul_deploy.module import GraphModule, Signal
 from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.runtime.errors import (
     FileFormatError,
@@ -415,6 +415,27 @@ def test_constant_factors_go_into_the_weights_beside_them() -> None:
     np.testing.assert_array_equal(model.state["affine.weight"], integer_weights(5, 64) * 4)
     np.testing.assert_array_equal(model.state["affine.bias"], np.ones(5))
     assert model.module().record(frames(time_steps=4)).logits.any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 4), (4, 1), (1, 2)])
+def test_a_sum_pooling_sums_its_window(height: int, width: int) -> None:
+    """What a linear layer behind it hears."""
+    sides, pooled = np.array([height, width]), (2, 8 // height, 8 // width)
+    weight = integer_weights(5, int(np.prod(pooled)))
+    graph = chain_graph(
+        nir.Input(input_type={"input": np.array(SHAPE)}),
+        nir.SumPool2d(sides, sides, np.array([0, 0])),
+        nir.Flatten(input_type={"input": np.array(pooled)}, start_dim=0, end_dim=-1),
+        nir.Linear(weight),
+        lif((5,)),
+    )
+    model = import_nir(graph, time_steps=1)
+    x = (frames()[0] * 16).round() / 16
+    (population,) = model.graph.populations
+    source = population.inputs[0]
+    found = model.module().evaluate({model.graph.input.name: Signal(x, True)}, [source])
+    sums = x.reshape(-1, 2, pooled[1], height, pooled[2], width).sum((3, 5))
+    assert torch.equal(found[source].tensor, sums.flatten(1) @ torch.from_numpy(weight).t())
 
 
 def forked(left: float, right: float, *, shared: bool = False) -> Any:

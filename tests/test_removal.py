@@ -22,8 +22,9 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, arrays_of, load_model, save_model
+from soul_deploy.modelfile import Model, Validity, arrays_of, load_model, save_model
 from soul_deploy.module import GraphModule
+from soul_deploy.neuronspec import FormName
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
 from soul_deploy.runtime.errors import RemovalError, ValidityError
@@ -188,6 +189,42 @@ def test_a_compact_network_refuses_another_number_of_steps_when_that_matters() -
     assert model.with_time_steps(6).graph.time_steps == 6
 
 
+def test_a_second_removal_keeps_what_the_first_made_necessary() -> None:
+    """The first one is valid for T = 4 steps from rest; the second needs neither."""
+    model = constant_channel(chain(), 1.05)
+    first = remove(model, plan_removal(model))
+    assert first.info.validity == Validity(4, True)
+    masked = replace(first, channel_masks={"sa": np.array([True, False, True, True])})
+    plan = plan_removal(masked)
+    assert plan.layers[0].removed == {1: "masked"} and plan.validity == Validity(None, False)
+    assert remove(masked, plan).info.validity == Validity(4, True)
+
+
+def test_what_reads_only_a_channel_that_is_silent_within_t_is_silent_within_t_only() -> None:
+    """The channel itself stays, since its layer is grouped; what it feeds goes."""
+    model = constant_channel(chain(groups=2), 1.05)
+    weight, bias = model.state["c.weight"].copy(), model.state["c.bias"].copy()
+    weight.reshape(5, 6, 4)[1, [0, 1, 2, 4, 5]] = 0
+    weight.reshape(5, 6, 4)[1, 3] = 2.0
+    bias[1] = -1.0
+    changed = with_state(model, c__weight=weight, c__bias=bias)
+    plan = plan_removal(changed)
+    assert plan.layers[1].removed == {} and plan.layers[2].removed == {1: "silent"}
+    assert plan.validity == Validity(4, True)
+    x, longer = torch.rand(3, 2, 6, 6), changed.with_time_steps(9)
+    assert longer.module().record(x).spikes["sc"][:, :, 1].any()
+
+
+@pytest.mark.parametrize("tau", [2.0, 50.0, 200.0])
+@pytest.mark.parametrize("form", ["soul", "spikingjelly"])
+def test_below_the_threshold_a_slow_neuron_is_proven_silent_too(tau: float, form: FormName) -> None:
+    """Its membrane tends to 0.5 over hundreds of steps, and stands still there."""
+    model = constant_channel(chain(NeuronSpec(tau=tau, form=form)), 0.5)
+    plan = plan_removal(model)
+    assert plan.layers[1].removed[3] == "silent"
+    assert plan.validity == Validity(None, False)
+
+
 def test_a_compact_file_rebuilds_its_own_architecture(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = replace(model_of(chain()), channel_masks={"sa": np.array([True, False, True, True])})
     compact = remove(model, plan_removal(model))
@@ -234,6 +271,7 @@ def test_a_constant_channel_that_fires_now_and_then_becomes_a_generator(
     compact = remove(model, plan)
     assert compact.state["b.weight"].shape[0] == 5
     np.testing.assert_array_equal(compact.state["sb.pattern"], [[0], [0], [1], [0]])
+    assert parameters(model.state) - parameters(compact.state) == 4 * 2 * 2 + 1  # nobody trains it
     assert compact.graph.shapes["sb"] == (6, 2, 2)
     x = torch.rand(5, 2, 6, 6) * 2
     before, after = model.module().record(x), compact.module().record(x)

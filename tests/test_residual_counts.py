@@ -12,6 +12,9 @@ from soul_deploy.counting import count_model, live_targets
 from soul_deploy.export.event import build_event_network
 from soul_deploy.graph import (
     ANALOG,
+    AdaptiveAvgPool,
+    AvgPool,
+    Convolution,
     Edge,
     Input,
     Linear,
@@ -27,6 +30,7 @@ from soul_deploy.graph import (
 )
 from soul_deploy.liveness import deployed, live_neurons, live_values
 from soul_deploy.modelfile import Model
+from soul_deploy.module import Signal
 from soul_deploy.runtime.counters import LayerCounts
 from soul_deploy.runtime.eventnet import CurrentLayer, PopulationLayer
 from soul_deploy.runtime.network import Network
@@ -162,6 +166,48 @@ def test_neurons_that_only_zero_weights_read_are_not_live() -> None:
     state = {**model.state, "cr.weight": np.array([[1, 0], [1, 0], [0, 0]], np.float32)}
     live = live_neurons(replace(model, state=state))
     assert live["p"].tolist() == live["q"].tolist() == [True, False]
+
+
+POOLINGS: list[Node] = [
+    AdaptiveAvgPool("pool", ("p",), (2, 2)),
+    AdaptiveAvgPool("pool", ("p",), (3, 3)),
+    AvgPool("pool", ("p",), (2, 2), (2, 2)),
+    AvgPool("pool", ("p",), (3, 3), (1, 1)),
+    MaxPool("pool", ("p",), (2, 2), (2, 2)),
+    MaxPool("pool", ("p",), (3, 3), (2, 2), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("pool", POOLINGS, ids=lambda node: node.describe())
+def test_neurons_are_live_if_one_pooled_value_that_a_merge_adds_is_read(pool: Node) -> None:
+    """All but the first neuron behind the merge are masked: leaving out what is dead changes no
+    score, and the pooling's own windows live."""
+    shape = pool.output_shape([(1, 4, 4)])
+    nodes: list[Node] = [
+        Input("input", (), (1, 4, 4)),
+        Convolution("cp", ("input",), False, None, 1, 1, (1, 1)),
+        Population("p", ("cp",), IF),
+        pool,
+        Convolution("side", ("p",), False, None, 1, 1, (5 - shape[1], 5 - shape[2])),
+        Merge("m", ("pool", "side"), "add"),
+        Population("r", ("m",), NeuronSpec("if", v_threshold=0.3)),
+        Readout("head", ("r",), 2),
+    ]
+    model = model_of(nodes, cp=[[[[1.5]]]], side=np.zeros((1, 1, 5 - shape[1], 5 - shape[2])))
+    head = {"head.weight": np.array([[1.0], [-1.0]], np.float32)}
+    keep = np.zeros(shape, bool)
+    keep[0, 0, 0] = True
+    model = replace(model, state={**model.state, **head}, neuron_masks={"r": keep})
+    x = torch.ones(1, 1, 4, 4)
+    scores = model.module()(x)
+    assert scores.abs().sum() > 0 and torch.equal(deployed(model).module()(x), scores)
+    found = live_neurons(model)
+    np.testing.assert_array_equal(found["r"], keep)
+    for place in np.ndindex(4, 4):
+        alone = torch.zeros(STEPS, 1, 1, 4, 4)
+        alone[:, :, :, *place] = 1
+        pooled = model.module().evaluate({"p": Signal(alone, False)}, ["pool"])["pool"].tensor
+        assert found["p"][0][place] or pooled[0, 0, 0, 0, 0] == 0  # nothing of a dead one arrives
 
 
 def test_scattered_neurons_are_live_where_their_place_is_read() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blocks import LIF, model_of, ms, sew
+from blocks import LIF, conv, model_of, ms, sew
 from click.testing import CliRunner, Result
 
 from soul_deploy.batches import share_of
@@ -30,7 +30,7 @@ from soul_deploy.graph import (
 from soul_deploy.modelfile import ModelInfo, from_module, load_model
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.groups import Residual, reaches_readout
-from soul_deploy.prune.penalty import coefficients
+from soul_deploy.prune.penalty import CoefficientRule, coefficients
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
 from soul_deploy.prune.sca import Sca, open_masks, prune
@@ -117,6 +117,25 @@ def test_exact_coefficients_count_synapses_through_merges() -> None:
     assert costs["b1.sn2"] == 0 and costs["b0.sn1"] == 100 * 4 / 16
     current = coefficients(ms(), "exact").neurons
     assert current["b0.sn1"] == per_reader and current["sn"] == 0
+
+
+@pytest.mark.parametrize("rule", ["authors", "exact"])
+def test_a_projection_that_a_population_reaches_on_two_ways_costs_it_once(
+    rule: CoefficientRule,
+) -> None:
+    """The stream goes around a pooling and meets it again."""
+    nodes = (
+        Input("input", (), (1, 4, 4)),
+        conv("stem", "input", 1, 2),
+        Population("s", ("stem",), LIF),
+        MaxPool("pool", ("s",), (3, 3), (1, 1), (1, 1)),
+        Merge("both", ("s", "pool"), "add"),
+        conv("c", "both", 2, 5),
+        Population("q", ("c",), LIF),
+        Readout("head", ("q",), 5),
+    )
+    costs = coefficients(SpikingGraph(nodes, 2), rule).neurons
+    assert costs["s"] == (5 * 9 if rule == "authors" else 5 * 100 / 16) and costs["q"] == 0
 
 
 def test_neurons_of_the_last_block_can_be_masked_but_not_the_output() -> None:

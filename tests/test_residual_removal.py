@@ -27,7 +27,8 @@ from soul_deploy.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, load_model, save_model
+from soul_deploy.modelfile import Model, Validity, load_model, save_model
+from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.prune.connections import columns_used
 from soul_deploy.prune.groups import Residual, channel_groups
 from soul_deploy.prune.plan import LayerRemoval
@@ -239,6 +240,71 @@ def test_what_is_silent_only_within_t_is_valid_for_t_only() -> None:
     alone = with_weights(model_of(graph), **changes)
     assert plan_removal(alone).validity.time_steps is None
     assert plan_removal(alone, residual="scatter").validity.time_steps == 4
+
+
+def nearly_silent(array: Any) -> None:
+    """Row 1: v_4 = 1.05 · 15/16 < 1 < v_5."""
+    array[1] = 1.05 if array.ndim == 1 else 0
+
+
+def biased_sew(function: MergeFunction) -> SpikingGraph:
+    graph = sew(function)
+    stem = graph["stem"]
+    assert isinstance(stem, Convolution)
+    return graph.with_nodes({"stem": replace(stem, bias=True)})
+
+
+@pytest.mark.parametrize(
+    ("function", "nearly", "masked_too", "steps"),
+    [
+        ("add", "stem", "b0.sn2", 4),
+        ("add", "b0.conv2", "s0", 4),
+        ("and", "stem", None, 4),
+        ("and", "b0.conv2", None, 4),
+        ("and", "stem", "b0.sn2", None),  # one factor that is 0 for ever is enough
+        ("and", "b0.conv2", "s0", None),
+        ("iand", "stem", None, 4),
+        ("iand", "stem", "b0.sn2", 4),
+        ("iand", "b0.conv2", "s0", None),
+    ],
+)
+def test_where_branches_meet_silence_lasts_as_long_as_what_makes_it(
+    function: MergeFunction, nearly: str, masked_too: str | None, steps: int | None
+) -> None:
+    """Only the head, behind the merge, reads channel 1."""
+
+    def unread(weight: Any) -> None:
+        weight[:, 1] = 0
+
+    changes = {f"{nearly.replace('.', '__')}__{part}": nearly_silent for part in ("weight", "bias")}
+    model = with_weights(model_of(biased_sew(function)), b0__conv1__weight=unread, **changes)
+    if masked_too is not None:
+        model = replace(model, channel_masks={masked_too: kept(0, 2, 3)})
+    plan = plan_removal(model)
+    assert 1 in plan.layers[0].removed
+    assert plan.validity == Validity(steps, steps is not None)
+    if steps is None:
+        compact = remove(model, plan)
+        assert_same(model.with_time_steps(11), compact.with_time_steps(11), plan.layers)
+
+
+def test_what_stands_on_a_stream_that_is_silent_within_t_is_valid_for_t_only() -> None:
+    """The stream stays whole; a channel inside the block reads nothing but its silence."""
+
+    def only_channel_1(weight: Any) -> None:
+        weight[0, [0, 2, 3]], weight[0, 1] = 0, 2
+
+    def inhibited(bias: Any) -> None:
+        bias[0] = -1
+
+    changes = {"b0__conv1__weight": only_channel_1, "b0__conv1__bias": inhibited}
+    changes |= {"stem__weight": nearly_silent, "stem__bias": nearly_silent}
+    model = with_weights(model_of(biased_sew("add")), **changes)
+    layers, _ = checked(model, "internal")
+    assert layers["s0"].removed == {} and layers["b0.sn1"].removed == {0: "silent"}
+    assert plan_removal(model, residual="internal").validity == Validity(4, True)
+    longer = model.with_time_steps(9).module().record(torch.rand(2, *model.input_shape))
+    assert longer.spikes["b0.sn1"][:, :, 0].any()
 
 
 def test_a_masked_row_is_silent_for_ever_whatever_it_reads() -> None:
@@ -458,6 +524,48 @@ def test_compact_equals_masked_in_float64(drawn: Drawn, together: bool, how: Res
     if plan.bias:
         return  # a folded bias is rounded to float32
     assert_same(model, remove(model, plan), plan.layers)
+
+
+def late(model: Model, seed: int) -> Model:
+    """Some rows without weights, each with a bias that first makes a neuron fire after T steps."""
+    rng, steps = np.random.default_rng(seed), model.graph.time_steps
+    state = {name: array.copy() for name, array in model.state.items()}
+    tried = torch.linspace(0.02, 3, 400)
+    for node in model.graph.populations:
+        source = model.graph[node.inputs[0]]
+        if isinstance(source, Merge | MaxPool) or f"{source.name}.bias" not in state:
+            continue
+        neuron = model.module().get_submodule(node.name)
+        assert isinstance(neuron, SpikingNeuron)
+        longer = SpikingNeuron(neuron.spec, LATER * steps)
+        longer.load_state_dict(neuron.state_dict())
+        fired = longer.simulate(tried[:, None], static=True)[..., 0]
+        fits = tried[(fired[:steps].sum(0) == 0) & (fired.sum(0) > 0)]
+        for row in np.flatnonzero(rng.random(len(state[f"{source.name}.bias"])) < 0.4):
+            if len(fits):
+                state[f"{source.name}.weight"][row] = 0
+                state[f"{source.name}.bias"][row] = float(fits[rng.integers(len(fits))])
+    return replace(model, state=state)
+
+
+LATER = 3
+
+
+@settings(max_examples=60)
+@given(residual_networks(), st.booleans(), st.sampled_from(["internal", "coupled", "scatter"]))
+def test_what_is_valid_for_any_number_of_steps_is(
+    drawn: Drawn, together: bool, how: Residual
+) -> None:
+    model = randomly_masked(model_of(drawn.graph, drawn.seed), drawn.seed, together=together)
+    model = late(model, drawn.seed)
+    try:
+        plan = plan_removal(model, residual=how)
+    except RemovalError:
+        return
+    if plan.validity.time_steps is None and not plan.bias:
+        steps = LATER * model.graph.time_steps
+        longer = remove(model, plan).with_time_steps(steps)
+        assert_same(model.with_time_steps(steps), longer, plan.layers)
 
 
 @settings(max_examples=40)

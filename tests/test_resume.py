@@ -338,6 +338,38 @@ def test_the_last_two_are_kept_and_auto_takes_the_newest(
     assert count_to(keeper_of(tmp_path, str(tmp_path / "00000005.safetensors")), 5) == 5
 
 
+class Drawing(Number):
+    """Counts, and draws from all three global generators at each count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[int, tuple[float, ...]] = {}
+
+    def step(self) -> None:
+        self.value += 1
+        numbers = torch.rand(()).item(), float(np.random.random()), random.random()
+        self.drawn[self.value] = numbers
+
+
+def test_a_run_goes_on_with_the_random_numbers_that_it_would_have_drawn(tmp_path: Path) -> None:
+    whole = Drawing()
+    keeper = keeper_of(tmp_path)
+    with keeper.loop("work", whole):
+        for _ in range(3):
+            whole.step()
+        keeper.save()
+        for _ in range(3):
+            whole.step()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    rest = Drawing()
+    with keeper_of(tmp_path, "auto").loop("work", rest):
+        while rest.value < 6:
+            rest.step()
+    assert rest.drawn == {count: whole.drawn[count] for count in (4, 5, 6)}
+
+
 def test_a_damaged_newest_one_falls_back_and_the_intact_one_stays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,15 +10,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from soul_deploy import training
+from soul_deploy.batches import share_of
 from soul_deploy.data import Data, load_data
+from soul_deploy.distributed import Group
 from soul_deploy.graph import NeuronSpec, Projection
 from soul_deploy.module import GraphModule
-from soul_deploy.prune.channels import Budget, ChannelPlan, Guard, check_budget, decide, prunable
+from soul_deploy.prune import sca as sca_module
+from soul_deploy.prune.channels import (
+    Budget,
+    ChannelPlan,
+    Guard,
+    Values,
+    check_budget,
+    decide,
+    prunable,
+)
 from soul_deploy.prune.sca import Sca, apply, open_masks, plan_of_weights, prune
 from soul_deploy.prune.schedule import PruneSchedule
 from soul_deploy.prune.scores import ChannelStatistics, Score
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
-from soul_deploy.training import Recipe, make_optimizer
+from soul_deploy.training import (
+    Recipe,
+    accuracy,
+    backward,
+    begin_training,
+    copied_state,
+    make_optimizer,
+)
 from soul_deploy.zoo import NetworkOptions, create
 
 
@@ -218,6 +237,26 @@ def naive_scores(module: GraphModule, name: str, images: Tensor, kind: Score) ->
     return total.transpose(0, 2).flatten(1).mean(1)
 
 
+def test_scores_of_uneven_parts_add_up_to_those_of_the_batch(digits: Data) -> None:
+    """Of two processes one has 8 samples of 15, the other 7; their sums are added up."""
+    batch = digits.train.select(torch.arange(15))
+
+    def scores_of(group: Group) -> dict[str, Values]:
+        module = small_network(digits).train()
+        for _ in range(30):  # running statistics, so that every layer fires with frozen ones
+            module(digits.normalise(batch.images))
+        open_masks(module, names_of(module))
+        statistics = Sca().statistics(names_of(module))
+        begin_training(module, Recipe(freeze_batch_norm=True))
+        backward(module, digits, share_of(batch, group), statistics)
+        return statistics.scores()
+
+    whole, first, second = scores_of(Group()), scores_of(Group(0, 2)), scores_of(Group(1, 2))
+    for name, score in whole.items():
+        assert score.any()
+        np.testing.assert_allclose(first[name] + second[name], score, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["spike_membrane", "spike", "membrane"])
 @pytest.mark.parametrize("window", ["epoch", "last_batch"])
 def test_scores_are_the_mean_over_batches(digits: Data, kind: Score, window: str) -> None:
@@ -320,9 +359,13 @@ def test_the_loop_ends_with_exact_counts_and_the_best_frozen_epoch(digits: Data)
     sca = Sca(
         PruneSchedule(0.5, 0.1, epochs=4, finetune_epochs=2, ramp="linear"), Guard(min_keep=0.25)
     )
-    steps = list(prune(module, digits, Recipe(batch_size=40, learning_rate=5e-3), sca, names))
+    steps, reached = [], []
+    for step in prune(module, digits, Recipe(batch_size=40, learning_rate=5e-3), sca, names):
+        steps.append(step)
+        reached.append(accuracy(module, digits, digits.validation))
     counts = [step.plan.kept if step.plan else None for step in steps]
     assert counts == [162, 108, None, None]  # of 64 + 128 + 12 + 12 = 216
+    assert accuracy(module, digits, digits.validation) == max(reached[1:])
     final = steps[1].plan
     assert final is not None
     for layer in final.layers:
@@ -330,6 +373,37 @@ def test_the_loop_ends_with_exact_counts_and_the_best_frozen_epoch(digits: Data)
         assert keep.bool().tolist() == layer.keep.tolist()
         assert layer.keep.sum() >= len(layer.keep) / 4
     assert not module.training
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ((0.9, 0.8, 0.3, 0.5, 0.7, 0.6), 4),
+        ((0.9, 0.8, 0.3, 0.5, 0.6, 0.7), 5),
+        ((0.9, 0.8, 0.4, 0.2, 0.4, 0.3), 2),  # the first of equals: right after the last masks
+        ((0.1, 0.9, 0.2, 0.5, 0.5, 0.3), 3),
+    ],
+)
+def test_it_ends_with_the_best_epoch_of_those_with_the_final_masks(
+    accuracies: tuple[float, ...], best: int, digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation after epochs 1 and 2, after the last masks, and after epochs 3 to 5."""
+    told = iter(accuracies)
+    for place in (training, sca_module):
+        monkeypatch.setattr(place, "accuracy", lambda *ignored: next(told))
+    module = small_network(digits)
+    sca = Sca(PruneSchedule(0.5, 0.1, epochs=5, finetune_epochs=3, ramp="linear"))
+    recipe = Recipe(batch_size=40, learning_rate=5e-3)
+    states = {
+        step.result.epoch: copied_state(module)
+        for step in prune(module, digits, recipe, sca, names_of(module))
+    }
+    assert next(told, None) is None and list(states) == [1, 2, 3, 4, 5]
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, states[best][name]), name
+    others = [epoch for epoch in states if epoch != best]
+    weight = next(iter(states[best]))
+    assert all(not torch.equal(states[epoch][weight], states[best][weight]) for epoch in others)
 
 
 def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> None:

@@ -209,11 +209,15 @@ def test_ctrl_c_waits_for_the_threads() -> None:
         interrupted.set()
 
     sender = threading.Thread(target=interrupt)
-    sender.start()
-    with pytest.raises(KeyboardInterrupt):
-        crew.together(work)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' jobs ignore it
+    try:
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            crew.together(work)
+    finally:
+        sender.join()
+        signal.signal(signal.SIGINT, before)
     assert state == ["done"]
-    sender.join()
     seen: list[int] = []
     crew.each(lambda thread, meet: seen.append(thread))
     assert sorted(seen) == [0, 1]

@@ -1,6 +1,8 @@
 """Training: schedules, recipes, exact repetition, gradients of the unrolled neuron."""
 
+import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +215,27 @@ def test_accuracy_counts_and_leaves_the_mode(digits: Data) -> None:
     with torch.no_grad():
         scores = torch.cat([module(digits.normalise(i[None])) for i in digits.test.images[:360]])
     assert found == pytest.approx((scores.argmax(1) == digits.test.labels).double().mean().item())
+
+
+class Watching(BatchHooks):
+    """What each batch looked like."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
+        self.seen.append(images.clone())
+        return super().forward(module, images, weight)
+
+
+def test_every_batch_of_every_epoch_is_moved_anew(digits: Data) -> None:
+    """All samples are the same image, so that only the moves tell batches apart."""
+    same = digits.train.select(torch.zeros(64, dtype=torch.int64))
+    data, hooks = replace(digits, train=same), Watching()
+    list(fit(small_network(data), data, Recipe(batch_size=32, augment="shift"), 3, hooks))
+    assert len(hooks.seen) == 6
+    for one, other in itertools.combinations(hooks.seen, 2):
+        assert not torch.equal(one, other)
 
 
 def test_augmentation_only_moves_and_mirrors() -> None:

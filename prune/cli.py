@@ -8,7 +8,7 @@ import click
 
 from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand, existing_indexes, explicit_flags
-from soul_deploy.checkpoint import following_name
+from soul_deploy.checkpoint import checkpoint_path
 from soul_deploy.data import Data
 from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
 from soul_deploy.module import GraphModule
@@ -91,7 +91,7 @@ def outputs(task: Task, run: RunOptions, *, trained: bool = False) -> dict[str, 
         "Masked model": pruned,
         "Compact model": pruned.with_name(f"{pruned.stem}_compact{pruned.suffix}"),
         "Epochs": run.log_dir / f"prune_{task.stem}.jsonl",
-        "Checkpoint": following_name(_checkpoints(task, run)),
+        "Checkpoint": checkpoint_path(_checkpoints(task, run)),
     }
 
 

@@ -9,7 +9,7 @@ import click
 
 from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand, existing_indexes, explicit_flags
-from soul_deploy.checkpoint import following_name
+from soul_deploy.checkpoint import checkpoint_path
 from soul_deploy.data import Data
 from soul_deploy.graph import Convolution, SpikingGraph
 from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
@@ -114,7 +114,7 @@ def outputs(task: Task, run: RunOptions, save_latest: bool) -> list[Path]:
         *(_result(task, run, kind) for kind in kinds),
         _compact(_result(task, run, "pruned")),
         *(log, log.with_suffix(".csv")),
-        following_name(_checkpoints(task, run)),
+        checkpoint_path(_checkpoints(task, run)),
     ]
 
 

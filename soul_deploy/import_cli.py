@@ -22,6 +22,7 @@ from soul_deploy.reporting import print_files, print_result
 from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import require_file, require_writable
+from soul_deploy.runtime.inspection import is_model_file
 from soul_deploy.soulnames import Asked, SoulName, read_name, require_neurons, settle
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
@@ -99,7 +100,7 @@ def import_command(
     if model_path is not None and target.resolve() == require_file(model_path).resolve():
         raise UsageError(f"{target} holds the weights themselves; give another --output")
     require_writable(target)
-    weights = None if model_path is None else Weights(model_path, read_name(model_path))
+    weights = Weights.of(model_path)
     if weights is not None:
         time_step = weights.steps(time_step, dataset_name, explicit_flags(context))
     data = _data(dataset_name, data_dir, download, size)
@@ -124,6 +125,13 @@ class Weights:
 
     path: Path
     name: SoulName | None
+
+    @staticmethod
+    def of(path: Path | None) -> "Weights | None":
+        """None without a file, and for a model file, which says in itself what it is of."""
+        if path is None or is_model_file(path):
+            return None
+        return Weights(path, read_name(path))
 
     def steps(self, asked: int, dataset_name: str | None, explicit: Collection[str]) -> int:
         """T: what was asked for, or what the name says if nothing was.

@@ -13,7 +13,7 @@ from torch import nn
 
 from soul_deploy import distributed, zoo
 from soul_deploy.batches import SHIFT
-from soul_deploy.data import Data, canonical_data_name, check_size, load_data, load_data_for
+from soul_deploy.data import Data, canonical_data_name, load_data, load_data_for
 from soul_deploy.factories import is_dotted
 from soul_deploy.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.modelfile import load_model
@@ -160,12 +160,10 @@ def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
     """Check all names. Raises UnknownNameError or UsageError."""
     if is_dotted(network.model):
         _refuse_flags_of_the_zoo(network.model)
-    name = canonical_data_name(data.dataset_name)
-    check_size(name, data.size)
     return Task(
         zoo.canonical_name(network.model),
         neuron_spec(network),
-        name,
+        canonical_data_name(data.dataset_name),
         network.time_step,
         sizes_of(network),
         seed,
@@ -189,7 +187,6 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
 
 def data_of(task: Task, options: DataOptions) -> DataOptions:
     """The options for the task's data set, which the file that it starts from may have named."""
-    check_size(task.data, options.size)
     return replace(options, dataset_name=task.data)
 
 

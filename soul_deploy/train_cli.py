@@ -7,7 +7,7 @@ import click
 
 from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand
-from soul_deploy.checkpoint import following_name
+from soul_deploy.checkpoint import checkpoint_path
 from soul_deploy.data import Data
 from soul_deploy.modelfile import ModelInfo, from_module, save_model
 from soul_deploy.module import GraphModule
@@ -104,7 +104,7 @@ def outputs(task: Task, run: RunOptions) -> list[Path]:
     return [
         _result(task, run),
         train_log(run.log_dir, task),
-        following_name(_checkpoints(task, run)),
+        checkpoint_path(_checkpoints(task, run)),
     ]
 
 

@@ -38,7 +38,7 @@ from soul_deploy.preparing import (
 )
 from soul_deploy.progress import epoch_log, warn
 from soul_deploy.prune.groups import Residual
-from soul_deploy.prune.loading import Start, assumed, module_of, open_start
+from soul_deploy.prune.loading import NAME_HELP, Start, assumed, module_of, open_start
 from soul_deploy.prune.options import ScaOptions, sca_options
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
@@ -109,7 +109,7 @@ def _checkpoints(task: Task, run: RunOptions) -> Path:
 @click.option(
     *("--model_path", "-model_path"),
     type=click.Path(path_type=Path),
-    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict.",
+    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict. " + NAME_HELP,
 )
 @click.option("--dry_run", is_flag=True, help="Print the plan and stop; no file is written.")
 @network_options("spikingvgg16")

@@ -27,6 +27,10 @@ from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import METADATA_KEY, read_tensors, require_file
 from soul_deploy.soulnames import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
+NAME_HELP = (
+    "What a state dict's name says of network, neuron, data set and T, as Soul names files, holds "
+    "where no flag is given; flags that say something else are refused."
+)
 NEURON_FLAGS = {"neuron_type": "family", **{name: name for name in CONSTANTS}}
 
 
@@ -93,15 +97,16 @@ def _asked(task: Task, explicit: Collection[str]) -> dict[str, Asked]:
     """What a name is compared with. A network of the user's own has a name and neurons of its own,
     which are compared when it is built.
     """
-    fields: dict[str, tuple[str, Any]] = {
-        "data": ("dataset_name", task.data),
-        "time_steps": ("time_step", task.time_steps),
-    }
+    fields: dict[str, tuple[str, Any]] = {}
     if not is_dotted(task.model):
         fields |= {
             "model": ("model", task.model),
             "neuron": ("neuron_type", task.neuron.family),
         }
+    fields |= {
+        "data": ("dataset_name", task.data),
+        "time_steps": ("time_step", task.time_steps),
+    }
     return {
         field: Asked(f"--{flag}", value, flag in explicit)
         for field, (flag, value) in fields.items()

@@ -40,7 +40,7 @@ from soul_deploy.preparing import (
 )
 from soul_deploy.progress import epoch_log, warn
 from soul_deploy.prune.groups import residual_name
-from soul_deploy.prune.loading import Start, assumed, module_of, open_start
+from soul_deploy.prune.loading import NAME_HELP, Start, assumed, module_of, open_start
 from soul_deploy.prune.penalty import coefficients
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
@@ -125,7 +125,8 @@ def outputs(task: Task, run: RunOptions, save_latest: bool) -> list[Path]:
 @click.option(
     *("--model_path", "-model_path"),
     type=click.Path(path_type=Path),
-    help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict.",
+    help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict. "
+    + NAME_HELP,
 )
 @click.option("--dry_run", is_flag=True, help="Print what would be masked; no file is written.")
 @network_options("spikingvgg9")

@@ -14,7 +14,10 @@ from soul_deploy.data import load_data
 from soul_deploy.modelfile import load_model
 from soul_deploy.runtime.errors import UsageError
 
-SMALL = "-m spikingvgg5 --hidden 4 -dataset fashionmnist --data_dir d -T 2 --epochs 1".split()
+SMALL = [
+    *("-m", "spikingvgg5", "--hidden", "4", "-dataset", "fashionmnist", "--data_dir", "d"),
+    *("-T", "2", "--epochs", "1"),
+]
 SAID = "data set fashionmnist: its 28×28 images are scaled to {0}×{0} (nearest pixel)"
 STEM = "spikingvgg5_lif_fashionmnist_T2_2025"
 BEST = f"saved_models/best_{STEM}.safetensors"

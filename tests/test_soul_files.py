@@ -22,8 +22,10 @@ HIDDEN = {"lif": "48", "plif": "32"}
 STILL = ["--learning_rate", "1e-38", "--freeze_batch_norm", "--epochs", "1"]
 """One epoch that leaves float32 weights as they are."""
 COMMANDS = {
-    "structured": ["prune", "structured", "--mode", "load", *STILL, *("--prune_ratio", "0")]
-    + ["--regrow_ratio", "0"],
+    "structured": [
+        *("prune", "structured", "--mode", "load", *STILL),
+        *("--prune_ratio", "0", "--regrow_ratio", "0"),
+    ],
     "unstructured": ["prune", "unstructured", *STILL, "--not_prune_weight", "--not_prune_neuron"],
 }
 WRITTEN = {"structured": "pruned", "unstructured": "best"}
@@ -267,7 +269,7 @@ def test_what_the_name_says_holds_where_no_flag_is_given(here: list[str]) -> Non
     assert result.exit_code == 0, result.output
     model = written("unstructured", "spikingvgg5_lif_svhn_T2_2025")
     assert here == ["svhn"] and model.graph.time_steps == 2
-    assert f"{path.name}: taken from its name: data set svhn, T 2, model spikingvgg5" in (
+    assert f"{path.name}: taken from its name: model spikingvgg5, data set svhn, T 2" in (
         result.stderr
     )
 

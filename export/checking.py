@@ -10,20 +10,23 @@ import click
 import torch
 from torch import Tensor
 
-from soul_deploy.data import load_data
+from soul_deploy.data import load_data_for
 from soul_deploy.export import verify as gates
 from soul_deploy.export.check_options import CheckOptions
 from soul_deploy.export.onnx_check import input_mode_of, static_input_of
 from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.verify import Kind, VerifyReport
 from soul_deploy.modelfile import Model, load_model
+from soul_deploy.progress import remark_on
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.files import (
     file_sha256,
     refuse_itself,
+    require_file,
     require_output,
+    require_writable,
     write_atomically,
 )
 from soul_deploy.runtime.inspect_report import representation_table
@@ -48,6 +51,17 @@ class Source:
         if time_step is not None:
             model = model.with_time_steps(time_step)
         return Source(path, model, file_sha256(path))
+
+
+def target_of(output: Path | None, model_path: Path, suffix: str) -> Path:
+    """Where the exported file goes; whether it can be written is found out before the model is
+    read. Raises MissingFileError, PathKindError, UsageError (the model itself), FileWriteError.
+    """
+    require_file(model_path)
+    target = output or model_path.with_suffix(suffix)
+    refuse_itself(target, model_path)
+    require_writable(target)
+    return target
 
 
 def write_checked(
@@ -160,7 +174,8 @@ def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
             "the model file does not say which data it was trained on; give --dataset_name, or "
             "--input random to verify on random pixels"
         )
-    data = load_data(name, check_on.data_dir, download=check_on.download)
+    data = load_data_for(shape, name, check_on.data_dir, download=check_on.download)
+    remark_on(data)
     if data.input_shape != shape:
         raise UsageError(f"{name} has images of {data.input_shape}, this model takes {shape}")
     data = data if norm is None else replace(data, normalization=norm)

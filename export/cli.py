@@ -18,6 +18,7 @@ from soul_deploy.export.checking import (
     as_json,
     check_file,
     check_images,
+    target_of,
     write_checked,
 )
 from soul_deploy.export.event import export_event
@@ -29,6 +30,7 @@ from soul_deploy.memory import HELP as MEMORY_HELP
 from soul_deploy.memory import parse_bytes
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import UsageError, VerificationError
+from soul_deploy.runtime.files import require_writable
 from soul_deploy.runtime.inspection import representations
 
 
@@ -94,9 +96,11 @@ def onnx(
         raise UsageError("--outputs spikes is for --mode sequence; a step yields its membranes")
     if mode != "step" and static_input != "image":
         raise UsageError("--static_input current is for --mode step")
+    target = target_of(output, model_path, ".onnx")
+    currents = target.with_suffix(".currents.onnx")
+    if static_input == "current":
+        require_writable(currents)
     source = Source.load(model_path, time_step)
-    target = output or model_path.with_suffix(".onnx")
-
     model, sha256 = source.model, source.sha256
 
     def write(path: Path) -> None:
@@ -115,7 +119,6 @@ def onnx(
     shown = check_on.output_format
     write_checked("onnx", source, target, write, check_on if check else None, shown)
     if static_input == "current":
-        currents = target.with_suffix(".currents.onnx")
         export_currents(model, currents, opset=opset, source_sha256=sha256)
         print_files(shown, {"Currents": currents}, f"soul-deploy inspect {currents}")
 
@@ -153,8 +156,8 @@ def event(
     Masked neurons, and neurons that no output depends on, are left out.
     """
     allowed, forms = parse_bytes(max_memory), read_forms(rows)
+    target = target_of(output, model_path, ".event.safetensors")
     source = Source.load(model_path, time_step)
-    target = output or model_path.with_suffix(".event.safetensors")
     layers: list[dict[str, Any]] = []
 
     def write(path: Path) -> None:

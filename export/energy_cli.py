@@ -11,7 +11,7 @@ from torch import Tensor
 
 from soul_deploy.arguments import SoulCommand
 from soul_deploy.compare import BATCH, Comparer
-from soul_deploy.data import load_data
+from soul_deploy.data import load_data_for
 from soul_deploy.export.event import build_event_network
 from soul_deploy.export.event_check import EventExecution, static_problems
 from soul_deploy.flips import Golden
@@ -20,6 +20,7 @@ from soul_deploy.modelfile import Model, load_model
 from soul_deploy.opsmeasure import EnergyChoice, Measured, Original, ops_report, original_of
 from soul_deploy.opsreport import SCHEMA, OpsReport
 from soul_deploy.opstables import csv_text, markdown, report_text
+from soul_deploy.progress import remark_on
 from soul_deploy.runtime.arguments import require_steps, require_threads
 from soul_deploy.runtime.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, VerificationError
@@ -233,7 +234,8 @@ def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
         raise UsageError(
             "the model file does not say which data it was trained on; give --dataset_name"
         )
-    data = load_data(name, wanted.data_dir, download=wanted.download)
+    data = load_data_for(model.input_shape, name, wanted.data_dir, download=wanted.download)
+    remark_on(data)
     if data.input_shape != model.input_shape:
         raise UsageError(
             f"{name} has images of {data.input_shape}, this model takes {model.input_shape}"

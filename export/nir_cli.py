@@ -7,7 +7,7 @@ import click
 
 from soul_deploy.arguments import SoulCommand
 from soul_deploy.export.check_options import CheckOptions, export_options
-from soul_deploy.export.checking import Source, write_checked
+from soul_deploy.export.checking import Source, target_of, write_checked
 from soul_deploy.export.nir_export import export_nir
 from soul_deploy.export.nir_import import import_nir, read_nir
 from soul_deploy.export.nir_library import DEFAULT_DT
@@ -15,7 +15,7 @@ from soul_deploy.modelfile import Model, save_model
 from soul_deploy.reporting import print_files, print_result
 from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.files import require_file, require_output
+from soul_deploy.runtime.files import require_file, require_writable
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 
@@ -42,8 +42,8 @@ def export_command(
     Batch norm is folded. Max pooling, soft reset, groups, masked neurons and generated channels
     cannot be written and are refused by name.
     """
+    target = target_of(output, model_path, ".nir")
     source = Source.load(model_path, time_step)
-    target = output or model_path.with_suffix(".nir")
 
     def write(path: Path) -> None:
         export_nir(source.model, path, dt=dt, source_sha256=source.sha256)
@@ -95,9 +95,10 @@ def import_command(
 ) -> None:
     """Read FILE, a NIR graph from any tool, as a soul-deploy model file."""
     require_steps("time_step", time_step)
-    target = require_output(output or require_file(nir_path).with_suffix(".safetensors"))
+    target = output or require_file(nir_path).with_suffix(".safetensors")
     if target.resolve() == nir_path.resolve():
         raise UsageError(f"{target} is the NIR file itself; give another --output")
+    require_writable(target)
     model = import_nir(read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire)
     save_model(target, model)
     _print(model, target, output_format)

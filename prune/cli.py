@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from soul_deploy import distributed
-from soul_deploy.arguments import SoulCommand, existing_indexes
+from soul_deploy.arguments import SoulCommand, existing_indexes, explicit_flags
+from soul_deploy.checkpoint import checkpoint_path
 from soul_deploy.data import Data
 from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
 from soul_deploy.module import GraphModule
@@ -25,17 +26,19 @@ from soul_deploy.options import (
 )
 from soul_deploy.preparing import (
     Task,
+    data_of,
     load_task_data,
     new_module,
     prepare,
     provenance,
     recipe_of,
+    require_outputs,
     task_of,
     warn_of_replacing,
 )
 from soul_deploy.progress import epoch_log, warn
 from soul_deploy.prune.groups import Residual
-from soul_deploy.prune.loading import explicit_flags, load_start, module_of
+from soul_deploy.prune.loading import NAME_HELP, Start, assumed, module_of, open_start
 from soul_deploy.prune.options import ScaOptions, sca_options
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
@@ -46,7 +49,7 @@ from soul_deploy.resuming import Keeper, Run, content_of, environment_of, networ
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
 from soul_deploy.snapshot import Bundle, Tree, number_of
-from soul_deploy.train_cli import save_dense, train_dense
+from soul_deploy.train_cli import save_dense, train_dense, train_log
 from soul_deploy.training import Recipe, accuracy, device_of
 
 
@@ -64,17 +67,36 @@ class Job:
     epochs: int
     """Dense epochs before the loop; 0 in mode load."""
     keeping: ResumeOptions
-    start: Path | None
+    start: Start | None
 
     @property
     def dense_path(self) -> Path:
         """Where mode train writes the network before pruning."""
-        return self.run.model_dir / f"best_{self.task.stem}.safetensors"
+        return outputs(self.task, self.run, trained=True)["Dense model"]
 
     @property
     def masked_path(self) -> Path:
         """Where the result goes."""
-        return self.run.model_dir / f"pruned_{self.task.stem}.safetensors"
+        return outputs(self.task, self.run)["Masked model"]
+
+
+def outputs(task: Task, run: RunOptions, *, trained: bool = False) -> dict[str, Path]:
+    """Every file that is written, but for checkpoints' numbers; trained: after dense epochs."""
+    pruned = run.model_dir / f"pruned_{task.stem}.safetensors"
+    dense = {
+        "Dense model": run.model_dir / f"best_{task.stem}.safetensors",
+        "Dense epochs": train_log(run.log_dir, task),
+    }
+    return (dense if trained else {}) | {
+        "Masked model": pruned,
+        "Compact model": pruned.with_name(f"{pruned.stem}_compact{pruned.suffix}"),
+        "Epochs": run.log_dir / f"prune_{task.stem}.jsonl",
+        "Checkpoint": checkpoint_path(_checkpoints(task, run)),
+    }
+
+
+def _checkpoints(task: Task, run: RunOptions) -> Path:
+    return run.model_dir / "checkpoints" / f"structured_{task.stem}"
 
 
 @click.command(cls=SoulCommand)
@@ -87,7 +109,7 @@ class Job:
 @click.option(
     *("--model_path", "-model_path"),
     type=click.Path(path_type=Path),
-    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict.",
+    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict. " + NAME_HELP,
 )
 @click.option("--dry_run", is_flag=True, help="Print the plan and stop; no file is written.")
 @network_options("spikingvgg16")
@@ -117,17 +139,20 @@ def structured(
     """
     task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
     sca, indexes = pruning.sca(learning.epochs), pruning.indexes()
-    start = _start_file(mode, model_path)
+    path = _start_file(mode, model_path)
     device = prepare(run)
-    loaded = load_task_data(data)
+    start = None if path is None else open_start(path, task, explicit_flags(context))
+    task = task if start is None else start.task
+    epochs = 0 if start else learning.epochs
+    if not dry_run:
+        require_outputs(*outputs(task, run, trained=epochs > 0).values())
+    loaded = load_task_data(data_of(task, data), None if start is None else start.taken)
     if start is None:
         module = new_module(task, loaded).to(device)
     else:
-        model, task = load_start(start, task, loaded, explicit_flags(context))
-        module = module_of(model, device)
+        module = module_of(start.network(loaded), device)
     names = _chosen_layers(module, indexes, sca.residual)
     check(module, sca, names)
-    epochs = 0 if start else learning.epochs
     job = Job(task, recipe, sca, names, loaded, module, run, epochs, keeping, start)
     if dry_run:
         _preview(job)
@@ -188,11 +213,11 @@ def _keeper(job: Job) -> Keeper:
         epochs=job.epochs,
         sca=asdict(job.sca),
         layers=list(job.names),
-        model_path=None if job.start is None else file_sha256(job.start),
+        model_path=None if job.start is None else file_sha256(job.start.path),
         network=network_of(job.module.graph),
         data=content_of(job.data),
     )
-    folder = job.run.model_dir / "checkpoints" / f"structured_{job.task.stem}"
+    folder = _checkpoints(job.task, job.run)
     run = Run(folder, ("train", "prune"), settings, environment_of(device_of(job.module)))
     return Keeper(run, job.keeping.save_steps, job.keeping.resume)
 
@@ -235,7 +260,6 @@ def _carry_out(job: Job, keeper: Keeper) -> None:
 
 def _finish(job: Job, dense: float) -> None:
     """Remove, test, write, print."""
-    folder, stem = job.run.model_dir, job.task.stem
     files = {"Dense model": job.dense_path} if job.epochs else {}
     accuracies = {"dense": dense}
     accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
@@ -246,7 +270,7 @@ def _finish(job: Job, dense: float) -> None:
     compact = remove(masked, removal)
     device = next(job.module.parameters()).device
     accuracies["compact"] = accuracy(module_of(compact, device), job.data, job.data.test)
-    files["Compact model"] = folder / f"pruned_{stem}_compact.safetensors"
+    files["Compact model"] = outputs(job.task, job.run)["Compact model"]
     save_model(files["Compact model"], compact)
     counts = ChannelCounts.of(masked, compact)
     print_outcome(job.run.output_format, accuracies, counts, files)
@@ -260,7 +284,7 @@ def _removal(sca: Sca) -> Residual:
 def _prune(job: Job, keeper: Keeper, dense: _DenseAccuracy) -> None:
     """Run the loop."""
     epochs = job.sca.schedule.epochs
-    path = job.run.log_dir / f"prune_{job.task.stem}.jsonl"
+    path = outputs(job.task, job.run)["Epochs"]
     with epoch_log("prune", epochs, path) as log:
         pruning = ChannelPruning(
             *(job.module, job.data, job.recipe, job.sca, job.names),
@@ -289,6 +313,7 @@ def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:
         sca=asdict(job.sca),
         layers=list(job.names),
         accuracy=dict(accuracies),
+        **assumed(job.start),
     )
     info = ModelInfo("masked", job.data.normalization, job.data.classes, made)
     return from_module(job.module, info)

@@ -13,7 +13,7 @@ from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.plan import RemovalPlan
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.runtime.files import file_sha256, refuse_itself, require_file, require_output
+from soul_deploy.runtime.files import file_sha256, refuse_itself, require_file, require_writable
 
 
 @click.command()
@@ -46,7 +46,8 @@ def compact(
     require_file(model_path)
     target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")
     if not dry_run:
-        refuse_itself(require_output(target), model_path)
+        refuse_itself(target, model_path)
+        require_writable(target)
     model = load_model(model_path)
     plan = plan_removal(model, residual=residual_name(residual))
     smaller = remove(model, plan, max_memory=allowed)

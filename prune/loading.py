@@ -1,16 +1,16 @@
 """Where pruning starts: a model file, somebody's state dict, or a fresh network."""
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
-from click.core import ParameterSource
 
 from soul_deploy.data import Data
+from soul_deploy.factories import is_dotted
+from soul_deploy.graph import NeuronSpec, Shape
 from soul_deploy.modelfile import (
     Model,
     ModelInfo,
@@ -19,35 +19,56 @@ from soul_deploy.modelfile import (
     load_state_dict,
 )
 from soul_deploy.module import GraphModule
+from soul_deploy.neuronflags import CONSTANTS, constant_text
+from soul_deploy.neuronspec import SOUL_NEURONS
 from soul_deploy.preparing import SIZE_FLAGS, Task, create_network
+from soul_deploy.progress import note
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import METADATA_KEY, read_tensors, require_file
+from soul_deploy.soulnames import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
-NEURON_FLAGS = {
-    "neuron_type": "family",
-    "tau": "tau",
-    "v_threshold": "v_threshold",
-    "v_reset": "v_reset",
-    "decay_input": "decay_input",
-    "fire": "fire",
-    "surrogate": "surrogate",
-}
+NAME_HELP = (
+    "What a state dict's name says of network, neuron, data set and T, as Soul names files, holds "
+    "where no flag is given; flags that say something else are refused."
+)
+NEURON_FLAGS = {"neuron_type": "family", **{name: name for name in CONSTANTS}}
 
 
-def explicit_flags(context: click.Context) -> set[str]:
-    """Names of the flags that the user gave."""
-    return {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+@dataclass(frozen=True)
+class Start:
+    """Where pruning starts, before the data set is read.
+
+    task         the choice of network and data set that the file belongs to
+    model        the network of a model file; None for bare weights, which need the data set's sizes
+    name         what the name of a file of bare weights says
+    assumptions  sentences: what the file does not say, and was assumed
+    """
+
+    path: Path
+    task: Task
+    model: Model | None = None
+    name: SoulName | None = None
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def taken(self) -> Shape | None:
+        """(C, H, W) that a model file's network takes."""
+        return None if self.model is None else self.model.input_shape
+
+    def network(self, data: Data) -> Model:
+        """The network to prune. Raises UsageError or FileFormatError if it does not fit."""
+        model = self.model or _from_state_dict(self.path, self.task, data, self.name)
+        check_data(self.path, model, data)
+        return model
 
 
-def load_start(path: Path, task: Task, data: Data, explicit: Collection[str]) -> tuple[Model, Task]:
-    """The network to prune and the task that it belongs to.
+def open_start(path: Path, task: Task, explicit: Collection[str]) -> Start:
+    """The file to start from, and the task that it belongs to; what was assumed is said.
 
     A model file brings its own graph; flags in `explicit` (given by the user) that contradict it
-    are refused. A bare state dict needs the task's network. Raises UsageError or FileFormatError.
+    are refused. A bare state dict needs the task's network; what its name says of model, neuron,
+    data set and T holds where no flag was given, and flags that contradict it are refused. Raises
+    UsageError or FileFormatError.
     """
     require_file(path)
     if path.suffix == ".safetensors" and METADATA_KEY in read_tensors(path).metadata:
@@ -55,15 +76,100 @@ def load_start(path: Path, task: Task, data: Data, explicit: Collection[str]) ->
         task = _task_of_file(path, model, task, explicit)
         if "time_step" in explicit:
             model = model.with_time_steps(task.time_steps)
-    else:
-        model = _from_state_dict(path, task, data)
-    check_data(path, model, data)
-    return model, task
+        told = model.info.provenance.get("assumptions")
+        return Start(path, task, model, assumptions=tuple(told) if isinstance(told, list) else ())
+    name = read_name(path)
+    taken = {} if name is None else settle(path, name, _asked(task, explicit))
+    task = _with_taken(task, taken, explicit)
+    assumptions = _assumptions(path, task, name, taken, explicit)
+    for sentence in assumptions:
+        note(sentence)
+    return Start(path, task, None, name, assumptions)
 
 
-def _from_state_dict(path: Path, task: Task, data: Data) -> Model:
+def assumed(start: Start | None) -> dict[str, list[str]]:
+    """For a model file's provenance: what was assumed on the way to it, if anything was."""
+    found = [] if start is None else list(start.assumptions)
+    return {"assumptions": found} if found else {}
+
+
+def _asked(task: Task, explicit: Collection[str]) -> dict[str, Asked]:
+    """What a name is compared with. A network of the user's own has a name and neurons of its own,
+    which are compared when it is built.
+    """
+    fields: dict[str, tuple[str, Any]] = {}
+    if not is_dotted(task.model):
+        fields |= {
+            "model": ("model", task.model),
+            "neuron": ("neuron_type", task.neuron.family),
+        }
+    fields |= {
+        "data": ("dataset_name", task.data),
+        "time_steps": ("time_step", task.time_steps),
+    }
+    return {
+        field: Asked(f"--{flag}", value, flag in explicit)
+        for field, (flag, value) in fields.items()
+    }
+
+
+def _with_taken(task: Task, taken: Mapping[str, Any], explicit: Collection[str]) -> Task:
+    """The task as the file's name says; constants that no flag gives are those of its neuron."""
+    others = {field: value for field, value in taken.items() if field != "neuron"}
+    task = replace(task, **others)
+    if "neuron" not in taken:
+        return task
+    given = {flag: getattr(task.neuron, flag) for flag in CONSTANTS if flag in explicit}
+    if "surrogate" in given:
+        given["surrogate_alpha"] = task.neuron.surrogate_alpha
+    return replace(task, neuron=replace(SOUL_NEURONS[taken["neuron"]], **given))
+
+
+def _assumptions(
+    path: Path,
+    task: Task,
+    name: SoulName | None,
+    taken: Mapping[str, Any],
+    explicit: Collection[str],
+) -> tuple[str, ...]:
+    """Sentences about what neither the file holds nor a flag says. Empty if nothing is."""
+    found = []
+    if taken:
+        items = ", ".join(f"{WORDS[field]} {value}" for field, value in taken.items())
+        found.append(f"{path.name}: taken from its name: {items}")
+    own, neuron = is_dotted(task.model), task.neuron
+    open_fields = (
+        []
+        if own
+        else [
+            f"{flag} {constant_text(getattr(neuron, flag))}"
+            for flag in _read_by(neuron)
+            if flag not in explicit
+        ]
+    )
+    if not own and name is None and "neuron_type" not in explicit:
+        open_fields.insert(0, f"neuron {neuron.family}")
+    if (name is None or name.time_steps is None) and "time_step" not in explicit:
+        open_fields.append(f"T {task.time_steps}")
+    if open_fields:
+        whose = "" if own else f" (Soul's {neuron.family})"
+        found.append(
+            f"{path.name} holds weights only; assumed without being told{whose}: "
+            f"{', '.join(open_fields)}"
+        )
+    return tuple(found)
+
+
+def _read_by(neuron: NeuronSpec) -> tuple[str, ...]:
+    """The constants that decide a neuron's spikes: PLIF has learned its tau, IF has none."""
+    unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "lif": ()}[neuron.family]
+    return tuple(flag for flag in CONSTANTS if flag not in (*unread, "surrogate"))
+
+
+def _from_state_dict(path: Path, task: Task, data: Data, name: SoulName | None) -> Model:
     state = load_state_dict(path)
     _, graph = create_network(task, data)
+    require_neurons(path, name, [node.neuron.family for node in graph.populations])
     try:
         check_state(graph, state, str(path))
     except FileFormatError as error:
@@ -71,7 +177,7 @@ def _from_state_dict(path: Path, task: Task, data: Data) -> Model:
             f"{error}. It was read as {task.model} for {task.data} (input {data.input_shape}), "
             f"hidden {task.sizes.hidden}; give --model, --hidden and --dataset_name of its training"
         ) from error
-    arrays = {name: np.array(array, order="C") for name, array in state.items()}
+    arrays = {key: np.array(array, order="C") for key, array in state.items()}
     return Model(graph, arrays, info=ModelInfo("dense", data.normalization, data.classes))
 
 
@@ -117,6 +223,7 @@ def check_data(path: Path, model: Model, data: Data) -> None:
             raise UsageError(
                 f"{path} needs {what} {needs}, but data set {data.name!r} has {has}; "
                 "give the data set that it was trained on with --dataset_name"
+                + ("; leave --size out" if what == "images of" and data.stored_side else "")
             )
 
 

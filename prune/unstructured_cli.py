@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from soul_deploy import distributed
-from soul_deploy.arguments import SoulCommand, existing_indexes
+from soul_deploy.arguments import SoulCommand, existing_indexes, explicit_flags
+from soul_deploy.checkpoint import checkpoint_path
 from soul_deploy.data import Data
 from soul_deploy.graph import Convolution, SpikingGraph
 from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
@@ -27,17 +28,19 @@ from soul_deploy.options import (
 )
 from soul_deploy.preparing import (
     Task,
+    data_of,
     load_task_data,
     new_module,
     prepare,
     provenance,
     recipe_of,
+    require_outputs,
     task_of,
     warn_of_replacing,
 )
 from soul_deploy.progress import epoch_log, warn
 from soul_deploy.prune.groups import residual_name
-from soul_deploy.prune.loading import explicit_flags, load_start, module_of
+from soul_deploy.prune.loading import NAME_HELP, Start, assumed, module_of, open_start
 from soul_deploy.prune.penalty import coefficients
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
@@ -79,7 +82,7 @@ class Job:
     module: GraphModule
     masks: Masks
     run: RunOptions
-    start: Path | None
+    start: Start | None
     save_latest: bool
     tensorboard: bool
     keeping: ResumeOptions
@@ -88,7 +91,31 @@ class Job:
     def masked_path(self) -> Path:
         """Where the result goes."""
         kind = "pruned" if self.masks.parameters() else "best"
-        return self.run.model_dir / f"{kind}_{self.task.stem}.safetensors"
+        return _result(self.task, self.run, kind)
+
+
+def _result(task: Task, run: RunOptions, kind: str) -> Path:
+    return run.model_dir / f"{kind}_{task.stem}.safetensors"
+
+
+def _compact(masked: Path) -> Path:
+    return masked.with_name(f"{masked.stem}_compact{masked.suffix}")
+
+
+def _checkpoints(task: Task, run: RunOptions) -> Path:
+    return run.model_dir / "checkpoints" / f"unstructured_{task.stem}"
+
+
+def outputs(task: Task, run: RunOptions, save_latest: bool) -> list[Path]:
+    """Every file that may be written, but for checkpoints' numbers."""
+    kinds = ("pruned", "best", *(("latest",) if save_latest else ()))
+    log = _log_path(task, run)
+    return [
+        *(_result(task, run, kind) for kind in kinds),
+        _compact(_result(task, run, "pruned")),
+        *(log, log.with_suffix(".csv")),
+        checkpoint_path(_checkpoints(task, run)),
+    ]
 
 
 @click.command(cls=SoulCommand)
@@ -98,7 +125,8 @@ class Job:
 @click.option(
     *("--model_path", "-model_path"),
     type=click.Path(path_type=Path),
-    help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict.",
+    help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict. "
+    + NAME_HELP,
 )
 @click.option("--dry_run", is_flag=True, help="Print what would be masked; no file is written.")
 @network_options("spikingvgg9")
@@ -139,17 +167,21 @@ def unstructured(
     if model_path is not None:
         require_file(model_path)
     device = prepare(run)
-    loaded = load_task_data(data)
-    start: Model | None = None
-    if model_path is not None:
-        start, task = load_start(model_path, task, loaded, explicit_flags(context))
-        _check_start(model_path, start)
-    module = new_module(task, loaded).to(device) if start is None else _unmasked(start, device)
-    begin = replace(begin, known=start.alphas if start else {})
+    start = None if model_path is None else open_start(model_path, task, explicit_flags(context))
+    task = task if start is None else start.task
+    if not dry_run:
+        require_outputs(*outputs(task, run, searching.save_latest))
+    loaded = load_task_data(data_of(task, data), None if start is None else start.taken)
+    if start is None:
+        module = new_module(task, loaded).to(device)
+    else:
+        model = start.network(loaded)
+        _check_start(start.path, model)
+        module, begin = _unmasked(model, device), replace(begin, known=model.alphas)
     masks = _masks(module, masking, begin)
     _check_masked(masks, search)
     job = Job(
-        *(task, recipe, search, finetune, masking, loaded, module, masks, run, model_path),
+        *(task, recipe, search, finetune, masking, loaded, module, masks, run, start),
         *(searching.save_latest, searching.tensorboard, keeping),
     )
     if dry_run:
@@ -232,11 +264,11 @@ def _keeper(job: Job) -> Keeper:
         search=asdict(job.search),
         finetune=None if job.finetune is None else asdict(job.finetune),
         masking=asdict(job.masking),
-        model_path=None if job.start is None else file_sha256(job.start),
+        model_path=None if job.start is None else file_sha256(job.start.path),
         network=network_of(job.module.graph),
         data=content_of(job.data),
     )
-    folder = job.run.model_dir / "checkpoints" / f"unstructured_{job.task.stem}"
+    folder = _checkpoints(job.task, job.run)
     run = Run(folder, ("search", "finetune"), settings, environment_of(device_of(job.module)))
     return Keeper(run, job.keeping.save_steps, job.keeping.resume)
 
@@ -269,10 +301,9 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
         compact = remove(masked, plan)
         device = next(module.parameters()).device
         accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
-        path = job.masked_path
-        files["Compact model"] = path.with_name(f"{path.stem}_compact{path.suffix}")
+        files["Compact model"] = _compact(job.masked_path)
         save_model(files["Compact model"], replace(compact, alphas={}))
-    files["Table of epochs"] = _log_path(job).with_suffix(".csv")
+    files["Table of epochs"] = _log_path(job.task, job.run).with_suffix(".csv")
     synops = before, pruning.synops(masked)
     print_outcome(
         job.run.output_format,
@@ -280,13 +311,13 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
     )
 
 
-def _log_path(job: Job) -> Path:
-    return job.run.log_dir / f"unstructured_{job.task.stem}.jsonl"
+def _log_path(task: Task, run: RunOptions) -> Path:
+    return run.log_dir / f"unstructured_{task.stem}.jsonl"
 
 
 def _train(job: Job, pruning: Pruning, keeper: Keeper) -> None:
     """Search and fine-tune; the module has hard masks then."""
-    recorder = Recorder(_log_path(job), tensorboard=job.tensorboard)
+    recorder = Recorder(_log_path(job.task, job.run), tensorboard=job.tensorboard)
     pruning.after_step = keeper.after_step
     try:
         loop = SearchLoop(pruning)
@@ -323,7 +354,7 @@ def _follow(
                 log.epoch(epoch.result, note_of(epoch))
                 recorder.add(epoch)
                 if job.save_latest and distributed.current().is_main:
-                    path = job.run.model_dir / f"latest_{job.task.stem}.safetensors"
+                    path = _result(job.task, job.run, "latest")
                     accuracies = {"validation": epoch.hard_accuracy}
                     save_model(path, pruning.hard_model(_info(job, "masked", accuracies)))
                 keeper.after_epoch()
@@ -349,7 +380,8 @@ def _info(job: Job, stage: Any, accuracies: dict[str, float]) -> ModelInfo:
         search=search,
         masking=asdict(job.masking),
         finetune=None if job.finetune is None else asdict(job.finetune),
-        start=None if job.start is None else str(job.start),
+        start=None if job.start is None else str(job.start.path),
         accuracy=dict(accuracies),
+        **assumed(job.start),
     )
     return ModelInfo(stage, job.data.normalization, job.data.classes, made)

@@ -38,7 +38,7 @@ from soul_deploy.runtime.bench_report import compare_with, load_baseline, report
 from soul_deploy.runtime.bench_roof import measure_roof
 from soul_deploy.runtime.engines import ENGINES
 from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.files import require_output, write_text
+from soul_deploy.runtime.files import require_writable, write_text
 from soul_deploy.runtime.timing import Schedule
 
 FILE = click.Path(path_type=Path)
@@ -134,7 +134,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         click.echo(calibration(style, output, values))
         return
     if output is not None:
-        require_output(output)
+        require_writable(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
     with compiling_announced():
@@ -155,7 +155,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
 def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
     """What `--calibrate` prints. Raises UsageError for options of other benches."""
     if output is not None:
-        require_output(output)
+        require_writable(output)
     others = ("reference", "density", "connectivity", "model", "compact", "onnx", "event", "roof")
     given = [f"--{name}" for name in others if values[name]]
     if given:

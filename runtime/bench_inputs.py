@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from soul_deploy.runtime.dotted import load_object
@@ -242,8 +243,10 @@ def input_samples(
 
 def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> Array:
     """The first `count` test images, normalised as the data set says."""
-    load_data = load_object("soul_deploy.data:load_data", f"--input {name}")
-    data: Any = load_data(name, data_dir)
+    load_data = load_object("soul_deploy.data:load_data_for", f"--input {name}")
+    data: Any = load_data(rule.shape, name, data_dir)
+    if data.remark:
+        click.echo(data.remark, err=True)
     if tuple(data.input_shape) != rule.shape:
         raise ValidityError(
             f"{name} has images of {tuple(data.input_shape)}, the networks take {rule.shape}"

@@ -120,6 +120,40 @@ def require_output(path: Path) -> Path:
     return path
 
 
+def require_writable(*paths: Path) -> None:
+    """Find out now whether a file can be written at each of `paths`, before any work is done.
+
+    A temporary file is made where the writing will make its own, in folders that are made for it,
+    and all of them are removed again. Raises PathKindError, or FileWriteError for a place where
+    nothing can be made (no permission, a read-only file system, a name that is too long).
+    """
+    for path in paths:
+        require_output(path)
+        made: list[Path] = []
+        try:
+            _make_folders(path.parent, made)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            os.close(handle)
+            Path(name).unlink()
+        except OSError as error:
+            raise FileWriteError(
+                f"{path} cannot be written: {error.strerror or error}. Nothing was begun; give "
+                "another place, or make this one writable"
+            ) from error
+        finally:
+            for folder in reversed(made):
+                with suppress(OSError):  # somebody else's file came into it
+                    folder.rmdir()
+
+
+def _make_folders(folder: Path, made: list[Path]) -> None:
+    """Make what is missing of `folder`, one by one; `made` gets each, outermost first."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True)
+        made.append(place)
+
+
 def refuse_itself(output: Path, model: Path) -> None:
     """Raise UsageError if `output` is the model that is read: nothing replaces its own source."""
     if output.resolve() == model.resolve():

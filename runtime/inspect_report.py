@@ -6,6 +6,8 @@ from typing import Any
 from soul_deploy.runtime.tables import text_table
 
 Description = Mapping[str, Any]
+ASSUMPTIONS = "assumptions"
+"""Of a model file's provenance: a list of sentences."""
 
 
 def report(found: Description) -> str:
@@ -70,6 +72,7 @@ def _model(found: Description) -> list[str]:
         ("parameters", _share(found["nonzeros"], found["parameters"])),
         ("neurons", alike),
         ("made from", _provenance(found["provenance"])),
+        *_assumptions(found["provenance"]),
         ("sha256", found["sha256"]),
     ]
     return [*_facts(facts), "", text_table("Graph", columns + ["kept"] * masked, rows)]
@@ -108,7 +111,14 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _provenance(provenance: Description) -> str:
-    return ", ".join(f"{key} {_short(value)}" for key, value in provenance.items())
+    told = {key: value for key, value in provenance.items() if key != ASSUMPTIONS}
+    return ", ".join(f"{key} {_short(value)}" for key, value in told.items())
+
+
+def _assumptions(provenance: Description) -> list[tuple[str, object]]:
+    """What nobody said when the network was read from another tool's file, a line each."""
+    found = provenance.get(ASSUMPTIONS)
+    return [("assumed", str(text)) for text in found] if isinstance(found, list) else []
 
 
 def _short(value: object) -> str:

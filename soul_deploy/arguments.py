@@ -1,4 +1,10 @@
-"""Index lists of Soul's commands; flags and lists as such are read by runtime/arguments.py."""
+"""Index lists of Soul's commands, and which flags were given.
+
+Flags and lists as such are read by runtime/arguments.py.
+"""
+
+import click
+from click.core import ParameterSource
 
 from soul_deploy.runtime.arguments import ListOption, SoulCommand, dashes, join_lists, words
 from soul_deploy.runtime.errors import UsageError
@@ -8,9 +14,19 @@ __all__ = [
     "SoulCommand",
     "dashes",
     "existing_indexes",
+    "explicit_flags",
     "join_lists",
     "parse_indexes",
 ]
+
+
+def explicit_flags(context: click.Context) -> set[str]:
+    """Names of the flags that the user gave."""
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
 
 
 def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:

@@ -25,6 +25,9 @@ from soul_deploy.runtime.errors import DataError, MissingFileError, UnknownNameE
 
 SPLIT_SEED = 20250
 MNIST_NORM = Normalization((0.1307,), (0.3081,))
+SIDES = {"mnist": 32, "fashionmnist": 32}
+"""Data sets whose images are scaled, and to which side in pixels by default: Soul's."""
+MAX_SIDE = 1024
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
@@ -57,6 +60,19 @@ class Data:
     test: Split
     classes: tuple[str, ...]
     normalization: Normalization
+    stored_side: int | None = None
+    """Side in pixels of the square images in the files, if they were scaled to another."""
+
+    @property
+    def remark(self) -> str:
+        """What was done to the images, as one sentence; empty if nothing was."""
+        if self.stored_side is None:
+            return ""
+        given, made = self.stored_side, self.input_shape[-1]
+        return (
+            f"data set {self.name}: its {given}×{given} images are scaled to {made}×{made} "
+            "(nearest pixel)"
+        )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -71,13 +87,56 @@ class Data:
         return (images.float() / 255 - mean) / std
 
 
-def load_data(name: str, data_dir: Path, *, download: bool = False) -> Data:
+def load_data(
+    name: str, data_dir: Path, *, download: bool = False, size: int | None = None
+) -> Data:
     """The data set `name` (case-insensitive), from `data_dir` where it needs files.
 
+    size: side in pixels of the square images of a data set in SIDES; None: the side given there.
+
     Raises UnknownNameError, MissingFileError (nothing there; the message says what was expected),
-    DataError (damaged), or UsageError (an extra package is not installed).
+    DataError (damaged), or UsageError (an extra package is not installed; a size that is below 1,
+    above MAX_SIDE, or for a data set that is not scaled).
     """
-    return READERS[canonical_data_name(name)](data_dir, download)
+    known = canonical_data_name(name)
+    check_size(known, size)
+    loaded = READERS[known](data_dir, download)
+    return _scaled(loaded, size or SIDES[known]) if known in SIDES else loaded
+
+
+def load_data_for(
+    shape: tuple[int, ...], name: str, data_dir: Path, *, download: bool = False
+) -> Data:
+    """The data set with its images as a network of input `shape` (C, H, W) takes them, if it is
+    one that is scaled. Whether they fit is for the caller to check. Raises as `load_data`.
+    """
+    square = len(shape) == 3 and shape[1] == shape[2]
+    scaled = square and canonical_data_name(name) in SIDES
+    return load_data(name, data_dir, download=download, size=shape[2] if scaled else None)
+
+
+def check_size(name: str, size: int | None) -> None:
+    """Raise UsageError unless the data set's images can have sides of `size` pixels."""
+    if size is None:
+        return
+    if name not in SIDES:
+        raise UsageError(
+            f"size {size} given, but the images of data set {name!r} keep their size; leave the "
+            f"flag out. Scaled are: {', '.join(SIDES)}"
+        )
+    if not 1 <= size <= MAX_SIDE:
+        raise UsageError(f"size {size} must be from 1 to {MAX_SIDE} pixels")
+
+
+def _scaled(data: Data, side: int) -> Data:
+    """The data set with square images of `side` pixels, by the nearest one, as in Soul."""
+    found = data.input_shape[-1]
+    if found == side:
+        return data
+    train, validation, test = (
+        _resized(part, side) for part in (data.train, data.validation, data.test)
+    )
+    return replace(data, train=train, validation=validation, test=test, stored_side=found)
 
 
 def canonical_data_name(name: str) -> str:
@@ -175,21 +234,22 @@ def _digits(data_dir: Path, download: bool) -> Data:
 def _idx_data(
     name: str, folders: tuple[str, ...], classes: tuple[str, ...], norm: Normalization
 ) -> Callable[[Path, bool], Data]:
-    """A data set in MNIST's file format, resized to 32×32 with nearest neighbours, as in Soul."""
+    """A data set in MNIST's file format: images of 28×28 pixels."""
 
     def read(data_dir: Path, download: bool) -> Data:
         if download:
             imagefiles.download(name, data_dir)
         folder = imagefiles.find_idx_folder(name, data_dir, folders)
         train, test = (Split(*imagefiles.read_idx_pair(folder, part)) for part in ("train", "t10k"))
-        return _with_validation(name, _resized(train), _resized(test), classes, norm)
+        return _with_validation(name, train, test, classes, norm)
 
     return read
 
 
-def _resized(split: Split) -> Split:
+def _resized(split: Split, side: int) -> Split:
     # "nearest-exact" picks the pixels that Pillow's nearest filter picks.
-    return replace(split, images=F.interpolate(split.images, size=(32, 32), mode="nearest-exact"))
+    images = F.interpolate(split.images, size=(side, side), mode="nearest-exact")
+    return replace(split, images=images)
 
 
 def _torchvision_data(name: str, norm: Normalization) -> Callable[[Path, bool], Data]:

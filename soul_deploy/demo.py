@@ -11,6 +11,7 @@ import click
 
 from soul_deploy.cli import root
 from soul_deploy.runtime.checks import MAX_THREADS
+from soul_deploy.runtime.files import require_writable
 from soul_deploy.runtime.tables import text_table
 
 COUNTED_IMAGES = 200
@@ -122,6 +123,8 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
     About 8 minutes on 2 cores. Each step is a command that you could type.
     """
     places = Places(output)
+    if not dry_run:
+        require_writable(*places.results())
     begun = time.monotonic()
     for arguments in commands(places, threads):
         click.secho(f"\n$ soul-deploy {shlex.join(arguments)}", bold=True)

@@ -1,6 +1,7 @@
 """`soul-deploy import torch`."""
 
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -9,17 +10,20 @@ import click
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.arguments import ListOption, SoulCommand
-from soul_deploy.data import Data, load_data
+from soul_deploy.arguments import ListOption, SoulCommand, explicit_flags
+from soul_deploy.data import Data, canonical_data_name, load_data
 from soul_deploy.factories import build_network
 from soul_deploy.fromtorch import from_torch
 from soul_deploy.graph import Shape
 from soul_deploy.modelfile import Model, ModelInfo, load_state_dict, save_model
-from soul_deploy.progress import warnings_told
+from soul_deploy.options import size_option
+from soul_deploy.progress import note, remark_on, warnings_told
 from soul_deploy.reporting import print_files, print_result
 from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
-from soul_deploy.runtime.files import require_file, require_output
+from soul_deploy.runtime.files import require_file, require_writable
+from soul_deploy.runtime.inspection import is_model_file
+from soul_deploy.soulnames import Asked, SoulName, read_name, require_neurons, settle
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 EXAMPLES = 8
@@ -54,6 +58,7 @@ EXAMPLES = 8
     help="Folder of the data set's files; mnist5k and digits need none.",
 )
 @click.option("--download", is_flag=True, help="Download a missing data set.")
+@size_option()
 @click.option(
     "--input_shape",
     cls=ListOption,
@@ -69,7 +74,9 @@ EXAMPLES = 8
     show_default=True,
     help="How the result is printed on standard output.",
 )
+@click.pass_context
 def import_command(
+    context: click.Context,
     factory: str,
     model_path: Path | None,
     output: Path | None,
@@ -77,6 +84,7 @@ def import_command(
     dataset_name: str | None,
     data_dir: Path,
     download: bool,
+    size: int | None,
     input_shape: str | None,
     classes: int | None,
     output_format: str,
@@ -87,12 +95,16 @@ def import_command(
     with those of classes, input_shape and time_steps that it accepts. The graph is compared with
     the network itself before anything is written.
     """
-    data = None if dataset_name is None else load_data(dataset_name, data_dir, download=download)
-    shape, count = _sizes(data, input_shape, classes)
     require_steps("time_step", time_step)
-    target = require_output(output or Path(f"{factory.rpartition(':')[2]}.safetensors"))
+    target = output or Path(f"{factory.rpartition(':')[2]}.safetensors")
     if model_path is not None and target.resolve() == require_file(model_path).resolve():
         raise UsageError(f"{target} holds the weights themselves; give another --output")
+    require_writable(target)
+    weights = Weights.of(model_path)
+    if weights is not None:
+        time_step = weights.steps(time_step, dataset_name, explicit_flags(context))
+    data = _data(dataset_name, data_dir, download, size)
+    shape, count = _sizes(data, input_shape, classes)
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     if model_path is not None:
         load_weights(network, model_path)
@@ -102,8 +114,62 @@ def import_command(
         raise UsageError(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
-    save_model(target, replace(model, info=_info(factory, data)))
+    told = [] if weights is None else weights.assumed(model, factory)
+    save_model(target, replace(model, info=_info(factory, data, told)))
     _print(model, target, output_format)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights for the factory's network, and what its name says."""
+
+    path: Path
+    name: SoulName | None
+
+    @staticmethod
+    def of(path: Path | None) -> "Weights | None":
+        """None without a file, and for a model file, which says in itself what it is of."""
+        if path is None or is_model_file(path):
+            return None
+        return Weights(path, read_name(path))
+
+    def steps(self, asked: int, dataset_name: str | None, explicit: Collection[str]) -> int:
+        """T: what was asked for, or what the name says if nothing was.
+
+        Raises UsageError where the name says another T or data set than what was asked for.
+        """
+        if self.name is None:
+            return asked
+        wishes = {"time_steps": Asked("--time_step", asked, "time_step" in explicit)}
+        if dataset_name is not None:
+            known = canonical_data_name(dataset_name)
+            wishes["data"] = Asked("--dataset_name", known, given=True)
+        steps: int = settle(self.path, self.name, wishes).get("time_steps", asked)
+        return steps
+
+    def assumed(self, model: Model, factory: str) -> list[str]:
+        """Sentences about what the file does not hold; said on standard error.
+
+        Raises UsageError if its name says other neurons than the network's.
+        """
+        populations = model.graph.populations
+        require_neurons(self.path, self.name, [node.neuron.family for node in populations])
+        neurons = "; ".join(dict.fromkeys(node.describe() for node in populations))
+        sentence = (
+            f"{self.path.name} holds weights only; the neurons are those that {factory} makes: "
+            f"{neurons}; T {model.graph.time_steps}"
+        )
+        note(sentence)
+        return [sentence]
+
+
+def _data(name: str | None, folder: Path, download: bool, size: int | None) -> Data | None:
+    if name is None:
+        if size is not None:
+            raise UsageError("size belongs to a data set; give --input_shape instead")
+        return None
+    loaded = load_data(name, folder, download=download, size=size)
+    return remark_on(loaded, "; --size chooses another side")
 
 
 def _sizes(data: Data | None, input_shape: str | None, classes: int | None) -> tuple[Shape, int]:
@@ -169,8 +235,9 @@ def _advice(data: Data | None, model_path: Path | None) -> str:
     return "these weights may not be those of a trained network, or of other data"
 
 
-def _info(factory: str, data: Data | None) -> ModelInfo:
+def _info(factory: str, data: Data | None, assumptions: list[str]) -> ModelInfo:
     made: dict[str, Any] = {"model": factory, "command": "import torch"}
+    made |= {"assumptions": assumptions} if assumptions else {}
     if data is None:
         return ModelInfo(provenance=made)
     return ModelInfo("dense", data.normalization, data.classes, made | {"data": data.name})

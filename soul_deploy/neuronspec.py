@@ -1,5 +1,6 @@
 """Edge kinds and neuron models: what travels in a spiking graph, and what fires."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ SPIKE, ANALOG = Edge("spike", 1), Edge("analog")
 
 @dataclass(frozen=True)
 class NeuronSpec:
-    """A population's neuron model as trained.
+    """A population's neuron model as trained. The fields' defaults are Soul's LIF.
 
     family          "if", "lif", "plif" (tau is learned: parameter `<population>.w`)
     tau             membrane time constant in steps (> 1 for plif: its initial value)
@@ -110,6 +111,15 @@ class NeuronSpec:
     def fixed_constant(self) -> float:
         """The form's constant of a neuron that does not learn it (rounded to float32 in use)."""
         return 1.0 - 1.0 / self.tau if self.charge == "leak_multiply" else self.tau
+
+
+SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
+    "lif": NeuronSpec("lif"),
+    "plif": NeuronSpec("plif", decay_input=False),
+    "if": NeuronSpec("if"),
+}
+"""Each neuron as Soul sets it (soul/config/neuron/lif.yaml, plif.yaml): what flags that are not
+given stand for. Soul has no IF; its threshold, reset and surrogate are LIF's."""
 
 
 def _one_minus(decay: float) -> Any:

@@ -180,6 +180,7 @@ class Population(Node):
         n = self.neuron
         reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
         tau = "" if n.family == "if" else f", tau {n.tau:g}"
+        tau += "" if n.family == "if" or n.decay_input else ", input not decayed"
         more = f", {self.generated} generated channels" if self.generated else ""
         return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}{more}"
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from soul_deploy.arguments import ListOption
+from soul_deploy.neuronflags import CONSTANTS, constant_options, given_constants
 from soul_deploy.runtime.arguments import require_steps, require_threads
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 
@@ -44,10 +45,11 @@ class DataOptions:
     dataset_name: str
     data_dir: Path
     download: bool
+    size: int | None = None
 
 
 def data_options(dataset: str = "cifar10") -> Decorator:
-    """--dataset_name, --data_dir, --download."""
+    """--dataset_name, --data_dir, --download, --size."""
     return option_group(
         "data",
         DataOptions,
@@ -67,6 +69,18 @@ def data_options(dataset: str = "cifar10") -> Decorator:
         click.option(
             "--download", is_flag=True, help="Let torchvision download a missing data set."
         ),
+        size_option(),
+    )
+
+
+def size_option() -> Decorator:
+    """--size."""
+    return click.option(
+        "--size",
+        type=int,
+        default=None,
+        help="Side in pixels to which mnist's and fashionmnist's images are scaled.  "
+        "[default: the model file's, or 32, as in Soul]",
     )
 
 
@@ -83,12 +97,12 @@ class NetworkChoice:
     groups: int
     width_per_group: int
     stem: str
-    tau: float
-    v_threshold: float
-    v_reset: str
-    decay_input: bool
-    fire: str
-    surrogate: str
+    tau: float | None
+    v_threshold: float | None
+    v_reset: str | None
+    decay_input: bool | None
+    fire: str | None
+    surrogate: str | None
     coding_schema: str
 
     def __post_init__(self) -> None:
@@ -99,17 +113,9 @@ class NetworkChoice:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} must be at least 1")
 
-    @property
-    def reset(self) -> float | None:
-        """The value after a spike, or None for soft reset."""
-        if self.v_reset.lower() == "none":
-            return None
-        try:
-            return float(self.v_reset)
-        except ValueError:
-            raise UsageError(
-                f"v_reset {self.v_reset!r} is neither a number nor none (soft reset)"
-            ) from None
+    def constants(self) -> dict[str, Any]:
+        """The neuron's constants that were given, by NeuronSpec's names. Raises UsageError."""
+        return given_constants({name: getattr(self, name) for name in CONSTANTS})
 
 
 def network_options(model: str) -> Decorator:
@@ -137,31 +143,7 @@ def network_options(model: str) -> Decorator:
             help="Width of SpikingVGG's head.",
         ),
         *_size_options(),
-        click.option(
-            "--tau", type=float, default=2.0, show_default=True, help="Time constant in steps."
-        ),
-        click.option("--v_threshold", type=float, default=1.0, show_default=True),
-        click.option(
-            "--v_reset",
-            default="0",
-            show_default=True,
-            help="Potential after a spike; none: the threshold is subtracted (soft reset).",
-        ),
-        click.option(
-            "--decay_input/--no_decay_input",
-            default=True,
-            show_default=True,
-            help="The input current is divided by tau too.",
-        ),
-        click.option(
-            "--fire",
-            default="gt",
-            show_default=True,
-            help="gt: fires above the threshold (Soul); ge: also at it (SpikingJelly).",
-        ),
-        click.option(
-            "--surrogate", default="atan", show_default=True, help="atan, sigmoid or rectangle."
-        ),
+        *constant_options(),
         click.option(
             *("--coding_schema", "-coding"), default="direct", show_default=True, help="direct."
         ),

@@ -1,7 +1,7 @@
 """From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -13,39 +13,39 @@ from torch import nn
 
 from soul_deploy import distributed, zoo
 from soul_deploy.batches import SHIFT
-from soul_deploy.data import Data, canonical_data_name, load_data
+from soul_deploy.data import Data, canonical_data_name, load_data, load_data_for
 from soul_deploy.factories import is_dotted
-from soul_deploy.graph import MergeFunction, NeuronSpec, SpikingGraph
+from soul_deploy.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.modelfile import load_model
 from soul_deploy.module import GraphModule
+from soul_deploy.neuronspec import SOUL_NEURONS, NeuronFamily
 from soul_deploy.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
-from soul_deploy.progress import warn, warnings_told
+from soul_deploy.progress import remark_on, warn, warnings_told
 from soul_deploy.resnet import Stem
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.runtime.files import require_writable
 from soul_deploy.schedules import parse_schedule
 from soul_deploy.surrogate import DEFAULT_ALPHA
 from soul_deploy.training import OPTIMIZERS, Recipe
 
-NEURONS = ("lif", "plif", "if")
+NEURONS = tuple(SOUL_NEURONS)
 
 
 def neuron_spec(choice: NetworkChoice) -> NeuronSpec:
-    """The neuron that the options describe. Raises UnknownNameError or UsageError."""
-    family, surrogate, fire = (
-        _known("neuron", choice.neuron_type, NEURONS),
-        _known("surrogate", choice.surrogate, DEFAULT_ALPHA),
-        _known("firing rule", choice.fire, ("gt", "ge")),
-    )
-    return NeuronSpec(
-        family=family,
-        tau=choice.tau,
-        decay_input=choice.decay_input,
-        v_threshold=choice.v_threshold,
-        v_reset=choice.reset,
-        fire=fire,
-        surrogate=surrogate,
-        surrogate_alpha=DEFAULT_ALPHA[surrogate],
-    )
+    """The neuron that the options describe: Soul's of that name, but for what was given.
+
+    Raises UnknownNameError or UsageError.
+    """
+    family: NeuronFamily = _known("neuron", choice.neuron_type, NEURONS)
+    given = choice.constants()
+    for name, kind, valid in (
+        ("surrogate", "surrogate", DEFAULT_ALPHA),
+        ("fire", "firing rule", ("gt", "ge")),
+    ):
+        if name in given:
+            given[name] = _known(kind, given[name], valid)
+    spec = replace(SOUL_NEURONS[family], **given)
+    return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
 def recipe_of(options: LearningOptions) -> Recipe:
@@ -185,14 +185,35 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
         )
 
 
-def load_task_data(options: DataOptions) -> Data:
-    """The data set that the options name; of several processes, the main one downloads it."""
+def data_of(task: Task, options: DataOptions) -> DataOptions:
+    """The options for the task's data set, which the file that it starts from may have named."""
+    return replace(options, dataset_name=task.data)
+
+
+def require_outputs(*paths: Path) -> None:
+    """Raise FileWriteError or PathKindError unless each of `paths` can be written, before the work.
+
+    Of several processes only the main one looks, since only that one writes.
+    """
+    if distributed.current().is_main:
+        require_writable(*paths)
+
+
+def load_task_data(options: DataOptions, taken: Shape | None = None) -> Data:
+    """The data set that the options name; of several processes, the main one downloads it.
+
+    taken: (C, H, W) that the network of a model file takes. Raises as `load_data`.
+    """
+    name, folder = options.dataset_name, options.data_dir
 
     def load(main: bool) -> Data:
         download = options.download and main
-        return load_data(options.dataset_name, options.data_dir, download=download)
+        if options.size is None and taken is not None:
+            return load_data_for(taken, name, folder, download=download)
+        return load_data(name, folder, download=download, size=options.size)
 
-    return distributed.main_first(load) if options.download else load(False)
+    loaded = distributed.main_first(load) if options.download else load(False)
+    return remark_on(loaded, "; --size chooses another side" if taken is None else "")
 
 
 def create_network(task: Task, data: Data) -> tuple[nn.Module, SpikingGraph]:

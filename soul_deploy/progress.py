@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from soul_deploy import distributed
+from soul_deploy.data import Data
 from soul_deploy.runtime.errors import NetworkWarning
 from soul_deploy.runtime.files import write_text
 from soul_deploy.snapshot import Tree, list_of
@@ -78,6 +79,13 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """A warning on standard error."""
     _console().print(f"Warning: {text}", markup=False)
+
+
+def remark_on(data: Data, advice: str = "") -> Data:
+    """`data`; what was done to its images is said, with `advice` behind it."""
+    if data.remark:
+        note(f"{data.remark}{advice}")
+    return data
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import click
 
 from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand
+from soul_deploy.checkpoint import checkpoint_path
 from soul_deploy.data import Data
 from soul_deploy.modelfile import ModelInfo, from_module, save_model
 from soul_deploy.module import GraphModule
@@ -29,6 +30,7 @@ from soul_deploy.preparing import (
     prepare,
     provenance,
     recipe_of,
+    require_outputs,
     task_of,
 )
 from soul_deploy.progress import epoch_log
@@ -59,6 +61,7 @@ def train(
     recipe = recipe_of(learning)
     task = task_of(network, data, learning.seed)
     device = prepare(run)
+    require_outputs(*outputs(task, run))
     loaded = load_task_data(data)
     module = new_module(task, loaded).to(device)
     settings = plain_settings(
@@ -70,7 +73,7 @@ def train(
         data=content_of(loaded),
     )
     kept = Run(
-        run.model_dir / "checkpoints" / f"train_{task.stem}",
+        _checkpoints(task, run),
         ("train",),
         settings,
         environment_of(device),
@@ -81,6 +84,28 @@ def train(
         )
         if distributed.hand_over():
             _finish(module, loaded, recipe, task, run, results, best)
+
+
+def _result(task: Task, run: RunOptions) -> Path:
+    return run.model_dir / f"best_{task.stem}.safetensors"
+
+
+def _checkpoints(task: Task, run: RunOptions) -> Path:
+    return run.model_dir / "checkpoints" / f"train_{task.stem}"
+
+
+def train_log(log_dir: Path, task: Task) -> Path:
+    """Where the epochs' results go."""
+    return log_dir / f"train_{task.stem}.jsonl"
+
+
+def outputs(task: Task, run: RunOptions) -> list[Path]:
+    """Every file that is written, but for checkpoints' numbers."""
+    return [
+        _result(task, run),
+        train_log(run.log_dir, task),
+        checkpoint_path(_checkpoints(task, run)),
+    ]
 
 
 def _finish(
@@ -94,7 +119,7 @@ def _finish(
 ) -> None:
     """Test, write, print."""
     test = accuracy(module, loaded, loaded.test)
-    path = run.model_dir / f"best_{task.stem}.safetensors"
+    path = _result(task, run)
     made = provenance(task, recipe, len(results), command="train", best_epoch=best.epoch)
     save_dense(path, module, loaded, made, best, test)
     print_result(
@@ -132,7 +157,7 @@ def train_dense(
 ) -> tuple[list[EpochResult], EpochResult]:
     """Train in place; `module` ends with the best epoch's weights. Returns all epochs and it."""
     best, history = BestState(), History()
-    with epoch_log("train", epochs, log_dir / f"train_{task.stem}.jsonl") as log:
+    with epoch_log("train", epochs, train_log(log_dir, task)) as log:
         training = Training(
             module, data, recipe, epochs, tick=log.tick, after_step=keeper.after_step
         )

@@ -18,6 +18,7 @@ from soul_deploy.export.checking import (
     as_json,
     check_file,
     check_images,
+    inconclusive,
     write_checked,
 )
 from soul_deploy.export.event import export_event
@@ -28,8 +29,9 @@ from soul_deploy.export.verify import kind_of
 from soul_deploy.memory import HELP as MEMORY_HELP
 from soul_deploy.memory import parse_bytes
 from soul_deploy.reporting import print_files
-from soul_deploy.runtime.errors import UsageError, VerificationError
+from soul_deploy.runtime.errors import InconclusiveError, UsageError, VerificationError
 from soul_deploy.runtime.inspection import representations
+from soul_deploy.verdict import Verdict
 
 
 @click.command(cls=SoulCommand)
@@ -192,18 +194,35 @@ def read_forms(given: Sequence[str]) -> dict[str, Form]:
 @click.argument("artifact", metavar="ARTIFACT", type=click.Path(path_type=Path))
 @steps_option()
 @check_options()
-def verify(model_path: Path, artifact: Path, time_step: int | None, check_on: CheckOptions) -> None:
-    """Prove that ARTIFACT, an ONNX or event file, does what MODEL does.
+@click.option(
+    "--allow_silent",
+    is_flag=True,
+    help="Pass also where a population of neurons never fires; it is named as untested.",
+)
+def verify(
+    model_path: Path,
+    artifact: Path,
+    time_step: int | None,
+    check_on: CheckOptions,
+    allow_silent: bool,
+) -> None:
+    """Prove that ARTIFACT, an ONNX, event or NIR file, does what MODEL does.
 
-    Three gates: stored structures, layer by layer, end to end. Exits with 1 if one fails.
+    Three gates: stored structures, layer by layer, end to end. Exits with 1 if one fails, and with
+    3, inconclusive, if none fails but a population of neurons never fired on the images: nothing
+    is proven about it.
     """
     source = Source.load(model_path, time_step)
     kind = kind_of(artifact)
     images = check_images(source.model, check_on)
-    report = check_file(kind, source, (artifact, artifact), images, check_on)
+    report = check_file(kind, source, (artifact, artifact), images, check_on, allow_silent)
     if check_on.output_format == "json":
         click.echo(as_json(report.to_json()))
     else:
         click.echo(report.table())
-    if not report.passed:
+    if report.verdict is Verdict.FAILED:
         raise VerificationError(f"{artifact} is not what {model_path} says; see the report")
+    if report.verdict is Verdict.INCONCLUSIVE:
+        raise InconclusiveError(
+            f"{inconclusive(report, model_path)}; where they cannot fire, give --allow_silent"
+        )

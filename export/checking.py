@@ -63,7 +63,8 @@ def write_checked(
 ) -> None:
     """Write, verify what was written, and only then put it in place.
 
-    A file on which the check is inconclusive is kept, and stderr says so. layers: filled by `write`, the representation of each layer, to be printed.
+    A file on which the check is inconclusive is kept, and stderr says so.
+    layers: filled by `write`, the representation of each layer, to be printed.
     """
     refuse_itself(require_output(target), source.path)
     images = None if check_on is None else check_images(source.model, check_on)
@@ -84,30 +85,46 @@ def write_checked(
     if report is not None and report.verdict is Verdict.INCONCLUSIVE:
         click.echo(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
     if output_format == "json":
-        result = {
-            "schema": EXPORT_SCHEMA,
-            "kind": kind,
-            "path": str(target),
-            "bytes": target.stat().st_size,
-            "time_steps": source.model.graph.time_steps,
-            "source_sha256": source.sha256,
-            **({} if layers is None else {"layers": layers}),
-            "verdict": None if report is None else report.verdict.value,
-            "verified": None if report is None else report.to_json(),
-        }
-        click.echo(as_json(result))
-        return
+        click.echo(as_json(_export_json(kind, source, target, report, layers)))
+    else:
+        _print_export(kind, source, target, report, layers)
+
+
+def _export_json(
+    kind: Kind,
+    source: Source,
+    target: Path,
+    report: VerifyReport | None,
+    layers: list[dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """What was exported, as JSON data of EXPORT_SCHEMA."""
+    return {
+        "schema": EXPORT_SCHEMA,
+        "kind": kind,
+        "path": str(target),
+        "bytes": target.stat().st_size,
+        "time_steps": source.model.graph.time_steps,
+        "source_sha256": source.sha256,
+        **({} if layers is None else {"layers": layers}),
+        "verdict": None if report is None else report.verdict.value,
+        "verified": None if report is None else report.to_json(),
+    }
+
+
+def _print_export(
+    kind: Kind,
+    source: Source,
+    target: Path,
+    report: VerifyReport | None,
+    layers: list[dict[str, Any]] | None,
+) -> None:
     if layers is not None:
         click.echo(representation_table(layers))
     if report is not None:
         click.echo(report.table())
     shown = report is not None and kind != "nir"
     following = f"inspect {target}" if shown else f"verify {source.path} {target}"
-    print_files(
-        output_format,
-        {TITLES[kind]: target},
-        f"soul-deploy {following}",
-    )
+    print_files("table", {TITLES[kind]: target}, f"soul-deploy {following}")
 
 
 def inconclusive(report: VerifyReport, model: Path) -> str:

@@ -8,8 +8,8 @@
 3. End to end: every difference traced to a first flipped neuron near its threshold, logits equal
    within the limit on samples without a flip.
 
-Gates that find no difference prove nothing about populations that never fired: `soul_deploy.verdict`
-says what follows.
+Gates that find no difference prove nothing about populations that never fired; what follows, says
+`soul_deploy.verdict`.
 """
 
 import math

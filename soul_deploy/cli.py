@@ -108,7 +108,7 @@ class _WrongUse(click.ClickException):
 
 
 class _Unproven(click.ClickException):
-    """A check found no difference and proves nothing: "Inconclusive: ..." on stderr, exit code 3."""
+    """A check that proves nothing: "Inconclusive: ..." on stderr, exit code 3."""
 
     exit_code = InconclusiveError.exit_code
 

@@ -22,8 +22,9 @@ from soul_deploy.export.checking import (
     write_checked,
 )
 from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, OUTPUTS, export_onnx
+from soul_deploy.export.onnx_graph import INPUT_MODES, OUTPUTS, export_onnx
 from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_step
+from soul_deploy.export.opsets import OPSETS, require_opset
 from soul_deploy.export.representation import CHOICES, CONVOLUTION_FORMS, Form
 from soul_deploy.export.verify import kind_of
 from soul_deploy.memory import HELP as MEMORY_HELP
@@ -41,7 +42,8 @@ from soul_deploy.verdict import Verdict
     type=int,
     default=18,
     show_default=True,
-    help=f"Version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}.",
+    help=f"Version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}; new ones need a new onnx and, "
+    "for --check, onnxruntime.",
 )
 @click.option(
     "--input_mode",
@@ -96,6 +98,7 @@ def onnx(
         raise UsageError("--outputs spikes is for --mode sequence; a step yields its membranes")
     if mode != "step" and static_input != "image":
         raise UsageError("--static_input current is for --mode step")
+    require_opset(opset, run=check)
     source = Source.load(model_path, time_step)
     target = output or model_path.with_suffix(".onnx")
 

@@ -25,6 +25,7 @@ from soul_deploy.compare import BATCH, LOGIT_LIMIT, Agreement, Comparer, Compari
 from soul_deploy.export import event_check, nir_check, onnx_check
 from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.onnx_step_check import execution
+from soul_deploy.export.opsets import require_opened
 from soul_deploy.flips import Flip, Golden, LayerSpikes
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model
@@ -188,7 +189,10 @@ def _open(
     if kind == "onnx":
         file = read_onnx(artifact)
         problems = onnx_check.static_problems(golden.model, file, source_sha256)
-        return problems, None if problems else execution(file, golden.model)
+        if problems:
+            return problems, None
+        require_opened(file, artifact)
+        return (), execution(file, golden.model)
     if kind == "nir":
         return nir_check.opened(golden, artifact, source_sha256)
     network = load(artifact)

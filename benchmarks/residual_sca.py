@@ -94,7 +94,7 @@ def run(name: str, residual: Residual, data: Data) -> bool:
             report = verify(compact, Path(folder) / file, images[:CHECKED])
             passed &= report.passed
             silent = f", silent layers: {', '.join(report.silent)}" if report.silent else ""
-            print(f"  {file}: three gates {'passed' if report.passed else 'FAILED'}{silent}")
+            print(f"  {file}: three gates {report.verdict.value}{silent}")
     return passed
 
 

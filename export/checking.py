@@ -1,8 +1,9 @@
-"""What `export` and `verify` do alike: a file is checked, and put in place only if it passed."""
+"""What `export` and `verify` do alike: a file is checked, and put in place unless it failed."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from soul_deploy.runtime.files import (
 )
 from soul_deploy.runtime.inspect_report import representation_table
 from soul_deploy.runtime.warming import compiling_announced
+from soul_deploy.verdict import Verdict, untested
 
-EXPORT_SCHEMA = "soul-deploy/export/1"
+EXPORT_SCHEMA = "soul-deploy/export/2"
 TITLES: dict[Kind, str] = {"onnx": "ONNX", "event": "Event network", "nir": "NIR"}
 
 
@@ -75,6 +77,7 @@ def write_checked(
 ) -> None:
     """Write, verify what was written, and only then put it in place.
 
+    A file on which the check is inconclusive is kept, and stderr says so.
     layers: filled by `write`, the representation of each layer, to be printed.
     """
     refuse_itself(require_output(target), source.path)
@@ -85,7 +88,7 @@ def write_checked(
         write(temporary)
         if check_on is not None and images is not None:
             reports.append(check_file(kind, source, (temporary, target), images, check_on))
-            if not reports[-1].passed:
+            if reports[-1].verdict is Verdict.FAILED:
                 click.echo(reports[-1].table(), err=True)
                 raise VerificationError(
                     f"the exported {kind} file is not what {source.path} says; it was not kept"
@@ -93,29 +96,57 @@ def write_checked(
 
     write_atomically(target, write_and_check)
     report = reports[0] if reports else None
+    if report is not None and report.verdict is Verdict.INCONCLUSIVE:
+        click.echo(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
     if output_format == "json":
-        result = {
-            "schema": EXPORT_SCHEMA,
-            "kind": kind,
-            "path": str(target),
-            "bytes": target.stat().st_size,
-            "time_steps": source.model.graph.time_steps,
-            "source_sha256": source.sha256,
-            **({} if layers is None else {"layers": layers}),
-            "verified": None if report is None else report.to_json(),
-        }
-        click.echo(as_json(result))
-        return
+        click.echo(as_json(_export_json(kind, source, target, report, layers)))
+    else:
+        _print_export(kind, source, target, report, layers)
+
+
+def _export_json(
+    kind: Kind,
+    source: Source,
+    target: Path,
+    report: VerifyReport | None,
+    layers: list[dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """What was exported, as JSON data of EXPORT_SCHEMA."""
+    return {
+        "schema": EXPORT_SCHEMA,
+        "kind": kind,
+        "path": str(target),
+        "bytes": target.stat().st_size,
+        "time_steps": source.model.graph.time_steps,
+        "source_sha256": source.sha256,
+        **({} if layers is None else {"layers": layers}),
+        "verdict": None if report is None else report.verdict.value,
+        "verified": None if report is None else report.to_json(),
+    }
+
+
+def _print_export(
+    kind: Kind,
+    source: Source,
+    target: Path,
+    report: VerifyReport | None,
+    layers: list[dict[str, Any]] | None,
+) -> None:
     if layers is not None:
         click.echo(representation_table(layers))
     if report is not None:
         click.echo(report.table())
     shown = report is not None and kind != "nir"
     following = f"inspect {target}" if shown else f"verify {source.path} {target}"
-    print_files(
-        output_format,
-        {TITLES[kind]: target},
-        f"soul-deploy {following}",
+    print_files("table", {TITLES[kind]: target}, f"soul-deploy {following}")
+
+
+def inconclusive(report: VerifyReport, model: Path) -> str:
+    """Why a report without a difference proves nothing, and what to do."""
+    return (
+        f"{report.artifact} does not differ from {model} on {report.images}, but populations "
+        f"{untested(report.silent)}. Verify on images on which they fire (--input, --dataset_name, "
+        "--samples)"
     )
 
 
@@ -125,6 +156,7 @@ def check_file(
     paths: tuple[Path, Path],
     chosen: tuple[Tensor, str],
     check_on: CheckOptions,
+    allow_silent: bool = False,
 ) -> VerifyReport:
     """The gates on the chosen images; paths: where the file is, and how it will be called."""
     if check_on.threads is not None:
@@ -132,8 +164,8 @@ def check_file(
     (path, shown), (images, described) = paths, chosen
     if kind == "onnx" and _takes_frames(path):
         steps = source.model.graph.time_steps
-        images = torch.stack([images.roll(t, dims=0) for t in range(steps)])
-        described += ", a sequence of different frames each"
+        images, frames = _moving(images, steps)
+        described += f", a sequence of {frames} frames each"
     with compiling_announced():
         return gates.verify(
             source.model,
@@ -144,7 +176,18 @@ def check_file(
             described=described,
             name=str(shown),
             batch=check_on.batch,
+            allow_silent=allow_silent,
         )
+
+
+def _moving(images: Tensor, steps: int) -> tuple[Tensor, str]:
+    """Frames (T, N, ...), and whether they are `different` from step to step or `equal`.
+
+    Another image at every step, moved by a pixel a step, so that one image gives a sequence too.
+    """
+    frames = torch.stack([images.roll((t, t), dims=(0, -1)) for t in range(steps)])
+    alike = any(torch.equal(before, after) for before, after in pairwise(frames))
+    return frames, "equal" if alike else "different"
 
 
 def _takes_frames(path: Path) -> bool:

@@ -18,20 +18,23 @@ from soul_deploy.export.checking import (
     as_json,
     check_file,
     check_images,
+    inconclusive,
     target_of,
     write_checked,
 )
 from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, OUTPUTS, export_onnx
+from soul_deploy.export.onnx_graph import INPUT_MODES, OUTPUTS, export_onnx
 from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_step
+from soul_deploy.export.opsets import OPSETS, require_opset
 from soul_deploy.export.representation import CHOICES, CONVOLUTION_FORMS, Form
 from soul_deploy.export.verify import kind_of
 from soul_deploy.memory import HELP as MEMORY_HELP
 from soul_deploy.memory import parse_bytes
 from soul_deploy.reporting import print_files
-from soul_deploy.runtime.errors import UsageError, VerificationError
+from soul_deploy.runtime.errors import InconclusiveError, UsageError, VerificationError
 from soul_deploy.runtime.files import require_writable
 from soul_deploy.runtime.inspection import representations
+from soul_deploy.verdict import Verdict
 
 
 @click.command(cls=SoulCommand)
@@ -41,7 +44,8 @@ from soul_deploy.runtime.inspection import representations
     type=int,
     default=18,
     show_default=True,
-    help=f"Version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}.",
+    help=f"Version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}; new ones need a new onnx and, "
+    "for --check, onnxruntime.",
 )
 @click.option(
     "--input_mode",
@@ -96,6 +100,7 @@ def onnx(
         raise UsageError("--outputs spikes is for --mode sequence; a step yields its membranes")
     if mode != "step" and static_input != "image":
         raise UsageError("--static_input current is for --mode step")
+    require_opset(opset, run=check)
     target = target_of(output, model_path, ".onnx")
     currents = target.with_suffix(".currents.onnx")
     if static_input == "current":
@@ -195,18 +200,35 @@ def read_forms(given: Sequence[str]) -> dict[str, Form]:
 @click.argument("artifact", metavar="ARTIFACT", type=click.Path(path_type=Path))
 @steps_option()
 @check_options()
-def verify(model_path: Path, artifact: Path, time_step: int | None, check_on: CheckOptions) -> None:
-    """Prove that ARTIFACT, an ONNX or event file, does what MODEL does.
+@click.option(
+    "--allow_silent",
+    is_flag=True,
+    help="Pass also where a population of neurons never fires; it is named as untested.",
+)
+def verify(
+    model_path: Path,
+    artifact: Path,
+    time_step: int | None,
+    check_on: CheckOptions,
+    allow_silent: bool,
+) -> None:
+    """Prove that ARTIFACT, an ONNX, event or NIR file, does what MODEL does.
 
-    Three gates: stored structures, layer by layer, end to end. Exits with 1 if one fails.
+    Three gates: stored structures, layer by layer, end to end. Exits with 1 if one fails, and with
+    3, inconclusive, if none fails but a population of neurons never fired on the images: nothing
+    is proven about it.
     """
     source = Source.load(model_path, time_step)
     kind = kind_of(artifact)
     images = check_images(source.model, check_on)
-    report = check_file(kind, source, (artifact, artifact), images, check_on)
+    report = check_file(kind, source, (artifact, artifact), images, check_on, allow_silent)
     if check_on.output_format == "json":
         click.echo(as_json(report.to_json()))
     else:
         click.echo(report.table())
-    if not report.passed:
+    if report.verdict is Verdict.FAILED:
         raise VerificationError(f"{artifact} is not what {model_path} says; see the report")
+    if report.verdict is Verdict.INCONCLUSIVE:
+        raise InconclusiveError(
+            f"{inconclusive(report, model_path)}; where they cannot fire, give --allow_silent"
+        )

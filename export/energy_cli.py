@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.arguments import SoulCommand
-from soul_deploy.compare import BATCH, Comparer
+from soul_deploy.compare import BATCH, Agreement, Comparer
 from soul_deploy.data import load_data_for
 from soul_deploy.export.event import build_event_network
 from soul_deploy.export.event_check import EventExecution, static_problems
@@ -27,6 +27,7 @@ from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, Verifi
 from soul_deploy.runtime.files import file_sha256
 from soul_deploy.runtime.network import Network
 from soul_deploy.runtime.warming import compiling_announced
+from soul_deploy.verdict import Verdict, untested
 
 FILE = click.Path(path_type=Path)
 SPLITS = ("train", "validation", "test")
@@ -54,6 +55,8 @@ class Counted:
             )
             line = f"Counters equal the event runtime's: {gates} spike mismatches "
             line += str(self.check["spike_mismatch"])
+            if self.check["verdict"] == Verdict.INCONCLUSIVE:
+                line += f"; inconclusive: {untested(self.check['silent_layers'])}"
         return f"{report_text(self.report)}\n{line}"
 
 
@@ -259,7 +262,9 @@ def check_counts(model: Model, images: Tensor) -> dict[str, Any]:
     with compiling_announced():
         forced = comparer.forced(execution, images)
         whole = comparer.end_to_end(execution, images)
+    run = Agreement(forced, whole)
     return {
+        "verdict": (run.verdict if static else Verdict.FAILED).value,
         "static": static,
         "forced": forced.passed,
         "end_to_end": whole.passed,
@@ -267,11 +272,12 @@ def check_counts(model: Model, images: Tensor) -> dict[str, Any]:
         "counter_diff": {
             f"{item.layer}.{item.count}": item.difference for item in whole.differences
         },
+        "silent_layers": list(run.silent),
     }
 
 
 def _equal(check: dict[str, Any]) -> bool:
-    return all(check[gate] for gate in ("static", "forced", "end_to_end"))
+    return bool(check["verdict"] != Verdict.FAILED)
 
 
 def _shown(found: list[Counted], output_format: str) -> str:

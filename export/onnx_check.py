@@ -17,7 +17,6 @@ from soul_deploy.export.onnx_counts import OnnxCounter
 from soul_deploy.export.onnx_graph import (
     FORMAT,
     INPUT_MODES,
-    OPSETS,
     OUTPUTS,
     build_onnx,
     equations_of,
@@ -36,6 +35,7 @@ from soul_deploy.export.onnx_nodes import (
     value_name,
     weight_name,
 )
+from soul_deploy.export.opsets import OPSETS, opset_of
 from soul_deploy.flips import sources
 from soul_deploy.folding import fold
 from soul_deploy.modelfile import Model
@@ -81,11 +81,6 @@ def outputs_of(model: ModelProto) -> Outputs:
         if given == known:
             return known
     raise FileFormatError(f"outputs {given!r} in the file's metadata")
-
-
-def opset_of(model: ModelProto) -> int:
-    """The version of the standard operator set."""
-    return next((o.version for o in model.opset_import if o.domain == ""), 0)
 
 
 def static_problems(

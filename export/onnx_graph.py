@@ -27,6 +27,7 @@ from soul_deploy.export.onnx_nodes import (
     spell,
     spikes_name,
 )
+from soul_deploy.export.opsets import ir_version_for, require_opset
 from soul_deploy.folding import Synapses, fold
 from soul_deploy.graph import Input, Population, SpikingGraph
 from soul_deploy.modelfile import Model
@@ -37,7 +38,6 @@ from soul_deploy.runtime.files import Array, write_atomically
 
 FORMAT = "soul-deploy/onnx/1"
 Sides = tuple[int | str, ...]
-OPSETS = range(17, 25)
 MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
 INPUT_MODES: tuple[InputMode, ...] = ("static", "sequence")  # of files with all steps inside
 OUTPUTS: tuple[Outputs, ...] = ("logits", "spikes")
@@ -80,7 +80,8 @@ def build_onnx(
     (`sequence`), normalised by the caller. Output `logits`: (batch, classes); with outputs
     `spikes` also `<population>.spikes`: (T, batch, ...) of 0/1, so that operations can be counted.
     `source_sha256` is the digest of the model file, for the metadata.
-    Raises UsageError for an opset or input mode that is not supported, UnsupportedGraphError, and
+    Raises UsageError for an opset or input mode that is not supported (an opset also where the
+    installed onnx is too old for it), UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
     for what, given, valid in (
@@ -112,12 +113,11 @@ def build_onnx(
 
 
 def fitting_weights(model: Model, opset: int) -> dict[str, Synapses]:
-    """The folded weights, if the opset is supported and one file holds them.
+    """The folded weights, if the installed onnx knows the opset and one file holds them.
 
     Raises UsageError or LimitError.
     """
-    if opset not in OPSETS:
-        raise UsageError(f"opset {opset} given; supported: {OPSETS[0]} to {OPSETS[-1]}")
+    require_opset(opset)
     folded = fold(model.graph, model.state, model.channel_masks)
     size = sum(s.weight.nbytes for s in folded.values())
     if size > MAX_BYTES:
@@ -196,8 +196,7 @@ def assemble(
         drawn,
         functions=functions(b),
         opset_imports=opsets,
-        # The lowest version for this opset that knows functions, so that older readers open it.
-        ir_version=max(8, helper.find_min_ir_version_for(opsets, ignore_unknown=True)),
+        ir_version=ir_version_for(opsets),
         producer_name="soul-deploy",
         producer_version=version("soul-deploy"),
         doc_string=doc,

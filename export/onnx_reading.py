@@ -9,6 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from soul_deploy.export.opsets import require_readable
 from soul_deploy.runtime.errors import FileFormatError
 from soul_deploy.runtime.files import require_file
 
@@ -18,6 +19,7 @@ def read_onnx(path: Path) -> ModelProto:
     require_file(path)
     try:
         model = onnx.load(path, load_external_data=False)
+        require_readable(model, path)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         first = (str(error).strip().splitlines() or [repr(error)])[0]

@@ -7,6 +7,9 @@
    rounding explains, operation counts equal as integers.
 3. End to end: every difference traced to a first flipped neuron near its threshold, logits equal
    within the limit on samples without a flip.
+
+Gates that find no difference prove nothing about populations that never fired; what follows, says
+`soul_deploy.verdict`.
 """
 
 import math
@@ -18,20 +21,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from soul_deploy.compare import BATCH, LOGIT_LIMIT, Comparer, Comparison, Execution
+from soul_deploy.compare import BATCH, LOGIT_LIMIT, Agreement, Comparer, Comparison, Execution
 from soul_deploy.export import event_check, nir_check, onnx_check
 from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.onnx_step_check import execution
+from soul_deploy.export.opsets import require_opened
 from soul_deploy.flips import Flip, Golden, LayerSpikes
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model
-from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import require_file
 from soul_deploy.runtime.inspection import is_model_file
 from soul_deploy.runtime.network import load
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.verdict import Verdict, untested
 
-SCHEMA = "soul-deploy/verify/1"
+SCHEMA = "soul-deploy/verify/2"
 PRINTED = 10  # flips and problems in the text; the JSON has more
 Kind = Literal["onnx", "event", "nir"]
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "nir"}
@@ -41,7 +46,8 @@ SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "
 class VerifyReport:
     """What the three gates found; gates 2 and 3 are None where gate 1 failed.
 
-    problems: of the static gate. images: what it was run on.
+    problems: of the static gate. images: what it was run on. allow_silent: populations may stay
+    silent.
     """
 
     artifact: str
@@ -51,18 +57,29 @@ class VerifyReport:
     problems: tuple[str, ...]
     forced: Comparison | None
     end_to_end: Comparison | None
+    allow_silent: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Failed where the static gate failed, else what gates 2 and 3 prove."""
+        return Verdict.FAILED if self._run is None else self._run.verdict
 
     @property
     def passed(self) -> bool:
-        """Whether all three gates passed."""
-        run = (self.forced, self.end_to_end)
-        return not self.problems and all(gate is not None and gate.passed for gate in run)
+        """Whether all three gates passed, and proved something: the verdict is `passed`."""
+        return self.verdict is Verdict.PASSED
 
     @property
     def silent(self) -> tuple[str, ...]:
-        """Layers in which no neuron of the golden ever spiked: little is proven about them."""
-        layers = () if self.end_to_end is None else self.end_to_end.layers
-        return tuple(layer.layer for layer in layers if layer.silent)
+        """Populations in which no neuron of the golden ever spiked: they are untested."""
+        return () if self._run is None else self._run.silent
+
+    @property
+    def _run(self) -> Agreement | None:
+        """Gates 2 and 3, if gate 1 let them begin."""
+        if self.problems or self.forced is None or self.end_to_end is None:
+            return None
+        return Agreement(self.forced, self.end_to_end, self.allow_silent)
 
     def table(self) -> str:
         """The report as text."""
@@ -73,12 +90,13 @@ class VerifyReport:
             columns += ["spikes differing", "unexplained"]
             lines = [text_table("Spikes", columns, rows), *lines]
         heading = f"{self.artifact} against its model, on {self.images}"
-        return "\n".join([heading, *lines, f"Verified: {'yes' if self.passed else 'NO'}"])
+        return "\n".join([heading, *lines, f"Verified: {_verified(self)}"])
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""
         return {
             "schema": SCHEMA,
+            "verdict": self.verdict.value,
             "passed": self.passed,
             "artifact": self.artifact,
             "kind": self.kind,
@@ -89,6 +107,7 @@ class VerifyReport:
             "forced": _comparison_json(self.forced),
             "end_to_end": _comparison_json(self.end_to_end),
             "silent_layers": list(self.silent),
+            "allow_silent": self.allow_silent,
         }
 
 
@@ -102,18 +121,22 @@ def verify(
     described: str | None = None,
     name: str | None = None,
     batch: int = BATCH,
+    allow_silent: bool = False,
 ) -> VerifyReport:
-    """Run the three gates on an ONNX, event or NIR file; whether it passed is in the report.
+    """Run the three gates on an ONNX, event or NIR file; the verdict is in the report.
 
     images: normalised, (B, C, H, W), or (T, B, C, H, W) for a sequence. kind: by the file's name
     and content if not given. source_sha256: digest of the golden's file, if the artifact must be
-    made from it. described, name: how the report calls the images and the file.
+    made from it. described, name: how the report calls the images and the file. allow_silent: pass
+    also where a population never fires on the images; without, such a report is inconclusive.
     Raises MissingFileError, FileFormatError or LimitError for a file that cannot be read,
-    ValidityError for images that do not fit.
+    ValidityError for images that do not fit, UsageError for none.
     """
     reference = Golden(golden)
     static = reference.module.as_signal(images).static
     count = images.shape[0] if static else images.shape[1]
+    if not count:
+        raise UsageError("no samples to verify on; give at least one")
     kind = kind or kind_of(artifact)
     if kind == "event":
         reference = Golden(deployed(golden))
@@ -129,7 +152,7 @@ def verify(
     label = described or f"{count} samples"
     title = name or artifact.name
     steps = golden.graph.time_steps
-    return VerifyReport(title, kind, steps, label, problems, forced, end_to_end)
+    return VerifyReport(title, kind, steps, label, problems, forced, end_to_end, allow_silent)
 
 
 def _changed_outputs(
@@ -166,7 +189,10 @@ def _open(
     if kind == "onnx":
         file = read_onnx(artifact)
         problems = onnx_check.static_problems(golden.model, file, source_sha256)
-        return problems, None if problems else execution(file, golden.model)
+        if problems:
+            return problems, None
+        require_opened(file, artifact)
+        return (), execution(file, golden.model)
     if kind == "nir":
         return nir_check.opened(golden, artifact, source_sha256)
     network = load(artifact)
@@ -220,6 +246,14 @@ def _gate_lines(report: VerifyReport) -> Iterator[str]:
     yield from _shortened(_flips(whole.layers))
     if report.silent:
         yield f"Never spiked on these images: {', '.join(report.silent)}"
+
+
+def _verified(report: VerifyReport) -> str:
+    """The last line's words."""
+    if report.verdict is Verdict.FAILED:
+        return "NO"
+    word = "yes;" if report.passed else "inconclusive:"
+    return f"{word} {untested(report.silent)}" if report.silent else word.rstrip(";:")
 
 
 def _counts_line(whole: Comparison) -> str:

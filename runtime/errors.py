@@ -16,7 +16,8 @@
     ├── FileWriteError              a file that could not be written; the old one is as it was
     ├── DistributedError            processes of one job that lost each other or disagree
     ├── TargetError                 a search that cannot meet its target
-    └── VerificationError           two executions that should agree do not
+    ├── VerificationError           two executions that should agree do not
+    └── InconclusiveError           exit code 3: no difference, but part of it was never exercised
 
     InterruptedRunError             a signal stopped the work: exit code 128 + its number; no
                                     error, so nothing that catches errors goes on after it
@@ -89,6 +90,12 @@ class DistributedError(SoulDeployError):
 
 class VerificationError(SoulDeployError):
     """Two executions of one network differ without an explanation."""
+
+
+class InconclusiveError(SoulDeployError):
+    """A check that found no difference and proves nothing: part of the network never fired."""
+
+    exit_code = 3
 
 
 class TargetError(SoulDeployError):

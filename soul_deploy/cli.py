@@ -13,7 +13,12 @@ from typing import IO, Any
 import click
 
 from soul_deploy import __version__
-from soul_deploy.runtime.errors import InterruptedRunError, SoulDeployError, UsageError
+from soul_deploy.runtime.errors import (
+    InconclusiveError,
+    InterruptedRunError,
+    SoulDeployError,
+    UsageError,
+)
 
 # command -> (dotted name of the click command, help line). Nothing here imports a command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -79,6 +84,12 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
 }
 
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 an operation or a check failed; 2 a given value breaks a rule; 3 "
+    "inconclusive, verify found no difference but part of the network never fired, so that nothing "
+    "is proven about it; 130 or 143 stopped by Ctrl-C or SIGTERM."
+)
+
 REPEATED = 5.0  # seconds within which SIGTERM again is the same request
 
 
@@ -94,6 +105,15 @@ class _WrongUse(click.ClickException):
     """A given value breaks a rule: exit code 2."""
 
     exit_code = 2
+
+
+class _Unproven(click.ClickException):
+    """A check that proves nothing: "Inconclusive: ..." on stderr, exit code 3."""
+
+    exit_code = InconclusiveError.exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"Inconclusive: {self.message}", file=file, err=True)
 
 
 class _Stopped(click.ClickException):
@@ -211,7 +231,8 @@ class LazyGroup(click.Group):
                 raise _Stopped(f"{_speaker()}{text}", 128 + STOPPING.number) from error
             if not isinstance(error, SoulDeployError):
                 raise
-            kind = _WrongUse if isinstance(error, UsageError) else _Failure
+            kinds = {UsageError.exit_code: _WrongUse, InconclusiveError.exit_code: _Unproven}
+            kind = kinds.get(error.exit_code, _Failure)
             raise kind(f"{_speaker()}{error}") from error
 
 
@@ -226,6 +247,7 @@ def _root() -> LazyGroup:
         COMMANDS,
         name="soul-deploy",
         help="Take a trained spiking network to where it runs: prune, remove, export, prove.",
+        epilog=EXIT_CODES,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     click.version_option(__version__, prog_name="soul-deploy")(root)

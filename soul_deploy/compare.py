@@ -30,6 +30,7 @@ from soul_deploy.module import Signal
 from soul_deploy.runtime.counters import LayerCounts, StepCounts
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import Array
+from soul_deploy.verdict import Verdict, verdict_of
 
 LOGIT_LIMIT = 1e-5
 BATCH = 16
@@ -107,7 +108,10 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Spikes explained, logits within LOGIT_LIMIT where no spike differs, counts equal."""
+        """Spikes explained, logits within LOGIT_LIMIT where no spike differs, counts equal.
+
+        That no difference was found; `Agreement.verdict` says whether that proves something.
+        """
         close = self.logit_difference <= LOGIT_LIMIT  # false for a NaN
         return close and self.counts_agree and all(layer.passed for layer in self.layers)
 
@@ -324,14 +328,27 @@ def _compare_logits(golden: Tensor, other: Tensor, flipped: Array) -> tuple[floa
 
 @dataclass(frozen=True)
 class Agreement:
-    """Both gates on one pair of models."""
+    """Both gates on one pair of networks; allow_silent: populations may stay silent."""
 
     forced: Comparison
     end_to_end: Comparison
+    allow_silent: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Inconclusive where nothing differs but a population of the golden never fired."""
+        agree = self.forced.passed and self.end_to_end.passed
+        samples = min(self.forced.samples, self.end_to_end.samples)
+        return verdict_of(agree, samples, self.silent, allow_silent=self.allow_silent)
 
     @property
     def passed(self) -> bool:
-        return self.forced.passed and self.end_to_end.passed
+        return self.verdict is Verdict.PASSED
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Populations of which no neuron of the golden ever fired: nothing is known about them."""
+        return tuple(layer.layer for layer in self.end_to_end.layers if layer.silent)
 
 
 def compare_models(
@@ -340,17 +357,22 @@ def compare_models(
     images: Tensor,
     kept: Mapping[str, Array] | None = None,
     batch: int = BATCH,
+    allow_silent: bool = False,
 ) -> Agreement:
     """Whether `other` (masked, compact) does what `golden` does, on images (B, C, H, W).
 
     kept: for each population that lost channels, the golden's channels (indices) that are left.
+    allow_silent: pass also where a population of those left never fires; without, such a
+    comparison is inconclusive.
     Raises UsageError if the populations or the channels don't correspond.
     """
     kept = kept or {}
     _check_correspondence(golden, other, kept)
     comparer, execution = Comparer(Golden(golden), kept), ModelExecution(other)
     return Agreement(
-        comparer.forced(execution, images, batch), comparer.end_to_end(execution, images, batch)
+        comparer.forced(execution, images, batch),
+        comparer.end_to_end(execution, images, batch),
+        allow_silent,
     )
 
 

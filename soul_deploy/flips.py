@@ -76,6 +76,8 @@ class LayerSpikes:
 
     neurons        per sample
     golden_spikes, other_spikes   sums over steps, samples and neurons
+    driven_spikes  of golden_spikes, those of neurons with a membrane: generated channels fire
+                   their pattern whatever the network does
     differing      (step, sample, neuron) entries that differ, those after a first flip included
     flipped        (sample, neuron) pairs with a flip
     unexplained    of these, without an explanation
@@ -87,6 +89,7 @@ class LayerSpikes:
     samples: int
     golden_spikes: int
     other_spikes: int
+    driven_spikes: int
     differing: int
     flipped: int
     unexplained: int
@@ -98,8 +101,8 @@ class LayerSpikes:
 
     @property
     def silent(self) -> bool:
-        """No neuron of the golden ever fired: the comparison says little about this layer."""
-        return self.golden_spikes == 0
+        """No neuron of the golden ever fired: the comparison says nothing about this layer."""
+        return self.driven_spikes == 0
 
     def __add__(self, other: "LayerSpikes") -> "LayerSpikes":
         """Both together: the same layer on two sets of samples."""
@@ -109,6 +112,7 @@ class LayerSpikes:
             self.samples + other.samples,
             self.golden_spikes + other.golden_spikes,
             self.other_spikes + other.other_spikes,
+            self.driven_spikes + other.driven_spikes,
             self.differing + other.differing,
             self.flipped + other.flipped,
             self.unexplained + other.unexplained,
@@ -309,6 +313,7 @@ def compare_population(
         ours.shape[1],
         int(ours.sum()),
         int(other.sum()),
+        int(ours[:, :, _driven(golden.graph, name, keep)].sum()),
         int((ours != other).sum()),
         len(found.step),
         int((~judged.explained).sum()),
@@ -318,6 +323,12 @@ def compare_population(
     order = np.lexsort((found.step, found.index[:, 0], judged.explained))
     flips = tuple(make(int(i)) for i in order[:LISTED])
     return replace(summary, flips=flips), make.firsts()
+
+
+def _driven(graph: SpikingGraph, name: str, keep: Tensor | None) -> Tensor:
+    """Which of the compared channels are of neurons, bool (C,); the others are generated."""
+    channels = torch.arange(graph.shapes[name][0]) if keep is None else keep
+    return channels < graph.shapes[graph[name].inputs[0]][0]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from soul_deploy.prune.groups import Residual
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
 from soul_deploy.runtime.errors import RemovalError, SoulDeployError
+from soul_deploy.verdict import Verdict
 
 COUNTEREXAMPLES = Path(__file__).parent / "counterexamples"
 
@@ -90,7 +91,7 @@ def difference(drawn: Drawn) -> tuple[str, str | None]:
     names = {node.name for node in model.graph.populations}
     kept = {p.population: np.array(p.outputs) for p in plan.layers if p.population in names}
     agreement = compare_models(model, compact, x, kept)
-    if not agreement.passed:
+    if agreement.verdict is Verdict.FAILED:
         return "all", f"masked and compact: {agreement}"
     found = agreement.end_to_end
     if drawn.spec.dyadic and not plan.bias and (found.flipped or found.logit_difference):
@@ -110,7 +111,7 @@ def _engines(
             export_event(stored, folder / "net.safetensors", representation=drawn.choice)
             for file in ("net.onnx", "net.safetensors"):
                 report = verify(stored, folder / file, x)
-                if not report.passed:
+                if report.verdict is Verdict.FAILED:
                     return what, f"{label}, {file}:\n{report.table()}"
                 exact = report.end_to_end
                 if (

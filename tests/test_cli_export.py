@@ -74,13 +74,13 @@ def test_json_is_clean(kind: str, model: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "network.file"
     result = invoke("export", kind, model, "-o", target, "--samples", 3, "--format", "json")
     document = json.loads(result.stdout)
-    assert document["schema"] == "soul-deploy/export/1"
+    assert document["schema"] == "soul-deploy/export/2"
     assert document["bytes"] == target.stat().st_size
     assert document["source_sha256"] == file_sha256(model)
     assert document["verified"]["passed"] is True
     assert result.stderr == ""
     verified = json.loads(invoke("verify", model, target, "--format", "json").stdout)
-    assert verified["schema"] == "soul-deploy/verify/1"
+    assert verified["schema"] == "soul-deploy/verify/2"
     assert verified["kind"] == kind
     assert verified["end_to_end"]["samples"] == 32
 

@@ -238,11 +238,13 @@ def test_json_of_three_networks(models: tuple[Path, ...]) -> None:
     ]
     for report in (dense, masked, compact):
         assert report["check"] == {
+            "verdict": "passed",
             "static": True,
             "forced": True,
             "end_to_end": True,
             "spike_mismatch": 0,
             "counter_diff": {},
+            "silent_layers": [],
         }
         layers = report["layers"]
         assert report["totals"]["synops"] == sum(layer["counts"]["synops"] for layer in layers)

@@ -35,7 +35,9 @@ def test_reports_are_the_counts_and_the_runtime_agrees(
 ) -> None:
     model, x = masked(residual_model(spec), seed, neurons=neurons), residual_images(spec)
     check = check_counts(model, x)
+    silent = check.pop("silent_layers")
     assert check == {
+        "verdict": "inconclusive" if silent else "passed",
         "static": True,
         "forced": True,
         "end_to_end": True,

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from soul_deploy import layers
 from soul_deploy.export.onnx_check import OnnxExecution
-from soul_deploy.export.onnx_graph import OPSETS, build_onnx, export_onnx
+from soul_deploy.export.onnx_graph import build_onnx, export_onnx
 from soul_deploy.export.onnx_reading import read_onnx
+from soul_deploy.export.opsets import OPSETS
 from soul_deploy.folding import fold
 from soul_deploy.graph import NeuronSpec
 from soul_deploy.modelfile import Model, ModelInfo, Normalization, Validity, from_module

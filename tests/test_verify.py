@@ -36,6 +36,7 @@ from soul_deploy.runtime.eventnet import (
 )
 from soul_deploy.runtime.network import Network
 from soul_deploy.tracing import trace
+from soul_deploy.verdict import Verdict
 
 STEPS = 3
 
@@ -84,7 +85,7 @@ def test_a_right_artifact_passes_all_gates(kind: str, tmp_path: Path) -> None:
     assert "Verified: yes" in text
     assert "1 static: passed" in text
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert document["schema"] == "soul-deploy/verify/1"
+    assert document["schema"] == "soul-deploy/verify/2"
     assert document["passed"] is True
     assert [layer["layer"] for layer in document["end_to_end"]["layers"]] == ["1", "5", "9"]
 
@@ -329,15 +330,19 @@ def test_wrong_counts_fail_by_themselves() -> None:
 # What is refused, and what is said.
 
 
-def test_layers_that_never_spike_are_named(tmp_path: Path) -> None:
-    export_onnx(GOLDEN, tmp_path / "m.onnx")
+def test_layers_that_never_spike_are_named_and_leave_it_open(tmp_path: Path) -> None:
     state = {n: a * 0 if n.startswith("0.") else a for n, a in GOLDEN.state.items()}
     quiet = replace(GOLDEN, state=state)
     export_onnx(quiet, tmp_path / "q.onnx")
     report = verify(quiet, tmp_path / "q.onnx", X)
-    assert report.passed
+    assert not report.passed
+    assert report.verdict is Verdict.INCONCLUSIVE
     assert report.silent[0] == "1"
     assert "Never spiked on these images: 1" in report.table()
+    allowed = verify(quiet, tmp_path / "q.onnx", X, allow_silent=True)
+    assert allowed.passed
+    assert allowed.silent == report.silent
+    assert "Never spiked on these images: 1" in allowed.table()
 
 
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:

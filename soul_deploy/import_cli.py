@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import click
 import torch
@@ -102,7 +101,7 @@ def import_command(
         raise UsageError(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
-    save_model(target, replace(model, info=_info(factory, data)))
+    save_model(target, replace(model, info=_info(factory, data, model)))
     _print(model, target, output_format)
 
 
@@ -169,8 +168,8 @@ def _advice(data: Data | None, model_path: Path | None) -> str:
     return "these weights may not be those of a trained network, or of other data"
 
 
-def _info(factory: str, data: Data | None) -> ModelInfo:
-    made: dict[str, Any] = {"model": factory, "command": "import torch"}
+def _info(factory: str, data: Data | None, model: Model) -> ModelInfo:
+    made = {**model.info.provenance, "model": factory, "command": "import torch"}
     if data is None:
         return ModelInfo(provenance=made)
     return ModelInfo("dense", data.normalization, data.classes, made | {"data": data.name})
@@ -184,6 +183,9 @@ def _print(model: Model, target: Path, output_format: str) -> None:
         "time_steps": graph.time_steps,
         "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
     }
+    untested = list(model.info.provenance.get("untested", ()))
+    result["untested"] = untested
     title = f"{len(nodes)} nodes, T = {graph.time_steps}; the graph computes what the network does"
+    title += f", but for {len(untested)} populations that never fired" if untested else ""
     print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
     print_files(output_format, {"Model": target}, f"soul-deploy export event {target}")

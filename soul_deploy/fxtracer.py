@@ -37,6 +37,7 @@ SUPPORTED = (
     "adaptive_avg_pool2d, unsqueeze(0) and repeat over time"
 )
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')
+_HIDDEN = ("__setattr__", "__getattr__")  # of modules with state: the line that uses it counts
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__)))
 
 
@@ -223,7 +224,7 @@ def _place(network: nn.Module, tracer: Tracer, error: BaseException) -> str:
     frames = [
         (frame.filename, frame.lineno, frame.line)
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_INTERNAL)
+        if not frame.filename.startswith(_INTERNAL) and frame.name not in _HIDDEN
     ]
     return f"{where}, {_line(*frames[-1])}" if frames else where
 

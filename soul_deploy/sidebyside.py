@@ -4,7 +4,7 @@ Spikes alone say little: a wrong current below the threshold changes none.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,16 +108,36 @@ def _listening(network: nn.Module, graph: SpikingGraph) -> Iterator[dict[str, _E
     hooks = []
     for name, ear in heard.items():
         module = network.get_submodule(name)
-        before, after = _hooks(ear, module)
+        before, after = _hooks(ear)
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
-        yield heard
+        with _membranes_kept([network.get_submodule(name) for name in heard]):
+            yield heard
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _hooks(ear: _Ear, module: nn.Module) -> tuple[Callable[..., None], Callable[..., None]]:
+@contextmanager
+def _membranes_kept(neurons: Iterable[Any]) -> Iterator[None]:
+    """SpikingJelly's neurons keep the membrane of every step of a sequence, for as long as this."""
+    kept: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
+    for neuron in neurons:
+        if step_mode(neuron) == "m":
+            attributes = vars(neuron)
+            kept.append((attributes, dict(attributes), dict(attributes["_memories_rv"])))
+            neuron.store_v_seq = True
+    try:
+        yield
+    finally:
+        for attributes, before, resets in kept:
+            attributes["_memories_rv"].clear()  # earlier versions add to it
+            attributes["_memories_rv"].update(resets)
+            attributes.clear()
+            attributes.update(before)
+
+
+def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
     def before(module: nn.Module, inputs: Any) -> None:
         taken.append(inputs[0].detach().clone())
 
@@ -126,32 +146,23 @@ def _hooks(ear: _Ear, module: nn.Module) -> tuple[Callable[..., None], Callable[
         spikes, current = output.detach().bool(), taken.pop()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
-        ear.membranes.append(_membrane(module, started, current))
+        ear.membranes.append(_membrane(module, current))
         ear.currents.append(current if current.dim() == spikes.dim() else current.expand_as(spikes))
 
     taken: list[Tensor] = []
-
-    started = copy.deepcopy(module)  # at rest, as `from_rest` left it
     return before, after
 
 
-def _membrane(module: Any, started: Any, current: Tensor) -> Tensor:
-    """The membrane after every step of a call.
-
-    Where a module keeps only the last one, the others are those of its copy at rest, `started`,
-    on the same current.
-    """
+def _membrane(module: Any, current: Tensor) -> Tensor:
+    """The membrane after every step of the call that just ended."""
     if isinstance(module, SpikingNeuron):
         seen: list[Tensor] = []
         static = current.dim() in (2, 4)
         module.simulate(current, static=static, observe=lambda t, spikes, v: seen.append(v))
         return torch.stack(seen)
-    last: Tensor = module.v.detach().clone()
-    if step_mode(module) == "s":
-        return last.unsqueeze(0)
-    started.store_v_seq = True
-    started(current)
-    return torch.cat([started.v_seq.detach()[:-1], last.unsqueeze(0)])
+    last: Tensor = module.v if step_mode(module) == "s" else module.v_seq
+    kept = last.detach().clone()
+    return kept.unsqueeze(0) if step_mode(module) == "s" else kept
 
 
 @contextmanager

@@ -27,8 +27,13 @@ def opened(
         problems.append(
             f"made from a file with sha256 {stored[:16]}…, the model given is {source_sha256[:16]}…"
         )
-    steps = None if "time_steps" in graph.metadata else golden.graph.time_steps
-    imported = import_nir(graph, time_steps=steps)
+    if "time_steps" in graph.metadata:
+        imported = import_nir(graph)
+    else:  # of another tool: read as the model was, if it came from there
+        read_with = golden.model.info.provenance.get("nir")
+        said = read_with if isinstance(read_with, dict) else {}
+        rules = {name: said.get(name) for name in ("dt", "fire", "reset")}
+        imported = import_nir(graph, time_steps=golden.graph.time_steps, **rules)
     problems += static_problems(golden.model, imported)
     return tuple(problems), None if problems else ModelExecution(imported)
 

@@ -1,7 +1,7 @@
 """`soul-deploy export nir` and `import nir`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -11,7 +11,9 @@ from soul_deploy.export.checking import Source, target_of, write_checked
 from soul_deploy.export.nir_export import export_nir
 from soul_deploy.export.nir_import import import_nir, read_nir
 from soul_deploy.export.nir_library import DEFAULT_DT
+from soul_deploy.export.nir_neuron import ResetRule
 from soul_deploy.modelfile import Model, save_model
+from soul_deploy.progress import note
 from soul_deploy.reporting import print_files, print_result
 from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.errors import UsageError
@@ -68,7 +70,16 @@ def export_command(
     "--dt",
     type=float,
     default=None,
-    help=f"Seconds per time step.  [default: those in FILE's metadata, or {DEFAULT_DT:g}]",
+    help=f"Seconds per time step.  [default: those in FILE's metadata, or {DEFAULT_DT:g}, if FILE "
+    "makes sense with it]",
+)
+@click.option(
+    "--reset",
+    type=click.Choice(get_args(ResetRule)),
+    default=None,
+    help="What a spike does, where FILE's metadata do not say: set the membrane to v_reset (zero); "
+    "take the threshold off in the next step, after the decay, as snnTorch's Leaky does "
+    "(subtract); take it off in the same step (subtract_at_once).  [default: zero, as NIR says]",
 )
 @click.option(
     "--fire",
@@ -90,18 +101,30 @@ def import_command(
     output: Path | None,
     time_step: int | None,
     dt: float | None,
+    reset: Any,
     fire: Any,
     output_format: str,
 ) -> None:
-    """Read FILE, a NIR graph from any tool, as a soul-deploy model file."""
+    """Read FILE, a NIR graph from any tool, as a soul-deploy model file.
+
+    NIR does not say how long a time step is, and tools write neurons that reset or fire otherwise
+    in the same way. What FILE leaves open and no flag says is assumed, a line each on standard
+    error; docs/nir.md says what to give for which tool.
+    """
     require_steps("time_step", time_step)
     target = output or require_file(nir_path).with_suffix(".safetensors")
     if target.resolve() == nir_path.resolve():
         raise UsageError(f"{target} is the NIR file itself; give another --output")
     require_writable(target)
-    model = import_nir(read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire)
+    model = import_nir(read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire, reset=reset)
+    for sentence in _assumptions(model):
+        note(f"Assumed: {sentence}")
     save_model(target, model)
     _print(model, target, output_format)
+
+
+def _assumptions(model: Model) -> list[str]:
+    return list(model.info.provenance.get("assumptions", ()))
 
 
 def _print(model: Model, target: Path, output_format: str) -> None:
@@ -111,6 +134,7 @@ def _print(model: Model, target: Path, output_format: str) -> None:
         "path": str(target),
         "time_steps": graph.time_steps,
         "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
+        "assumptions": _assumptions(model),
     }
     title = f"{len(nodes)} nodes, T = {graph.time_steps}"
     print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)

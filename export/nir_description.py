@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.export.nir_library import DEFAULT_DT, FORMAT, vote_weight
+from soul_deploy.export.nir_library import FORMAT, vote_weight
 from soul_deploy.graph import AvgPool, Flatten, Linear, Node, Population, Readout, Shape
 from soul_deploy.modelfile import ModelInfo, info_from_json
 from soul_deploy.nodejson import node_from_json
-from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import Array
 
@@ -21,21 +20,19 @@ State = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Description:
-    """T, seconds per step, the comparison of neurons that do not state theirs, and who made it.
+    """T, seconds per step, and who made it.
 
-    readout: ours, if the graph came from us.
+    dt: None where neither the caller nor the graph says it. readout: ours, if the graph came from
+    us.
     """
 
     time_steps: int
-    dt: float
-    fire: FireRule
+    dt: float | None
     info: ModelInfo
     readout: Readout | None
 
 
-def describe(
-    metadata: Mapping[str, Any], time_steps: int | None, dt: float | None, fire: FireRule | None
-) -> Description:
+def describe(metadata: Mapping[str, Any], time_steps: int | None, dt: float | None) -> Description:
     """From the metadata of a graph; what is given comes first.
 
     Raises UsageError if T is neither given nor stored, or a value is out of range, and
@@ -44,15 +41,13 @@ def describe(
     stored = _stored(metadata) if metadata.get("format") == FORMAT else None
     if time_steps is None and stored is None:
         raise UsageError("the NIR graph does not say how many steps it runs; give --time_step")
-    dt = dt or (DEFAULT_DT if stored is None else stored.dt)
-    if not (dt > 0 and math.isfinite(dt)):
+    dt = stored.dt if dt is None and stored is not None else dt
+    if dt is not None and not (dt > 0 and math.isfinite(dt)):
         raise UsageError(f"dt {dt} must be above 0 seconds")
-    if fire not in (None, "gt", "ge"):
-        raise UsageError(f"fire {fire!r}; valid: gt (v > v_threshold), ge (v >= v_threshold)")
     if stored is not None:
         return replace(stored, dt=dt, time_steps=time_steps or stored.time_steps)
     assert time_steps is not None
-    return Description(time_steps, dt, fire or "gt", ModelInfo(), None)
+    return Description(time_steps, dt, ModelInfo(), None)
 
 
 def _stored(metadata: Mapping[str, Any]) -> Description:
@@ -64,7 +59,7 @@ def _stored(metadata: Mapping[str, Any]) -> Description:
         readout = node_from_json(json.loads(metadata["readout"]))
         if not isinstance(readout, Readout):
             raise ValueError(f"readout {readout.op!r}")
-        return Description(int(metadata["time_steps"]), float(metadata["dt"]), "gt", info, readout)
+        return Description(int(metadata["time_steps"]), float(metadata["dt"]), info, readout)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise FileFormatError(f"the NIR graph's metadata cannot be read ({error!r})") from error
 

@@ -5,20 +5,23 @@ resistance of neurons) go into the weights beside them, a last affine node becom
 head. What cannot be said that way is refused with the node's name.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from soul_deploy.export.nir_conventions import Conventions
 from soul_deploy.export.nir_description import Description, describe, with_readout
-from soul_deploy.export.nir_library import check_sizes, nir_package
+from soul_deploy.export.nir_library import DEFAULT_DT, check_sizes, nir_package
+from soul_deploy.export.nir_neuron import ResetRule
 from soul_deploy.export.nir_nodes import Reader, read_node
 from soul_deploy.export.nir_trial import try_reading
-from soul_deploy.graph import SpikingGraph
+from soul_deploy.graph import Linear, Population, SpikingGraph
 from soul_deploy.modelfile import Model, check_state
 from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.files import Array, require_file
 
 
 def read_nir(path: Path) -> Any:
@@ -46,18 +49,26 @@ def import_nir(
     time_steps: int | None = None,
     dt: float | None = None,
     fire: FireRule | None = None,
+    reset: ResetRule | None = None,
 ) -> Model:
     """The model of a `nir.NIRGraph`.
 
-    time_steps: T. dt: seconds per step. fire: "gt" or "ge", for neurons whose metadata do not say
-    when they fire. What is None comes from the graph's metadata, else dt is 1e-4 and a neuron
-    fires above its threshold ("gt"), as NIR says.
-    Raises UsageError if T is neither given nor stored, UnsupportedGraphError with the node's name,
+    time_steps: T. dt: seconds per step. fire: "gt" or "ge". reset: "zero" (a spike sets the
+    membrane to v_reset), "subtract" (it takes the threshold off in the next step, after the decay,
+    as snnTorch does), "subtract_at_once" (it takes it off at once). What is None comes from the
+    graph's metadata; what these do not say is assumed as NIR says it, with dt 1e-4, "gt" and
+    "zero", and stands as sentences in the model's `info.provenance["assumptions"]`. Graphs that
+    this package wrote leave nothing to assume.
+
+    Raises UsageError if T is neither given nor stored or the metadata contradict what is given,
+    UnsupportedGraphError with the node's name, also where the assumed dt makes no sense,
     FileFormatError for metadata or shapes that do not fit together, ValidityError for a T that the
     stored network is not valid for.
     """
-    described = describe(graph.metadata, time_steps, dt, fire)
-    reader = Reader(graph, described.dt, described.fire)
+    described = describe(graph.metadata, time_steps, dt)
+    known = described.dt is not None
+    said = Conventions(DEFAULT_DT if described.dt is None else described.dt, known, fire, reset)
+    reader = Reader(graph, said)
     for key in _ordered(graph):
         _read(reader, key)
     return _model(reader, described).with_time_steps(described.time_steps)
@@ -84,8 +95,53 @@ def _model(reader: Reader, described: Description) -> Model:
     except UsageError as error:
         raise FileFormatError(f"the NIR graph does not fit together: {error}") from error
     check_state(graph, state, "the NIR graph")
-    info = replace(described.info, provenance={**described.info.provenance, "imported": "nir"})
-    return Model(graph, state, info=info)
+    _require_reachable(graph, state)
+    made_so = {**described.info.provenance, "imported": "nir", **_read_how(reader, described)}
+    return Model(graph, state, info=replace(described.info, provenance=made_so))
+
+
+def _require_reachable(graph: SpikingGraph, state: Mapping[str, Array]) -> None:
+    """Raise UnsupportedGraphError for an output population that no spikes before it can make fire:
+    a threshold out of reach is how a membrane readout is written as spiking neurons.
+    """
+    last = graph[graph.readout.inputs[0]]
+    synapses = graph[last.inputs[0]] if isinstance(last, Population) else None
+    bound = None if synapses is None else graph.edges[synapses.inputs[0]].bound
+    if not isinstance(last, Population) or not isinstance(synapses, Linear) or bound is None:
+        return
+    largest = bound * state[f"{synapses.name}.weight"].clip(min=0).sum(axis=1)
+    if synapses.bias:
+        largest = largest + state[f"{synapses.name}.bias"]
+    reach = graph.time_steps * max(0.0, float(largest.max()))
+    if reach < last.neuron.v_threshold:
+        raise UnsupportedGraphError(
+            f"{last.name}: its membrane stays below {reach:g} in {graph.time_steps} steps, its "
+            f"threshold is {last.neuron.v_threshold:g}: output neurons that never fire, whose "
+            "membrane is read, are not supported; supported outputs are spikes, and an affine node "
+            "that weighs spikes"
+        )
+
+
+def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
+    """What was assumed, and what a graph of another tool was read with."""
+    said = reader.conventions
+    found: dict[str, Any] = {}
+    if described.readout is None:
+        said.assumed["scores"] = _scores(reader)
+        found["nir"] = {"dt": said.dt, "fire": said.fire or "gt", "reset": said.reset or "zero"}
+    assumed = list(said.assumed.values())
+    return found | ({"assumptions": assumed} if assumed else {})
+
+
+def _scores(reader: Reader) -> str:
+    last = next(node for node in reader.made if node.name == reader.last)
+    text = f"the class scores are the mean over T of the output of {last.name!r}"
+    if not isinstance(last, Population):
+        return text
+    return (
+        f"{text}, its spikes; a neuron that never resets, whose membrane the tool reads, looks the "
+        "same in NIR and is not supported"
+    )
 
 
 def _ordered(graph: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from soul_deploy.export import nir_library
+from soul_deploy.export.nir_conventions import Conventions
 from soul_deploy.export.nir_neuron import NirNeuron, from_nir, to_nir
 from soul_deploy.graph import (
     AvgPool,
@@ -28,7 +30,6 @@ from soul_deploy.graph import (
 from soul_deploy.module import GraphModule
 from soul_deploy.neurons import learned_decay
 from soul_deploy.nodejson import node_from_json
-from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import Array
 
@@ -61,8 +62,7 @@ class Reader:
     """
 
     graph: Any
-    dt: float
-    fire: FireRule
+    conventions: Conventions
     made: list[Node] = field(default_factory=list)
     state: dict[str, Array] = field(default_factory=dict)
     last: str | None = None
@@ -152,6 +152,8 @@ def read_node(reader: Reader, key: str) -> None:
     """
     node = reader.graph.nodes[key]
     kind = type(node).__name__
+    if kind in INTEGRATORS:
+        raise _readout_of_membranes(key, f"NIR {kind} is not supported")
     if kind not in READERS:
         raise UnsupportedGraphError(f"{key}: NIR {kind} is not supported; supported: {SUPPORTED}")
     value = READERS[kind](reader, key, node)
@@ -260,40 +262,74 @@ def _scale(r: Reader, key: str, node: Any) -> Value:
 
 
 def _lif(r: Reader, key: str, node: Any) -> Value:
-    numbers = (_uniform(key, "tau", node.tau), _uniform(key, "r", node.r))
-    return _population(r, key, node, _neuron(key, node, *numbers))
-
-
-def _if(r: Reader, key: str, node: Any) -> Value:
-    return _population(r, key, node, _neuron(key, node, None, _uniform(key, "r", node.r)))
+    return _population(r, key, node, _numbers(key, node))
 
 
 def _cuba_lif(r: Reader, key: str, node: Any) -> Value:
     """With tau_syn = dt the synaptic current is w_in times the input, and the neuron a LIF."""
     tau_syn = _uniform(key, "tau_syn", node.tau_syn)
-    if abs(tau_syn / r.dt - 1) > 1e-6:
+    dt = r.conventions.dt
+    if abs(tau_syn / dt - 1) > 1e-6:
+        what = "outlasts" if tau_syn > dt else "is shorter than"
         raise UnsupportedGraphError(
-            f"{key}: a CubaLIF with tau_syn {tau_syn:g} s, whose synaptic current outlasts a step "
-            f"of {r.dt:g} s; supported is tau_syn = dt, or a LIF"
+            f"{key}: a CubaLIF with tau_syn {tau_syn:g} s, whose synaptic current {what} a step "
+            f"of {dt:g} s; supported is tau_syn = dt (--dt {tau_syn:g}, if the tool's step is as "
+            "long), or a LIF"
         )
-    resistance = _uniform(key, "r", node.r) * _uniform(key, "w_in", node.w_in)
-    tau = _uniform(key, "tau_mem", node.tau_mem)
-    return _population(r, key, node, _neuron(key, node, tau, resistance))
+    return _population(r, key, node, _numbers(key, node))
 
 
-def _neuron(key: str, node: Any, tau: float | None, r: float) -> NirNeuron:
+def _numbers(key: str, node: Any) -> NirNeuron:
+    """Of a LIF, an IF, or a CubaLIF whose synaptic current lasts one step."""
+    kind, tau = type(node).__name__, None
+    r = _uniform(key, "r", node.r)
+    if kind == "CubaLIF":
+        tau = _uniform(key, "tau_mem", node.tau_mem)
+        r *= _uniform(key, "w_in", node.w_in)
+    elif kind == "LIF":
+        tau = _uniform(key, "tau", node.tau)
+    if np.isposinf(np.asarray(node.v_threshold, np.float64)).all():
+        raise _readout_of_membranes(key, "v_threshold is infinite")
     threshold = _uniform(key, "v_threshold", node.v_threshold)
     reset = _uniform(key, "v_reset", node.v_reset)
     leak = reset if tau is None else _uniform(key, "v_leak", node.v_leak)
     return NirNeuron(tau, r, leak, threshold, reset)
 
 
+def _readout_of_membranes(key: str, what: str) -> UnsupportedGraphError:
+    return UnsupportedGraphError(
+        f"{key}: {what}: neurons that never fire, whose membrane is read, are not supported; "
+        "supported outputs are spikes, and an affine node that weighs spikes"
+    )
+
+
+def _all_numbers(graph: Any) -> list[NirNeuron]:
+    """The numbers of all neurons of a graph that can be read."""
+    found = []
+    for key, node in graph.nodes.items():
+        if type(node).__name__ in NEURONS:
+            with suppress(UnsupportedGraphError):
+                found.append(_numbers(key, node))
+    return found
+
+
 def _population(r: Reader, key: str, node: Any, neuron: NirNeuron) -> Value:
-    own = _own_neuron(r, key, node, neuron)
-    spec, gain = from_nir(key, neuron, r.dt, r.fire) if own is None else (own, 1.0)
+    own, gain = _own_neuron(r, key, node, neuron), 1.0
+    if own is None:
+        spec, gain = _neuron_of_others(r, key, node, neuron)
+    else:
+        spec = r.conventions.accept(key, own)
     source = r.settled(key, r.arriving(key), gain)
     w = np.float32(node.metadata[nir_library.DECAY_PARAMETER]) if spec.learned else None
     return r.put(Population(r.name(key), (source,), spec), w=None if w is None else np.array(w))
+
+
+def _neuron_of_others(
+    r: Reader, key: str, node: Any, neuron: NirNeuron
+) -> tuple[NeuronSpec, float]:
+    said = r.conventions
+    said.require_step(key, neuron, lambda: _all_numbers(r.graph))
+    return from_nir(key, neuron, said.dt, said.fire_of(key, node), said.reset_of(neuron))
 
 
 def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> NeuronSpec | None:
@@ -308,13 +344,13 @@ def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> NeuronSpec 
         spec, decay = population.neuron, None
         if spec.learned:
             decay = learned_decay(torch.tensor(float(node.metadata[nir_library.DECAY_PARAMETER])))
-        expected = to_nir(key, spec.equation(decay), r.dt)
+        expected = to_nir(key, spec.equation(decay), r.conventions.dt)
     except (KeyError, TypeError, ValueError, AssertionError, UsageError) as error:
         raise FileFormatError(f"{key}: its metadata cannot be read ({error!r})") from error
     if not expected.close_to(found):
         raise FileFormatError(
-            f"{key}: {found} are not the numbers of the neuron in its metadata at dt {r.dt:g}, "
-            f"{expected}; remove the metadata if they were changed on purpose"
+            f"{key}: {found} are not the numbers of the neuron in its metadata at dt "
+            f"{r.conventions.dt:g}, {expected}; remove the metadata if they were changed on purpose"
         )
     return spec
 
@@ -351,6 +387,8 @@ READERS: dict[str, Callable[[Reader, str, Any], Value | None]] = {
     "Flatten": _flatten,
     "Scale": _scale,
     "LIF": _lif,
-    "IF": _if,
+    "IF": _lif,
     "CubaLIF": _cuba_lif,
 }
+NEURONS = ("LIF", "IF", "CubaLIF")
+INTEGRATORS = ("LI", "I", "CubaLI")  # without a threshold

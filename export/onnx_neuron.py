@@ -15,7 +15,7 @@ from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation
 
 DOMAIN = "soul_deploy.neurons"
 DOMAIN_VERSION = 1
-CONSTANT, THRESHOLD, REST = "constant", "threshold", "rest"
+CONSTANT, THRESHOLD, REST, SUBTRACT = "constant", "threshold", "rest", "subtract"
 
 
 @dataclass
@@ -100,6 +100,7 @@ WITHOUT_REST: tuple[ChargeForm, ...] = ("integrate", "leak_multiply")
 def function_name(equation: NeuronEquation) -> str:
     """The function of this neuron model: charge form, firing comparison and reset."""
     reset = "soft" if equation.v_reset is None else "hard"
+    reset = reset if equation.v_subtract is None else SUBTRACT
     return f"{equation.charge}_{equation.fire}_{reset}"
 
 
@@ -110,6 +111,8 @@ def attributes(equation: NeuronEquation) -> dict[str, float]:
         names[CONSTANT] = equation.constant
     if equation.v_reset is not None or equation.charge not in WITHOUT_REST:
         names[REST] = equation.rest
+    if equation.v_subtract is not None:
+        names[SUBTRACT] = equation.v_subtract
     return {name: float(value) for name, value in names.items()}
 
 
@@ -125,7 +128,8 @@ def step_function(equation: NeuronEquation, opset: int) -> FunctionProto:
         helper.make_node("Cast", [fired], ["spike"], name="spike", to=onnx.TensorProto.FLOAT)
     )
     if equation.v_reset is None:
-        body.sub(v, body.mul("spike", THRESHOLD), output="v_next")
+        taken = THRESHOLD if equation.v_subtract is None else SUBTRACT
+        body.sub(v, body.mul("spike", taken), output="v_next")
     else:
         kept = body.sub(v, body.mul("spike", v))
         body.add(kept, body.mul("spike", REST), output="v_next")

@@ -95,7 +95,7 @@ def require_neuron(name: str, neuron: NeuronEquation) -> None:
         neuron.charge in CHARGE, f"{name}: charge {neuron.charge!r}; known: {', '.join(CHARGE)}"
     )
     require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
-    numbers = [neuron.constant, neuron.v_threshold, neuron.rest]
+    numbers = [neuron.constant, neuron.v_threshold, neuron.rest, neuron.target]
     with np.errstate(over="ignore"):
         require(
             np.isfinite(np.array(numbers, np.float32)).all(),
@@ -106,6 +106,11 @@ def require_neuron(name: str, neuron: NeuronEquation) -> None:
     require(
         rest < threshold,
         f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
+    )
+    require(
+        neuron.v_subtract is None or (neuron.v_reset is None and np.float32(neuron.target) > 0),
+        f"{name}: v_subtract {neuron.v_subtract} with v_reset {neuron.v_reset}; it is above 0, and "
+        "for soft reset alone",
     )
     require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
 

@@ -101,7 +101,7 @@ def reset_hard(v: Value, s: Value, target: Value) -> Value:
 
 @register_jitable
 def reset_soft(v: Value, s: Value, target: Value) -> Value:
-    """target = v_threshold, which is subtracted."""
+    """target = what a spike takes off: v_threshold, or more (NeuronEquation.target)."""
     return v - s * target
 
 
@@ -118,6 +118,13 @@ CHARGE: dict[ChargeForm, Callable[[Value, Value, Value, Value], Value]] = {
 FIRE: dict[FireRule, Callable[[Value, Value], Value]] = {"gt": fire_gt, "ge": fire_ge}
 
 
+def reset_target(v_threshold: float, v_reset: float | None, v_subtract: float | None) -> float:
+    """What a reset needs: v_reset, or with soft reset (None) what a spike takes off."""
+    if v_reset is not None:
+        return v_reset
+    return v_threshold if v_subtract is None else v_subtract
+
+
 @dataclass(frozen=True)
 class NeuronEquation:
     """A neuron as deployed: every number it computes with.
@@ -127,6 +134,7 @@ class NeuronEquation:
     v_threshold firing threshold
     v_reset     value after a spike (hard reset), or None: the threshold is subtracted (soft reset)
     fire        "gt": v > v_threshold, "ge": v >= v_threshold
+    v_subtract  with soft reset, what a spike takes off; None: the threshold
     """
 
     charge: ChargeForm
@@ -134,6 +142,12 @@ class NeuronEquation:
     v_threshold: float
     v_reset: float | None
     fire: FireRule
+    v_subtract: float | None = None
+
+    @property
+    def target(self) -> float:
+        """What the reset needs: v_reset, or with soft reset what a spike takes off."""
+        return reset_target(self.v_threshold, self.v_reset, self.v_subtract)
 
     @property
     def rest(self) -> float:
@@ -146,5 +160,5 @@ class NeuronEquation:
         spike = FIRE[self.fire](h, self.v_threshold)
         s = spike * (h * 0 + 1)  # the spike in the dtype of v
         if self.v_reset is None:
-            return spike, reset_soft(h, s, self.v_threshold)
-        return spike, reset_hard(h, s, self.v_reset)
+            return spike, reset_soft(h, s, self.target)
+        return spike, reset_hard(h, s, self.target)

@@ -145,13 +145,27 @@ def _plain(value: Any) -> Any:
     found: dict[str, Any] = {}
     for item in fields(value):
         content = getattr(value, item.name)
-        if isinstance(content, NeuronEquation | Convolution | Matrix):
+        if isinstance(content, NeuronEquation):
+            found[item.name] = _neuron_header(content)
+        elif isinstance(content, Convolution | Matrix):
             found[item.name] = _plain(content)
         elif isinstance(content, tuple):
             found[item.name] = list(content)
         elif content is None or isinstance(content, str | int | float):
             found[item.name] = content
     return found
+
+
+SUBTRACT = "subtract"
+
+
+def _neuron_header(neuron: NeuronEquation) -> dict[str, Any]:
+    """A neuron as JSON data. What a spike takes off, if it isn't the threshold, stands in the place
+    of v_reset, so that a reader that does not know of it refuses the file.
+    """
+    found = asdict(neuron)
+    taken = found.pop("v_subtract")
+    return found if taken is None else found | {"v_reset": {SUBTRACT: taken}}
 
 
 @dataclass(frozen=True)
@@ -308,12 +322,16 @@ def _alternative(entry: Mapping[str, Any]) -> Alternative:
 
 
 def _neuron(entry: Mapping[str, Any]) -> NeuronEquation:
+    reset, taken = entry["v_reset"], None
+    if isinstance(reset, dict):
+        reset, taken = None, _float(reset[SUBTRACT])
     return NeuronEquation(
         charge=entry["charge"],
         constant=_float(entry["constant"]),
         v_threshold=_float(entry["v_threshold"]),
-        v_reset=_optional(_float, entry["v_reset"]),
+        v_reset=_optional(_float, reset),
         fire=entry["fire"],
+        v_subtract=taken,
     )
 
 

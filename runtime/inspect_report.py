@@ -205,7 +205,8 @@ def neuron_text(neuron: Description) -> str:
     form = FORMS[neuron["charge"]].format(a=a)
     form = form.replace("(v - r)", "v").replace("r - v", "-v") if not reset else form
     sign = ">" if neuron["fire"] == "gt" else "≥"
-    after = f"v - {neuron['v_threshold']:g}" if reset is None else f"{reset:g}"
+    taken = neuron.get("v_subtract") or neuron["v_threshold"]
+    after = f"v - {taken:g}" if reset is None else f"{reset:g}"
     rest = f", r = {reset:g}" if "r" in form else ""
     return f"v ← {form}{rest}; spike if v {sign} {neuron['v_threshold']:g}; then v ← {after}"
 

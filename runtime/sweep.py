@@ -43,12 +43,11 @@ def sweep_of(neuron: NeuronEquation, lanes: int = 0) -> Sweep:
 
 def sweep_numbers(neuron: NeuronEquation) -> tuple[np.float32, np.float32, np.float32, np.float32]:
     """(constant, threshold, rest, reset target) as float32, in the order the sweep takes them."""
-    target = neuron.v_threshold if neuron.v_reset is None else neuron.v_reset
     return (
         np.float32(neuron.constant),
         np.float32(neuron.v_threshold),
         np.float32(neuron.rest),
-        np.float32(target),
+        np.float32(neuron.target),
     )
 
 

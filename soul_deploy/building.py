@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from soul_deploy import fxtracer
+from soul_deploy.aliasing import Memory, changes_in_place
 from soul_deploy.converting import CONVERTERS
 from soul_deploy.graph import (
     BatchNorm,
@@ -46,6 +47,11 @@ class Value:
     inverse: bool = False
 
 
+def _told(node: fx.Node) -> str:
+    target: Any = node.target
+    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
+
+
 class Builder:
     """Walks the traced operations once and collects graph nodes."""
 
@@ -61,6 +67,7 @@ class Builder:
         self.values: dict[fx.Node, Value] = {}
         self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
         self.used: set[str] = set()
+        self.memory = Memory()
 
     def build(self, traced: fx.Graph, functions: Any) -> SpikingGraph:
         """The graph; `functions(builder, node)` handles whatever is no module and no input."""
@@ -70,10 +77,46 @@ class Builder:
             elif node.op == "call_module":
                 self.call(node, str(node.target), node.args)
             elif node.op == "output":
+                self._follow_memory(node)
                 return self._finish(node)
             else:
                 functions(self, node)
+            self._follow_memory(node)
         raise UnsupportedGraphError("its forward returns nothing")
+
+    def _follow_memory(self, node: fx.Node) -> None:
+        """Refuse reads of what was changed in place under another name; changes of the input."""
+        if node in self.sizes:
+            return
+        stale = self.memory.stale(node)
+        if stale is not None:
+            raise self.unsupported(
+                stale.changed,
+                f"an operation in place ({_told(stale.changed)}) on a value that {_told(node)} "
+                f"reads afterwards under another name ({fxtracer.place_of(node)}; y = y + x would "
+                "make a new value)",
+            )
+        self.memory.made(node, self._within(node))
+        if changes_in_place(node) and self.memory.owner(node).op == "placeholder":
+            raise self.unsupported(
+                node, f"an operation in place ({_told(node)}) on the network's own input, which"
+            )
+
+    def _within(self, node: fx.Node) -> fx.Node | None:
+        """The value in whose memory a value lies, or may lie; None if it surely has its own."""
+        sources = [source for source in node.all_input_nodes if source not in self.sizes]
+        if not sources or changes_in_place(node):
+            return sources[0] if sources else None
+        made, source = self.values.get(node), self.values.get(sources[0])
+        if made is None or source is None:
+            return None
+        viewed = isinstance(self.nodes[made.name], Flatten) and made.name != source.name
+        unchanged = (made.name, made.mean, made.inverse) == (
+            source.name,
+            source.mean,
+            source.inverse,
+        )
+        return sources[0] if viewed or (unchanged and node.target != "repeat") else None
 
     def _take_input(self, node: fx.Node) -> None:
         if "input" not in self.nodes:

@@ -266,9 +266,9 @@ def _taught_distance(neuron: SpikingNeuron, current: Signal, spikes: Tensor) -> 
         v = CHARGE[equation.charge](v, x[t], equation.constant, equation.rest)
         distances.append(v - equation.v_threshold)
         if equation.v_reset is None:
-            v = reset_soft(v, spike, equation.v_threshold)
+            v = reset_soft(v, spike, equation.target)
         else:
-            v = reset_hard(v, spike, equation.v_reset)
+            v = reset_hard(v, spike, equation.target)
     return torch.stack(distances)
 
 

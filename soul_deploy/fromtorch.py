@@ -6,23 +6,23 @@ wrongly), so the module itself and its graph are run side by side before anythin
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.fxtracer import evaluating
 from soul_deploy.graph import Shape, SpikingGraph
 from soul_deploy.modelfile import Model, ModelInfo, arrays_of
-from soul_deploy.module import GraphModule, Recording
-from soul_deploy.modulekinds import is_stateful
+from soul_deploy.module import GraphModule
 from soul_deploy.runtime.errors import NetworkWarning, UsageError, VerificationError
+from soul_deploy.sidebyside import Difference, Run, difference, from_rest, run_graph, run_own
 from soul_deploy.tracing import Takes, Traced, trace_with_input
 
 TOLERANCE = 1e-5
+SCALES = (4.0, 32.0, 256.0)  # of the example, where populations did not fire on it
+LARGEST_PIECE = 1 << 25  # neurons × steps × samples that are compared at once
 
 
 def from_torch(
@@ -33,30 +33,52 @@ def from_torch(
     input_shape  (C, H, W) of one image
     time_steps   T that it runs for
     example      (B, C, H, W) or (T, B, C, H, W), float32, on which the graph is compared with the
-                 module itself; random numbers if left out. Give real data: a layer that doesn't
-                 fire on the example is warned about, for what follows it is compared on zeros.
+                 module itself: every neuron's current, membrane and spikes; random numbers if left
+                 out. Where populations do not fire on it, it is scaled up. Those that never fire
+                 are warned about, and named in `info.provenance["untested"]`, for what follows
+                 them is compared on zeros: give real data.
 
     The network is read, not changed. Its class scores are the mean over T of what it returns.
     Raises UnsupportedGraphError for what a graph cannot represent, UsageError for weights that are
-    not float32, VerificationError if the graph's spikes or scores differ from the module's.
+    not float32, VerificationError if the graph's numbers differ from the module's.
     """
-    _, module = examine(network, input_shape, time_steps, example)
+    examined = examine(network, input_shape, time_steps, example)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
-    made = ModelInfo(provenance={"model": name})
-    return Model(module.graph, arrays_of(module.state_dict()), info=made)
+    made = {"model": name} | examined.untested_entry
+    module = examined.module
+    return Model(module.graph, arrays_of(module.state_dict()), info=ModelInfo(provenance=made))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A compared graph, its module with those weights that the graph owns, and what was not tested.
+
+    untested: populations that never fired while graph and network were compared.
+    """
+
+    traced: Traced
+    module: GraphModule
+    untested: tuple[str, ...]
+
+    @property
+    def untested_entry(self) -> dict[str, list[str]]:
+        """What a model's provenance says about it: nothing, if everything fired."""
+        return {"untested": list(self.untested)} if self.untested else {}
 
 
 def examine(
     network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
-) -> tuple[Traced, GraphModule]:
-    """The compared graph of a network, and its module with those weights that the graph owns."""
+) -> Examined:
+    """Trace a network and compare it with its graph; raises as `from_torch`."""
     _check_weights(network)
     traced = trace_with_input(network, input_shape, time_steps)
     module = GraphModule(traced.graph)
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
-    _compare(network, module.eval(), traced.takes, _example(traced.graph, example))
-    return traced, module
+    pair = _Pair(network, module.eval(), traced.takes)
+    with from_rest(network):
+        silent = _compare(pair, _example(traced.graph, example))
+    return Examined(traced, module, silent)
 
 
 def _check_weights(network: nn.Module) -> None:
@@ -79,126 +101,79 @@ def _example(graph: SpikingGraph, given: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Difference:
-    """Spikes that differ, by population, and the largest difference of the scores."""
+class _Pair:
+    network: nn.Module
+    module: GraphModule
+    takes: Takes
 
-    spikes: Mapping[str, int]
-    logits: float
+    def run(self, x: Tensor) -> tuple[Run, Run]:
+        """The network's own run and the graph's."""
+        return run_own(self.network, self.module.graph, self.takes, x), run_graph(self.module, x)
 
-    @property
-    def any(self) -> bool:
-        return bool(self.spikes) or not self.logits <= TOLERANCE
+    def doubled(self) -> "_Pair":
+        """Both in float64."""
+        double = GraphModule(self.module.graph)
+        double.load_state_dict(self.module.state_dict())
+        network = copy.deepcopy(self.network).double()
+        return _Pair(network, double.double().eval(), self.takes)
 
-    def __str__(self) -> str:
-        first = next(iter(self.spikes.items()), None)
-        found = f"{first[1]} spikes of {first[0]!r} differ, " if first else ""
-        return f"{found}the largest difference of the class scores is {self.logits:.2g}"
+    def difference(self, own: Run, ours: Run) -> Difference:
+        populations = self.module.graph.populations
+        thresholds = {node.name: node.neuron.v_threshold for node in populations}
+        return difference(own, ours, thresholds, TOLERANCE)
 
 
-def _compare(network: nn.Module, module: GraphModule, takes: Takes, example: Tensor) -> None:
-    """Raise VerificationError unless network and graph are the same on the example."""
-    own = run_own(network, module.graph, takes, example)
-    ours = module.record(example)
-    difference = _difference(own, ours)
-    if difference.any:
-        # Another order of summation moves a sum across a threshold; in float64 that is as good as
-        # impossible, so a difference there is a wrong graph.
-        exact = _difference_in_double(network, module, takes, example)
-        if exact.any:
-            raise VerificationError(
-                f"{type(network).__name__}: its graph does not compute what it computes ({exact}). "
-                "Its forward does something that cannot be traced; give it without that"
-            )
-        text = f"the graph is the same in float64; in float32 {difference}"
-        warnings.warn(NetworkWarning(text), stacklevel=4)
-    silent = [name for name, spikes in ours.spikes.items() if not spikes.any()]
+def _compare(pair: _Pair, example: Tensor) -> tuple[str, ...]:
+    """The populations that never fired. Raises VerificationError unless both are the same."""
+    silent = [node.name for node in pair.module.graph.populations]
+    for scale in (1.0, *SCALES):
+        fired = _compare_on(pair, example * scale, scale)
+        silent = [name for name in silent if name not in fired]
+        if not silent:
+            break
     if silent:
+        times = ", ".join(f"{scale:g}" for scale in SCALES)
         text = (
             f"{', '.join(silent[:3])}{' and more' if silent[3:] else ''} did not fire on the "
-            "example, so what follows was compared on zeros"
+            f"example, nor on it times {times}, so what follows was compared on zeros"
         )
         warnings.warn(NetworkWarning(text, "give images as example="), stacklevel=4)
+    return tuple(silent)
 
 
-def _difference_in_double(
-    network: nn.Module, module: GraphModule, takes: Takes, example: Tensor
-) -> _Difference:
-    double = GraphModule(module.graph)
-    double.load_state_dict(module.state_dict())
-    x = example.double()
-    own = run_own(copy.deepcopy(network).double(), module.graph, takes, x)
-    return _difference(own, double.double().eval().record(x))
+def _compare_on(pair: _Pair, x: Tensor, scale: float) -> set[str]:
+    """The populations that fired. Raises VerificationError where network and graph differ."""
+    fired: set[str] = set()
+    for piece in _pieces(pair.module.graph, x):
+        own, ours = pair.run(piece)
+        found = pair.difference(own, ours)
+        if found.any:
+            _require_rounding(pair, piece, scale, found)
+        fired |= {name for name, trace in ours.populations.items() if trace.spikes.any()}
+    return fired
 
 
-def _difference(own: Recording, ours: Recording) -> _Difference:
-    differing = {
-        name: int((own.spikes[name] != spikes).sum())
-        for name, spikes in ours.spikes.items()
-        if name in own.spikes
-    }
-    if own.logits.shape != ours.logits.shape:
-        return _Difference({}, float("inf"))
-    scale = max(1.0, float(own.logits.abs().max()))
-    largest = float((own.logits - ours.logits).abs().max()) / scale
-    return _Difference({name: n for name, n in differing.items() if n}, largest)
+def _pieces(graph: SpikingGraph, x: Tensor) -> Iterator[Tensor]:
+    """The example, few samples at a time where the network is large."""
+    neurons = sum(prod(graph.shapes[node.name]) for node in graph.populations)
+    samples = max(1, LARGEST_PIECE // max(1, neurons * graph.time_steps))
+    yield from torch.split(x, samples, dim=0 if x.dim() == len(graph.input.shape) + 1 else 1)
 
 
-def run_own(network: nn.Module, graph: SpikingGraph, takes: Takes, example: Tensor) -> Recording:
-    """Spikes and class scores of the module itself; its state is as before afterwards."""
-    image = example.dim() == len(graph.input.shape) + 1
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    x = example.to(device)
-    steps = graph.time_steps
-    with (
-        torch.no_grad(),
-        evaluating(network),
-        _fresh_state(network),
-        _listening(network, graph) as heard,
-    ):
-        if takes == "step":
-            scores = torch.stack([network(x if image else x[t]) for t in range(steps)])
-        elif takes == "sequence" and image:
-            scores = network(x.unsqueeze(0).expand(steps, *x.shape))
-        else:
-            scores = network(x)
-    if scores.dim() == 3:
-        scores = scores.mean(0)
-    spikes = {name: _joined(parts, steps) for name, parts in heard.items() if parts}
-    return Recording(spikes, scores.cpu())
+def _require_rounding(pair: _Pair, x: Tensor, scale: float, found: Difference) -> None:
+    """Raise VerificationError unless a difference is rounding.
 
-
-def _joined(parts: list[Tensor], steps: int) -> Tensor:
-    """(T, B, ...), from one call or from one call a step."""
-    return (parts[0] if len(parts) == 1 and len(parts[0]) == steps else torch.stack(parts)).cpu()
-
-
-@contextmanager
-def _listening(network: nn.Module, graph: SpikingGraph) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what each population's module returns."""
-    heard: dict[str, list[Tensor]] = {node.name: [] for node in graph.populations}
-
-    def listen(name: str) -> Callable[..., None]:
-        def hear(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            heard[name].append(output.detach().bool())
-
-        return hear
-
-    hooks = [network.get_submodule(name).register_forward_hook(listen(name)) for name in heard]
-    try:
-        yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _fresh_state(network: nn.Module) -> Iterator[None]:
-    """SpikingJelly keeps membranes between calls: start at rest, and leave them at rest."""
-    stateful: list[Any] = [module for module in network.modules() if is_stateful(module)]
-    for module in stateful:
-        module.reset()
-    try:
-        yield
-    finally:
-        for module in stateful:
-            module.reset()
+    Another order of summation moves a sum across a threshold; in float64 that is as good as
+    impossible, so a difference there is a wrong graph.
+    """
+    double = pair.doubled()
+    exact = double.difference(*double.run(x.double()))
+    if exact.any:
+        on = "" if scale == 1 else f", on the example times {scale:g}"
+        raise VerificationError(
+            f"{type(pair.network).__name__}: its graph does not compute what it computes ({exact}"
+            f"{on}). Its forward does something that cannot be traced; give it without that"
+        )
+    if found.of_outputs:
+        text = f"the graph is the same in float64; in float32 {found}"
+        warnings.warn(NetworkWarning(text), stacklevel=6)

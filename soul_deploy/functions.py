@@ -221,7 +221,7 @@ def _unfold(builder: Builder, node: fx.Node) -> None:
 Handler = Callable[[Builder, fx.Node], None]
 HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
-    **dict.fromkeys((operator.sub, torch.sub), _subtract),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub), _subtract),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul"), _multiply),
     **dict.fromkeys((torch.flatten, "flatten"), _flatten),
     **dict.fromkeys((torch.reshape, "view", "reshape"), _view),

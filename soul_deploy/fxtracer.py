@@ -5,18 +5,27 @@ leading axes mean. While the network is traced, the state of its neurons is out 
 that reads it is refused.
 """
 
+import operator
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import inplace_methods
 
-from soul_deploy.modulekinds import CONTAINERS, is_closed, is_stateful, kind_of, step_mode
+from soul_deploy.modulekinds import (
+    CONTAINERS,
+    is_closed,
+    is_reset,
+    is_stateful,
+    kind_of,
+    step_mode,
+)
 from soul_deploy.runtime.errors import UnsupportedGraphError
 
 SUPPORTED = (
@@ -28,6 +37,7 @@ SUPPORTED = (
     "adaptive_avg_pool2d, unsqueeze(0) and repeat over time"
 )
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')
+_HIDDEN = ("__setattr__", "__getattr__")  # of modules with state: the line that uses it counts
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__)))
 
 
@@ -46,6 +56,25 @@ def whole_sequence(x: Any) -> Any:
     return x
 
 
+class _Symbol(fx.Proxy):
+    """A value of a traced forward. `y += x` is recorded as what it is: Python would make it y + x,
+    and what else stands for y would not be seen to change.
+    """
+
+
+def _in_place(name: str) -> Callable[..., fx.Proxy]:
+    target = getattr(operator, name)
+
+    def record(self: fx.Proxy, *args: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, *args), {})
+
+    return record
+
+
+for _name in inplace_methods:
+    setattr(_Symbol, f"__{_name}__", _in_place(_name))
+
+
 class Tracer(fx.Tracer):
     """Known modules are leaves; `failed_in` is the innermost module whose forward failed."""
 
@@ -54,6 +83,9 @@ class Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.failed_in: str | None = None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Symbol(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return kind_of(m) is not None or is_closed(m)
@@ -116,6 +148,21 @@ class _State:
         return self.refuse()
 
 
+class _Memories(dict[str, Any]):
+    """In place of a neuron's memories: stand-ins, which only a reset may be written to."""
+
+    def __init__(self, path: str, resets: Mapping[str, Any], names: Iterable[str]) -> None:
+        super().__init__({name: _State(path) for name in names})
+        self._path, self._resets = path, resets
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if not is_reset(value, self._resets.get(name)):
+            raise UnsupportedGraphError(
+                f"the state of {self._path!r} is set outside its neuron ({name}); a neuron starts "
+                "at rest, and only spikes leave it"
+            )
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode; afterwards each module is in the mode it was in."""
@@ -133,15 +180,16 @@ def _hidden_state(network: nn.Module) -> Iterator[None]:
     """SpikingJelly keeps state in `_memories`; put stand-ins there, and the state back after."""
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path, module in network.named_modules():
-        memories = getattr(module, "_memories", None) if is_stateful(module) else None
+        memories = vars(module).get("_memories") if is_stateful(module) else None
         if isinstance(memories, dict):
-            kept.append((memories, dict(memories)))
-            memories.update({name: _State(path) for name in memories})
+            kept.append((vars(module), memories))
+            resets = vars(module).get("_memories_rv", {})
+            vars(module)["_memories"] = _Memories(path, resets, memories)
     try:
         yield
     finally:
-        for memories, before in kept:
-            memories.update(before)
+        for attributes, memories in kept:
+            attributes["_memories"] = memories
 
 
 def run_symbolically(network: nn.Module) -> fx.Graph:
@@ -176,7 +224,7 @@ def _place(network: nn.Module, tracer: Tracer, error: BaseException) -> str:
     frames = [
         (frame.filename, frame.lineno, frame.line)
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_INTERNAL)
+        if not frame.filename.startswith(_INTERNAL) and frame.name not in _HIDDEN
     ]
     return f"{where}, {_line(*frames[-1])}" if frames else where
 

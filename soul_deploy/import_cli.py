@@ -4,7 +4,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import click
 import torch
@@ -115,7 +114,7 @@ def import_command(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
     told = [] if weights is None else weights.assumed(model, factory)
-    save_model(target, replace(model, info=_info(factory, data, told)))
+    save_model(target, replace(model, info=_info(factory, data, model, told)))
     _print(model, target, output_format)
 
 
@@ -235,8 +234,8 @@ def _advice(data: Data | None, model_path: Path | None) -> str:
     return "these weights may not be those of a trained network, or of other data"
 
 
-def _info(factory: str, data: Data | None, assumptions: list[str]) -> ModelInfo:
-    made: dict[str, Any] = {"model": factory, "command": "import torch"}
+def _info(factory: str, data: Data | None, model: Model, assumptions: list[str]) -> ModelInfo:
+    made = {**model.info.provenance, "model": factory, "command": "import torch"}
     made |= {"assumptions": assumptions} if assumptions else {}
     if data is None:
         return ModelInfo(provenance=made)
@@ -251,6 +250,9 @@ def _print(model: Model, target: Path, output_format: str) -> None:
         "time_steps": graph.time_steps,
         "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
     }
+    untested = list(model.info.provenance.get("untested", ()))
+    result["untested"] = untested
     title = f"{len(nodes)} nodes, T = {graph.time_steps}; the graph computes what the network does"
+    title += f", but for {len(untested)} populations that never fired" if untested else ""
     print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
     print_files(output_format, {"Model": target}, f"soul-deploy export event {target}")

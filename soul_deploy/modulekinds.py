@@ -8,7 +8,7 @@ imported.
 import warnings
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from soul_deploy import layers
@@ -76,6 +76,41 @@ def is_stateful(module: nn.Module) -> bool:
     )
 
 
+def is_reset(value: Any, reset: Any) -> bool:
+    """Whether a SpikingJelly memory holds what `reset` puts there: a number, or nothing."""
+    return type(value) is type(reset) and bool(value is reset or _plainly_equal(value, reset))
+
+
+def _plainly_equal(value: Any, reset: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.shape == reset.shape and bool((value == reset).all())
+    return isinstance(value, int | float) and value == reset
+
+
+def check_at_rest(path: str, module: nn.Module) -> None:
+    """Raise UnsupportedGraphError for a SpikingJelly module whose state was set by hand: a graph's
+    neurons start at rest. What an earlier run left (tensors) is warned about, for it is left out.
+    """
+    if not is_stateful(module):
+        return
+    state, resets = vars(module).get("_memories", {}), vars(module).get("_memories_rv", {})
+    for name, value in state.items():
+        if name not in resets or is_reset(value, resets[name]):
+            continue
+        if not isinstance(value, Tensor):
+            raise UnsupportedGraphError(
+                f"neuron {path!r} has {name} = {value!r}, which was set by hand; a graph starts at "
+                f"rest, with {resets[name]!r}. Reset it first "
+                "(spikingjelly.activation_based.functional.reset_net)"
+            )
+        if name == "v":
+            text = (
+                f"neuron {path!r} holds the membrane of an earlier run; the graph starts at rest, "
+                "as the network does after a reset"
+            )
+            warnings.warn(NetworkWarning(text), stacklevel=2)
+
+
 def step_mode(module: nn.Module) -> str | None:
     """SpikingJelly's step mode: "m" (a sequence at a time), "s" (a step at a time)."""
     ours = type(module).__module__.startswith(SPIKINGJELLY)
@@ -119,6 +154,13 @@ def neuron_spec(path: str, module: Any) -> NeuronSpec:
         )
     if getattr(module, "_neuron_precision", None) is not None:
         raise UnsupportedGraphError(f"{path}: a neuron with a precision of its own; only float32")
+    rest = 0.0 if module.v_reset is None else float(module.v_reset)
+    start = vars(module).get("_memories_rv", {}).get("v", rest)
+    if not is_reset(start, rest) and start != module.v_reset:
+        raise UnsupportedGraphError(
+            f"{path}: its membrane starts at {start!r} after a reset; supported is the reset value "
+            f"{rest:g}"
+        )
     surrogate, alpha = _surrogate(path, module.surrogate_function)
     flat = type(module).__module__ == f"{SPIKINGJELLY}.neuron"
     return NeuronSpec(

@@ -61,9 +61,9 @@ class SpikingNeuron(nn.Module):
             )
             gate = spike.detach() if spec.detach_reset else spike
             if spec.v_reset is None:
-                v = reset_soft(v, gate, spec.v_threshold)
+                v = reset_soft(v, gate, spec.reset_target)
             else:
-                v = reset_hard(v, gate, spec.v_reset)
+                v = reset_hard(v, gate, spec.reset_target)
             spikes.append(spike)
             if observe is not None:
                 observe(t, spike, v)
@@ -127,9 +127,9 @@ class _Unrolled(torch.autograd.Function):
             h = charge(v, current if static else current[t], constant, rest)
             charged[t], spikes[t] = h, fire(h, spec.v_threshold)
             if spec.v_reset is None:
-                v = reset_soft(h, spikes[t], spec.v_threshold)
+                v = reset_soft(h, spikes[t], spec.reset_target)
             else:
-                v = reset_hard(h, spikes[t], spec.v_reset)
+                v = reset_hard(h, spikes[t], spec.reset_target)
             if observe is not None:
                 observe(t, spikes[t], v)
         ctx.save_for_backward(charged, spikes)

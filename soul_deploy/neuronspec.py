@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation
+from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation, reset_target
 from soul_deploy.runtime.errors import UsageError
 
 NeuronFamily = Literal["if", "lif", "plif"]
@@ -35,6 +35,8 @@ class NeuronSpec:
     v_reset         value after a spike, or None: soft reset, the threshold is subtracted
     fire            "gt": fires above the threshold (Soul); "ge": also at it (SpikingJelly)
     surrogate, surrogate_alpha, detach_reset   training only
+    v_subtract      with soft reset, what a spike takes off instead of the threshold: snnTorch takes
+                    it off a step later, after the decay; None: the threshold
     form            whose arithmetic the charge is, to the last bit: "soul"; "spikingjelly" (2.x);
                     "spikingjelly_0" (0.0.0.0.14 and before, in evaluation)
     """
@@ -49,6 +51,7 @@ class NeuronSpec:
     surrogate_alpha: float = 2.0
     detach_reset: bool = True
     form: FormName = "soul"
+    v_subtract: float | None = None
 
     def __post_init__(self) -> None:
         if self.family not in ("if", "lif", "plif"):
@@ -61,6 +64,12 @@ class NeuronSpec:
             raise UsageError(f"v_threshold {self.v_threshold} must be above 0")
         if self.v_reset is not None and not self.v_reset < self.v_threshold:
             raise UsageError(f"v_reset {self.v_reset} must be below v_threshold {self.v_threshold}")
+        if self.v_subtract is not None and self.v_reset is not None:
+            raise UsageError(
+                f"v_subtract {self.v_subtract} with v_reset {self.v_reset}; it is for soft reset"
+            )
+        if self.v_subtract is not None and not SMALLEST <= self.v_subtract <= LARGEST:
+            raise UsageError(f"v_subtract {self.v_subtract} must be above 0 and finite in float32")
         if self.family == "lif" and not self.tau >= 1:
             raise UsageError(f"tau {self.tau} must be at least 1 step")
         if self.family == "plif" and not self.tau > 1:
@@ -105,7 +114,14 @@ class NeuronSpec:
             constant = float(_one_minus(decay)) if self.charge == "leak_multiply" else decay
         else:
             constant = self.fixed_constant
-        return NeuronEquation(self.charge, constant, self.v_threshold, self.v_reset, self.fire)
+        return NeuronEquation(
+            self.charge, constant, self.v_threshold, self.v_reset, self.fire, self.v_subtract
+        )
+
+    @property
+    def reset_target(self) -> float:
+        """As `NeuronEquation.target`."""
+        return reset_target(self.v_threshold, self.v_reset, self.v_subtract)
 
     @property
     def fixed_constant(self) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 from soul_deploy.neuronspec import NeuronSpec
 from soul_deploy.nodes import OPS, BatchNorm, Node
 
+SUBTRACT = "v_subtract"
+
 
 def node_to_json(node: Node) -> dict[str, Any]:
     """The node's operation and fields as plain JSON data."""
@@ -15,6 +17,8 @@ def node_to_json(node: Node) -> dict[str, Any]:
         value = getattr(node, item.name)
         if isinstance(value, (NeuronSpec, BatchNorm)):
             value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
+            if value.get(SUBTRACT, 0.0) is None:
+                del value[SUBTRACT]  # few have it, and earlier versions do not know it
         values[item.name] = list(value) if isinstance(value, tuple) else value
     return values
 
@@ -80,6 +84,8 @@ def _spec_from_json(data: Any) -> NeuronSpec:
     for name in ("tau", "v_threshold", "surrogate_alpha"):
         data[name] = float(data[name])
     data["v_reset"] = None if data["v_reset"] is None else float(data["v_reset"])
+    if SUBTRACT in data:
+        data[SUBTRACT] = float(data[SUBTRACT])
     for name in ("decay_input", "detach_reset"):
         if not isinstance(data[name], bool):
             raise ValueError(f"{name} {data[name]!r} is not true or false")

@@ -13,7 +13,7 @@ from soul_deploy.building import Builder
 from soul_deploy.functions import handle
 from soul_deploy.fxtracer import is_multi_step, run_symbolically, takes_steps
 from soul_deploy.graph import Shape, SpikingGraph
-from soul_deploy.modulekinds import check_unchanged
+from soul_deploy.modulekinds import check_at_rest, check_unchanged
 
 Takes = Literal["image", "sequence", "step"]
 
@@ -43,6 +43,7 @@ def trace_with_input(network: nn.Module, input_shape: Shape, time_steps: int) ->
     """As `trace`, with what the network's own forward takes."""
     for path, module in network.named_modules():
         check_unchanged(path, module)
+        check_at_rest(path, module)
     operations = run_symbolically(network)
     takes = _input_of(network, operations)
     lead = 2 if takes == "sequence" else 1

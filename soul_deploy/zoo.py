@@ -143,7 +143,7 @@ def _create_own(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingG
         input_shape=options.input_shape,
         time_steps=options.time_steps,
     )
-    traced, _ = examine(network, options.input_shape, options.time_steps)
+    traced = examine(network, options.input_shape, options.time_steps).traced
     found = traced.graph.readout.classes
     if found != options.classes:
         raise UsageError(f"model {name!r} gives {found} class scores; {options.classes} are needed")

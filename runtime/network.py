@@ -48,6 +48,7 @@ from soul_deploy.runtime.layerrun import run_one
 from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
 from soul_deploy.runtime.parts import parts_of
 from soul_deploy.runtime.program import prepare_all
+from soul_deploy.runtime.streaming import Stream, StreamState
 from soul_deploy.runtime.workspace import Workspace, build_workspace
 
 
@@ -67,15 +68,6 @@ def load(path: Path | str, threads: int = 0) -> "Network":
     return Network(load_event_network(Path(path)), threads)
 
 
-@dataclass
-class _Stream:
-    """Membranes of a running stream: one workspace per sample of the batch, and steps done."""
-
-    workspaces: list[Workspace]
-    static: bool = True
-    steps: int = 0
-
-
 @dataclass(eq=False)
 class Network:
     """An event network that runs. Layers are named as the graph's nodes.
@@ -86,6 +78,10 @@ class Network:
     threads: as many samples run at the same time; if there are fewer, each layer is split. Results
     are the same to the bit for any number. 0: as many as there are physical cores. Streams,
     recordings and single layers run on one.
+
+    A copy (copy, deepcopy, pickle, a worker process of any kind) is a network of its own with as
+    many threads: it computes the same, and a running stream goes on in it from the same step, apart
+    from the original's. A step that another thread is in the middle of is not copied.
     """
 
     events: EventNetwork
@@ -93,7 +89,7 @@ class Network:
     _spare: dict[tuple[int, int], list[Workspace]] = field(
         default_factory=dict, init=False, repr=False
     )
-    _stream: _Stream | None = field(default=None, init=False, repr=False)
+    _stream: Stream | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.threads = self.threads or min(len(physical_cores()), MAX_THREADS)
@@ -103,6 +99,17 @@ class Network:
             )
         self._prepared = prepare_all(self.events.layers)
         self._crew = Crew(self.threads) if self.threads > 1 else None
+
+    def __getstate__(self) -> tuple[EventNetwork, int, StreamState | None]:
+        """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
+        return self.events, self.threads, None if self._stream is None else self._stream.state()
+
+    def __setstate__(self, state: tuple[EventNetwork, int, StreamState | None]) -> None:
+        self.events, self.threads, running = state
+        self._spare, self._stream = {}, None
+        self.__post_init__()
+        if running is not None:
+            self._stream = Stream.resumed(running, self._step_workspace, self.events.input_name)
 
     @property
     def time_steps(self) -> int:
@@ -116,7 +123,7 @@ class Network:
         """
         self.run(np.zeros((1, *self.events.input_shape), np.float32))
         if stream:
-            workspace = self._build(1, 1, carry=True)
+            workspace = self._step_workspace()
             workspace.values[self.events.input_name][...] = 0
             workspace.generate(0)
             workspace.run()
@@ -323,21 +330,13 @@ class Network:
                 f"{self.time_steps} steps from rest; call reset() first"
             )
         self._stream = None  # what an interruption leaves half done is nobody's next step
+        shown = None if x is None else to_channel_last(x, self.events.input_shape)
         scores = np.empty((len(stream.workspaces), self.events.readout.classes), np.float32)
-        for b, (workspace, row) in enumerate(zip(stream.workspaces, scores, strict=True)):
-            workspace.generate(stream.steps)
-            if x is None:
-                workspace.repeat()
-            else:
-                sample = to_channel_last(x[b : b + 1], self.events.input_shape)
-                workspace.values[self.events.input_name][0] = sample[0]
-                workspace.run()
-            row[...] = workspace.scores
-        stream.steps += 1
+        stream.advance(shown, scores)
         self._stream = stream
         return scores
 
-    def _stream_for(self, x: Array | None) -> _Stream:
+    def _stream_for(self, x: Array | None) -> Stream:
         """The running stream, or a new one, if `x` fits it."""
         if x is None:
             if self._stream is None:
@@ -360,8 +359,12 @@ class Network:
         """Forget the stream: the next `step` starts at rest, with any batch size."""
         self._stream = None
 
-    def _new_stream(self, batch: int) -> _Stream:
-        return _Stream([self._build(1, 1, carry=True) for _ in range(batch)])
+    def _new_stream(self, batch: int) -> Stream:
+        workspaces = [self._step_workspace() for _ in range(batch)]
+        return Stream(workspaces, self.events.input_name)
+
+    def _step_workspace(self) -> Workspace:
+        return self._build(1, 1, carry=True)
 
     def _build(self, input_steps: int, steps: int, *, carry: bool, parts: int = 1) -> Workspace:
         return build_workspace(

@@ -117,6 +117,10 @@ class SpikingGraph:
         if sum(isinstance(node, Input | Readout) for node in self.nodes) != 2:
             raise UnsupportedGraphError("a second input or readout")
 
+    def __reduce__(self) -> tuple[type["SpikingGraph"], tuple[tuple[Node, ...], int]]:
+        """A copy is built from the nodes, as any graph: the views of it cannot be copied."""
+        return SpikingGraph, (self.nodes, self.time_steps)
+
     def __getitem__(self, name: str) -> Node:
         return self.by_name[name]
 

@@ -64,6 +64,10 @@ class ChannelMask:
     keep: Tensor
     gain: Tensor | None = field(default=None)
 
+    def __getstate__(self) -> dict[str, Tensor | None]:
+        """A copy keeps the mask; the gain belongs to a forward pass of the original."""
+        return {"keep": self.keep, "gain": None}
+
 
 Gate = Callable[[], Tensor]
 """What a mask multiplies with: 0/1 when it is hard, between 0 and 1 while it is searched for."""

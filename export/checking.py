@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from soul_deploy.data import load_data
+from soul_deploy.data import load_data, require_kind
 from soul_deploy.export import verify as gates
 from soul_deploy.export.check_options import CheckOptions
 from soul_deploy.export.onnx_check import input_mode_of, static_input_of
@@ -26,6 +26,7 @@ from soul_deploy.runtime.files import (
     require_output,
     write_atomically,
 )
+from soul_deploy.runtime.inputrule import random_inputs
 from soul_deploy.runtime.inspect_report import representation_table
 from soul_deploy.runtime.warming import compiling_announced
 
@@ -141,19 +142,14 @@ def _takes_frames(path: Path) -> bool:
 
 
 def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
-    """Normalised images (N, C, H, W) and what they are.
+    """Normalised images (N, C, H, W), or numbers of the model's kind, and what they are.
 
     Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
     """
     shape, norm = model.input_shape, model.info.normalization
     if check_on.source.lower() == "random":
-        seeded = torch.Generator().manual_seed(check_on.seed)
-        pixels = torch.rand((check_on.samples, *shape), generator=seeded)
-        if norm is not None:
-            sides = (-1, *[1] * (len(shape) - 1))
-            mean, std = torch.tensor(norm.mean), torch.tensor(norm.std)
-            pixels = (pixels - mean.reshape(sides)) / std.reshape(sides)
-        return pixels, f"{len(pixels)} random images, seed {check_on.seed}"
+        drawn = torch.from_numpy(random_inputs(model.input_rule, check_on.samples, check_on.seed))
+        return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
     name = check_on.dataset_name or model.info.provenance.get("data")
     if not isinstance(name, str):
         raise UsageError(
@@ -163,6 +159,7 @@ def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
     data = load_data(name, check_on.data_dir, download=check_on.download)
     if data.input_shape != shape:
         raise UsageError(f"{name} has images of {data.input_shape}, this model takes {shape}")
+    require_kind(data, model.info.input_kind, "the model")
     data = data if norm is None else replace(data, normalization=norm)
     chosen = data.validation.images[: check_on.samples]
     return data.normalise(chosen), f"{len(chosen)} validation images of {name}"

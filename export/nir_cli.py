@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from soul_deploy.arguments import SoulCommand
+from soul_deploy.arguments import SoulCommand, input_kind_option
 from soul_deploy.export.check_options import CheckOptions, export_options
 from soul_deploy.export.checking import Source, write_checked
 from soul_deploy.export.nir_export import export_nir
@@ -77,6 +77,7 @@ def export_command(
     help="Whether neurons fire above their threshold or also at it, where FILE's metadata do not "
     "say.  [default: gt, as NIR says]",
 )
+@input_kind_option("the one in FILE's metadata, or images")
 @click.option(
     "--format",
     "output_format",
@@ -91,6 +92,7 @@ def import_command(
     time_step: int | None,
     dt: float | None,
     fire: Any,
+    input_kind: Any,
     output_format: str,
 ) -> None:
     """Read FILE, a NIR graph from any tool, as a soul-deploy model file."""
@@ -98,7 +100,9 @@ def import_command(
     target = require_output(output or require_file(nir_path).with_suffix(".safetensors"))
     if target.resolve() == nir_path.resolve():
         raise UsageError(f"{target} is the NIR file itself; give another --output")
-    model = import_nir(read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire)
+    model = import_nir(
+        read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire, input_kind=input_kind
+    )
     save_model(target, model)
     _print(model, target, output_format)
 

@@ -15,6 +15,7 @@ from soul_deploy.nodejson import node_from_json
 from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 State = Mapping[str, Array]
 
@@ -59,7 +60,9 @@ def _stored(metadata: Mapping[str, Any]) -> Description:
     try:
         names = ("normalization", "classes", "provenance", "validity")
         info = info_from_json(
-            {"stage": metadata["stage"]} | {name: json.loads(metadata[name]) for name in names}
+            {"stage": metadata["stage"]}
+            | {name: json.loads(metadata[name]) for name in names}
+            | {"input_kind": metadata.get("input_kind", KIND_OF_OLD_FILES)}
         )
         readout = node_from_json(json.loads(metadata["readout"]))
         if not isinstance(readout, Readout):

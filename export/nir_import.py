@@ -15,10 +15,11 @@ from soul_deploy.export.nir_library import check_sizes, nir_package
 from soul_deploy.export.nir_nodes import Reader, read_node
 from soul_deploy.export.nir_trial import try_reading
 from soul_deploy.graph import SpikingGraph
-from soul_deploy.modelfile import Model, check_state
+from soul_deploy.modelfile import Model, check_state, with_input_kind
 from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.inputrule import InputKind
 
 
 def read_nir(path: Path) -> Any:
@@ -46,12 +47,14 @@ def import_nir(
     time_steps: int | None = None,
     dt: float | None = None,
     fire: FireRule | None = None,
+    input_kind: InputKind | None = None,
 ) -> Model:
     """The model of a `nir.NIRGraph`.
 
     time_steps: T. dt: seconds per step. fire: "gt" or "ge", for neurons whose metadata do not say
     when they fire. What is None comes from the graph's metadata, else dt is 1e-4 and a neuron
     fires above its threshold ("gt"), as NIR says.
+    input_kind: what the input is; None: as in the metadata, or "images".
     Raises UsageError if T is neither given nor stored, UnsupportedGraphError with the node's name,
     FileFormatError for metadata or shapes that do not fit together, ValidityError for a T that the
     stored network is not valid for.
@@ -60,7 +63,9 @@ def import_nir(
     reader = Reader(graph, described.dt, described.fire)
     for key in _ordered(graph):
         _read(reader, key)
-    return _model(reader, described).with_time_steps(described.time_steps)
+    model = _model(reader, described).with_time_steps(described.time_steps)
+    kind = input_kind or model.info.input_kind
+    return replace(model, info=with_input_kind(model.info, kind))
 
 
 def _read(reader: Reader, key: str) -> None:

@@ -290,5 +290,11 @@ def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:
         layers=list(job.names),
         accuracy=dict(accuracies),
     )
-    info = ModelInfo("masked", job.data.normalization, job.data.classes, made)
+    info = ModelInfo(
+        "masked",
+        job.data.normalization,
+        job.data.classes,
+        made,
+        input_kind=job.data.input_kind,
+    )
     return from_module(job.module, info)

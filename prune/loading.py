@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from click.core import ParameterSource
 
-from soul_deploy.data import Data
+from soul_deploy.data import Data, require_kind
 from soul_deploy.modelfile import (
     Model,
     ModelInfo,
@@ -72,7 +72,8 @@ def _from_state_dict(path: Path, task: Task, data: Data) -> Model:
             f"hidden {task.sizes.hidden}; give --model, --hidden and --dataset_name of its training"
         ) from error
     arrays = {name: np.array(array, order="C") for name, array in state.items()}
-    return Model(graph, arrays, info=ModelInfo("dense", data.normalization, data.classes))
+    info = ModelInfo("dense", data.normalization, data.classes, input_kind=data.input_kind)
+    return Model(graph, arrays, info=info)
 
 
 def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str]) -> Task:
@@ -107,6 +108,7 @@ def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str
 
 def check_data(path: Path, model: Model, data: Data) -> None:
     """Raise UsageError unless the network fits the data set's images, classes and scaling."""
+    require_kind(data, model.info.input_kind, str(path))
     norm = model.info.normalization
     for what, needs, has in (
         ("images of", model.input_shape, data.input_shape),

@@ -352,4 +352,5 @@ def _info(job: Job, stage: Any, accuracies: dict[str, float]) -> ModelInfo:
         start=None if job.start is None else str(job.start),
         accuracy=dict(accuracies),
     )
-    return ModelInfo(stage, job.data.normalization, job.data.classes, made)
+    data = job.data
+    return ModelInfo(stage, data.normalization, data.classes, made, input_kind=data.input_kind)

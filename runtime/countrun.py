@@ -35,16 +35,17 @@ def count_run(network: Network, x: Array) -> CountedRun:
 
     Raises ValidityError for inputs that do not fit, VerificationError for counts that cannot be.
     """
+    x = network.input_values(x)
     counts, executed, recording = network.count_recorded(x)
     readout = counts.pop(network.events.readout.name)
     counts |= _poolings(network, x, recording)
     counts[network.events.readout.name] = readout
-    _require_bounds(network, np.asarray(x), counts)
+    _require_bounds(network, x, counts)
     return CountedRun(counts, executed, recording)
 
 
 def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, LayerCounts]:
-    held: dict[str, Array] = {network.events.input_name: np.asarray(x, np.float32)}
+    held: dict[str, Array] = {network.events.input_name: x}
     held |= recording.spikes
     return {
         layer.name: pooling_steps(layer, pooled_values(layer, _value(network, layer.source, held)))

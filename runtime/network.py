@@ -7,6 +7,7 @@ own, so one network may be used from several threads.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from soul_deploy.runtime.checks import MAX_THREADS
 from soul_deploy.runtime.counters import LayerCounts
 from soul_deploy.runtime.counting import (
     additions_map,
-    count_additions,
+    count_layers,
     count_neurons,
     count_projection,
     count_readout,
@@ -31,19 +32,12 @@ from soul_deploy.runtime.eventnet import (
     EventNetwork,
     Layer,
     Neurons,
-    PopulationLayer,
     SpikingLayer,
     Synaptic,
 )
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.inputs import (
-    by_step,
-    numbers_of,
-    samples_of,
-    sides,
-    source_values,
-    to_channel_last,
-)
+from soul_deploy.runtime.inputrule import normalise
+from soul_deploy.runtime.inputs import InputReader, by_step, source_values
 from soul_deploy.runtime.layerrun import run_one
 from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
 from soul_deploy.runtime.parts import parts_of
@@ -63,6 +57,8 @@ class Recording:
 def load(path: Path | str, threads: int = 0) -> "Network":
     """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
 
+    If it takes images, give pixels as uint8, which it normalises as the file says, or normalised
+    images as floating-point numbers.
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
     return Network(load_event_network(Path(path)), threads)
@@ -72,8 +68,12 @@ def load(path: Path | str, threads: int = 0) -> "Network":
 class Network:
     """An event network that runs. Layers are named as the graph's nodes.
 
-    Analog inputs are float32 (anything else is converted): static images (B, C, H, W), shown T
-    times, or sequences (T, B, C, H, W); (B, N) and (T, B, N) for a network that takes vectors.
+    Inputs are static images (B, C, H, W), shown T times, or sequences (T, B, C, H, W); (B, N) and
+    (T, B, N) for a network that takes vectors. What the numbers mean is recorded in the file
+    (`events.input_kind`): for images, uint8 are pixels, which are normalised as the file says, and
+    floating-point numbers are taken as they are (`normalise` makes them of pixels); other integers
+    and bool are refused. For counts, spikes and values, numbers of any dtype are taken as they are.
+    Everything is computed in float32.
 
     threads: as many samples run at the same time; if there are fewer, each layer is split. Results
     are the same to the bit for any number. 0: as many as there are physical cores. Streams,
@@ -99,6 +99,8 @@ class Network:
             )
         self._prepared = prepare_all(self.events.layers)
         self._crew = Crew(self.threads) if self.threads > 1 else None
+        self._build = partial(build_workspace, self.events, self._prepared)
+        self._reader = InputReader(self.events)
 
     def __getstate__(self) -> tuple[EventNetwork, int, StreamState | None]:
         """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
@@ -129,9 +131,29 @@ class Network:
             workspace.run()
             workspace.repeat()
 
+    def normalise(self, pixels: Array) -> Array:
+        """(pixel / 255 - mean) / std per channel, float32, as the file says.
+
+        pixels: uint8 (..., C, H, W) or (..., N). A file without a normalisation: pixel / 255.
+        Raises ValidityError for another dtype or shape, UsageError if the network takes no images.
+        """
+        return normalise(pixels, self.events.rule)
+
+    def input_values(self, x: Array) -> Array:
+        """float32 (B, ...) or (T, B, ...) that a run of `x` computes with: pixels normalised.
+
+        Raises ValidityError for another T or shape, or numbers of another kind.
+        """
+        return self._reader.values(x)
+
     def run(self, x: Array) -> Array:
-        """Class scores, float32 (B, classes). Raises ValidityError for another T or shape."""
-        samples = samples_of(self.events, x)
+        """Class scores, float32 (B, classes), of images (B, C, H, W) or a sequence (T, B, C, H, W).
+
+        uint8 images are pixels and are normalised as the file says (see Network). Raises
+        ValidityError for another T or shape, or numbers of another kind. Warns once
+        (NetworkWarning) if floating-point numbers look like pixels that nobody has normalised.
+        """
+        samples = self._reader.samples(x)
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
         crew = self._crew
         if crew is None:
@@ -167,7 +189,7 @@ class Network:
 
     def run_recorded(self, x: Array) -> Recording:
         """As `run`, and every population's spikes in PyTorch's channel-major layout."""
-        samples = samples_of(self.events, x)
+        samples = self._reader.samples(x)
         names = [layer.name for layer in self.events.populations]
         held, logits = self._run_held(samples, names)
         return Recording(self._spikes_of(held), logits)
@@ -249,26 +271,13 @@ class Network:
 
     def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
         """As `count_executed`, and the run that was counted."""
-        samples = samples_of(self.events, x)
+        samples = self._reader.samples(x)
         needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
         needed |= {layer.name for layer in self.events.populations}
         held, logits = self._run_held(samples, needed - {self.events.input_name})
         held[self.events.input_name] = samples
         spikes = self._spikes_of(held)
-        counts: dict[str, LayerCounts] = {}
-        executed: dict[str, int] = {}
-        for layer in self.events.layers:
-            ran = LayerCounts()
-            if isinstance(layer, Neurons):
-                ran = count_neurons(layer, spikes[layer.name])
-            if isinstance(layer, Synaptic):
-                values = held[layer.source]
-                counts[layer.projection] = ran + count_projection(layer, values)
-                executed[layer.projection] = count_additions(layer, values)
-            elif isinstance(layer, PopulationLayer):
-                counts[layer.name] = ran
-        readout = self.events.readout
-        counts[readout.name] = count_readout(readout, held[readout.source])
+        counts, executed = count_layers(self.events, held, spikes)
         return counts, executed, Recording(spikes, logits)
 
     def count_layer(self, name: str, inputs: Array, spikes_out: Array | None = None) -> LayerCounts:
@@ -322,35 +331,29 @@ class Network:
         first step, or a step beyond the T that the network is valid for. A network has one stream:
         one thread at a time may call this. A step that is interrupted ends the stream.
         """
-        x = None if x is None else numbers_of(x)
-        stream = self._stream_for(x)
+        shown = None if x is None else self._reader.frames(x)
+        stream = self._stream_for(None if shown is None else len(shown))
         if self.events.fixed_steps and stream.steps >= self.time_steps:
             raise ValidityError(
                 f"step {stream.steps + 1} asked, but this network is valid for T = "
                 f"{self.time_steps} steps from rest; call reset() first"
             )
         self._stream = None  # what an interruption leaves half done is nobody's next step
-        shown = None if x is None else to_channel_last(x, self.events.input_shape)
         scores = np.empty((len(stream.workspaces), self.events.readout.classes), np.float32)
         stream.advance(shown, scores)
         self._stream = stream
         return scores
 
-    def _stream_for(self, x: Array | None) -> Stream:
-        """The running stream, or a new one, if `x` fits it."""
-        if x is None:
+    def _stream_for(self, batch: int | None) -> Stream:
+        """The running stream, or a new one, if a batch of that size fits it; None: no new input."""
+        if batch is None:
             if self._stream is None:
                 raise ValidityError("the first step of a stream needs an input")
             return self._stream
-        shape = self.events.input_shape
-        if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
+        stream = self._stream or self._new_stream(batch)
+        if len(stream.workspaces) != batch:
             raise ValidityError(
-                f"a step of {x.shape} given; this network takes (batch, {sides(shape)}) per step"
-            )
-        stream = self._stream or self._new_stream(len(x))
-        if len(stream.workspaces) != len(x):
-            raise ValidityError(
-                f"a batch of {len(x)} given, but the stream runs {len(stream.workspaces)}; call "
+                f"a batch of {batch} given, but the stream runs {len(stream.workspaces)}; call "
                 "reset() first"
             )
         return stream
@@ -364,17 +367,7 @@ class Network:
         return Stream(workspaces, self.events.input_name)
 
     def _step_workspace(self) -> Workspace:
-        return self._build(1, 1, carry=True)
-
-    def _build(self, input_steps: int, steps: int, *, carry: bool, parts: int = 1) -> Workspace:
-        return build_workspace(
-            self.events,
-            self._prepared,
-            input_steps=input_steps,
-            steps=steps,
-            carry=carry,
-            parts=parts,
-        )
+        return self._build(input_steps=1, steps=1, carry=True)
 
     @contextmanager
     def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:
@@ -383,7 +376,9 @@ class Network:
         try:
             workspace = spare.pop()
         except IndexError:
-            workspace = self._build(input_steps, self.time_steps, carry=False, parts=parts)
+            workspace = self._build(
+                input_steps=input_steps, steps=self.time_steps, carry=False, parts=parts
+            )
         yield workspace
         if len(spare) < (self.threads if parts == 1 else 1):
             spare.append(workspace)

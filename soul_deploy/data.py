@@ -22,6 +22,7 @@ from torch import Tensor
 from soul_deploy import imagefiles
 from soul_deploy.modelfile import Normalization
 from soul_deploy.runtime.errors import DataError, MissingFileError, UnknownNameError, UsageError
+from soul_deploy.runtime.inputrule import InputKind
 
 SPLIT_SEED = 20250
 MNIST_NORM = Normalization((0.1307,), (0.3081,))
@@ -49,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: three splits, class names, and how its pixels are normalised."""
+    """A data set: three splits, class names, how its pixels are normalised, and what it holds."""
 
     name: str
     train: Split
@@ -57,6 +58,7 @@ class Data:
     test: Split
     classes: tuple[str, ...]
     normalization: Normalization
+    input_kind: InputKind = "images"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -65,7 +67,10 @@ class Data:
         return channels, height, width
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(pixel / 255 - mean) / std per channel, float32, for uint8 images (N, C, H, W)."""
+        """(pixel / 255 - mean) / std per channel, float32, for uint8 images (N, C, H, W).
+
+        The same as the runtime's `normalise` to the bit, on any device.
+        """
         mean = torch.tensor(self.normalization.mean, device=images.device).reshape(-1, 1, 1)
         std = torch.tensor(self.normalization.std, device=images.device).reshape(-1, 1, 1)
         return (images.float() / 255 - mean) / std
@@ -78,6 +83,15 @@ def load_data(name: str, data_dir: Path, *, download: bool = False) -> Data:
     DataError (damaged), or UsageError (an extra package is not installed).
     """
     return READERS[canonical_data_name(name)](data_dir, download)
+
+
+def require_kind(data: Data, kind: str, whose: str) -> None:
+    """Raise UsageError unless the data set holds what `whose` network takes."""
+    if data.input_kind != kind:
+        raise UsageError(
+            f"{whose} takes {kind}, but data set {data.name!r} holds {data.input_kind}; give data "
+            "of that kind, or make the model with the right --input_kind"
+        )
 
 
 def canonical_data_name(name: str) -> str:

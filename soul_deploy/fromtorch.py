@@ -8,7 +8,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,17 +16,23 @@ from torch import Tensor, nn
 
 from soul_deploy.fxtracer import evaluating
 from soul_deploy.graph import Shape, SpikingGraph
-from soul_deploy.modelfile import Model, ModelInfo, arrays_of
-from soul_deploy.module import GraphModule, Recording
+from soul_deploy.modelfile import Model, ModelInfo, arrays_of, with_input_kind
+from soul_deploy.module import GraphModule, Recording, require_floats
 from soul_deploy.modulekinds import is_stateful
 from soul_deploy.runtime.errors import NetworkWarning, UsageError, VerificationError
+from soul_deploy.runtime.inputrule import InputKind
 from soul_deploy.tracing import Takes, Traced, trace_with_input
 
 TOLERANCE = 1e-5
 
 
 def from_torch(
-    network: nn.Module, input_shape: Shape, time_steps: int, *, example: Tensor | None = None
+    network: nn.Module,
+    input_shape: Shape,
+    time_steps: int,
+    *,
+    example: Tensor | None = None,
+    input_kind: InputKind = "images",
 ) -> Model:
     """The network with its weights, under the names that it has in `network`'s state dict.
 
@@ -35,14 +41,21 @@ def from_torch(
     example      (B, C, H, W) or (T, B, C, H, W), float32, on which the graph is compared with the
                  module itself; random numbers if left out. Give real data: a layer that doesn't
                  fire on the example is warned about, for what follows it is compared on zeros.
+    input_kind   what the network is given: "images", whose uint8 pixels the runtime normalises as
+                 the model's `info.normalization` says, or "counts", "spikes", "values", of which
+                 numbers of any dtype are taken as they are
 
     The network is read, not changed. Its class scores are the mean over T of what it returns.
     Raises UnsupportedGraphError for what a graph cannot represent, UsageError for weights that are
-    not float32, VerificationError if the graph's spikes or scores differ from the module's.
+    not float32 or an unknown kind, ValidityError for an example of integers, VerificationError if
+    the graph's spikes or scores differ from the module's.
     """
+    info = with_input_kind(ModelInfo(), input_kind)
+    if example is not None:
+        require_floats(example)
     _, module = examine(network, input_shape, time_steps, example)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
-    made = ModelInfo(provenance={"model": name})
+    made = replace(info, provenance={"model": name})
     return Model(module.graph, arrays_of(module.state_dict()), info=made)
 
 

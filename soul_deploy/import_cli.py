@@ -9,17 +9,24 @@ import click
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.arguments import ListOption, SoulCommand
-from soul_deploy.data import Data, load_data
+from soul_deploy.arguments import ListOption, SoulCommand, input_kind_option
+from soul_deploy.data import Data, load_data, require_kind
 from soul_deploy.factories import build_network
 from soul_deploy.fromtorch import from_torch
 from soul_deploy.graph import Shape
-from soul_deploy.modelfile import Model, ModelInfo, load_state_dict, save_model
+from soul_deploy.modelfile import (
+    Model,
+    ModelInfo,
+    load_state_dict,
+    save_model,
+    with_input_kind,
+)
 from soul_deploy.progress import warnings_told
 from soul_deploy.reporting import print_files, print_result
 from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import require_file, require_output
+from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 EXAMPLES = 8
@@ -61,6 +68,7 @@ EXAMPLES = 8
     help="Without a data set: channels, height and width, for example 3 32 32.",
 )
 @click.option("--classes", type=int, default=None, help="Without a data set: how many classes.")
+@input_kind_option("the data set's, or images")
 @click.option(
     "--format",
     "output_format",
@@ -79,6 +87,7 @@ def import_command(
     download: bool,
     input_shape: str | None,
     classes: int | None,
+    input_kind: str | None,
     output_format: str,
 ) -> None:
     """Make a model file of a PyTorch network that a function of yours makes.
@@ -88,6 +97,8 @@ def import_command(
     the network itself before anything is written.
     """
     data = None if dataset_name is None else load_data(dataset_name, data_dir, download=download)
+    if data is not None and input_kind is not None:
+        require_kind(data, input_kind, f"a network of --input_kind {input_kind}")
     shape, count = _sizes(data, input_shape, classes)
     require_steps("time_step", time_step)
     target = require_output(output or Path(f"{factory.rpartition(':')[2]}.safetensors"))
@@ -102,7 +113,7 @@ def import_command(
         raise UsageError(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
-    save_model(target, replace(model, info=_info(factory, data)))
+    save_model(target, replace(model, info=_info(factory, data, input_kind)))
     _print(model, target, output_format)
 
 
@@ -169,11 +180,12 @@ def _advice(data: Data | None, model_path: Path | None) -> str:
     return "these weights may not be those of a trained network, or of other data"
 
 
-def _info(factory: str, data: Data | None) -> ModelInfo:
+def _info(factory: str, data: Data | None, input_kind: str | None) -> ModelInfo:
     made: dict[str, Any] = {"model": factory, "command": "import torch"}
     if data is None:
-        return ModelInfo(provenance=made)
-    return ModelInfo("dense", data.normalization, data.classes, made | {"data": data.name})
+        return with_input_kind(ModelInfo(provenance=made), input_kind or KIND_OF_OLD_FILES)
+    made |= {"data": data.name}
+    return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)
 
 
 def _print(model: Model, target: Path, output_format: str) -> None:

@@ -86,7 +86,8 @@ class HardGate:
 class GraphModule(nn.Module):
     """The network of `graph` as a module; weights are loaded with `load_state_dict`.
 
-    Input: a static image batch (B, C, H, W), shown T times, or a sequence (T, B, C, H, W).
+    Input: a static image batch (B, C, H, W), shown T times, or a sequence (T, B, C, H, W), of
+    floating-point numbers; pixels are normalised by the caller.
     Output: class scores (B, classes). State is reset at every call.
 
     `channel_masks` (population or projection -> mask) act on the current, behind batch norm;
@@ -157,7 +158,8 @@ class GraphModule(nn.Module):
         return Recording(spikes, values[self.graph.readout.name].tensor)
 
     def as_signal(self, x: Tensor) -> Signal:
-        """Check the input's shape. Raises ValidityError for another T or size."""
+        """Check the input. Raises ValidityError for another T or size, or for integers."""
+        require_floats(x)
         shape = self.graph.input.shape
         steps = self.graph.time_steps
         if tuple(x.shape[-len(shape) :]) != shape or x.dim() not in (
@@ -303,6 +305,19 @@ class GraphModule(nn.Module):
         assert isinstance(head, nn.Linear)
         scores = counts @ head.weight.t() * scale
         return scores if head.bias is None else scores + head.bias
+
+
+def require_floats(x: Tensor) -> None:
+    """Raise ValidityError for integers and bool.
+
+    A module takes floating-point numbers only: what uint8 pixels become stands in the description
+    of a model, which a module does not have.
+    """
+    if not x.is_floating_point():
+        raise ValidityError(
+            f"an input of {x.dtype} given; PyTorch modules take floating-point numbers: normalise "
+            "pixels first, and convert other integers with .float()"
+        )
 
 
 def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:

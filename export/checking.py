@@ -19,6 +19,7 @@ from soul_deploy.export.verify import Kind, VerifyReport
 from soul_deploy.modelfile import Model, load_model
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.arguments import require_steps
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.files import (
     file_sha256,
@@ -34,6 +35,7 @@ EXPORT_SCHEMA = "soul-deploy/export/1"
 TITLES: dict[Kind, str] = {"onnx": "ONNX", "event": "Event network", "nir": "NIR"}
 
 
+@brief
 @dataclass(frozen=True)
 class Source:
     """The golden: a model file as read."""

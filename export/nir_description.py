@@ -12,6 +12,7 @@ from soul_deploy.export.nir_library import DEFAULT_DT, FORMAT, vote_weight
 from soul_deploy.graph import AvgPool, Flatten, Linear, Node, Population, Readout, Shape
 from soul_deploy.modelfile import ModelInfo, info_from_json
 from soul_deploy.nodejson import node_from_json
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import Array
@@ -20,6 +21,7 @@ from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 State = Mapping[str, Array]
 
 
+@brief
 @dataclass(frozen=True)
 class Description:
     """T, seconds per step, the comparison of neurons that do not state theirs, and who made it.

@@ -60,12 +60,14 @@ from soul_deploy.prune.unstructured_report import (
     print_preview,
 )
 from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
 from soul_deploy.snapshot import Bundle
 from soul_deploy.training import Recipe, accuracy, device_of
 
 
+@brief
 @dataclass(frozen=True)
 class Job:
     """All that was asked for, checked."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.counters import LayerCounts, require_bounds
 from soul_deploy.runtime.counting import limits_of, pooling_steps
 from soul_deploy.runtime.eventnet import PoolLayer, Synaptic
@@ -17,6 +18,7 @@ from soul_deploy.runtime.inputs import to_channel_last
 from soul_deploy.runtime.network import Network, Recording
 
 
+@brief
 @dataclass(frozen=True)
 class CountedRun:
     """One counted run: counts by projection, population without one, pooling, and readout.

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import (
     MAX_STEPS,
     MAX_VALUES,
@@ -100,6 +101,7 @@ class Normalization:
         )
 
 
+@brief
 @dataclass(frozen=True)
 class EventNetwork:
     """Layers in execution order and what they are valid for.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, NetworkWarning, ValidityError
 from soul_deploy.runtime.files import Array, require_file
 from soul_deploy.runtime.inputrule import (
@@ -28,6 +29,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 1 << 25
 
 
+@brief
 @dataclass(frozen=True)
 class Samples:
     """Named samples: (B, C, H, W), or (T, B, C, H, W) if `sequence`; float32."""

@@ -120,25 +120,22 @@ def looks_like_pixels(values: Array, rule: InputRule) -> str | None:
     """What is suspicious about floating-point values, as a sentence; None if nothing is.
 
     With a normalisation, black is (0 - mean) / std and white (1 - mean) / std. Values from 0 to 255
-    that reach beyond white, and values from 0 to 1 with an exact 0 where black would be negative,
-    are pixels that nobody has normalised.
+    that reach beyond white are pixels that nobody has normalised. (Pixels / 255 cannot be told from
+    bright normalised ones.)
     """
     if rule.kind != "images" or not rule.mean or not values.size:
         return None
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 255 or high == 0:
-        return None
     mean, std = _by_channel(rule)
-    black, white = float((-mean / std).max()), float(((1 - mean) / std).max())
+    black, white = float((-mean / std).min()), float(((1 - mean) / std).max())
     beyond = white + 1e-3 * max(1.0, abs(white))  # whoever normalises in float64 rounds elsewhere
-    if high > beyond or (low == 0 and high <= 1 and black < 0):
-        return (
-            "floating-point values were given that look like pixels that nobody normalised: "
-            "normalised as the network's file says, pixels reach from "
-            f"{float((-mean / std).min()):.3g} to {white:.3g}; give the pixels as uint8, which are "
-            "normalised, or what normalise(pixels) makes of them"
-        )
-    return None
+    if low < 0 or high > 255 or high <= beyond:
+        return None
+    return (
+        "floating-point values were given that look like pixels that nobody normalised: normalised "
+        f"as the network's file says, pixels reach from {black:.3g} to {white:.3g}; give the "
+        "pixels as uint8, which are normalised, or what normalise(pixels) makes of them"
+    )
 
 
 def random_inputs(rule: InputRule, count: int, seed: int) -> Array:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import MAX_THREADS
 from soul_deploy.runtime.counters import LayerCounts
 from soul_deploy.runtime.counting import (
@@ -46,6 +47,7 @@ from soul_deploy.runtime.streaming import Stream, StreamState
 from soul_deploy.runtime.workspace import Workspace, build_workspace
 
 
+@brief
 @dataclass(frozen=True)
 class Recording:
     """One run: spikes of each population, bool (T, B, C, H, W) or (T, B, N), and logits."""
@@ -64,6 +66,7 @@ def load(path: Path | str, threads: int = 0) -> "Network":
     return Network(load_event_network(Path(path)), threads)
 
 
+@brief
 @dataclass(eq=False)
 class Network:
     """An event network that runs. Layers are named as the graph's nodes.

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.workspace import Workspace
 
 
+@brief
 @dataclass(frozen=True)
 class StreamState:
     """All that a stream remembers, as arrays of its own, sample by sample.
@@ -21,6 +23,7 @@ class StreamState:
     membranes: tuple[Mapping[str, Array], ...]
 
 
+@brief
 @dataclass
 class Stream:
     """Workspaces of a running stream, one per sample of the batch, and the steps done.

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.crew import Meet
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.eventnet import (
@@ -39,6 +40,7 @@ from soul_deploy.runtime.stages import (
 )
 
 
+@brief
 @dataclass(frozen=True)
 class Workspace:
     """Buffers and calls for one sample; used by one caller at a time.

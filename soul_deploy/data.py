@@ -21,6 +21,7 @@ from torch import Tensor
 
 from soul_deploy import imagefiles
 from soul_deploy.modelfile import Normalization
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import DataError, MissingFileError, UnknownNameError, UsageError
 from soul_deploy.runtime.inputrule import InputKind
 
@@ -33,6 +34,7 @@ FASHION_NAMES = (
 )
 
 
+@brief
 @dataclass(frozen=True)
 class Split:
     """Images (N, C, H, W) of uint8 and labels (N,) of int64."""
@@ -48,6 +50,7 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
 
+@brief
 @dataclass(frozen=True)
 class Data:
     """A data set: three splits, class names, how its pixels are normalised, and what it holds."""

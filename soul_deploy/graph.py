@@ -44,6 +44,7 @@ from soul_deploy.nodes import (
     Scatter,
     Shape,
 )
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import MAX_NEURONS
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 
@@ -79,6 +80,7 @@ __all__ = [
 NodeT = TypeVar("NodeT", bound=Node)
 
 
+@brief
 @dataclass(frozen=True)
 class SpikingGraph:
     """The network: nodes in execution order (first the Input, last the Readout) and T.

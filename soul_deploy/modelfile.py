@@ -16,6 +16,7 @@ from torch import Tensor
 
 from soul_deploy.graph import Population, Projection, Readout, Shape, SpikingGraph
 from soul_deploy.module import ChannelMask, GraphModule, HardGate
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import (
     FileFormatError,
     UnknownNameError,
@@ -71,6 +72,7 @@ class ModelInfo:
     input_kind: InputKind = KIND_OF_OLD_FILES
 
 
+@brief
 @dataclass(frozen=True)
 class Model:
     """A network at rest: graph, weights under the original names, masks, description.

@@ -31,12 +31,14 @@ from soul_deploy.graph import (
 )
 from soul_deploy.layers import merged, spike_counts, split_time, vote_counts
 from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError, ValidityError
 
 StepObserver = Callable[[str, int, Tensor, Tensor], None]
 """Called with (population, t, spikes (B, ...), membrane potential after reset (B, ...))."""
 
 
+@brief
 @dataclass(frozen=True)
 class Signal:
     """A node's output: (T, B, ...), or (B, ...) if it is the same at every step (`static`)."""
@@ -45,6 +47,7 @@ class Signal:
     static: bool
 
 
+@brief
 @dataclass(frozen=True)
 class Recording:
     """One forward pass: spikes of each population (T, B, ...) as bool, and logits (B, classes)."""
@@ -53,6 +56,7 @@ class Recording:
     logits: Tensor
 
 
+@brief
 @dataclass(eq=False)
 class ChannelMask:
     """Which channels of a population receive current: (C,) of 0/1.
@@ -73,6 +77,7 @@ Gate = Callable[[], Tensor]
 """What a mask multiplies with: 0/1 when it is hard, between 0 and 1 while it is searched for."""
 
 
+@brief
 @dataclass(eq=False)
 class HardGate:
     """A fixed mask of 0/1."""

@@ -18,7 +18,7 @@ def brief(cls: C) -> C:
 
     Fields with repr=False are left out, as by `@dataclass`.
     """
-    cls.__repr__ = brief_repr
+    cls.__repr__ = brief_repr  # type: ignore[assignment]
     return cls
 
 
@@ -48,8 +48,8 @@ def _text(value: Any) -> str:
         opening, closing = "()" if isinstance(value, tuple) else "[]"
         if isinstance(value, tuple) and len(value) == 1:
             closing = ",)"
-        items = _joined([brief_text(item) for item in _first(value)], len(value))
-        return f"{opening}{items}{closing}"
+        inside = _joined([brief_text(item) for item in _first(value)], len(value))
+        return f"{opening}{inside}{closing}"
     if is_dataclass(value) and not isinstance(value, type):
         return brief_repr(value) if type(value).__repr__ is brief_repr else repr(value)
     return repr(value) if type(value).__module__ == "pathlib" else _kind(value)

@@ -59,7 +59,8 @@ def check_options() -> Decorator:
             type=click.Choice(["data", "random"], case_sensitive=False),
             default="data",
             show_default=True,
-            help="data: validation images of the data set; random: random pixels.",
+            help="data: validation images of the data set; random: random pixels, or for other "
+            "kinds of input random numbers of that kind.",
         ),
         click.option(
             *("--dataset_name", "--dataset", "-dataset"),

@@ -11,7 +11,7 @@ import click
 import torch
 from torch import Tensor
 
-from soul_deploy.data import load_data_for
+from soul_deploy.data import load_data_for, require_kind
 from soul_deploy.export import verify as gates
 from soul_deploy.export.check_options import CheckOptions
 from soul_deploy.export.onnx_check import input_mode_of, static_input_of
@@ -21,6 +21,7 @@ from soul_deploy.modelfile import Model, load_model
 from soul_deploy.progress import remark_on
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.arguments import require_steps
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.files import (
     file_sha256,
@@ -30,6 +31,7 @@ from soul_deploy.runtime.files import (
     require_writable,
     write_atomically,
 )
+from soul_deploy.runtime.inputrule import random_inputs
 from soul_deploy.runtime.inspect_report import representation_table
 from soul_deploy.runtime.warming import compiling_announced
 from soul_deploy.verdict import Verdict, untested
@@ -38,6 +40,7 @@ EXPORT_SCHEMA = "soul-deploy/export/2"
 TITLES: dict[Kind, str] = {"onnx": "ONNX", "event": "Event network", "nir": "NIR"}
 
 
+@brief
 @dataclass(frozen=True)
 class Source:
     """The golden: a model file as read."""
@@ -198,19 +201,14 @@ def _takes_frames(path: Path) -> bool:
 
 
 def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
-    """Normalised images (N, C, H, W) and what they are.
+    """Normalised images (N, C, H, W), or numbers of the model's kind, and what they are.
 
     Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
     """
     shape, norm = model.input_shape, model.info.normalization
     if check_on.source.lower() == "random":
-        seeded = torch.Generator().manual_seed(check_on.seed)
-        pixels = torch.rand((check_on.samples, *shape), generator=seeded)
-        if norm is not None:
-            sides = (-1, *[1] * (len(shape) - 1))
-            mean, std = torch.tensor(norm.mean), torch.tensor(norm.std)
-            pixels = (pixels - mean.reshape(sides)) / std.reshape(sides)
-        return pixels, f"{len(pixels)} random images, seed {check_on.seed}"
+        drawn = torch.from_numpy(random_inputs(model.input_rule, check_on.samples, check_on.seed))
+        return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
     name = check_on.dataset_name or model.info.provenance.get("data")
     if not isinstance(name, str):
         raise UsageError(
@@ -221,6 +219,7 @@ def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
     remark_on(data)
     if data.input_shape != shape:
         raise UsageError(f"{name} has images of {data.input_shape}, this model takes {shape}")
+    require_kind(data, model.info.input_kind, "the model")
     data = data if norm is None else replace(data, normalization=norm)
     chosen = data.validation.images[: check_on.samples]
     return data.normalise(chosen), f"{len(chosen)} validation images of {name}"

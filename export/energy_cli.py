@@ -11,7 +11,7 @@ from torch import Tensor
 
 from soul_deploy.arguments import SoulCommand
 from soul_deploy.compare import BATCH, Agreement, Comparer
-from soul_deploy.data import load_data_for
+from soul_deploy.data import load_data_for, require_kind
 from soul_deploy.export.event import build_event_network
 from soul_deploy.export.event_check import EventExecution, static_problems
 from soul_deploy.flips import Golden
@@ -243,6 +243,7 @@ def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
         raise UsageError(
             f"{name} has images of {data.input_shape}, this model takes {model.input_shape}"
         )
+    require_kind(data, model.info.input_kind, "the model")
     norm = model.info.normalization
     data = data if norm is None else replace(data, normalization=norm)
     split = {"train": data.train, "validation": data.validation, "test": data.test}[wanted.split]

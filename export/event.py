@@ -119,6 +119,7 @@ def build_event_network(
         normalization=None if norm is None else eventnet.Normalization(norm.mean, norm.std),
         classes=info.classes,
         source_sha256=source_sha256,
+        input_kind=info.input_kind,
     )
 
 

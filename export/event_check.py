@@ -104,6 +104,7 @@ def _header_problems(
     yield from _differs("T", events.time_steps, graph.time_steps)
     yield from _differs("the input's name", events.input_name, graph.input.name)
     yield from _differs("the input shape", events.input_shape, graph.input.shape)
+    yield from _differs("the kind of input", events.input_kind, info.input_kind)
     yield from _differs("class names", events.classes, info.classes)
     fixed = valid_for_one_t(golden)
     yield from _differs("validity for one T only", events.fixed_steps, fixed)

@@ -44,6 +44,7 @@ def static_problems(golden: Model, imported: Model) -> Iterator[str]:
     for what, mine, found in (
         ("time_steps", ours.time_steps, theirs.time_steps),
         ("input", ours.input.shape, theirs.input.shape),
+        ("input_kind", golden.info.input_kind, imported.info.input_kind),
         ("classes", ours.readout.classes, theirs.readout.classes),
     ):
         if mine != found:

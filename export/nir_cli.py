@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import click
 
-from soul_deploy.arguments import SoulCommand
+from soul_deploy.arguments import SoulCommand, input_kind_option
 from soul_deploy.export.check_options import CheckOptions, export_options
 from soul_deploy.export.checking import Source, target_of, write_checked
 from soul_deploy.export.nir_export import export_nir
@@ -88,6 +88,7 @@ def export_command(
     help="Whether neurons fire above their threshold or also at it, where FILE's metadata do not "
     "say.  [default: gt, as NIR says]",
 )
+@input_kind_option("the one in FILE's metadata, or images")
 @click.option(
     "--format",
     "output_format",
@@ -103,6 +104,7 @@ def import_command(
     dt: float | None,
     reset: Any,
     fire: Any,
+    input_kind: Any,
     output_format: str,
 ) -> None:
     """Read FILE, a NIR graph from any tool, as a soul-deploy model file.
@@ -116,7 +118,14 @@ def import_command(
     if target.resolve() == nir_path.resolve():
         raise UsageError(f"{target} is the NIR file itself; give another --output")
     require_writable(target)
-    model = import_nir(read_nir(nir_path), time_steps=time_step, dt=dt, fire=fire, reset=reset)
+    model = import_nir(
+        read_nir(nir_path),
+        time_steps=time_step,
+        dt=dt,
+        fire=fire,
+        reset=reset,
+        input_kind=input_kind,
+    )
     for sentence in _assumptions(model):
         note(f"Assumed: {sentence}")
     save_model(target, model)

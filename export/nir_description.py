@@ -12,12 +12,15 @@ from soul_deploy.export.nir_library import FORMAT, vote_weight
 from soul_deploy.graph import AvgPool, Flatten, Linear, Node, Population, Readout, Shape
 from soul_deploy.modelfile import ModelInfo, info_from_json
 from soul_deploy.nodejson import node_from_json
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 State = Mapping[str, Array]
 
 
+@brief
 @dataclass(frozen=True)
 class Description:
     """T, seconds per step, and who made it.
@@ -54,7 +57,9 @@ def _stored(metadata: Mapping[str, Any]) -> Description:
     try:
         names = ("normalization", "classes", "provenance", "validity")
         info = info_from_json(
-            {"stage": metadata["stage"]} | {name: json.loads(metadata[name]) for name in names}
+            {"stage": metadata["stage"]}
+            | {name: json.loads(metadata[name]) for name in names}
+            | {"input_kind": metadata.get("input_kind", KIND_OF_OLD_FILES)}
         )
         readout = node_from_json(json.loads(metadata["readout"]))
         if not isinstance(readout, Readout):

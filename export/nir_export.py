@@ -281,6 +281,7 @@ def metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
         "decode": "the mean of the output over time_steps steps is the class scores",
         "head": graph.readout.describe(),
         "normalization_applied_by": "caller",
+        "input_kind": info.input_kind,
         "stage": info.stage,
         "source_sha256": source_sha256,
     }

@@ -18,10 +18,11 @@ from soul_deploy.export.nir_neuron import ResetRule
 from soul_deploy.export.nir_nodes import Reader, read_node
 from soul_deploy.export.nir_trial import try_reading
 from soul_deploy.graph import Linear, Population, SpikingGraph
-from soul_deploy.modelfile import Model, check_state
+from soul_deploy.modelfile import Model, check_state, with_input_kind
 from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import Array, require_file
+from soul_deploy.runtime.inputrule import InputKind
 
 
 def read_nir(path: Path) -> Any:
@@ -50,6 +51,7 @@ def import_nir(
     dt: float | None = None,
     fire: FireRule | None = None,
     reset: ResetRule | None = None,
+    input_kind: InputKind | None = None,
 ) -> Model:
     """The model of a `nir.NIRGraph`.
 
@@ -59,6 +61,7 @@ def import_nir(
     graph's metadata; what these do not say is assumed as NIR says it, with dt 1e-4, "gt" and
     "zero", and stands as sentences in the model's `info.provenance["assumptions"]`. Graphs that
     this package wrote leave nothing to assume.
+    input_kind: what the input is; None: as in the metadata, or "images".
 
     Raises UsageError if T is neither given nor stored or the metadata contradict what is given,
     UnsupportedGraphError with the node's name, also where the assumed dt makes no sense,
@@ -71,7 +74,9 @@ def import_nir(
     reader = Reader(graph, said)
     for key in _ordered(graph):
         _read(reader, key)
-    return _model(reader, described).with_time_steps(described.time_steps)
+    model = _model(reader, described).with_time_steps(described.time_steps)
+    kind = input_kind or model.info.input_kind
+    return replace(model, info=with_input_kind(model.info, kind))
 
 
 def _read(reader: Reader, key: str) -> None:

@@ -30,6 +30,7 @@ from soul_deploy.graph import (
 from soul_deploy.module import GraphModule
 from soul_deploy.neurons import learned_decay
 from soul_deploy.nodejson import node_from_json
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.files import Array
 
@@ -54,6 +55,7 @@ class Value:
     factor: float = 1.0
 
 
+@brief
 @dataclass
 class Reader:
     """Our nodes and weights as they are made, in execution order.

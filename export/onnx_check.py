@@ -42,6 +42,7 @@ from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
 from soul_deploy.runtime.errors import FileFormatError, ValidityError
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 
 def properties(model: ModelProto) -> dict[str, str]:
@@ -117,6 +118,9 @@ def _header_problems(
     for key, value in expected.items():
         if found.get(key) != value:
             yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
+    kind = found.get("input_kind", KIND_OF_OLD_FILES)
+    if kind != golden.info.input_kind:
+        yield f"metadata input_kind is {kind!r}, the model says {golden.info.input_kind!r}"
     inputs = [(graph.input.name, input_shape(graph, mode))]
     outputs = output_entries(graph, outputs_of(file))
     if mode == "step":

@@ -228,6 +228,7 @@ def metadata(
         "fire": ", ".join(sorted({_rule(equation) for equation in equations.values()})),
         "decode": graph.readout.describe(),
         "normalization_applied_by": "caller",
+        "input_kind": info.input_kind,
         "stage": info.stage,
         "source_sha256": source_sha256 or "",
     }

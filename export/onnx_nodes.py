@@ -31,6 +31,7 @@ from soul_deploy.graph import (
     Shape,
     SpikingGraph,
 )
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.errors import UnsupportedGraphError
 from soul_deploy.runtime.files import Array
@@ -41,6 +42,7 @@ InputMode = Literal["static", "sequence", "step"]
 Outputs = Literal["logits", "spikes"]
 
 
+@brief
 @dataclass
 class Builder:
     """An ONNX graph being built from `graph` with the deployed weights `folded`.

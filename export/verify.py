@@ -29,6 +29,7 @@ from soul_deploy.export.opsets import require_opened
 from soul_deploy.flips import Flip, Golden, LayerSpikes
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import require_file
 from soul_deploy.runtime.inspection import is_model_file
@@ -42,6 +43,7 @@ Kind = Literal["onnx", "event", "nir"]
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "nir"}
 
 
+@brief
 @dataclass(frozen=True)
 class VerifyReport:
     """What the three gates found; gates 2 and 3 are None where gate 1 failed.

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soul_deploy.graph import Population, Projection, SpikingGraph
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import SoulDeployError, UsageError
 
 Values = npt.NDArray[np.float64]
@@ -51,6 +52,7 @@ class Guard:
         return min(channels, -(-kept // self.round_to) * self.round_to)
 
 
+@brief
 @dataclass(frozen=True)
 class LayerChannels:
     """One layer's decision: flags and values over its channels."""
@@ -62,6 +64,7 @@ class LayerChannels:
     gradient: Values
 
 
+@brief
 @dataclass(frozen=True)
 class ChannelPlan:
     """Which channels of which layers stay: inert, printable, applied by setting masks."""

@@ -46,6 +46,7 @@ from soul_deploy.prune.report import ChannelCounts, print_outcome, print_preview
 from soul_deploy.prune.sca import ChannelPruning, PruneStep, Sca, check, plan_of_weights
 from soul_deploy.prune.units import pruning_units
 from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
 from soul_deploy.snapshot import Bundle, Tree, number_of
@@ -53,6 +54,7 @@ from soul_deploy.train_cli import save_dense, train_dense, train_log
 from soul_deploy.training import Recipe, accuracy, device_of
 
 
+@brief
 @dataclass(frozen=True)
 class Job:
     """All that was asked for, checked."""
@@ -315,5 +317,11 @@ def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:
         accuracy=dict(accuracies),
         **assumed(job.start),
     )
-    info = ModelInfo("masked", job.data.normalization, job.data.classes, made)
+    info = ModelInfo(
+        "masked",
+        job.data.normalization,
+        job.data.classes,
+        made,
+        input_kind=job.data.input_kind,
+    )
     return from_module(job.module, info)

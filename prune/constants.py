@@ -22,12 +22,14 @@ from soul_deploy.graph import (
     Scatter,
 )
 from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.files import Array
 
 FOREVER = 4096  # steps within which a membrane that will never fire comes to rest
 
 
+@brief
 @dataclass(frozen=True)
 class ConstantResponse:
     """Neurons on a constant current, one per channel.
@@ -42,6 +44,7 @@ class ConstantResponse:
     always: Array
 
 
+@brief
 @dataclass(frozen=True)
 class Known:
     """What is known of a node's output, by channel.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from soul_deploy.data import Data
+from soul_deploy.data import Data, require_kind
 from soul_deploy.factories import is_dotted
 from soul_deploy.graph import NeuronSpec, Shape
 from soul_deploy.modelfile import (
@@ -178,7 +178,8 @@ def _from_state_dict(path: Path, task: Task, data: Data, name: SoulName | None) 
             f"hidden {task.sizes.hidden}; give --model, --hidden and --dataset_name of its training"
         ) from error
     arrays = {key: np.array(array, order="C") for key, array in state.items()}
-    return Model(graph, arrays, info=ModelInfo("dense", data.normalization, data.classes))
+    info = ModelInfo("dense", data.normalization, data.classes, input_kind=data.input_kind)
+    return Model(graph, arrays, info=info)
 
 
 def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str]) -> Task:
@@ -213,6 +214,7 @@ def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str
 
 def check_data(path: Path, model: Model, data: Data) -> None:
     """Raise UsageError unless the network fits the data set's images, classes and scaling."""
+    require_kind(data, model.info.input_kind, str(path))
     norm = model.info.normalization
     for what, needs, has in (
         ("images of", model.input_shape, data.input_shape),

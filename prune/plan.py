@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from soul_deploy.modelfile import Validity
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.tables import text_table
 
@@ -24,6 +25,7 @@ Rule = Literal["masked", "silent", "unread", "folded", "scattered"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
+@brief
 @dataclass(frozen=True)
 class LayerRemoval:
     """What goes from one population: channel -> rule; `tied` says why a layer stays whole.
@@ -70,6 +72,7 @@ class LayerRemoval:
         return (*sorted((*self.kept, *self.scattered)), *self.generated)
 
 
+@brief
 @dataclass(frozen=True)
 class RemovalPlan:
     """One entry per population and per current of a stream, and what the removal is valid for.

@@ -29,6 +29,7 @@ from soul_deploy.prune.units import (
     by_mask,
     pruning_units,
 )
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UnknownNameError
 from soul_deploy.snapshot import Bundle, Tree
 from soul_deploy.training import (
@@ -83,6 +84,7 @@ class Sca:
         return ChannelStatistics(names, self.score, self.score_window, self.regrow_window, masks)
 
 
+@brief
 @dataclass(frozen=True)
 class PruneStep:
     """One epoch of the loop. `plan`: the masks set after it, or None."""

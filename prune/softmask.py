@@ -17,10 +17,12 @@ from soul_deploy.connectivity import weight_shape
 from soul_deploy.graph import Merge, Node, Population, Projection, Readout, SpikingGraph
 from soul_deploy.module import GraphModule, HardGate
 from soul_deploy.prune.penalty import Coefficients
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import Array
 
 
+@brief
 @dataclass(eq=False)
 class SoftMask:
     """alpha, in the shape of what it masks; `cost`: what each kept entry costs (e_w or e_n)."""
@@ -38,6 +40,7 @@ class SoftMask:
         return self.alpha.detach() > 0
 
 
+@brief
 @dataclass(frozen=True)
 class Masks:
     """The masks of a search: projection -> mask of its weight, population -> of its neurons."""
@@ -90,6 +93,7 @@ class Masks:
         return {name: mask.alpha.detach().cpu().numpy().copy() for name, mask in both.items()}
 
 
+@brief
 @dataclass(frozen=True)
 class MaskStart:
     """How alphas begin: normal with these means and standard deviations.

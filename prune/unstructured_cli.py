@@ -63,12 +63,14 @@ from soul_deploy.prune.unstructured_report import (
     print_preview,
 )
 from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
 from soul_deploy.snapshot import Bundle
 from soul_deploy.training import Recipe, accuracy, device_of
 
 
+@brief
 @dataclass(frozen=True)
 class Job:
     """All that was asked for, checked."""
@@ -384,4 +386,5 @@ def _info(job: Job, stage: Any, accuracies: dict[str, float]) -> ModelInfo:
         accuracy=dict(accuracies),
         **assumed(job.start),
     )
-    return ModelInfo(stage, job.data.normalization, job.data.classes, made)
+    data = job.data
+    return ModelInfo(stage, data.normalization, data.classes, made, input_kind=data.input_kind)

@@ -20,6 +20,7 @@ from soul_deploy.prune.remove import parameters
 from soul_deploy.prune.searchplan import SearchEpoch
 from soul_deploy.prune.softmask import Masks
 from soul_deploy.reporting import print_files, print_result
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import write_text
 from soul_deploy.snapshot import Tree, list_of
@@ -128,6 +129,7 @@ def _tensorboard_writer(path: Path) -> Any:
     return import_module("torch.utils.tensorboard").SummaryWriter(str(path.with_suffix("")))
 
 
+@brief
 @dataclass(frozen=True)
 class LayerSurvivors:
     """Kept and all weights of a projection, kept and all neurons of the population behind it."""
@@ -156,6 +158,7 @@ def survivors(model: Model) -> tuple[LayerSurvivors, ...]:
     return tuple(rows)
 
 
+@brief
 @dataclass(frozen=True)
 class Outcome:
     """Everything that is known at the end."""

@@ -40,6 +40,7 @@ from soul_deploy.runtime.engines import ENGINES
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import require_writable, write_text
 from soul_deploy.runtime.timing import Schedule
+from soul_deploy.runtime.warned import warnings_said
 
 FILE = click.Path(path_type=Path)
 
@@ -137,7 +138,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         require_writable(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
-    with compiling_announced():
+    with warnings_said(_warn), compiling_announced():
         document = bench(request)
     if baseline is not None:
         document["comparison"] = compare_with(document, baseline)

@@ -1,19 +1,32 @@
 """What `bench` needs before it can time: the files of each engine, and an input that fits them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from soul_deploy.runtime.dotted import load_object
 from soul_deploy.runtime.engines import ENGINES, EngineSpec, open_session
-from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    UnknownNameError,
+    UsageError,
+    ValidityError,
+)
 from soul_deploy.runtime.files import Array, file_sha256, read_tensors
-from soul_deploy.runtime.images import InputRule, normalise, read_array
+from soul_deploy.runtime.images import read_array
+from soul_deploy.runtime.inputrule import (
+    INPUT_KINDS,
+    KIND_OF_OLD_FILES,
+    InputKind,
+    InputRule,
+    is_input_kind,
+    normalise,
+    random_inputs,
+)
 from soul_deploy.runtime.inspection import MODEL_FORMAT, kind_of
 
 RANDOM = "random"
@@ -125,7 +138,10 @@ def _export(model: Path, file: str, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What an artifact says about its input. `steps` None: an ONNX file that doesn't say."""
+    """What an artifact says about its input.
+
+    steps, input_kind: None for an ONNX file that doesn't say.
+    """
 
     path: Path
     steps: int | None
@@ -134,6 +150,7 @@ class NetworkFacts:
     source_sha256: str | None = None
     sequence: bool | None = None
     is_model: bool = False
+    input_kind: InputKind | None = None
 
 
 def facts_of(path: Path) -> NetworkFacts:
@@ -150,13 +167,28 @@ def facts_of(path: Path) -> NetworkFacts:
             network.input_shape,
             None if norm is None else {"mean": norm.mean, "std": norm.std},
             network.source_sha256,
+            input_kind=network.input_kind,
         )
     document = read_tensors(path).document(MODEL_FORMAT)
     graph = load_object("soul_deploy.graph:SpikingGraph", "reading a model file").from_json(
         document["graph"]
     )
-    normalization = document["info"]["normalization"]
-    return NetworkFacts(path, graph.time_steps, graph.input.shape, normalization, is_model=True)
+    info = document["info"]
+    return NetworkFacts(
+        path,
+        graph.time_steps,
+        graph.input.shape,
+        info["normalization"],
+        is_model=True,
+        input_kind=_kind_of(path, info.get("input_kind", KIND_OF_OLD_FILES)),
+    )
+
+
+def _kind_of(path: Path, stored: object) -> InputKind:
+    """Raises FileFormatError."""
+    if not is_input_kind(stored):
+        raise FileFormatError(f"{path}: input kind {stored!r}; known: {', '.join(INPUT_KINDS)}")
+    return stored
 
 
 def source_of(facts: NetworkFacts) -> str | None:
@@ -202,6 +234,7 @@ def _onnx_facts(path: Path) -> NetworkFacts:
         json.loads(known.get("normalization", "null")),
         known.get("source_sha256") or None,
         len(shape) == len(sides) + 2,
+        input_kind=_kind_of(path, known["input_kind"]) if "input_kind" in known else None,
     )
 
 
@@ -215,12 +248,17 @@ def common_rule(facts: Sequence[NetworkFacts]) -> InputRule:
                 f"{item.shape} at T = {item.steps}; only networks of the same input and T can be "
                 "compared"
             )
+    kinds = {item.input_kind: item.path for item in facts if item.input_kind}
+    if len(kinds) > 1:
+        named = ", but ".join(f"{path} takes {kind}" for kind, path in kinds.items())
+        raise ValidityError(f"{named}; only networks of the same kind of input can be compared")
     norm = next((item.normalization for item in facts if item.normalization), None)
     return InputRule(
         first.shape,
         first.steps or 1,
         () if norm is None else tuple(norm["mean"]),
         () if norm is None else tuple(norm["std"]),
+        kind=next(iter(kinds), KIND_OF_OLD_FILES),
     )
 
 
@@ -229,12 +267,12 @@ def input_samples(
 ) -> tuple[Array, int]:
     """(samples, batch axis): `random`, a data set's name, or a .npy file.
 
-    random: uniform pixels, normalised. A data set gives its first `count` test images.
+    random: numbers of the networks' kind, for images uniform pixels, normalised. A data set gives
+    its first `count` test images. A .npy file is read as `run` reads it.
     Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
     """
     if given.lower() == RANDOM:
-        pixels = np.random.default_rng(seed).integers(0, 256, (count, *rule.shape))
-        return normalise(pixels.astype(np.uint8), rule), 0
+        return random_inputs(rule, count, seed), 0
     if given.lower().endswith(".npy"):
         samples = read_array(Path(given), rule)
         return samples.values, 1 if samples.sequence else 0
@@ -242,7 +280,7 @@ def input_samples(
 
 
 def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> Array:
-    """The first `count` test images, normalised as the data set says."""
+    """The first `count` test images, normalised as the networks' files say, or the data set."""
     load_data = load_object("soul_deploy.data:load_data_for", f"--input {name}")
     data: Any = load_data(rule.shape, name, data_dir)
     if data.remark:
@@ -251,5 +289,8 @@ def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> A
         raise ValidityError(
             f"{name} has images of {tuple(data.input_shape)}, the networks take {rule.shape}"
         )
-    images: Array = data.normalise(data.test.images[:count]).numpy()
-    return images
+    if data.input_kind != rule.kind:
+        raise ValidityError(f"{name} holds {data.input_kind}, the networks take {rule.kind}")
+    if not rule.mean:
+        rule = replace(rule, mean=data.normalization.mean, std=data.normalization.std)
+    return normalise(data.test.images[:count].numpy(), rule)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import EventNetwork
 from soul_deploy.runtime.files import Array
@@ -29,6 +30,7 @@ SHARE_OF_SYNOPS = 0.8
 WARM_UP = 3
 
 
+@brief
 @dataclass(frozen=True)
 class Roofed:
     """A layer's synapse call among all calls of a run, and its roof, if its kernel has one."""

@@ -1,6 +1,7 @@
 """`soul-deploy inspect` and `soul-deploy run`; `bench sparse` stands in bench_cli.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +57,30 @@ def run(
 
     Images are converted to the network's channels and normalised as its file says. A .npy array
     is one sample (C, H, W), a batch (B, C, H, W) or a sequence (T, B, C, H, W): uint8 values are
-    pixels and normalised, floating-point values are taken as they are.
+    pixels and normalised, floating-point values are taken as they are. A network that takes counts,
+    spikes or values (`inspect` says so) takes all numbers of a .npy array as they are.
     """
     # Imported here: the kernels compile nothing then, but numba alone takes half a second.
     from soul_deploy.runtime.images import read_samples
     from soul_deploy.runtime.inspection import require_event_network
     from soul_deploy.runtime.network import load
-    from soul_deploy.runtime.running import input_rule, result
+    from soul_deploy.runtime.running import result
     from soul_deploy.runtime.warming import compiling_announced
+    from soul_deploy.runtime.warned import warnings_said
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")
     require_event_network(path)
     network = load(path, threads)
-    groups = read_samples(inputs, input_rule(network.events, resize))
-    with compiling_announced():
+    with warnings_said(_warn), compiling_announced():
+        groups = read_samples(inputs, replace(network.events.rule, resize=resize))
         network.warm_up(stream=stream)
         found = result(network, groups, top=top, stream=stream, counts=counts)
     click.echo(json.dumps(found, indent=1) if style == "json" else run_report(found))
+
+
+def _warn(text: str) -> None:
+    click.echo(f"Warning: {text}", err=True)
 
 
 def run_report(found: dict[str, Any]) -> str:

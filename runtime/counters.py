@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import VerificationError
 from soul_deploy.runtime.files import Array
 
@@ -49,6 +50,7 @@ class LayerCounts:
 COUNTERS = tuple(item.name for item in fields(LayerCounts))
 
 
+@brief
 @dataclass(frozen=True)
 class StepCounts:
     """The same counts by step and sample.

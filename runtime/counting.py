@@ -7,7 +7,7 @@ Definitions: docs/counting.md.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numba import njit
@@ -22,9 +22,11 @@ from soul_deploy.runtime.counters import (
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
+    EventNetwork,
     Matrix,
     Neurons,
     PoolLayer,
+    PopulationLayer,
     ReadoutLayer,
     SpikingLayer,
     Synapses,
@@ -342,6 +344,30 @@ def readout_steps(readout: ReadoutLayer, values: Array) -> StepCounts:
         "bias_adds": np.full(len(sums), biased, np.int64),
     }
     return StepCounts({name: array[None] for name, array in found.items()})
+
+
+def count_layers(
+    events: EventNetwork, held: Mapping[str, Array], spikes: Mapping[str, Array]
+) -> tuple[dict[str, LayerCounts], dict[str, int]]:
+    """Counts by projection, population without one, and readout; additions by projection.
+
+    held: what sources held, (B, steps, positions, channels). spikes: of populations, (T, B, ...).
+    """
+    counts: dict[str, LayerCounts] = {}
+    executed: dict[str, int] = {}
+    for layer in events.layers:
+        ran = LayerCounts()
+        if isinstance(layer, Neurons):
+            ran = count_neurons(layer, spikes[layer.name])
+        if isinstance(layer, Synaptic):
+            values = held[layer.source]
+            counts[layer.projection] = ran + count_projection(layer, values)
+            executed[layer.projection] = count_additions(layer, values)
+        elif isinstance(layer, PopulationLayer):
+            counts[layer.name] = ran
+    readout = events.readout
+    counts[readout.name] = count_readout(readout, held[readout.source])
+    return counts, executed
 
 
 def count_readout(readout: ReadoutLayer, values: Array) -> LayerCounts:

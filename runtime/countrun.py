@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.counters import LayerCounts, require_bounds
 from soul_deploy.runtime.counting import limits_of, pooling_steps
 from soul_deploy.runtime.eventnet import PoolLayer, Synaptic
@@ -17,6 +18,7 @@ from soul_deploy.runtime.inputs import to_channel_last
 from soul_deploy.runtime.network import Network, Recording
 
 
+@brief
 @dataclass(frozen=True)
 class CountedRun:
     """One counted run: counts by projection, population without one, pooling, and readout.
@@ -35,16 +37,17 @@ def count_run(network: Network, x: Array) -> CountedRun:
 
     Raises ValidityError for inputs that do not fit, VerificationError for counts that cannot be.
     """
+    x = network.input_values(x)
     counts, executed, recording = network.count_recorded(x)
     readout = counts.pop(network.events.readout.name)
     counts |= _poolings(network, x, recording)
     counts[network.events.readout.name] = readout
-    _require_bounds(network, np.asarray(x), counts)
+    _require_bounds(network, x, counts)
     return CountedRun(counts, executed, recording)
 
 
 def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, LayerCounts]:
-    held: dict[str, Array] = {network.events.input_name: np.asarray(x, np.float32)}
+    held: dict[str, Array] = {network.events.input_name: x}
     held |= recording.spikes
     return {
         layer.name: pooling_steps(layer, pooled_values(layer, _value(network, layer.source, held)))

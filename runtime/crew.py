@@ -152,6 +152,10 @@ class Crew:
         self._lock = threading.Lock()
         self._inboxes: Inboxes = ()
 
+    def __reduce__(self) -> tuple[type["Crew"], tuple[int]]:
+        """A copy is another crew of as many threads, which start when they are needed."""
+        return Crew, (self.threads,)
+
     def together(self, work: Callable[[int, Meet], None]) -> None:
         """work(thread, meet) on every thread; meet() returns when all have called it.
 

@@ -27,9 +27,27 @@ A message says what was given, the rule, and what to do.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
-class SoulDeployError(Exception):
+class _Copied(BaseException):
+    """An exception that a worker process can send home.
+
+    Python makes a copy by calling the class with the message, which classes that take anything
+    else do not survive; here the message and the attributes are copied.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args), self.__dict__
+
+
+def _rebuilt(kind: type[BaseException], args: tuple[object, ...]) -> BaseException:
+    made = kind.__new__(kind)
+    made.args = args
+    return made
+
+
+class SoulDeployError(_Copied, Exception):
     """Base of all errors below; `exit_code` is what the command line returns."""
 
     exit_code = 1
@@ -102,7 +120,7 @@ class TargetError(SoulDeployError):
     """A search that cannot meet its target."""
 
 
-class NetworkWarning(UserWarning):
+class NetworkWarning(_Copied, UserWarning):
     """What could not be promised about a network; `advice` is for callers of the functions, and
     commands give their own in its place.
     """
@@ -112,7 +130,7 @@ class NetworkWarning(UserWarning):
         self.text, self.advice = text, advice
 
 
-class InterruptedRunError(BaseException):
+class InterruptedRunError(_Copied):
     """SIGTERM or Ctrl-C stopped a run; the message says how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -39,6 +39,7 @@ from soul_deploy.runtime.eventnet import (
     Synaptic,
 )
 from soul_deploy.runtime.files import Array, digest, read_tensors, write_tensors
+from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 FORMAT = "soul-deploy/event/1"
 T = TypeVar("T")
@@ -103,6 +104,7 @@ def _header(network: EventNetwork) -> dict[str, Any]:
         "normalization": None
         if norm is None
         else {"mean": list(norm.mean), "std": list(norm.std), "applied_by": "caller"},
+        "input_kind": network.input_kind,
         "classes": list(network.classes),
         "source_sha256": network.source_sha256,
         "layers": [_layer_header(layer) for layer in network.layers],
@@ -189,6 +191,7 @@ class _Reader:
             else Normalization(_floats(norm["mean"]), _floats(norm["std"])),
             classes=tuple(_text(name) for name in _list(document["classes"])),
             source_sha256=_optional(_text, document["source_sha256"]),
+            input_kind=document.get("input_kind", KIND_OF_OLD_FILES),
             digest=_text(document["digest"]),
         )
         surplus = sorted(set(self.tensors) - set(_tensors(network)))

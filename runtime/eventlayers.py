@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import (
     EdgeKind,
     require,
@@ -102,6 +103,7 @@ class Firing:
         return math.prod(self.current_shape) if self.updated is None else int(self.updated.sum())
 
 
+@brief
 @dataclass(frozen=True)
 class SpikingLayer(Firing):
     """A projection and the population behind it.
@@ -149,6 +151,7 @@ class SpikingLayer(Firing):
         return self.synapses.out_shape
 
 
+@brief
 @dataclass(frozen=True)
 class CurrentLayer:
     """A projection whose currents go elsewhere than to one population: analog values.
@@ -215,6 +218,7 @@ def require_live_targets(name: str, synapses: Synapses, live: Array | None) -> N
         )
 
 
+@brief
 @dataclass(frozen=True)
 class PopulationLayer(Firing):
     """Neurons on the analog values of another layer, such as a sum of currents.

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import (
     MAX_STEPS,
     MAX_VALUES,
@@ -34,6 +35,13 @@ from soul_deploy.runtime.eventlayers import (
     PopulationLayer,
     SpikingLayer,
     Synaptic,
+)
+from soul_deploy.runtime.inputrule import (
+    INPUT_KINDS,
+    KIND_OF_OLD_FILES,
+    InputKind,
+    InputRule,
+    is_input_kind,
 )
 from soul_deploy.runtime.maplayers import MergeLayer, PoolLayer, ReadoutLayer, ScatterLayer
 from soul_deploy.runtime.synapses import (
@@ -77,7 +85,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per-channel mean and standard deviation of pixels in [0, 1]; the caller applies them."""
+    """Per-channel mean and standard deviation of pixels in [0, 1].
+
+    The runtime applies them to uint8; whoever gives floating-point numbers has done so.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -90,6 +101,7 @@ class Normalization:
         )
 
 
+@brief
 @dataclass(frozen=True)
 class EventNetwork:
     """Layers in execution order and what they are valid for.
@@ -99,6 +111,7 @@ class EventNetwork:
     fixed_steps               valid for this T only (something was removed that is silent within T)
     reset_per_sample          valid only when every sample starts at rest
     classes                   class names, or ()
+    input_kind                what the input is: "images", "counts", "spikes" or "values"
     source_sha256             sha256 of the model file it was made from, or None
     edges                     what the input and every layer give; derived
     """
@@ -113,6 +126,7 @@ class EventNetwork:
     normalization: Normalization | None = None
     classes: tuple[str, ...] = ()
     source_sha256: str | None = None
+    input_kind: InputKind = KIND_OF_OLD_FILES
     digest: str | None = field(default=None, compare=False)
     edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
 
@@ -125,6 +139,7 @@ class EventNetwork:
             len(self.classes) in (0, self.readout.classes),
             f"{len(self.classes)} class names for {self.readout.classes} classes",
         )
+        self._check_input()
         shapes: dict[str, Shape] = {self.input_name: self.input_shape}
         edges: dict[str, Edge] = {self.input_name: ("analog", None)}
         for layer in self.layers:
@@ -145,6 +160,20 @@ class EventNetwork:
                     "values"
                 )
         object.__setattr__(self, "edges", edges)
+
+    def _check_input(self) -> None:
+        """The kind is known, and only pixels are normalised, channel by channel."""
+        kinds, norm = ", ".join(INPUT_KINDS), self.normalization
+        require(is_input_kind(self.input_kind), f"input kind {self.input_kind!r}; known: {kinds}")
+        if norm is not None:
+            require(
+                self.input_kind == "images",
+                f"a normalisation of pixels for an input of {self.input_kind}",
+            )
+            require(
+                len(norm.mean) in (1, self.input_shape[0]),
+                f"normalisation of {len(norm.mean)} channels for {self.input_shape}",
+            )
 
     def _check_place(self, layer: "Layer | ReadoutLayer", shapes: Mapping[str, Shape]) -> None:
         """What comes before must feed it, with the right shape."""
@@ -210,6 +239,13 @@ class EventNetwork:
                 not filled[~source.live].any(),
                 f"{layer.name}: a synapse comes from a neuron of {source.name} that is not live",
             )
+
+    @cached_property
+    def rule(self) -> InputRule:
+        """What the numbers given to it mean."""
+        norm = self.normalization
+        mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
+        return InputRule(self.input_shape, self.time_steps, mean, std, kind=self.input_kind)
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:

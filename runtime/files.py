@@ -20,6 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import (
     FileFormatError,
     FileWriteError,
@@ -44,6 +45,7 @@ DTYPES = {
 }
 
 
+@brief
 @dataclass(frozen=True)
 class TensorFile:
     """A safetensors file as read: arrays (memory-mapped, read-only) and its metadata strings."""

@@ -1,4 +1,7 @@
-"""Input files as batches: images (PNG, JPEG, …) and .npy arrays, shaped and normalised."""
+"""Input files as batches: images (PNG, JPEG, …) and .npy arrays, shaped and normalised.
+
+What their numbers mean stands in inputrule.py.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -8,31 +11,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from soul_deploy.runtime.errors import FileFormatError, ValidityError
+from soul_deploy.runtime.brief import brief
+from soul_deploy.runtime.errors import FileFormatError, NetworkWarning, ValidityError
 from soul_deploy.runtime.files import Array, require_file
+from soul_deploy.runtime.inputrule import (
+    InputRule,
+    array_of,
+    looks_like_pixels,
+    normalise,
+    numbers_of,
+)
+
+__all__ = ["InputRule", "Samples", "normalise", "read_array", "read_image", "read_samples"]
 
 MODES = {1: "L", 3: "RGB"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 1 << 25
 
 
-@dataclass(frozen=True)
-class InputRule:
-    """What a network takes.
-
-    shape       (C, H, W), or (N,)
-    time_steps  T of a sequence
-    mean, std   per channel, of pixels in [0, 1]; empty: pixels / 255 as they are
-    resize      scale images of another size (bilinear) instead of refusing them
-    """
-
-    shape: tuple[int, ...]
-    time_steps: int
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    resize: bool = False
-
-
+@brief
 @dataclass(frozen=True)
 class Samples:
     """Named samples: (B, C, H, W), or (T, B, C, H, W) if `sequence`; float32."""
@@ -63,7 +60,14 @@ def read_samples(paths: Sequence[Path], rule: InputRule) -> list[Samples]:
 
 
 def read_image(path: Path, rule: InputRule) -> Array:
-    """Pixels (C, H, W) of uint8, converted to grey or RGB as the network has 1 or 3 channels."""
+    """Pixels (C, H, W) of uint8, converted to grey or RGB as the network has 1 or 3 channels.
+
+    Raises MissingFileError, FileFormatError, ValidityError if the network takes none.
+    """
+    if rule.kind != "images":
+        raise ValidityError(
+            f"{path}: the network takes {rule.kind}, not images; give a .npy array of them"
+        )
     mode = MODES.get(rule.shape[0]) if len(rule.shape) == 3 else None
     if mode is None:
         raise ValidityError(
@@ -105,22 +109,12 @@ def _decoded(path: Path, mode: str, size: tuple[int, int] | None) -> Image.Image
             return opened.convert(mode)
 
 
-def normalise(pixels: Array, rule: InputRule) -> Array:
-    """(pixel / 255 - mean) / std per channel in float32, for uint8 (..., C, H, W)."""
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    if not rule.mean:
-        return scaled
-    channels = (-1, *([1] * (len(rule.shape) - 1)))
-    mean, std = (np.array(v, np.float32).reshape(channels) for v in (rule.mean, rule.std))
-    result: Array = (scaled - mean) / std
-    return result
-
-
 def read_array(path: Path, rule: InputRule) -> Samples:
     """A .npy array of one sample, a batch, or a sequence (T, B, ...).
 
-    Floating-point values are taken as they are (already normalised); uint8 are pixels, and are
-    normalised. Raises MissingFileError, FileFormatError, ValidityError.
+    For images, floating-point values are taken as they are (already normalised); uint8 are pixels,
+    and are normalised. Warns (NetworkWarning) of values that look like pixels and are not uint8.
+    Raises MissingFileError, FileFormatError, ValidityError.
     """
     require_file(path)
     try:
@@ -128,31 +122,15 @@ def read_array(path: Path, rule: InputRule) -> Samples:
         array: Array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # its header is a Python literal, which fails in a dozen ways
         raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
-    if not (array.dtype.kind == "f" or array.dtype == np.uint8):
-        raise ValidityError(
-            f"{path} holds {array.dtype}; needed: floating-point values (normalised) or uint8 "
-            "pixels"
-        )
-    values = _shaped(path, array, rule)
+    given = _shaped(path, array_of(array, rule, str(path)), rule)
+    values = numbers_of(given, rule, str(path))
+    text = looks_like_pixels(values, rule) if given.dtype.kind == "f" else None
+    if text is not None:
+        warnings.warn(NetworkWarning(text), stacklevel=2)
     sequence = values.ndim == len(rule.shape) + 2
-    values = normalise(values, rule) if values.dtype == np.uint8 else _as_float32(path, values)
     count = values.shape[1 if sequence else 0]
     names = tuple(f"{path}[{index}]" for index in range(count))
     return Samples(names, values, sequence)
-
-
-def _as_float32(path: Path, array: Array) -> Array:
-    """Raises ValidityError for values that are not finite, in float32 at the latest."""
-    if not np.isfinite(array).all():
-        raise ValidityError(f"{path} holds values that are not finite; give real numbers")
-    with np.errstate(over="ignore"):
-        values: Array = array.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValidityError(
-            f"{path} holds {array.dtype} values beyond float32, in which networks run (3.4e38); "
-            "check its scaling"
-        )
-    return values
 
 
 def _shaped(path: Path, array: Array, rule: InputRule) -> Array:

@@ -1,47 +1,91 @@
 """What goes into a network, and how it lies in memory: channel-last, sample by sample."""
 
+import warnings
+
 import numpy as np
 
-from soul_deploy.runtime.errors import ValidityError
+from soul_deploy.runtime.errors import NetworkWarning, ValidityError
 from soul_deploy.runtime.eventnet import EventNetwork, Firing, Layer, ReadoutLayer, Shape
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.inputrule import array_of, looks_like_pixels, numbers_of
 
 
-def samples_of(network: EventNetwork, x: Array) -> Array:
-    """(B, T or 1, positions, channels) float32. Raises ValidityError."""
-    x, shape = numbers_of(x), network.input_shape
-    static = x.ndim == len(shape) + 1
-    if x.shape[-len(shape) :] != shape or x.ndim - len(shape) not in (1, 2):
+def input_of(network: EventNetwork, x: object) -> Array:
+    """`x` as an array (B, ...) or (T, B, ...) that the network takes. Raises ValidityError."""
+    given, shape = array_of(x, network.rule), network.input_shape
+    static = given.ndim == len(shape) + 1
+    if given.shape[-len(shape) :] != shape or given.ndim - len(shape) not in (1, 2):
         raise ValidityError(
-            f"input {x.shape} given; this network takes (batch, {sides(shape)}), or "
+            f"input {given.shape} given; this network takes (batch, {sides(shape)}), or "
             f"({network.time_steps}, batch, {sides(shape)}) for a sequence"
         )
-    if not static and len(x) != network.time_steps:
+    if not static and len(given) != network.time_steps:
         raise ValidityError(
-            f"a sequence of {len(x)} steps given; this network runs T = {network.time_steps} steps"
+            f"a sequence of {len(given)} steps given; this network runs T = {network.time_steps} "
+            "steps"
         )
-    return np.swapaxes(to_channel_last(x[None] if static else x, shape), 0, 1)
+    return given
 
 
-def numbers_of(x: object) -> Array:
-    """float32. Raises ValidityError for what is no array of real, finite numbers."""
-    try:
-        given = np.asarray(x)
-    except ValueError as error:
-        raise ValidityError(f"the input is no array ({error}); give one of float32") from error
-    if given.dtype.kind not in "biuf":
-        raise ValidityError(f"an input of {given.dtype} given; give real numbers, best float32")
-    with np.errstate(over="ignore"):
-        values: Array = given.astype(np.float32, copy=False)
-    if not np.isfinite(values).all():
-        raise ValidityError("the input holds values that are not finite; check its scaling")
-    return values
+def samples_of(network: EventNetwork, x: object) -> Array:
+    """(B, T or 1, positions, channels) float32, pixels normalised. Raises ValidityError."""
+    return by_sample(network, numbers_of(input_of(network, x), network.rule))
+
+
+def frame_of(network: EventNetwork, x: object) -> Array:
+    """`x` as an array (B, ...) of one step. Raises ValidityError."""
+    given, shape = array_of(x, network.rule), network.input_shape
+    if given.ndim != len(shape) + 1 or given.shape[1:] != shape:
+        raise ValidityError(
+            f"a step of {given.shape} given; this network takes (batch, {sides(shape)}) per step"
+        )
+    return given
+
+
+class InputReader:
+    """Reads a network's inputs by its rule; warns once of numbers that look like pixels."""
+
+    def __init__(self, network: EventNetwork) -> None:
+        self.network = network
+        self._warned = False
+
+    def values(self, x: object) -> Array:
+        """float32 (B, ...) or (T, B, ...), pixels normalised. Raises ValidityError."""
+        return self._numbers(input_of(self.network, x))
+
+    def samples(self, x: object) -> Array:
+        """As `samples_of`."""
+        return by_sample(self.network, self._numbers(input_of(self.network, x)))
+
+    def frames(self, x: object) -> Array:
+        """(B, positions, channels) float32 of one step. Raises ValidityError."""
+        values = self._numbers(frame_of(self.network, x))
+        return to_channel_last(values, self.network.input_shape)
+
+    def _numbers(self, given: Array) -> Array:
+        values = numbers_of(given, self.network.rule)
+        if given.dtype.kind == "f" and not self._warned:
+            text = looks_like_pixels(values, self.network.rule)
+            if text is not None:
+                self._warned = True
+                warnings.warn(NetworkWarning(text), stacklevel=4)  # whoever called the network
+        return values
+
+
+def by_sample(network: EventNetwork, values: Array) -> Array:
+    """(B, T or 1, positions, channels) of (B, ...) or (T, B, ...)."""
+    shape = network.input_shape
+    static = values.ndim == len(shape) + 1
+    return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
 
 
 def source_values(
     network: EventNetwork, target: Layer | ReadoutLayer, source: str, inputs: Array
 ) -> Array:
-    """(B, T or 1, positions, channels) of what one of a layer's sources held."""
+    """(B, T or 1, positions, channels) of what one of a layer's sources held.
+
+    The network's input may be given as pixels, as to a run.
+    """
     kind, bound = network.edges[source]
     shape, inputs = target.in_shape, np.asarray(inputs)
     static = kind == "analog" and inputs.ndim == len(shape) + 1
@@ -55,6 +99,9 @@ def source_values(
             f"{target.name}: {len(inputs)} steps given; this network runs T = "
             f"{network.time_steps} steps"
         )
+    if source == network.input_name:
+        given = array_of(inputs, network.rule, f"{target.name}: the input")
+        return by_sample(network, numbers_of(given, network.rule, f"{target.name}: the input"))
     if kind == "analog":
         values = inputs.astype(np.float32)
         if not np.isfinite(values).all():

@@ -35,18 +35,24 @@ def _network_facts(found: Description) -> list[tuple[str, object]]:
     steps, classes = found["time_steps"], list(found["classes"])
     return [
         ("time steps T", steps),
-        ("input", f"{shape_text(found['input_shape'])}, {_normalization(found)}"),
+        ("input", f"{shape_text(found['input_shape'])}, {_input(found)}"),
         ("classes", _some(classes) if classes else "no names stored"),
         ("valid for", _validity(found["validity"])),
     ]
 
 
+def _input(found: Description) -> str:
+    """What the numbers are, and what is done to pixels."""
+    kind = found["input_kind"]
+    return f"images, {_normalization(found)}" if kind == "images" else f"{kind}, as they are"
+
+
 def _normalization(found: Description) -> str:
     norm = found["normalization"]
     if norm is None:
-        return "no normalisation stored"
+        return "no normalisation stored: pixel / 255"
     mean, std = (", ".join(f"{value:g}" for value in norm[key]) for key in ("mean", "std"))
-    return f"normalised by the caller: (pixel / 255 - {mean}) / {std}"
+    return f"normalised: (pixel / 255 - {mean}) / {std}"
 
 
 def _validity(validity: Description) -> str:

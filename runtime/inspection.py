@@ -33,6 +33,7 @@ from soul_deploy.runtime.files import (
     read_tensors,
     require_file,
 )
+from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
@@ -139,6 +140,7 @@ def describe_model(opened: TensorFile) -> dict[str, Any]:
             "input_shape": list(graph.input.shape),
             "layers": _model_layers(graph, opened.tensors),
             **_totals(opened.tensors),
+            "input_kind": info.get("input_kind", KIND_OF_OLD_FILES),
             **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
             "digest": document["digest"],
         }
@@ -196,6 +198,7 @@ def describe_event(network: EventNetwork) -> dict[str, Any]:
     return {
         "time_steps": network.time_steps,
         "input_shape": list(network.input_shape),
+        "input_kind": network.input_kind,
         "layers": rows,
         "neurons": sum(layer.neurons for layer in network.populations),
         "synapses": sum(row["synapses"] for row in rows),

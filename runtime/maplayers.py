@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import (
     MAX_NEURONS,
     MAX_STEPS,
@@ -101,6 +102,7 @@ class MergeLayer:
         return "spike", 1
 
 
+@brief
 @dataclass(frozen=True)
 class ScatterLayer:
     """Channels of a narrow map put into a wide one, zeros elsewhere.
@@ -132,6 +134,7 @@ class ScatterLayer:
         return (self.source,)
 
 
+@brief
 @dataclass(frozen=True)
 class ReadoutLayer:
     """Class scores from spike sums: sum over time (and space), weigh or vote, scale, add the bias.

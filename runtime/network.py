@@ -7,15 +7,17 @@ own, so one network may be used from several threads.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import MAX_THREADS
 from soul_deploy.runtime.counters import LayerCounts
 from soul_deploy.runtime.counting import (
     additions_map,
-    count_additions,
+    count_layers,
     count_neurons,
     count_projection,
     count_readout,
@@ -31,26 +33,21 @@ from soul_deploy.runtime.eventnet import (
     EventNetwork,
     Layer,
     Neurons,
-    PopulationLayer,
     SpikingLayer,
     Synaptic,
 )
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.inputs import (
-    by_step,
-    numbers_of,
-    samples_of,
-    sides,
-    source_values,
-    to_channel_last,
-)
+from soul_deploy.runtime.inputrule import normalise
+from soul_deploy.runtime.inputs import InputReader, by_step, source_values
 from soul_deploy.runtime.layerrun import run_one
 from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
 from soul_deploy.runtime.parts import parts_of
 from soul_deploy.runtime.program import prepare_all
+from soul_deploy.runtime.streaming import Stream, StreamState
 from soul_deploy.runtime.workspace import Workspace, build_workspace
 
 
+@brief
 @dataclass(frozen=True)
 class Recording:
     """One run: spikes of each population, bool (T, B, C, H, W) or (T, B, N), and logits."""
@@ -62,30 +59,32 @@ class Recording:
 def load(path: Path | str, threads: int = 0) -> "Network":
     """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
 
+    If it takes images, give pixels as uint8, which it normalises as the file says, or normalised
+    images as floating-point numbers.
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
     return Network(load_event_network(Path(path)), threads)
 
 
-@dataclass
-class _Stream:
-    """Membranes of a running stream: one workspace per sample of the batch, and steps done."""
-
-    workspaces: list[Workspace]
-    static: bool = True
-    steps: int = 0
-
-
+@brief
 @dataclass(eq=False)
 class Network:
     """An event network that runs. Layers are named as the graph's nodes.
 
-    Analog inputs are float32 (anything else is converted): static images (B, C, H, W), shown T
-    times, or sequences (T, B, C, H, W); (B, N) and (T, B, N) for a network that takes vectors.
+    Inputs are static images (B, C, H, W), shown T times, or sequences (T, B, C, H, W); (B, N) and
+    (T, B, N) for a network that takes vectors. What the numbers mean is recorded in the file
+    (`events.input_kind`): for images, uint8 are pixels, which are normalised as the file says, and
+    floating-point numbers are taken as they are (`normalise` makes them of pixels); other integers
+    and bool are refused. For counts, spikes and values, numbers of any dtype are taken as they are.
+    Everything is computed in float32.
 
     threads: as many samples run at the same time; if there are fewer, each layer is split. Results
     are the same to the bit for any number. 0: as many as there are physical cores. Streams,
     recordings and single layers run on one.
+
+    A copy (copy, deepcopy, pickle, a worker process of any kind) is a network of its own with as
+    many threads: it computes the same, and a running stream goes on in it from the same step, apart
+    from the original's. A step that another thread is in the middle of is not copied.
     """
 
     events: EventNetwork
@@ -93,7 +92,7 @@ class Network:
     _spare: dict[tuple[int, int], list[Workspace]] = field(
         default_factory=dict, init=False, repr=False
     )
-    _stream: _Stream | None = field(default=None, init=False, repr=False)
+    _stream: Stream | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.threads = self.threads or min(len(physical_cores()), MAX_THREADS)
@@ -103,6 +102,19 @@ class Network:
             )
         self._prepared = prepare_all(self.events.layers)
         self._crew = Crew(self.threads) if self.threads > 1 else None
+        self._build = partial(build_workspace, self.events, self._prepared)
+        self._reader = InputReader(self.events)
+
+    def __getstate__(self) -> tuple[EventNetwork, int, StreamState | None]:
+        """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
+        return self.events, self.threads, None if self._stream is None else self._stream.state()
+
+    def __setstate__(self, state: tuple[EventNetwork, int, StreamState | None]) -> None:
+        self.events, self.threads, running = state
+        self._spare, self._stream = {}, None
+        self.__post_init__()
+        if running is not None:
+            self._stream = Stream.resumed(running, self._step_workspace, self.events.input_name)
 
     @property
     def time_steps(self) -> int:
@@ -116,15 +128,35 @@ class Network:
         """
         self.run(np.zeros((1, *self.events.input_shape), np.float32))
         if stream:
-            workspace = self._build(1, 1, carry=True)
+            workspace = self._step_workspace()
             workspace.values[self.events.input_name][...] = 0
             workspace.generate(0)
             workspace.run()
             workspace.repeat()
 
+    def normalise(self, pixels: Array) -> Array:
+        """(pixel / 255 - mean) / std per channel, float32, as the file says.
+
+        pixels: uint8 (..., C, H, W) or (..., N). A file without a normalisation: pixel / 255.
+        Raises ValidityError for another dtype or shape, UsageError if the network takes no images.
+        """
+        return normalise(pixels, self.events.rule)
+
+    def input_values(self, x: Array) -> Array:
+        """float32 (B, ...) or (T, B, ...) that a run of `x` computes with: pixels normalised.
+
+        Raises ValidityError for another T or shape, or numbers of another kind.
+        """
+        return self._reader.values(x)
+
     def run(self, x: Array) -> Array:
-        """Class scores, float32 (B, classes). Raises ValidityError for another T or shape."""
-        samples = samples_of(self.events, x)
+        """Class scores, float32 (B, classes), of images (B, C, H, W) or a sequence (T, B, C, H, W).
+
+        uint8 images are pixels and are normalised as the file says (see Network). Raises
+        ValidityError for another T or shape, or numbers of another kind. Warns once
+        (NetworkWarning) if floating-point numbers look like pixels that nobody has normalised.
+        """
+        samples = self._reader.samples(x)
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
         crew = self._crew
         if crew is None:
@@ -160,7 +192,7 @@ class Network:
 
     def run_recorded(self, x: Array) -> Recording:
         """As `run`, and every population's spikes in PyTorch's channel-major layout."""
-        samples = samples_of(self.events, x)
+        samples = self._reader.samples(x)
         names = [layer.name for layer in self.events.populations]
         held, logits = self._run_held(samples, names)
         return Recording(self._spikes_of(held), logits)
@@ -242,26 +274,13 @@ class Network:
 
     def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
         """As `count_executed`, and the run that was counted."""
-        samples = samples_of(self.events, x)
+        samples = self._reader.samples(x)
         needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
         needed |= {layer.name for layer in self.events.populations}
         held, logits = self._run_held(samples, needed - {self.events.input_name})
         held[self.events.input_name] = samples
         spikes = self._spikes_of(held)
-        counts: dict[str, LayerCounts] = {}
-        executed: dict[str, int] = {}
-        for layer in self.events.layers:
-            ran = LayerCounts()
-            if isinstance(layer, Neurons):
-                ran = count_neurons(layer, spikes[layer.name])
-            if isinstance(layer, Synaptic):
-                values = held[layer.source]
-                counts[layer.projection] = ran + count_projection(layer, values)
-                executed[layer.projection] = count_additions(layer, values)
-            elif isinstance(layer, PopulationLayer):
-                counts[layer.name] = ran
-        readout = self.events.readout
-        counts[readout.name] = count_readout(readout, held[readout.source])
+        counts, executed = count_layers(self.events, held, spikes)
         return counts, executed, Recording(spikes, logits)
 
     def count_layer(self, name: str, inputs: Array, spikes_out: Array | None = None) -> LayerCounts:
@@ -315,8 +334,8 @@ class Network:
         first step, or a step beyond the T that the network is valid for. A network has one stream:
         one thread at a time may call this. A step that is interrupted ends the stream.
         """
-        x = None if x is None else numbers_of(x)
-        stream = self._stream_for(x)
+        shown = None if x is None else self._reader.frames(x)
+        stream = self._stream_for(None if shown is None else len(shown))
         if self.events.fixed_steps and stream.steps >= self.time_steps:
             raise ValidityError(
                 f"step {stream.steps + 1} asked, but this network is valid for T = "
@@ -324,34 +343,20 @@ class Network:
             )
         self._stream = None  # what an interruption leaves half done is nobody's next step
         scores = np.empty((len(stream.workspaces), self.events.readout.classes), np.float32)
-        for b, (workspace, row) in enumerate(zip(stream.workspaces, scores, strict=True)):
-            workspace.generate(stream.steps)
-            if x is None:
-                workspace.repeat()
-            else:
-                sample = to_channel_last(x[b : b + 1], self.events.input_shape)
-                workspace.values[self.events.input_name][0] = sample[0]
-                workspace.run()
-            row[...] = workspace.scores
-        stream.steps += 1
+        stream.advance(shown, scores)
         self._stream = stream
         return scores
 
-    def _stream_for(self, x: Array | None) -> _Stream:
-        """The running stream, or a new one, if `x` fits it."""
-        if x is None:
+    def _stream_for(self, batch: int | None) -> Stream:
+        """The running stream, or a new one, if a batch of that size fits it; None: no new input."""
+        if batch is None:
             if self._stream is None:
                 raise ValidityError("the first step of a stream needs an input")
             return self._stream
-        shape = self.events.input_shape
-        if x.ndim != len(shape) + 1 or x.shape[1:] != shape:
+        stream = self._stream or self._new_stream(batch)
+        if len(stream.workspaces) != batch:
             raise ValidityError(
-                f"a step of {x.shape} given; this network takes (batch, {sides(shape)}) per step"
-            )
-        stream = self._stream or self._new_stream(len(x))
-        if len(stream.workspaces) != len(x):
-            raise ValidityError(
-                f"a batch of {len(x)} given, but the stream runs {len(stream.workspaces)}; call "
+                f"a batch of {batch} given, but the stream runs {len(stream.workspaces)}; call "
                 "reset() first"
             )
         return stream
@@ -360,18 +365,12 @@ class Network:
         """Forget the stream: the next `step` starts at rest, with any batch size."""
         self._stream = None
 
-    def _new_stream(self, batch: int) -> _Stream:
-        return _Stream([self._build(1, 1, carry=True) for _ in range(batch)])
+    def _new_stream(self, batch: int) -> Stream:
+        workspaces = [self._step_workspace() for _ in range(batch)]
+        return Stream(workspaces, self.events.input_name)
 
-    def _build(self, input_steps: int, steps: int, *, carry: bool, parts: int = 1) -> Workspace:
-        return build_workspace(
-            self.events,
-            self._prepared,
-            input_steps=input_steps,
-            steps=steps,
-            carry=carry,
-            parts=parts,
-        )
+    def _step_workspace(self) -> Workspace:
+        return self._build(input_steps=1, steps=1, carry=True)
 
     @contextmanager
     def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:
@@ -380,7 +379,9 @@ class Network:
         try:
             workspace = spare.pop()
         except IndexError:
-            workspace = self._build(input_steps, self.time_steps, carry=False, parts=parts)
+            workspace = self._build(
+                input_steps=input_steps, steps=self.time_steps, carry=False, parts=parts
+            )
         yield workspace
         if len(spare) < (self.threads if parts == 1 else 1):
             spare.append(workspace)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soul_deploy.runtime import kernels
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
@@ -36,6 +37,7 @@ LANED = (kernels.convolve_sparse, kernels.multiply_sparse)
 NOTHING = np.zeros(0, np.float32)
 
 
+@brief
 @dataclass(frozen=True)
 class Prepared:
     """A projection ready to run: kernel(values, *tables, *scratch, out) adds its synapses.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.config import AHEAD, FASTMATH
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.kernelcache import CACHE
@@ -26,6 +27,7 @@ from soul_deploy.runtime.parts import Call
 from soul_deploy.runtime.vectors import add_row
 
 
+@brief
 @dataclass(frozen=True)
 class Passes:
     """Passes over rows that are not empty, in the order in which a kernel makes them.

@@ -11,17 +11,10 @@ from soul_deploy.runtime.countrun import count_run
 from soul_deploy.runtime.energy import UNITS, Activity, ops_energy
 from soul_deploy.runtime.eventnet import EventNetwork
 from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.images import InputRule, Samples
+from soul_deploy.runtime.images import Samples
 from soul_deploy.runtime.network import Network
 
 SCHEMA = "soul-deploy/run/1"
-
-
-def input_rule(network: EventNetwork, resize: bool) -> InputRule:
-    """What the network takes, from its file."""
-    norm = network.normalization
-    mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
-    return InputRule(network.input_shape, network.time_steps, mean, std, resize)
 
 
 def step_scores(network: Network, samples: Samples) -> Array:

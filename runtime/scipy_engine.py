@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
     Convolution,
@@ -37,6 +38,7 @@ from soul_deploy.runtime.inputs import samples_of
 from soul_deploy.runtime.windows import gather_table
 
 
+@brief
 @dataclass(frozen=True)
 class SparseProduct:
     """The currents of a projection: weight @ values + bias.

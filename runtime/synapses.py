@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import (
     MAX_SYNAPSES,
     require,
@@ -29,6 +30,7 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
+@brief
 @dataclass(frozen=True)
 class DenseRows:
     """One contiguous row of weights per presynaptic unit.
@@ -44,6 +46,7 @@ class DenseRows:
         return int(np.count_nonzero(self.weight))
 
 
+@brief
 @dataclass(frozen=True)
 class SparseRows:
     """Compressed rows: row r holds synapses starts[r] .. starts[r + 1].
@@ -71,6 +74,7 @@ class SparseRows:
 Rows = DenseRows | SparseRows
 
 
+@brief
 @dataclass(frozen=True)
 class Convolution:
     """Synapses of a 2-D convolution, zero padding.
@@ -153,6 +157,7 @@ class Convolution:
         require_sparse_rows("convolution", self.rows.arrays, count, self.out_shape[0])
 
 
+@brief
 @dataclass(frozen=True)
 class Matrix:
     """Synapses of a matrix: row j holds the weights from neuron j (channel-last index).

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.eventnet import Convolution
 from soul_deploy.runtime.files import Array
 
 
+@brief
 @dataclass(frozen=True)
 class AxisRuns:
     """Runs of one axis: input position p has runs first[p] .. first[p + 1].

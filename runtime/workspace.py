@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.crew import Meet
+from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.eventnet import (
     CurrentLayer,
     EventNetwork,
@@ -37,6 +40,7 @@ from soul_deploy.runtime.stages import (
 )
 
 
+@brief
 @dataclass(frozen=True)
 class Workspace:
     """Buffers and calls for one sample; used by one caller at a time.
@@ -76,6 +80,15 @@ class Workspace:
         """As `run`, when the input is still the one of the run before; a single part."""
         for stage in self.stages:
             run_calls(stage[0])
+
+    def settle(self) -> None:
+        """In a stream: what the input in `values` alone determines, so that `repeat` may follow."""
+        for stage in self.still:
+            run_calls(stage[0])
+
+    def __reduce__(self) -> NoReturn:
+        """Raise UsageError: a copy's calls would write to buffers that nobody reads."""
+        raise UsageError("a workspace cannot be copied; copy its network, which builds its own")
 
     def generate(self, step: int) -> None:
         """In a stream: let the generated channels spike as they do at `step`."""

@@ -1,13 +1,17 @@
-"""Index lists of Soul's commands, and which flags were given.
+"""Options and lists of Soul's commands, and which flags were given.
 
 Flags and lists as such are read by runtime/arguments.py.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from soul_deploy.runtime.arguments import ListOption, SoulCommand, dashes, join_lists, words
 from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.inputrule import INPUT_KINDS
 
 __all__ = [
     "ListOption",
@@ -15,6 +19,7 @@ __all__ = [
     "dashes",
     "existing_indexes",
     "explicit_flags",
+    "input_kind_option",
     "join_lists",
     "parse_indexes",
 ]
@@ -27,6 +32,17 @@ def explicit_flags(context: click.Context) -> set[str]:
         for name in context.params
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
+
+
+def input_kind_option(default: str) -> Callable[[Any], Any]:
+    """--input_kind of the commands that make models; default: what counts without it, in words."""
+    return click.option(
+        "--input_kind",
+        type=click.Choice(INPUT_KINDS),
+        default=None,
+        help="What the network is given. images: uint8 are pixels and are normalised; counts, "
+        f"spikes, values: numbers are taken as they are.  [default: {default}]",
+    )
 
 
 def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from soul_deploy import distributed
 from soul_deploy.data import Split
 from soul_deploy.distributed import Group
+from soul_deploy.runtime.brief import brief
 
 Augment = Literal["none", "shift", "crop_flip"]
 SHIFT = {"none": 0, "shift": 2, "crop_flip": 4}
@@ -48,6 +49,7 @@ class DataOrder:
         return generator_of(self.seed, epoch, batch)
 
 
+@brief
 @dataclass(frozen=True)
 class Share:
     """A process's part of a batch of `samples`: its own samples, and their weight in the mean."""
@@ -70,6 +72,7 @@ def share_of(batch: Split, group: Group) -> Share:
     return Share(own, part.weight, len(batch))
 
 
+@brief
 @dataclass(frozen=True)
 class EpochBatches:
     """One epoch's batches of a split, as a process gets them.

@@ -27,6 +27,7 @@ from soul_deploy.flips import (
 from soul_deploy.graph import Input
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.counters import LayerCounts, StepCounts
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import Array
@@ -36,6 +37,7 @@ LOGIT_LIMIT = 1e-5
 BATCH = 16
 
 
+@brief
 @dataclass(frozen=True)
 class LayerRun:
     """One layer's output: bool spikes (T, B, ...), or the readout's logits; and what it counted.
@@ -49,6 +51,7 @@ class LayerRun:
     counts: Mapping[str, StepCounts] | None = None
 
 
+@brief
 @dataclass(frozen=True)
 class Run:
     """A whole run: bool spikes (T, B, ...) per population, logits (B, classes), counts if any."""
@@ -88,6 +91,7 @@ class ModelExecution:
         return LayerRun(output if layer == self.reference.graph.readout.name else output.bool())
 
 
+@brief
 @dataclass(frozen=True)
 class Comparison:
     """What one gate found; `counted` says whether operation counts were compared.
@@ -159,6 +163,7 @@ def _worse(a: float, b: float) -> float:
     return float(np.maximum(a, b))
 
 
+@brief
 @dataclass(frozen=True)
 class Comparer:
     """Compares executions with `golden`.

@@ -40,6 +40,7 @@ from soul_deploy.graph import (
 )
 from soul_deploy.modelfile import Model
 from soul_deploy.module import GraphModule, Signal
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import VerificationError
 from soul_deploy.runtime.files import Array
 
@@ -65,6 +66,7 @@ class CompatCounts:
         return CompatCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
+@brief
 @dataclass(frozen=True)
 class LayerInput:
     """What a layer's input held: `values / scale`, whole numbers (n, *shape); None: analog.

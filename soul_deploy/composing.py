@@ -23,12 +23,14 @@ from soul_deploy.graph import (
     Shape,
     SpikingGraph,
 )
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import LimitError
 from soul_deploy.runtime.files import Array
 
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
 
 
+@brief
 @dataclass(frozen=True)
 class ConvOperator:
     """A convolution with zero padding whose output size is given, not derived.
@@ -49,6 +51,7 @@ class ConvOperator:
     reach: Pair
 
 
+@brief
 @dataclass(frozen=True)
 class MatrixOperator:
     """weight (n_out, n_in) float32 on the channel-major flattened input, bias (channels,) or None.
@@ -62,6 +65,7 @@ class MatrixOperator:
     out_shape: Shape
 
 
+@brief
 @dataclass(frozen=True)
 class ReadoutOperator:
     """Class scores from spikes summed over time: scale · (weight @ counts) + bias.
@@ -83,6 +87,7 @@ Operator: TypeAlias = ConvOperator | MatrixOperator
 Composable: TypeAlias = AvgPool | AdaptiveAvgPool | Flatten
 
 
+@brief
 @dataclass(frozen=True)
 class Composed:
     """What a projection or readout is, seen from `source`, the last node that holds values."""

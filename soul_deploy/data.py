@@ -21,7 +21,9 @@ from torch import Tensor
 
 from soul_deploy import imagefiles
 from soul_deploy.modelfile import Normalization
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import DataError, MissingFileError, UnknownNameError, UsageError
+from soul_deploy.runtime.inputrule import InputKind
 
 SPLIT_SEED = 20250
 MNIST_NORM = Normalization((0.1307,), (0.3081,))
@@ -35,6 +37,7 @@ FASHION_NAMES = (
 )
 
 
+@brief
 @dataclass(frozen=True)
 class Split:
     """Images (N, C, H, W) of uint8 and labels (N,) of int64."""
@@ -50,9 +53,10 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
 
+@brief
 @dataclass(frozen=True)
 class Data:
-    """A data set: three splits, class names, and how its pixels are normalised."""
+    """A data set: three splits, class names, how its pixels are normalised, and what it holds."""
 
     name: str
     train: Split
@@ -62,6 +66,7 @@ class Data:
     normalization: Normalization
     stored_side: int | None = None
     """Side in pixels of the square images in the files, if they were scaled to another."""
+    input_kind: InputKind = "images"
 
     @property
     def remark(self) -> str:
@@ -81,7 +86,10 @@ class Data:
         return channels, height, width
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(pixel / 255 - mean) / std per channel, float32, for uint8 images (N, C, H, W)."""
+        """(pixel / 255 - mean) / std per channel, float32, for uint8 images (N, C, H, W).
+
+        The same as the runtime's `normalise` to the bit, on any device.
+        """
         mean = torch.tensor(self.normalization.mean, device=images.device).reshape(-1, 1, 1)
         std = torch.tensor(self.normalization.std, device=images.device).reshape(-1, 1, 1)
         return (images.float() / 255 - mean) / std
@@ -137,6 +145,15 @@ def _scaled(data: Data, side: int) -> Data:
         _resized(part, side) for part in (data.train, data.validation, data.test)
     )
     return replace(data, train=train, validation=validation, test=test, stored_side=found)
+
+
+def require_kind(data: Data, kind: str, whose: str) -> None:
+    """Raise UsageError unless the data set holds what `whose` network takes."""
+    if data.input_kind != kind:
+        raise UsageError(
+            f"{whose} takes {kind}, but data set {data.name!r} holds {data.input_kind}; give data "
+            "of that kind, or make the model with the right --input_kind"
+        )
 
 
 def canonical_data_name(name: str) -> str:

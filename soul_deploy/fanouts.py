@@ -19,9 +19,11 @@ from soul_deploy.composing import Composed, ConvOperator, MatrixOperator, Readou
 from soul_deploy.folding import Synapses, fold
 from soul_deploy.graph import Edge, MaxPool, Merge, Pair, Population, Shape, SpikingGraph
 from soul_deploy.modelfile import Model
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.files import Array
 
 
+@brief
 @dataclass(frozen=True)
 class CountedLayer:
     """A projection (or the readout) with what feeds it, and the population that it alone feeds.
@@ -72,6 +74,7 @@ class CountedPooling:
     padding: Pair
 
 
+@brief
 @dataclass(frozen=True)
 class CountedPopulation:
     """A population without a projection of its own: a merge of currents feeds it, for example.

@@ -20,6 +20,7 @@ from soul_deploy.graph import Node, Population, SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.module import GraphModule, Signal
 from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.equations import CHARGE, reset_hard, reset_soft
 from soul_deploy.runtime.errors import VerificationError
 
@@ -70,6 +71,7 @@ class Flip:
         return text if self.near else text + " UNEXPLAINED"
 
 
+@brief
 @dataclass(frozen=True)
 class LayerSpikes:
     """One population's spikes in two executions, over all samples.
@@ -124,6 +126,7 @@ def _listed(flips: tuple[Flip, ...]) -> tuple[Flip, ...]:
     return tuple(sorted(flips, key=lambda flip: (flip.explained, flip.sample, flip.step))[:LISTED])
 
 
+@brief
 @dataclass(frozen=True)
 class Differences:
     """First flips of one population: index (F, 1 + ndim) of (sample, neuron), step (F,)."""
@@ -272,6 +275,7 @@ def _taught_distance(neuron: SpikingNeuron, current: Signal, spikes: Tensor) -> 
     return torch.stack(distances)
 
 
+@brief
 @dataclass(frozen=True)
 class Upstream:
     """Per sample of a batch: the first step at which a layer's inputs differ (T if never), and

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from soul_deploy.graph import Projection, Readout, SpikingGraph
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UnsupportedGraphError
 from soul_deploy.runtime.files import Array
 
 
+@brief
 @dataclass(frozen=True)
 class Synapses:
     """A projection's deployed weights: weight (out, in, ...) and bias (out,), both float32."""

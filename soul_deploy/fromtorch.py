@@ -7,16 +7,17 @@ wrongly), so the module itself and its graph are run side by side before anythin
 import copy
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from soul_deploy.graph import Shape, SpikingGraph
-from soul_deploy.modelfile import Model, ModelInfo, arrays_of
-from soul_deploy.module import GraphModule
+from soul_deploy.modelfile import Model, ModelInfo, arrays_of, with_input_kind
+from soul_deploy.module import GraphModule, require_floats
 from soul_deploy.runtime.errors import NetworkWarning, UsageError, VerificationError
+from soul_deploy.runtime.inputrule import InputKind
 from soul_deploy.sidebyside import Difference, Run, difference, from_rest, run_graph, run_own
 from soul_deploy.tracing import Takes, Traced, trace_with_input
 
@@ -26,7 +27,12 @@ LARGEST_PIECE = 1 << 25  # neurons × steps × samples that are compared at once
 
 
 def from_torch(
-    network: nn.Module, input_shape: Shape, time_steps: int, *, example: Tensor | None = None
+    network: nn.Module,
+    input_shape: Shape,
+    time_steps: int,
+    *,
+    example: Tensor | None = None,
+    input_kind: InputKind = "images",
 ) -> Model:
     """The network with its weights, under the names that it has in `network`'s state dict.
 
@@ -37,16 +43,23 @@ def from_torch(
                  out. Where populations do not fire on it, it is scaled up. Those that never fire
                  are warned about, and named in `info.provenance["untested"]`, for what follows
                  them is compared on zeros: give real data.
+    input_kind   what the network is given: "images", whose uint8 pixels the runtime normalises as
+                 the model's `info.normalization` says, or "counts", "spikes", "values", of which
+                 numbers of any dtype are taken as they are
 
     The network is read, not changed. Its class scores are the mean over T of what it returns.
     Raises UnsupportedGraphError for what a graph cannot represent, UsageError for weights that are
-    not float32, VerificationError if the graph's numbers differ from the module's.
+    not float32 or an unknown kind, ValidityError for an example of integers, VerificationError if
+    the graph's numbers differ from the module's.
     """
+    info = with_input_kind(ModelInfo(), input_kind)
+    if example is not None:
+        require_floats(example)
     examined = examine(network, input_shape, time_steps, example)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
     made = {"model": name} | examined.untested_entry
     module = examined.module
-    return Model(module.graph, arrays_of(module.state_dict()), info=ModelInfo(provenance=made))
+    return Model(module.graph, arrays_of(module.state_dict()), info=replace(info, provenance=made))
 
 
 @dataclass(frozen=True)

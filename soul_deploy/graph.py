@@ -44,6 +44,7 @@ from soul_deploy.nodes import (
     Scatter,
     Shape,
 )
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.checks import MAX_NEURONS
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 
@@ -79,6 +80,7 @@ __all__ = [
 NodeT = TypeVar("NodeT", bound=Node)
 
 
+@brief
 @dataclass(frozen=True)
 class SpikingGraph:
     """The network: nodes in execution order (first the Input, last the Readout) and T.
@@ -116,6 +118,10 @@ class SpikingGraph:
             raise UnsupportedGraphError("the last node must be the readout")
         if sum(isinstance(node, Input | Readout) for node in self.nodes) != 2:
             raise UnsupportedGraphError("a second input or readout")
+
+    def __reduce__(self) -> tuple[type["SpikingGraph"], tuple[tuple[Node, ...], int]]:
+        """A copy is built from the nodes, as any graph: the views of it cannot be copied."""
+        return SpikingGraph, (self.nodes, self.time_steps)
 
     def __getitem__(self, name: str) -> Node:
         return self.by_name[name]

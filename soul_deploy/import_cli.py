@@ -9,18 +9,25 @@ import click
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.arguments import ListOption, SoulCommand, explicit_flags
-from soul_deploy.data import Data, canonical_data_name, load_data
+from soul_deploy.arguments import ListOption, SoulCommand, explicit_flags, input_kind_option
+from soul_deploy.data import Data, canonical_data_name, load_data, require_kind
 from soul_deploy.factories import build_network
 from soul_deploy.fromtorch import from_torch
 from soul_deploy.graph import Shape
-from soul_deploy.modelfile import Model, ModelInfo, load_state_dict, save_model
+from soul_deploy.modelfile import (
+    Model,
+    ModelInfo,
+    load_state_dict,
+    save_model,
+    with_input_kind,
+)
 from soul_deploy.options import size_option
 from soul_deploy.progress import note, remark_on, warnings_told
 from soul_deploy.reporting import print_files, print_result
 from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import require_file, require_writable
+from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 from soul_deploy.runtime.inspection import is_model_file
 from soul_deploy.soulnames import Asked, SoulName, read_name, require_neurons, settle
 
@@ -65,6 +72,7 @@ EXAMPLES = 8
     help="Without a data set: channels, height and width, for example 3 32 32.",
 )
 @click.option("--classes", type=int, default=None, help="Without a data set: how many classes.")
+@input_kind_option("the data set's, or images")
 @click.option(
     "--format",
     "output_format",
@@ -86,6 +94,7 @@ def import_command(
     size: int | None,
     input_shape: str | None,
     classes: int | None,
+    input_kind: str | None,
     output_format: str,
 ) -> None:
     """Make a model file of a PyTorch network that a function of yours makes.
@@ -103,6 +112,8 @@ def import_command(
     if weights is not None:
         time_step = weights.steps(time_step, dataset_name, explicit_flags(context))
     data = _data(dataset_name, data_dir, download, size)
+    if data is not None and input_kind is not None:
+        require_kind(data, input_kind, f"a network of --input_kind {input_kind}")
     shape, count = _sizes(data, input_shape, classes)
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     if model_path is not None:
@@ -114,7 +125,7 @@ def import_command(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
     told = [] if weights is None else weights.assumed(model, factory)
-    save_model(target, replace(model, info=_info(factory, data, model, told)))
+    save_model(target, replace(model, info=_info(factory, data, model, told, input_kind)))
     _print(model, target, output_format)
 
 
@@ -234,12 +245,19 @@ def _advice(data: Data | None, model_path: Path | None) -> str:
     return "these weights may not be those of a trained network, or of other data"
 
 
-def _info(factory: str, data: Data | None, model: Model, assumptions: list[str]) -> ModelInfo:
+def _info(
+    factory: str,
+    data: Data | None,
+    model: Model,
+    assumptions: list[str],
+    input_kind: str | None,
+) -> ModelInfo:
     made = {**model.info.provenance, "model": factory, "command": "import torch"}
     made |= {"assumptions": assumptions} if assumptions else {}
     if data is None:
-        return ModelInfo(provenance=made)
-    return ModelInfo("dense", data.normalization, data.classes, made | {"data": data.name})
+        return with_input_kind(ModelInfo(provenance=made), input_kind or KIND_OF_OLD_FILES)
+    made |= {"data": data.name}
+    return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)
 
 
 def _print(model: Model, target: Path, output_format: str) -> None:

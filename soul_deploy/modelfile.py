@@ -16,8 +16,21 @@ from torch import Tensor
 
 from soul_deploy.graph import Population, Projection, Readout, Shape, SpikingGraph
 from soul_deploy.module import ChannelMask, GraphModule, HardGate
-from soul_deploy.runtime.errors import FileFormatError, ValidityError
+from soul_deploy.runtime.brief import brief
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    UnknownNameError,
+    UsageError,
+    ValidityError,
+)
 from soul_deploy.runtime.files import Array, digest, read_tensors, require_file, write_tensors
+from soul_deploy.runtime.inputrule import (
+    INPUT_KINDS,
+    KIND_OF_OLD_FILES,
+    InputKind,
+    InputRule,
+    is_input_kind,
+)
 from soul_deploy.torchfiles import read_state_dict
 
 FORMAT = "soul-deploy/model/1"
@@ -45,15 +58,21 @@ class Validity:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says about its network besides structure and weights."""
+    """What a model file says about its network besides structure and weights.
+
+    input_kind: what its input is, "images", "counts", "spikes" or "values"; only images have a
+    normalisation. It says what uint8 means to the runtime (runtime/inputrule.py).
+    """
 
     stage: Stage = "dense"
     normalization: Normalization | None = None
     classes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     validity: Validity = Validity()
+    input_kind: InputKind = KIND_OF_OLD_FILES
 
 
+@brief
 @dataclass(frozen=True)
 class Model:
     """A network at rest: graph, weights under the original names, masks, description.
@@ -94,6 +113,15 @@ class Model:
     @property
     def input_shape(self) -> Shape:
         return self.graph.input.shape
+
+    @property
+    def input_rule(self) -> InputRule:
+        """What the numbers given to it mean."""
+        norm = self.info.normalization
+        mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
+        return InputRule(
+            self.input_shape, self.graph.time_steps, mean, std, kind=self.info.input_kind
+        )
 
 
 def from_module(module: GraphModule, info: ModelInfo) -> Model:
@@ -288,11 +316,29 @@ def info_from_json(data: Any) -> ModelInfo:
         raise ValueError(f"classes {classes!r} are not names")
     if not isinstance(reset, bool) or not isinstance(made, dict):
         raise ValueError(f"reset_per_sample {reset!r}, provenance {made!r}")
+    kind = data.get("input_kind", KIND_OF_OLD_FILES)
+    if not is_input_kind(kind):
+        raise ValueError(f"input_kind {kind!r}; known: {', '.join(INPUT_KINDS)}")
     norm = data["normalization"]
     normalization = None if norm is None else _normalization(norm["mean"], norm["std"])
     return ModelInfo(
-        data["stage"], normalization, tuple(classes), dict(made), Validity(steps, reset)
+        data["stage"], normalization, tuple(classes), dict(made), Validity(steps, reset), kind
     )
+
+
+def with_input_kind(info: ModelInfo, kind: str) -> ModelInfo:
+    """`info` for another kind of input.
+
+    Raises UnknownNameError, or UsageError if pixels are normalised for what takes no images.
+    """
+    if not is_input_kind(kind):
+        raise UnknownNameError("input kind", kind, INPUT_KINDS)
+    if kind != "images" and info.normalization is not None:
+        raise UsageError(
+            f"input_kind {kind} given, but a normalisation of pixels is stored, which images have; "
+            "leave input_kind out"
+        )
+    return replace(info, input_kind=kind)
 
 
 def _normalization(mean: Any, std: Any) -> Normalization:
@@ -312,6 +358,8 @@ def check_info(graph: SpikingGraph, info: ModelInfo) -> None:
     if len(info.classes) not in (0, graph.readout.classes):
         raise ValueError(f"{len(info.classes)} names for {graph.readout.classes} classes")
     norm = info.normalization
+    if norm is not None and info.input_kind != "images":
+        raise ValueError(f"a normalization of pixels for an input of {info.input_kind}")
     if norm is not None and len(norm.mean) not in (1, graph.input.shape[0]):
         raise ValueError(f"normalization of {len(norm.mean)} channels for {graph.input.shape}")
 

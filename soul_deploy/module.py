@@ -31,12 +31,14 @@ from soul_deploy.graph import (
 )
 from soul_deploy.layers import merged, spike_counts, split_time, vote_counts
 from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError, ValidityError
 
 StepObserver = Callable[[str, int, Tensor, Tensor], None]
 """Called with (population, t, spikes (B, ...), membrane potential after reset (B, ...))."""
 
 
+@brief
 @dataclass(frozen=True)
 class Signal:
     """A node's output: (T, B, ...), or (B, ...) if it is the same at every step (`static`)."""
@@ -45,6 +47,7 @@ class Signal:
     static: bool
 
 
+@brief
 @dataclass(frozen=True)
 class Recording:
     """One forward pass: spikes of each population (T, B, ...) as bool, and logits (B, classes)."""
@@ -53,6 +56,7 @@ class Recording:
     logits: Tensor
 
 
+@brief
 @dataclass(eq=False)
 class ChannelMask:
     """Which channels of a population receive current: (C,) of 0/1.
@@ -64,11 +68,16 @@ class ChannelMask:
     keep: Tensor
     gain: Tensor | None = field(default=None)
 
+    def __getstate__(self) -> dict[str, Tensor | None]:
+        """A copy keeps the mask; the gain belongs to a forward pass of the original."""
+        return {"keep": self.keep, "gain": None}
+
 
 Gate = Callable[[], Tensor]
 """What a mask multiplies with: 0/1 when it is hard, between 0 and 1 while it is searched for."""
 
 
+@brief
 @dataclass(eq=False)
 class HardGate:
     """A fixed mask of 0/1."""
@@ -82,7 +91,8 @@ class HardGate:
 class GraphModule(nn.Module):
     """The network of `graph` as a module; weights are loaded with `load_state_dict`.
 
-    Input: a static image batch (B, C, H, W), shown T times, or a sequence (T, B, C, H, W).
+    Input: a static image batch (B, C, H, W), shown T times, or a sequence (T, B, C, H, W), of
+    floating-point numbers; pixels are normalised by the caller.
     Output: class scores (B, classes). State is reset at every call.
 
     `channel_masks` (population or projection -> mask) act on the current, behind batch norm;
@@ -153,7 +163,8 @@ class GraphModule(nn.Module):
         return Recording(spikes, values[self.graph.readout.name].tensor)
 
     def as_signal(self, x: Tensor) -> Signal:
-        """Check the input's shape. Raises ValidityError for another T or size."""
+        """Check the input. Raises ValidityError for another T or size, or for integers."""
+        require_floats(x)
         shape = self.graph.input.shape
         steps = self.graph.time_steps
         if tuple(x.shape[-len(shape) :]) != shape or x.dim() not in (
@@ -302,6 +313,19 @@ def unweighed(node: Node, x: Tensor) -> Tensor:
         return wide.index_copy(1, torch.tensor(node.index, device=x.device), x)
     assert isinstance(node, Flatten), node
     return x.flatten(1)
+
+
+def require_floats(x: Tensor) -> None:
+    """Raise ValidityError for integers and bool.
+
+    A module takes floating-point numbers only: what uint8 pixels become stands in the description
+    of a model, which a module does not have.
+    """
+    if not x.is_floating_point():
+        raise ValidityError(
+            f"an input of {x.dtype} given; PyTorch modules take floating-point numbers: normalise "
+            "pixels first, and convert other integers with .float()"
+        )
 
 
 def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from soul_deploy.neuronspec import ANALOG, SPIKE, Edge, NeuronSpec
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError
 
 Shape = tuple[int, ...]
@@ -299,6 +300,7 @@ class Merge(Node):
         return f"{self.function} of {len(self.inputs)} branches"
 
 
+@brief
 @dataclass(frozen=True)
 class Scatter(Node):
     """Channels of a narrow branch put where they belong in a wide stream, zeros elsewhere.

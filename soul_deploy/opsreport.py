@@ -13,6 +13,7 @@ from typing import Any
 from soul_deploy.compat import CompatCounts
 from soul_deploy.dense import DenseOps
 from soul_deploy.graph import Edge
+from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.counters import LayerCounts
 from soul_deploy.runtime.energy import Activity, Arrays, MemoryEnergy, OpsEnergy
 
@@ -33,6 +34,7 @@ CONVENTIONS_LINE = (
 )
 
 
+@brief
 @dataclass(frozen=True)
 class LayerReport:
     """One entry: a projection with its population, a population alone, a pooling, the readout.
@@ -61,6 +63,7 @@ class LayerReport:
     weights: int = 0
 
 
+@brief
 @dataclass(frozen=True)
 class OpsReport:
     """The report of one network; `original` names the network of the denominators."""

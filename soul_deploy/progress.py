@@ -1,7 +1,6 @@
 """What a person sees of long work, on standard error: a bar on a terminal, a line per epoch."""
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,8 +11,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from soul_deploy import distributed
 from soul_deploy.data import Data
-from soul_deploy.runtime.errors import NetworkWarning
 from soul_deploy.runtime.files import write_text
+from soul_deploy.runtime.warned import warnings_said
 from soul_deploy.snapshot import Tree, list_of
 from soul_deploy.training import EpochResult
 
@@ -91,18 +90,8 @@ def remark_on(data: Data, advice: str = "") -> Data:
 @contextmanager
 def warnings_told(advice: str) -> Iterator[None]:
     """NetworkWarnings as lines of a command's own, ending in `advice` where they end in one."""
-    caught: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", NetworkWarning)
-            yield
-    finally:
-        for item in caught:
-            found = item.message
-            if isinstance(found, NetworkWarning):
-                warn(f"{found.text}; {advice}" if found.advice else found.text)
-            else:
-                warnings.showwarning(found, item.category, item.filename, item.lineno)
+    with warnings_said(warn, advice):
+        yield
 
 
 def _console() -> Console:

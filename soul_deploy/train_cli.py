@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from soul_deploy import distributed
-from soul_deploy.arguments import SoulCommand
+from soul_deploy.arguments import SoulCommand, input_kind_option
 from soul_deploy.checkpoint import checkpoint_path
-from soul_deploy.data import Data
+from soul_deploy.data import Data, require_kind
 from soul_deploy.modelfile import ModelInfo, from_module, save_model
 from soul_deploy.module import GraphModule
 from soul_deploy.options import (
@@ -46,12 +46,14 @@ from soul_deploy.training import BestState, EpochResult, History, Recipe, Traini
 @learning_options(epochs=150, batch_size=64)
 @run_options()
 @resume_options()
+@input_kind_option("the data set's")
 def train(
     network: NetworkChoice,
     data: DataOptions,
     learning: LearningOptions,
     run: RunOptions,
     keeping: ResumeOptions,
+    input_kind: str | None,
 ) -> None:
     """Train a spiking network by direct coding and write the best epoch as a model file.
 
@@ -63,6 +65,8 @@ def train(
     device = prepare(run)
     require_outputs(*outputs(task, run))
     loaded = load_task_data(data)
+    if input_kind is not None:
+        require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
     module = new_module(task, loaded).to(device)
     settings = plain_settings(
         command="train",
@@ -181,7 +185,13 @@ def save_dense(
 ) -> None:
     """Write the trained network with what is known about it."""
     accuracies = {"validation": best.validation_accuracy, "test": test}
-    info = ModelInfo("dense", data.normalization, data.classes, made | {"accuracy": accuracies})
+    info = ModelInfo(
+        "dense",
+        data.normalization,
+        data.classes,
+        made | {"accuracy": accuracies},
+        input_kind=data.input_kind,
+    )
     save_model(path, replace(from_module(module, info), channel_masks={}))
 
 

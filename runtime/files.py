@@ -5,6 +5,7 @@ as one JSON text under the key `soul_deploy`, since safetensors metadata holds s
 sha256 under `soul_deploy.sha256`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from soul_deploy.runtime.errors import (
     FileWriteError,
     MissingFileError,
     PathKindError,
+    UnconfirmedWriteError,
     UsageError,
 )
 
@@ -244,42 +246,90 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then fsync and rename it into place.
 
     Whatever fails, `path` is the old file or the whole new one, and no temporary file is left. A
-    symbolic link at `path` is replaced; what it points to stays as it is. Raises FileWriteError,
-    PathKindError.
+    symbolic link at `path` is replaced; what it points to stays as it is. Raises PathKindError,
+    FileWriteError (the old file is as it was), or UnconfirmedWriteError (the new file is in place,
+    but the system did not confirm that its name would survive a power cut).
     """
     require_output(path)
     try:
         _write_and_rename(path, write)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        left = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         raise FileWriteError(
-            f"{path} cannot be written: {reason}. Free some space or give another place; what was "
-            "there is unchanged"
+            f"{path} cannot be written: {_reason(error)}. Free some space or give another place; "
+            f"what was there is unchanged{left}"
         ) from error
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unconfirmed(path, error) from error
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "strerror", None) or error
+
+
+def _unconfirmed(path: Path, error: OSError) -> UnconfirmedWriteError:
+    return UnconfirmedWriteError(
+        f"{path} is written and in place, but the system did not confirm that a power cut cannot "
+        f"take it back ({_reason(error)}, for the folder {path.parent}). Check the disk, and that "
+        "the folder may be read; then write again"
+    )
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
+    """Nothing of this is visible at `path` before the rename, which is the last step.
+
+    Raises OSError, SafetensorError before it, and UnconfirmedWriteError after it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
     temporary = Path(name)
     try:
+        os.close(handle)
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
+        _rename(temporary, path)
+    except BaseException as error:
+        _remove(temporary, error)
+        raise
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """As `os.replace`; a network's file system may do it and report an error all the same."""
+    try:
         temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
+    except OSError as error:
+        if os.path.lexists(temporary):
+            raise
+        raise _unconfirmed(path, error) from error
+
+
+def _remove(temporary: Path, error: BaseException) -> None:
+    """Remove what was begun; what stays is noted in the error that led here."""
+    try:
         temporary.unlink(missing_ok=True)
+    except OSError as left:
+        error.add_note(f"the unfinished {temporary} could not be removed ({_reason(left)})")
+
+
+FOLDERS_CAN_BE_SYNCED = os.name != "nt"  # Windows opens no folder, and keeps names by itself
+NOT_OFFERED = {errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""How a file system says that it has no fsync of folders; anything else is a failure."""
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name is on the disk too, so that a power cut cannot take it back."""
+    """The new name is on the disk too, so that a power cut cannot take it back. Raises OSError."""
+    if not FOLDERS_CAN_BE_SYNCED:
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # not every file system can; the file itself is safe
-            os.fsync(handle)
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
     finally:
         os.close(handle)
 

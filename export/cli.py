@@ -25,11 +25,11 @@ from soul_deploy.export.onnx_graph import INPUT_MODES, OPSETS, OUTPUTS, export_o
 from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_step
 from soul_deploy.export.representation import CHOICES, CONVOLUTION_FORMS, Form
 from soul_deploy.export.verify import kind_of
-from soul_deploy.memory import HELP as MEMORY_HELP
-from soul_deploy.memory import parse_bytes
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.inspection import representations
+from soul_deploy.runtime.memory import HELP as MEMORY_HELP
+from soul_deploy.runtime.memory import parse_bytes
 
 
 @click.command(cls=SoulCommand)

@@ -21,7 +21,7 @@ from soul_deploy.modelfile import (
 from soul_deploy.module import GraphModule
 from soul_deploy.preparing import SIZE_FLAGS, Task, create_network
 from soul_deploy.runtime.errors import FileFormatError, UsageError
-from soul_deploy.runtime.files import METADATA_KEY, read_tensors, require_file
+from soul_deploy.runtime.files import METADATA_KEY, OpenFile, read_tensors
 
 NEURON_FLAGS = {
     "neuron_type": "family",
@@ -49,23 +49,22 @@ def load_start(path: Path, task: Task, data: Data, explicit: Collection[str]) ->
     A model file brings its own graph; flags in `explicit` (given by the user) that contradict it
     are refused. A bare state dict needs the task's network. Raises UsageError or FileFormatError.
     """
-    require_file(path)
-    if path.suffix == ".safetensors" and METADATA_KEY in read_tensors(path).metadata:
-        model = load_model(path)
+    with OpenFile(path) as source:
+        own = path.suffix == ".safetensors" and METADATA_KEY in read_tensors(source).metadata
+        model = load_model(source) if own else _from_state_dict(source, task, data)
+    if own:
         task = _task_of_file(path, model, task, explicit)
         if "time_step" in explicit:
             model = model.with_time_steps(task.time_steps)
-    else:
-        model = _from_state_dict(path, task, data)
     check_data(path, model, data)
     return model, task
 
 
-def _from_state_dict(path: Path, task: Task, data: Data) -> Model:
-    state = load_state_dict(path)
+def _from_state_dict(file: OpenFile, task: Task, data: Data) -> Model:
+    state = load_state_dict(file)
     _, graph = create_network(task, data)
     try:
-        check_state(graph, state, str(path))
+        check_state(graph, state, str(file))
     except FileFormatError as error:
         raise FileFormatError(
             f"{error}. It was read as {task.model} for {task.data} (input {data.input_shape}), "

@@ -59,6 +59,7 @@ def run(
     pixels and normalised, floating-point values are taken as they are.
     """
     # Imported here: the kernels compile nothing then, but numba alone takes half a second.
+    from soul_deploy.runtime.files import OpenFile
     from soul_deploy.runtime.images import read_samples
     from soul_deploy.runtime.inspection import require_event_network
     from soul_deploy.runtime.network import load
@@ -67,8 +68,9 @@ def run(
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")
-    require_event_network(path)
-    network = load(path, threads)
+    with OpenFile(path) as source:
+        require_event_network(source)
+        network = load(source, threads)
     groups = read_samples(inputs, input_rule(network.events, resize))
     with compiling_announced():
         network.warm_up(stream=stream)

@@ -85,7 +85,7 @@ class FileWriteError(SoulDeployError):
 
 
 class UnconfirmedWriteError(SoulDeployError):
-    """A file that is written and in place, but whose name the system did not confirm on the disk."""
+    """A file that is written and in place, but the system did not confirm that it stays there."""
 
 
 class DistributedError(SoulDeployError):

@@ -35,7 +35,7 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
     Synaptic,
 )
-from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.files import Array, File
 from soul_deploy.runtime.inputs import (
     by_step,
     numbers_of,
@@ -59,12 +59,12 @@ class Recording:
     logits: Array
 
 
-def load(path: Path | str, threads: int = 0) -> "Network":
+def load(path: File | str, threads: int = 0) -> "Network":
     """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
 
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
-    return Network(load_event_network(Path(path)), threads)
+    return Network(load_event_network(Path(path) if isinstance(path, str) else path), threads)
 
 
 @dataclass

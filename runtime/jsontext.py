@@ -9,9 +9,9 @@ from typing import Any
 from soul_deploy.runtime.errors import FileFormatError, LimitError
 from soul_deploy.runtime.memory import RAISE_IT
 
-DESCRIPTION_BYTES = 256 << 20
+DESCRIPTION_BYTES = 128 << 20
 """What the data of one text may take, unless the caller allows more. The descriptions of networks
-with 3,000 layers take 25 MB."""
+with 3,000 layers take 15 MB."""
 
 PER_BYTE = 8  # the text, decoded, and its parts; a letter takes up to four bytes
 PER_LIST, PER_DICT, PER_ITEM, PER_QUOTE = 64, 256, 48, 28

@@ -7,7 +7,6 @@ own, so one network may be used from several threads.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from soul_deploy.runtime.counting import (
 from soul_deploy.runtime.crew import Crew, Meet
 from soul_deploy.runtime.environment import physical_cores
 from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
+from soul_deploy.runtime.estimate import require_counting, require_running
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
     CurrentLayer,
@@ -59,12 +59,15 @@ class Recording:
     logits: Array
 
 
-def load(path: File | str, threads: int = 0) -> "Network":
+def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
     """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
+
+    max_memory: bytes that its description, and one run besides the file's arrays, may take (one
+    sample, one thread); None: 128 MiB and 4 GiB (DESCRIPTION_BYTES, WORK_BYTES).
 
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
-    return Network(load_event_network(Path(path) if isinstance(path, str) else path), threads)
+    return Network(load_event_network(path, max_memory=max_memory), threads, max_memory)
 
 
 @dataclass
@@ -86,10 +89,13 @@ class Network:
     threads: as many samples run at the same time; if there are fewer, each layer is split. Results
     are the same to the bit for any number. 0: as many as there are physical cores. Streams,
     recordings and single layers run on one.
+
+    max_memory: as in `load`; LimitError is raised before anything larger is made.
     """
 
     events: EventNetwork
     threads: int = 0
+    max_memory: int | None = None
     _spare: dict[tuple[int, int], list[Workspace]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -101,6 +107,7 @@ class Network:
             raise UsageError(
                 f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
             )
+        require_running(self.events, self.max_memory)
         self._prepared = prepare_all(self.events.layers)
         self._crew = Crew(self.threads) if self.threads > 1 else None
 
@@ -242,6 +249,7 @@ class Network:
 
     def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
         """As `count_executed`, and the run that was counted."""
+        require_counting(self.events, self.max_memory)
         samples = samples_of(self.events, x)
         needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
         needed |= {layer.name for layer in self.events.populations}
@@ -270,6 +278,7 @@ class Network:
         spikes_out: the population's spikes for these inputs, if the caller has them; otherwise
         the layer is run. A layer without synapses and neurons counts nothing.
         """
+        require_counting(self.events, self.max_memory)
         if name == self.events.readout.name:
             source = self.events.readout.source
             values = source_values(self.events, self.events.readout, source, inputs)
@@ -303,6 +312,7 @@ class Network:
         layer = self._layer(name)
         if not isinstance(layer, SpikingLayer | CurrentLayer):
             raise UsageError(f"{name} is {layer.what}; it has no synapses")
+        require_counting(self.events, self.max_memory)
         return layer
 
     def step(self, x: Array | None = None) -> Array:
@@ -365,13 +375,9 @@ class Network:
 
     def _build(self, input_steps: int, steps: int, *, carry: bool, parts: int = 1) -> Workspace:
         return build_workspace(
-            self.events,
-            self._prepared,
-            input_steps=input_steps,
-            steps=steps,
-            carry=carry,
+            self.events, self._prepared, input_steps=input_steps, steps=steps, carry=carry,
             parts=parts,
-        )
+        )  # fmt: skip
 
     @contextmanager
     def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:

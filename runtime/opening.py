@@ -100,7 +100,7 @@ class OpenFile:
         return hashlib.file_digest(self.stream, "sha256").hexdigest()
 
 
-File: TypeAlias = Path | OpenFile
+File: TypeAlias = Path | str | OpenFile
 """What readers take: a path, which they open once, or a file that is open already."""
 
 
@@ -119,7 +119,7 @@ def opened(file: File) -> Iterator[OpenFile]:
 
 def path_of(file: File) -> Path:
     """The path of either."""
-    return file.path if isinstance(file, OpenFile) else file
+    return file.path if isinstance(file, OpenFile) else Path(file)
 
 
 def _open(path: Path) -> BinaryIO:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from soul_deploy.runtime.estimate import require_products
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
     Convolution,
@@ -187,6 +188,7 @@ class ScipyEngine:
 
     def prepare(self, network: EventNetwork) -> None:
         """Make the products of a network."""
+        require_products(network)
         self.network = network
         self.products = {layer.name: product_of(layer.synapses) for layer in network.projected}
 

@@ -24,7 +24,7 @@ from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.files import (
-    file_sha256,
+    OpenFile,
     refuse_itself,
     require_file,
     require_output,
@@ -52,10 +52,11 @@ class Source:
     @staticmethod
     def load(path: Path, time_step: int | None) -> "Source":
         require_steps("time_step", time_step)
-        model = load_model(path)
+        with OpenFile(path) as source:
+            model, sha256 = load_model(source), source.sha256()
         if time_step is not None:
             model = model.with_time_steps(time_step)
-        return Source(path, model, file_sha256(path))
+        return Source(path, model, sha256)
 
 
 def target_of(output: Path | None, model_path: Path, suffix: str) -> Path:

@@ -28,12 +28,12 @@ from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_
 from soul_deploy.export.opsets import OPSETS, require_opset
 from soul_deploy.export.representation import CHOICES, CONVOLUTION_FORMS, Form
 from soul_deploy.export.verify import kind_of
-from soul_deploy.memory import HELP as MEMORY_HELP
-from soul_deploy.memory import parse_bytes
 from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import InconclusiveError, UsageError, VerificationError
 from soul_deploy.runtime.files import require_writable
 from soul_deploy.runtime.inspection import representations
+from soul_deploy.runtime.memory import HELP as MEMORY_HELP
+from soul_deploy.runtime.memory import parse_bytes
 from soul_deploy.verdict import Verdict
 
 

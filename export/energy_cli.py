@@ -24,7 +24,7 @@ from soul_deploy.progress import remark_on
 from soul_deploy.runtime.arguments import require_steps, require_threads
 from soul_deploy.runtime.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, VerificationError
-from soul_deploy.runtime.files import file_sha256
+from soul_deploy.runtime.files import OpenFile
 from soul_deploy.runtime.network import Network
 from soul_deploy.runtime.warming import compiling_announced
 from soul_deploy.verdict import Verdict, untested
@@ -202,7 +202,8 @@ def counted(
     path: Path, original: Original, wanted: Wanted, choice: EnergyChoice, check: bool
 ) -> Counted:
     """The report of one model file."""
-    model = load_model(path)
+    with OpenFile(path) as source:
+        model, sha256, size = load_model(source), source.sha256(), source.size
     if wanted.time_step is not None:
         model = model.with_time_steps(wanted.time_step)
     images, labels, name = _images(model, wanted)
@@ -212,7 +213,7 @@ def counted(
         "arch": model.info.provenance.get("model", ""),
         "correct": _correct(model, images, labels),
     }
-    measured = Measured(str(path), file_sha256(path), path.stat().st_size, data)
+    measured = Measured(str(path), sha256, size, data)
     report = ops_report(model, images, original, measured, choice)
     if not check:
         return Counted(report, None, "not asked for")

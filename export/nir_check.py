@@ -1,7 +1,6 @@
 """A NIR file against the model it should come from: its graph read back and run step by step."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -11,16 +10,17 @@ from soul_deploy.export.onnx_graph import equations_of
 from soul_deploy.flips import Golden
 from soul_deploy.folding import fold
 from soul_deploy.modelfile import Model
+from soul_deploy.runtime.files import File
 
 
 def opened(
-    golden: Golden, path: Path, source_sha256: str | None
+    golden: Golden, file: File, source_sha256: str | None
 ) -> tuple[tuple[str, ...], Execution | None]:
     """The static gate's problems, and the network read back from the file if there are none.
 
     Raises what `read_nir` and `import_nir` raise.
     """
-    graph = read_nir(path)
+    graph = read_nir(file)
     stored = str(graph.metadata.get("source_sha256", ""))
     problems: list[str] = []
     if source_sha256 and stored and stored != source_sha256:

@@ -8,7 +8,6 @@ head. What cannot be said that way is refused with the node's name.
 from collections.abc import Mapping
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any
 
 from soul_deploy.export.nir_conventions import Conventions
@@ -21,27 +20,32 @@ from soul_deploy.graph import Linear, Population, SpikingGraph
 from soul_deploy.modelfile import Model, check_state, with_input_kind
 from soul_deploy.runtime.equations import FireRule
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.runtime.files import Array, require_file
+from soul_deploy.runtime.files import Array, File, OpenFile, opened
 from soul_deploy.runtime.inputrule import InputKind
 
 
-def read_nir(path: Path) -> Any:
+def read_nir(file: File) -> Any:
     """The `nir.NIRGraph` in a file.
 
     Raises MissingFileError, UsageError if the package nir is missing, and FileFormatError.
     """
-    require_file(path)
-    nir = nir_package()
-    check_sizes(path)
-    try_reading(path)
-    try:
-        graph = nir.read(path, type_check=False)
-    except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise FileFormatError(f"{path} is not an intact NIR file ({first})") from error
+    with opened(file) as source:
+        nir, path = nir_package(), source.path
+        check_sizes(source)
+        try_reading(source)
+        graph = _graph(nir, source)
     if not isinstance(graph, nir.NIRGraph):
         raise FileFormatError(f"{path} holds a single {type(graph).__name__}, not a NIR graph")
     return graph
+
+
+def _graph(nir: Any, source: OpenFile) -> Any:
+    try:
+        with source.again() as stream:
+            return nir.read(stream, type_check=False)
+    except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
+        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise FileFormatError(f"{source} is not an intact NIR file ({first})") from error
 
 
 def import_nir(

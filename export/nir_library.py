@@ -7,14 +7,13 @@ NIR (Pedersen et al., Nature Communications 2024) describes networks in continuo
 import math
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from soul_deploy.runtime.errors import FileFormatError, UsageError
-from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.files import Array, File, OpenFile, opened
 
 FORMAT = "soul-deploy/nir/1"
 DEFAULT_DT = 1e-4  # seconds per step; fixed in snnTorch's reader, the default of SpikingJelly's
@@ -34,38 +33,39 @@ def nir_package() -> ModuleType:
         ) from error
 
 
-def check_sizes(path: Path) -> None:
+def check_sizes(file: OpenFile) -> None:
     """Raise FileFormatError for an HDF5 file whose arrays claim far more than it can hold, or which
     takes them from elsewhere.
 
     HDF5 reads a packed array, or one that was never written, at its announced size; an array with
     several names is read under each of them.
     """
-    announced, allowed = 0, _allowed(path)
-    for item in _datasets(path):
+    announced, allowed = 0, _allowed(file)
+    for item in _datasets(file):
         least = TEXT_BYTES if item.dtype.hasobject else item.dtype.itemsize
         announced += math.prod(item.shape or ()) * least
     if announced > allowed:
         raise FileFormatError(
-            f"{path} announces {announced:,} bytes of arrays in {path.stat().st_size:,} bytes; "
+            f"{file} announces {announced:,} bytes of arrays in {file.size:,} bytes; "
             f"at most {allowed:,} are read"
         )
 
 
-def check_texts(path: Path) -> None:
+def check_texts(file: File) -> None:
     """Raise FileFormatError for an HDF5 file whose texts take far more than it can hold: many can
     be the same one. Not for the caller's own process: the library may not come back.
     """
-    found, allowed = 0, _allowed(path)
-    for item in _datasets(path):
-        for block in _blocks(item) if item.dtype.hasobject else ():
-            found += sum(len(text) for text in np.ravel(block) if isinstance(text, bytes))
-            if found > allowed:
-                raise FileFormatError(f"its texts take more than {allowed:,} bytes")
+    with opened(file) as source:
+        found, allowed = 0, _allowed(source)
+        for item in _datasets(source):
+            for block in _blocks(item) if item.dtype.hasobject else ():
+                found += sum(len(text) for text in np.ravel(block) if isinstance(text, bytes))
+                if found > allowed:
+                    raise FileFormatError(f"its texts take more than {allowed:,} bytes")
 
 
-def _allowed(path: Path) -> int:
-    return FREE_BYTES + LARGEST_RATIO * path.stat().st_size
+def _allowed(file: OpenFile) -> int:
+    return FREE_BYTES + LARGEST_RATIO * file.size
 
 
 def _blocks(item: Any) -> Iterator[Any]:
@@ -78,14 +78,14 @@ def _blocks(item: Any) -> Iterator[Any]:
         yield item[start : start + rows]
 
 
-def _datasets(path: Path) -> Iterator[Any]:
+def _datasets(file: OpenFile) -> Iterator[Any]:
     """Every dataset of an HDF5 file, once for each of its names; the file is open meanwhile.
 
     Raises FileFormatError.
     """
     h5py = import_module("h5py")
     try:
-        with h5py.File(path, "r") as opened:
+        with h5py.File(file.stream, "r") as opened:
             groups, seen = [opened], {h5py.h5o.get_info(opened.id).addr}
             while groups:
                 group = groups.pop()
@@ -101,7 +101,7 @@ def _datasets(path: Path) -> Iterator[Any]:
                         seen.add(place)
     except Exception as error:  # h5py fails in a dozen ways on foreign bytes
         first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise FileFormatError(f"{path} is not an intact NIR file ({first})") from error
+        raise FileFormatError(f"{file} is not an intact NIR file ({first})") from error
 
 
 def _own(h5py: ModuleType, group: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Reading an HDF5 file in a process of its own: `python -m soul_deploy.export.nir_trial PATH`.
+"""Reading an HDF5 file, on its standard input, in a process of its own (`python -m`, its name).
 
 The HDF5 library loops for ever, or crashes, on some damaged files (a heap of texts with an object
 of size 0 is one). What a process can read is then read again by the caller.
@@ -7,10 +7,10 @@ of size 0 is one). What a process can read is then read again by the caller.
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 from soul_deploy.export.nir_library import check_texts, nir_package
 from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.runtime.files import File, OpenFile, opened, path_of
 
 SECONDS = 20.0
 SECONDS_PER_BYTE = 1e-7
@@ -18,15 +18,20 @@ PROGRAM: tuple[str, ...] = ("-m", __name__)  # what Python runs
 MEMORY = 4 << 30  # bytes of address space, besides 64 times the file
 
 
-def try_reading(path: Path, seconds: float | None = None) -> None:
-    """Raise FileFormatError unless another process can read the NIR file at `path` in time.
+def try_reading(file: File, seconds: float | None = None) -> None:
+    """Raise FileFormatError unless another process can read the NIR file in time.
 
     seconds: until it is given up; None: 20, and a second more per 10 MB.
     """
-    limit = SECONDS + SECONDS_PER_BYTE * path.stat().st_size if seconds is None else seconds
+    path = path_of(file)
     command = [sys.executable, *PROGRAM, str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        with opened(file) as source, source.again() as stream:
+            limit = SECONDS + SECONDS_PER_BYTE * source.size if seconds is None else seconds
+            # Its standard input, so that it reads this very file, whatever is at the path by then.
+            done = subprocess.run(
+                command, stdin=stream, capture_output=True, text=True, timeout=limit, check=False
+            )
     except subprocess.TimeoutExpired as error:
         raise FileFormatError(
             f"{path} is not an intact NIR file: the HDF5 library did not finish within {limit:g} s"
@@ -37,12 +42,12 @@ def try_reading(path: Path, seconds: float | None = None) -> None:
 
 
 def main() -> None:
-    """Read the file that is named, its texts first, and nothing else."""
-    path = Path(sys.argv[1])
-    most = MEMORY + 64 * path.stat().st_size
+    """Read the file on standard input, its texts first, and nothing else."""
+    source = OpenFile(sys.argv[1], sys.stdin.buffer)
+    most = MEMORY + 64 * source.size
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    check_texts(path)
-    nir_package().read(path, type_check=False)
+    check_texts(source)
+    nir_package().read(source.stream, type_check=False)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -11,14 +10,20 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy.export.opsets import require_readable
 from soul_deploy.runtime.errors import FileFormatError
-from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.files import File, opened, path_of
 
 
-def read_onnx(path: Path) -> ModelProto:
-    """The model at `path`, checked. Raises MissingFileError, FileFormatError."""
-    require_file(path)
+def read_onnx(file: File, *, max_memory: int | None = None) -> ModelProto:
+    """The model in a file, checked.
+
+    max_memory: bytes that it may take besides its values; None: ONNX_BYTES. Raises
+    MissingFileError, FileFormatError, LimitError.
+    """
+    path = path_of(file)
     try:
-        model = onnx.load(path, load_external_data=False)
+        with opened(file) as source:
+            source.stream.seek(0)
+            model = onnx.load(source.stream, load_external_data=False)
         require_readable(model, path)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
@@ -29,12 +34,12 @@ def read_onnx(path: Path) -> ModelProto:
     return model
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
     """Opsets, inputs and outputs, operators, weights and metadata of an ONNX file.
 
-    Raises MissingFileError, FileFormatError.
+    max_memory: as in `read_onnx`. Raises MissingFileError, FileFormatError, LimitError.
     """
-    model = read_onnx(path)
+    model, path = read_onnx(file, max_memory=max_memory), path_of(file)
     try:
         found = _contents(model)
         json.dumps(found)  # names that are no text come out as bytes

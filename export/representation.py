@@ -17,7 +17,6 @@ import numpy as np
 
 from soul_deploy.composing import ConvOperator, MatrixOperator
 from soul_deploy.export.explicit import explicit_form, row_lengths
-from soul_deploy.memory import require_memory
 from soul_deploy.runtime.counting import additions_map, fanout_map
 from soul_deploy.runtime.eventnet import (
     Alternative,
@@ -30,6 +29,7 @@ from soul_deploy.runtime.eventnet import (
     Synapses,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.memory import require_memory
 
 Choice = Literal["auto", "implicit", "explicit"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)

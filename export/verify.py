@@ -31,7 +31,7 @@ from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UsageError
-from soul_deploy.runtime.files import require_file
+from soul_deploy.runtime.files import File, OpenFile, opened
 from soul_deploy.runtime.inspection import is_model_file
 from soul_deploy.runtime.network import load
 from soul_deploy.runtime.tables import text_table
@@ -139,18 +139,19 @@ def verify(
     count = images.shape[0] if static else images.shape[1]
     if not count:
         raise UsageError("no samples to verify on; give at least one")
-    kind = kind or kind_of(artifact)
-    if kind == "event":
-        reference = Golden(deployed(golden))
-    problems, opened = _open(kind, reference, artifact, source_sha256)
+    with OpenFile(artifact) as source:
+        kind = kind or kind_of(source)
+        if kind == "event":
+            reference = Golden(deployed(golden))
+        problems, ready = _open(kind, reference, source, source_sha256)
     if kind == "event":
         problems += _changed_outputs(Golden(golden), reference, images, batch)
-        opened = None if problems else opened
+        ready = None if problems else ready
     forced = end_to_end = None
-    if opened is not None:
+    if ready is not None:
         comparer = Comparer(reference)
-        forced = comparer.forced(opened, images, batch)
-        end_to_end = comparer.end_to_end(opened, images, batch)
+        forced = comparer.forced(ready, images, batch)
+        end_to_end = comparer.end_to_end(ready, images, batch)
     label = described or f"{count} samples"
     title = name or artifact.name
     steps = golden.graph.time_steps
@@ -170,22 +171,22 @@ def _changed_outputs(
     return ()
 
 
-def kind_of(artifact: Path) -> Kind:
+def kind_of(artifact: File) -> Kind:
     """What kind of file it is. Raises MissingFileError, or FileFormatError for a model file."""
-    require_file(artifact)
-    if is_model_file(artifact):
-        raise FileFormatError(
-            f"{artifact} is a model file, as MODEL is; what is verified was exported from it: "
-            "ONNX, an event network or NIR (`soul-deploy export onnx`, `event`, `nir`)"
-        )
-    if artifact.suffix.lower() in SUFFIXES:
-        return SUFFIXES[artifact.suffix.lower()]
-    with artifact.open("rb") as stream:
-        return "event" if stream.read(9)[8:] == b"{" else "onnx"
+    with opened(artifact) as source:
+        if is_model_file(source):
+            raise FileFormatError(
+                f"{source} is a model file, as MODEL is; what is verified was exported from it: "
+                "ONNX, an event network or NIR (`soul-deploy export onnx`, `event`, `nir`)"
+            )
+        suffix = source.path.suffix.lower()
+        if suffix in SUFFIXES:
+            return SUFFIXES[suffix]
+        return "event" if source.start(9)[8:] == b"{" else "onnx"
 
 
 def _open(
-    kind: Kind, golden: Golden, artifact: Path, source_sha256: str | None
+    kind: Kind, golden: Golden, artifact: OpenFile, source_sha256: str | None
 ) -> tuple[tuple[str, ...], Execution | None]:
     """The static gate's problems, and the file ready to run if there are none."""
     if kind == "onnx":

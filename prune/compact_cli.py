@@ -6,14 +6,19 @@ from pathlib import Path
 
 import click
 
-from soul_deploy.memory import HELP as MEMORY_HELP
-from soul_deploy.memory import parse_bytes
 from soul_deploy.modelfile import Model, load_model, save_model
 from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.plan import RemovalPlan
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.runtime.files import file_sha256, refuse_itself, require_file, require_writable
+from soul_deploy.runtime.files import (
+    OpenFile,
+    refuse_itself,
+    require_file,
+    require_writable,
+)
+from soul_deploy.runtime.memory import HELP as MEMORY_HELP
+from soul_deploy.runtime.memory import parse_bytes
 
 
 @click.command()
@@ -48,11 +53,12 @@ def compact(
     if not dry_run:
         refuse_itself(target, model_path)
         require_writable(target)
-    model = load_model(model_path)
+    with OpenFile(model_path) as source:
+        model, sha256 = load_model(source), source.sha256()
     plan = plan_removal(model, residual=residual_name(residual))
     smaller = remove(model, plan, max_memory=allowed)
     if not dry_run:
-        provenance = {**model.info.provenance, "compacted_from_sha256": file_sha256(model_path)}
+        provenance = {**model.info.provenance, "compacted_from_sha256": sha256}
         smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
         save_model(target, smaller)
     if style == "json":

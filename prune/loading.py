@@ -24,7 +24,7 @@ from soul_deploy.neuronspec import SOUL_NEURONS
 from soul_deploy.preparing import SIZE_FLAGS, Task, create_network
 from soul_deploy.progress import note
 from soul_deploy.runtime.errors import FileFormatError, UsageError
-from soul_deploy.runtime.files import METADATA_KEY, read_tensors, require_file
+from soul_deploy.runtime.files import METADATA_KEY, OpenFile, read_tensors
 from soul_deploy.soulnames import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
 NAME_HELP = (
@@ -70,9 +70,10 @@ def open_start(path: Path, task: Task, explicit: Collection[str]) -> Start:
     data set and T holds where no flag was given, and flags that contradict it are refused. Raises
     UsageError or FileFormatError.
     """
-    require_file(path)
-    if path.suffix == ".safetensors" and METADATA_KEY in read_tensors(path).metadata:
-        model = load_model(path)
+    with OpenFile(path) as source:
+        own = path.suffix == ".safetensors" and METADATA_KEY in read_tensors(source).metadata
+        model = load_model(source) if own else None
+    if model is not None:
         task = _task_of_file(path, model, task, explicit)
         if "time_step" in explicit:
             model = model.with_time_steps(task.time_steps)

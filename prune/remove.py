@@ -16,11 +16,11 @@ from soul_deploy.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.memory import require_memory
 from soul_deploy.modelfile import Model, Validity, check_state
 from soul_deploy.prune.connections import source_member, with_bias
 from soul_deploy.prune.plan import LayerRemoval, RemovalPlan
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.memory import require_memory
 
 Part = Callable[[LayerRemoval], tuple[int, ...]]
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")

@@ -16,7 +16,7 @@ from soul_deploy.runtime.errors import (
     UsageError,
     ValidityError,
 )
-from soul_deploy.runtime.files import Array, file_sha256, read_tensors
+from soul_deploy.runtime.files import Array, OpenFile, file_sha256, read_tensors
 from soul_deploy.runtime.images import read_array
 from soul_deploy.runtime.inputrule import (
     INPUT_KINDS,
@@ -132,7 +132,9 @@ def _export(model: Path, file: str, folder: Path) -> Path:
     target = folder / f"{model.stem}{suffix}"
     if not target.exists():
         write = load_object(writer, purpose)
-        write(read(model), target, source_sha256=file_sha256(model))
+        with OpenFile(model) as source:
+            found, sha256 = read(source), source.sha256()
+        write(found, target, source_sha256=sha256)
     return target
 
 
@@ -155,11 +157,16 @@ class NetworkFacts:
 
 def facts_of(path: Path) -> NetworkFacts:
     """Read from the file's description. Raises MissingFileError, FileFormatError."""
-    kind = kind_of(path)
+    with OpenFile(path) as source:
+        return _facts(source, kind_of(source))
+
+
+def _facts(source: OpenFile, kind: str) -> NetworkFacts:
+    path = source.path
     if kind == "onnx":
         return _onnx_facts(path)
     if kind == "event":
-        network = import_module("soul_deploy.runtime.eventfile").load_event_network(path)
+        network = import_module("soul_deploy.runtime.eventfile").load_event_network(source)
         norm = network.normalization
         return NetworkFacts(
             path,
@@ -169,7 +176,7 @@ def facts_of(path: Path) -> NetworkFacts:
             network.source_sha256,
             input_kind=network.input_kind,
         )
-    document = read_tensors(path).document(MODEL_FORMAT)
+    document = read_tensors(source).document(MODEL_FORMAT)
     graph = load_object("soul_deploy.graph:SpikingGraph", "reading a model file").from_json(
         document["graph"]
     )

@@ -7,7 +7,8 @@ from typing import Any
 from soul_deploy.runtime.bench import SCHEMA
 from soul_deploy.runtime.bench_compare import is_entry, key_of
 from soul_deploy.runtime.errors import FileFormatError
-from soul_deploy.runtime.files import parse_json, require_file
+from soul_deploy.runtime.files import OpenFile, parse_json
+from soul_deploy.runtime.jsontext import require_length
 from soul_deploy.runtime.tables import text_table
 
 Document = Mapping[str, Any]
@@ -16,12 +17,9 @@ REFERENCES = ("onnxruntime-compact", "onnxruntime-dense")
 
 def load_baseline(path: Path) -> dict[str, Any]:
     """An earlier result. Raises MissingFileError, FileFormatError."""
-    require_file(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not JSON ({error})") from error
-    document = parse_json(text, str(path))
+    with OpenFile(path) as source:
+        require_length(str(path), source.size, None)
+        document = parse_json(source.start(source.size), str(path))
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise FileFormatError(
             f"{path} is not a result of bench; needed: a file of schema {SCHEMA}, written with "

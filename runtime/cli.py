@@ -61,6 +61,7 @@ def run(
     spikes or values (`inspect` says so) takes all numbers of a .npy array as they are.
     """
     # Imported here: the kernels compile nothing then, but numba alone takes half a second.
+    from soul_deploy.runtime.files import OpenFile
     from soul_deploy.runtime.images import read_samples
     from soul_deploy.runtime.inspection import require_event_network
     from soul_deploy.runtime.network import load
@@ -70,8 +71,9 @@ def run(
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")
-    require_event_network(path)
-    network = load(path, threads)
+    with OpenFile(path) as source:
+        require_event_network(source)
+        network = load(source, threads)
     with warnings_said(_warn), compiling_announced():
         groups = read_samples(inputs, replace(network.events.rule, resize=resize))
         network.warm_up(stream=stream)

@@ -8,6 +8,7 @@ Definitions: docs/counting.md.
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
@@ -159,26 +160,28 @@ def _onto_live(synapses: Convolution, starts: Array, targets: Array, live: Array
     alive = live.reshape(synapses.out_shape[1], synapses.out_shape[2], outputs).astype(np.float64)
     found = np.zeros((channels, height, width), np.float64)
     rows, columns = axis_runs(synapses, 0, merge=False), axis_runs(synapses, 1, merge=False)
-    ends = starts.reshape(-1)
-    for i in range(kh):
-        y, oy = _meeting(rows, i)
-        for j in range(kw):
-            x, ox = _meeting(columns, j)
+    by_row, by_column = _by_tap(rows, kh), _by_tap(columns, kw)
+    for i, (y, oy) in enumerate(by_row):
+        for j, (x, ox) in enumerate(by_column):
             used = np.zeros((channels, outputs))
             for c in range(channels):
                 r = (c * kh + i) * kw + j
-                used[c, targets[ends[r] : ends[r + 1]]] = 1
+                used[c, targets[starts[r] : starts[r + 1]]] = 1
+            if not len(y) * len(x) or not used.any():
+                continue
             met = alive[oy[:, None], ox].reshape(-1, outputs)
             found[:, y[:, None], x] += (used @ met.T).reshape(channels, len(y), len(x))
     return found.astype(np.int64)
 
 
-def _meeting(runs: AxisRuns, tap: int) -> tuple[Array, Array]:
-    """Input positions that meet one kernel index, and the outputs there."""
+def _by_tap(runs: AxisRuns, kernel: int) -> list[tuple[Array, Array]]:
+    """Of every kernel index: the input positions that meet it, and the outputs there."""
     counts: Array = np.diff(runs.first.astype(np.int64))
     position = np.repeat(np.arange(len(counts)), counts)
-    here = runs.tap == tap
-    return position[here], runs.out[here]
+    order = np.argsort(runs.tap, kind="stable")
+    bounds = np.searchsorted(runs.tap[order], np.arange(kernel + 1))
+    parts = [order[first:last] for first, last in pairwise(bounds)]
+    return [(position[part], runs.out[part]) for part in parts]
 
 
 def _from_channel_last(values: Array, shape: tuple[int, ...]) -> Array:
@@ -275,10 +278,11 @@ def pooling_steps(layer: PoolLayer, values: Array) -> StepCounts:
 
 def _windows(layer: PoolLayer, axis: int) -> Array:
     """int64 (side,): how many windows hold each position along one axis."""
-    held = np.zeros(layer.in_shape[1 + axis], np.int64)
-    for window in range(layer.out_shape[1 + axis]):
-        first = window * layer.stride[axis] - layer.padding[axis]
-        held[max(first, 0) : first + layer.kernel[axis]] += 1
+    side = layer.in_shape[1 + axis]
+    first = np.arange(layer.out_shape[1 + axis]) * layer.stride[axis] - layer.padding[axis]
+    begins = np.bincount(np.clip(first, 0, side), minlength=side + 1)
+    ends = np.bincount(np.clip(first + layer.kernel[axis], 0, side), minlength=side + 1)
+    held: Array = np.cumsum(begins - ends)[:side].astype(np.int64)
     return held
 
 

@@ -14,6 +14,7 @@
     ├── RemovalError                a removal that would not keep the outputs
     ├── LimitError                  something larger than the stated bound
     ├── FileWriteError              a file that could not be written; the old one is as it was
+    ├── UnconfirmedWriteError       a file in place that a power cut might still take back
     ├── DistributedError            processes of one job that lost each other or disagree
     ├── TargetError                 a search that cannot meet its target
     ├── VerificationError           two executions that should agree do not
@@ -100,6 +101,10 @@ class LimitError(SoulDeployError):
 
 class FileWriteError(SoulDeployError):
     """A file that could not be written (disk full, no permission); the old one is as it was."""
+
+
+class UnconfirmedWriteError(SoulDeployError):
+    """A file that is written and in place, but the system did not confirm that it stays there."""
 
 
 class DistributedError(SoulDeployError):

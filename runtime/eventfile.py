@@ -38,7 +38,7 @@ from soul_deploy.runtime.eventnet import (
     Synapses,
     Synaptic,
 )
-from soul_deploy.runtime.files import Array, digest, read_tensors, write_tensors
+from soul_deploy.runtime.files import Array, File, digest, read_tensors, write_tensors
 from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 FORMAT = "soul-deploy/event/1"
@@ -51,13 +51,15 @@ def save_event_network(path: Path, network: EventNetwork) -> None:
     write_tensors(path, tensors, {"format": FORMAT, "digest": digest(tensors), **_header(network)})
 
 
-def load_event_network(path: Path) -> EventNetwork:
+def load_event_network(file: File, *, max_memory: int | None = None) -> EventNetwork:
     """Read an event network; its digest, shapes, index ranges and values are checked.
 
+    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of jsontext.py.
     Raises MissingFileError, FileFormatError (naming the file and what is wrong in it), or
     LimitError for sizes beyond the runtime's.
     """
-    opened = read_tensors(path)
+    opened = read_tensors(file, max_memory=max_memory)
+    path = opened.path
     document = opened.document(FORMAT)
     if digest(opened.tensors) != document.get("digest"):
         raise FileFormatError(f"{path}: its tensors do not match their digest; the file is damaged")

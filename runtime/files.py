@@ -5,6 +5,7 @@ as one JSON text under the key `soul_deploy`, since safetensors metadata holds s
 sha256 under `soul_deploy.sha256`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,48 +17,62 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from soul_deploy.runtime.brief import brief
+from soul_deploy.runtime.container import map_arrays, read_header
 from soul_deploy.runtime.errors import (
     FileFormatError,
     FileWriteError,
-    MissingFileError,
     PathKindError,
+    UnconfirmedWriteError,
     UsageError,
 )
+from soul_deploy.runtime.jsontext import parse_json
+from soul_deploy.runtime.opening import Array, File, OpenFile, opened, path_of, require_file
 
-Array = npt.NDArray[Any]
+# Whoever reads or writes files finds the path's part here too.
+__all__ = [
+    "Array",
+    "File",
+    "OpenFile",
+    "TensorFile",
+    "digest",
+    "file_sha256",
+    "opened",
+    "parse_json",
+    "path_of",
+    "read_tensors",
+    "refuse_itself",
+    "require_file",
+    "require_output",
+    "write_atomically",
+    "write_tensors",
+    "write_text",
+]
 
 METADATA_KEY = "soul_deploy"
 CHECKSUM_KEY = "soul_deploy.sha256"
-DTYPES = {
-    "F32": "<f4",
-    "F64": "<f8",
-    "I64": "<i8",
-    "I32": "<i4",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "u1",
-    "BOOL": "?",
-}
 
 
 @brief
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file as read: arrays (memory-mapped, read-only) and its metadata strings."""
+    """A safetensors file as read: arrays (memory-mapped, read-only) and its metadata strings.
+
+    max_memory: bytes that its description may take as data; None: DESCRIPTION_BYTES.
+    """
 
     path: Path
     tensors: Mapping[str, Array]
     metadata: Mapping[str, str]
+    max_memory: int | None = None
 
     def description(self) -> Any:
         """Our JSON metadata, checked against its sha256; None without any.
 
-        Raises FileFormatError.
+        Raises FileFormatError, LimitError.
         """
         text = self.metadata.get(METADATA_KEY)
         if text is None:
@@ -67,7 +82,7 @@ class TensorFile:
                 f"{self.path}: its description does not match its checksum; the file is damaged, "
                 "or older than this version: make it again"
             )
-        return parse_json(text, f"{self.path}: its metadata")
+        return parse_json(text, f"{self.path}: its metadata", max_memory=self.max_memory)
 
     def document(self, format_name: str) -> dict[str, Any]:
         """The JSON metadata, checked to be of `format_name` (such as "soul-deploy/model/1").
@@ -87,20 +102,6 @@ class TensorFile:
             )
         assert isinstance(document, dict)
         return document
-
-
-def require_file(path: Path) -> Path:
-    """`path` if it is a file. Raises MissingFileError, PathKindError."""
-    try:
-        exists, is_file = path.exists(), path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise MissingFileError(f"{path} cannot be looked up ({error.strerror})") from error
-    if not exists:
-        raise MissingFileError(f"no file at {path}; check the path")
-    if not is_file:
-        what = "; it is a folder" if path.is_dir() else ""
-        raise PathKindError(f"{path} is not a file{what}; give the path of a file")
-    return path
 
 
 def require_output(path: Path) -> Path:
@@ -162,65 +163,23 @@ def refuse_itself(output: Path, model: Path) -> None:
         raise UsageError(f"{output} is the model itself; give another --output")
 
 
-def parse_json(text: str, what: str) -> Any:
-    """JSON data. Raises FileFormatError, which starts with `what`."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # too many digits are a plain ValueError
-        raise FileFormatError(f"{what} is not JSON ({error})") from error
+def read_tensors(file: File, *, max_memory: int | None = None) -> TensorFile:
+    """A safetensors file: its header is checked, its arrays are views of the mapped file.
 
-
-def read_tensors(path: Path) -> TensorFile:
-    """Open a safetensors file: the library checks the header, the arrays are memory-mapped.
-
-    Raises MissingFileError, or FileFormatError for anything that is not an intact safetensors
-    file with dtypes that we use and finite floating-point values.
+    max_memory: bytes that its header, and then its description, may take as data; None:
+    DESCRIPTION_BYTES. Raises MissingFileError, LimitError, or FileFormatError for anything that is
+    not an intact safetensors file with dtypes that we use and finite floating-point values.
     """
-    require_file(path)
-    try:
-        with safe_open(path, framework="np") as opened:
-            metadata = dict(opened.metadata() or {})
-            names = list(opened.keys())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileFormatError(
-            f"{path} is not an intact safetensors file ({error}); it may be truncated or of "
-            "another format"
-        ) from error
-    try:
-        tensors = _map_arrays(path, names)
-    except (ValueError, RuntimeError, OSError, OverflowError) as error:
-        raise FileFormatError(f"{path}: an array that cannot be mapped ({error})") from error
+    with opened(file) as source:
+        header = read_header(source, max_memory)
+        tensors = map_arrays(source, header)
+    path = source.path
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise FileFormatError(f"{path}: tensor {name!r} holds values that are not finite")
         if array.dtype == np.bool_ and array.size and int(array.view(np.uint8).max()) > 1:
             raise FileFormatError(f"{path}: tensor {name!r} holds bytes other than 0 and 1")
-    return TensorFile(path, tensors, metadata)
-
-
-def _map_arrays(path: Path, names: list[str]) -> dict[str, Array]:
-    """Memory-mapped views; offsets and sizes were checked by the safetensors library."""
-    with path.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(header_size))
-    base = 8 + header_size
-    size = path.stat().st_size - base
-    data = (
-        np.memmap(path, dtype=np.uint8, mode="r", offset=base, shape=(size,))
-        if size
-        else np.zeros(0, np.uint8)
-    )
-    tensors: dict[str, Array] = {}
-    for name in names:
-        entry = header[name]
-        if entry["dtype"] not in DTYPES:
-            raise FileFormatError(
-                f"{path}: tensor {name!r} has dtype {entry['dtype']}; readable: {', '.join(DTYPES)}"
-            )
-        begin, end = entry["data_offsets"]
-        view = np.asarray(data[begin:end]).view(DTYPES[entry["dtype"]])
-        tensors[name] = view.reshape(entry["shape"])
-    return tensors
+    return TensorFile(path, tensors, header.metadata, max_memory)
 
 
 def digest(tensors: Mapping[str, Array]) -> str:
@@ -237,10 +196,13 @@ def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, as hexadecimal text."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def file_sha256(file: File) -> str:
+    """sha256 of a file's bytes, as hexadecimal text.
+
+    Who also reads the file opens it once, and gives the open file to both.
+    """
+    with opened(file) as source:
+        return source.sha256()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array], document: Mapping[str, Any]) -> None:
@@ -280,42 +242,90 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then fsync and rename it into place.
 
     Whatever fails, `path` is the old file or the whole new one, and no temporary file is left. A
-    symbolic link at `path` is replaced; what it points to stays as it is. Raises FileWriteError,
-    PathKindError.
+    symbolic link at `path` is replaced; what it points to stays as it is. Raises PathKindError,
+    FileWriteError (the old file is as it was), or UnconfirmedWriteError (the new file is in place,
+    but the system did not confirm that its name would survive a power cut).
     """
     require_output(path)
     try:
         _write_and_rename(path, write)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        left = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         raise FileWriteError(
-            f"{path} cannot be written: {reason}. Free some space or give another place; what was "
-            "there is unchanged"
+            f"{path} cannot be written: {_reason(error)}. Free some space or give another place; "
+            f"what was there is unchanged{left}"
         ) from error
+    try:
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unconfirmed(path, error) from error
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "strerror", None) or error
+
+
+def _unconfirmed(path: Path, error: OSError) -> UnconfirmedWriteError:
+    return UnconfirmedWriteError(
+        f"{path} is written and in place, but the system did not confirm that a power cut cannot "
+        f"take it back ({_reason(error)}, for the folder {path.parent}). Check the disk, and that "
+        "the folder may be read; then write again"
+    )
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
+    """Nothing of this is visible at `path` before the rename, which is the last step.
+
+    Raises OSError, SafetensorError before it, and UnconfirmedWriteError after it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
     temporary = Path(name)
     try:
+        os.close(handle)
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
+        _rename(temporary, path)
+    except BaseException as error:
+        _remove(temporary, error)
+        raise
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """As `os.replace`; a network's file system may do it and report an error all the same."""
+    try:
         temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
+    except OSError as error:
+        if os.path.lexists(temporary):
+            raise
+        raise _unconfirmed(path, error) from error
+
+
+def _remove(temporary: Path, error: BaseException) -> None:
+    """Remove what was begun; what stays is noted in the error that led here."""
+    try:
         temporary.unlink(missing_ok=True)
+    except OSError as left:
+        error.add_note(f"the unfinished {temporary} could not be removed ({_reason(left)})")
+
+
+FOLDERS_CAN_BE_SYNCED = os.name != "nt"  # Windows opens no folder, and keeps names by itself
+NOT_OFFERED = {errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""How a file system says that it has no fsync of folders; anything else is a failure."""
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name is on the disk too, so that a power cut cannot take it back."""
+    """The new name is on the disk too, so that a power cut cannot take it back. Raises OSError."""
+    if not FOLDERS_CAN_BE_SYNCED:
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # not every file system can; the file itself is safe
-            os.fsync(handle)
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
     finally:
         os.close(handle)
 

@@ -12,8 +12,13 @@ import numpy as np
 from PIL import Image
 
 from soul_deploy.runtime.brief import brief
-from soul_deploy.runtime.errors import FileFormatError, NetworkWarning, ValidityError
-from soul_deploy.runtime.files import Array, require_file
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    NetworkWarning,
+    SoulDeployError,
+    ValidityError,
+)
+from soul_deploy.runtime.files import Array, OpenFile, require_file
 from soul_deploy.runtime.inputrule import (
     InputRule,
     array_of,
@@ -116,10 +121,11 @@ def read_array(path: Path, rule: InputRule) -> Samples:
     and are normalised. Warns (NetworkWarning) of values that look like pixels and are not uint8.
     Raises MissingFileError, FileFormatError, ValidityError.
     """
-    require_file(path)
     try:
-        # Mapped, so that a header that announces more than the file holds is refused.
-        array: Array = np.lib.format.open_memmap(path, mode="r")
+        with OpenFile(path) as source:
+            array = _mapped(source)
+    except SoulDeployError:
+        raise
     except Exception as error:  # its header is a Python literal, which fails in a dozen ways
         raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
     given = _shaped(path, array_of(array, rule, str(path)), rule)
@@ -131,6 +137,24 @@ def read_array(path: Path, rule: InputRule) -> Samples:
     count = values.shape[1 if sequence else 0]
     names = tuple(f"{path}[{index}]" for index in range(count))
     return Samples(names, values, sequence)
+
+
+def _mapped(source: OpenFile) -> Array:
+    """Mapped, so that a header that announces more than the file holds is refused.
+
+    Raises ValueError and whatever numpy does for what is no .npy file.
+    """
+    stream = source.stream
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"a header of version {version}")
+    first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    order = "F" if by_columns else "C"
+    return np.memmap(stream, dtype, "r", stream.tell(), shape, order)
 
 
 def _shaped(path: Path, array: Array, rule: InputRule) -> Array:

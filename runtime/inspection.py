@@ -1,18 +1,16 @@
 """What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from soul_deploy.runtime import eventfile
+from soul_deploy.runtime.container import read_header
 from soul_deploy.runtime.dotted import load_object
-from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.runtime.errors import FileFormatError, SoulDeployError
 from soul_deploy.runtime.eventnet import (
     Convolution,
     DenseRows,
@@ -27,11 +25,13 @@ from soul_deploy.runtime.eventnet import (
 from soul_deploy.runtime.files import (
     METADATA_KEY,
     Array,
+    File,
     TensorFile,
     digest,
-    file_sha256,
+    opened,
+    parse_json,
+    path_of,
     read_tensors,
-    require_file,
 )
 from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
@@ -42,70 +42,74 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 READABLE = "soul-deploy model files and event networks (.safetensors), and ONNX files (.onnx)"
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """The contents of the file at `path`, by what it is: "model", "event" or "onnx".
+def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
+    """The contents of a file, by what it is: "model", "event" or "onnx".
 
-    Raises MissingFileError, or FileFormatError for anything else or a damaged file.
+    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of jsontext.py.
+    Raises MissingFileError, LimitError, or FileFormatError for anything else or a damaged file.
     """
-    kind = kind_of(path)
-    head = {
-        "schema": SCHEMA,
-        "kind": kind,
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
-    }
-    if kind == "onnx":
-        reader = load_object("soul_deploy.export.onnx_reading:describe", "inspecting an ONNX file")
-        contents: dict[str, Any] = reader(path)
-        return head | contents
-    if kind == "event":
-        return head | describe_event(eventfile.load_event_network(path))
-    return head | describe_model(read_tensors(path))
+    with opened(file) as source:
+        kind = kind_of(source, max_memory=max_memory)
+        head = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "path": str(source),
+            "bytes": source.size,
+            "sha256": source.sha256(),
+        }
+        if kind == "onnx":
+            what = "inspecting an ONNX file"
+            reader = load_object("soul_deploy.export.onnx_reading:describe", what)
+            contents: dict[str, Any] = reader(source, max_memory=max_memory)
+            return head | contents
+        if kind == "event":
+            network = eventfile.load_event_network(source, max_memory=max_memory)
+            return head | describe_event(network)
+        return head | describe_model(read_tensors(source, max_memory=max_memory))
 
 
-def kind_of(path: Path) -> str:
+def kind_of(file: File, *, max_memory: int | None = None) -> str:
     """ "model", "event" or "onnx", from the file's first bytes and its metadata.
 
-    Raises MissingFileError, FileFormatError.
+    max_memory: as in `describe`. Raises MissingFileError, FileFormatError, LimitError.
     """
-    require_file(path)
-    with path.open("rb") as stream:
-        start = stream.read(9)
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return _kind_of_tensors(read_tensors(path))
-    if path.suffix == ".onnx" or start[:1] == b"\x08":
-        return "onnx"
-    raise FileFormatError(f"{path} is {_guess(start)}; readable: {READABLE}")
+    with opened(file) as source:
+        start, suffix = source.start(9), source.path.suffix
+        if suffix == ".safetensors" or start[8:9] == b"{":
+            return _kind_of_tensors(read_tensors(source, max_memory=max_memory))
+        if suffix == ".onnx" or start[:1] == b"\x08":
+            return "onnx"
+        raise FileFormatError(f"{source} is {_guess(start)}; readable: {READABLE}")
 
 
-def _kind_of_tensors(opened: TensorFile) -> str:
+def _kind_of_tensors(found: TensorFile) -> str:
     kinds = {eventfile.FORMAT: "event", MODEL_FORMAT: "model"}
-    document = opened.description()
-    found = document.get("format") if isinstance(document, dict) else None
-    if isinstance(found, str) and found in kinds:
-        return kinds[found]
-    what = "without soul-deploy metadata" if found is None else f"of format {found!r}"
+    document = found.description()
+    name = document.get("format") if isinstance(document, dict) else None
+    if isinstance(name, str) and name in kinds:
+        return kinds[name]
+    what = "without soul-deploy metadata" if name is None else f"of format {name!r}"
     raise FileFormatError(
-        f"{opened.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
+        f"{found.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
         f"{MODEL_FORMAT} and {eventfile.FORMAT}"
     )
 
 
-def is_model_file(path: Path) -> bool:
+def is_model_file(file: File) -> bool:
     """Whether the file says that it is a model file; no more of it is looked at."""
     try:
-        with safe_open(path, framework="np") as opened:
-            text = (opened.metadata() or {}).get(METADATA_KEY, "")
-        document = json.loads(text)
-    except (SafetensorError, OSError, ValueError, RecursionError):
+        with opened(file) as source:
+            text = read_header(source).metadata.get(METADATA_KEY, "")
+        document = parse_json(text, "its metadata")
+    except SoulDeployError:
         return False
     return isinstance(document, dict) and document.get("format") == MODEL_FORMAT
 
 
-def require_event_network(path: Path) -> None:
+def require_event_network(file: File) -> None:
     """Raise FileFormatError for a model file, saying what makes an event network of it."""
-    if is_model_file(path):
+    if is_model_file(file):
+        path = path_of(file)
         raise FileFormatError(
             f"{path} is a model file, which needs PyTorch; `soul-deploy export event {path}` makes "
             "an event network of it, which this command runs"
@@ -122,12 +126,12 @@ def _guess(start: bytes) -> str:
     return "of an unknown format"
 
 
-def describe_model(opened: TensorFile) -> dict[str, Any]:
+def describe_model(found: TensorFile) -> dict[str, Any]:
     """A model file: its graph as rows, its description, its size. Raises FileFormatError."""
-    document = opened.document(MODEL_FORMAT)
-    if digest(opened.tensors) != document.get("digest"):
+    document = found.document(MODEL_FORMAT)
+    if digest(found.tensors) != document.get("digest"):
         raise FileFormatError(
-            f"{opened.path}: its tensors do not match their digest; the file is damaged"
+            f"{found.path}: its tensors do not match their digest; the file is damaged"
         )
     try:
         graph = load_object("soul_deploy.graph:SpikingGraph", "inspecting a model file").from_json(
@@ -138,15 +142,15 @@ def describe_model(opened: TensorFile) -> dict[str, Any]:
             "stage": info["stage"],
             "time_steps": graph.time_steps,
             "input_shape": list(graph.input.shape),
-            "layers": _model_layers(graph, opened.tensors),
-            **_totals(opened.tensors),
+            "layers": _model_layers(graph, found.tensors),
+            **_totals(found.tensors),
             "input_kind": info.get("input_kind", KIND_OF_OLD_FILES),
             **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
             "digest": document["digest"],
         }
     except (KeyError, TypeError) as error:
         raise FileFormatError(
-            f"{opened.path}: its description cannot be read ({error!r})"
+            f"{found.path}: its description cannot be read ({error!r})"
         ) from error
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from soul_deploy.runtime.counting import (
 from soul_deploy.runtime.crew import Crew, Meet
 from soul_deploy.runtime.environment import physical_cores
 from soul_deploy.runtime.errors import UnknownNameError, UsageError, ValidityError
+from soul_deploy.runtime.estimate import require_counting, require_running
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
     CurrentLayer,
@@ -36,9 +36,13 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
     Synaptic,
 )
-from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.files import Array, File
 from soul_deploy.runtime.inputrule import normalise
-from soul_deploy.runtime.inputs import InputReader, by_step, source_values
+from soul_deploy.runtime.inputs import (
+    InputReader,
+    by_step,
+    source_values,
+)
 from soul_deploy.runtime.layerrun import run_one
 from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
 from soul_deploy.runtime.parts import parts_of
@@ -56,14 +60,18 @@ class Recording:
     logits: Array
 
 
-def load(path: Path | str, threads: int = 0) -> "Network":
+def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
     """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
 
     If it takes images, give pixels as uint8, which it normalises as the file says, or normalised
     images as floating-point numbers.
+
+    max_memory: bytes that its description, and one run besides the file's arrays, may take (one
+    sample, one thread); None: 128 MiB and 4 GiB (DESCRIPTION_BYTES, WORK_BYTES).
+
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
-    return Network(load_event_network(Path(path)), threads)
+    return Network(load_event_network(path, max_memory=max_memory), threads, max_memory)
 
 
 @brief
@@ -85,10 +93,13 @@ class Network:
     A copy (copy, deepcopy, pickle, a worker process of any kind) is a network of its own with as
     many threads: it computes the same, and a running stream goes on in it from the same step, apart
     from the original's. A step that another thread is in the middle of is not copied.
+
+    max_memory: as in `load`; LimitError is raised before anything larger is made.
     """
 
     events: EventNetwork
     threads: int = 0
+    max_memory: int | None = None
     _spare: dict[tuple[int, int], list[Workspace]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -100,17 +111,19 @@ class Network:
             raise UsageError(
                 f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
             )
+        require_running(self.events, self.max_memory)
         self._prepared = prepare_all(self.events.layers)
         self._crew = Crew(self.threads) if self.threads > 1 else None
         self._build = partial(build_workspace, self.events, self._prepared)
         self._reader = InputReader(self.events)
 
-    def __getstate__(self) -> tuple[EventNetwork, int, StreamState | None]:
+    def __getstate__(self) -> tuple[EventNetwork, int, int | None, StreamState | None]:
         """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
-        return self.events, self.threads, None if self._stream is None else self._stream.state()
+        running = None if self._stream is None else self._stream.state()
+        return self.events, self.threads, self.max_memory, running
 
-    def __setstate__(self, state: tuple[EventNetwork, int, StreamState | None]) -> None:
-        self.events, self.threads, running = state
+    def __setstate__(self, state: tuple[EventNetwork, int, int | None, StreamState | None]) -> None:
+        self.events, self.threads, self.max_memory, running = state
         self._spare, self._stream = {}, None
         self.__post_init__()
         if running is not None:
@@ -274,6 +287,7 @@ class Network:
 
     def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
         """As `count_executed`, and the run that was counted."""
+        require_counting(self.events, self.max_memory)
         samples = self._reader.samples(x)
         needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
         needed |= {layer.name for layer in self.events.populations}
@@ -289,6 +303,7 @@ class Network:
         spikes_out: the population's spikes for these inputs, if the caller has them; otherwise
         the layer is run. A layer without synapses and neurons counts nothing.
         """
+        require_counting(self.events, self.max_memory)
         if name == self.events.readout.name:
             source = self.events.readout.source
             values = source_values(self.events, self.events.readout, source, inputs)
@@ -322,6 +337,7 @@ class Network:
         layer = self._layer(name)
         if not isinstance(layer, SpikingLayer | CurrentLayer):
             raise UsageError(f"{name} is {layer.what}; it has no synapses")
+        require_counting(self.events, self.max_memory)
         return layer
 
     def step(self, x: Array | None = None) -> Array:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from soul_deploy.runtime.brief import brief
+from soul_deploy.runtime.estimate import require_products
 from soul_deploy.runtime.eventfile import load_event_network
 from soul_deploy.runtime.eventnet import (
     Convolution,
@@ -189,6 +190,7 @@ class ScipyEngine:
 
     def prepare(self, network: EventNetwork) -> None:
         """Make the products of a network."""
+        require_products(network)
         self.network = network
         self.products = {layer.name: product_of(layer.synapses) for layer in network.projected}
 

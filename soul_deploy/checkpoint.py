@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from soul_deploy.runtime.errors import FileFormatError, FileWriteError
-from soul_deploy.runtime.files import Array, digest, read_tensors, write_tensors
+from soul_deploy.runtime.files import Array, File, digest, read_tensors, write_tensors
 from soul_deploy.snapshot import Tree, join_tree, split_tree, text_of, tree_of
 
 FORMAT = "soul-deploy/checkpoint/1"
@@ -29,12 +29,14 @@ class Checkpoint:
 
     settings     what was asked for: name -> JSON value; a run goes on with the same ones only
     environment  versions, threads, device: others give other rounding
+    sha256       over all of it, as the file says; "" where it was not read from one
     """
 
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
     phase: str
     state: Tree
+    sha256: str = field(default="", compare=False)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -61,12 +63,14 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_tensors(path, arrays, document)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(file: File) -> Checkpoint:
     """Read and compare the sha256 over everything.
 
-    Raises MissingFileError, or FileFormatError for a file that is damaged or something else.
+    Raises MissingFileError, FileFormatError for a file that is damaged or something else, or
+    LimitError for a description that takes too much memory.
     """
-    opened = read_tensors(path)
+    opened = read_tensors(file)
+    path = opened.path
     document = opened.document(FORMAT)
     found = document.pop("sha256", None)
     try:
@@ -77,6 +81,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tree_of(document, "environment"),
             text_of(document, "phase"),
             join_tree(opened.tensors, tree_of(document, "state")),
+            found,
         )
     except (FileFormatError, RecursionError) as error:
         raise FileFormatError(f"{path}: {error}") from error

@@ -4,6 +4,7 @@ Average pooling is linear, so pooling followed by a projection is one projection
 before the pooling. The edge stays a spike edge: what arrives are events, not fractions.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -148,9 +149,9 @@ def _behind(operator: Operator, pool: Composable, in_shape: Shape, name: str) ->
     window = _tiling(pool, in_shape)
     if isinstance(operator, ConvOperator):
         if window is not None:
-            return _conv_behind_tiles(operator, window, in_shape)
+            return _conv_behind_tiles(operator, window, in_shape, name)
         operator = as_matrix(operator, name)
-    return _matrix_behind_pool(operator, _pool_matrix(pool, in_shape), in_shape, name)
+    return _matrix_behind_pool(operator, _pool_matrix(pool, in_shape, name), in_shape, name)
 
 
 def _tiling(pool: AvgPool | AdaptiveAvgPool, in_shape: Shape) -> Pair | None:
@@ -164,19 +165,20 @@ def _tiling(pool: AvgPool | AdaptiveAvgPool, in_shape: Shape) -> Pair | None:
     return height // pool.size[0], width // pool.size[1]
 
 
-def _conv_behind_tiles(operator: ConvOperator, window: Pair, in_shape: Shape) -> ConvOperator:
+def _conv_behind_tiles(
+    operator: ConvOperator, window: Pair, in_shape: Shape, name: str
+) -> ConvOperator:
     """Each kernel weight spreads evenly over the window it pooled."""
     (wh, ww), (dh, dw) = window, operator.dilation
     out, inner, kh, kw = operator.weight.shape
-    size = ((dh * (kh - 1) + 1) * wh, (dw * (kw - 1) + 1) * ww)
-    spread = np.zeros((out, inner, *size))
+    height, width = dh * (kh - 1) + 1, dw * (kw - 1) + 1
+    _bounded(name, (out * inner, height * wh * width * ww))
+    spread = np.zeros((out, inner, height, wh, width, ww), np.float32)
     share = operator.weight.astype(np.float64) / (wh * ww)
-    for a in range(wh):
-        for b in range(ww):
-            spread[:, :, a :: dh * wh, b :: dw * ww] = share
+    spread[:, :, ::dh, :, ::dw] = share[:, :, :, None, :, None]
     return replace(
         operator,
-        weight=spread.astype(np.float32),
+        weight=spread.reshape(out, inner, height * wh, width * ww),
         stride=(operator.stride[0] * wh, operator.stride[1] * ww),
         padding=(operator.padding[0] * wh, operator.padding[1] * ww),
         dilation=(1, 1),
@@ -192,14 +194,16 @@ def as_matrix(operator: ConvOperator, name: str = "convolution") -> MatrixOperat
     _bounded(name, (out_channels * rows * columns, channels * height * width))
     matrix = np.zeros((out_channels, rows, columns, channels, height, width), np.float32)
     group_in, group_out = channels // operator.groups, out_channels // operator.groups
+    columns_met = [_taps(operator, 1, kw) for kw in range(operator.weight.shape[3])]
     for kh in range(operator.weight.shape[2]):
-        for kw in range(operator.weight.shape[3]):
-            for y, iy in _taps(operator, 0, kh):
-                for x, ix in _taps(operator, 1, kw):
-                    for g in range(operator.groups):
-                        o = slice(g * group_out, (g + 1) * group_out)
-                        c = slice(g * group_in, (g + 1) * group_in)
-                        matrix[o, y, x, c, iy, ix] = operator.weight[o, :, kh, kw]
+        y, iy = (side[:, None] for side in _taps(operator, 0, kh))
+        for kw, (x, ix) in enumerate(columns_met):
+            if not y.size * x.size:
+                continue
+            for g in range(operator.groups):
+                o = slice(g * group_out, (g + 1) * group_out)
+                c = slice(g * group_in, (g + 1) * group_in)
+                matrix[o, y, x, c, iy, ix] = operator.weight[o, :, kh, kw]
     return MatrixOperator(
         matrix.reshape(out_channels * rows * columns, -1),
         operator.bias,
@@ -208,17 +212,20 @@ def as_matrix(operator: ConvOperator, name: str = "convolution") -> MatrixOperat
     )
 
 
-def _taps(operator: ConvOperator, axis: int, k: int) -> list[tuple[int, int]]:
-    """Pairs (output position, input position) that kernel index `k` connects along an axis."""
+def _taps(operator: ConvOperator, axis: int, k: int) -> tuple[Array, Array]:
+    """Output positions, and the input positions that kernel index `k` connects them with."""
     stride, offset = operator.stride[axis], k * operator.dilation[axis] - operator.padding[axis]
     limit = min(operator.reach[axis], operator.in_shape[1 + axis])
-    pairs = ((o, o * stride + offset) for o in range(operator.out_shape[1 + axis]))
-    return [(o, i) for o, i in pairs if 0 <= i < limit]
+    outputs = np.arange(operator.out_shape[1 + axis])
+    inputs = outputs * stride + offset
+    inside = (inputs >= 0) & (inputs < limit)
+    return outputs[inside], inputs[inside]
 
 
-def _pool_matrix(pool: AvgPool | AdaptiveAvgPool, in_shape: Shape) -> Array:
+def _pool_matrix(pool: AvgPool | AdaptiveAvgPool, in_shape: Shape, name: str) -> Array:
     """(OH·OW, H·W) float64: the weight of each input position in each pooled one."""
     height, width = in_shape[1:]
+    _bounded(name, (math.prod(pool.output_shape([in_shape])[1:]), height * width))
     if isinstance(pool, AvgPool):
         axes = [
             _window_rows(side, pool.kernel[i], pool.stride[i], pool.padding[i])
@@ -271,8 +278,10 @@ def _compose_readout(
     if not between:
         return ReadoutOperator(weight, node.votes, bias, scale, len(shape) == 3, shape)
     if weight is None:
+        _bounded(node.name, (node.classes, node.classes * node.votes))
         weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(np.float32)
     if len(shape) == 3:
+        _bounded(node.name, (node.classes, math.prod(shape)))
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
     operator: Operator = MatrixOperator(weight, None, shape, (node.classes,))
     for pool in between:

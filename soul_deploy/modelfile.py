@@ -11,19 +11,27 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from soul_deploy.graph import Population, Projection, Readout, Shape, SpikingGraph
 from soul_deploy.module import ChannelMask, GraphModule, HardGate
 from soul_deploy.runtime.brief import brief
+from soul_deploy.runtime.container import read_header
 from soul_deploy.runtime.errors import (
     FileFormatError,
     UnknownNameError,
     UsageError,
     ValidityError,
 )
-from soul_deploy.runtime.files import Array, digest, read_tensors, require_file, write_tensors
+from soul_deploy.runtime.files import (
+    Array,
+    File,
+    OpenFile,
+    digest,
+    opened,
+    read_tensors,
+    write_tensors,
+)
 from soul_deploy.runtime.inputrule import (
     INPUT_KINDS,
     KIND_OF_OLD_FILES,
@@ -152,14 +160,16 @@ def save_model(path: Path, model: Model) -> None:
     write_tensors(path, tensors, document)
 
 
-def load_model(path: Path) -> Model:
+def load_model(file: File, *, max_memory: int | None = None) -> Model:
     """Read a model file; its graph, shapes, digest and values are checked.
 
-    Raises MissingFileError or FileFormatError.
+    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of
+    runtime/jsontext.py. Raises MissingFileError, FileFormatError, LimitError.
     """
-    opened = read_tensors(path)
-    document = opened.document(FORMAT)
-    if digest(opened.tensors) != document.get("digest"):
+    found = read_tensors(file, max_memory=max_memory)
+    path = found.path
+    document = found.document(FORMAT)
+    if digest(found.tensors) != document.get("digest"):
         raise FileFormatError(f"{path}: its tensors do not match their digest; the file is damaged")
     try:
         graph = SpikingGraph.from_json(document.get("graph"))
@@ -171,12 +181,12 @@ def load_model(path: Path) -> Model:
         raise FileFormatError(
             f"{path}: its description cannot be read ({str(error)[:200]})"
         ) from error
-    state = _under(WEIGHT, opened.tensors)
-    masks = _under(CHANNEL_MASK, opened.tensors)
-    neurons, alphas = _under(NEURON_MASK, opened.tensors), _under(ALPHA, opened.tensors)
+    state = _under(WEIGHT, found.tensors)
+    masks = _under(CHANNEL_MASK, found.tensors)
+    neurons, alphas = _under(NEURON_MASK, found.tensors), _under(ALPHA, found.tensors)
     model = Model(graph, state, masks, info, neurons, alphas)
     known = (WEIGHT, CHANNEL_MASK, NEURON_MASK, ALPHA)
-    surplus = sorted(name for name in opened.tensors if not name.startswith(known))
+    surplus = sorted(name for name in found.tensors if not name.startswith(known))
     if surplus:
         raise FileFormatError(f"{path}: tensors that belong to nothing: {', '.join(surplus[:3])}")
     check_state(graph, state, str(path))
@@ -364,26 +374,25 @@ def check_info(graph: SpikingGraph, info: ModelInfo) -> None:
         raise ValueError(f"normalization of {len(norm.mean)} channels for {graph.input.shape}")
 
 
-def load_state_dict(path: Path) -> dict[str, Array]:
+def load_state_dict(file: File) -> dict[str, Array]:
     """A state dict from a model file, bare safetensors, or a `.pt` / `.pth` pickle of tensors.
 
     A dict that holds its state dict under 'model' or 'state_dict' is unwrapped. Pickles go through
     `torch.load(weights_only=True)`, which refuses everything but tensors and plain containers.
     Raises MissingFileError or FileFormatError.
     """
-    require_file(path)
-    if _is_safetensors(path):
-        opened = read_tensors(path)
-        own = _under(WEIGHT, opened.tensors)
-        return own or dict(opened.tensors)
-    return read_state_dict(path)
+    with opened(file) as source:
+        if not _is_safetensors(source):
+            return read_state_dict(source)
+        tensors = read_tensors(source).tensors
+    return _under(WEIGHT, tensors) or dict(tensors)
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix == ".safetensors":
+def _is_safetensors(source: OpenFile) -> bool:
+    if source.path.suffix == ".safetensors":
         return True
     try:
-        with safe_open(path, framework="np"):
-            return True
-    except (SafetensorError, OSError, ValueError):
+        read_header(source)
+    except FileFormatError:
         return False
+    return True

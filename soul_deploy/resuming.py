@@ -34,10 +34,11 @@ from soul_deploy.progress import note, warn
 from soul_deploy.runtime.errors import (
     FileFormatError,
     InterruptedRunError,
+    LimitError,
     MissingFileError,
     UsageError,
 )
-from soul_deploy.runtime.files import digest, file_sha256
+from soul_deploy.runtime.files import digest
 from soul_deploy.snapshot import Part, random_states, restore_random_states, tree_of
 
 KEPT = 2
@@ -117,7 +118,7 @@ def find_checkpoint(folder: Path, resume: str | None) -> tuple[Path, Checkpoint]
     for path in reversed(paths):
         try:
             return path, read_checkpoint(path)
-        except FileFormatError as error:
+        except (FileFormatError, LimitError) as error:
             warn(f"{error}; trying the checkpoint before it")
     if paths:
         raise FileFormatError(
@@ -189,9 +190,7 @@ class Keeper:
                 f"{folder} holds checkpoints of an earlier run, which this run will replace; stop "
                 "it and give --resume auto to go on with that one"
             )
-        check_same_start(
-            self.run.settings, "" if self._source is None else file_sha256(self._source)
-        )
+        check_same_start(self.run.settings, "" if self._found is None else self._found.sha256)
         if main:
             for left in folder.glob(".*.safetensors.*.tmp"):
                 left.unlink(missing_ok=True)  # a write that was killed

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from soul_deploy.runtime.errors import FileFormatError
-from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.files import Array, OpenFile
 
 ARCHIVE = b"PK\x03\x04"  # torch.load takes a file for an archive by its first bytes alone
 FREE_BYTES, LARGEST_RATIO = 1 << 20, 4  # what arrays may take, by the file's size
@@ -31,8 +31,8 @@ ADVICE = "Save it again with torch.save of a current PyTorch"
 class Storages:
     """What `torch.load` allocates for the values of a file, added up while it does."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.size = path, path.stat().st_size
+    def __init__(self, file: OpenFile) -> None:
+        self.path, self.size = file.path, file.size
         self._taken: list[UntypedStorage] = []  # kept, so that their addresses stay theirs
         self._places: set[int] = set()
         self._bytes = 0
@@ -57,14 +57,14 @@ class Storages:
         return tensor.numel() == 0 or tensor.untyped_storage().data_ptr() in self._places
 
 
-def read_state_dict(path: Path) -> dict[str, Array]:
+def read_state_dict(file: OpenFile) -> dict[str, Array]:
     """A dict of tensors, or what it holds under 'model' or 'state_dict'.
 
     Raises FileFormatError for everything else, and before memory is taken that the file's size
     does not explain.
     """
-    storages = Storages(path)
-    loaded = _load(path, storages)
+    path, storages = file.path, Storages(file)
+    loaded = _load(file, storages)
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -84,10 +84,12 @@ def read_state_dict(path: Path) -> dict[str, Array]:
     return {name: _array(path, name, tensor) for name, tensor in loaded.items()}
 
 
-def _load(path: Path, storages: Storages) -> Any:
+def _load(file: OpenFile, storages: Storages) -> Any:
+    path = file.path
     try:
-        keys = _checked(path)
-        loaded = torch.load(path, map_location=storages.take, weights_only=True)
+        keys = _checked(file)
+        with file.again() as stream:
+            loaded = torch.load(stream, map_location=storages.take, weights_only=True)
     except FileFormatError:
         raise
     except Exception as error:  # foreign bytes make the unpickler fail in a dozen ways
@@ -105,18 +107,16 @@ def _load(path: Path, storages: Storages) -> Any:
     return loaded
 
 
-def _checked(path: Path) -> set[str] | None:
+def _checked(file: OpenFile) -> set[str] | None:
     """What can be told without unpickling; the keys of the blocks that a legacy file holds."""
-    with path.open("rb") as stream:
-        archive = stream.read(len(ARCHIVE)) == ARCHIVE
-    if archive:
-        _check_archive(path)
+    if file.start(len(ARCHIVE)) == ARCHIVE:
+        _check_archive(file)
         return None
     # A map ends at the file's end, so that an announced length allocates nothing.
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data:
+    with mmap.mmap(file.stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for _ in range(LEGACY_PICKLES):
-            _check_pickle(path, data, legacy=True)
-        return _keys(path, data)
+            _check_pickle(file.path, data, legacy=True)
+        return _keys(file.path, data)
 
 
 def _check_pickle(path: Path, stream: Any, *, legacy: bool) -> None:
@@ -145,16 +145,16 @@ def _keys(path: Path, stream: Any) -> set[str]:
     return set(keys)
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(file: OpenFile) -> None:
     """Raise FileFormatError for a zip archive with packed entries: torch.save packs none, so that
     what is read is never larger than the file.
     """
-    size = path.stat().st_size
+    path, size = file.path, file.size
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file.stream) as archive:
             packed = [e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED]
             stored = sum(entry.file_size for entry in archive.infolist())
-            ends = _one_directory(path, size)
+            ends = _one_directory(file)
             if ends and not packed and stored <= size:
                 for entry in archive.infolist():
                     if entry.filename.endswith("data.pkl"):
@@ -172,18 +172,17 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _one_directory(path: Path, size: int) -> bool:
+def _one_directory(file: OpenFile) -> bool:
     """Whether the archive's directory ends right before its last records, where every reader finds
     it: PyTorch's could see another one than ours, with packed entries.
     """
     last, located, wide = (struct.calcsize(form) for form in (END, LOCATOR, END64))
-    with path.open("rb") as stream:
-        stream.seek(max(0, size - last - located - wide))
-        tail = stream.read().rjust(last + located + wide, b"\0")
+    file.stream.seek(max(0, file.size - last - located - wide))
+    tail = file.stream.read().rjust(last + located + wide, b"\0")
     name, _, _, _, _, length, start, comment = struct.unpack(END, tail[-last:])
     if name != b"PK\x05\x06" or comment:
         return False
-    behind = size - last
+    behind = file.size - last
     name, place = struct.unpack(LOCATOR, tail[wide : wide + located])
     if name == b"PK\x06\x07":
         behind -= located + wide

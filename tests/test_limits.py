@@ -16,7 +16,6 @@ from fuzz_targets import with_generators
 
 from soul_deploy.cli import root
 from soul_deploy.export.event import build_event_network
-from soul_deploy.memory import machine_memory, parse_bytes, require_memory
 from soul_deploy.modelfile import load_model
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import removal_bytes, remove
@@ -28,6 +27,7 @@ from soul_deploy.runtime.errors import (
     UsageError,
 )
 from soul_deploy.runtime.files import require_file, write_atomically, write_tensors, write_text
+from soul_deploy.runtime.memory import machine_memory, parse_bytes, require_memory
 
 
 @pytest.fixture(scope="module")

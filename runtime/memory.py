@@ -6,6 +6,9 @@ import re
 from soul_deploy.runtime.errors import LimitError, UsageError
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+WORK_BYTES = 4 << 30
+"""What running a network may take besides its file's arrays, unless the caller allows more."""
+RAISE_IT = "Raise it with --max_memory, or max_memory of the function that reads the file"
 HELP = (
     "Refuse what would take more memory, before taking it: bytes, or with a unit (500MB, 2GiB).  "
     "[default: what the machine has]"

@@ -1,12 +1,11 @@
 """What `export` and `verify` do alike: a file is checked, and put in place only if it passed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from soul_deploy.export.onnx_check import input_mode_of, static_input_of
 from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.verify import Kind, VerifyReport
 from soul_deploy.modelfile import Model, load_model
-from soul_deploy.reporting import print_files
+from soul_deploy.reporting import data_flags, print_files
 from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.files import (
@@ -27,6 +26,8 @@ from soul_deploy.runtime.files import (
     write_atomically,
 )
 from soul_deploy.runtime.inspect_report import representation_table
+from soul_deploy.runtime.progress import status
+from soul_deploy.runtime.terminal import show
 from soul_deploy.runtime.warming import compiling_announced
 
 EXPORT_SCHEMA = "soul-deploy/export/1"
@@ -40,6 +41,7 @@ class Source:
     path: Path
     model: Model
     sha256: str
+    time_step: int | None = None  # as it was asked for
 
     @staticmethod
     def load(path: Path, time_step: int | None) -> "Source":
@@ -47,7 +49,7 @@ class Source:
         model = load_model(path)
         if time_step is not None:
             model = model.with_time_steps(time_step)
-        return Source(path, model, file_sha256(path))
+        return Source(path, model, file_sha256(path), time_step)
 
 
 def write_checked(
@@ -55,31 +57,35 @@ def write_checked(
     source: Source,
     target: Path,
     write: Callable[[Path], None],
-    check_on: CheckOptions | None,
-    output_format: str,
+    check_on: CheckOptions,
+    check: bool,
     layers: list[dict[str, Any]] | None = None,
+    beside: Callable[[], Mapping[str, Path]] = dict,
 ) -> None:
-    """Write, verify what was written, and only then put it in place.
+    """Write, verify what was written unless told not to, and only then put it in place.
 
-    layers: filled by `write`, the representation of each layer, to be printed.
+    layers: filled by `write`, the representation of each layer, to be printed. beside: writes what
+    belongs to the file, once that is in place.
     """
     refuse_itself(require_output(target), source.path)
-    images = None if check_on is None else check_images(source.model, check_on)
+    images = check_images(source.model, check_on) if check else None
     reports: list[VerifyReport] = []
 
     def write_and_check(temporary: Path) -> None:
+        status(f"export: writing {target}")
         write(temporary)
-        if check_on is not None and images is not None:
+        if images is not None:
             reports.append(check_file(kind, source, (temporary, target), images, check_on))
             if not reports[-1].passed:
-                click.echo(reports[-1].table(), err=True)
+                show(reports[-1].table(), err=True)
                 raise VerificationError(
                     f"the exported {kind} file is not what {source.path} says; it was not kept"
                 )
 
     write_atomically(target, write_and_check)
+    others = beside()
     report = reports[0] if reports else None
-    if output_format == "json":
+    if check_on.output_format == "json":
         result = {
             "schema": EXPORT_SCHEMA,
             "kind": kind,
@@ -90,19 +96,25 @@ def write_checked(
             **({} if layers is None else {"layers": layers}),
             "verified": None if report is None else report.to_json(),
         }
-        click.echo(as_json(result))
+        show(as_json(result))
         return
     if layers is not None:
-        click.echo(representation_table(layers))
+        show(representation_table(layers))
     if report is not None:
-        click.echo(report.table())
+        show(report.table())
     shown = report is not None and kind != "nir"
-    following = f"inspect {target}" if shown else f"verify {source.path} {target}"
-    print_files(
-        output_format,
-        {TITLES[kind]: target},
-        f"soul-deploy {following}",
-    )
+    following = ["inspect", target] if shown else _verifying(source, target, check_on)
+    print_files(check_on.output_format, {TITLES[kind]: target, **others}, following)
+
+
+def _verifying(source: Source, target: Path, check_on: CheckOptions) -> list[object]:
+    """Words that verify a file on what this command was given."""
+    steps = [] if source.time_step is None else ["--time_step", source.time_step]
+    name = check_on.dataset_name or source.model.info.provenance.get("data")
+    given = [] if check_on.dataset_name is None else ["--dataset_name", check_on.dataset_name]
+    random = check_on.source.lower() == "random"
+    images = data_flags(None if random else name, check_on.data_dir)
+    return ["verify", source.path, target, *steps, *([] if random else given), *images]
 
 
 def check_file(
@@ -116,6 +128,7 @@ def check_file(
     if check_on.threads is not None:
         torch.set_num_threads(check_on.threads)
     (path, shown), (images, described) = paths, chosen
+    status(f"verifying {shown} on {described}")
     if kind == "onnx" and _takes_frames(path):
         steps = source.model.graph.time_steps
         images = torch.stack([images.roll(t, dims=0) for t in range(steps)])

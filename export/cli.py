@@ -27,9 +27,9 @@ from soul_deploy.export.representation import CHOICES, CONVOLUTION_FORMS, Form
 from soul_deploy.export.verify import kind_of
 from soul_deploy.memory import HELP as MEMORY_HELP
 from soul_deploy.memory import parse_bytes
-from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import UsageError, VerificationError
 from soul_deploy.runtime.inspection import representations
+from soul_deploy.runtime.terminal import show
 
 
 @click.command(cls=SoulCommand)
@@ -112,12 +112,14 @@ def onnx(
                 source_sha256=sha256,
             )
 
-    shown = check_on.output_format
-    write_checked("onnx", source, target, write, check_on if check else None, shown)
-    if static_input == "current":
+    def write_currents() -> dict[str, Path]:
+        if static_input != "current":
+            return {}
         currents = target.with_suffix(".currents.onnx")
         export_currents(model, currents, opset=opset, source_sha256=sha256)
-        print_files(shown, {"Currents": currents}, f"soul-deploy inspect {currents}")
+        return {"Currents": currents}
+
+    write_checked("onnx", source, target, write, check_on, check, beside=write_currents)
 
 
 @click.command(cls=SoulCommand)
@@ -168,8 +170,7 @@ def event(
         )
         layers.extend(representations(network))
 
-    checked = check_on if check else None
-    write_checked("event", source, target, write, checked, check_on.output_format, layers)
+    write_checked("event", source, target, write, check_on, check, layers)
 
 
 def read_forms(given: Sequence[str]) -> dict[str, Form]:
@@ -202,8 +203,8 @@ def verify(model_path: Path, artifact: Path, time_step: int | None, check_on: Ch
     images = check_images(source.model, check_on)
     report = check_file(kind, source, (artifact, artifact), images, check_on)
     if check_on.output_format == "json":
-        click.echo(as_json(report.to_json()))
+        show(as_json(report.to_json()))
     else:
-        click.echo(report.table())
+        show(report.table())
     if not report.passed:
         raise VerificationError(f"{artifact} is not what {model_path} says; see the report")

@@ -25,6 +25,8 @@ from soul_deploy.runtime.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.runtime.files import file_sha256
 from soul_deploy.runtime.network import Network
+from soul_deploy.runtime.progress import status
+from soul_deploy.runtime.terminal import show
 from soul_deploy.runtime.warming import compiling_announced
 
 FILE = click.Path(path_type=Path)
@@ -62,8 +64,8 @@ class Counted:
     "--original",
     type=FILE,
     default=None,
-    help="The network that the others came from: rates and shares are of its neurons and "
-    "synapses.  [default: the first MODEL]",
+    help="The network that the others came from: firing rates and shares are of its "
+    "neurons and synapses.  [default: the first MODEL]",
 )
 @click.option(
     *("--dataset_name", "--dataset", "-dataset"),
@@ -173,7 +175,7 @@ def energy(
     first = original or models[0]
     denominators = original_of(str(first), load_model(first))
     found = [counted(path, denominators, wanted, choice, check) for path in models]
-    click.echo(_shown(found, output_format))
+    show(_shown(found, output_format))
     failed = [item.report.path for item in found if item.check and not _equal(item.check)]
     if failed:
         raise VerificationError(
@@ -198,6 +200,7 @@ def counted(
     path: Path, original: Original, wanted: Wanted, choice: EnergyChoice, check: bool
 ) -> Counted:
     """The report of one model file."""
+    status(f"energy: counting {path}")
     model = load_model(path)
     if wanted.time_step is not None:
         model = model.with_time_steps(wanted.time_step)

@@ -6,17 +6,23 @@ from pathlib import Path
 
 import click
 
+from soul_deploy.arguments import SoulCommand
+from soul_deploy.data import is_here
 from soul_deploy.memory import HELP as MEMORY_HELP
 from soul_deploy.memory import parse_bytes
 from soul_deploy.modelfile import Model, load_model, save_model
+from soul_deploy.progress import note
 from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.plan import RemovalPlan
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
+from soul_deploy.reporting import DATA_DIR, data_flags, print_next
 from soul_deploy.runtime.files import file_sha256, refuse_itself, require_file, require_output
+from soul_deploy.runtime.progress import status
+from soul_deploy.runtime.terminal import say, show
 
 
-@click.command()
+@click.command(cls=SoulCommand)
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -48,20 +54,25 @@ def compact(
     if not dry_run:
         refuse_itself(require_output(target), model_path)
     model = load_model(model_path)
+    status(f"prune compact: planning the removal from {model_path}")
     plan = plan_removal(model, residual=residual_name(residual))
     smaller = remove(model, plan, max_memory=allowed)
     if not dry_run:
         provenance = {**model.info.provenance, "compacted_from_sha256": file_sha256(model_path)}
         smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
         save_model(target, smaller)
+    if not plan.removes:
+        note(plan.whole_note(None if dry_run else target, model_path))
     if style == "json":
-        click.echo(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
+        show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
         return
-    click.echo(plan.table())
-    click.echo(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
+    show(plan.table())
+    say(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
     if not dry_run:
-        click.echo(f"Wrote {target} ({target.stat().st_size:,} bytes)")
-        click.echo(f"Next: soul-deploy export event {target}")
+        say(f"Wrote {target} ({target.stat().st_size:,} bytes)")
+        known = model.info.provenance.get("data")
+        found = known if is_here(known, DATA_DIR) else None
+        print_next(["export", "event", target, *data_flags(found, DATA_DIR)])
 
 
 def summary(

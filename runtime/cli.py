@@ -10,6 +10,7 @@ from soul_deploy.runtime.arguments import SoulCommand
 from soul_deploy.runtime.bench_cli import sparse
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import show
 
 __all__ = ["inspect", "run", "sparse"]
 
@@ -28,7 +29,7 @@ def inspect(path: Path, style: str) -> None:
     from soul_deploy.runtime.inspection import describe
 
     found = describe(path)
-    click.echo(json.dumps(found, indent=1) if style == "json" else report(found))
+    show(json.dumps(found, indent=1) if style == "json" else report(found))
 
 
 @click.command(cls=SoulCommand)
@@ -73,7 +74,7 @@ def run(
     with compiling_announced():
         network.warm_up(stream=stream)
         found = result(network, groups, top=top, stream=stream, counts=counts)
-    click.echo(json.dumps(found, indent=1) if style == "json" else run_report(found))
+    show(json.dumps(found, indent=1) if style == "json" else run_report(found))
 
 
 def run_report(found: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@
     ├── FileWriteError              a file that could not be written; the old one is as it was
     ├── DistributedError            processes of one job that lost each other or disagree
     ├── TargetError                 a search that cannot meet its target
+    ├── OutputError                 standard output that does not take the report
+    │   └── ReaderGoneError         a pipe that nobody reads any more: exit code 141, no message
     └── VerificationError           two executions that should agree do not
 
     InterruptedRunError             a signal stopped the work: exit code 128 + its number; no
@@ -93,6 +95,16 @@ class VerificationError(SoulDeployError):
 
 class TargetError(SoulDeployError):
     """A search that cannot meet its target."""
+
+
+class OutputError(SoulDeployError):
+    """Standard output does not take the report; what was written to files is there."""
+
+
+class ReaderGoneError(OutputError):
+    """Whoever read standard output has gone (`| head`), and wants no more."""
+
+    exit_code = 128 + 13  # as shells report SIGPIPE, which ends other programs then
 
 
 class NetworkWarning(UserWarning):

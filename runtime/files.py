@@ -30,6 +30,9 @@ from soul_deploy.runtime.errors import (
 
 Array = npt.NDArray[Any]
 
+written: list[Path] = []
+"""What this process has written, for the command that can print nothing else of its work."""
+
 METADATA_KEY = "soul_deploy"
 CHECKSUM_KEY = "soul_deploy.sha256"
 DTYPES = {
@@ -256,6 +259,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"{path} cannot be written: {reason}. Free some space or give another place; what was "
             "there is unchanged"
         ) from error
+    written.append(path)
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:

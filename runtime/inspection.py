@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,8 @@ def require_event_network(path: Path) -> None:
     """Raise FileFormatError for a model file, saying what makes an event network of it."""
     if is_model_file(path):
         raise FileFormatError(
-            f"{path} is a model file, which needs PyTorch; `soul-deploy export event {path}` makes "
-            "an event network of it, which this command runs"
+            f"{path} is a model file, which needs PyTorch; `soul-deploy export event "
+            f"{quote(str(path))}` makes an event network of it, which this command runs"
         )
 
 

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from soul_deploy import imagefiles
 from soul_deploy.modelfile import Normalization
-from soul_deploy.runtime.errors import DataError, MissingFileError, UnknownNameError, UsageError
+from soul_deploy.runtime.errors import (
+    DataError,
+    MissingFileError,
+    SoulDeployError,
+    UnknownNameError,
+    UsageError,
+)
 
 SPLIT_SEED = 20250
 MNIST_NORM = Normalization((0.1307,), (0.3081,))
@@ -78,6 +84,14 @@ def load_data(name: str, data_dir: Path, *, download: bool = False) -> Data:
     DataError (damaged), or UsageError (an extra package is not installed).
     """
     return READERS[canonical_data_name(name)](data_dir, download)
+
+
+def is_here(name: object, data_dir: Path) -> bool:
+    """Whether `name`, as a model file's provenance has it, is a data set that `load_data` finds."""
+    try:
+        return isinstance(name, str) and bool(load_data(name, data_dir).classes)
+    except SoulDeployError:
+        return False
 
 
 def canonical_data_name(name: str) -> str:

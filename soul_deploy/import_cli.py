@@ -16,10 +16,11 @@ from soul_deploy.fromtorch import from_torch
 from soul_deploy.graph import Shape
 from soul_deploy.modelfile import Model, ModelInfo, load_state_dict, save_model
 from soul_deploy.progress import warnings_told
-from soul_deploy.reporting import print_files, print_result
+from soul_deploy.reporting import data_flags, print_files, print_result
 from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import require_file, require_output
+from soul_deploy.runtime.progress import status
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 EXAMPLES = 8
@@ -97,13 +98,15 @@ def import_command(
     if model_path is not None:
         load_weights(network, model_path)
     with warnings_told(_advice(data, model_path)):
+        status("import torch: comparing the graph with the network")
         model = from_torch(network, shape, time_step, example=_examples(data))
     if model.graph.readout.classes != count:
         raise UsageError(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
-    save_model(target, replace(model, info=_info(factory, data)))
-    _print(model, target, output_format)
+    model = replace(model, info=_info(factory, data))
+    save_model(target, model)
+    _print(model, target, data_dir, output_format)
 
 
 def _sizes(data: Data | None, input_shape: str | None, classes: int | None) -> tuple[Shape, int]:
@@ -176,7 +179,7 @@ def _info(factory: str, data: Data | None) -> ModelInfo:
     return ModelInfo("dense", data.normalization, data.classes, made | {"data": data.name})
 
 
-def _print(model: Model, target: Path, output_format: str) -> None:
+def _print(model: Model, target: Path, data_dir: Path, output_format: str) -> None:
     graph = model.graph
     nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
     result = {
@@ -186,4 +189,5 @@ def _print(model: Model, target: Path, output_format: str) -> None:
     }
     title = f"{len(nodes)} nodes, T = {graph.time_steps}; the graph computes what the network does"
     print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
-    print_files(output_format, {"Model": target}, f"soul-deploy export event {target}")
+    words = ["export", "event", target, *data_flags(model.info.provenance.get("data"), data_dir)]
+    print_files(output_format, {"Model": target}, words)

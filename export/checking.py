@@ -1,13 +1,12 @@
 """What `export` and `verify` do alike: a file is checked, and put in place unless it failed."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.verify import Kind, VerifyReport
 from soul_deploy.modelfile import Model, load_model
 from soul_deploy.progress import remark_on
-from soul_deploy.reporting import print_files
+from soul_deploy.reporting import data_flags, print_files
 from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UsageError, VerificationError
@@ -33,6 +32,8 @@ from soul_deploy.runtime.files import (
 )
 from soul_deploy.runtime.inputrule import random_inputs
 from soul_deploy.runtime.inspect_report import representation_table
+from soul_deploy.runtime.progress import status
+from soul_deploy.runtime.terminal import say, show
 from soul_deploy.runtime.warming import compiling_announced
 from soul_deploy.verdict import Verdict, untested
 
@@ -48,6 +49,7 @@ class Source:
     path: Path
     model: Model
     sha256: str
+    time_step: int | None = None  # as it was asked for
 
     @staticmethod
     def load(path: Path, time_step: int | None) -> "Source":
@@ -56,7 +58,7 @@ class Source:
             model, sha256 = load_model(source), source.sha256()
         if time_step is not None:
             model = model.with_time_steps(time_step)
-        return Source(path, model, sha256)
+        return Source(path, model, sha256, time_step)
 
 
 def target_of(output: Path | None, model_path: Path, suffix: str) -> Path:
@@ -75,37 +77,41 @@ def write_checked(
     source: Source,
     target: Path,
     write: Callable[[Path], None],
-    check_on: CheckOptions | None,
-    output_format: str,
+    check_on: CheckOptions,
+    check: bool,
     layers: list[dict[str, Any]] | None = None,
+    beside: Callable[[], Mapping[str, Path]] = dict,
 ) -> None:
-    """Write, verify what was written, and only then put it in place.
+    """Write, verify what was written unless told not to, and only then put it in place.
 
     A file on which the check is inconclusive is kept, and stderr says so.
-    layers: filled by `write`, the representation of each layer, to be printed.
+    layers: filled by `write`, the representation of each layer, to be printed. beside: writes what
+    belongs to the file, once that is in place.
     """
     refuse_itself(require_output(target), source.path)
-    images = None if check_on is None else check_images(source.model, check_on)
+    images = check_images(source.model, check_on) if check else None
     reports: list[VerifyReport] = []
 
     def write_and_check(temporary: Path) -> None:
+        status(f"export: writing {target}")
         write(temporary)
-        if check_on is not None and images is not None:
+        if images is not None:
             reports.append(check_file(kind, source, (temporary, target), images, check_on))
             if reports[-1].verdict is Verdict.FAILED:
-                click.echo(reports[-1].table(), err=True)
+                show(reports[-1].table(), err=True)
                 raise VerificationError(
                     f"the exported {kind} file is not what {source.path} says; it was not kept"
                 )
 
     write_atomically(target, write_and_check)
+    others = beside()
     report = reports[0] if reports else None
     if report is not None and report.verdict is Verdict.INCONCLUSIVE:
-        click.echo(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
-    if output_format == "json":
-        click.echo(as_json(_export_json(kind, source, target, report, layers)))
+        say(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
+    if check_on.output_format == "json":
+        show(as_json(_export_json(kind, source, target, report, layers)))
     else:
-        _print_export(kind, source, target, report, layers)
+        _print_export(kind, source, target, report, layers, check_on, others)
 
 
 def _export_json(
@@ -135,14 +141,26 @@ def _print_export(
     target: Path,
     report: VerifyReport | None,
     layers: list[dict[str, Any]] | None,
+    check_on: CheckOptions,
+    others: Mapping[str, Path],
 ) -> None:
     if layers is not None:
-        click.echo(representation_table(layers))
+        show(representation_table(layers))
     if report is not None:
-        click.echo(report.table())
+        show(report.table())
     shown = report is not None and kind != "nir"
-    following = f"inspect {target}" if shown else f"verify {source.path} {target}"
-    print_files("table", {TITLES[kind]: target}, f"soul-deploy {following}")
+    following = ["inspect", target] if shown else _verifying(source, target, check_on)
+    print_files("table", {TITLES[kind]: target, **others}, following)
+
+
+def _verifying(source: Source, target: Path, check_on: CheckOptions) -> list[object]:
+    """Words that verify a file on what this command was given."""
+    steps = [] if source.time_step is None else ["--time_step", source.time_step]
+    name = check_on.dataset_name or source.model.info.provenance.get("data")
+    given = [] if check_on.dataset_name is None else ["--dataset_name", check_on.dataset_name]
+    random = check_on.source.lower() == "random"
+    images = data_flags(None if random else name, check_on.data_dir)
+    return ["verify", source.path, target, *steps, *([] if random else given), *images]
 
 
 def inconclusive(report: VerifyReport, model: Path) -> str:
@@ -166,6 +184,7 @@ def check_file(
     if check_on.threads is not None:
         torch.set_num_threads(check_on.threads)
     (path, shown), (images, described) = paths, chosen
+    status(f"verifying {shown} on {described}")
     if kind == "onnx" and _takes_frames(path):
         steps = source.model.graph.time_steps
         images, frames = _moving(images, steps)

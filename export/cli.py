@@ -28,12 +28,12 @@ from soul_deploy.export.onnx_step import STATIC_INPUTS, export_currents, export_
 from soul_deploy.export.opsets import OPSETS, require_opset
 from soul_deploy.export.representation import CHOICES, CONVOLUTION_FORMS, Form
 from soul_deploy.export.verify import kind_of
-from soul_deploy.reporting import print_files
 from soul_deploy.runtime.errors import InconclusiveError, UsageError, VerificationError
 from soul_deploy.runtime.files import require_writable
 from soul_deploy.runtime.inspection import representations
 from soul_deploy.runtime.memory import HELP as MEMORY_HELP
 from soul_deploy.runtime.memory import parse_bytes
+from soul_deploy.runtime.terminal import show
 from soul_deploy.verdict import Verdict
 
 
@@ -121,11 +121,13 @@ def onnx(
                 source_sha256=sha256,
             )
 
-    shown = check_on.output_format
-    write_checked("onnx", source, target, write, check_on if check else None, shown)
-    if static_input == "current":
+    def write_currents() -> dict[str, Path]:
+        if static_input != "current":
+            return {}
         export_currents(model, currents, opset=opset, source_sha256=sha256)
-        print_files(shown, {"Currents": currents}, f"soul-deploy inspect {currents}")
+        return {"Currents": currents}
+
+    write_checked("onnx", source, target, write, check_on, check, beside=write_currents)
 
 
 @click.command(cls=SoulCommand)
@@ -176,8 +178,7 @@ def event(
         )
         layers.extend(representations(network))
 
-    checked = check_on if check else None
-    write_checked("event", source, target, write, checked, check_on.output_format, layers)
+    write_checked("event", source, target, write, check_on, check, layers)
 
 
 def read_forms(given: Sequence[str]) -> dict[str, Form]:
@@ -223,9 +224,9 @@ def verify(
     images = check_images(source.model, check_on)
     report = check_file(kind, source, (artifact, artifact), images, check_on, allow_silent)
     if check_on.output_format == "json":
-        click.echo(as_json(report.to_json()))
+        show(as_json(report.to_json()))
     else:
-        click.echo(report.table())
+        show(report.table())
     if report.verdict is Verdict.FAILED:
         raise VerificationError(f"{artifact} is not what {model_path} says; see the report")
     if report.verdict is Verdict.INCONCLUSIVE:

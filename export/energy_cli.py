@@ -26,6 +26,8 @@ from soul_deploy.runtime.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.runtime.files import OpenFile
 from soul_deploy.runtime.network import Network
+from soul_deploy.runtime.progress import status
+from soul_deploy.runtime.terminal import show
 from soul_deploy.runtime.warming import compiling_announced
 from soul_deploy.verdict import Verdict, untested
 
@@ -66,8 +68,8 @@ class Counted:
     "--original",
     type=FILE,
     default=None,
-    help="The network that the others came from: rates and shares are of its neurons and "
-    "synapses.  [default: the first MODEL]",
+    help="The network that the others came from: firing rates and shares are of its "
+    "neurons and synapses.  [default: the first MODEL]",
 )
 @click.option(
     *("--dataset_name", "--dataset", "-dataset"),
@@ -177,7 +179,7 @@ def energy(
     first = original or models[0]
     denominators = original_of(str(first), load_model(first))
     found = [counted(path, denominators, wanted, choice, check) for path in models]
-    click.echo(_shown(found, output_format))
+    show(_shown(found, output_format))
     failed = [item.report.path for item in found if item.check and not _equal(item.check)]
     if failed:
         raise VerificationError(
@@ -202,6 +204,7 @@ def counted(
     path: Path, original: Original, wanted: Wanted, choice: EnergyChoice, check: bool
 ) -> Counted:
     """The report of one model file."""
+    status(f"energy: counting {path}")
     with OpenFile(path) as source:
         model, sha256, size = load_model(source), source.sha256(), source.size
     if wanted.time_step is not None:

@@ -14,7 +14,7 @@ from soul_deploy.export.nir_library import DEFAULT_DT
 from soul_deploy.export.nir_neuron import ResetRule
 from soul_deploy.modelfile import Model, save_model
 from soul_deploy.progress import note
-from soul_deploy.reporting import print_files, print_result
+from soul_deploy.reporting import DATA_DIR, data_flags, print_files, print_result
 from soul_deploy.runtime.arguments import require_steps
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import require_file, require_writable
@@ -50,7 +50,7 @@ def export_command(
     def write(path: Path) -> None:
         export_nir(source.model, path, dt=dt, source_sha256=source.sha256)
 
-    write_checked("nir", source, target, write, check_on if check else None, check_on.output_format)
+    write_checked("nir", source, target, write, check_on, check)
 
 
 @click.command("nir", cls=SoulCommand)
@@ -147,4 +147,5 @@ def _print(model: Model, target: Path, output_format: str) -> None:
     }
     title = f"{len(nodes)} nodes, T = {graph.time_steps}"
     print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
-    print_files(output_format, {"Model": target}, f"soul-deploy export event {target}")
+    words = ["export", "event", target, *data_flags(None, DATA_DIR)]  # NIR names no data set
+    print_files(output_format, {"Model": target}, words)

@@ -87,7 +87,14 @@ class VerifyReport:
         """The report as text."""
         lines = [*_gate_lines(self)]
         if self.forced is not None and self.end_to_end is not None:
-            columns = ["layer", "neurons", "rate", "spikes", "flips forced", "flips end to end"]
+            columns = [
+                "layer",
+                "neurons",
+                "firing rate",
+                "spikes",
+                "flips forced",
+                "flips end to end",
+            ]
             rows = _rows(self.forced, self.end_to_end, self.time_steps)
             columns += ["spikes differing", "unexplained"]
             lines = [text_table("Spikes", columns, rows), *lines]

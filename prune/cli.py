@@ -36,7 +36,7 @@ from soul_deploy.preparing import (
     task_of,
     warn_of_replacing,
 )
-from soul_deploy.progress import epoch_log, warn
+from soul_deploy.progress import epoch_log, note, warn
 from soul_deploy.prune.groups import Residual
 from soul_deploy.prune.loading import NAME_HELP, Start, assumed, module_of, open_start
 from soul_deploy.prune.options import ScaOptions, sca_options
@@ -49,6 +49,7 @@ from soul_deploy.resuming import Keeper, Run, content_of, environment_of, networ
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
+from soul_deploy.runtime.progress import status
 from soul_deploy.snapshot import Bundle, Tree, number_of
 from soul_deploy.train_cli import save_dense, train_dense, train_log
 from soul_deploy.training import Recipe, accuracy, device_of
@@ -60,6 +61,7 @@ class Job:
     """All that was asked for, checked."""
 
     task: Task
+    data_dir: Path
     recipe: Recipe
     sca: Sca
     names: tuple[str, ...]
@@ -155,7 +157,7 @@ def structured(
         module = module_of(start.network(loaded), device)
     names = _chosen_layers(module, indexes, sca.residual)
     check(module, sca, names)
-    job = Job(task, recipe, sca, names, loaded, module, run, epochs, keeping, start)
+    job = Job(task, data.data_dir, recipe, sca, names, loaded, module, run, epochs, keeping, start)
     if dry_run:
         _preview(job)
     else:
@@ -262,6 +264,7 @@ def _carry_out(job: Job, keeper: Keeper) -> None:
 
 def _finish(job: Job, dense: float) -> None:
     """Remove, test, write, print."""
+    status("prune structured: removing and testing")
     files = {"Dense model": job.dense_path} if job.epochs else {}
     accuracies = {"dense": dense}
     accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
@@ -274,8 +277,10 @@ def _finish(job: Job, dense: float) -> None:
     accuracies["compact"] = accuracy(module_of(compact, device), job.data, job.data.test)
     files["Compact model"] = outputs(job.task, job.run)["Compact model"]
     save_model(files["Compact model"], compact)
+    if not removal.removes:
+        note(removal.whole_note(files["Compact model"], job.masked_path))
     counts = ChannelCounts.of(masked, compact)
-    print_outcome(job.run.output_format, accuracies, counts, files)
+    print_outcome(job.run.output_format, accuracies, counts, files, job.data_dir)
 
 
 def _removal(sca: Sca) -> Residual:
@@ -295,8 +300,7 @@ def _prune(job: Job, keeper: Keeper, dense: _DenseAccuracy) -> None:
         )
         with keeper.loop("prune", Bundle({"pruning": pruning, "dense": dense, "log": log})):
             for step in pruning.run():
-                note = _note(step)
-                log.epoch(step.result, note)
+                log.epoch(step.result, _note(step))
                 keeper.after_epoch()
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import click
 
+from soul_deploy.arguments import SoulCommand
+from soul_deploy.data import is_here
 from soul_deploy.modelfile import Model, load_model, save_model
+from soul_deploy.progress import note
 from soul_deploy.prune.groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.plan import RemovalPlan
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
+from soul_deploy.reporting import DATA_DIR, data_flags, print_next
 from soul_deploy.runtime.files import (
     OpenFile,
     refuse_itself,
@@ -19,9 +23,11 @@ from soul_deploy.runtime.files import (
 )
 from soul_deploy.runtime.memory import HELP as MEMORY_HELP
 from soul_deploy.runtime.memory import parse_bytes
+from soul_deploy.runtime.progress import status
+from soul_deploy.runtime.terminal import say, show
 
 
-@click.command()
+@click.command(cls=SoulCommand)
 @click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -53,6 +59,7 @@ def compact(
     if not dry_run:
         refuse_itself(target, model_path)
         require_writable(target)
+    status(f"prune compact: planning the removal from {model_path}")
     with OpenFile(model_path) as source:
         model, sha256 = load_model(source), source.sha256()
     plan = plan_removal(model, residual=residual_name(residual))
@@ -61,14 +68,18 @@ def compact(
         provenance = {**model.info.provenance, "compacted_from_sha256": sha256}
         smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
         save_model(target, smaller)
+    if not plan.removes:
+        note(plan.whole_note(None if dry_run else target, model_path))
     if style == "json":
-        click.echo(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
+        show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
         return
-    click.echo(plan.table())
-    click.echo(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
+    show(plan.table())
+    say(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
     if not dry_run:
-        click.echo(f"Wrote {target} ({target.stat().st_size:,} bytes)")
-        click.echo(f"Next: soul-deploy export event {target}")
+        say(f"Wrote {target} ({target.stat().st_size:,} bytes)")
+        known = model.info.provenance.get("data")
+        found = known if is_here(known, DATA_DIR) else None
+        print_next(["export", "event", target, *data_flags(found, DATA_DIR)])
 
 
 def summary(

@@ -14,6 +14,7 @@ A plan is inert; `soul_deploy.prune.planner` makes it, `soul_deploy.prune.remove
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from soul_deploy.modelfile import Validity
@@ -94,6 +95,16 @@ class RemovalPlan:
         """Channels of `population` that keep their neurons; None if the plan leaves it alone."""
         layer = self.layer(population)
         return None if layer is None else layer.kept
+
+    @property
+    def removes(self) -> bool:
+        """Whether any channel goes."""
+        return any(layer.removed or layer.generated for layer in self.layers)
+
+    def whole_note(self, copy: Path | None, original: Path) -> str:
+        """What to say where nothing goes; copy: where the network is written all the same."""
+        text = f"Nothing to remove: no channel of {original} is masked, silent or unread"
+        return text if copy is None else f"{text}; {copy} is a copy of it"
 
     def table(self) -> str:
         """The plan as text, a row per layer; what nothing was removed by has no column."""

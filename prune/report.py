@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import click
-
 from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model
 from soul_deploy.prune.channels import ChannelPlan
 from soul_deploy.prune.remove import parameters
 from soul_deploy.prune.sca import Sca
-from soul_deploy.reporting import print_files, print_result
+from soul_deploy.reporting import folder_flags, print_files, print_result
+from soul_deploy.runtime.terminal import say
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def print_preview(
     print_result(output_format, "soul-deploy/prune-plan/1", result, "Channel plan", columns, rows)
     if output_format != "json":
         last = sca.schedule.last_update
-        click.echo(
+        say(
             f"{len(updates)} mask updates in {sca.schedule.epochs} epochs, the last after epoch "
             f"{last}: {updates[last]} of {total} channels stay"
         )
@@ -80,6 +79,7 @@ def print_outcome(
     accuracies: Mapping[str, float],
     counts: ChannelCounts,
     files: Mapping[str, Path],
+    data_dir: Path,
 ) -> None:
     """Accuracy and channels before and after, the files, the next command."""
     before, after = counts.parameters
@@ -95,4 +95,5 @@ def print_outcome(
     columns = ("layer", "before", "masked", "compact")
     rows.append(("test accuracy", *accuracy_row))
     print_result(output_format, "soul-deploy/prune/1", result, "Structured pruning", columns, rows)
-    print_files(output_format, files, f"soul-deploy export event {files['Compact model']}")
+    words = ["export", "event", files["Compact model"], *folder_flags(data_dir)]
+    print_files(output_format, files, words)

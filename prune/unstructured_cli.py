@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -38,7 +39,7 @@ from soul_deploy.preparing import (
     task_of,
     warn_of_replacing,
 )
-from soul_deploy.progress import epoch_log, warn
+from soul_deploy.progress import epoch_log, note, warn
 from soul_deploy.prune.groups import residual_name
 from soul_deploy.prune.loading import NAME_HELP, Start, assumed, module_of, open_start
 from soul_deploy.prune.penalty import coefficients
@@ -66,6 +67,7 @@ from soul_deploy.resuming import Keeper, Run, content_of, environment_of, networ
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
+from soul_deploy.runtime.progress import status
 from soul_deploy.snapshot import Bundle
 from soul_deploy.training import Recipe, accuracy, device_of
 
@@ -76,6 +78,7 @@ class Job:
     """All that was asked for, checked."""
 
     task: Task
+    data_dir: Path
     recipe: Recipe
     search: Search
     finetune: Finetune | None
@@ -183,7 +186,19 @@ def unstructured(
     masks = _masks(module, masking, begin)
     _check_masked(masks, search)
     job = Job(
-        *(task, recipe, search, finetune, masking, loaded, module, masks, run, start),
+        *(
+            task,
+            data.data_dir,
+            recipe,
+            search,
+            finetune,
+            masking,
+            loaded,
+            module,
+            masks,
+            run,
+            start,
+        ),
         *(searching.save_latest, searching.tensorboard, keeping),
     )
     if dry_run:
@@ -205,8 +220,8 @@ def _check_start(path: Path, model: Model) -> None:
     if model.channel_masks or (model.neuron_masks and not model.alphas):
         raise UsageError(
             f"{path} is a masked network; start from a dense one, from its compact one "
-            f"(soul-deploy prune compact {path}) if that has no masks left, or from the masked "
-            "result of an earlier prune unstructured"
+            f"(soul-deploy prune compact {quote(str(path))}) if that has no masks left, or from "
+            "the masked result of an earlier prune unstructured"
         )
 
 
@@ -289,6 +304,7 @@ def _carry_out(job: Job, keeper: Keeper) -> None:
 
 def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: float) -> None:
     """Remove, test, write, print. before: SynOps per image at the start."""
+    status("prune unstructured: removing and testing")
     module, data = job.module, job.data
     accuracies["masked"] = accuracy(module, data, data.test)
     masked = pruning.hard_model(_info(job, "masked", accuracies))
@@ -305,11 +321,13 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
         accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
         files["Compact model"] = _compact(job.masked_path)
         save_model(files["Compact model"], replace(compact, alphas={}))
+        if not plan.removes:
+            note(plan.whole_note(files["Compact model"], job.masked_path))
     files["Table of epochs"] = _log_path(job.task, job.run).with_suffix(".csv")
     synops = before, pruning.synops(masked)
     print_outcome(
         job.run.output_format,
-        Outcome(masked, compact, pruning.meter.exact(), accuracies, synops, files),
+        Outcome(*(masked, compact, pruning.meter.exact(), accuracies, synops, files, job.data_dir)),
     )
 
 

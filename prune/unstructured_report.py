@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import click
-
 from soul_deploy import distributed
 from soul_deploy.connectivity import Connectivity
 from soul_deploy.graph import SpikingGraph
@@ -19,10 +17,11 @@ from soul_deploy.modelfile import Model
 from soul_deploy.prune.remove import parameters
 from soul_deploy.prune.searchplan import SearchEpoch
 from soul_deploy.prune.softmask import Masks
-from soul_deploy.reporting import print_files, print_result
+from soul_deploy.reporting import folder_flags, print_files, print_result
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import write_text
+from soul_deploy.runtime.terminal import say, show
 from soul_deploy.snapshot import Tree, list_of
 
 COLUMNS = (
@@ -170,6 +169,7 @@ class Outcome:
     synops: tuple[float, float]
     """Per image on the fixed sample, before and after."""
     files: Mapping[str, Path]
+    data_dir: Path
 
 
 def print_preview(output_format: str, graph: SpikingGraph, masks: Masks) -> None:
@@ -228,17 +228,18 @@ def print_outcome(output_format: str, outcome: Outcome) -> None:
     print_result(output_format, schema, result, "Survivors", columns, rows)
     if output_format == "json":
         return
-    click.echo(outcome.connectivity.table())
-    click.echo(
+    show(outcome.connectivity.table())
+    say(
         f"SynOps per image: {before:,.0f} → {after:,.0f}"
         + (f" ({before / after:.1f}× fewer)" if after else "")
     )
-    click.echo(
+    say(
         "Test accuracy: "
         + ", ".join(f"{kind} {value:.2%}" for kind, value in outcome.accuracies.items())
     )
     last = list(outcome.files.values())[-1 if outcome.compact is None else -2]
-    print_files(output_format, outcome.files, f"soul-deploy export event {last}")
+    words = ["export", "event", last, *folder_flags(outcome.data_dir)]
+    print_files(output_format, outcome.files, words)
 
 
 def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:

@@ -12,6 +12,7 @@ import click
 
 from soul_deploy.runtime.checks import MAX_STEPS, MAX_THREADS
 from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.speaking import Speaking
 
 _NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")
 
@@ -25,7 +26,7 @@ class ListOption(click.Option):
     """An option whose value may be several words."""
 
 
-class SoulCommand(click.Command):
+class SoulCommand(Speaking):
     """A command that understands both flag spellings and unquoted lists."""
 
     def __init__(self, name: str | None, **options: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 
 from soul_deploy.runtime.arguments import (
     ListOption,
@@ -39,6 +38,8 @@ from soul_deploy.runtime.bench_roof import measure_roof
 from soul_deploy.runtime.engines import ENGINES
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.files import require_writable, write_text
+from soul_deploy.runtime.progress import status
+from soul_deploy.runtime.terminal import say, show
 from soul_deploy.runtime.timing import Schedule
 from soul_deploy.runtime.warned import warnings_said
 
@@ -132,7 +133,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     from soul_deploy.runtime.warming import compiling_announced  # imports numba
 
     if values.pop("calibrate"):
-        click.echo(calibration(style, output, values))
+        show(calibration(style, output, values))
         return
     if output is not None:
         require_writable(output)
@@ -148,9 +149,9 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     text = json.dumps(document, indent=1)
     if output is not None:
         write_text(output, text + "\n")
-    click.echo(text if style == "json" else report(document, request.percentiles))
+    show(text if style == "json" else report(document, request.percentiles))
     if output is not None:
-        click.echo(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
+        say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 
 
 def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
@@ -165,8 +166,11 @@ def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
     steps = 4 if values["time_step"] is None else values["time_step"]
     require_steps("--time_step", steps)
     if not 0 < rate <= 1:
-        raise UsageError(f"--rate {rate:g}: give 0 < rate <= 1")
+        raise UsageError(
+            f"--rate {rate:g}: give 0 < rate <= 1, the share of neurons that fire per step"
+        )
     schedule = Schedule(2, min(values["iterations"], 15))
+    status("bench: calibrating")
     found = calibrate(rate, steps, schedule, values["seed"])
     document = {"schema": "soul-deploy/calibration/1", "rate": rate, "time_steps": steps}
     document |= {"crossover": crossover(found), "layers": [asdict(item) for item in found]}
@@ -254,10 +258,8 @@ def read_percentiles(text: str) -> tuple[float, ...]:
 
 def bench(request: BenchRequest) -> dict[str, Any]:
     """Export what is missing, check that the files fit together, time them."""
-    with (
-        tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder,
-        Console(stderr=True).status("preparing") as status,
-    ):
+    with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
+        status("bench: preparing")
         count = max(request.batch_sizes) * MAX_BATCHES
         files, given_input = request.files, request.given_input
         if request.reference is not None:
@@ -277,9 +279,9 @@ def bench(request: BenchRequest) -> dict[str, Any]:
             request.percentiles,
             request.fresh,
         )
-        document = run_bench(plan, samples, axis, status.update)
+        document = run_bench(plan, samples, axis, lambda text: status(f"bench: {text}"))
         if request.roof:
-            status.update("measuring the roof")
+            status("bench: measuring the roof")
             path = next(spec.path for spec in specs if spec.name == "event")
             first = np.take(samples, [0], axis)
             document |= measure_roof(path, first, request.schedule.iterations)
@@ -293,7 +295,7 @@ def bench(request: BenchRequest) -> dict[str, Any]:
 
 
 def _warn(text: str) -> None:
-    click.echo(f"Warning: {text}", err=True)
+    say(f"Warning: {text}", err=True)
 
 
 def unique(paths: Any) -> Sequence[Path]:

@@ -6,8 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import click
-
 from soul_deploy.runtime.dotted import load_object
 from soul_deploy.runtime.engines import ENGINES, EngineSpec, open_session
 from soul_deploy.runtime.errors import (
@@ -28,6 +26,7 @@ from soul_deploy.runtime.inputrule import (
     random_inputs,
 )
 from soul_deploy.runtime.inspection import MODEL_FORMAT, kind_of
+from soul_deploy.runtime.terminal import say
 
 RANDOM = "random"
 
@@ -291,7 +290,7 @@ def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> A
     load_data = load_object("soul_deploy.data:load_data_for", f"--input {name}")
     data: Any = load_data(rule.shape, name, data_dir)
     if data.remark:
-        click.echo(data.remark, err=True)
+        say(data.remark, err=True)
     if tuple(data.input_shape) != rule.shape:
         raise ValidityError(
             f"{name} has images of {tuple(data.input_shape)}, the networks take {rule.shape}"

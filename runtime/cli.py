@@ -11,6 +11,7 @@ from soul_deploy.runtime.arguments import SoulCommand
 from soul_deploy.runtime.bench_cli import sparse
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import say, show
 
 __all__ = ["inspect", "run", "sparse"]
 
@@ -29,7 +30,7 @@ def inspect(path: Path, style: str) -> None:
     from soul_deploy.runtime.inspection import describe
 
     found = describe(path)
-    click.echo(json.dumps(found, indent=1) if style == "json" else report(found))
+    show(json.dumps(found, indent=1) if style == "json" else report(found))
 
 
 @click.command(cls=SoulCommand)
@@ -78,11 +79,11 @@ def run(
         groups = read_samples(inputs, replace(network.events.rule, resize=resize))
         network.warm_up(stream=stream)
         found = result(network, groups, top=top, stream=stream, counts=counts)
-    click.echo(json.dumps(found, indent=1) if style == "json" else run_report(found))
+    show(json.dumps(found, indent=1) if style == "json" else run_report(found))
 
 
 def _warn(text: str) -> None:
-    click.echo(f"Warning: {text}", err=True)
+    say(f"Warning: {text}", err=True)
 
 
 def run_report(found: dict[str, Any]) -> str:

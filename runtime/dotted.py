@@ -16,7 +16,18 @@ def load_object(name: str, purpose: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{purpose} needs the package {error.name!r}, which is not installed here; install "
-            "soul-deploy with all its dependencies, or run this where they are"
-        ) from error
+        raise missing(purpose, error) from error
+
+
+def missing(purpose: str, error: ImportError) -> UsageError:
+    """What to say when an import failed. Raises `error` itself if the fault is our own."""
+    name = (error.name or "").partition(".")[0]
+    if name == "soul_deploy":
+        raise error
+    advice = "install soul-deploy with all its dependencies (pip install soul-deploy)"
+    if isinstance(error, ModuleNotFoundError):
+        return UsageError(
+            f"{purpose} needs the package {name!r}, which is not installed here; {advice}, or run "
+            "this where they are"
+        )
+    return UsageError(f"{purpose} cannot import {name or 'a package'}: {error}; {advice}")

@@ -17,6 +17,8 @@
     ├── UnconfirmedWriteError       a file in place that a power cut might still take back
     ├── DistributedError            processes of one job that lost each other or disagree
     ├── TargetError                 a search that cannot meet its target
+    ├── OutputError                 standard output that does not take the report
+    │   └── ReaderGoneError         a pipe that nobody reads any more: exit code 141, no message
     ├── VerificationError           two executions that should agree do not
     └── InconclusiveError           exit code 3: no difference, but part of it was never exercised
 
@@ -123,6 +125,16 @@ class InconclusiveError(SoulDeployError):
 
 class TargetError(SoulDeployError):
     """A search that cannot meet its target."""
+
+
+class OutputError(SoulDeployError):
+    """Standard output does not take the report; what was written to files is there."""
+
+
+class ReaderGoneError(OutputError):
+    """Whoever read standard output has gone (`| head`), and wants no more."""
+
+    exit_code = 128 + 13  # as shells report SIGPIPE, which ends other programs then
 
 
 class NetworkWarning(_Copied, UserWarning):

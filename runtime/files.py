@@ -52,6 +52,9 @@ __all__ = [
     "write_text",
 ]
 
+written: list[Path] = []
+"""What this process has written, for the command that can print nothing else of its work."""
+
 METADATA_KEY = "soul_deploy"
 CHECKSUM_KEY = "soul_deploy.sha256"
 
@@ -255,6 +258,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"{path} cannot be written: {_reason(error)}. Free some space or give another place; "
             f"what was there is unchanged{left}"
         ) from error
+    written.append(path)
     try:
         _sync_folder(path.parent)
     except OSError as error:

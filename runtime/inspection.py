@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -111,8 +112,8 @@ def require_event_network(file: File) -> None:
     if is_model_file(file):
         path = path_of(file)
         raise FileFormatError(
-            f"{path} is a model file, which needs PyTorch; `soul-deploy export event {path}` makes "
-            "an event network of it, which this command runs"
+            f"{path} is a model file, which needs PyTorch; `soul-deploy export event "
+            f"{quote(str(path))}` makes an event network of it, which this command runs"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from soul_deploy.runtime.engines import EngineSpec
 from soul_deploy.runtime.errors import SoulDeployError
+from soul_deploy.runtime.terminal import show
 from soul_deploy.runtime.timing import milliseconds, peak_memory_mb
 
 
@@ -65,7 +66,7 @@ def main() -> None:
     """Read what to run from the argument, print the result as JSON."""
     name, network, target, path, threads, batch = json.loads(sys.argv[1])
     spec = EngineSpec(name, network, target, Path(path))
-    print(json.dumps(asdict(probe(spec, threads, Path(batch)))))
+    show(json.dumps(asdict(probe(spec, threads, Path(batch)))))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""Tables as text, so that a plan or a report prints the same everywhere."""
+"""Tables as text, so that a plan or a report prints the same everywhere.
+
+This is the only place that uses rich, and it gives it `Text`, in which nothing is markup.
+"""
 
 import io
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.table import Table
+from rich.text import Text
+
+from soul_deploy.runtime.terminal import is_terminal, printable
 
 LEFT = (
     *("name", "layer", "operation", "kind", "engine", "file", "rule", "edge", "what", ""),
@@ -22,9 +27,12 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     """A table as plain text; the first column is left-aligned, numbers are right-aligned.
 
     It is folded to a terminal's width, between words; where that is too narrow, it goes on below
-    with the other columns. Into a file or a pipe it is as wide as it needs to be.
+    with the other columns. Into a file or a pipe it is as wide as it needs to be. Control
+    characters and ends of lines in cells, columns and title are shown as escapes, what standard
+    output cannot encode in ASCII.
     """
-    cells = [[format_cell(cell) for cell in row] for row in rows]
+    title, columns = printable(title), [printable(column) for column in columns]
+    cells = [[printable(format_cell(cell)) for cell in row] for row in rows]
     lines = [list(columns), *cells]
     natural = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
     least = [
@@ -82,12 +90,13 @@ def _drawn(
     title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Mapping[int, int]
 ) -> str:
     """The columns that have a width."""
-    table = Table(title=title, title_justify="left", header_style="", title_style="bold")
+    table = Table(title=Text(title) if title else None, title_justify="left", header_style="")
     for position, width in widths.items():
         justify: JustifyMethod = "left" if _is_left(columns, position) else "right"
-        table.add_column(columns[position], justify=justify, overflow="fold", width=width)
+        heading = Text(columns[position])
+        table.add_column(heading, justify=justify, overflow="fold", width=width)
     for row in cells:
-        table.add_row(*(row[position] for position in widths))
+        table.add_row(*(Text(row[position]) for position in widths))
     buffer = io.StringIO()
     needed = 1 + sum(FRAME + width for width in widths.values())
     Console(file=buffer, width=max(needed, cell_len(title)), color_system=None).print(table)
@@ -97,7 +106,7 @@ def _drawn(
 def _width() -> int:
     """A terminal's columns (COLUMNS goes first); 400 into a file or a pipe, at least 100."""
     columns = shutil.get_terminal_size((400, 24)).columns
-    return max(columns, 40 if sys.stdout.isatty() else 100)
+    return max(columns, 40 if is_terminal() else 100)
 
 
 def format_cell(cell: object) -> str:

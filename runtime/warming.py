@@ -3,7 +3,6 @@
 numba keeps compiled kernels on disk and reports, as events, only those that it has to compile.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -11,14 +10,15 @@ from typing import Any
 
 from numba.core.event import Event, Listener, install_listener
 
+from soul_deploy.runtime.terminal import say
+
 Say = Callable[[str], None]
 PACKAGE = __name__.rpartition(".")[0]
 
 
 def to_stderr(message: str) -> None:
     """One line on stderr, where it does not mix with results."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
+    say(message, err=True)
 
 
 def compiling_message(kept: str | None) -> str:

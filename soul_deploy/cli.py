@@ -1,5 +1,6 @@
 """The root of the command line: it finds each command by its dotted name when it is asked for."""
 
+import io
 import os
 import signal
 import sys
@@ -13,11 +14,24 @@ from typing import IO, Any
 import click
 
 from soul_deploy import __version__
+from soul_deploy.runtime.dotted import missing
 from soul_deploy.runtime.errors import (
     InconclusiveError,
     InterruptedRunError,
+    OutputError,
+    ReaderGoneError,
     SoulDeployError,
     UsageError,
+)
+from soul_deploy.runtime.progress import status, watched
+from soul_deploy.runtime.speaking import Speaking
+from soul_deploy.runtime.terminal import (
+    flush,
+    hold_descriptors,
+    one_line,
+    prepare,
+    say,
+    show,
 )
 
 # command -> (dotted name of the click command, help line). Nothing here imports a command.
@@ -93,6 +107,7 @@ EXIT_CODES = (
 REPEATED = 5.0  # seconds within which SIGTERM again is the same request
 
 
+FILES = "soul_deploy.runtime.files"  # not imported here; a command that writes does it
 SHARED = ("train", "structured", "unstructured")
 """Commands whose work several processes can share."""
 
@@ -122,9 +137,6 @@ class _Stopped(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         vars(self)["exit_code"] = exit_code  # click declares it for the class
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(self.message, file=file, err=True)
 
 
 class _CtrlC(KeyboardInterrupt):
@@ -169,7 +181,7 @@ class Stopping:
             return  # `timeout` sends it to the process and to its group; one is enough
         self.number = number
         if self._importing:
-            click.echo(_stopped_by(number), err=True)
+            say(_stopped_by(number), err=True)
             os._exit(128 + number)
         if number == signal.SIGINT:
             raise _CtrlC
@@ -184,7 +196,7 @@ def _stopped_by(number: int) -> str:
     return f"stopped by {name}"
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Speaking, click.Group):
     """A group whose commands are imported when they are used; help comes from the table above."""
 
     def __init__(self, entries: dict[str, tuple[str, str]], **options: Any) -> None:
@@ -202,9 +214,13 @@ class LazyGroup(click.Group):
                 f"{cmd_name} runs in one process, and torchrun started several; start it without "
                 f"torchrun, which is for {', '.join(SHARED)}"
             )
+        status(f"{ctx.command_path} {cmd_name}")
         module, _, attribute = self.entries[cmd_name][0].partition(":")
-        with STOPPING.importing():
-            command = getattr(import_module(module), attribute)
+        try:
+            with STOPPING.importing():
+                command = getattr(import_module(module), attribute)
+        except ImportError as error:
+            raise missing(f"{ctx.command_path} {cmd_name}", error) from error
         assert isinstance(command, click.Command)
         return command
 
@@ -215,9 +231,38 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows))
 
+    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """As click's, but that errors are printed as everything else is."""
+        if not standalone_mode:
+            return super().main(*arguments, standalone_mode=False, **extra)
+        prepare()
+        if FILES in sys.modules:
+            sys.modules[FILES].written.clear()
+        try:
+            code = super().main(*arguments, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            _tell(error)
+            code = error.exit_code
+        except click.Abort:
+            say("Aborted!", err=True)
+            code = 1
+        sys.exit(code)
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """As click's; help and version are printed in it."""
+        try:
+            return super().make_context(*arguments, **extra)
+        except SoulDeployError as error:
+            raise _as_click(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            if ctx.parent is not None:
+                return super().invoke(ctx)
+            with watched(
+                ctx.command_path, quiet=bool(_speaker()) and os.environ.get("RANK") != "0"
+            ):
+                return super().invoke(ctx)
         except InterruptedRunError as error:
             raise _Stopped(f"{_speaker()}{error}", error.exit_code) from error
         except KeyboardInterrupt as error:
@@ -229,17 +274,54 @@ class LazyGroup(click.Group):
             if STOPPING.number:
                 text = _stopped_by(STOPPING.number)
                 raise _Stopped(f"{_speaker()}{text}", 128 + STOPPING.number) from error
+            if isinstance(error, ImportError):
+                error = missing(f"{ctx.command_path} {ctx.invoked_subcommand}", error)
             if not isinstance(error, SoulDeployError):
                 raise
-            kinds = {UsageError.exit_code: _WrongUse, InconclusiveError.exit_code: _Unproven}
-            kind = kinds.get(error.exit_code, _Failure)
-            raise kind(f"{_speaker()}{error}") from error
+            raise _as_click(error) from error
+
+
+def _as_click(error: SoulDeployError) -> Exception:
+    """What click is to end with."""
+    if isinstance(error, ReaderGoneError):
+        return click.exceptions.Exit(error.exit_code)  # as `head` wants it: without a word
+    if isinstance(error, OutputError):
+        return _Failure(f"{_speaker()}{_files_written()}the report could not be printed: {error}")
+    kinds = {UsageError.exit_code: _WrongUse, InconclusiveError.exit_code: _Unproven}
+    kind = kinds.get(error.exit_code, _Failure)
+    return kind(f"{_speaker()}{error}")
+
+
+def _files_written(most: int = 3) -> str:
+    """The last files that this process wrote, which no report names now."""
+    written = sys.modules[FILES].written if FILES in sys.modules else []
+    paths = list(dict.fromkeys(str(path) for path in reversed(written) if path.exists()))
+    names = [*paths[:most], *([f"{len(paths) - most} more"] if paths[most:] else [])]
+    return f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} written; " if names else ""
+
+
+def _tell(error: click.ClickException) -> None:
+    """Print what click would, names in it as they are, on one line."""
+    if isinstance(error, _Stopped):
+        say(error.message, err=True)
+        return
+    if not isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.message = one_line(error.message)
+    text = io.StringIO()
+    error.show(text)
+    show(text.getvalue().removesuffix("\n"), err=True)
 
 
 def _speaker() -> str:
     """Who speaks, if torchrun started several processes."""
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     return f"rank {os.environ.get('RANK', '?')}: " if several else ""
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        say(f"soul-deploy, version {__version__}")
+        ctx.exit()
 
 
 def _root() -> LazyGroup:
@@ -250,7 +332,14 @@ def _root() -> LazyGroup:
         epilog=EXIT_CODES,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    click.version_option(__version__, prog_name="soul-deploy")(root)
+    click.option(
+        "--version",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_print_version,
+        help="Show the version and exit.",
+    )(root)
     for name, (line, entries) in GROUPS.items():
         root.add_command(LazyGroup(entries, name=name, help=line))
     return root
@@ -261,6 +350,7 @@ root = _root()
 
 def main() -> None:
     """Entry point of the console script."""
+    hold_descriptors()
     STOPPING.watch()
     try:
         root.main(sys.argv[1:], prog_name="soul-deploy")
@@ -276,6 +366,5 @@ def _leave(code: object) -> None:
     A thread of gloo that still wants Python then would abort it, and torchrun would end the others
     for that, the one that writes the results among them.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(0 if code is None else code if isinstance(code, int) else 1)

@@ -22,7 +22,13 @@ from torch import Tensor
 from soul_deploy import imagefiles
 from soul_deploy.modelfile import Normalization
 from soul_deploy.runtime.brief import brief
-from soul_deploy.runtime.errors import DataError, MissingFileError, UnknownNameError, UsageError
+from soul_deploy.runtime.errors import (
+    DataError,
+    MissingFileError,
+    SoulDeployError,
+    UnknownNameError,
+    UsageError,
+)
 from soul_deploy.runtime.inputrule import InputKind
 
 SPLIT_SEED = 20250
@@ -154,6 +160,14 @@ def require_kind(data: Data, kind: str, whose: str) -> None:
             f"{whose} takes {kind}, but data set {data.name!r} holds {data.input_kind}; give data "
             "of that kind, or make the model with the right --input_kind"
         )
+
+
+def is_here(name: object, data_dir: Path) -> bool:
+    """Whether `name`, as a model file's provenance has it, is a data set that `load_data` finds."""
+    try:
+        return isinstance(name, str) and bool(load_data(name, data_dir).classes)
+    except SoulDeployError:
+        return False
 
 
 def canonical_data_name(name: str) -> str:

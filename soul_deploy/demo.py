@@ -11,8 +11,11 @@ import click
 
 from soul_deploy.cli import root
 from soul_deploy.runtime.checks import MAX_THREADS
+from soul_deploy.runtime.dotted import load_object
 from soul_deploy.runtime.files import require_writable
+from soul_deploy.runtime.progress import status
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import one_line, show
 
 COUNTED_IMAGES = 200
 STEM = "spikingvgg5_lif_mnist5k_T4_2025"
@@ -122,17 +125,20 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
 
     About 8 minutes on 2 cores. Each step is a command that you could type.
     """
+    if not dry_run:
+        load_object("torch:Tensor", "soul-deploy demo")
     places = Places(output)
     if not dry_run:
         require_writable(*places.results())
     begun = time.monotonic()
     for arguments in commands(places, threads):
-        click.secho(f"\n$ soul-deploy {shlex.join(arguments)}", bold=True)
+        show(f"\n$ soul-deploy {one_line(shlex.join(arguments))}")
         if not dry_run:
             root.main(arguments, prog_name="soul-deploy", standalone_mode=False)
     if not dry_run:
-        click.echo("\n" + summary(places))
-        click.echo(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
+        status("demo: the table of all of it")
+        show("\n" + summary(places))
+        show(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
 
 
 def summary(places: Places) -> str:
@@ -146,7 +152,7 @@ def summary(places: Places) -> str:
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     title = "Before and after (times: one image, one thread, median)"
     text = text_table(title, ["what", "dense", *BRANCHES], rows)
-    return "\n".join([text, "", "Files:", *(f"  {path}" for path in places.results())])
+    return "\n".join([text, "", "Files:", *(one_line(f"  {path}") for path in places.results())])
 
 
 def _column(

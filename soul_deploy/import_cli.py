@@ -23,12 +23,13 @@ from soul_deploy.modelfile import (
 )
 from soul_deploy.options import size_option
 from soul_deploy.progress import note, remark_on, warnings_told
-from soul_deploy.reporting import print_files, print_result
+from soul_deploy.reporting import data_flags, print_files, print_result
 from soul_deploy.runtime.arguments import require_steps, words
 from soul_deploy.runtime.errors import FileFormatError, UsageError
 from soul_deploy.runtime.files import require_file, require_writable
 from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 from soul_deploy.runtime.inspection import is_model_file
+from soul_deploy.runtime.progress import status
 from soul_deploy.soulnames import Asked, SoulName, read_name, require_neurons, settle
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
@@ -119,14 +120,16 @@ def import_command(
     if model_path is not None:
         load_weights(network, model_path)
     with warnings_told(_advice(data, model_path)):
+        status("import torch: comparing the graph with the network")
         model = from_torch(network, shape, time_step, example=_examples(data))
     if model.graph.readout.classes != count:
         raise UsageError(
             f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
         )
     told = [] if weights is None else weights.assumed(model, factory)
-    save_model(target, replace(model, info=_info(factory, data, model, told, input_kind)))
-    _print(model, target, output_format)
+    model = replace(model, info=_info(factory, data, model, told, input_kind))
+    save_model(target, model)
+    _print(model, target, data_dir, output_format)
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,7 @@ def _info(
     return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)
 
 
-def _print(model: Model, target: Path, output_format: str) -> None:
+def _print(model: Model, target: Path, data_dir: Path, output_format: str) -> None:
     graph = model.graph
     nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
     result = {
@@ -273,4 +276,5 @@ def _print(model: Model, target: Path, output_format: str) -> None:
     title = f"{len(nodes)} nodes, T = {graph.time_steps}; the graph computes what the network does"
     title += f", but for {len(untested)} populations that never fired" if untested else ""
     print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
-    print_files(output_format, {"Model": target}, f"soul-deploy export event {target}")
+    words = ["export", "event", target, *data_flags(model.info.provenance.get("data"), data_dir)]
+    print_files(output_format, {"Model": target}, words)

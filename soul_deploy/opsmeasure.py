@@ -116,15 +116,15 @@ def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
     for node in graph.populations:
         if node.name not in original.neurons:
             raise UsageError(
-                f"{original.name} has no population {node.name!r}; rates and sparsities need the "
-                "network that this one came from. Give it with --original"
+                f"{original.name} has no population {node.name!r}; firing rates and sparsities "
+                "need the network that this one came from. Give it with --original"
             )
         here = math.prod(graph.shapes[node.name])
         if here > original.neurons[node.name]:
             raise UsageError(
                 f"{original.name} has {original.neurons[node.name]} neurons in {node.name}, and "
-                f"this network {here}; rates and sparsities need the network that this one came "
-                "from. Give it first, or with --original"
+                f"this network {here}; firing rates and sparsities need the network that this one "
+                "came from. Give it first, or with --original"
             )
 
 

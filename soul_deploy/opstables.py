@@ -11,7 +11,7 @@ from soul_deploy.runtime.energy import MEMORY, UNITS, arithmetic, memory_energy,
 from soul_deploy.runtime.tables import text_table
 
 LAYER_COLUMNS = (
-    *("layer", "kind", "events in", "rate", "synapses", "SynOps", "MACs", "dense MACs"),
+    *("layer", "kind", "events in", "firing rate", "synapses", "SynOps", "MACs", "dense MACs"),
     *("effective/dense", "touched", "updates", "pool ops", "ops, nJ", "memory, nJ"),
 )
 PAPER_COLUMNS = (
@@ -97,8 +97,8 @@ def _facts(report: OpsReport) -> list[str]:
         f"({_share(s['synapses'], s['synapses_dense'])}), {s['weights_nz']:,} of {s['weights']:,} "
         f"weights, {s['neurons_live']:,} of {s['neurons']:,} neurons; {s['footprint_bytes']:,} "
         f"bytes of parameters",
-        f"Rates and shares are of {report.original}",
-        f"Spikes per neuron and inference (T · rate): {rate:.4g}; SynOps per synapse: "
+        f"Firing rates and shares are of {report.original}",
+        f"Spikes per neuron and inference (T · firing rate): {rate:.4g}; SynOps per synapse: "
         f"{reached:.4g}; MACs if the first layer ran at every step: "
         f"{_mean(t['macs_if_repeated'], n)}",
     ]
@@ -114,7 +114,7 @@ def _compat(report: OpsReport) -> list[list[object]]:
          f"({_mean(c.spikingjelly_macs, n)})"],
         ["sinabs, per step", f"{c.sinabs / n / report.time_steps:,.1f}"],
         ["SOPs of Shi et al. 2024", f"{float(c.upr_sops) / n:,.1f}"],
-        ["rate × FLOPs", f"{float(c.rate_flops) / n:,.1f}"],
+        ["firing rate × FLOPs", f"{float(c.rate_flops) / n:,.1f}"],
         ["syops ACs (MACs)", f"{float(c.syops_acs) / n:,.1f} ({_mean(c.syops_macs, n)})"],
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a person sees of long work, on standard error: a bar on a terminal, a line per epoch."""
+"""What training says, on standard error: how far it is, a line per epoch, notes and warnings."""
 
 import json
 from collections.abc import Iterator
@@ -6,43 +6,39 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from soul_deploy import distributed
 from soul_deploy.data import Data
 from soul_deploy.runtime.files import write_text
+from soul_deploy.runtime.progress import said, status
+from soul_deploy.runtime.terminal import say
 from soul_deploy.runtime.warned import warnings_said
 from soul_deploy.snapshot import Tree, list_of
 from soul_deploy.training import EpochResult
 
 
 class EpochLog:
-    """A bar over all batches of `epochs`, and each epoch's result as a line and in a JSONL file."""
+    """How far `epochs` are, and each epoch's result as a line and in a JSONL file."""
 
-    def __init__(self, bar: Progress, label: str, epochs: int, path: Path | None) -> None:
-        self._bar, self._label, self._epochs, self._path = bar, label, epochs, path
-        self._task = bar.add_task(label, total=None)
+    def __init__(self, label: str, epochs: int, path: Path | None) -> None:
+        self._label, self._epochs, self._path = label, epochs, path
         self._lines: list[str] = []
 
     def tick(self, done: int, batches: int, loss: float) -> None:
         """After each batch."""
-        finished = len(self._lines) * batches + done
-        self._bar.update(
-            self._task,
-            total=self._epochs * batches,
-            completed=finished,
-            description=f"{self._label}, loss {loss:.3f}",
-        )
+        epoch = len(self._lines)
+        share = (epoch * batches + done) / (self._epochs * batches)
+        place = f"epoch {epoch + 1} of {self._epochs}, batch {done} of {batches}"
+        status(f"{self._label}: {place}, loss {loss:.3f}", share, self._label)
 
-    def epoch(self, result: EpochResult, note: str = "") -> None:
+    def epoch(self, result: EpochResult, remark: str = "") -> None:
         """After each epoch; the file is rewritten whole, so it is never half a line."""
-        self._lines.append(json.dumps(asdict(result) | ({"note": note} if note else {})))
-        self._bar.console.print(
+        entry = asdict(result) | ({"note": remark} if remark else {})
+        self._lines.append(json.dumps(entry))
+        note(
             f"{self._label} {result.epoch}/{self._epochs}: loss {result.loss:.4f}, "
             f"train {result.train_accuracy:.2%}, validation {result.validation_accuracy:.2%}, "
-            f"rate {result.learning_rate:.2e}, {result.seconds:.1f} s"
-            + (f"; {note}" if note else "")
+            f"learning rate {result.learning_rate:.2e}, {result.seconds:.1f} s"
+            + (f"; {remark}" if remark else "")
         )
         if self._path is not None:
             write_text(self._path, "\n".join(self._lines) + "\n")
@@ -59,25 +55,21 @@ class EpochLog:
 @contextmanager
 def epoch_log(label: str, epochs: int, path: Path | None) -> Iterator[EpochLog]:
     """A running EpochLog; `path`: where its lines are kept as JSON, or None."""
-    console = _console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        disable=console.quiet or not console.is_terminal,
-    ) as bar:
-        yield EpochLog(bar, label, epochs, path if distributed.current().is_main else None)
+    status(f"{label}: begins")
+    yield EpochLog(label, epochs, path if distributed.current().is_main else None)
+    status(f"{label}: done, now what comes after it")
 
 
 def note(text: str) -> None:
-    """Something to know, on standard error."""
-    _console().print(text, markup=False)
+    """Something to know, on standard error; of several processes, only the main one speaks."""
+    if distributed.current().is_main:
+        say(text, err=True)
+        said()
 
 
 def warn(text: str) -> None:
     """A warning on standard error."""
-    _console().print(f"Warning: {text}", markup=False)
+    note(f"Warning: {text}")
 
 
 def remark_on(data: Data, advice: str = "") -> Data:
@@ -92,9 +84,3 @@ def warnings_told(advice: str) -> Iterator[None]:
     """NetworkWarnings as lines of a command's own, ending in `advice` where they end in one."""
     with warnings_said(warn, advice):
         yield
-
-
-def _console() -> Console:
-    """Standard error; of several processes, only the main one speaks."""
-    quiet = not distributed.current().is_main
-    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)

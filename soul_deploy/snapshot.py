@@ -220,10 +220,12 @@ def restore_optimizer(optimizer: Optimizer, tree: Tree) -> None:
         raise FileFormatError(f"optimizer: {len(rates)} groups, this run has {len(groups)}")
     for group, saved in zip(groups, rates, strict=True):
         if not isinstance(saved, dict):
-            raise FileFormatError(f"optimizer: rates {saved!r} are none")
+            raise FileFormatError(f"optimizer: learning rates {saved!r} are none")
         group |= {key: number_of(saved, key) for key in saved if key in ("lr", "initial_lr")}
         if any(not 0 <= group[key] <= LARGEST for key in saved if key in ("lr", "initial_lr")):
-            raise FileFormatError(f"optimizer: rates {saved} are not from 0 to {LARGEST:g}")
+            raise FileFormatError(
+                f"optimizer: learning rates {saved} are not from 0 to {LARGEST:g}"
+            )
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
@@ -274,10 +276,10 @@ def restore_scheduler(scheduler: LRScheduler, tree: Tree) -> None:
     """Set how far it has come; the optimizer's rates are restored with the optimizer."""
     same_names("scheduler", scheduler_state(scheduler), tree)
     moving: Tree = {key: count_of(tree, key) for key in tree if key != "rates"}
-    rates = [number_of({"rate": rate}, "rate") for rate in list_of(tree, "rates")]
+    rates = [number_of({"learning rate": rate}, "learning rate") for rate in list_of(tree, "rates")]
     if len(rates) != len(scheduler.get_last_lr()):
         raise FileFormatError(
-            f"scheduler: {len(rates)} rates, needs {len(scheduler.get_last_lr())}"
+            f"scheduler: {len(rates)} learning rates, needs {len(scheduler.get_last_lr())}"
         )
     if "T_i" in moving and not moving["T_cur"] < moving["T_i"]:
         raise FileFormatError(

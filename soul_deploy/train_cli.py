@@ -34,8 +34,9 @@ from soul_deploy.preparing import (
     task_of,
 )
 from soul_deploy.progress import epoch_log
-from soul_deploy.reporting import print_files, print_result
+from soul_deploy.reporting import folder_flags, print_files, print_result
 from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
+from soul_deploy.runtime.progress import status
 from soul_deploy.snapshot import Bundle
 from soul_deploy.training import BestState, EpochResult, History, Recipe, Training, accuracy
 
@@ -87,7 +88,7 @@ def train(
             module, loaded, recipe, learning.epochs, run.log_dir, task, keeper
         )
         if distributed.hand_over():
-            _finish(module, loaded, recipe, task, run, results, best)
+            _finish(module, loaded, recipe, task, run, results, best, data.data_dir)
 
 
 def _result(task: Task, run: RunOptions) -> Path:
@@ -120,8 +121,10 @@ def _finish(
     run: RunOptions,
     results: list[EpochResult],
     best: EpochResult,
+    data_dir: Path,
 ) -> None:
     """Test, write, print."""
+    status("train: testing")
     test = accuracy(module, loaded, loaded.test)
     path = _result(task, run)
     made = provenance(task, recipe, len(results), command="train", best_epoch=best.epoch)
@@ -145,8 +148,10 @@ def _finish(
     print_files(
         run.output_format,
         {"Model": path},
-        f"soul-deploy prune structured --mode load --model_path {path} "
-        f"--dataset_name {task.data} --prune_ratio 0.5",
+        [
+            *("prune", "structured", "--mode", "load", "--model_path", path),
+            *("--dataset_name", task.data, *folder_flags(data_dir), "--prune_ratio", 0.5),
+        ],
     )
 
 

@@ -24,6 +24,7 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 torch.set_num_threads(1)
 os.environ["COLUMNS"] = "400"  # tables are not folded, whatever the terminal
+os.environ["SOUL_DEPLOY_PROGRESS"] = "0"  # a slow machine prints no more than a fast one
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

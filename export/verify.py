@@ -201,7 +201,7 @@ def _open(
         problems = onnx_check.static_problems(golden.model, file, source_sha256)
         if problems:
             return problems, None
-        require_opened(file, artifact)
+        require_opened(file, artifact.path)
         return (), execution(file, golden.model)
     if kind == "nir":
         return nir_check.opened(golden, artifact, source_sha256)

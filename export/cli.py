@@ -153,7 +153,7 @@ def event(
     Masked neurons, and neurons that no output depends on, are left out.
     """
     allowed, forms = parse_bytes(max_memory), read_forms(rows)
-    source = Source.load(model_path, time_step)
+    source = Source.load(model_path, time_step, allowed)
     target = output or model_path.with_suffix(".event.safetensors")
     layers: list[dict[str, Any]] = []
 

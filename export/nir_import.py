@@ -16,8 +16,15 @@ from soul_deploy.export.nir_trial import try_reading
 from soul_deploy.graph import SpikingGraph
 from soul_deploy.modelfile import Model, check_state
 from soul_deploy.runtime.equations import FireRule
-from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    LimitError,
+    UnsupportedGraphError,
+    UsageError,
+)
 from soul_deploy.runtime.files import File, OpenFile, opened
+
+MAX_TURNS = 1 << 27
 
 
 def read_nir(file: File) -> Any:
@@ -58,9 +65,15 @@ def import_nir(
     fires above its threshold ("gt"), as NIR says.
     Raises UsageError if T is neither given nor stored, UnsupportedGraphError with the node's name,
     FileFormatError for metadata or shapes that do not fit together, ValidityError for a T that the
-    stored network is not valid for.
+    stored network is not valid for, LimitError for more nodes and edges than can be walked.
     """
     described = describe(graph.metadata, time_steps, dt, fire)
+    turns = len(graph.nodes) * len(graph.edges)
+    if turns > MAX_TURNS:
+        raise LimitError(
+            f"{len(graph.nodes)} nodes and {len(graph.edges)} edges; their product may be at most "
+            f"{MAX_TURNS}, since the edges are walked for every node"
+        )
     reader = Reader(graph, described.dt, described.fire)
     for key in _ordered(graph):
         _read(reader, key)

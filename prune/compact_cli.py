@@ -13,7 +13,7 @@ from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import parameters, remove
 from soul_deploy.runtime.files import OpenFile, refuse_itself, require_file, require_output
 from soul_deploy.runtime.memory import HELP as MEMORY_HELP
-from soul_deploy.runtime.memory import parse_bytes
+from soul_deploy.runtime.memory import WORK_BYTES, parse_bytes
 
 
 @click.command()
@@ -48,8 +48,9 @@ def compact(
     if not dry_run:
         refuse_itself(require_output(target), model_path)
     with OpenFile(model_path) as source:
-        model, sha256 = load_model(source), source.sha256()
-    plan = plan_removal(model, residual=residual_name(residual))
+        model, sha256 = load_model(source, max_memory=allowed), source.sha256()
+    limit = WORK_BYTES if allowed is None else allowed
+    plan = plan_removal(model, residual=residual_name(residual), max_memory=limit)
     smaller = remove(model, plan, max_memory=allowed)
     if not dry_run:
         provenance = {**model.info.provenance, "compacted_from_sha256": sha256}

@@ -52,10 +52,10 @@ class Source:
     time_step: int | None = None  # as it was asked for
 
     @staticmethod
-    def load(path: Path, time_step: int | None) -> "Source":
+    def load(path: Path, time_step: int | None, max_memory: int | None = None) -> "Source":
         require_steps("time_step", time_step)
         with OpenFile(path) as source:
-            model, sha256 = load_model(source), source.sha256()
+            model, sha256 = load_model(source, max_memory=max_memory), source.sha256()
         if time_step is not None:
             model = model.with_time_steps(time_step)
         return Source(path, model, sha256, time_step)

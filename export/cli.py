@@ -164,7 +164,7 @@ def event(
     """
     allowed, forms = parse_bytes(max_memory), read_forms(rows)
     target = target_of(output, model_path, ".event.safetensors")
-    source = Source.load(model_path, time_step)
+    source = Source.load(model_path, time_step, allowed)
     layers: list[dict[str, Any]] = []
 
     def write(path: Path) -> None:

@@ -25,6 +25,7 @@ from soul_deploy.export.representation import (
 )
 from soul_deploy.folding import Synapses as Folded
 from soul_deploy.folding import fold
+from soul_deploy.footprint import require_planning
 from soul_deploy.graph import (
     AdaptiveAvgPool,
     AvgPool,
@@ -57,6 +58,7 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
 )
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.memory import WORK_BYTES
 
 
 def export_event(
@@ -96,11 +98,13 @@ def build_event_network(
     representation: of the synapses; "auto" decides layer by layer (representation.py).
     rows: the form of single layers, by the name of the projection or of its population, whatever
     `representation` says: "dense", "sparse" (convolutions only) or "explicit".
-    max_memory: bytes that one layer's explicit rows may take; None: what the machine has.
+    max_memory: bytes that one layer's explicit rows may take; None: what the machine has. More than
+    WORK_BYTES also allows as much for planning with the network (footprint.py).
     Raises UnsupportedGraphError naming the node that cannot be computed and why, LimitError for
     sizes beyond the runtime's, UnknownNameError and UsageError for `rows` that cannot be.
     """
     refuse_unsupported(model.graph)
+    require_planning(model.graph, max(WORK_BYTES, max_memory or 0))
     model = deployed(model)
     graph = model.graph
     folded = fold(graph, model.state, model.channel_masks)

@@ -1,6 +1,5 @@
 """What stands beside the nodes of a NIR graph: T, dt, and how its output becomes class scores."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from soul_deploy.modelfile import ModelInfo, info_from_json
 from soul_deploy.nodejson import node_from_json
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.files import Array, parse_json
 from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
 
 State = Mapping[str, Array]
@@ -58,15 +57,22 @@ def _stored(metadata: Mapping[str, Any]) -> Description:
         names = ("normalization", "classes", "provenance", "validity")
         info = info_from_json(
             {"stage": metadata["stage"]}
-            | {name: json.loads(metadata[name]) for name in names}
+            | {name: _data(metadata, name) for name in names}
             | {"input_kind": metadata.get("input_kind", KIND_OF_OLD_FILES)}
         )
-        readout = node_from_json(json.loads(metadata["readout"]))
+        readout = node_from_json(_data(metadata, "readout"))
         if not isinstance(readout, Readout):
             raise ValueError(f"readout {readout.op!r}")
         return Description(int(metadata["time_steps"]), float(metadata["dt"]), info, readout)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise FileFormatError(f"the NIR graph's metadata cannot be read ({error!r})") from error
+
+
+def _data(metadata: Mapping[str, Any], name: str) -> Any:
+    text = metadata[name]
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"{name} is no text")
+    return parse_json(text, f"the NIR graph's {name}")
 
 
 def with_readout(
@@ -110,7 +116,9 @@ def _is_head(own: Readout, node: Linear, state: State) -> bool:
     if own.linear or own.classes != node.features:
         return own.classes == node.features
     weight = state[f"{node.name}.weight"]
-    return not node.bias and np.array_equal(weight, vote_weight(own.classes, own.votes))
+    if node.bias or weight.shape != (own.classes, own.classes * own.votes):
+        return False  # looked at first: nothing larger than the file's own array is made
+    return np.array_equal(weight, vote_weight(own.classes, own.votes))
 
 
 def _rates(node: Population, shape: Shape) -> Readout:

@@ -19,9 +19,16 @@ from soul_deploy.export.nir_trial import try_reading
 from soul_deploy.graph import Linear, Population, SpikingGraph
 from soul_deploy.modelfile import Model, check_state, with_input_kind
 from soul_deploy.runtime.equations import FireRule
-from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
+from soul_deploy.runtime.errors import (
+    FileFormatError,
+    LimitError,
+    UnsupportedGraphError,
+    UsageError,
+)
 from soul_deploy.runtime.files import Array, File, OpenFile, opened
 from soul_deploy.runtime.inputrule import InputKind
+
+MAX_TURNS = 1 << 27
 
 
 def read_nir(file: File) -> Any:
@@ -70,8 +77,14 @@ def import_nir(
     Raises UsageError if T is neither given nor stored or the metadata contradict what is given,
     UnsupportedGraphError with the node's name, also where the assumed dt makes no sense,
     FileFormatError for metadata or shapes that do not fit together, ValidityError for a T that the
-    stored network is not valid for.
+    stored network is not valid for, LimitError for more nodes and edges than can be walked.
     """
+    turns = len(graph.nodes) * len(graph.edges)
+    if turns > MAX_TURNS:
+        raise LimitError(
+            f"{len(graph.nodes)} nodes and {len(graph.edges)} edges; their product may be at most "
+            f"{MAX_TURNS}, since the edges are walked for every node"
+        )
     described = describe(graph.metadata, time_steps, dt)
     known = described.dt is not None
     said = Conventions(DEFAULT_DT if described.dt is None else described.dt, known, fire, reset)

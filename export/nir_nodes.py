@@ -1,6 +1,5 @@
 """NIR nodes read one by one, sources first, into nodes and weights of ours."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from soul_deploy.neurons import learned_decay
 from soul_deploy.nodejson import node_from_json
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.files import Array, parse_json
 
 SUPPORTED = (
     "Input, Output, Affine, Linear, Conv2d, AvgPool2d, SumPool2d, Flatten, Scale by one number, "
@@ -341,7 +340,7 @@ def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> NeuronSpec 
     if text is None:
         return None
     try:
-        population = node_from_json(json.loads(text))
+        population = node_from_json(parse_json(text, f"{key}: its metadata"))
         assert isinstance(population, Population)
         spec, decay = population.neuron, None
         if spec.learned:

@@ -8,20 +8,22 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from soul_deploy.export.onnx_size import require_structure
 from soul_deploy.export.opsets import require_readable
 from soul_deploy.runtime.errors import FileFormatError
-from soul_deploy.runtime.files import File, opened, path_of
+from soul_deploy.runtime.files import File, opened, parse_json, path_of
 
 
 def read_onnx(file: File, *, max_memory: int | None = None) -> ModelProto:
     """The model in a file, checked.
 
-    max_memory: bytes that it may take besides its values; None: ONNX_BYTES. Raises
+    max_memory: bytes that its structure may take; None: DESCRIPTION_BYTES. Raises
     MissingFileError, FileFormatError, LimitError.
     """
     path = path_of(file)
     try:
         with opened(file) as source:
+            require_structure(source, max_memory)
             source.stream.seek(0)
             model = onnx.load(source.stream, load_external_data=False)
         require_readable(model, path)
@@ -98,6 +100,6 @@ def _parsed(text: str) -> Any:
     if not text.startswith(("{", "[", "null")):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text, "its metadata")
+    except FileFormatError:
         return text

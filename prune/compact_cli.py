@@ -22,7 +22,7 @@ from soul_deploy.runtime.files import (
     require_writable,
 )
 from soul_deploy.runtime.memory import HELP as MEMORY_HELP
-from soul_deploy.runtime.memory import parse_bytes
+from soul_deploy.runtime.memory import WORK_BYTES, parse_bytes
 from soul_deploy.runtime.progress import status
 from soul_deploy.runtime.terminal import say, show
 
@@ -61,8 +61,9 @@ def compact(
         require_writable(target)
     status(f"prune compact: planning the removal from {model_path}")
     with OpenFile(model_path) as source:
-        model, sha256 = load_model(source), source.sha256()
-    plan = plan_removal(model, residual=residual_name(residual))
+        model, sha256 = load_model(source, max_memory=allowed), source.sha256()
+    limit = WORK_BYTES if allowed is None else allowed
+    plan = plan_removal(model, residual=residual_name(residual), max_memory=limit)
     smaller = remove(model, plan, max_memory=allowed)
     if not dry_run:
         provenance = {**model.info.provenance, "compacted_from_sha256": sha256}

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from soul_deploy.footprint import require_planning
 from soul_deploy.graph import Node, Population, Projection, Scatter
 from soul_deploy.modelfile import Model, Validity
 from soul_deploy.prune.connections import Connections, with_bias
@@ -35,21 +36,30 @@ from soul_deploy.prune.groups import (
 from soul_deploy.prune.plan import LayerRemoval, RemovalPlan, Rule
 from soul_deploy.runtime.errors import RemovalError, UnknownNameError, UsageError
 from soul_deploy.runtime.files import Array
+from soul_deploy.runtime.memory import machine_memory
 
 
-def plan_removal(model: Model, *, round_to: int = 1, residual: Residual = "coupled") -> RemovalPlan:
+def plan_removal(
+    model: Model,
+    *,
+    round_to: int = 1,
+    residual: Residual = "coupled",
+    max_memory: int | None = None,
+) -> RemovalPlan:
     """Decide what can be removed from a masked or zeroed network.
 
     round_to: channel counts stay multiples of this (dense backends are faster then); channels that
     could go stay, masked. residual: what goes from residual streams: nothing ("internal"), channels
     of all their members ("coupled"), and silent channels of single branches too ("scatter").
-    Raises RemovalError if a layer that nothing bypasses would lose its last channel: the output
-    would then not depend on the input.
+    max_memory: bytes that planning may take besides the weights; None: what the machine has.
+    Raises LimitError for more, and RemovalError if a layer that nothing bypasses would lose its
+    last channel: the output would then not depend on the input.
     """
     if round_to < 1:
         raise UsageError(f"round_to {round_to} must be at least 1")
     if residual not in RESIDUAL:
         raise UnknownNameError("residual", residual, RESIDUAL)
+    require_planning(model.graph, machine_memory() if max_memory is None else max_memory)
     return _Planner(model, residual).plan(round_to)
 
 

@@ -14,7 +14,7 @@ from soul_deploy.runtime.errors import (
     UsageError,
     ValidityError,
 )
-from soul_deploy.runtime.files import Array, OpenFile, file_sha256, read_tensors
+from soul_deploy.runtime.files import Array, OpenFile, file_sha256, parse_json, read_tensors
 from soul_deploy.runtime.images import read_array
 from soul_deploy.runtime.inputrule import (
     INPUT_KINDS,
@@ -224,20 +224,18 @@ def foreign_files(files: BenchFiles) -> list[str]:
 
 
 def _onnx_facts(path: Path) -> NetworkFacts:
-    import json
-
     session = open_session(path, 1)
     known = session.get_modelmeta().custom_metadata_map
     shape = session.get_inputs()[0].shape
     if "input_shape" in known:
-        sides = tuple(json.loads(known["input_shape"]))
+        sides = tuple(parse_json(known["input_shape"], "its input_shape"))
     else:
         sides = tuple(shape[-3:] if len(shape) >= 4 else shape[-1:])
     return NetworkFacts(
         path,
         int(known["time_steps"]) if "time_steps" in known else None,
         sides,
-        json.loads(known.get("normalization", "null")),
+        parse_json(known.get("normalization", "null"), "its normalization"),
         known.get("source_sha256") or None,
         len(shape) == len(sides) + 2,
         input_kind=_kind_of(path, known["input_kind"]) if "input_kind" in known else None,

@@ -10,6 +10,7 @@ import click
 from soul_deploy.runtime.arguments import SoulCommand
 from soul_deploy.runtime.bench_cli import sparse
 from soul_deploy.runtime.errors import UsageError
+from soul_deploy.runtime.memory import parse_bytes
 from soul_deploy.runtime.tables import text_table
 from soul_deploy.runtime.terminal import say, show
 
@@ -19,17 +20,25 @@ FILE = click.Path(path_type=Path)
 STYLE = click.option(
     "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
+MAX_MEMORY = click.option(
+    "--max_memory",
+    default=None,
+    metavar="SIZE",
+    help="Refuse a file that would take more memory than its size explains, before it is taken: "
+    "bytes, or with a unit (500MB, 2GiB).  [default: 4GiB; 128MiB for its description]",
+)
 
 
 @click.command(cls=SoulCommand)
 @click.argument("path", metavar="FILE", type=FILE)
+@MAX_MEMORY
 @STYLE
-def inspect(path: Path, style: str) -> None:
+def inspect(path: Path, max_memory: str | None, style: str) -> None:
     """Print what is in FILE: a model file, an event network or an ONNX file."""
     from soul_deploy.runtime.inspect_report import report
     from soul_deploy.runtime.inspection import describe
 
-    found = describe(path)
+    found = describe(path, max_memory=parse_bytes(max_memory))
     show(json.dumps(found, indent=1) if style == "json" else report(found))
 
 
@@ -43,6 +52,7 @@ def inspect(path: Path, style: str) -> None:
 )
 @click.option("--stream", is_flag=True, help="Run step by step and show each step's scores.")
 @click.option("--counts", is_flag=True, help="Count events and operations per layer.")
+@MAX_MEMORY
 @STYLE
 def run(
     path: Path,
@@ -52,6 +62,7 @@ def run(
     threads: int,
     stream: bool,
     counts: bool,
+    max_memory: str | None,
     style: str,
 ) -> None:
     """Run the event network NETWORK on images or .npy arrays, without PyTorch.
@@ -72,9 +83,10 @@ def run(
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")
+    allowed = parse_bytes(max_memory)
     with OpenFile(path) as source:
         require_event_network(source)
-        network = load(source, threads)
+        network = load(source, threads, max_memory=allowed)
     with warnings_said(_warn), compiling_announced():
         groups = read_samples(inputs, replace(network.events.rule, resize=resize))
         network.warm_up(stream=stream)

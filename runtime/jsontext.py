@@ -61,7 +61,7 @@ def _require(what: str, needed: int, max_memory: int | None) -> None:
     allowed = DESCRIPTION_BYTES if max_memory is None else max_memory
     if needed > allowed:
         raise LimitError(
-            f"{what} would take {needed:,} bytes of memory as JSON data; allowed are {allowed:,}. "
+            f"{what}, as JSON data, needs {needed:,} bytes of memory; allowed are {allowed:,}. "
             f"{RAISE_IT}"
         )
 

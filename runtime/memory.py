@@ -11,7 +11,7 @@ WORK_BYTES = 4 << 30
 RAISE_IT = "Raise it with --max_memory, or max_memory of the function that reads the file"
 HELP = (
     "Refuse what would take more memory, before taking it: bytes, or with a unit (500MB, 2GiB).  "
-    "[default: what the machine has]"
+    "[default: what the machine has; 4GiB for what the file's size does not explain]"
 )
 
 

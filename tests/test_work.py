@@ -1,0 +1,569 @@
+"""Small files that ask for much: refused before it is taken, in bounded time and memory.
+
+Every file here is signed, so that nothing but its size is wrong with it.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import peak
+import pytest
+import torch
+from click.testing import CliRunner
+from deployed import small_model
+from fuzz_targets import write_signed
+from safetensors.numpy import save_file
+
+from soul_deploy.checkpoint import Checkpoint, _content, read_checkpoint, write_checkpoint
+from soul_deploy.cli import root
+from soul_deploy.composing import ConvOperator, as_matrix, compose
+from soul_deploy.export.event import build_event_network, export_event
+from soul_deploy.export.nir_description import _is_head
+from soul_deploy.export.onnx_graph import export_onnx
+from soul_deploy.export.onnx_reading import read_onnx
+from soul_deploy.folding import fold
+from soul_deploy.footprint import require_planning
+from soul_deploy.graph import (
+    AvgPool,
+    Flatten,
+    Input,
+    Linear,
+    NeuronSpec,
+    Population,
+    Readout,
+    SpikingGraph,
+)
+from soul_deploy.graph import Convolution as GraphConvolution
+from soul_deploy.graph import MaxPool as GraphMaxPool
+from soul_deploy.modelfile import Model, expected_shapes, load_model, load_state_dict, save_model
+from soul_deploy.prune.planner import plan_removal
+from soul_deploy.runtime import network
+from soul_deploy.runtime.bench_report import load_baseline
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.errors import FileFormatError, LimitError
+from soul_deploy.runtime.estimate import (
+    counting_bytes,
+    require_counting,
+    require_products,
+    require_running,
+    running_bytes,
+)
+from soul_deploy.runtime.eventfile import load_event_network, save_event_network
+from soul_deploy.runtime.eventnet import (
+    Convolution,
+    DenseRows,
+    EventNetwork,
+    Layer,
+    Matrix,
+    PoolLayer,
+    ReadoutLayer,
+    SparseRows,
+    SpikingLayer,
+)
+from soul_deploy.runtime.files import METADATA_KEY, read_tensors
+from soul_deploy.runtime.inspection import describe
+from soul_deploy.runtime.jsontext import DESCRIPTION_BYTES, json_bytes, parse_json
+from soul_deploy.runtime.memory import WORK_BYTES
+from soul_deploy.runtime.scipy_engine import ScipyEngine
+from soul_deploy.runtime.windows import axis_runs, gather_table, run_count, tap_table
+from soul_deploy.zoo import NetworkOptions, create
+
+NEURON = NeuronEquation("integrate", 1.0, 1.0, 0.0, "ge")
+SECONDS, GROWTH = 5.0, 300 << 20
+
+
+@contextmanager
+def bounded(seconds: float = SECONDS, growth: int = GROWTH) -> Iterator[None]:
+    """Fails if what is inside takes more processor time or memory."""
+    before, begun = peak.reset(), time.process_time()
+    yield
+    assert time.process_time() - begun < seconds
+    if peak.RESETTABLE:
+        assert peak.peak() - before < growth
+
+
+def chain(*layers: Layer, shape: tuple[int, ...], steps: int = 2, fixed: bool = False) -> Any:
+    """An event network of these layers; its readout votes with all neurons of the last."""
+    size = math.prod(layers[-1].out_shape)
+    weight = np.ones((1, size), np.float32)
+    readout = ReadoutLayer(
+        "out", layers[-1].name, layers[-1].out_shape, 1, False, weight, None, 1, 1
+    )
+    return EventNetwork("input", shape, steps, layers, readout, fixed_steps=fixed)
+
+
+def convolution(
+    shape: tuple[int, int, int], kernel: tuple[int, int], padding: tuple[int, int], **more: Any
+) -> Convolution:
+    """One channel to one, weights of 1; stride and dilation 1 unless given."""
+    stride, dilation = more.get("stride", (1, 1)), more.get("dilation", (1, 1))
+    sides = (
+        (shape[1 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    )
+    count = shape[0] * math.prod(kernel)
+    rows: Any = DenseRows(np.ones((shape[0], *kernel, 1), np.float32))
+    if more.get("sparse"):
+        starts = np.arange(count + 1, dtype=np.uint32)
+        rows = SparseRows(starts, np.zeros(count, np.uint32), np.ones(count, np.float32))
+    return Convolution(
+        shape, (1, *sides), rows, None, kernel, stride, padding, dilation, 1, shape[1:]
+    )
+
+
+def spiking(name: str, source: str, synapses: Any, **more: Any) -> SpikingLayer:
+    edge = ("analog", None) if source == "input" else ("spike", 1)
+    return SpikingLayer(name, f"{name}.p", source, *edge, synapses, NEURON, **more)
+
+
+def long_kernel(length: int, side: int, *, sparse: bool = False) -> EventNetwork:
+    """A 1×1 convolution, and one whose kernel is a column, with padding to see all of it."""
+    first = spiking("a", "input", convolution((1, side, 1), (1, 1), (0, 0)))
+    tall = convolution((1, side, 1), (length, 1), (length // 2, 0), sparse=sparse)
+    return chain(first, spiking("b", "a", tall), shape=(1, side, 1))
+
+
+def written(folder: Path, made: EventNetwork) -> Path:
+    path = folder / "x.safetensors"
+    save_event_network(path, made)
+    return path
+
+
+def test_tables_are_those_of_the_definition() -> None:
+    """Input p meets kernel index j at output o where p + padding = stride · o + dilation · j."""
+    grid = itertools.product((1, 2, 4, 5), (1, 2, 3), (1, 2, 3, 4), (0, 1, 3), (1, 2, 3))
+    seen = 0
+    for side, kernel, stride, padding, dilation in grid:
+        if side + 2 * padding < dilation * (kernel - 1) + 1:
+            continue
+        seen += 1
+        given = {"stride": (stride, 1), "dilation": (dilation, 1)}
+        made = convolution((1, side, 1), (kernel, 1), (padding, 0), **given)
+        outputs = made.out_shape[1]
+        met = [
+            (p, kernel - 1 - j, o)
+            for p in range(side)
+            for j in reversed(range(kernel))
+            for o in range(outputs)
+            if p + padding == stride * o + dilation * j
+        ]
+        runs = axis_runs(made, 0, merge=False)
+        position = np.repeat(np.arange(side), np.diff(runs.first.astype(np.int64)))
+        assert met == list(zip(position, runs.tap, runs.out, strict=True))
+        assert run_count(made, 0, merge=False) == len(met)
+        expected = np.full((outputs, kernel), side)
+        table = np.zeros((side, kernel))
+        for p, tap, o in met:
+            expected[o, tap], table[p, tap] = p, 1
+        assert np.array_equal(gather_table(made).reshape(outputs, kernel), expected)
+        assert np.array_equal(tap_table(made, 0), table)
+    assert seen > 200
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_long_kernel_is_ready_at_once(tmp_path: Path, sparse: bool) -> None:
+    """8192 × 1 on 8192 positions: 34 kB, and 67 million turns in Python."""
+    path = written(tmp_path, long_kernel(8192, 8192, sparse=sparse))
+    with bounded():
+        ready = network.load(path, 1)
+        ready._build(1, 2, carry=False)
+    x = np.zeros((1, 1, 8192, 1), np.float32)
+    x[0, 0, 7] = 5.0
+    fired = np.flatnonzero(ready.run_recorded(x).spikes["b"][0, 0, 0, :, 0])
+    assert np.array_equal(fired, np.arange(4104)), "all windows that hold position 7, and no other"
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_longest_kernel_is_refused_or_ready(tmp_path: Path, sparse: bool) -> None:
+    """2^20 × 1 on 65,535 positions: 7·10^10 pairs, of which shared sparse rows need one each."""
+    path = written(tmp_path, long_kernel(1 << 20, (1 << 16) - 1, sparse=sparse))
+    with bounded():
+        if sparse:
+            network.load(path, 1)._build(1, 2, carry=False)
+        else:
+            with pytest.raises(LimitError, match=r"running this network \(most of all b: [\d,]+"):
+                network.load(path, 1)
+
+
+def huge_table() -> EventNetwork:
+    """A kernel of 64 × 64 on 1024 × 1024 pixels: 17 kB, and a table of 16 GiB."""
+    return chain(
+        spiking("a", "input", convolution((1, 1024, 1024), (64, 64), (0, 0), stride=(1, 1))),
+        PoolLayer("p", "a", (1, 961, 961), (1, 1, 1), (961, 961), (1, 1), (0, 0)),
+        shape=(1, 1024, 1024),
+    )
+
+
+def test_a_table_larger_than_memory_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    path = written(tmp_path, huge_table())
+    assert path.stat().st_size < 20_000
+    needed = sum(running_bytes(load_event_network(path)).values())
+    assert needed > 15 << 30
+    told = f"needs {needed:,} bytes of memory; allowed are {WORK_BYTES:,}. Raise it with "
+    with bounded(), pytest.raises(LimitError) as caught:
+        network.load(path)
+    assert told + "--max_memory" in str(caught.value)
+    assert "most of all a: " in str(caught.value)
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 1024, 1024), np.float32))
+    with bounded():
+        done = CliRunner().invoke(root, ["run", str(path), str(tmp_path / "x.npy")])
+    assert (done.exit_code, told in done.stderr) == (1, True)
+    with bounded(), pytest.raises(LimitError, match="on CSR products"):
+        ScipyEngine(path, 1).load()
+    assert describe(path)["kind"] == "event", "looking at it is no run"
+
+
+def test_the_limit_is_raised_and_lowered(tmp_path: Path) -> None:
+    made = long_kernel(64, 32)
+    path, needed = written(tmp_path, made), sum(running_bytes(made).values())
+    assert network.load(path, 1, max_memory=max(needed, 100_000)).max_memory is not None
+    network.Network(made, 1, needed)
+    with pytest.raises(LimitError, match=f"needs {needed:,} bytes of memory; allowed are"):
+        network.Network(made, 1, needed - 1)
+    np.save(tmp_path / "x.npy", np.ones((1, 1, 32, 1), np.float32))
+    words = ["run", str(path), str(tmp_path / "x.npy"), "--max_memory"]
+    assert CliRunner().invoke(root, [*words, "20MB"]).exit_code == 0
+    done = CliRunner().invoke(root, [*words, "100"])
+    assert (done.exit_code, "allowed are 100. Raise it with --max_memory" in done.stderr) == (
+        1,
+        True,
+    )
+
+
+def test_what_is_taken_is_what_was_estimated() -> None:
+    """An upper bound, and not a wild one, of what loading and a run take besides the file."""
+    side = 512
+    shape = (3, side, side)
+    rows = DenseRows(np.ones((3, 5, 5, 1), np.float32))
+    out = (1, side, side)
+    geometry = ((5, 5), (1, 1), (2, 2), (1, 1), 1, shape[1:])
+    first = spiking("a", "input", Convolution(shape, out, rows, None, *geometry))
+    made = chain(
+        first,
+        PoolLayer("p", "a", out, (1, 1, 1), (side, side), (1, 1), (0, 0)),
+        shape=shape,
+        steps=4,
+    )
+    estimate = sum(running_bytes(made).values())
+    before = peak.reset()
+    network.Network(made, 1)._build(1, 4, carry=False)
+    taken = peak.peak() - before
+    assert taken < estimate + (20 << 20)
+    assert estimate < 4 * taken
+
+
+def test_generated_channels_on_a_large_map_are_refused(tmp_path: Path) -> None:
+    """Two bytes of a pattern stand for a channel of 1.6·10^9 neurons."""
+    pattern = np.ones((2, 1), np.uint8)
+    wide = convolution((1, 20_000, 20_000), (1, 1), (0, 0))
+    layer = spiking("a", "input", wide, pattern=pattern)
+    pool = PoolLayer("p", "a", (2, 20_000, 20_000), (2, 1, 1), (20_000,) * 2, (1, 1), (0, 0))
+    path = written(tmp_path, chain(layer, pool, shape=(1, 20_000, 20_000), fixed=True))
+    with bounded(), pytest.raises(LimitError, match="most of all a"):
+        network.load(path)
+
+
+def test_counting_on_long_kernels_is_refused_or_quick(tmp_path: Path) -> None:
+    ready = network.load(written(tmp_path, long_kernel(8192, 256)), 1)
+    with bounded():
+        fanout = ready.fanout("b")
+    assert fanout[0, 7, 0] == ready.events.layers[1].out_shape[1]
+    large = network.load(written(tmp_path, long_kernel(1 << 18, (1 << 16) - 1, sparse=True)), 1)
+    for ask in (
+        lambda: large.fanout("b"),
+        lambda: large.count(np.zeros((1, 1, (1 << 16) - 1, 1), np.float32)),
+    ):
+        with bounded(), pytest.raises(LimitError, match="counting its operations"):
+            ask()
+
+
+def test_fan_outs_onto_live_targets_of_long_kernels_are_quick() -> None:
+    synapses = convolution((1, 512, 1), (2048, 1), (1024, 0))
+    live = np.zeros(math.prod(synapses.out_shape), np.bool_)
+    live[::3] = True
+    layer = spiking("b", "a", synapses, live=live)
+    first = spiking("a", "input", convolution((1, 512, 1), (1, 1), (0, 0)))
+    ready = network.Network(chain(first, layer, shape=(1, 512, 1)), 1)
+    with bounded():
+        found = ready.fanout("b")[0, :, 0]
+    outputs = np.flatnonzero(live)
+    index = np.arange(512)[:, None] + 1024 - outputs
+    assert np.array_equal(found, ((index >= 0) & (index < 2048)).sum(axis=1))
+
+
+LISTS = "[" + "[]," * 20_000_000 + "[]]"
+"""60 MB of JSON: 20 million objects, 1.1 GB."""
+
+
+def lists_in_place(text: str, key: str) -> str:
+    """A description with empty lists under another name."""
+    return text[:-1] + f', "{key}": {LISTS}' + "}"
+
+
+def signed(path: Path, document: Any, tensors: Any) -> None:
+    write_signed(path, dict(tensors), lists_in_place(json.dumps(document), "more"))
+
+
+@pytest.mark.parametrize("kind", ["event", "model", "checkpoint", "header", "baseline", "onnx"])
+def test_sixty_megabytes_of_empty_lists(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("x.onnx" if kind == "onnx" else "x.safetensors")
+    readers: list[Any] = [describe]
+    if kind == "event":
+        export_event(small_model(), path)
+        readers.append(load_event_network)
+    elif kind == "model":
+        save_model(path, small_model())
+        readers += [load_model, load_state_dict]
+    elif kind == "checkpoint":
+        write_checkpoint(path, Checkpoint({}, {}, "train", {"x": np.ones(3, np.float32)}))
+        readers = [read_checkpoint]
+    elif kind == "header":
+        text = LISTS.encode()
+        header = b'{"a":' + text + b"}"
+        path.write_bytes(len(header).to_bytes(8, "little") + header)
+        readers += [load_state_dict, load_event_network]
+    elif kind == "baseline":
+        path.write_text(LISTS)
+        readers = [load_baseline]
+    else:
+        export_onnx(small_model(), path)
+        file = onnx.load(path)
+        file.metadata_props.add(key="lists", value=LISTS)
+        onnx.save(file, path)
+    if kind in ("event", "model", "checkpoint"):
+        opened = read_tensors(path)
+        document = json.loads(opened.metadata[METADATA_KEY])
+        if kind == "checkpoint":
+            document["sha256"] = _content(document, opened.tensors)
+        signed(path, document, opened.tensors)
+    for read in readers:
+        copied = 4 * len(LISTS) if kind == "onnx" else 0  # its text, by the two parsers of ONNX
+        told = r"bytes of memory; allowed are 134,217,728\. R"
+        with bounded(growth=GROWTH + copied), pytest.raises(LimitError, match=told):
+            read(path)
+
+
+def test_descriptions_are_estimated_from_above() -> None:
+    """Lists, dicts, numbers and texts take no more than `json_bytes` says."""
+    for text in (
+        "[" + "[]," * 300_000 + "0]",
+        "[" + "{}," * 300_000 + "0]",
+        "[" + '{"a":1},' * 200_000 + "0]",
+        "[" + "0.5," * 300_000 + "0]",
+        "[" + '"ab",' * 300_000 + "0]",
+        '"' + "x" * 5_000_000 + '"',
+        "{" + ",".join(f'"k{i}":[{i}]' for i in range(100_000)) + "}",
+    ):
+        before = peak.reset()
+        held = parse_json(text, "here")
+        taken = peak.peak() - before
+        del held
+        assert taken < json_bytes(text) + (8 << 20), text[:20]
+    with pytest.raises(LimitError, match=r"^here, as JSON data, needs [\d,]+ bytes of memory"):
+        parse_json("[" + "[]," * 1000 + "0]", "here", max_memory=50_000)
+    assert parse_json("[" + "[]," * 1000 + "0]", "here", max_memory=500_000)
+
+
+def with_graph(model: Model, graph: SpikingGraph) -> Model:
+    """Weights of ones for a graph."""
+    state = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(graph).items()}
+    return Model(graph, state, info=model.info)
+
+
+def wide_model(*, steps: int = 2, side: int = 30_000) -> Model:
+    """A 1 × 1 convolution on a map of a thousand million pixels, in a file of some kB."""
+    nodes = (
+        Input("input", (), (1, side, side)),
+        GraphConvolution("c", ("input",), True, None, 1, 1, (1, 1)),
+        Population("n", ("c",), NeuronSpec()),
+        GraphMaxPool("p", ("n",), (side, side), (side, side)),
+        Flatten("f", ("p",)),
+        Readout("r", ("f",), 1, linear=True, bias=False),
+    )
+    empty = small_model()
+    empty = replace(empty, info=replace(empty.info, normalization=None, classes=()))
+    return with_graph(empty, SpikingGraph(nodes, steps))
+
+
+@pytest.mark.parametrize("words", [("prune", "compact"), ("export", "event", "--no-check")])
+@pytest.mark.parametrize("large", ["maps", "steps"])
+def test_models_that_plan_too_much(tmp_path: Path, words: tuple[str, ...], large: str) -> None:
+    path, made = tmp_path / "x.safetensors", tmp_path / "made"
+    asked: dict[str, int] = {"side": 8, "steps": 2**31 - 1} if large == "steps" else {}
+    save_model(path, wide_model(**asked))
+    assert path.stat().st_size < 10_000
+    with bounded():
+        done = CliRunner().invoke(root, [*words, str(path), "-o", str(made)])
+    told = "the limit is 65535 steps" if large == "steps" else "Raise it with --max_memory"
+    assert (done.exit_code, told in done.stderr, made.exists()) == (1, True, False)
+
+
+def test_functions_that_plan_take_the_limit() -> None:
+    model = wide_model()
+    for call in (
+        lambda: plan_removal(model, max_memory=1 << 30),
+        lambda: build_event_network(model),
+    ):
+        with bounded(), pytest.raises(LimitError, match=r"planning with this network \(most of"):
+            call()
+
+
+def pooled(pool: AvgPool, shape: tuple[int, int, int], kernel: int = 1) -> tuple[Any, Any]:
+    nodes = (
+        Input("input", (), shape),
+        pool,
+        GraphConvolution("c", (pool.name,), False, None, 1, 1, (kernel, kernel)),
+        Population("n", ("c",), NeuronSpec()),
+        Readout("r", ("n",), 1, linear=False, votes=1),
+    )
+    graph = SpikingGraph(nodes, 2)
+    model = with_graph(small_model(), graph)
+    return graph, fold(graph, model.state, {})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [((20_000, 20_000), (20_000, 20_000)), ((3, 3), (20_000, 20_000))]
+)
+def test_composing_is_bounded_before_it_is_made(
+    kernel: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    """A window of 4·10^8 pixels as a kernel; a map of as many as a matrix."""
+    side = 20_000
+    pool = AvgPool("p", ("input",), kernel, stride)
+    graph, folded = pooled(pool, (1, side, side))
+    with bounded(), pytest.raises(LimitError, match="at most 268435456 elements are supported"):
+        compose(graph, folded, "c")
+
+
+def test_large_windows_are_composed_at_once() -> None:
+    pool = AvgPool("p", ("input",), (2000, 2000), (2000, 2000))
+    graph, folded = pooled(pool, (1, 2000, 2000))
+    with bounded():
+        operator: Any = compose(graph, folded, "c").operator
+    assert operator.weight.shape == (1, 1, 2000, 2000)
+    assert np.allclose(operator.weight.sum(dtype=np.float64), 1.0)
+
+
+def test_long_kernels_become_matrices_at_once() -> None:
+    size = 2048
+    weight = np.arange(1, 4097, dtype=np.float32).reshape(1, 1, 4096, 1)
+    operator = ConvOperator(
+        weight, None, (1, 1), (2048, 0), (1, 1), 1, (1, size, 1), (1, 2049, 1), (size, 1)
+    )
+    with bounded():
+        matrix = as_matrix(operator).weight
+    output, position = np.arange(2049)[:, None], np.arange(size)
+    assert np.array_equal(matrix, position + 2048 - output + 1)
+
+
+def test_onnx_files_of_nothing_but_nodes(tmp_path: Path) -> None:
+    """Two bytes a node, of which parsers make hundreds."""
+    graph = b"\x0a\x00" * 400_000
+    length, varint = len(graph), bytearray()
+    while length:
+        varint.append(length & 127 | (128 if length > 127 else 0))
+        length >>= 7
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"\x08\x08\x3a" + bytes(varint) + graph)
+    for read in (read_onnx, describe):
+        with bounded(), pytest.raises(LimitError, match=r"more than 335,544 nodes, values and"):
+            read(path)
+    done = CliRunner().invoke(root, ["inspect", str(path)])
+    assert (done.exit_code, "Raise it with --max_memory" in done.stderr) == (1, True)
+    export_onnx(small_model(), path)
+    with pytest.raises(LimitError, match="more than 2 nodes"):
+        read_onnx(path, max_memory=1000)
+    assert read_onnx(path, max_memory=1 << 20).graph.node
+
+
+def test_votes_of_a_nir_file_take_no_more_than_its_head() -> None:
+    head = Linear("h", ("n",), False, None, 4, 2)
+    own = Readout("h", ("n",), 2, linear=False, votes=10**9)
+    with bounded():
+        assert not _is_head(own, head, {"h.weight": np.ones((2, 4), np.float32)})
+
+
+def test_sides_without_number_of_an_array(tmp_path: Path) -> None:
+    """Their product would be a number of 10^7 digits."""
+    path = tmp_path / "x.safetensors"
+    entry = {"dtype": "F32", "shape": [2**62] * 100_000, "data_offsets": [0, 0]}
+    header = json.dumps({"a": entry}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with bounded(), pytest.raises(FileFormatError, match="has 100000 sides"):
+        read_tensors(path)
+
+
+def test_many_arrays_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({f"a{k}": np.full(1, k, np.float32) for k in range(5000)}, path)
+    with bounded():
+        found = read_tensors(path).tensors
+    assert all(found[f"a{k}"][0] == k for k in range(0, 5000, 7))
+
+
+def events_of(graph: SpikingGraph) -> EventNetwork:
+    """A chain's event network with weights of zero, which take no memory."""
+    layers: list[Any] = []
+    for node in graph.nodes:
+        if isinstance(node, GraphMaxPool):
+            shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
+            geometry = node.kernel, node.stride, node.padding
+            layers.append(PoolLayer(node.name, layers[-1].name, *shapes, *geometry))
+        elif isinstance(node, Population):
+            layers.append(_zero_layer(graph, node, layers[-1] if layers else None))
+    last = layers[-1]
+    weight = np.zeros((graph.readout.classes, math.prod(last.out_shape)), np.float32)
+    readout = ReadoutLayer(
+        "out", last.name, last.out_shape, graph.readout.classes, False, weight, None, 1, 1
+    )
+    return EventNetwork("input", graph.input.shape, graph.time_steps, tuple(layers), readout)
+
+
+def _zero_layer(graph: SpikingGraph, node: Population, before: Any) -> SpikingLayer:
+    projection = graph[node.inputs[0]]
+    source = "input" if before is None else before.name
+    shape = graph.input.shape if before is None else before.out_shape
+    out = graph.shapes[node.name]
+    if isinstance(projection, GraphConvolution):
+        rows = DenseRows(np.zeros((shape[0], *projection.kernel, out[0]), np.float32))
+        geometry = projection.kernel, projection.stride, projection.padding, projection.dilation
+        made: Any = Convolution(shape, out, rows, None, *geometry, 1, shape[1:])
+    else:
+        size = math.prod(shape), math.prod(out)
+        made = Matrix(shape, out, DenseRows(np.zeros(size, np.float32)), None)
+    return spiking(node.name, source, made)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cifar10net", (3, 32, 32)),
+        ("spikingvgg16", (3, 224, 224)),
+        ("spikingvgg19", (3, 224, 224)),
+        ("sewresnet50", (3, 224, 224)),
+    ],
+)
+def test_large_networks_need_no_option(name: str, shape: tuple[int, int, int]) -> None:
+    classes = 10 if shape[1] == 32 else 1000
+    with torch.device("meta"):
+        _, graph = create(name, NetworkOptions(shape, classes, NeuronSpec(), 4))
+    require_planning(graph)
+    text = json.dumps(json.dumps(graph.to_json()))
+    assert json_bytes(text) < DESCRIPTION_BYTES / 20
+    if name.startswith("sew"):
+        return  # its merges are no chain; its maps are smaller than VGG's
+    made = events_of(graph)
+    require_running(made)
+    require_counting(made)
+    require_products(made)
+    assert sum(running_bytes(made).values()) < WORK_BYTES / 2
+    assert sum(counting_bytes(made).values()) < WORK_BYTES / 2

@@ -259,7 +259,9 @@ def test_the_command_says_what_was_never_exercised(
     assert result.exit_code == 0, result.output
     untested = json.loads(result.stdout)["untested"]
     assert "b.4" in untested
-    assert f"{', '.join(untested[:3])} did not fire on the example, nor on it" in result.stderr
+    assert (
+        f"{', '.join(untested[:3])} did not fire on the example, so what follows" in result.stderr
+    )
     assert load_model(target).info.provenance["untested"] == untested
     result, target = import_torch("good", tmp_path, monkeypatch, "--format", "json")
     assert result.exit_code == 0, result.output
@@ -360,7 +362,9 @@ def test_layers_that_fire_on_a_larger_example_are_tested(recwarn: pytest.Warning
     for number in (0, 3):
         nn.init.zeros_(deaf.b[number].weight)
         nn.init.zeros_(deaf.b[number].bias)
-    with pytest.warns(NetworkWarning, match=r"b\.1, b\.4 did not fire on the example, nor on it"):
+    with pytest.warns(
+        NetworkWarning, match=r"b\.1, b\.4 did not fire on the example, so what follows"
+    ):
         model = from_torch(deaf, SHAPE, T, example=frames())
     assert model.info.provenance["untested"] == ["b.1", "b.4"]
 

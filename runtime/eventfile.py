@@ -327,14 +327,13 @@ def _alternative(entry: Mapping[str, Any]) -> Alternative:
 
 
 def _neuron(entry: Mapping[str, Any]) -> NeuronEquation:
-    reset, taken = entry["v_reset"], None
-    if isinstance(reset, dict):
-        reset, taken = None, _float(reset[SUBTRACT])
+    reset = entry["v_reset"]
+    taken = _float(reset[SUBTRACT]) if isinstance(reset, dict) else None
     return NeuronEquation(
         charge=entry["charge"],
         constant=_float(entry["constant"]),
         v_threshold=_float(entry["v_threshold"]),
-        v_reset=_optional(_float, reset),
+        v_reset=None if taken is not None else _optional(_float, reset),
         fire=entry["fire"],
         v_subtract=taken,
     )

@@ -87,28 +87,31 @@ def _plainly_equal(value: Any, reset: Any) -> bool:
     return isinstance(value, int | float) and value == reset
 
 
-def check_at_rest(path: str, module: nn.Module) -> None:
+def check_at_rest(network: nn.Module) -> None:
     """Raise UnsupportedGraphError for a SpikingJelly module whose state was set by hand: a graph's
     neurons start at rest. What an earlier run left (tensors) is warned about, for it is left out.
     """
-    if not is_stateful(module):
-        return
-    state, resets = vars(module).get("_memories", {}), vars(module).get("_memories_rv", {})
-    for name, value in state.items():
-        if name not in resets or is_reset(value, resets[name]):
+    used = []
+    for path, module in network.named_modules():
+        if not is_stateful(module):
             continue
-        if not isinstance(value, Tensor):
-            raise UnsupportedGraphError(
-                f"neuron {path!r} has {name} = {value!r}, which was set by hand; a graph starts at "
-                f"rest, with {resets[name]!r}. Reset it first "
-                "(spikingjelly.activation_based.functional.reset_net)"
-            )
-        if name == "v":
-            text = (
-                f"neuron {path!r} holds the membrane of an earlier run; the graph starts at rest, "
-                "as the network does after a reset"
-            )
-            warnings.warn(NetworkWarning(text), stacklevel=2)
+        state, resets = vars(module).get("_memories", {}), vars(module).get("_memories_rv", {})
+        for name, value in state.items():
+            if name not in resets or is_reset(value, resets[name]):
+                continue
+            if not isinstance(value, Tensor):
+                raise UnsupportedGraphError(
+                    f"neuron {path!r} has {name} = {value!r}, which was set by hand; a graph "
+                    f"starts at rest, with {resets[name]!r}. Reset it first "
+                    "(spikingjelly.activation_based.functional.reset_net)"
+                )
+            used += [path] if name == "v" else []
+    if used:
+        text = (
+            f"{', '.join(used[:3])}{' and more' if used[3:] else ''} hold membranes of an earlier "
+            "run; the graph starts at rest, as the network does after a reset"
+        )
+        warnings.warn(NetworkWarning(text), stacklevel=2)
 
 
 def step_mode(module: nn.Module) -> str | None:

@@ -43,7 +43,7 @@ def trace_with_input(network: nn.Module, input_shape: Shape, time_steps: int) ->
     """As `trace`, with what the network's own forward takes."""
     for path, module in network.named_modules():
         check_unchanged(path, module)
-        check_at_rest(path, module)
+    check_at_rest(network)
     operations = run_symbolically(network)
     takes = _input_of(network, operations)
     lead = 2 if takes == "sequence" else 1

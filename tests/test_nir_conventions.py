@@ -19,6 +19,8 @@ from soul_deploy.cli import root
 from soul_deploy.export.event import build_event_network
 from soul_deploy.export.nir_export import export_nir
 from soul_deploy.export.nir_import import import_nir
+from soul_deploy.export.onnx_check import OnnxExecution
+from soul_deploy.export.onnx_graph import build_onnx
 from soul_deploy.graph import NeuronSpec
 from soul_deploy.modelfile import Model, ModelInfo, from_module, load_model
 from soul_deploy.module import GraphModule
@@ -26,7 +28,8 @@ from soul_deploy.neurons import SpikingNeuron
 from soul_deploy.nodejson import node_from_json, node_to_json
 from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.runtime.eventlayers import Neurons
-from soul_deploy.runtime.network import load
+from soul_deploy.runtime.network import Network, load
+from soul_deploy.runtime.scipy_engine import ScipyEngine
 from soul_deploy.tracing import trace
 
 nir = pytest.importorskip("nir", reason="the package nir is the extra `nir`")
@@ -344,6 +347,38 @@ def test_the_function_takes_and_checks_the_same() -> None:
         import_nir(graph, time_steps=T, dt=0)
     with pytest.raises(UnsupportedGraphError, match="--dt"):
         import_nir(graph, time_steps=T, dt=3e-4)
+
+
+@pytest.mark.parametrize("family", ["if", "lif"])
+def test_what_a_spike_takes_off_in_every_engine(family: Any) -> None:
+    """Against the equation written out; with gradients too, where another loop runs."""
+    spec = NeuronSpec(family, v_reset=None, v_threshold=0.75, v_subtract=1.25, decay_input=False)
+    current = torch.randn(T, 2, 7, generator=torch.Generator().manual_seed(5)) * 2
+    v, expected = torch.zeros(2, 7), []
+    for x in current:
+        v = v + x if family == "if" else v + (0.0 - v) / 2.0 + x
+        expected.append((v > 0.75).float())
+        v = v - expected[-1] * 1.25
+    spikes = torch.stack(expected)
+    assert 0.1 < spikes.mean() < 0.9
+    assert torch.equal(SpikingNeuron(spec, T)(current), spikes)
+    assert torch.equal(SpikingNeuron(spec, T)(current.clone().requires_grad_()), spikes)
+    eye = nn.Linear(7, 7, bias=False)
+    nn.init.eye_(eye.weight)
+    head = nn.Linear(7, 7, bias=False)
+    nn.init.eye_(head.weight)
+    network = nn.Sequential(eye, SpikingNeuron(spec, T), head)
+    module = GraphModule(trace(network.eval(), (7,), T))
+    module.load_state_dict(network.state_dict())
+    model = from_module(module, ModelInfo())
+    rates = spikes.mean(0).numpy()
+    event = Network(build_event_network(model))
+    np.testing.assert_allclose(event.run(current.numpy()), rates, atol=1e-6)
+    reference = ScipyEngine(Path("none"), 1)
+    reference.prepare(build_event_network(model))
+    np.testing.assert_allclose(reference.infer(current.numpy()), rates, atol=1e-6)
+    onnx = OnnxExecution(build_onnx(model, input_mode="sequence"), model)
+    np.testing.assert_allclose(onnx.run(current).logits, rates, atol=1e-6)
 
 
 def test_what_a_spike_takes_off_is_checked_and_kept() -> None:

@@ -163,7 +163,10 @@ def kind_of(artifact: Path) -> Kind:
     if artifact.suffix.lower() in SUFFIXES:
         return SUFFIXES[artifact.suffix.lower()]
     with artifact.open("rb") as stream:
-        return "event" if stream.read(9)[8:] == b"{" else "onnx"
+        start = stream.read(9)
+    if start[:4] == b"\x89HDF":  # NIR is stored as HDF5
+        return "nir"
+    return "event" if start[8:] == b"{" else "onnx"
 
 
 def _open(

@@ -189,7 +189,10 @@ def kind_of(artifact: File) -> Kind:
         suffix = source.path.suffix.lower()
         if suffix in SUFFIXES:
             return SUFFIXES[suffix]
-        return "event" if source.start(9)[8:] == b"{" else "onnx"
+        start = source.start(9)
+    if start[:4] == b"\x89HDF":  # NIR is stored as HDF5
+        return "nir"
+    return "event" if start[8:] == b"{" else "onnx"
 
 
 def _open(

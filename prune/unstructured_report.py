@@ -237,8 +237,8 @@ def print_outcome(output_format: str, outcome: Outcome) -> None:
         "Test accuracy: "
         + ", ".join(f"{kind} {value:.2%}" for kind, value in outcome.accuracies.items())
     )
-    last = list(outcome.files.values())[-1 if outcome.compact is None else -2]
-    words = ["export", "event", last, *folder_flags(outcome.data_dir)]
+    kind = "Model" if outcome.compact is None else "Compact model"
+    words = ["export", "event", outcome.files[kind], *folder_flags(outcome.data_dir)]
     print_files(output_format, outcome.files, words)
 
 

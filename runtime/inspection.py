@@ -21,6 +21,7 @@ from soul_deploy.runtime.eventnet import (
     Layer,
     Neurons,
     ReadoutLayer,
+    Synapses,
     Synaptic,
 )
 from soul_deploy.runtime.files import (
@@ -35,6 +36,7 @@ from soul_deploy.runtime.files import (
     read_tensors,
 )
 from soul_deploy.runtime.inputrule import KIND_OF_OLD_FILES
+from soul_deploy.runtime.windows import taps_met
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
@@ -251,11 +253,28 @@ def _synaptic_row(layer: Synaptic) -> dict[str, Any]:
         "neurons": layer.neurons if isinstance(layer, Neurons) else 0,
         "generated": layer.generated if isinstance(layer, Neurons) else 0,
         "rows": _row_count(layer),
-        "synapses": rows.synapses,
+        "synapses": stored_synapses(synapses),
         "bytes": sum(array.nbytes for array in arrays),
         "neuron": asdict(layer.neuron) if isinstance(layer, Neurons) else None,
         "grid": layer.grid,
     }
+
+
+def stored_synapses(synapses: Synapses) -> int:
+    """Nonzero weights that lead from neuron to neuron; one that many positions share counts once.
+
+    A kernel that is larger than the map has weights under which no neuron ever lies.
+    """
+    rows = synapses.rows
+    if not isinstance(synapses, Convolution):
+        return rows.synapses
+    if isinstance(rows, DenseRows):
+        lengths = np.count_nonzero(rows.weight, axis=3)
+    else:
+        starts = rows.starts.astype(np.int64)
+        lengths = np.diff(starts).reshape(synapses.in_shape[0], *synapses.kernel)
+    met = np.multiply.outer(taps_met(synapses, 0), taps_met(synapses, 1))
+    return int(lengths[:, met].sum())
 
 
 def representations(network: EventNetwork) -> list[dict[str, Any]]:

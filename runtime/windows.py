@@ -136,3 +136,17 @@ def _positions(convolution: Convolution, axis: int) -> Array:
     under = (start - convolution.padding[axis])[:, None] + convolution.dilation[axis] * index
     reach = min(convolution.reach[axis], convolution.in_shape[1 + axis])
     return np.where((under >= 0) & (under < reach), under, -1)
+
+
+def taps_met(convolution: Convolution, axis: int) -> Array:
+    """bool (kernel,): (mirrored) kernel indices under which any input position ever lies.
+
+    The others hold stored weights that lead nowhere. No turn per position or index is taken.
+    """
+    kernel, stride = convolution.kernel[axis], convolution.stride[axis]
+    taps = convolution.dilation[axis] * np.arange(kernel - 1, -1, -1, dtype=np.int64)
+    under = taps - convolution.padding[axis]  # of output 0
+    output = np.maximum(-(under // stride), 0)  # the first whose position is not before the map
+    inside = under + output * stride < convolution.reach[axis]
+    met: Array = inside & (output < convolution.out_shape[1 + axis])
+    return met

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.composing import ReadoutOperator, compose
-from soul_deploy.counting import arrivals, live_targets
+from soul_deploy.counting import arrivals, fanout, live_targets
 from soul_deploy.folding import Synapses
 from soul_deploy.graph import (
     AdaptiveAvgPool,
@@ -62,16 +62,20 @@ class Connectivity:
 
     @property
     def share(self) -> float:
-        return self.live / self.dense
+        """At most 1; 1 too where there are no synapses that could go."""
+        return self.live / self.dense if self.dense else 1.0
 
     def table(self) -> str:
         """A row per projection and the total, as text."""
+        found = [*self.layers, LayerConnectivity("total", self.live, self.dense)]
         rows: list[list[object]] = [
-            [layer.projection, layer.live, layer.dense, f"{100 * layer.live / layer.dense:.2f} %"]
-            for layer in self.layers
+            [row.projection, row.live, row.dense, _share_text(row)] for row in found
         ]
-        rows.append(["total", self.live, self.dense, f"{100 * self.share:.2f} %"])
         return text_table("Connectivity", ["layer", "synapses", "dense", "connectivity"], rows)
+
+
+def _share_text(row: LayerConnectivity) -> str:
+    return f"{100 * row.live / row.dense:.2f} %" if row.dense else ""
 
 
 def measure_connectivity(
@@ -140,19 +144,19 @@ def _reachable_values(node: Node, before: list[Tensor]) -> Tensor:
     return first.flatten(1)
 
 
-def dense_synapses(graph: SpikingGraph) -> dict[str, int]:
-    """Synapses of every projection with all weights kept, border-valid."""
-    ones = {
-        node.name: Synapses(np.ones(weight_shape(node), np.float32), None)
-        for node in graph.projections
-    }
-    totals = {}
-    for node in graph.projections:
-        composed = compose(graph, ones, node.name)
-        assert not isinstance(composed.operator, ReadoutOperator)
-        everywhere = torch.ones(1, *composed.operator.in_shape, dtype=torch.float64)
-        totals[node.name] = int(arrivals(composed.operator, everywhere).sum().item())
-    return totals
+def dense_synapses(graph: SpikingGraph, *, head: bool = False) -> dict[str, int]:
+    """Synapses of every projection with no weight 0 and no neuron masked, by name.
+
+    head: of the readout's head too. Of the very operators whose stored synapses are counted,
+    average pooling composed into them, so that stored ones are never more. Raises LimitError for a
+    composed matrix that is too large.
+    """
+    readout = graph.readout
+    shapes = {node.name: weight_shape(node) for node in graph.projections}
+    if head:
+        shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
+    ones = {name: Synapses(np.ones(shape, np.float32), None) for name, shape in shapes.items()}
+    return {name: int(fanout(compose(graph, ones, name).operator).sum()) for name in ones}
 
 
 def weight_shape(node: Projection) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """What a network would cost without sparsity, from its graph alone: no data, no weights.
 
-Each projection is taken on its own input, pooled where the graph pools, as tools that count
-multiplications per layer do.
+Operations, not synapses: each projection is taken on its own input, pooled where the graph pools,
+as tools that count multiplications per layer do. What synapses a network could have, average
+pooling composed as in those that it stores, is `soul_deploy.connectivity.dense_synapses`.
 """
 
 from dataclasses import dataclass

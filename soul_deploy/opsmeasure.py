@@ -35,7 +35,11 @@ from soul_deploy.runtime.files import Array
 
 @dataclass(frozen=True)
 class Original:
-    """What denominators are taken from: the network before anything was removed."""
+    """What denominators are taken from: the network before anything was removed.
+
+    neurons: of each population. weights, synapses: of each projection and the readout's head, with
+    none of them 0; average pooling is composed into the synapses, as it is into stored ones.
+    """
 
     name: str
     neurons: Mapping[str, int]
@@ -49,7 +53,7 @@ def original_of(name: str, model: Model) -> Original:
     neurons = {p.name: int(np.prod(graph.shapes[p.name])) for p in graph.populations}
     folded = fold(graph, model.state, model.channel_masks)
     weights = {node: synapses.weight.size for node, synapses in folded.items()}
-    return Original(name, neurons, weights, dense_synapses(graph))
+    return Original(name, neurons, weights, dense_synapses(graph, head=True))
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ def ops_report(
 ) -> OpsReport:
     """Run `model` on normalised images (B, C, H, W) or (T, B, C, H, W), and count everything.
 
-    Raises UsageError if the original lacks a layer of the model, VerificationError if a count
-    breaks a bound.
+    Raises UsageError if the original lacks a layer of the model or has fewer neurons, weights or
+    synapses in one, VerificationError if a count breaks a bound.
     """
     graph = model.graph
     _require_same_layers(graph, original)
@@ -91,6 +95,8 @@ def ops_report(
     entries = sorted(counted_nodes(live), key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
     for layer in layers:
+        _require_fewer(original, layer.name, "weights", layer.weights_nz, layer.weights)
+        _require_fewer(original, layer.name, "synapses", layer.synapses, layer.synapses_dense)
         if layer.name in compat:
             _require_ordered(layer, compat[layer.name])
     activities = {layer.name: layer.activity for layer in layers}
@@ -115,17 +121,27 @@ def ops_report(
 def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
     for node in graph.populations:
         if node.name not in original.neurons:
-            raise UsageError(
-                f"{original.name} has no population {node.name!r}; firing rates and sparsities "
-                "need the network that this one came from. Give it with --original"
-            )
-        here = math.prod(graph.shapes[node.name])
-        if here > original.neurons[node.name]:
-            raise UsageError(
-                f"{original.name} has {original.neurons[node.name]} neurons in {node.name}, and "
-                f"this network {here}; firing rates and sparsities need the network that this one "
-                "came from. Give it first, or with --original"
-            )
+            raise _not_the_original(original, f"has no population {node.name!r}")
+        here, there = math.prod(graph.shapes[node.name]), original.neurons[node.name]
+        _require_fewer(original, node.name, "neurons", here, there)
+    for projection in graph.projections:
+        if projection.name not in original.synapses:
+            raise _not_the_original(original, f"has no projection {projection.name!r}")
+    if graph.readout.name not in original.synapses:
+        raise _not_the_original(original, f"has no readout {graph.readout.name!r}")
+
+
+def _require_fewer(original: Original, name: str, what: str, here: int, there: int) -> None:
+    if here > there:
+        found = f"has {there:,} {what} in {name}, and this network {here:,}"
+        raise _not_the_original(original, found)
+
+
+def _not_the_original(original: Original, found: str) -> UsageError:
+    return UsageError(
+        f"{original.name} {found}; firing rates and sparsities need the network that this one came from. "
+        "Give it first, or with --original"
+    )
 
 
 def _require_ordered(layer: LayerReport, compat: CompatCounts) -> None:
@@ -209,11 +225,9 @@ class _Run:
         operator = entry.composed.operator
         if isinstance(operator, ReadoutOperator):
             executions, once = self.samples, False
-            every = self.original.weights.get(name, 0)
         else:
             once = source in self.once
             executions = self.samples * (1 if once else graph.time_steps)
-            every = self.original.synapses[name]
         before, fan_out = self.sources[source], entry.fanout
         if before is not None and before.shape == fan_out.shape:
             fan_out = fan_out * before
@@ -233,7 +247,7 @@ class _Run:
             executions=executions,
             dense=self.dense[name],
             synapses=int(fan_out.sum()),
-            synapses_dense=every,
+            synapses_dense=self.original.synapses[name],
             weights_nz=kept,
             weights=self.original.weights.get(name, 0),
             activity=Activity(counts, graded, self._leaky(entry.population), analog),

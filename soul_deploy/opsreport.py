@@ -39,7 +39,8 @@ CONVENTIONS_LINE = (
 class LayerReport:
     """One entry: a projection with its population, a population alone, a pooling, the readout.
 
-    synapses       nonzero ones between live neurons; synapses_dense: of the unpruned operator
+    synapses       nonzero ones between live neurons; synapses_dense: of the same operator with
+                   no weight 0, never fewer
     executions     executed steps × samples; 0 where there are no synapses
     neurons        live; neurons_original: of the population behind in the original network
     activation     (nonzero, all) outputs of the population, all of the original's

@@ -6,6 +6,7 @@ a count like any other.
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +25,13 @@ from soul_deploy.export.onnx_graph import export_onnx
 from soul_deploy.export.verify import verify
 from soul_deploy.fanouts import CountedLayer
 from soul_deploy.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
     Convolution,
     Input,
     Merge,
     NeuronSpec,
+    Node,
     Pair,
     Population,
     Readout,
@@ -35,6 +39,7 @@ from soul_deploy.graph import (
 )
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model, ModelInfo, save_model
+from soul_deploy.module import Signal
 from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
 from soul_deploy.runtime.files import Array
 
@@ -179,6 +184,48 @@ def test_every_geometry_is_counted_as_plain_loops_count() -> None:
     assert beside >= 2
 
 
+def pooled_network(rows: Axis, columns: Axis, kind: int) -> SpikingGraph:
+    """`network` with an average pooling to the map: tiles, tiles that drop the last, adaptive."""
+    nodes = list(network(rows, columns).nodes)
+    height, width = rows[0], columns[0]
+    pool: Node = AvgPool("pool", ("sa",), (2, 2), (2, 2))
+    sides = (2 * height + kind % 2, 2 * width + kind % 2)
+    if kind == 2:
+        pool, sides = AdaptiveAvgPool("pool", ("sa",), (height, width)), (height + 1, width + 2)
+    b = replace(nodes[3], inputs=("pool",))
+    return SpikingGraph((Input("input", (), (1, *sides)), *nodes[1:3], pool, b, *nodes[4:]), STEPS)
+
+
+def reached(model: Model) -> Array:
+    """bool (inputs, outputs): where a spike of one neuron changes the current of b."""
+    graph = model.graph
+    ones = {n: a * 0 + 1 if n == "b.weight" else a * 0 for n, a in model.state.items()}
+    ones["b.weight"] *= model.state["b.weight"] != 0
+    module = Model(graph, ones).module().double()
+    impulses = torch.eye(math.prod(graph.shapes["sa"]), dtype=torch.float64)
+    signal = Signal(impulses.reshape(-1, *graph.shapes["sa"]), True)
+    with torch.no_grad():
+        current = module.evaluate({"sa": signal}, ["b"])["b"].tensor
+    live = torch.from_numpy(model.neuron_masks["sb"])
+    return np.asarray(((current != 0) & live).flatten(1))
+
+
+def test_every_geometry_behind_an_average_is_counted_as_impulses_arrive() -> None:
+    for number, rows, columns in geometries():
+        for kind in range(3) if rows in BESIDE else (number % 3,):
+            graph = pooled_network(rows, columns, kind)
+            model, x = model_of(graph, number), images_of(graph, number)
+            paths = reached(model)
+            layer = counted_nodes(model)[1]
+            assert isinstance(layer, CountedLayer)
+            assert layer.fanout.reshape(-1).tolist() == paths.sum(axis=1).tolist()
+            spikes = model.module().record(x).spikes["sa"].flatten(2).numpy()
+            counts = count_model(model, x)["b"]
+            arriving = spikes.astype(np.int64) @ paths.astype(np.int64)
+            assert counts.synops == arriving.sum(), (rows, columns, kind)
+            assert counts.touched == np.count_nonzero(arriving), (rows, columns, kind)
+
+
 def assert_deployed(model: Model, x: torch.Tensor, folder: Path) -> None:
     """Exported twice, verified with counts, and reported."""
     for name, make in (("net.onnx", export_onnx), ("net.safetensors", export_event)):
@@ -199,8 +246,8 @@ def assert_deployed(model: Model, x: torch.Tensor, folder: Path) -> None:
 @pytest.mark.parametrize("number", [*range(0, len(AXES), 23)])
 def test_such_networks_export_verify_and_are_reported(number: int, tmp_path: Path) -> None:
     axis, other = AXES[number], AXES[(number * 7 + 3) % len(AXES)]
-    for rows, columns in ((axis, axis), (axis, other)):
-        graph = network(rows, columns)
+    graphs = network(axis, axis), network(axis, other), pooled_network(axis, other, number % 3)
+    for graph in graphs:
         assert_deployed(model_of(graph, number), images_of(graph, number), tmp_path)
 
 

@@ -52,8 +52,8 @@ def plan_removal(
     could go stay, masked. residual: what goes from residual streams: nothing ("internal"), channels
     of all their members ("coupled"), and silent channels of single branches too ("scatter").
     max_memory: bytes that planning may take besides the weights; None: what the machine has.
-    Raises LimitError for more, and RemovalError if a layer that nothing bypasses would lose its last
-    channel: the output would then not depend on the input.
+    Raises LimitError for more, and RemovalError if a layer that nothing bypasses would lose its
+    last channel: the output would then not depend on the input.
     """
     if round_to < 1:
         raise UsageError(f"round_to {round_to} must be at least 1")

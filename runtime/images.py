@@ -1,5 +1,6 @@
 """Input files as batches: images (PNG, JPEG, …) and .npy arrays, shaped and normalised."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,8 +157,11 @@ def _mapped(source: OpenFile) -> Array:
     shape, by_columns, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    order = "F" if by_columns else "C"
-    return np.memmap(stream, dtype, "r", stream.tell(), shape, order)
+    begin, needed = stream.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or begin + needed > source.size:
+        raise ValueError(f"{needed} bytes of values announced, {source.size - begin} there")
+    values: Array = source.data[begin : begin + needed].view(dtype)
+    return values.reshape(shape, order="F" if by_columns else "C")
 
 
 def _as_float32(path: Path, array: Array) -> Array:

@@ -43,11 +43,12 @@ def try_reading(file: File, seconds: float | None = None) -> None:
 
 def main() -> None:
     """Read the file on standard input, its texts first, and nothing else."""
-    source = OpenFile(sys.argv[1], sys.stdin.buffer)
-    most = MEMORY + 64 * source.size
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    check_texts(source)
-    nir_package().read(source.stream, type_check=False)
+    with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+        source = OpenFile(sys.argv[1], stream)
+        most = MEMORY + 64 * source.size
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        check_texts(source)
+        nir_package().read(stream, type_check=False)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def require_structure(source: OpenFile, max_memory: int | None = None) -> None:
     """
     allowed = DESCRIPTION_BYTES if max_memory is None else max_memory
     most = allowed // MESSAGE_BYTES
-    for count, _ in enumerate(_messages(memoryview(source.data)), 1):
+    for count, _ in enumerate(_messages(source.data.data), 1):
         if count > most:
             raise LimitError(
                 f"{source} has more than {most:,} nodes, values and other parts, which need more "

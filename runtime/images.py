@@ -3,6 +3,7 @@
 What their numbers mean stands in inputrule.py.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,8 +154,11 @@ def _mapped(source: OpenFile) -> Array:
     shape, by_columns, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    order = "F" if by_columns else "C"
-    return np.memmap(stream, dtype, "r", stream.tell(), shape, order)
+    begin, needed = stream.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or begin + needed > source.size:
+        raise ValueError(f"{needed} bytes of values announced, {source.size - begin} there")
+    values: Array = source.data[begin : begin + needed].view(dtype)
+    return values.reshape(shape, order="F" if by_columns else "C")
 
 
 def _shaped(path: Path, array: Array, rule: InputRule) -> Array:

@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,7 @@ class OpenFile:
     stream  for libraries that read from one; where it stands is left to whoever uses it
     """
 
-    def __init__(self, path: Path | str, stream: BinaryIO | None = None) -> None:
+    def __init__(self, path: Path | str, stream: BufferedReader | None = None) -> None:
         """stream: the file, where it is open already; `path` is its name then.
 
         Raises MissingFileError, PathKindError, FileFormatError if it may not be read.
@@ -85,7 +86,7 @@ class OpenFile:
         self.stream.seek(0)
         return self.stream.read(count)
 
-    def again(self) -> BinaryIO:
+    def again(self) -> BufferedReader:
         """Another stream of the same content, from its beginning; whoever asks closes it.
 
         The system has one place for both, so that the first must seek before it reads on.
@@ -122,7 +123,7 @@ def path_of(file: File) -> Path:
     return file.path if isinstance(file, OpenFile) else Path(file)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     require_file(path)
     try:
         return open(path, "rb", opener=_descriptor)

@@ -27,6 +27,10 @@ VALUES: list[Any] = [
     *([], {}, [[]], [0], [1, 1], [1, 1, 1], [0, 0], [-1, -1], [2**31] * 3, [2**60, 2**60], ["x"]),
     DEEP,
 ]
+LARGE = [64, 100, 1000, 4096, 30_000, 65_535, 65_536, 2**20, 2**24, 2**30, 2**31 - 1]
+"""Sides, paddings, strides, steps and classes that readers take, or nearly: little is written, and
+much may follow from it."""
+
 NUMBERS = [0, -1, 1, 7, 2**31, 2**32 - 1, 2**63, float("nan"), float("inf"), -float("inf"), 1e38]
 HEADER_SIZES = [0, 1, 7, 8, 255, 2**20, 10**8, 10**8 + 1, 2**32, 2**60, 2**63, 2**64 - 1]
 DTYPES = ["F32", "F64", "I64", "I32", "U32", "U16", "U8", "BOOL", "F16", "BF16", "I8", "X", "F4"]
@@ -121,6 +125,35 @@ def damaged_json(tree: Any, rng: Rng) -> tuple[str, Any]:
         return f"{key!r} put in a list", tree
     node[key] = number + pick(rng, (-1, 1, 2, 0.5, -number, number))
     return f"{key!r} changed from {number} to {node[key]}", tree
+
+
+def enlarged_json(tree: Any, rng: Rng) -> tuple[str, Any]:
+    """Up to four numbers of a copy of JSON data, neighbours first, replaced by large ones."""
+    tree = copy.deepcopy(tree)
+    numbers = [
+        (node, key)
+        for node, key in places(tree)
+        if isinstance(node[key], int) and not isinstance(node[key], bool)
+    ]
+    if not numbers:
+        return "no number to enlarge", tree
+    first, done = int(rng.integers(len(numbers))), []
+    for node, key in numbers[first : first + int(rng.integers(1, 5))]:
+        node[key] = pick(rng, LARGE)
+        done.append(f"{key!r} enlarged to {node[key]}")
+    return ", ".join(done), tree
+
+
+def crowded_text(text: str, rng: Rng) -> tuple[str, str]:
+    """A description with one more entry, of many small objects."""
+    count, one = (
+        int(pick(rng, (1000, 100_000, 2_000_000))),
+        pick(rng, ("[]", "{}", '""', "0", "[0]")),
+    )
+    many = ",".join([one] * count)
+    if not text.startswith("{"):
+        return "nothing to crowd", text
+    return f"{count} times {one}", '{"crowd": [' + many + "]," + text[1:]
 
 
 def json_text(tree: Any) -> str:

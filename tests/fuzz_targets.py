@@ -22,11 +22,13 @@ from checkpointed import JOBS, write_checkpoints
 from deployed import small_model
 from fuzz_mutations import (
     Rng,
+    crowded_text,
     damaged_bytes,
     damaged_container,
     damaged_json,
     damaged_tensors,
     damaged_text,
+    enlarged_json,
     json_text,
     pick,
 )
@@ -49,6 +51,7 @@ from soul_deploy.imagefiles import read_idx_pair
 from soul_deploy.modelfile import Model, load_model, load_state_dict, save_model
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
+from soul_deploy.runtime import network
 from soul_deploy.runtime.bench import SCHEMA
 from soul_deploy.runtime.bench_report import load_baseline
 from soul_deploy.runtime.errors import SoulDeployError
@@ -61,6 +64,7 @@ from soul_deploy.runtime.inspection import describe
 Damage = Callable[[Rng, Path], tuple[str, bool]]
 """Writes a damaged file to a path; what was done, and whether it was signed."""
 
+RUN_MEMORY = 200 << 20  # bytes that getting ready to run an event network may take
 MAX_RUN = 20_000  # values of one layer, of a model that is run
 
 
@@ -118,12 +122,18 @@ def tensor_files(
         document: Any = json.loads(opened.metadata[METADATA_KEY])
         steps = []
         for _ in range(int(pick(rng, (1, 1, 1, 2, 3)))):
-            if rng.random() < 0.5:
+            kind = rng.random()
+            if kind < 0.45:
                 done, tensors = damaged_tensors(tensors, rng)
-            else:
+            elif kind < 0.85:
                 done, document = damaged_json(document, rng)
+            else:
+                done, document = enlarged_json(document, rng)
             steps.append(done)
         text = json_text(sign(document, tensors))
+        if rng.random() < 0.02:
+            done, text = crowded_text(text, rng)
+            steps.append(done)
         if rng.random() < 0.1:
             done, text = damaged_text(text, rng)
             steps.append(done)
@@ -146,26 +156,35 @@ def event_networks(folder: Path) -> list[Path]:
     networks += [build_event_network(model_of(s)) for s in ("sew", "ms")]
     networks.append(build_event_network(model_of("ms"), representation="explicit"))
     paths = [folder / f"{k}.event.safetensors" for k in range(len(networks))]
-    for path, network in zip(paths, networks, strict=True):
-        save_event_network(path, network)
+    for path, made in zip(paths, networks, strict=True):
+        save_event_network(path, made)
     return paths
 
 
 def event_target(folder: Path) -> Target:
     paths = event_networks(folder)
     intact = [load_event_network(path) for path in paths]
+    for path in paths:  # kernels are loaded here, not within the time of a case
+        network.load(path, 1)._build(1, 2, carry=False)
 
-    def judge(network: EventNetwork, signed: bool) -> None:
-        if any(same(network, other) for other in intact):
+    def judge(events: EventNetwork, signed: bool) -> None:
+        if any(same(events, other) for other in intact):
             return
         assert signed, "not the original, although nothing was signed"
-        if small(network):
-            found = disagreement(network, 1)
+        if small(events):
+            found = disagreement(events, 1)
             assert found is None, found
 
     files, contents = [read_tensors(p) for p in paths], [p.read_bytes() for p in paths]
     damage = tensor_files(files, contents)
-    return Target("event", ".safetensors", damage, load_event_network, judge, share=4)
+
+    def read(path: Path) -> EventNetwork:
+        """Ready to run: all tables and buffers of a run are made."""
+        ready = network.load(path, 1, max_memory=RUN_MEMORY)
+        ready._build(1, ready.time_steps, carry=False)
+        return ready.events
+
+    return Target("event", ".safetensors", damage, read, judge, share=4)
 
 
 def models(folder: Path) -> list[Path]:

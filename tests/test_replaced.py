@@ -19,7 +19,7 @@ import peak
 import pytest
 import torch
 from chains import ChainSpec, ConvSpec, build
-from deployed import small_model
+from deployed import SHAPE, small_model
 from safetensors.numpy import save_file
 
 from soul_deploy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -84,6 +84,18 @@ def make_checkpoint(path: Path, factor: float) -> None:
     write_checkpoint(path, Checkpoint({"factor": factor}, {}, "train", {"x": array}))
 
 
+def make_model(path: Path, factor: float) -> None:
+    save_model(path, scaled(factor))
+
+
+def make_event(path: Path, factor: float) -> None:
+    export_event(scaled(factor), path)
+
+
+def make_onnx(path: Path, factor: float) -> None:
+    export_onnx(scaled(factor), path)
+
+
 def bytes_of(tensors: Any) -> str:
     """A digest of a dict of arrays."""
     state = hashlib.sha256()
@@ -93,9 +105,6 @@ def bytes_of(tensors: Any) -> str:
 
 
 RULE = InputRule((3, 4, 4), 2, (), (), resize=False)
-make_model: Make = lambda p, f: save_model(p, scaled(f))  # noqa: E731
-make_event: Make = lambda p, f: export_event(scaled(f), p)  # noqa: E731
-make_onnx: Make = lambda p, f: export_onnx(scaled(f), p)  # noqa: E731
 KINDS: dict[str, tuple[str, Make, Read]] = {
     "event": (
         ".safetensors",
@@ -105,7 +114,7 @@ KINDS: dict[str, tuple[str, Make, Read]] = {
     "network": (
         ".safetensors",
         make_event,
-        lambda p: network.load(p, 1).run(np.ones((1, *RUN_SHAPE), np.float32)).tobytes(),
+        lambda p: network.load(p, 1).run(np.ones((1, *SHAPE), np.float32)).tobytes(),
     ),
     "model": (".safetensors", make_model, lambda p: bytes_of(load_model(p).state)),
     "source": (
@@ -140,7 +149,6 @@ KINDS: dict[str, tuple[str, Make, Read]] = {
     "array": (".npy", make_array, lambda p: read_array(p, RULE).values.tobytes()),
     "baseline": (".json", make_baseline, load_baseline),
 }
-RUN_SHAPE = small_model().graph.input.shape
 
 
 class Moments:

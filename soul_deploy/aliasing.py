@@ -21,7 +21,8 @@ def changes_in_place(node: fx.Node) -> bool:
         return False
     target: Any = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    own = name.endswith("_") and not name.endswith("__")
+    reserved = getattr(target, "__module__", "") == operator.and_.__module__  # and_, not_, ...
+    own = name.endswith("_") and not name.endswith("__") and not reserved
     return bool(own or node.kwargs.get("inplace") is True or "out" in node.kwargs)
 
 

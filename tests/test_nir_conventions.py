@@ -116,6 +116,40 @@ def test_snntorchs_subtraction_leaves_as_every_format(tmp_path: Path) -> None:
     assert "then v ← v - 1.11111" in shown.output
 
 
+@pytest.mark.parametrize("dt", [1e-4, 1e-3])
+def test_spikingjelly_by_its_own_exporter(dt: float, tmp_path: Path) -> None:
+    """On a grid of currents that meet the threshold, where it fires and NIR's equation does not."""
+    exchange = pytest.importorskip(
+        "spikingjelly.activation_based.nir_exchange", reason="the writer under test"
+    )
+    sj = importlib.import_module("spikingjelly.activation_based")
+    torch.manual_seed(2)
+    network = nn.Sequential(
+        *(nn.Linear(8, 12), sj.neuron.LIFNode(tau=2.0, decay_input=False)),
+        *(nn.Linear(12, 6), sj.neuron.IFNode()),
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_((torch.randn_like(parameter) * 4).round() / 4)
+    x = (torch.rand(T, BATCH, 8, generator=torch.Generator().manual_seed(9)) * 4).round() / 4
+    path = tmp_path / "spikingjelly.nir"
+    exchange.export_to_nir(network, x[0], save_path=path, dt=dt)
+    sj.functional.reset_net(network)
+    heard: list[Tensor] = []
+    hook = network[1].register_forward_hook(lambda _m, _i, out: heard.append(out))
+    with torch.no_grad():
+        out = torch.stack([network(frame) for frame in x])
+    hook.remove()
+    if dt != 1e-4:
+        assert f"--dt {dt:g} fits" in refused(path, "--fire", "ge")
+    model, _ = imported(path, "--fire", "ge", "--dt", dt)
+    for mine, theirs in zip(spikes_of(model, x), (torch.stack(heard), out), strict=True):
+        assert theirs.mean() > 0.1
+        assert torch.equal(mine, theirs)
+    model, _ = imported(path, "--dt", dt)
+    assert not torch.equal(spikes_of(model, x)[0], torch.stack(heard))
+
+
 def test_what_nobody_says_is_a_line_each_and_in_the_model(tmp_path: Path) -> None:
     path, _, _ = from_snntorch("subtract", tmp_path)
     model, lines = imported(path)

@@ -9,6 +9,7 @@ from soul_deploy.runtime.bench_compare import is_entry, key_of
 from soul_deploy.runtime.errors import FileFormatError
 from soul_deploy.runtime.files import parse_json, require_file
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import one_line
 
 Document = Mapping[str, Any]
 REFERENCES = ("onnxruntime-compact", "onnxruntime-dense")
@@ -80,7 +81,7 @@ def report(document: Document, percentiles: Sequence[float]) -> str:
         lines.append(
             f"{share} of the time is not synapse work. A roof is the same additions alone."
         )
-    return "\n".join([*lines, *_environment(document)])
+    return "\n".join([*lines, *map(one_line, _environment(document))])
 
 
 def _times(

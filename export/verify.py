@@ -35,6 +35,7 @@ from soul_deploy.runtime.files import File, OpenFile, opened
 from soul_deploy.runtime.inspection import is_model_file
 from soul_deploy.runtime.network import load
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import one_line
 from soul_deploy.verdict import Verdict, untested
 
 SCHEMA = "soul-deploy/verify/2"
@@ -85,20 +86,13 @@ class VerifyReport:
 
     def table(self) -> str:
         """The report as text."""
-        lines = [*_gate_lines(self)]
+        lines = [*map(one_line, _gate_lines(self))]
         if self.forced is not None and self.end_to_end is not None:
-            columns = [
-                "layer",
-                "neurons",
-                "firing rate",
-                "spikes",
-                "flips forced",
-                "flips end to end",
-            ]
+            columns = ["layer", "neurons", "firing rate", "spikes", "flips forced"]
             rows = _rows(self.forced, self.end_to_end, self.time_steps)
-            columns += ["spikes differing", "unexplained"]
+            columns += ["flips end to end", "spikes differing", "unexplained"]
             lines = [text_table("Spikes", columns, rows), *lines]
-        heading = f"{self.artifact} against its model, on {self.images}"
+        heading = one_line(f"{self.artifact} against its model, on {self.images}")
         return "\n".join([heading, *lines, f"Verified: {_verified(self)}"])
 
     def to_json(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from soul_deploy.modelfile import Validity
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import one_line
 
 Rule = Literal["masked", "silent", "unread", "folded", "scattered"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -118,7 +119,7 @@ class RemovalPlan:
             for layer, row in [*rows.items(), ("total", totals)]
         ]
         text = text_table("Removal plan", ["layer", *shown], lines)
-        return "\n".join([text, *self._notes()])
+        return "\n".join([text, *map(one_line, self._notes())])
 
     def _notes(self) -> list[str]:
         notes = [

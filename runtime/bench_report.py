@@ -10,6 +10,7 @@ from soul_deploy.runtime.errors import FileFormatError
 from soul_deploy.runtime.files import OpenFile, parse_json
 from soul_deploy.runtime.jsontext import require_length
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import one_line
 
 Document = Mapping[str, Any]
 REFERENCES = ("onnxruntime-compact", "onnxruntime-dense")
@@ -78,7 +79,7 @@ def report(document: Document, percentiles: Sequence[float]) -> str:
         lines.append(
             f"{share} of the time is not synapse work. A roof is the same additions alone."
         )
-    return "\n".join([*lines, *_environment(document)])
+    return "\n".join([*lines, *map(one_line, _environment(document))])
 
 
 def _times(

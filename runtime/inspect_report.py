@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import one_line
 
 Description = Mapping[str, Any]
 ASSUMPTIONS = "assumptions"
@@ -28,7 +29,8 @@ def size_text(size: int) -> str:
 
 def _facts(pairs: Sequence[tuple[str, object]]) -> list[str]:
     width = max(len(name) for name, _ in pairs)
-    return [f"{name:<{width}}  {value}" for name, value in pairs if value not in (None, "")]
+    shown = [(name, value) for name, value in pairs if value not in (None, "")]
+    return [one_line(f"{name:<{width}}  {value}") for name, value in shown]
 
 
 def _network_facts(found: Description) -> list[tuple[str, object]]:

@@ -7,7 +7,6 @@ so with `status`. A thread looks at the clock, since a single step may take long
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +106,7 @@ def watched(name: str, *, quiet: bool = False) -> Iterator[None]:
     Raises UsageError for a setting of SOUL_DEPLOY_PROGRESS that is no number of seconds.
     """
     every = interval(os.environ)
-    if quiet or not every or sys.stderr is None:
+    if quiet or not every:
         yield
         return
     drawn = is_terminal(err=True) and os.environ.get("TERM") != "dumb"

@@ -139,8 +139,8 @@ def _require_fewer(original: Original, name: str, what: str, here: int, there: i
 
 def _not_the_original(original: Original, found: str) -> UsageError:
     return UsageError(
-        f"{original.name} {found}; firing rates and sparsities need the network that this one came from. "
-        "Give it first, or with --original"
+        f"{original.name} {found}; firing rates and sparsities need the network that this one came "
+        "from. Give it first, or with --original"
     )
 
 

@@ -9,6 +9,7 @@ from soul_deploy.opsreport import CONVENTIONS_LINE, LayerReport, OpsReport, dens
 from soul_deploy.runtime.counters import COUNTERS
 from soul_deploy.runtime.energy import MEMORY, UNITS, arithmetic, memory_energy, ops_energy
 from soul_deploy.runtime.tables import text_table
+from soul_deploy.runtime.terminal import one_line
 
 LAYER_COLUMNS = (
     *("layer", "kind", "events in", "firing rate", "synapses", "SynOps", "MACs", "dense MACs"),
@@ -34,7 +35,7 @@ def report_text(report: OpsReport) -> str:
     rows = [_layer_row(report, layer) for layer in report.layers]
     rows.append(_total_row(report))
     title = f"{report.path} ({report.stage}), per inference, mean of {report.samples:,} samples"
-    parts = [text_table(title, LAYER_COLUMNS, rows), *_facts(report)]
+    parts = [text_table(title, LAYER_COLUMNS, rows), *map(one_line, _facts(report))]
     parts.append(text_table("Energy, estimated", ["model", "per inference", "constants"], [
         *([f"ops45 {e.preset}", _energy(e.picojoules / report.samples), _constants(e.preset)]
           for e in report.ops),
@@ -182,7 +183,7 @@ def markdown(reports: Sequence[OpsReport]) -> str:
     dense = Fraction(reports[0].totals["synops"], reports[0].samples) if reports else None
     lines = [["File", *PAPER_COLUMNS], ["---"] * (1 + len(PAPER_COLUMNS))]
     lines += [[report.path, *paper_row(report, dense)] for report in reports]
-    table = ["| " + " | ".join(cells) + " |" for cells in lines]
+    table = [one_line("| " + " | ".join(cells) + " |") for cells in lines]
     return "\n".join([*table, "", CONVENTIONS_LINE + ". Energy is an estimate."])
 
 

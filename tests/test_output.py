@@ -203,8 +203,10 @@ def test_what_an_encoding_lacks_is_shown_in_ascii(
         assert name == "demo" or "+--" in shown or (name == "energy" and "-+" in shown), shown
         check_files(name, each)
     shown = jobs["run"].text("stdout", encoding)
-    cat = {"ascii": "\\xe9\\u732b"}.get(encoding, "é\\u732b")
-    assert f"{cat}.npy" in shown and f"{cat}->[/red]:smile:" in shown
+    if encoding == "ascii":  # Python takes file names for bytes there
+        assert "\\xc3\\xa9\\xe7\\x8c\\xab.npy" in shown and "\\xe9\\u732b->[/red]:smile:" in shown
+    else:
+        assert "é\\u732b.npy" in shown and "é\\u732b->[/red]:smile:" in shown
 
 
 def one_line(text: str) -> str:

@@ -319,7 +319,7 @@ def test_what_is_refused(models: tuple[Path, ...], tmp_path: Path) -> None:
     result = run(models[2], models[0])
     assert result.exit_code == 2 and "Give it first, or with --original" in result.output
     assert run(models[0], "--preset", "fp8").exit_code == 2
-    with pytest.raises(UsageError, match="has no population '2'; rates and sparsities need"):
+    with pytest.raises(UsageError, match="has no population '2'; firing rates and sparsities need"):
         from soul_deploy.modelfile import load_model
 
         model = load_model(models[0])

@@ -197,7 +197,7 @@ def checked_kinds(plan: RemovalPlan, whole: bool) -> None:
     layer = plan.layer("sa")
     assert layer is not None
     rules = {MASKED: "masked", SILENT: "silent", UNREAD: "unread"}
-    patterns = {SOMETIMES: PATTERN}
+    patterns: dict[int, tuple[bool, ...]] = {SOMETIMES: PATTERN}
     if whole:
         rules[ALWAYS] = "folded"
     else:
@@ -264,7 +264,7 @@ def test_a_masked_neuron_matters_only_where_a_window_sees_it(pool: AxisPool) -> 
 @pytest.mark.parametrize("pool", POOLS, ids=lambda p: "-".join(map(str, p)))
 def test_every_geometry_before_a_linear_layer(pool: AxisPool) -> None:
     """Behind flattening, each output weighs each position: only an average can cut one."""
-    for size in itertools.product((1, 2, 3, 4), repeat=2):
+    for size in itertools.product((1, 2, 3, 4), (1, 2, 3, 4)):
         if min(pooled_size(side, pool) for side in size) < 1:
             continue
         nodes = list(convolved(size, pool, ((1, 1, 0, 1),) * 2, 0, 0).graph.nodes)

@@ -199,7 +199,8 @@ def arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
     if isinstance(op, MatrixOperator):
         return events.flatten(1).double() @ nonzero(op.weight).t()
     x = events[:, :, : op.reach[0], : op.reach[1]].double()
-    needed, padding = [], []
+    needed: list[int] = []
+    padding: list[int] = []
     for axis in (0, 1):
         extent = op.dilation[axis] * (op.weight.shape[2 + axis] - 1) + 1
         needed.append((op.out_shape[1 + axis] - 1) * op.stride[axis] + extent)

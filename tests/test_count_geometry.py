@@ -105,7 +105,7 @@ def model_of(graph: SpikingGraph, number: int) -> Model:
     """
     rng = np.random.default_rng(number)
     shape = (3, 2, *kernel_of(graph, "b"))
-    state = {
+    state: dict[str, Array] = {
         "a.weight": np.full((2, 1, *kernel_of(graph, "a")), 1.5, np.float32),
         "b.weight": np.where(rng.random(shape) < 1 / 3, 0, 0.25).astype(np.float32),
         "b.bias": np.array([2.5, 0, -0.5], np.float32),
@@ -138,21 +138,15 @@ def synapses_of(model: Model) -> list[list[tuple[int, int, int]]]:
     node, live = model.graph["b"], model.neuron_masks["sb"]
     assert isinstance(node, Convolution)
     in_shape, weight = model.graph.shapes["sa"], model.state["b.weight"]
-    geometry = {
-        "stride": node.stride,
-        "padding": node.padding,
-        "dilation": node.dilation,
-        "groups": 1,
-        "out_shape": model.graph.shapes["b"],
-        "reach": in_shape[1:],
-    }
+    (channels, height, width), out_shape = in_shape, model.graph.shapes["b"]
+    sides = node.stride, node.padding, node.dilation, 1, out_shape, (height, width)
     return [
         [
-            (o, y, x)
-            for o, y, x, w in targets_of(*place, weight, **geometry)  # type: ignore[arg-type]
-            if w != 0 and live[o, y, x]
+            (o, oy, ox)
+            for o, oy, ox, w in targets_of(c, y, x, weight, *sides)
+            if w != 0 and live[o, oy, ox]
         ]
-        for place in np.ndindex(*in_shape)
+        for c, y, x in itertools.product(range(channels), range(height), range(width))
     ]
 
 

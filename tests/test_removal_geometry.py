@@ -9,12 +9,15 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from blocks import double
+from click.testing import CliRunner
 
+from soul_deploy.cli import root
 from soul_deploy.graph import (
     AdaptiveAvgPool,
     AvgPool,
@@ -33,7 +36,7 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, arrays_of
+from soul_deploy.modelfile import Model, arrays_of, load_model, save_model
 from soul_deploy.module import GraphModule
 from soul_deploy.prune.plan import RemovalPlan
 from soul_deploy.prune.planner import plan_removal
@@ -197,7 +200,7 @@ def checked_kinds(plan: RemovalPlan, whole: bool) -> None:
     layer = plan.layer("sa")
     assert layer is not None
     rules = {MASKED: "masked", SILENT: "silent", UNREAD: "unread"}
-    patterns = {SOMETIMES: PATTERN}
+    patterns: dict[int, tuple[bool, ...]] = {SOMETIMES: PATTERN}
     if whole:
         rules[ALWAYS] = "folded"
     else:
@@ -264,7 +267,7 @@ def test_a_masked_neuron_matters_only_where_a_window_sees_it(pool: AxisPool) -> 
 @pytest.mark.parametrize("pool", POOLS, ids=lambda p: "-".join(map(str, p)))
 def test_every_geometry_before_a_linear_layer(pool: AxisPool) -> None:
     """Behind flattening, each output weighs each position: only an average can cut one."""
-    for size in itertools.product((1, 2, 3, 4), repeat=2):
+    for size in itertools.product((1, 2, 3, 4), (1, 2, 3, 4)):
         if min(pooled_size(side, pool) for side in size) < 1:
             continue
         nodes = list(convolved(size, pool, ((1, 1, 0, 1),) * 2, 0, 0).graph.nodes)
@@ -317,3 +320,18 @@ def test_every_geometry_behind_a_merge(function: MergeFunction) -> None:
         assert {MASKED, SILENT, UNREAD} <= set(layer.removed)
         assert "folded" not in layer.removed.values() and not layer.generated
         assert_same(model, plan, number)
+
+
+def test_the_command_leaves_a_padded_1x1_convolution_as_it_is(tmp_path: Path) -> None:
+    """A column of windows on either side holds padding only, which does not spike."""
+    model = convolved((3, 3), POOLS[0], ((1, 1, 0, 1), (1, 1, 1, 1)), 1, 0)
+    model.state["b.weight"][0, ALWAYS] = 4  # enough to fire where it arrives
+    save_model(tmp_path / "net.safetensors", model)
+    result = CliRunner().invoke(root, ["prune", "compact", str(tmp_path / "net.safetensors")])
+    assert result.exit_code == 0, result.output
+    compact = load_model(tmp_path / "net_compact.safetensors")
+    x = torch.rand(4, 2, 3, 3) * 2
+    before, after = model.module().record(x), compact.module().record(x)
+    assert torch.equal(after.spikes["sb"][:, :, 0], before.spikes["sb"][:, :, 0])
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-5)
+    assert compact.graph.shapes["sa"][0] == 2 + 2  # two live channels, two generated

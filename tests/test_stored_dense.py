@@ -44,6 +44,7 @@ from soul_deploy.prune.remove import remove
 from soul_deploy.runtime.errors import RemovalError, UsageError
 from soul_deploy.runtime.eventnet import Convolution as EventConvolution
 from soul_deploy.runtime.eventnet import DenseRows
+from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.inspection import describe_event
 from soul_deploy.runtime.windows import tap_table, taps_met
 
@@ -197,7 +198,7 @@ def test_weights_of_a_kernel_that_no_neuron_lies_under_are_no_synapses(choice: C
         ),
         1,
     )
-    state = {"a.weight": np.ones((3, 2, 3, 3), np.float32)}
+    state: dict[str, Array] = {"a.weight": np.ones((3, 2, 3, 3), np.float32)}
     state |= {"head.weight": np.ones((2, 3), np.float32), "head.bias": np.zeros(2, np.float32)}
     found = describe_event(build_event_network(Model(graph, state), representation=choice))
     assert [row["synapses"] for row in found["layers"]] == [6, 6]
@@ -232,7 +233,7 @@ def digits_network(folder: Path) -> Path:
         ),
         2,
     )
-    state = {
+    state: dict[str, Array] = {
         "a.weight": np.full((2, 1, 1, 1), 3, np.float32),
         "head.weight": np.ones((10, 2), np.float32),
     }

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
 from soul_deploy.export.event import build_event_network
-from soul_deploy.modelfile import Model
+from soul_deploy.modelfile import Model, Validity
 from soul_deploy.module import GraphModule
 from soul_deploy.place import Progress
 from soul_deploy.prune.penalty import coefficients
@@ -29,7 +29,7 @@ from soul_deploy.prune.searchplan import SearchStoppedError
 from soul_deploy.prune.softmask import MaskStart, make_masks
 from soul_deploy.runtime import errors
 from soul_deploy.runtime.crew import Crew
-from soul_deploy.runtime.errors import RemovalError, UsageError
+from soul_deploy.runtime.errors import RemovalError, UsageError, ValidityError
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.network import Network
 
@@ -109,7 +109,7 @@ def check_streams(network: Network, x: Array, copied_after: int) -> None:
     shown = [None if t % 2 else (x, other)[t // 2 % 2] for t in range(steps)]
     copied: Network | None = None
     for t, frame in enumerate(shown):
-        if t == copied_after:
+        if t == max(1, copied_after % steps):
             copied = copy.deepcopy(network)
         scores = network.step(frame)
         if copied is not None:
@@ -137,6 +137,20 @@ def test_streams_of_residual_networks_are_copied_whole(
 ) -> None:
     model = masked(residual_model(spec), seed, neurons=neurons)
     check_streams(Network(build_event_network(model), 1), residual_images(spec).numpy(), after)
+
+
+@each_copy
+def test_a_copied_stream_knows_its_step(made: Copy) -> None:
+    model = small_model()
+    model = replace(model, info=replace(model.info, validity=Validity(STEPS)))
+    network = Network(build_event_network(model), 1)
+    network.step(inputs(2))
+    other = made(network)
+    for stream in (network, other):
+        for t in range(1, STEPS):
+            stream.step(inputs(2, seed=t))
+        with pytest.raises(ValidityError, match=f"step {STEPS + 1} asked, but this network is"):
+            stream.step()
 
 
 def pools() -> Iterator[tuple[str, Callable[[Callable[[Array], Array], list[Array]], list[Array]]]]:

@@ -139,6 +139,22 @@ def test_sequences_of_pixels_are_normalised_too() -> None:
     assert counted.counts == count_run(network, by_hand(pixels)).counts
 
 
+def test_a_pooling_of_the_input_counts_what_it_is_given() -> None:
+    """A black pixel is 0, but no 0 when normalised."""
+    network = nn.Sequential(
+        nn.MaxPool2d(2), layers.Conv2d(3, 4, 3), SpikingNeuron(NeuronSpec(), STEPS),
+        layers.Flatten(), layers.RateReadout(4 * 2 * 3, 2),
+    )  # fmt: skip
+    model = from_torch(network, SHAPE, STEPS, example=3 * torch.randn(2, *SHAPE))
+    model = replace(model, info=ModelInfo(normalization=NORM))
+    events, pixels = build_event_network(model), random_pixels(2)
+    pixels[pixels < 99] = 0
+    found = count_run(Network(events, 1), pixels)
+    assert found.counts == count_run(Network(events, 1), by_hand(pixels)).counts
+    pool_ops = found.counts[events.layers[0].name].pool_ops
+    assert pool_ops == np.count_nonzero(by_hand(pixels)) > np.count_nonzero(pixels)
+
+
 def test_the_function_and_the_command_agree_on_pixels(made: Made, tmp_path: Path) -> None:
     pixels = random_pixels(4)
     images = []

@@ -110,10 +110,7 @@ def import_command(
         load_weights(network, model_path)
     with warnings_told(_advice(data, model_path)):
         model = from_torch(network, shape, time_step, example=_examples(data))
-    if model.graph.readout.classes != count:
-        raise UsageError(
-            f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
-        )
+    _check_classes(factory, model, count)
     told = [] if weights is None else weights.assumed(model, factory)
     save_model(target, replace(model, info=_info(factory, data, told)))
     _print(model, target, output_format)
@@ -161,6 +158,12 @@ class Weights:
         )
         note(sentence)
         return [sentence]
+
+
+def _check_classes(factory: str, model: Model, count: int) -> None:
+    found = model.graph.readout.classes
+    if found != count:
+        raise UsageError(f"{factory} gives {found} class scores; {count} are needed")
 
 
 def _data(name: str | None, folder: Path, download: bool, size: int | None) -> Data | None:

@@ -151,10 +151,7 @@ def structured(
     if not dry_run:
         require_outputs(*outputs(task, run, trained=epochs > 0).values())
     loaded = load_task_data(data_of(task, data), None if start is None else start.taken)
-    if start is None:
-        module = new_module(task, loaded).to(device)
-    else:
-        module = module_of(start.network(loaded), device)
+    module = _module(task, start, loaded, device)
     names = _chosen_layers(module, indexes, sca.residual)
     check(module, sca, names)
     job = Job(task, data.data_dir, recipe, sca, names, loaded, module, run, epochs, keeping, start)
@@ -164,6 +161,12 @@ def structured(
         warn_of_replacing(job.masked_path, "prune structured")
         with _keeper(job).watching() as keeper:
             _carry_out(job, keeper)
+
+
+def _module(task: Task, start: Start | None, data: Data, device: Any) -> GraphModule:
+    if start is None:
+        return new_module(task, data).to(device)
+    return module_of(start.network(data), device)
 
 
 def _start_file(mode: str, path: Path | None) -> Path | None:

@@ -122,10 +122,7 @@ def import_command(
     with warnings_told(_advice(data, model_path)):
         status("import torch: comparing the graph with the network")
         model = from_torch(network, shape, time_step, example=_examples(data))
-    if model.graph.readout.classes != count:
-        raise UsageError(
-            f"{factory} gives {model.graph.readout.classes} class scores; {count} are needed"
-        )
+    _check_classes(factory, model, count)
     told = [] if weights is None else weights.assumed(model, factory)
     model = replace(model, info=_info(factory, data, model, told, input_kind))
     save_model(target, model)
@@ -174,6 +171,12 @@ class Weights:
         )
         note(sentence)
         return [sentence]
+
+
+def _check_classes(factory: str, model: Model, count: int) -> None:
+    found = model.graph.readout.classes
+    if found != count:
+        raise UsageError(f"{factory} gives {found} class scores; {count} are needed")
 
 
 def _data(name: str | None, folder: Path, download: bool, size: int | None) -> Data | None:

@@ -7,7 +7,7 @@ TLIF and others have the tensors of LIF.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def _place_of_neuron(words: Sequence[str], soul: bool) -> int | None:
     return places[0] if len({words[at] for at in places}) == 1 else None
 
 
-VALID = {"model": NETWORKS, "neuron": SOUL_NEURONS, "data": READERS}
+VALID: Mapping[str, Collection[Any]] = {"model": NETWORKS, "neuron": SOUL_NEURONS, "data": READERS}
 WORDS = {"model": "model", "neuron": "neuron", "data": "data set", "time_steps": "T"}
 
 

@@ -24,7 +24,7 @@ BEST = f"saved_models/best_{STEM}.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:  # type: ignore[type-arg]
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """An empty folder with a Fashion-MNIST of 40 images; the images."""
     monkeypatch.chdir(tmp_path)
     return write_mnist_folder(Path("d"), "")
@@ -47,7 +47,7 @@ def test_a_scaled_data_set_says_so() -> None:
     assert load_model(Path(BEST)).input_shape == (1, 32, 32)
 
 
-def test_the_images_of_the_files_are_kept_if_asked(folder: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_the_images_of_the_files_are_kept_if_asked(folder: np.ndarray) -> None:
     loaded = load_data("FashionMNIST", Path("d"), size=28)
     assert loaded.remark == ""
     assert torch.equal(loaded.test.images[:, 0], torch.from_numpy(folder))

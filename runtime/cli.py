@@ -1,4 +1,4 @@
-"""`soul-deploy inspect` and `soul-deploy run`; `bench sparse` stands in bench_cli.py."""
+"""`soul-deploy inspect` and `soul-deploy run`. Each imports what it uses, when it uses it."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,7 @@ from typing import Any
 import click
 
 from soul_deploy.runtime.arguments import SoulCommand
-from soul_deploy.runtime.bench_cli import sparse
 from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.tables import text_table
-
-__all__ = ["inspect", "run", "sparse"]
 
 FILE = click.Path(path_type=Path)
 STYLE = click.option(
@@ -24,6 +20,9 @@ STYLE = click.option(
 @STYLE
 def inspect(path: Path, style: str) -> None:
     """Print what is in FILE: a model file, an event network or an ONNX file."""
+    from soul_deploy.runtime.addressspace import require_address_space
+
+    require_address_space(1)
     from soul_deploy.runtime.inspect_report import report
     from soul_deploy.runtime.inspection import describe
 
@@ -58,6 +57,9 @@ def run(
     is one sample (C, H, W), a batch (B, C, H, W) or a sequence (T, B, C, H, W): uint8 values are
     pixels and normalised, floating-point values are taken as they are.
     """
+    from soul_deploy.runtime.addressspace import require_address_space
+
+    require_address_space(1 if stream else threads)
     # Imported here: the kernels compile nothing then, but numba alone takes half a second.
     from soul_deploy.runtime.images import read_samples
     from soul_deploy.runtime.inspection import require_event_network
@@ -78,6 +80,8 @@ def run(
 
 def run_report(found: dict[str, Any]) -> str:
     """The text that `soul-deploy run` prints."""
+    from soul_deploy.runtime.tables import text_table
+
     rows = [
         [row["input"] if rank == 0 else "", entry["class"], f"{entry['score']:.4f}"]
         for row in found["results"]

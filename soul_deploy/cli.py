@@ -13,9 +13,11 @@ from typing import IO, Any
 import click
 
 from soul_deploy import __version__
+from soul_deploy.runtime import addressspace
 from soul_deploy.runtime.errors import (
     InconclusiveError,
     InterruptedRunError,
+    LimitError,
     SoulDeployError,
     UsageError,
 )
@@ -79,7 +81,12 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     ),
     "bench": (
         "Time engines side by side.",
-        {"sparse": ("soul_deploy.runtime.cli:sparse", "PyTorch, ONNX Runtime, event runtime.")},
+        {
+            "sparse": (
+                "soul_deploy.runtime.bench_cli:sparse",
+                "PyTorch, ONNX Runtime, event runtime.",
+            )
+        },
     ),
 }
 
@@ -95,6 +102,10 @@ REPEATED = 5.0  # seconds within which SIGTERM again is the same request
 
 SHARED = ("train", "structured", "unstructured")
 """Commands whose work several processes can share."""
+
+
+WITHOUT_BLAS = ("run", "inspect")
+"""Commands that multiply no matrices: numpy's OpenBLAS need not reserve memory for every core."""
 
 
 class _Failure(click.ClickException):
@@ -203,7 +214,7 @@ class LazyGroup(click.Group):
                 f"torchrun, which is for {', '.join(SHARED)}"
             )
         module, _, attribute = self.entries[cmd_name][0].partition(":")
-        with STOPPING.importing():
+        with STOPPING.importing(), _told_if_starved(cmd_name):
             command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
@@ -229,11 +240,37 @@ class LazyGroup(click.Group):
             if STOPPING.number:
                 text = _stopped_by(STOPPING.number)
                 raise _Stopped(f"{_speaker()}{text}", 128 + STOPPING.number) from error
+            if isinstance(error, MemoryError):
+                raise _Failure(f"{_speaker()}{_starved(error)}") from error
             if not isinstance(error, SoulDeployError):
                 raise
             kinds = {UsageError.exit_code: _WrongUse, InconclusiveError.exit_code: _Unproven}
             kind = kinds.get(error.exit_code, _Failure)
             raise kind(f"{_speaker()}{error}") from error
+
+
+@contextmanager
+def _told_if_starved(command: str) -> Iterator[None]:
+    """Say in one line that the libraries of a command do not fit into `ulimit -v`."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, OSError, MemoryError) as error:
+        most = addressspace.limit()
+        if most is None:
+            raise
+        raise LimitError(
+            f"the libraries of {command} cannot be loaded ({str(error) or 'no memory'}); this "
+            f"process may map {most >> 10:,} kB of memory (ulimit -v). Raise the limit"
+        ) from error
+
+
+def _starved(error: MemoryError) -> str:
+    """One line for an allocation that failed."""
+    most = addressspace.limit()
+    limited = "" if most is None else f"; this process may map {most >> 10:,} kB (ulimit -v)"
+    return f"out of memory ({str(error) or 'an allocation failed'}){limited}"
 
 
 def _speaker() -> str:
@@ -262,6 +299,8 @@ root = _root()
 def main() -> None:
     """Entry point of the console script."""
     STOPPING.watch()
+    if sys.argv[1:2] and sys.argv[1] in WITHOUT_BLAS:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         root.main(sys.argv[1:], prog_name="soul-deploy")
     except SystemExit as end:

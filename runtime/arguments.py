@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from soul_deploy.runtime.checks import MAX_STEPS, MAX_THREADS
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.speaking import Speaking
 
@@ -84,6 +83,8 @@ def _continues(words: list[str], word: str) -> bool:
 
 def require_steps(name: str, steps: int | None) -> None:
     """Raise UsageError unless the T given, if any, is 1 to MAX_STEPS."""
+    from soul_deploy.runtime.checks import MAX_STEPS  # imports numba
+
     if steps is not None and steps < 1:
         raise UsageError(f"{name} {steps} must be at least 1")
     if steps is not None and steps > MAX_STEPS:
@@ -92,6 +93,8 @@ def require_steps(name: str, steps: int | None) -> None:
 
 def require_threads(threads: int | None) -> None:
     """Raise UsageError unless the number of threads given, if any, is 1 to MAX_THREADS."""
+    from soul_deploy.runtime.checks import MAX_THREADS  # imports numba
+
     if threads is not None and threads < 1:
         raise UsageError(f"threads {threads} must be at least 1")
     if threads is not None and threads > MAX_THREADS:

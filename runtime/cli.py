@@ -1,4 +1,4 @@
-"""`soul-deploy inspect` and `soul-deploy run`; `bench sparse` stands in bench_cli.py."""
+"""`soul-deploy inspect` and `soul-deploy run`. Each imports what it uses, when it uses it."""
 
 import json
 from dataclasses import replace
@@ -8,13 +8,10 @@ from typing import Any
 import click
 
 from soul_deploy.runtime.arguments import SoulCommand
-from soul_deploy.runtime.bench_cli import sparse
 from soul_deploy.runtime.errors import UsageError
 from soul_deploy.runtime.memory import parse_bytes
 from soul_deploy.runtime.tables import text_table
 from soul_deploy.runtime.terminal import say, show
-
-__all__ = ["inspect", "run", "sparse"]
 
 FILE = click.Path(path_type=Path)
 STYLE = click.option(
@@ -35,6 +32,9 @@ MAX_MEMORY = click.option(
 @STYLE
 def inspect(path: Path, max_memory: str | None, style: str) -> None:
     """Print what is in FILE: a model file, an event network or an ONNX file."""
+    from soul_deploy.runtime.addressspace import require_address_space
+
+    require_address_space(1)
     from soul_deploy.runtime.inspect_report import report
     from soul_deploy.runtime.inspection import describe
 
@@ -72,6 +72,9 @@ def run(
     pixels and normalised, floating-point values are taken as they are. A network that takes counts,
     spikes or values (`inspect` says so) takes all numbers of a .npy array as they are.
     """
+    from soul_deploy.runtime.addressspace import require_address_space
+
+    require_address_space(1 if stream else threads)
     # Imported here: the kernels compile nothing then, but numba alone takes half a second.
     from soul_deploy.runtime.files import OpenFile
     from soul_deploy.runtime.images import read_samples
@@ -100,6 +103,7 @@ def _warn(text: str) -> None:
 
 def run_report(found: dict[str, Any]) -> str:
     """The text that `soul-deploy run` prints."""
+
     rows = [
         [row["input"] if rank == 0 else "", entry["class"], f"{entry['score']:.4f}"]
         for row in found["results"]

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import (
@@ -29,6 +29,9 @@ from soul_deploy.runtime.inputrule import (
 )
 
 __all__ = ["InputRule", "Samples", "normalise", "read_array", "read_image", "read_samples"]
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MODES = {1: "L", 3: "RGB"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -91,20 +94,24 @@ def read_image(path: Path, rule: InputRule) -> Array:
             f"{', '.join(IMAGE_FORMATS)}, and .npy arrays"
         ) from error
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        from PIL.Image import Resampling  # arrays alone need no Pillow
+
+        image = image.resize((width, height), Resampling.BILINEAR)
     pixels = np.asarray(image, np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def _decoded(path: Path, mode: str, size: tuple[int, int] | None) -> Image.Image:
+def _decoded(path: Path, mode: str, size: tuple[int, int] | None) -> "Image":
     """The image; its size is looked at before its pixels are decoded.
 
     Only these formats: others run programs (PostScript), or have several images. Raises
     ValidityError for another size, and whatever Pillow raises.
     """
+    from PIL.Image import open as opening
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata that is not used
-        with Image.open(path, formats=IMAGE_FORMATS) as opened:
+        with opening(path, formats=IMAGE_FORMATS) as opened:
             if size is not None and size != opened.size:
                 raise ValidityError(
                     f"{path} is {opened.size[0]}×{opened.size[1]} pixels (width × height), the "

@@ -14,6 +14,7 @@ from typing import Any
 
 from numba import config, njit
 
+from soul_deploy.runtime.blas import defer_blas
 from soul_deploy.runtime.config import FASTMATH
 
 STAMP = "soul_deploy_kernels.sha256"
@@ -73,5 +74,6 @@ def _usable() -> bool:
     return True
 
 
+defer_blas()  # every module with kernels imports this one, so none is compiled before
 CACHE = _usable()
 """Whether kernels are kept on disk; without, each process compiles them, and says so."""

@@ -14,10 +14,12 @@ from typing import IO, Any
 import click
 
 from soul_deploy import __version__
+from soul_deploy.runtime import addressspace
 from soul_deploy.runtime.dotted import missing
 from soul_deploy.runtime.errors import (
     InconclusiveError,
     InterruptedRunError,
+    LimitError,
     OutputError,
     ReaderGoneError,
     SoulDeployError,
@@ -93,7 +95,12 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     ),
     "bench": (
         "Time engines side by side.",
-        {"sparse": ("soul_deploy.runtime.cli:sparse", "PyTorch, ONNX Runtime, event runtime.")},
+        {
+            "sparse": (
+                "soul_deploy.runtime.bench_cli:sparse",
+                "PyTorch, ONNX Runtime, event runtime.",
+            )
+        },
     ),
 }
 
@@ -110,6 +117,10 @@ REPEATED = 5.0  # seconds within which SIGTERM again is the same request
 FILES = "soul_deploy.runtime.files"  # not imported here; a command that writes does it
 SHARED = ("train", "structured", "unstructured")
 """Commands whose work several processes can share."""
+
+
+WITHOUT_BLAS = ("run", "inspect")
+"""Commands that multiply no matrices: numpy's OpenBLAS need not reserve memory for every core."""
 
 
 class _Failure(click.ClickException):
@@ -217,7 +228,7 @@ class LazyGroup(Speaking, click.Group):
         status(f"{ctx.command_path} {cmd_name}")
         module, _, attribute = self.entries[cmd_name][0].partition(":")
         try:
-            with STOPPING.importing():
+            with STOPPING.importing(), _told_if_starved(cmd_name):
                 command = getattr(import_module(module), attribute)
         except ImportError as error:
             raise missing(f"{ctx.command_path} {cmd_name}", error) from error
@@ -276,6 +287,8 @@ class LazyGroup(Speaking, click.Group):
                 raise _Stopped(f"{_speaker()}{text}", 128 + STOPPING.number) from error
             if isinstance(error, ImportError):
                 error = missing(f"{ctx.command_path} {ctx.invoked_subcommand}", error)
+            if isinstance(error, MemoryError):
+                raise _Failure(f"{_speaker()}{_starved(error)}") from error
             if not isinstance(error, SoulDeployError):
                 raise
             raise _as_click(error) from error
@@ -310,6 +323,30 @@ def _tell(error: click.ClickException) -> None:
     text = io.StringIO()
     error.show(text)
     show(text.getvalue().removesuffix("\n"), err=True)
+
+
+@contextmanager
+def _told_if_starved(command: str) -> Iterator[None]:
+    """Say in one line that the libraries of a command do not fit into `ulimit -v`."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, OSError, MemoryError) as error:
+        most = addressspace.limit()
+        if most is None:
+            raise
+        raise LimitError(
+            f"the libraries of {command} cannot be loaded ({str(error) or 'no memory'}); this "
+            f"process may map {most >> 10:,} kB of memory (ulimit -v). Raise the limit"
+        ) from error
+
+
+def _starved(error: MemoryError) -> str:
+    """One line for an allocation that failed."""
+    most = addressspace.limit()
+    limited = "" if most is None else f"; this process may map {most >> 10:,} kB (ulimit -v)"
+    return f"out of memory ({str(error) or 'an allocation failed'}){limited}"
 
 
 def _speaker() -> str:
@@ -352,6 +389,8 @@ def main() -> None:
     """Entry point of the console script."""
     hold_descriptors()
     STOPPING.watch()
+    if sys.argv[1:2] and sys.argv[1] in WITHOUT_BLAS:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         root.main(sys.argv[1:], prog_name="soul-deploy")
     except SystemExit as end:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
@@ -242,15 +242,22 @@ class LazyGroup(Speaking, click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows))
 
-    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """As click's, but that errors are printed as everything else is."""
         if not standalone_mode:
-            return super().main(*arguments, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, **extra)
         prepare()
         if FILES in sys.modules:
             sys.modules[FILES].written.clear()
         try:
-            code = super().main(*arguments, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:
             _tell(error)
             code = error.exit_code
@@ -319,7 +326,7 @@ def _tell(error: click.ClickException) -> None:
         say(error.message, err=True)
         return
     if not isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        error.message = one_line(error.message)
+        vars(error)["message"] = one_line(error.message)  # click declares it final
     text = io.StringIO()
     error.show(text)
     show(text.getvalue().removesuffix("\n"), err=True)

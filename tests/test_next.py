@@ -94,8 +94,8 @@ def test_after_prune_structured(place: Path) -> None:
 
 
 def test_after_prune_unstructured_with_masks_and_without(place: Path) -> None:
-    common = ("prune", "unstructured", "--model", "spikingvgg5", *SHORT, *DATA)
-    common = (*common, "--log_dir", f"{ODD}/logs", "--model_dir", f"{ODD}/models")
+    places = ("--log_dir", f"{ODD}/logs", "--model_dir", f"{ODD}/models")
+    common = ("prune", "unstructured", "--model", "spikingvgg5", *SHORT, *DATA, *places)
     for extra in ((), ("--not_prune_weight", "--not_prune_neuron")):
         assert follow(run(*common, *extra)) == ["export event", "inspect"]
 

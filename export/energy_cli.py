@@ -14,7 +14,7 @@ from soul_deploy.compare import BATCH, Agreement, Comparer
 from soul_deploy.data import load_data_for, require_kind
 from soul_deploy.export.event import build_event_network
 from soul_deploy.export.event_check import EventExecution, static_problems
-from soul_deploy.flips import Golden
+from soul_deploy.golden import Golden
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model, load_model
 from soul_deploy.opsmeasure import EnergyChoice, Measured, Original, ops_report, original_of

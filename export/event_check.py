@@ -19,8 +19,8 @@ from soul_deploy.export.event import layer_names, valid_for_one_t
 from soul_deploy.export.explicit_check import explicit_problems
 from soul_deploy.export.onnx_graph import equations_of, patterns_of
 from soul_deploy.export.representation import channel_last_mask
-from soul_deploy.flips import Golden
 from soul_deploy.folding import fold
+from soul_deploy.golden import Golden
 from soul_deploy.graph import MaxPool, Merge, Scatter, Shape, SpikingGraph
 from soul_deploy.liveness import deployed, live_values
 from soul_deploy.modelfile import Model

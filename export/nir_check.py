@@ -7,8 +7,8 @@ import numpy as np
 from soul_deploy.compare import Execution, ModelExecution
 from soul_deploy.export.nir_import import import_nir, read_nir
 from soul_deploy.export.onnx_graph import equations_of
-from soul_deploy.flips import Golden
 from soul_deploy.folding import fold
+from soul_deploy.golden import Golden
 from soul_deploy.modelfile import Model
 from soul_deploy.runtime.files import File
 

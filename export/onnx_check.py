@@ -36,8 +36,8 @@ from soul_deploy.export.onnx_nodes import (
     weight_name,
 )
 from soul_deploy.export.opsets import OPSETS, opset_of
-from soul_deploy.flips import sources
 from soul_deploy.folding import fold
+from soul_deploy.golden import sources
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
 from soul_deploy.runtime.errors import FileFormatError, ValidityError

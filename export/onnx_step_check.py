@@ -26,7 +26,7 @@ from soul_deploy.export.onnx_step import (
     currents_of,
     states_of,
 )
-from soul_deploy.flips import sources
+from soul_deploy.golden import sources
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
 from soul_deploy.runtime.errors import ValidityError

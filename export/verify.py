@@ -26,7 +26,8 @@ from soul_deploy.export import event_check, nir_check, onnx_check
 from soul_deploy.export.onnx_reading import read_onnx
 from soul_deploy.export.onnx_step_check import execution
 from soul_deploy.export.opsets import require_opened
-from soul_deploy.flips import Flip, Golden, LayerSpikes
+from soul_deploy.flips import Flip, LayerSpikes
+from soul_deploy.golden import Golden
 from soul_deploy.liveness import deployed
 from soul_deploy.modelfile import Model
 from soul_deploy.runtime.brief import brief

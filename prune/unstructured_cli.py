@@ -1,7 +1,7 @@
 """`soul-deploy prune unstructured`: search for masks of weights and neurons, fine-tune, remove."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -10,8 +10,6 @@ import click
 
 from soul_deploy import distributed
 from soul_deploy.arguments import SoulCommand, existing_indexes, explicit_flags
-from soul_deploy.checkpoint import checkpoint_path
-from soul_deploy.data import Data
 from soul_deploy.graph import Convolution, SpikingGraph
 from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
 from soul_deploy.module import GraphModule
@@ -28,7 +26,6 @@ from soul_deploy.options import (
     run_options,
 )
 from soul_deploy.preparing import (
-    Task,
     data_of,
     load_task_data,
     new_module,
@@ -41,14 +38,22 @@ from soul_deploy.preparing import (
 )
 from soul_deploy.progress import epoch_log, note, warn
 from soul_deploy.prune.groups import residual_name
-from soul_deploy.prune.loading import NAME_HELP, Start, assumed, module_of, open_start
+from soul_deploy.prune.loading import NAME_HELP, assumed, module_of, open_start
 from soul_deploy.prune.penalty import coefficients
 from soul_deploy.prune.planner import plan_removal
 from soul_deploy.prune.remove import remove
 from soul_deploy.prune.search import Pruning
 from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.searchplan import Finetune, Search, SearchStoppedError
+from soul_deploy.prune.searchplan import Search, SearchStoppedError
 from soul_deploy.prune.softmask import Masks, MaskStart, make_masks, maskable_neurons
+from soul_deploy.prune.unstructured_job import (
+    Job,
+    checkpoint_folder,
+    compact_path,
+    log_path,
+    outputs,
+    result_path,
+)
 from soul_deploy.prune.unstructured_options import (
     MaskOptions,
     SearchOptions,
@@ -64,63 +69,11 @@ from soul_deploy.prune.unstructured_report import (
     print_preview,
 )
 from soul_deploy.resuming import Keeper, Run, content_of, environment_of, network_of, plain_settings
-from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.runtime.files import file_sha256, require_file
 from soul_deploy.runtime.progress import status
 from soul_deploy.snapshot import Bundle
-from soul_deploy.training import Recipe, accuracy, device_of
-
-
-@brief
-@dataclass(frozen=True)
-class Job:
-    """All that was asked for, checked."""
-
-    task: Task
-    data_dir: Path
-    recipe: Recipe
-    search: Search
-    finetune: Finetune | None
-    masking: MaskOptions
-    data: Data
-    module: GraphModule
-    masks: Masks
-    run: RunOptions
-    start: Start | None
-    save_latest: bool
-    tensorboard: bool
-    keeping: ResumeOptions
-
-    @property
-    def masked_path(self) -> Path:
-        """Where the result goes."""
-        kind = "pruned" if self.masks.parameters() else "best"
-        return _result(self.task, self.run, kind)
-
-
-def _result(task: Task, run: RunOptions, kind: str) -> Path:
-    return run.model_dir / f"{kind}_{task.stem}.safetensors"
-
-
-def _compact(masked: Path) -> Path:
-    return masked.with_name(f"{masked.stem}_compact{masked.suffix}")
-
-
-def _checkpoints(task: Task, run: RunOptions) -> Path:
-    return run.model_dir / "checkpoints" / f"unstructured_{task.stem}"
-
-
-def outputs(task: Task, run: RunOptions, save_latest: bool) -> list[Path]:
-    """Every file that may be written, but for checkpoints' numbers."""
-    kinds = ("pruned", "best", *(("latest",) if save_latest else ()))
-    log = _log_path(task, run)
-    return [
-        *(_result(task, run, kind) for kind in kinds),
-        _compact(_result(task, run, "pruned")),
-        *(log, log.with_suffix(".csv")),
-        checkpoint_path(_checkpoints(task, run)),
-    ]
+from soul_deploy.training import accuracy, device_of
 
 
 @click.command(cls=SoulCommand)
@@ -285,7 +238,7 @@ def _keeper(job: Job) -> Keeper:
         network=network_of(job.module.graph),
         data=content_of(job.data),
     )
-    folder = _checkpoints(job.task, job.run)
+    folder = checkpoint_folder(job.task, job.run)
     run = Run(folder, ("search", "finetune"), settings, environment_of(device_of(job.module)))
     return Keeper(run, job.keeping.save_steps, job.keeping.resume)
 
@@ -319,11 +272,11 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
         compact = remove(masked, plan)
         device = next(module.parameters()).device
         accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
-        files["Compact model"] = _compact(job.masked_path)
+        files["Compact model"] = compact_path(job.masked_path)
         save_model(files["Compact model"], replace(compact, alphas={}))
         if not plan.removes:
             note(plan.whole_note(files["Compact model"], job.masked_path))
-    files["Table of epochs"] = _log_path(job.task, job.run).with_suffix(".csv")
+    files["Table of epochs"] = log_path(job.task, job.run).with_suffix(".csv")
     synops = before, pruning.synops(masked)
     print_outcome(
         job.run.output_format,
@@ -331,13 +284,9 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
     )
 
 
-def _log_path(task: Task, run: RunOptions) -> Path:
-    return run.log_dir / f"unstructured_{task.stem}.jsonl"
-
-
 def _train(job: Job, pruning: Pruning, keeper: Keeper) -> None:
     """Search and fine-tune; the module has hard masks then."""
-    recorder = Recorder(_log_path(job.task, job.run), tensorboard=job.tensorboard)
+    recorder = Recorder(log_path(job.task, job.run), tensorboard=job.tensorboard)
     pruning.after_step = keeper.after_step
     try:
         loop = SearchLoop(pruning)
@@ -374,7 +323,7 @@ def _follow(
                 log.epoch(epoch.result, note_of(epoch))
                 recorder.add(epoch)
                 if job.save_latest and distributed.current().is_main:
-                    path = _result(job.task, job.run, "latest")
+                    path = result_path(job.task, job.run, "latest")
                     accuracies = {"validation": epoch.hard_accuracy}
                     save_model(path, pruning.hard_model(_info(job, "masked", accuracies)))
                 keeper.after_epoch()

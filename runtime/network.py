@@ -47,17 +47,9 @@ from soul_deploy.runtime.layerrun import run_one
 from soul_deploy.runtime.packing import channel_last, packing_of, unpacked
 from soul_deploy.runtime.parts import parts_of
 from soul_deploy.runtime.program import prepare_all
+from soul_deploy.runtime.recording import Recording
 from soul_deploy.runtime.streaming import Stream, StreamState
 from soul_deploy.runtime.workspace import Workspace, build_workspace
-
-
-@brief
-@dataclass(frozen=True)
-class Recording:
-    """One run: spikes of each population, bool (T, B, C, H, W) or (T, B, N), and logits."""
-
-    spikes: Mapping[str, Array]
-    logits: Array
 
 
 def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
@@ -65,10 +57,8 @@ def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Net
 
     If it takes images, give pixels as uint8, which it normalises as the file says, or normalised
     images as floating-point numbers.
-
     max_memory: bytes that its description, and one run besides the file's arrays, may take (one
     sample, one thread); None: 128 MiB and 4 GiB (DESCRIPTION_BYTES, WORK_BYTES).
-
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
     return Network(load_event_network(path, max_memory=max_memory), threads, max_memory)

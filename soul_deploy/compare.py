@@ -15,15 +15,8 @@ import torch
 from torch import Tensor
 
 from soul_deploy.countcheck import CountComparer, CountDifference, CountMismatch
-from soul_deploy.flips import (
-    Flip,
-    Golden,
-    LayerSpikes,
-    Upstream,
-    compare_population,
-    entries,
-    sources,
-)
+from soul_deploy.flips import Flip, LayerSpikes, Upstream, compare_population
+from soul_deploy.golden import Golden, entries, sources
 from soul_deploy.graph import Input
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal

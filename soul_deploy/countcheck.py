@@ -18,7 +18,7 @@ from soul_deploy.counting import (
     count_steps,
     counted_nodes,
 )
-from soul_deploy.flips import Golden
+from soul_deploy.golden import Golden
 from soul_deploy.module import Signal
 from soul_deploy.runtime.counters import COUNTERS, LayerCounts, StepCounts
 

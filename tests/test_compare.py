@@ -20,7 +20,8 @@ from soul_deploy.compare import (
     Run,
     compare_models,
 )
-from soul_deploy.flips import Flip, Golden, entries, first_differences, sources
+from soul_deploy.flips import Flip, first_differences
+from soul_deploy.golden import Golden, entries, sources
 from soul_deploy.graph import Input, Linear, NeuronSpec, Population, Readout, SpikingGraph
 from soul_deploy.modelfile import Model, ModelInfo, arrays_of, from_module
 from soul_deploy.module import GraphModule, Signal

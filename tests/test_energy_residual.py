@@ -19,7 +19,7 @@ from soul_deploy.export.energy_cli import check_counts
 from soul_deploy.export.event import build_event_network
 from soul_deploy.export.onnx_check import OnnxExecution
 from soul_deploy.export.onnx_graph import build_onnx
-from soul_deploy.flips import Golden
+from soul_deploy.golden import Golden
 from soul_deploy.liveness import deployed
 from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
 from soul_deploy.runtime import network as running

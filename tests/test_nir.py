@@ -29,7 +29,7 @@ from soul_deploy.export.nir_library import DEFAULT_DT
 from soul_deploy.export.onnx_check import OnnxExecution
 from soul_deploy.export.onnx_graph import build_onnx
 from soul_deploy.export.verify import verify
-from soul_deploy.flips import Golden
+from soul_deploy.golden import Golden
 from soul_deploy.graph import Merge, NeuronSpec, Population, Readout
 from soul_deploy.modelfile import (
     Model,

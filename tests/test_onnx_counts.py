@@ -22,7 +22,7 @@ from soul_deploy.export.onnx_check import OnnxExecution, outputs_of, static_prob
 from soul_deploy.export.onnx_graph import build_onnx, export_onnx
 from soul_deploy.export.verify import verify
 from soul_deploy.fanouts import counted_nodes
-from soul_deploy.flips import Golden
+from soul_deploy.golden import Golden
 from soul_deploy.modelfile import Model
 from soul_deploy.module import Signal
 from soul_deploy.runtime.counters import LayerCounts

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from soul_deploy.compare import Comparer, ModelExecution, Run, compare_models
-from soul_deploy.flips import ROUNDING, Golden, entries, sources
+from soul_deploy.golden import ROUNDING, Golden, entries, sources
 from soul_deploy.graph import (
     Input,
     Linear,

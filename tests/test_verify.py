@@ -20,7 +20,7 @@ from soul_deploy.export.event_check import EventExecution
 from soul_deploy.export.onnx_check import OnnxExecution, static_problems
 from soul_deploy.export.onnx_graph import build_onnx, export_onnx
 from soul_deploy.export.verify import kind_of, verify
-from soul_deploy.flips import Golden
+from soul_deploy.golden import Golden
 from soul_deploy.graph import NeuronSpec
 from soul_deploy.modelfile import Model, ModelInfo, Normalization, from_module
 from soul_deploy.module import GraphModule

@@ -168,7 +168,7 @@ def test_an_impossible_controller_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_ctrl_c_outside_of_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*ignored: object) -> None:
+    def interrupted(*ignored: object, **also: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("soul_deploy.runtime.network.load", interrupted)

@@ -290,6 +290,35 @@ def test_targets_are_live_if_a_neuron_behind_the_merge_is() -> None:
     assert found_counts == count_model(deployed(masked), ONE)
 
 
+@pytest.mark.parametrize("first", ["p", "q"])
+def test_a_current_is_live_where_any_of_its_readers_is(first: str) -> None:
+    """Its three targets: one that only p needs, one that only q needs, one that neither does."""
+    second = {"p": "q", "q": "p"}[first]
+    model = model_of(
+        [
+            Input("input", (), (1,)),
+            linear("cu", "input", 1, 3),
+            Population("u", ("cu",), IF),
+            replace(linear("c", "u", 3, 3), bias=True),
+            Population(first, ("c",), IF),
+            Population(second, ("c",), IF),
+            Merge("m", ("p", "q"), "add"),
+            Readout("head", ("m",), 2),
+        ],
+        cu=[[1.5], [1.5], [1.5]],
+        c=np.eye(3),
+        head=np.ones((2, 3)),
+    )
+    masks = {"p": np.array([True, False, False]), "q": np.array([False, True, False])}
+    state = {**model.state, "c.bias": np.ones(3, np.float32)}
+    model = replace(model, state=state, neuron_masks=masks)
+    live = live_targets(model.graph, model.neuron_masks, "c")
+    assert live is not None and live.tolist() == [True, True, False]
+    assert live_neurons(model)["u"].tolist() == [True, True, False]
+    counts = count_model(model, ONE)["c"]
+    assert (counts.spikes_in, counts.synops, counts.bias_adds) == (3 * STEPS, 2 * STEPS, 2 * STEPS)
+
+
 def test_a_pooled_current_keeps_negative_maxima() -> None:
     """Padding is no value: of currents that are all negative, the largest one counts."""
     nodes: list[Node] = [

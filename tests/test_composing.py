@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,9 +62,11 @@ def pooled_projections(draw: st.DrawFn) -> SpikingGraph:
         stride = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
         padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
         groups, bias = draw(st.sampled_from([1, 2])), draw(st.booleans())
-        nodes.append(
-            Convolution("p", source, bias, None, 2, 4, sides, stride, padding, groups=groups)
-        )
+        spans = zip(shape[1:], sides, padding, strict=True)
+        fits = [s + 2 * p > 2 * (k - 1) for s, k, p in spans]
+        dilation = (1 + (fits[0] and draw(st.booleans())), 1 + (fits[1] and draw(st.booleans())))
+        more = sides, stride, padding, dilation, groups
+        nodes.append(Convolution("p", source, bias, None, 2, 4, *more))
     else:
         nodes.append(Flatten("flat", source))
         nodes.append(Linear("p", ("flat",), True, None, int(np.prod(shape)), 5))
@@ -119,17 +122,44 @@ def test_the_fanout_map_counts_every_synapse(graph: SpikingGraph, seed: int) -> 
     np.testing.assert_array_equal(fanout(operator).reshape(-1), rows)
 
 
+BEFORE_A_READOUT: list[Node] = [
+    AvgPool("pool", ("s",), (2, 1), (2, 1)),
+    AvgPool("pool", ("s",), (3, 3), (2, 2)),
+    AdaptiveAvgPool("pool", ("s",), (3, 2)),
+]
+
+
+@pytest.mark.parametrize("pool", BEFORE_A_READOUT, ids=lambda node: node.describe())
+def test_a_readout_behind_a_pooling_is_composed_too(pool: Node) -> None:
+    """Class scores of maps, whose counts are summed over space."""
+    nodes: list[Node] = [Input("input", (), (2, 6, 6)), Population("s", ("input",), NeuronSpec())]
+    graph = _graph([*nodes, pool], classes=3)
+    module = GraphModule(graph)
+    operator = compose(graph, fold(graph, arrays_of(module.state_dict()), {}), "head").operator
+    assert isinstance(operator, ReadoutOperator)
+    assert operator.weight is not None and operator.bias is not None
+    spikes = (torch.rand(2, 1, 2, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    counts = spikes.sum(0).reshape(-1).numpy()
+    found = operator.scale * (operator.weight @ counts) + operator.bias
+    with torch.no_grad():
+        expected = module.evaluate({"s": Signal(spikes, False)}, ["head"])["head"].tensor[0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
 def dropping_graphs() -> Iterator[SpikingGraph]:
-    """Poolings that drop an incomplete last window, perhaps behind one that overlaps; a padded
-    convolution behind them."""
+    """Poolings that drop an incomplete last window, perhaps behind one that overlaps, or none; a
+    padded convolution behind them, perhaps dilated."""
     overlapping = AvgPool("pool0", ("s",), (3, 3), (2, 2))
-    for before, sides, k, padding in itertools.product(
-        ((), (overlapping,)), ((7, 7), (9, 8), (10, 7)), (2, 3), ((1, 1), (2, 1))
+    ends = [((1, 1), (1, 1)), ((2, 1), (1, 1)), ((2, 2), (2, 2))]
+    for before, sides, k, (padding, dilation) in itertools.product(
+        ((), (overlapping,)), ((7, 7), (9, 8), (10, 7)), (0, 2, 3), ends
     ):
         nodes: list[Node] = [Input("input", (), (2, *sides))]
         nodes += [Population("s", ("input",), NeuronSpec()), *before]
-        nodes.append(AvgPool("pool1", (nodes[-1].name,), (k, k), (k, k)))
-        nodes.append(Convolution("p", ("pool1",), True, None, 2, 2, (3, 3), (1, 1), padding))
+        if k:
+            nodes.append(AvgPool("pool1", (nodes[-1].name,), (k, k), (k, k)))
+        geometry = (3, 3), (1, 1), padding, dilation
+        nodes.append(Convolution("p", (nodes[-1].name,), True, None, 2, 2, *geometry))
         yield _graph([*nodes, Population("q", ("p",), NeuronSpec())])
 
 

@@ -290,6 +290,101 @@ def test_targets_are_live_if_a_neuron_behind_the_merge_is() -> None:
     assert found_counts == count_model(deployed(masked), ONE)
 
 
+@pytest.mark.parametrize("first", ["p", "q"])
+def test_a_current_is_live_where_any_of_its_readers_is(first: str) -> None:
+    """Its three targets: one that only p needs, one that only q needs, one that neither does."""
+    second = {"p": "q", "q": "p"}[first]
+    model = model_of(
+        [
+            Input("input", (), (1,)),
+            linear("cu", "input", 1, 3),
+            Population("u", ("cu",), IF),
+            replace(linear("c", "u", 3, 3), bias=True),
+            Population(first, ("c",), IF),
+            Population(second, ("c",), IF),
+            Merge("m", ("p", "q"), "add"),
+            Readout("head", ("m",), 2),
+        ],
+        cu=[[1.5], [1.5], [1.5]],
+        c=np.eye(3),
+        head=np.ones((2, 3)),
+    )
+    masks = {"p": np.array([True, False, False]), "q": np.array([False, True, False])}
+    state = {**model.state, "c.bias": np.ones(3, np.float32)}
+    model = replace(model, state=state, neuron_masks=masks)
+    live = live_targets(model.graph, model.neuron_masks, "c")
+    assert live is not None and live.tolist() == [True, True, False]
+    assert live_neurons(model)["u"].tolist() == [True, True, False]
+    counts = count_model(model, ONE)["c"]
+    assert (counts.spikes_in, counts.synops, counts.bias_adds) == (3 * STEPS, 2 * STEPS, 2 * STEPS)
+
+
+def test_a_neuron_is_live_for_a_merge_or_for_whoever_reads_it_later() -> None:
+    """Behind the merge only the first is weighed; of p, the second by "s" alone."""
+    model = model_of(
+        [
+            Input("input", (), (1,)),
+            linear("cp", "input", 1, 2),
+            Population("p", ("cp",), IF),
+            linear("cq", "input", 1, 2),
+            Population("q", ("cq",), IF),
+            Merge("m", ("p", "q"), "add"),
+            linear("cr", "m", 2, 1),
+            Population("r", ("cr",), IF),
+            linear("cs", "p", 2, 1),
+            Population("s", ("cs",), IF),
+            Merge("out", ("r", "s"), "add"),
+            Readout("head", ("out",), 2),
+        ],
+        cp=[[1.5], [1.5]], cq=[[1.5], [1.5]], cr=[[1, 0]], cs=[[0, 1]], head=[[1], [1]],
+    )  # fmt: skip
+    live = live_neurons(model)
+    assert live["p"].tolist() == [True, True] and live["q"].tolist() == [True, False]
+
+
+def test_a_scattered_branch_is_live_at_its_places() -> None:
+    model = model_of(
+        [
+            Input("input", (), (1,)),
+            linear("cp", "input", 1, 2),
+            Population("p", ("cp",), IF),
+            Scatter("wide", ("p",), 3, (1, 2)),
+            linear("cq", "input", 1, 3),
+            Population("q", ("cq",), IF),
+            Merge("m", ("q", "wide"), "and"),
+            Readout("head", ("m",), 2),
+        ],
+        cp=[[1], [1]], cq=[[1], [1], [1]], head=np.ones((2, 3)),
+    )  # fmt: skip
+    live = live_values(replace(model, neuron_masks={"p": np.array([True, False])}))
+    assert live["wide"] is not None and live["wide"].tolist() == [False, True, False]
+    assert live["m"] is not None and live["m"].tolist() == [False, True, False]
+
+
+def test_connectivity_counts_whole_synapses_of_neurons_that_the_input_reaches() -> None:
+    """Nothing reaches a generated channel; a pooled map that one neuron of four reaches is reached,
+    once."""
+    nodes: list[Node] = [
+        Input("input", (), (1, 2, 2)),
+        Convolution("cp", ("input",), False, None, 1, 1, (1, 1)),
+        Population("p", ("cp",), IF, generated=1),
+        AdaptiveAvgPool("pool", ("p",), (1, 1)),
+        Convolution("cq", ("input",), False, None, 1, 2, (2, 2)),
+        Population("q", ("cq",), IF),
+        Merge("m", ("q", "pool"), "add"),
+        Convolution("cr", ("m",), False, None, 2, 3, (1, 1)),
+        Population("r", ("cr",), IF),
+        Readout("head", ("r",), 3),
+    ]
+    keep = np.zeros((2, 2, 2), bool)
+    keep[0, 0, 0] = keep[1] = True
+    weights = {"cp": (1, 1, 1, 1), "cq": (2, 1, 2, 2), "cr": (3, 2, 1, 1)}
+    ones = {name: np.ones(shape, np.float32) for name, shape in weights.items()}
+    masks = {"p": keep, "q": np.zeros((2, 1, 1), bool)}
+    found = measure_connectivity(SpikingGraph(tuple(nodes), STEPS), ones, masks)
+    assert {layer.projection: layer.live for layer in found.layers} == {"cp": 1, "cq": 0, "cr": 3}
+
+
 def test_a_pooled_current_keeps_negative_maxima() -> None:
     """Padding is no value: of currents that are all negative, the largest one counts."""
     nodes: list[Node] = [

@@ -59,7 +59,7 @@ CASES: list[tuple[str, Any, str]] = [
     (f"{SCORES}/2/count", 10**5000, "count is an integer of 16610 bits, needs a whole number"),
     (f"{TRAINING}/scheduler/T_i", 0, "epoch 1 of a period of 0, needs one before its end"),
     (f"{TRAINING}/scheduler/T_cur", 9, "epoch 9 of a period of 2, needs one before its end"),
-    (f"{TRAINING}/scheduler/rates", [], "scheduler: 0 rates, needs 1"),
+    (f"{TRAINING}/scheduler/rates", [], "scheduler: 0 learning rates, needs 1"),
     (f"{TRAINING}/scheduler/rates", [10**400], "rate is an integer of 1329 bits, needs a finite"),
     (f"{TRAINING}/progress/epoch", 4, "this run has 3 epochs of 2 steps and 8 samples"),
     (f"{TRAINING}/progress/epoch", 3, "epoch 3, step 1, .* right: this run has"),

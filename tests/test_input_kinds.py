@@ -434,7 +434,7 @@ def test_pytorch_gets_floating_point_numbers_only() -> None:
             with pytest.raises(ValidityError, match="normalise pixels first"):
                 run(module.module(), pixels.to(dtype))
     with pytest.raises(UnknownNameError, match="unknown input kind 'pictures'; valid: images"):
-        from_torch(plain_network(), (1, 4, 4), 2, input_kind="pictures")  # type: ignore[arg-type]
+        from_torch(plain_network(), (1, 4, 4), 2, input_kind="pictures")
 
 
 def test_import_torch_records_the_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

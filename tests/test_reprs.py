@@ -125,9 +125,11 @@ def public_classes() -> Iterator[type[Any]]:
             continue
         module = importlib.import_module(found.name)
         for name, item in vars(module).items():
-            own = isinstance(item, type) and item.__module__ == module.__name__
-            if own and is_dataclass(item) and not name.startswith("_"):
-                yield item
+            if not isinstance(item, type) or item.__module__ != module.__name__:
+                continue
+            if is_dataclass(item) and not name.startswith("_"):
+                kind: type[Any] = item
+                yield kind
 
 
 def test_every_public_class_that_holds_arrays_shows_shapes() -> None:

@@ -71,8 +71,7 @@ class LayerSpikes:
 
     neurons        per sample
     golden_spikes, other_spikes   sums over steps, samples and neurons
-    driven_spikes  of golden_spikes, those of neurons with a membrane: generated channels fire
-                   their pattern whatever the network does
+    driven_spikes  of golden_spikes, those of neurons; generated channels fire without one
     differing      (step, sample, neuron) entries that differ, those after a first flip included
     flipped        (sample, neuron) pairs with a flip
     unexplained    of these, without an explanation
@@ -171,14 +170,15 @@ def compare_population(
         )
     found = first_differences(ours, other)
     judged = _judge(golden, name, values, keep, found, upstream)
-    steps = len(ours)
+    steps, channels = len(ours), torch.arange(ours.shape[2]) if keep is None else keep
+    driven = channels < golden.graph.shapes[golden.graph[name].inputs[0]][0]
     summary = LayerSpikes(
         name,
         ours.numel() // (steps * ours.shape[1]),
         ours.shape[1],
         int(ours.sum()),
         int(other.sum()),
-        int(ours[:, :, _driven(golden.graph, name, keep)].sum()),
+        int(ours[:, :, driven].sum()),
         int((ours != other).sum()),
         len(found.step),
         int((~judged.explained).sum()),
@@ -188,12 +188,6 @@ def compare_population(
     order = np.lexsort((found.step, found.index[:, 0], judged.explained))
     flips = tuple(make(int(i)) for i in order[:LISTED])
     return replace(summary, flips=flips), make.firsts()
-
-
-def _driven(graph: SpikingGraph, name: str, keep: Tensor | None) -> Tensor:
-    """Which of the compared channels are of neurons, bool (C,); the others are generated."""
-    channels = torch.arange(graph.shapes[name][0]) if keep is None else keep
-    return channels < graph.shapes[graph[name].inputs[0]][0]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_verify_is_inconclusive_where_a_population_never_fires(
     assert result.exit_code == 3, result.output
     named = f"never fired, so untested: {', '.join(silent)}"
     assert result.stdout.splitlines()[-1] == f"Verified: inconclusive: {named}"
-    assert result.stderr.startswith("Inconclusive: ")
+    assert "Inconclusive: " in result.stderr
     assert f"{named}. Verify on images on which they fire" in result.stderr
     assert "--allow_silent" in result.stderr
     result = invoke(*words, "--format", "json")
@@ -170,7 +170,7 @@ def test_exporters_keep_the_file_and_say_so(tmp_path: Path, kind: str) -> None:
     assert result.exit_code == 0, result.output
     assert (tmp_path / KINDS[kind]).exists()
     assert f"Verified: inconclusive: never fired, so untested: {OUT}" in result.stdout
-    assert result.stderr.startswith("Inconclusive, but kept: ")
+    assert "Inconclusive, but kept: " in result.stderr
     assert f"never fired, so untested: {OUT}" in result.stderr
     result = invoke("export", kind, path, "--format", "json")
     document = json.loads(result.stdout)
@@ -193,15 +193,13 @@ def test_one_image_gives_a_sequence_that_moves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that shows its first frame at every step would pass on frames that are all equal."""
-    from soul_deploy.export import checking
-
     shown: list[Tensor] = []
 
     def seen(golden: Model, artifact: Path, images: Tensor, **options: Any) -> Any:
         shown.append(images)
         return verify(golden, artifact, images, **options)
 
-    monkeypatch.setattr(checking.gates, "verify", seen)
+    monkeypatch.setattr("soul_deploy.export.verify.verify", seen)
     path = saved(tmp_path, FIRING)
     for more in (("--input_mode", "sequence"), ("--mode", "step")):
         result = invoke("export", "onnx", path, "--samples", 1, *more)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from soul_deploy.golden import Golden
-from soul_deploy.graph import SpikingGraph
 from soul_deploy.module import Signal
 from soul_deploy.runtime.brief import brief
 from soul_deploy.runtime.errors import VerificationError

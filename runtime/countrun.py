@@ -15,7 +15,8 @@ from soul_deploy.runtime.counting import limits_of, pooling_steps
 from soul_deploy.runtime.eventnet import PoolLayer, Synaptic
 from soul_deploy.runtime.files import Array
 from soul_deploy.runtime.inputs import to_channel_last
-from soul_deploy.runtime.network import Network, Recording
+from soul_deploy.runtime.network import Network
+from soul_deploy.runtime.recording import Recording
 
 
 @brief

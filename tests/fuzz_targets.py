@@ -165,7 +165,7 @@ def event_target(folder: Path) -> Target:
     paths = event_networks(folder)
     intact = [load_event_network(path) for path in paths]
     for path in paths:  # kernels are loaded here, not within the time of a case
-        network.load(path, 1)._build(1, 2, carry=False)
+        network.load(path, 1)._build(input_steps=1, steps=2, carry=False)
 
     def judge(events: EventNetwork, signed: bool) -> None:
         if any(same(events, other) for other in intact):
@@ -181,7 +181,7 @@ def event_target(folder: Path) -> Target:
     def read(path: Path) -> EventNetwork:
         """Ready to run: all tables and buffers of a run are made."""
         ready = network.load(path, 1, max_memory=RUN_MEMORY)
-        ready._build(1, ready.time_steps, carry=False)
+        ready._build(input_steps=1, steps=ready.time_steps, carry=False)
         return ready.events
 
     return Target("event", ".safetensors", damage, read, judge, share=4)

@@ -148,7 +148,7 @@ def test_a_long_kernel_is_ready_at_once(tmp_path: Path, sparse: bool, side: int)
     path = written(tmp_path, long_kernel(8192, side, sparse=sparse))
     with bounded():
         ready = network.load(path, 1)
-        ready._build(1, 2, carry=False)
+        ready._build(input_steps=1, steps=2, carry=False)
     x = np.zeros((1, 1, side, 1), np.float32)
     x[0, 0, 7] = 5.0
     fired = np.flatnonzero(ready.run_recorded(x).spikes["b"][0, 0, 0, :, 0])
@@ -169,7 +169,7 @@ def test_the_longest_kernel_is_refused_or_ready(tmp_path: Path, sparse: bool) ->
     path = written(tmp_path, long_kernel(1 << 20, (1 << 16) - 1, sparse=sparse))
     with bounded():
         if sparse:
-            network.load(path, 1)._build(1, 2, carry=False)
+            network.load(path, 1)._build(input_steps=1, steps=2, carry=False)
         else:
             with pytest.raises(LimitError, match=r"running this network \(most of all b: [\d,]+"):
                 network.load(path, 1)
@@ -236,7 +236,7 @@ def test_what_is_taken_is_what_was_estimated() -> None:
     )
     estimate = sum(running_bytes(made).values())
     before = peak.reset()
-    network.Network(made, 1)._build(1, 4, carry=False)
+    network.Network(made, 1)._build(input_steps=1, steps=4, carry=False)
     taken = peak.peak() - before
     assert taken < estimate + (20 << 20)
     assert estimate < 4 * taken

@@ -9,8 +9,6 @@ import click
 
 from soul_deploy.runtime.arguments import SoulCommand
 from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.memory import parse_bytes
-from soul_deploy.runtime.tables import text_table
 from soul_deploy.runtime.terminal import say, show
 
 FILE = click.Path(path_type=Path)
@@ -37,6 +35,7 @@ def inspect(path: Path, max_memory: str | None, style: str) -> None:
     require_address_space(1)
     from soul_deploy.runtime.inspect_report import report
     from soul_deploy.runtime.inspection import describe
+    from soul_deploy.runtime.memory import parse_bytes
 
     found = describe(path, max_memory=parse_bytes(max_memory))
     show(json.dumps(found, indent=1) if style == "json" else report(found))
@@ -79,6 +78,7 @@ def run(
     from soul_deploy.runtime.files import OpenFile
     from soul_deploy.runtime.images import read_samples
     from soul_deploy.runtime.inspection import require_event_network
+    from soul_deploy.runtime.memory import parse_bytes
     from soul_deploy.runtime.network import load
     from soul_deploy.runtime.running import result
     from soul_deploy.runtime.warming import compiling_announced
@@ -103,6 +103,7 @@ def _warn(text: str) -> None:
 
 def run_report(found: dict[str, Any]) -> str:
     """The text that `soul-deploy run` prints."""
+    from soul_deploy.runtime.tables import text_table
 
     rows = [
         [row["input"] if rank == 0 else "", entry["class"], f"{entry['score']:.4f}"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -69,9 +69,6 @@ class _Unproven(click.ClickException):
     """A check that proves nothing: "Inconclusive: ..." on stderr, exit code 3."""
 
     exit_code = InconclusiveError.exit_code
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"Inconclusive: {self.message}", file=file, err=True)
 
 
 class _Stopped(click.ClickException):
@@ -256,6 +253,9 @@ def _tell(error: click.ClickException) -> None:
     """Print what click would, names in it as they are, on one line."""
     if isinstance(error, _Stopped):
         say(error.message, err=True)
+        return
+    if isinstance(error, _Unproven):
+        say(f"Inconclusive: {error.message}", err=True)
         return
     if not isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         vars(error)["message"] = one_line(error.message)  # click declares it final

@@ -17,11 +17,13 @@ from soul_deploy.graph import SpikingGraph
 from soul_deploy.module import GraphModule
 from soul_deploy.modulekinds import is_stateful, step_mode
 from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.runtime.brief import brief
 from soul_deploy.tracing import Takes
 
 SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes are measured against
 
 
+@brief
 @dataclass(frozen=True)
 class Trace:
     """What one population did, each (T, B, ...): current, membrane after reset, spikes (bool)."""
@@ -31,6 +33,7 @@ class Trace:
     spikes: Tensor
 
 
+@brief
 @dataclass(frozen=True)
 class Run:
     """One run: what each population did, by name, and the class scores (B, classes)."""

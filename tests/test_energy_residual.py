@@ -22,7 +22,7 @@ from soul_deploy.export.onnx_graph import build_onnx
 from soul_deploy.golden import Golden
 from soul_deploy.liveness import deployed
 from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
-from soul_deploy.runtime import network as running
+from soul_deploy.runtime import counting
 from soul_deploy.runtime.network import Network
 
 fewer = settings(max_examples=15)
@@ -77,7 +77,7 @@ def test_a_run_that_is_not_counted_counts_nothing(
         raise AssertionError("counted")
 
     for name in ("count_projection", "count_neurons", "count_readout", "count_additions"):
-        monkeypatch.setattr(running, name, refuse)
+        monkeypatch.setattr(counting, name, refuse)
     assert network.run(x).shape == (1, 4)
     assert network.step(x).shape == (1, 4)
     with pytest.raises(AssertionError, match="counted"):

@@ -73,7 +73,7 @@ def test_later_commands_take_the_models_size() -> None:
     assert said in done("energy", compact, *few, "--no-check").stderr
     event = "net.event.safetensors"
     assert said in done("export", "event", compact, "-o", event, *few).stderr
-    assert said in done("verify", compact, event, *few).stderr
+    assert said in done("verify", compact, event, "--allow_silent", *few).stderr
     given = ["--event", event, "--input", "fashionmnist", "--data_dir", "d", "--no_fresh"]
     timed = done("bench", "sparse", *given, "--iterations", 1, "--warmup", 0, "--format", "json")
     assert said in timed.stderr and "fashionmnist, static" in json.loads(timed.stdout)["input"]

@@ -283,10 +283,10 @@ def test_an_original_with_fewer_synapses_is_refused() -> None:
         return Model(graph, {name: np.ones_like(array) for name, array in state.items()})
 
     report_of(model(1, 0), x, model(3, 1))
-    with pytest.raises(UsageError, match="has 2 weights in a, and this network 18; rates and"):
+    with pytest.raises(UsageError, match="has 2 weights in a, and this network 18; firing rates"):
         report_of(model(3, 1), x, model(1, 0))
     other = replace(original_of("other", model(1, 0)), synapses={})
-    with pytest.raises(UsageError, match="has no projection 'a'; rates and sparsities need"):
+    with pytest.raises(UsageError, match="has no projection 'a'; firing rates and sparsities need"):
         ops_report(model(1, 0), x, other, Measured("m", "", 0, {}), EnergyChoice())
 
 

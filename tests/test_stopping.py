@@ -15,7 +15,13 @@ from soul_deploy import cli
 from soul_deploy.cli import LazyGroup, Stopping
 from soul_deploy.runtime.errors import FileFormatError, InterruptedRunError
 
-WRITER = """
+TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+"""
+WRITER = (
+    TERMINAL
+    + """
 import sys, time
 from pathlib import Path
 import click
@@ -32,13 +38,17 @@ def wait():
 
 cli.main()
 """
+)
 
 
-IMPORTER = """
+IMPORTER = (
+    TERMINAL
+    + """
 from soul_deploy import cli
 cli.root.entries["slow"] = ("slow:command", "")
 cli.main()
 """
+)
 SLOW = """
 import time
 try:

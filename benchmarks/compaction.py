@@ -15,13 +15,13 @@ import tracemalloc
 import numpy as np
 import torch
 
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, arrays_of
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.prune.units import pruning_units
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.removal.apply import parameters, remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 LIMIT_SECONDS, LIMIT_MEMORY = 2.0, 3.0
 

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.reference import Reference, reference_model
-from soul_deploy.runtime.engines import OnnxRuntimeEngine
-from soul_deploy.runtime.network import Network
+from soul_deploy.analysis.reference_network import Reference, reference_model
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.runtime.bench.engines import OnnxRuntimeEngine
+from soul_deploy.runtime.engine.network import Network
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 RATES = (0.02, 0.08, 0.2)

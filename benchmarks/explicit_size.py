@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from soul_deploy.connectivity import measure_connectivity
-from soul_deploy.export.event import build_event_network
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, arrays_of
-from soul_deploy.module import GraphModule
-from soul_deploy.runtime.eventfile import save_event_network
-from soul_deploy.runtime.inspect_report import representation_table
-from soul_deploy.runtime.inspection import representations
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.analysis.connectivity import measure_connectivity
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.runtime.format.file import save_event_network
+from soul_deploy.runtime.io.inspect import representations
+from soul_deploy.runtime.io.inspect_tables import representation_table
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 
 def sparse_6conv2fc(connectivity: float, live: float, width: int, seed: int = 0) -> Model:

@@ -14,23 +14,23 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from soul_deploy.counting import count_model
-from soul_deploy.data import Data, Split, load_data
-from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.verify import verify
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, Normalization, from_module
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.channels import Guard
-from soul_deploy.prune.groups import Residual
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.prune.sca import Sca, prune
-from soul_deploy.prune.schedule import PruneSchedule
-from soul_deploy.prune.units import pruning_units
-from soul_deploy.training import Recipe, accuracy, fit
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.analysis.synops import count_model
+from soul_deploy.data.datasets import Data, Split, load_data
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.channel_groups import Residual
+from soul_deploy.prune.removal.apply import parameters, remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.structured.sca import Sca, prune
+from soul_deploy.prune.structured.schedule import PruneSchedule
+from soul_deploy.prune.structured.selection import Guard
+from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.training.trainer import Recipe, accuracy, fit
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 TRAINED, CHECKED, COUNTED = 640, 8, 32
 

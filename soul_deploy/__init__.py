@@ -9,15 +9,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "GraphModule": "soul_deploy.module",
-    "Model": "soul_deploy.modelfile",
-    "NeuronSpec": "soul_deploy.graph",
-    "SpikingGraph": "soul_deploy.graph",
-    "create": "soul_deploy.zoo",
-    "from_torch": "soul_deploy.fromtorch",
-    "load_model": "soul_deploy.modelfile",
-    "save_model": "soul_deploy.modelfile",
-    "trace": "soul_deploy.tracing",
+    "GraphModule": "soul_deploy.nn.graph_module",
+    "Model": "soul_deploy.model.model",
+    "NeuronSpec": "soul_deploy.ir.graph",
+    "SpikingGraph": "soul_deploy.ir.graph",
+    "create": "soul_deploy.zoo.registry",
+    "from_torch": "soul_deploy.frontend.from_torch",
+    "load_model": "soul_deploy.model.model",
+    "save_model": "soul_deploy.model.model",
+    "trace": "soul_deploy.frontend.trace",
 }
 
 __all__ = ["__version__", *sorted(_NAMES)]

@@ -1,5 +1,5 @@
 """`python -m soul_deploy`, as torchrun starts it."""
 
-from soul_deploy.cli import main
+from soul_deploy.cli.main import main
 
 main()

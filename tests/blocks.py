@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soul_deploy.graph import (
+from soul_deploy.ir.graph import (
     Convolution,
     Input,
     Merge,
@@ -18,8 +18,8 @@ from soul_deploy.graph import (
     Shape,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, arrays_of
-from soul_deploy.module import GraphModule
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.nn.graph_module import GraphModule
 
 LIF = NeuronSpec()
 Keep = npt.NDArray[np.bool_]

@@ -13,12 +13,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from soul_deploy import layers
-from soul_deploy.graph import NeuronSpec, Pair, Projection, Shape
-from soul_deploy.modelfile import Model, ModelInfo, from_module
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.tracing import trace
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import NeuronSpec, Pair, Projection, Shape
+from soul_deploy.model.model import Model, ModelInfo, from_module
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
 
 WEIGHT_GRID, INPUT_GRID = 2.0**-8, 2.0**-6
 TARGET_RATE = 0.2

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from chains import ChainSpec, ConvSpec, LinearSpec, build
 
-from soul_deploy.checkpoint import Checkpoint, write_checkpoint
-from soul_deploy.data import Data, Split
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, Normalization
-from soul_deploy.prune.sca import ChannelPruning, PruneStep, Sca
-from soul_deploy.prune.schedule import PruneSchedule
-from soul_deploy.schedules import Schedule
-from soul_deploy.snapshot import Bundle, random_states, restore_random_states, tree_of
-from soul_deploy.training import History, Recipe
+from soul_deploy.data.datasets import Data, Split
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, Normalization
+from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, Sca
+from soul_deploy.prune.structured.schedule import PruneSchedule
+from soul_deploy.training.checkpoint import Checkpoint, write_checkpoint
+from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.state import Bundle, random_states, restore_random_states, tree_of
+from soul_deploy.training.trainer import History, Recipe
 
 SHAPE, CLASSES, SAMPLES, STEPS = (1, 4, 4), 3, 8, 2
 SCA = Sca(PruneSchedule(0.3, 0.1, epochs=3, finetune_epochs=1))

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from chains import ChainSpec, ConvSpec, LinearSpec, PoolSpec, build, random_masks
 
-from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, Normalization, save_model
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.files import Array, file_sha256
+from soul_deploy.base.files import Array, file_sha256
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, ModelInfo, Normalization, save_model
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
 
 STEPS, SHAPE, CLASSES = 3, (3, 8, 10), 4
 NORM = Normalization((0.5, 0.25, 0.4), (0.2, 0.5, 0.3))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.runtime.files import Array
+from soul_deploy.base.files import Array
 
 Rng = np.random.Generator
 Tensors = dict[str, Array]

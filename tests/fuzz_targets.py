@@ -38,28 +38,28 @@ from safetensors.numpy import save_file
 from test_eventfile import example, same
 from test_residual_files import model_of
 
-from soul_deploy.checkpoint import _content, read_checkpoint
-from soul_deploy.data import _read_table
-from soul_deploy.export import nir_trial
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.nir_export import export_nir
-from soul_deploy.export.nir_import import import_nir, read_nir
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.onnx_reading import describe as describe_onnx
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.imagefiles import read_idx_pair
-from soul_deploy.modelfile import Model, load_model, load_state_dict, save_model
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime import network
-from soul_deploy.runtime.bench import SCHEMA
-from soul_deploy.runtime.bench_report import load_baseline
-from soul_deploy.runtime.errors import SoulDeployError
-from soul_deploy.runtime.eventfile import load_event_network, save_event_network
-from soul_deploy.runtime.eventnet import EventNetwork
-from soul_deploy.runtime.files import CHECKSUM_KEY, METADATA_KEY, TensorFile, digest, read_tensors
-from soul_deploy.runtime.images import InputRule, read_array, read_image
-from soul_deploy.runtime.inspection import describe
+from soul_deploy.base.errors import SoulDeployError
+from soul_deploy.base.files import CHECKSUM_KEY, METADATA_KEY, TensorFile, digest, read_tensors
+from soul_deploy.data.datasets import _read_table
+from soul_deploy.data.files import read_idx_pair
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.nir import trial as nir_trial
+from soul_deploy.export.nir.read import import_nir, read_nir
+from soul_deploy.export.nir.write import export_nir
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.onnx.reader import describe as describe_onnx
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, load_model, load_state_dict, save_model
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.bench.report import load_baseline
+from soul_deploy.runtime.bench.runner import SCHEMA
+from soul_deploy.runtime.engine import network
+from soul_deploy.runtime.format.file import load_event_network, save_event_network
+from soul_deploy.runtime.format.network import EventNetwork
+from soul_deploy.runtime.io.images import InputRule, read_array, read_image
+from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.training.checkpoint import _content, read_checkpoint
 
 Damage = Callable[[Rng, Path], tuple[str, bool]]
 """Writes a damaged file to a path; what was done, and whether it was signed."""

@@ -30,7 +30,7 @@ import peak
 import torch
 from fuzz_targets import Target, make_targets
 
-from soul_deploy.runtime.errors import SoulDeployError
+from soul_deploy.base.errors import SoulDeployError
 
 READ_SECONDS, JUDGE_SECONDS = 5.0, 60.0  # of processor time; judging may compile a kernel
 MAX_GROWTH = 300 << 20  # bytes of peak memory that one case may add

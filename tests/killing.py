@@ -26,8 +26,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from soul_deploy.cli import root
-from soul_deploy.data import READERS
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import READERS
 
 SMALL = "--model spikingvgg5 --hidden 8 --dataset_name digits -T 2 --threads 1 -b 32"
 COMMANDS = {

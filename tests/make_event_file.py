@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from soul_deploy.export.event import export_event
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, arrays_of
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.export.event.build import export_event
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from naive import charged
 
-from soul_deploy.runtime.eventnet import (
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.network import (
     Convolution,
     CurrentLayer,
     DenseRows,
@@ -26,8 +28,6 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
     Synapses,
 )
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network
 
 F = np.float32
 LARGEST = 1e37

@@ -24,17 +24,17 @@ from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 from torch import Tensor
 
-from soul_deploy.compare import compare_models
-from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.representation import CHOICES, Choice
-from soul_deploy.export.verify import verify
-from soul_deploy.modelfile import Model, load_model, save_model
-from soul_deploy.prune.groups import Residual
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.errors import RemovalError, SoulDeployError
-from soul_deploy.verdict import Verdict
+from soul_deploy.base.errors import RemovalError, SoulDeployError
+from soul_deploy.equivalence.engines import compare_models
+from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.event.storage_format import CHOICES, Choice
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.model.model import Model, load_model, save_model
+from soul_deploy.prune.channel_groups import Residual
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
 
 COUNTEREXAMPLES = Path(__file__).parent / "counterexamples"
 

@@ -42,7 +42,7 @@ def stream(number: int, kind: str) -> None:
 
 def share_imports() -> None:
     """Import what commands need, so that children have it."""
-    from soul_deploy.commands import COMMANDS, GROUPS
+    from soul_deploy.cli.commands import COMMANDS, GROUPS
 
     for entries in (COMMANDS, *(entries for _, entries in GROUPS.values())):
         for name, _ in entries.values():
@@ -72,7 +72,7 @@ def ended(jobs: list[dict[str, Any]]) -> list[int]:
 
 
 def run() -> None:
-    from soul_deploy.cli import main
+    from soul_deploy.cli.main import main
 
     jobs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     results = Path(sys.argv[2])

@@ -14,7 +14,8 @@ from chains import INPUT_GRID, TARGET_RATE, WEIGHT_GRID, neurons
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy.graph import (
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import (
     AvgPool,
     BatchNorm,
     Convolution,
@@ -33,10 +34,9 @@ from soul_deploy.graph import (
     Shape,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, ModelInfo, from_module
-from soul_deploy.module import GraphModule, Signal
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.files import Array
+from soul_deploy.model.model import Model, ModelInfo, from_module
+from soul_deploy.nn.graph_module import GraphModule, Signal
+from soul_deploy.nn.neuron import SpikingNeuron
 
 SHORTCUT_GRID = 2.0**-2
 """Of convolutions behind one another without neurons between: their grids multiply."""

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from click.testing import CliRunner, Result
 
-from soul_deploy.cli import root
-from soul_deploy.data import Data, load_data
-from soul_deploy.graph import (
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import Data, load_data
+from soul_deploy.ir.graph import (
     Convolution,
     Flatten,
     Input,
@@ -19,15 +19,21 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.objective import Objective
-from soul_deploy.prune.penalty import coefficients
-from soul_deploy.prune.search import Pruning
-from soul_deploy.prune.searchplan import Search
-from soul_deploy.prune.softmask import Masks, MaskStart, Temperature, make_masks, maskable_neurons
-from soul_deploy.schedules import Schedule
-from soul_deploy.training import Recipe
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.unstructured.masks import (
+    Masks,
+    MaskStart,
+    Temperature,
+    make_masks,
+    maskable_neurons,
+)
+from soul_deploy.prune.unstructured.objective import Objective
+from soul_deploy.prune.unstructured.penalty import coefficients
+from soul_deploy.prune.unstructured.plan import Search
+from soul_deploy.prune.unstructured.search import Pruning
+from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.trainer import Recipe
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 LIF = NeuronSpec()
 SMALL = ["--model", "SpikingVGG5", "--hidden", "8", "--dataset_name", "Digits", "-T", "2"]

@@ -15,20 +15,21 @@ from safetensors.torch import save_file
 from searching import LIF, few, search_of
 from torch import Tensor
 
-from soul_deploy import distributed, training
-from soul_deploy.agreement import check_same_start
-from soul_deploy.data import Data
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.penalty import coefficients
-from soul_deploy.prune.sca import Sca, prune
-from soul_deploy.prune.schedule import PruneSchedule
-from soul_deploy.prune.search import Pruning
-from soul_deploy.prune.searchloops import SearchLoop
-from soul_deploy.prune.softmask import MaskStart, make_masks, maskable_neurons
-from soul_deploy.runtime.errors import DistributedError
-from soul_deploy.schedules import Schedule
-from soul_deploy.training import Recipe, accuracy, copied_state, fit
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy import distributed
+from soul_deploy.base.errors import DistributedError
+from soul_deploy.data.datasets import Data
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.structured.sca import Sca, prune
+from soul_deploy.prune.structured.schedule import PruneSchedule
+from soul_deploy.prune.unstructured.loops import SearchLoop
+from soul_deploy.prune.unstructured.masks import MaskStart, make_masks, maskable_neurons
+from soul_deploy.prune.unstructured.penalty import coefficients
+from soul_deploy.prune.unstructured.search import Pruning
+from soul_deploy.training import trainer as training
+from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.rank_checks import check_same_start
+from soul_deploy.training.trainer import Recipe, accuracy, copied_state, fit
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 FROZEN = Recipe("sgd", 0.05, schedule=Schedule("constant"), batch_size=16, augment="shift", l1=1e-5)
 FROZEN = replace(FROZEN, freeze_batch_norm=True)

@@ -12,22 +12,22 @@ from deployed import SHAPE, STEPS, Files, make_files, random_pixels
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soul_deploy.runtime.arguments import positive_integers, words
-from soul_deploy.runtime.bench import (
+from soul_deploy.base.errors import SoulDeployError, UsageError, ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.cli.parsing import positive_integers, words
+from soul_deploy.model.torch_engine import TorchEngine
+from soul_deploy.runtime.bench.baseline import differences
+from soul_deploy.runtime.bench.cold_start import measure_fresh
+from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, EventEngine, OnnxRuntimeEngine
+from soul_deploy.runtime.bench.report import compare_with, reference_speedups
+from soul_deploy.runtime.bench.runner import (
     MAX_BATCHES,
     compare_engines,
     entry,
     merge_agreement,
     split_batches,
 )
-from soul_deploy.runtime.bench_compare import differences
-from soul_deploy.runtime.bench_report import compare_with, reference_speedups
-from soul_deploy.runtime.engines import ENGINES, EngineSpec, EventEngine, OnnxRuntimeEngine
-from soul_deploy.runtime.errors import SoulDeployError, UsageError, ValidityError
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.probe import measure_fresh
-from soul_deploy.runtime.timing import Schedule, percentile, time_in_turns
-from soul_deploy.torch_engines import TorchEngine
+from soul_deploy.runtime.bench.timing import Schedule, percentile, time_in_turns
 
 ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
 
@@ -60,7 +60,7 @@ def test_engines_take_turns_and_each_block_starts_with_a_run_that_is_not_measure
 def test_exactly_the_asked_number_of_runs_is_measured(
     warmup: int, iterations: int, rounds: int
 ) -> None:
-    from soul_deploy.runtime import timing
+    from soul_deploy.runtime.bench import timing
 
     rest, timing.REST_SECONDS = timing.REST_SECONDS, 0.0
     try:

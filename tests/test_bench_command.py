@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 from deployed import SHAPE, STEPS, Files, make_files, small_model
 
-from soul_deploy.cli import root
-from soul_deploy.modelfile import save_model
-from soul_deploy.runtime.bench_inputs import BenchFiles, choose_engines, facts_of, network_of
-from soul_deploy.runtime.engines import ENGINES
+from soul_deploy.cli.main import root
+from soul_deploy.model.model import save_model
+from soul_deploy.runtime.bench.engines import ENGINES
+from soul_deploy.runtime.bench.inputs import BenchFiles, choose_engines, facts_of, network_of
 
 ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
 

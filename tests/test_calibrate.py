@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from soul_deploy.cli import root
-from soul_deploy.runtime import bench_calibrate
-from soul_deploy.runtime.bench_calibrate import Crossing, calibration_report, crossover
-from soul_deploy.runtime.eventnet import DenseRows
-from soul_deploy.runtime.parts import run_calls
+from soul_deploy.cli.main import root
+from soul_deploy.runtime.bench import calibrate as bench_calibrate
+from soul_deploy.runtime.bench.calibrate import Crossing, calibration_report, crossover
+from soul_deploy.runtime.format.network import DenseRows
+from soul_deploy.runtime.plan.partition import run_calls
 
 
 def test_the_crossover_lies_between_two_measured_densities() -> None:

@@ -11,15 +11,15 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from soul_deploy import layers
-from soul_deploy.cli import root
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, Normalization, from_module, save_model
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.files import file_sha256
-from soul_deploy.runtime.network import load
-from soul_deploy.tracing import trace
+from soul_deploy.base.files import file_sha256
+from soul_deploy.cli.main import root
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module, save_model
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.engine.network import load
 
 
 def digits_model() -> Model:
@@ -181,7 +181,8 @@ def test_verify_fails_for_another_model(model: Path, tmp_path: Path) -> None:
 def test_an_export_that_fails_its_check_is_not_kept(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from soul_deploy.export import cli, onnx_graph
+    from soul_deploy.cli import export as cli
+    from soul_deploy.export.onnx import model as onnx_graph
 
     def wrong(model: Model, path: Path, **options: object) -> None:
         state = {n: a * 2 for n, a in model.state.items()}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from soul_deploy.arguments import existing_indexes, join_lists, parse_indexes
-from soul_deploy.cli import root
-from soul_deploy.data import READERS, Data, load_data
-from soul_deploy.modelfile import load_model
-from soul_deploy.runtime.errors import UsageError
+from soul_deploy.base.errors import UsageError
+from soul_deploy.cli.index_lists import existing_indexes, join_lists, parse_indexes
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import READERS, Data, load_data
+from soul_deploy.model.model import load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SMALL = ["--model", "SpikingVGG5", "--hidden", "8", "--dataset_name", "Digits", "-T", "2"]
@@ -86,10 +86,10 @@ def test_two_runs_give_the_same_weights(trained: Path, tmp_path: Path) -> None:
 
 def test_soul_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the epochs and the data are made small; the file is a bare state dict."""
-    from soul_deploy.data import Split
-    from soul_deploy.graph import NeuronSpec
-    from soul_deploy.modelfile import Normalization
-    from soul_deploy.zoo import NetworkOptions, create
+    from soul_deploy.data.datasets import Split
+    from soul_deploy.ir.graph import NeuronSpec
+    from soul_deploy.model.model import Normalization
+    from soul_deploy.zoo.registry import NetworkOptions, create
 
     def tiny(data_dir: Path, download: bool) -> Data:
         random = torch.Generator().manual_seed(0)

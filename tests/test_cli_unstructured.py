@@ -20,13 +20,13 @@ from searching import (
     search_of,
 )
 
-from soul_deploy.cli import root
-from soul_deploy.data import READERS, Data
-from soul_deploy.modelfile import ModelInfo, load_model, save_model
-from soul_deploy.prune.lambda_control import within_band
-from soul_deploy.prune.searchloops import SearchLoop
-from soul_deploy.prune.unstructured_cli import unstructured
-from soul_deploy.runtime.errors import FileFormatError, SoulDeployError
+from soul_deploy.base.errors import FileFormatError, SoulDeployError
+from soul_deploy.cli.main import root
+from soul_deploy.cli.prune_unstructured import unstructured
+from soul_deploy.data.datasets import READERS, Data
+from soul_deploy.model.model import ModelInfo, load_model, save_model
+from soul_deploy.prune.unstructured.lambda_control import within_band
+from soul_deploy.prune.unstructured.loops import SearchLoop
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -232,7 +232,7 @@ def test_flags_of_a_fine_tuning_that_is_not_asked_for_are_told(quick: Path) -> N
 
 
 def test_tensorboard_is_an_extra(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soul_deploy.prune.unstructured_report.find_spec", lambda name: None)
+    monkeypatch.setattr("soul_deploy.cli.search_report.find_spec", lambda name: None)
     result = call(*SMALL, "--tensorboard")
     assert result.exit_code == 2 and "soul-deploy[tensorboard]" in result.output
 

@@ -11,8 +11,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from soul_deploy import layers
-from soul_deploy.compare import (
+from soul_deploy.base.errors import UsageError, VerificationError
+from soul_deploy.equivalence.engines import (
     Comparer,
     Comparison,
     LayerRun,
@@ -20,15 +20,15 @@ from soul_deploy.compare import (
     Run,
     compare_models,
 )
-from soul_deploy.flips import Flip, first_differences
-from soul_deploy.golden import Golden, entries, sources
-from soul_deploy.graph import Input, Linear, NeuronSpec, Population, Readout, SpikingGraph
-from soul_deploy.modelfile import Model, ModelInfo, arrays_of, from_module
-from soul_deploy.module import GraphModule, Signal
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.neuronspec import NeuronFamily
-from soul_deploy.runtime.errors import UsageError, VerificationError
-from soul_deploy.tracing import trace
+from soul_deploy.equivalence.golden import Golden, entries, sources
+from soul_deploy.equivalence.spikes import Flip, first_differences
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import Input, Linear, NeuronSpec, Population, Readout, SpikingGraph
+from soul_deploy.ir.neurons import NeuronFamily
+from soul_deploy.model.model import Model, ModelInfo, arrays_of, from_module
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule, Signal
+from soul_deploy.nn.neuron import SpikingNeuron
 
 IF = NeuronSpec("if")
 ONES = torch.ones(2, 1)

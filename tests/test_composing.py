@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy.composing import ConvOperator, MatrixOperator, ReadoutOperator, compose
-from soul_deploy.counting import CountedLayer, arrivals, count_layer, fanout
-from soul_deploy.folding import fold
-from soul_deploy.graph import (
+from soul_deploy.analysis.synops import CountedLayer, arrivals, count_layer, fanout
+from soul_deploy.ir.graph import (
     SPIKE,
     AdaptiveAvgPool,
     AvgPool,
@@ -27,8 +25,15 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, arrays_of
-from soul_deploy.module import GraphModule, Signal
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.linear_operators import (
+    ConvOperator,
+    MatrixOperator,
+    ReadoutOperator,
+    compose,
+)
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.nn.graph_module import GraphModule, Signal
 
 
 def _graph(nodes: list[Node], classes: int = 2) -> SpikingGraph:
@@ -206,7 +211,7 @@ def test_the_worked_example_of_the_counting_page() -> None:
     spikes = torch.zeros(2, 1, *shape)
     for t, c, y, x in [(0, 0, 0, 0), (0, 0, 1, 1), (0, 1, 0, 2), (1, 0, 3, 3), (1, 1, 2, 2)]:
         spikes[t, 0, c, y, x] = 1
-    from soul_deploy.composing import Composed
+    from soul_deploy.lowering.linear_operators import Composed
 
     layer = CountedLayer("p", Composed("s", operator), SPIKE, None)
     counts = count_layer(layer, spikes, None)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from soul_deploy.connectivity import dense_synapses, measure_connectivity, weight_shape
-from soul_deploy.graph import (
+from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivity, weight_shape
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import (
     Convolution,
     Input,
     MaxPool,
@@ -13,9 +14,8 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.prune.penalty import coefficients
-from soul_deploy.runtime.files import Array
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.prune.unstructured.penalty import coefficients
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 LIF = NeuronSpec()
 

@@ -18,20 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
-from soul_deploy.export.event import build_event_network
-from soul_deploy.modelfile import Model, Validity
-from soul_deploy.module import GraphModule
-from soul_deploy.place import Progress
-from soul_deploy.prune.penalty import coefficients
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.prune.searchplan import SearchStoppedError
-from soul_deploy.prune.softmask import MaskStart, make_masks
-from soul_deploy.runtime import errors
-from soul_deploy.runtime.crew import Crew
-from soul_deploy.runtime.errors import RemovalError, UsageError, ValidityError
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network
+from soul_deploy.base import errors
+from soul_deploy.base.errors import RemovalError, UsageError, ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.model.model import Model, Validity
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
+from soul_deploy.prune.unstructured.penalty import coefficients
+from soul_deploy.prune.unstructured.plan import SearchStoppedError
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.engine.thread_team import Crew
+from soul_deploy.training.cursor import Progress
 
 Copy = Callable[[Any], Any]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

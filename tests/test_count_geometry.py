@@ -17,14 +17,15 @@ import torch
 from click.testing import CliRunner
 from naive import targets_of
 
-from soul_deploy.cli import root
-from soul_deploy.counting import count_model, counted_nodes
-from soul_deploy.export.energy_cli import check_counts
-from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.verify import verify
-from soul_deploy.fanouts import CountedLayer
-from soul_deploy.graph import (
+from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.synops import count_model, counted_nodes
+from soul_deploy.base.files import Array
+from soul_deploy.cli.energy import check_counts
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
     AvgPool,
     Convolution,
@@ -37,11 +38,10 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.liveness import deployed
-from soul_deploy.modelfile import Model, ModelInfo, save_model
-from soul_deploy.module import Signal
-from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
-from soul_deploy.runtime.files import Array
+from soul_deploy.lowering.fan_out import CountedLayer
+from soul_deploy.lowering.liveness import deployed
+from soul_deploy.model.model import Model, ModelInfo, save_model
+from soul_deploy.nn.graph_module import Signal
 
 LIF = NeuronSpec()
 STEPS = 3

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from checkpointed import JOBS, write_checkpoints
 
-from soul_deploy.checkpoint import Checkpoint, read_checkpoint
-from soul_deploy.runtime.errors import FileFormatError
-from soul_deploy.snapshot import Tree
+from soul_deploy.base.errors import FileFormatError
+from soul_deploy.training.checkpoint import Checkpoint, read_checkpoint
+from soul_deploy.training.state import Tree
 
 
 @pytest.fixture(scope="module")

@@ -20,24 +20,24 @@ from test_modelfile import model as model
 from test_modelfile import path as path
 from test_modelfile import retensored, rewritten
 
-from soul_deploy.data import _read_table
-from soul_deploy.export import nir_trial
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.nir_import import read_nir
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.onnx_reading import describe as describe_onnx
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import load_model, load_state_dict, save_model
-from soul_deploy.runtime.errors import (
+from soul_deploy.base.errors import (
     DataError,
     FileFormatError,
     UnsupportedGraphError,
     UsageError,
     ValidityError,
 )
-from soul_deploy.runtime.files import METADATA_KEY, digest, parse_json, read_tensors
-from soul_deploy.runtime.images import read_array, read_image
-from soul_deploy.snapshot import join_tree, optimizer_state, restore_optimizer, split_tree
+from soul_deploy.base.files import METADATA_KEY, digest, parse_json, read_tensors
+from soul_deploy.data.datasets import _read_table
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.nir import trial as nir_trial
+from soul_deploy.export.nir.read import read_nir
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.onnx.reader import describe as describe_onnx
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import load_model, load_state_dict, save_model
+from soul_deploy.runtime.io.images import read_array, read_image
+from soul_deploy.training.state import join_tree, optimizer_state, restore_optimizer, split_tree
 
 DESCRIPTIONS: list[tuple[str, Any, str]] = [
     ("graph/nodes/1/groups", 0, "0 groups do not divide the channels"),

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision import transforms
 
-from soul_deploy import data as data_module
-from soul_deploy.data import Data, load_data, stratified_parts
-from soul_deploy.runtime.errors import DataError, MissingFileError, UnknownNameError, UsageError
+from soul_deploy.base.errors import DataError, MissingFileError, UnknownNameError, UsageError
+from soul_deploy.data import datasets as data_module
+from soul_deploy.data.datasets import Data, load_data, stratified_parts
 
 NOWHERE = Path("no-such-folder")
 

@@ -5,11 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soul_deploy.composing import base_operator
-from soul_deploy.counting import fanout
-from soul_deploy.dense import dense_ops, static_nodes
-from soul_deploy.folding import Synapses
-from soul_deploy.graph import (
+from soul_deploy.analysis.dense_ops import dense_ops, static_nodes
+from soul_deploy.analysis.synops import fanout
+from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
     Flatten,
@@ -21,7 +19,9 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.linear_operators import base_operator
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 IF = NeuronSpec("if")
 

@@ -19,8 +19,8 @@ from sharing import everything
 from torch import Tensor, nn
 
 import soul_deploy
-from soul_deploy import training
-from soul_deploy.cli import root
+from soul_deploy.base.errors import UsageError
+from soul_deploy.cli.main import root
 from soul_deploy.distributed import (
     Group,
     attempt,
@@ -33,9 +33,9 @@ from soul_deploy.distributed import (
     running_statistics,
     started_by_torchrun,
 )
-from soul_deploy.modelfile import load_model
-from soul_deploy.runtime.errors import UsageError
-from soul_deploy.training import Recipe, begin_training
+from soul_deploy.model.model import load_model
+from soul_deploy.training import trainer as training
+from soul_deploy.training.trainer import Recipe, begin_training
 
 ROOT = Path(soul_deploy.__file__).parents[1]
 SMALL = ["--model", "Cifar10Net", "--width", "8", "--hidden", "16", "--dataset_name", "digits"]

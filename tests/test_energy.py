@@ -14,16 +14,17 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soul_deploy.cli import root
-from soul_deploy.counting import count_model
-from soul_deploy.graph import MaxPool
-from soul_deploy.liveness import deployed
-from soul_deploy.modelfile import ModelInfo, Normalization, save_model
-from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.counters import CountLimits, LayerCounts, StepCounts, require_bounds
-from soul_deploy.runtime.energy import (
+from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.synops import count_model
+from soul_deploy.base.errors import UnknownNameError, UsageError, VerificationError
+from soul_deploy.cli.main import root
+from soul_deploy.ir.graph import MaxPool
+from soul_deploy.lowering.liveness import deployed
+from soul_deploy.model.model import ModelInfo, Normalization, save_model
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.ops.counters import CountLimits, LayerCounts, StepCounts, require_bounds
+from soul_deploy.runtime.ops.energy import (
     ARITHMETIC,
     Activity,
     Arrays,
@@ -31,7 +32,6 @@ from soul_deploy.runtime.energy import (
     memory_energy,
     ops_energy,
 )
-from soul_deploy.runtime.errors import UnknownNameError, UsageError, VerificationError
 
 MEASURED = Measured("m", "", 0, {"name": "random"})
 
@@ -181,8 +181,8 @@ def test_masks_never_add_work_and_reports_add_up(spec: ChainSpec, seed: int) -> 
 
 def test_pooling_operations_by_hand() -> None:
     """Three spikes in a 3×3 map under 2×2 windows of stride 1: corner 1, edge 2, middle 4."""
-    from soul_deploy.counting import pooling_steps
-    from soul_deploy.fanouts import CountedPooling
+    from soul_deploy.analysis.synops import pooling_steps
+    from soul_deploy.lowering.fan_out import CountedPooling
 
     x = torch.zeros(1, 1, 1, 3, 3)
     x[0, 0, 0, 0, 0] = x[0, 0, 0, 0, 1] = x[0, 0, 0, 1, 1] = 1
@@ -198,7 +198,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A dense, a masked and a compact network for the digits data set."""
     from chains import ConvSpec, PoolSpec, random_masks
 
-    from soul_deploy.graph import NeuronSpec
+    from soul_deploy.ir.graph import NeuronSpec
 
     folder, neuron = tmp_path_factory.mktemp("energy"), NeuronSpec()
     pool = PoolSpec("max", (2, 2), (2, 2))
@@ -320,7 +320,7 @@ def test_what_is_refused(models: tuple[Path, ...], tmp_path: Path) -> None:
     assert result.exit_code == 2 and "Give it first, or with --original" in result.output
     assert run(models[0], "--preset", "fp8").exit_code == 2
     with pytest.raises(UsageError, match="has no population '2'; firing rates and sparsities need"):
-        from soul_deploy.modelfile import load_model
+        from soul_deploy.model.model import load_model
 
         model = load_model(models[0])
         original = replace(original_of("other", model), neurons={})

@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
-from soul_deploy.cli import root
-from soul_deploy.compare import Comparer
-from soul_deploy.counting import count_model
-from soul_deploy.export.energy_cli import check_counts
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.onnx_check import OnnxExecution
-from soul_deploy.export.onnx_graph import build_onnx
-from soul_deploy.golden import Golden
-from soul_deploy.liveness import deployed
-from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
-from soul_deploy.runtime import counting
-from soul_deploy.runtime.network import Network
+from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.synops import count_model
+from soul_deploy.cli.energy import check_counts
+from soul_deploy.cli.main import root
+from soul_deploy.equivalence.engines import Comparer
+from soul_deploy.equivalence.golden import Golden
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.onnx.model import build_onnx
+from soul_deploy.export.verify.onnx import OnnxExecution
+from soul_deploy.lowering.liveness import deployed
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.ops import counting
 
 fewer = settings(max_examples=15)
 
@@ -68,7 +68,7 @@ def test_onnx_files_yield_the_same_counts(spec: ResidualSpec, seed: int) -> None
 def test_a_run_that_is_not_counted_counts_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from soul_deploy.modelfile import load_model
+    from soul_deploy.model.model import load_model
 
     model = load_model(make_files(tmp_path).masked)
     network, x = Network(build_event_network(model)), np.zeros((1, *model.input_shape), np.float32)
@@ -105,7 +105,7 @@ def test_outputs_on_the_command_line(tmp_path: Path) -> None:
 
 def test_a_sequence_repeats_the_first_layer(tmp_path: Path) -> None:
     """Frames of a sequence are each computed; the same image as one is computed once."""
-    from soul_deploy.modelfile import load_model
+    from soul_deploy.model.model import load_model
 
     model = load_model(make_files(tmp_path).compact)
     model = replace(model, neuron_masks={})

@@ -13,12 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from soul_deploy.composing import MatrixOperator
-from soul_deploy.counting import CountedLayer, count_batch, counted_layers, counted_nodes, fanout
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.representation import DENSE_FROM, represent_matrix
-from soul_deploy.folding import fold
-from soul_deploy.graph import (
+from soul_deploy.analysis.synops import (
+    CountedLayer,
+    count_batch,
+    counted_layers,
+    counted_nodes,
+    fanout,
+)
+from soul_deploy.base.errors import (
+    LimitError,
+    UnknownNameError,
+    UnsupportedGraphError,
+    UsageError,
+    ValidityError,
+)
+from soul_deploy.base.files import Array
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.event.storage_format import DENSE_FROM, represent_matrix
+from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
     Flatten,
@@ -32,22 +44,16 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.liveness import deployed, live_values
-from soul_deploy.modelfile import Model, ModelInfo, Normalization, Validity, arrays_of
-from soul_deploy.module import GraphModule
-from soul_deploy.runtime.countrun import count_run
-from soul_deploy.runtime.errors import (
-    LimitError,
-    UnknownNameError,
-    UnsupportedGraphError,
-    UsageError,
-    ValidityError,
-)
-from soul_deploy.runtime.eventnet import DenseRows, SparseRows
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network, load
-from soul_deploy.runtime.workspace import Workspace
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.linear_operators import MatrixOperator
+from soul_deploy.lowering.liveness import deployed, live_values
+from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, arrays_of
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.format.network import DenseRows, SparseRows
+from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.plan.buffers import Workspace
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 SOUL = Path(__file__).parent / "fixtures" / "spikingvgg5_lif.safetensors"
 

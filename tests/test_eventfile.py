@@ -10,10 +10,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from soul_deploy.base.errors import FileFormatError, LimitError, MissingFileError
+from soul_deploy.base.files import METADATA_KEY, digest, read_tensors, write_tensors
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.errors import FileFormatError, LimitError, MissingFileError
-from soul_deploy.runtime.eventfile import FORMAT, load_event_network, save_event_network
-from soul_deploy.runtime.eventnet import (
+from soul_deploy.runtime.format.file import FORMAT, load_event_network, save_event_network
+from soul_deploy.runtime.format.network import (
     Alternative,
     Convolution,
     DenseRows,
@@ -25,7 +26,6 @@ from soul_deploy.runtime.eventnet import (
     SparseRows,
     SpikingLayer,
 )
-from soul_deploy.runtime.files import METADATA_KEY, digest, read_tensors, write_tensors
 
 Document = dict[str, Any]
 Tensors = dict[str, Any]

@@ -12,21 +12,21 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from soul_deploy.cli import root
-from soul_deploy.data import READERS, Data, load_data
-from soul_deploy.factories import build_network
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import load_model, save_model
-from soul_deploy.runtime.errors import UsageError
-from soul_deploy.zoo import NetworkOptions, canonical_name, create
+from soul_deploy.base.errors import UsageError
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import READERS, Data, load_data
+from soul_deploy.frontend.factory import build_network
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import load_model, save_model
+from soul_deploy.zoo.registry import NetworkOptions, canonical_name, create
 
 SOURCE = '''
 """Somebody's network."""
 import torch
 from torch import nn
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.layers import Conv2d, MaxPool2d
-from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.nn.layers import Conv2d, MaxPool2d
+from soul_deploy.nn.neuron import SpikingNeuron
 
 class Net(nn.Module):
     def __init__(self, classes=10, time_steps=2, width=8, channels=1):

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from soul_deploy import from_torch, fromtorch, layers
-from soul_deploy.cli import root
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import load_model
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.errors import NetworkWarning, UnsupportedGraphError, VerificationError
+from soul_deploy import from_torch
+from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, VerificationError
+from soul_deploy.cli.main import root
+from soul_deploy.frontend import from_torch as fromtorch
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import load_model
+from soul_deploy.nn import layers
+from soul_deploy.nn.neuron import SpikingNeuron
 
 pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
 

@@ -15,8 +15,8 @@ import pytest
 from fuzz_mutations import Rng, damaged_bytes, damaged_json, damaged_tensors
 from fuzz_targets import Target
 
-from soul_deploy.export import nir_trial
-from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.base.errors import FileFormatError
+from soul_deploy.export.nir import trial as nir_trial
 
 HERE = Path(__file__).resolve().parent
 BOUNDS = {"NUMBA_BOUNDSCHECK": "1"}

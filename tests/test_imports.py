@@ -15,15 +15,15 @@ import pytest
 from click.testing import CliRunner
 from test_cli_export import digits_model
 
-from soul_deploy.cli import root
-from soul_deploy.export.event import export_event
-from soul_deploy.runtime.addressspace import needed
-from soul_deploy.runtime.blas import _withheld
+from soul_deploy.base.address_space import needed
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import export_event
+from soul_deploy.runtime.kernels.blas import _withheld
 
 SECONDS = 120  # on a busy machine, kernels compiled anew
 REPORT = """
 import json, sys
-from soul_deploy.cli import root
+from soul_deploy.cli.main import root
 root.main(json.loads(sys.argv[1]), standalone_mode=False)
 print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
@@ -31,7 +31,7 @@ OTHERS_KERNEL = """
 import sys
 import numba
 import numpy as np
-from soul_deploy.runtime.network import load
+from soul_deploy.runtime.engine.network import load
 network = load(sys.argv[1])
 network.run(np.load(sys.argv[2]))
 assert "scipy.linalg" not in sys.modules
@@ -66,14 +66,14 @@ def loaded_by(*words: object) -> set[str]:
 
 HEAVY = {
     *("scipy.linalg", "scipy.sparse", "torch", "onnx", "onnxruntime", "PIL.Image"),
-    *("soul_deploy.runtime.bench_cli", "soul_deploy.runtime.scipy_engine", "multiprocessing"),
+    *("soul_deploy.cli.bench", "soul_deploy.runtime.bench.scipy_engine", "multiprocessing"),
 }
 
 
 @pytest.mark.parametrize("more", [(), ("--stream",), ("--counts",), ("--threads", "1")])
 def test_run_loads_only_what_it_uses(files: tuple[Path, Path], more: tuple[str, ...]) -> None:
     loaded = loaded_by("run", *files, *more, "--format", "json")
-    assert {"numba", "soul_deploy.runtime.kernels"} <= loaded
+    assert {"numba", "soul_deploy.runtime.kernels.synapses"} <= loaded
     assert not loaded & {*HEAVY, "rich", "rich.console"}
 
 
@@ -128,7 +128,12 @@ def limited(kilobytes: int, *words: object) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (kilobytes << 10, kilobytes << 10))
 
-    command = [sys.executable, "-c", "from soul_deploy.cli import main; main()", *map(str, words)]
+    command = [
+        sys.executable,
+        "-c",
+        "from soul_deploy.cli.main import main; main()",
+        *map(str, words),
+    ]
     return subprocess.run(
         command,
         capture_output=True,
@@ -180,7 +185,7 @@ def _raising(error: BaseException) -> Callable[..., Any]:
 def test_an_allocation_that_fails_is_one_line(
     files: tuple[Path, Path], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("soul_deploy.runtime.network.load", _raising(MemoryError(text)))
+    monkeypatch.setattr("soul_deploy.runtime.engine.network.load", _raising(MemoryError(text)))
     result = CliRunner().invoke(root, ["run", *map(str, files)])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(

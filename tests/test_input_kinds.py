@@ -16,31 +16,32 @@ from deployed import NORM, SHAPE, STEPS, make_files, random_pixels, small_model
 from PIL import Image
 from torch import nn
 
-from soul_deploy import GraphModule, from_torch, layers, load_model, save_model
-from soul_deploy.cli import root
-from soul_deploy.data import load_data
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.nir_export import build_nir, export_nir
-from soul_deploy.export.nir_import import import_nir, read_nir
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.onnx_step import export_step
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, Normalization
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.bench_inputs import common_rule, dataset_samples, facts_of
-from soul_deploy.runtime.countrun import count_run
-from soul_deploy.runtime.errors import (
+from soul_deploy import GraphModule, from_torch, load_model, save_model
+from soul_deploy.base.errors import (
     FileFormatError,
     NetworkWarning,
     UnknownNameError,
     UsageError,
     ValidityError,
 )
-from soul_deploy.runtime.eventfile import load_event_network
-from soul_deploy.runtime.files import Array, read_tensors, write_tensors
-from soul_deploy.runtime.inputrule import INPUT_KINDS, InputKind
-from soul_deploy.runtime.network import Network, load
-from soul_deploy.runtime.scipy_engine import ScipyEngine
+from soul_deploy.base.files import Array, read_tensors, write_tensors
+from soul_deploy.base.input_rule import INPUT_KINDS, InputKind
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import load_data
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.nir.read import import_nir, read_nir
+from soul_deploy.export.nir.write import build_nir, export_nir
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.onnx.step import export_step
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, ModelInfo, Normalization
+from soul_deploy.nn import layers
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.bench.inputs import common_rule, dataset_samples, facts_of
+from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
+from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.ops.counted_run import count_run
 
 Made = dict[str, Path]
 OTHERS: tuple[InputKind, ...] = ("counts", "spikes", "values")
@@ -441,8 +442,8 @@ def test_import_torch_records_the_kind(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     source = (
         "import torch\nfrom torch import nn\nfrom soul_deploy import layers\n"
-        "from soul_deploy.graph import NeuronSpec\n"
-        "from soul_deploy.neurons import SpikingNeuron\n\n\n"
+        "from soul_deploy.ir.graph import NeuronSpec\n"
+        "from soul_deploy.nn.neuron import SpikingNeuron\n\n\n"
         "def make(classes, input_shape, time_steps):\n    torch.manual_seed(0)\n"
         "    c, h, w = input_shape\n"
         "    return nn.Sequential(layers.Conv2d(c, 4, 3, padding=1),\n"

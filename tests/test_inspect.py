@@ -14,14 +14,14 @@ from click.testing import CliRunner, Result
 from deployed import NORM, SHAPE, STEPS, Files, damage, make_files, small_model
 from safetensors.numpy import save_file
 
-from soul_deploy.cli import root
-from soul_deploy.export.event import export_event
-from soul_deploy.graph import Population
-from soul_deploy.modelfile import load_model
+from soul_deploy.base.files import file_sha256, write_tensors
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import export_event
+from soul_deploy.ir.graph import Population
+from soul_deploy.model.model import load_model
 from soul_deploy.runtime.equations import CHARGE, NeuronEquation
-from soul_deploy.runtime.files import file_sha256, write_tensors
-from soul_deploy.runtime.inspect_report import FORMS, neuron_text, report
-from soul_deploy.runtime.inspection import describe
+from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.io.inspect_tables import FORMS, neuron_text, report
 
 
 @pytest.fixture(scope="module")

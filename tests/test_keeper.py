@@ -15,26 +15,26 @@ from searching import few, network, pruning_of, search_of
 from test_resume import Number, count_to, keeper_of
 
 from soul_deploy import distributed
-from soul_deploy.checkpoint import checkpoints_in
-from soul_deploy.cli import root
-from soul_deploy.distributed import Group
-from soul_deploy.graph import NeuronSpec, Population
-from soul_deploy.modelfile import ModelInfo, from_module, save_model
-from soul_deploy.preparing import warn_of_replacing
-from soul_deploy.prune import searchloops
-from soul_deploy.prune.lambda_control import LambdaControl
-from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.searchplan import Finetune
-from soul_deploy.resuming import content_of, network_of
-from soul_deploy.runtime.errors import (
+from soul_deploy.base.errors import (
     DistributedError,
     FileFormatError,
     FileWriteError,
     InterruptedRunError,
 )
-from soul_deploy.runtime.files import write_text
-from soul_deploy.schedules import Schedule
-from soul_deploy.snapshot import Tree, join_tree, split_tree
+from soul_deploy.base.files import write_text
+from soul_deploy.cli.config import warn_of_replacing
+from soul_deploy.cli.main import root
+from soul_deploy.distributed import Group
+from soul_deploy.ir.graph import NeuronSpec, Population
+from soul_deploy.model.model import ModelInfo, from_module, save_model
+from soul_deploy.prune.unstructured import loops as searchloops
+from soul_deploy.prune.unstructured.lambda_control import LambdaControl
+from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
+from soul_deploy.prune.unstructured.plan import Finetune
+from soul_deploy.training.checkpoint import checkpoints_in
+from soul_deploy.training.checkpoint_manager import content_of, network_of
+from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.state import Tree, join_tree, split_tree
 
 
 def test_the_checkpoint_gone_on_from_stays_however_it_is_named(
@@ -171,7 +171,7 @@ def test_ctrl_c_outside_of_training_is_130(monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*ignored: object, **also: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("soul_deploy.runtime.network.load", interrupted)
+    monkeypatch.setattr("soul_deploy.runtime.engine.network.load", interrupted)
     result = CliRunner().invoke(root, ["run", __file__, __file__])
     assert result.exit_code == 130 and result.stderr == "stopped by Ctrl-C\n"
 

@@ -15,8 +15,8 @@ import test_residual_files
 from test_eventfile import rewritten, tensor
 from test_policy import jit_decorations
 
-from soul_deploy.runtime.errors import FileFormatError
-from soul_deploy.runtime.eventfile import load_event_network
+from soul_deploy.base.errors import FileFormatError
+from soul_deploy.runtime.format.file import load_event_network
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 import soul_deploy.runtime
-from soul_deploy.runtime import kernelcache
-from soul_deploy.runtime.kernelcache import STAMP, forget_stale, sources_stamp
+from soul_deploy.runtime.kernels import cache as kernelcache
+from soul_deploy.runtime.kernels.cache import STAMP, forget_stale, sources_stamp
 
 ROOT = Path(__file__).resolve().parents[1]
 
 FIRES = """
 import numpy as np
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
+from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
 
 neuron = NeuronEquation("integrate", 1.0, 1.0, 0.0, "gt")
 v, spikes = np.zeros(1, np.float32), np.zeros((1, 1), np.uint8)
@@ -59,9 +59,9 @@ def test_without_a_folder_kernels_are_compiled_each_time(tmp_path: Path) -> None
     code = (
         "from numba.core import caching\n"
         "caching.CacheImpl._locator_classes = []\n"
-        "from soul_deploy.runtime.kernelcache import CACHE\n"
-        "from soul_deploy.runtime.mapping import place\n"
-        "from soul_deploy.runtime.warming import compiling_message\n"
+        "from soul_deploy.runtime.kernels.cache import CACHE\n"
+        "from soul_deploy.runtime.kernels.maps import place\n"
+        "from soul_deploy.runtime.kernels.compile_message import compiling_message\n"
         "print(CACHE, place.stats.cache_path)\n"
         "print(compiling_message(place.stats.cache_path))\n"
     )

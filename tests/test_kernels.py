@@ -17,10 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy import runtime
-from soul_deploy.runtime import counting, kernels, mapping
-from soul_deploy.runtime.config import FASTMATH, LANE_BLOCK, PASS_BLOCK, SOURCE_BLOCK
+from soul_deploy.runtime.engine.inputs import to_channel_last, to_channel_major
 from soul_deploy.runtime.equations import FIRE, ChargeForm, NeuronEquation
-from soul_deploy.runtime.eventnet import (
+from soul_deploy.runtime.format.network import (
     Convolution,
     DenseRows,
     EdgeKind,
@@ -33,11 +32,15 @@ from soul_deploy.runtime.eventnet import (
     SpikingLayer,
     Synapses,
 )
-from soul_deploy.runtime.inputs import to_channel_last, to_channel_major
-from soul_deploy.runtime.lanes import lanes_for, pick_lanes
-from soul_deploy.runtime.parts import Stage, run_calls
-from soul_deploy.runtime.program import prepare
-from soul_deploy.runtime.stages import (
+from soul_deploy.runtime.kernels import maps as mapping
+from soul_deploy.runtime.kernels import synapses as kernels
+from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, PASS_BLOCK, SOURCE_BLOCK
+from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
+from soul_deploy.runtime.kernels.time_vectorised import lanes_for, pick_lanes
+from soul_deploy.runtime.ops import counting
+from soul_deploy.runtime.plan.layer_plan import prepare
+from soul_deploy.runtime.plan.partition import Stage, run_calls
+from soul_deploy.runtime.plan.stages import (
     current_room,
     current_stage,
     lanes_of,
@@ -45,7 +48,6 @@ from soul_deploy.runtime.stages import (
     pool_stage,
     readout_stage,
 )
-from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
 
 Array = npt.NDArray[Any]
 SILENT = NeuronEquation("integrate", 1.0, 1e30, 0.0, "gt")
@@ -435,10 +437,10 @@ def test_no_kernel_uses_fastmath() -> None:
 
 CACHE_PROBE = """
 import numpy as np
-from soul_deploy.runtime.config import LANE_BLOCK
+from soul_deploy.runtime.kernels.config import LANE_BLOCK
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.lanes import multiply_lanes, start_lanes
-from soul_deploy.runtime.sweep import sweep_numbers, sweep_of
+from soul_deploy.runtime.kernels.time_vectorised import multiply_lanes, start_lanes
+from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
 neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, None, "ge")
 numbers = sweep_numbers(neuron)
 v, current = np.zeros(3, np.float32), np.ones((1, 3), np.float32)

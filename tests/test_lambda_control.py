@@ -12,8 +12,9 @@ from searching import (
     small_module,
 )
 
-from soul_deploy.connectivity import measure_connectivity
-from soul_deploy.prune.lambda_control import (
+from soul_deploy.analysis.connectivity import measure_connectivity
+from soul_deploy.base.errors import SoulDeployError, UsageError
+from soul_deploy.prune.unstructured.lambda_control import (
     ConnectivityMeter,
     LambdaControl,
     adjust,
@@ -21,11 +22,10 @@ from soul_deploy.prune.lambda_control import (
     check_target,
     within_band,
 )
-from soul_deploy.prune.objective import Objective
-from soul_deploy.prune.softmask import (
+from soul_deploy.prune.unstructured.masks import (
     MaskStart,
 )
-from soul_deploy.runtime.errors import SoulDeployError, UsageError
+from soul_deploy.prune.unstructured.objective import Objective
 
 
 def test_the_meter_counts_exactly_and_estimates_soft_gates() -> None:

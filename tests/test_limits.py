@@ -14,20 +14,20 @@ from click.testing import CliRunner
 from deployed import Files, make_files, small_model
 from fuzz_targets import with_generators
 
-from soul_deploy.cli import root
-from soul_deploy.export.event import build_event_network
-from soul_deploy.modelfile import load_model
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import removal_bytes, remove
-from soul_deploy.runtime.errors import (
+from soul_deploy.base.errors import (
     FileWriteError,
     LimitError,
     MissingFileError,
     PathKindError,
     UsageError,
 )
-from soul_deploy.runtime.files import require_file, write_atomically, write_tensors, write_text
-from soul_deploy.runtime.memory import machine_memory, parse_bytes, require_memory
+from soul_deploy.base.files import require_file, write_atomically, write_tensors, write_text
+from soul_deploy.base.memory import machine_memory, parse_bytes, require_memory
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.model.model import load_model
+from soul_deploy.prune.removal.apply import removal_bytes, remove
+from soul_deploy.prune.removal.planner import plan_removal
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_explicit_rows_beyond_the_limit_are_refused_before_they_are_made(
     needed = sum(sizes) + (0 if bias is None else bias.nbytes)
     made: list[int] = []
     monkeypatch.setattr(
-        "soul_deploy.export.representation.explicit_form", lambda *_: made.append(1)
+        "soul_deploy.export.event.storage_format.explicit_form", lambda *_: made.append(1)
     )
     with pytest.raises(LimitError, match=rf"needs {needed:,} bytes of memory; allowed are 1,000\."):
         build_event_network(small_model(), representation="explicit", max_memory=1000)
@@ -141,8 +141,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from soul_deploy.runtime.errors import FileWriteError
-from soul_deploy.runtime.files import write_tensors
+from soul_deploy.base.errors import FileWriteError
+from soul_deploy.base.files import write_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:
     write_tensors(Path(sys.argv[1]), {"a": np.zeros(100_000, np.float32)}, {"format": "x"})

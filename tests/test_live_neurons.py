@@ -15,20 +15,20 @@ from chains import ChainSpec, build, chains, images, random_neuron_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soul_deploy.composing import ConvOperator
-from soul_deploy.counting import count_model
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.event_check import static_problems
-from soul_deploy.export.explicit_check import explicit_problems
-from soul_deploy.export.representation import (
+from soul_deploy.analysis.synops import count_model
+from soul_deploy.base.errors import FileFormatError, LimitError, ValidityError
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.event.storage_format import (
     CHOICES,
     EXPLICIT_BYTES,
     Choice,
     channel_last_mask,
     represent_convolution,
 )
-from soul_deploy.export.verify import verify
-from soul_deploy.graph import (
+from soul_deploy.export.verify.event import static_problems
+from soul_deploy.export.verify.explicit_rows import explicit_problems
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
     Input,
@@ -40,15 +40,15 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.liveness import deployed, live_values
-from soul_deploy.modelfile import Model, ModelInfo, arrays_of
-from soul_deploy.module import GraphModule
-from soul_deploy.runtime import eventnet
-from soul_deploy.runtime.countrun import count_run
-from soul_deploy.runtime.errors import FileFormatError, LimitError, ValidityError
-from soul_deploy.runtime.eventnet import Matrix, SparseRows, SpikingLayer
-from soul_deploy.runtime.network import Network, load
-from soul_deploy.runtime.packing import packing_of, silenced_of
+from soul_deploy.lowering.linear_operators import ConvOperator
+from soul_deploy.lowering.liveness import deployed, live_values
+from soul_deploy.model.model import Model, ModelInfo, arrays_of
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.format import network as eventnet
+from soul_deploy.runtime.format.network import Matrix, SparseRows, SpikingLayer
+from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.plan.layout import packing_of, silenced_of
 
 Array = npt.NDArray[Any]
 choices = st.sampled_from(CHOICES)
@@ -366,7 +366,7 @@ def test_the_rule_weighs_additions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert representation(few) == "explicit"
     assert representation(few, "implicit") == "dense"
     assert representation(full, "explicit") == "explicit"
-    monkeypatch.setattr("soul_deploy.export.representation.EXPLICIT_BYTES", 100)
+    monkeypatch.setattr("soul_deploy.export.event.storage_format.EXPLICIT_BYTES", 100)
     assert representation(few) == "dense"
     assert EXPLICIT_BYTES == 1 << 29
 
@@ -440,7 +440,7 @@ def test_verify_says_when_leaving_neurons_out_changes_a_score(
         masks = {"p1": np.zeros((4, 6, 6), np.bool_), "p2": model.neuron_masks["p2"]}
         return replace(model, neuron_masks=masks)
 
-    monkeypatch.setattr("soul_deploy.export.verify.deployed", too_many)
+    monkeypatch.setattr("soul_deploy.export.verify.verify.deployed", too_many)
     report = verify(model, path, x)
     assert not report.passed
     assert any("that nothing reads the scores differ by" in text for text in report.problems)
@@ -449,7 +449,7 @@ def test_verify_says_when_leaving_neurons_out_changes_a_score(
 def test_more_explicit_synapses_than_rows_can_count_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("soul_deploy.export.explicit.MAX_SYNAPSES", 10)
+    monkeypatch.setattr("soul_deploy.export.event.explicit_rows.MAX_SYNAPSES", 10)
     with pytest.raises(LimitError, match="explicit synapses; the limit is 10"):
         build_event_network(small(), representation="explicit")
 

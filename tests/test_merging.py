@@ -9,10 +9,10 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soul_deploy.runtime.inputs import to_channel_last, to_channel_major
-from soul_deploy.runtime.maplayers import MergeLayer, PoolLayer, ScatterLayer
-from soul_deploy.runtime.parts import Stage, run_calls
-from soul_deploy.runtime.stages import merge_stage, pool_stage, scatter_stage
+from soul_deploy.runtime.engine.inputs import to_channel_last, to_channel_major
+from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
+from soul_deploy.runtime.plan.partition import Stage, run_calls
+from soul_deploy.runtime.plan.stages import merge_stage, pool_stage, scatter_stage
 
 Array = npt.NDArray[Any]
 KINDS = ("spike", "graded", "analog")

@@ -11,9 +11,22 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from soul_deploy.cli import root
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import (
+from soul_deploy.base.errors import (
+    FileFormatError,
+    FileWriteError,
+    MissingFileError,
+    PathKindError,
+)
+from soul_deploy.base.files import (
+    METADATA_KEY,
+    digest,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
+from soul_deploy.cli.main import root
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import (
     FORMAT,
     Model,
     ModelInfo,
@@ -25,21 +38,8 @@ from soul_deploy.modelfile import (
     load_state_dict,
     save_model,
 )
-from soul_deploy.module import GraphModule
-from soul_deploy.runtime.errors import (
-    FileFormatError,
-    FileWriteError,
-    MissingFileError,
-    PathKindError,
-)
-from soul_deploy.runtime.files import (
-    METADATA_KEY,
-    digest,
-    read_tensors,
-    write_atomically,
-    write_tensors,
-)
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 
 @pytest.fixture

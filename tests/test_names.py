@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from test_output import small_model
 
 import soul_deploy
-from soul_deploy.cli import root
-from soul_deploy.export.event import export_event
-from soul_deploy.modelfile import Model, save_model
-from soul_deploy.runtime.files import file_sha256
-from soul_deploy.runtime.tables import text_table
-from soul_deploy.runtime.terminal import CONTROLS, one_line, visible
+from soul_deploy.base.files import file_sha256
+from soul_deploy.base.tables import text_table
+from soul_deploy.base.terminal import CONTROLS, one_line, visible
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import export_event
+from soul_deploy.model.model import Model, save_model
 
 TRICKS = "a[b][/] [red]:smile: \x1b[31m\x07\u202e\u2028"
 SHOWN = "a[b][/] [red]:smile: \\x1b[31m\\x07\\u202e\\u2028"
@@ -147,7 +147,7 @@ def below(package: Path) -> set[Path]:
 
 
 def uses(tree: ast.AST) -> set[str]:
-    """Ways to print around runtime/terminal.py, and rich."""
+    """Ways to print around soul_deploy/base/terminal.py, and rich."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

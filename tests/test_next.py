@@ -9,16 +9,16 @@ import pytest
 from click.testing import CliRunner, Result
 from test_data import write_mnist_folder
 
-from soul_deploy.cli import root
-from soul_deploy.modelfile import load_model
+from soul_deploy.cli.main import root
+from soul_deploy.model.model import load_model
 
 ODD = "it's $HOME [a] & (b); c"
 NETS = """
 import torch
 from torch import nn
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.layers import Conv2d, Flatten, RateReadout
-from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.nn.layers import Conv2d, Flatten, RateReadout
+from soul_deploy.nn.neuron import SpikingNeuron
 
 def make(classes, time_steps):
     torch.manual_seed(0)

@@ -18,20 +18,27 @@ from hypothesis import assume, given, settings
 from residual import ResidualSpec, residual_images, residual_model, residuals
 from torch import Tensor, nn
 
-from soul_deploy import layers
-from soul_deploy.cli import root
-from soul_deploy.compare import Comparer, ModelExecution
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.nir_check import static_problems
-from soul_deploy.export.nir_export import build_nir, export_nir
-from soul_deploy.export.nir_import import import_nir, read_nir
-from soul_deploy.export.nir_library import DEFAULT_DT
-from soul_deploy.export.onnx_check import OnnxExecution
-from soul_deploy.export.onnx_graph import build_onnx
-from soul_deploy.export.verify import verify
-from soul_deploy.golden import Golden
-from soul_deploy.graph import Merge, NeuronSpec, Population, Readout
-from soul_deploy.modelfile import (
+from soul_deploy.base.errors import (
+    FileFormatError,
+    MissingFileError,
+    UnsupportedGraphError,
+    UsageError,
+    ValidityError,
+)
+from soul_deploy.cli.main import root
+from soul_deploy.equivalence.engines import Comparer, ModelExecution
+from soul_deploy.equivalence.golden import Golden
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.nir.package import DEFAULT_DT
+from soul_deploy.export.nir.read import import_nir, read_nir
+from soul_deploy.export.nir.write import build_nir, export_nir
+from soul_deploy.export.onnx.model import build_onnx
+from soul_deploy.export.verify.nir import static_problems
+from soul_deploy.export.verify.onnx import OnnxExecution
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import Merge, NeuronSpec, Population, Readout
+from soul_deploy.model.model import (
     Model,
     ModelInfo,
     Normalization,
@@ -40,17 +47,10 @@ from soul_deploy.modelfile import (
     load_model,
     save_model,
 )
-from soul_deploy.module import GraphModule, Signal
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.errors import (
-    FileFormatError,
-    MissingFileError,
-    UnsupportedGraphError,
-    UsageError,
-    ValidityError,
-)
-from soul_deploy.runtime.network import Network
-from soul_deploy.tracing import trace
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule, Signal
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.engine.network import Network
 
 nir = pytest.importorskip("nir", reason="the package nir is the extra `nir`")
 STEPS = 12

@@ -14,23 +14,23 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from soul_deploy import layers
-from soul_deploy.cli import root
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.nir_export import export_nir
-from soul_deploy.export.nir_import import import_nir
-from soul_deploy.export.onnx_check import OnnxExecution
-from soul_deploy.export.onnx_graph import build_onnx
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, from_module, load_model
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.nodejson import node_from_json, node_to_json
-from soul_deploy.runtime.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.runtime.eventlayers import Neurons
-from soul_deploy.runtime.network import Network, load
-from soul_deploy.runtime.scipy_engine import ScipyEngine
-from soul_deploy.tracing import trace
+from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.nir.read import import_nir
+from soul_deploy.export.nir.write import export_nir
+from soul_deploy.export.onnx.model import build_onnx
+from soul_deploy.export.verify.onnx import OnnxExecution
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir.serde import node_from_json, node_to_json
+from soul_deploy.model.model import Model, ModelInfo, from_module, load_model
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
+from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.format.layers import Neurons
 
 nir = pytest.importorskip("nir", reason="the package nir is the extra `nir`")
 T, BATCH = 20, 4

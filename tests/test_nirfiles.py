@@ -8,9 +8,9 @@ import numpy as np
 import peak
 import pytest
 
-from soul_deploy.export.nir_import import read_nir
-from soul_deploy.export.nir_library import check_texts
-from soul_deploy.runtime.errors import FileFormatError
+from soul_deploy.base.errors import FileFormatError
+from soul_deploy.export.nir.package import check_texts
+from soul_deploy.export.nir.read import read_nir
 
 h5py = pytest.importorskip("h5py", reason="the extra `nir` brings h5py")
 MOST = 64 << 20  # bytes that a refusal may take

@@ -9,13 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from soul_deploy.cli import root
-from soul_deploy.export.verify import verify
-from soul_deploy.modelfile import load_model
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import load
+from soul_deploy.base.files import Array
+from soul_deploy.cli.main import root
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.model.model import load_model
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.engine.network import load
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1_0"
 

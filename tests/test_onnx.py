@@ -14,17 +14,7 @@ from hypothesis import given
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from soul_deploy import layers
-from soul_deploy.export.onnx_check import OnnxExecution
-from soul_deploy.export.onnx_graph import build_onnx, export_onnx
-from soul_deploy.export.onnx_reading import read_onnx
-from soul_deploy.export.opsets import OPSETS
-from soul_deploy.folding import fold
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, Normalization, Validity, from_module
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.errors import (
+from soul_deploy.base.errors import (
     FileFormatError,
     LimitError,
     MissingFileError,
@@ -32,7 +22,17 @@ from soul_deploy.runtime.errors import (
     UsageError,
     ValidityError,
 )
-from soul_deploy.tracing import trace
+from soul_deploy.export.onnx.model import build_onnx, export_onnx
+from soul_deploy.export.onnx.opsets import OPSETS
+from soul_deploy.export.onnx.reader import read_onnx
+from soul_deploy.export.verify.onnx import OnnxExecution
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, from_module
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
 
 
 def model_of(network: nn.Module, shape: tuple[int, ...], time_steps: int, **info: object) -> Model:
@@ -266,7 +266,7 @@ def test_a_network_without_neurons_is_refused() -> None:
 
 
 def test_too_many_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("soul_deploy.export.onnx_graph.MAX_BYTES", 100)
+    monkeypatch.setattr("soul_deploy.export.onnx.model.MAX_BYTES", 100)
     with pytest.raises(LimitError, match="one ONNX file holds at most 100"):
         export_onnx(small(), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())

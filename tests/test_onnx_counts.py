@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor
 
-from soul_deploy.compare import Comparer, LayerRun, Run
-from soul_deploy.counting import CountedLayer, count_model, count_steps, needed_values
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.event_check import EventExecution
-from soul_deploy.export.onnx_check import OnnxExecution, outputs_of, static_problems
-from soul_deploy.export.onnx_graph import build_onnx, export_onnx
-from soul_deploy.export.verify import verify
-from soul_deploy.fanouts import counted_nodes
-from soul_deploy.golden import Golden
-from soul_deploy.modelfile import Model
-from soul_deploy.module import Signal
-from soul_deploy.runtime.counters import LayerCounts
-from soul_deploy.runtime.errors import FileFormatError, UsageError
-from soul_deploy.runtime.network import Network
+from soul_deploy.analysis.synops import CountedLayer, count_model, count_steps, needed_values
+from soul_deploy.base.errors import FileFormatError, UsageError
+from soul_deploy.equivalence.engines import Comparer, LayerRun, Run
+from soul_deploy.equivalence.golden import Golden
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.onnx.model import build_onnx, export_onnx
+from soul_deploy.export.verify.event import EventExecution
+from soul_deploy.export.verify.onnx import OnnxExecution, outputs_of, static_problems
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.lowering.fan_out import counted_nodes
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.ops.counters import LayerCounts
 
 MODEL = small_model()
 X = torch.randn(3, *MODEL.input_shape, generator=torch.Generator().manual_seed(2))

@@ -10,12 +10,12 @@ from click.testing import CliRunner, Result
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from test_cli_export import digits_model
 
-from soul_deploy.cli import root
-from soul_deploy.export.onnx_graph import build_onnx
-from soul_deploy.export.onnx_step import build_currents, build_step
-from soul_deploy.export.opsets import OPSETS, newest_opened, opset_of
-from soul_deploy.modelfile import save_model
-from soul_deploy.runtime.errors import UsageError
+from soul_deploy.base.errors import UsageError
+from soul_deploy.cli.main import root
+from soul_deploy.export.onnx.model import build_onnx
+from soul_deploy.export.onnx.opsets import OPSETS, newest_opened, opset_of
+from soul_deploy.export.onnx.step import build_currents, build_step
+from soul_deploy.model.model import save_model
 
 SESSION = onnxruntime.InferenceSession
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.compat import CompatCounts, compat_layer, compat_model, total_compat
-from soul_deploy.graph import (
+from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.other_tools import CompatCounts, compat_layer, compat_model, total_compat
+from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
     Flatten,
@@ -21,9 +22,8 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model
-from soul_deploy.module import GraphModule, Signal
-from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import GraphModule, Signal
 
 IF = NeuronSpec("if")
 
@@ -92,7 +92,7 @@ def test_neurobench(name: str) -> None:
     from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
     from neurobench.models import TorchModel
 
-    from soul_deploy.neurons import SpikingNeuron
+    from soul_deploy.nn.neuron import SpikingNeuron
 
     make, x = IMAGES[name]
     model = make()

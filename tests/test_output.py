@@ -17,17 +17,17 @@ from test_data import write_mnist_folder
 from test_next import NETS
 from torch import nn
 
-from soul_deploy import layers
-from soul_deploy.cli import LazyGroup, root
-from soul_deploy.data import MNIST_NORM
-from soul_deploy.export.event import export_event
-from soul_deploy.export.nir_export import export_nir
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, from_module, save_model
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.files import file_sha256
-from soul_deploy.tracing import trace
+from soul_deploy.base.files import file_sha256
+from soul_deploy.cli.main import LazyGroup, root
+from soul_deploy.data.datasets import MNIST_NORM
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.nir.write import export_nir
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
 
 CHILD = Path(__file__).with_name("printing_child.py")
 CAT = "é猫→[/red]:smile:"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from soul_deploy.cli import root
-from soul_deploy.data import READERS, Data, load_data
-from soul_deploy.runtime.errors import FileWriteError, PathKindError
-from soul_deploy.runtime.files import require_writable
+from soul_deploy.base.errors import FileWriteError, PathKindError
+from soul_deploy.base.files import require_writable
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import READERS, Data, load_data
 
 SMALL = "-m spikingvgg5 --hidden 4 -dataset digits -T 2 --epochs 1 --threads 1"
 STEM = "spikingvgg5_lif_digits_T2_2025"

@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 from test_output import NET, WORDS, made, put  # noqa: F401
 
-from soul_deploy.cli import root
-from soul_deploy.runtime import progress as progress_module
-from soul_deploy.runtime import terminal
-from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.progress import Progress, duration, interval
-from soul_deploy.runtime.terminal import STATUS, say
-from soul_deploy.training import EpochResult
+from soul_deploy.base import progress as progress_module
+from soul_deploy.base import terminal
+from soul_deploy.base.errors import UsageError
+from soul_deploy.base.progress import Progress, duration, interval
+from soul_deploy.base.terminal import STATUS, say
+from soul_deploy.cli.main import root
+from soul_deploy.training.trainer import EpochResult
 
 
 class Clock:
@@ -181,7 +181,7 @@ def test_commands_say_where_they_are(
 def test_an_epochs_line_says_learning_rate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from soul_deploy.progress import EpochLog
+    from soul_deploy.cli.progress import EpochLog
 
     EpochLog("train", 3, None).epoch(EpochResult(1, 0.5, 0.25, 0.5, 0.001, 2.0))
     assert lines(capsys) == [

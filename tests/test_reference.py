@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from soul_deploy.cli import root
-from soul_deploy.connectivity import measure_connectivity
-from soul_deploy.reference import Reference, reference_model, write_reference
-from soul_deploy.runtime.errors import UsageError
-from soul_deploy.runtime.files import Array
+from soul_deploy.analysis.connectivity import measure_connectivity
+from soul_deploy.analysis.reference_network import Reference, reference_model, write_reference
+from soul_deploy.base.errors import UsageError
+from soul_deploy.base.files import Array
+from soul_deploy.cli.main import root
 
 SMALL = {"width": 16, "hidden": 64, "image": (3, 16, 16), "seed": 7}
 
@@ -84,7 +84,7 @@ def test_wrong_options(words: list[str], message: str) -> None:
 
 
 def test_the_bench_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    import soul_deploy.reference as module
+    import soul_deploy.analysis.reference_network as module
 
     def small(**fields: object) -> Reference:
         return Reference(**{**fields, **SMALL})  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soul_deploy.graph import (
+from soul_deploy.base.errors import RemovalError, ValidityError
+from soul_deploy.ir.graph import (
     AvgPool,
     BatchNorm,
     Convolution,
@@ -22,12 +23,11 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, Validity, arrays_of, load_model, save_model
-from soul_deploy.module import GraphModule
-from soul_deploy.neuronspec import FormName
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.runtime.errors import RemovalError, ValidityError
+from soul_deploy.ir.neurons import FormName
+from soul_deploy.model.model import Model, Validity, arrays_of, load_model, save_model
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.removal.apply import parameters, remove
+from soul_deploy.prune.removal.planner import plan_removal
 
 LIF = NeuronSpec()
 

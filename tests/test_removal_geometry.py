@@ -17,8 +17,9 @@ import torch
 from blocks import double
 from click.testing import CliRunner
 
-from soul_deploy.cli import root
-from soul_deploy.graph import (
+from soul_deploy.base.files import Array
+from soul_deploy.cli.main import root
+from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
     AvgPool,
     BatchNorm,
@@ -36,12 +37,11 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, arrays_of, load_model, save_model
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.plan import RemovalPlan
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.files import Array
+from soul_deploy.model.model import Model, arrays_of, load_model, save_model
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.plan import RemovalPlan
+from soul_deploy.prune.removal.planner import plan_removal
 
 LIF = NeuronSpec()
 STEPS = 3

@@ -22,23 +22,23 @@ from chains import ChainSpec, ConvSpec, build
 from deployed import SHAPE, small_model
 from safetensors.numpy import save_file
 
-from soul_deploy.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from soul_deploy.export import nir_import
-from soul_deploy.export.checking import Source
-from soul_deploy.export.event import export_event
-from soul_deploy.export.nir_export import export_nir
-from soul_deploy.export.nir_import import read_nir
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.onnx_reading import read_onnx
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, load_model, load_state_dict, save_model
-from soul_deploy.runtime import network
-from soul_deploy.runtime.bench import SCHEMA
-from soul_deploy.runtime.bench_report import load_baseline
-from soul_deploy.runtime.eventfile import load_event_network
-from soul_deploy.runtime.files import read_tensors, write_tensors
-from soul_deploy.runtime.images import InputRule, read_array
-from soul_deploy.runtime.inspection import describe
+from soul_deploy.base.files import read_tensors, write_tensors
+from soul_deploy.cli.checking import Source
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.nir import read as nir_import
+from soul_deploy.export.nir.read import read_nir
+from soul_deploy.export.nir.write import export_nir
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.onnx.reader import read_onnx
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, load_model, load_state_dict, save_model
+from soul_deploy.runtime.bench.report import load_baseline
+from soul_deploy.runtime.bench.runner import SCHEMA
+from soul_deploy.runtime.engine import network
+from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.io.images import InputRule, read_array
+from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 HERE = Path(__file__).resolve().parents[1]
 Make = Callable[[Path, float], None]

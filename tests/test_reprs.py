@@ -15,17 +15,17 @@ from chains import random_masks, random_neuron_masks
 from deployed import SHAPE, Files, make_files, small_model
 
 import soul_deploy
-from soul_deploy.data import load_data
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.verify import verify
-from soul_deploy.graph import Scatter
-from soul_deploy.modelfile import Model, load_model
-from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.reference import Reference, reference_model
-from soul_deploy.runtime.brief import brief, brief_text
-from soul_deploy.runtime.network import Network, load
+from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.reference_network import Reference, reference_model
+from soul_deploy.base.brief import brief, brief_text
+from soul_deploy.data.datasets import load_data
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.ir.graph import Scatter
+from soul_deploy.model.model import Model, load_model
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.engine.network import Network, load
 
 LIMIT = 1500
 """Characters; an array's numbers, names of all layers, or a table would go far beyond."""
@@ -138,7 +138,7 @@ def test_every_public_class_that_holds_arrays_shows_shapes() -> None:
         shown = [str(item.type) for item in fields(cls) if item.repr]
         if any(ARRAYS.search(text) for text in shown):
             seen += 1
-            assert cls.__repr__.__module__ == "soul_deploy.runtime.brief", cls
+            assert cls.__repr__.__module__ == "soul_deploy.base.brief", cls
     assert seen > 40
 
 

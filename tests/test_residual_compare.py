@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from soul_deploy.compare import Comparer, ModelExecution, Run, compare_models
-from soul_deploy.golden import ROUNDING, Golden, entries, sources
-from soul_deploy.graph import (
+from soul_deploy.equivalence.engines import Comparer, ModelExecution, Run, compare_models
+from soul_deploy.equivalence.golden import ROUNDING, Golden, entries, sources
+from soul_deploy.ir.graph import (
     Input,
     Linear,
     Merge,
@@ -20,7 +20,7 @@ from soul_deploy.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model
+from soul_deploy.model.model import Model
 
 IF, ONE = NeuronSpec("if"), torch.ones(1, 1)
 

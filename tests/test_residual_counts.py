@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from soul_deploy.connectivity import measure_connectivity
-from soul_deploy.counting import count_model, live_targets
-from soul_deploy.export.event import build_event_network
-from soul_deploy.graph import (
+from soul_deploy.analysis.connectivity import measure_connectivity
+from soul_deploy.analysis.synops import count_model, live_targets
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.ir.graph import (
     ANALOG,
     AdaptiveAvgPool,
     AvgPool,
@@ -28,12 +28,12 @@ from soul_deploy.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.liveness import deployed, live_neurons, live_values
-from soul_deploy.modelfile import Model
-from soul_deploy.module import Signal
-from soul_deploy.runtime.counters import LayerCounts
-from soul_deploy.runtime.eventnet import CurrentLayer, PopulationLayer
-from soul_deploy.runtime.network import Network
+from soul_deploy.lowering.liveness import deployed, live_neurons, live_values
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.network import CurrentLayer, PopulationLayer
+from soul_deploy.runtime.ops.counters import LayerCounts
 
 IF, STEPS = NeuronSpec("if"), 3
 ONE = torch.ones(1, 1)

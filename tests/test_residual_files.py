@@ -11,17 +11,17 @@ import pytest
 import torch
 from residual import BlockSpec, ResidualSpec, masked, residual_images, residual_model
 
-from soul_deploy.export.event import export_event
-from soul_deploy.export.event_check import static_problems
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model
-from soul_deploy.runtime.errors import FileFormatError, LimitError, UsageError, ValidityError
-from soul_deploy.runtime.eventfile import FORMAT, load_event_network
-from soul_deploy.runtime.files import METADATA_KEY, digest, read_tensors, write_tensors
-from soul_deploy.runtime.inspect_report import report
-from soul_deploy.runtime.inspection import describe
-from soul_deploy.runtime.maplayers import MergeLayer
-from soul_deploy.runtime.network import Network, load
+from soul_deploy.base.errors import FileFormatError, LimitError, UsageError, ValidityError
+from soul_deploy.base.files import METADATA_KEY, digest, read_tensors, write_tensors
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.verify.event import static_problems
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model
+from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.format.file import FORMAT, load_event_network
+from soul_deploy.runtime.format.map_layers import MergeLayer
+from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.io.inspect_tables import report
 
 Document = dict[str, Any]
 Tensors = dict[str, Any]

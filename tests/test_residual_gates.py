@@ -18,23 +18,23 @@ from residual import (
 )
 from torch import Tensor
 
-from soul_deploy.compare import Comparison, compare_models
-from soul_deploy.counting import count_model
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.representation import CHOICES, Choice
-from soul_deploy.export.verify import VerifyReport, verify
-from soul_deploy.graph import MergeFunction, NeuronSpec
-from soul_deploy.liveness import deployed
-from soul_deploy.modelfile import Model
-from soul_deploy.prune.groups import RESIDUAL, Residual
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.countrun import count_run
-from soul_deploy.runtime.errors import RemovalError
-from soul_deploy.runtime.network import Network
-from soul_deploy.verdict import Verdict
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.analysis.synops import count_model
+from soul_deploy.base.errors import RemovalError
+from soul_deploy.equivalence.engines import Comparison, compare_models
+from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.event.storage_format import CHOICES, Choice
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.verify.verify import VerifyReport, verify
+from soul_deploy.ir.graph import MergeFunction, NeuronSpec
+from soul_deploy.lowering.liveness import deployed
+from soul_deploy.model.model import Model
+from soul_deploy.prune.channel_groups import RESIDUAL, Residual
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 seeds = st.integers(0, 2**16)
 choices = st.sampled_from(CHOICES)

@@ -10,11 +10,12 @@ import torch
 from blocks import LIF, conv, model_of, ms, sew
 from click.testing import CliRunner, Result
 
-from soul_deploy.batches import share_of
-from soul_deploy.cli import root
-from soul_deploy.data import READERS, Data, load_data
+from soul_deploy.base.errors import UnknownNameError
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import READERS, Data, load_data
+from soul_deploy.data.sampler import share_of
 from soul_deploy.distributed import Group
-from soul_deploy.graph import (
+from soul_deploy.ir.graph import (
     Convolution,
     Input,
     MaxPool,
@@ -27,19 +28,18 @@ from soul_deploy.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.modelfile import ModelInfo, from_module, load_model
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.groups import Residual, reaches_readout
-from soul_deploy.prune.penalty import CoefficientRule, coefficients
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.prune.sca import Sca, open_masks, prune
-from soul_deploy.prune.schedule import PruneSchedule
-from soul_deploy.prune.softmask import maskable_neurons
-from soul_deploy.prune.units import PruningUnit, pruning_units, voters
-from soul_deploy.runtime.errors import UnknownNameError
-from soul_deploy.training import Recipe, backward
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.model.model import ModelInfo, from_module, load_model
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.channel_groups import Residual, reaches_readout
+from soul_deploy.prune.removal.apply import parameters, remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.structured.sca import Sca, open_masks, prune
+from soul_deploy.prune.structured.schedule import PruneSchedule
+from soul_deploy.prune.structured.units import PruningUnit, pruning_units, voters
+from soul_deploy.prune.unstructured.masks import maskable_neurons
+from soul_deploy.prune.unstructured.penalty import CoefficientRule, coefficients
+from soul_deploy.training.trainer import Recipe, backward
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 DIGITS = (1, 8, 8)
 

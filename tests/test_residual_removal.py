@@ -11,9 +11,8 @@ from blocks import LIF, Keep, conv, double, kept, masked, model_of, ms, sew, wit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soul_deploy import zoo
-from soul_deploy.folding import fold
-from soul_deploy.graph import (
+from soul_deploy.base.errors import RemovalError, UnknownNameError
+from soul_deploy.ir.graph import (
     BatchNorm,
     Convolution,
     Input,
@@ -27,14 +26,15 @@ from soul_deploy.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, Validity, load_model, save_model
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.prune.connections import columns_used
-from soul_deploy.prune.groups import Residual, channel_groups
-from soul_deploy.prune.plan import LayerRemoval
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import parameters, remove
-from soul_deploy.runtime.errors import RemovalError, UnknownNameError
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.model.model import Model, Validity, load_model, save_model
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.prune.channel_groups import Residual, channel_groups
+from soul_deploy.prune.removal.apply import parameters, remove
+from soul_deploy.prune.removal.connections import columns_used
+from soul_deploy.prune.removal.plan import LayerRemoval
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.zoo import registry as zoo
 
 
 def assert_same(

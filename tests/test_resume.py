@@ -20,33 +20,33 @@ from hypothesis import strategies as st
 from searching import few, network, pruning_of, search_of
 
 from soul_deploy import distributed
-from soul_deploy.batches import DataOrder, EpochBatches
-from soul_deploy.checkpoint import (
+from soul_deploy.base.errors import FileFormatError, InterruptedRunError
+from soul_deploy.base.files import digest
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import READERS, Data, Split
+from soul_deploy.data.sampler import DataOrder, EpochBatches
+from soul_deploy.distributed import Group
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.structured.sca import ChannelPruning, Sca
+from soul_deploy.prune.structured.schedule import PruneSchedule
+from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
+from soul_deploy.prune.unstructured.plan import Finetune
+from soul_deploy.training.checkpoint import (
     Checkpoint,
     checkpoints_in,
     read_checkpoint,
     write_checkpoint,
 )
-from soul_deploy.cli import root
-from soul_deploy.data import READERS, Data, Split
-from soul_deploy.distributed import Group
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.sca import ChannelPruning, Sca
-from soul_deploy.prune.schedule import PruneSchedule
-from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.searchplan import Finetune
-from soul_deploy.resuming import Keeper, Run, find_checkpoint
-from soul_deploy.runtime.errors import FileFormatError, InterruptedRunError
-from soul_deploy.runtime.files import digest
-from soul_deploy.schedules import Schedule
-from soul_deploy.snapshot import (
+from soul_deploy.training.checkpoint_manager import Keeper, Run, find_checkpoint
+from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.state import (
     Tree,
     join_tree,
     random_states,
     restore_random_states,
     split_tree,
 )
-from soul_deploy.training import BatchHooks, Recipe, Training
+from soul_deploy.training.trainer import BatchHooks, Recipe, Training
 
 TESTS = Path(__file__).parent
 

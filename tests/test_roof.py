@@ -14,22 +14,22 @@ from hypothesis import strategies as st
 from test_event import sparsified
 from test_live_neurons import small
 
-from soul_deploy.cli import root
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.representation import Choice
-from soul_deploy.runtime.bench_roof import (
+from soul_deploy.base.files import Array
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.event.storage_format import Choice
+from soul_deploy.runtime.bench.roof import Passes, roof_of
+from soul_deploy.runtime.bench.roofline import (
     largest,
     run_timed,
     synapse_calls,
     workspace_for,
 )
-from soul_deploy.runtime.eventnet import EventNetwork
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.inputs import samples_of
-from soul_deploy.runtime.lanes import convolve_lanes, multiply_lanes
-from soul_deploy.runtime.network import Network
-from soul_deploy.runtime.program import prepare_all
-from soul_deploy.runtime.roof import Passes, roof_of
+from soul_deploy.runtime.engine.inputs import samples_of
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.network import EventNetwork
+from soul_deploy.runtime.kernels.time_vectorised import convolve_lanes, multiply_lanes
+from soul_deploy.runtime.plan.layer_plan import prepare_all
 
 
 def compare(network: EventNetwork, x: Array) -> list[Passes]:

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from soul_deploy.cli import root
-from soul_deploy.modelfile import load_model
-from soul_deploy.runtime.countrun import count_run
-from soul_deploy.runtime.errors import FileFormatError, ValidityError
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.images import InputRule, normalise, read_array
-from soul_deploy.runtime.network import load
-from soul_deploy.runtime.running import best, count_rows
+from soul_deploy.base.errors import FileFormatError, ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.cli.main import root
+from soul_deploy.model.model import load_model
+from soul_deploy.runtime.engine.network import load
+from soul_deploy.runtime.io.images import InputRule, normalise, read_array
+from soul_deploy.runtime.io.results import best, count_rows
+from soul_deploy.runtime.ops.counted_run import count_run
 
 RULE = InputRule(SHAPE, STEPS, NORM.mean, NORM.std)
 
@@ -225,7 +225,7 @@ def test_wrong_files_are_refused(files: Files, tmp_path: Path) -> None:
 
 @given(st.integers(0, 2**32 - 1))
 def test_normalisation_is_that_of_the_data_sets_to_the_bit(seed: int) -> None:
-    from soul_deploy.data import Data, Split
+    from soul_deploy.data.datasets import Data, Split
 
     pixels = random_pixels(2, seed)
     split = Split(torch.from_numpy(pixels), torch.zeros(2, dtype=torch.int64))
@@ -253,7 +253,7 @@ def test_an_array_has_one_meaning_or_is_refused(
 
 
 def test_a_network_of_vectors_takes_no_images(tmp_path: Path) -> None:
-    from soul_deploy.runtime.images import read_image
+    from soul_deploy.runtime.io.images import read_image
 
     (image,) = save_images(tmp_path, random_pixels(1))
     with pytest.raises(ValidityError, match=r"takes \(7,\), which is no grey or RGB image"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from deployed import SHAPE, Files, make_files
 
-from soul_deploy.modelfile import load_model
+from soul_deploy.model.model import load_model
 
 FORBID = """
 import sys
@@ -40,7 +40,7 @@ def on_device(code: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
-    return on_device("from soul_deploy.cli import main\nmain()", *words)
+    return on_device("from soul_deploy.cli.main import main\nmain()", *words)
 
 
 def test_the_hook_forbids_torch() -> None:
@@ -56,7 +56,7 @@ def test_an_event_network_runs_and_gives_the_scores_of_pytorch(
     np.save(tmp_path / "x.npy", x)
     code = """
 import numpy as np
-from soul_deploy.runtime.network import load
+from soul_deploy.runtime.engine.network import load
 network = load(sys.argv[1])
 x = np.load(sys.argv[2])
 np.save(sys.argv[3], network.run(x))

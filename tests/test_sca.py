@@ -10,14 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy import training
-from soul_deploy.batches import share_of
-from soul_deploy.data import Data, load_data
+from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.data.datasets import Data, load_data
+from soul_deploy.data.sampler import share_of
 from soul_deploy.distributed import Group
-from soul_deploy.graph import NeuronSpec, Projection
-from soul_deploy.module import GraphModule
-from soul_deploy.prune import sca as sca_module
-from soul_deploy.prune.channels import (
+from soul_deploy.ir.graph import NeuronSpec, Projection
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.structured import sca as sca_module
+from soul_deploy.prune.structured.sca import Sca, apply, open_masks, plan_of_weights, prune
+from soul_deploy.prune.structured.schedule import PruneSchedule
+from soul_deploy.prune.structured.scores import ChannelStatistics, Score
+from soul_deploy.prune.structured.selection import (
     Budget,
     ChannelPlan,
     Guard,
@@ -26,11 +29,8 @@ from soul_deploy.prune.channels import (
     decide,
     prunable,
 )
-from soul_deploy.prune.sca import Sca, apply, open_masks, plan_of_weights, prune
-from soul_deploy.prune.schedule import PruneSchedule
-from soul_deploy.prune.scores import ChannelStatistics, Score
-from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
-from soul_deploy.training import (
+from soul_deploy.training import trainer as training
+from soul_deploy.training.trainer import (
     Recipe,
     accuracy,
     backward,
@@ -38,7 +38,7 @@ from soul_deploy.training import (
     copied_state,
     make_optimizer,
 )
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 
 def values(*numbers: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -12,12 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
-from soul_deploy.export.event import build_event_network
-from soul_deploy.runtime.errors import ValidityError
-from soul_deploy.runtime.eventnet import Convolution, DenseRows, EventNetwork, PoolLayer, SparseRows
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network
-from soul_deploy.runtime.scipy_engine import ScipyEngine, pool, product_of
+from soul_deploy.base.errors import ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.runtime.bench.scipy_engine import ScipyEngine, pool, product_of
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.network import (
+    Convolution,
+    DenseRows,
+    EventNetwork,
+    PoolLayer,
+    SparseRows,
+)
 
 
 def scores(network: EventNetwork, x: Array) -> Array:

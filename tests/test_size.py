@@ -9,10 +9,10 @@ import torch
 from click.testing import CliRunner, Result
 from test_data import write_mnist_folder
 
-from soul_deploy.cli import root
-from soul_deploy.data import load_data
-from soul_deploy.modelfile import load_model
-from soul_deploy.runtime.errors import UsageError
+from soul_deploy.base.errors import UsageError
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import load_data
+from soul_deploy.model.model import load_model
 
 SMALL = [
     *("-m", "spikingvgg5", "--hidden", "4", "-dataset", "fashionmnist", "--data_dir", "d"),
@@ -99,8 +99,8 @@ def test_weights_alone_need_the_size() -> None:
 
 
 FACTORY = """
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 def make(classes, input_shape, time_steps):
     options = NetworkOptions(input_shape, classes, NeuronSpec(), time_steps, hidden=4)

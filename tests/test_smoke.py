@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 
-from soul_deploy.cli import root
-from soul_deploy.export.event import export_event
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, arrays_of, load_model, save_model
-from soul_deploy.runtime.network import load
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import export_event
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, arrays_of, load_model, save_model
+from soul_deploy.runtime.engine.network import load
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 
 def small_model() -> Model:
@@ -39,7 +39,7 @@ def test_every_command_has_help_and_its_line_in_the_list() -> None:
 
 def test_help_and_version_import_no_torch() -> None:
     code = (
-        "import sys\nfrom soul_deploy.cli import root\n"
+        "import sys\nfrom soul_deploy.cli.main import root\n"
         "for args in (['--help'], ['--version'], ['export', '--help']):\n"
         "    root.main(args, standalone_mode=False)\n"
         "heavy = {'torch', 'numba', 'onnx', 'onnxruntime'} & set(sys.modules)\n"

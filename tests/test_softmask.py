@@ -6,21 +6,21 @@ import torch
 from searching import LIF, masks_of, small_graph, small_module
 from torch import Tensor, nn
 
-from soul_deploy.graph import (
+from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.ir.graph import (
     SpikingGraph,
 )
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.objective import Objective
-from soul_deploy.prune.penalty import coefficients
-from soul_deploy.prune.softmask import (
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.unstructured.masks import (
     MaskStart,
     SoftMask,
     Temperature,
     make_masks,
     maskable_neurons,
 )
-from soul_deploy.runtime.errors import UnknownNameError, UsageError
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.prune.unstructured.objective import Objective
+from soul_deploy.prune.unstructured.penalty import coefficients
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 
 def test_the_gate_is_a_sigmoid_and_the_hard_mask_is_strictly_above_0() -> None:

@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 from safetensors import safe_open
 from torch import Tensor
 
-from soul_deploy.cli import root
-from soul_deploy.data import READERS, Data, Split
-from soul_deploy.modelfile import Model, Normalization, load_model
-from soul_deploy.neuronspec import SOUL_NEURONS
-from soul_deploy.soulnames import SoulName, read_name
+from soul_deploy.cli.main import root
+from soul_deploy.data.datasets import READERS, Data, Split
+from soul_deploy.ir.neurons import SOUL_NEURONS
+from soul_deploy.model.model import Model, Normalization, load_model
+from soul_deploy.zoo.soul_names import SoulName, read_name
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HIDDEN = {"lif": "48", "plif": "32"}
@@ -321,8 +321,8 @@ def test_names(name: str, found: SoulName | None) -> None:
 
 
 FACTORY = """
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 def make(classes, input_shape, time_steps):
     return create("spikingvgg5", NetworkOptions(

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

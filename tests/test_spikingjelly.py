@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from soul_deploy import from_torch
-from soul_deploy.cli import root
-from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.verify import verify
-from soul_deploy.factories import build_network
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, load_model, save_model
-from soul_deploy.modulekinds import neuron_spec
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.errors import UnsupportedGraphError
+from soul_deploy.base.errors import UnsupportedGraphError
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.frontend.factory import build_network
+from soul_deploy.frontend.module_kinds import neuron_spec
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, load_model, save_model
+from soul_deploy.nn.neuron import SpikingNeuron
 
 pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
 

@@ -11,9 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from soul_deploy import cli
-from soul_deploy.cli import LazyGroup, Stopping
-from soul_deploy.runtime.errors import FileFormatError, InterruptedRunError
+from soul_deploy.base.errors import FileFormatError, InterruptedRunError
+from soul_deploy.cli import main as cli
+from soul_deploy.cli.main import LazyGroup, Stopping
 
 TERMINAL = """
 import signal
@@ -26,7 +26,7 @@ import sys, time
 from pathlib import Path
 import click
 from soul_deploy import cli
-from soul_deploy.runtime.files import write_atomically
+from soul_deploy.base.files import write_atomically
 
 def work(temporary):
     print("writing", flush=True)

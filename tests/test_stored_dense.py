@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
-from soul_deploy.cli import root
-from soul_deploy.connectivity import Connectivity, dense_synapses, measure_connectivity
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.representation import CHOICES, Choice
-from soul_deploy.folding import fold
-from soul_deploy.graph import (
+from soul_deploy.analysis.connectivity import Connectivity, dense_synapses, measure_connectivity
+from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.report import OpsReport
+from soul_deploy.base.errors import RemovalError, UsageError
+from soul_deploy.base.files import Array
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.event.storage_format import CHOICES, Choice
+from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
     AvgPool,
     Convolution,
@@ -35,18 +38,15 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, ModelInfo, arrays_of, save_model
-from soul_deploy.module import GraphModule
-from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
-from soul_deploy.opsreport import OpsReport
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.errors import RemovalError, UsageError
-from soul_deploy.runtime.eventnet import Convolution as EventConvolution
-from soul_deploy.runtime.eventnet import DenseRows
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.inspection import describe_event
-from soul_deploy.runtime.windows import tap_table, taps_met
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.model.model import Model, ModelInfo, arrays_of, save_model
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.format.network import Convolution as EventConvolution
+from soul_deploy.runtime.format.network import DenseRows
+from soul_deploy.runtime.format.tap_tables import tap_table, taps_met
+from soul_deploy.runtime.io.inspect import describe_event
 
 LIF = NeuronSpec()
 AVERAGED = ChainSpec(

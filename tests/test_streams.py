@@ -24,28 +24,28 @@ from residual import ResidualSpec, masked, residual_images, residual_model, resi
 from test_onnx import CHARGES, LIF, model_of
 from torch import Tensor, nn
 
-from soul_deploy import layers
-from soul_deploy.cli import root
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.onnx_check import static_problems
-from soul_deploy.export.onnx_step import (
+from soul_deploy.base.errors import RemovalError, UsageError, ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.cli.main import root
+from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.onnx.step import (
     build_currents,
     build_step,
     currents_of,
     export_step,
     states_of,
 )
-from soul_deploy.export.onnx_step_check import StepExecution
-from soul_deploy.export.verify import verify
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, Validity, save_model
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.errors import RemovalError, UsageError, ValidityError
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.network import Network
-from soul_deploy.verdict import Verdict
+from soul_deploy.export.verify.onnx import static_problems
+from soul_deploy.export.verify.onnx_step import StepExecution
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, ModelInfo, Validity, save_model
+from soul_deploy.nn import layers
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.engine.network import Network
 
 
 def session_of(built: onnx.ModelProto) -> Any:

@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.cells import cell_len
 
-from soul_deploy.runtime.tables import text_table
+from soul_deploy.base.tables import text_table
 
 COLUMNS = ["layer", "kind", "rate", *(f"measured value {i}" for i in range(9))]
 ROWS = [

@@ -16,15 +16,15 @@ from chains import ChainSpec, build, chains, images, random_neuron_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soul_deploy.export.event import build_event_network
-from soul_deploy.export.representation import CHOICES, Choice
-from soul_deploy.reference import Reference, reference_model
-from soul_deploy.runtime.checks import MAX_THREADS
-from soul_deploy.runtime.crew import Crew, Meet, SpinBarrier, _PlainBarrier
-from soul_deploy.runtime.environment import physical_cores
-from soul_deploy.runtime.errors import LimitError, UsageError
-from soul_deploy.runtime.network import Network
-from soul_deploy.runtime.vectors import compiled
+from soul_deploy.analysis.reference_network import Reference, reference_model
+from soul_deploy.base.environment import physical_cores
+from soul_deploy.base.errors import LimitError, UsageError
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.export.event.storage_format import CHOICES, Choice
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.engine.thread_team import Crew, Meet, SpinBarrier, _PlainBarrier
+from soul_deploy.runtime.format.validate import MAX_THREADS
+from soul_deploy.runtime.kernels.simd import compiled
 
 BARRIERS = (SpinBarrier, _PlainBarrier) if compiled() else (_PlainBarrier,)
 SMALL = Reference(density=0.3, width=4, hidden=8, image=(3, 8, 8))
@@ -232,7 +232,7 @@ def test_a_number_of_threads_that_cannot_be(threads: Any) -> None:
 
 def test_a_process_with_threads_ends() -> None:
     code = (
-        "from soul_deploy.runtime.crew import Crew\n"
+        "from soul_deploy.runtime.engine.thread_team import Crew\n"
         "crew = Crew(2)\n"
         "crew.each(lambda share, meet: print(f'{share}\\n', end='', flush=True))\n"
     )

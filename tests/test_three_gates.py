@@ -11,17 +11,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy.compare import Comparison, compare_models
-from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.representation import CHOICES, Choice
-from soul_deploy.export.verify import VerifyReport, verify
-from soul_deploy.modelfile import Model
-from soul_deploy.prune.plan import RemovalPlan
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.runtime.errors import RemovalError
-from soul_deploy.verdict import Verdict
+from soul_deploy.base.errors import RemovalError
+from soul_deploy.equivalence.engines import Comparison, compare_models
+from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.event.storage_format import CHOICES, Choice
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.verify.verify import VerifyReport, verify
+from soul_deploy.model.model import Model
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.plan import RemovalPlan
+from soul_deploy.prune.removal.planner import plan_removal
 
 seeds = st.integers(0, 2**16)
 fewer = settings(max_examples=30)

@@ -15,15 +15,23 @@ import torch.nn.functional as F
 import torch_pruning
 from torch import Tensor, nn
 
-from soul_deploy import zoo
-from soul_deploy.graph import Convolution, Flatten, MaxPool, Merge, NeuronSpec, Population, Readout
-from soul_deploy.layers import merged
-from soul_deploy.modelfile import Model, arrays_of
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.groups import channel_groups
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.prune.remove import remove
-from soul_deploy.prune.units import pruning_units
+from soul_deploy.ir.graph import (
+    Convolution,
+    Flatten,
+    MaxPool,
+    Merge,
+    NeuronSpec,
+    Population,
+    Readout,
+)
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.layers import merged
+from soul_deploy.prune.channel_groups import channel_groups
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.zoo import registry as zoo
 
 OPTIONS = zoo.NetworkOptions(
     (3, 8, 8), 10, NeuronSpec(), 2, hidden=48, width=12, connect="add", stem="small"

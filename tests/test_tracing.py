@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from soul_deploy import from_torch, fromtorch, layers, trace
-from soul_deploy.fxtracer import SUPPORTED
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.layers import RateReadout
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.errors import UnsupportedGraphError, UsageError, VerificationError
+from soul_deploy import from_torch, trace
+from soul_deploy.base.errors import UnsupportedGraphError, UsageError, VerificationError
+from soul_deploy.frontend import from_torch as fromtorch
+from soul_deploy.frontend.tracer import SUPPORTED
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.nn import layers
+from soul_deploy.nn.layers import RateReadout
+from soul_deploy.nn.neuron import SpikingNeuron
 
 T = 3
 Forward = Callable[["Net", Tensor], Tensor]

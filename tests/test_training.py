@@ -15,16 +15,16 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from soul_deploy.batches import DataOrder, augmented
-from soul_deploy.data import Data, load_data
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
+from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.data.datasets import Data, load_data
+from soul_deploy.data.sampler import DataOrder, augmented
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.nn.surrogate import fire_with_surrogate
 from soul_deploy.runtime.equations import CHARGE, FIRE
-from soul_deploy.runtime.errors import SoulDeployError, UnknownNameError, UsageError
-from soul_deploy.schedules import Schedule, make_scheduler, parse_schedule
-from soul_deploy.surrogate import fire_with_surrogate
-from soul_deploy.training import (
+from soul_deploy.training.lr_schedules import Schedule, make_scheduler, parse_schedule
+from soul_deploy.training.trainer import (
     BatchHooks,
     BestState,
     EpochResult,
@@ -33,7 +33,7 @@ from soul_deploy.training import (
     fit,
     make_optimizer,
 )
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 
 @pytest.fixture(scope="module")

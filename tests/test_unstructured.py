@@ -9,23 +9,23 @@ import torch
 from searching import CONSTANT, QUICK, SMALL, call, few, masks_for, network, pruning_of, search_of
 from torch import nn
 
-from soul_deploy import training
-from soul_deploy.batches import DataOrder
-from soul_deploy.connectivity import measure_connectivity
-from soul_deploy.data import READERS, Data, Split
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import ModelInfo, load_model, save_model
-from soul_deploy.module import GraphModule
-from soul_deploy.prune.lambda_control import within_band
-from soul_deploy.prune.objective import Objective
-from soul_deploy.prune.penalty import coefficients
-from soul_deploy.prune.search import Pruning
-from soul_deploy.prune.searchloops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.searchplan import Finetune, SearchEpoch, SearchStoppedError
-from soul_deploy.prune.softmask import MaskStart, Temperature, make_masks
-from soul_deploy.schedules import Schedule
-from soul_deploy.training import Recipe, accuracy
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.analysis.connectivity import measure_connectivity
+from soul_deploy.data.datasets import READERS, Data, Split
+from soul_deploy.data.sampler import DataOrder
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import ModelInfo, load_model, save_model
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.unstructured.lambda_control import within_band
+from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
+from soul_deploy.prune.unstructured.masks import MaskStart, Temperature, make_masks
+from soul_deploy.prune.unstructured.objective import Objective
+from soul_deploy.prune.unstructured.penalty import coefficients
+from soul_deploy.prune.unstructured.plan import Finetune, SearchEpoch, SearchStoppedError
+from soul_deploy.prune.unstructured.search import Pruning
+from soul_deploy.training import trainer as training
+from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.trainer import Recipe, accuracy
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 torch.set_num_threads(1)
 
@@ -236,7 +236,9 @@ def test_finetuning_ends_with_its_best_epoch(digits: Data, monkeypatch: pytest.M
     pruning = pruning_of(digits, search_of(1))
     pruning.masks.attach(pruning.module)
     scores = iter((0.5, 0.75, 0.75))
-    monkeypatch.setattr("soul_deploy.prune.searchloops.accuracy", lambda *ignored: next(scores))
+    monkeypatch.setattr(
+        "soul_deploy.prune.unstructured.loops.accuracy", lambda *ignored: next(scores)
+    )
     states = [
         training.copied_state(pruning.module)
         for _ in FinetuneLoop(pruning, Finetune(3, 1e-3, CONSTANT)).run()

@@ -12,13 +12,15 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from soul_deploy.cli import root
-from soul_deploy.compare import compare_models
-from soul_deploy.export.event import export_event
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.onnx_step import export_step
-from soul_deploy.export.verify import verify
-from soul_deploy.graph import (
+from soul_deploy.base.errors import UsageError
+from soul_deploy.cli.main import root
+from soul_deploy.equivalence.engines import compare_models
+from soul_deploy.equivalence.verdict import Verdict, verdict_of
+from soul_deploy.export.event.build import export_event
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.onnx.step import export_step
+from soul_deploy.export.verify.verify import verify
+from soul_deploy.ir.graph import (
     Convolution,
     Flatten,
     Input,
@@ -29,9 +31,7 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model, ModelInfo, save_model
-from soul_deploy.runtime.errors import UsageError
-from soul_deploy.verdict import Verdict, verdict_of
+from soul_deploy.model.model import Model, ModelInfo, save_model
 
 STEPS = 3
 HIDDEN, OUT = "hidden.lif", "out.lif"
@@ -199,7 +199,7 @@ def test_one_image_gives_a_sequence_that_moves(
         shown.append(images)
         return verify(golden, artifact, images, **options)
 
-    monkeypatch.setattr("soul_deploy.export.verify.verify", seen)
+    monkeypatch.setattr("soul_deploy.export.verify.verify.verify", seen)
     path = saved(tmp_path, FIRING)
     for more in (("--input_mode", "sequence"), ("--mode", "step")):
         result = invoke("export", "onnx", path, "--samples", 1, *more)

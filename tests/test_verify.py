@@ -12,31 +12,31 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from soul_deploy import layers
-from soul_deploy.compare import Comparer, LayerRun, Run
-from soul_deploy.export import event_check
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.event_check import EventExecution
-from soul_deploy.export.onnx_check import OnnxExecution, static_problems
-from soul_deploy.export.onnx_graph import build_onnx, export_onnx
-from soul_deploy.export.verify import kind_of, verify
-from soul_deploy.golden import Golden
-from soul_deploy.graph import NeuronSpec
-from soul_deploy.modelfile import Model, ModelInfo, Normalization, from_module
-from soul_deploy.module import GraphModule
-from soul_deploy.neurons import SpikingNeuron
-from soul_deploy.runtime.counters import StepCounts
-from soul_deploy.runtime.errors import FileFormatError, MissingFileError, ValidityError
-from soul_deploy.runtime.eventnet import (
+from soul_deploy.base.errors import FileFormatError, MissingFileError, ValidityError
+from soul_deploy.equivalence.engines import Comparer, LayerRun, Run
+from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.onnx.model import build_onnx, export_onnx
+from soul_deploy.export.verify import event as event_check
+from soul_deploy.export.verify.event import EventExecution
+from soul_deploy.export.verify.onnx import OnnxExecution, static_problems
+from soul_deploy.export.verify.verify import kind_of, verify
+from soul_deploy.frontend.trace import trace
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
+from soul_deploy.nn import layers
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.network import (
     Convolution,
     DenseRows,
     EventNetwork,
     Layer,
     SpikingLayer,
 )
-from soul_deploy.runtime.network import Network
-from soul_deploy.tracing import trace
-from soul_deploy.verdict import Verdict
+from soul_deploy.runtime.ops.counters import StepCounts
 
 STEPS = 3
 

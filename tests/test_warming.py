@@ -13,10 +13,10 @@ import pytest
 from deployed import STEPS, Files, make_files, small_model
 from numba.core import event as numba_event
 
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.graph import Projection
-from soul_deploy.runtime.network import Network
-from soul_deploy.runtime.warming import compiling_announced, compiling_message
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.ir.graph import Projection
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.kernels.compile_message import compiling_announced, compiling_message
 
 ROOT = Path(__file__).parent.parent
 SAID = "Compiling kernels once for this machine"
@@ -54,7 +54,7 @@ LIBRARY = """
 import sys
 import numpy as np
 from numba.core.event import install_recorder
-from soul_deploy.runtime.network import load
+from soul_deploy.runtime.engine.network import load
 network = load(sys.argv[1], threads=int(sys.argv[2]))
 network.warm_up(stream=True)
 x = np.random.default_rng(0).random((3, *network.events.input_shape)).astype(np.float32)
@@ -100,7 +100,7 @@ def compile_event(module: str, folder: str | None) -> Any:
 
 def test_only_kernels_of_this_package_are_announced_and_only_inside() -> None:
     said: list[str] = []
-    ours = compile_event("soul_deploy.runtime.kernels", "/kept/here")
+    ours = compile_event("soul_deploy.runtime.kernels.synapses", "/kept/here")
     with compiling_announced(said.append):
         EVENTS.broadcast(compile_event("elsewhere.soul_deploy", None))
         assert said == []
@@ -113,5 +113,5 @@ def test_only_kernels_of_this_package_are_announced_and_only_inside() -> None:
 def test_a_kernel_that_is_kept_nowhere_is_said_to_be() -> None:
     said: list[str] = []
     with compiling_announced(said.append):
-        EVENTS.broadcast(compile_event("soul_deploy.runtime.kernels", None))
+        EVENTS.broadcast(compile_event("soul_deploy.runtime.kernels.synapses", None))
     assert said[0].endswith("no folder is there to keep them in")

@@ -16,27 +16,24 @@ import torch
 from bounded import bounded
 from click.testing import CliRunner
 
-from soul_deploy.cli import root
-from soul_deploy.footprint import require_planning
-from soul_deploy.graph import Convolution as GraphConvolution
-from soul_deploy.graph import MaxPool as GraphMaxPool
-from soul_deploy.graph import (
+from soul_deploy.base.errors import LimitError
+from soul_deploy.base.files import Array
+from soul_deploy.base.json_text import DESCRIPTION_BYTES, json_bytes
+from soul_deploy.base.memory import WORK_BYTES
+from soul_deploy.cli.main import root
+from soul_deploy.ir.graph import Convolution as GraphConvolution
+from soul_deploy.ir.graph import MaxPool as GraphMaxPool
+from soul_deploy.ir.graph import (
     NeuronSpec,
     Population,
     SpikingGraph,
 )
-from soul_deploy.runtime import network
+from soul_deploy.lowering.footprint import require_planning
+from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
+from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.errors import LimitError
-from soul_deploy.runtime.estimate import (
-    counting_bytes,
-    require_counting,
-    require_products,
-    require_running,
-    running_bytes,
-)
-from soul_deploy.runtime.eventfile import load_event_network, save_event_network
-from soul_deploy.runtime.eventnet import (
+from soul_deploy.runtime.format.file import load_event_network, save_event_network
+from soul_deploy.runtime.format.network import (
     Convolution,
     DenseRows,
     EdgeKind,
@@ -48,13 +45,16 @@ from soul_deploy.runtime.eventnet import (
     SparseRows,
     SpikingLayer,
 )
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.inspection import describe
-from soul_deploy.runtime.jsontext import DESCRIPTION_BYTES, json_bytes
-from soul_deploy.runtime.memory import WORK_BYTES
-from soul_deploy.runtime.scipy_engine import ScipyEngine
-from soul_deploy.runtime.windows import axis_runs, gather_table, run_count, tap_table
-from soul_deploy.zoo import NetworkOptions, create
+from soul_deploy.runtime.format.tap_tables import axis_runs, gather_table, run_count, tap_table
+from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.plan.estimate import (
+    counting_bytes,
+    require_counting,
+    require_products,
+    require_running,
+    running_bytes,
+)
+from soul_deploy.zoo.registry import NetworkOptions, create
 
 NEURON = NeuronEquation("integrate", 1.0, 1.0, 0.0, "ge")
 

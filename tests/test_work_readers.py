@@ -15,15 +15,15 @@ from deployed import small_model
 from fuzz_targets import write_signed
 from safetensors.numpy import save_file
 
-from soul_deploy.checkpoint import Checkpoint, _content, read_checkpoint, write_checkpoint
-from soul_deploy.cli import root
-from soul_deploy.composing import ConvOperator, as_matrix, compose
-from soul_deploy.export.event import build_event_network, export_event
-from soul_deploy.export.nir_description import _is_head
-from soul_deploy.export.onnx_graph import export_onnx
-from soul_deploy.export.onnx_reading import read_onnx
-from soul_deploy.folding import fold
-from soul_deploy.graph import (
+from soul_deploy.base.errors import FileFormatError, LimitError
+from soul_deploy.base.files import METADATA_KEY, read_tensors
+from soul_deploy.base.json_text import json_bytes, parse_json
+from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import build_event_network, export_event
+from soul_deploy.export.nir.metadata import _is_head
+from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.onnx.reader import read_onnx
+from soul_deploy.ir.graph import (
     AvgPool,
     Flatten,
     Input,
@@ -33,16 +33,16 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.graph import Convolution as GraphConvolution
-from soul_deploy.graph import MaxPool as GraphMaxPool
-from soul_deploy.modelfile import Model, expected_shapes, load_model, load_state_dict, save_model
-from soul_deploy.prune.planner import plan_removal
-from soul_deploy.runtime.bench_report import load_baseline
-from soul_deploy.runtime.errors import FileFormatError, LimitError
-from soul_deploy.runtime.eventfile import load_event_network
-from soul_deploy.runtime.files import METADATA_KEY, read_tensors
-from soul_deploy.runtime.inspection import describe
-from soul_deploy.runtime.jsontext import json_bytes, parse_json
+from soul_deploy.ir.graph import Convolution as GraphConvolution
+from soul_deploy.ir.graph import MaxPool as GraphMaxPool
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.linear_operators import ConvOperator, as_matrix, compose
+from soul_deploy.model.model import Model, expected_shapes, load_model, load_state_dict, save_model
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.bench.report import load_baseline
+from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.training.checkpoint import Checkpoint, _content, read_checkpoint, write_checkpoint
 
 LISTS = "[" + "[]," * 20_000_000 + "[]]"
 """60 MB of JSON: 20 million objects, 1.1 GB."""

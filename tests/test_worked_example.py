@@ -24,22 +24,22 @@ from worked import (
     worked_model,
 )
 
-from soul_deploy.compat import CompatCounts
-from soul_deploy.composing import ConvOperator
-from soul_deploy.counting import count_model, fanout
-from soul_deploy.dense import dense_ops
-from soul_deploy.export.event import build_event_network
-from soul_deploy.modelfile import Model
-from soul_deploy.opsmeasure import EnergyChoice, Measured, ops_report, original_of
-from soul_deploy.opsreport import OpsReport
-from soul_deploy.runtime.counting import fanout_map, projection_steps
-from soul_deploy.runtime.countrun import count_run
-from soul_deploy.runtime.energy import MEMORY, Activity, accesses, ops_energy
-from soul_deploy.runtime.errors import VerificationError
-from soul_deploy.runtime.eventnet import SpikingLayer
-from soul_deploy.runtime.files import Array
-from soul_deploy.runtime.inputs import to_channel_last
-from soul_deploy.runtime.network import Network
+from soul_deploy.analysis.dense_ops import dense_ops
+from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.other_tools import CompatCounts
+from soul_deploy.analysis.report import OpsReport
+from soul_deploy.analysis.synops import count_model, fanout
+from soul_deploy.base.errors import VerificationError
+from soul_deploy.base.files import Array
+from soul_deploy.export.event.build import build_event_network
+from soul_deploy.lowering.linear_operators import ConvOperator
+from soul_deploy.model.model import Model
+from soul_deploy.runtime.engine.inputs import to_channel_last
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.network import SpikingLayer
+from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.ops.counting import fanout_map, projection_steps
+from soul_deploy.runtime.ops.energy import MEMORY, Activity, accesses, ops_energy
 
 FANOUT = [
     [[3, 6, 6, 4], [5, 6, 8, 4], [5, 8, 7, 5], [4, 5, 5, 2]],

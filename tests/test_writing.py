@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 from deployed import Files, make_files
 
-from soul_deploy.cli import root
-from soul_deploy.runtime import files
-from soul_deploy.runtime.errors import FileWriteError, UnconfirmedWriteError
-from soul_deploy.runtime.files import write_text
+from soul_deploy.base import files
+from soul_deploy.base.errors import FileWriteError, UnconfirmedWriteError
+from soul_deploy.base.files import write_text
+from soul_deploy.cli.main import root
 
 NUMBERS = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES]
 BEFORE = {  # the rename: step -> what is called, which call fails, whether it is done all the same

@@ -6,10 +6,10 @@ import pytest
 from click.testing import CliRunner, Result
 from deployed import Files, make_files
 
-from soul_deploy.cli import root
-from soul_deploy.runtime.checks import MAX_STEPS
-from soul_deploy.runtime.errors import PathKindError
-from soul_deploy.runtime.files import require_output, write_text
+from soul_deploy.base.errors import PathKindError
+from soul_deploy.base.files import require_output, write_text
+from soul_deploy.cli.main import root
+from soul_deploy.runtime.format.validate import MAX_STEPS
 
 
 @pytest.fixture(scope="module")

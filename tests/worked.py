@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.compat import CompatCounts, compat_layer
-from soul_deploy.counting import CountedLayer, count_layer, counted_layers
-from soul_deploy.folding import fold
-from soul_deploy.graph import (
+from soul_deploy.analysis.other_tools import CompatCounts, compat_layer
+from soul_deploy.analysis.synops import CountedLayer, count_layer, counted_layers
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
     Input,
@@ -24,10 +24,10 @@ from soul_deploy.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.modelfile import Model
-from soul_deploy.module import Signal
-from soul_deploy.runtime.counters import LayerCounts
-from soul_deploy.runtime.files import Array
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.ops.counters import LayerCounts
 
 PATTERN = [
     [["x.x", ".x.", "x.x"], ["xxx", "xxx", "xxx"]],

@@ -1,0 +1,143 @@
+"""The explicit form of a convolution: one row per presynaptic neuron, only synapses that matter.
+
+Shared rows are written out position by position, without a dense matrix in between: counted once,
+so that the arrays have their final size, then filled. Memory is what the result takes.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from soul_deploy.base.errors import LimitError
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.format.network import Convolution, Matrix, Pair, SparseRows
+from soul_deploy.runtime.format.tap_tables import axis_runs
+from soul_deploy.runtime.format.validate import MAX_SYNAPSES
+from soul_deploy.runtime.kernels.cache import CACHE
+from soul_deploy.runtime.kernels.config import FASTMATH
+
+Tables = tuple[Pair, int, int, Array, Array, Array, Array, Array, Array]
+
+
+@njit(cache=CACHE, fastmath=FASTMATH)
+def count_rows(
+    starts: Array,
+    targets: Array,
+    kernel: tuple[int, int],
+    out_width: int,
+    out_channels: int,
+    y_first: Array,
+    y_tap: Array,
+    y_out: Array,
+    x_first: Array,
+    x_tap: Array,
+    x_out: Array,
+    source_live: Array,
+    live: Array,
+    lengths: Array,
+) -> None:
+    """lengths[j] int64 (n_in,): synapses from input j, if it is live, onto live targets.
+
+    starts, targets: rows by (channel, kernel position); runs of length 1 (windows.py).
+    source_live (n_in,), live (n_out,) bool; all channel-last.
+    """
+    columns, channels = len(x_first) - 1, len(lengths) // ((len(y_first) - 1) * (len(x_first) - 1))
+    for j in range(len(lengths)):
+        lengths[j] = 0
+        if not source_live[j]:
+            continue
+        position, c = j // channels, j % channels
+        y, x = position // columns, position % columns
+        for a in range(y_first[y], y_first[y + 1]):
+            for b in range(x_first[x], x_first[x + 1]):
+                row = (c * kernel[0] + y_tap[a]) * kernel[1] + x_tap[b]
+                base = (y_out[a] * out_width + x_out[b]) * out_channels
+                for k in range(starts[row], starts[row + 1]):
+                    lengths[j] += live[base + targets[k]]
+
+
+@njit(cache=CACHE, fastmath=FASTMATH)
+def fill_rows(
+    starts: Array,
+    targets: Array,
+    weight: Array,
+    kernel: tuple[int, int],
+    out_width: int,
+    out_channels: int,
+    y_first: Array,
+    y_tap: Array,
+    y_out: Array,
+    x_first: Array,
+    x_tap: Array,
+    x_out: Array,
+    source_live: Array,
+    live: Array,
+    out_targets: Array,
+    out_weight: Array,
+) -> None:
+    """The synapses that `count_rows` counted, row after row, targets rising."""
+    columns, at = len(x_first) - 1, 0
+    channels = len(source_live) // ((len(y_first) - 1) * (len(x_first) - 1))
+    for j in range(len(source_live)):
+        if not source_live[j]:
+            continue
+        position, c = j // channels, j % channels
+        y, x = position // columns, position % columns
+        for a in range(y_first[y], y_first[y + 1]):
+            for b in range(x_first[x], x_first[x + 1]):
+                row = (c * kernel[0] + y_tap[a]) * kernel[1] + x_tap[b]
+                base = (y_out[a] * out_width + x_out[b]) * out_channels
+                for k in range(starts[row], starts[row + 1]):
+                    if live[base + targets[k]]:
+                        out_targets[at] = base + targets[k]
+                        out_weight[at] = weight[k]
+                        at += 1
+
+
+def row_lengths(
+    convolution: Convolution, rows: SparseRows, source_live: Array, live: Array
+) -> Array:
+    """int64 (n_in,): synapses of each explicit row, channel-last.
+
+    rows: the convolution's weights as compressed rows. source_live, live: bool, channel-last.
+    """
+    lengths = np.empty(math.prod(convolution.in_shape), np.int64)
+    starts, targets = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
+    count_rows(starts, targets, *_tables(convolution), source_live, live, lengths)
+    return lengths
+
+
+def explicit_form(
+    convolution: Convolution, rows: SparseRows, source_live: Array, live: Array
+) -> Matrix:
+    """The convolution as a matrix of compressed rows; as `row_lengths`.
+
+    Raises LimitError for more synapses than row starts can count.
+    """
+    lengths = row_lengths(convolution, rows, source_live, live)
+    total = int(lengths.sum())
+    if total > MAX_SYNAPSES:
+        raise LimitError(
+            f"{total} explicit synapses; the limit is {MAX_SYNAPSES}. Use implicit rows"
+        )
+    starts = np.zeros(len(lengths) + 1, np.uint32)
+    starts[1:] = np.cumsum(lengths)
+    targets, weight = np.empty(total, np.uint32), np.empty(total, np.float32)
+    first, to = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
+    tables = _tables(convolution)
+    fill_rows(first, to, rows.weight, *tables, source_live, live, targets, weight)
+    return Matrix(
+        convolution.in_shape,
+        convolution.out_shape,
+        SparseRows(starts, targets, weight),
+        convolution.bias,
+    )
+
+
+def _tables(convolution: Convolution) -> Tables:
+    y, x = (axis_runs(convolution, axis, merge=False) for axis in (0, 1))
+    channels, _, width = convolution.out_shape
+    first = y.first.astype(np.int64), x.first.astype(np.int64)
+    kernel = convolution.kernel
+    return kernel, width, channels, first[0], y.tap, y.out, first[1], x.tap, x.out

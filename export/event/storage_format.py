@@ -1,0 +1,237 @@
+"""Which form a layer's synapses get: dense rows, compressed rows, or explicit rows.
+
+A convolution's rows are shared by all positions (implicit), contiguous or compressed; they stay in
+the cache, but also lead to neurons that are not live. Explicit rows, one per live neuron, hold
+nothing but synapses between live neurons, and are read from memory. A matrix has one row per neuron
+anyway: dense or explicit.
+
+The rule: the form with the least estimated time per event, which is additions / rate. Additions are
+summed over all live presynaptic neurons, as if each spiked once. Explicit rows are only considered
+up to `EXPLICIT_BYTES`.
+"""
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+
+from soul_deploy.base.files import Array
+from soul_deploy.base.memory import require_memory
+from soul_deploy.export.event.explicit_rows import explicit_form, row_lengths
+from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator
+from soul_deploy.runtime.format.network import (
+    Alternative,
+    Convolution,
+    DenseRows,
+    Matrix,
+    Rows,
+    Shape,
+    SparseRows,
+    Synapses,
+)
+from soul_deploy.runtime.ops.counting import additions_map, fanout_map
+
+Choice = Literal["auto", "implicit", "explicit"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+
+DENSE_FROM = 0.12
+"""Share of nonzero weights from which on contiguous rows are faster than compressed ones.
+
+`bench sparse --calibrate` finds 11 % for spikes that come by chance, mostly at one of four steps;
+neurons that fire at more favour compressed rows, which are read once for all steps."""
+
+EXPLICIT_RATE = 0.55
+"""Additions per time of explicit rows, relative to shared compressed rows: each event's row comes
+from memory, a shared one from the cache. Measured on 6Conv2FC at 0.63 % connectivity and at 2 % of
+its weights, half and all of its neurons live: 0.3 to 0.9."""
+
+Form = Literal["dense", "sparse", "explicit"]
+CONVOLUTION_FORMS: tuple[Form, ...] = get_args(Form)
+MATRIX_FORMS: tuple[Form, ...] = ("dense", "explicit")
+
+INSTEAD = "Give more with --max_memory, or use --representation implicit"
+EXPLICIT_BYTES = 1 << 29
+"""Largest explicit form that is chosen unasked: 512 MiB."""
+
+
+def represent_convolution(
+    operator: ConvOperator,
+    source_live: Array | None,
+    live: Array | None,
+    choice: Choice | Form,
+    max_memory: int | None = None,
+) -> tuple[Synapses, tuple[Alternative, ...]]:
+    """A convolution's synapses, and what was weighed.
+
+    source_live, live: bool in the shapes of the source and the output; None: all.
+    max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
+    before they are made, for more; "auto" keeps the shared rows instead.
+    """
+    shared, sparse = _convolution(operator, choice)
+    sources, targets = (
+        _flat(source_live, operator.in_shape),
+        _flat(live, operator.out_shape),
+    )
+    executed = int((additions_map(shared, 0) * _or_one(source_live)).sum())
+    if source_live is None and live is None:
+        explicit = int(fanout_map(shared).sum())
+    else:
+        explicit = int(row_lengths(shared, sparse, sources, targets).sum())
+    size = _row_bytes(len(sources), explicit) + _bias_bytes(shared.bias)
+    kind: Form = "dense" if isinstance(shared.rows, DenseRows) else "sparse"
+    slow = executed * DENSE_FROM if kind == "dense" else float(executed)
+    allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
+    better = size <= allowed and explicit / EXPLICIT_RATE < slow
+    chosen = choice == "explicit" or (choice == "auto" and better)
+    if chosen:
+        require_memory("the explicit form", size, max_memory, INSTEAD)
+    weighed = (
+        Alternative(kind, _bytes(shared), executed, not chosen),
+        Alternative("explicit", size, explicit, chosen),
+    )
+    return explicit_form(shared, sparse, sources, targets) if chosen else shared, weighed
+
+
+def represent_matrix(
+    operator: MatrixOperator,
+    source_live: Array | None,
+    live: Array | None,
+    choice: Choice | Form,
+    max_memory: int | None = None,
+) -> tuple[Synapses, tuple[Alternative, ...]]:
+    """As `represent_convolution`; rows of a matrix are one per neuron in any form.
+
+    Dense rows hold everything (those of dead neurons are left out when they are loaded), explicit
+    rows only synapses between live neurons.
+    """
+    weight = operator.weight
+    kept = weight if source_live is None else weight[:, source_live.reshape(-1)]
+    kept = kept if live is None else kept[live.reshape(-1)]
+    synapses, bias = int(np.count_nonzero(kept)), _bias_bytes(operator.bias)
+    full = synapses >= DENSE_FROM * kept.size
+    dense = choice == "dense" or (choice != "explicit" and full)
+    rows: Rows
+    if dense:
+        columns = channel_last_order(operator.in_shape)
+        order = channel_last_order(operator.out_shape)
+        rows = DenseRows(np.ascontiguousarray(weight[order][:, columns].T))
+    else:
+        # Row, target and order of each entry are sorted as 64-bit numbers.
+        needed = _row_bytes(weight.shape[1], synapses) + 40 * synapses
+        require_memory("the explicit form", needed, max_memory, INSTEAD)
+        sources = _flat(source_live, operator.in_shape)
+        rows = _matrix_rows(operator, sources, _flat(live, operator.out_shape))
+    weighed = (
+        Alternative("dense", weight.nbytes + bias, kept.size, dense),
+        Alternative("explicit", _row_bytes(weight.shape[1], synapses) + bias, synapses, not dense),
+    )
+    return Matrix(operator.in_shape, operator.out_shape, rows, operator.bias), weighed
+
+
+def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> SparseRows:
+    """Nonzero weights between live neurons, by presynaptic neuron; no dense copy is made."""
+    out, inner = np.nonzero(operator.weight)
+    weight = operator.weight[out, inner]
+    row = _places(operator.in_shape)[inner]
+    target = _places(operator.out_shape)[out]
+    kept = np.flatnonzero(sources[row] & targets[target])
+    kept = kept[np.lexsort((target[kept], row[kept]))]
+    return _compressed(row[kept], target[kept], weight[kept], math.prod(operator.in_shape))
+
+
+def _convolution(operator: ConvOperator, choice: Choice | Form) -> tuple[Convolution, SparseRows]:
+    """Rows (channel, kernel row, kernel column), the kernel mirrored; also as compressed rows."""
+    weight = operator.weight[:, :, ::-1, ::-1]
+    by_source = _by_source(weight, operator.groups)
+    sparse = _sparse(_spread_groups(by_source, operator.groups))
+    dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
+    reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
+    convolution = Convolution(
+        in_shape=operator.in_shape,
+        out_shape=operator.out_shape,
+        rows=DenseRows(np.ascontiguousarray(by_source)) if dense else sparse,
+        bias=operator.bias,
+        kernel=(weight.shape[2], weight.shape[3]),
+        stride=operator.stride,
+        padding=operator.padding,
+        dilation=operator.dilation,
+        groups=operator.groups,
+        reach=(reach[0], reach[1]),
+    )
+    return convolution, sparse
+
+
+def _by_source(weight: Array, groups: int) -> Array:
+    """(C_out, C_in / g, kh, kw) to (C_in, kh, kw, C_out / g)."""
+    out, inner, height, width = weight.shape
+    split = weight.reshape(groups, out // groups, inner, height, width)
+    return split.transpose(0, 2, 3, 4, 1).reshape(groups * inner, height, width, out // groups)
+
+
+def _spread_groups(by_source: Array, groups: int) -> Array:
+    """(C_in, kh, kw, C_out / g) to (C_in·kh·kw, C_out) with zeros across groups."""
+    channels, height, width, share = by_source.shape
+    spread = np.zeros((channels, height, width, groups, share), np.float32)
+    for g in range(groups):
+        inside = slice(g * channels // groups, (g + 1) * channels // groups)
+        spread[inside, :, :, g] = by_source[inside]
+    return spread.reshape(channels * height * width, -1)
+
+
+def _sparse(dense: Array) -> SparseRows:
+    """The nonzero entries of (rows, targets), row by row."""
+    row, target = np.nonzero(dense)
+    return _compressed(row, target, dense[row, target], len(dense))
+
+
+def _compressed(row: Array, target: Array, weight: Array, count: int) -> SparseRows:
+    """Compressed rows of entries sorted by row and target."""
+    starts = np.zeros(count + 1, np.uint32)
+    starts[1:] = np.cumsum(np.bincount(row, minlength=count))
+    return SparseRows(starts, target.astype(np.uint32), weight.astype(np.float32))
+
+
+def channel_last_order(shape: Shape) -> Array:
+    """order[k]: channel-major index of the neuron with channel-last index k."""
+    order = np.arange(math.prod(shape)).reshape(shape)
+    return (order if len(shape) == 1 else order.transpose(1, 2, 0)).reshape(-1)
+
+
+def _places(shape: Shape) -> Array:
+    """The inverse of `channel_last_order`."""
+    places = np.empty(math.prod(shape), np.int64)
+    places[channel_last_order(shape)] = np.arange(len(places))
+    return places
+
+
+def channel_last_mask(live: Array) -> Array:
+    """A mask in a population's shape, flattened channel-last."""
+    return np.ascontiguousarray(live.reshape(-1)[channel_last_order(live.shape)])
+
+
+def _flat(live: Array | None, shape: Shape) -> Array:
+    return np.ones(math.prod(shape), np.bool_) if live is None else channel_last_mask(live)
+
+
+def density(weight: Array) -> float:
+    """Share of weights that are not 0."""
+    return np.count_nonzero(weight) / weight.size
+
+
+def _or_one(live: Array | None) -> Array | int:
+    return 1 if live is None else live
+
+
+def _row_bytes(rows: int, synapses: int) -> int:
+    """Of compressed rows: 4 for each start, 8 for each synapse."""
+    return 4 * (rows + 1) + 8 * synapses
+
+
+def _bytes(convolution: Convolution) -> int:
+    rows = convolution.rows
+    arrays = (rows.weight,) if isinstance(rows, DenseRows) else rows.arrays
+    return sum(array.nbytes for array in arrays) + _bias_bytes(convolution.bias)
+
+
+def _bias_bytes(bias: Array | None) -> int:
+    return 0 if bias is None else bias.nbytes

@@ -1,0 +1,395 @@
+"""NIR nodes read one by one, sources first, into nodes and weights of ours."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
+from soul_deploy.base.files import Array, parse_json
+from soul_deploy.export.nir import package as nir_library
+from soul_deploy.export.nir.conventions import Conventions
+from soul_deploy.export.nir.neuron import NirNeuron, from_nir, to_nir
+from soul_deploy.ir.graph import (
+    AvgPool,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    Merge,
+    NeuronSpec,
+    Node,
+    Pair,
+    Population,
+    Projection,
+    Shape,
+)
+from soul_deploy.ir.serde import node_from_json
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import learned_decay
+
+SUPPORTED = (
+    "Input, Output, Affine, Linear, Conv2d, AvgPool2d, SumPool2d, Flatten, Scale by one number, "
+    "LIF, IF, CubaLIF with tau_syn = dt"
+)
+# Names that a module of ours already uses for something else.
+RESERVED = {*dir(GraphModule), *vars(nn.Module())} | {
+    "graph",
+    "channel_masks",
+    "weight_gates",
+    "neuron_gates",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A NIR node's value: our node's value times a factor."""
+
+    name: str
+    factor: float = 1.0
+
+
+@brief
+@dataclass
+class Reader:
+    """Our nodes and weights as they are made, in execution order.
+
+    graph: the NIR graph. last: our name of what the output reads.
+    """
+
+    graph: Any
+    conventions: Conventions
+    made: list[Node] = field(default_factory=list)
+    state: dict[str, Array] = field(default_factory=dict)
+    last: str | None = None
+    values: dict[str, Value] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    sums: dict[tuple[str, ...], Value] = field(default_factory=dict)
+
+    def name(self, key: str) -> str:
+        """Our name of a NIR node: the one in its metadata, made safe as a module's name."""
+        name = str(self.graph.nodes[key].metadata.get(nir_library.NAME, key)).strip(".") or "node"
+        if name.split(".")[0] in RESERVED:
+            name = f"node_{name}"
+        if name in self.shapes:
+            raise FileFormatError(f"two NIR nodes are called {name!r}")
+        return name
+
+    def put(self, node: Node, **arrays: Array | None) -> Value:
+        """Append a node of ours with its weights. Raises FileFormatError if it does not fit."""
+        try:
+            shape = node.output_shape([self.shapes[name] for name in node.inputs])
+        except (UsageError, ValueError, IndexError) as error:
+            raise FileFormatError(f"the NIR graph does not fit together: {error}") from error
+        self.made.append(node)
+        self.shapes[node.name] = shape
+        for part, array in arrays.items():
+            if array is not None:
+                self.state[f"{node.name}.{part}"] = array
+        return Value(node.name)
+
+    def arriving(self, key: str) -> Value:
+        """The value that arrives at a NIR node: one source's, or the merge of several."""
+        sources = tuple(a for a, b in self.graph.edges if b == key)
+        if not sources:
+            raise UnsupportedGraphError(f"{key}: nothing feeds it")
+        if len(sources) == 1:
+            return self.values[sources[0]]
+        if sources not in self.sums:
+            values = [self.values[source] for source in sources]
+            factor = values[0].factor
+            if any(value.factor != factor for value in values):
+                values = [Value(self.settled(key, value)) for value in values]
+                factor = 1.0
+            names = tuple(value.name for value in values)
+            made = self.put(Merge(f"{self.name(key)}.sum", names, "add"))
+            self.sums[sources] = Value(made.name, factor)
+        return self.sums[sources]
+
+    def settled(self, key: str, value: Value, gain: float = 1.0) -> str:
+        """Put a value's factor and `gain` into the synapses before it; its name.
+
+        Raises UnsupportedGraphError if there are none, or something beside `key` reads them.
+        """
+        if value.factor * gain != 1.0:
+            self._scale(key, value.name, value.factor * gain)
+        return value.name
+
+    def _scale(self, key: str, name: str, factor: float) -> None:
+        node = next(node for node in self.made if node.name == name)
+        inner = isinstance(node, (AvgPool, Flatten, Merge))
+        if not (inner or (isinstance(node, Projection) and self._readers(name) == 1)):
+            raise UnsupportedGraphError(
+                f"{key}: what arrives is scaled by {factor:g}, and there are no synapses before it "
+                f"that only it reads ({name}), so the factor has no place"
+            )
+        if inner:
+            for source in node.inputs:
+                self._scale(key, source, factor)
+            return
+        for part in (f"{name}.weight", f"{name}.bias"):
+            if part in self.state:
+                scaled = self.state[part].astype(np.float64) * factor
+                self.state[part] = scaled.astype(np.float32)
+
+    def _readers(self, name: str) -> int:
+        """How many NIR nodes read a value of ours; a Scale only hands it on."""
+        return sum(
+            self.values[a].name == name and type(self.graph.nodes[b]).__name__ != "Scale"
+            for a, b in self.graph.edges
+            if a in self.values
+        )
+
+
+def read_node(reader: Reader, key: str) -> None:
+    """Turn the NIR node `key`, whose sources have been read, into ours.
+
+    Raises UnsupportedGraphError or FileFormatError with the node's name.
+    """
+    node = reader.graph.nodes[key]
+    kind = type(node).__name__
+    if kind in INTEGRATORS:
+        raise _readout_of_membranes(key, f"NIR {kind} is not supported")
+    if kind not in READERS:
+        raise UnsupportedGraphError(f"{key}: NIR {kind} is not supported; supported: {SUPPORTED}")
+    value = READERS[kind](reader, key, node)
+    if value is not None:
+        reader.values[key] = value
+
+
+def _input(r: Reader, key: str, node: Any) -> Value:
+    if r.made:
+        raise UnsupportedGraphError(f"{key}: a second input; supported is one")
+    shape = _integers(node.input_type["input"])
+    if len(shape) not in (1, 3):
+        raise UnsupportedGraphError(
+            f"{key}: an input of {shape}; supported: (C, H, W) and (N,), without time and batch"
+        )
+    return r.put(Input(r.name(key), (), shape))
+
+
+def _output(r: Reader, key: str, node: Any) -> None:
+    if r.last is not None:
+        raise UnsupportedGraphError(f"{key}: a second output; supported is one")
+    r.last = r.settled(key, r.arriving(key))
+
+
+def _linear(r: Reader, key: str, node: Any) -> Value:
+    weight = np.asarray(node.weight, np.float64)
+    if weight.ndim != 2:
+        raise UnsupportedGraphError(f"{key}: weight of shape {weight.shape}; supported: (out, in)")
+    source, bias = r.arriving(key), _bias(getattr(node, "bias", None))
+    features, width = weight.shape
+    made = Linear(r.name(key), (source.name,), bias is not None, None, width, features)
+    return r.put(made, weight=(weight * source.factor).astype(np.float32), bias=bias)
+
+
+def _bias(bias: Any) -> Array | None:
+    """float32; None where all are 0, which NIR's convolution cannot leave out."""
+    found = None if bias is None else np.asarray(bias, np.float32)
+    return found if found is not None and found.any() else None
+
+
+def _convolution(r: Reader, key: str, node: Any) -> Value:
+    weight, groups = np.asarray(node.weight, np.float64), int(node.groups)
+    kernel, dilation = _pair(weight.shape[2:]), _pair(node.dilation)
+    stride = _pair(node.stride)
+    padding = _padding(key, node.padding, kernel, stride, dilation)
+    source, bias = r.arriving(key), _bias(node.bias)
+    made = Convolution(
+        r.name(key),
+        (source.name,),
+        bias is not None,
+        None,
+        weight.shape[1] * groups,
+        weight.shape[0],
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )
+    return r.put(made, weight=(weight * source.factor).astype(np.float32), bias=bias)
+
+
+def _padding(key: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Pair:
+    text = padding.decode() if isinstance(padding, bytes) else padding
+    if not isinstance(text, str):
+        return _pair(text)
+    if text == "valid":
+        return 0, 0
+    if stride != (1, 1) or any(d * (k - 1) % 2 for k, d in zip(kernel, dilation, strict=True)):
+        raise UnsupportedGraphError(
+            f"{key}: padding 'same' with stride {stride} and kernel {kernel} is not the same on "
+            "both sides; supported is symmetric padding"
+        )
+    return dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
+
+
+def _avg_pool(r: Reader, key: str, node: Any) -> Value:
+    source = r.arriving(key)
+    sides = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
+    return Value(r.put(AvgPool(r.name(key), (source.name,), *sides)).name, source.factor)
+
+
+def _sum_pool(r: Reader, key: str, node: Any) -> Value:
+    """A mean times the window's size."""
+    mean = _avg_pool(r, key, node)
+    height, width = _pair(node.kernel_size)
+    return Value(mean.name, mean.factor * height * width)
+
+
+def _flatten(r: Reader, key: str, node: Any) -> Value:
+    source = r.arriving(key)
+    sides = len(r.shapes[source.name])
+    first, last = int(node.start_dim) % sides, int(node.end_dim) % sides
+    if first == last:
+        return source
+    if (first, last) != (0, sides - 1):
+        raise UnsupportedGraphError(
+            f"{key}: flattens axes {first} to {last} of {r.shapes[source.name]}; supported is all"
+        )
+    return Value(r.put(Flatten(r.name(key), (source.name,))).name, source.factor)
+
+
+def _scale(r: Reader, key: str, node: Any) -> Value:
+    source = r.arriving(key)
+    return Value(source.name, source.factor * _uniform(key, "scale", node.scale))
+
+
+def _lif(r: Reader, key: str, node: Any) -> Value:
+    return _population(r, key, node, _numbers(key, node))
+
+
+def _cuba_lif(r: Reader, key: str, node: Any) -> Value:
+    """With tau_syn = dt the synaptic current is w_in times the input, and the neuron a LIF."""
+    tau_syn = _uniform(key, "tau_syn", node.tau_syn)
+    dt = r.conventions.dt
+    if abs(tau_syn / dt - 1) > 1e-6:
+        what = "outlasts" if tau_syn > dt else "is shorter than"
+        raise UnsupportedGraphError(
+            f"{key}: a CubaLIF with tau_syn {tau_syn:g} s, whose synaptic current {what} a step "
+            f"of {dt:g} s; supported is tau_syn = dt (--dt {tau_syn:g}, if the tool's step is as "
+            "long), or a LIF"
+        )
+    return _population(r, key, node, _numbers(key, node))
+
+
+def _numbers(key: str, node: Any) -> NirNeuron:
+    """Of a LIF, an IF, or a CubaLIF whose synaptic current lasts one step."""
+    kind, tau = type(node).__name__, None
+    r = _uniform(key, "r", node.r)
+    if kind == "CubaLIF":
+        tau = _uniform(key, "tau_mem", node.tau_mem)
+        r *= _uniform(key, "w_in", node.w_in)
+    elif kind == "LIF":
+        tau = _uniform(key, "tau", node.tau)
+    if np.isposinf(np.asarray(node.v_threshold, np.float64)).all():
+        raise _readout_of_membranes(key, "v_threshold is infinite")
+    threshold = _uniform(key, "v_threshold", node.v_threshold)
+    reset = _uniform(key, "v_reset", node.v_reset)
+    leak = reset if tau is None else _uniform(key, "v_leak", node.v_leak)
+    return NirNeuron(tau, r, leak, threshold, reset)
+
+
+def _readout_of_membranes(key: str, what: str) -> UnsupportedGraphError:
+    return UnsupportedGraphError(
+        f"{key}: {what}: neurons that never fire, whose membrane is read, are not supported; "
+        "supported outputs are spikes, and an affine node that weighs spikes"
+    )
+
+
+def _all_numbers(graph: Any) -> list[NirNeuron]:
+    """The numbers of all neurons of a graph that can be read."""
+    found = []
+    for key, node in graph.nodes.items():
+        if type(node).__name__ in NEURONS:
+            with suppress(UnsupportedGraphError):
+                found.append(_numbers(key, node))
+    return found
+
+
+def _population(r: Reader, key: str, node: Any, neuron: NirNeuron) -> Value:
+    own, gain = _own_neuron(r, key, node, neuron), 1.0
+    if own is None:
+        spec, gain = _neuron_of_others(r, key, node, neuron)
+    else:
+        spec = r.conventions.accept(key, own)
+    source = r.settled(key, r.arriving(key), gain)
+    w = np.float32(node.metadata[nir_library.DECAY_PARAMETER]) if spec.learned else None
+    return r.put(Population(r.name(key), (source,), spec), w=None if w is None else np.array(w))
+
+
+def _neuron_of_others(
+    r: Reader, key: str, node: Any, neuron: NirNeuron
+) -> tuple[NeuronSpec, float]:
+    said = r.conventions
+    said.require_step(key, neuron, lambda: _all_numbers(r.graph))
+    return from_nir(key, neuron, said.dt, said.fire_of(key, node), said.reset_of(neuron))
+
+
+def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> NeuronSpec | None:
+    """The neuron as it was before export, from the metadata. Raises FileFormatError unless it is
+    the neuron that the node's numbers say."""
+    text = node.metadata.get(nir_library.POPULATION)
+    if text is None:
+        return None
+    try:
+        population = node_from_json(parse_json(text, f"{key}: its metadata"))
+        assert isinstance(population, Population)
+        spec, decay = population.neuron, None
+        if spec.learned:
+            decay = learned_decay(torch.tensor(float(node.metadata[nir_library.DECAY_PARAMETER])))
+        expected = to_nir(key, spec.equation(decay), r.conventions.dt)
+    except (KeyError, TypeError, ValueError, AssertionError, UsageError) as error:
+        raise FileFormatError(f"{key}: its metadata cannot be read ({error!r})") from error
+    if not expected.close_to(found):
+        raise FileFormatError(
+            f"{key}: {found} are not the numbers of the neuron in its metadata at dt "
+            f"{r.conventions.dt:g}, {expected}; remove the metadata if they were changed on purpose"
+        )
+    return spec
+
+
+def _uniform(key: str, what: str, values: Any) -> float:
+    """The one value of an array. Raises UnsupportedGraphError if there are several."""
+    found = np.unique(np.asarray(values, np.float64))
+    if found.size != 1 or not np.isfinite(found[0]):
+        low, high = (found.min(), found.max()) if found.size else (0, 0)
+        raise UnsupportedGraphError(
+            f"{key}: {what} has {found.size} values from {low:g} to {high:g}; supported is one "
+            "finite value for the whole population"
+        )
+    return float(found[0])
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.ravel(values))
+
+
+def _pair(value: Any) -> Pair:
+    sides = _integers(value)
+    return (sides[0], sides[0]) if len(sides) == 1 else (sides[0], sides[1])
+
+
+READERS: dict[str, Callable[[Reader, str, Any], Value | None]] = {
+    "Input": _input,
+    "Output": _output,
+    "Affine": _linear,
+    "Linear": _linear,
+    "Conv2d": _convolution,
+    "AvgPool2d": _avg_pool,
+    "SumPool2d": _sum_pool,
+    "Flatten": _flatten,
+    "Scale": _scale,
+    "LIF": _lif,
+    "IF": _lif,
+    "CubaLIF": _cuba_lif,
+}
+NEURONS = ("LIF", "IF", "CubaLIF")
+INTEGRATORS = ("LI", "I", "CubaLI")  # without a threshold

@@ -1,0 +1,132 @@
+"""The package `nir`, imported when it is first needed, and what both directions agree on.
+
+NIR (Pedersen et al., Nature Communications 2024) describes networks in continuous time; steps of
+`DEFAULT_DT` seconds of forward Euler are what readers assume.
+"""
+
+import math
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.base.errors import FileFormatError, UsageError
+from soul_deploy.base.files import Array, File, OpenFile, opened
+
+FORMAT = "soul-deploy/nir/1"
+DEFAULT_DT = 1e-4  # seconds per step; fixed in snnTorch's reader, the default of SpikingJelly's
+FREE_BYTES, LARGEST_RATIO = 1 << 20, 64  # what arrays of a file may take, by its size
+TEXT_BYTES = 64  # what a text takes besides its letters
+NAME, POPULATION, DECAY_PARAMETER = "name", "population", "w"  # keys of a node's metadata
+
+
+def nir_package() -> ModuleType:
+    """The module `nir`. Raises UsageError if it is not installed."""
+    try:
+        return import_module("nir")
+    except ImportError as error:
+        raise UsageError(
+            f"NIR files need the package nir, which cannot be imported ({error}); install it with "
+            "pip install 'soul-deploy[nir]'"
+        ) from error
+
+
+def check_sizes(file: OpenFile) -> None:
+    """Raise FileFormatError for an HDF5 file whose arrays claim far more than it can hold, or which
+    takes them from elsewhere.
+
+    HDF5 reads a packed array, or one that was never written, at its announced size; an array with
+    several names is read under each of them.
+    """
+    announced, allowed = 0, _allowed(file)
+    for item in _datasets(file):
+        least = TEXT_BYTES if item.dtype.hasobject else item.dtype.itemsize
+        announced += math.prod(item.shape or ()) * least
+    if announced > allowed:
+        raise FileFormatError(
+            f"{file} announces {announced:,} bytes of arrays in {file.size:,} bytes; "
+            f"at most {allowed:,} are read"
+        )
+
+
+def check_texts(file: File) -> None:
+    """Raise FileFormatError for an HDF5 file whose texts take far more than it can hold: many can
+    be the same one. Not for the caller's own process: the library may not come back.
+    """
+    with opened(file) as source:
+        found, allowed = 0, _allowed(source)
+        for item in _datasets(source):
+            for block in _blocks(item) if item.dtype.hasobject else ():
+                found += sum(len(text) for text in np.ravel(block) if isinstance(text, bytes))
+                if found > allowed:
+                    raise FileFormatError(f"its texts take more than {allowed:,} bytes")
+
+
+def _allowed(file: OpenFile) -> int:
+    return FREE_BYTES + LARGEST_RATIO * file.size
+
+
+def _blocks(item: Any) -> Iterator[Any]:
+    """A dataset of texts, few at a time, so that a block is no larger than what is allowed."""
+    if not item.shape:
+        yield item[()]
+        return
+    rows = max(1, LARGEST_RATIO // max(1, math.prod(item.shape[1:])))
+    for start in range(0, item.shape[0], rows):
+        yield item[start : start + rows]
+
+
+def _datasets(file: OpenFile) -> Iterator[Any]:
+    """Every dataset of an HDF5 file, once for each of its names; the file is open meanwhile.
+
+    Raises FileFormatError.
+    """
+    h5py = import_module("h5py")
+    try:
+        with h5py.File(file.stream, "r") as opened:
+            groups, seen = [opened], {h5py.h5o.get_info(opened.id).addr}
+            while groups:
+                group = groups.pop()
+                for name in group:
+                    item = _own(h5py, group, name)
+                    if isinstance(item, h5py.Dataset):
+                        yield item
+                    elif isinstance(item, h5py.Group):
+                        groups.append(item)
+                        place = h5py.h5o.get_info(item.id).addr
+                        # Few groups with two names each make more paths than can be walked.
+                        _require(place not in seen, name, "is a group that has another name")
+                        seen.add(place)
+    except Exception as error:  # h5py fails in a dozen ways on foreign bytes
+        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise FileFormatError(f"{file} is not an intact NIR file ({first})") from error
+
+
+def _own(h5py: ModuleType, group: Any, name: str) -> Any:
+    """The object `name` of a group, if its content is this file's. Raises FileFormatError."""
+    link = group.get(name, getlink=True)
+    _require(isinstance(link, h5py.HardLink), name, "is a link to another place or file")
+    item = group[name]
+    if isinstance(item, h5py.Dataset):
+        stored_here = not item.is_virtual and item.external is None
+        _require(stored_here, name, "takes its values from another place or file")
+        texts = not item.dtype.hasobject or h5py.check_string_dtype(item.dtype) is not None
+        _require(texts, name, f"is of {item.dtype}, neither numbers nor texts")
+        wide = math.prod((item.shape or ())[1:]) > LARGEST_RATIO
+        _require(
+            not (wide and item.dtype.hasobject), name, f"holds texts in the shape {item.shape}"
+        )
+    return item
+
+
+def _require(holds: bool, name: str, what: str) -> None:
+    if not holds:
+        raise FileFormatError(f"{name!r} {what}; NIR files hold their values themselves, once")
+
+
+def vote_weight(classes: int, votes: int) -> Array:
+    """(classes, classes · votes) float32: the mean of each class's neurons as a matrix."""
+    means = np.kron(np.eye(classes), np.ones(votes)) / votes
+    return means.astype(np.float32)

@@ -1,0 +1,300 @@
+"""A trained network as a NIR graph: what leaves for other toolkits and neuromorphic chips.
+
+One NIR graph is one time step; T, dt and how the output is decoded stand in the metadata. Batch
+norm is folded, every neuron parameter is an array of the population's shape. A sum is two or more
+edges into one node. What NIR cannot hold is refused by name.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.base.errors import UnsupportedGraphError, UsageError
+from soul_deploy.base.files import write_atomically
+from soul_deploy.export.nir import package as nir_library
+from soul_deploy.export.nir.neuron import to_nir
+from soul_deploy.export.nir.package import DEFAULT_DT, FORMAT, nir_package, vote_weight
+from soul_deploy.export.onnx.model import equations_of
+from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    Merge,
+    Node,
+    Pair,
+    Population,
+    Readout,
+)
+from soul_deploy.ir.serde import node_to_json
+from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.model.model import Model
+from soul_deploy.runtime.equations import NeuronEquation
+
+INSTEAD = "export event or onnx"
+
+
+@dataclass
+class _Writer:
+    """The NIR graph being drawn; `outlets`: the NIR nodes whose sum is one of our nodes' value."""
+
+    nir: Any
+    model: Model
+    folded: Mapping[str, Synapses]
+    equations: Mapping[str, NeuronEquation]
+    dt: float
+    nodes: dict[str, Any] = field(default_factory=dict)
+    edges: list[tuple[str, str]] = field(default_factory=list)
+    outlets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, name: str, node: Any, sources: tuple[str, ...]) -> str:
+        """Append a NIR node called after `name` and its edges; the name it got."""
+        stem = name.replace(".", "_").replace("/", "_")  # readers turn dots into underscores
+        taken = {*self.nodes, "input", "output"}
+        key = next(k for k in _numbered(stem) if k not in taken)
+        node.metadata[nir_library.NAME] = name
+        self.nodes[key] = node
+        self.edges += [(source, key) for source in sources]
+        return key
+
+    def put(self, node: Node, made: Any) -> None:
+        """Append the NIR node that is our single-input node."""
+        self.outlets[node.name] = (self.add(node.name, made, self.outlets[node.inputs[0]]),)
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        return self.model.graph.shapes[node.name]
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    yield from (f"{stem}_{k}" for k in count(2))
+
+
+def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None = None) -> Any:
+    """The `nir.NIRGraph` of one time step of `model`; dt: seconds per step.
+
+    Raises UnsupportedGraphError, by name, for what NIR or its readers cannot hold, and UsageError
+    if the package nir is missing or dt is not above 0.
+    """
+    nir = nir_package()
+    if not dt > 0:
+        raise UsageError(f"dt {dt} must be above 0 seconds")
+    graph = model.graph
+    folded = fold(graph, model.state, model.channel_masks)
+    writer = _Writer(nir, model, folded, equations_of(model), dt)
+    for node in graph.nodes:
+        if type(node) not in SPELLINGS:
+            raise UnsupportedGraphError(_reason(node))
+        if not graph.consumers[node.name] and node is not graph.readout:
+            raise UnsupportedGraphError(
+                f"{node.name}: nothing reads it, so that NIR would make it a second output"
+            )
+        SPELLINGS[type(node)](writer, node)
+    sha256 = source_sha256 or ""
+    return nir.NIRGraph(writer.nodes, writer.edges, metadata=metadata(model, dt, sha256))
+
+
+def _reason(node: Node) -> str:
+    if node.op == "max_pool":
+        return (
+            f"{node.name}: max pooling; NIR has none. Train with average pooling or strides, or "
+            f"{INSTEAD}"
+        )
+    return f"{node.name}: NIR cannot hold {node.op!r} ({node.describe()}); {INSTEAD}"
+
+
+def _input(w: _Writer, node: Input) -> None:
+    w.nodes["input"] = w.nir.Input(input_type={"input": np.array(node.shape)})
+    w.nodes["input"].metadata[nir_library.NAME] = node.name
+    w.outlets[node.name] = ("input",)
+
+
+def _convolution(w: _Writer, node: Convolution) -> None:
+    if node.groups != 1:
+        raise UnsupportedGraphError(
+            f"{node.name}: a convolution of {node.groups} groups; readers of NIR refuse groups. "
+            f"{INSTEAD.capitalize()}"
+        )
+    synapses = w.folded[node.name]
+    _, height, width = w.model.graph.shapes[node.inputs[0]]
+    bias = np.zeros(node.channels, np.float32) if synapses.bias is None else synapses.bias
+    made = w.nir.Conv2d(
+        (height, width), synapses.weight, node.stride, node.padding, node.dilation, 1, bias
+    )
+    found = tuple(int(side) for side in made.output_type["output"])
+    if found != w.shape(node):
+        raise UnsupportedGraphError(
+            f"{node.name}: a kernel of {node.kernel[0]}×{node.kernel[1]}, whose output the package "
+            f"nir {w.nir.version} takes for {found}, not {w.shape(node)}, since it only looks at "
+            f"the height; readers would refuse the file. {INSTEAD.capitalize()}"
+        )
+    w.put(node, made)
+
+
+def _linear(w: _Writer, node: Linear) -> None:
+    w.put(node, _affine(w.nir, w.folded[node.name]))
+
+
+def _affine(nir: Any, synapses: Synapses) -> Any:
+    if synapses.bias is None:
+        return nir.Linear(synapses.weight)
+    return nir.Affine(synapses.weight, synapses.bias)
+
+
+def _population(w: _Writer, node: Population) -> None:
+    if node.generated:
+        raise UnsupportedGraphError(
+            f"{node.name}: {node.generated} channels generated from a stored pattern; NIR has no "
+            f"node that depends on the step. {INSTEAD.capitalize()}"
+        )
+    if node.name in w.model.neuron_masks:
+        raise UnsupportedGraphError(
+            f"{node.name}: masked neurons; NIR has no node that silences some neurons of a "
+            f"population. {INSTEAD.capitalize()}"
+        )
+    numbers = to_nir(node.name, w.equations[node.name], w.dt)
+    full = {
+        key: np.full(w.shape(node), value)
+        for key, value in asdict(numbers).items()
+        if value is not None and (numbers.tau is not None or key != "v_leak")
+    }
+    made = w.nir.IF(**full) if numbers.tau is None else w.nir.LIF(**full)
+    made.metadata[nir_library.POPULATION] = json.dumps(node_to_json(node))
+    made.metadata["fire"] = rule(w.equations[node.name])
+    if node.neuron.learned:
+        made.metadata[nir_library.DECAY_PARAMETER] = repr(float(w.model.state[f"{node.name}.w"]))
+    w.put(node, made)
+
+
+def _avg_pool(w: _Writer, node: AvgPool) -> None:
+    w.put(node, w.nir.AvgPool2d(*map(np.array, (node.kernel, node.stride, node.padding))))
+
+
+def _adaptive(w: _Writer, node: AdaptiveAvgPool) -> None:
+    _, height, width = w.model.graph.shapes[node.inputs[0]]
+    if height % node.size[0] or width % node.size[1]:
+        raise UnsupportedGraphError(
+            f"{node.name}: adaptive pooling of {height}×{width} to {node.size[0]}×{node.size[1]}, "
+            f"whose windows differ in size; NIR pools with one window. {INSTEAD.capitalize()}"
+        )
+    w.put(node, _pool_of(w.nir, (height // node.size[0], width // node.size[1])))
+
+
+def _pool_of(nir: Any, window: Pair) -> Any:
+    return nir.AvgPool2d(np.array(window), np.array(window), np.array((0, 0)))
+
+
+def _flatten(w: _Writer, node: Flatten) -> None:
+    shape = np.array(w.model.graph.shapes[node.inputs[0]])
+    w.put(node, w.nir.Flatten(input_type={"input": shape}, start_dim=0, end_dim=-1))
+
+
+def _merge(w: _Writer, node: Merge) -> None:
+    """A sum is edges into whatever reads it. A branch that comes twice needs a node of its own,
+    since an edge exists once: a scaling by 1."""
+    if node.function != "add":
+        raise UnsupportedGraphError(
+            f"{node.name}: {node.function} of spikes; NIR can only add. Train with "
+            f"connect_function ADD, or {INSTEAD}"
+        )
+    branches = [w.outlets[name] for name in node.inputs]
+    sources = tuple(source for branch in branches for source in branch)
+    if len(set(sources)) == len(sources):
+        w.outlets[node.name] = sources
+        return
+    single: list[str] = []
+    for k, branch in enumerate(branches):
+        alone = len(branch) == 1 and branch[0] not in single
+        single.append(branch[0] if alone else _ones(w, node, branch, k))
+    w.outlets[node.name] = tuple(single)
+
+
+def _ones(w: _Writer, node: Merge, sources: tuple[str, ...], k: int) -> str:
+    return w.add(
+        f"{node.name}.branch.{k}", w.nir.Scale(np.ones(w.shape(node), np.float32)), sources
+    )
+
+
+def _readout(w: _Writer, node: Readout) -> None:
+    """The head per step; its mean over time is the class scores."""
+    shape = w.model.graph.shapes[node.inputs[0]]
+    sources = w.outlets[node.inputs[0]]
+    if len(shape) == 3:
+        pool = w.add(f"{node.name}.pool", _pool_of(w.nir, (shape[1], shape[2])), sources)
+        flat = w.nir.Flatten(
+            input_type={"input": np.array((shape[0], 1, 1))}, start_dim=0, end_dim=-1
+        )
+        sources = (w.add(f"{node.name}.flatten", flat, (pool,)),)
+    head = (
+        w.folded[node.name]
+        if node.linear
+        else Synapses(vote_weight(node.classes, node.votes), None)
+    )
+    key = w.add(node.name, _affine(w.nir, head), sources)
+    w.nodes["output"] = w.nir.Output(output_type={"output": np.array((node.classes,))})
+    w.edges.append((key, "output"))
+
+
+SPELLINGS: dict[type[Node], Callable[[_Writer, Any], None]] = {
+    Input: _input,
+    Convolution: _convolution,
+    Linear: _linear,
+    Population: _population,
+    AvgPool: _avg_pool,
+    AdaptiveAvgPool: _adaptive,
+    Flatten: _flatten,
+    Merge: _merge,
+    Readout: _readout,
+}
+
+
+def rule(equation: NeuronEquation) -> str:
+    """When a neuron fires, in words; NIR itself says v > v_threshold."""
+    return "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
+
+
+def metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
+    """The graph's metadata: strings, nested values as JSON."""
+    graph, info = model.graph, model.info
+    rules = {rule(equation) for equation in equations_of(model).values()}
+    nested: dict[str, Any] = {
+        "classes": list(info.classes),
+        "normalization": None if info.normalization is None else asdict(info.normalization),
+        "validity": asdict(info.validity),
+        "provenance": dict(info.provenance),
+        "readout": node_to_json(graph.readout),
+        "versions": {"soul-deploy": version("soul-deploy"), "nir": nir_package().version},
+    }
+    text = {
+        "format": FORMAT,
+        "time_steps": str(graph.time_steps),
+        "dt": repr(dt),
+        "fire": ", ".join(sorted(rules)),
+        "decode": "the mean of the output over time_steps steps is the class scores",
+        "head": graph.readout.describe(),
+        "normalization_applied_by": "caller",
+        "input_kind": info.input_kind,
+        "stage": info.stage,
+        "source_sha256": source_sha256,
+    }
+    return text | {key: json.dumps(value, sort_keys=True) for key, value in nested.items()}
+
+
+def export_nir(
+    model: Model, path: Path, *, dt: float = DEFAULT_DT, source_sha256: str | None = None
+) -> Any:
+    """Write `build_nir`'s graph to `path` atomically and return it.
+
+    Raises what `build_nir` raises, and OSError if the file cannot be written.
+    """
+    graph = build_nir(model, dt=dt, source_sha256=source_sha256)
+    write_atomically(path, lambda temporary: nir_package().write(temporary, graph))
+    return graph

@@ -1,0 +1,384 @@
+"""One ONNX spelling per graph node, and the growing ONNX graph that they append to.
+
+A node's value is a tensor named like the node. Populations put T on the batch axis, T-major:
+(T·batch, ...); what comes before the first population of a static network is (batch, ...).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UnsupportedGraphError
+from soul_deploy.base.files import Array
+from soul_deploy.export.onnx import neuron as onnx_neuron
+from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Convolution,
+    Flatten,
+    Linear,
+    MaxPool,
+    Merge,
+    Node,
+    Pair,
+    Population,
+    Readout,
+    Scatter,
+    Shape,
+    SpikingGraph,
+)
+from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.linear_operators import adaptive_rows
+from soul_deploy.runtime.equations import NeuronEquation
+
+BATCH, MERGED = "batch", "time_batch"
+OUTPUT = "logits"
+InputMode = Literal["static", "sequence", "step"]
+Outputs = Literal["logits", "spikes"]
+
+
+@brief
+@dataclass
+class Builder:
+    """An ONNX graph being built from `graph` with the deployed weights `folded`.
+
+    neuron_masks: population -> bool of its shape. patterns: population -> (T, generated) of 0/1.
+    In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
+    return to it, and `counter` names the input that says which step it is, if anything needs it.
+    """
+
+    graph: SpikingGraph
+    folded: Mapping[str, Synapses]
+    equations: Mapping[str, NeuronEquation]
+    neuron_masks: Mapping[str, Array]
+    patterns: Mapping[str, Array]
+    opset: int
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: list[TensorProto] = field(default_factory=list)
+    values: list[ValueInfoProto] = field(default_factory=list)
+    static: set[str] = field(default_factory=set)  # nodes whose value has no time axis
+    input_mode: InputMode = "static"
+    membranes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    counter: str = ""
+
+    def value(self, node: str) -> str:
+        """The tensor that holds a node's value, (batch, ...) or (T·batch, ...)."""
+        return value_name(self.graph, node, self.input_mode)
+
+    def source(self, node: Node) -> str:
+        """The tensor that holds the value of a node's input."""
+        return self.value(node.inputs[0])
+
+    def op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Array) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        return self.constant(name, np.array(values, np.int64))
+
+    def declare(self, node: Node) -> None:
+        """State the value's shape, so that the file can be cut at any population."""
+        merged = node.name not in self.static and self.input_mode != "step"
+        axis = MERGED if merged else BATCH
+        shape: tuple[str | int, ...] = (axis, *self.graph.shapes[node.name])
+        name = self.value(node.name)
+        self.values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+
+def value_name(graph: SpikingGraph, node: str, input_mode: InputMode) -> str:
+    """The tensor that holds a node's value: the node's name, unless the file's own input or
+    output is called so."""
+    merged = node == graph.input.name and input_mode == "sequence"
+    taken = node == OUTPUT and node != graph.readout.name
+    return f"{node}.value" if merged or taken else node
+
+
+def spikes_name(population: str) -> str:
+    """The output that holds a population's spikes, (T, batch, ...), if the file yields them."""
+    return f"{population}.spikes"
+
+
+def weight_name(node: str) -> str:
+    """The initializer that holds a projection's or the head's deployed weight."""
+    return f"{node}.weight"
+
+
+def bias_name(node: str) -> str:
+    """The initializer that holds a projection's or the head's deployed bias."""
+    return f"{node}.bias"
+
+
+def mask_name(population: str) -> str:
+    """The initializer that holds which neurons of a population are unmasked."""
+    return f"{population}.mask"
+
+
+def pattern_name(population: str) -> str:
+    """The initializer that holds a population's generated channels."""
+    return f"{population}.pattern"
+
+
+def _synapses(b: Builder, name: str) -> list[str]:
+    synapses = b.folded[name]
+    names = [b.constant(weight_name(name), synapses.weight)]
+    if synapses.bias is not None:
+        names.append(b.constant(bias_name(name), synapses.bias))
+    return names
+
+
+def _pads(padding: Pair) -> list[int]:
+    return [*padding, *padding]
+
+
+def _convolution(b: Builder, node: Convolution) -> None:
+    b.op(
+        "Conv",
+        [b.source(node), *_synapses(b, node.name)],
+        b.value(node.name),
+        kernel_shape=node.kernel,
+        strides=node.stride,
+        pads=_pads(node.padding),
+        dilations=node.dilation,
+        group=node.groups,
+    )
+
+
+def _linear(b: Builder, node: Linear) -> None:
+    b.op("Gemm", [b.source(node), *_synapses(b, node.name)], b.value(node.name), transB=1)
+
+
+def _max_pool(b: Builder, node: MaxPool) -> None:
+    sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": _pads(node.padding)}
+    b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
+
+
+def _avg_pool(b: Builder, node: AvgPool) -> None:
+    _average(b, node, node.kernel, node.stride, node.padding)
+
+
+def _average(b: Builder, node: Node, kernel: Pair, stride: Pair, padding: Pair = (0, 0)) -> None:
+    sides = {"kernel_shape": kernel, "strides": stride, "pads": _pads(padding)}
+    b.op("AveragePool", [b.source(node)], b.value(node.name), count_include_pad=1, **sides)
+
+
+def _adaptive(b: Builder, node: AdaptiveAvgPool) -> None:
+    """Windows that tile evenly are an average pooling, others a matrix over the positions."""
+    _, height, width = b.graph.shapes[node.inputs[0]]
+    if height % node.size[0] == 0 and width % node.size[1] == 0:
+        tile = (height // node.size[0], width // node.size[1])
+        _average(b, node, tile, tile)
+        return
+    rows = np.kron(adaptive_rows(height, node.size[0]), adaptive_rows(width, node.size[1]))
+    name = node.name
+    pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
+    flat = b.op(
+        "Reshape",
+        [b.source(node), b.integers(f"{name}.flat_shape", 0, 0, height * width)],
+        f"{name}.flat",
+    )
+    pooled = b.op("MatMul", [flat, pooling], f"{name}.pooled")
+    b.op("Reshape", [pooled, b.integers(f"{name}.shape", 0, 0, *node.size)], b.value(name))
+
+
+def _flatten(b: Builder, node: Flatten) -> None:
+    b.op("Flatten", [b.source(node)], b.value(node.name), axis=1)
+
+
+def _population(b: Builder, node: Population) -> None:
+    """The neuron's function, called T times; spikes leave merged, T-major."""
+    name, value = node.name, b.value(node.name)
+    stages = [f"{name}.fired"]
+    stages += [f"{name}.all_channels"] if node.generated else []
+    stages += [f"{name}.masked"] if name in b.neuron_masks else []
+    stages[-1] = value
+    fired = _fire(b, node, stages[0])
+    if node.generated:
+        fired = _append_pattern(b, node, fired, stages[1])
+    if name in b.neuron_masks:
+        mask = b.constant(mask_name(name), b.neuron_masks[name].astype(np.float32))
+        b.op("Mul", [fired, mask], value)
+
+
+def _fire(b: Builder, node: Population, output: str) -> str:
+    """Charge, fire, reset; spikes of all steps (T·batch, ...)."""
+    current, name, steps = b.source(node), node.name, b.graph.time_steps
+    equation = b.equations[name]
+    currents = [current] * steps
+    if node.inputs[0] not in b.static and steps > 1:
+        currents = _split(b, current, name, steps)
+    given, returned = b.membranes.get(name, ("", ""))
+    if not given or node.generated:
+        b.op("Shape", [currents[0]], f"{name}.current_shape")
+    membrane = given or _at_rest(b, name, equation.rest)
+    spikes = []
+    for t, x in enumerate(currents):
+        spike, after = f"{name}.spike.{t}", returned or f"{name}.membrane.{t}"
+        b.nodes.append(_step(equation, [membrane, x], [spike, after]))
+        spikes.append(spike)
+        membrane = after
+    return b.op("Concat", spikes, output, axis=0)
+
+
+def _at_rest(b: Builder, name: str, rest: float) -> str:
+    """The initial membrane. It is not a constant, so that ONNX Runtime cannot simplify the first
+    step and move what is left of it into the convolution's weights (ConvAddFusion, ConvMulFusion):
+    a product rounded at another place is another number."""
+    value = numpy_helper.from_array(np.array([rest], np.float32), "value")
+    return b.op("ConstantOfShape", [f"{name}.current_shape"], f"{name}.membrane", value=value)
+
+
+def _append_pattern(b: Builder, node: Population, fired: str, output: str) -> str:
+    """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
+    name, space = node.name, b.graph.shapes[node.name][1:]
+    pattern = b.patterns[name].astype(np.float32)
+    steps, count = pattern.shape
+    stored = b.constant(pattern_name(name), pattern.reshape(steps, 1, count, *[1] * len(space)))
+    if b.counter:
+        steps, stored = 1, b.op("Gather", [stored, b.counter], f"{name}.pattern_now", axis=0)
+    shape, batch = f"{name}.current_shape", f"{name}.batch"
+    b.op("Slice", [shape, *(b.integers(f"{batch}.{k}", k) for k in (0, 1))], batch)
+    sides = [b.integers(f"{name}.steps", steps), batch]
+    full = b.op(
+        "Concat", [*sides, b.integers(f"{name}.sides", count, *space)], f"{name}.full", axis=0
+    )
+    expanded = b.op("Expand", [stored, full], f"{name}.expanded")
+    merged = b.integers(f"{name}.merged_shape", -1, count, *space)
+    generated = b.op("Reshape", [expanded, merged], f"{name}.generated")
+    return b.op("Concat", [fired, generated], output, axis=1)
+
+
+def _step(equation: NeuronEquation, inputs: list[str], outputs: list[str]) -> NodeProto:
+    kind, constants = onnx_neuron.function_name(equation), onnx_neuron.attributes(equation)
+    node = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
+    node.attribute.extend(
+        helper.make_attribute(name, constants[name]) for name in sorted(constants)
+    )
+    return node
+
+
+def _split(b: Builder, current: str, name: str, steps: int) -> list[str]:
+    outputs = [f"{name}.current.{t}" for t in range(steps)]
+    node = helper.make_node("Split", [current], outputs, name=f"{name}.split", axis=0)
+    if b.opset >= 18:  # before, the number of equal parts is the number of outputs
+        node.attribute.append(helper.make_attribute("num_outputs", steps))
+    b.nodes.append(node)
+    return outputs
+
+
+def _merge(b: Builder, node: Merge) -> None:
+    """Two branches at a time, left to right, as `soul_deploy.nn.layers.merged`."""
+    name = node.name
+    values = [_at_every_step(b, node, place) for place in range(len(node.inputs))]
+    result = values[0]
+    for place, branch in enumerate(values[1:], start=1):
+        output = b.value(name) if place == len(values) - 1 else f"{name}.partial.{place}"
+        if node.function == "iand":
+            one = b.constant(f"{name}.one", np.ones(1, np.float32))
+            branch = b.op("Sub", [one, branch], f"{name}.inverse")
+        result = b.op("Add" if node.function == "add" else "Mul", [result, branch], output)
+
+
+def _at_every_step(b: Builder, node: Merge, place: int) -> str:
+    """A branch's value; one without a time axis is repeated where it meets one that has it."""
+    source, steps = node.inputs[place], b.graph.time_steps
+    if source not in b.static or b.static.issuperset(node.inputs) or steps == 1:
+        return b.value(source)
+    name, rank = f"{node.name}.repeated.{place}", 1 + len(b.graph.shapes[source])
+    repeats = b.integers(f"{name}.repeats", steps, *[1] * (rank - 1))
+    return b.op("Tile", [b.value(source), repeats], name)
+
+
+def _scatter(b: Builder, node: Scatter) -> None:
+    """A channel of zeros behind the others, and each wide channel picked from among these."""
+    name, rank = node.name, 1 + len(b.graph.shapes[node.name])
+    behind = [int(axis == 1) for axis in range(rank)]
+    pads = b.integers(f"{name}.pads", *[0] * rank, *behind)
+    padded = b.op("Pad", [b.source(node), pads], f"{name}.padded")
+    picked = np.full(node.channels, len(node.index), np.int64)
+    picked[list(node.index)] = np.arange(len(node.index))
+    b.op("Gather", [padded, b.constant(f"{name}.index", picked)], b.value(name), axis=1)
+
+
+def _readout(b: Builder, node: Readout) -> None:
+    """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
+    into the matrix product (MatMulScaleFusion)."""
+    name, shape = node.name, b.graph.shapes[node.inputs[0]]
+    counts = _counts(b, name, b.source(node), shape)
+    scale = 1.0 / node.divisor(shape, b.graph.time_steps)
+    factor = b.constant(f"{name}.scale", np.full(node.classes, scale, np.float32))
+    if not node.linear:
+        votes = b.op(
+            "Reshape",
+            [counts, b.integers(f"{name}.votes_shape", -1, node.classes, node.votes)],
+            f"{name}.grouped",
+        )
+        summed = _sum(b, votes, f"{name}.votes", 2)
+        b.op("Mul", [summed, factor], OUTPUT)
+        return
+    weight, *bias = _synapses(b, name)
+    columns = b.op("Transpose", [weight], f"{name}.columns", perm=[1, 0])
+    product = b.op("MatMul", [counts, columns], f"{name}.product")
+    scaled = b.op("Mul", [product, factor], f"{name}.scores" if bias else OUTPUT)
+    if bias:
+        b.op("Add", [scaled, *bias], OUTPUT)
+
+
+def _counts(b: Builder, name: str, source: str, shape: Shape) -> str:
+    """Sums over space, then over time: (T·batch, C, H, W) to (batch, C)."""
+    if len(shape) == 3:
+        source = _sum(b, source, f"{name}.space_sum", 2, 3)
+    steps = b.op(
+        "Reshape",
+        [source, b.integers(f"{name}.steps_shape", b.graph.time_steps, -1, shape[0])],
+        f"{name}.steps",
+    )
+    return _sum(b, steps, f"{name}.counts", 0)
+
+
+def _sum(b: Builder, source: str, output: str, *axes: int) -> str:
+    inputs = [source, b.integers(f"{output}.axes", *axes)]
+    return b.op("ReduceSum", inputs, output, keepdims=0)
+
+
+SPELLINGS: dict[type[Node], Callable[[Builder, Any], None]] = {
+    Convolution: _convolution,
+    Linear: _linear,
+    MaxPool: _max_pool,
+    AvgPool: _avg_pool,
+    AdaptiveAvgPool: _adaptive,
+    Flatten: _flatten,
+    Population: _population,
+    Merge: _merge,
+    Scatter: _scatter,
+    Readout: _readout,
+}
+
+
+def spell(b: Builder, node: Node) -> None:
+    """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
+    if type(node) not in SPELLINGS:
+        raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
+    sources = {name in b.static for name in node.inputs}
+    SPELLINGS[type(node)](b, node)
+    if isinstance(node, Readout):
+        if sources == {True}:
+            raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
+        return
+    if sources == {True} and not isinstance(node, Population):
+        b.static.add(node.name)
+    b.declare(node)
+
+
+def functions(b: Builder) -> list[onnx.FunctionProto]:
+    """One function per neuron model in use, by name."""
+    used = {onnx_neuron.function_name(equation): equation for equation in b.equations.values()}
+    return [onnx_neuron.step_function(used[name], b.opset) for name in sorted(used)]

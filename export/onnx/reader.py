@@ -1,0 +1,105 @@
+"""What is in an ONNX file, as JSON data; `soul-deploy inspect` finds this by its dotted name."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from soul_deploy.base.errors import FileFormatError
+from soul_deploy.base.files import File, opened, parse_json, path_of
+from soul_deploy.export.onnx.opsets import require_readable
+from soul_deploy.export.onnx.size import require_structure
+
+
+def read_onnx(file: File, *, max_memory: int | None = None) -> ModelProto:
+    """The model in a file, checked.
+
+    max_memory: bytes that its structure may take; None: DESCRIPTION_BYTES. Raises
+    MissingFileError, FileFormatError, LimitError.
+    """
+    path = path_of(file)
+    try:
+        with opened(file) as source:
+            require_structure(source, max_memory)
+            source.stream.seek(0)
+            model = onnx.load(source.stream, load_external_data=False)
+        require_readable(model, path)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise FileFormatError(
+            f"{path} is not an intact ONNX file ({first}); it may be truncated or of another format"
+        ) from error
+    return model
+
+
+def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
+    """Opsets, inputs and outputs, operators, weights and metadata of an ONNX file.
+
+    max_memory: as in `read_onnx`. Raises MissingFileError, FileFormatError, LimitError.
+    """
+    model, path = read_onnx(file, max_memory=max_memory), path_of(file)
+    try:
+        found = _contents(model)
+        json.dumps(found)  # names that are no text come out as bytes
+        return found
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise FileFormatError(f"{path}: an ONNX file that cannot be read ({error!r})") from error
+
+
+def _contents(model: ModelProto) -> dict[str, Any]:
+    graph = model.graph
+    operators = Counter(_operator(node.domain, node.op_type) for node in graph.node)
+    arrays = [tensor for tensor in graph.initializer if tensor.data_location != 1]
+    return {
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "ir_version": model.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": [_value(value) for value in graph.input],
+        "outputs": [_value(value) for value in graph.output],
+        "nodes": len(graph.node),
+        "operators": dict(sorted(operators.items())),
+        "functions": [function.name for function in model.functions],
+        "initializers": len(graph.initializer),
+        "external_data": len(arrays) != len(graph.initializer),
+        **_weights(arrays),
+        "metadata": {entry.key: _parsed(entry.value) for entry in model.metadata_props},
+    }
+
+
+def _operator(domain: str, name: str) -> str:
+    return f"{domain}.{name}" if domain else name
+
+
+def _value(value: ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    return {
+        "name": value.name,
+        "dtype": helper.tensor_dtype_to_np_dtype(tensor.elem_type).name,
+        "shape": [
+            side.dim_param or (side.dim_value if side.HasField("dim_value") else None)
+            for side in tensor.shape.dim
+        ],
+    }
+
+
+def _weights(arrays: list[TensorProto]) -> dict[str, int]:
+    """Floating-point values stored, and how many are not 0."""
+    floats = [a for a in map(numpy_helper.to_array, arrays) if a.dtype.kind == "f"]
+    return {
+        "parameters": sum(array.size for array in floats),
+        "nonzeros": sum(int((array != 0).sum()) for array in floats),
+    }
+
+
+def _parsed(text: str) -> Any:
+    """A metadata value: a nested value or null where it is JSON, else the text."""
+    if not text.startswith(("{", "[", "null")):
+        return text
+    try:
+        return parse_json(text, "its metadata")
+    except FileFormatError:
+        return text

@@ -1,0 +1,247 @@
+"""A trained network as an ONNX file of one time step, for streams: state goes in and comes out.
+
+ONNX is stateless, so the membranes are named pairs of tensors, `v_<n>_in` and `v_<n>_out` for the
+n-th population, which the caller feeds back; at first they are at rest. Where something depends on
+which step it is, so is the counter `t_in`, `t_out`, and a step beyond T is an error of the runtime.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, ValueInfoProto, helper
+
+from soul_deploy.base.errors import UsageError
+from soul_deploy.export.onnx.model import (
+    assemble,
+    equations_of,
+    fitting_weights,
+    input_shape,
+    metadata,
+    patterns_of,
+    write_onnx,
+)
+from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, Builder, spell, value_name
+from soul_deploy.ir.graph import Population, Readout, Shape, SpikingGraph
+from soul_deploy.model.model import Model
+
+StaticInput = Literal["image", "current"]
+STATIC_INPUTS: tuple[StaticInput, ...] = ("image", "current")
+COUNTER_IN, COUNTER_OUT = "t_in", "t_out"
+CURRENTS = "currents"  # the input_mode of the file that computes them
+LOOP = (
+    "call once per step, each state's output of one step as its input of the next; at first states "
+    "hold their initial value and the counter 0; the mean of logits over time_steps steps is the "
+    "class scores"
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """One population's membrane: tensors (batch, *shape), `initial` everywhere at first."""
+
+    population: str
+    input: str
+    output: str
+    shape: Shape
+    initial: float
+
+
+def states_of(model: Model) -> tuple[State, ...]:
+    """The membranes in execution order."""
+    equations = equations_of(model)
+    return tuple(
+        State(
+            node.name,
+            f"v_{n}_in",
+            f"v_{n}_out",
+            model.graph.shapes[node.inputs[0]],
+            equations[node.name].rest,
+        )
+        for n, node in enumerate(model.graph.populations)
+    )
+
+
+def counts_steps(model: Model) -> bool:
+    """Whether something depends on which step it is: a stored pattern, or a removal that was
+    proven for T steps from rest."""
+    generated = any(node.generated for node in model.graph.populations)
+    return generated or model.info.validity.time_steps is not None
+
+
+def before_spikes(graph: SpikingGraph) -> tuple[str, ...]:
+    """Nodes that a static image determines once and for all, the input included."""
+    found: list[str] = []
+    for node in graph.nodes:
+        still = not isinstance(node, (Population, Readout))
+        if still and all(name in found for name in node.inputs):
+            found.append(node.name)
+    return tuple(found)
+
+
+def currents_of(graph: SpikingGraph) -> tuple[str, ...]:
+    """Of these, the nodes that the rest of the network reads: the static currents."""
+    still = before_spikes(graph)
+    return tuple(name for name in still if any(user not in still for user in graph.consumers[name]))
+
+
+def build_step(
+    model: Model,
+    *,
+    opset: int = 18,
+    static_input: StaticInput = "image",
+    source_sha256: str | None = None,
+) -> onnx.ModelProto:
+    """The ONNX model of one time step; the same input gives the same bytes.
+
+    Input `input`, (batch, C, H, W), normalised by the caller: this step's frame, or a static image
+    given again. With `static_input` "current", the static currents that `build_currents` computes
+    take its place and the layers before them are not in the file.
+    Output `logits`, (batch, classes): the scores of this step alone. States: see `states_of`.
+    Raises what `build_onnx` raises.
+    """
+    if static_input not in STATIC_INPUTS:
+        raise UsageError(f"static input {static_input!r}; valid: {', '.join(STATIC_INPUTS)}")
+    graph = model.graph
+    if static_input == "current":
+        _require_currents(graph)
+    builder = _builder(model, opset)
+    given = before_spikes(graph) if static_input == "current" else (graph.input.name,)
+    for node in graph.nodes:
+        if node.name not in given:
+            spell(builder, node)
+    if builder.counter:
+        _count(builder, graph.time_steps)
+    built = assemble(
+        builder,
+        [_declared(*entry) for entry in step_inputs(model, static_input)],
+        [_declared(*entry) for entry in step_outputs(model)],
+        "Spiking network, one time step; its state goes in and comes out.",
+    )
+    properties = metadata(model, builder.equations, "step", source_sha256)
+    properties |= _description(model, static_input)
+    helper.set_model_props(built, dict(sorted(properties.items())))
+    onnx.checker.check_model(built, full_check=True)
+    return built
+
+
+def build_currents(
+    model: Model, *, opset: int = 18, source_sha256: str | None = None
+) -> onnx.ModelProto:
+    """The ONNX model that computes the static currents once per image.
+
+    Input `input` (batch, C, H, W); outputs are the inputs of the step file of the same names.
+    Raises what `build_onnx` raises.
+    """
+    graph = model.graph
+    _require_currents(graph)
+    builder = _builder(model, opset)
+    builder.equations = {}
+    given = currents_of(graph)
+    for name in before_spikes(graph)[1:]:
+        spell(builder, graph[name])
+    shape = input_shape(graph, "step")
+    built = assemble(
+        builder,
+        [_declared(graph.input.name, shape)],
+        [
+            _declared(value_name(graph, name, "step"), (BATCH, *graph.shapes[name]))
+            for name in given
+        ],
+        "What a static image determines once: the currents that every step takes.",
+    )
+    properties = metadata(model, {}, "step", source_sha256) | {"input_mode": CURRENTS}
+    helper.set_model_props(built, dict(sorted(properties.items())))
+    onnx.checker.check_model(built, full_check=True)
+    return built
+
+
+def _require_currents(graph: SpikingGraph) -> None:
+    if graph.input.name in currents_of(graph):
+        raise UsageError(
+            "neurons of this network read the image itself, so that there is no current to compute "
+            "once; give static input image"
+        )
+
+
+def _builder(model: Model, opset: int) -> Builder:
+    states = states_of(model)
+    return Builder(
+        model.graph.with_time_steps(1),
+        fitting_weights(model, opset),
+        equations_of(model),
+        model.neuron_masks,
+        patterns_of(model),
+        opset,
+        input_mode="step",
+        membranes={state.population: (state.input, state.output) for state in states},
+        counter=COUNTER_IN if counts_steps(model) else "",
+    )
+
+
+Entry = tuple[str, tuple[int | str, ...]]
+
+
+def step_inputs(model: Model, static_input: StaticInput) -> list[Entry]:
+    """The step file's inputs, name and shape with its named axis: frame or currents, states."""
+    graph = model.graph
+    given = currents_of(graph) if static_input == "current" else (graph.input.name,)
+    entries: list[Entry] = [
+        (value_name(graph, name, "step"), (BATCH, *graph.shapes[name])) for name in given
+    ]
+    entries += [(state.input, (BATCH, *state.shape)) for state in states_of(model)]
+    return entries + ([(COUNTER_IN, (1,))] if counts_steps(model) else [])
+
+
+def step_outputs(model: Model) -> list[Entry]:
+    """The step file's outputs: this step's scores, then the states."""
+    entries: list[Entry] = [(OUTPUT, (BATCH, model.graph.readout.classes))]
+    entries += [(state.output, (BATCH, *state.shape)) for state in states_of(model)]
+    return entries + ([(COUNTER_OUT, (1,))] if counts_steps(model) else [])
+
+
+def _declared(name: str, shape: tuple[int | str, ...]) -> ValueInfoProto:
+    kind = TensorProto.INT64 if name in (COUNTER_IN, COUNTER_OUT) else TensorProto.FLOAT
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _count(b: Builder, time_steps: int) -> None:
+    """t + 1, by way of a table of T entries: a step beyond T finds none and is an error."""
+    table = b.constant("t.one_per_step", np.ones(time_steps, np.int64))
+    b.op("Add", [COUNTER_IN, b.op("Gather", [table, COUNTER_IN], "t.one", axis=0)], COUNTER_OUT)
+
+
+def _description(model: Model, static_input: StaticInput) -> dict[str, str]:
+    """What the caller needs to loop, as metadata."""
+    pairs: list[dict[str, Any]] = [asdict(state) for state in states_of(model)]
+    counter = {"input": COUNTER_IN, "output": COUNTER_OUT, "initial": 0}
+    return {
+        "mode": "step",
+        "static_input": static_input,
+        "states": json.dumps(pairs, sort_keys=True),
+        "counter": json.dumps(counter if counts_steps(model) else None, sort_keys=True),
+        "loop": LOOP,
+    }
+
+
+def export_step(
+    model: Model,
+    path: Path,
+    *,
+    opset: int = 18,
+    static_input: StaticInput = "image",
+    source_sha256: str | None = None,
+) -> None:
+    """Write `build_step`'s model to `path` atomically. Raises what it raises, and OSError."""
+    built = build_step(model, opset=opset, static_input=static_input, source_sha256=source_sha256)
+    write_onnx(path, built)
+
+
+def export_currents(
+    model: Model, path: Path, *, opset: int = 18, source_sha256: str | None = None
+) -> None:
+    """Write `build_currents`' model to `path` atomically. Raises what it raises, and OSError."""
+    write_onnx(path, build_currents(model, opset=opset, source_sha256=source_sha256))

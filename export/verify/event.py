@@ -1,0 +1,396 @@
+"""An event network against the graph it should come from: structure, and running layer by layer."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.analysis.synops import CountedLayer, counted_layers, fanout
+from soul_deploy.base.files import Array
+from soul_deploy.equivalence.engines import LayerRun, Run
+from soul_deploy.equivalence.golden import Golden
+from soul_deploy.export.event.build import layer_names, valid_for_one_t
+from soul_deploy.export.event.storage_format import channel_last_mask
+from soul_deploy.export.onnx.model import equations_of, patterns_of
+from soul_deploy.export.verify.explicit_rows import explicit_problems
+from soul_deploy.ir.graph import MaxPool, Merge, Scatter, Shape, SpikingGraph
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.linear_operators import (
+    Composed,
+    ConvOperator,
+    MatrixOperator,
+    ReadoutOperator,
+)
+from soul_deploy.lowering.liveness import deployed, live_values
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.engine.inputs import to_channel_last
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.network import (
+    Convolution,
+    DenseRows,
+    EventNetwork,
+    Layer,
+    Matrix,
+    MergeLayer,
+    Neurons,
+    PoolLayer,
+    PopulationLayer,
+    ReadoutLayer,
+    Rows,
+    ScatterLayer,
+    SparseRows,
+    Synaptic,
+)
+from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.ops.counters import StepCounts
+from soul_deploy.runtime.ops.counting import (
+    neuron_steps,
+    pooling_steps,
+    projection_steps,
+    readout_steps,
+)
+from soul_deploy.runtime.plan.layer_plan import aligned
+from soul_deploy.runtime.plan.layout import channel_last
+from soul_deploy.runtime.plan.partition import run_calls
+from soul_deploy.runtime.plan.stages import readout_stage
+
+
+def static_problems(
+    golden: Model, network: Network, source_sha256: str | None = None
+) -> tuple[str, ...]:
+    """Gate 1: what in the event network is not exactly what the graph says.
+
+    Rows are spelled out as dense operators and compared number by number (explicit ones synapse by
+    synapse); the fan-out map that the stored rows give must be the graph's, entry by entry. Neurons
+    that no output depends on are expected to be masked.
+    """
+    golden = deployed(golden)
+    events, graph = network.events, golden.graph
+    problems = list(_header_problems(golden, events, source_sha256))
+    expected = list(layer_names(graph))
+    found = [layer.name for layer in events.layers]
+    if expected != found:
+        return (*problems, f"layers {found}, the graph says {expected}")
+    folded = fold(graph, golden.state, golden.channel_masks)
+    layers = counted_layers(graph, folded, golden.neuron_masks)
+    by_name = {layer.population or layer.name: layer for layer in layers}
+    live = live_values(golden)
+    for stored in events.layers:
+        if isinstance(stored, Neurons):
+            problems += _population_problems(golden, stored, live[stored.name])
+        if isinstance(stored, Synaptic) and stored.name in by_name:
+            layer = by_name[stored.name]
+            before = live[layer.composed.source]
+            problems += _layer_problems(golden, network, stored, layer, before)
+        else:
+            problems += _node_problems(graph, stored)
+    problems += _readout_problems(graph, events.readout, layers[-1].composed)
+    problems += _fanout_problems(network, layers[-1], None)
+    return tuple(problems)
+
+
+def _differs(what: str, found: object, expected: object) -> Iterator[str]:
+    if found != expected:
+        yield f"{what} is {found}, the graph says {expected}"
+
+
+def _header_problems(
+    golden: Model, events: EventNetwork, source_sha256: str | None
+) -> Iterator[str]:
+    graph, info = golden.graph, golden.info
+    yield from _differs("T", events.time_steps, graph.time_steps)
+    yield from _differs("the input's name", events.input_name, graph.input.name)
+    yield from _differs("the input shape", events.input_shape, graph.input.shape)
+    yield from _differs("the kind of input", events.input_kind, info.input_kind)
+    yield from _differs("class names", events.classes, info.classes)
+    fixed = valid_for_one_t(golden)
+    yield from _differs("validity for one T only", events.fixed_steps, fixed)
+    reset = info.validity.reset_per_sample
+    yield from _differs("validity with reset only", events.reset_per_sample, reset)
+    norm, stored = info.normalization, events.normalization
+    ours = None if norm is None else (norm.mean, norm.std)
+    yield from _differs("normalisation", stored and (stored.mean, stored.std), ours)
+    if source_sha256 and events.source_sha256 and events.source_sha256 != source_sha256:
+        yield (
+            f"made from a file with sha256 {events.source_sha256[:16]}…, the model given is "
+            f"{source_sha256[:16]}…"
+        )
+
+
+def _node_problems(graph: SpikingGraph, stored: Layer) -> Iterator[str]:
+    """A layer without synapses against its node."""
+    node, name = graph[stored.name], stored.name
+    yield from _differs(f"{name}: sources", stored.sources, node.inputs)
+    yield from _differs(f"{name}: output shape", stored.out_shape, graph.shapes[name])
+    if isinstance(stored, PoolLayer) and isinstance(node, MaxPool):
+        expected = (node.kernel, node.stride, node.padding)
+        found = (stored.kernel, stored.stride, stored.padding)
+        yield from _differs(f"{name}: kernel, stride, padding", found, expected)
+    elif isinstance(stored, MergeLayer) and isinstance(node, Merge):
+        yield from _differs(f"{name}: function", stored.function, node.function)
+    elif isinstance(stored, ScatterLayer) and isinstance(node, Scatter):
+        yield from _array_problems(f"{name}: index", stored.index, np.array(node.index, np.uint32))
+    elif not (isinstance(stored, PopulationLayer) and node.op == "population"):
+        kind = stored.what if not isinstance(stored, Synaptic) else "a projection"
+        yield f"{name}: stored as {kind}, the graph says {node.op}"
+
+
+def _population_problems(golden: Model, stored: Neurons, live: Array | None) -> Iterator[str]:
+    """Equation, live neurons and generated channels."""
+    name = stored.name
+    yield from _differs(f"{name}: neuron", stored.neuron, equations_of(golden).get(name))
+    mask = None if live is None else channel_last_mask(live)
+    yield from _optional_problems(f"{name}: live neurons", stored.live, mask)
+    pattern = patterns_of(golden).get(name)
+    pattern = None if pattern is None else np.asarray(pattern, np.uint8)
+    yield from _optional_problems(f"{name}: generated spikes", stored.pattern, pattern)
+
+
+def _layer_problems(
+    golden: Model,
+    network: Network,
+    stored: Synaptic,
+    layer: CountedLayer,
+    before: Array | None,
+) -> Iterator[str]:
+    """before: where the source can hold events; None: everywhere."""
+    name, operator = stored.name, layer.composed.operator
+    yield from _differs(f"{name}: projection", stored.projection, layer.name)
+    yield from _differs(f"{name}: source", stored.source, layer.composed.source)
+    edge = (stored.edge, stored.bound)
+    yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
+    if not isinstance(stored, Neurons):
+        live = None if layer.live is None else channel_last_mask(layer.live)
+        yield from _optional_problems(f"{name}: live targets", stored.live, live)
+    yield from _differs(f"{name}: output shape", stored.out_shape, golden.graph.shapes[name])
+    if isinstance(operator, ConvOperator) and isinstance(stored.synapses, Matrix):
+        problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
+    elif isinstance(operator, ConvOperator):
+        problems = list(_convolution_problems(name, stored, operator))
+    else:
+        assert isinstance(operator, MatrixOperator)
+        problems = list(_matrix_problems(name, stored, operator, before, layer.live))
+    yield from problems
+    if not problems:
+        yield from _fanout_problems(network, layer, before)
+
+
+def _convolution_problems(name: str, stored: Synaptic, op: ConvOperator) -> Iterator[str]:
+    found = stored.synapses
+    assert isinstance(found, Convolution)
+    reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
+    ours = (op.in_shape, op.stride, op.padding, op.dilation, op.groups, reach)
+    theirs = (found.in_shape, found.stride, found.padding, found.dilation, found.groups)
+    yield from _differs(f"{name}: geometry", (*theirs, found.reach), ours)
+    yield from _array_problems(f"{name}: weights", convolution_weight(found), op.weight)
+    yield from _optional_problems(f"{name}: bias", found.bias, op.bias)
+
+
+def _matrix_problems(
+    name: str, stored: Synaptic, op: MatrixOperator, before: Array | None, live: Array | None
+) -> Iterator[str]:
+    """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
+    found = stored.synapses
+    if not isinstance(found, Matrix):
+        yield f"{name}: stored as a convolution, the graph says matrix"
+        return
+    yield from _differs(f"{name}: input shape", found.in_shape, op.in_shape)
+    weight = op.weight
+    if isinstance(found.rows, SparseRows):
+        weight = weight if before is None else weight * before.reshape(-1)
+        weight = weight if live is None else weight * live.reshape(-1, 1)
+    yield from _array_problems(f"{name}: weights", matrix_weight(found), weight)
+    yield from _optional_problems(f"{name}: bias", found.bias, op.bias)
+
+
+def _readout_problems(
+    graph: SpikingGraph, stored: ReadoutLayer, composed: Composed
+) -> Iterator[str]:
+    op = composed.operator
+    assert isinstance(op, ReadoutOperator)
+    node = graph.readout
+    divisor = node.divisor(graph.shapes[node.inputs[0]], 1)
+    ours = (node.name, composed.source, op.in_shape, node.classes, op.space, op.votes, divisor)
+    theirs = (stored.name, stored.source, stored.in_shape, stored.classes, stored.space)
+    yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)
+    weight = stored.weight
+    if weight is not None and not stored.space:
+        weight = _channel_major(weight, stored.in_shape)
+    yield from _optional_problems("readout: weights", weight, op.weight)
+    yield from _optional_problems("readout: bias", stored.bias, op.bias)
+
+
+def _fanout_problems(network: Network, layer: CountedLayer, before: Array | None) -> Iterator[str]:
+    """From where events can come; rows of the other neurons may be left out."""
+    expected, found = fanout(layer.composed.operator, layer.live), network.fanout(layer.name)
+    if before is not None and found.shape == before.shape:
+        expected, found = expected * before, found * before
+    yield from _array_problems(f"{layer.name}: fan-out map", found, expected)
+
+
+def _optional_problems(what: str, found: Array | None, expected: Array | None) -> Iterator[str]:
+    if (found is None) != (expected is None):
+        yield f"{what}: {'missing' if found is None else 'stored, but the graph has none'}"
+    elif found is not None and expected is not None:
+        yield from _array_problems(what, found, expected)
+
+
+def _array_problems(what: str, found: Array, expected: Array) -> Iterator[str]:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        yield f"{what}: {found.dtype}{found.shape}, the graph says {expected.dtype}{expected.shape}"
+    elif not np.array_equal(found, expected):
+        yield f"{what}: {int((found != expected).sum())} of {expected.size} entries differ"
+
+
+def _dense(rows: Rows, count: int, width: int) -> Array:
+    """Rows as a (count, width) array."""
+    if isinstance(rows, DenseRows):
+        return rows.weight.reshape(count, -1)
+    dense = np.zeros((count, width), np.float32)
+    lengths: Array = np.diff(rows.starts.astype(np.int64))
+    row = np.repeat(np.arange(count), lengths)
+    dense[row, rows.targets] = rows.weight
+    return dense
+
+
+def convolution_weight(found: Convolution) -> Array:
+    """The stored rows as (C_out, C_in / groups, kh, kw), the kernel unmirrored.
+
+    Synapses stored across groups stay visible: they make the result differ in shape.
+    """
+    channels, out, (kh, kw) = found.in_shape[0], found.out_shape[0], found.kernel
+    dense = _dense(found.rows, channels * kh * kw, out).reshape(channels, kh, kw, -1)
+    dense = dense[:, ::-1, ::-1]
+    inner, share = channels // found.groups, out // found.groups
+    weight = np.zeros((out, inner, kh, kw), np.float32)
+    used = 0
+    for g in range(found.groups):
+        part = dense[g * inner : (g + 1) * inner]
+        if not isinstance(found.rows, DenseRows):
+            part = part[..., g * share : (g + 1) * share]
+        weight[g * share : (g + 1) * share] = part.transpose(3, 0, 1, 2)
+        used += int(np.count_nonzero(part))
+    return weight if used == int(np.count_nonzero(dense)) else dense
+
+
+def matrix_weight(found: Matrix) -> Array:
+    """The stored rows as (n_out, n_in), both sides channel-major."""
+    size = math.prod(found.in_shape), math.prod(found.out_shape)
+    by_target = _channel_major(_dense(found.rows, *size), found.out_shape)
+    return np.ascontiguousarray(_channel_major(by_target.T, found.in_shape))
+
+
+def _channel_major(values: Array, shape: Shape) -> Array:
+    """The last axis from channel-last to channel-major order."""
+    if len(shape) == 1:
+        return values
+    channels, height, width = shape
+    split = values.reshape(*values.shape[:-1], height, width, channels)
+    return np.moveaxis(split, -1, -3).reshape(values.shape)
+
+
+class EventExecution:
+    """The event runtime as an execution to compare; it also counts."""
+
+    def __init__(self, network: Network, golden: Golden) -> None:
+        self.network, self.golden = network, golden
+        self._given: Mapping[str, Signal] = {}
+        self._known: dict[str, Signal] = {}  # of the golden
+        self._held: dict[str, Array] = {}  # of this network
+        self._counted: set[str] = set()
+
+    def run(self, images: Tensor) -> Run:
+        counted = count_run(self.network, images.numpy())
+        recording = counted.recording
+        spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
+        return Run(spikes, torch.from_numpy(recording.logits), counted.counts)
+
+    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
+        """A population (with all that stands between it and others' spikes), or the readout.
+
+        What stands between runs on this network, once for the same `values`; counts are taken on
+        the golden's.
+        """
+        events = self.network.events
+        if values is not self._given:
+            self._given, self._known, self._held = values, dict(values), {}
+            self._counted = set()
+        if layer == events.readout.name:
+            scores = self._scores(self._value(events.readout.source))
+            given = self._by_position(events.readout, self._golden(events.readout.source))
+            counted = {layer: readout_steps(events.readout, given)}
+            return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
+        stored = events.by_name[layer]
+        spikes = self._run(stored)
+        counted = self._counts((stored, *self._between(stored)), spikes)
+        return LayerRun(torch.from_numpy(spikes), counted)
+
+    def _counts(self, parts: Iterable[Layer], spikes: Array | None) -> dict[str, StepCounts]:
+        """What the parts count on the golden's values; spikes: of the one with neurons."""
+        counted = {}
+        for part in parts:
+            found = StepCounts()
+            if isinstance(part, Neurons):
+                assert spikes is not None
+                found += neuron_steps(part, spikes)
+            if isinstance(part, Synaptic):
+                given = self._by_position(part, self._golden(part.source))
+                counted[part.projection] = found + projection_steps(part, given)
+            elif isinstance(part, PoolLayer):
+                given = self._by_position(part, self._golden(part.source))
+                counted[part.name] = pooling_steps(part, given)
+            elif isinstance(part, PopulationLayer):
+                counted[part.name] = found
+        return counted
+
+    def _by_position(self, part: Synaptic | PoolLayer | ReadoutLayer, held: Array) -> Array:
+        """(B, steps, positions, channels), as the runtime holds it, of a node's values."""
+        by_step = held if held.ndim == len(part.in_shape) + 2 else held[None]
+        kind, _ = self.network.events.edges[part.source]
+        values = by_step.astype(np.float32 if kind == "analog" else np.uint8)
+        return np.swapaxes(to_channel_last(values, part.in_shape), 0, 1)
+
+    def _run(self, stored: Layer) -> Array:
+        inputs = [self._value(name) for name in stored.sources]
+        return self.network.run_layer(stored.name, *inputs)
+
+    def _value(self, name: str) -> Array:
+        """What a layer held: recorded, or run from what was recorded."""
+        if name in self._given:
+            return self._given[name].tensor.numpy()
+        if name not in self._held:
+            self._held[name] = self._run(self.network.events.by_name[name])
+        return self._held[name]
+
+    @torch.no_grad()
+    def _golden(self, name: str) -> Array:
+        """What the golden's node held."""
+        self._known |= self.golden.module.evaluate(self._known, [name])
+        array: Array = self._known[name].tensor.numpy()
+        return array
+
+    def _between(self, stored: Layer | ReadoutLayer) -> Iterator[Layer]:
+        """Layers not yet counted between a layer and the populations or the input before it."""
+        for name in stored.sources:
+            if name not in self._given and name not in self._counted:
+                self._counted.add(name)
+                found = self.network.events.by_name[name]
+                yield found
+                yield from self._between(found)
+
+    def _scores(self, inputs: Array) -> Tensor:
+        """The readout on spikes (T, B, ...), sample by sample."""
+        readout = self.network.events.readout
+        steps, batch = inputs.shape[:2]
+        source = aligned((steps, *channel_last(readout.in_shape)), np.uint8)
+        scores = aligned((readout.classes,), np.float32)
+        stage = readout_stage(readout, source, scores)
+        result = np.empty((batch, readout.classes), np.float32)
+        for b in range(batch):
+            source[...] = to_channel_last(inputs[:, b], readout.in_shape)
+            run_calls(stage[0])
+            result[b] = scores
+        return torch.from_numpy(result)

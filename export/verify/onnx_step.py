@@ -1,0 +1,173 @@
+"""A step file in ONNX Runtime, looped over T steps, so that the gates see it as a whole run."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import ModelProto
+from onnx.utils import Extractor
+from torch import Tensor
+
+from soul_deploy.base.errors import ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.equivalence.engines import Execution, LayerRun, Run
+from soul_deploy.equivalence.golden import sources
+from soul_deploy.export.onnx.nodes import OUTPUT, value_name
+from soul_deploy.export.onnx.step import (
+    COUNTER_IN,
+    COUNTER_OUT,
+    State,
+    build_currents,
+    counts_steps,
+    currents_of,
+    states_of,
+)
+from soul_deploy.export.verify.onnx import (
+    OnnxExecution,
+    input_mode_of,
+    open_session,
+    static_input_of,
+)
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import Signal
+
+Feed = dict[str, Array]
+
+
+def execution(file: ModelProto, golden: Model) -> Execution:
+    """An ONNX file of either mode, ready to be compared with its model."""
+    if input_mode_of(file) == "step":
+        return StepExecution(file, golden)
+    return OnnxExecution(file, golden)
+
+
+class StepExecution:
+    """A step file, whole or cut at populations. What a static image determines, where the file
+    takes that instead of the image, is computed by the model's own `build_currents`."""
+
+    def __init__(self, file: ModelProto, golden: Model) -> None:
+        self.file, self.model, self.graph = file, golden, golden.graph
+        self.states = {state.population: state for state in states_of(golden)}
+        self.from_image = static_input_of(file) == "image"
+        self.counted = counts_steps(golden)
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._extractor = Extractor(file)
+
+    def run(self, images: Tensor) -> Run:
+        """T calls from rest, with every population as an additional output."""
+        names = list(self.states)
+        if "" not in self._sessions:
+            whole = ModelProto()
+            whole.CopyFrom(self.file)
+            known = {value.name: value for value in self.file.graph.value_info}
+            whole.graph.output.extend(known[self._value(name)] for name in names)
+            self._sessions[""] = open_session(whole)
+        outputs = [OUTPUT, *map(self._value, names)]
+        found = self._loop("", self._frames(images), list(self.states.values()), outputs)
+        scores, *spikes = map(torch.from_numpy, found)
+        named = {name: steps.bool() for name, steps in zip(names, spikes, strict=True)}
+        return Run(named, _mean(scores))
+
+    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
+        """What stands between the populations (or the input) that feed `layer`, and `layer`."""
+        readout = layer == self.graph.readout.name
+        states = [] if readout else [self.states[layer]]
+        output = OUTPUT if readout else self._value(layer)
+        feeds = self._feeds(layer, values)
+        if layer not in self._sessions:
+            given = [*feeds[0], *(state.input for state in states)]
+            wanted = [output, *(state.output for state in states)]
+            given += [COUNTER_IN] if self._counter_in(layer) else []
+            self._sessions[layer] = open_session(self._extractor.extract_model(given, wanted))
+        (found,) = self._loop(layer, feeds, states, [output])
+        result = torch.from_numpy(found)
+        return LayerRun(_mean(result) if readout else result.bool())
+
+    def _loop(
+        self, key: str, feeds: Sequence[Feed], states: Sequence[State], wanted: list[str]
+    ) -> list[Array]:
+        """The wanted outputs of all steps, each (T, batch, ...); states start at rest."""
+        session = self._sessions[key]
+        batch = len(next(iter(feeds[0].values())))
+        held: Feed = {s.input: np.full((batch, *s.shape), s.initial, np.float32) for s in states}
+        returned = {state.output: state.input for state in states}
+        if self._counter_in(key):
+            held[COUNTER_IN] = np.zeros(1, np.int64)
+        if not key and self.counted:
+            returned[COUNTER_OUT] = COUNTER_IN
+        steps: list[list[Array]] = []
+        for t, feed in enumerate(feeds):
+            results = session.run([*wanted, *returned], feed | held)
+            steps.append(results[: len(wanted)])
+            held |= dict(zip(returned.values(), results[len(wanted) :], strict=True))
+            if key and COUNTER_IN in held:
+                held[COUNTER_IN] = np.full(1, t + 1, np.int64)
+        return [np.stack(arrays) for arrays in zip(*steps, strict=True)]
+
+    def _counter_in(self, layer: str) -> bool:
+        """Whether the whole file ("") or the part that ends with `layer` takes the counter."""
+        if not layer:
+            return self.counted
+        return any(node.name == layer and node.generated for node in self.graph.populations)
+
+    def _frames(self, images: Tensor) -> list[Feed]:
+        """What the file takes at each step, for static images or a sequence."""
+        static = images.dim() == len(self.graph.input.shape) + 1
+        steps = self.graph.time_steps
+        if self.from_image:
+            shown = [images] * steps if static else list(images)
+            return [{self.graph.input.name: frame.contiguous().numpy()} for frame in shown]
+        if not static:
+            raise ValidityError(
+                f"a sequence {tuple(images.shape)} given; this file takes the currents of a static "
+                "image. Export it with static_input image to run sequences"
+            )
+        return [self._currents(images)] * steps
+
+    def _currents(self, images: Tensor) -> Feed:
+        if CURRENTS_SESSION not in self._sessions:
+            self._sessions[CURRENTS_SESSION] = open_session(build_currents(self.model))
+        names = [self._value(name) for name in currents_of(self.graph)]
+        given = {self.graph.input.name: images.contiguous().numpy()}
+        found = self._sessions[CURRENTS_SESSION].run(names, given)
+        return dict(zip(names, found, strict=True))
+
+    def _feeds(self, layer: str, values: Mapping[str, Signal]) -> list[Feed]:
+        """What feeds `layer` at each step."""
+        feeding = sources(self.graph, layer)
+        feeds: list[Feed] = [{} for _ in range(self.graph.time_steps)]
+        for name in feeding:
+            if name != self.graph.input.name:
+                for feed, spikes in zip(feeds, values[name].tensor, strict=True):
+                    feed[self._value(name)] = spikes.float().contiguous().numpy()
+        if self.graph.input.name in feeding:
+            read = set(self._still_before(layer))
+            for feed, frame in zip(
+                feeds, self._frames(values[self.graph.input.name].tensor), strict=True
+            ):
+                feed |= {name: array for name, array in frame.items() if name in read}
+        return feeds
+
+    def _still_before(self, layer: str) -> Iterator[str]:
+        """The file's inputs that reach `layer` without passing a population."""
+        given = (self.graph.input.name,) if self.from_image else currents_of(self.graph)
+        seen, pending = set(), list(self.graph[layer].inputs)
+        while pending:
+            name = pending.pop()
+            if name in given:
+                yield self._value(name)
+            elif name not in self.states and name not in seen:
+                seen.add(name)
+                pending.extend(self.graph[name].inputs)
+
+    def _value(self, node: str) -> str:
+        return value_name(self.graph, node, "step")
+
+
+CURRENTS_SESSION = "currents of the image"
+
+
+def _mean(scores: Tensor) -> Tensor:
+    """Scores of all steps (T, batch, classes) to class scores."""
+    return scores.double().mean(dim=0).float()

@@ -1,0 +1,170 @@
+"""Applying a removal plan: rows and columns are cut, names stay. Short, so that it is not wrong."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from soul_deploy.base.files import Array
+from soul_deploy.base.memory import require_memory
+from soul_deploy.ir.graph import (
+    Convolution,
+    Linear,
+    Merge,
+    Node,
+    Population,
+    Projection,
+    Readout,
+    Scatter,
+    SpikingGraph,
+)
+from soul_deploy.model.model import Model, Validity, check_state
+from soul_deploy.prune.removal.connections import source_member, with_bias
+from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan
+
+Part = Callable[[LayerRemoval], tuple[int, ...]]
+BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+
+
+def removal_bytes(model: Model, plan: RemovalPlan) -> int:
+    """Bytes that `remove` takes besides the model: copies of its weights, at most all of them, and
+    the patterns of generated channels.
+    """
+    steps = model.graph.time_steps
+    patterns = sum(4 * steps * len(layer.generated) for layer in plan.layers)
+    return sum(array.nbytes for array in model.state.values()) + patterns
+
+
+def remove(model: Model, plan: RemovalPlan, *, max_memory: int | None = None) -> Model:
+    """The compact network: the same outputs from fewer channels, under the same names.
+
+    max_memory: bytes that it may take besides the model; None: what the machine has. Raises
+    LimitError for more, before anything is made.
+
+    Masks of channels and neurons that stay are kept. A scattered branch `x` gets a node `x.scatter`
+    behind it.
+    """
+    needed = removal_bytes(model, plan)
+    require_memory("the removal", needed, max_memory, "Give more with --max_memory")
+    graph, state = model.graph, dict(model.state)
+    changed: dict[str, Node] = {}
+    for projection in graph.projections:
+        state = dict(with_bias(state, projection, plan.bias.get(projection.name)))
+    nodes: list[Projection | Readout] = [*graph.projections, graph.readout]
+    for node in nodes:
+        cut = _Cut(graph, node, plan)
+        cut.apply(state)
+        changed[node.name] = cut.narrower(state)
+    for layer in plan.layers:
+        if layer.generated:
+            population = graph[layer.population]
+            assert isinstance(population, Population)
+            changed[population.name] = replace(population, generated=len(layer.generated))
+            patterns = np.array(list(layer.generated.values()), np.float32).T
+            state[f"{population.name}.pattern"] = np.ascontiguousarray(patterns)
+    narrow = _narrower(graph, changed, plan)
+    check_state(narrow, state, "the compact network")
+    info = replace(model.info, stage="compact", validity=_stricter(model.info.validity, plan))
+    return Model(
+        narrow,
+        state,
+        _sliced(model.channel_masks, plan, lambda layer: layer.kept),
+        info,
+        _sliced(model.neuron_masks, plan, lambda layer: layer.outputs),
+    )
+
+
+def _narrower(graph: SpikingGraph, changed: Mapping[str, Node], plan: RemovalPlan) -> SpikingGraph:
+    """The graph with its changed nodes, and a scatter behind each scattered branch."""
+    places = {layer.population: _scatter(layer) for layer in plan.layers if layer.scattered}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if isinstance(node, Merge):
+            inputs = tuple(places[i].name if i in places else i for i in node.inputs)
+            nodes.append(replace(node, inputs=inputs))
+        else:
+            nodes.append(changed.get(node.name, node))
+        if node.name in places:
+            nodes.append(places[node.name])
+    return SpikingGraph(tuple(nodes), graph.time_steps)
+
+
+def _scatter(layer: LayerRemoval) -> Scatter:
+    stream = layer.columns
+    index = tuple(stream.index(channel) for channel in layer.kept)
+    return Scatter(f"{layer.population}.scatter", (layer.population,), len(stream), index)
+
+
+def _sliced(masks: Mapping[str, Array], plan: RemovalPlan, part: Part) -> dict[str, Array]:
+    """Masks of what stays; those that mask nothing any more are dropped."""
+    sliced = {}
+    for name, keep in masks.items():
+        layer = plan.layer(name)
+        untouched = layer is None or layer.tied is not None
+        sliced[name] = keep if layer is None or untouched else keep[list(part(layer))]
+    return {name: keep for name, keep in sliced.items() if not keep.all()}
+
+
+class _Cut:
+    """Which rows and columns of one projection or readout stay; None: all."""
+
+    def __init__(self, graph: SpikingGraph, node: Projection | Readout, plan: RemovalPlan) -> None:
+        self.node = node
+        rows = _changed(plan, node.name)
+        self.rows: Sequence[int] | None = None if rows is None else rows.kept
+        source = source_member(graph, node.name)
+        before = None if source is None else _changed(plan, source)
+        self.columns: Sequence[int] | None = None if before is None else before.columns
+        self.channels = 0 if before is None else before.channels
+
+    def apply(self, state: dict[str, Array]) -> None:
+        """Cut weight, bias and batch norm in `state`."""
+        node = self.node
+        if isinstance(node, Readout) and not node.linear:
+            return
+        name = f"{node.name}.weight"
+        if self.rows is not None:
+            names = [name, f"{node.name}.bias"]
+            if isinstance(node, Projection) and node.norm is not None:
+                names += [f"{node.norm.name}.{part}" for part in BATCH_NORM_PARTS]
+            for entry in names:
+                if entry in state:
+                    state[entry] = state[entry].take(self.rows, axis=0)
+        if self.columns is not None:
+            weight = state[name]
+            blocks = weight.reshape(len(weight), self.channels, -1).take(self.columns, axis=1)
+            sides = (len(self.columns), *weight.shape[2:]) if weight.ndim == 4 else (-1,)
+            state[name] = blocks.reshape(len(weight), *sides)
+
+    def narrower(self, state: Mapping[str, Array]) -> Node:
+        """The node with the sizes that its cut weights have."""
+        node = self.node
+        if isinstance(node, Readout):
+            return node
+        weight = state[f"{node.name}.weight"]
+        bias = f"{node.name}.bias" in state
+        if isinstance(node, Convolution):
+            inputs = weight.shape[1] * node.groups
+            return replace(node, channels=len(weight), in_channels=inputs, bias=bias)
+        assert isinstance(node, Linear), node
+        return replace(node, features=len(weight), in_features=weight.shape[1], bias=bias)
+
+
+def _changed(plan: RemovalPlan, name: str) -> LayerRemoval | None:
+    """The entry of a population or projection that loses channels; None for one that does not."""
+    layer = plan.layer(name)
+    return None if layer is None or not (layer.removed or layer.generated) else layer
+
+
+def _stricter(old: Validity, plan: RemovalPlan) -> Validity:
+    new: Validity = plan.validity
+    return Validity(
+        new.time_steps if new.time_steps is not None else old.time_steps,
+        old.reset_per_sample or new.reset_per_sample,
+    )
+
+
+def parameters(state: Mapping[str, Array]) -> int:
+    """Number of trained values: weights and biases, not running statistics or patterns."""
+    skipped = ("running_mean", "running_var", "num_batches_tracked", "pattern")
+    return sum(int(a.size) for name, a in state.items() if not name.endswith(skipped))

@@ -1,0 +1,98 @@
+"""What a masked or zeroed model's synapses connect, channel by channel; masks by projection."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import Convolution, Population, Projection, SpikingGraph
+from soul_deploy.model.model import Model
+
+
+class Connections:
+    """Which input channels each row of a projection (or of the head) has a nonzero weight for."""
+
+    def __init__(self, model: Model, channels: Mapping[str, int]) -> None:
+        """channels: reader -> how many channels it reads."""
+        self.model = model
+        self._channels = channels
+        self._used: dict[str, Array] = {}
+
+    def used(self, reader: str) -> Array:
+        """(out, in) bool."""
+        if reader not in self._used:
+            node = self.model.graph[reader]
+            groups = node.groups if isinstance(node, Convolution) else 1
+            weight = self.model.state[f"{reader}.weight"]
+            self._used[reader] = columns_used(weight, self._channels[reader], groups)
+        return self._used[reader]
+
+    @cached_property
+    def masks(self) -> dict[str, Array]:
+        """Projection -> its channel mask, bool (C,)."""
+        graph = self.model.graph
+        return {
+            graph.masked_projection(name): keep for name, keep in self.model.channel_masks.items()
+        }
+
+    @cached_property
+    def off(self) -> dict[str, Array]:
+        """Population -> bool (C,): channels of which every spike is masked."""
+        return {
+            name: np.asarray(~keep.reshape(len(keep), -1).any(axis=1))
+            for name, keep in self.model.neuron_masks.items()
+        }
+
+    def rows(self, projection: Projection) -> Array:
+        """bool (C,): rows whose current is not masked, and not read by masked neurons only."""
+        on: Array = np.ones(projection.out_channels, bool)
+        if projection.name in self.masks:
+            on = on & self.masks[projection.name]
+        users = self.model.graph.consumers[projection.name]
+        if len(users) == 1 and users[0] in self.off:
+            on = on & ~self.off[users[0]][: len(on)]
+        return on
+
+
+def columns_used(weight: Array, channels: int, groups: int = 1) -> Array:
+    """(out, channels) bool: whether any weight from an input channel is not 0."""
+    if groups == 1 and not (weight == 0).any():  # by far the quickest to find out
+        return np.ones((len(weight), channels), bool)
+    inner = channels // groups
+    used: Array = np.asarray((weight.reshape(len(weight), inner, -1) != 0).any(axis=2))
+    if groups == 1:
+        return used
+    wide: Array = np.zeros((groups, len(weight) // groups, groups, inner), bool)
+    for g, block in enumerate(used.reshape(groups, -1, inner)):
+        wide[g, :, g] = block
+    return wide.reshape(len(weight), channels)
+
+
+def source_member(graph: SpikingGraph, name: str) -> str | None:
+    """The population or projection whose channels a node reads, through pools and merges.
+
+    None for the network's input, and for a stream that starts at a scatter.
+    """
+    node = graph[graph[name].inputs[0]]
+    while not isinstance(node, Population | Projection):
+        if not node.inputs or node.op == "scatter":
+            return None
+        node = graph[node.inputs[0]]
+    return node.name
+
+
+def with_bias(
+    state: Mapping[str, Array], projection: Projection, added: Array | None
+) -> Mapping[str, Array]:
+    """A state in which `added` (out,) is added to a projection's output, before batch norm."""
+    if added is None:
+        return state
+    changed = dict(state)
+    if projection.norm is not None and not projection.bias:
+        name, sign = f"{projection.norm.name}.running_mean", -1.0
+    else:
+        name, sign = f"{projection.name}.bias", 1.0
+    before = state[name].astype(np.float64) if name in state else 0.0
+    changed[name] = (before + sign * added).astype(np.float32)
+    return changed

@@ -1,0 +1,157 @@
+"""What a channel does when nothing live feeds it: its current is a constant, its spikes a pattern.
+
+Decided by running the network's own operations on that constant, so the answer is the network's to
+the last bit (batch norm of 0 is beta - gamma · mean / sqrt(var), not beta).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Convolution,
+    Merge,
+    Node,
+    Population,
+    Projection,
+    Scatter,
+)
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.equations import NeuronEquation
+
+FOREVER = 4096  # steps within which a membrane that will never fire comes to rest
+
+
+@brief
+@dataclass(frozen=True)
+class ConstantResponse:
+    """Neurons on a constant current, one per channel.
+
+    pattern  bool (T, C): the spikes
+    silent   bool (C,): proven never to spike, however long it runs
+    always   bool (C,): proven to spike at every step, however long it runs
+    """
+
+    pattern: Array
+    silent: Array
+    always: Array
+
+
+@brief
+@dataclass(frozen=True)
+class Known:
+    """What is known of a node's output, by channel.
+
+    value    float32 (C,): what it is at every step and position; NaN where that depends on the
+             input, the step or the position
+    lasting  bool (C,): `value` holds for any number of steps
+    """
+
+    value: Array
+    lasting: Array
+
+    @property
+    def zero(self) -> Array:
+        """bool (C,): always 0."""
+        flags: Array = self.value == 0
+        return flags
+
+    @staticmethod
+    def nothing(channels: int) -> "Known":
+        """No channel is constant."""
+        return Known(np.full(channels, np.nan, np.float32), np.ones(channels, bool))
+
+
+def through(node: Node, inputs: Sequence[Known]) -> Known:
+    """What is known behind a node that has neither weights nor state."""
+    if isinstance(node, Merge):
+        return _merged(node, inputs)
+    (known,) = inputs
+    if isinstance(node, Scatter):
+        wide = Known(np.zeros(node.channels, np.float32), np.ones(node.channels, bool))
+        wide.value[list(node.index)] = known.value
+        wide.lasting[list(node.index)] = known.lasting
+        return wide
+    if isinstance(node, AvgPool | AdaptiveAvgPool):  # a mean of equal values can round elsewhere
+        return Known(np.where(known.value == 0, known.value, np.float32(np.nan)), known.lasting)
+    return known
+
+
+def _merged(node: Merge, inputs: Sequence[Known]) -> Known:
+    value, lasting = inputs[0].value, inputs[0].lasting
+    if node.function == "iand":  # identity · (1 - branch)
+        return Known(np.where(value == 0, value, np.float32(np.nan)), lasting)
+    if node.function == "add":
+        for known in inputs[1:]:
+            value, lasting = value + known.value, lasting & known.lasting
+        return Known(value, lasting)
+    zero = np.any([known.zero for known in inputs], axis=0)
+    proven = np.any([known.zero & known.lasting for known in inputs], axis=0)
+    return Known(np.where(zero, np.float32(0), np.float32(np.nan)), proven | ~zero)
+
+
+@torch.no_grad()
+def constant_current(projection: Projection, state: Mapping[str, Array], on: Array | None) -> Array:
+    """The current (C,) of a projection whose inputs are all 0: bias, batch norm and mask only.
+
+    on: bool (C,), the channel mask if there is one.
+    """
+    sides: list[int] = []
+    if isinstance(projection, Convolution):
+        sides = [1 + projection.dilation[i] * (projection.kernel[i] - 1) for i in (0, 1)]
+    bias = state.get(f"{projection.name}.bias")
+    current = torch.zeros(1, projection.out_channels, *sides)
+    if bias is not None:
+        current = current + torch.from_numpy(bias.copy()).reshape(1, -1, *([1] * len(sides)))
+    gate = torch.ones(()) if on is None else torch.from_numpy(on.astype(np.float32))
+    if projection.norm is not None:
+        mean, variance, gamma, beta = (
+            torch.from_numpy(state[f"{projection.norm.name}.{part}"].copy())
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        eps = projection.norm.eps
+        current = F.batch_norm(current, mean, variance, gamma * gate, beta * gate, eps=eps)
+    elif on is not None:
+        current = current * gate.reshape(1, -1, *([1] * len(sides)))
+    return np.asarray(current.reshape(projection.out_channels, -1)[:, 0].numpy())
+
+
+def neuron_equation(population: Population, state: Mapping[str, Array]) -> NeuronEquation:
+    """The neurons of a population, their learned decay from `state`."""
+    neuron = SpikingNeuron(population.neuron, 1)
+    if population.neuron.learned:
+        with torch.no_grad():
+            neuron.w.copy_(torch.from_numpy(state[f"{population.name}.w"].copy()))
+    return neuron.equation()
+
+
+def respond(equation: NeuronEquation, current: Array, steps: int) -> ConstantResponse:
+    """Run neurons on a constant current (C,) for `steps`, and on until nothing moves.
+
+    A membrane that stands still from one step to the next will never move again. A neuron that
+    fires and comes back to rest exactly has repeated its first step, and always will.
+    """
+    v = np.full_like(current, equation.rest)
+    fired = np.zeros(len(current), bool)
+    pattern = np.zeros((steps, len(current)), bool)
+    always = np.zeros(len(current), bool)
+    moving = np.ones(len(current), bool)
+    for t in range(max(steps, FOREVER)):
+        before = v
+        spike, v = equation.step(v, current)
+        fired |= spike
+        if t == 0:
+            always = spike & (v == equation.rest)
+        if t < steps:
+            pattern[t] = spike
+        moving = v != before
+        if t + 1 >= steps and not (moving & ~fired).any():
+            break
+    return ConstantResponse(pattern, ~fired & ~moving, always)

@@ -1,0 +1,324 @@
+"""Making a removal plan: the fixpoint of constants (forwards) and liveness (backwards).
+
+Each removal can make others possible: a removed column may leave a row without inputs, a removed
+row may leave a producer unread. The order does not change the result. Decisions are made per
+channel group (`soul_deploy.prune.channel_groups`): a channel of a residual stream goes for all its members
+or for none, and only if whatever reads the stream finds it always 0, or does not weigh it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from soul_deploy.base.errors import RemovalError, UnknownNameError, UsageError
+from soul_deploy.base.files import Array
+from soul_deploy.base.memory import machine_memory
+from soul_deploy.ir.graph import Node, Population, Projection, Scatter
+from soul_deploy.lowering.footprint import require_planning
+from soul_deploy.model.model import Model, Validity
+from soul_deploy.prune.channel_groups import (
+    RESIDUAL,
+    ChannelGroup,
+    Residual,
+    channel_groups,
+    keeps_channels,
+    reaches_readout,
+    scatter_branches,
+)
+from soul_deploy.prune.removal.connections import Connections, with_bias
+from soul_deploy.prune.removal.constants import (
+    ConstantResponse,
+    Known,
+    constant_current,
+    neuron_equation,
+    respond,
+    through,
+)
+from soul_deploy.prune.removal.folds import added_bias, foldable
+from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
+
+
+def plan_removal(
+    model: Model,
+    *,
+    round_to: int = 1,
+    residual: Residual = "coupled",
+    max_memory: int | None = None,
+) -> RemovalPlan:
+    """Decide what can be removed from a masked or zeroed network.
+
+    round_to: channel counts stay multiples of this (dense backends are faster then); channels that
+    could go stay, masked. residual: what goes from residual streams: nothing ("internal"), channels
+    of all their members ("coupled"), and silent channels of single branches too ("scatter").
+    max_memory: bytes that planning may take besides the weights; None: what the machine has.
+    Raises LimitError for more, and RemovalError if a layer that nothing bypasses would lose its
+    last channel: the output would then not depend on the input.
+    """
+    if round_to < 1:
+        raise UsageError(f"round_to {round_to} must be at least 1")
+    if residual not in RESIDUAL:
+        raise UnknownNameError("residual", residual, RESIDUAL)
+    require_planning(model.graph, machine_memory() if max_memory is None else max_memory)
+    return _Planner(model, residual).plan(round_to)
+
+
+class _Planner:
+    """`live` shrinks until nothing more can go; `bias` collects what folded channels add."""
+
+    def __init__(self, model: Model, residual: Residual) -> None:
+        self.graph, self.model, self.residual = model.graph, model, residual
+        self.groups = [_restricted(group, residual) for group in channel_groups(self.graph)]
+        self.group_of = {name: group for group in self.groups for name in group.nodes}
+        self.cut = [group for group in self.groups if group.whole is None]
+        self.live = {group.name: np.ones(group.channels, bool) for group in self.groups}
+        self.rules: dict[str, dict[int, Rule]] = {group.name: {} for group in self.groups}
+        self.generated: dict[str, dict[int, tuple[bool, ...]]] = {}
+        self.scattered: dict[str, list[int]] = {}
+        self.bias: dict[str, Array] = {}
+        self.known: dict[str, Known] = {}
+        self.responses: dict[str, tuple[Array, ConstantResponse]] = {}
+        self.needs_time_steps = False
+        width = {user: g.channels for g in self.groups for _, user in g.readers}
+        self.connections = Connections(model, width)
+
+    def plan(self, round_to: int) -> RemovalPlan:
+        while self._pass():
+            pass
+        self._check_output()
+        free = [group for group in self.cut if group.free]
+        for group in free:
+            self._generate(group)
+        for group in self.cut:
+            self._round(group, round_to)
+        if self.residual == "scatter":
+            for group in self.cut:
+                self._scatter(group, round_to)
+        needs_time_steps = self.needs_time_steps or any(self.generated.values())
+        return RemovalPlan(
+            self._entries(),
+            Validity(self.graph.time_steps if needs_time_steps else None, needs_time_steps),
+            dict(self.bias),
+        )
+
+    def _pass(self) -> bool:
+        """One sweep forwards and one backwards; whether anything changed."""
+        changed = self._forwards()
+        for group in self.cut:
+            changed |= self._remove(group, self._silent(group))
+        for group in reversed(self.cut):
+            unseen = np.flatnonzero(~self._seen(group))
+            changed |= self._remove(group, {int(c): "unread" for c in unseen})
+        return changed
+
+    def _check_output(self) -> None:
+        source = self.graph.readout.inputs[0]
+        seen = self.live[self.group_of[source].name] & ~self.known[source].zero
+        if not seen.any():
+            raise RemovalError(
+                f"{source}: none of its channels ever spikes; the output would not depend on the "
+                "input. Prune less, or keep at least one channel"
+            )
+
+    def _remove(self, group: ChannelGroup, found: Mapping[int, Rule]) -> bool:
+        new = {c: rule for c, rule in found.items() if self.live[group.name][c]}
+        if new and len(new) == int(self.live[group.name].sum()):
+            if not reaches_readout(self.graph, group.nodes):
+                raise RemovalError(
+                    f"{group.title}: all of its remaining channels could go "
+                    f"({', '.join(sorted(set(new.values())))}); the output would not depend on "
+                    "the input. Prune less, or keep at least one channel"
+                )
+            del new[min(new)]  # a block without channels is no block
+        self.rules[group.name] |= new
+        self.live[group.name][list(new)] = False
+        silent = [c for c, rule in new.items() if rule != "folded"]
+        for source, reader in group.readers if silent else ():
+            known = self.known[source]
+            unproven = known.zero & ~known.lasting & self._weighed(reader)
+            self.needs_time_steps |= bool(unproven[silent].any())
+        return bool(new)
+
+    def _forwards(self) -> bool:
+        """What is known of each node's output, in order; whether a channel was folded."""
+        folded = False
+        for node in self.graph.nodes[:-1]:
+            if isinstance(node, Population):
+                self.known[node.name] = self._spikes(node)
+                folded |= self._fold(node)
+            elif isinstance(node, Projection):
+                self.known[node.name] = self._current(node)
+            elif isinstance(node, Scatter) or keeps_channels(self.graph, node):
+                self.known[node.name] = through(node, [self.known[i] for i in node.inputs])
+            else:
+                self.known[node.name] = Known.nothing(self.graph.shapes[node.name][0])
+        return folded
+
+    def _current(self, node: Projection) -> Known:
+        """Rows without live input, or masked: a constant."""
+        source, used = node.inputs[0], self.connections.used(node.name)
+        live, known = self.live[self.group_of[source].name], self.known[source]
+        on = self.connections.masks.get(node.name)
+        constant = ~(used @ (live & ~known.zero))  # of flags, @ is "any", and stops at the first
+        lasting = ~(used @ (live & known.zero & ~known.lasting))
+        if on is not None:
+            constant, lasting = constant | ~on, lasting | ~on
+        if not constant.any():
+            return Known.nothing(len(constant))
+        state = with_bias(self.model.state, node, self.bias.get(node.name))
+        current = constant_current(node, state, on)
+        return Known(np.where(constant, current, np.float32(np.nan)), lasting)
+
+    def _spikes(self, node: Population) -> Known:
+        """Channels that never spike: on their constant current, or because all are masked."""
+        current = self.known[node.inputs[0]]
+        known = Known.nothing(self.graph.shapes[node.name][0])
+        constant = np.flatnonzero(~np.isnan(current.value))
+        if len(constant):
+            response = self._respond(node, current.value)
+            silent = ~response.pattern[:, constant].any(axis=0)
+            known.value[constant[silent]] = 0
+            known.lasting[constant] = (response.silent & current.lasting)[constant]
+        off = self.connections.off.get(node.name)
+        if off is not None:
+            known.value[off], known.lasting[off] = 0, True
+        return known
+
+    def _respond(self, node: Population, current: Array) -> ConstantResponse:
+        """Neurons on their constant currents; nothing is said of the channels without one."""
+        before = self.responses.get(node.name)
+        if before is None or not np.array_equal(before[0], current, equal_nan=True):
+            given = np.where(np.isnan(current), np.float32(0), current)
+            equation = neuron_equation(node, self.model.state)
+            before = current, respond(equation, given, self.graph.time_steps)
+            self.responses[node.name] = before
+        return before[1]
+
+    def _fold(self, node: Population) -> bool:
+        """Turn free channels that spike at every step into biases; whether there were any."""
+        group, current = self.group_of[node.name], self.known[node.inputs[0]]
+        if group.whole is not None or not group.free or np.isnan(current.value).all():
+            return False
+        live, response = self.live[group.name], self.responses[node.name][1]
+        able = response.always & ~np.isnan(current.value) & ~self.known[node.name].zero & live
+        able[able] = foldable(self.model, node.name, np.flatnonzero(able))
+        found = [int(c) for c in np.flatnonzero(able)]
+        rules: dict[int, Rule] = dict.fromkeys(found, "folded")
+        changed = self._remove(group, rules) if found else False
+        for channel in found:
+            if not live[channel]:
+                self.needs_time_steps |= not current.lasting[channel]
+                for reader, added in added_bias(self.model, group, channel):
+                    self.bias[reader] = self.bias.get(reader, 0.0) + added
+        return changed
+
+    def _silent(self, group: ChannelGroup) -> dict[int, Rule]:
+        """Channels that are 0 for whoever reads the group."""
+        sources = {source for source, _ in group.readers}
+        zero = np.all([self.known[name].zero for name in sources], axis=0)
+        masks, off = self.connections.masks, self.connections.off
+        masked = np.zeros(group.channels, bool)
+        for name in group.projections:
+            masked |= ~masks[name] if name in masks else False
+        for name in group.populations:
+            masked |= off.get(name, False)
+        return {int(c): "masked" if masked[c] else "silent" for c in np.flatnonzero(zero)}
+
+    def _seen(self, group: ChannelGroup) -> Array:
+        """Which channels have a nonzero synapse to something live, and are not always 0 there."""
+        seen: Array = np.zeros(group.channels, bool)
+        for source, reader in group.readers:
+            seen |= self._weighed(reader) & ~self.known[source].zero
+        return seen
+
+    def _weighed(self, reader: str) -> Array:
+        node, used = self.graph[reader], self.connections.used(reader)
+        if isinstance(node, Projection):
+            rows = self.live[self.group_of[reader].name] & self.connections.rows(node)
+            return np.asarray(rows @ used)
+        return np.asarray(used.any(axis=0))
+
+    def _generate(self, group: ChannelGroup) -> None:
+        """Channels that are left with a constant current: their pattern is all they are."""
+        (name,) = group.populations
+        constant = ~np.isnan(self.known[self.graph[name].inputs[0]].value)
+        candidates = [int(c) for c in np.flatnonzero(constant & self.live[group.name])]
+        if candidates and len(candidates) == int(self.live[group.name].sum()):
+            if not reaches_readout(self.graph, group.nodes):
+                raise RemovalError(
+                    f"{name}: all of its remaining channels spike in a fixed pattern; the output "
+                    "would not depend on the input. Prune less, or keep at least one channel's "
+                    "inputs"
+                )
+            del candidates[0]
+        if candidates:
+            pattern = self.responses[name][1].pattern
+            self.generated[name] = {c: tuple(map(bool, pattern[:, c])) for c in candidates}
+
+    def _round(self, group: ChannelGroup, multiple: int) -> None:
+        """Take channels back, lowest index first, until the count is a multiple (or all are)."""
+        rules = self.rules[group.name]
+        back = sorted(c for c, rule in rules.items() if rule != "folded")
+        generated = sum(len(self.generated.get(name, ())) for name in group.populations)
+        kept = int(self.live[group.name].sum()) - generated
+        for c in back[: -kept % multiple]:
+            del rules[c]
+            self.live[group.name][c] = True
+
+    def _scatter(self, group: ChannelGroup, multiple: int) -> None:
+        """Silent channels of single branches; every branch keeps one, and the stream its own."""
+        for name in scatter_branches(self.graph, group):
+            known, live = self.known[name], self.live[group.name]
+            silent = [int(c) for c in np.flatnonzero(live & known.zero)]
+            kept = int(live.sum()) - len(silent)
+            gone = silent[-kept % multiple if kept else min(multiple, len(silent)) :]
+            self.needs_time_steps |= not known.lasting[gone].all()
+            self.scattered[name] = gone
+
+    def _entries(self) -> tuple[LayerRemoval, ...]:
+        """One per population, and per projection whose current no population reads directly."""
+        found: list[LayerRemoval] = []
+        for node in self.graph.nodes:
+            users = [self.graph[name] for name in self.graph.consumers[node.name]]
+            if isinstance(node, Population):
+                source = self.graph[node.inputs[0]]
+                found.append(self._entry(node.name, source if _is_new(found, source) else None))
+            elif isinstance(node, Projection) and not any(isinstance(u, Population) for u in users):
+                found.append(self._entry(node.name, node))
+        return tuple(found)
+
+    def _entry(self, name: str, projection: Node | None) -> LayerRemoval:
+        group = self.group_of[name]
+        removed: dict[int, Rule] = dict(self.rules[group.name])
+        removed |= dict.fromkeys(self.scattered.get(name, ()), "scattered")
+        generated = self.generated.get(name, {})
+        entry = LayerRemoval(
+            name,
+            None,
+            group.channels,
+            dict(sorted(removed.items())),
+            group.whole,
+            generated,
+            stream=None if group.free else group.title,
+        )
+        spikes = self.model.neuron_masks.get(name)
+        if spikes is not None:
+            entry = replace(entry, masked_neurons=int((~spikes[list(entry.outputs)]).sum()))
+        if not isinstance(projection, Projection):
+            return entry
+        size = self.model.state[f"{projection.name}.weight"].size
+        inputs = self.live[self.group_of[projection.inputs[0]].name]
+        rows = len(entry.kept) if group.whole is None else group.channels
+        after = size // len(inputs) * int(inputs.sum()) // group.channels * rows
+        return replace(entry, projection=projection.name, synapses=size, synapses_after=after)
+
+
+def _is_new(found: list[LayerRemoval], source: Node) -> bool:
+    """Whether no entry before is about this projection."""
+    return not any(entry.projection == source.name for entry in found)
+
+
+def _restricted(group: ChannelGroup, residual: Residual) -> ChannelGroup:
+    if residual == "internal" and not group.free and group.whole is None:
+        return replace(group, whole="part of a residual stream (residual internal)")
+    return group

@@ -1,0 +1,268 @@
+"""The pruning loop of method S (SCA): train, score, mask, regrow, fine-tune with frozen masks.
+
+A mask multiplies the batch norm's output, so a masked channel gives no current while its weights
+stay; it can come back. See `soul_deploy.prune.structured.selection` for the rule and its source.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from soul_deploy import distributed
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UnknownNameError
+from soul_deploy.data.datasets import Data
+from soul_deploy.data.sampler import share_of
+from soul_deploy.ir.graph import Projection, SpikingGraph
+from soul_deploy.nn.graph_module import ChannelMask, GraphModule
+from soul_deploy.prune.channel_groups import RESIDUAL, Residual
+from soul_deploy.prune.structured.schedule import PruneSchedule
+from soul_deploy.prune.structured.scores import ChannelStatistics, Names, Score, Window
+from soul_deploy.prune.structured.selection import (
+    Budget,
+    ChannelPlan,
+    Guard,
+    channels_of,
+    check_budget,
+    decide,
+)
+from soul_deploy.prune.structured.units import (
+    PruningUnit,
+    averaged,
+    averaged_gradients,
+    by_mask,
+    pruning_units,
+)
+from soul_deploy.training.rank_checks import check_same
+from soul_deploy.training.state import Bundle, Tree
+from soul_deploy.training.trainer import (
+    BestState,
+    EpochResult,
+    Recipe,
+    Tick,
+    Training,
+    accuracy,
+    backward,
+    begin_training,
+)
+
+RegrowWeights = Literal["retain", "zero"]
+REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
+
+
+@dataclass(frozen=True)
+class Sca:
+    """Method S: what is measured, when masks change, what every layer keeps.
+
+    regrow_weights  "retain": a regrown channel goes on with its old weights; "zero": its incoming
+                    weights start from 0 (its batch norm stays, so that it can learn)
+    residual        what is pruned of residual streams: "internal", nothing; "coupled", channels of
+                    all members at once; "scatter", branches one by one
+    """
+
+    schedule: PruneSchedule = field(default_factory=PruneSchedule)
+    guard: Guard = field(default_factory=Guard)
+    score: Score = "spike_membrane"
+    score_window: Window = "epoch"
+    regrow_window: Window = "epoch"
+    regrow_weights: RegrowWeights = "retain"
+    residual: Residual = "internal"
+
+    def __post_init__(self) -> None:
+        if self.regrow_weights not in REGROW_WEIGHTS:
+            raise UnknownNameError("regrow_weights", self.regrow_weights, REGROW_WEIGHTS)
+        if self.residual not in RESIDUAL:
+            raise UnknownNameError("residual", self.residual, RESIDUAL)
+
+    def units(self, graph: SpikingGraph, names: Collection[str]) -> tuple[PruningUnit, ...]:
+        """What is decided about when the populations `names` are pruned."""
+        return pruning_units(graph, self.residual, names)
+
+    def budget(self, channels: int, ratio: float) -> Budget:
+        """How many of `channels` stay when `ratio` of them is pruned."""
+        return Budget.of(channels, ratio, self.schedule.regrow_ratio)
+
+    def statistics(self, names: Names, masks: Names | None = None) -> ChannelStatistics:
+        """A fresh measurement of the populations `names`, and of `masks` if others than theirs."""
+        return ChannelStatistics(names, self.score, self.score_window, self.regrow_window, masks)
+
+
+@brief
+@dataclass(frozen=True)
+class PruneStep:
+    """One epoch of the loop. `plan`: the masks set after it, or None."""
+
+    result: EpochResult
+    plan: ChannelPlan | None
+
+
+def check(module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+    """Raise UsageError before any training if the budget cannot be met."""
+    widths = {unit.name: unit.channels for unit in sca.units(module.graph, names)}
+    check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
+
+
+class ChannelPruning:
+    """The loop over the populations `names` of a module, which is pruned in place.
+
+    Its `state` between two steps is all that is needed to go on. Raises UsageError before any
+    training if the budget cannot be met.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        data: Data,
+        recipe: Recipe,
+        sca: Sca,
+        names: Sequence[str],
+        tick: Tick | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        check(module, sca, names)
+        self.sca = sca
+        self._measurement = _Measurement(module, sca, names)
+        self._statistics = self._measurement.statistics
+        self._best = BestState()
+        self._training = Training(
+            *(module, data, recipe, sca.schedule.epochs, self._statistics, tick),
+            after_step=after_step,
+        )
+
+    def run(self) -> Iterator[PruneStep]:
+        """Go on, yielding after each epoch.
+
+        It ends with the weights of the epoch with the best validation accuracy among those with the
+        final masks; the state right after the last mask update is one of them.
+        """
+        for result in self._training.run():
+            ratio = self.sca.schedule.ratio_after.get(result.epoch)
+            plan = None if ratio is None else self._update(ratio)
+            self._offer(result)
+            yield PruneStep(result, plan)
+        self._best.take(self._training.module)
+
+    def _update(self, ratio: float) -> ChannelPlan:
+        """Set the masks that what was measured gives, and begin to measure anew."""
+        plan = self._measurement.decide(ratio)
+        masks = by_mask(plan, self._measurement.units)
+        training = self._training
+        apply(masks, training.module, training.optimizer, self.sca.regrow_weights)
+        self._statistics.reset()
+        check_same("after the new masks", training.module, [ratio])
+        return plan
+
+    def _offer(self, result: EpochResult) -> None:
+        module, data = self._training.module, self._training.data
+        if result.epoch == self.sca.schedule.last_update:
+            masked = accuracy(module, data, data.validation)
+            self._best.offer(module, replace(result, validation_accuracy=masked))
+        elif result.epoch > self.sca.schedule.last_update:
+            self._best.offer(module, result)
+
+    def state(self) -> Tree:
+        """Training, masks, what was measured since the last update, the best state."""
+        return self._parts().state()
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there. Raises FileFormatError if it is the state of another loop."""
+        self._parts().restore(tree)
+
+    def _parts(self) -> Bundle:
+        return Bundle(
+            {"training": self._training, "statistics": self._statistics, "best": self._best}
+        )
+
+
+def prune(
+    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
+) -> Iterator[PruneStep]:
+    """`ChannelPruning.run` for who needs neither its state nor checkpoints."""
+    return ChannelPruning(module, data, recipe, sca, names).run()
+
+
+def plan_of_weights(
+    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
+) -> ChannelPlan:
+    """The final plan that the present weights would give, measured over one epoch without learning.
+
+    Batch norm's running statistics move; use a module of its own.
+    """
+    check(module, sca, names)
+    measurement = _Measurement(module, sca, names)
+    begin_training(module, recipe)
+    for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
+        module.zero_grad()
+        share = share_of(data.train.select(index), distributed.current())
+        backward(module, data, share, measurement.statistics)
+    return measurement.decide(sca.schedule.ratio)
+
+
+class _Measurement:
+    """The units of a module, with open masks and fresh statistics."""
+
+    def __init__(self, module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+        self.sca = sca
+        self.units = sca.units(module.graph, names)
+        masks = [mask for unit in self.units for mask in unit.masks]
+        open_masks(module, masks)
+        measured = [name for unit in self.units for name in unit.populations]
+        self.statistics = sca.statistics(
+            {name: module.graph.shapes[name][0] for name in measured},
+            {name: channels_of(module.graph, name) for name in masks},
+        )
+
+    def decide(self, ratio: float) -> ChannelPlan:
+        """Which channels of the units stay when `ratio` of all is pruned."""
+        scores = averaged(self.statistics.scores(), self.units)
+        gradients = averaged_gradients(self.statistics.gradients(), self.units)
+        budget = self.sca.budget(sum(unit.channels for unit in self.units), ratio)
+        return decide(scores, gradients, budget, self.sca.guard)
+
+
+def open_masks(module: GraphModule, names: Iterable[str]) -> None:
+    """Give each of `names` a mask that keeps everything, unless it has one."""
+    device = next(module.parameters()).device
+    for name in names:
+        if name not in module.channel_masks:
+            keep = torch.ones(channels_of(module.graph, name), device=device)
+            module.channel_masks[name] = ChannelMask(keep)
+
+
+def apply(
+    plan: ChannelPlan, module: GraphModule, optimizer: Optimizer, regrow_weights: RegrowWeights
+) -> None:
+    """Set the masks, and clear what the optimizer remembers of masked channels.
+
+    Each layer of the plan is named after its mask.
+    """
+    for layer in plan.layers:
+        mask = module.channel_masks[layer.name]
+        keep = torch.from_numpy(layer.keep).to(mask.keep.device)
+        back = keep & (mask.keep == 0)
+        mask.keep = keep.to(mask.keep.dtype)
+        parameters = _incoming(module, layer.name)
+        for parameter in parameters:
+            _clear(optimizer, parameter, ~keep)
+        if regrow_weights == "zero":
+            with torch.no_grad():
+                for parameter in parameters[:1]:
+                    parameter[back] = 0
+
+
+def _incoming(module: GraphModule, mask: str) -> list[nn.Parameter]:
+    """Parameters with one row per channel: the projection's weight first, bias, batch norm."""
+    projection = module.graph[module.graph.masked_projection(mask)]
+    assert isinstance(projection, Projection)
+    owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
+    return [p for owner in owners for p in module.get_submodule(owner).parameters()]
+
+
+def _clear(optimizer: Optimizer, parameter: nn.Parameter, channels: Tensor) -> None:
+    for value in optimizer.state[parameter].values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value[channels] = 0

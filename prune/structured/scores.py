@@ -1,0 +1,157 @@
+"""What SCA measures while a network trains: channel activity and the gradients of masked scales."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy import distributed
+from soul_deploy.base.errors import FileFormatError, UnknownNameError
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.structured.selection import Values
+from soul_deploy.training.state import Bundle, Tree, array_of, count_of, tree_of
+from soul_deploy.training.trainer import BatchHooks
+
+Score = Literal["spike_membrane", "spike", "membrane"]
+Window = Literal["epoch", "last_batch"]
+SCORES: tuple[Score, ...] = ("spike_membrane", "spike", "membrane")
+WINDOWS: tuple[Window, ...] = ("epoch", "last_batch")
+Names: TypeAlias = Iterable[str] | Mapping[str, int]
+"""Populations or masks, perhaps with how many channels each has."""
+
+
+class RunningMean:
+    """The mean of arrays (C,) over batches, each batch with the same weight; or the last one."""
+
+    def __init__(self, window: Window, channels: int | None = None) -> None:
+        """channels: C, which a state that is restored must have; None: any."""
+        if window not in WINDOWS:
+            raise UnknownNameError("window", window, WINDOWS)
+        self.window, self.channels = window, channels
+        self.reset()
+
+    def reset(self) -> None:
+        self.count = 0
+        self.value = torch.zeros(0, dtype=torch.float64)
+
+    def add(self, new: Tensor) -> None:
+        new = new.double()
+        if self.count == 0 or self.window == "last_batch":
+            self.value = new
+        else:
+            before = self.value.to(new.device)
+            self.value = before + (new - before) / (self.count + 1)
+        self.count += 1
+
+    def state(self) -> Tree:
+        """The mean so far (C,), and over how many batches."""
+        return {"count": self.count, "value": self.value}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there. Raises FileFormatError for the mean of other channels."""
+        count, value = count_of(tree, "count"), array_of(tree, "value")
+        needed = (self.channels if self.channels is not None else value.size,) if count else (0,)
+        if value.shape != needed or value.dtype != np.float64:
+            raise FileFormatError(
+                f"a mean over {count} batches is {value.dtype}{value.shape}, needs float64{needed}"
+            )
+        self.count, self.value = count, torch.from_numpy(np.array(value))
+
+
+class ChannelStatistics(BatchHooks):
+    """Scores of the populations `names` and regrowth gradients of masks, over training batches.
+
+    Score of a channel: the mean over time, batch and space of S + |V|, spikes and the membrane
+    potential after fire and reset (or of one of the two). Gradient: the mean of |dL/dg| where g is
+    gamma times mask taken as an independent tensor, so it is not zero for a masked channel.
+    `masks`: those of `names` unless others are given. Both may say how many channels each has; what
+    is restored must then have as many.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        score: Score,
+        score_window: Window,
+        regrow_window: Window,
+        masks: Names | None = None,
+    ) -> None:
+        if score not in SCORES:
+            raise UnknownNameError("score", score, SCORES)
+        self.score = score
+        names = _channels(names)
+        masks = names if masks is None else _channels(masks)
+        self._scores = {name: RunningMean(score_window, count) for name, count in names.items()}
+        self._gradients = {name: RunningMean(regrow_window, count) for name, count in masks.items()}
+
+    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
+        """Class scores; every step of the populations counts into this batch's score.
+
+        weight: of this process's part of the batch; the score is the whole batch's.
+        """
+        sums: dict[str, Tensor] = {}
+
+        def observe(name: str, t: int, spikes: Tensor, v: Tensor) -> None:
+            if name in self._scores:
+                step = self._of_step(spikes.detach(), v.detach())
+                sums[name] = step if t == 0 else sums[name] + step
+
+        result = module.forward_observed(images, observe)
+        scores = [total / module.graph.time_steps * weight for total in sums.values()]
+        distributed.current().add_up(scores)
+        for name, score in zip(sums, scores, strict=True):
+            self._scores[name].add(score)
+        return result
+
+    def after_backward(self, module: GraphModule) -> None:
+        """Collect the gradients that this batch left, in all processes."""
+        found = {name: _gradient(module, name) for name in self._gradients}
+        distributed.current().add_up(found.values())
+        for name, gradient in found.items():
+            self._gradients[name].add(gradient.abs())
+
+    def _of_step(self, spikes: Tensor, v: Tensor) -> Tensor:
+        rest = (0, *range(2, spikes.dim()))
+        total = torch.zeros((), dtype=torch.float64, device=spikes.device)
+        if self.score != "membrane":
+            total = total + spikes.mean(rest).double()
+        if self.score != "spike":
+            total = total + v.abs().mean(rest).double()
+        return total
+
+    def scores(self) -> dict[str, Values]:
+        """Scores (C,) by population."""
+        return {name: mean.value.cpu().numpy() for name, mean in self._scores.items()}
+
+    def gradients(self) -> dict[str, Values]:
+        """Mean |gradient| (C,) by mask."""
+        return {name: mean.value.cpu().numpy() for name, mean in self._gradients.items()}
+
+    def reset(self) -> None:
+        """Begin a new window, after a mask update."""
+        for mean in (*self._scores.values(), *self._gradients.values()):
+            mean.reset()
+
+    def state(self) -> Tree:
+        """All means so far."""
+        return {
+            "scores": Bundle(self._scores).state(),
+            "gradients": Bundle(self._gradients).state(),
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from these."""
+        Bundle(self._scores).restore(tree_of(tree, "scores"))
+        Bundle(self._gradients).restore(tree_of(tree, "gradients"))
+
+
+def _channels(names: Names) -> Mapping[str, int | None]:
+    return names if isinstance(names, Mapping) else dict.fromkeys(names)
+
+
+def _gradient(module: GraphModule, mask: str) -> Tensor:
+    gain = module.channel_masks[mask].gain
+    assert gain is not None and gain.grad is not None, mask
+    return gain.grad.detach().clone()

@@ -1,0 +1,179 @@
+"""Which channels stay: exact counts over all layers, decided from scores and gradients.
+
+After SCA, "Towards Efficient Deep Spiking Neural Networks Construction with Spiking Activity based
+Pruning" (Li et al., ICML 2024): the most active channels of the whole network are kept, then some
+of the rest come back by the gradient of their batch-norm scale. Deciding is pure; applying is
+setting masks.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import SoulDeployError, UsageError
+from soul_deploy.ir.graph import Population, Projection, SpikingGraph
+
+Values = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What every layer keeps whatever its scores.
+
+    min_channels  channels
+    min_keep      fraction of the layer's channels, rounded up
+    round_to      kept counts are raised to a multiple of this (the layer's width at most)
+    """
+
+    min_channels: int = 1
+    min_keep: float = 0.0
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.min_channels < 1 or self.round_to < 1:
+            raise UsageError(
+                f"min_channels {self.min_channels} and round_to {self.round_to} must be at least 1"
+            )
+        if not 0 <= self.min_keep <= 1:
+            raise UsageError(f"min_keep {self.min_keep:g} must be between 0 and 1")
+
+    def floor(self, channels: int) -> int:
+        """The fewest channels that a layer of `channels` keeps."""
+        return min(channels, max(self.min_channels, math.ceil(self.min_keep * channels - 1e-9)))
+
+    def rounded(self, kept: int, channels: int) -> int:
+        """`kept` raised to a multiple of `round_to`."""
+        return min(channels, -(-kept // self.round_to) * self.round_to)
+
+
+@brief
+@dataclass(frozen=True)
+class LayerChannels:
+    """One layer's decision: flags and values over its channels."""
+
+    name: str
+    keep: Flags
+    regrown: Flags
+    score: Values
+    gradient: Values
+
+
+@brief
+@dataclass(frozen=True)
+class ChannelPlan:
+    """Which channels of which layers stay: inert, printable, applied by setting masks."""
+
+    layers: tuple[LayerChannels, ...]
+
+    @property
+    def kept(self) -> int:
+        return sum(int(layer.keep.sum()) for layer in self.layers)
+
+    @property
+    def total(self) -> int:
+        return sum(len(layer.keep) for layer in self.layers)
+
+    def rows(self) -> list[tuple[str, int, int, int, float, float]]:
+        """(layer, channels, kept, of these by gradient, lowest kept score, highest cut score)."""
+        return [
+            (
+                layer.name,
+                len(layer.keep),
+                int(layer.keep.sum()),
+                int(layer.regrown.sum()),
+                float(layer.score[layer.keep & ~layer.regrown].min(initial=math.inf)),
+                float(layer.score[~layer.keep].max(initial=0.0)),
+            )
+            for layer in self.layers
+        ]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many channels stay in all, and how many of these are chosen by gradient."""
+
+    kept: int
+    regrown: int
+
+    @staticmethod
+    def of(channels: int, ratio: float, regrow_ratio: float) -> "Budget":
+        """round((1 - p) N) channels kept, round(q N) of them by gradient."""
+        kept = round((1 - ratio) * channels)
+        return Budget(kept, min(kept, round(regrow_ratio * channels)))
+
+
+def prunable(graph: SpikingGraph) -> tuple[Population, ...]:
+    """Populations whose current comes from a projection that feeds nothing else."""
+    return tuple(
+        node
+        for node in graph.populations
+        if isinstance(graph[node.inputs[0]], Projection)
+        and graph.consumers[node.inputs[0]] == (node.name,)
+    )
+
+
+def channels_of(graph: SpikingGraph, population: str) -> int:
+    """How many channels of `population` have a current, and so a mask."""
+    return graph.shapes[graph.masked_projection(population)][0]
+
+
+def check_budget(budget: Budget, widths: Mapping[str, int], guard: Guard) -> None:
+    """Raise UsageError if the layers' floors alone need more channels than may stay."""
+    floors = sum(guard.floor(width) for width in widths.values())
+    if floors > budget.kept:
+        raise UsageError(
+            f"prune_ratio leaves {budget.kept} of {sum(widths.values())} channels, but "
+            f"min_channels {guard.min_channels} and min_keep {guard.min_keep:g} keep {floors}; "
+            "lower one of them"
+        )
+
+
+def decide(
+    scores: Mapping[str, Values], gradients: Mapping[str, Values], budget: Budget, guard: Guard
+) -> ChannelPlan:
+    """The plan for these scores (S + |V| by default) and gradients (both (C,) per layer).
+
+    First each layer's floor by score, then the best scores anywhere, then, up to the budget, the
+    largest |gradient| among the rest. Equal values go to the earlier layer and channel. Raises
+    UsageError (see check_budget), or SoulDeployError for values that are not finite.
+    """
+    check_budget(budget, {name: len(values) for name, values in scores.items()}, guard)
+    score = np.concatenate([np.asarray(values, np.float64) for values in scores.values()])
+    slope = np.abs(np.concatenate([np.asarray(gradients[n], np.float64) for n in scores]))
+    if not (np.isfinite(score).all() and np.isfinite(slope).all()):
+        raise SoulDeployError("scores or gradients are not finite; lower --learning_rate")
+    bounds = np.cumsum([0, *(len(values) for values in scores.values())])
+    reserved = np.zeros(len(score), np.bool_)
+    for start, stop in pairwise(bounds):
+        best = _ranked(score[start:stop])[: guard.floor(int(stop - start))]
+        reserved[start + best] = True
+    keep = _filled(reserved, score, budget.kept - budget.regrown)
+    regrown = _filled(keep, slope, budget.kept) & ~keep
+    keep |= regrown
+    layers = []
+    for name, (start, stop) in zip(scores, pairwise(bounds), strict=True):
+        part = slice(start, stop)
+        kept = guard.rounded(int(keep[part].sum()), int(stop - start))
+        filled = _filled(keep[part], score[part], kept)
+        layers.append(LayerChannels(name, filled, regrown[part], score[part], slope[part]))
+    return ChannelPlan(tuple(layers))
+
+
+def _ranked(values: Values) -> npt.NDArray[np.intp]:
+    """Indices by falling value, the earlier of equals first."""
+    return np.argsort(-values, kind="stable")
+
+
+def _filled(taken: Flags, values: Values, count: int) -> Flags:
+    """`taken` and, up to `count` in all, the best of the others."""
+    missing = max(0, count - int(taken.sum()))
+    candidates = [int(i) for i in _ranked(values) if not taken[i]]
+    filled = taken.copy()
+    filled[candidates[:missing]] = True
+    return filled

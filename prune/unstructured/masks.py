@@ -1,0 +1,244 @@
+"""Trainable masks of method U: one real parameter alpha per weight and per neuron.
+
+While they are searched for, a mask multiplies by sigmoid(beta · alpha) with a rising temperature
+beta; afterwards it keeps what has alpha > 0 (Shi et al., ICLR 2024; published code,
+models/submodules/sparse.py and temp_scheduler.py).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from soul_deploy.analysis.connectivity import weight_shape
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UsageError
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import Merge, Node, Population, Projection, Readout, SpikingGraph
+from soul_deploy.nn.graph_module import GraphModule, HardGate
+from soul_deploy.prune.unstructured.penalty import Coefficients
+
+
+@brief
+@dataclass(eq=False)
+class SoftMask:
+    """alpha, in the shape of what it masks; `cost`: what each kept entry costs (e_w or e_n)."""
+
+    alpha: nn.Parameter
+    cost: float
+    temperature: float = 1.0
+
+    def __call__(self) -> Tensor:
+        """The soft gate, sigmoid(temperature · alpha)."""
+        return torch.sigmoid(self.temperature * self.alpha)
+
+    def keep(self) -> Tensor:
+        """The hard mask: bool, alpha > 0."""
+        return self.alpha.detach() > 0
+
+
+@brief
+@dataclass(frozen=True)
+class Masks:
+    """The masks of a search: projection -> mask of its weight, population -> of its neurons."""
+
+    weights: Mapping[str, SoftMask]
+    neurons: Mapping[str, SoftMask]
+
+    def __iter__(self) -> Iterator[SoftMask]:
+        yield from self.weights.values()
+        yield from self.neurons.values()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All alphas."""
+        return [mask.alpha for mask in self]
+
+    def penalty(self) -> Tensor:
+        """Σ e · sigmoid(beta · alpha) over all masks: SynOps per step at unit firing rate."""
+        return torch.stack([mask.cost * mask().sum() for mask in self]).sum()
+
+    def heat(self, weights: float, neurons: float) -> None:
+        """Set the temperatures."""
+        for mask in self.weights.values():
+            mask.temperature = weights
+        for mask in self.neurons.values():
+            mask.temperature = neurons
+
+    def attach(self, module: GraphModule) -> None:
+        """Let `module` multiply by the soft gates."""
+        module.weight_gates.update(self.weights)
+        module.neuron_gates.update(self.neurons)
+
+    def attach_hard(self, module: GraphModule) -> None:
+        """Let `module` multiply by 0 and 1, fixed as they are now."""
+        for gates, masks in (
+            (module.weight_gates, self.weights),
+            (module.neuron_gates, self.neurons),
+        ):
+            for name, mask in masks.items():
+                gates[name] = HardGate(mask.keep().to(mask.alpha.dtype))
+
+    def shift(self, offset: float) -> None:
+        """Add `offset` to every alpha."""
+        with torch.no_grad():
+            for mask in self:
+                mask.alpha.add_(offset)
+
+    def alphas(self) -> dict[str, Array]:
+        """Copies of all alphas, by projection and population."""
+        both = {**self.weights, **self.neurons}
+        return {name: mask.alpha.detach().cpu().numpy().copy() for name, mask in both.items()}
+
+
+@brief
+@dataclass(frozen=True)
+class MaskStart:
+    """How alphas begin: normal with these means and standard deviations.
+
+    known: alphas of an earlier search, which are taken as they are.
+    """
+
+    weight_mean: float = 0.0
+    neuron_mean: float = 0.0
+    weight_std: float = 0.0
+    neuron_std: float = 0.0
+    seed: int = 2025
+    known: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        means = (self.weight_mean, self.neuron_mean)
+        if not all(math.isfinite(mean) for mean in means):
+            raise UsageError(f"mask_init_factor: the means {means} must be finite")
+        spreads = (self.weight_std, self.neuron_std)
+        if not all(math.isfinite(spread) and spread >= 0 for spread in spreads):
+            raise UsageError(
+                f"mask_init_factor: the standard deviations {spreads} (the last two numbers) must "
+                "be finite and not negative"
+            )
+
+
+def make_masks(
+    module: GraphModule,
+    weights: Sequence[str],
+    neurons: Sequence[str],
+    costs: Coefficients,
+    start: MaskStart,
+) -> Masks:
+    """Masks for the weights of the projections `weights` and the populations `neurons`.
+
+    Raises UsageError for known alphas of another shape or of a layer that is not chosen.
+    """
+    unused = sorted(set(start.known) - {*weights, *neurons})
+    if unused:
+        raise UsageError(
+            f"the model was masked before in {', '.join(unused)}, which is not among the layers "
+            "chosen now; choose these layers too, or start from a dense or compact model"
+        )
+    random = torch.Generator().manual_seed(start.seed)
+    device = next(module.parameters()).device
+    graph = module.graph
+
+    def mask(name: str, shape: tuple[int, ...], mean: float, std: float, cost: float) -> SoftMask:
+        alpha = torch.randn(shape, generator=random) * std + mean
+        if name in start.known:
+            alpha = torch.from_numpy(np.array(start.known[name], np.float32))
+        if alpha.shape != shape:
+            raise UsageError(f"mask of {name}: shape {tuple(alpha.shape)}, needs {shape}")
+        return SoftMask(nn.Parameter(alpha.to(device)), cost)
+
+    return Masks(
+        {
+            node.name: mask(
+                node.name,
+                weight_shape(node),
+                start.weight_mean,
+                start.weight_std,
+                costs.weights[node.name],
+            )
+            for node in graph.projections
+            if node.name in weights
+        },
+        {
+            node.name: mask(
+                node.name,
+                graph.shapes[node.name],
+                start.neuron_mean,
+                start.neuron_std,
+                costs.neurons[node.name],
+            )
+            for node in graph.populations
+            if node.name in neurons
+        },
+    )
+
+
+def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:
+    """Populations whose neurons can be masked: fed by synapses, and not the network's output."""
+    return tuple(
+        node.name
+        for node in graph.populations
+        if isinstance(graph[node.inputs[0]], Projection) and not _is_output(graph, node)
+    )
+
+
+def _is_output(graph: SpikingGraph, node: Population) -> bool:
+    """Whether the readout reads it, through pooling and flattening.
+
+    A branch that a merge takes in is not the output (Shi et al. mask the neurons of every block).
+    """
+    pending: list[Node] = [graph[name] for name in graph.consumers[node.name]]
+    while pending:
+        user = pending.pop()
+        if isinstance(user, Readout):
+            return True
+        if not isinstance(user, Projection | Merge):
+            pending.extend(graph[name] for name in graph.consumers[user.name])
+    return False
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Exponential temperature: (first, last) of weights and of neurons, between two epochs."""
+
+    weights: tuple[float, float]
+    neurons: tuple[float, float]
+    span: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        ends = (*self.weights, *self.neurons)
+        if not all(math.isfinite(end) and end > 0 for end in ends):
+            raise UsageError(f"temp_scheduler: temperatures must be above 0, got {ends}")
+        first, last = self.span
+        if not (math.isfinite(first) and math.isfinite(last) and 0 <= first < last):
+            raise UsageError(
+                f"temp_scheduler: T0 = {first:g} and Tmax = {last:g} epochs; 0 <= T0 < Tmax is "
+                "needed"
+            )
+
+    @staticmethod
+    def of(numbers: Sequence[float], epochs: int) -> "Temperature":
+        """From 2, 4 or 6 numbers; T0 and Tmax are 0 and `epochs` if not given.
+
+        init final | init final T0 Tmax | w_init n_init w_final n_final T0 Tmax. Raises UsageError.
+        """
+        if len(numbers) == 6:
+            w_first, n_first, w_last, n_last, start, end = numbers
+            return Temperature((w_first, w_last), (n_first, n_last), (start, end))
+        if len(numbers) not in (2, 4):
+            raise UsageError(
+                f"temp_scheduler takes 2 numbers (init final), 4 (init final T0 Tmax) or 6 "
+                f"(w_init n_init w_final n_final T0 Tmax), got {len(numbers)}"
+            )
+        first, last = numbers[:2]
+        start, end = numbers[2:] if len(numbers) == 4 else (0.0, float(epochs))
+        return Temperature((first, last), (first, last), (start, end))
+
+    def at(self, epoch: float) -> tuple[float, float]:
+        """Temperatures of weights and neurons after `epoch` epochs (fractions are steps)."""
+        start, end = self.span
+        share = min(1.0, max(0.0, (epoch - start) / (end - start)))
+        (w_first, w_last), (n_first, n_last) = self.weights, self.neurons
+        return w_first * (w_last / w_first) ** share, n_first * (n_last / n_first) ** share

@@ -1,0 +1,98 @@
+"""Where dense rows overtake compressed ones on this machine: one layer in both forms."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from soul_deploy.base.files import Array
+from soul_deploy.base.tables import text_table
+from soul_deploy.runtime.bench.timing import Schedule, time_in_turns
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.format.network import Convolution, DenseRows, SparseRows, SpikingLayer
+from soul_deploy.runtime.plan.layer_plan import aligned, prepare
+from soul_deploy.runtime.plan.partition import Call, run_calls
+from soul_deploy.runtime.plan.stages import current_room, spiking_stage
+
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+CHANNELS, SIDE = 256, 32
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Medians in ms of both forms at one share of nonzero weights."""
+
+    density: float
+    sparse_ms: float
+    dense_ms: float
+
+
+def calibrate(rate: float, time_steps: int, schedule: Schedule, seed: int) -> tuple[Crossing, ...]:
+    """Time a 3×3 layer, 256→256 channels at 32×32, whose inputs fire at `rate`; one thread."""
+    rng = np.random.default_rng(seed)
+    shape = (time_steps, SIDE * SIDE, CHANNELS)
+    values = (rng.random(shape) < rate).astype(np.uint8)
+    found = []
+    for density in DENSITIES:
+        weight = rng.normal(size=(CHANNELS, 3, 3, CHANNELS)).astype(np.float32) / 48
+        weight[rng.random(weight.shape) >= density] = 0
+        forms = {
+            "sparse": _runner(_compressed(weight), values),
+            "dense": _runner(DenseRows(weight), values),
+        }
+        times = time_in_turns(forms, [values], schedule)
+        sparse, dense = (float(np.median(times[form])) for form in ("sparse", "dense"))
+        found.append(Crossing(density, sparse, dense))
+    return tuple(found)
+
+
+def _compressed(weight: Array) -> SparseRows:
+    flat = weight.reshape(-1, CHANNELS)
+    row, target = np.nonzero(flat)
+    starts = np.searchsorted(row, np.arange(len(flat) + 1)).astype(np.uint32)
+    return SparseRows(starts, target.astype(np.uint32), flat[row, target])
+
+
+def _runner(rows: SparseRows | DenseRows, values: Array) -> Callable[[Array], object]:
+    calls = _calls(rows, values)
+    return lambda _: run_calls(calls)
+
+
+def _calls(rows: SparseRows | DenseRows, values: Array) -> tuple[Call, ...]:
+    shape = (CHANNELS, SIDE, SIDE)
+    geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1, (SIDE, SIDE))
+    synapses = Convolution(shape, shape, rows, None, *geometry)
+    neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, 0.0, "gt")
+    layer = SpikingLayer("layer", "layer.conv", "input", "spike", 1, synapses, neuron)
+    ready, size = prepare(layer), math.prod(shape)
+    current = aligned(current_room(layer, ready, len(values)), np.float32)
+    v, spikes = aligned((size,), np.float32), aligned(values.shape, np.uint8)
+    (calls,) = spiking_stage(
+        layer, ready, values, current, v, spikes, neuron=neuron, carry=False, parts=1
+    )
+    return calls
+
+
+def crossover(found: Sequence[Crossing]) -> float | None:
+    """Density at which both take the same time, between two measured ones; None outside them."""
+    for low, high in pairwise(found):
+        before, after = low.sparse_ms - low.dense_ms, high.sparse_ms - high.dense_ms
+        if before < 0 <= after:
+            share = -before / (after - before)
+            return low.density + share * (high.density - low.density)
+    return None
+
+
+def calibration_report(found: Sequence[Crossing]) -> str:
+    """The text that `bench sparse --calibrate` prints."""
+    rows = [[f"{c.density:.0%}", f"{c.sparse_ms:.2f}", f"{c.dense_ms:.2f}"] for c in found]
+    at = crossover(found)
+    said = "none in this range" if at is None else f"at {at:.0%} of the weights"
+    text = text_table(
+        f"Rows of a {CHANNELS}→{CHANNELS} layer, 3×3, {SIDE}×{SIDE}",
+        ["nonzero weights", "compressed ms", "dense ms"],
+        rows,
+    )
+    return f"{text}\nDense rows overtake compressed ones: {said}."

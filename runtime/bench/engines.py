@@ -1,0 +1,160 @@
+"""What `bench` times: each engine is a small object that loads one file and runs batches.
+
+The engines that need PyTorch stand outside this package and are found by dotted name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from soul_deploy.base.errors import FileFormatError, ValidityError
+from soul_deploy.base.files import Array, require_file
+from soul_deploy.base.lazy import load_object
+
+
+class Engine(Protocol):
+    """One way to run a network.
+
+    imports  modules that `load` needs; importing them is timed apart
+    """
+
+    imports: tuple[str, ...]
+
+    def load(self) -> None:
+        """Read the file and get ready. Raises MissingFileError, FileFormatError."""
+
+    def infer(self, x: Array) -> Array:
+        """Class scores (B, classes) of a float32 batch (B, C, H, W) or (T, B, C, H, W)."""
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU: sequential execution, `threads` inside an operator, one between.
+
+    Its worker threads stop spinning when a run ends, so that they don't slow the next engine.
+    """
+
+    imports = ("onnxruntime",)
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path, self.threads = path, threads
+        self.session: Any = None
+
+    def load(self) -> None:
+        """Create the session. Raises MissingFileError, FileFormatError."""
+        self.session = open_session(self.path, self.threads)
+        self.input_name = self.session.get_inputs()[0].name
+        self.rank = len(self.session.get_inputs()[0].shape)
+
+    def infer(self, x: Array) -> Array:
+        """As Engine. Raises ValidityError for a sequence where an image is expected, or so."""
+        if x.ndim != self.rank:
+            raise ValidityError(
+                f"{self.path} takes {describe_inputs(self.session)}, but the input is "
+                f"{x.shape}; export it with the other input mode or give other input"
+            )
+        result: Array = self.session.run(None, {self.input_name: x})[0]
+        return result
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """An onnxruntime session. Raises MissingFileError, FileFormatError, UsageError."""
+    require_file(path)
+    ort = load_object("onnxruntime:InferenceSession", "running an ONNX file")
+    options = load_object("onnxruntime:SessionOptions", "running an ONNX file")()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = import_module("onnxruntime").ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    failures = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    try:
+        return ort(str(path), options, providers=["CPUExecutionProvider"])
+    except (
+        failures.InvalidProtobuf,
+        failures.InvalidGraph,
+        failures.Fail,
+        failures.InvalidArgument,
+        failures.NotImplemented,
+        failures.RuntimeException,
+    ) as error:
+        first = str(error).strip().splitlines()[0]
+        raise FileFormatError(f"{path} is not an ONNX file that can be run ({first})") from error
+
+
+def describe_inputs(session: Any) -> str:
+    """The first input's shape, as text: (batch, 1, 28, 28)."""
+    return f"({', '.join(map(str, session.get_inputs()[0].shape))})"
+
+
+class EventEngine:
+    """The event runtime on `threads`: samples side by side, or the layers of a single one split."""
+
+    imports = ("soul_deploy.runtime.engine.network",)
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path, self.threads = path, threads
+        self.network: Any = None
+
+    def load(self) -> None:
+        """Read and check the event file. Raises MissingFileError, FileFormatError, LimitError."""
+        network = import_module("soul_deploy.runtime.engine.network")
+        self.network = network.load(self.path, self.threads)
+
+    def infer(self, x: Array) -> Array:
+        """As Engine."""
+        scores: Array = self.network.run(x)
+        return scores
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """What an engine is called, which network's file it takes, and where its class stands.
+
+    network  "dense" or "compact"; None: either
+    file     "model", "onnx" or "event"
+    """
+
+    network: str | None
+    file: str
+    target: str
+
+
+ENGINES: Mapping[str, EngineKind] = {
+    "pytorch-dense": EngineKind("dense", "model", "soul_deploy.model.torch_engine:TorchEngine"),
+    "pytorch-compact": EngineKind("compact", "model", "soul_deploy.model.torch_engine:TorchEngine"),
+    "onnxruntime-dense": EngineKind(
+        "dense", "onnx", "soul_deploy.runtime.bench.engines:OnnxRuntimeEngine"
+    ),
+    "onnxruntime-compact": EngineKind(
+        "compact", "onnx", "soul_deploy.runtime.bench.engines:OnnxRuntimeEngine"
+    ),
+    "scipy-csr": EngineKind(None, "event", "soul_deploy.runtime.bench.scipy_engine:ScipyEngine"),
+    "event": EngineKind(None, "event", "soul_deploy.runtime.bench.engines:EventEngine"),
+}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine and the file it runs.
+
+    network  "dense" or "compact": engines of the same network must agree
+    """
+
+    name: str
+    network: str
+    target: str
+    path: Path
+
+    def create(self, threads: int) -> Engine:
+        """The engine, not loaded. Raises UsageError if its packages are missing."""
+        engine: Engine = load_object(self.target, f"the engine {self.name}")(self.path, threads)
+        return engine
+
+
+def largest_difference(first: Array, second: Array) -> float:
+    """max |first - second| of two score arrays."""
+    return float(np.abs(first.astype(np.float64) - second.astype(np.float64)).max())

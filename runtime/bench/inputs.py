@@ -1,0 +1,300 @@
+"""What `bench` needs before it can time: the files of each engine, and an input that fits them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from soul_deploy.base.errors import (
+    FileFormatError,
+    UnknownNameError,
+    UsageError,
+    ValidityError,
+)
+from soul_deploy.base.files import Array, OpenFile, file_sha256, parse_json, read_tensors
+from soul_deploy.base.input_rule import (
+    INPUT_KINDS,
+    KIND_OF_OLD_FILES,
+    InputKind,
+    InputRule,
+    is_input_kind,
+    normalise,
+    random_inputs,
+)
+from soul_deploy.base.lazy import load_object
+from soul_deploy.base.terminal import say
+from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_session
+from soul_deploy.runtime.io.images import read_array
+from soul_deploy.runtime.io.inspect import MODEL_FORMAT, kind_of
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class BenchFiles:
+    """Files as given. Missing ONNX and event files are exported from the model files."""
+
+    model: Path | None = None
+    compact: Path | None = None
+    onnx: Path | None = None
+    onnx_compact: Path | None = None
+    event: Path | None = None
+
+    def given(self, network: str, file: str) -> Path | None:
+        """The file given for "dense" or "compact" and "model", "onnx" or "event"."""
+        return {
+            ("dense", "model"): self.model,
+            ("compact", "model"): self.compact,
+            ("dense", "onnx"): self.onnx,
+            ("compact", "onnx"): self.onnx_compact,
+        }.get((network, file), self.event if file == "event" else None)
+
+
+def choose_engines(names: Sequence[str], files: BenchFiles) -> tuple[str, ...]:
+    """The asked engines, or all that `files` allow. Raises UnknownNameError, UsageError."""
+    for name in names:
+        if name not in ENGINES:
+            raise UnknownNameError("engine", name, ENGINES)
+    chosen = tuple(dict.fromkeys(names)) or tuple(n for n in ENGINES if _source(n, files))
+    if not chosen:
+        raise UsageError(
+            "no file to time; give --model and --compact (model files), or artifacts with --onnx, "
+            "--onnx_compact, --event"
+        )
+    for name in chosen:
+        if not _source(name, files):
+            raise UsageError(f"the engine {name} needs {_needs(name)}")
+    return chosen
+
+
+def _needs(name: str) -> str:
+    kind = ENGINES[name]
+    model = "--model" if kind.network == "dense" else "--compact"
+    if kind.file == "event":
+        return "--event, or a model file (--compact or --model) to export"
+    if kind.file == "onnx":
+        own = "--onnx" if kind.network == "dense" else "--onnx_compact"
+        return f"{own}, or {model} to export"
+    return model
+
+
+def _source(name: str, files: BenchFiles) -> tuple[str, Path] | None:
+    """("use", file) or ("export", model file) of an engine."""
+    kind = ENGINES[name]
+    network = kind.network or ("compact" if files.compact or not files.model else "dense")
+    given = files.given(network, kind.file)
+    if given is not None:
+        return "use", given
+    model = files.given(network, "model")
+    return ("export", model) if model is not None and kind.file != "model" else None
+
+
+def network_of(name: str, files: BenchFiles) -> str:
+    """Which network an engine runs. An event file names the model file that it came from."""
+    network = ENGINES[name].network
+    if network is not None:
+        return network
+    if files.event is not None and files.model is not None:
+        source = facts_of(files.event).source_sha256
+        if source == file_sha256(files.model):
+            return "dense"
+    return "compact" if files.compact or files.onnx_compact or not files.model else "dense"
+
+
+def prepare_engines(
+    names: Sequence[str], files: BenchFiles, folder: Path
+) -> tuple[EngineSpec, ...]:
+    """Engines with their files; what is missing is exported to `folder`.
+
+    Raises MissingFileError, FileFormatError, and what the exporters raise.
+    """
+    specs = []
+    for name in names:
+        source = _source(name, files)
+        assert source is not None, name
+        action, path = source
+        kind = ENGINES[name]
+        if action == "export":
+            path = _export(path, kind.file, folder)
+        specs.append(EngineSpec(name, network_of(name, files), kind.target, path))
+    return tuple(specs)
+
+
+def _export(model: Path, file: str, folder: Path) -> Path:
+    purpose = f"exporting {model}"
+    read = load_object("soul_deploy.model.model:load_model", purpose)
+    writer, suffix = {
+        "onnx": ("soul_deploy.export.onnx.model:export_onnx", ".onnx"),
+        "event": ("soul_deploy.export.event.build:export_event", ".event.safetensors"),
+    }[file]
+    target = folder / f"{model.stem}{suffix}"
+    if not target.exists():
+        write = load_object(writer, purpose)
+        with OpenFile(model) as source:
+            found, sha256 = read(source), source.sha256()
+        write(found, target, source_sha256=sha256)
+    return target
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What an artifact says about its input.
+
+    steps, input_kind: None for an ONNX file that doesn't say.
+    """
+
+    path: Path
+    steps: int | None
+    shape: tuple[int, ...]
+    normalization: Mapping[str, Sequence[float]] | None
+    source_sha256: str | None = None
+    sequence: bool | None = None
+    is_model: bool = False
+    input_kind: InputKind | None = None
+
+
+def facts_of(path: Path) -> NetworkFacts:
+    """Read from the file's description. Raises MissingFileError, FileFormatError."""
+    with OpenFile(path) as source:
+        return _facts(source, kind_of(source))
+
+
+def _facts(source: OpenFile, kind: str) -> NetworkFacts:
+    path = source.path
+    if kind == "onnx":
+        return _onnx_facts(path)
+    if kind == "event":
+        network = import_module("soul_deploy.runtime.format.file").load_event_network(source)
+        norm = network.normalization
+        return NetworkFacts(
+            path,
+            network.time_steps,
+            network.input_shape,
+            None if norm is None else {"mean": norm.mean, "std": norm.std},
+            network.source_sha256,
+            input_kind=network.input_kind,
+        )
+    document = read_tensors(source).document(MODEL_FORMAT)
+    graph = load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file").from_json(
+        document["graph"]
+    )
+    info = document["info"]
+    return NetworkFacts(
+        path,
+        graph.time_steps,
+        graph.input.shape,
+        info["normalization"],
+        is_model=True,
+        input_kind=_kind_of(path, info.get("input_kind", KIND_OF_OLD_FILES)),
+    )
+
+
+def _kind_of(path: Path, stored: object) -> InputKind:
+    """Raises FileFormatError."""
+    if not is_input_kind(stored):
+        raise FileFormatError(f"{path}: input kind {stored!r}; known: {', '.join(INPUT_KINDS)}")
+    return stored
+
+
+def source_of(facts: NetworkFacts) -> str | None:
+    """sha256 of the model file that a file was made from, or is; None if it doesn't say."""
+    return file_sha256(facts.path) if facts.is_model else facts.source_sha256
+
+
+def foreign_files(files: BenchFiles) -> list[str]:
+    """Artifacts given beside model files that they were not made from, as sentences."""
+    models = {"--model": files.model, "--compact": files.compact}
+    found = []
+    for flag, path, among in (
+        ("--onnx", files.onnx, ("--model",)),
+        ("--onnx_compact", files.onnx_compact, ("--compact",)),
+        ("--event", files.event, ("--model", "--compact")),
+    ):
+        given = {option: models[option] for option in among}
+        known = {option: model for option, model in given.items() if model is not None}
+        source = None if path is None or not known else source_of(facts_of(path))
+        if source and source not in map(file_sha256, known.values()):
+            named = " or ".join(f"{option} {model}" for option, model in known.items())
+            found.append(
+                f"{flag} {path} was not made from {named}, but from a model file with sha256 "
+                f"{source[:16]}…: the engines run different networks"
+            )
+    return found
+
+
+def _onnx_facts(path: Path) -> NetworkFacts:
+    session = open_session(path, 1)
+    known = session.get_modelmeta().custom_metadata_map
+    shape = session.get_inputs()[0].shape
+    if "input_shape" in known:
+        sides = tuple(parse_json(known["input_shape"], "its input_shape"))
+    else:
+        sides = tuple(shape[-3:] if len(shape) >= 4 else shape[-1:])
+    return NetworkFacts(
+        path,
+        int(known["time_steps"]) if "time_steps" in known else None,
+        sides,
+        parse_json(known.get("normalization", "null"), "its normalization"),
+        known.get("source_sha256") or None,
+        len(shape) == len(sides) + 2,
+        input_kind=_kind_of(path, known["input_kind"]) if "input_kind" in known else None,
+    )
+
+
+def common_rule(facts: Sequence[NetworkFacts]) -> InputRule:
+    """The input that all files take. Raises ValidityError if they differ in T or size."""
+    first = next((item for item in facts if item.steps is not None), facts[0])
+    for item in facts:
+        if item.shape != first.shape or item.steps not in (None, first.steps):
+            raise ValidityError(
+                f"{first.path} takes {first.shape} at T = {first.steps}, but {item.path} takes "
+                f"{item.shape} at T = {item.steps}; only networks of the same input and T can be "
+                "compared"
+            )
+    kinds = {item.input_kind: item.path for item in facts if item.input_kind}
+    if len(kinds) > 1:
+        named = ", but ".join(f"{path} takes {kind}" for kind, path in kinds.items())
+        raise ValidityError(f"{named}; only networks of the same kind of input can be compared")
+    norm = next((item.normalization for item in facts if item.normalization), None)
+    return InputRule(
+        first.shape,
+        first.steps or 1,
+        () if norm is None else tuple(norm["mean"]),
+        () if norm is None else tuple(norm["std"]),
+        kind=next(iter(kinds), KIND_OF_OLD_FILES),
+    )
+
+
+def input_samples(
+    given: str, data_dir: Path, rule: InputRule, count: int, seed: int
+) -> tuple[Array, int]:
+    """(samples, batch axis): `random`, a data set's name, or a .npy file.
+
+    random: numbers of the networks' kind, for images uniform pixels, normalised. A data set gives
+    its first `count` test images. A .npy file is read as `run` reads it.
+    Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
+    """
+    if given.lower() == RANDOM:
+        return random_inputs(rule, count, seed), 0
+    if given.lower().endswith(".npy"):
+        samples = read_array(Path(given), rule)
+        return samples.values, 1 if samples.sequence else 0
+    return dataset_samples(given, data_dir, rule, count), 0
+
+
+def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> Array:
+    """The first `count` test images, normalised as the networks' files say, or the data set."""
+    load_data = load_object("soul_deploy.data.datasets:load_data_for", f"--input {name}")
+    data: Any = load_data(rule.shape, name, data_dir)
+    if data.remark:
+        say(data.remark, err=True)
+    if tuple(data.input_shape) != rule.shape:
+        raise ValidityError(
+            f"{name} has images of {tuple(data.input_shape)}, the networks take {rule.shape}"
+        )
+    if data.input_kind != rule.kind:
+        raise ValidityError(f"{name} holds {data.input_kind}, the networks take {rule.kind}")
+    if not rule.mean:
+        rule = replace(rule, mean=data.normalization.mean, std=data.normalization.std)
+    return normalise(data.test.images[:count].numpy(), rule)

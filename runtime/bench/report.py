@@ -1,0 +1,176 @@
+"""The result of `bench` as a table for people, and compared with an earlier result."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from soul_deploy.base.errors import FileFormatError
+from soul_deploy.base.files import OpenFile, parse_json
+from soul_deploy.base.json_text import require_length
+from soul_deploy.base.tables import text_table
+from soul_deploy.base.terminal import one_line
+from soul_deploy.runtime.bench.baseline import is_entry, key_of
+from soul_deploy.runtime.bench.runner import SCHEMA
+
+Document = Mapping[str, Any]
+REFERENCES = ("onnxruntime-compact", "onnxruntime-dense")
+
+
+def load_baseline(path: Path) -> dict[str, Any]:
+    """An earlier result. Raises MissingFileError, FileFormatError."""
+    with OpenFile(path) as source:
+        require_length(str(path), source.size, None)
+        document = parse_json(source.start(source.size), str(path))
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise FileFormatError(
+            f"{path} is not a result of bench; needed: a file of schema {SCHEMA}, written with "
+            "--output"
+        )
+    entries = document.get("entries")
+    if not isinstance(entries, list) or not all(map(is_entry, entries)):
+        raise FileFormatError(f"{path} has entries that cannot be read; measure the baseline again")
+    return document
+
+
+def compare_with(document: Document, baseline: Document) -> list[dict[str, Any]]:
+    """For each entry that both have: its median before and now, and the speed-up."""
+    earlier = {key_of(entry): entry for entry in baseline["entries"]}
+    return [
+        {
+            **dict(zip(("engine", "threads", "batch_size"), key_of(entry), strict=True)),
+            "before_p50_ms": earlier[key_of(entry)]["p50_ms"],
+            "now_p50_ms": entry["p50_ms"],
+            "speedup": earlier[key_of(entry)]["p50_ms"] / entry["p50_ms"],
+        }
+        for entry in document["entries"]
+        if key_of(entry) in earlier
+    ]
+
+
+def reference_engine(entries: Sequence[Document]) -> str | None:
+    """The engine that the others are compared with, or None without ONNX Runtime."""
+    names = {entry["engine"] for entry in entries}
+    return next((name for name in REFERENCES if name in names), None)
+
+
+def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int], float]:
+    """Median time of `reference_engine` over each entry's, same threads and batch size."""
+    name = reference_engine(entries)
+    reference = {key_of(e)[1:]: e["p50_ms"] for e in entries if e["engine"] == name}
+    return {
+        key_of(entry): reference[key_of(entry)[1:]] / entry["p50_ms"]
+        for entry in entries
+        if key_of(entry)[1:] in reference
+    }
+
+
+def report(document: Document, percentiles: Sequence[float]) -> str:
+    """The text that `soul-deploy bench sparse` prints."""
+    lines = [text_table("Time per batch", *_times(document["entries"], percentiles))]
+    if any(entry["load_ms"] is not None for entry in document["entries"]):
+        lines.append(text_table("In a fresh process", *_fresh(document["entries"])))
+    if document["agreement"]:
+        lines.append(text_table("Do they agree?", *_agreement(document["agreement"])))
+    if document.get("comparison"):
+        lines.append(text_table("Against the baseline", *_comparison(document["comparison"])))
+    if document.get("roof") is not None:
+        lines.append(text_table("Roof of the event engine", *_roof(document["roof"])))
+        share = f"{document['not_synapse_share']:.0%}".replace("%", " %")
+        lines.append(
+            f"{share} of the time is not synapse work. A roof is the same additions alone."
+        )
+    return "\n".join([*lines, *map(one_line, _environment(document))])
+
+
+def _times(
+    entries: Sequence[Document], percentiles: Sequence[float]
+) -> tuple[list[str], list[list[object]]]:
+    speedups = reference_speedups(entries)
+    shares = [f"p{share:g}" for share in percentiles]
+    columns = ["engine", "network", "threads", "batch", *(f"{s} ms" for s in shares)]
+    columns += ["items/s", "vs ORT", "runs"]
+    rows: list[list[object]] = []
+    for entry in entries:
+        speedup = speedups.get(key_of(entry))
+        rows.append(
+            [
+                *(entry["engine"], entry["network"], entry["threads"], entry["batch_size"]),
+                *(ms(entry[f"{share}_ms"]) for share in shares),
+                f"{entry['items_per_s']:,.0f}",
+                "" if speedup is None else f"{speedup:.2f}×",
+                entry["runs"],
+            ]
+        )
+    return columns, rows
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _fresh(entries: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+    columns = ["engine", "threads", "batch", "import ms", "load ms", "first run ms"]
+    rows: list[list[object]] = [
+        [
+            *(entry["engine"], entry["threads"], entry["batch_size"]),
+            *(ms(entry[key]) for key in ("import_ms", "load_ms", "first_ms")),
+            f"{entry['rss_mb']:,.0f}",
+            f"{entry['file_bytes'] / 1e6:,.2f}",
+        ]
+        for entry in entries
+    ]
+    return [*columns, "memory MB", "file MB"], rows
+
+
+def _agreement(agreement: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+    rows: list[list[object]] = [
+        [
+            item["engine"],
+            item["against"],
+            f"{item['classes_agree']}/{item['samples']}",
+            f"{item['max_logit_difference']:.2g}",
+        ]
+        for item in agreement
+    ]
+    return ["engine", "against", "same class", "largest score difference"], rows
+
+
+def _roof(roof: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+    rows: list[list[object]] = []
+    for item in roof:
+        known = item["roof_ms"] is not None
+        roofed = [ms(item["roof_ms"]), f"{item['share_of_roof']:.0%}"] if known else ["-", "-"]
+        passes = item["passes"] if known else "-"
+        rows.append([item["layer"], item["synops"], passes, ms(item["synapse_ms"]), *roofed])
+    return ["layer", "SynOps", "passes", "synapse ms", "roof ms", "share of the roof"], rows
+
+
+def _comparison(comparison: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+    rows: list[list[object]] = [
+        [
+            *(item["engine"], item["threads"], item["batch_size"]),
+            *(ms(item["before_p50_ms"]), ms(item["now_p50_ms"]), f"{item['speedup']:.2f}×"),
+        ]
+        for item in comparison
+    ]
+    return ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"], rows
+
+
+def _environment(document: Document) -> list[str]:
+    found = document["environment"]
+    versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
+    reference = reference_engine(document["entries"])
+    return [
+        *([f"vs ORT: median time of {reference} over this one's."] if reference else []),
+        f"Input: {document['input']}.",
+        f"{found['cpu']}, {found['cores']} cores, {found['time']}, Python {found['python']}.",
+        f"{versions}.",
+        *_warnings(found),
+    ]
+
+
+def _warnings(found: Document) -> list[str]:
+    busy = found["load_average"] > 0.5
+    text = f"The machine was busy before the start (load {found['load_average']:g}): times are high"
+    return [f"{text} and scatter; measure again on a quiet one."] if busy else []

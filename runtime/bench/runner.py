@@ -1,0 +1,195 @@
+"""Engines side by side in one process: the same input, the same threads, medians of many runs.
+
+Engines take turns in blocks (timing.py), so they meet the same state of the machine. What a first
+use costs is measured apart, once for each engine in a fresh process (probe.py).
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.base.environment import environment
+from soul_deploy.base.errors import UsageError, ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.bench.cold_start import Fresh, measure_fresh
+from soul_deploy.runtime.bench.engines import Engine, EngineSpec, largest_difference
+from soul_deploy.runtime.bench.timing import Schedule, percentile, time_in_turns
+
+SCHEMA = "soul-deploy/bench/1"
+MAX_BATCHES = 8
+"""Different batches that runs cycle through: an event network's time depends on its input."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is timed: every engine × number of threads × batch size.
+
+    percentiles  of the runs' times, in percent
+    fresh        also measure each of them in a fresh process
+    """
+
+    engines: tuple[EngineSpec, ...]
+    threads: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    schedule: Schedule
+    percentiles: tuple[float, ...] = (50, 90, 99)
+    fresh: bool = True
+
+
+def split_batches(samples: Array, batch_size: int, axis: int) -> list[Array]:
+    """Up to MAX_BATCHES contiguous batches of `samples` along the batch `axis`.
+
+    Raises UsageError if there are fewer samples than one batch takes.
+    """
+    count = samples.shape[axis]
+    if count < batch_size:
+        raise UsageError(
+            f"batch size {batch_size} asked, but the input holds {count} samples; give more "
+            "samples or a smaller batch"
+        )
+    starts = range(0, count - batch_size + 1, batch_size)[:MAX_BATCHES]
+    parts = [np.take(samples, range(start, start + batch_size), axis) for start in starts]
+    return [np.ascontiguousarray(part, np.float32) for part in parts]
+
+
+def run_bench(
+    plan: BenchPlan, samples: Array, axis: int, progress: Progress = lambda message: None
+) -> dict[str, Any]:
+    """Time every engine of `plan`; the result as JSON data of the schema SCHEMA.
+
+    samples: (N, C, H, W) with axis 0, or (T, N, C, H, W) with axis 1, float32.
+    Raises ValidityError if an engine does not take them, UsageError for too few samples.
+    """
+    before = environment()
+    entries: list[dict[str, Any]] = []
+    agreement: dict[str, dict[str, Any]] = {}
+    for threads in plan.threads:
+        progress(f"loading {len(plan.engines)} engines, threads {threads}")
+        engines = {spec: load(spec, threads) for spec in plan.engines}
+        for size in plan.batch_sizes:
+            batches = split_batches(samples, size, axis)
+            progress(f"timing {len(engines)} engines, threads {threads}, batch {size}")
+            merge_agreement(agreement, compare_engines(engines, batches))
+            entries += time_engines(plan, engines, threads, size, batches, progress)
+    return {
+        "schema": SCHEMA,
+        "environment": {**before, "threads": list(plan.threads)},
+        "schedule": asdict(plan.schedule),
+        "entries": entries,
+        "agreement": list(agreement.values()),
+    }
+
+
+def load(spec: EngineSpec, threads: int) -> Engine:
+    """A loaded engine."""
+    engine = spec.create(threads)
+    engine.load()
+    return engine
+
+
+def time_engines(
+    plan: BenchPlan,
+    engines: Mapping[EngineSpec, Engine],
+    threads: int,
+    batch_size: int,
+    batches: Sequence[Array],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """One entry per engine for one number of threads and one batch size."""
+    runs = {spec.name: engine.infer for spec, engine in engines.items()}
+    times = time_in_turns(runs, batches, plan.schedule)
+    entries = []
+    for spec in engines:
+        fresh = None
+        if plan.fresh:
+            progress(f"{spec.name} in a fresh process, threads {threads}")
+            fresh = fresh_costs(spec, threads, batches[0])
+        entries.append(entry(spec, threads, batch_size, times[spec.name], plan.percentiles, fresh))
+    return entries
+
+
+def fresh_costs(spec: EngineSpec, threads: int, batch: Array) -> Fresh:
+    """`measure_fresh` on an array."""
+    with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
+        path = Path(folder) / "batch.npy"
+        np.save(path, batch, allow_pickle=False)
+        return measure_fresh(spec, threads, path)
+
+
+def entry(
+    spec: EngineSpec,
+    threads: int,
+    batch_size: int,
+    times: Sequence[float],
+    percentiles: Sequence[float],
+    fresh: Fresh | None,
+) -> dict[str, Any]:
+    """One measurement as JSON data: times in ms, items_per_s = batch size / median time."""
+    shares = sorted({50.0, 90.0, 99.0, *map(float, percentiles)})
+    median = percentile(times, 50)
+    costs = dict.fromkeys(("import_ms", "load_ms", "first_ms", "rss_mb"))
+    return {
+        "engine": spec.name,
+        "network": spec.network,
+        "file": spec.path.name,
+        "file_bytes": spec.path.stat().st_size,
+        "threads": threads,
+        "batch_size": batch_size,
+        "runs": len(times),
+        "mean_ms": float(np.mean(times)),
+        "std_ms": float(np.std(times)),
+        "min_ms": min(times),
+        "max_ms": max(times),
+        **{f"p{share:g}_ms": percentile(times, share) for share in shares},
+        "items_per_s": batch_size * 1000 / median,
+        **(costs if fresh is None else asdict(fresh)),
+    }
+
+
+def compare_engines(
+    engines: Mapping[EngineSpec, Engine], batches: Sequence[Array]
+) -> list[dict[str, Any]]:
+    """How each engine's scores differ from the first engine's of the same network."""
+    first: dict[str, tuple[str, Array]] = {}
+    found = []
+    for spec, engine in engines.items():
+        scores = np.concatenate([engine.infer(batch) for batch in batches])
+        if spec.network not in first:
+            first[spec.network] = spec.name, scores
+            continue
+        against, expected = first[spec.network]
+        if scores.shape != expected.shape:
+            raise ValidityError(
+                f"{spec.name} gives scores {scores.shape}, {against} {expected.shape}; these "
+                f"files are not the same {spec.network} network"
+            )
+        same = scores.argmax(1) == expected.argmax(1)
+        found.append(
+            {
+                "engine": spec.name,
+                "network": spec.network,
+                "against": against,
+                "samples": len(scores),
+                "classes_agree": int(same.sum()),
+                "max_logit_difference": largest_difference(scores, expected),
+            }
+        )
+    return found
+
+
+def merge_agreement(known: dict[str, dict[str, Any]], found: Sequence[Mapping[str, Any]]) -> None:
+    """Add comparisons to `known`, by engine: samples summed, the largest difference kept."""
+    for item in found:
+        old = known.setdefault(
+            item["engine"],
+            {**item, "samples": 0, "classes_agree": 0, "max_logit_difference": 0.0},
+        )
+        old["samples"] += item["samples"]
+        old["classes_agree"] += item["classes_agree"]
+        old["max_logit_difference"] = max(old["max_logit_difference"], item["max_logit_difference"])

@@ -1,0 +1,109 @@
+"""Timing engines side by side: warm-up apart, blocks that alternate, medians of many runs."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from soul_deploy.base.files import Array
+
+REST_SECONDS = 0.02
+"""Pause before each block: worker threads of the engine before stop spinning meanwhile."""
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often each engine runs.
+
+    warmup      runs before anything is measured, per engine
+    iterations  measured runs per engine (at least; with `seconds`, the least)
+    seconds     measure for this long per engine instead, or None
+    rounds      blocks per engine; engines take turns, so that a slow moment of the machine
+                falls on all of them
+    """
+
+    warmup: int = 5
+    iterations: int = 50
+    seconds: float | None = None
+    rounds: int = 5
+
+
+def time_in_turns(
+    runs: Mapping[str, Callable[[Array], object]],
+    batches: Sequence[Array],
+    schedule: Schedule,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of every measured run, by engine.
+
+    Each block starts with a pause and one run that is not measured (it brings the engine's
+    weights back into the cache). The garbage collector is off inside a block. Engines see the
+    same `batches` in the same order. `advance` is called after each block.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        for count in range(schedule.warmup):
+            run(batches[count % len(batches)])
+    per_round = -(-schedule.iterations // schedule.rounds)
+    for _ in range(schedule.rounds):
+        for name, run in runs.items():
+            least = min(per_round, schedule.iterations - len(times[name]))
+            if least > 0:
+                _time_block(run, batches, times[name], least, schedule)
+            advance()
+    return times
+
+
+def _time_block(
+    run: Callable[[Array], object],
+    batches: Sequence[Array],
+    times: list[float],
+    least: int,
+    schedule: Schedule,
+) -> None:
+    time.sleep(REST_SECONDS)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        run(batches[len(times) % len(batches)])
+        end = time.perf_counter() + (schedule.seconds or 0.0) / schedule.rounds
+        done = 0
+        while done < least or time.perf_counter() < end:
+            times.append(milliseconds(lambda: run(batches[len(times) % len(batches)])))
+            done += 1
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter_ns()
+    action()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def percentile(times: Sequence[float], share: float) -> float:
+    """The `share`-th percentile, linear between neighbours."""
+    return float(np.percentile(np.array(times), share))
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB (10^6 bytes).
+
+    Linux's VmHWM, because `ru_maxrss` also remembers the process that this one was forked from;
+    `ru_maxrss` elsewhere.
+    """
+    if STATUS.exists():
+        for line in STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

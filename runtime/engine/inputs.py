@@ -1,0 +1,149 @@
+"""What goes into a network, and how it lies in memory: channel-last, sample by sample."""
+
+import warnings
+
+import numpy as np
+
+from soul_deploy.base.errors import NetworkWarning, ValidityError
+from soul_deploy.base.files import Array
+from soul_deploy.base.input_rule import array_of, looks_like_pixels, numbers_of
+from soul_deploy.runtime.format.network import EventNetwork, Firing, Layer, ReadoutLayer, Shape
+
+
+def input_of(network: EventNetwork, x: object) -> Array:
+    """`x` as an array (B, ...) or (T, B, ...) that the network takes. Raises ValidityError."""
+    given, shape = array_of(x, network.rule), network.input_shape
+    static = given.ndim == len(shape) + 1
+    if given.shape[-len(shape) :] != shape or given.ndim - len(shape) not in (1, 2):
+        raise ValidityError(
+            f"input {given.shape} given; this network takes (batch, {sides(shape)}), or "
+            f"({network.time_steps}, batch, {sides(shape)}) for a sequence"
+        )
+    if not static and len(given) != network.time_steps:
+        raise ValidityError(
+            f"a sequence of {len(given)} steps given; this network runs T = {network.time_steps} "
+            "steps"
+        )
+    return given
+
+
+def samples_of(network: EventNetwork, x: object) -> Array:
+    """(B, T or 1, positions, channels) float32, pixels normalised. Raises ValidityError."""
+    return by_sample(network, numbers_of(input_of(network, x), network.rule))
+
+
+def frame_of(network: EventNetwork, x: object) -> Array:
+    """`x` as an array (B, ...) of one step. Raises ValidityError."""
+    given, shape = array_of(x, network.rule), network.input_shape
+    if given.ndim != len(shape) + 1 or given.shape[1:] != shape:
+        raise ValidityError(
+            f"a step of {given.shape} given; this network takes (batch, {sides(shape)}) per step"
+        )
+    return given
+
+
+class InputReader:
+    """Reads a network's inputs by its rule; warns once of numbers that look like pixels."""
+
+    def __init__(self, network: EventNetwork) -> None:
+        self.network = network
+        self._warned = False
+
+    def values(self, x: object) -> Array:
+        """float32 (B, ...) or (T, B, ...), pixels normalised. Raises ValidityError."""
+        return self._numbers(input_of(self.network, x))
+
+    def samples(self, x: object) -> Array:
+        """As `samples_of`."""
+        return by_sample(self.network, self._numbers(input_of(self.network, x)))
+
+    def frames(self, x: object) -> Array:
+        """(B, positions, channels) float32 of one step. Raises ValidityError."""
+        values = self._numbers(frame_of(self.network, x))
+        return to_channel_last(values, self.network.input_shape)
+
+    def _numbers(self, given: Array) -> Array:
+        values = numbers_of(given, self.network.rule)
+        if given.dtype.kind == "f" and not self._warned:
+            text = looks_like_pixels(values, self.network.rule)
+            if text is not None:
+                self._warned = True
+                warnings.warn(NetworkWarning(text), stacklevel=4)  # whoever called the network
+        return values
+
+
+def by_sample(network: EventNetwork, values: Array) -> Array:
+    """(B, T or 1, positions, channels) of (B, ...) or (T, B, ...)."""
+    shape = network.input_shape
+    static = values.ndim == len(shape) + 1
+    return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
+
+
+def source_values(
+    network: EventNetwork, target: Layer | ReadoutLayer, source: str, inputs: Array
+) -> Array:
+    """(B, T or 1, positions, channels) of what one of a layer's sources held.
+
+    The network's input may be given as pixels, as to a run.
+    """
+    kind, bound = network.edges[source]
+    shape, inputs = target.in_shape, np.asarray(inputs)
+    static = kind == "analog" and inputs.ndim == len(shape) + 1
+    if inputs.ndim - len(shape) not in (2 - static, 2) or inputs.shape[-len(shape) :] != shape:
+        raise ValidityError(
+            f"{target.name}: inputs {inputs.shape} given; it takes ({network.time_steps}, batch, "
+            f"{sides(shape)})"
+        )
+    if not static and len(inputs) != network.time_steps:
+        raise ValidityError(
+            f"{target.name}: {len(inputs)} steps given; this network runs T = "
+            f"{network.time_steps} steps"
+        )
+    if source == network.input_name:
+        given = array_of(inputs, network.rule, f"{target.name}: the input")
+        return by_sample(network, numbers_of(given, network.rule, f"{target.name}: the input"))
+    if kind == "analog":
+        values = inputs.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValidityError(f"{target.name}: inputs that are not finite given")
+        return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
+    values = inputs.astype(np.uint8)
+    if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
+        raise ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
+    values = np.swapaxes(to_channel_last(values, shape), 0, 1)
+    _check_dead(target.name, network.by_name[source], values)
+    return values
+
+
+def _check_dead(target: str, source: Layer, values: Array) -> None:
+    if isinstance(source, Firing) and source.live is not None:
+        dead = values.reshape(*values.shape[:2], -1)[..., ~source.live]
+        if dead.any():
+            raise ValidityError(
+                f"{target}: spikes given of neurons of {source.name} that are not live"
+            )
+
+
+def to_channel_last(x: Array, shape: Shape) -> Array:
+    """(..., C, H, W) to (..., H·W, C), or (..., N) to (..., 1, N)."""
+    if len(shape) == 1:
+        return x[..., None, :]
+    lead = x.shape[: x.ndim - 3]
+    return np.moveaxis(x.reshape(*lead, shape[0], shape[1] * shape[2]), -2, -1)
+
+
+def to_channel_major(values: Array, shape: Shape) -> Array:
+    """(T, positions, channels) to (T, C, H, W) or (T, N)."""
+    return np.swapaxes(values, 1, 2).reshape(len(values), *shape)
+
+
+def by_step(values: Array, shape: Shape) -> Array:
+    """(B, T, positions, channels) to (T, B, C, H, W) or (T, B, N)."""
+    batch, steps = values.shape[:2]
+    found: Array = values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape)
+    return found
+
+
+def sides(shape: Shape) -> str:
+    """3, 32, 32."""
+    return ", ".join(map(str, shape))

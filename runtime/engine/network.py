@@ -1,0 +1,399 @@
+"""Running an event network: `load(path)`, then `network.run(images)`.
+
+Weights are shared and never written; every run takes a workspace of buffers and membranes of its
+own, so one network may be used from several threads.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.environment import physical_cores
+from soul_deploy.base.errors import UnknownNameError, UsageError, ValidityError
+from soul_deploy.base.files import Array, File
+from soul_deploy.base.input_rule import normalise
+from soul_deploy.runtime.engine.inputs import (
+    InputReader,
+    by_step,
+    source_values,
+)
+from soul_deploy.runtime.engine.recording import Recording
+from soul_deploy.runtime.engine.single_layer import run_one
+from soul_deploy.runtime.engine.streaming import Stream, StreamState
+from soul_deploy.runtime.engine.thread_team import Crew, Meet
+from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.format.network import (
+    CurrentLayer,
+    EventNetwork,
+    Layer,
+    Neurons,
+    SpikingLayer,
+    Synaptic,
+)
+from soul_deploy.runtime.format.validate import MAX_THREADS
+from soul_deploy.runtime.ops.counters import LayerCounts
+from soul_deploy.runtime.ops.counting import (
+    additions_map,
+    count_layers,
+    count_neurons,
+    count_projection,
+    count_readout,
+    fanout_map,
+    readout_fanout,
+)
+from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
+from soul_deploy.runtime.plan.estimate import require_counting, require_running
+from soul_deploy.runtime.plan.layer_plan import prepare_all
+from soul_deploy.runtime.plan.layout import channel_last, packing_of, unpacked
+from soul_deploy.runtime.plan.partition import parts_of
+
+
+def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
+    """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
+
+    If it takes images, give pixels as uint8, which it normalises as the file says, or normalised
+    images as floating-point numbers.
+    max_memory: bytes that its description, and one run besides the file's arrays, may take (one
+    sample, one thread); None: 128 MiB and 4 GiB (DESCRIPTION_BYTES, WORK_BYTES).
+    Raises MissingFileError, FileFormatError, LimitError, UsageError.
+    """
+    return Network(load_event_network(path, max_memory=max_memory), threads, max_memory)
+
+
+@brief
+@dataclass(eq=False)
+class Network:
+    """An event network that runs. Layers are named as the graph's nodes.
+
+    Inputs are static images (B, C, H, W), shown T times, or sequences (T, B, C, H, W); (B, N) and
+    (T, B, N) for a network that takes vectors. What the numbers mean is recorded in the file
+    (`events.input_kind`): for images, uint8 are pixels, which are normalised as the file says, and
+    floating-point numbers are taken as they are (`normalise` makes them of pixels); other integers
+    and bool are refused. For counts, spikes and values, numbers of any dtype are taken as they are.
+    Everything is computed in float32.
+
+    threads: as many samples run at the same time; if there are fewer, each layer is split. Results
+    are the same to the bit for any number. 0: as many as there are physical cores. Streams,
+    recordings and single layers run on one.
+
+    A copy (copy, deepcopy, pickle, a worker process of any kind) is a network of its own with as
+    many threads: it computes the same, and a running stream goes on in it from the same step, apart
+    from the original's. A step that another thread is in the middle of is not copied.
+
+    max_memory: as in `load`; LimitError is raised before anything larger is made.
+    """
+
+    events: EventNetwork
+    threads: int = 0
+    max_memory: int | None = None
+    _spare: dict[tuple[int, int], list[Workspace]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _stream: Stream | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.threads = self.threads or min(len(physical_cores()), MAX_THREADS)
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(
+                f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
+            )
+        require_running(self.events, self.max_memory)
+        self._prepared = prepare_all(self.events.layers)
+        self._crew = Crew(self.threads) if self.threads > 1 else None
+        self._build = partial(build_workspace, self.events, self._prepared)
+        self._reader = InputReader(self.events)
+
+    def __getstate__(self) -> tuple[EventNetwork, int, int | None, StreamState | None]:
+        """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
+        running = None if self._stream is None else self._stream.state()
+        return self.events, self.threads, self.max_memory, running
+
+    def __setstate__(self, state: tuple[EventNetwork, int, int | None, StreamState | None]) -> None:
+        self.events, self.threads, self.max_memory, running = state
+        self._spare, self._stream = {}, None
+        self.__post_init__()
+        if running is not None:
+            self._stream = Stream.resumed(running, self._step_workspace, self.events.input_name)
+
+    @property
+    def time_steps(self) -> int:
+        """T."""
+        return self.events.time_steps
+
+    def warm_up(self, *, stream: bool = False) -> None:
+        """Run one blank sample, so that no later run waits for a kernel to be compiled or loaded.
+
+        stream: also what `step` needs. A running stream is left as it is.
+        """
+        self.run(np.zeros((1, *self.events.input_shape), np.float32))
+        if stream:
+            workspace = self._step_workspace()
+            workspace.values[self.events.input_name][...] = 0
+            workspace.generate(0)
+            workspace.run()
+            workspace.repeat()
+
+    def normalise(self, pixels: Array) -> Array:
+        """(pixel / 255 - mean) / std per channel, float32, as the file says.
+
+        pixels: uint8 (..., C, H, W) or (..., N). A file without a normalisation: pixel / 255.
+        Raises ValidityError for another dtype or shape, UsageError if the network takes no images.
+        """
+        return normalise(pixels, self.events.rule)
+
+    def input_values(self, x: Array) -> Array:
+        """float32 (B, ...) or (T, B, ...) that a run of `x` computes with: pixels normalised.
+
+        Raises ValidityError for another T or shape, or numbers of another kind.
+        """
+        return self._reader.values(x)
+
+    def run(self, x: Array) -> Array:
+        """Class scores, float32 (B, classes), of images (B, C, H, W) or a sequence (T, B, C, H, W).
+
+        uint8 images are pixels and are normalised as the file says (see Network). Raises
+        ValidityError for another T or shape, or numbers of another kind. Warns once
+        (NetworkWarning) if floating-point numbers look like pixels that nobody has normalised.
+        """
+        samples = self._reader.samples(x)
+        logits = np.empty((len(samples), self.events.readout.classes), np.float32)
+        crew = self._crew
+        if crew is None:
+            self._run_into(samples, logits)
+        elif len(samples) < self.threads:
+            with self._workspace(samples.shape[1], self.threads) as workspace:
+                crew.together(
+                    lambda thread, meet: self._run_part(workspace, samples, logits, thread, meet)
+                )
+        else:
+            bounds = [part.of(len(samples)) for part in parts_of(self.threads)]
+            shares = [(samples[first:last], logits[first:last]) for first, last in bounds]
+            crew.each(lambda share, meet: self._run_into(*shares[share], meet))
+        return logits
+
+    def _run_into(self, samples: Array, logits: Array, meet: Meet = lambda: None) -> None:
+        """One sample after the other, on this thread."""
+        with self._workspace(samples.shape[1], 1) as workspace:
+            self._run_part(workspace, samples, logits, 0, meet)
+
+    def _run_part(
+        self, workspace: Workspace, samples: Array, logits: Array, part: int, meet: Meet
+    ) -> None:
+        """One sample after the other, one part of every stage."""
+        arrival = workspace.values[self.events.input_name]
+        for sample, row in zip(samples, logits, strict=True):
+            if part == 0:
+                arrival[...] = sample
+            meet()
+            workspace.run(part, meet)
+            if part == 0:
+                row[...] = workspace.scores
+
+    def run_recorded(self, x: Array) -> Recording:
+        """As `run`, and every population's spikes in PyTorch's channel-major layout."""
+        samples = self._reader.samples(x)
+        names = [layer.name for layer in self.events.populations]
+        held, logits = self._run_held(samples, names)
+        return Recording(self._spikes_of(held), logits)
+
+    def _run_held(self, samples: Array, names: Iterable[str]) -> tuple[dict[str, Array], Array]:
+        """What the named layers held, (B, steps, positions, channels), and the logits."""
+        logits = np.empty((len(samples), self.events.readout.classes), np.float32)
+        held: dict[str, Array] = {}
+        with self._workspace(samples.shape[1], 1) as workspace:
+            for b, sample in enumerate(samples):
+                workspace.values[self.events.input_name][...] = sample
+                workspace.run()
+                logits[b] = workspace.scores
+                for name in names:
+                    values = self._values(workspace, name)
+                    if name not in held:
+                        held[name] = np.empty((len(samples), *values.shape), values.dtype)
+                    held[name][b] = values
+        for name in set(names) - set(held):  # no samples
+            positions, channels = channel_last(self.events.by_name[name].out_shape)
+            held[name] = np.empty((0, self.time_steps, positions, channels), np.uint8)
+        return held, logits
+
+    def _values(self, workspace: Workspace, name: str) -> Array:
+        """A layer's map, from wherever the run left it."""
+        if name in workspace.packed:
+            layer = self.events.by_name[name]
+            packing = packing_of(layer)
+            assert isinstance(layer, Neurons) and packing is not None
+            return unpacked(layer, packing, workspace.packed[name])
+        return workspace.values[name]
+
+    def _spikes_of(self, held: Mapping[str, Array]) -> dict[str, Array]:
+        """bool (T, B, ...) of every population."""
+        return {
+            layer.name: by_step(held[layer.name], layer.out_shape).astype(np.bool_)
+            for layer in self.events.populations
+        }
+
+    def run_layer(self, name: str, *inputs: Array) -> Array:
+        """What one layer gives for what its sources held; membranes start at rest.
+
+        name: a layer, or a projection with its population. inputs: one per source, each
+        (T, B, ...) in the source's shape, or (B, ...) for an analog value that is the same at every
+        step. Returns (T, B, ...): bool of spikes, uint8 of graded, float32 of analog values; these
+        (B, ...) if they are the same at every step.
+        """
+        layer = self._layer(name)
+        if len(inputs) != len(layer.sources):
+            raise UsageError(
+                f"{name}: {len(inputs)} inputs given; it takes {len(layer.sources)}: "
+                f"{', '.join(layer.sources)}"
+            )
+        pairs = zip(layer.sources, inputs, strict=True)
+        values = [source_values(self.events, layer, source, given) for source, given in pairs]
+        kind, _ = self.events.edges[layer.name]
+        out = run_one(layer, self._prepared.get(layer.name), values, self.time_steps, kind)
+        found = by_step(out, layer.out_shape)
+        if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
+            alike: Array = found[0]
+            return alike
+        return found.astype(np.bool_) if kind == "spike" else found
+
+    def count(self, x: Array) -> dict[str, LayerCounts]:
+        """Operation counts of running `x`, summed over samples.
+
+        By projection, population without a projection of its own, and last the readout.
+        """
+        return self.count_executed(x)[0]
+
+    def count_executed(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int]]:
+        """As `count`, and by projection the synaptic additions that were executed.
+
+        These include zeros in dense rows and synapses onto neurons that are not live; analog inputs
+        are left out.
+        """
+        counts, executed, _ = self.count_recorded(x)
+        return counts, executed
+
+    def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
+        """As `count_executed`, and the run that was counted."""
+        require_counting(self.events, self.max_memory)
+        samples = self._reader.samples(x)
+        needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
+        needed |= {layer.name for layer in self.events.populations}
+        held, logits = self._run_held(samples, needed - {self.events.input_name})
+        held[self.events.input_name] = samples
+        spikes = self._spikes_of(held)
+        counts, executed = count_layers(self.events, held, spikes)
+        return counts, executed, Recording(spikes, logits)
+
+    def count_layer(self, name: str, inputs: Array, spikes_out: Array | None = None) -> LayerCounts:
+        """Counts of one projection (or the readout) for what its source held, as in `run_layer`.
+
+        spikes_out: the population's spikes for these inputs, if the caller has them; otherwise
+        the layer is run. A layer without synapses and neurons counts nothing.
+        """
+        require_counting(self.events, self.max_memory)
+        if name == self.events.readout.name:
+            source = self.events.readout.source
+            values = source_values(self.events, self.events.readout, source, inputs)
+            return count_readout(self.events.readout, values)
+        layer = self._layer(name)
+        found = LayerCounts()
+        if isinstance(layer, Neurons):
+            spikes = self.run_layer(name, inputs) if spikes_out is None else spikes_out
+            found += count_neurons(layer, spikes)
+        if isinstance(layer, Synaptic):
+            values = source_values(self.events, layer, layer.source, inputs)
+            found += count_projection(layer, values)
+        return found
+
+    def fanout(self, name: str) -> Array:
+        """int64 map in the source's shape: synapses onto live neurons of each presynaptic neuron.
+
+        name: a projection or its population; for the readout, the nonzero columns of its weights.
+        """
+        if name == self.events.readout.name:
+            return readout_fanout(self.events.readout)
+        layer = self._synaptic(name)
+        return fanout_map(layer.synapses, layer.updated)
+
+    def additions(self, name: str) -> Array:
+        """As `fanout`, the additions that an event of each presynaptic neuron executes."""
+        layer = self._synaptic(name)
+        return additions_map(layer.synapses, layer.neurons)
+
+    def _synaptic(self, name: str) -> Synaptic:
+        layer = self._layer(name)
+        if not isinstance(layer, SpikingLayer | CurrentLayer):
+            raise UsageError(f"{name} is {layer.what}; it has no synapses")
+        require_counting(self.events, self.max_memory)
+        return layer
+
+    def step(self, x: Array | None = None) -> Array:
+        """One step of a stream: the inputs of this step, (B, C, H, W), to scores (B, classes).
+
+        Without `x`, the inputs are those of the step before, and what they alone determine, such as
+        the first layer's currents, is not computed again.
+        Scores are those of this step alone; their mean over T steps is `run`. Membranes persist
+        until `reset`. Raises ValidityError for another shape, a changed batch size, no input at the
+        first step, or a step beyond the T that the network is valid for. A network has one stream:
+        one thread at a time may call this. A step that is interrupted ends the stream.
+        """
+        shown = None if x is None else self._reader.frames(x)
+        stream = self._stream_for(None if shown is None else len(shown))
+        if self.events.fixed_steps and stream.steps >= self.time_steps:
+            raise ValidityError(
+                f"step {stream.steps + 1} asked, but this network is valid for T = "
+                f"{self.time_steps} steps from rest; call reset() first"
+            )
+        self._stream = None  # what an interruption leaves half done is nobody's next step
+        scores = np.empty((len(stream.workspaces), self.events.readout.classes), np.float32)
+        stream.advance(shown, scores)
+        self._stream = stream
+        return scores
+
+    def _stream_for(self, batch: int | None) -> Stream:
+        """The running stream, or a new one, if a batch of that size fits it; None: no new input."""
+        if batch is None:
+            if self._stream is None:
+                raise ValidityError("the first step of a stream needs an input")
+            return self._stream
+        stream = self._stream or self._new_stream(batch)
+        if len(stream.workspaces) != batch:
+            raise ValidityError(
+                f"a batch of {batch} given, but the stream runs {len(stream.workspaces)}; call "
+                "reset() first"
+            )
+        return stream
+
+    def reset(self) -> None:
+        """Forget the stream: the next `step` starts at rest, with any batch size."""
+        self._stream = None
+
+    def _new_stream(self, batch: int) -> Stream:
+        workspaces = [self._step_workspace() for _ in range(batch)]
+        return Stream(workspaces, self.events.input_name)
+
+    def _step_workspace(self) -> Workspace:
+        return self._build(input_steps=1, steps=1, carry=True)
+
+    @contextmanager
+    def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:
+        """A workspace nobody else uses; as many as one run needs are kept for the next."""
+        spare = self._spare.setdefault((input_steps, parts), [])
+        try:
+            workspace = spare.pop()
+        except IndexError:
+            workspace = self._build(
+                input_steps=input_steps, steps=self.time_steps, carry=False, parts=parts
+            )
+        yield workspace
+        if len(spare) < (self.threads if parts == 1 else 1):
+            spare.append(workspace)
+
+    def _layer(self, name: str) -> Layer:
+        for layer in self.events.layers:
+            if name == layer.name or (isinstance(layer, SpikingLayer) and name == layer.projection):
+                return layer
+        raise UnknownNameError("layer", name, (layer.name for layer in self.events.layers))

@@ -1,0 +1,254 @@
+"""Layers with synapses or neurons, and every rule that each of them obeys.
+
+An object that exists is valid (see eventnet.py). Values are uint8 where spikes or small integers
+travel, float32 where analog values do; a layer's inputs come from layers before it.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
+from soul_deploy.runtime.format.synapses import Matrix, Shape, SparseRows, Synapses
+from soul_deploy.runtime.format.validate import (
+    EdgeKind,
+    require,
+    require_array,
+    require_edge,
+    require_neuron,
+    require_shape,
+)
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A representation that was weighed at export; for people to read, nothing runs by it.
+
+    kind       "dense", "sparse" or "explicit"
+    bytes      size of its rows and bias
+    additions  synaptic additions if every presynaptic neuron spikes once
+    chosen     whether the layer has it
+    """
+
+    kind: str
+    bytes: int
+    additions: int
+    chosen: bool
+
+    def __post_init__(self) -> None:
+        require(
+            self.kind in ("dense", "sparse", "explicit") and min(self.bytes, self.additions) >= 0,
+            f"alternative {self.kind!r} of {self.bytes} bytes and {self.additions} additions",
+        )
+
+
+def require_grid(name: str, grid: int | None) -> None:
+    """Raise FileFormatError for a grid that float32 does not have."""
+    require(grid is None or 0 <= grid <= 60, f"{name}: grid {grid} not in 0..60")
+
+
+class Firing:
+    """What layers with neurons have in common; their fields are described at SpikingLayer."""
+
+    name: str
+    neuron: NeuronEquation
+    live: Array | None
+    pattern: Array | None
+
+    @property
+    def current_shape(self) -> Shape:
+        """Shape of the current: the output without generated channels."""
+        raise NotImplementedError
+
+    def _check_neurons(self) -> None:
+        require_neuron(self.name, self.neuron)
+        if self.pattern is not None:
+            require(
+                self.pattern.ndim == 2 and self.pattern.size > 0,
+                f"{self.name}: pattern {self.pattern.shape} is not (T, generated channels)",
+            )
+            require_array(f"{self.name}: pattern", self.pattern, np.uint8, self.pattern.shape)
+            require(self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1")
+            require_shape(f"{self.name}: output shape", self.out_shape)
+        if self.live is not None:
+            require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
+
+    @property
+    def generated(self) -> int:
+        """Number of generated channels, G."""
+        return 0 if self.pattern is None else self.pattern.shape[1]
+
+    @property
+    def out_shape(self) -> Shape:
+        channels, *space = self.current_shape
+        return (channels + self.generated, *space)
+
+    @cached_property
+    def updated(self) -> Array | None:
+        """The live mask of the current's neurons, bool, channel-last; None: all."""
+        if self.live is None:
+            return None
+        by_position = self.live.reshape(-1, self.out_shape[0])
+        return by_position[:, : self.current_shape[0]].reshape(-1)
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons are updated at each step."""
+        return math.prod(self.current_shape) if self.updated is None else int(self.updated.sum())
+
+
+@brief
+@dataclass(frozen=True)
+class SpikingLayer(Firing):
+    """A projection and the population behind it.
+
+    name        the population's name in the graph; `projection` the projection's
+    source      the layer (or the input) whose output arrives
+    edge        what arrives: "spike" (0/1), "graded" (0..bound) or "analog"
+    neuron      the neurons' equation
+    grid        k: weights and biases are multiples of 2^-k, or None
+    live        bool (n,), channel-last, over the whole output: neurons that exist. The others are
+                neither updated nor do they spike, and no explicit row leads to them. None: all
+    pattern     uint8 (T, G) of 0/1: the spikes, at live positions, of G generated channels. These
+                stand behind those of the current, without synapses or state. None: there are none
+    alternatives  the representations weighed at export
+    """
+
+    name: str
+    projection: str
+    source: str
+    edge: EdgeKind
+    bound: int | None
+    synapses: Synapses
+    neuron: NeuronEquation
+    grid: int | None = None
+    live: Array | None = None
+    pattern: Array | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_edge(self.name, self.edge, self.bound)
+        require_grid(self.name, self.grid)
+        self._check_neurons()
+        require_live_targets(self.name, self.synapses, self.updated)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def in_shape(self) -> Shape:
+        return self.synapses.in_shape
+
+    @property
+    def current_shape(self) -> Shape:
+        return self.synapses.out_shape
+
+
+@brief
+@dataclass(frozen=True)
+class CurrentLayer:
+    """A projection whose currents go elsewhere than to one population: analog values.
+
+    live  bool (n,), channel-last: where the current reaches a live neuron; other currents are read
+          by nothing, and no explicit row leads to them. None: everywhere
+    The other fields are those of SpikingLayer.
+    """
+
+    name: str
+    source: str
+    edge: EdgeKind
+    bound: int | None
+    synapses: Synapses
+    grid: int | None = None
+    live: Array | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_edge(self.name, self.edge, self.bound)
+        require_grid(self.name, self.grid)
+        if self.live is not None:
+            require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
+        require_live_targets(self.name, self.synapses, self.live)
+
+    @property
+    def projection(self) -> str:
+        """Its own name: no population is behind it."""
+        return self.name
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def in_shape(self) -> Shape:
+        return self.synapses.in_shape
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.synapses.out_shape
+
+    @property
+    def current_shape(self) -> Shape:
+        return self.synapses.out_shape
+
+    @property
+    def updated(self) -> Array | None:
+        """Live targets, as `live`."""
+        return self.live
+
+    @property
+    def neurons(self) -> int:
+        """How many targets an event's dense row is added to: all."""
+        return math.prod(self.out_shape)
+
+
+def require_live_targets(name: str, synapses: Synapses, live: Array | None) -> None:
+    """Raise FileFormatError if an explicit row leads to a target that is not live."""
+    if live is not None and isinstance(synapses, Matrix) and isinstance(synapses.rows, SparseRows):
+        require(
+            live[synapses.rows.targets].all(),
+            f"{name}: a synapse leads to a neuron that is not live",
+        )
+
+
+@brief
+@dataclass(frozen=True)
+class PopulationLayer(Firing):
+    """Neurons on the analog values of another layer, such as a sum of currents.
+
+    The fields are those of SpikingLayer; in_shape is the current's shape.
+    """
+
+    what: ClassVar[str] = "a population without a projection of its own"
+    name: str
+    source: str
+    in_shape: Shape
+    neuron: NeuronEquation
+    live: Array | None = None
+    pattern: Array | None = None
+
+    def __post_init__(self) -> None:
+        require_shape(f"{self.name}: current", self.in_shape)
+        self._check_neurons()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def current_shape(self) -> Shape:
+        return self.in_shape
+
+
+Synaptic = SpikingLayer | CurrentLayer
+"""Layers with synapses."""
+Neurons = SpikingLayer | PopulationLayer
+"""Layers with neurons."""
+Layer = Synaptic | PopulationLayer | PoolLayer | MergeLayer | ScatterLayer

@@ -1,0 +1,192 @@
+"""Layers without synapses or neurons: pooling, merging, scattering maps, and the readout."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.format.synapses import Pair, Shape
+from soul_deploy.runtime.format.validate import (
+    MAX_NEURONS,
+    MAX_STEPS,
+    Edge,
+    require,
+    require_array,
+    require_pair,
+    require_shape,
+)
+
+MergeFunction = Literal["add", "and", "iand"]
+
+
+@dataclass(frozen=True)
+class PoolLayer:
+    """Maximum over windows of a map; of spikes: OR. Padding never is the maximum."""
+
+    what: ClassVar[str] = "a pooling"
+    name: str
+    source: str
+    in_shape: Shape
+    out_shape: Shape
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+    def __post_init__(self) -> None:
+        require_shape("input shape", self.in_shape)
+        require_shape("output shape", self.out_shape)
+        require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
+        for name, low in (("kernel", 1), ("stride", 1), ("padding", 0)):
+            require_pair(f"{self.name}: {name}", getattr(self, name), low)
+        sides = tuple(
+            (self.in_shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        require(
+            self.out_shape == (self.in_shape[0], *sides),
+            f"{self.name}: output {self.out_shape} does not follow from input {self.in_shape}",
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class MergeLayer:
+    """Two or more maps of one shape, element by element, left to right.
+
+    add   the sum: of spikes and graded values a graded edge, with an analog one analog
+    and   spikes: 1 where all are 1
+    iand  spikes: 1 where the first is 1 and the second is 0
+    """
+
+    what: ClassVar[str] = "a merge"
+    name: str
+    sources: tuple[str, ...]
+    function: MergeFunction
+    shape: Shape
+
+    def __post_init__(self) -> None:
+        require_shape(f"{self.name}: shape", self.shape)
+        require(
+            self.function in ("add", "and", "iand"),
+            f"{self.name}: function {self.function!r}; known: add, and, iand",
+        )
+        count = len(self.sources)
+        require(
+            count == 2 or (count > 2 and self.function != "iand"),
+            f"{self.name}: {self.function} of {count} branches",
+        )
+
+    @property
+    def in_shape(self) -> Shape:
+        return self.shape
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.shape
+
+    def edge_of(self, edges: Sequence[Edge]) -> Edge:
+        """What leaves, from what arrives. Raises FileFormatError."""
+        kinds = {kind for kind, _ in edges}
+        if self.function == "add":
+            if "analog" in kinds:
+                return "analog", None
+            return "graded", sum(bound or 0 for _, bound in edges)
+        require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
+        return "spike", 1
+
+
+@brief
+@dataclass(frozen=True)
+class ScatterLayer:
+    """Channels of a narrow map put into a wide one, zeros elsewhere.
+
+    index  uint32 (channels,): the place of each input channel, rising
+    """
+
+    what: ClassVar[str] = "a scattering"
+    name: str
+    source: str
+    in_shape: Shape
+    out_shape: Shape
+    index: Array
+
+    def __post_init__(self) -> None:
+        require_shape("input shape", self.in_shape)
+        require_shape("output shape", self.out_shape)
+        require_array(f"{self.name}: index", self.index, np.uint32, self.in_shape[:1])
+        require(
+            self.in_shape[1:] == self.out_shape[1:]
+            and (self.index[1:] > self.index[:-1]).all()
+            and int(self.index[-1]) < self.out_shape[0],
+            f"{self.name}: {self.in_shape[0]} channels do not go to rising places of "
+            f"{self.out_shape}",
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@brief
+@dataclass(frozen=True)
+class ReadoutLayer:
+    """Class scores from spike sums: sum over time (and space), weigh or vote, scale, add the bias.
+
+    space    the sums run over H and W too, so that there are C of them; otherwise one per neuron
+    weight   float32 (classes, sums), neurons in channel-last order, or None: the sums of `votes`
+             neighbours are added
+    bias     float32 (classes,) or None
+    divisor  scores are scaled by 1 / (steps · divisor)
+    """
+
+    name: str
+    source: str
+    in_shape: Shape
+    classes: int
+    space: bool
+    weight: Array | None
+    bias: Array | None
+    votes: int
+    divisor: int
+
+    def __post_init__(self) -> None:
+        require_shape("readout input", self.in_shape)
+        require(self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes")
+        require(
+            1 <= self.divisor <= MAX_NEURONS * MAX_STEPS, f"{self.name}: divisor {self.divisor}"
+        )
+        require(
+            len(self.in_shape) == 3 or not self.space,
+            f"{self.name}: a sum over space of {self.in_shape}",
+        )
+        if self.weight is not None:
+            shape = (self.classes, self.sums)
+            require_array(f"{self.name}: weights", self.weight, np.float32, shape)
+            require(self.votes == 1, f"{self.name}: votes together with weights")
+        else:
+            require(
+                self.space == (len(self.in_shape) == 3) and self.sums == self.classes * self.votes,
+                f"{self.name}: {self.sums} sums for {self.classes} classes of {self.votes} votes",
+            )
+        if self.bias is not None:
+            require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def sums(self) -> int:
+        """How many integers the spikes are summed to."""
+        return self.in_shape[0] if self.space else math.prod(self.in_shape)
+
+    def scale(self, steps: int) -> float:
+        """1 / (steps · divisor)."""
+        return 1.0 / (steps * self.divisor)

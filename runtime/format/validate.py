@@ -1,0 +1,126 @@
+"""What the event runtime relies on, as checks that raise; kernels index without any."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from soul_deploy.base.errors import FileFormatError, LimitError
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.equations import CHARGE, FIRE, NeuronEquation
+
+Shape = tuple[int, ...]
+
+MAX_NEURONS = (1 << 31) - 1
+MAX_SYNAPSES = (1 << 32) - 1
+MAX_SIDE = 1 << 16  # of a map
+MAX_STEPS = (1 << 16) - 1
+MAX_THREADS = 256  # of any engine
+MAX_VALUES = 1 << 31  # steps · neurons of one layer
+MAX_KERNEL_REACH = 1 << 20
+MAX_GRADED = 255  # events carry their value in one byte
+
+EdgeKind = Literal["spike", "graded", "analog"]
+Edge = tuple[EdgeKind, int | None]
+"""What travels, and the largest value where these are integers."""
+
+
+def require(condition: object, message: str) -> None:
+    """Raise FileFormatError with `message` unless the condition holds."""
+    if not condition:
+        raise FileFormatError(message)
+
+
+def require_array(name: str, array: Array, dtype: npt.DTypeLike, shape: Shape) -> None:
+    """Raise FileFormatError unless `array` has this dtype and shape and only finite values."""
+    require(
+        array.dtype == np.dtype(dtype) and array.shape == shape,
+        f"{name} is {array.dtype}{array.shape}, expected {np.dtype(dtype)}{shape}",
+    )
+    require(array.flags.c_contiguous, f"{name} is not contiguous")
+    if array.dtype.kind == "f":
+        require(np.isfinite(array).all(), f"{name} holds values that are not finite")
+
+
+def require_shape(name: str, shape: Shape) -> None:
+    """Raise unless `shape` is (C, H, W) or (N,) with positive sides and a bounded size."""
+    require(len(shape) in (1, 3), f"{name} {shape} is neither (C, H, W) nor (N,)")
+    require(min(shape) >= 1, f"{name} {shape} has an empty side")
+    if len(shape) == 3 and max(shape[1:]) > MAX_SIDE:
+        raise LimitError(f"{name} {shape} is a map of more than {MAX_SIDE} positions a side")
+    if math.prod(shape) > MAX_NEURONS:
+        raise LimitError(
+            f"{name} {shape} is {math.prod(shape)} neurons; the limit is {MAX_NEURONS}"
+        )
+
+
+def require_pair(name: str, pair: tuple[int, int], low: int) -> None:
+    """Raise FileFormatError unless `pair` is two numbers from `low` to MAX_KERNEL_REACH."""
+    require(
+        len(pair) == 2 and all(low <= side <= MAX_KERNEL_REACH for side in pair),
+        f"{name} {pair} must be two numbers from {low} to {MAX_KERNEL_REACH}",
+    )
+
+
+def require_sparse_rows(
+    name: str, arrays: tuple[Array, Array, Array], count: int, width: int
+) -> None:
+    """Raise FileFormatError unless (starts, targets, weight) are `count` canonical rows: starts
+    that rise, targets below `width` and strictly rising in a row, no weight of 0.
+    """
+    starts, targets, weight = arrays
+    require_array(f"{name}: starts", starts, np.uint32, (count + 1,))
+    require_array(f"{name}: targets", targets, np.uint32, targets.shape[:1])
+    require_array(f"{name}: weights", weight, np.float32, targets.shape)
+    require(
+        starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
+        f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
+    )
+    if len(targets):
+        require(
+            int(targets.max()) < width,
+            f"{name}: a synapse targets {int(targets.max())}, but targets are 0..{width - 1}",
+        )
+        inside = np.ones(len(targets), np.bool_)
+        inside[starts[:-1][starts[:-1] < len(targets)]] = False
+        falls = np.flatnonzero(targets[1:] <= targets[:-1]) + 1
+        require(not inside[falls].any(), f"{name}: targets of a row are not strictly rising")
+        require((weight != 0).all(), f"{name}: a stored synapse has weight 0")
+
+
+def require_neuron(name: str, neuron: NeuronEquation) -> None:
+    """Raise FileFormatError unless the equation has known forms and usable float32 numbers."""
+    require(
+        neuron.charge in CHARGE, f"{name}: charge {neuron.charge!r}; known: {', '.join(CHARGE)}"
+    )
+    require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
+    numbers = [neuron.constant, neuron.v_threshold, neuron.rest, neuron.target]
+    with np.errstate(over="ignore"):
+        require(
+            np.isfinite(np.array(numbers, np.float32)).all(),
+            f"{name}: neuron numbers {numbers} are not finite in float32",
+        )
+    threshold, rest = np.float32(neuron.v_threshold), np.float32(neuron.rest)
+    require(threshold > 0, f"{name}: v_threshold {neuron.v_threshold} is not above 0")
+    require(
+        rest < threshold,
+        f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
+    )
+    require(
+        neuron.v_subtract is None or (neuron.v_reset is None and np.float32(neuron.target) > 0),
+        f"{name}: v_subtract {neuron.v_subtract} with v_reset {neuron.v_reset}; it is above 0, and "
+        "for soft reset alone",
+    )
+    require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
+
+
+def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:
+    """Raise FileFormatError for an edge that cannot be, LimitError for values beyond a byte."""
+    require(edge in ("spike", "graded", "analog"), f"{name}: edge {edge!r}")
+    valid = {"spike": bound == 1, "analog": bound is None}.get(
+        edge, bound is not None and bound >= 1
+    )
+    require(valid, f"{name}: a {edge} edge with bound {bound}")
+    if bound is not None and bound > MAX_GRADED:
+        raise LimitError(f"{name}: values up to {bound}; an event carries at most {MAX_GRADED}")

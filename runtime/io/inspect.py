@@ -1,0 +1,329 @@
+"""What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from shlex import quote
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.base.container import read_header
+from soul_deploy.base.errors import FileFormatError, SoulDeployError
+from soul_deploy.base.files import (
+    METADATA_KEY,
+    Array,
+    File,
+    TensorFile,
+    digest,
+    opened,
+    parse_json,
+    path_of,
+    read_tensors,
+)
+from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
+from soul_deploy.base.lazy import load_object
+from soul_deploy.runtime.format import file as eventfile
+from soul_deploy.runtime.format.network import (
+    Convolution,
+    DenseRows,
+    Edge,
+    EventNetwork,
+    Firing,
+    Layer,
+    Neurons,
+    ReadoutLayer,
+    Synapses,
+    Synaptic,
+)
+from soul_deploy.runtime.format.tap_tables import taps_met
+
+SCHEMA = "soul-deploy/inspect/1"
+MODEL_FORMAT = "soul-deploy/model/1"
+WEIGHT, MASK = "weight:", "channel_mask:"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+READABLE = "soul-deploy model files and event networks (.safetensors), and ONNX files (.onnx)"
+
+
+def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
+    """The contents of a file, by what it is: "model", "event" or "onnx".
+
+    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of jsontext.py.
+    Raises MissingFileError, LimitError, or FileFormatError for anything else or a damaged file.
+    """
+    with opened(file) as source:
+        kind = kind_of(source, max_memory=max_memory)
+        head = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "path": str(source),
+            "bytes": source.size,
+            "sha256": source.sha256(),
+        }
+        if kind == "onnx":
+            what = "inspecting an ONNX file"
+            reader = load_object("soul_deploy.export.onnx.reader:describe", what)
+            contents: dict[str, Any] = reader(source, max_memory=max_memory)
+            return head | contents
+        if kind == "event":
+            network = eventfile.load_event_network(source, max_memory=max_memory)
+            return head | describe_event(network)
+        return head | describe_model(read_tensors(source, max_memory=max_memory))
+
+
+def kind_of(file: File, *, max_memory: int | None = None) -> str:
+    """ "model", "event" or "onnx", from the file's first bytes and its metadata.
+
+    max_memory: as in `describe`. Raises MissingFileError, FileFormatError, LimitError.
+    """
+    with opened(file) as source:
+        start, suffix = source.start(9), source.path.suffix
+        if suffix == ".safetensors" or start[8:9] == b"{":
+            return _kind_of_tensors(read_tensors(source, max_memory=max_memory))
+        if suffix == ".onnx" or start[:1] == b"\x08":
+            return "onnx"
+        raise FileFormatError(f"{source} is {_guess(start)}; readable: {READABLE}")
+
+
+def _kind_of_tensors(found: TensorFile) -> str:
+    kinds = {eventfile.FORMAT: "event", MODEL_FORMAT: "model"}
+    document = found.description()
+    name = document.get("format") if isinstance(document, dict) else None
+    if isinstance(name, str) and name in kinds:
+        return kinds[name]
+    what = "without soul-deploy metadata" if name is None else f"of format {name!r}"
+    raise FileFormatError(
+        f"{found.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
+        f"{MODEL_FORMAT} and {eventfile.FORMAT}"
+    )
+
+
+def is_model_file(file: File) -> bool:
+    """Whether the file says that it is a model file; no more of it is looked at."""
+    try:
+        with opened(file) as source:
+            text = read_header(source).metadata.get(METADATA_KEY, "")
+        document = parse_json(text, "its metadata")
+    except SoulDeployError:
+        return False
+    return isinstance(document, dict) and document.get("format") == MODEL_FORMAT
+
+
+def require_event_network(file: File) -> None:
+    """Raise FileFormatError for a model file, saying what makes an event network of it."""
+    if is_model_file(file):
+        path = path_of(file)
+        raise FileFormatError(
+            f"{path} is a model file, which needs PyTorch; `soul-deploy export event "
+            f"{quote(str(path))}` makes an event network of it, which this command runs"
+        )
+
+
+def _guess(start: bytes) -> str:
+    if not start:
+        return "empty"
+    if start[:1] == b"\x80" or start[:2] == b"PK":
+        return "a pickle or an archive (it was not opened)"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        return "a text file"
+    return "of an unknown format"
+
+
+def describe_model(found: TensorFile) -> dict[str, Any]:
+    """A model file: its graph as rows, its description, its size. Raises FileFormatError."""
+    document = found.document(MODEL_FORMAT)
+    if digest(found.tensors) != document.get("digest"):
+        raise FileFormatError(
+            f"{found.path}: its tensors do not match their digest; the file is damaged"
+        )
+    try:
+        graph = load_object(
+            "soul_deploy.ir.graph:SpikingGraph", "inspecting a model file"
+        ).from_json(document["graph"])
+        info = document["info"]
+        return {
+            "stage": info["stage"],
+            "time_steps": graph.time_steps,
+            "input_shape": list(graph.input.shape),
+            "layers": _model_layers(graph, found.tensors),
+            **_totals(found.tensors),
+            "input_kind": info.get("input_kind", KIND_OF_OLD_FILES),
+            **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
+            "digest": document["digest"],
+        }
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{found.path}: its description cannot be read ({error!r})"
+        ) from error
+
+
+def _model_layers(graph: Any, tensors: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """One row per node; `graph` is a soul_deploy.ir.graph.SpikingGraph."""
+    rows = []
+    for node in graph.nodes:
+        owners = [node.name]
+        if getattr(node, "norm", None) is not None:
+            owners.append(node.norm.name)
+        mask = tensors.get(MASK + node.name)
+        edge = graph.edges[node.name]
+        rows.append(
+            {
+                "layer": node.name,
+                "operation": node.op,
+                "what": node.describe(),
+                "inputs": list(node.inputs),
+                "shape": list(graph.shapes[node.name]),
+                "edge": edge.kind,
+                "bound": edge.bound,
+                **_totals({n: a for n, a in tensors.items() if _owned(n, owners)}),
+                "channels_kept": None if mask is None else int(mask.sum()),
+                "channels": graph.shapes[node.name][0],
+            }
+        )
+    return rows
+
+
+def _owned(tensor: str, owners: list[str]) -> bool:
+    owner = tensor.removeprefix(WEIGHT).rpartition(".")[0]
+    return tensor.startswith(WEIGHT) and owner in owners
+
+
+def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
+    """Trained values (weights and biases, not running statistics) and how many are not 0."""
+    trained = [a for n, a in tensors.items() if n.startswith(WEIGHT) and not n.endswith(STATISTICS)]
+    return {
+        "parameters": sum(array.size for array in trained),
+        "nonzeros": sum(int(np.count_nonzero(array)) for array in trained),
+    }
+
+
+def describe_event(network: EventNetwork) -> dict[str, Any]:
+    """An event network: its layers as rows and what it is valid for."""
+    layers = [_layer_row(layer, network.edges[layer.sources[0]]) for layer in network.layers]
+    norm = network.normalization
+    rows = [*layers, _readout_row(network.readout)]
+    return {
+        "time_steps": network.time_steps,
+        "input_shape": list(network.input_shape),
+        "input_kind": network.input_kind,
+        "layers": rows,
+        "neurons": sum(layer.neurons for layer in network.populations),
+        "synapses": sum(row["synapses"] for row in rows),
+        "classes": list(network.classes),
+        "normalization": None if norm is None else asdict(norm),
+        "validity": {
+            "time_steps": network.time_steps if network.fixed_steps else None,
+            "reset_per_sample": network.reset_per_sample,
+        },
+        "source_sha256": network.source_sha256,
+        "digest": network.digest,
+    }
+
+
+def _layer_row(layer: Layer, edge: Edge) -> dict[str, Any]:
+    """One layer; edge: what arrives from its first source."""
+    if isinstance(layer, Synaptic):
+        return _synaptic_row(layer)
+    operation = eventfile.PLAIN[type(layer)]
+    row = _plain_row(layer.name, operation, ", ".join(layer.sources), layer.out_shape)
+    row |= {"edge": edge[0], "bound": edge[1]}
+    if isinstance(layer, Firing):
+        row |= {"neurons": layer.neurons, "generated": layer.generated}
+        row["neuron"] = asdict(layer.neuron)
+    return row
+
+
+def _synaptic_row(layer: Synaptic) -> dict[str, Any]:
+    synapses = layer.synapses
+    rows = synapses.rows
+    arrays = [rows.weight] if isinstance(rows, DenseRows) else [rows.starts, rows.targets]
+    arrays += [] if isinstance(rows, DenseRows) else [rows.weight]
+    arrays += [] if synapses.bias is None else [synapses.bias]
+    convolution = isinstance(synapses, Convolution)
+    return {
+        "layer": layer.name,
+        "projection": layer.projection,
+        "operation": "convolution" if convolution else "matrix",
+        "source": layer.source,
+        "shape": list(layer.out_shape),
+        "edge": layer.edge,
+        "bound": layer.bound,
+        "representation": representation_of(layer),
+        "alternatives": [asdict(item) for item in layer.alternatives],
+        "neurons": layer.neurons if isinstance(layer, Neurons) else 0,
+        "generated": layer.generated if isinstance(layer, Neurons) else 0,
+        "rows": _row_count(layer),
+        "synapses": stored_synapses(synapses),
+        "bytes": sum(array.nbytes for array in arrays),
+        "neuron": asdict(layer.neuron) if isinstance(layer, Neurons) else None,
+        "grid": layer.grid,
+    }
+
+
+def stored_synapses(synapses: Synapses) -> int:
+    """Nonzero weights that lead from neuron to neuron; one that many positions share counts once.
+
+    A kernel that is larger than the map has weights under which no neuron ever lies.
+    """
+    rows = synapses.rows
+    if not isinstance(synapses, Convolution):
+        return rows.synapses
+    if isinstance(rows, DenseRows):
+        lengths = np.count_nonzero(rows.weight, axis=3)
+    else:
+        starts = rows.starts.astype(np.int64)
+        lengths = np.diff(starts).reshape(synapses.in_shape[0], *synapses.kernel)
+    met = np.multiply.outer(taps_met(synapses, 0), taps_met(synapses, 1))
+    return int(lengths[:, met].sum())
+
+
+def representations(network: EventNetwork) -> list[dict[str, Any]]:
+    """Per layer with synapses: how they are stored, and what was weighed against it."""
+    keys = ("layer", "operation", "representation", "synapses", "bytes", "alternatives")
+    rows = (_synaptic_row(layer) for layer in network.projected)
+    return [{key: row[key] for key in keys} for row in rows]
+
+
+def representation_of(layer: Synaptic) -> str:
+    """ "dense", "sparse" (both shared by all positions of a convolution) or "explicit"."""
+    if isinstance(layer.synapses.rows, DenseRows):
+        return "dense"
+    return "sparse" if isinstance(layer.synapses, Convolution) else "explicit"
+
+
+def _row_count(layer: Synaptic) -> int:
+    """Rows of synapses: one per input neuron, or per channel and kernel position."""
+    synapses = layer.synapses
+    if isinstance(synapses, Convolution):
+        return synapses.in_shape[0] * math.prod(synapses.kernel)
+    return math.prod(synapses.in_shape)
+
+
+def _readout_row(readout: ReadoutLayer) -> dict[str, Any]:
+    arrays = [array for array in (readout.weight, readout.bias) if array is not None]
+    return {
+        **_plain_row(readout.name, "readout", readout.source, (readout.classes,)),
+        "synapses": 0 if readout.weight is None else int(np.count_nonzero(readout.weight)),
+        "bytes": sum(array.nbytes for array in arrays),
+    }
+
+
+def _plain_row(name: str, operation: str, source: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "layer": name,
+        "projection": None,
+        "operation": operation,
+        "source": source,
+        "shape": list(shape),
+        "edge": None,
+        "bound": None,
+        "representation": None,
+        "alternatives": [],
+        "neurons": 0,
+        "generated": 0,
+        "rows": 0,
+        "synapses": 0,
+        "bytes": 0,
+        "neuron": None,
+        "grid": None,
+    }

@@ -1,0 +1,79 @@
+"""Where compiled kernels are kept, and when they are stale.
+
+numba keeps a kernel until the file that it stands in changes. What it inlines from other files (a
+neuron's equation, a constant) may change without that: a source tree that was updated would run
+kernels of before. So all of a folder's kernels are compiled again when any source changes.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from numba import config, njit
+
+from soul_deploy.runtime.kernels.blas import defer_blas
+from soul_deploy.runtime.kernels.config import FASTMATH
+
+STAMP = "soul_deploy_kernels.sha256"
+
+
+def _nothing() -> None:
+    """What is compiled to see whether there is a folder for kernels, and which."""
+
+
+def _folder() -> Path | None:
+    try:
+        probe: Any = njit(cache=True, nogil=True, fastmath=FASTMATH)(_nothing)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return None
+    stats = getattr(probe, "stats", None)  # without compilation it is the function itself
+    return None if stats is None else Path(stats.cache_path)
+
+
+def sources_stamp(folders: Iterable[Path]) -> str:
+    """A sha256 over names, sizes and times of the Python files, and numba's bounds checks."""
+    sha = hashlib.sha256(f"bounds checks {config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")):
+            found = path.stat()
+            sha.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return sha.hexdigest()
+
+
+def forget_stale(kept: Path, stamp: str) -> None:
+    """Remove numba's indexes in the folder `kept` if they are of other sources.
+
+    Raises OSError if that cannot be done, or not be noted: they must not be used then.
+    """
+    mark = kept / STAMP
+    if mark.exists() and mark.read_bytes() == stamp.encode():
+        return
+    kept.mkdir(parents=True, exist_ok=True)
+    for index in kept.glob("*.nbi"):
+        index.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile(dir=kept, delete=False) as new:
+        new.write(stamp.encode())
+    try:
+        os.replace(new.name, mark)
+    finally:
+        Path(new.name).unlink(missing_ok=True)
+
+
+def _usable() -> bool:
+    """Whether there is a folder whose kernels are of these sources."""
+    kept = _folder()
+    if kept is None:
+        return False
+    try:
+        forget_stale(kept, sources_stamp([Path(__file__).parent]))
+    except OSError:
+        return False
+    return True
+
+
+defer_blas()  # every module with kernels imports this one, so none is compiled before
+CACHE = _usable()
+"""Whether kernels are kept on disk; without, each process compiles them, and says so."""

@@ -1,0 +1,147 @@
+"""Maps to maps and to scores: the compiled loops without synapses.
+
+As kernels.py: pure functions over arrays that were checked before. Loops with `first` and `last`
+compute that part of their output.
+"""
+
+import numpy as np
+from numba import njit
+from numba.extending import register_jitable
+
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.kernels.cache import CACHE
+from soul_deploy.runtime.kernels.config import BLOCK, FASTMATH
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def pick(current: Array, index: Array, first: int, last: int, out: Array) -> None:
+    """The currents of live neurons: out[t, i] = current[t, index[i]], i from `first` to `last`."""
+    for t in range(len(current)):
+        for i in range(first, last):
+            out[t, i] = current[t, np.uint64(index[i])]
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def place(spikes: Array, index: Array, first: int, last: int, out: Array) -> None:
+    """Spikes of live neurons into the map: out[t, index[i]] = spikes[t, i]; out (T, n)."""
+    for begin in range(first, last, BLOCK):
+        end = min(begin + BLOCK, last)
+        for t in range(len(spikes)):
+            source, to = spikes[t], out[t]
+            for i in range(np.uint64(begin), np.uint64(end)):
+                to[np.uint64(index[i])] = source[i]
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def silence(spikes: Array, index: Array, first: int, last: int) -> None:
+    """No spikes of dead neurons: spikes[t, index[i]] = 0, i from `first` to `last`."""
+    for t in range(len(spikes)):
+        fired = spikes[t]
+        for i in range(np.uint64(first), np.uint64(last)):
+            fired[np.uint64(index[i])] = 0
+
+
+@register_jitable
+def pool_into(
+    values: Array,
+    columns: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    out_columns: int,
+    first: int,
+    last: int,
+    lowest: np.uint8 | np.float32,
+    out: Array,
+) -> None:
+    """Maximum over windows, at least `lowest`; values (T, H·W, C), out (T, OH·OW, C).
+
+    Output positions from `first` to `last` are computed.
+    """
+    steps, positions, channels = values.shape
+    height = positions // columns
+    for t in range(steps):
+        for o in range(first, last):
+            top = (o // out_columns) * stride[0] - padding[0]
+            left = (o % out_columns) * stride[1] - padding[1]
+            target = out[t, o]
+            target[:] = lowest
+            for y in range(max(top, 0), min(top + kernel[0], height)):
+                for x in range(max(left, 0), min(left + kernel[1], columns)):
+                    source = values[t, y * columns + x]
+                    for c in range(channels):
+                        target[c] = max(target[c], source[c])
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def max_pool(
+    spikes: Array,
+    columns: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    out_columns: int,
+    first: int,
+    last: int,
+    out: Array,
+) -> None:
+    """Maximum over windows; spikes (T, H·W, C) uint8, out (T, OH·OW, C) uint8. Of spikes: OR."""
+    lowest = np.uint8(0)
+    pool_into(spikes, columns, kernel, stride, padding, out_columns, first, last, lowest, out)
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def max_pool_analog(
+    values: Array,
+    columns: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    out_columns: int,
+    first: int,
+    last: int,
+    out: Array,
+) -> None:
+    """As `max_pool` for float32 values of any sign; every window meets a value."""
+    lowest = np.float32(-np.inf)
+    pool_into(values, columns, kernel, stride, padding, out_columns, first, last, lowest, out)
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def sum_spikes(spikes: Array, out: Array) -> None:
+    """Sums over time and positions; spikes (T, P, C) uint8, out (C,) int64."""
+    steps, positions, channels = spikes.shape
+    out[:] = 0
+    for t in range(steps):
+        for p in range(positions):
+            source = spikes[t, p]
+            for c in range(channels):
+                out[c] += source[c]
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def score(sums: Array, weight: Array, bias: Array, scale: np.float32, out: Array) -> None:
+    """out = (sums @ weight) · scale + bias, each rounded once; weight (C, classes), out (classes,).
+
+    The integer sums are exact in float32 up to 2^24.
+    """
+    out[:] = np.float32(0)
+    for c in range(len(sums)):
+        count = np.float32(sums[c])
+        row = weight[c]
+        for k in range(len(out)):
+            out[k] += count * row[k]
+    for k in range(len(out)):
+        out[k] = out[k] * scale
+    for k in range(len(bias)):
+        out[k] += bias[k]
+
+
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
+    """out[k] = (sum of the `votes` neighbouring sums of class k) · scale."""
+    for k in range(len(out)):
+        total = np.int64(0)
+        for i in range(votes):
+            total += sums[k * votes + i]
+        out[k] = np.float32(total) * scale

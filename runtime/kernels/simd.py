@@ -1,0 +1,215 @@
+"""The innermost steps over lanes, written as vector instructions.
+
+The compiler finds these vectors only with an optimisation that numba keeps off, and without them
+lanes are slower than going step by step. Each stands next to the same thing in plain Python, which
+runs when compilation is off. Arithmetic is that of the plain form: one rounded product, one rounded
+sum per lane.
+
+They take the number of lanes as a constant of the kernel that calls them. They are no closures over
+it: compiled kernels are found again on disk by what their closures hold, and an intrinsic is never
+the same twice.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from soul_deploy.base.files import Array
+
+UNROLLED = 4
+"""Synapses per turn of the innermost loop."""
+
+TURNED = 8
+"""Neurons whose lanes are turned at once."""
+
+WIDE = ir.IntType(64)
+
+
+def compiled() -> bool:
+    """Whether numba compiles; NUMBA_DISABLE_JIT=1 turns it off."""
+    off: bool = config.DISABLE_JIT  # type: ignore[attr-defined]
+    return not off
+
+
+class _Emitter:
+    """Emits vector loads and stores for one call of an intrinsic."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self.context, self.builder, self.signature, self.args = context, builder, signature, args
+
+    def array(self, i: int) -> Any:
+        """Argument i, an array."""
+        return self.context.make_array(self.signature.args[i])(
+            self.context, self.builder, self.args[i]
+        )
+
+    def index(self, i: int) -> Any:
+        """Argument i, an integer of any width, as 64 bits."""
+        kind = self.signature.args[i]
+        if kind.bitwidth == 64:
+            return self.args[i]
+        return (self.builder.sext if kind.signed else self.builder.zext)(self.args[i], WIDE)
+
+    def vector_at(self, pointer: Any, place: Any, vector: Any) -> Any:
+        """Where the floats from index `place` on are, as a vector."""
+        return self.builder.bitcast(self.builder.gep(pointer, [place]), vector.as_pointer())
+
+    def times(self, value: Any, factor: int) -> Any:
+        """value · factor."""
+        return self.builder.mul(value, WIDE(factor))
+
+    def everywhere(self, value: Any, vector: Any) -> Any:
+        """A float in every lane."""
+        nothing = ir.Constant(vector, ir.Undefined)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+        one = self.builder.insert_element(nothing, value, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(one, nothing, mask)
+
+
+def floats(count: int) -> Any:
+    """The vector type."""
+    return ir.VectorType(ir.FloatType(), count)
+
+
+def _add_row_plainly(
+    out: Array,
+    base: int,
+    targets: Array,
+    weight: Array,
+    begin: int,
+    end: int,
+    amounts: Array,
+    event: int,
+    lanes: int,
+) -> None:
+    """out[base + targets[k]] += weight[k] · amounts[event], all lanes, k from `begin` to `end`.
+
+    out (n, lanes), amounts (events, lanes).
+    """
+    for k in range(begin, end):
+        out[base + targets[k]] += weight[k] * amounts[event]
+
+
+@intrinsic(prefer_literal=True)
+def _vector_add_row(
+    typing: Any,
+    out: Any,
+    base: Any,
+    targets: Any,
+    weight: Any,
+    begin: Any,
+    end: Any,
+    amounts: Any,
+    event: Any,
+    lanes: Any,
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _emit_add_row(_Emitter(context, builder, signature, args), lanes.literal_value)
+        return context.get_dummy_value()
+
+    return types.void(out, base, targets, weight, begin, end, amounts, event, lanes), generate
+
+
+def _emit_add_row(e: _Emitter, lanes: int) -> None:
+    """The loop over a row, `UNROLLED` synapses per turn, then the rest one by one."""
+    b, vector = e.builder, floats(lanes)
+    targets, weight = e.array(2).data, e.array(3).data
+    first = b.gep(e.array(0).data, [e.times(e.index(1), lanes)])
+    begin, end = e.index(4), e.index(5)
+    place = e.vector_at(e.array(6).data, e.times(e.index(7), lanes), vector)
+    factors = b.load(place, align=4)
+
+    def add(k: Any) -> None:
+        target = b.zext(b.load(b.gep(targets, [k])), WIDE)
+        place = e.vector_at(first, e.times(target, lanes), vector)
+        product = b.fmul(e.everywhere(b.load(b.gep(weight, [k])), vector), factors)
+        b.store(b.fadd(b.load(place, align=4), product), place, align=4)
+
+    even = b.add(begin, b.and_(b.sub(end, begin), WIDE(-UNROLLED)))
+    with cgutils.for_range_slice(b, begin, even, WIDE(UNROLLED), WIDE) as (k, _):
+        for i in range(UNROLLED):
+            add(b.add(k, WIDE(i)))
+    with cgutils.for_range_slice(b, even, end, WIDE(1), WIDE) as (k, _):
+        add(k)
+
+
+def _put_plainly(out: Array, neuron: int, value: float, lanes: int) -> None:
+    """out[neuron] = value in every lane; out (n, lanes)."""
+    out[neuron] = value
+
+
+@intrinsic(prefer_literal=True)
+def _vector_put(typing: Any, out: Any, neuron: Any, value: Any, lanes: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, vector = _Emitter(context, builder, signature, args), floats(lanes.literal_value)
+        place = e.vector_at(e.array(0).data, e.times(e.index(1), vector.count), vector)
+        builder.store(e.everywhere(args[2], vector), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(out, neuron, value, lanes), generate
+
+
+def _turn_plainly(current: Array, neuron: int, arriving: Array, place: int, lanes: int) -> None:
+    """arriving[:, place + i] = current[neuron + i] for i below TURNED; current (n, lanes)."""
+    arriving[:, place : place + TURNED] = current[neuron : neuron + TURNED].T
+
+
+@intrinsic(prefer_literal=True)
+def _vector_turn(
+    typing: Any, current: Any, neuron: Any, arriving: Any, place: Any, lanes: Any
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _emit_turn(_Emitter(context, builder, signature, args), lanes.literal_value)
+        return context.get_dummy_value()
+
+    return types.void(current, neuron, arriving, place, lanes), generate
+
+
+def _emit_turn(e: _Emitter, lanes: int) -> None:
+    b, block, row = e.builder, floats(TURNED * lanes), floats(TURNED)
+    source = e.vector_at(e.array(0).data, e.times(e.index(1), lanes), block)
+    values, nothing = b.load(source, align=4), ir.Constant(block, ir.Undefined)
+    arriving = e.array(2)
+    pitch = b.extract_value(arriving.shape, 1)
+    for t in range(lanes):
+        picked = [i * lanes + t for i in range(TURNED)]
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), TURNED), picked)
+        to = e.vector_at(arriving.data, b.add(e.times(pitch, t), e.index(3)), row)
+        b.store(b.shuffle_vector(values, nothing, mask), to, align=4)
+
+
+def _fetch_plainly(array: Array, place: int) -> None:
+    """Ask for the cache line of array[place] before it is needed; no effect on any value."""
+
+
+@intrinsic
+def _prefetch(typing: Any, array: Any, place: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = _Emitter(context, builder, signature, args)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        line = builder.bitcast(builder.gep(e.array(0).data, [e.index(1)]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        name = "llvm.prefetch.p0i8"
+        prefetch = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            builder.module, kind, name
+        )
+        builder.call(prefetch, [line, number(0), number(3), number(1)])  # to read, soon, data
+        return context.get_dummy_value()
+
+    return types.void(array, place), generate
+
+
+add_row: Any = _vector_add_row if compiled() else _add_row_plainly
+"""add_row(out, base, targets, weight, begin, end, amounts, event, lanes): `_add_row_plainly`."""
+
+put: Any = _vector_put if compiled() else _put_plainly
+"""put(out, neuron, value, lanes): `_put_plainly`."""
+
+turn: Any = _vector_turn if compiled() else _turn_plainly
+"""turn(current, neuron, arriving, place, lanes): `_turn_plainly`."""
+
+fetch: Any = _prefetch if compiled() else _fetch_plainly
+"""fetch(array, place): `_fetch_plainly`."""

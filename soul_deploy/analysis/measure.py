@@ -1,0 +1,296 @@
+"""Measuring what a report says: counts, sizes and estimates of one network on some samples."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.analysis.connectivity import dense_synapses
+from soul_deploy.analysis.dense_ops import DenseOps, dense_ops, static_nodes
+from soul_deploy.analysis.other_tools import CompatCounts, compat_model, total_compat
+from soul_deploy.analysis.report import LayerReport, OpsReport
+from soul_deploy.analysis.synops import (
+    Counted,
+    CountedLayer,
+    CountedPooling,
+    CountedPopulation,
+    count_model,
+    counted_nodes,
+)
+from soul_deploy.base.errors import UsageError, VerificationError
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import Population, Readout, SpikingGraph
+from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.lowering.linear_operators import ReadoutOperator
+from soul_deploy.lowering.liveness import deployed, live_values
+from soul_deploy.model.model import Model
+from soul_deploy.runtime.ops.counters import LayerCounts
+from soul_deploy.runtime.ops.energy import Activity, Arrays, Rows, memory_energy, ops_energy
+
+
+@dataclass(frozen=True)
+class Original:
+    """What denominators are taken from: the network before anything was removed.
+
+    neurons: of each population. weights, synapses: of each projection and the readout's head, with
+    none of them 0; average pooling is composed into the synapses, as it is into stored ones.
+    """
+
+    name: str
+    neurons: Mapping[str, int]
+    weights: Mapping[str, int]
+    synapses: Mapping[str, int]
+
+
+def original_of(name: str, model: Model) -> Original:
+    """The denominators that `model` gives."""
+    graph = model.graph
+    neurons = {p.name: int(np.prod(graph.shapes[p.name])) for p in graph.populations}
+    folded = fold(graph, model.state, model.channel_masks)
+    weights = {node: synapses.weight.size for node, synapses in folded.items()}
+    return Original(name, neurons, weights, dense_synapses(graph, head=True))
+
+
+@dataclass(frozen=True)
+class EnergyChoice:
+    """Which estimates: presets, optional terms, memory models, form of the rows."""
+
+    presets: tuple[str, ...] = ("fp32", "fp16", "int8")
+    terms: tuple[str, ...] = ()
+    memories: tuple[str, ...] = ("eie45", "horowitz45")
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was run: the file, its digest and size, and what the images are."""
+
+    path: str
+    sha256: str
+    artifact_bytes: int
+    data: Mapping[str, Any]
+
+
+def ops_report(
+    model: Model, images: Tensor, original: Original, measured: Measured, choice: EnergyChoice
+) -> OpsReport:
+    """Run `model` on normalised images (B, C, H, W) or (T, B, C, H, W), and count everything.
+
+    Raises UsageError if the original lacks a layer of the model or has fewer neurons, weights or
+    synapses in one, VerificationError if a count breaks a bound.
+    """
+    graph = model.graph
+    _require_same_layers(graph, original)
+    static = images.dim() == len(graph.input.shape) + 1
+    samples = images.shape[0] if static else images.shape[1]
+    live, compat = deployed(model), compat_model(model, images)
+    run = _Run(model, live, original, samples, static, choice.rows, fired(model, images))
+    counts = count_model(live, images)
+    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    entries = sorted(counted_nodes(live), key=lambda entry: order[entry.name])
+    layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
+    for layer in layers:
+        _require_fewer(original, layer.name, "weights", layer.weights_nz, layer.weights)
+        _require_fewer(original, layer.name, "synapses", layer.synapses, layer.synapses_dense)
+        if layer.name in compat:
+            _require_ordered(layer, compat[layer.name])
+    activities = {layer.name: layer.activity for layer in layers}
+    arrays = {layer.name: layer.arrays for layer in layers}
+    return OpsReport(
+        measured.path,
+        measured.sha256,
+        model.info.stage,
+        measured.data,
+        samples,
+        graph.time_steps,
+        original.name,
+        layers,
+        total_compat(compat),
+        sum(array.nbytes for array in model.state.values()),
+        measured.artifact_bytes,
+        tuple(ops_energy(activities, preset, choice.terms) for preset in choice.presets),
+        tuple(memory_energy(activities, arrays, memory) for memory in choice.memories),
+    )
+
+
+def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
+    for node in graph.populations:
+        if node.name not in original.neurons:
+            raise _not_the_original(original, f"has no population {node.name!r}")
+        here, there = math.prod(graph.shapes[node.name]), original.neurons[node.name]
+        _require_fewer(original, node.name, "neurons", here, there)
+    for projection in graph.projections:
+        if projection.name not in original.synapses:
+            raise _not_the_original(original, f"has no projection {projection.name!r}")
+    if graph.readout.name not in original.synapses:
+        raise _not_the_original(original, f"has no readout {graph.readout.name!r}")
+
+
+def _require_fewer(original: Original, name: str, what: str, here: int, there: int) -> None:
+    if here > there:
+        found = f"has {there:,} {what} in {name}, and this network {here:,}"
+        raise _not_the_original(original, found)
+
+
+def _not_the_original(original: Original, found: str) -> UsageError:
+    return UsageError(
+        f"{original.name} {found}; firing rates and sparsities need the network that this one came "
+        "from. Give it first, or with --original"
+    )
+
+
+def _require_ordered(layer: LayerReport, compat: CompatCounts) -> None:
+    """On the same spikes, each rule that leaves out more counts no more."""
+    if layer.edge is None or layer.edge.kind != "spike" or layer.op == "readout":
+        return
+    c = layer.counts
+    if compat.neurobench_acs == 0 and compat.neurobench_macs:
+        return  # average pooling is composed into it: others see fewer, larger values
+    order = [c.synops_events, compat.neurobench_acs, compat.spikingjelly_synops]
+    if order != sorted(order):
+        raise VerificationError(
+            f"{layer.name}: SynOps {order[0]}, with masked targets {order[1]}, with zero weights "
+            f"{order[2]} must not fall; the counts are wrong. Please report this with the file"
+        )
+
+
+@torch.no_grad()
+def fired(model: Model, images: Tensor, chunk: int = 64) -> dict[str, int]:
+    """Spikes of every population, of neurons that nothing reads too, generated channels too."""
+    module = model.module()
+    axis = 0 if module.as_signal(images).static else 1
+    totals = {node.name: 0 for node in model.graph.populations}
+    for part in torch.split(images, chunk, dim=axis):
+        for name, spikes in module.record(part).spikes.items():
+            totals[name] += int(spikes.sum())
+    return totals
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the entries of a report are made from."""
+
+    model: Model
+    live: Model
+    original: Original
+    samples: int
+    static: bool
+    rows: Rows | None
+    fired: Mapping[str, int]
+
+    @property
+    def graph(self) -> SpikingGraph:
+        return self.model.graph
+
+    @cached_property
+    def folded(self) -> dict[str, Synapses]:
+        return fold(self.graph, self.model.state, self.model.channel_masks)
+
+    @cached_property
+    def sources(self) -> dict[str, Array | None]:
+        """Where events can come from."""
+        return live_values(self.live)
+
+    @cached_property
+    def dense(self) -> dict[str, DenseOps]:
+        return dense_ops(self.graph)
+
+    @cached_property
+    def once(self) -> frozenset[str]:
+        """What is executed once per image."""
+        return static_nodes(self.graph) if self.static else frozenset()
+
+    def layer(self, entry: Counted, counts: LayerCounts) -> LayerReport:
+        """One entry of the report."""
+        if isinstance(entry, CountedLayer):
+            return self._projection(entry, counts)
+        size = 4 * math.prod(self.graph.shapes[entry.name])
+        sizes = {} if isinstance(entry, CountedPooling) else {"membranes": size, "events": size}
+        return LayerReport(
+            name=entry.name,
+            op=self.graph[entry.name].op,
+            counts=counts,
+            activity=Activity(counts, leaky=self._leaky(entry.name)),
+            arrays=Arrays(sizes, "explicit"),
+            **self._neurons(entry.name if isinstance(entry, CountedPopulation) else None),
+        )
+
+    def _projection(self, entry: CountedLayer, counts: LayerCounts) -> LayerReport:
+        name, source, graph = entry.name, entry.composed.source, self.graph
+        operator = entry.composed.operator
+        if isinstance(operator, ReadoutOperator):
+            executions, once = self.samples, False
+        else:
+            once = source in self.once
+            executions = self.samples * (1 if once else graph.time_steps)
+        before, fan_out = self.sources[source], entry.fanout
+        if before is not None and before.shape == fan_out.shape:
+            fan_out = fan_out * before
+        synapses = self.folded.get(name)
+        kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
+        graded = entry.edge.kind == "graded" or isinstance(graph[name], Readout)
+        analog = (0, 0, 0)
+        if entry.edge.kind == "analog":
+            read = executions * math.prod(graph.shapes[source])
+            analog = (read, executions * entry.targets, self.samples * kept)
+        return LayerReport(
+            name=name,
+            op=graph[name].op,
+            edge=entry.edge,
+            static=once,
+            counts=counts,
+            executions=executions,
+            dense=self.dense[name],
+            synapses=int(fan_out.sum()),
+            synapses_dense=self.original.synapses[name],
+            weights_nz=kept,
+            weights=self.original.weights.get(name, 0),
+            activity=Activity(counts, graded, self._leaky(entry.population), analog),
+            arrays=self._arrays(entry, int(fan_out.sum()), synapses),
+            **self._neurons(entry.population),
+        )
+
+    def _arrays(self, entry: CountedLayer, stored: int, synapses: Synapses | None) -> Arrays:
+        """Explicit rows: 4 bytes each of index and weight. Implicit: the weights, zeros too."""
+        shapes = self.graph.shapes
+        read, written = (math.prod(shapes[name]) for name in (entry.composed.source, entry.name))
+        weights = 0 if synapses is None else synapses.weight.size
+        rows: Rows = "explicit" if 2 * stored <= weights else "implicit"
+        rows = rows if self.rows is None else self.rows
+        bias = None if synapses is None else synapses.bias
+        return Arrays(
+            {
+                "events": 4 * max(read, written),
+                "pointers": 4 * (read + 1),
+                "synapses": 8 * stored if rows == "explicit" else 4 * weights,
+                "membranes": 4 * entry.targets,
+                "biases": 0 if bias is None else 4 * len(bias),
+                "inputs": 4 * read,
+            },
+            rows,
+        )
+
+    def _leaky(self, population: str | None) -> bool:
+        node = None if population is None else self.graph[population]
+        return isinstance(node, Population) and node.neuron.family != "if"
+
+    def _neurons(self, population: str | None) -> Any:
+        """Live neurons, the original's, and spikes of all outputs, for the population behind."""
+        if population is None:
+            return {"neurons": 0, "neurons_original": 0, "activation": (0, 0)}
+        mask = self.live.neuron_masks.get(population)
+        size = math.prod(self.graph.shapes[population])
+        every = self.original.neurons[population]
+        return {
+            "neurons": size if mask is None else int(mask.sum()),
+            "neurons_original": every,
+            "activation": (
+                self.fired[population],
+                self.samples * self.graph.time_steps * every,
+            ),
+        }

@@ -1,0 +1,234 @@
+"""The same network counted by other tools' rules, for comparison with their numbers.
+
+Tools look at layers: each projection on its own input, with batch norm folded, before average
+pooling is composed into it. Where they decide by the data whether a layer works on spikes, we
+decide by the graph. The rules are in docs/counting.md; the sources:
+
+- NeuroBench 2.x, metrics/workload/synaptic_operations.py: nonzero inputs × nonzero weights, inside
+  the output; additions on spikes, multiplications otherwise
+- SpikingJelly 2.x, op_counter: spikes × all weights inside the output (SynOps); layers without
+  spikes are dense multiplications, padding among them
+- sinabs, hooks.py: as SpikingJelly's SynOps, times the event's value; average pooling undone
+- Shi et al., ICLR 2024, published utils.py, SOPMonitor: value × nonzero weights × unmasked targets;
+  first layer and head left out
+- rate × FLOPs (Yao et al., 2023; Zhou et al., 2023): mean input × dense operations, padding among
+  them, all steps
+- syops-counter, ops.py: the same, with the bias among the operations; layers whose input is not 0/1
+  are dense multiplications
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
+from soul_deploy.analysis.synops import fanout, live_targets
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import VerificationError
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Flatten,
+    Node,
+    Readout,
+    SpikingGraph,
+)
+from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.lowering.linear_operators import base_operator, compose
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import GraphModule, Signal
+
+ZERO = Fraction(0)
+
+
+@dataclass(frozen=True)
+class CompatCounts:
+    """One layer's, or a network's, counts by other rules, summed over samples and steps."""
+
+    neurobench_acs: int = 0
+    neurobench_macs: int = 0
+    neurobench_dense: int = 0
+    spikingjelly_synops: int = 0
+    spikingjelly_macs: int = 0
+    sinabs: int = 0
+    upr_sops: Fraction = ZERO
+    rate_flops: Fraction = ZERO
+    syops_acs: Fraction = ZERO
+    syops_macs: int = 0
+
+    def __add__(self, other: "CompatCounts") -> "CompatCounts":
+        return CompatCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@brief
+@dataclass(frozen=True)
+class LayerInput:
+    """What a layer's input held: `values / scale`, whole numbers (n, *shape); None: analog.
+
+    scale: the area of the average pooling windows between the spikes and the layer, or 1.
+    nonzero: bool (n, *shape). binary: a spike edge, so 0/1.
+    """
+
+    nonzero: Tensor
+    values: Tensor | None
+    scale: int
+    binary: bool
+
+
+@torch.no_grad()
+def compat_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, CompatCounts]:
+    """Counts by layer, of every projection and the readout, on images (B, C, H, W) or
+    (T, B, C, H, W); masks as the model has them, nothing left out besides.
+    """
+    module, rules = model.module(), _rules(model)
+    axis = 0 if module.as_signal(images).static else 1
+    totals = dict.fromkeys(rules, CompatCounts())
+    for part in torch.split(images, chunk, dim=axis):
+        known = {model.graph.input.name: module.as_signal(part)}
+        for name, rule in rules.items():
+            known |= module.evaluate(known, [rule.source])
+            totals[name] += rule.count(module, known[rule.source])
+    return totals
+
+
+def compat_layer(model: Model, name: str, held: Signal) -> CompatCounts:
+    """Counts of one projection, or of the readout's head, for what its source node held."""
+    return _rules(model)[name].count(model.module(), held)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What one layer is counted by; the maps are int64 in the input's shape.
+
+    every: all weights; stored: nonzero ones; live: nonzero ones onto unmasked targets.
+    """
+
+    graph: SpikingGraph
+    node: Node
+    source: str
+    dense: DenseOps
+    outputs: int
+    biased: bool
+    every: Array
+    stored: Array
+    live: Array
+
+    def count(self, module: GraphModule, held: Signal) -> CompatCounts:
+        found = layer_input(self.graph, module, self.node, held)
+        return count_compat(self, found, static=held.static)
+
+
+def _rules(model: Model) -> dict[str, _Rule]:
+    graph = model.graph
+    folded = fold(graph, model.state, model.channel_masks)
+    dense = dense_ops(graph)
+    rules = {}
+    for node in (*graph.projections, graph.readout):
+        if isinstance(node, Readout) and not node.linear:
+            continue
+        maps = _maps(model, node, folded[node.name])
+        outputs = math.prod(graph.shapes[node.name])
+        source = compose(graph, folded, node.name).source
+        biased = folded[node.name].bias is not None
+        rules[node.name] = _Rule(graph, node, source, dense[node.name], outputs, biased, *maps)
+    return rules
+
+
+def _maps(model: Model, node: Node, synapses: Synapses) -> tuple[Array, Array, Array]:
+    if isinstance(node, Readout):
+        columns: Array = (synapses.weight != 0).sum(axis=0, dtype=np.int64)
+        return np.full_like(columns, len(synapses.weight)), columns, columns
+    operator = base_operator(model.graph, node, synapses)
+    ones = replace(operator, weight=np.ones_like(operator.weight))
+    live = live_targets(model.graph, model.neuron_masks, node.name)
+    return fanout(ones), fanout(operator), fanout(operator, live)
+
+
+def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, held: Signal) -> LayerInput:
+    """The input of a projection, or the sums that the readout's head weighs."""
+    source, between = _between(graph, node)
+    edge = graph.edges[source]
+    scale = math.prod(_divisor(graph, pool) for pool in between)
+    exact = Signal(held.tensor.double(), held.static)
+    values = module.evaluate({source: exact}, [node.inputs[0]])[node.inputs[0]].tensor
+    if isinstance(node, Readout):
+        values = values.sum(0)
+        values = values.sum(dim=(2, 3)) if values.dim() == 4 else values
+    elif not held.static:
+        values = values.flatten(0, 1)
+    if edge.kind == "analog":
+        return LayerInput(values != 0, None, 1, False)
+    whole = (values * scale).round()
+    if (whole - values * scale).abs().max() > 1e-6:
+        raise VerificationError(f"{node.name}: pooled spikes are no multiples of 1/{scale}")
+    binary = edge.kind == "spike" and scale == 1 and not isinstance(node, Readout)
+    return LayerInput(values != 0, whole.to(torch.int64), scale, binary)
+
+
+def _between(graph: SpikingGraph, node: Node) -> tuple[str, list[Node]]:
+    between: list[Node] = []
+    current = graph[node.inputs[0]]
+    while isinstance(current, AvgPool | AdaptiveAvgPool | Flatten):
+        between.append(current)
+        current = graph[current.inputs[0]]
+    return current.name, between
+
+
+def _divisor(graph: SpikingGraph, pool: Node) -> int:
+    """A number that makes every mean of the pooling a whole number."""
+    if isinstance(pool, AvgPool):
+        return pool.kernel[0] * pool.kernel[1]
+    if not isinstance(pool, AdaptiveAvgPool):
+        return 1
+    areas = 1
+    for side, count in zip(graph.shapes[pool.inputs[0]][1:], pool.size, strict=True):
+        spans = {-(-(o + 1) * side // count) - o * side // count for o in range(count)}
+        areas *= math.lcm(*spans)
+    return areas
+
+
+def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
+    """One layer's counts for what its input held."""
+    dense, executions = rule.dense, len(x.nonzero)
+    every, stored, live = (
+        torch.from_numpy(m).reshape(-1) for m in (rule.every, rule.stored, rule.live)
+    )
+    events = x.nonzero.flatten(1).to(torch.int64).sum(0)
+    head = isinstance(rule.node, Readout)
+    effective = int((events * stored).sum())
+    padded = dense.padded + (rule.outputs if rule.biased else 0)
+    found = CompatCounts(
+        neurobench_acs=effective if x.binary else 0,
+        neurobench_macs=0 if x.binary else effective,
+        neurobench_dense=executions * dense.valid,
+        spikingjelly_synops=int((events * every).sum()) if x.binary else 0,
+        spikingjelly_macs=0 if x.binary else executions * dense.padded,
+        syops_macs=0 if x.binary else executions * padded,
+    )
+    if x.values is None:  # images, currents: no number of spikes
+        return found
+    value = x.values.flatten(1).sum(0)
+    total, size = Fraction(int(value.sum()), x.scale), _rate_size(rule)
+    return replace(
+        found,
+        sinabs=int((value * every).sum()),
+        upr_sops=ZERO if head else Fraction(int((value * live).sum()), x.scale),
+        rate_flops=dense.padded * total / size,
+        syops_acs=padded * total / size if x.binary else ZERO,
+    )
+
+
+def _rate_size(rule: _Rule) -> int:
+    """How many values a rate is the mean of; the head's input was already summed over space."""
+    return math.prod(rule.graph.shapes[rule.node.inputs[0]])
+
+
+def total_compat(layers: Mapping[str, CompatCounts]) -> CompatCounts:
+    """The whole network's."""
+    return sum(layers.values(), CompatCounts())

@@ -1,0 +1,203 @@
+"""The reference network of the benchmark: 6Conv2FC with random weights, firing at a given rate.
+
+Anyone can repeat a timing without training: density of the weights, firing rate and T are what a
+runtime's speed depends on. With `connectivity`, it is the paper's pruned network instead
+(Shi et al., ICLR 2024): half of the neurons of convolutions 1 to 5 live, and as many weights as
+give that share of the dense network's 1,614,720,000 synapses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivity
+from soul_deploy.base.errors import UsageError
+from soul_deploy.base.files import Array, write_atomically
+from soul_deploy.ir.graph import NeuronSpec, Population, Projection, Shape, SpikingGraph
+from soul_deploy.model.model import Model, ModelInfo, arrays_of, save_model
+from soul_deploy.nn.graph_module import GraphModule, HardGate, Signal
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.zoo.registry import NetworkOptions, create
+
+IMAGE: Shape = (3, 32, 32)
+HALVED = range(1, 6)  # convolutions whose populations lose half of their neurons
+BISECTIONS = 24
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference network is.
+
+    density       share of nonzero weights, or None with `connectivity`
+    connectivity  share of the dense synapses that are left, or None
+    rate          share of (live) neurons that fire per step, in every layer
+    width, hidden, image   256, 2048 and 3×32×32 in the paper; smaller in tests
+    """
+
+    density: float | None = 1.0
+    connectivity: float | None = None
+    rate: float = 0.08
+    time_steps: int = 4
+    seed: int = 2025
+    width: int = 256
+    hidden: int = 2048
+    image: Shape = IMAGE
+
+    def __post_init__(self) -> None:
+        if (self.density is None) == (self.connectivity is None):
+            raise UsageError("give either density or connectivity, not both and not neither")
+        for name in ("density", "connectivity", "rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UsageError(f"{name} {value:g} must be above 0 and at most 1")
+
+
+def reference_model(wanted: Reference) -> Model:
+    """The network: random weights and masks from the seed, then every layer set to its rate.
+
+    Convolutions get batch norm statistics from their own currents and one bias for all channels;
+    the linear layers, which have neither, a factor on their weights.
+    """
+    options = NetworkOptions(
+        wanted.image, 10, NeuronSpec(), wanted.time_steps, hidden=wanted.hidden, width=wanted.width
+    )
+    _, graph = create("cifar10net", options)
+    rng = np.random.default_rng(wanted.seed)
+    masks = _neuron_masks(graph, rng) if wanted.connectivity is not None else {}
+    module = GraphModule(graph).eval()
+    _draw_weights(module, graph, masks, wanted, rng)
+    for name, keep in masks.items():
+        module.neuron_gates[name] = HardGate(torch.from_numpy(keep.astype(np.float32)))
+    image = torch.from_numpy(rng.standard_normal((1, *wanted.image)).astype(np.float32))
+    with torch.no_grad():
+        _set_rates(module, module.as_signal(image), wanted.rate)
+    provenance = {"reference": "6Conv2FC", **asdict(wanted)}
+    info = ModelInfo("masked" if masks else "dense", None, (), provenance)
+    return replace(Model(graph, arrays_of(module.state_dict()), {}, info), neuron_masks=masks)
+
+
+def write_reference(folder: Path, images: int, wanted: Reference) -> tuple[Path, Path]:
+    """Write the model file and `images` random images (N, C, H, W) of the kind it was set on."""
+    model, inputs = folder / "reference.safetensors", folder / "reference.npy"
+    save_model(model, reference_model(wanted))
+    rng = np.random.default_rng(wanted.seed + 1)
+    drawn = rng.standard_normal((images, *wanted.image)).astype(np.float32)
+    write_atomically(inputs, lambda temporary: _save_array(temporary, drawn))
+    return model, inputs
+
+
+def _save_array(path: Path, array: Array) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def _neuron_masks(graph: SpikingGraph, rng: np.random.Generator) -> dict[str, Array]:
+    """Half of the neurons of each chosen population, position by position."""
+    masks = {}
+    for index in HALVED:
+        name = graph.populations[index].name
+        keep = np.zeros(int(np.prod(graph.shapes[name])), bool)
+        keep[rng.permutation(len(keep))[: len(keep) // 2]] = True
+        masks[name] = keep.reshape(graph.shapes[name])
+    return masks
+
+
+def _draw_weights(
+    module: GraphModule,
+    graph: SpikingGraph,
+    masks: Mapping[str, Array],
+    wanted: Reference,
+    rng: np.random.Generator,
+) -> None:
+    """Normal weights, of which those with the lowest of another random number are kept."""
+    ranks = {}
+    for node in graph.projections:
+        weight = module.get_submodule(node.name).weight
+        assert isinstance(weight, Tensor)
+        weight.data.copy_(torch.from_numpy(rng.standard_normal(weight.shape, np.float32)))
+        ranks[node.name] = rng.random(weight.shape, np.float32)
+    density = wanted.density
+    if density is None:
+        assert wanted.connectivity is not None
+        density = _density_for(graph, ranks, masks, wanted.connectivity)
+    for name, rank in ranks.items():
+        weight = module.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weight.data.mul_(torch.from_numpy((rank < density).astype(np.float32)))
+
+
+def _density_for(
+    graph: SpikingGraph,
+    ranks: Mapping[str, Array],
+    masks: Mapping[str, Array],
+    connectivity: float,
+) -> float:
+    """The density at which the exact connectivity is as wanted, within 0.5 %."""
+    dense = dense_synapses(graph)
+    density = connectivity * 4  # about a quarter of the synapses join two live neurons
+    for _ in range(8):
+        kept = {name: (rank < density).astype(np.float32) for name, rank in ranks.items()}
+        found = measure_connectivity(graph, kept, masks, dense).share
+        if abs(found - connectivity) <= 0.005 * connectivity:
+            return density
+        density = min(1.0, density * connectivity / found)
+    raise UsageError(f"connectivity {connectivity:g} cannot be reached with half of the neurons")
+
+
+def _set_rates(module: GraphModule, image: Signal, rate: float) -> None:
+    """Layer by layer, on what the layers before really fire."""
+    graph = module.graph
+    values = {graph.input.name: image}
+    for population in graph.populations:
+        projection = graph[population.inputs[0]]
+        assert isinstance(projection, Projection)
+        source = projection.inputs[0]
+        values |= module.evaluate(values, [source])
+        if projection.norm is not None:
+            _set_norm(module, projection, values[source])
+        current = module.evaluate({source: values[source]}, [projection.name])[projection.name]
+        _set_drive(module, projection, population, current, rate)
+        values |= module.evaluate({source: values[source]}, [population.name])
+
+
+def _set_norm(module: GraphModule, projection: Projection, source: Signal) -> None:
+    """Batch norm statistics of the layer's own output, per channel."""
+    assert projection.norm is not None
+    layer, norm = module.get_submodule(projection.name), module.get_submodule(projection.norm.name)
+    images = source.tensor if source.static else source.tensor.flatten(0, 1)
+    output = layer(images).transpose(0, 1).flatten(1)
+    norm.get_buffer("running_mean").copy_(output.mean(1))
+    norm.get_buffer("running_var").copy_(output.var(1).clamp(min=1e-3))
+
+
+def _set_drive(
+    module: GraphModule,
+    projection: Projection,
+    population: Population,
+    current: Signal,
+    rate: float,
+) -> None:
+    """One bias (behind batch norm) or one factor (without) at which the layer fires at `rate`."""
+    neuron = module.get_submodule(population.name)
+    assert isinstance(neuron, SpikingNeuron)
+    gate = module.neuron_gates.get(population.name)
+    live = torch.ones(()) if gate is None else gate()
+    biased = projection.norm is not None
+    low, high = (-8.0, 8.0) if biased else (0.0, 1024.0 / float(current.tensor.std() + 1e-9))
+
+    def fired(drive: float) -> float:
+        x = current.tensor + drive if biased else current.tensor * drive
+        spikes = neuron.simulate(x, static=current.static) * live
+        return float(spikes.mean() / live.expand(spikes.shape[2:]).mean())
+
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fired(middle) > rate else (middle, high)
+    if projection.norm is not None:
+        module.get_submodule(projection.norm.name).get_parameter("bias").add_(high)
+    else:
+        module.get_submodule(projection.name).get_parameter("weight").mul_(high)

@@ -1,0 +1,235 @@
+"""Operation counts of the PyTorch golden, as exact integers.
+
+SynOps are the product of the fan-out map with the spikes: sums of 64-bit integers, in whatever
+order. Definitions: docs/counting.md.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soul_deploy.base.files import Array
+from soul_deploy.lowering.fan_out import (
+    Counted,
+    CountedLayer,
+    CountedPooling,
+    CountedPopulation,
+    arrivals,
+    counted_entries,
+    counted_layers,
+    counted_nodes,
+    fanout,
+    live_targets,
+    nonzero,
+    population_behind,
+)
+from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator, ReadoutOperator
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import GraphModule, Signal
+from soul_deploy.runtime.ops.counters import (
+    CountLimits,
+    LayerCounts,
+    StepCounts,
+    require_bounds,
+    require_edge_values,
+)
+
+# Whoever counts needs the fan-out too, so both come from here.
+__all__ = [
+    "Counted",
+    "CountedLayer",
+    "CountedPooling",
+    "CountedPopulation",
+    "arrivals",
+    "count_batch",
+    "count_layer",
+    "count_model",
+    "count_steps",
+    "counted_entries",
+    "counted_layers",
+    "counted_nodes",
+    "fanout",
+    "layer_steps",
+    "live_targets",
+    "needed_values",
+    "pooling_steps",
+    "population_behind",
+    "population_steps",
+]
+
+
+def count_layer(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) -> LayerCounts:
+    """`layer_steps`, summed over time and samples."""
+    return layer_steps(layer, source, spikes_out).total()
+
+
+def layer_steps(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) -> StepCounts:
+    """Counts of one layer by step and sample.
+
+    source: what the layer's source node holds, (T, B, *in_shape), or (B, *in_shape) for a static
+    image. spikes_out: (T, B, *out_shape) of the population behind, or None.
+    Raises VerificationError for values that the edge cannot hold, or counts that cannot be.
+    """
+    operator = layer.composed.operator
+    require_edge_values(layer.name, source.numpy(), layer.edge.bound)
+    if isinstance(operator, ReadoutOperator):
+        return _readout_steps(layer, operator, source)
+    found = _synapse_steps(layer, operator, source)
+    if spikes_out is not None:
+        current = spikes_out[:, :, : operator.out_shape[0]]  # generated channels are not updated
+        found += _neuron_steps(current, layer.targets)
+    slots = len(source.reshape(-1, *operator.in_shape))
+    require_bounds(layer.name, found.total(), _limits(layer, operator, slots))
+    return found
+
+
+def _synapse_steps(
+    layer: CountedLayer, operator: ConvOperator | MatrixOperator, source: Tensor
+) -> StepCounts:
+    batch = source.shape[-len(operator.in_shape) - 1]
+    values = source.reshape(-1, *operator.in_shape)
+    steps = len(values) // batch if batch else 1
+    reach = torch.from_numpy(layer.fanout).reshape(-1)
+    events = (values != 0).flatten(1).to(torch.int64)
+    biased = np.full((steps, batch), layer.biased, np.int64)
+    synapses = _by_step(events @ reach, steps)
+    if layer.edge.kind == "analog":
+        return StepCounts({"macs_effective": synapses, "bias_adds": biased})
+    whole = values.flatten(1).to(torch.int64)
+    return StepCounts(
+        {
+            "events_in": _by_step(events.sum(1), steps),
+            "spikes_in": _by_step(whole.sum(1), steps),
+            "synops_events": synapses,
+            "synops": _by_step(whole @ reach, steps),
+            "touched": _by_step(_touched(operator, values != 0, layer.live), steps),
+            "bias_adds": biased,
+        }
+    )
+
+
+def _by_step(counts: Tensor, steps: int) -> Array:
+    """(steps · B,) to int64 (steps, B)."""
+    array: Array = counts.to(torch.int64).reshape(steps, -1).numpy()
+    return array
+
+
+def _neuron_steps(spikes: Tensor, neurons: int) -> StepCounts:
+    """Updates and spikes of (T, B, ...)."""
+    steps, batch = spikes.shape[:2]
+    fired: Array = spikes.flatten(2).sum(2).to(torch.int64).numpy()
+    updates = np.full((steps, batch), neurons, np.int64)
+    return StepCounts({"neuron_updates": updates, "spikes_out": fired})
+
+
+def _limits(
+    layer: CountedLayer, operator: ConvOperator | MatrixOperator, slots: int
+) -> CountLimits:
+    fan_out = int(np.prod(operator.out_shape))
+    if isinstance(operator, ConvOperator):
+        out, _, height, width = operator.weight.shape
+        fan_out = out // operator.groups * height * width
+    bound = layer.edge.bound
+    return CountLimits(slots, bound, int(layer.fanout.sum()), layer.targets, fan_out)
+
+
+def _touched(operator: ConvOperator | MatrixOperator, events: Tensor, live: Array | None) -> Tensor:
+    """Live targets that at least one event reaches, per image; in chunks, to bound memory."""
+    totals = [torch.zeros(0, dtype=torch.int64)]
+    for part in torch.split(events, 64):
+        reached = (arrivals(operator, part) > 0.5).reshape(len(part), *operator.out_shape)
+        if live is not None:
+            reached = reached & torch.from_numpy(np.array(live))
+        totals.append(reached.flatten(1).sum(1))
+    return torch.cat(totals)
+
+
+def _readout_steps(layer: CountedLayer, operator: ReadoutOperator, source: Tensor) -> StepCounts:
+    """The head's edge is graded: its inputs are the counts over time (and space). One step."""
+    counts = source.to(torch.int64).sum(0)
+    if operator.space:
+        counts = counts.sum(dim=(2, 3))
+    counts = counts.flatten(1)
+    reach = torch.from_numpy(layer.fanout).reshape(-1)
+    events = (counts != 0).to(torch.int64)
+    touched = torch.zeros(len(counts))
+    if operator.weight is not None:
+        touched = (events.double() @ nonzero(operator.weight).t() > 0.5).sum(1)
+    found = {
+        "events_in": events.sum(1),
+        "spikes_in": counts.sum(1),
+        "synops_events": events @ reach,
+        "synops": counts @ reach,
+        "touched": touched,
+        "bias_adds": torch.full((len(counts),), layer.biased),
+    }
+    return StepCounts({name: _by_step(values, 1) for name, values in found.items()})
+
+
+def population_steps(layer: CountedPopulation, spikes_out: Tensor) -> StepCounts:
+    """Updates and spikes of (T, B, *shape), generated channels behind them left out."""
+    neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
+    return _neuron_steps(spikes_out[:, :, : layer.shape[0]], neurons)
+
+
+def pooling_steps(layer: CountedPooling, source: Tensor) -> StepCounts:
+    """Nonzero inputs of all windows; source (T, B, C, H, W), or (B, C, H, W) for a static image."""
+    values = source if source.dim() == 5 else source[None]
+    events = (values != 0).double().flatten(0, 1)
+    # A sum over windows: of a mean, only the divisor is another.
+    sums = F.avg_pool2d(events, layer.kernel, layer.stride, layer.padding, divisor_override=1)
+    return StepCounts({"pool_ops": _by_step(sums.flatten(1).sum(1).round(), len(values))})
+
+
+@torch.no_grad()
+def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, LayerCounts]:
+    """Counts of `model` on images (B, C, H, W) or (T, B, C, H, W), summed: per projection, per
+    population without a projection of its own, per max pooling, and of the readout.
+    """
+    module = model.module()
+    layers = counted_nodes(model)
+    totals = {layer.name: LayerCounts() for layer in layers}
+    axis = 0 if module.as_signal(images).static else 1
+    for part in torch.split(images, chunk, dim=axis):
+        for name, counts in count_batch(module, layers, part).items():
+            totals[name] += counts
+    return totals
+
+
+def count_batch(
+    module: GraphModule, layers: Sequence[Counted], images: Tensor
+) -> dict[str, LayerCounts]:
+    """Counts per layer for one batch, (B, C, H, W) static or (T, B, C, H, W)."""
+    graph = module.graph
+    known = {graph.input.name: module.as_signal(images)}
+    names = {name for layer in layers for name in needed_values(layer)}
+    values: dict[str, Signal] = module.evaluate(known, sorted(names))
+    return {
+        layer.name: count_steps(
+            layer, {name: values[name].tensor for name in needed_values(layer)}
+        ).total()
+        for layer in layers
+    }
+
+
+def needed_values(layer: Counted) -> tuple[str, ...]:
+    """The nodes whose values `count_steps` takes."""
+    if isinstance(layer, CountedPopulation):
+        return (layer.name,)
+    if isinstance(layer, CountedPooling):
+        return (layer.source,)
+    behind = () if layer.population is None else (layer.population,)
+    return (layer.composed.source, *behind)
+
+
+def count_steps(layer: Counted, values: Mapping[str, Tensor]) -> StepCounts:
+    """Counts of one entry by step and sample, from the values of the nodes it needs."""
+    if isinstance(layer, CountedPopulation):
+        return population_steps(layer, values[layer.name])
+    if isinstance(layer, CountedPooling):
+        return pooling_steps(layer, values[layer.source])
+    spikes = None if layer.population is None else values[layer.population]
+    return layer_steps(layer, values[layer.composed.source], spikes)

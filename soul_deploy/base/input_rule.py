@@ -1,0 +1,158 @@
+"""What numbers given to a network mean. One rule, by the kind of input that its file records.
+
+images    uint8 are pixels, and become (pixel / 255 - mean) / std per channel as the file says
+          (pixel / 255 if it says nothing); floating-point numbers are taken as they are; other
+          numbers are refused, since nothing says what they are
+counts, spikes, values
+          numbers of any dtype are taken as they are
+
+Files that do not say their kind are older, and hold networks for images.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeGuard, get_args
+
+import numpy as np
+
+from soul_deploy.base.errors import UsageError, ValidityError
+from soul_deploy.base.files import Array
+
+InputKind: TypeAlias = Literal["images", "counts", "spikes", "values"]
+INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
+KIND_OF_OLD_FILES: InputKind = "images"
+
+
+@dataclass(frozen=True)
+class InputRule:
+    """What a network takes.
+
+    shape       (C, H, W), or (N,)
+    time_steps  T of a sequence
+    mean, std   per channel, of pixels in [0, 1]; empty: pixels / 255 as they are
+    resize      scale image files of another size (bilinear) instead of refusing them
+    kind        what the numbers are
+    """
+
+    shape: tuple[int, ...]
+    time_steps: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: bool = False
+    kind: InputKind = "images"
+
+
+def is_input_kind(value: object) -> TypeGuard[InputKind]:
+    """Whether it is one of INPUT_KINDS."""
+    return isinstance(value, str) and value in INPUT_KINDS
+
+
+def normalise(pixels: Array, rule: InputRule) -> Array:
+    """(pixel / 255 - mean) / std per channel in float32, for uint8 (..., C, H, W) or (..., N).
+
+    Raises ValidityError for another dtype or shape, UsageError for a network of no images.
+    """
+    pixels = np.asarray(pixels)
+    if rule.kind != "images":
+        raise UsageError(f"this network takes {rule.kind}, which are not normalised; only pixels")
+    if pixels.dtype != np.uint8:
+        raise ValidityError(f"{pixels.dtype} given to normalise; pixels are uint8, 0 to 255")
+    if pixels.shape[-len(rule.shape) :] != rule.shape:
+        raise ValidityError(f"pixels of {pixels.shape} given; this network takes {rule.shape}")
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    if not rule.mean:
+        return scaled
+    mean, std = _by_channel(rule)
+    result: Array = (scaled - mean) / std
+    return result
+
+
+def _by_channel(rule: InputRule) -> tuple[Array, Array]:
+    channels = (-1, *([1] * (len(rule.shape) - 1)))
+    return (
+        np.array(rule.mean, np.float32).reshape(channels),
+        np.array(rule.std, np.float32).reshape(channels),
+    )
+
+
+def array_of(x: object, rule: InputRule, what: str = "the input") -> Array:
+    """`x` as an array whose numbers have a meaning to the network. Raises ValidityError."""
+    try:
+        given = np.asarray(x)
+    except ValueError as error:
+        raise ValidityError(f"{what} is no array ({error}); give one of float32") from error
+    if given.dtype.kind not in "biuf":
+        raise ValidityError(
+            f"{what} holds no numbers: an input of {given.dtype} given; give real numbers, best "
+            "float32"
+        )
+    if rule.kind == "images" and given.dtype != np.uint8 and given.dtype.kind != "f":
+        raise ValidityError(
+            f"{what} holds {given.dtype}; needed: floating-point values (normalised) or uint8 "
+            "pixels, since the network takes images"
+        )
+    return given
+
+
+def numbers_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
+    """float32 of the same shape, (..., *rule.shape): what the network computes with.
+
+    given: from `array_of`. Raises ValidityError for values that are not finite in float32.
+    """
+    if rule.kind == "images" and given.dtype == np.uint8:
+        return normalise(given, rule)
+    if given.dtype.kind == "f" and not _finite(given):
+        raise ValidityError(f"{what} holds values that are not finite; give real numbers")
+    with np.errstate(over="ignore"):
+        values: Array = given.astype(np.float32, copy=False)
+    if values.dtype != given.dtype and not _finite(values):
+        raise ValidityError(
+            f"{what} holds {given.dtype} values beyond float32, in which networks run (3.4e38): "
+            "values that are not finite; check its scaling"
+        )
+    return values
+
+
+def _finite(values: Array) -> bool:
+    return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
+
+
+def looks_like_pixels(values: Array, rule: InputRule) -> str | None:
+    """What is suspicious about floating-point values, as a sentence; None if nothing is.
+
+    With a normalisation, black is (0 - mean) / std and white (1 - mean) / std. Values from 0 to 255
+    that reach beyond white are pixels that nobody has normalised. (Pixels / 255 cannot be told from
+    bright normalised ones.)
+    """
+    if rule.kind != "images" or not rule.mean or not values.size:
+        return None
+    low, high = float(values.min()), float(values.max())
+    mean, std = _by_channel(rule)
+    black, white = float((-mean / std).min()), float(((1 - mean) / std).max())
+    beyond = white + 1e-3 * max(1.0, abs(white))  # whoever normalises in float64 rounds elsewhere
+    if low < 0 or high > 255 or high <= beyond:
+        return None
+    return (
+        "floating-point values were given that look like pixels that nobody normalised: normalised "
+        f"as the network's file says, pixels reach from {black:.3g} to {white:.3g}; give the "
+        "pixels as uint8, which are normalised, or what normalise(pixels) makes of them"
+    )
+
+
+def random_inputs(rule: InputRule, count: int, seed: int) -> Array:
+    """float32 (count, *rule.shape) of the rule's kind.
+
+    images: uniform pixels, normalised; counts: Poisson with mean 1; spikes: 0 or 1, as often;
+    values: normal, mean 0 and deviation 1.
+    """
+    random, shape = np.random.default_rng(seed), (count, *rule.shape)
+    drawn: Any
+    if rule.kind == "images":
+        return normalise(random.integers(0, 256, shape).astype(np.uint8), rule)
+    if rule.kind == "counts":
+        drawn = random.poisson(1.0, shape)
+    elif rule.kind == "spikes":
+        drawn = random.integers(0, 2, shape)
+    else:
+        drawn = random.normal(size=shape)
+    found: Array = drawn.astype(np.float32)
+    return found

@@ -1,0 +1,33 @@
+"""Objects by dotted name: how this floor uses what stands above it without importing it."""
+
+from importlib import import_module
+from typing import Any
+
+from soul_deploy.base.errors import UsageError
+
+
+def load_object(name: str, purpose: str) -> Any:
+    """The object called "package.module:attribute".
+
+    purpose: what it is needed for, for the message. Raises UsageError if a package that the
+    module imports is not installed.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise missing(purpose, error) from error
+
+
+def missing(purpose: str, error: ImportError) -> UsageError:
+    """What to say when an import failed. Raises `error` itself if the fault is our own."""
+    name = (error.name or "").partition(".")[0]
+    if name == "soul_deploy":
+        raise error
+    advice = "install soul-deploy with all its dependencies (pip install soul-deploy)"
+    if isinstance(error, ModuleNotFoundError):
+        return UsageError(
+            f"{purpose} needs the package {name!r}, which is not installed here; {advice}, or run "
+            "this where they are"
+        )
+    return UsageError(f"{purpose} cannot import {name or 'a package'}: {error}; {advice}")

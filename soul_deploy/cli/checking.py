@@ -1,0 +1,249 @@
+"""What `export` and `verify` do alike: a file is checked, and put in place unless it failed."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UsageError, VerificationError
+from soul_deploy.base.files import (
+    OpenFile,
+    refuse_itself,
+    require_file,
+    require_output,
+    require_writable,
+    write_atomically,
+)
+from soul_deploy.base.input_rule import random_inputs
+from soul_deploy.base.progress import status
+from soul_deploy.base.terminal import say, show
+from soul_deploy.cli.check_options import CheckOptions
+from soul_deploy.cli.output import data_flags, print_files
+from soul_deploy.cli.parsing import require_steps
+from soul_deploy.cli.progress import remark_on
+from soul_deploy.data.datasets import load_data_for, require_kind
+from soul_deploy.equivalence.verdict import Verdict, untested
+from soul_deploy.export.onnx.reader import read_onnx
+from soul_deploy.export.verify import verify as gates
+from soul_deploy.export.verify.onnx import input_mode_of, static_input_of
+from soul_deploy.export.verify.verify import Kind, VerifyReport
+from soul_deploy.model.model import Model, load_model
+from soul_deploy.runtime.io.inspect_tables import representation_table
+from soul_deploy.runtime.kernels.compile_message import compiling_announced
+
+EXPORT_SCHEMA = "soul-deploy/export/2"
+TITLES: dict[Kind, str] = {"onnx": "ONNX", "event": "Event network", "nir": "NIR"}
+
+
+@brief
+@dataclass(frozen=True)
+class Source:
+    """The golden: a model file as read."""
+
+    path: Path
+    model: Model
+    sha256: str
+    time_step: int | None = None  # as it was asked for
+
+    @staticmethod
+    def load(path: Path, time_step: int | None, max_memory: int | None = None) -> "Source":
+        require_steps("time_step", time_step)
+        with OpenFile(path) as source:
+            model, sha256 = load_model(source, max_memory=max_memory), source.sha256()
+        if time_step is not None:
+            model = model.with_time_steps(time_step)
+        return Source(path, model, sha256, time_step)
+
+
+def target_of(output: Path | None, model_path: Path, suffix: str) -> Path:
+    """Where the exported file goes; whether it can be written is found out before the model is
+    read. Raises MissingFileError, PathKindError, UsageError (the model itself), FileWriteError.
+    """
+    require_file(model_path)
+    target = output or model_path.with_suffix(suffix)
+    refuse_itself(target, model_path)
+    require_writable(target)
+    return target
+
+
+def write_checked(
+    kind: Kind,
+    source: Source,
+    target: Path,
+    write: Callable[[Path], None],
+    check_on: CheckOptions,
+    check: bool,
+    layers: list[dict[str, Any]] | None = None,
+    beside: Callable[[], Mapping[str, Path]] = dict,
+) -> None:
+    """Write, verify what was written unless told not to, and only then put it in place.
+
+    A file on which the check is inconclusive is kept, and stderr says so.
+    layers: filled by `write`, the representation of each layer, to be printed. beside: writes what
+    belongs to the file, once that is in place.
+    """
+    refuse_itself(require_output(target), source.path)
+    images = check_images(source.model, check_on) if check else None
+    reports: list[VerifyReport] = []
+
+    def write_and_check(temporary: Path) -> None:
+        status(f"export: writing {target}")
+        write(temporary)
+        if images is not None:
+            reports.append(check_file(kind, source, (temporary, target), images, check_on))
+            if reports[-1].verdict is Verdict.FAILED:
+                show(reports[-1].table(), err=True)
+                raise VerificationError(
+                    f"the exported {kind} file is not what {source.path} says; it was not kept"
+                )
+
+    write_atomically(target, write_and_check)
+    others = beside()
+    report = reports[0] if reports else None
+    if report is not None and report.verdict is Verdict.INCONCLUSIVE:
+        say(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
+    if check_on.output_format == "json":
+        show(as_json(_export_json(kind, source, target, report, layers)))
+    else:
+        _print_export(kind, source, target, report, layers, check_on, others)
+
+
+def _export_json(
+    kind: Kind,
+    source: Source,
+    target: Path,
+    report: VerifyReport | None,
+    layers: list[dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """What was exported, as JSON data of EXPORT_SCHEMA."""
+    return {
+        "schema": EXPORT_SCHEMA,
+        "kind": kind,
+        "path": str(target),
+        "bytes": target.stat().st_size,
+        "time_steps": source.model.graph.time_steps,
+        "source_sha256": source.sha256,
+        **({} if layers is None else {"layers": layers}),
+        "verdict": None if report is None else report.verdict.value,
+        "verified": None if report is None else report.to_json(),
+    }
+
+
+def _print_export(
+    kind: Kind,
+    source: Source,
+    target: Path,
+    report: VerifyReport | None,
+    layers: list[dict[str, Any]] | None,
+    check_on: CheckOptions,
+    others: Mapping[str, Path],
+) -> None:
+    if layers is not None:
+        show(representation_table(layers))
+    if report is not None:
+        show(report.table())
+    shown = report is not None and kind != "nir"
+    following = ["inspect", target] if shown else _verifying(source, target, check_on)
+    print_files("table", {TITLES[kind]: target, **others}, following)
+
+
+def _verifying(source: Source, target: Path, check_on: CheckOptions) -> list[object]:
+    """Words that verify a file on what this command was given."""
+    steps = [] if source.time_step is None else ["--time_step", source.time_step]
+    name = check_on.dataset_name or source.model.info.provenance.get("data")
+    given = [] if check_on.dataset_name is None else ["--dataset_name", check_on.dataset_name]
+    random = check_on.source.lower() == "random"
+    images = data_flags(None if random else name, check_on.data_dir)
+    return ["verify", source.path, target, *steps, *([] if random else given), *images]
+
+
+def inconclusive(report: VerifyReport, model: Path) -> str:
+    """Why a report without a difference proves nothing, and what to do."""
+    return (
+        f"{report.artifact} does not differ from {model} on {report.images}, but populations "
+        f"{untested(report.silent)}. Verify on images on which they fire (--input, --dataset_name, "
+        "--samples)"
+    )
+
+
+def check_file(
+    kind: Kind,
+    source: Source,
+    paths: tuple[Path, Path],
+    chosen: tuple[Tensor, str],
+    check_on: CheckOptions,
+    allow_silent: bool = False,
+) -> VerifyReport:
+    """The gates on the chosen images; paths: where the file is, and how it will be called."""
+    if check_on.threads is not None:
+        torch.set_num_threads(check_on.threads)
+    (path, shown), (images, described) = paths, chosen
+    status(f"verifying {shown} on {described}")
+    if kind == "onnx" and _takes_frames(path):
+        steps = source.model.graph.time_steps
+        images, frames = _moving(images, steps)
+        described += f", a sequence of {frames} frames each"
+    with compiling_announced():
+        return gates.verify(
+            source.model,
+            path,
+            images,
+            kind=kind,
+            source_sha256=source.sha256,
+            described=described,
+            name=str(shown),
+            batch=check_on.batch,
+            allow_silent=allow_silent,
+        )
+
+
+def _moving(images: Tensor, steps: int) -> tuple[Tensor, str]:
+    """Frames (T, N, ...), and whether they are `different` from step to step or `equal`.
+
+    Another image at every step, moved by a pixel a step, so that one image gives a sequence too.
+    """
+    frames = torch.stack([images.roll((t, t), dims=(0, -1)) for t in range(steps)])
+    alike = any(torch.equal(before, after) for before, after in pairwise(frames))
+    return frames, "equal" if alike else "different"
+
+
+def _takes_frames(path: Path) -> bool:
+    """Whether an ONNX file can be shown another frame at every step."""
+    file = read_onnx(path)
+    mode = input_mode_of(file)
+    return mode == "sequence" or (mode == "step" and static_input_of(file) == "image")
+
+
+def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
+    """Normalised images (N, C, H, W), or numbers of the model's kind, and what they are.
+
+    Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
+    """
+    shape, norm = model.input_shape, model.info.normalization
+    if check_on.source.lower() == "random":
+        drawn = torch.from_numpy(random_inputs(model.input_rule, check_on.samples, check_on.seed))
+        return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
+    name = check_on.dataset_name or model.info.provenance.get("data")
+    if not isinstance(name, str):
+        raise UsageError(
+            "the model file does not say which data it was trained on; give --dataset_name, or "
+            "--input random to verify on random pixels"
+        )
+    data = load_data_for(shape, name, check_on.data_dir, download=check_on.download)
+    remark_on(data)
+    if data.input_shape != shape:
+        raise UsageError(f"{name} has images of {data.input_shape}, this model takes {shape}")
+    require_kind(data, model.info.input_kind, "the model")
+    data = data if norm is None else replace(data, normalization=norm)
+    chosen = data.validation.images[: check_on.samples]
+    return data.normalise(chosen), f"{len(chosen)} validation images of {name}"
+
+
+def as_json(document: Any) -> str:
+    return json.dumps(document, indent=2)

@@ -1,0 +1,262 @@
+"""From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
+
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import torch
+from click.core import ParameterSource
+from torch import nn
+
+from soul_deploy import distributed
+from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.base.files import require_writable
+from soul_deploy.cli.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
+from soul_deploy.cli.progress import remark_on, warn, warnings_told
+from soul_deploy.data.datasets import Data, canonical_data_name, load_data, load_data_for
+from soul_deploy.data.sampler import SHIFT
+from soul_deploy.frontend.factory import is_dotted
+from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
+from soul_deploy.ir.neurons import SOUL_NEURONS, NeuronFamily
+from soul_deploy.model.model import load_model
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.surrogate import DEFAULT_ALPHA
+from soul_deploy.training.lr_schedules import parse_schedule
+from soul_deploy.training.trainer import OPTIMIZERS, Recipe
+from soul_deploy.zoo import registry as zoo
+from soul_deploy.zoo.resnet_blocks import Stem
+
+NEURONS = tuple(SOUL_NEURONS)
+
+
+def neuron_spec(choice: NetworkChoice) -> NeuronSpec:
+    """The neuron that the options describe: Soul's of that name, but for what was given.
+
+    Raises UnknownNameError or UsageError.
+    """
+    family: NeuronFamily = _known("neuron", choice.neuron_type, NEURONS)
+    given = choice.constants()
+    for name, kind, valid in (
+        ("surrogate", "surrogate", DEFAULT_ALPHA),
+        ("fire", "firing rule", ("gt", "ge")),
+    ):
+        if name in given:
+            given[name] = _known(kind, given[name], valid)
+    spec = replace(SOUL_NEURONS[family], **given)
+    return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
+
+
+def recipe_of(options: LearningOptions) -> Recipe:
+    """The training recipe that the options describe. Raises UnknownNameError or UsageError."""
+    return Recipe(
+        optimizer=_known("optimizer", options.optimizer, OPTIMIZERS),
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        schedule=parse_schedule([options.scheduler]),
+        batch_size=options.batch_size,
+        augment=_known("augmentation", options.augment.replace("-", "_"), SHIFT),
+        l1=options.l1,
+        seed=options.seed,
+        freeze_batch_norm=options.freeze_batch_norm,
+    )
+
+
+def _known(kind: str, given: str, valid: Any) -> Any:
+    if given.lower() not in valid:
+        raise UnknownNameError(kind, given, valid)
+    return given.lower()
+
+
+def prepare(run: RunOptions) -> torch.device:
+    """Set threads and deterministic kernels, join the processes that torchrun started.
+
+    Returns the device. Raises UsageError, or DistributedError if the others cannot be reached.
+    """
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    available = torch.cuda.is_available()
+    if run.device == "cuda" and not available:
+        raise UsageError("device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+    kind = "cuda" if available and run.device != "cpu" else "cpu"
+    device = distributed.join(kind, run.process_timeout)
+    advice = distributed.restart_advice(os.environ)
+    if advice is not None:
+        warn(advice)
+    return device
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The network's sizes and variants, as `zoo.NetworkOptions` has them."""
+
+    hidden: int
+    width: int
+    connect: MergeFunction
+    groups: int
+    width_per_group: int
+    stem: Stem
+
+
+SIZE_FLAGS = {
+    "hidden": "hidden",
+    "width": "width",
+    "connect_function": "connect",
+    "groups": "groups",
+    "width_per_group": "width_per_group",
+    "stem": "stem",
+}
+"""Flag -> field of Sizes; a model file's provenance holds them by flag."""
+
+
+def sizes_of(choice: NetworkChoice) -> Sizes:
+    """The sizes that the options describe. Raises UnknownNameError."""
+    return Sizes(
+        choice.hidden,
+        choice.width,
+        _known("connect_function", choice.connect_function, get_args(MergeFunction)),
+        choice.groups,
+        choice.width_per_group,
+        _known("stem", choice.stem, get_args(Stem)),
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked choice of network and data set, before anything is read or built."""
+
+    model: str
+    neuron: NeuronSpec
+    data: str
+    time_steps: int
+    sizes: Sizes
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """The part of file names that says what it is: network, neuron, data, T, seed."""
+        if is_dotted(self.model):  # it brings its own neurons
+            name = self.model.replace(":", ".")
+        else:
+            name = f"{self.model}_{self.neuron.family}"
+        return f"{name}_{self.data}_T{self.time_steps}_{self.seed}"
+
+    def network_options(self, data: Data) -> zoo.NetworkOptions:
+        """What the zoo needs to build the network for this data set."""
+        return zoo.NetworkOptions(
+            data.input_shape,
+            len(data.classes),
+            self.neuron,
+            self.time_steps,
+            **asdict(self.sizes),
+        )
+
+
+def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
+    """Check all names. Raises UnknownNameError or UsageError."""
+    if is_dotted(network.model):
+        _refuse_flags_of_the_zoo(network.model)
+    return Task(
+        zoo.canonical_name(network.model),
+        neuron_spec(network),
+        canonical_data_name(data.dataset_name),
+        network.time_step,
+        sizes_of(network),
+        seed,
+    )
+
+
+def _refuse_flags_of_the_zoo(model: str) -> None:
+    """A network of the user's own brings neurons and sizes: flags for them would do nothing."""
+    context = click.get_current_context(silent=True)
+    names = {item.name for item in fields(NetworkChoice)} - {"model", "time_step", "coding_schema"}
+    sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
+    given = sorted(
+        name for name, source in sources.items() if source not in (None, ParameterSource.DEFAULT)
+    )
+    if given:
+        raise UsageError(
+            f"--{given[0]} given, but {model!r} brings its own neurons and sizes; "
+            "leave the flag out"
+        )
+
+
+def data_of(task: Task, options: DataOptions) -> DataOptions:
+    """The options for the task's data set, which the file that it starts from may have named."""
+    return replace(options, dataset_name=task.data)
+
+
+def require_outputs(*paths: Path) -> None:
+    """Raise FileWriteError or PathKindError unless each of `paths` can be written, before the work.
+
+    Of several processes only the main one looks, since only that one writes.
+    """
+    if distributed.current().is_main:
+        require_writable(*paths)
+
+
+def load_task_data(options: DataOptions, taken: Shape | None = None) -> Data:
+    """The data set that the options name; of several processes, the main one downloads it.
+
+    taken: (C, H, W) that the network of a model file takes. Raises as `load_data`.
+    """
+    name, folder = options.dataset_name, options.data_dir
+
+    def load(main: bool) -> Data:
+        download = options.download and main
+        if options.size is None and taken is not None:
+            return load_data_for(taken, name, folder, download=download)
+        return load_data(name, folder, download=download, size=options.size)
+
+    loaded = distributed.main_first(load) if options.download else load(False)
+    return remark_on(loaded, "; --size chooses another side" if taken is None else "")
+
+
+def create_network(task: Task, data: Data) -> tuple[nn.Module, SpikingGraph]:
+    """The task's network and its graph, warnings told as the command's own."""
+    shown = f"soul-deploy import torch {task.model} --dataset_name {task.data}"
+    with warnings_told(f"`{shown}` compares on images"):
+        return zoo.create(task.model, task.network_options(data))
+
+
+def new_module(task: Task, data: Data) -> GraphModule:
+    """The task's network, freshly initialised from its seed."""
+    torch.manual_seed(task.seed)
+    network, graph = create_network(task, data)
+    module = GraphModule(graph)
+    state = network.state_dict()
+    module.load_state_dict({name: state[name] for name in module.state_dict()})
+    return module
+
+
+def provenance(task: Task, recipe: Recipe, epochs: int, **more: Any) -> dict[str, Any]:
+    """What a model file says about how it was made; plain JSON data."""
+    packages = ("soul-deploy", "torch", "numpy")
+    return {
+        "model": task.model,
+        **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
+        "data": task.data,
+        "recipe": asdict(recipe),
+        "epochs": epochs,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in packages},
+        **more,
+    }
+
+
+def warn_of_replacing(path: Path, command: str) -> None:
+    """Say so if the result of another command stands where this one's will go."""
+    try:
+        made = load_model(path).info.provenance.get("command")
+    except SoulDeployError:  # none, or a damaged one, which is no loss
+        return
+    if made is not None and made != command:
+        warn(
+            f"{path} is the result of {made}, which this run will replace; stop it and give "
+            "another --model_dir to keep both"
+        )

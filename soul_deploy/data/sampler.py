@@ -1,0 +1,137 @@
+"""The order of the training samples and how they are moved: functions of (seed, epoch, batch).
+
+Nothing here remembers anything, so an epoch can be entered at any batch, and several processes see
+the same order without talking to each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soul_deploy import distributed
+from soul_deploy.base.brief import brief
+from soul_deploy.data.datasets import Split
+from soul_deploy.distributed import Group
+
+Augment = Literal["none", "shift", "crop_flip"]
+SHIFT = {"none": 0, "shift": 2, "crop_flip": 4}
+
+
+def generator_of(seed: int, *place: int) -> torch.Generator:
+    """A generator for a place in a run, such as (epoch, batch); places are independent.
+
+    numpy's SeedSequence mixes them (numpy documentation, "Parallel random number generation").
+    """
+    (mixed,) = np.random.SeedSequence(seed, spawn_key=place).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed) & (2**63 - 1))
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """Which samples each batch of each epoch holds. Epochs and batches count from 0."""
+
+    samples: int
+    batch_size: int
+    seed: int
+
+    def batches(self, epoch: int) -> tuple[Tensor, ...]:
+        """Indexes (B,) of the epoch's batches, all processes' shares together."""
+        order = torch.randperm(self.samples, generator=generator_of(self.seed, epoch))
+        return torch.split(order, self.batch_size)
+
+    def random(self, epoch: int, batch: int) -> torch.Generator:
+        """What moves the images of one batch."""
+        return generator_of(self.seed, epoch, batch)
+
+
+@brief
+@dataclass(frozen=True)
+class Share:
+    """A process's part of a batch of `samples`: its own samples, and their weight in the mean."""
+
+    own: Split
+    weight: float
+    samples: int
+
+    def whole(self, loss: Tensor, scores: Tensor, labels: Tensor) -> tuple[float, int]:
+        """The batch's mean loss and correct samples, from those of all processes' parts."""
+        hits = int((scores.argmax(1) == labels).sum()) / len(labels)
+        sums = distributed.current().sums([loss.item() * self.weight, hits * self.weight])
+        return sums[0], round(sums[1] * self.samples)
+
+
+def share_of(batch: Split, group: Group) -> Share:
+    """This process's part of a batch."""
+    part = group.part(len(batch))
+    own = Split(batch.images[part.index], batch.labels[part.index])
+    return Share(own, part.weight, len(batch))
+
+
+@brief
+@dataclass(frozen=True)
+class EpochBatches:
+    """One epoch's batches of a split, as a process gets them.
+
+    Images are moved by what is drawn for the whole batch, so a sample looks the same on however
+    many processes.
+    """
+
+    split: Split
+    order: DataOrder
+    augment: Augment
+    epoch: int
+    indexes: Sequence[Tensor]
+    group: Group
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __getitem__(self, batch: int) -> Share:
+        """This process's part of batch number `batch`."""
+        index = self.indexes[batch]
+        moves = draw_moves(len(index), self.augment, self.order.random(self.epoch, batch))
+        part = self.group.part(len(index))
+        own = self.split.select(index[part.index])
+        if moves is not None:
+            own = Split(moved(own.images, moves[part.index], self.augment), own.labels)
+        return Share(own, part.weight, len(index))
+
+
+def epoch_batches(
+    split: Split, order: DataOrder, augment: Augment, epoch: int, group: Group
+) -> EpochBatches:
+    """The batches of one epoch."""
+    return EpochBatches(split, order, augment, epoch, order.batches(epoch), group)
+
+
+def draw_moves(count: int, kind: Augment, random: torch.Generator) -> Tensor | None:
+    """(count, 3) integers: rows down and columns right over a border, mirrored or not."""
+    if kind == "none":
+        return None
+    places = torch.randint(0, 2 * SHIFT[kind] + 1, (count, 2), generator=random)
+    mirrored = torch.rand(count, 1, generator=random) < (0.5 if kind == "crop_flip" else 0.0)
+    return torch.cat([places, mirrored.to(places.dtype)], 1)
+
+
+def moved(images: Tensor, moves: Tensor, kind: Augment) -> Tensor:
+    """uint8 images (B, C, H, W), each moved over a black border, perhaps mirrored."""
+    reach = SHIFT[kind]
+    count, _, height, width = images.shape
+    padded = F.pad(images, (reach, reach, reach, reach))
+    top, left, mirrored = moves.t().unsqueeze(2)
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    columns = torch.where(mirrored > 0, columns.flip(1), columns)
+    sample = torch.arange(count)[:, None, None]
+    result = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
+    return result.permute(0, 3, 1, 2)
+
+
+def augmented(images: Tensor, kind: Augment, random: torch.Generator) -> Tensor:
+    """uint8 images (B, C, H, W), moved and mirrored as drawn from `random`."""
+    moves = draw_moves(len(images), kind, random)
+    return images if moves is None else moved(images, moves, kind)

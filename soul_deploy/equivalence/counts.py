@@ -1,0 +1,191 @@
+"""Comparing operation counts: an execution's against those of the PyTorch golden."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.analysis.synops import (
+    Counted,
+    CountedLayer,
+    CountedPooling,
+    CountedPopulation,
+    count_layer,
+    count_steps,
+    counted_nodes,
+)
+from soul_deploy.equivalence.golden import Golden
+from soul_deploy.lowering.linear_operators import ReadoutOperator
+from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.ops.counters import COUNTERS, LayerCounts, StepCounts
+
+MISSING = "entries"
+
+
+@dataclass(frozen=True)
+class CountMismatch:
+    """A count that should be equal and is not; place: the first (step, sample), if known."""
+
+    layer: str
+    count: str
+    golden: int
+    other: int
+    place: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.layer}: {self.count} is {self.golden} in the golden, {self.other} here"
+        if self.place is None:
+            return text
+        return f"{text}, at step {self.place[0]} of sample {self.place[1]}"
+
+
+@dataclass(frozen=True)
+class CountDifference:
+    """By how much flipped spikes changed a count: the execution's minus the golden's.
+
+    explained: what the flipped spikes' fan-out adds up to; the same, or something is wrong.
+    """
+
+    layer: str
+    count: str
+    difference: int
+    explained: int
+
+    def __add__(self, other: "CountDifference") -> "CountDifference":
+        """Of another batch."""
+        return CountDifference(
+            self.layer,
+            self.count,
+            self.difference + other.difference,
+            self.explained + other.explained,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layer}: {self.count} differs by {self.difference:+}, the fan-out of the spikes "
+            f"that differ is {self.explained:+}"
+        )
+
+
+@dataclass(frozen=True)
+class CountComparer:
+    """Compares counts with what `golden` counts on the same values."""
+
+    golden: Golden
+
+    @cached_property
+    def counted(self) -> dict[str, Counted]:
+        """What there is to count, by name."""
+        return {layer.name: layer for layer in counted_nodes(self.golden.model)}
+
+    def mismatches(
+        self,
+        counts: Mapping[str, LayerCounts] | Mapping[str, StepCounts],
+        known: dict[str, Signal],
+        spikes: Mapping[str, Tensor],
+    ) -> list[CountMismatch]:
+        """Counts by name against ours: sums, or step by step and sample by sample.
+
+        known: values of the golden's nodes, to which those that are computed here are added.
+        spikes: the execution's own, bool (T, B, ...), of the populations that are counted.
+        """
+        found: list[CountMismatch] = []
+        for name, theirs in counts.items():
+            if name not in self.counted:
+                found.append(CountMismatch(name, MISSING, 0, 1))
+                continue
+            ours = self._expected(self.counted[name], known, spikes)
+            if isinstance(theirs, StepCounts):
+                found += _step_mismatches(name, ours, theirs)
+            else:
+                found += _mismatches(name, ours.total(), theirs)
+        return found
+
+    def missing(self, names: set[str]) -> list[CountMismatch]:
+        """What was not counted at all."""
+        return [CountMismatch(name, MISSING, 1, 0) for name in self.counted if name not in names]
+
+    @torch.no_grad()
+    def _expected(
+        self, layer: Counted, known: dict[str, Signal], spikes: Mapping[str, Tensor]
+    ) -> StepCounts:
+        if isinstance(layer, CountedPopulation):
+            return count_steps(layer, {layer.name: spikes[layer.name]})
+        source = layer.source if isinstance(layer, CountedPooling) else layer.composed.source
+        values = {source: self._value(source, known)}
+        if isinstance(layer, CountedLayer) and layer.population is not None:
+            values[layer.population] = spikes[layer.population]
+        return count_steps(layer, values)
+
+    def _value(self, name: str, known: dict[str, Signal]) -> Tensor:
+        known |= self.golden.module.evaluate(known, [name])
+        return known[name].tensor
+
+    @torch.no_grad()
+    def differences(
+        self,
+        counts: Mapping[str, LayerCounts],
+        golden: dict[str, Signal],
+        own: dict[str, Signal],
+    ) -> list[CountDifference]:
+        """Where an execution's synaptic counts are not the golden's, and what its spikes explain.
+
+        golden, own: values of the input and all populations, the golden's and the execution's.
+        """
+        found: list[CountDifference] = []
+        for name, theirs in counts.items():
+            layer = self.counted.get(name)
+            if isinstance(layer, CountedLayer):
+                before, after = (self._value(layer.composed.source, v) for v in (golden, own))
+                ours = count_layer(layer, before, None)
+                found += _differences(layer, ours, theirs, before, after)
+        return found
+
+
+def _mismatches(name: str, ours: LayerCounts, theirs: LayerCounts) -> list[CountMismatch]:
+    pairs = [(n, getattr(ours, n), getattr(theirs, n)) for n in COUNTERS]
+    return [CountMismatch(name, n, a, b) for n, a, b in pairs if a != b]
+
+
+def _step_mismatches(name: str, ours: StepCounts, theirs: StepCounts) -> Iterator[CountMismatch]:
+    for count in COUNTERS:
+        known = next((c.values[count] for c in (ours, theirs) if count in c.values), np.zeros(1))
+        a, b = (c.values.get(count, np.zeros_like(known)) for c in (ours, theirs))
+        if a.shape != b.shape:
+            yield CountMismatch(name, count, int(a.sum()), int(b.sum()))
+        elif (a != b).any():
+            step, sample = map(int, np.argwhere(a != b)[0])
+            yield CountMismatch(
+                name, count, int(a[step, sample]), int(b[step, sample]), (step, sample)
+            )
+
+
+def _differences(
+    layer: CountedLayer, ours: LayerCounts, theirs: LayerCounts, before: Tensor, after: Tensor
+) -> Iterator[CountDifference]:
+    """Counts are linear in what arrives, so a difference is the fan-out of what differs."""
+    if isinstance(layer.composed.operator, ReadoutOperator):
+        before, after = _readout_sums(layer, before), _readout_sums(layer, after)
+    events = (after != 0).to(torch.int64) - (before != 0).to(torch.int64)
+    changes = {"macs_effective": events}
+    if layer.edge.kind != "analog":
+        changes = {
+            "synops_events": events,
+            "synops": after.to(torch.int64) - before.to(torch.int64),
+        }
+    reach = torch.from_numpy(layer.fanout)
+    for count, change in changes.items():
+        difference = getattr(theirs, count) - getattr(ours, count)
+        explained = int((change.reshape(-1, *reach.shape).sum(0) * reach).sum())
+        if difference or explained:
+            yield CountDifference(layer.name, count, difference, explained)
+
+
+def _readout_sums(layer: CountedLayer, source: Tensor) -> Tensor:
+    operator = layer.composed.operator
+    assert isinstance(operator, ReadoutOperator)
+    sums = source.to(torch.int64).sum(0)
+    return sums.sum(dim=(2, 3)) if operator.space else sums

@@ -1,0 +1,393 @@
+"""Two executions of one network: are they the same?
+
+`forced`: layer by layer, each layer fed with what the golden recorded. `end_to_end`: each execution
+on its own spikes, every difference traced to the first flipped neuron. `Execution` is what an
+engine offers to be compared; spikes are compared by `soul_deploy.equivalence.spikes`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UsageError
+from soul_deploy.base.files import Array
+from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
+from soul_deploy.equivalence.golden import Golden, entries, sources
+from soul_deploy.equivalence.spikes import Flip, LayerSpikes, Upstream, compare_population
+from soul_deploy.equivalence.verdict import Verdict, verdict_of
+from soul_deploy.ir.graph import Input
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.ops.counters import LayerCounts, StepCounts
+
+LOGIT_LIMIT = 1e-5
+BATCH = 16
+
+
+@brief
+@dataclass(frozen=True)
+class LayerRun:
+    """One layer's output: bool spikes (T, B, ...), or the readout's logits; and what it counted.
+
+    counts: by step and sample, by projection, population or pooling (as
+    `soul_deploy.analysis.synops.counted_nodes` names them), of what ran between the layer and the
+    populations before it; None if the engine does not count.
+    """
+
+    output: Tensor
+    counts: Mapping[str, StepCounts] | None = None
+
+
+@brief
+@dataclass(frozen=True)
+class Run:
+    """A whole run: bool spikes (T, B, ...) per population, logits (B, classes), counts if any."""
+
+    spikes: Mapping[str, Tensor]
+    logits: Tensor
+    counts: Mapping[str, LayerCounts] | None = None
+
+
+class Execution(Protocol):
+    """An engine with one network loaded. Populations have the golden's names."""
+
+    def run(self, images: Tensor) -> Run:
+        """On static images (B, C, H, W) or a sequence (T, B, C, H, W)."""
+        ...
+
+    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
+        """One population, or the readout, on given values of the input and all populations."""
+        ...
+
+
+class ModelExecution:
+    """Another PyTorch model, such as the compact one, as an execution."""
+
+    def __init__(self, model: Model) -> None:
+        self.reference = Golden(model)
+
+    def run(self, images: Tensor) -> Run:
+        values, logits = self.reference.record(images)
+        names = [node.name for node in self.reference.graph.populations]
+        return Run({name: values[name].tensor.bool() for name in names}, logits)
+
+    @torch.no_grad()
+    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
+        known = {name: values[name] for name in sources(self.reference.graph, layer)}
+        output = self.reference.module.evaluate(known, [layer])[layer].tensor
+        return LayerRun(output if layer == self.reference.graph.readout.name else output.bool())
+
+
+@brief
+@dataclass(frozen=True)
+class Comparison:
+    """What one gate found; `counted` says whether operation counts were compared.
+
+    logit_difference: the largest on samples without a flip; logit_difference_flipped on others.
+    agreeing: samples of the same class. differences: counts that flipped spikes changed.
+    """
+
+    samples: int = 0
+    layers: tuple[LayerSpikes, ...] = ()
+    logit_difference: float = 0.0
+    logit_difference_flipped: float = 0.0
+    flipped_samples: int = 0
+    agreeing: int = 0
+    counted: bool = False
+    mismatches: tuple[CountMismatch, ...] = ()
+    differences: tuple[CountDifference, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Spikes explained, logits within LOGIT_LIMIT where no spike differs, counts equal.
+
+        That no difference was found; `Agreement.verdict` says whether that proves something.
+        """
+        close = self.logit_difference <= LOGIT_LIMIT  # false for a NaN
+        return close and self.counts_agree and all(layer.passed for layer in self.layers)
+
+    @property
+    def counts_agree(self) -> bool:
+        """Counts are what the spikes say, and flipped spikes explain every difference exactly."""
+        explained = all(d.difference == d.explained for d in self.differences)
+        return not self.mismatches and explained
+
+    @property
+    def flipped(self) -> int:
+        return sum(layer.flipped for layer in self.layers)
+
+    @property
+    def unexplained(self) -> int:
+        return sum(layer.unexplained for layer in self.layers)
+
+    def __add__(self, other: "Comparison") -> "Comparison":
+        if not self.samples:
+            return other
+        return Comparison(
+            self.samples + other.samples,
+            tuple(a + b for a, b in zip(self.layers, other.layers, strict=True)),
+            _worse(self.logit_difference, other.logit_difference),
+            _worse(self.logit_difference_flipped, other.logit_difference_flipped),
+            self.flipped_samples + other.flipped_samples,
+            self.agreeing + other.agreeing,
+            self.counted or other.counted,
+            self.mismatches + other.mismatches,
+            _joined(self.differences + other.differences),
+        )
+
+
+def _joined(differences: tuple[CountDifference, ...]) -> tuple[CountDifference, ...]:
+    """One entry per layer and count."""
+    found: dict[tuple[str, str], CountDifference] = {}
+    for item in differences:
+        key = (item.layer, item.count)
+        found[key] = found[key] + item if key in found else item
+    return tuple(found.values())
+
+
+def _worse(a: float, b: float) -> float:
+    """The larger, or NaN if either is."""
+    return float(np.maximum(a, b))
+
+
+@brief
+@dataclass(frozen=True)
+class Comparer:
+    """Compares executions with `golden`.
+
+    kept: for executions with channels removed, the golden's channels that are left, by population.
+    """
+
+    golden: Golden
+    kept: Mapping[str, Array] = field(default_factory=dict)
+
+    @cached_property
+    def counts(self) -> CountComparer:
+        return CountComparer(self.golden)
+
+    def forced(self, other: Execution, images: Tensor, batch: int = BATCH) -> Comparison:
+        """Gate 2: every layer on the golden's recorded inputs."""
+        total = Comparison()
+        for offset, part in self._batches(images, batch):
+            values, logits = self.golden.record(part)
+            total += self._forced_batch(other, offset, values, logits)
+        return total
+
+    def end_to_end(self, other: Execution, images: Tensor, batch: int = BATCH) -> Comparison:
+        """Gate 3: every execution on its own spikes."""
+        total = Comparison()
+        for offset, part in self._batches(images, batch):
+            values, logits = self.golden.record(part)
+            total += self._run_batch(other.run(part), offset, values, logits)
+        return total
+
+    def _batches(self, images: Tensor, batch: int) -> Iterator[tuple[int, Tensor]]:
+        axis = 0 if self.golden.module.as_signal(images).static else 1
+        if images.shape[axis] == 0:
+            raise UsageError("no samples to compare; give at least one")
+        offset = 0
+        for part in torch.split(images, batch, dim=axis):
+            yield offset, part
+            offset += part.shape[axis]
+
+    def _forced_batch(
+        self, other: Execution, offset: int, values: dict[str, Signal], logits: Tensor
+    ) -> Comparison:
+        given, known = self._kept_values(values), dict(values)
+        layers: list[LayerSpikes] = []
+        mismatches: list[CountMismatch] = []
+        names: set[str] = set()
+        for node in self.golden.graph.populations:
+            run = other.run_layer(node.name, given)
+            keep = self._keep(node.name)
+            found, _ = compare_population(self.golden, node.name, values, run.output, keep, offset)
+            layers.append(found)
+            counts = run.counts or {}
+            mismatches += self.counts.mismatches(counts, known, {node.name: run.output})
+            names |= set(counts)
+        run = other.run_layer(self.golden.graph.readout.name, given)
+        counts = run.counts or {}
+        mismatches += self.counts.mismatches(counts, known, {})
+        names |= set(counts)
+        mismatches += self.counts.missing(names) if names else []
+        scores = _compare_logits(logits, run.output, np.zeros(len(logits), bool))
+        return Comparison(len(logits), tuple(layers), *scores, bool(names), tuple(mismatches))
+
+    def _run_batch(
+        self, run: Run, offset: int, values: dict[str, Signal], logits: Tensor
+    ) -> Comparison:
+        layers: list[LayerSpikes] = []
+        firsts: dict[str, Mapping[int, Flip]] = {}
+        for node in self.golden.graph.populations:
+            upstream = self._upstream(node.name, values, run.spikes, firsts, offset)
+            found, first = compare_population(
+                self.golden,
+                node.name,
+                values,
+                run.spikes[node.name],
+                self._keep(node.name),
+                offset,
+                upstream,
+            )
+            layers.append(found)
+            firsts[node.name] = first
+        flipped = np.zeros(len(logits), bool)
+        flipped[[sample - offset for first in firsts.values() for sample in first]] = True
+        scores = _compare_logits(logits, run.logits, flipped)
+        counted = run.counts is not None
+        return Comparison(len(logits), tuple(layers), *scores, counted, *self._counts(run, values))
+
+    def _counts(
+        self, run: Run, values: Mapping[str, Signal]
+    ) -> tuple[tuple[CountMismatch, ...], tuple[CountDifference, ...]]:
+        """Its counts must be what its own spikes say, and differ from ours by what these do."""
+        if run.counts is None:
+            return (), ()
+        own = dict(values)
+        own |= {name: Signal(spikes.float(), False) for name, spikes in run.spikes.items()}
+        found = self.counts.mismatches(run.counts, own, run.spikes)
+        found += self.counts.missing(set(run.counts))
+        return tuple(found), tuple(self.counts.differences(run.counts, dict(values), own))
+
+    def _upstream(
+        self,
+        name: str,
+        values: Mapping[str, Signal],
+        spikes: Mapping[str, Tensor],
+        firsts: Mapping[str, Mapping[int, Flip]],
+        offset: int,
+    ) -> Upstream | None:
+        """From which step on the inputs of `name` differ, sample by sample, and the flip behind."""
+        feeding = [s for s in sources(self.golden.graph, name) if firsts.get(s)]
+        if not feeding:
+            return None
+        theirs = dict(values) | {s: self._widened(s, values[s], spikes[s]) for s in feeding}
+        step: Tensor | None = None
+        for entry in entries(self.golden.graph, name):
+            differs = self._entry(entry, values) != self._entry(entry, theirs)
+            by_step = differs.flatten(2).any(dim=2)
+            never = torch.ones_like(by_step[:1])
+            first = torch.cat([by_step, never]).to(torch.uint8).argmax(dim=0)
+            step = first if step is None else torch.minimum(step, first)
+        assert step is not None
+        causes: dict[int, Flip] = {}
+        for source in feeding:
+            for sample, flip in firsts[source].items():
+                if sample not in causes or flip.step < causes[sample].step:
+                    causes[sample] = flip
+        return Upstream(step, {sample: flip.cause or flip for sample, flip in causes.items()})
+
+    def _entry(self, entry: str, values: Mapping[str, Signal]) -> Tensor:
+        """An entry's value over time; pooling and merging stand between it and the spikes."""
+        signal = self.golden.module.evaluate(values, [entry])[entry]
+        steps = self.golden.graph.time_steps
+        return signal.tensor.expand(steps, *signal.tensor.shape) if signal.static else signal.tensor
+
+    def _widened(self, name: str, golden: Signal, spikes: Tensor) -> Signal:
+        """An execution's spikes among the golden's; removed channels differ from nothing."""
+        keep = self._keep(name)
+        if keep is None:
+            return Signal(spikes.float(), False)
+        return Signal(golden.tensor.index_copy(2, keep, spikes.to(golden.tensor)), False)
+
+    def _keep(self, name: str) -> Tensor | None:
+        return torch.from_numpy(np.asarray(self.kept[name])) if name in self.kept else None
+
+    def _kept_values(self, values: Mapping[str, Signal]) -> dict[str, Signal]:
+        kept = dict(values)
+        for name, signal in values.items():
+            keep = self._keep(name)
+            if keep is not None:
+                axis = 1 if signal.static else 2
+                kept[name] = Signal(signal.tensor.index_select(axis, keep), signal.static)
+        return kept
+
+
+def _compare_logits(golden: Tensor, other: Tensor, flipped: Array) -> tuple[float, float, int, int]:
+    """Largest difference on unflipped and flipped samples, number of flipped, and of agreeing."""
+    if golden.shape != other.shape:
+        return float("inf"), float("inf"), int(flipped.sum()), 0
+    difference = (golden.double() - other.double()).abs().amax(dim=1).numpy()
+    agreeing = int((golden.argmax(dim=1) == other.argmax(dim=1)).sum())
+    plain, rest = difference[~flipped], difference[flipped]
+    return (
+        float(plain.max(initial=0.0)),
+        float(rest.max(initial=0.0)),
+        int(flipped.sum()),
+        agreeing,
+    )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Both gates on one pair of networks; allow_silent: populations may stay silent."""
+
+    forced: Comparison
+    end_to_end: Comparison
+    allow_silent: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Inconclusive where nothing differs but a population of the golden never fired."""
+        agree = self.forced.passed and self.end_to_end.passed
+        samples = min(self.forced.samples, self.end_to_end.samples)
+        return verdict_of(agree, samples, self.silent, allow_silent=self.allow_silent)
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is Verdict.PASSED
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Populations of which no neuron of the golden ever fired: nothing is known about them."""
+        return tuple(layer.layer for layer in self.end_to_end.layers if layer.silent)
+
+
+def compare_models(
+    golden: Model,
+    other: Model,
+    images: Tensor,
+    kept: Mapping[str, Array] | None = None,
+    batch: int = BATCH,
+    allow_silent: bool = False,
+) -> Agreement:
+    """Whether `other` (masked, compact) does what `golden` does, on images (B, C, H, W).
+
+    kept: for each population that lost channels, the golden's channels (indices) that are left.
+    allow_silent: pass also where a population of those left never fires; without, such a
+    comparison is inconclusive.
+    Raises UsageError if the populations or the channels don't correspond.
+    """
+    kept = kept or {}
+    _check_correspondence(golden, other, kept)
+    comparer, execution = Comparer(Golden(golden), kept), ModelExecution(other)
+    return Agreement(
+        comparer.forced(execution, images, batch),
+        comparer.end_to_end(execution, images, batch),
+        allow_silent,
+    )
+
+
+def _check_correspondence(golden: Model, other: Model, kept: Mapping[str, Array]) -> None:
+    if golden.graph.time_steps != other.graph.time_steps:
+        raise UsageError(
+            f"T = {golden.graph.time_steps} and T = {other.graph.time_steps} steps; compare models "
+            "of the same T"
+        )
+    shapes = golden.graph.shapes
+    for node in (*golden.graph.of_type(Input), *golden.graph.populations):
+        shape = shapes[node.name]
+        if node.name in kept:
+            shape = (len(kept[node.name]), *shape[1:])
+        found = other.graph.shapes.get(node.name)
+        if found != shape:
+            raise UsageError(
+                f"{node.name}: the other model has {found}, expected {shape}; say which channels "
+                "are left (kept)"
+            )

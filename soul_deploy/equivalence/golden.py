@@ -1,0 +1,155 @@
+"""The golden: the PyTorch original that every execution is compared with, and its margins.
+
+A spike may differ only where the golden's membrane, recomputed in float64, is closer to the
+threshold than the rounding of a float32 sum can move it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from soul_deploy.analysis.synops import population_behind
+from soul_deploy.ir.graph import Node, Population, SpikingGraph
+from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import GraphModule, Signal
+from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.equations import CHARGE, reset_hard, reset_soft
+
+ROUNDING = 4 * 2.0**-24  # of Σ|w·x|: the allowed error of a float32 sum
+LEAST_ALLOWANCE = 1e-5  # of the threshold
+
+
+def entries(graph: SpikingGraph, name: str) -> tuple[str, ...]:
+    """The nodes whose values enter the first projections in front of `name`.
+
+    They hold the population's input before any sum of weights: input, spikes, or those pooled.
+    """
+    found: list[str] = []
+    for source in graph[name].inputs:
+        if _has_projection(graph, source):
+            found += entries(graph, source)
+        else:
+            found.append(source)
+    return tuple(dict.fromkeys(found))
+
+
+def _has_projection(graph: SpikingGraph, name: str) -> bool:
+    node = graph[name]
+    if isinstance(node, Population) or not node.inputs:
+        return False
+    kinds = ("convolution", "linear")
+    return node.op in kinds or any(_has_projection(graph, source) for source in node.inputs)
+
+
+def sources(graph: SpikingGraph, name: str) -> tuple[str, ...]:
+    """The populations (or the input) that feed `name`, nothing spiking in between."""
+    found: list[str] = []
+    for source in graph[name].inputs:
+        node = graph[source]
+        found += [source] if isinstance(node, Population) or not node.inputs else []
+        found += [] if isinstance(node, Population) else sources(graph, source)
+    return tuple(dict.fromkeys(found))
+
+
+class Golden:
+    """The PyTorch original that everything is compared with, in float32 and in float64."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.module = model.module()
+
+    @cached_property
+    def double(self) -> GraphModule:
+        """The network in float64, batch norm unfolded."""
+        return self.model.module().double()
+
+    @cached_property
+    def absolute(self) -> GraphModule:
+        """The network with |deployed weights|, in float64: it sums |w·x|.
+
+        Biases are left out where nothing but one population reads the current; in other currents
+        they are part of what following projections weigh.
+        """
+        folded = fold(self.graph, self.model.state, self.model.channel_masks)
+        plain: dict[str, Node] = {}
+        for p in self.graph.projections:
+            alone = population_behind(self.graph, p.name) is not None
+            plain[p.name] = replace(
+                p, bias=not alone and folded[p.name].bias is not None, norm=None
+            )
+        module = GraphModule(self.graph.with_nodes(plain)).double()
+        with torch.no_grad():
+            for name in plain:
+                for key, parameter in module.get_submodule(name).named_parameters():
+                    parameter.copy_(torch.from_numpy(getattr(folded[name], key)).abs())
+        return module.eval()
+
+    @torch.no_grad()
+    def record(self, images: Tensor) -> tuple[dict[str, Signal], Tensor]:
+        """Values of the input and of every population (T, B, ...), and the logits."""
+        start, readout = self.graph.input.name, self.graph.readout.name
+        names = [start, *(node.name for node in self.graph.populations), readout]
+        values = self.module.evaluate({start: self.module.as_signal(images)}, names)
+        logits = values.pop(readout).tensor
+        return values, logits
+
+    @torch.no_grad()
+    def margins(
+        self, name: str, values: Mapping[str, Signal], samples: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Distance to threshold and allowance of population `name`, both (T, S, ...) float64.
+
+        values: as recorded; samples: indices (S,) of the samples to look at. The membrane is
+        recomputed from the recorded inputs, its resets taught by the recorded spikes. The
+        allowance at a step is that of the largest Σ|w·x| up to it: the membrane remembers.
+        Generated channels have no membrane, and an infinite distance.
+        """
+        known = {s: _select(values[s], samples) for s in sources(self.graph, name)}
+        spikes = _select(values[name], samples).tensor
+        current_of = self.graph[name].inputs[0]
+        current = self.double.evaluate(known, [current_of])[current_of]
+        sizes = {s: Signal(signal.tensor.abs(), signal.static) for s, signal in known.items()}
+        summed = self.absolute.evaluate(sizes, [current_of])[current_of]
+        neuron = self.double.get_submodule(name)
+        assert isinstance(neuron, SpikingNeuron)
+        charged = spikes[:, :, : self.graph.shapes[current_of][0]]
+        distance = _taught_distance(neuron, current, charged)
+        allowance = ROUNDING * _over_time(summed, len(spikes)).cummax(dim=0).values
+        allowance = allowance.clamp(min=LEAST_ALLOWANCE * neuron.spec.v_threshold)
+        generated = torch.full_like(spikes[:, :, charged.shape[2] :], torch.inf)
+        return (
+            torch.cat([distance, generated], dim=2),
+            torch.cat([allowance, torch.zeros_like(generated)], dim=2),
+        )
+
+
+def _select(signal: Signal, samples: Tensor) -> Signal:
+    axis = 0 if signal.static else 1
+    return Signal(signal.tensor.index_select(axis, samples).double(), signal.static)
+
+
+def _over_time(signal: Signal, steps: int) -> Tensor:
+    if not signal.static:
+        return signal.tensor
+    return signal.tensor.expand(steps, *signal.tensor.shape)
+
+
+def _taught_distance(neuron: SpikingNeuron, current: Signal, spikes: Tensor) -> Tensor:
+    """The charged membrane minus the threshold at every step, reset by the given spikes."""
+    equation = neuron.equation()
+    x = _over_time(current, len(spikes))
+    v = torch.full_like(x[0], equation.rest)
+    distances = []
+    for t, spike in enumerate(spikes):
+        v = CHARGE[equation.charge](v, x[t], equation.constant, equation.rest)
+        distances.append(v - equation.v_threshold)
+        if equation.v_reset is None:
+            v = reset_soft(v, spike, equation.target)
+        else:
+            v = reset_hard(v, spike, equation.target)
+    return torch.stack(distances)

@@ -1,0 +1,198 @@
+"""Somebody's PyTorch module as a Model, and the proof that it is the same network.
+
+A trace can be wrong in ways that no rule foresees (a branch taken for a constant, a shape read
+wrongly), so the module itself and its graph are run side by side before anything is returned.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from soul_deploy.base.errors import NetworkWarning, UsageError, VerificationError
+from soul_deploy.base.input_rule import InputKind
+from soul_deploy.frontend.side_by_side import (
+    Difference,
+    Run,
+    difference,
+    from_rest,
+    run_graph,
+    run_own,
+)
+from soul_deploy.frontend.trace import Takes, Traced, trace_with_input
+from soul_deploy.ir.graph import Shape, SpikingGraph
+from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
+from soul_deploy.nn.graph_module import GraphModule, require_floats
+
+TOLERANCE = 1e-5
+SCALES = (4.0, 32.0, 256.0)  # of the example, where populations did not fire on it
+LARGEST_PIECE = 1 << 25  # neurons × steps × samples that are compared at once
+
+
+def from_torch(
+    network: nn.Module,
+    input_shape: Shape,
+    time_steps: int,
+    *,
+    example: Tensor | None = None,
+    input_kind: InputKind = "images",
+) -> Model:
+    """The network with its weights, under the names that it has in `network`'s state dict.
+
+    input_shape  (C, H, W) of one image
+    time_steps   T that it runs for
+    example      (B, C, H, W) or (T, B, C, H, W), float32, on which the graph is compared with the
+                 module itself: every neuron's current, membrane and spikes; random numbers if left
+                 out. Where populations do not fire on it, it is scaled up. Those that never fire
+                 are warned about, and named in `info.provenance["untested"]`, for what follows
+                 them is compared on zeros: give real data.
+    input_kind   what the network is given: "images", whose uint8 pixels the runtime normalises as
+                 the model's `info.normalization` says, or "counts", "spikes", "values", of which
+                 numbers of any dtype are taken as they are
+
+    The network is read, not changed. Its class scores are the mean over T of what it returns.
+    Raises UnsupportedGraphError for what a graph cannot represent, UsageError for weights that are
+    not float32 or an unknown kind, ValidityError for an example of integers, VerificationError if
+    the graph's numbers differ from the module's.
+    """
+    info = with_input_kind(ModelInfo(), input_kind)
+    if example is not None:
+        require_floats(example)
+    examined = examine(network, input_shape, time_steps, example)
+    name = f"{type(network).__module__}.{type(network).__qualname__}"
+    made = {"model": name} | examined.untested_entry
+    module = examined.module
+    return Model(module.graph, arrays_of(module.state_dict()), info=replace(info, provenance=made))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A compared graph, its module with those weights that the graph owns, and what was not tested.
+
+    untested: populations that never fired while graph and network were compared.
+    """
+
+    traced: Traced
+    module: GraphModule
+    untested: tuple[str, ...]
+
+    @property
+    def untested_entry(self) -> dict[str, list[str]]:
+        """What a model's provenance says about it: nothing, if everything fired."""
+        return {"untested": list(self.untested)} if self.untested else {}
+
+
+def examine(
+    network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
+) -> Examined:
+    """Trace a network and compare it with its graph; raises as `from_torch`."""
+    _check_weights(network)
+    traced = trace_with_input(network, input_shape, time_steps)
+    module = GraphModule(traced.graph)
+    state = network.state_dict()
+    module.load_state_dict({name: state[name] for name in module.state_dict()})
+    pair = _Pair(network, module.eval(), traced.takes)
+    with from_rest(network):
+        silent = _compare(pair, _example(traced.graph, example))
+    return Examined(traced, module, silent)
+
+
+def _check_weights(network: nn.Module) -> None:
+    for name, tensor in network.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            if tensor.dtype != torch.float32:
+                raise UsageError(
+                    f"weight {name} is {tensor.dtype}; give the network in float32, as "
+                    "network.float() makes it"
+                )
+            if not torch.isfinite(tensor).all():
+                raise UsageError(f"weight {name} holds values that are not finite")
+
+
+def _example(graph: SpikingGraph, given: Tensor | None) -> Tensor:
+    if given is not None:
+        return given.detach().cpu()
+    made = torch.Generator().manual_seed(2025)
+    return torch.randn(2, *graph.input.shape, generator=made)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    network: nn.Module
+    module: GraphModule
+    takes: Takes
+
+    def run(self, x: Tensor) -> tuple[Run, Run]:
+        """The network's own run and the graph's."""
+        return run_own(self.network, self.module.graph, self.takes, x), run_graph(self.module, x)
+
+    def doubled(self) -> "_Pair":
+        """Both in float64."""
+        double = GraphModule(self.module.graph)
+        double.load_state_dict(self.module.state_dict())
+        network = copy.deepcopy(self.network).double()
+        return _Pair(network, double.double().eval(), self.takes)
+
+    def difference(self, own: Run, ours: Run) -> Difference:
+        populations = self.module.graph.populations
+        thresholds = {node.name: node.neuron.v_threshold for node in populations}
+        return difference(own, ours, thresholds, TOLERANCE)
+
+
+def _compare(pair: _Pair, example: Tensor) -> tuple[str, ...]:
+    """The populations that never fired. Raises VerificationError unless both are the same."""
+    silent = [node.name for node in pair.module.graph.populations]
+    for scale in (1.0, *SCALES):
+        fired = _compare_on(pair, example * scale, scale)
+        silent = [name for name in silent if name not in fired]
+        if not silent:
+            break
+    if silent:  # on the example at any scale
+        text = (
+            f"{', '.join(silent[:3])}{' and more' if silent[3:] else ''} did not fire on the "
+            "example, so what follows was compared on zeros"
+        )
+        warnings.warn(NetworkWarning(text, "give images as example="), stacklevel=4)
+    return tuple(silent)
+
+
+def _compare_on(pair: _Pair, x: Tensor, scale: float) -> set[str]:
+    """The populations that fired. Raises VerificationError where network and graph differ."""
+    fired: set[str] = set()
+    for piece in _pieces(pair.module.graph, x):
+        own, ours = pair.run(piece)
+        found = pair.difference(own, ours)
+        if found.any:
+            _require_rounding(pair, piece, scale, found)
+        fired |= {name for name, trace in ours.populations.items() if trace.spikes.any()}
+    return fired
+
+
+def _pieces(graph: SpikingGraph, x: Tensor) -> Iterator[Tensor]:
+    """The example, few samples at a time where the network is large."""
+    neurons = sum(prod(graph.shapes[node.name]) for node in graph.populations)
+    samples = max(1, LARGEST_PIECE // max(1, neurons * graph.time_steps))
+    yield from torch.split(x, samples, dim=0 if x.dim() == len(graph.input.shape) + 1 else 1)
+
+
+def _require_rounding(pair: _Pair, x: Tensor, scale: float, found: Difference) -> None:
+    """Raise VerificationError unless a difference is rounding.
+
+    Another order of summation moves a sum across a threshold; in float64 that is as good as
+    impossible, so a difference there is a wrong graph.
+    """
+    double = pair.doubled()
+    exact = double.difference(*double.run(x.double()))
+    if exact.any:
+        on = "" if scale == 1 else f", on the example times {scale:g}"
+        raise VerificationError(
+            f"{type(pair.network).__name__}: its graph does not compute what it computes ({exact}"
+            f"{on}). Its forward does something that cannot be traced; give it without that"
+        )
+    if found.of_outputs:
+        text = f"the graph is the same in float64; in float32 {found}"
+        warnings.warn(NetworkWarning(text), stacklevel=6)

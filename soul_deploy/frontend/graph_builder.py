@@ -1,0 +1,338 @@
+"""From traced operations to graph nodes.
+
+Every value is followed with what its leading axes are, because the same call means different
+things with them: `flatten(1)` of (B, C, H, W) flattens an image, of (T, B, C, H, W) a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx, nn
+
+from soul_deploy.base.errors import UnsupportedGraphError, UsageError
+from soul_deploy.frontend import tracer as fxtracer
+from soul_deploy.frontend.aliasing import Memory, changes_in_place
+from soul_deploy.frontend.module_kinds import kind_of, step_mode
+from soul_deploy.frontend.module_rules import CONVERTERS
+from soul_deploy.ir.graph import (
+    BatchNorm,
+    Flatten,
+    Input,
+    Merge,
+    Node,
+    Population,
+    Projection,
+    Readout,
+    Shape,
+    SpikingGraph,
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a traced operation returns.
+
+    name     the graph node that holds it
+    lead     leading axes: 2 for (T, B, ...), 1 for (B, ...)
+    folded   lead 1 because T and B were merged into one axis
+    mean     averaged over time
+    inverse  1 - the node's value
+    """
+
+    name: str
+    lead: int
+    folded: bool = False
+    mean: bool = False
+    inverse: bool = False
+
+
+def _told(node: fx.Node) -> str:
+    target: Any = node.target
+    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
+
+
+class Builder:
+    """Walks the traced operations once and collects graph nodes."""
+
+    def __init__(
+        self, network: nn.Module, input_shape: Shape, time_steps: int, input_lead: int
+    ) -> None:
+        self.modules = dict(network.named_modules())
+        self.input_shape = input_shape
+        self.time_steps = time_steps
+        self.input_lead = input_lead
+        self.nodes: dict[str, Node] = {}
+        self.shapes: dict[str, Shape] = {}
+        self.values: dict[fx.Node, Value] = {}
+        self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
+        self.used: set[str] = set()
+        self.memory = Memory()
+
+    def build(self, traced: fx.Graph, functions: Any) -> SpikingGraph:
+        """The graph; `functions(builder, node)` handles whatever is no module and no input."""
+        for node in traced.nodes:
+            if node.op == "placeholder":
+                self._take_input(node)
+            elif node.op == "call_module":
+                self.call(node, str(node.target), node.args)
+            elif node.op == "output":
+                self._follow_memory(node)
+                return self._finish(node)
+            else:
+                functions(self, node)
+            self._follow_memory(node)
+        raise UnsupportedGraphError("its forward returns nothing")
+
+    def _follow_memory(self, node: fx.Node) -> None:
+        """Refuse reads of what was changed in place under another name; changes of the input."""
+        if node in self.sizes:
+            return
+        stale = self.memory.stale(node)
+        if stale is not None:
+            raise self.unsupported(
+                stale.changed,
+                f"an operation in place ({_told(stale.changed)}) on a value that {_told(node)} "
+                f"reads afterwards under another name ({fxtracer.place_of(node)}; y = y + x would "
+                "make a new value)",
+            )
+        self.memory.made(node, self._within(node))
+        if changes_in_place(node) and self.memory.owner(node).op == "placeholder":
+            raise self.unsupported(
+                node, f"an operation in place ({_told(node)}) on the network's own input, which"
+            )
+
+    def _within(self, node: fx.Node) -> fx.Node | None:
+        """The value in whose memory a value lies, or may lie; None if it surely has its own."""
+        sources = [source for source in node.all_input_nodes if source not in self.sizes]
+        if not sources or changes_in_place(node):
+            return sources[0] if sources else None
+        made, source = self.values.get(node), self.values.get(sources[0])
+        if made is None or source is None:
+            return None
+        viewed = isinstance(self.nodes[made.name], Flatten) and made.name != source.name
+        unchanged = (made.name, made.mean, made.inverse) == (
+            source.name,
+            source.mean,
+            source.inverse,
+        )
+        return sources[0] if viewed or (unchanged and node.target != "repeat") else None
+
+    def _take_input(self, node: fx.Node) -> None:
+        if "input" not in self.nodes:
+            self.add(node, Input("input", (), self.input_shape), Value("input", self.input_lead))
+
+    def call(self, node: fx.Node, path: str, args: Sequence[Any]) -> None:
+        """One call of a module."""
+        module = self.modules[path]
+        kind = kind_of(module)
+        if kind is None:
+            raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
+        if path in self.used:
+            raise self.unsupported(
+                node,
+                f"module {path!r} is called twice (a loop over time belongs outside the network), "
+                "which",
+            )
+        self.used.add(path)
+        if len(args) != (2 if kind == "Merge" else 1) or node.kwargs:
+            raise self.unsupported(node, f"module {path!r} with {len(args)} inputs")
+        values = [self.value(node, argument) for argument in args]
+        self._convert(node, path, kind, module, values)
+
+    def _convert(
+        self, node: fx.Node, path: str, kind: str, module: Any, values: list[Value]
+    ) -> None:
+        source = values[0]
+        if kind == "Merge":
+            self.merge(node, path, module.function, values)
+        elif kind in ("Identity", "Dropout", "Dropout2d"):  # in evaluation they change nothing
+            self.values[node] = source
+        elif kind in ("BatchNorm1d", "BatchNorm2d"):
+            self._attach_norm(node, source, path, module)
+        elif kind == "VotingLayer":
+            self._vote(node, path, module, source)
+        elif kind == "LastThree":
+            self.flatten(node, source, path, source.lead, -1)
+        elif kind == "Flatten":
+            lead = 1 if step_mode(module) == "m" else source.lead
+            inner = replace(source, lead=lead)
+            self.flatten(node, inner, path, module.start_dim, module.end_dim, after=source)
+        else:
+            self._add_converted(node, path, kind, module, source)
+
+    def _add_converted(
+        self, node: fx.Node, path: str, kind: str, module: Any, source: Value
+    ) -> None:
+        if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
+            raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
+        made = CONVERTERS[kind](path, (source.name,), module)
+        after = replace(source, name=path)
+        if isinstance(made, Population):
+            after = self._fire(node, path, module, source)
+        self.add(node, made, after)
+
+    def _fire(self, node: fx.Node, path: str, module: Any, source: Value) -> Value:
+        if source.folded or source.mean:
+            what = "with time folded into the batch" if source.folded else "after the mean over T"
+            raise self.unsupported(
+                node, f"neuron {path!r} {what} (its state runs along time), which"
+            )
+        mode = step_mode(module)
+        if mode is not None and (mode == "m") != (source.lead == 2):
+            given = "a sequence (T, B, ...)" if source.lead == 2 else "one step (B, ...)"
+            raise self.unsupported(
+                node,
+                f"neuron {path!r} in step mode {mode!r} with {given} as its input "
+                "(spikingjelly.activation_based.functional.set_step_mode sets all modules)",
+            )
+        return Value(path, 1 if mode == "s" else 2)
+
+    def _attach_norm(self, node: fx.Node, source: Value, path: str, module: Any) -> None:
+        projection = self.nodes[source.name]
+        (argument,) = node.args
+        alone = isinstance(argument, fx.Node) and len(argument.users) == 1
+        if not isinstance(projection, Projection) or projection.norm or source.mean or not alone:
+            raise self.unsupported(
+                node, f"batch norm {path!r} that does not directly follow one convolution or linear"
+            )
+        if not module.affine or module.running_mean is None or module.momentum is None:
+            raise self.unsupported(
+                node, f"batch norm {path!r} without affine parameters or running statistics"
+            )
+        norm = BatchNorm(path, module.eps, module.momentum)
+        self.nodes[projection.name] = replace(projection, norm=norm)
+        self.values[node] = source
+
+    def _vote(self, node: fx.Node, path: str, module: Any, source: Value) -> None:
+        (neurons, *rest) = self.shapes[source.name]
+        if rest or neurons % module.voting_size:
+            raise self.unsupported(
+                node, f"{path!r}: a vote of {module.voting_size} on {self.shapes[source.name]}"
+            )
+        classes = neurons // module.voting_size
+        made = Readout(path, (source.name,), classes, False, False, module.voting_size)
+        self.add(node, made, replace(source, name=path))
+
+    def merge(self, node: fx.Node, name: str, function: Any, values: list[Value]) -> None:
+        """Element by element; a branch without time is the same at every step."""
+        if any(value.mean or value.inverse for value in values):
+            raise self.unsupported(node, f"{name!r} of values averaged over time or inverted")
+        if len({value.folded for value in values}) > 1:
+            raise self.unsupported(node, f"{name!r} of a sequence and a folded one")
+        lead = max(value.lead for value in values)
+        made = Merge(name, tuple(value.name for value in values), function)
+        self.add(node, made, Value(name, lead, values[0].folded))
+
+    def flatten(
+        self,
+        node: fx.Node,
+        source: Value,
+        name: str,
+        start: int,
+        end: int,
+        *,
+        after: Value | None = None,
+    ) -> None:
+        """`flatten(start, end)` of a value: all its own axes, or time into the batch."""
+        shape = self.shapes[source.name]
+        rank = source.lead + len(shape)
+        start, end = start % rank, end % rank
+        if (start, end) == (0, 1) and source.lead == 2:
+            self.values[node] = replace(source, lead=1, folded=True)
+        elif (start, end) != (source.lead, rank - 1):
+            axes = "(T, B" if source.lead == 2 else "(B"
+            raise self.unsupported(
+                node, f"flattening axes {start} to {end} of {axes}, {str(shape)[1:]}"
+            )
+        elif len(shape) == 1:
+            self.values[node] = after or source
+        else:
+            self.add(node, Flatten(name, (source.name,)), replace(after or source, name=name))
+
+    def add(self, node: fx.Node, made: Node, value: Value) -> None:
+        """Put a graph node in and remember it as the result of `node`."""
+        try:
+            shape = made.output_shape([self.shapes[name] for name in made.inputs])
+        except UsageError as error:
+            raise UnsupportedGraphError(f"{error} ({fxtracer.place_of(node)})") from error
+        self.nodes[made.name] = made
+        self.shapes[made.name] = shape
+        self.values[node] = value
+
+    def value(self, node: fx.Node, argument: Any) -> Value:
+        """What an argument holds; constants, sizes and inverted spikes are refused."""
+        found = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        if found is None or found.inverse:
+            what = "1 - x outside x * (1 - y)" if found else "a constant or a second input"
+            name = node.target if isinstance(node.target, str) else node.name
+            raise self.unsupported(node, f"{name!r} with {what}")
+        return found
+
+    def unsupported(self, node: fx.Node, what: str) -> UnsupportedGraphError:
+        """The refusal, with the module, the line and what is supported."""
+        return UnsupportedGraphError(
+            f"{what} is not supported ({fxtracer.place_of(node)}); supported: {fxtracer.SUPPORTED}"
+        )
+
+    def _finish(self, node: fx.Node) -> SpikingGraph:
+        (returned,) = node.args
+        if not isinstance(returned, fx.Node):
+            raise self.unsupported(node, "a forward that returns more than the class scores")
+        readout = self._readout(node, self.value(node, returned))
+        nodes = {**self.nodes, readout.name: readout}
+        needed: set[str] = set()
+        pending = [readout.name]
+        while pending:
+            name = pending.pop()
+            if name not in needed:
+                needed.add(name)
+                pending.extend(nodes[name].inputs)
+        nodes.pop(readout.name)
+        kept = [made for made in nodes.values() if made.name in needed or isinstance(made, Input)]
+        graph = SpikingGraph((*kept, readout), self.time_steps)
+        source = readout.inputs[0]
+        if not readout.linear and graph.edges[source].kind == "analog":
+            raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")
+        return graph
+
+    def _readout(self, node: fx.Node, value: Value) -> Readout:
+        made = self.nodes[value.name]
+        if isinstance(made, Readout):
+            return made
+        shape = self.shapes[value.name]
+        if isinstance(made, Projection) and made.op == "linear" and made.norm is None:
+            return Readout(
+                made.name, (self._before_mean(made.inputs[0]),), shape[0], True, made.bias
+            )
+        source = self._before_mean(value.name)
+        if isinstance(made, Projection) or len(shape) != 1:
+            raise self.unsupported(node, f"an output of {value.name!r} with shape {shape}")
+        name = "readout" if "readout" not in self.modules else "readout_of_spikes"
+        return Readout(name, (source,), shape[0], False, False, 1)
+
+    def _before_mean(self, name: str) -> str:
+        """The node whose sum over space a readout of node `name` reads, if `name` is such a mean.
+
+        A readout sums over space itself: a global average in front of it is left out, so that it
+        reads spikes.
+        """
+        node = self.nodes[name]
+        if not isinstance(node, Flatten):
+            return name
+        inner = node.inputs[0]
+        if self.shapes[inner][1:] != (1, 1):
+            return name
+        while self.nodes[inner].op in ("avg_pool", "adaptive_avg_pool"):
+            outer = self.nodes[inner].inputs[0]
+            if not self._averages_all(inner, self.shapes[outer]):
+                break
+            inner = outer
+        return inner
+
+    def _averages_all(self, name: str, shape: Shape) -> bool:
+        """Whether a pooling to one position weighs every position the same."""
+        node: Any = self.nodes[name]
+        if node.op == "adaptive_avg_pool":
+            return bool(node.size == (1, 1))
+        return bool(node.kernel == shape[1:] and node.padding == (0, 0))

@@ -1,0 +1,201 @@
+"""What a PyTorch module is to a tracer: its kind, by class.
+
+A subclass with methods of its own may compute something else, so it has no kind and is refused.
+Classes of SpikingJelly are known by where they are defined and what they are called; it is never
+imported.
+"""
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError
+from soul_deploy.ir.graph import NeuronSpec, SurrogateName
+from soul_deploy.ir.neurons import NeuronFamily
+from soul_deploy.nn import layers
+from soul_deploy.nn.neuron import SpikingNeuron
+
+SPIKINGJELLY = "spikingjelly.activation_based"
+SHARED = (
+    *("Conv2d", "Linear", "BatchNorm1d", "BatchNorm2d", "MaxPool2d", "AvgPool2d"),
+    *("AdaptiveAvgPool2d", "Flatten", "Dropout", "Dropout2d"),
+)
+CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
+NEURONS: dict[str, NeuronFamily] = {"IFNode": "if", "LIFNode": "lif", "ParametricLIFNode": "plif"}
+SURROGATES: dict[str, SurrogateName] = {"ATan": "atan", "Sigmoid": "sigmoid", "Rect": "rectangle"}
+
+HARMLESS = ("__init__", "extra_repr", "reset_parameters")  # methods that compute nothing
+
+KINDS: dict[type[nn.Module], str] = {
+    SpikingNeuron: "SpikingNeuron",
+    layers.RateReadout: "RateReadout",
+    layers.VoteReadout: "VoteReadout",
+    layers.Merge: "Merge",
+    layers.Flatten: "LastThree",
+    nn.Identity: "Identity",
+    **{getattr(nn, name): name for name in SHARED},
+    **{
+        getattr(layers, name): name
+        for name in SHARED
+        if name not in ("Linear", "Flatten", "Dropout", "Dropout2d")
+    },
+}
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The module's kind, or None: it is traced into, if it has code of its own."""
+    for cls in type(module).__mro__:
+        if cls in KINDS:
+            return KINDS[cls]
+        if _is_within(cls, "layer") and cls.__name__ in (*SHARED, *CONTAINERS, "VotingLayer"):
+            return cls.__name__
+        if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
+            return cls.__name__
+        if any(callable(value) and name not in HARMLESS for name, value in vars(cls).items()):
+            return None  # a subclass with code of its own
+    return None
+
+
+def is_closed(module: nn.Module) -> bool:
+    """A module without a kind that is not looked into: the library's own, or one with state."""
+    cls = type(module)
+    if _is_within(cls, "layer") or _is_within(cls, "neuron") or is_stateful(module):
+        return True
+    if cls.__module__.startswith("torch.nn"):
+        return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    return isinstance(module, tuple(KINDS))
+
+
+def is_stateful(module: nn.Module) -> bool:
+    """Whether a SpikingJelly module keeps state between calls (`MemoryModule`)."""
+    return any(
+        base.__name__ == "MemoryModule" and base.__module__.startswith(SPIKINGJELLY)
+        for base in type(module).__mro__
+    )
+
+
+def is_reset(value: Any, reset: Any) -> bool:
+    """Whether a SpikingJelly memory holds what `reset` puts there: a number, or nothing."""
+    return type(value) is type(reset) and bool(value is reset or _plainly_equal(value, reset))
+
+
+def _plainly_equal(value: Any, reset: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.shape == reset.shape and bool((value == reset).all())
+    return isinstance(value, int | float) and value == reset
+
+
+def check_at_rest(network: nn.Module) -> None:
+    """Raise UnsupportedGraphError for a SpikingJelly module whose state was set by hand: a graph's
+    neurons start at rest. What an earlier run left (tensors) is warned about, for it is left out.
+    """
+    used = []
+    for path, module in network.named_modules():
+        if not is_stateful(module):
+            continue
+        state, resets = vars(module).get("_memories", {}), vars(module).get("_memories_rv", {})
+        for name, value in state.items():
+            if name not in resets or is_reset(value, resets[name]):
+                continue
+            if not isinstance(value, Tensor):
+                raise UnsupportedGraphError(
+                    f"neuron {path!r} has {name} = {value!r}, which was set by hand; a graph "
+                    f"starts at rest, with {resets[name]!r}. Reset it first "
+                    "(spikingjelly.activation_based.functional.reset_net)"
+                )
+            used += [path] if name == "v" else []
+    if used:
+        text = (
+            f"{', '.join(used[:3])}{' and more' if used[3:] else ''} hold membranes of an earlier "
+            "run; the graph starts at rest, as the network does after a reset"
+        )
+        warnings.warn(NetworkWarning(text), stacklevel=2)
+
+
+def step_mode(module: nn.Module) -> str | None:
+    """SpikingJelly's step mode: "m" (a sequence at a time), "s" (a step at a time)."""
+    ours = type(module).__module__.startswith(SPIKINGJELLY)
+    return getattr(module, "step_mode", None) if ours else None
+
+
+def _is_within(cls: type, package: str) -> bool:
+    root = f"{SPIKINGJELLY}.{package}"
+    return cls.__module__ == root or cls.__module__.startswith(f"{root}.")
+
+
+def check_unchanged(path: str, module: nn.Module) -> None:
+    """Raise UnsupportedGraphError if hooks or parametrisations may change what a module computes.
+
+    torch.nn.utils.prune, weight_norm and spectral_norm work through these.
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise UnsupportedGraphError(
+            f"module {path!r} has forward hooks, which can change what it computes; make them "
+            "permanent (torch.nn.utils.prune.remove, remove_weight_norm) or remove them"
+        )
+    if parametrize.is_parametrized(module):
+        raise UnsupportedGraphError(
+            f"module {path!r} has parametrised weights; make them permanent with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+
+
+def neuron_spec(path: str, module: Any) -> NeuronSpec:
+    """The neuron of a SpikingNeuron or of one of SpikingJelly's nodes, exactly as it computes.
+
+    SpikingJelly fires at the threshold, and has other charge forms in 0.0.0.0.14 (all neurons in
+    one file) than in 2.x. Raises UnsupportedGraphError for what changes its arithmetic.
+    """
+    if isinstance(module, SpikingNeuron):
+        return module.spec
+    family = NEURONS[type(module).__name__]
+    if not getattr(module.surrogate_function, "spiking", True):
+        raise UnsupportedGraphError(
+            f"{path}: its surrogate function is in non-spiking mode; call set_spiking_mode(True)"
+        )
+    if getattr(module, "_neuron_precision", None) is not None:
+        raise UnsupportedGraphError(f"{path}: a neuron with a precision of its own; only float32")
+    rest = 0.0 if module.v_reset is None else float(module.v_reset)
+    start = vars(module).get("_memories_rv", {}).get("v", rest)
+    if not is_reset(start, rest) and start != module.v_reset:
+        raise UnsupportedGraphError(
+            f"{path}: its membrane starts at {start!r} after a reset; supported is the reset value "
+            f"{rest:g}"
+        )
+    surrogate, alpha = _surrogate(path, module.surrogate_function)
+    flat = type(module).__module__ == f"{SPIKINGJELLY}.neuron"
+    return NeuronSpec(
+        family=family,
+        tau=_tau(module),
+        decay_input=bool(getattr(module, "decay_input", True)),
+        v_threshold=float(module.v_threshold),
+        v_reset=None if module.v_reset is None else float(module.v_reset),
+        fire="ge",
+        surrogate=surrogate,
+        surrogate_alpha=alpha,
+        detach_reset=module.detach_reset,
+        form="spikingjelly_0" if flat else "spikingjelly",
+    )
+
+
+def _tau(module: Any) -> float:
+    """A fixed tau; of a learned one 1 / sigmoid(w), which only describes it."""
+    if type(module).__name__ == "ParametricLIFNode":
+        return float(1.0 / module.w.detach().double().sigmoid())
+    return float(getattr(module, "tau", 2.0))
+
+
+def _surrogate(path: str, function: Any) -> tuple[SurrogateName, float]:
+    """Name and width; they matter only if the network is trained further."""
+    name = type(function).__name__
+    if name not in SURROGATES:
+        text = (
+            f"{path}: surrogate function {name} is not known here; if this network is trained "
+            f"further, atan (alpha 2) takes its place. Known: {', '.join(SURROGATES)}"
+        )
+        warnings.warn(NetworkWarning(text), stacklevel=2)
+        return "atan", 2.0
+    alpha = float(function.alpha)
+    return SURROGATES[name], 1.0 / alpha if name == "Rect" else alpha

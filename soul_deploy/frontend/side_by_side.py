@@ -1,0 +1,263 @@
+"""A network and its graph run side by side: every neuron's current, membrane and spikes.
+
+Spikes alone say little: a wrong current below the threshold changes none.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from soul_deploy.base.brief import brief
+from soul_deploy.frontend.module_kinds import is_stateful, step_mode
+from soul_deploy.frontend.trace import Takes
+from soul_deploy.frontend.tracer import evaluating
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.neuron import SpikingNeuron
+
+SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes are measured against
+
+
+@brief
+@dataclass(frozen=True)
+class Trace:
+    """What one population did, each (T, B, ...): current, membrane after reset, spikes (bool)."""
+
+    current: Tensor
+    membrane: Tensor
+    spikes: Tensor
+
+
+@brief
+@dataclass(frozen=True)
+class Run:
+    """One run: what each population did, by name, and the class scores (B, classes)."""
+
+    populations: Mapping[str, Trace]
+    logits: Tensor
+
+
+def run_graph(module: GraphModule, example: Tensor) -> Run:
+    """The graph on (B, C, H, W) or (T, B, C, H, W)."""
+    graph = module.graph
+    membranes: dict[str, list[Tensor]] = {node.name: [] for node in graph.populations}
+    wanted = {node.name: node.inputs[0] for node in graph.populations}
+    readout = graph.readout.name
+    with torch.no_grad():
+        values = module.evaluate(
+            {graph.input.name: module.as_signal(example)},
+            [*wanted, *wanted.values(), readout],
+            lambda name, t, spikes, v: membranes[name].append(v),
+        )
+    steps = graph.time_steps
+    found = {}
+    for name, source in wanted.items():
+        signal = values[source]
+        current = signal.tensor.expand(steps, *signal.tensor.shape)
+        current = current if signal.static else signal.tensor
+        spikes = values[name].tensor.bool()
+        found[name] = Trace(current, torch.stack(membranes[name]), spikes)
+    return Run(found, values[readout].tensor)
+
+
+def run_own(network: nn.Module, graph: SpikingGraph, takes: Takes, example: Tensor) -> Run:
+    """The network itself, from rest; its state is as before afterwards.
+
+    A population that it does not run is missing.
+    """
+    image = example.dim() == len(graph.input.shape) + 1
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    x = example.to(device)
+    steps = graph.time_steps
+    with (
+        torch.no_grad(),
+        evaluating(network),
+        from_rest(network),
+        _listening(network, graph) as heard,
+    ):
+        if takes == "step":
+            scores = torch.stack([network(x if image else x[t]) for t in range(steps)])
+        elif takes == "sequence" and image:
+            scores = network(x.unsqueeze(0).expand(steps, *x.shape))
+        else:
+            scores = network(x)
+    scores = scores.mean(0) if scores.dim() == 3 else scores
+    traces = {name: ear.trace() for name, ear in heard.items() if ear.spikes}
+    return Run(traces, scores.cpu())
+
+
+@dataclass
+class _Ear:
+    """What one neuron module took and gave, call by call, each (steps of the call, B, ...)."""
+
+    currents: list[Tensor] = field(default_factory=list)
+    membranes: list[Tensor] = field(default_factory=list)
+    spikes: list[Tensor] = field(default_factory=list)
+
+    def trace(self) -> Trace:
+        parts = (self.currents, self.membranes, self.spikes)
+        return Trace(*(torch.cat(calls).cpu() for calls in parts))
+
+
+@contextmanager
+def _listening(network: nn.Module, graph: SpikingGraph) -> Iterator[dict[str, _Ear]]:
+    """Hear what each population's module takes and returns, and where its membrane is."""
+    heard = {node.name: _Ear() for node in graph.populations}
+    hooks = []
+    for name, ear in heard.items():
+        module = network.get_submodule(name)
+        before, after = _hooks(ear)
+        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        with _membranes_kept([network.get_submodule(name) for name in heard]):
+            yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _membranes_kept(neurons: Iterable[Any]) -> Iterator[None]:
+    """SpikingJelly's neurons keep the membrane of every step of a sequence, for as long as this."""
+    kept: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
+    for neuron in neurons:
+        if step_mode(neuron) == "m":
+            attributes = vars(neuron)
+            kept.append((attributes, dict(attributes), dict(attributes["_memories_rv"])))
+            neuron.store_v_seq = True
+    try:
+        yield
+    finally:
+        for attributes, before, resets in kept:
+            attributes["_memories_rv"].clear()  # earlier versions add to it
+            attributes["_memories_rv"].update(resets)
+            attributes.clear()
+            attributes.update(before)
+
+
+def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
+    def before(module: nn.Module, inputs: Any) -> None:
+        taken.append(inputs[0].detach().clone())
+
+    def after(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        one = step_mode(module) == "s"
+        spikes, current = output.detach().bool(), taken.pop()
+        spikes = spikes.unsqueeze(0) if one else spikes
+        ear.spikes.append(spikes)
+        ear.membranes.append(_membrane(module, current))
+        ear.currents.append(current if current.dim() == spikes.dim() else current.expand_as(spikes))
+
+    taken: list[Tensor] = []
+    return before, after
+
+
+def _membrane(module: Any, current: Tensor) -> Tensor:
+    """The membrane after every step of the call that just ended."""
+    if isinstance(module, SpikingNeuron):
+        seen: list[Tensor] = []
+        static = current.dim() in (2, 4)
+        module.simulate(current, static=static, observe=lambda t, spikes, v: seen.append(v))
+        return torch.stack(seen)
+    last: Tensor = module.v if step_mode(module) == "s" else module.v_seq
+    kept = last.detach().clone()
+    return kept.unsqueeze(0) if step_mode(module) == "s" else kept
+
+
+@contextmanager
+def from_rest(network: nn.Module) -> Iterator[None]:
+    """SpikingJelly keeps membranes between calls: start at rest, and put back what was there."""
+    kept: list[tuple[Any, dict[str, Any]]] = []
+    for module in network.modules():
+        if is_stateful(module):
+            attributes = vars(module)
+            kept.append((module, attributes["_memories"]))
+            attributes["_memories"] = copy.copy(attributes["_memories_rv"])
+            module.reset()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for module, memories in kept:
+            vars(module)["_memories"] = memories
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a graph's run differs from the network's.
+
+    spikes: by population, how many differ. unheard: populations that the network did not run.
+    currents, membranes: by population, the largest difference, if it is above the tolerance.
+    logits: the largest difference of the class scores, as a share of the largest (at least 1).
+    """
+
+    spikes: Mapping[str, int]
+    unheard: tuple[str, ...]
+    currents: Mapping[str, float]
+    membranes: Mapping[str, float]
+    logits: float
+    tolerance: float
+
+    @property
+    def of_outputs(self) -> bool:
+        """Whether spikes or class scores differ."""
+        return bool(self.spikes) or not self.logits <= self.tolerance
+
+    @property
+    def any(self) -> bool:
+        return self.of_outputs or bool(self.unheard or self.currents or self.membranes)
+
+    def __str__(self) -> str:
+        found = [f"it never runs {name!r}" for name in self.unheard[:1]]
+        for what, largest in (("current", self.currents), ("membrane", self.membranes)):
+            if largest and not found:
+                name, by = next(iter(largest.items()))
+                found.append(f"the {what} of {name!r} differs by up to {by:.2g}")
+        found += [f"{n} spikes of {name!r} differ" for name, n in [*self.spikes.items()][:1]]
+        found.append(f"the largest difference of the class scores is {self.logits:.2g}")
+        return ", ".join(found)
+
+
+def difference(
+    own: Run, ours: Run, thresholds: Mapping[str, float], tolerance: float
+) -> Difference:
+    """Compare two runs; currents and membranes by `tolerance` times a population's largest."""
+    spikes, currents, membranes = {}, {}, {}
+    for name, mine in ours.populations.items():
+        theirs = own.populations.get(name)
+        if theirs is None:
+            continue
+        least = SMALLEST_SCALE * thresholds[name]
+        spikes[name] = _count(theirs.spikes, mine.spikes)
+        currents[name] = _beyond(theirs.current, mine.current, least, tolerance)
+        membranes[name] = _beyond(theirs.membrane, mine.membrane, least, tolerance)
+    return Difference(
+        {name: n for name, n in spikes.items() if n},
+        tuple(name for name in ours.populations if name not in own.populations),
+        {name: by for name, by in currents.items() if by},
+        {name: by for name, by in membranes.items() if by},
+        _of_scores(own.logits, ours.logits),
+        tolerance,
+    )
+
+
+def _count(theirs: Tensor, mine: Tensor) -> int:
+    return mine.numel() if theirs.shape != mine.shape else int((theirs != mine).sum())
+
+
+def _beyond(theirs: Tensor, mine: Tensor, least: float, tolerance: float) -> float:
+    """The largest difference, if it is more than rounding; else 0."""
+    if theirs.shape != mine.shape:
+        return float("inf")
+    scale = max(least, float(theirs.abs().max()))
+    largest = float((theirs - mine).abs().max())
+    return 0.0 if largest <= tolerance * scale else largest
+
+
+def _of_scores(theirs: Tensor, mine: Tensor) -> float:
+    if theirs.shape != mine.shape:
+        return float("inf")
+    return float((theirs - mine).abs().max()) / max(1.0, float(theirs.abs().max()))

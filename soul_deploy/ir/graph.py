@@ -1,0 +1,203 @@
+"""A spiking network as data: populations, projections and the plain operations between them.
+
+The graph is frozen, printable and free of PyTorch. It holds structure only; weights are a state
+dict under the original parameter names (a projection called `features.0.conv.0` owns
+`features.0.conv.0.weight`). Shapes leave out time and batch: (C, H, W) for maps, (N,) for vectors.
+
+Nodes stand in execution order. What a node's output can hold, its *edge kind*, follows from the
+graph alone: spike (0 or 1), graded (integers with a known bound) or analog.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
+from soul_deploy.ir.neurons import (
+    ANALOG,
+    SPIKE,
+    Edge,
+    NeuronFamily,
+    NeuronSpec,
+    SurrogateName,
+)
+from soul_deploy.ir.nodes import (
+    AdaptiveAvgPool,
+    AvgPool,
+    BatchNorm,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool,
+    Merge,
+    MergeFunction,
+    Node,
+    Pair,
+    Pool,
+    Population,
+    Projection,
+    Readout,
+    Scatter,
+    Shape,
+)
+from soul_deploy.ir.serde import bounded_integer, node_from_json, node_to_json
+from soul_deploy.runtime.format.validate import MAX_NEURONS
+
+# Whoever reads a graph needs its nodes too, so both come from here.
+__all__ = [
+    "ANALOG",
+    "SPIKE",
+    "AdaptiveAvgPool",
+    "AvgPool",
+    "BatchNorm",
+    "Convolution",
+    "Edge",
+    "Flatten",
+    "Input",
+    "Linear",
+    "MaxPool",
+    "Merge",
+    "MergeFunction",
+    "NeuronFamily",
+    "NeuronSpec",
+    "Node",
+    "Pair",
+    "Pool",
+    "Population",
+    "Projection",
+    "Readout",
+    "Scatter",
+    "Shape",
+    "SpikingGraph",
+    "SurrogateName",
+]
+
+NodeT = TypeVar("NodeT", bound=Node)
+
+
+@brief
+@dataclass(frozen=True)
+class SpikingGraph:
+    """The network: nodes in execution order (first the Input, last the Readout) and T.
+
+    Raises UsageError or UnsupportedGraphError when the nodes don't fit together.
+    """
+
+    nodes: tuple[Node, ...]
+    time_steps: int
+    shapes: Mapping[str, Shape] = field(init=False, repr=False, compare=False)
+    edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.time_steps < 1:
+            raise UsageError(f"time_steps {self.time_steps} must be at least 1")
+        shapes: dict[str, Shape] = {}
+        edges: dict[str, Edge] = {}
+        for node in self.nodes:
+            if node.name in shapes:
+                raise UnsupportedGraphError(f"two nodes are called {node.name!r}")
+            missing = [name for name in node.inputs if name not in shapes]
+            if missing:
+                raise UnsupportedGraphError(f"{node.name}: its input {missing[0]!r} comes later")
+            shapes[node.name] = node.output_shape([shapes[name] for name in node.inputs])
+            edges[node.name] = node.output_edge([edges[name] for name in node.inputs])
+            if math.prod(shapes[node.name]) > MAX_NEURONS:
+                raise UnsupportedGraphError(
+                    f"{node.name}: {shapes[node.name]} is more than {MAX_NEURONS} values"
+                )
+        object.__setattr__(self, "shapes", MappingProxyType(shapes))
+        object.__setattr__(self, "edges", MappingProxyType(edges))
+        if not self.nodes or not isinstance(self.nodes[0], Input):
+            raise UnsupportedGraphError("the first node must be the input")
+        if not isinstance(self.nodes[-1], Readout):
+            raise UnsupportedGraphError("the last node must be the readout")
+        if sum(isinstance(node, Input | Readout) for node in self.nodes) != 2:
+            raise UnsupportedGraphError("a second input or readout")
+
+    def __reduce__(self) -> tuple[type["SpikingGraph"], tuple[tuple[Node, ...], int]]:
+        """A copy is built from the nodes, as any graph: the views of it cannot be copied."""
+        return SpikingGraph, (self.nodes, self.time_steps)
+
+    def __getitem__(self, name: str) -> Node:
+        return self.by_name[name]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        """Nodes by name."""
+        return MappingProxyType({node.name: node for node in self.nodes})
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[str, ...]]:
+        """For each node, the names of the nodes that read it."""
+        found: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                found[name].append(node.name)
+        return MappingProxyType({name: tuple(users) for name, users in found.items()})
+
+    def of_type(self, kind: type[NodeT]) -> Iterator[NodeT]:
+        """Nodes of one type, in execution order."""
+        return (node for node in self.nodes if isinstance(node, kind))
+
+    @property
+    def input(self) -> Input:
+        node = self.nodes[0]
+        assert isinstance(node, Input)
+        return node
+
+    @property
+    def readout(self) -> Readout:
+        node = self.nodes[-1]
+        assert isinstance(node, Readout)
+        return node
+
+    @property
+    def populations(self) -> tuple[Population, ...]:
+        """Spiking layers in execution order; an index on the command line counts these."""
+        return tuple(self.of_type(Population))
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """Convolutions and linear layers in execution order (the readout's head not among them)."""
+        return tuple(self.of_type(Projection))
+
+    def masked_projection(self, name: str) -> str:
+        """The projection that a channel mask called `name` acts on: itself, or a population's."""
+        node = self[name]
+        return name if isinstance(node, Projection) else node.inputs[0]
+
+    def with_nodes(self, changed: Mapping[str, Node]) -> "SpikingGraph":
+        """A graph with the named nodes replaced."""
+        return SpikingGraph(
+            tuple(changed.get(node.name, node) for node in self.nodes), self.time_steps
+        )
+
+    def with_time_steps(self, time_steps: int) -> "SpikingGraph":
+        """The same network run for another number of steps."""
+        return replace(self, time_steps=time_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `from_json` reads it back."""
+        return {
+            "time_steps": self.time_steps,
+            "nodes": [node_to_json(node) for node in self.nodes],
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> "SpikingGraph":
+        """The graph of a file. Raises FileFormatError if the data is not a graph."""
+        try:
+            nodes = tuple(node_from_json(entry) for entry in data["nodes"])
+            return SpikingGraph(nodes, bounded_integer(data["time_steps"]))
+        except (
+            *(KeyError, TypeError, ValueError, AttributeError, IndexError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
+            raise FileFormatError(f"its graph cannot be read ({str(error)[:200]})") from error
+        except (UsageError, UnsupportedGraphError) as error:
+            raise FileFormatError(f"its graph does not fit together: {error}") from error

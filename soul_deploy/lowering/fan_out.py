@@ -1,0 +1,236 @@
+"""What a network is counted by, and the fan-out of each neuron.
+
+The fan-out map of a projection holds, for each presynaptic neuron, how many nonzero synapses reach
+a target inside the output. All convolutions here are of zeros and ones in float64 on the CPU, so
+every sum is an exact integer below 2^53. Definitions: docs/counting.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import Edge, MaxPool, Merge, Pair, Population, Shape, SpikingGraph
+from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.lowering.linear_operators import (
+    Composed,
+    ConvOperator,
+    MatrixOperator,
+    ReadoutOperator,
+    compose,
+)
+from soul_deploy.model.model import Model
+
+
+@brief
+@dataclass(frozen=True)
+class CountedLayer:
+    """A projection (or the readout) with what feeds it, and the population that it alone feeds.
+
+    live: bool of the operator's output shape; targets that are masked receive nothing.
+    """
+
+    name: str
+    composed: Composed
+    edge: Edge
+    population: str | None
+    live: Array | None = None
+
+    @cached_property
+    def fanout(self) -> Array:
+        """Synapses onto live targets from each input (see `fanout`)."""
+        return fanout(self.composed.operator, self.live)
+
+    @property
+    def targets(self) -> int:
+        """How many live targets there are."""
+        operator = self.composed.operator
+        if isinstance(operator, ReadoutOperator):
+            return 0 if operator.weight is None else len(operator.weight)
+        return int(np.prod(operator.out_shape) if self.live is None else self.live.sum())
+
+    @property
+    def biased(self) -> int:
+        """How many live targets have a bias that is not 0."""
+        operator = self.composed.operator
+        if operator.bias is None:
+            return 0
+        if isinstance(operator, ReadoutOperator):
+            return int((operator.bias != 0).sum())
+        sides = [1] * (len(operator.out_shape) - 1)
+        biased = np.broadcast_to((operator.bias != 0).reshape(-1, *sides), operator.out_shape)
+        return int((biased if self.live is None else biased & self.live).sum())
+
+
+@dataclass(frozen=True)
+class CountedPooling:
+    """A max pooling: what feeds it, and its windows."""
+
+    name: str
+    source: str
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+
+@brief
+@dataclass(frozen=True)
+class CountedPopulation:
+    """A population without a projection of its own: a merge of currents feeds it, for example.
+
+    shape: of its current. live: bool of that shape, or None: all neurons.
+    """
+
+    name: str
+    shape: Shape
+    live: Array | None = None
+
+
+Counted: TypeAlias = CountedLayer | CountedPopulation | CountedPooling
+
+
+def counted_layers(
+    graph: SpikingGraph,
+    folded: Mapping[str, Synapses],
+    neuron_masks: Mapping[str, Array] | None = None,
+) -> tuple[CountedLayer, ...]:
+    """Every projection, then the readout, in execution order."""
+    layers = []
+    for node in (*graph.projections, graph.readout):
+        composed = compose(graph, folded, node.name)
+        edge = graph.edges[composed.source]
+        live = live_targets(graph, neuron_masks or {}, node.name)
+        behind = population_behind(graph, node.name)
+        layers.append(CountedLayer(node.name, composed, edge, behind, live))
+    return tuple(layers)
+
+
+def counted_populations(
+    graph: SpikingGraph, neuron_masks: Mapping[str, Array] | None = None
+) -> tuple[CountedPopulation, ...]:
+    """Every population that no entry of `counted_layers` has, in execution order."""
+    found = []
+    for node in graph.populations:
+        source = node.inputs[0]
+        if source in {p.name for p in graph.projections} and population_behind(graph, source):
+            continue
+        shape = graph.shapes[source]
+        live = (neuron_masks or {}).get(node.name)
+        found.append(
+            CountedPopulation(node.name, shape, None if live is None else live[: shape[0]])
+        )
+    return tuple(found)
+
+
+def population_behind(graph: SpikingGraph, projection: str) -> str | None:
+    """The population that a projection feeds, if it feeds nothing else."""
+    consumers = graph.consumers[projection]
+    alone = len(consumers) == 1 and isinstance(graph[consumers[0]], Population)
+    return consumers[0] if alone else None
+
+
+def live_targets(
+    graph: SpikingGraph, neuron_masks: Mapping[str, Array], current: str
+) -> Array | None:
+    """Where a current reaches an unmasked neuron, directly or through merges; None: everywhere.
+
+    bool of the current's shape. What else reads a current reads all of it.
+    """
+    shape = graph.shapes[current]
+    live = np.zeros(shape, np.bool_)
+    for name in graph.consumers[current]:
+        node = graph[name]
+        below = None
+        if isinstance(node, Population):
+            below = neuron_masks.get(name)
+        elif isinstance(node, Merge):
+            below = live_targets(graph, neuron_masks, name)
+        if below is None:
+            return None
+        live |= below[: shape[0]]  # generated channels have no current
+    return None if live.all() else live
+
+
+def fanout(
+    operator: ConvOperator | MatrixOperator | ReadoutOperator, live: Array | None = None
+) -> Array:
+    """Synapses onto live targets from each input: int64 of the input's shape.
+
+    For a readout that sums over space first, (C,). live: bool of the output's shape; None: all.
+    """
+    if isinstance(operator, ConvOperator):
+        return _conv_fanout(operator, live)
+    if isinstance(operator, ReadoutOperator):
+        shape = operator.in_shape[:1] if operator.space else operator.in_shape
+        if operator.weight is None:
+            return np.zeros(shape, np.int64)
+        return _columns(operator.weight, shape)
+    weight = operator.weight
+    return _columns(weight if live is None else weight[live.reshape(-1)], operator.in_shape)
+
+
+def _columns(weight: Array, shape: Shape) -> Array:
+    counts: Array = (weight != 0).sum(axis=0, dtype=np.int64)
+    return counts.reshape(shape)
+
+
+def nonzero(weight: Array) -> Tensor:
+    return torch.from_numpy((weight != 0).astype(np.float64))
+
+
+def _conv_fanout(op: ConvOperator, live: Array | None) -> Array:
+    """Transposed convolution of ones: how many live outputs each input position reaches."""
+    targets = torch.ones(1, *op.out_shape, dtype=torch.float64)
+    if live is not None:
+        targets = torch.from_numpy(live.astype(np.float64))[None]
+    full = F.conv_transpose2d(
+        targets, nonzero(op.weight), None, op.stride, 0, 0, op.groups, op.dilation
+    )[0]
+    result = torch.zeros(op.in_shape, dtype=torch.int64)
+    height, width = (min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
+    inside = full[:, op.padding[0] :, op.padding[1] :][:, :height, :width]
+    result[:, : inside.shape[1], : inside.shape[2]] = inside.round().to(torch.int64)
+    return result.numpy()
+
+
+def arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
+    """How many events reach each target: events (N, *in_shape) of 0/1 -> (N, *out_shape)."""
+    if isinstance(op, MatrixOperator):
+        return events.flatten(1).double() @ nonzero(op.weight).t()
+    x = events[:, :, : op.reach[0], : op.reach[1]].double()
+    needed: list[int] = []
+    padding: list[int] = []
+    for axis in (0, 1):
+        extent = op.dilation[axis] * (op.weight.shape[2 + axis] - 1) + 1
+        needed.append((op.out_shape[1 + axis] - 1) * op.stride[axis] + extent)
+        before = op.padding[axis]
+        after = max(needed[axis] - before - x.shape[2 + axis], 0)
+        padding = [before, after, *padding]
+    x = F.pad(x, padding)[:, :, : needed[0], : needed[1]]  # the last window may end before the map
+    return F.conv2d(x, nonzero(op.weight), None, op.stride, 0, op.dilation, op.groups)
+
+
+def counted_nodes(model: Model) -> tuple[Counted, ...]:
+    """What `model` is counted by: projections, populations without one, poolings, the readout."""
+    folded = fold(model.graph, model.state, model.channel_masks)
+    return counted_entries(model.graph, folded, model.neuron_masks)
+
+
+def counted_entries(
+    graph: SpikingGraph, folded: Mapping[str, Synapses], neuron_masks: Mapping[str, Array]
+) -> tuple[Counted, ...]:
+    """As `counted_nodes`, of deployed weights and masks from wherever they were read."""
+    *projections, readout = counted_layers(graph, folded, neuron_masks)
+    poolings = [
+        CountedPooling(node.name, node.inputs[0], node.kernel, node.stride, node.padding)
+        for node in graph.of_type(MaxPool)
+    ]
+    populations = counted_populations(graph, neuron_masks)
+    return (*projections, *populations, *poolings, readout)

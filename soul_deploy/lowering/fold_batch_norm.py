@@ -1,0 +1,75 @@
+"""Deployed weights: batch norm folded into its projection, in float64, rounded to float32 once.
+
+Every artefact (ONNX, event network) and every count is made from these, so they agree on which
+synapses exist.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UnsupportedGraphError
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import Projection, Readout, SpikingGraph
+
+
+@brief
+@dataclass(frozen=True)
+class Synapses:
+    """A projection's deployed weights: weight (out, in, ...) and bias (out,), both float32."""
+
+    weight: Array
+    bias: Array | None
+
+
+def fold(
+    graph: SpikingGraph, state: Mapping[str, Array], channel_masks: Mapping[str, Array]
+) -> dict[str, Synapses]:
+    """Deployed weights of every projection and of the readout's head, by node name.
+
+    `channel_masks`: population or projection -> bool (C,); of a masked channel, row and bias are 0.
+    """
+    folded = {node.name: _fold_one(node, state) for node in graph.projections}
+    for name, keep in channel_masks.items():
+        source = graph.masked_projection(name)
+        folded[source] = _masked(folded[source], keep)
+    readout = graph.readout
+    if readout.linear:
+        folded[readout.name] = Synapses(*_weight_and_bias(readout, state))
+    return folded
+
+
+def _fold_one(node: Projection, state: Mapping[str, Array]) -> Synapses:
+    weight, bias = _weight_and_bias(node, state)
+    if node.norm is None:
+        return Synapses(weight, bias)
+    name = node.norm.name
+    gamma, beta, mean, variance = (
+        state[f"{name}.{part}"].astype(np.float64)
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gamma / np.sqrt(variance + node.norm.eps)
+    offset = 0.0 if bias is None else bias.astype(np.float64)
+    folded = weight.astype(np.float64) * scale.reshape(-1, *([1] * (weight.ndim - 1)))
+    shift = beta + (offset - mean) * scale
+    if max(np.abs(folded).max(initial=0), np.abs(shift).max(initial=0)) > np.finfo(np.float32).max:
+        raise UnsupportedGraphError(
+            f"{node.name}: with its batch norm {name} folded in, weights or bias leave float32; "
+            "its statistics or weights are damaged, or training diverged"
+        )
+    return Synapses(folded.astype(np.float32), shift.astype(np.float32))
+
+
+def _weight_and_bias(
+    node: Projection | Readout, state: Mapping[str, Array]
+) -> tuple[Array, Array | None]:
+    bias = state[f"{node.name}.bias"].astype(np.float32) if node.bias else None
+    return state[f"{node.name}.weight"].astype(np.float32), bias
+
+
+def _masked(synapses: Synapses, keep: Array) -> Synapses:
+    gate = keep.astype(np.float32)
+    weight = synapses.weight * gate.reshape(-1, *([1] * (synapses.weight.ndim - 1)))
+    return Synapses(weight, None if synapses.bias is None else synapses.bias * gate)

@@ -1,0 +1,41 @@
+"""What planning a removal and composing a network take, from its graph alone.
+
+Maps of a few bytes in a file can be gigabytes of masks and fan-outs, and T steps of nothing are T
+turns. So this is looked at before the first of them is made.
+"""
+
+import math
+
+from soul_deploy.base.errors import LimitError
+from soul_deploy.base.memory import RAISE_IT, WORK_BYTES, require_memory
+from soul_deploy.ir.graph import Convolution, Population, SpikingGraph
+from soul_deploy.runtime.format.validate import MAX_STEPS
+
+VALUE_BYTES = 32  # of a map's value: masks, fan-outs in float64 and copies
+STEP_BYTES = 10  # of a channel's spike at a step: its pattern as an array, and as a tuple
+CURRENT_BYTES = 12  # of a value of a convolution's current on a constant input, as large as it sees
+
+
+def planning_bytes(graph: SpikingGraph) -> dict[str, int]:
+    """Bytes by node, besides the weights."""
+    found = {}
+    for node in graph.nodes:
+        shape = graph.shapes[node.name]
+        found[node.name] = VALUE_BYTES * math.prod(shape)
+        if isinstance(node, Population):
+            found[node.name] += STEP_BYTES * graph.time_steps * shape[0]
+        elif isinstance(node, Convolution):
+            sides = (1 + node.dilation[i] * (node.kernel[i] - 1) for i in (0, 1))
+            found[node.name] += CURRENT_BYTES * node.channels * math.prod(sides)
+    return found
+
+
+def require_planning(graph: SpikingGraph, max_memory: int | None = None) -> None:
+    """Raise LimitError for a network that takes more than allowed; None: WORK_BYTES."""
+    if graph.time_steps > MAX_STEPS:
+        raise LimitError(f"T = {graph.time_steps}; the limit is {MAX_STEPS} steps")
+    by_node = planning_bytes(graph)
+    most = max(by_node, key=by_node.__getitem__)
+    told = f"planning with this network (most of all {most}: {by_node[most]:,} bytes)"
+    allowed = WORK_BYTES if max_memory is None else max_memory
+    require_memory(told, sum(by_node.values()), allowed, RAISE_IT)

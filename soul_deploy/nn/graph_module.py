@@ -1,0 +1,360 @@
+"""A PyTorch module built from a SpikingGraph, with the original parameter names.
+
+It is what pruning trains, what removal produces and what a reloaded model file becomes: no class
+of the original network is needed. Node by node it runs the same operations as the original.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UsageError, ValidityError
+from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    BatchNorm,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool,
+    Merge,
+    Node,
+    Population,
+    Projection,
+    Readout,
+    Scatter,
+    SpikingGraph,
+)
+from soul_deploy.nn.layers import merged, spike_counts, split_time, vote_counts
+from soul_deploy.nn.neuron import SpikingNeuron
+
+StepObserver = Callable[[str, int, Tensor, Tensor], None]
+"""Called with (population, t, spikes (B, ...), membrane potential after reset (B, ...))."""
+
+
+@brief
+@dataclass(frozen=True)
+class Signal:
+    """A node's output: (T, B, ...), or (B, ...) if it is the same at every step (`static`)."""
+
+    tensor: Tensor
+    static: bool
+
+
+@brief
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass: spikes of each population (T, B, ...) as bool, and logits (B, classes)."""
+
+    spikes: Mapping[str, Tensor]
+    logits: Tensor
+
+
+@brief
+@dataclass(eq=False)
+class ChannelMask:
+    """Which channels of a population receive current: (C,) of 0/1.
+
+    `gain` is the effective scale of the last training forward (gamma × mask); its gradient ranks
+    masked channels for regrowth.
+    """
+
+    keep: Tensor
+    gain: Tensor | None = field(default=None)
+
+    def __getstate__(self) -> dict[str, Tensor | None]:
+        """A copy keeps the mask; the gain belongs to a forward pass of the original."""
+        return {"keep": self.keep, "gain": None}
+
+
+Gate = Callable[[], Tensor]
+"""What a mask multiplies with: 0/1 when it is hard, between 0 and 1 while it is searched for."""
+
+
+@brief
+@dataclass(eq=False)
+class HardGate:
+    """A fixed mask of 0/1."""
+
+    keep: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.keep
+
+
+class GraphModule(nn.Module):
+    """The network of `graph` as a module; weights are loaded with `load_state_dict`.
+
+    Input: a static image batch (B, C, H, W), shown T times, or a sequence (T, B, C, H, W), of
+    floating-point numbers; pixels are normalised by the caller.
+    Output: class scores (B, classes). State is reset at every call.
+
+    `channel_masks` (population or projection -> mask) act on the current, behind batch norm;
+    `weight_gates` (projection -> gate of the weight's shape) on the weights; `neuron_gates`
+    (population -> gate of the population's shape) on the spikes, after firing and reset.
+    """
+
+    def __init__(self, graph: SpikingGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.channel_masks: dict[str, ChannelMask] = {}
+        self.weight_gates: dict[str, Gate] = {}
+        self.neuron_gates: dict[str, Gate] = {}
+        for node in graph.nodes:
+            self._add_modules(node)
+
+    def _add_modules(self, node: Node) -> None:
+        if isinstance(node, Projection):
+            self._place(node.name, _projection_module(node))
+            if node.norm is not None:
+                self._place(node.norm.name, _norm_module(node, node.norm))
+        elif isinstance(node, Population):
+            neuron = SpikingNeuron(node.neuron, self.graph.time_steps)
+            if node.generated:
+                steps = self.graph.time_steps
+                neuron.register_buffer("pattern", torch.zeros(steps, node.generated))
+            self._place(node.name, neuron)
+        elif isinstance(node, Readout) and node.linear:
+            shape = self.graph.shapes[node.inputs[0]]
+            self._place(node.name, nn.Linear(shape[0], node.classes, bias=node.bias))
+
+    def _place(self, path: str, module: nn.Module) -> None:
+        parent: nn.Module = self
+        *parts, last = path.split(".")
+        for part in parts:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(last, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores (B, classes)."""
+        return self._run_to_readout(x, None)
+
+    def forward_observed(self, x: Tensor, observe: StepObserver) -> Tensor:
+        """As `forward`, and `observe` sees every population after every step."""
+        return self._run_to_readout(x, observe)
+
+    def _run_to_readout(self, x: Tensor, observe: StepObserver | None) -> Tensor:
+        readout = self.graph.readout.name
+        values = self.evaluate({self.graph.input.name: self.as_signal(x)}, [readout], observe)
+        return values[readout].tensor
+
+    def per_step(self, x: Tensor) -> Tensor:
+        """Class scores of each step, (T, B, classes); their mean over T is `forward`."""
+        node = self.graph.readout
+        source = node.inputs[0]
+        values = self.evaluate({self.graph.input.name: self.as_signal(x)}, [source])
+        return self._read(node, values[source].tensor, per_step=True)
+
+    @torch.no_grad()
+    def record(self, x: Tensor) -> Recording:
+        """Spikes of every population and the logits."""
+        names = [node.name for node in self.graph.populations]
+        wanted = [*names, self.graph.readout.name]
+        values = self.evaluate({self.graph.input.name: self.as_signal(x)}, wanted)
+        spikes = {name: values[name].tensor.bool() for name in names}
+        return Recording(spikes, values[self.graph.readout.name].tensor)
+
+    def as_signal(self, x: Tensor) -> Signal:
+        """Check the input. Raises ValidityError for another T or size, or for integers."""
+        require_floats(x)
+        shape = self.graph.input.shape
+        steps = self.graph.time_steps
+        if tuple(x.shape[-len(shape) :]) != shape or x.dim() not in (
+            len(shape) + 1,
+            len(shape) + 2,
+        ):
+            raise ValidityError(
+                f"input {tuple(x.shape)} given; this network takes (batch, {_sides(shape)}), or "
+                f"({steps}, batch, {_sides(shape)}) for a sequence"
+            )
+        static = x.dim() == len(shape) + 1
+        if not static and len(x) != steps:
+            raise ValidityError(
+                f"a sequence of {len(x)} steps given; this network runs T = {steps} steps"
+            )
+        return Signal(x, static)
+
+    def evaluate(
+        self,
+        known: Mapping[str, Signal],
+        wanted: Iterable[str],
+        observe: StepObserver | None = None,
+    ) -> dict[str, Signal]:
+        """Outputs of the `wanted` nodes, given some outputs; only what they need runs."""
+        wanted = list(wanted)
+        values = dict(known)
+        for node in self.graph.nodes:
+            if node.name in values or node.name not in self._needed(values, wanted):
+                continue
+            if isinstance(node, Input):
+                raise UsageError("the network's input is needed for what was asked")
+            values[node.name] = self._compute(node, [values[name] for name in node.inputs], observe)
+        return {name: values[name] for name in wanted}
+
+    def _needed(self, known: Mapping[str, Signal], wanted: list[str]) -> set[str]:
+        needed: set[str] = set()
+        pending = [name for name in wanted if name not in known]
+        while pending:
+            name = pending.pop()
+            if name not in needed and name not in known:
+                needed.add(name)
+                pending.extend(self.graph[name].inputs)
+        return needed
+
+    def _compute(self, node: Node, inputs: list[Signal], observe: StepObserver | None) -> Signal:
+        if isinstance(node, Merge):
+            result = merged(node.function, [signal.tensor for signal in inputs])
+            return Signal(result, all(signal.static for signal in inputs))
+        (source,) = inputs
+        if isinstance(node, Population):
+            return self._fire(node, source, observe)
+        if isinstance(node, Readout):
+            return Signal(self._read(node, source.tensor, per_step=False), True)
+        images = source.tensor if source.static else source.tensor.flatten(0, 1)
+        result = self._apply_stateless(node, images)
+        if not source.static:
+            result = split_time(result, source.tensor)
+        return Signal(result, source.static)
+
+    def _fire(self, node: Population, source: Signal, observe: StepObserver | None) -> Signal:
+        neuron = self.get_submodule(node.name)
+        assert isinstance(neuron, SpikingNeuron)
+        see = None
+        if observe is not None:
+            watcher = observe
+
+            def see(t: int, spikes: Tensor, v: Tensor) -> None:
+                watcher(node.name, t, spikes, v)
+
+        spikes = neuron.simulate(source.tensor, static=source.static, observe=see)
+        if node.generated:
+            spikes = _append_pattern(spikes, neuron.get_buffer("pattern"))
+        gate = self.neuron_gates.get(node.name)
+        return Signal(spikes if gate is None else spikes * gate(), False)
+
+    def _apply_stateless(self, node: Node, x: Tensor) -> Tensor:
+        return self._project(node, x) if isinstance(node, Projection) else unweighed(node, x)
+
+    def _project(self, node: Projection, x: Tensor) -> Tensor:
+        y = self._weigh(node, x)
+        mask = self._mask_of(node)
+        if node.norm is None:
+            return y if mask is None else y * self._gain(mask, torch.ones_like(mask.keep), y)
+        norm = self.get_submodule(node.norm.name)
+        if mask is None:
+            normalised: Tensor = norm(y)
+            return normalised
+        return self._masked_norm(norm, mask, y)
+
+    def _weigh(self, node: Projection, x: Tensor) -> Tensor:
+        layer = self.get_submodule(node.name)
+        gate = self.weight_gates.get(node.name)
+        if gate is None:
+            plain: Tensor = layer(x)
+            return plain
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = layer.weight * gate()
+        if isinstance(node, Convolution):
+            sides = node.stride, node.padding, node.dilation
+            return F.conv2d(x, weight, layer.bias, *sides, node.groups)
+        return F.linear(x, weight, layer.bias)
+
+    def _mask_of(self, node: Projection) -> ChannelMask | None:
+        if node.name in self.channel_masks:
+            return self.channel_masks[node.name]
+        for name in self.graph.consumers[node.name]:
+            if name in self.channel_masks and isinstance(self.graph[name], Population):
+                return self.channel_masks[name]
+        return None
+
+    def _masked_norm(self, norm: nn.Module, mask: ChannelMask, y: Tensor) -> Tensor:
+        """Batch norm with gamma and beta times the mask: a masked channel gives exactly 0."""
+        gain = mask.gain = norm.get_parameter("weight") * mask.keep
+        if gain.requires_grad:
+            gain.retain_grad()
+        masked = {"weight": gain, "bias": norm.get_parameter("bias") * mask.keep}
+        result: Tensor = functional_call(norm, masked, (y,))
+        return result
+
+    def _gain(self, mask: ChannelMask, ones: Tensor, y: Tensor) -> Tensor:
+        gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)
+        return gain.reshape(-1, *([1] * (y.dim() - 2)))
+
+    def _read(self, node: Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
+        steps = 1 if per_step else self.graph.time_steps
+        scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
+        counts = spike_counts(spikes, per_step=per_step)
+        if not node.linear:
+            return vote_counts(counts, node.votes) * scale
+        head = self.get_submodule(node.name)
+        assert isinstance(head, nn.Linear)
+        scores = counts @ head.weight.t() * scale
+        return scores if head.bias is None else scores + head.bias
+
+
+def unweighed(node: Node, x: Tensor) -> Tensor:
+    """The output (N, ...) of a node without weights or state, of one input (N, ...)."""
+    if isinstance(node, MaxPool):
+        return F.max_pool2d(x, node.kernel, node.stride, node.padding)
+    if isinstance(node, AvgPool):
+        return F.avg_pool2d(x, node.kernel, node.stride, node.padding)
+    if isinstance(node, AdaptiveAvgPool):
+        return F.adaptive_avg_pool2d(x, node.size)
+    if isinstance(node, Scatter):
+        wide = x.new_zeros(len(x), node.channels, *x.shape[2:])
+        return wide.index_copy(1, torch.tensor(node.index, device=x.device), x)
+    assert isinstance(node, Flatten), node
+    return x.flatten(1)
+
+
+def require_floats(x: Tensor) -> None:
+    """Raise ValidityError for integers and bool.
+
+    A module takes floating-point numbers only: what uint8 pixels become stands in the description
+    of a model, which a module does not have.
+    """
+    if not x.is_floating_point():
+        raise ValidityError(
+            f"an input of {x.dtype} given; PyTorch modules take floating-point numbers: normalise "
+            "pixels first, and convert other integers with .float()"
+        )
+
+
+def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
+    """Generated channels behind the others: (T, B, C, ...) and (T, G) to (T, B, C + G, ...)."""
+    steps, batch, _, *space = spikes.shape
+    generated = pattern.to(spikes).reshape(steps, 1, -1, *([1] * len(space)))
+    return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)
+
+
+def _projection_module(node: Projection) -> nn.Module:
+    if isinstance(node, Convolution):
+        return nn.Conv2d(
+            node.in_channels,
+            node.channels,
+            node.kernel,
+            node.stride,
+            node.padding,
+            node.dilation,
+            node.groups,
+            node.bias,
+        )
+    assert isinstance(node, Linear), node
+    return nn.Linear(node.in_features, node.features, node.bias)
+
+
+def _norm_module(node: Projection, norm: BatchNorm) -> nn.Module:
+    kind = nn.BatchNorm2d if isinstance(node, Convolution) else nn.BatchNorm1d
+    return kind(node.out_channels, norm.eps, norm.momentum)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))

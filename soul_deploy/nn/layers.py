@@ -1,0 +1,143 @@
+"""Stateless layers that take one image batch or a sequence of them, and the readouts.
+
+Each is the PyTorch layer of the same name (same parameters, same state-dict names) that also
+accepts a leading time axis: (T, B, C, H, W) is treated as T·B images. A network written with them
+runs in plain PyTorch and traces to a SpikingGraph.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from soul_deploy.ir.graph import MergeFunction
+
+
+def split_time(merged: Tensor, sequence: Tensor) -> Tensor:
+    """(T·B, ...) back to (T, B, ...), with T and B of `sequence`."""
+    return merged.reshape(*sequence.shape[:2], *merged.shape[1:])
+
+
+class Conv2d(nn.Conv2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return split_time(super().forward(input.flatten(0, 1)), input)
+        return super().forward(input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """(B, C, H, W) or (T, B, C, H, W); statistics over time, batch and space."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return split_time(super().forward(input.flatten(0, 1)), input)
+        return super().forward(input)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """(B, N) or (T, B, N); statistics over time and batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return split_time(super().forward(input.flatten(0, 1)), input)
+        return super().forward(input)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return split_time(super().forward(input.flatten(0, 1)), input)
+        return super().forward(input)  # type: ignore[no-any-return]
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return split_time(super().forward(input.flatten(0, 1)), input)
+        return super().forward(input)
+
+
+class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 5:
+            return split_time(super().forward(input.flatten(0, 1)), input)
+        return super().forward(input)
+
+
+class Flatten(nn.Module):
+    """(..., C, H, W) to (..., C·H·W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.flatten(-3)
+
+
+class Merge(nn.Module):
+    """Two branches, element by element: "add", "and" or "iand" (see `soul_deploy.ir.graph.Merge`).
+
+    A static branch, (B, ...), is the same at every step of a sequence (T, B, ...).
+    """
+
+    def __init__(self, function: MergeFunction) -> None:
+        super().__init__()
+        self.function: MergeFunction = function
+
+    def forward(self, identity: Tensor, branch: Tensor) -> Tensor:
+        return merged(self.function, [identity, branch])
+
+
+def merged(function: MergeFunction, branches: Sequence[Tensor]) -> Tensor:
+    """The element-wise function of two or more branches, left to right."""
+    result = branches[0]
+    for branch in branches[1:]:
+        if function == "add":
+            result = result + branch
+        elif function == "and":
+            result = result * branch
+        else:
+            result = result * (1 - branch)
+    return result
+
+
+def spike_counts(spikes: Tensor, *, per_step: bool = False) -> Tensor:
+    """Sums over time and space: (T, B, C, H, W) or (T, B, C) to (B, C); `per_step` keeps T."""
+    if spikes.dim() == 5:
+        spikes = spikes.sum(dim=(3, 4))
+    return spikes if per_step else spikes.sum(dim=0)
+
+
+class RateReadout(nn.Linear):
+    """Soul's head: the mean over time and space, then linear; computed sum first, scale last.
+
+    (T, B, C, H, W) or (T, B, C) to class scores (B, classes).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        space = input.shape[3] * input.shape[4] if input.dim() == 5 else 1
+        scores = spike_counts(input) @ self.weight.t() * (1.0 / (len(input) * space))
+        return scores if self.bias is None else scores + self.bias
+
+
+class VoteReadout(nn.Module):
+    """Mean firing rate of `votes` output neurons a class: (T, B, classes·votes) to (B, classes).
+
+    The readout of 6Conv2FC (Shi et al., ICLR 2024, published code, models/cifar10.py).
+    """
+
+    def __init__(self, classes: int, votes: int) -> None:
+        super().__init__()
+        self.classes, self.votes = classes, votes
+
+    def forward(self, input: Tensor) -> Tensor:
+        return vote_counts(spike_counts(input), self.votes) * (1.0 / (len(input) * self.votes))
+
+
+def vote_counts(counts: Tensor, votes: int) -> Tensor:
+    """Sum neighbouring groups of `votes` along the last axis."""
+    return counts.reshape(*counts.shape[:-1], -1, votes).sum(dim=-1)

@@ -1,0 +1,164 @@
+"""Spiking neurons as PyTorch modules; the equations stand in `soul_deploy.runtime.equations`."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.nn.surrogate import fire_with_surrogate, surrogate_gradient
+from soul_deploy.runtime.equations import (
+    CHARGE,
+    FIRE,
+    ChargeForm,
+    NeuronEquation,
+    reset_hard,
+    reset_soft,
+)
+
+Observer = Callable[[int, Tensor, Tensor], None]
+"""Called after each step with (t, spikes, membrane potential after reset), both (B, ...)."""
+
+
+class SpikingNeuron(nn.Module):
+    """A population of IF, LIF or PLIF neurons.
+
+    `forward` takes an input current of (T, B, C, H, W) or (T, B, N), or a static one without the
+    time axis, (B, C, H, W) or (B, N), which is then applied at each of `time_steps` steps. It
+    returns spikes (T, B, ...). The membrane starts at rest at every call.
+    """
+
+    def __init__(self, spec: NeuronSpec, time_steps: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.time_steps = time_steps
+        if spec.learned:
+            self.w = nn.Parameter(torch.tensor(-math.log(spec.tau - 1.0)))
+
+    def forward(self, current: Tensor) -> Tensor:
+        static = current.dim() in (2, 4)
+        return self.simulate(current, static=static)
+
+    def simulate(self, current: Tensor, *, static: bool, observe: Observer | None = None) -> Tensor:
+        """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`."""
+        spec = self.spec
+        steps = self.time_steps if static else len(current)
+        if spec.detach_reset and not spec.learned and _differentiated(current):
+            spikes_of_all: Tensor = _Unrolled.apply(current, spec, steps, static, observe)
+            return spikes_of_all
+        constant = self._constant()
+        rest = 0.0 if spec.v_reset is None else spec.v_reset
+        charge = CHARGE[spec.charge]
+        v = torch.full_like(current if static else current[0], rest)
+        spikes: list[Tensor] = []
+        for t in range(steps):
+            v = charge(v, current if static else current[t], constant, rest)
+            spike = fire_with_surrogate(
+                v, spec.v_threshold, spec.fire, spec.surrogate, spec.surrogate_alpha
+            )
+            gate = spike.detach() if spec.detach_reset else spike
+            if spec.v_reset is None:
+                v = reset_soft(v, gate, spec.reset_target)
+            else:
+                v = reset_hard(v, gate, spec.reset_target)
+            spikes.append(spike)
+            if observe is not None:
+                observe(t, spike, v)
+        return torch.stack(spikes)
+
+    def _constant(self) -> Any:
+        if not self.spec.learned:
+            return self.spec.fixed_constant
+        decay = self.w.sigmoid()
+        return 1.0 - decay if self.spec.charge == "leak_multiply" else decay
+
+    def equation(self) -> NeuronEquation:
+        """The neuron as deployed, with its learned decay in float32."""
+        if not self.spec.learned:
+            return self.spec.equation()
+        return self.spec.equation(learned_decay(self.w))
+
+    def extra_repr(self) -> str:
+        return f"{self.spec}, time_steps={self.time_steps}"
+
+
+def _differentiated(current: Tensor) -> bool:
+    return torch.is_grad_enabled() and current.requires_grad
+
+
+SLOPES: dict[ChargeForm, Callable[[float], tuple[float, float]]] = {
+    "integrate": lambda a: (1.0, 1.0),
+    "soul_lif_decay": lambda a: (1.0 - 1.0 / a, 1.0 / a),
+    "soul_lif": lambda a: (1.0 - 1.0 / a, 1.0),
+    "decay_divide": lambda a: (1.0 - 1.0 / a, 1.0 / a),
+    "leak_subtract_divide": lambda a: (1.0 - 1.0 / a, 1.0),
+    "leak_multiply": lambda a: (a, 1.0),
+}
+"""For each form with a fixed constant a: the derivatives of the charge by v and by x."""
+
+
+class _Unrolled(torch.autograd.Function):
+    """All time steps of a population as one operation: what `simulate` does, with less memory.
+
+    Forward, the same operations in the same order. Backward, the recurrence written out: with g
+    the gradient of the membrane after reset, h the charged membrane and s the spike, the gradient
+    of h is surrogate(h - threshold) · grad(s) + g · (1 - s), without (1 - s) for soft reset.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        current: Tensor,
+        spec: NeuronSpec,
+        steps: int,
+        static: bool,
+        observe: Observer | None,
+    ) -> Tensor:
+        rest = 0.0 if spec.v_reset is None else spec.v_reset
+        charge, fire, constant = CHARGE[spec.charge], FIRE[spec.fire], spec.fixed_constant
+        first = current if static else current[0]
+        charged = current.new_empty((steps, *first.shape))
+        spikes = torch.empty_like(charged)
+        v = torch.full_like(first, rest)
+        for t in range(steps):
+            h = charge(v, current if static else current[t], constant, rest)
+            charged[t], spikes[t] = h, fire(h, spec.v_threshold)
+            if spec.v_reset is None:
+                v = reset_soft(h, spikes[t], spec.reset_target)
+            else:
+                v = reset_hard(h, spikes[t], spec.reset_target)
+            if observe is not None:
+                observe(t, spikes[t], v)
+        ctx.save_for_backward(charged, spikes)
+        ctx.spec, ctx.static = spec, static
+        return spikes
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        charged, spikes = ctx.saved_tensors
+        spec: NeuronSpec = ctx.spec
+        by_v, by_x = SLOPES[spec.charge](spec.fixed_constant)
+        (wanted,) = grad_outputs
+        grad = torch.zeros_like(charged[0]) if ctx.static else torch.empty_like(charged)
+        after_reset: Tensor | None = None
+        for t in reversed(range(len(charged))):
+            distance = charged[t] - spec.v_threshold
+            slope = surrogate_gradient(spec.surrogate, distance, spec.surrogate_alpha)
+            grad_h = slope.mul_(wanted[t])
+            if after_reset is not None:
+                kept = 1 if spec.v_reset is None else 1 - spikes[t]
+                grad_h.add_(after_reset.mul_(kept))
+            if ctx.static:
+                grad.add_(grad_h, alpha=by_x)
+            else:
+                torch.mul(grad_h, by_x, out=grad[t])
+            after_reset = grad_h.mul_(by_v)
+        return grad, None, None, None, None
+
+
+def learned_decay(w: Tensor) -> float:
+    """sigmoid(w) as PyTorch computes it in float32."""
+    return float(np.float32(w.detach().float().cpu().sigmoid().item()))

@@ -1,0 +1,325 @@
+"""Nothing lost: a `Keeper` writes checkpoints while a command trains, and starts from one.
+
+A command announces each phase with `loop`, and calls `after_step` and `after_epoch` from inside.
+SIGTERM and Ctrl-C wait for the present step, write a checkpoint, and end the command; a second one
+ends it at once.
+"""
+
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from soul_deploy import distributed
+from soul_deploy.base.errors import (
+    FileFormatError,
+    InterruptedRunError,
+    LimitError,
+    MissingFileError,
+    UsageError,
+)
+from soul_deploy.base.files import digest
+from soul_deploy.cli.progress import note, warn
+from soul_deploy.data.datasets import Data
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.training.checkpoint import (
+    Checkpoint,
+    checkpoints_in,
+    following_name,
+    read_checkpoint,
+    write_checkpoint,
+)
+from soul_deploy.training.rank_checks import check_same_start
+from soul_deploy.training.state import Part, random_states, restore_random_states, tree_of
+
+KEPT = 2
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command's run: where its checkpoints go, and what it was asked for.
+
+    phases    the command's phases, in order
+    settings  name -> JSON value: all that decides what comes out
+    """
+
+    folder: Path
+    phases: tuple[str, ...]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plain_settings(**settings: Any) -> dict[str, Any]:
+    """Settings as they come back from JSON, nested ones under dotted names."""
+    found: dict[str, Any] = {}
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{name}.{key}", inner)
+        else:
+            found[name] = value
+
+    for name, value in json.loads(json.dumps(settings, default=str)).items():
+        add(name, value)
+    return found
+
+
+def content_of(data: Data) -> dict[str, Any]:
+    """What the samples are, so that a run never goes on with others."""
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    arrays = {
+        f"{name}.{kind}": getattr(split, kind).numpy()
+        for name, split in parts.items()
+        for kind in ("images", "labels")
+    }
+    return {"name": data.name, "sha256": digest(arrays)}
+
+
+def network_of(graph: SpikingGraph) -> str:
+    """What the network is: the same name may stand for another one, if its code has changed."""
+    return hashlib.sha256(json.dumps(graph.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def environment_of(device: torch.device) -> dict[str, Any]:
+    """What else decides how sums are rounded."""
+    return {
+        "processes": distributed.current().world_size,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "soul-deploy": version("soul-deploy"),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+    }
+
+
+def find_checkpoint(folder: Path, resume: str | None) -> tuple[Path, Checkpoint] | None:
+    """What `--resume` names: `auto`, a folder of checkpoints, or one file; None to start afresh.
+
+    The newest intact checkpoint of a folder counts; damaged ones are named on standard error.
+    Raises MissingFileError, or FileFormatError if there are checkpoints and none is intact.
+    """
+    if resume is None:
+        return None
+    if resume != "auto" and not Path(resume).is_dir():
+        return Path(resume), read_checkpoint(Path(resume))
+    folder = folder if resume == "auto" else Path(resume)
+    paths = checkpoints_in(folder)
+    for path in reversed(paths):
+        try:
+            return path, read_checkpoint(path)
+        except (FileFormatError, LimitError) as error:
+            warn(f"{error}; trying the checkpoint before it")
+    if paths:
+        raise FileFormatError(
+            f"none of the {len(paths)} checkpoints in {folder} is intact; leave --resume out to "
+            "start from the beginning"
+        )
+    if resume != "auto":
+        raise MissingFileError(f"no checkpoint in {folder}; check the path")
+    note(f"no checkpoint in {folder} yet: starting from the beginning")
+    return None
+
+
+def check_settings(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise UsageError, naming what differs, unless a checkpoint is of the same run."""
+    names = sorted(set(found) | set(asked))
+    different = [name for name in names if found.get(name) != asked.get(name)]
+    if different:
+        first = "; ".join(
+            f"{name} was {found.get(name)!r}, now {asked.get(name)!r}" for name in different[:3]
+        )
+        more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+        raise UsageError(
+            f"--resume {path}: {first}{more}. A run goes on with the settings it began with; give "
+            "them again, or leave --resume out to start from the beginning"
+        )
+
+
+class Keeper:
+    """Writes a run's checkpoints, and starts it from one.
+
+    save_steps  also after every so many steps; None: after epochs only. With several processes
+                only the writing one touches the folder, and all stop at the same step.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        save_steps: int | None = None,
+        resume: str | None = None,
+    ) -> None:
+        self.run = run
+        self._save_steps = save_steps
+        self._good: list[Path] = []
+        self._steps = 0
+        self._phase: str | None = None
+        self._part: Part | None = None
+        self._signal = 0
+        self._found: Checkpoint | None = None
+        self._source: Path | None = None
+        self._open(resume)
+
+    def _open(self, resume: str | None) -> None:
+        found, folder, main = (
+            find_checkpoint(self.run.folder, resume), self.run.folder, distributed.current().is_main
+        )  # fmt: skip
+        if found is not None:
+            path, checkpoint = found
+            check_settings(path, checkpoint.settings, self.run.settings)
+            if checkpoint.phase not in self.run.phases:
+                raise FileFormatError(f"{path}: this command has no phase {checkpoint.phase!r}")
+            note(f"resuming from {path}, in phase {checkpoint.phase}")
+            _warn_of_environment(checkpoint.environment, self.run.environment)
+            self._source, self._found = path, checkpoint
+        here = self._source is not None and _same_folder(self._source.parent, folder)
+        if self._source is not None and here:
+            self._good = [folder / self._source.name]
+        elif main and checkpoints_in(folder):
+            warn(
+                f"{folder} holds checkpoints of an earlier run, which this run will replace; stop "
+                "it and give --resume auto to go on with that one"
+            )
+        check_same_start(self.run.settings, "" if self._found is None else self._found.sha256)
+        if main:
+            for left in folder.glob(".*.safetensors.*.tmp"):
+                left.unlink(missing_ok=True)  # a write that was killed
+
+    def passed(self, phase: str) -> bool:
+        """Whether the checkpoint that the run starts from is of a later phase."""
+        order = self.run.phases
+        return self._found is not None and order.index(phase) < order.index(self._found.phase)
+
+    def starts_in(self, phase: str) -> bool:
+        """Whether the checkpoint that the run starts from is of this phase."""
+        return self._found is not None and self._found.phase == phase
+
+    @contextmanager
+    def loop(self, phase: str, part: Part) -> Iterator[None]:
+        """A phase whose whole state is `part`, restored first if the checkpoint is of it."""
+        assert phase in self.run.phases, phase
+        self._phase, self._part = phase, part
+        if self._found is not None and self.starts_in(phase):
+            self._restore(self._found, part)
+        self._found = None
+        try:
+            yield
+        finally:
+            self._phase = self._part = None
+        self._stop_if_asked()
+
+    def _restore(self, checkpoint: Checkpoint, part: Part) -> None:
+        try:
+            part.restore(tree_of(checkpoint.state, "run"))
+            restore_random_states(tree_of(checkpoint.state, "random"))
+        except (
+            FileFormatError,
+            ArithmeticError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise FileFormatError(f"{self._source} does not fit this run: {error}") from error
+
+    def after_step(self) -> None:
+        """After each optimizer step, when the state is that of a whole number of steps."""
+        self._steps += 1
+        asked = self._asked()
+        if asked or (self._save_steps is not None and self._steps % self._save_steps == 0):
+            self.save()
+        self._stop(asked)
+
+    def after_epoch(self) -> None:
+        """After all that belongs to an epoch."""
+        self.save()
+        self._stop_if_asked()
+
+    def save(self) -> None:
+        """Write a checkpoint now and keep the last two. All processes return when it is there.
+
+        Otherwise torchrun would see one end, and end the one that still writes.
+        """
+        assert self._phase is not None and self._part is not None, "outside of a loop"
+        if distributed.current().is_main:
+            self._write(self._phase, self._part)
+        distributed.current().wait()
+
+    def _write(self, phase: str, part: Part) -> None:
+        state = {"run": part.state(), "random": random_states()}
+        path = following_name(self.run.folder)
+        write_checkpoint(path, Checkpoint(self.run.settings, self.run.environment, phase, state))
+        self._good = [*self._good, path][-KEPT:]
+        if len(self._good) == KEPT:
+            for old in set(checkpoints_in(self.run.folder)) - set(self._good):
+                old.unlink(missing_ok=True)
+
+    def _asked(self) -> int:
+        return distributed.current().largest(self._signal)
+
+    def _stop_if_asked(self) -> None:
+        self._stop(self._asked())
+
+    def _stop(self, number: int) -> None:
+        if number:
+            raise InterruptedRunError(self._stopped(number), number)
+
+    def _stopped(self, number: int) -> str:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if not distributed.current().is_main:
+            return f"stopped by {name}"
+        if not self._good:
+            return f"stopped by {name}, before the first checkpoint was written"
+        return (
+            f"stopped by {name}; {self._good[-1]} holds the run: give the same command with "
+            "--resume auto to go on"
+        )
+
+    @contextmanager
+    def watching(self) -> Iterator["Keeper"]:
+        """Catch SIGTERM and Ctrl-C: in a loop after the present step, elsewhere at once.
+
+        A second one stops a single process at once. torchrun passes on what it is sent, so each of
+        several processes may get the same signal twice; they always finish the step.
+
+        Outside of the main thread signals are left alone, since Python allows nothing else.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        several = distributed.current().world_size > 1
+        if self._phase is None or (self._signal and not several):
+            self._stop(number)
+        if not self._signal:
+            advice = "" if several else "; once more to stop at once"
+            note(f"stopping after the present step{advice}")
+        self._signal = number
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _warn_of_environment(found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    different = [name for name in now if found.get(name) != now[name]]
+    if different:
+        changes = ", ".join(f"{name} was {found.get(name)}, now {now[name]}" for name in different)
+        warn(f"the run began elsewhere ({changes}): its end will differ in rounding")

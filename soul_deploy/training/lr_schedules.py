@@ -1,0 +1,97 @@
+"""Learning-rate schedules, as Soul's two pruning scripts spell them.
+
+    cosine | linear | warmup          over all epochs
+    Cosine [T0 Tt Tmax]               cosine annealing with period Tmax, active from T0 to Tt
+    Step m1 m2 ...                    times 0.1 at each milestone
+
+Both spellings work in every command; names are case-insensitive. Stepped once per epoch.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LambdaLR,
+    LRScheduler,
+    MultiStepLR,
+    StepLR,
+)
+
+from soul_deploy.base.errors import UnknownNameError, UsageError
+
+Kind = Literal["constant", "cosine", "linear", "warmup", "step"]
+SPELLINGS = ("cosine", "linear", "warmup", "Cosine T0 Tt Tmax", "Step m1 m2 ...", "constant")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate changes: a kind, and epochs where the kind takes them."""
+
+    kind: Kind = "cosine"
+    epochs: tuple[int, ...] = ()
+
+    def moves_after(self, epoch: int) -> bool:
+        """Whether the rate moves after epoch 0, 1, ...; only `Cosine T0 Tt Tmax` ever pauses."""
+        return self.kind != "cosine" or not self.epochs or self.epochs[0] <= epoch < self.epochs[1]
+
+    def __str__(self) -> str:
+        return " ".join([self.kind, *map(str, self.epochs)])
+
+
+def parse_schedule(words: Sequence[str]) -> Schedule:
+    """From words such as ["cosine"] or ["Step", "60", "120"]; no words: constant.
+
+    Raises UnknownNameError or UsageError.
+    """
+    tokens = [token for word in words for token in re.split(r"[\s,\[\]()'\"]+", word) if token]
+    if not tokens:
+        return Schedule("constant")
+    name, *numbers = tokens
+    kind = name.lower()
+    if kind not in ("constant", "cosine", "linear", "warmup", "step"):
+        raise UnknownNameError("scheduler", name, SPELLINGS)
+    epochs = tuple(_epoch(name, number) for number in numbers)
+    schedule = Schedule(kind, epochs)  # type: ignore[arg-type]
+    _check(schedule)
+    return schedule
+
+
+def _epoch(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"scheduler {name}: {text!r} is not a whole number of epochs")
+    return int(text)
+
+
+def _check(schedule: Schedule) -> None:
+    kind, epochs = schedule.kind, schedule.epochs
+    if kind == "step":
+        if not epochs or list(epochs) != sorted(set(epochs)) or epochs[0] < 1:
+            raise UsageError("scheduler Step needs rising milestones, such as: Step 60 120")
+    elif kind == "cosine" and epochs:
+        if len(epochs) != 3 or not (epochs[0] < epochs[1] and epochs[2] >= 1):
+            raise UsageError("scheduler Cosine takes none or three numbers T0 Tt Tmax with T0 < Tt")
+    elif epochs:
+        raise UsageError(f"scheduler {kind} takes no numbers, got {' '.join(map(str, epochs))}")
+
+
+def make_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int) -> LRScheduler:
+    """The PyTorch scheduler of a run of `epochs`; `step` it after epochs where it `moves_after`.
+
+    linear: times 0.1 every quarter of the epochs; warmup: cosine with warm restarts, the first
+    after a tenth of the epochs, each period twice the one before (Soul, soul/utils/parser).
+    """
+    if schedule.kind == "linear":
+        return StepLR(optimizer, step_size=max(1, int(epochs * 0.25)), gamma=0.1)
+    if schedule.kind == "warmup":
+        return CosineAnnealingWarmRestarts(optimizer, T_0=max(1, int(epochs * 0.1)), T_mult=2)
+    if schedule.kind == "step":
+        return MultiStepLR(optimizer, list(schedule.epochs), gamma=0.1)
+    if schedule.kind == "cosine":
+        period = schedule.epochs[2] if schedule.epochs else epochs
+        return CosineAnnealingLR(optimizer, T_max=period)
+    return LambdaLR(optimizer, lambda epoch: 1.0)

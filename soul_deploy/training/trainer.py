@@ -1,0 +1,368 @@
+"""Training by direct coding and cross-entropy; `Training.run` yields one result per epoch.
+
+Whoever drives it acts between the epochs: keeps the best state, changes masks, stops. What has to
+happen inside an epoch (scoring, gradients) comes in as `BatchHooks`. Between any two steps the
+state is plain data, so a checkpoint can be written there and a run can go on from it.
+
+On one machine, with one thread count, equal seeds give equal weights to the bit on the CPU.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from soul_deploy import distributed
+from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.data.datasets import Data, Split
+from soul_deploy.data.sampler import SHIFT, Augment, DataOrder, Share, epoch_batches
+from soul_deploy.ir.graph import Convolution
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.training.cursor import Progress
+from soul_deploy.training.lr_schedules import Schedule, make_scheduler
+from soul_deploy.training.rank_checks import check_same
+from soul_deploy.training.state import (
+    Tree,
+    array_of,
+    fill,
+    list_of,
+    optimizer_state,
+    record_of,
+    require,
+    restore_optimizer,
+    restore_scheduler,
+    scheduler_state,
+    split_tree,
+    tree_of,
+)
+
+EVALUATION_BATCH = 256
+Tick = Callable[[int, int, float], None]
+"""Called after each batch with (batches done, batches, loss)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Defaults are those of Soul's run script.
+
+    augment  "shift": moved by up to 2 pixels; "crop_flip": by up to 4, half of them mirrored
+    l1       this times sign(w) is added to the gradient of every convolution's weights
+    batch_size  of all processes together
+    freeze_batch_norm  batch norms normalise by their running statistics, which stay as they are
+    """
+
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: Schedule = field(default_factory=Schedule)
+    batch_size: int = 64
+    augment: Augment = "none"
+    l1: float = 0.0
+    seed: int = 2025
+    freeze_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
+        if self.augment not in SHIFT:
+            raise UnknownNameError("augmentation", self.augment, SHIFT)
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size {self.batch_size} must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"learning_rate {self.learning_rate} must be above 0 and finite")
+        for name in ("weight_decay", "momentum", "l1"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(f"{name} {value} must not be negative, and finite")
+        if self.momentum >= 1:
+            raise UsageError(f"momentum {self.momentum} must be below 1: it would grow for ever")
+
+
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Recipe], Optimizer]] = {
+    "adam": lambda p, r: Adam(p, r.learning_rate, weight_decay=r.weight_decay),
+    "sgd": lambda p, r: SGD(p, r.learning_rate, r.momentum, weight_decay=r.weight_decay),
+    "adamw": lambda p, r: AdamW(p, r.learning_rate, weight_decay=r.weight_decay),
+    "rmsprop": lambda p, r: RMSprop(
+        p, r.learning_rate, weight_decay=r.weight_decay, momentum=r.momentum
+    ),
+}
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch: mean loss and accuracies (0 to 1); the training accuracy is of the moving weights.
+
+    `epoch` counts from 1.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+class BatchHooks:
+    """What happens inside an epoch besides learning; the default does nothing."""
+
+    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
+        """Class scores of a training batch, or of a part of it with this weight."""
+        scores: Tensor = module(images)
+        return scores
+
+    def after_backward(self, module: GraphModule) -> None:
+        """Gradients are there, the optimizer has not stepped yet."""
+
+
+def make_optimizer(module: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer over all parameters."""
+    return OPTIMIZERS[recipe.optimizer](list(module.parameters()), recipe)
+
+
+class Training:
+    """A module on its way through `epochs` of a recipe; trained in place.
+
+    `optimizer`: made by `make_optimizer` for the caller who wants to see its state. `after_step` is
+    called when a step is whole: what `state` gives there, and between the epochs, is all that is
+    needed to go on, but for the hooks' own state. Hooks are told apart by whoever made them.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        data: Data,
+        recipe: Recipe,
+        epochs: int,
+        hooks: BatchHooks | None = None,
+        tick: Tick | None = None,
+        optimizer: Optimizer | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        distributed.shared_batch_norm(module)
+        self.module, self.data, self.recipe, self.epochs = module, data, recipe, epochs
+        self.hooks, self.tick = hooks or BatchHooks(), tick
+        self.optimizer = optimizer or make_optimizer(module, recipe)
+        self.scheduler = make_scheduler(recipe.schedule, self.optimizer, epochs)
+        self.progress = Progress()
+        self._after_step = after_step
+        self._order = DataOrder(len(data.train), recipe.batch_size, recipe.seed)
+
+    def state(self) -> Tree:
+        """Weights, masks, moments, rates and place."""
+        return {
+            "module": module_state(self.module),
+            "optimizer": optimizer_state(self.optimizer),
+            "scheduler": scheduler_state(self.scheduler),
+            "progress": self.progress.state(),
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there. Raises FileFormatError if it is the state of another training."""
+        restore_module(self.module, tree_of(tree, "module"))
+        restore_optimizer(self.optimizer, tree_of(tree, "optimizer"))
+        restore_scheduler(self.scheduler, tree_of(tree, "scheduler"))
+        self.progress.restore(tree_of(tree, "progress"))
+        self.progress.check(self.epochs, len(self._order.batches(0)), len(self.data.train))
+
+    def run(self) -> Iterator[EpochResult]:
+        """Train on, yielding after each epoch; the module is in evaluation mode then.
+
+        Raises SoulDeployError when the loss is no longer a number.
+        """
+        progress = self.progress
+        check_same("at the start", self.module, [progress.epoch, progress.step])
+        while progress.epoch < self.epochs:
+            start = time.perf_counter() - progress.seconds
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            self._train_epoch(start)
+            if self.recipe.schedule.moves_after(progress.epoch):
+                self.scheduler.step()
+            validation = accuracy(self.module, self.data, self.data.validation)
+            samples, seconds = len(self.data.train), time.perf_counter() - start
+            loss, hits = progress.loss / samples, progress.hits / samples
+            progress.next_epoch()
+            check_same(f"after epoch {progress.epoch}", self.module, [progress.epoch])
+            yield EpochResult(progress.epoch, loss, hits, validation, rate, seconds)
+
+    def _train_epoch(self, start: float) -> None:
+        """What is left of the present epoch."""
+        recipe, progress = self.recipe, self.progress
+        begin_training(self.module, recipe)
+        split, group = self.data.train, distributed.current()
+        batches = epoch_batches(split, self._order, recipe.augment, progress.epoch, group)
+        while progress.step < len(batches):
+            share = batches[progress.step]
+            self.optimizer.zero_grad()
+            loss, right = backward(self.module, self.data, share, self.hooks)
+            add_l1(self.module, recipe.l1)
+            self.optimizer.step()
+            progress.step += 1
+            progress.loss += loss * share.samples
+            progress.hits += right
+            progress.seconds = time.perf_counter() - start
+            if self.tick is not None:
+                self.tick(progress.step, len(batches), loss)
+            if self._after_step is not None:
+                self._after_step()
+        self.module.eval()
+
+
+def fit(
+    module: GraphModule,
+    data: Data,
+    recipe: Recipe,
+    epochs: int,
+    hooks: BatchHooks | None = None,
+    tick: Tick | None = None,
+    optimizer: Optimizer | None = None,
+) -> Iterator[EpochResult]:
+    """`Training.run` for who needs neither its state nor checkpoints."""
+    return Training(module, data, recipe, epochs, hooks, tick, optimizer).run()
+
+
+def begin_training(module: nn.Module, recipe: Recipe) -> None:
+    """Training mode, except for batch norms that are frozen."""
+    module.train()
+    for layer in module.modules():
+        if recipe.freeze_batch_norm and isinstance(layer, _BatchNorm):
+            layer.eval()
+
+
+def backward(module: GraphModule, data: Data, share: Share, hooks: BatchHooks) -> tuple[float, int]:
+    """Add the batch's gradients; returns its mean loss and how many samples were right.
+
+    Of several processes each computes its share; all end with the whole batch's gradients. Raises
+    SoulDeployError, in all of them, if the loss is not finite.
+    """
+    device = device_of(module)
+    labels = share.own.labels.to(device)
+    images = data.normalise(share.own.images).to(device)
+    scores = hooks.forward(module, images, share.weight)
+    loss = F.cross_entropy(scores, labels)
+    mean, right = share.whole(loss, scores, labels)
+    if not math.isfinite(mean):
+        raise SoulDeployError(f"training diverged: the loss is {mean}; lower the learning rate")
+    (loss * share.weight).backward()  # type: ignore[no-untyped-call]
+    distributed.current().add_up_learning(module)
+    hooks.after_backward(module)
+    return mean, right
+
+
+def add_l1(module: GraphModule, strength: float) -> None:
+    if strength == 0:
+        return
+    for node in module.graph.of_type(Convolution):
+        weight = module.get_submodule(node.name).weight
+        assert isinstance(weight, Tensor) and weight.grad is not None
+        weight.grad.add_(weight.detach().sign(), alpha=strength)
+
+
+@torch.no_grad()
+def accuracy(module: GraphModule, data: Data, split: Split) -> float:
+    """The share of `split` that an evaluation-mode `module` classifies correctly.
+
+    Several processes take whole evaluation batches in turn, so that none of them is computed
+    otherwise than by one process.
+    """
+    training, group = module.training, distributed.current()
+    module.eval()
+    device = device_of(module)
+    hits = 0
+    for index in group.mine(torch.split(torch.arange(len(split)), EVALUATION_BATCH)):
+        batch = split.select(index)
+        scores = module(data.normalise(batch.images).to(device))
+        hits += int((scores.argmax(1).cpu() == batch.labels).sum())
+    module.train(training)
+    return group.total(hits) / len(split)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's parameters are."""
+    return next(module.parameters()).device
+
+
+def copied_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict that later training does not touch."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def module_state(module: GraphModule) -> Tree:
+    """Weights, buffers and channel masks."""
+    masks = {name: mask.keep for name, mask in module.channel_masks.items()}
+    return {"weights": dict(module.state_dict()), "channel_masks": masks}
+
+
+def restore_module(module: GraphModule, tree: Tree) -> None:
+    """Copy weights, buffers and channel masks into `module`; its masks must be there already."""
+    fill(module.state_dict(), tree_of(tree, "weights"), "weights")
+    masks = {name: mask.keep for name, mask in module.channel_masks.items()}
+    fill(masks, tree_of(tree, "channel_masks"), "channel masks")
+    odd = [name for name, keep in masks.items() if not ((keep == 0) | (keep == 1)).all()]
+    require(not odd, f"channel masks: {', '.join(odd[:3])} hold other than 0 and 1")
+
+
+class BestState:
+    """Keeps the weights of the epoch with the highest validation accuracy (the first of equals)."""
+
+    def __init__(self) -> None:
+        self.result: EpochResult | None = None
+        self._weights: dict[str, Tensor] = {}
+
+    def offer(self, module: nn.Module, result: EpochResult) -> None:
+        """Keep a copy of `module`'s weights if `result` is the best so far."""
+        best = self.result
+        if best is None or result.validation_accuracy > best.validation_accuracy:
+            self.result, self._weights = result, copied_state(module)
+
+    def take(self, module: nn.Module) -> EpochResult:
+        """Load the kept weights into `module`; returns their epoch."""
+        require(self.result is not None, "no epoch was kept as the best; its checkpoint is damaged")
+        assert self.result is not None
+        fill(module.state_dict(), split_tree(self._weights)[0], "the best epoch's weights")
+        return self.result
+
+    def state(self) -> Tree:
+        """The best epoch and its weights."""
+        return {"epochs": _plain([self.result] if self.result else []), "weights": self._weights}
+
+    def restore(self, tree: Tree) -> None:
+        """Remember that epoch as the best so far."""
+        results = _results(list_of(tree, "epochs"))
+        kept = tree_of(tree, "weights")
+        fits = len(results) < 2 and bool(results) == bool(kept)
+        require(fits, f"the best epoch: {len(results)} results, {len(kept)} weights")
+        self.result = results[0] if results else None
+        self._weights = {name: torch.from_numpy(np.array(array_of(kept, name))) for name in kept}
+
+
+class History:
+    """The results of all epochs so far."""
+
+    def __init__(self) -> None:
+        self.results: list[EpochResult] = []
+
+    def state(self) -> Tree:
+        """As plain data."""
+        return {"epochs": _plain(self.results)}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on after these."""
+        self.results = _results(list_of(tree, "epochs"))
+
+
+def _plain(results: list[EpochResult]) -> list[Tree]:
+    return [asdict(result) for result in results]
+
+
+def _results(plain: list[Any]) -> list[EpochResult]:
+    return [record_of(EpochResult, entry) for entry in plain]

@@ -8,16 +8,28 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# name -> "module:attribute", or the module itself
 _NAMES = {
-    "GraphModule": "soul_deploy.nn.graph_module",
-    "Model": "soul_deploy.model.model",
-    "NeuronSpec": "soul_deploy.ir.graph",
-    "SpikingGraph": "soul_deploy.ir.graph",
-    "create": "soul_deploy.zoo.registry",
-    "from_torch": "soul_deploy.frontend.from_torch",
-    "load_model": "soul_deploy.model.model",
-    "save_model": "soul_deploy.model.model",
-    "trace": "soul_deploy.frontend.trace",
+    "GraphModule": "nn.graph_module:GraphModule",
+    "Model": "model.model:Model",
+    "NeuronSpec": "ir.neurons:NeuronSpec",
+    "SpikingGraph": "ir.graph:SpikingGraph",
+    "SpikingNeuron": "nn.neuron:SpikingNeuron",
+    "create": "zoo.registry:create",
+    "errors": "base.errors",
+    "export_event": "export.event.build:export_event",
+    "export_nir": "export.nir.write:export_nir",
+    "export_onnx": "export.onnx.model:export_onnx",
+    "from_torch": "frontend.from_torch:from_torch",
+    "import_nir": "export.nir.read:import_nir",
+    "layers": "nn.layers",
+    "load_model": "model.model:load_model",
+    "load_network": "runtime.engine.network:load",
+    "plan_removal": "prune.removal.planner:plan_removal",
+    "remove": "prune.removal.apply:remove",
+    "save_model": "model.model:save_model",
+    "trace": "frontend.trace:trace",
+    "verify": "export.verify.verify:verify",
 }
 
 __all__ = ["__version__", *sorted(_NAMES)]
@@ -26,7 +38,9 @@ __all__ = ["__version__", *sorted(_NAMES)]
 def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"module 'soul_deploy' has no attribute {name!r}")
-    return getattr(import_module(_NAMES[name]), name)
+    module, _, attribute = _NAMES[name].partition(":")
+    found = import_module(f"soul_deploy.{module}")
+    return getattr(found, attribute) if attribute else found
 
 
 def __dir__() -> list[str]:

@@ -138,8 +138,8 @@ def one_case(
 
 def warm_up() -> None:
     """Load what the commands load when they are first used. No gradient: that forbids forking."""
-    for name in ("train_cli", "prune.cli", "prune.unstructured_cli"):
-        import_module(f"soul_deploy.{name}")
+    for name in ("train", "prune_structured", "prune_unstructured"):
+        import_module(f"soul_deploy.cli.{name}")
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.zeros(2)
     for kind in (torch.optim.Adam, torch.optim.SGD):

@@ -31,6 +31,7 @@ from soul_deploy.prune.unstructured.penalty import coefficients
 from soul_deploy.prune.unstructured.plan import SearchStoppedError
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.thread_team import Crew
+from soul_deploy.runtime.ops.counted_run import count, fan_out
 from soul_deploy.training.cursor import Progress
 
 Copy = Callable[[Any], Any]
@@ -61,7 +62,7 @@ def network_of(threads: int) -> Network:
     network.run(inputs(5, seed=9))
     network.run(inputs(1, seed=8))
     network.run(np.stack([inputs(2, seed=t) for t in range(STEPS)]))
-    network.count(inputs(1))
+    count(network, inputs(1))
     network.step(inputs(2))
     network.reset()
     return network
@@ -77,7 +78,7 @@ def test_a_copy_of_a_network_that_has_run_reads_its_input(threads: int, made: Co
     other = made(network)
     np.testing.assert_array_equal(other.run(x), want)
     np.testing.assert_array_equal(other.run(x[:1]), want[:1])
-    assert other.threads == threads and other.count(x[:2]) == network.count(x[:2])
+    assert other.threads == threads and count(other, x[:2]) == count(network, x[:2])
     np.testing.assert_array_equal(network.run(x), want)  # and the original goes on as before
 
 
@@ -305,5 +306,5 @@ def test_a_worker_raises_its_own_error() -> None:
     network = network_of(1)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with pytest.raises(errors.UnknownNameError, match="unknown layer 'nothing'; valid: "):
-            pool.submit(network.fanout, "nothing").result()
+            pool.submit(fan_out, network, "nothing").result()
         assert pool.submit(network.run, inputs(1)).result().shape == (1, 4)  # the pool lives on

@@ -16,6 +16,26 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
+def test_every_file_that_a_document_names_exists() -> None:
+    """A name with a folder is a path from the root or from `soul_deploy`; one without is a leaf."""
+    files = {
+        str(path.relative_to(ROOT))
+        for folder in ("soul_deploy", "prune", "export", "runtime", "tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    files |= {f"soul_deploy/{name}" for name in files}
+    leaves = {path.rpartition("/")[2] for path in files}
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    pages += [*ROOT.glob("soul_deploy/*/README.md"), ROOT / "runtime" / "README.md"]
+    named = 0
+    for page in pages:
+        for name in re.findall(r"(?<![\w/.])([a-z_/]+\.py)\b", page.read_text()):
+            named += 1
+            known = name in files or f"soul_deploy/{name}" in files or name in leaves
+            assert known or (page.parent / name).exists(), f"{page.name} names {name}"
+    assert named > 60
+
+
 def test_the_worked_example_of_counting() -> None:
     outcome = doctest.testfile(str(ROOT / "docs" / "counting.md"), module_relative=False)
     assert outcome.attempted > 15

@@ -51,7 +51,7 @@ from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, a
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.format.network import DenseRows, SparseRows
-from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.ops.counted_run import count_layer, count_run, fan_out
 from soul_deploy.runtime.plan.buffers import Workspace
 from soul_deploy.zoo.registry import NetworkOptions, create
 
@@ -121,7 +121,7 @@ def test_layers_and_counts_teacher_forced(spec: ChainSpec, sequence: bool, spars
         found = network.run_layer(layer.name, *(held[source] for source in layer.sources))
         np.testing.assert_array_equal(found, held[layer.name] != 0, err_msg=layer.name)
     for layer in network.events.spiking_layers:
-        found_counts = network.count_layer(layer.projection, held[layer.source])
+        found_counts = count_layer(network, layer.projection, held[layer.source])
         assert found_counts == expected[layer.projection], layer.name
     assert count_run(network, x.numpy()).counts == expected
 
@@ -135,7 +135,7 @@ def test_fanout_maps_are_the_graphs(spec: ChainSpec, sparse: bool) -> None:
     model = deployed(model)
     network, live = Network(build_event_network(model)), live_values(model)
     for layer in layers_of(model):
-        found = network.fanout(layer.name)
+        found = fan_out(network, layer.name)
         assert found.dtype == np.int64
         expected, before = fanout(layer.composed.operator, layer.live), live[layer.composed.source]
         if (
@@ -421,7 +421,7 @@ def test_wrong_layer_inputs_and_names_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown layer 'p9'; valid: p1, m1, p2"):
         network.run_layer("p9", zeros(1))
     with pytest.raises(UsageError, match="m1 is a pooling"):
-        network.fanout("m1")
+        fan_out(network, "m1")
 
 
 def test_a_stream_refuses_what_it_is_not_valid_for() -> None:

@@ -128,12 +128,8 @@ def limited(kilobytes: int, *words: object) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (kilobytes << 10, kilobytes << 10))
 
-    command = [
-        sys.executable,
-        "-c",
-        "from soul_deploy.cli.main import main; main()",
-        *map(str, words),
-    ]
+    program = "from soul_deploy.cli.main import main; main()"
+    command = [sys.executable, "-c", program, *map(str, words)]
     return subprocess.run(
         command,
         capture_output=True,

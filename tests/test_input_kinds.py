@@ -41,7 +41,13 @@ from soul_deploy.runtime.bench.inputs import common_rule, dataset_samples, facts
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.format.file import load_event_network
-from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.ops.counted_run import (
+    count,
+    count_executed,
+    count_layer,
+    count_recorded,
+    count_run,
+)
 
 Made = dict[str, Path]
 OTHERS: tuple[InputKind, ...] = ("counts", "spikes", "values")
@@ -103,14 +109,14 @@ RUNS: dict[str, Callable[[Network, Array], Any]] = {
     "run": lambda net, x: net.run(x),
     "recorded": lambda net, x: net.run_recorded(x).logits,
     "spikes": lambda net, x: next(iter(net.run_recorded(x).spikes.values())),
-    "count": lambda net, x: net.count(x),
-    "executed": lambda net, x: net.count_executed(x),
-    "counted": lambda net, x: net.count_recorded(x)[:2],
+    "count": lambda net, x: count(net, x),
+    "executed": lambda net, x: count_executed(net, x),
+    "counted": lambda net, x: count_recorded(net, x)[:2],
     "count_run": lambda net, x: count_run(net, x).counts,
     "step": lambda net, x: net.step(x),
     "steps": lambda net, x: [net.step(x), net.step(x), net.step()][-1],
     "run_layer": lambda net, x: net.run_layer(net.events.layers[0].name, x),
-    "count_layer": lambda net, x: net.count_layer(net.events.layers[0].name, x),
+    "count_layer": lambda net, x: count_layer(net, net.events.layers[0].name, x),
     "values": lambda net, x: net.input_values(x),
     "one": lambda net, x: net.run(x[:1]),
 }
@@ -217,7 +223,7 @@ def test_other_kinds_take_numbers_as_they_are(
     x = drawn.astype(dtype)
     network, want = network_of(kind), network_of("values").run(x.astype(np.float32))
     np.testing.assert_array_equal(network.run(x), want)
-    np.testing.assert_array_equal(network.count_recorded(x)[2].logits, want)
+    np.testing.assert_array_equal(count_recorded(network, x)[2].logits, want)
     np.testing.assert_array_equal(scores(made[f"{kind}.event"], saved(tmp_path, x)), want)
 
 
@@ -262,7 +268,7 @@ def test_floats_that_look_like_pixels_are_warned_about_once() -> None:
     with pytest.warns(NetworkWarning, match="look like pixels"):
         network_of().step(pixels)
     with pytest.warns(NetworkWarning, match="look like pixels"):
-        network_of().count(pixels)
+        count(network_of(), pixels)
 
 
 def with_norm(mean: tuple[float, ...], std: tuple[float, ...]) -> Network:

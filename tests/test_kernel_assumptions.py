@@ -35,7 +35,7 @@ DENSE = {  # DenseRows: checks.require_array
     ],
 }
 BIAS = {"a bias is as long as the output": ["bias length", "matrix bias"]}
-GEOMETRY = {  # synapses.Convolution: every tap of windows.py stays inside the output
+GEOMETRY = {  # synapses.Convolution: every tap of tap_tables.py stays inside the output
     "sides are positive": ["empty side", "two sides", "flat convolution"],
     "kernel, stride, dilation from 1, padding from 0": [
         *("kernel", "stride", "dilation", "padding", "long pair"),
@@ -45,7 +45,7 @@ GEOMETRY = {  # synapses.Convolution: every tap of windows.py stays inside the o
     "no event beyond reach has targets": ["reach"],
     "a source has the shape that its reader takes": ["in shape", "source shape", "source"],
 }
-PACKED = {  # packing.py renumbers live neurons only
+PACKED = {  # layout.py renumbers live neurons only
     "a live mask is bool, one per neuron": ["live length", "live dtype"],
     "no row leads to or from a neuron that is not live": ["dead target", "dead source"],
     "patterns are (T, channels) of 0 and 1": [
@@ -107,7 +107,7 @@ REFUSED = {**test_residual_files.DAMAGE, **test_eventfile.DAMAGE}
 def kernels() -> list[str]:
     """Every compiled function of runtime and export."""
     folders = (ROOT / "runtime", ROOT / "export")
-    sources = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    sources = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     return [name for path in sources for name, _ in jit_decorations(ast.parse(path.read_text()))]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import soul_deploy.runtime
+import soul_deploy
 from soul_deploy.runtime.kernels import cache as kernelcache
 from soul_deploy.runtime.kernels.cache import STAMP, forget_stale, sources_stamp
 
@@ -38,12 +38,13 @@ def ran(code: str, folder: Path, **changed: str) -> list[str]:
 
 
 def test_an_inlined_equation_that_changed_is_compiled_again(tmp_path: Path) -> None:
-    """numba looks at the file of the kernel alone, sweep.py, which stays as it is."""
+    """numba looks at the file of the kernel alone, neurons.py, which stays as it is."""
     package = tmp_path / "soul_deploy"
-    (package / "runtime").mkdir(parents=True)
+    package.mkdir()
     (package / "__init__.py").touch()
-    for path in Path(soul_deploy.runtime.__file__).parent.glob("*.py"):
-        shutil.copy2(path, package / "runtime")
+    for name in ("runtime", "base"):
+        source = Path(soul_deploy.__file__).parent / name
+        shutil.copytree(source, package / name, ignore=shutil.ignore_patterns("__pycache__"))
     assert ran(FIRES, tmp_path) == ["0", "0"]
     assert ran(FIRES, tmp_path) == ["0", "1"]  # kept
     equations = package / "runtime" / "equations.py"

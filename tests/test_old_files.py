@@ -80,3 +80,11 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 0, result.output
     assert "resuming from" in result.stderr
     assert [epoch["epoch"] for epoch in json.loads(result.stdout)["epochs"]] == [1, 2]
+
+
+def test_load_is_where_it_was(images: Array, scores: Array) -> None:
+    from soul_deploy.runtime import network
+
+    with pytest.warns(DeprecationWarning, match="soul_deploy.load_network"):
+        loaded = network.load(OLD / "compact.event.safetensors", 1)
+    np.testing.assert_allclose(loaded.run(images), scores, rtol=0, atol=1e-6)

@@ -26,6 +26,7 @@ from soul_deploy.model.model import Model, load_model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.ops.counted_run import count_recorded
 
 LIMIT = 1500
 """Characters; an array's numbers, names of all layers, or a table would go far beyond."""
@@ -48,7 +49,7 @@ def held(model: Model) -> Iterator[Any]:
     x = np.random.default_rng(0).normal(size=(2, *model.input_shape)).astype(np.float32)
     network.step(x)
     yield from (network, network.events, network.events.rule, network.run_recorded(x))
-    yield from (network.count_recorded(x)[2], network._stream, network.__getstate__()[2])
+    yield from (count_recorded(network, x)[2], network._stream, network.__getstate__()[2])
     yield from network.events.layers
     yield from (layer.synapses for layer in network.events.projected)
     yield from (layer.synapses.rows for layer in network.events.projected)

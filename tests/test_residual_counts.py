@@ -33,6 +33,7 @@ from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import CurrentLayer, PopulationLayer
+from soul_deploy.runtime.ops.counted_run import count
 from soul_deploy.runtime.ops.counters import LayerCounts
 
 IF, STEPS = NeuronSpec("if"), 3
@@ -85,7 +86,7 @@ def test_a_graded_event_counts_once_and_its_value_too(function: MergeFunction) -
     assert model.graph.edges["m"] == Edge("graded" if function == "add" else "spike", bound)
     counts = count_model(model, ONE)
     assert replace(counts["cr"], spikes_out=0) == BY_HAND[function]
-    assert Network(build_event_network(model)).count(ONE.numpy()) == counts
+    assert count(Network(build_event_network(model)), ONE.numpy()) == counts
 
 
 def test_a_graded_readout_counts_values() -> None:
@@ -98,7 +99,7 @@ def test_a_graded_readout_counts_values() -> None:
     # Sums over three steps: (6, 3); fan-outs (2, 1).
     assert counts == LayerCounts(2, 9, 3, 15, 2)
     network = Network(build_event_network(model))
-    assert network.count(ONE.numpy())["head"] == counts
+    assert count(network, ONE.numpy())["head"] == counts
     np.testing.assert_array_equal(network.run(ONE.numpy()), [[2, 3]])
 
 
@@ -145,7 +146,7 @@ def test_analog_edges_count_each_step_unless_they_are_static() -> None:
 
 
 def count_model_of_sequence(model: Model) -> dict[str, LayerCounts]:
-    return Network(build_event_network(model)).count(np.ones((STEPS, 1, 1), np.float32))
+    return count(Network(build_event_network(model)), np.ones((STEPS, 1, 1), np.float32))
 
 
 def test_static_currents_stay_single() -> None:
@@ -156,7 +157,7 @@ def test_static_currents_stay_single() -> None:
     kinds = [type(network.events.by_name[name]) for name in ("stem", "a", "c")]
     assert kinds == [CurrentLayer, PopulationLayer, PopulationLayer]
     assert network.run_layer("again", np.array([[2, 3]], np.float32)).shape == (1, 2)
-    counts = network.count(ONE.numpy())
+    counts = count(network, ONE.numpy())
     assert counts == count_model(deployed(model), ONE)
     assert counts["short"] == LayerCounts()
 
@@ -286,7 +287,7 @@ def test_targets_are_live_if_a_neuron_behind_the_merge_is() -> None:
     counts = count_model(masked, ONE)
     assert counts["again"] == LayerCounts(macs_effective=2)
     assert counts["c"].neuron_updates == STEPS
-    found_counts = Network(build_event_network(masked)).count(ONE.numpy())
+    found_counts = count(Network(build_event_network(masked)), ONE.numpy())
     assert found_counts == count_model(deployed(masked), ONE)
 
 

@@ -22,6 +22,7 @@ from soul_deploy.runtime.format.file import FORMAT, load_event_network
 from soul_deploy.runtime.format.map_layers import MergeLayer
 from soul_deploy.runtime.io.inspect import describe
 from soul_deploy.runtime.io.inspect_tables import report
+from soul_deploy.runtime.ops.counted_run import count, fan_out
 
 Document = dict[str, Any]
 Tensors = dict[str, Any]
@@ -62,7 +63,7 @@ def test_round_trip(tmp_path: Path, style: str) -> None:
     assert loaded.events.edges == built.edges
     assert [type(a) for a in loaded.events.layers] == [type(a) for a in built.layers]
     np.testing.assert_array_equal(loaded.run(x), Network(built).run(x))
-    assert loaded.count(x) == Network(built).count(x)
+    assert count(loaded, x) == count(Network(built), x)
 
 
 def test_the_layers_are_shown(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_wrong_inputs_of_a_layer_are_refused(paths: dict[str, Path]) -> None:
     with pytest.raises(ValidityError, match=r"b0.merge: inputs must be whole numbers from 0 to 1"):
         network.run_layer("b0.merge", spikes, spikes, spikes + 2)
     with pytest.raises(UsageError, match=r"b0.merge is a merge; it has no synapses"):
-        network.fanout("b0.merge")
+        fan_out(network, "b0.merge")
     analog = load(paths["ms"])
     current = np.full((1, *analog.events.by_name["last_sn"].in_shape), np.inf, np.float32)
     with pytest.raises(ValidityError, match="last_sn: inputs that are not finite"):

@@ -29,6 +29,7 @@ from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.kernels.time_vectorised import convolve_lanes, multiply_lanes
+from soul_deploy.runtime.ops.counted_run import additions
 from soul_deploy.runtime.plan.layer_plan import prepare_all
 
 
@@ -64,7 +65,7 @@ def compare(network: EventNetwork, x: Array) -> list[Passes]:
         assert (passes.ends > passes.begins).all()
         if network.by_name[name].sources[0] in recorded:
             fired = recorded[network.by_name[name].sources[0]][:, 0].any(axis=0)
-            assert passes.synapses == int((running.additions(name) * fired).sum())
+            assert passes.synapses == int((additions(running, name) * fired).sum())
         found.append(passes)
     return found
 

@@ -25,7 +25,7 @@ WRITER = (
 import sys, time
 from pathlib import Path
 import click
-from soul_deploy import cli
+from soul_deploy.cli import main as cli
 from soul_deploy.base.files import write_atomically
 
 def work(temporary):
@@ -44,7 +44,7 @@ cli.main()
 IMPORTER = (
     TERMINAL
     + """
-from soul_deploy import cli
+from soul_deploy.cli import main as cli
 cli.root.entries["slow"] = ("slow:command", "")
 cli.main()
 """

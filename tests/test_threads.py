@@ -22,8 +22,9 @@ from soul_deploy.base.errors import LimitError, UsageError
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.engine.thread_team import Crew, Meet, SpinBarrier, _PlainBarrier
+from soul_deploy.runtime.engine.thread_team import Crew
 from soul_deploy.runtime.format.validate import MAX_THREADS
+from soul_deploy.runtime.kernels.barrier import Meet, SpinBarrier, _PlainBarrier
 from soul_deploy.runtime.kernels.simd import compiled
 
 BARRIERS = (SpinBarrier, _PlainBarrier) if compiled() else (_PlainBarrier,)

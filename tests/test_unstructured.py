@@ -236,9 +236,8 @@ def test_finetuning_ends_with_its_best_epoch(digits: Data, monkeypatch: pytest.M
     pruning = pruning_of(digits, search_of(1))
     pruning.masks.attach(pruning.module)
     scores = iter((0.5, 0.75, 0.75))
-    monkeypatch.setattr(
-        "soul_deploy.prune.unstructured.loops.accuracy", lambda *ignored: next(scores)
-    )
+    measured = "soul_deploy.prune.unstructured.loops.accuracy"
+    monkeypatch.setattr(measured, lambda *ignored: next(scores))
     states = [
         training.copied_state(pruning.module)
         for _ in FinetuneLoop(pruning, Finetune(3, 1e-3, CONSTANT)).run()

@@ -47,6 +47,7 @@ from soul_deploy.runtime.format.network import (
 )
 from soul_deploy.runtime.format.tap_tables import axis_runs, gather_table, run_count, tap_table
 from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.ops.counted_run import count, fan_out
 from soul_deploy.runtime.plan.estimate import (
     counting_bytes,
     require_counting,
@@ -257,12 +258,12 @@ def test_generated_channels_on_a_large_map_are_refused(tmp_path: Path) -> None:
 def test_counting_on_long_kernels_is_refused_or_quick(tmp_path: Path) -> None:
     ready = network.load(written(tmp_path, long_kernel(8192, 256)), 1)
     with bounded():
-        fanout = ready.fanout("b")
+        fanout = fan_out(ready, "b")
     assert fanout[0, 7, 0] == ready.events.layers[1].out_shape[1]
     large = network.load(written(tmp_path, long_kernel(1 << 18, (1 << 16) - 1, sparse=True)), 1)
     for ask in (
-        lambda: large.fanout("b"),
-        lambda: large.count(np.zeros((1, 1, (1 << 16) - 1, 1), np.float32)),
+        lambda: fan_out(large, "b"),
+        lambda: count(large, np.zeros((1, 1, (1 << 16) - 1, 1), np.float32)),
     ):
         with bounded(), pytest.raises(LimitError, match="counting its operations"):
             ask()
@@ -276,7 +277,7 @@ def test_fan_outs_onto_live_targets_of_long_kernels_are_quick() -> None:
     first = spiking("a", "input", convolution((1, 512, 1), (1, 1), (0, 0)))
     ready = network.Network(chain(first, layer, shape=(1, 512, 1)), 1)
     with bounded():
-        found = ready.fanout("b")[0, :, 0]
+        found = fan_out(ready, "b")[0, :, 0]
     outputs = np.flatnonzero(live)
     index = np.arange(512)[:, None] + 1024 - outputs
     assert np.array_equal(found, ((index >= 0) & (index < 2048)).sum(axis=1))

@@ -1,1 +1,1 @@
-"""."""
+"""From a model to an event network file."""

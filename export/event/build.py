@@ -1,7 +1,7 @@
 """From a model to an event network: rows by presynaptic neuron, channel-last.
 
-What no output depends on is left out (soul_deploy.lowering.liveness): masked neurons, and neurons that only
-those read. Which form a layer's synapses get is decided in representation.py.
+What no output depends on is left out (`lowering.liveness`): masked neurons, and neurons that only
+those read. `storage_format` decides which form a layer's synapses get.
 """
 
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ def build_event_network(
 ) -> EventNetwork:
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
-    representation: of the synapses; "auto" decides layer by layer (representation.py).
+    representation: of the synapses; "auto" decides layer by layer (storage_format.py).
     rows: the form of single layers, by the name of the projection or of its population, whatever
     `representation` says: "dense", "sparse" (convolutions only) or "explicit".
     max_memory: bytes that one layer's explicit rows may take; None: what the machine has. More than

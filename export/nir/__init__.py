@@ -1,1 +1,1 @@
-"""."""
+"""NIR graphs, written and read."""

@@ -20,7 +20,6 @@ from soul_deploy.base.files import write_atomically
 from soul_deploy.export.nir import package as nir_library
 from soul_deploy.export.nir.neuron import to_nir
 from soul_deploy.export.nir.package import DEFAULT_DT, FORMAT, nir_package, vote_weight
-from soul_deploy.export.onnx.model import equations_of
 from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
     AvgPool,
@@ -36,6 +35,7 @@ from soul_deploy.ir.graph import (
 )
 from soul_deploy.ir.serde import node_to_json
 from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.lowering.neurons import equations_of
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from onnx import TensorProto, helper
 
 from soul_deploy.base.errors import LimitError, UsageError
-from soul_deploy.base.files import Array, write_atomically
+from soul_deploy.base.files import write_atomically
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.nodes import (
     BATCH,
@@ -30,10 +29,10 @@ from soul_deploy.export.onnx.nodes import (
     spikes_name,
 )
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
-from soul_deploy.ir.graph import Input, Population, SpikingGraph
+from soul_deploy.ir.graph import Input, SpikingGraph
 from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
-from soul_deploy.nn.neuron import learned_decay
 from soul_deploy.runtime.equations import NeuronEquation
 
 FORMAT = "soul-deploy/onnx/1"
@@ -46,24 +45,6 @@ ENCODINGS: dict[InputMode, str] = {
     "sequence": "sequence",
     "step": "one frame, or the same image again, per call",
 }
-
-
-def equations_of(model: Model) -> dict[str, NeuronEquation]:
-    """The deployed neuron of every population, learned decays in float32."""
-    return {node.name: _equation(model, node) for node in model.graph.populations}
-
-
-def patterns_of(model: Model) -> dict[str, Array]:
-    """The stored spikes (T, generated) of populations with generated channels."""
-    populations = (node for node in model.graph.populations if node.generated)
-    return {node.name: model.state[f"{node.name}.pattern"] for node in populations}
-
-
-def _equation(model: Model, node: Population) -> NeuronEquation:
-    if not node.neuron.learned:
-        return node.neuron.equation()
-    w = torch.from_numpy(model.state[f"{node.name}.w"].copy())
-    return node.neuron.equation(learned_decay(w))
 
 
 def build_onnx(

@@ -17,15 +17,14 @@ from onnx import TensorProto, ValueInfoProto, helper
 from soul_deploy.base.errors import UsageError
 from soul_deploy.export.onnx.model import (
     assemble,
-    equations_of,
     fitting_weights,
     input_shape,
     metadata,
-    patterns_of,
     write_onnx,
 )
 from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, Builder, spell, value_name
 from soul_deploy.ir.graph import Population, Readout, Shape, SpikingGraph
+from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 
 StaticInput = Literal["image", "current"]

@@ -1,1 +1,1 @@
-"""."""
+"""Proof that an exported file is its model: the three checks."""

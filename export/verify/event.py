@@ -13,7 +13,6 @@ from soul_deploy.equivalence.engines import LayerRun, Run
 from soul_deploy.equivalence.golden import Golden
 from soul_deploy.export.event.build import layer_names, valid_for_one_t
 from soul_deploy.export.event.storage_format import channel_last_mask
-from soul_deploy.export.onnx.model import equations_of, patterns_of
 from soul_deploy.export.verify.explicit_rows import explicit_problems
 from soul_deploy.ir.graph import MaxPool, Merge, Scatter, Shape, SpikingGraph
 from soul_deploy.lowering.fold_batch_norm import fold
@@ -24,6 +23,7 @@ from soul_deploy.lowering.linear_operators import (
     ReadoutOperator,
 )
 from soul_deploy.lowering.liveness import deployed, live_values
+from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.inputs import to_channel_last
@@ -44,7 +44,7 @@ from soul_deploy.runtime.format.network import (
     SparseRows,
     Synaptic,
 )
-from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.ops.counted_run import count_run, fan_out
 from soul_deploy.runtime.ops.counters import StepCounts
 from soul_deploy.runtime.ops.counting import (
     neuron_steps,
@@ -225,7 +225,7 @@ def _readout_problems(
 
 def _fanout_problems(network: Network, layer: CountedLayer, before: Array | None) -> Iterator[str]:
     """From where events can come; rows of the other neurons may be left out."""
-    expected, found = fanout(layer.composed.operator, layer.live), network.fanout(layer.name)
+    expected, found = fanout(layer.composed.operator, layer.live), fan_out(network, layer.name)
     if before is not None and found.shape == before.shape:
         expected, found = expected * before, found * before
     yield from _array_problems(f"{layer.name}: fan-out map", found, expected)

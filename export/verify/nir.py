@@ -8,8 +8,8 @@ from soul_deploy.base.files import File
 from soul_deploy.equivalence.engines import Execution, ModelExecution
 from soul_deploy.equivalence.golden import Golden
 from soul_deploy.export.nir.read import import_nir, read_nir
-from soul_deploy.export.onnx.model import equations_of
 from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.neurons import equations_of
 from soul_deploy.model.model import Model
 
 

@@ -23,10 +23,8 @@ from soul_deploy.export.onnx.model import (
     INPUT_MODES,
     OUTPUTS,
     build_onnx,
-    equations_of,
     input_shape,
     output_entries,
-    patterns_of,
 )
 from soul_deploy.export.onnx.nodes import (
     OUTPUT,
@@ -42,6 +40,7 @@ from soul_deploy.export.onnx.nodes import (
 from soul_deploy.export.onnx.opsets import OPSETS, opset_of
 from soul_deploy.export.verify.onnx_counts import OnnxCounter
 from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 

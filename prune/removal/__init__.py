@@ -1,1 +1,1 @@
-"""."""
+"""Plan what can be removed exactly, then cut it."""

@@ -19,11 +19,9 @@ from soul_deploy.ir.graph import (
     Convolution,
     Merge,
     Node,
-    Population,
     Projection,
     Scatter,
 )
-from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.equations import NeuronEquation
 
 FOREVER = 4096  # steps within which a membrane that will never fire comes to rest
@@ -121,15 +119,6 @@ def constant_current(projection: Projection, state: Mapping[str, Array], on: Arr
     elif on is not None:
         current = current * gate.reshape(1, -1, *([1] * len(sides)))
     return np.asarray(current.reshape(projection.out_channels, -1)[:, 0].numpy())
-
-
-def neuron_equation(population: Population, state: Mapping[str, Array]) -> NeuronEquation:
-    """The neurons of a population, their learned decay from `state`."""
-    neuron = SpikingNeuron(population.neuron, 1)
-    if population.neuron.learned:
-        with torch.no_grad():
-            neuron.w.copy_(torch.from_numpy(state[f"{population.name}.w"].copy()))
-    return neuron.equation()
 
 
 def respond(equation: NeuronEquation, current: Array, steps: int) -> ConstantResponse:

@@ -9,7 +9,7 @@ scattered  it never spikes, but the residual stream that it joins keeps the chan
 generated  nothing live feeds it and it spikes in a fixed pattern: the pattern stays, the synapses
            and the neuron go
 
-A plan is inert; `soul_deploy.prune.removal.planner` makes it, `soul_deploy.prune.removal.apply` applies it.
+A plan is inert: `planner` makes it, `apply` applies it.
 """
 
 from collections.abc import Mapping

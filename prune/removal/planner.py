@@ -2,8 +2,8 @@
 
 Each removal can make others possible: a removed column may leave a row without inputs, a removed
 row may leave a producer unread. The order does not change the result. Decisions are made per
-channel group (`soul_deploy.prune.channel_groups`): a channel of a residual stream goes for all its members
-or for none, and only if whatever reads the stream finds it always 0, or does not weigh it.
+channel group (`prune.channel_groups`): a channel of a residual stream goes for all its members or
+for none, and only if whatever reads the stream finds it always 0, or does not weigh it.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from soul_deploy.base.files import Array
 from soul_deploy.base.memory import machine_memory
 from soul_deploy.ir.graph import Node, Population, Projection, Scatter
 from soul_deploy.lowering.footprint import require_planning
+from soul_deploy.lowering.neurons import equation_of
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune.channel_groups import (
     RESIDUAL,
@@ -31,7 +32,6 @@ from soul_deploy.prune.removal.constants import (
     ConstantResponse,
     Known,
     constant_current,
-    neuron_equation,
     respond,
     through,
 )
@@ -189,7 +189,7 @@ class _Planner:
         before = self.responses.get(node.name)
         if before is None or not np.array_equal(before[0], current, equal_nan=True):
             given = np.where(np.isnan(current), np.float32(0), current)
-            equation = neuron_equation(node, self.model.state)
+            equation = equation_of(node, self.model.state)
             before = current, respond(equation, given, self.graph.time_steps)
             self.responses[node.name] = before
         return before[1]

@@ -2,9 +2,9 @@
 
 Shi et al., ICLR 2024 (published code, main.py): the loss is the task's plus
 lambda · Σ e_w · sigmoid(beta · alpha_w) + lambda · Σ e_n · sigmoid(beta · alpha_n), with the
-constants of `soul_deploy.prune.unstructured.penalty`. Weights and masks have an optimizer each; both start every
-step from zeroed gradients. Fine-tuning keeps the masks as they are, without the penalty. The two
-loops are in `soul_deploy.prune.unstructured.loops`.
+constants of `penalty`. Weights and masks have an optimizer each; both start every step from zeroed
+gradients. Fine-tuning keeps the masks as they are, without the penalty. The two loops are in
+`loops`.
 """
 
 import math

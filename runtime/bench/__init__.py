@@ -1,1 +1,1 @@
-"""."""
+"""Engines timed side by side."""

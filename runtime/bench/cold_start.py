@@ -1,6 +1,6 @@
 """One engine in a fresh process: what importing, loading and the first run cost, and its memory.
 
-`measure_fresh` starts `python -m soul_deploy.runtime.bench.cold_start` and reads the JSON that it prints.
+`measure_fresh` starts this module as a program and reads the JSON that the program prints.
 """
 
 import json

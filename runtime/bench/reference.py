@@ -8,7 +8,7 @@ from soul_deploy.base.lazy import load_object
 
 @dataclass(frozen=True)
 class ReferenceRequest:
-    """The reference network as asked for; None: its default (see soul_deploy/analysis/reference_network.py)."""
+    """The reference network as asked for; None: its default (`analysis.reference_network`)."""
 
     density: float | None
     connectivity: float | None

@@ -1,27 +1,22 @@
 """What the memory system allows: the additions of a layer's synapses with nothing else around them.
 
-The passes over rows that a kernel of lanes.py makes for its input are listed beforehand. `repeat`
+The passes over rows that a kernel of time_vectorised.py makes are listed beforehand. `repeat`
 then follows the list with the kernel's innermost loop: it looks for no events, computes no
 addresses, and no pass is over an empty row.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
-from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import AHEAD, FASTMATH
-from soul_deploy.runtime.kernels.simd import add_row
+from soul_deploy.runtime.kernels.config import AHEAD
+from soul_deploy.runtime.kernels.repeat import repeat_lanes
 from soul_deploy.runtime.kernels.time_vectorised import (
     MOST_LANES,
-    Kernel,
     convolve_lanes,
-    fetch_row,
     multiply_lanes,
 )
 from soul_deploy.runtime.plan.partition import Call
@@ -48,35 +43,6 @@ class Passes:
     def synapses(self) -> int:
         """Synapses passed over."""
         return int((self.ends.astype(np.int64) - self.begins).sum())
-
-
-@cache
-def repeat_lanes(lanes: int) -> Kernel:
-    """repeat(begins, ends, bases, events, ahead, targets, weight, amounts, out): listed passes.
-
-    ahead: a row's cache lines are asked for so many passes before it; 0: they are not.
-    """
-
-    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-    def repeat(
-        begins: Array,
-        ends: Array,
-        bases: Array,
-        events: Array,
-        ahead: int,
-        targets: Array,
-        weight: Array,
-        amounts: Array,
-        out: Array,
-    ) -> None:
-        count = np.uint64(len(begins))
-        for i in range(count):
-            if ahead > 0 and i + np.uint64(ahead) < count:
-                j = np.uint64(i + np.uint64(ahead))
-                fetch_row(targets, weight, begins[j], ends[j])
-            add_row(out, bases[i], targets, weight, begins[i], ends[i], amounts, events[i], lanes)
-
-    return repeat
 
 
 def roof_of(call: Call) -> tuple[Call, Passes] | None:

@@ -20,6 +20,7 @@ from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import EventNetwork
+from soul_deploy.runtime.ops.counted_run import count
 from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
 from soul_deploy.runtime.plan.layer_plan import Prepared, prepare_all
 from soul_deploy.runtime.plan.partition import Call
@@ -50,7 +51,7 @@ def measure_roof(path: Path, x: Array, runs: int) -> dict[str, Any]:
     workspace = workspace_for(events, prepared, samples[0])
     calls = [call for stage in workspace.stages for call in stage[0]]
     places = synapse_calls(calls, prepared)
-    counts = Network(events, 1).count(x)
+    counts = count(Network(events, 1), x)
     synops = {layer.name: counts[layer.projection].synops for layer in events.projected}
     run_timed(calls)  # the spikes that roofs are listed for
     chosen = {name: Roofed(places[name], roof_of(calls[places[name]])) for name in largest(synops)}

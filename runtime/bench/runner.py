@@ -1,7 +1,7 @@
 """Engines side by side in one process: the same input, the same threads, medians of many runs.
 
 Engines take turns in blocks (timing.py), so they meet the same state of the machine. What a first
-use costs is measured apart, once for each engine in a fresh process (probe.py).
+use costs is measured apart, once for each engine in a fresh process (cold_start.py).
 """
 
 import tempfile

@@ -1,1 +1,1 @@
-"""."""
+"""A network that runs: threads, samples, streams."""

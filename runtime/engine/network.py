@@ -24,29 +24,18 @@ from soul_deploy.runtime.engine.inputs import (
 from soul_deploy.runtime.engine.recording import Recording
 from soul_deploy.runtime.engine.single_layer import run_one
 from soul_deploy.runtime.engine.streaming import Stream, StreamState
-from soul_deploy.runtime.engine.thread_team import Crew, Meet
+from soul_deploy.runtime.engine.thread_team import Crew
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import (
-    CurrentLayer,
     EventNetwork,
     Layer,
     Neurons,
     SpikingLayer,
-    Synaptic,
 )
 from soul_deploy.runtime.format.validate import MAX_THREADS
-from soul_deploy.runtime.ops.counters import LayerCounts
-from soul_deploy.runtime.ops.counting import (
-    additions_map,
-    count_layers,
-    count_neurons,
-    count_projection,
-    count_readout,
-    fanout_map,
-    readout_fanout,
-)
+from soul_deploy.runtime.kernels.barrier import Meet
 from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
-from soul_deploy.runtime.plan.estimate import require_counting, require_running
+from soul_deploy.runtime.plan.estimate import require_running
 from soul_deploy.runtime.plan.layer_plan import prepare_all
 from soul_deploy.runtime.plan.layout import channel_last, packing_of, unpacked
 from soul_deploy.runtime.plan.partition import parts_of
@@ -195,13 +184,13 @@ class Network:
 
     def run_recorded(self, x: Array) -> Recording:
         """As `run`, and every population's spikes in PyTorch's channel-major layout."""
-        samples = self._reader.samples(x)
         names = [layer.name for layer in self.events.populations]
-        held, logits = self._run_held(samples, names)
-        return Recording(self._spikes_of(held), logits)
+        held, logits = self.run_held(x, names)
+        return Recording(self.spikes_of(held), logits)
 
-    def _run_held(self, samples: Array, names: Iterable[str]) -> tuple[dict[str, Array], Array]:
-        """What the named layers held, (B, steps, positions, channels), and the logits."""
+    def run_held(self, x: Array, names: Iterable[str]) -> tuple[dict[str, Array], Array]:
+        """What the input and the named layers held, (B, steps, positions, channels), and scores."""
+        samples = self._reader.samples(x)
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
         held: dict[str, Array] = {}
         with self._workspace(samples.shape[1], 1) as workspace:
@@ -217,7 +206,7 @@ class Network:
         for name in set(names) - set(held):  # no samples
             positions, channels = channel_last(self.events.by_name[name].out_shape)
             held[name] = np.empty((0, self.time_steps, positions, channels), np.uint8)
-        return held, logits
+        return held | {self.events.input_name: samples}, logits
 
     def _values(self, workspace: Workspace, name: str) -> Array:
         """A layer's map, from wherever the run left it."""
@@ -228,7 +217,7 @@ class Network:
             return unpacked(layer, packing, workspace.packed[name])
         return workspace.values[name]
 
-    def _spikes_of(self, held: Mapping[str, Array]) -> dict[str, Array]:
+    def spikes_of(self, held: Mapping[str, Array]) -> dict[str, Array]:
         """bool (T, B, ...) of every population."""
         return {
             layer.name: by_step(held[layer.name], layer.out_shape).astype(np.bool_)
@@ -243,7 +232,7 @@ class Network:
         step. Returns (T, B, ...): bool of spikes, uint8 of graded, float32 of analog values; these
         (B, ...) if they are the same at every step.
         """
-        layer = self._layer(name)
+        layer = self.layer(name)
         if len(inputs) != len(layer.sources):
             raise UsageError(
                 f"{name}: {len(inputs)} inputs given; it takes {len(layer.sources)}: "
@@ -258,77 +247,6 @@ class Network:
             alike: Array = found[0]
             return alike
         return found.astype(np.bool_) if kind == "spike" else found
-
-    def count(self, x: Array) -> dict[str, LayerCounts]:
-        """Operation counts of running `x`, summed over samples.
-
-        By projection, population without a projection of its own, and last the readout.
-        """
-        return self.count_executed(x)[0]
-
-    def count_executed(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int]]:
-        """As `count`, and by projection the synaptic additions that were executed.
-
-        These include zeros in dense rows and synapses onto neurons that are not live; analog inputs
-        are left out.
-        """
-        counts, executed, _ = self.count_recorded(x)
-        return counts, executed
-
-    def count_recorded(self, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
-        """As `count_executed`, and the run that was counted."""
-        require_counting(self.events, self.max_memory)
-        samples = self._reader.samples(x)
-        needed = {layer.source for layer in (*self.events.projected, self.events.readout)}
-        needed |= {layer.name for layer in self.events.populations}
-        held, logits = self._run_held(samples, needed - {self.events.input_name})
-        held[self.events.input_name] = samples
-        spikes = self._spikes_of(held)
-        counts, executed = count_layers(self.events, held, spikes)
-        return counts, executed, Recording(spikes, logits)
-
-    def count_layer(self, name: str, inputs: Array, spikes_out: Array | None = None) -> LayerCounts:
-        """Counts of one projection (or the readout) for what its source held, as in `run_layer`.
-
-        spikes_out: the population's spikes for these inputs, if the caller has them; otherwise
-        the layer is run. A layer without synapses and neurons counts nothing.
-        """
-        require_counting(self.events, self.max_memory)
-        if name == self.events.readout.name:
-            source = self.events.readout.source
-            values = source_values(self.events, self.events.readout, source, inputs)
-            return count_readout(self.events.readout, values)
-        layer = self._layer(name)
-        found = LayerCounts()
-        if isinstance(layer, Neurons):
-            spikes = self.run_layer(name, inputs) if spikes_out is None else spikes_out
-            found += count_neurons(layer, spikes)
-        if isinstance(layer, Synaptic):
-            values = source_values(self.events, layer, layer.source, inputs)
-            found += count_projection(layer, values)
-        return found
-
-    def fanout(self, name: str) -> Array:
-        """int64 map in the source's shape: synapses onto live neurons of each presynaptic neuron.
-
-        name: a projection or its population; for the readout, the nonzero columns of its weights.
-        """
-        if name == self.events.readout.name:
-            return readout_fanout(self.events.readout)
-        layer = self._synaptic(name)
-        return fanout_map(layer.synapses, layer.updated)
-
-    def additions(self, name: str) -> Array:
-        """As `fanout`, the additions that an event of each presynaptic neuron executes."""
-        layer = self._synaptic(name)
-        return additions_map(layer.synapses, layer.neurons)
-
-    def _synaptic(self, name: str) -> Synaptic:
-        layer = self._layer(name)
-        if not isinstance(layer, SpikingLayer | CurrentLayer):
-            raise UsageError(f"{name} is {layer.what}; it has no synapses")
-        require_counting(self.events, self.max_memory)
-        return layer
 
     def step(self, x: Array | None = None) -> Array:
         """One step of a stream: the inputs of this step, (B, C, H, W), to scores (B, classes).
@@ -392,7 +310,7 @@ class Network:
         if len(spare) < (self.threads if parts == 1 else 1):
             spare.append(workspace)
 
-    def _layer(self, name: str) -> Layer:
+    def layer(self, name: str) -> Layer:
         for layer in self.events.layers:
             if name == layer.name or (isinstance(layer, SpikingLayer) and name == layer.projection):
                 return layer

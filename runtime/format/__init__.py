@@ -1,1 +1,1 @@
-"""."""
+"""The event file as validated data: layers, synapses, tap tables."""

@@ -2,7 +2,7 @@
 
 The metadata (JSON under `soul_deploy`) lists the layers in order; a layer's arrays are called
 `<layer>/weight`, `<layer>/starts`, `<layer>/targets`, `<layer>/bias`, `<layer>/live`,
-`<layer>/pattern`, `<layer>/index` (eventlayers.py, maplayers.py and synapses.py say what they
+`<layer>/pattern`, `<layer>/index` (layers.py, map_layers.py and synapses.py say what they
 hold). The digest covers all arrays. A layer's fields `live` and `generators` say how many live
 neurons and generated channels it has, and are null where all neurons are live, and where nothing is
 generated. Operations: `convolution` and `matrix` with a population behind, `current_convolution`
@@ -54,7 +54,7 @@ def save_event_network(path: Path, network: EventNetwork) -> None:
 def load_event_network(file: File, *, max_memory: int | None = None) -> EventNetwork:
     """Read an event network; its digest, shapes, index ranges and values are checked.
 
-    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of jsontext.py.
+    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of json_text.py.
     Raises MissingFileError, FileFormatError (naming the file and what is wrong in it), or
     LimitError for sizes beyond the runtime's.
     """

@@ -1,6 +1,6 @@
 """Layers with synapses or neurons, and every rule that each of them obeys.
 
-An object that exists is valid (see eventnet.py). Values are uint8 where spikes or small integers
+An object that exists is valid (see network.py). Values are uint8 where spikes or small integers
 travel, float32 where analog values do; a layer's inputs come from layers before it.
 """
 

@@ -5,7 +5,7 @@ ranges, finite values) when it is made, and raises FileFormatError otherwise. Ke
 checks, so nothing reaches them another way.
 
 Maps are channel-last: neuron (c, y, x) of a (C, H, W) population has index (y·W + x)·C + c. The
-layers stand in eventlayers.py and maplayers.py, their rows of synapses in synapses.py.
+layers stand in layers.py and map_layers.py, their rows of synapses in synapses.py.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Synapses as data: rows by presynaptic neuron or channel, and how they reach their targets.
 
-An object that exists is valid (see eventnet.py). Maps are channel-last: neuron (c, y, x) of a
+An object that exists is valid (see network.py). Maps are channel-last: neuron (c, y, x) of a
 (C, H, W) population has index (y·W + x)·C + c. Rows are presynaptic: one row holds the synapses
 *from* one neuron, or from one channel at one kernel position, since an event is processed by adding
 its rows to its targets.

@@ -1,1 +1,1 @@
-"""."""
+"""Files in and results out: images, inspection, JSON of a run."""

@@ -1,6 +1,6 @@
 """Input files as batches: images (PNG, JPEG, …) and .npy arrays, shaped and normalised.
 
-What their numbers mean stands in inputrule.py.
+What their numbers mean stands in input_rule.py.
 """
 
 import math

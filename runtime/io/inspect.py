@@ -48,7 +48,7 @@ READABLE = "soul-deploy model files and event networks (.safetensors), and ONNX 
 def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
     """The contents of a file, by what it is: "model", "event" or "onnx".
 
-    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of jsontext.py.
+    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of json_text.py.
     Raises MissingFileError, LimitError, or FileFormatError for anything else or a damaged file.
     """
     with opened(file) as source:
@@ -137,9 +137,8 @@ def describe_model(found: TensorFile) -> dict[str, Any]:
             f"{found.path}: its tensors do not match their digest; the file is damaged"
         )
     try:
-        graph = load_object(
-            "soul_deploy.ir.graph:SpikingGraph", "inspecting a model file"
-        ).from_json(document["graph"])
+        graph_class = load_object("soul_deploy.ir.graph:SpikingGraph", "inspecting a model file")
+        graph = graph_class.from_json(document["graph"])
         info = document["info"]
         return {
             "stage": info["stage"],

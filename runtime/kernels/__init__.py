@@ -1,1 +1,1 @@
-"""."""
+"""Every compiled kernel, and the cache that keeps them."""

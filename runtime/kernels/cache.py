@@ -2,7 +2,8 @@
 
 numba keeps a kernel until the file that it stands in changes. What it inlines from other files (a
 neuron's equation, a constant) may change without that: a source tree that was updated would run
-kernels of before. So all of a folder's kernels are compiled again when any source changes.
+kernels of before. So all kernels are compiled again when any source of the runtime changes. All
+kernels stand in this folder, since numba has a cache for each folder.
 """
 
 import hashlib
@@ -34,10 +35,10 @@ def _folder() -> Path | None:
 
 
 def sources_stamp(folders: Iterable[Path]) -> str:
-    """A sha256 over names, sizes and times of the Python files, and numba's bounds checks."""
+    """A sha256 over names, sizes and times of all Python files below, and numba's bounds checks."""
     sha = hashlib.sha256(f"bounds checks {config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
     for folder in folders:
-        for path in sorted(folder.glob("*.py")):
+        for path in sorted(folder.rglob("*.py")):
             found = path.stat()
             sha.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
     return sha.hexdigest()
@@ -68,7 +69,7 @@ def _usable() -> bool:
     if kept is None:
         return False
     try:
-        forget_stale(kept, sources_stamp([Path(__file__).parent]))
+        forget_stale(kept, sources_stamp([Path(__file__).parents[1]]))
     except OSError:
         return False
     return True

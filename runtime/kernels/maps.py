@@ -1,6 +1,6 @@
 """Maps to maps and to scores: the compiled loops without synapses.
 
-As kernels.py: pure functions over arrays that were checked before. Loops with `first` and `last`
+As synapses.py: pure functions over arrays that were checked before. Loops with `first` and `last`
 compute that part of their output.
 """
 

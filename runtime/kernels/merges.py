@@ -1,6 +1,6 @@
 """Maps to one map: the compiled loops of residual merges and of scattering.
 
-As kernels.py: pure functions over arrays that were checked before. Maps are (T, n); one with a
+As synapses.py: pure functions over arrays that were checked before. Maps are (T, n); one with a
 single step is the same at every step. Loops compute columns (scatter: positions) from `begin` to
 `end`.
 """

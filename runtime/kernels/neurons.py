@@ -28,7 +28,7 @@ Sweep = Callable[..., None]
 def sweep_kernel(charge: ChargeForm, fire: FireRule, soft_reset: bool, lanes: int = 0) -> Sweep:
     """The compiled sweep of one equation form; see `_make_sweep` for its arguments.
 
-    lanes: of currents that stand side by side (lanes.py); 0: one step after the other.
+    lanes: of currents that stand side by side (time_vectorised.py); 0: one step after the other.
     """
     reset = reset_soft if soft_reset else reset_hard
     if lanes:

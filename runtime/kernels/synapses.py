@@ -1,6 +1,6 @@
 """Events to currents: the compiled loops over synapses.
 
-Pure functions over arrays that were checked before (eventnet.py); they write only into the arrays
+Pure functions over arrays that were checked before (network.py); they write only into the arrays
 given for it and allocate nothing. Values arrive as (T, positions, channels), uint8 from spikes or
 float32 from an analog input; a value that is 0 costs no synapse. Currents leave as (T, n).
 
@@ -131,7 +131,7 @@ def convolve_dense(
     """Add the rows of every event to its targets; dense rows.
 
     values (T, H·W, C); weight (C, kh, kw, C_out / groups), mirrored; out (T, OH·OW·C_out).
-    y_*, x_*: runs of the axes (windows.py), rows unmerged; a merged run of columns is one
+    y_*, x_*: runs of the axes (tap_tables.py), rows unmerged; a merged run of columns is one
     contiguous piece of both the kernel and the output, so it is added at once.
     rows, amounts: scratch (C,).
     """
@@ -217,7 +217,7 @@ def convolve_sparse(
     targets: output channel, plus kernel row · pitch[0] and kernel column · pitch[1]. The pitches
     are the distances between the outputs of neighbouring kernel indices if the runs are merged, so
     that one base serves a whole run, and 0 if every run has length 1. *_runs: first, tap, out and
-    length of an axis (windows.py).
+    length of an axis (tap_tables.py).
     rows, amounts: scratch (C,).
     """
     (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_runs, x_runs

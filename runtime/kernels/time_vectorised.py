@@ -3,7 +3,7 @@
 A presynaptic neuron that fires at any step makes one pass over its row. Its values at the steps
 are one vector, the currents of a target are another, side by side in memory: (n, lanes). So a row
 is read once instead of once per spike. Each lane's sum has the order of the kernels that go step
-by step (kernels.py): a step without a spike adds a zero, which changes no sum.
+by step (synapses.py): a step without a spike adds a zero, which changes no sum.
 
 Lanes beyond the last step hold zeros and are never read.
 """

@@ -1,1 +1,1 @@
-"""."""
+"""Operation counts and energy of an event network."""

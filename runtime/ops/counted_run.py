@@ -10,13 +10,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
-from soul_deploy.runtime.engine.inputs import to_channel_last
+from soul_deploy.runtime.engine.inputs import source_values, to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.recording import Recording
-from soul_deploy.runtime.format.network import PoolLayer, Synaptic
+from soul_deploy.runtime.format.network import (
+    CurrentLayer,
+    Neurons,
+    PoolLayer,
+    SpikingLayer,
+    Synaptic,
+)
 from soul_deploy.runtime.ops.counters import LayerCounts, require_bounds
-from soul_deploy.runtime.ops.counting import limits_of, pooling_steps
+from soul_deploy.runtime.ops.counting import (
+    additions_map,
+    count_layers,
+    count_neurons,
+    count_projection,
+    count_readout,
+    fanout_map,
+    limits_of,
+    pooling_steps,
+    readout_fanout,
+)
+from soul_deploy.runtime.plan.estimate import require_counting
 
 
 @brief
@@ -39,12 +57,95 @@ def count_run(network: Network, x: Array) -> CountedRun:
     Raises ValidityError for inputs that do not fit, VerificationError for counts that cannot be.
     """
     x = network.input_values(x)
-    counts, executed, recording = network.count_recorded(x)
+    counts, executed, recording = count_recorded(network, x)
     readout = counts.pop(network.events.readout.name)
     counts |= _poolings(network, x, recording)
     counts[network.events.readout.name] = readout
     _require_bounds(network, x, counts)
     return CountedRun(counts, executed, recording)
+
+
+def count(network: Network, x: Array) -> dict[str, LayerCounts]:
+    """Operation counts of running `x` on `network`, summed over samples.
+
+    x: as `Network.run` takes it. By projection, population without a projection of its own, and
+    last the readout. Raises ValidityError for inputs that do not fit, LimitError.
+    """
+    return count_executed(network, x)[0]
+
+
+def count_executed(network: Network, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int]]:
+    """As `count`, and by projection the synaptic additions that were executed.
+
+    These include zeros in dense rows and synapses onto neurons that are not live; analog inputs are
+    left out.
+    """
+    counts, executed, _ = count_recorded(network, x)
+    return counts, executed
+
+
+def count_recorded(
+    network: Network, x: Array
+) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
+    """As `count_executed`, and the run that was counted."""
+    events = network.events
+    require_counting(events, network.max_memory)
+    needed = {layer.source for layer in (*events.projected, events.readout)}
+    needed |= {layer.name for layer in events.populations}
+    held, logits = network.run_held(x, needed - {events.input_name})
+    spikes = network.spikes_of(held)
+    counts, executed = count_layers(events, held, spikes)
+    return counts, executed, Recording(spikes, logits)
+
+
+def count_layer(
+    network: Network, name: str, inputs: Array, spikes_out: Array | None = None
+) -> LayerCounts:
+    """Counts of one projection (or the readout) for what its source held, as `Network.run_layer`.
+
+    spikes_out: the population's spikes for these inputs, if the caller has them; otherwise the
+    layer is run. A layer without synapses and neurons counts nothing.
+    """
+    events = network.events
+    require_counting(events, network.max_memory)
+    if name == events.readout.name:
+        values = source_values(events, events.readout, events.readout.source, inputs)
+        return count_readout(events.readout, values)
+    layer = network.layer(name)
+    found = LayerCounts()
+    if isinstance(layer, Neurons):
+        spikes = network.run_layer(name, inputs) if spikes_out is None else spikes_out
+        found += count_neurons(layer, spikes)
+    if isinstance(layer, Synaptic):
+        values = source_values(events, layer, layer.source, inputs)
+        found += count_projection(layer, values)
+    return found
+
+
+def fan_out(network: Network, name: str) -> Array:
+    """int64 map in the source's shape: synapses onto live neurons of each presynaptic neuron.
+
+    name: a projection or its population; for the readout, the nonzero columns of its weights.
+    Raises UsageError for a layer without synapses.
+    """
+    if name == network.events.readout.name:
+        return readout_fanout(network.events.readout)
+    layer = _synaptic(network, name)
+    return fanout_map(layer.synapses, layer.updated)
+
+
+def additions(network: Network, name: str) -> Array:
+    """As `fan_out`, the additions that an event of each presynaptic neuron executes."""
+    layer = _synaptic(network, name)
+    return additions_map(layer.synapses, layer.neurons)
+
+
+def _synaptic(network: Network, name: str) -> Synaptic:
+    layer = network.layer(name)
+    if not isinstance(layer, SpikingLayer | CurrentLayer):
+        raise UsageError(f"{name} is {layer.what}; it has no synapses")
+    require_counting(network.events, network.max_memory)
+    return layer
 
 
 def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, LayerCounts]:

@@ -1,1 +1,1 @@
-"""."""
+"""From layers to kernel calls: layer plans, buffers, partitions."""

@@ -10,7 +10,6 @@ import numpy as np
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
-from soul_deploy.runtime.engine.thread_team import Meet
 from soul_deploy.runtime.format.network import (
     CurrentLayer,
     EventNetwork,
@@ -23,6 +22,7 @@ from soul_deploy.runtime.format.network import (
     SpikingLayer,
     Synaptic,
 )
+from soul_deploy.runtime.kernels.barrier import Meet
 from soul_deploy.runtime.plan.layer_plan import Prepared, aligned
 from soul_deploy.runtime.plan.layout import Packing, channel_last, generated_spikes, packing_of
 from soul_deploy.runtime.plan.partition import Stage, parts_of, run_calls

@@ -1,1 +1,1 @@
-"""."""
+"""Numbers about a network: operation counts, connectivity, energy reports, other tools' rules."""

@@ -61,7 +61,7 @@ class Header:
 def read_header(file: OpenFile, max_memory: int | None = None) -> Header:
     """The header, checked: its arrays lie side by side and fill the file.
 
-    max_memory: bytes that it may take as data; None: DESCRIPTION_BYTES of jsontext.py.
+    max_memory: bytes that it may take as data; None: DESCRIPTION_BYTES of json_text.py.
     Raises FileFormatError, LimitError.
     """
     try:

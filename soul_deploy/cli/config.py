@@ -15,7 +15,7 @@ from soul_deploy import distributed
 from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.base.files import require_writable
 from soul_deploy.cli.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
-from soul_deploy.cli.progress import remark_on, warn, warnings_told
+from soul_deploy.cli.progress import remark_on, warnings_told
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, load_data_for
 from soul_deploy.data.sampler import SHIFT
 from soul_deploy.frontend.factory import is_dotted
@@ -25,6 +25,7 @@ from soul_deploy.model.model import load_model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.surrogate import DEFAULT_ALPHA
 from soul_deploy.training.lr_schedules import parse_schedule
+from soul_deploy.training.messages import warn
 from soul_deploy.training.trainer import OPTIMIZERS, Recipe
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo.resnet_blocks import Stem

@@ -17,7 +17,7 @@ from soul_deploy.cli.index_lists import ListOption, SoulCommand, explicit_flags,
 from soul_deploy.cli.options import size_option
 from soul_deploy.cli.output import data_flags, print_files, print_result
 from soul_deploy.cli.parsing import require_steps, words
-from soul_deploy.cli.progress import note, remark_on, warnings_told
+from soul_deploy.cli.progress import remark_on, warnings_told
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, require_kind
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.frontend.from_torch import from_torch
@@ -30,6 +30,7 @@ from soul_deploy.model.model import (
     with_input_kind,
 )
 from soul_deploy.runtime.io.inspect import is_model_file
+from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import Asked, SoulName, read_name, require_neurons, settle
 
 IMPORT_SCHEMA = "soul-deploy/import/1"

@@ -12,12 +12,12 @@ from soul_deploy.cli.checking import Source, target_of, write_checked
 from soul_deploy.cli.index_lists import SoulCommand, input_kind_option
 from soul_deploy.cli.output import DATA_DIR, data_flags, print_files, print_result
 from soul_deploy.cli.parsing import require_steps
-from soul_deploy.cli.progress import note
 from soul_deploy.export.nir.neuron import ResetRule
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.model.model import Model, save_model
+from soul_deploy.training.messages import note
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
 

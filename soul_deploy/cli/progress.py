@@ -8,10 +8,10 @@ from pathlib import Path
 
 from soul_deploy import distributed
 from soul_deploy.base.files import write_text
-from soul_deploy.base.progress import said, status
-from soul_deploy.base.terminal import say
+from soul_deploy.base.progress import status
 from soul_deploy.base.warned import warnings_said
 from soul_deploy.data.datasets import Data
+from soul_deploy.training.messages import note, warn
 from soul_deploy.training.state import Tree, list_of
 from soul_deploy.training.trainer import EpochResult
 
@@ -58,18 +58,6 @@ def epoch_log(label: str, epochs: int, path: Path | None) -> Iterator[EpochLog]:
     status(f"{label}: begins")
     yield EpochLog(label, epochs, path if distributed.current().is_main else None)
     status(f"{label}: done, now what comes after it")
-
-
-def note(text: str) -> None:
-    """Something to know, on standard error; of several processes, only the main one speaks."""
-    if distributed.current().is_main:
-        say(text, err=True)
-        said()
-
-
-def warn(text: str) -> None:
-    """A warning on standard error."""
-    note(f"Warning: {text}")
 
 
 def remark_on(data: Data, advice: str = "") -> Data:

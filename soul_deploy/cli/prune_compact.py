@@ -18,13 +18,13 @@ from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.index_lists import SoulCommand
 from soul_deploy.cli.output import DATA_DIR, data_flags, print_next
-from soul_deploy.cli.progress import note
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.model import Model, load_model, save_model
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.plan import RemovalPlan
 from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.training.messages import note
 
 
 @click.command(cls=SoulCommand)

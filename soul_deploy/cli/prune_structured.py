@@ -36,7 +36,7 @@ from soul_deploy.cli.options import (
     resume_options,
     run_options,
 )
-from soul_deploy.cli.progress import epoch_log, note, warn
+from soul_deploy.cli.progress import epoch_log
 from soul_deploy.cli.sca_options import ScaOptions, sca_options
 from soul_deploy.cli.sca_report import ChannelCounts, print_outcome, print_preview
 from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, module_of, open_start
@@ -58,6 +58,7 @@ from soul_deploy.training.checkpoint_manager import (
     network_of,
     plain_settings,
 )
+from soul_deploy.training.messages import note, warn
 from soul_deploy.training.state import Bundle, Tree, number_of
 from soul_deploy.training.trainer import Recipe, accuracy, device_of
 

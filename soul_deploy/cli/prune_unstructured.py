@@ -36,7 +36,7 @@ from soul_deploy.cli.options import (
     resume_options,
     run_options,
 )
-from soul_deploy.cli.progress import epoch_log, note, warn
+from soul_deploy.cli.progress import epoch_log
 from soul_deploy.cli.search_job import (
     Job,
     checkpoint_folder,
@@ -79,6 +79,7 @@ from soul_deploy.training.checkpoint_manager import (
     network_of,
     plain_settings,
 )
+from soul_deploy.training.messages import note, warn
 from soul_deploy.training.state import Bundle
 from soul_deploy.training.trainer import accuracy, device_of
 

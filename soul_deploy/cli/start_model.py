@@ -12,7 +12,6 @@ from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.base.files import METADATA_KEY, OpenFile, read_tensors
 from soul_deploy.cli.config import SIZE_FLAGS, Task, create_network
 from soul_deploy.cli.neuron_flags import CONSTANTS, constant_text
-from soul_deploy.cli.progress import note
 from soul_deploy.data.datasets import Data, require_kind
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir.graph import NeuronSpec, Shape
@@ -25,6 +24,7 @@ from soul_deploy.model.model import (
     load_state_dict,
 )
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
 NAME_HELP = (

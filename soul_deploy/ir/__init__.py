@@ -1,1 +1,1 @@
-"""."""
+"""The spiking graph as frozen data: nodes, edges, neurons, JSON."""

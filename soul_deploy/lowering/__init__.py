@@ -1,1 +1,1 @@
-"""."""
+"""From graph and state to what is deployed: folded weights, linear operators, live neurons."""

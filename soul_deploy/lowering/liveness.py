@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from soul_deploy.analysis.synops import fanout
 from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
@@ -27,6 +26,7 @@ from soul_deploy.ir.graph import (
     Shape,
     SpikingGraph,
 )
+from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.fold_batch_norm import fold
 from soul_deploy.lowering.linear_operators import ReadoutOperator, compose
 from soul_deploy.model.model import Model

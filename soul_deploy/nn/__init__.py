@@ -1,1 +1,1 @@
-"""."""
+"""The spiking graph as a PyTorch module: neurons, layers, masks, surrogate gradients."""

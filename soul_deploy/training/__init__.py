@@ -1,1 +1,1 @@
-"""."""
+"""Training loops, checkpoints and what both resume from."""

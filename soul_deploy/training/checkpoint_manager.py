@@ -28,7 +28,6 @@ from soul_deploy.base.errors import (
     UsageError,
 )
 from soul_deploy.base.files import digest
-from soul_deploy.cli.progress import note, warn
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.training.checkpoint import (
@@ -38,6 +37,7 @@ from soul_deploy.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from soul_deploy.training.messages import note, warn
 from soul_deploy.training.rank_checks import check_same_start
 from soul_deploy.training.state import Part, random_states, restore_random_states, tree_of
 

@@ -40,7 +40,8 @@ from soul_deploy.cli.help_text import Speaking
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an operation or a check failed; 2 a given value breaks a rule; 3 "
     "inconclusive, verify found no difference but part of the network never fired, so that nothing "
-    "is proven about it; 130 or 143 stopped by Ctrl-C or SIGTERM."
+    "is proven about it; 130 or 143 stopped by Ctrl-C or SIGTERM; 141 whoever read the output has "
+    "gone."
 )
 
 REPEATED = 5.0  # seconds within which SIGTERM again is the same request

@@ -20,13 +20,13 @@ demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 9 minute
 
 test: $(STAMP)  ## all tests, the same draws at every run; then the kernel tests once more without compilation
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/test_kernels.py tests/test_merging.py
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/runtime/kernels/test_kernels.py tests/runtime/kernels/test_merging.py
 
 search: $(STAMP)  ## property tests and the fuzzer on new draws, SEARCH_ROUNDS times (4: an hour)
 	for round in $$(seq $(SEARCH_ROUNDS)); do \
 	    HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -q -n 2 --dist loadfile \
 	        -m "hypothesis and not soak" tests && \
-	    FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -q -s tests/test_fuzz.py || exit 1; \
+	    FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -q -s tests/base/test_fuzz.py || exit 1; \
 	done
 
 soak: $(STAMP)  ## hours: damaged files and random networks by the thousand (docs/reliability.md)

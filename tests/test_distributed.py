@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from places import SUPPORT
 from safetensors.torch import load_file
 from sharing import everything
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def torchrun(
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have left what they ended with."""
     folder = tmp_path_factory.mktemp("job")
-    started = torchrun(folder, str(Path(__file__).with_name("sharing.py")), str(folder))
+    started = torchrun(folder, str(SUPPORT / "sharing.py"), str(folder))
     _, said = started.communicate(timeout=120)
     assert started.returncode == 0, said
     return folder

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
 
 

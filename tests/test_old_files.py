@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from places import FIXTURES
 
 from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
@@ -17,7 +18,7 @@ from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.engine.network import load
 
-OLD = Path(__file__).parent / "fixtures" / "v0_1_0"
+OLD = FIXTURES / "v0_1_0"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from parity import (
-    COUNTEREXAMPLES,
     Drawn,
     drawn_networks,
     from_json,
@@ -16,6 +15,7 @@ from parity import (
     store,
     to_json,
 )
+from places import COUNTEREXAMPLES
 
 
 @settings(max_examples=30)

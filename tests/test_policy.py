@@ -2,11 +2,11 @@
 
 import ast
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from jit import jit_decorations, name_of
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
     for folder in ("soul_deploy", "prune", "export", "runtime")
@@ -18,28 +18,12 @@ def _calls(tree: ast.AST) -> list[ast.Call]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-def _name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def jit_decorations(tree: ast.AST) -> list[tuple[str, ast.expr]]:
-    """Every use of njit, jit or vectorize as a decorator, with the function's name."""
-    return [
-        (function.name, decorator)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef)
-        for decorator in function.decorator_list
-        if _name(decorator.func if isinstance(decorator, ast.Call) else decorator)
-        in ("njit", "jit", "vectorize", "guvectorize")
-    ]
-
-
 def breaks_fastmath_policy(decorator: ast.expr) -> bool:
     """Each kernel states fastmath=FASTMATH, the one named constant."""
     if not isinstance(decorator, ast.Call):
         return True
     stated = [k.value for k in decorator.keywords if k.arg == "fastmath"]
-    return len(stated) != 1 or _name(stated[0]) != "FASTMATH"
+    return len(stated) != 1 or name_of(stated[0]) != "FASTMATH"
 
 
 def test_every_kernel_states_the_one_fastmath_constant_and_it_is_off() -> None:
@@ -65,17 +49,20 @@ def test_no_code_is_made_from_data_and_nothing_is_unpickled() -> None:
     for path in SOURCES:
         tree = ast.parse(path.read_text())
         for call in _calls(tree):
-            name = _name(call.func)
+            name = name_of(call.func)
             if isinstance(call.func, ast.Name):
                 assert name not in FORBIDDEN, f"{path.name}:{call.lineno} calls {name}"
-            if isinstance(call.func, ast.Attribute) and _name(call.func.value) == "pickle":
+            if isinstance(call.func, ast.Attribute) and name_of(call.func.value) == "pickle":
                 raise AssertionError(f"{path.name}:{call.lineno} uses pickle.{name}")
-            if isinstance(call.func, ast.Attribute) and _name(call.func.value) == "torch":
+            if isinstance(call.func, ast.Attribute) and name_of(call.func.value) == "torch":
                 stated = {k.arg: k.value for k in call.keywords}
                 safe = isinstance(flag := stated.get("weights_only"), ast.Constant) and flag.value
                 assert name != "load" or safe, f"{path.name}:{call.lineno} torch.load"
                 assert name != "save", f"{path.name}:{call.lineno} torch.save"
-            if name == "load" and _name(getattr(call.func, "value", call.func)) in ("np", "numpy"):
+            if name == "load" and name_of(getattr(call.func, "value", call.func)) in (
+                "np",
+                "numpy",
+            ):
                 stated = {k.arg: k.value for k in call.keywords}
                 flag = stated.get("allow_pickle")
                 assert isinstance(flag, ast.Constant) and flag.value is False, (

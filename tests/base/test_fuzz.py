@@ -14,11 +14,11 @@ import peak
 import pytest
 from fuzz_mutations import Rng, damaged_bytes, damaged_json, damaged_tensors
 from fuzz_targets import Target
+from places import PATH, ROOT, SUPPORT, TESTS
 
 from soul_deploy.base.errors import FileFormatError
 from soul_deploy.export.nir import trial as nir_trial
 
-HERE = Path(__file__).resolve().parent
 BOUNDS = {"NUMBA_BOUNDSCHECK": "1"}
 
 
@@ -30,13 +30,12 @@ def seed_of(name: str, *, new: bool = False) -> int:
 def fuzz(tmp_path: Path, seed: int, cases: int, *more: str, **changed: str) -> dict[str, Any]:
     """The summary; an assertion with the command that runs a failed case again."""
     log = tmp_path / "running"
-    command = [sys.executable, str(HERE / "fuzzing.py"), "--seed", str(seed)]
-    path = os.pathsep.join([str(HERE.parent), str(HERE)])
-    environment = os.environ | {"PYTHONPATH": path} | changed
+    command = [sys.executable, str(SUPPORT / "fuzzing.py"), "--seed", str(seed)]
+    environment = os.environ | {"PYTHONPATH": PATH} | changed
     print(f"fuzz seed {seed}: FUZZ_SEED={seed} runs the same cases")
     done = subprocess.run(
         [*command, "--cases", str(cases), "--log", str(log), *more],
-        env=environment, capture_output=True, text=True, check=False, cwd=HERE.parent,
+        env=environment, capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.stdout, (
         f"case {log.read_text()} of seed {seed} ended it: {done.returncode}\n"
@@ -44,7 +43,7 @@ def fuzz(tmp_path: Path, seed: int, cases: int, *more: str, **changed: str) -> d
     )
     summary: dict[str, Any] = json.loads(done.stdout)
     for failure in summary["failures"][:5]:
-        again = f"PYTHONPATH={path} {' '.join(command)} --first {failure['case']} --cases 1"
+        again = f"PYTHONPATH={PATH} {' '.join(command)} --first {failure['case']} --cases 1"
         print(f"{again}\n{failure['target']}: {failure['damage']}\n{failure['what']}")
     assert not summary["failures"], f"{len(summary['failures'])} cases; see above"
     assert sum(summary["outcomes"].values()) == cases
@@ -129,7 +128,7 @@ def test_memory_of_the_process_that_reads_nir_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     h5py = pytest.importorskip("h5py")
-    monkeypatch.setattr(nir_trial, "PROGRAM", (str(HERE / "nir_child.py"),))
+    monkeypatch.setattr(nir_trial, "PROGRAM", (str(SUPPORT / "nir_child.py"),))
     monkeypatch.setenv(peak.CHILD, str(tmp_path / "child"))
     for count, least in ((100 << 20, 400 << 20), (1, 0)):
         with h5py.File(tmp_path / "x.nir", "w") as opened:
@@ -160,8 +159,8 @@ def test_many_survivors_inside_their_arrays(tmp_path: Path) -> None:
 def test_kernel_tests_with_bounds_checks(tmp_path: Path) -> None:
     files = ["test_kernels.py", "test_merging.py", "test_event.py", "test_live_neurons.py"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *(str(HERE / name) for name in files)],
+        [sys.executable, "-m", "pytest", "-q", *(str(next(TESTS.rglob(name))) for name in files)],
         env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")} | BOUNDS,
-        capture_output=True, text=True, check=False, cwd=HERE.parent,
+        capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from deployed import Files, make_files, small_model
 from fuzz_targets import with_generators
+from places import ROOT
 
 from soul_deploy.base.errors import (
     FileWriteError,
@@ -156,7 +157,7 @@ def test_a_write_that_the_system_cuts_short_leaves_the_old_file(tmp_path: Path) 
     path = tmp_path / "net.safetensors"
     write_tensors(path, {"a": np.ones(3, np.float32)}, {"format": "x"})
     before = path.read_bytes()
-    place = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    place = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(path)],
         env=place, capture_output=True, text=True, check=True,

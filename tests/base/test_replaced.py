@@ -20,6 +20,7 @@ import pytest
 import torch
 from chains import ChainSpec, ConvSpec, build
 from deployed import SHAPE, small_model
+from places import ROOT
 from safetensors.numpy import save_file
 
 from soul_deploy.base.files import read_tensors, write_tensors
@@ -40,7 +41,6 @@ from soul_deploy.runtime.io.images import InputRule, read_array
 from soul_deploy.runtime.io.inspect import describe
 from soul_deploy.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
-HERE = Path(__file__).resolve().parents[1]
 Make = Callable[[Path, float], None]
 Read = Callable[[Path], Any]
 
@@ -172,7 +172,7 @@ class Moments:
         while caller is not None and caller.f_code.co_filename.endswith("contextlib.py"):
             caller = caller.f_back
         name = "" if caller is None else caller.f_code.co_filename
-        return name.startswith(str(HERE)) and "/tests/" not in name and "/.venv/" not in name
+        return name.startswith(str(ROOT)) and "/tests/" not in name and "/.venv/" not in name
 
     def around(self, read: Read, path: Path) -> Any:
         """What `read` gives, watched."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from places import FIXTURES
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.index_lists import existing_indexes, join_lists, parse_indexes
@@ -14,7 +15,6 @@ from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, load_data
 from soul_deploy.model.model import load_model
 
-FIXTURES = Path(__file__).parent / "fixtures"
 SMALL = ["--model", "SpikingVGG5", "--hidden", "8", "--dataset_name", "Digits", "-T", "2"]
 
 

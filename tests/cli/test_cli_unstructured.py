@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from places import FIXTURES
 from searching import (
     QUICK,
     SMALL,
@@ -27,8 +28,6 @@ from soul_deploy.data.datasets import READERS, Data
 from soul_deploy.model.model import ModelInfo, load_model, save_model
 from soul_deploy.prune.unstructured.lambda_control import within_band
 from soul_deploy.prune.unstructured.loops import SearchLoop
-
-FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="module")

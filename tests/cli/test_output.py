@@ -13,6 +13,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from places import SUPPORT
 from test_data import write_mnist_folder
 from test_next import NETS
 from torch import nn
@@ -29,7 +30,7 @@ from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 
-CHILD = Path(__file__).with_name("printing_child.py")
+CHILD = SUPPORT / "printing_child.py"
 CAT = "é猫→[/red]:smile:"
 ENCODINGS = {
     "iso-8859-1": {"PYTHONIOENCODING": "iso-8859-1"},

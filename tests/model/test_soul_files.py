@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from places import FIXTURES
 from safetensors import safe_open
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from soul_deploy.ir.neurons import SOUL_NEURONS
 from soul_deploy.model.model import Model, Normalization, load_model
 from soul_deploy.zoo.soul_names import SoulName, read_name
 
-FIXTURES = Path(__file__).parent / "fixtures"
 HIDDEN = {"lif": "48", "plif": "32"}
 STILL = ["--learning_rate", "1e-38", "--freeze_batch_norm", "--epochs", "1"]
 """One epoch that leaves float32 weights as they are."""

@@ -1,7 +1,7 @@
 """The fuzzer: seeded cases against every reader, in a process of its own.
 
-    python tests/fuzzing.py --seed 7 --cases 5000
-    python tests/fuzzing.py --seed 7 --first 1234 --cases 1     # one case again
+    python tests/support/fuzzing.py --seed 7 --cases 5000
+    python tests/support/fuzzing.py --seed 7 --first 1234 --cases 1     # one case again
 
 A case follows from its seed and number alone. Allowed is a SoulDeployError or a right answer, in
 bounded time and memory. Prints a summary as JSON; a crash of the process is found in `--log`, which

@@ -21,6 +21,7 @@ import numpy as np
 from chains import ChainSpec, build, chains, images, pruned, random_neuron_masks
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from places import COUNTEREXAMPLES
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 from torch import Tensor
 
@@ -35,8 +36,6 @@ from soul_deploy.model.model import Model, load_model, save_model
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
-
-COUNTEREXAMPLES = Path(__file__).parent / "counterexamples"
 
 
 @dataclass(frozen=True)

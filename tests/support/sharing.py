@@ -1,6 +1,6 @@
 """Small runs that one process or several can do, and the job that torchrun starts for the tests.
 
-    torchrun --nproc-per-node=2 tests/sharing.py FOLDER
+    torchrun --nproc-per-node=2 tests/support/sharing.py FOLDER
 
 leaves what each process ended with as FOLDER/rankN.safetensors, and what it was told as
 FOLDER/rankN.txt.

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from places import PATH, SUPPORT
 from searching import few, network, pruning_of, search_of
 
 from soul_deploy import distributed
@@ -48,8 +49,6 @@ from soul_deploy.training.state import (
 )
 from soul_deploy.training.trainer import BatchHooks, Recipe, Training
 
-TESTS = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
@@ -57,12 +56,11 @@ def digits() -> Data:
 
 
 def cases(command: str, counts: str, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """What tests/killing.py saw."""
-    words = [sys.executable, str(TESTS / "killing.py"), command, counts, str(seed)]
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    """What tests/support/killing.py saw."""
+    words = [sys.executable, str(SUPPORT / "killing.py"), command, counts, str(seed)]
     done = subprocess.run(
         [*words, str(folder)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,11 +1,11 @@
 """Soul's own numbers: names and shapes of its state dicts, its neurons, its networks' spikes."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import FIXTURES
 from safetensors import safe_open
 from torch import Tensor
 
@@ -13,8 +13,6 @@ from soul_deploy.ir.graph import NeuronSpec
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.zoo.registry import NetworkOptions, create
-
-FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def fixture(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,6 +11,7 @@ import torch
 from chains import ChainSpec, build, chains, images, random_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import FIXTURES
 from safetensors import safe_open
 
 from soul_deploy.analysis.synops import (
@@ -55,7 +56,7 @@ from soul_deploy.runtime.ops.counted_run import count_layer, count_run, fan_out
 from soul_deploy.runtime.plan.buffers import Workspace
 from soul_deploy.zoo.registry import NetworkOptions, create
 
-SOUL = Path(__file__).parent / "fixtures" / "spikingvgg5_lif.safetensors"
+SOUL = FIXTURES / "spikingvgg5_lif.safetensors"
 
 
 def sequence_of(spec: ChainSpec) -> torch.Tensor:

@@ -20,6 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from places import ROOT
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 from test_onnx import CHARGES, LIF, model_of
 from torch import Tensor, nn
@@ -358,7 +359,7 @@ def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model, x = small(validity=Validity(4, True)), frames(4)
     export_step(model, tmp_path / "net.onnx")
     export_event(model, tmp_path / "net.event.safetensors")
-    page = Path(__file__).parents[1] / "docs" / "streams.md"
+    page = ROOT / "docs" / "streams.md"
     expected = per_step(model, x)
     monkeypatch.chdir(tmp_path)
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):

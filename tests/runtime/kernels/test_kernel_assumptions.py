@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import test_eventfile
 import test_residual_files
+from jit import jit_decorations
+from places import ROOT
 from test_eventfile import rewritten, tensor
-from test_policy import jit_decorations
 
 from soul_deploy.base.errors import FileFormatError
 from soul_deploy.runtime.format.file import load_event_network
-
-ROOT = Path(__file__).resolve().parents[1]
 
 ROWS = {  # SparseRows: checks.require_sparse_rows
     "starts are uint32, one more than rows": ["starts length"],

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import soul_deploy
 from soul_deploy.runtime.kernels import cache as kernelcache
 from soul_deploy.runtime.kernels.cache import STAMP, forget_stale, sources_stamp
-
-ROOT = Path(__file__).resolve().parents[1]
 
 FIRES = """
 import numpy as np

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from deployed import STEPS, Files, make_files, small_model
 from numba.core import event as numba_event
+from places import ROOT
 
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.ir.graph import Projection
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.kernels.compile_message import compiling_announced, compiling_message
 
-ROOT = Path(__file__).parent.parent
 SAID = "Compiling kernels once for this machine"
 EVENTS: Any = numba_event  # untyped
 

@@ -2,13 +2,12 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import require_writable, write_text
@@ -24,7 +23,6 @@ from soul_deploy.cli.parsing import (
     words,
 )
 from soul_deploy.runtime.bench.baseline import differences
-from soul_deploy.runtime.bench.calibrate import calibrate, calibration_report, crossover
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import (
     RANDOM,
@@ -39,7 +37,6 @@ from soul_deploy.runtime.bench.inputs import (
 )
 from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import compare_with, load_baseline, report
-from soul_deploy.runtime.bench.roofline import measure_roof
 from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchPlan, run_bench
 from soul_deploy.runtime.bench.timing import Schedule
 
@@ -61,7 +58,20 @@ class BenchRequest:
     data_dir: Path
     seed: int
     reference: ReferenceRequest | None
-    roof: bool = False
+
+
+def _instrument(flag: str) -> Callable[[Any], Any]:
+    """A flag of an earlier version, refused: what measured is a script in benchmarks/."""
+
+    def refuse(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            name = flag.removeprefix("--")
+            raise UsageError(
+                f"{flag} is a script of its own now; run python benchmarks/{name}.py, which is in "
+                "soul-deploy's repository"
+            )
+
+    return click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=refuse)
 
 
 @click.command(cls=SoulCommand)
@@ -69,11 +79,6 @@ class BenchRequest:
     "--reference",
     is_flag=True,
     help="Time 6Conv2FC with random weights, every layer firing at --rate; no file is needed.",
-)
-@click.option(
-    "--calibrate",
-    is_flag=True,
-    help="Only find the share of weights from which on dense rows are faster, at --rate and -T.",
 )
 @click.option("--density", type=float, help="Its share of nonzero weights.  [default: 1]")
 @click.option(
@@ -114,11 +119,8 @@ class BenchRequest:
     default=True,
     help="Also start each engine in a process of its own: load time, first run, memory.",
 )
-@click.option(
-    "--roof",
-    is_flag=True,
-    help="Also compare the event engine's largest layers with their bare additions, one thread.",
-)
+@_instrument("--roof")
+@_instrument("--calibrate")
 @click.option("--output", "-o", type=FILE, help="Write the result as JSON here too.")
 @click.option("--compare", type=FILE, help="An earlier --output to compare with.")
 @click.option(
@@ -132,9 +134,6 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     """
     from soul_deploy.runtime.kernels.compile_message import compiling_announced  # imports numba
 
-    if values.pop("calibrate"):
-        show(calibration(style, output, values))
-        return
     if output is not None:
         require_writable(output)
     request = read_request(values)
@@ -154,31 +153,6 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 
 
-def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
-    """What `--calibrate` prints. Raises UsageError for options of other benches."""
-    if output is not None:
-        require_writable(output)
-    others = ("reference", "density", "connectivity", "model", "compact", "onnx", "event", "roof")
-    given = [f"--{name}" for name in others if values[name]]
-    if given:
-        raise UsageError(f"{', '.join(given)}: --calibrate times a layer of its own; leave it out")
-    rate = 0.08 if values["rate"] is None else values["rate"]
-    steps = 4 if values["time_step"] is None else values["time_step"]
-    require_steps("--time_step", steps)
-    if not 0 < rate <= 1:
-        raise UsageError(
-            f"--rate {rate:g}: give 0 < rate <= 1, the share of neurons that fire per step"
-        )
-    schedule = Schedule(2, min(values["iterations"], 15))
-    status("bench: calibrating")
-    found = calibrate(rate, steps, schedule, values["seed"])
-    document = {"schema": "soul-deploy/calibration/1", "rate": rate, "time_steps": steps}
-    document |= {"crossover": crossover(found), "layers": [asdict(item) for item in found]}
-    if output is not None:
-        write_text(output, json.dumps(document, indent=1) + "\n")
-    return json.dumps(document, indent=1) if style == "json" else calibration_report(found)
-
-
 def read_request(values: dict[str, Any]) -> BenchRequest:
     """Options as a request. Raises UsageError, UnknownNameError."""
     files = BenchFiles(
@@ -191,8 +165,6 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     if duration is not None and not 0 < duration <= 3600:
         raise UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
     engines = choose_engines(read_engines(values["engines"]), files)
-    if values["roof"] and "event" not in engines:
-        raise UsageError("--roof measures the engine event; add it to --engines")
     return BenchRequest(
         files,
         engines,
@@ -205,7 +177,6 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         values["data_dir"],
         values["seed"],
         reference,
-        values["roof"],
     )
 
 
@@ -280,11 +251,6 @@ def bench(request: BenchRequest) -> dict[str, Any]:
             request.fresh,
         )
         document = run_bench(plan, samples, axis, lambda text: status(f"bench: {text}"))
-        if request.roof:
-            status("bench: measuring the roof")
-            path = next(spec.path for spec in specs if spec.name == "event")
-            first = np.take(samples, [0], axis)
-            document |= measure_roof(path, first, request.schedule.iterations)
         sources = {spec.name: source_of(facts[spec.path]) for spec in specs}
         for entry in document["entries"]:
             entry["source_sha256"] = sources[entry["engine"]]

@@ -14,6 +14,8 @@ from soul_deploy.base.files import require_writable, write_text
 from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import say, show
 from soul_deploy.base.warned import warnings_said
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli.common_options import option
 from soul_deploy.cli.parsing import (
     ListOption,
     SoulCommand,
@@ -39,8 +41,6 @@ from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import compare_with, load_baseline, report
 from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchPlan, run_bench
 from soul_deploy.runtime.bench.timing import Schedule
-
-FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -74,58 +74,65 @@ def _instrument(flag: str) -> Callable[[Any], Any]:
     return click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=refuse)
 
 
-@click.command(cls=SoulCommand)
-@click.option(
-    "--reference",
-    is_flag=True,
-    help="Time 6Conv2FC with random weights, every layer firing at --rate; no file is needed.",
-)
-@click.option("--density", type=float, help="Its share of nonzero weights.  [default: 1]")
-@click.option(
-    "--connectivity", type=float, help="Instead of --density: the paper's pruned network."
-)
-@click.option("--rate", type=float, help="Its firing rate per step.  [default: 0.08]")
-@click.option("--time_step", "-T", type=int, help="Its time steps.  [default: 4]")
-@click.option("--model", "-m", type=FILE, help="Model file of the dense network.")
-@click.option("--compact", "-c", type=FILE, help="Model file of the compact network.")
-@click.option("--onnx", type=FILE, help="ONNX of the dense network.  [default: exported]")
-@click.option("--onnx_compact", type=FILE, help="ONNX of the compact one.  [default: exported]")
-@click.option("--event", type=FILE, help="Event network.  [default: exported]")
-@click.option(
-    "--engines",
-    "--backend",
-    default=None,
-    help=f"Which of {', '.join(ENGINES)}.  [default: all that the files allow]",
-)
-@click.option("--threads", cls=ListOption, default="1", show_default=True, help="List of numbers.")
-@click.option(
-    *("--batch_size", "--batch_sizes", "-b"), cls=ListOption, default="1", show_default=True
-)
-@click.option(
-    "--input",
-    "given_input",
-    default=RANDOM,
-    show_default=True,
-    help="random (uniform pixels), a data set's name (its test images), or a .npy file.",
-)
-@click.option("--data_dir", type=FILE, default=Path("data"), show_default=True)
-@click.option("--warmup", type=click.IntRange(0), default=5, show_default=True, help="Runs.")
-@click.option("--iterations", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--duration", type=float, help="Seconds per engine, at least --iterations runs.")
-@click.option("--percentiles", cls=ListOption, default="50 90 99", show_default=True)
-@click.option("--seed", type=int, default=2025, show_default=True, help="Of the random input.")
-@click.option(
-    "--fresh/--no_fresh",
-    default=True,
-    help="Also start each engine in a process of its own: load time, first run, memory.",
-)
+def _network_options() -> common.Decorator:
+    reference = (
+        "Time 6Conv2FC with random weights, every layer firing at --rate; no file is needed."
+    )
+    steered = "Instead of --density: the paper's pruned network."
+
+    def file(*flags: str, text: str) -> common.Decorator:
+        return option(*flags, type=common.FILE, help=text, heading="Files")
+
+    def number(flag: str, text: str) -> common.Decorator:
+        return option(flag, type=float, help=text, heading="Network")
+
+    return common.options(
+        option("--reference", is_flag=True, help=reference, heading="Network"),
+        number("--density", "Its share of nonzero weights.  [default: 1]"),
+        number("--connectivity", steered),
+        number("--rate", "Its firing rate per step.  [default: 0.08]"),
+        common.steps_option("Its time steps.  [default: 4]"),
+        file("--model", "-m", text="Model file of the dense network."),
+        file("--compact", "-c", text="Model file of the compact network."),
+        file("--onnx", text="ONNX of the dense network.  [default: exported]"),
+        file("--onnx_compact", text="ONNX of the compact one.  [default: exported]"),
+        file("--event", text="Event network.  [default: exported]"),
+    )
+
+
+def _timing_options() -> common.Decorator:
+    engines = f"Which of {', '.join(ENGINES)}.  [default: all that the files allow]"
+    batch = ("--batch_size", "--batch_sizes", "-b")
+    source = "random (uniform pixels), a data set's name (its test images), or a .npy file."
+    duration = "Seconds per engine, at least --iterations runs."
+    fresh = "Also start each engine in a process of its own: load time, first run, memory."
+
+    def number(flag: str, least: int, default: int, text: str | None = None) -> common.Decorator:
+        return option(flag, type=click.IntRange(least), default=default, help=text)
+
+    return common.options(
+        option("--engines", "--backend", help=engines),
+        common.threads_option("List of numbers.", cls=ListOption, kind=str, default="1"),
+        option(*batch, cls=ListOption, default="1"),
+        option("--input", "given_input", default=RANDOM, help=source, heading="Data"),
+        common.data_dir_option(),
+        number("--warmup", 0, 5, "Runs."),
+        number("--iterations", 1, 50),
+        option("--duration", type=float, help=duration),
+        option("--percentiles", cls=ListOption, default="50 90 99"),
+        common.seed_option("Of the random input.", "Data"),
+        option("--fresh/--no_fresh", default=True, help=fresh),
+    )
+
+
+@click.command(cls=SoulCommand, example="bench sparse --reference --density 0.02 --engines event")
+@_network_options()
+@_timing_options()
 @_instrument("--roof")
 @_instrument("--calibrate")
-@click.option("--output", "-o", type=FILE, help="Write the result as JSON here too.")
-@click.option("--compare", type=FILE, help="An earlier --output to compare with.")
-@click.option(
-    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+@common.output_option("Write the result as JSON here too.")
+@option("--compare", type=common.FILE, help="An earlier --output to compare with.", heading="Files")
+@common.format_option("style")
 def sparse(style: str, output: Path | None, compare: Path | None, **values: Any) -> None:
     """Time engines side by side: same input, same threads, medians of many runs.
 

@@ -22,6 +22,7 @@ from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.runtime.bench.engines import OnnxRuntimeEngine
 from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.ops.counted_run import count
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 RATES = (0.02, 0.08, 0.2)
@@ -56,8 +57,8 @@ def event_times(wanted: Reference) -> tuple[list[float], float]:
     events = build_event_network(reference_model(wanted))
     by_threads = {threads: Network(events, threads) for threads in (1, 2)}
     found = list(times_of(lambda threads, x: by_threads[threads].run(x)))
-    counts = by_threads[1].count(images(1))
-    return found, sum(count.synops for count in counts.values())
+    counts = count(by_threads[1], images(1))
+    return found, sum(item.synops for item in counts.values())
 
 
 def dense_times() -> list[float]:
@@ -88,7 +89,8 @@ def main() -> None:
             row(f"{density:.1%}", f"{rate:.0%}", f"{synops / 1e6:,.1f} M", *found)
             if density < 0.12:
                 points.append((synops / 1e6, found[0]))
-    slope, start = np.polyfit(*np.array(points).T, 1)
+    synops_of, times = np.array(points).T
+    slope, start = np.polyfit(synops_of, times, 1)
     print("\nCompressed rows, one image, one thread:", end=" ")
     print(f"{start:.1f} ms + {slope:.2f} ms per million SynOps\n")
     row("T", "SynOps", "ms")

@@ -37,7 +37,7 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 DENSE_FROM = 0.12
 """Share of nonzero weights from which on contiguous rows are faster than compressed ones.
 
-`bench sparse --calibrate` finds 11 % for spikes that come by chance, mostly at one of four steps;
+benchmarks/calibrate.py finds 11 % for spikes that come by chance, mostly at one of four steps;
 neurons that fire at more favour compressed rows, which are read once for all steps."""
 
 EXPLICIT_RATE = 0.55

@@ -73,12 +73,6 @@ def report(document: Document, percentiles: Sequence[float]) -> str:
         lines.append(text_table("Do they agree?", *_agreement(document["agreement"])))
     if document.get("comparison"):
         lines.append(text_table("Against the baseline", *_comparison(document["comparison"])))
-    if document.get("roof") is not None:
-        lines.append(text_table("Roof of the event engine", *_roof(document["roof"])))
-        share = f"{document['not_synapse_share']:.0%}".replace("%", " %")
-        lines.append(
-            f"{share} of the time is not synapse work. A roof is the same additions alone."
-        )
     return "\n".join([*lines, *map(one_line, _environment(document))])
 
 
@@ -134,16 +128,6 @@ def _agreement(agreement: Sequence[Document]) -> tuple[list[str], list[list[obje
         for item in agreement
     ]
     return ["engine", "against", "same class", "largest score difference"], rows
-
-
-def _roof(roof: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
-    rows: list[list[object]] = []
-    for item in roof:
-        known = item["roof_ms"] is not None
-        roofed = [ms(item["roof_ms"]), f"{item['share_of_roof']:.0%}"] if known else ["-", "-"]
-        passes = item["passes"] if known else "-"
-        rows.append([item["layer"], item["synops"], passes, ms(item["synapse_ms"]), *roofed])
-    return ["layer", "SynOps", "passes", "synapse ms", "roof ms", "share of the roof"], rows
 
 
 def _comparison(comparison: Sequence[Document]) -> tuple[list[str], list[list[object]]]:

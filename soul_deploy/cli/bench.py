@@ -2,19 +2,20 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import require_writable, write_text
 from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import say, show
 from soul_deploy.base.warned import warnings_said
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli.common_options import option
 from soul_deploy.cli.parsing import (
     ListOption,
     SoulCommand,
@@ -24,7 +25,6 @@ from soul_deploy.cli.parsing import (
     words,
 )
 from soul_deploy.runtime.bench.baseline import differences
-from soul_deploy.runtime.bench.calibrate import calibrate, calibration_report, crossover
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import (
     RANDOM,
@@ -39,11 +39,8 @@ from soul_deploy.runtime.bench.inputs import (
 )
 from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import compare_with, load_baseline, report
-from soul_deploy.runtime.bench.roofline import measure_roof
 from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchPlan, run_bench
 from soul_deploy.runtime.bench.timing import Schedule
-
-FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -61,69 +58,81 @@ class BenchRequest:
     data_dir: Path
     seed: int
     reference: ReferenceRequest | None
-    roof: bool = False
 
 
-@click.command(cls=SoulCommand)
-@click.option(
-    "--reference",
-    is_flag=True,
-    help="Time 6Conv2FC with random weights, every layer firing at --rate; no file is needed.",
-)
-@click.option(
-    "--calibrate",
-    is_flag=True,
-    help="Only find the share of weights from which on dense rows are faster, at --rate and -T.",
-)
-@click.option("--density", type=float, help="Its share of nonzero weights.  [default: 1]")
-@click.option(
-    "--connectivity", type=float, help="Instead of --density: the paper's pruned network."
-)
-@click.option("--rate", type=float, help="Its firing rate per step.  [default: 0.08]")
-@click.option("--time_step", "-T", type=int, help="Its time steps.  [default: 4]")
-@click.option("--model", "-m", type=FILE, help="Model file of the dense network.")
-@click.option("--compact", "-c", type=FILE, help="Model file of the compact network.")
-@click.option("--onnx", type=FILE, help="ONNX of the dense network.  [default: exported]")
-@click.option("--onnx_compact", type=FILE, help="ONNX of the compact one.  [default: exported]")
-@click.option("--event", type=FILE, help="Event network.  [default: exported]")
-@click.option(
-    "--engines",
-    "--backend",
-    default=None,
-    help=f"Which of {', '.join(ENGINES)}.  [default: all that the files allow]",
-)
-@click.option("--threads", cls=ListOption, default="1", show_default=True, help="List of numbers.")
-@click.option(
-    *("--batch_size", "--batch_sizes", "-b"), cls=ListOption, default="1", show_default=True
-)
-@click.option(
-    "--input",
-    "given_input",
-    default=RANDOM,
-    show_default=True,
-    help="random (uniform pixels), a data set's name (its test images), or a .npy file.",
-)
-@click.option("--data_dir", type=FILE, default=Path("data"), show_default=True)
-@click.option("--warmup", type=click.IntRange(0), default=5, show_default=True, help="Runs.")
-@click.option("--iterations", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--duration", type=float, help="Seconds per engine, at least --iterations runs.")
-@click.option("--percentiles", cls=ListOption, default="50 90 99", show_default=True)
-@click.option("--seed", type=int, default=2025, show_default=True, help="Of the random input.")
-@click.option(
-    "--fresh/--no_fresh",
-    default=True,
-    help="Also start each engine in a process of its own: load time, first run, memory.",
-)
-@click.option(
-    "--roof",
-    is_flag=True,
-    help="Also compare the event engine's largest layers with their bare additions, one thread.",
-)
-@click.option("--output", "-o", type=FILE, help="Write the result as JSON here too.")
-@click.option("--compare", type=FILE, help="An earlier --output to compare with.")
-@click.option(
-    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+def _instrument(flag: str) -> Callable[[Any], Any]:
+    """A flag of an earlier version, refused: what measured is a script in benchmarks/."""
+
+    def refuse(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            name = flag.removeprefix("--")
+            raise UsageError(
+                f"{flag} is a script of its own now; run python benchmarks/{name}.py, which is in "
+                "soul-deploy's repository"
+            )
+
+    return click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=refuse)
+
+
+def _network_options() -> common.Decorator:
+    reference = (
+        "Time 6Conv2FC with random weights, every layer firing at --rate; no file is needed."
+    )
+    steered = "Instead of --density: the paper's pruned network."
+
+    def file(*flags: str, text: str) -> common.Decorator:
+        return option(*flags, type=common.FILE, help=text, heading="Files")
+
+    def number(flag: str, text: str) -> common.Decorator:
+        return option(flag, type=float, help=text, heading="Network")
+
+    return common.options(
+        option("--reference", is_flag=True, help=reference, heading="Network"),
+        number("--density", "Its share of nonzero weights.  [default: 1]"),
+        number("--connectivity", steered),
+        number("--rate", "Its firing rate per step.  [default: 0.08]"),
+        common.steps_option("Its time steps.  [default: 4]"),
+        file("--model", "-m", text="Model file of the dense network."),
+        file("--compact", "-c", text="Model file of the compact network."),
+        file("--onnx", text="ONNX of the dense network.  [default: exported]"),
+        file("--onnx_compact", text="ONNX of the compact one.  [default: exported]"),
+        file("--event", text="Event network.  [default: exported]"),
+    )
+
+
+def _timing_options() -> common.Decorator:
+    engines = f"Which of {', '.join(ENGINES)}.  [default: all that the files allow]"
+    batch = ("--batch_size", "--batch_sizes", "-b")
+    source = "random (uniform pixels), a data set's name (its test images), or a .npy file."
+    duration = "Seconds per engine, at least --iterations runs."
+    fresh = "Also start each engine in a process of its own: load time, first run, memory."
+
+    def number(flag: str, least: int, default: int, text: str | None = None) -> common.Decorator:
+        return option(flag, type=click.IntRange(least), default=default, help=text)
+
+    return common.options(
+        option("--engines", "--backend", help=engines),
+        common.threads_option("List of numbers.", cls=ListOption, kind=str, default="1"),
+        option(*batch, cls=ListOption, default="1"),
+        option("--input", "given_input", default=RANDOM, help=source, heading="Data"),
+        common.data_dir_option(),
+        number("--warmup", 0, 5, "Runs."),
+        number("--iterations", 1, 50),
+        option("--duration", type=float, help=duration),
+        option("--percentiles", cls=ListOption, default="50 90 99"),
+        common.seed_option("Of the random input.", "Data"),
+        option("--fresh/--no_fresh", default=True, help=fresh),
+    )
+
+
+@click.command(cls=SoulCommand, example="bench sparse --reference --density 0.02 --engines event")
+@_network_options()
+@_timing_options()
+@_instrument("--roof")
+@_instrument("--calibrate")
+@common.output_option("Write the result as JSON here too.")
+@option("--compare", type=common.FILE, help="An earlier --output to compare with.", heading="Files")
+@common.format_option("style")
 def sparse(style: str, output: Path | None, compare: Path | None, **values: Any) -> None:
     """Time engines side by side: same input, same threads, medians of many runs.
 
@@ -132,9 +141,6 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     """
     from soul_deploy.runtime.kernels.compile_message import compiling_announced  # imports numba
 
-    if values.pop("calibrate"):
-        show(calibration(style, output, values))
-        return
     if output is not None:
         require_writable(output)
     request = read_request(values)
@@ -154,31 +160,6 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 
 
-def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
-    """What `--calibrate` prints. Raises UsageError for options of other benches."""
-    if output is not None:
-        require_writable(output)
-    others = ("reference", "density", "connectivity", "model", "compact", "onnx", "event", "roof")
-    given = [f"--{name}" for name in others if values[name]]
-    if given:
-        raise UsageError(f"{', '.join(given)}: --calibrate times a layer of its own; leave it out")
-    rate = 0.08 if values["rate"] is None else values["rate"]
-    steps = 4 if values["time_step"] is None else values["time_step"]
-    require_steps("--time_step", steps)
-    if not 0 < rate <= 1:
-        raise UsageError(
-            f"--rate {rate:g}: give 0 < rate <= 1, the share of neurons that fire per step"
-        )
-    schedule = Schedule(2, min(values["iterations"], 15))
-    status("bench: calibrating")
-    found = calibrate(rate, steps, schedule, values["seed"])
-    document = {"schema": "soul-deploy/calibration/1", "rate": rate, "time_steps": steps}
-    document |= {"crossover": crossover(found), "layers": [asdict(item) for item in found]}
-    if output is not None:
-        write_text(output, json.dumps(document, indent=1) + "\n")
-    return json.dumps(document, indent=1) if style == "json" else calibration_report(found)
-
-
 def read_request(values: dict[str, Any]) -> BenchRequest:
     """Options as a request. Raises UsageError, UnknownNameError."""
     files = BenchFiles(
@@ -191,8 +172,6 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     if duration is not None and not 0 < duration <= 3600:
         raise UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
     engines = choose_engines(read_engines(values["engines"]), files)
-    if values["roof"] and "event" not in engines:
-        raise UsageError("--roof measures the engine event; add it to --engines")
     return BenchRequest(
         files,
         engines,
@@ -205,7 +184,6 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         values["data_dir"],
         values["seed"],
         reference,
-        values["roof"],
     )
 
 
@@ -280,11 +258,6 @@ def bench(request: BenchRequest) -> dict[str, Any]:
             request.fresh,
         )
         document = run_bench(plan, samples, axis, lambda text: status(f"bench: {text}"))
-        if request.roof:
-            status("bench: measuring the roof")
-            path = next(spec.path for spec in specs if spec.name == "event")
-            first = np.take(samples, [0], axis)
-            document |= measure_roof(path, first, request.schedule.iterations)
         sources = {spec.name: source_of(facts[spec.path]) for spec in specs}
         for entry in document["entries"]:
             entry["source_sha256"] = sources[entry["engine"]]

@@ -23,7 +23,7 @@ from soul_deploy.base.files import (
 from soul_deploy.base.input_rule import random_inputs
 from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import say, show
-from soul_deploy.cli.check_options import CheckOptions
+from soul_deploy.cli.options import CheckOptions
 from soul_deploy.cli.output import data_flags, print_files
 from soul_deploy.cli.parsing import require_steps
 from soul_deploy.cli.progress import remark_on

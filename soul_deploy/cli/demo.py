@@ -14,7 +14,9 @@ from soul_deploy.base.lazy import load_object
 from soul_deploy.base.progress import status
 from soul_deploy.base.tables import text_table
 from soul_deploy.base.terminal import one_line, show
+from soul_deploy.cli.common_options import dry_run_option, output_option, threads_option
 from soul_deploy.cli.main import root
+from soul_deploy.cli.parsing import SoulCommand
 from soul_deploy.runtime.format.validate import MAX_THREADS
 
 COUNTED_IMAGES = 200
@@ -109,17 +111,14 @@ def _deploy(places: Places, branch: str) -> list[list[str]]:
     ]
 
 
-@click.command()
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+@click.command(cls=SoulCommand, example="demo --dry_run")
+@output_option(
+    "Folder for all files; existing ones are replaced.",
+    click.Path(path_type=Path, file_okay=False),
     default=Path("demo"),
-    show_default=True,
-    help="Folder for all files; existing ones are replaced.",
 )
-@click.option("--threads", type=click.IntRange(1, MAX_THREADS), default=2, show_default=True)
-@click.option("--dry_run", "--dry-run", is_flag=True, help="Print the commands, run none.")
+@threads_option(None, click.IntRange(1, MAX_THREADS), default=2)
+@dry_run_option("Print the commands, run none.")
 def demo(output: Path, threads: int, dry_run: bool) -> None:
     """Train a SpikingVGG on 5,000 real digits, prune it by both methods, export, verify, time.
 

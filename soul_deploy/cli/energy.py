@@ -16,8 +16,10 @@ from soul_deploy.base.errors import UnsupportedGraphError, UsageError, Verificat
 from soul_deploy.base.files import OpenFile
 from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import show
-from soul_deploy.cli.index_lists import SoulCommand
-from soul_deploy.cli.parsing import require_steps, require_threads
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli.common_options import choice, option
+from soul_deploy.cli.options import model_steps_option
+from soul_deploy.cli.parsing import SoulCommand, require_steps, require_threads
 from soul_deploy.cli.progress import remark_on
 from soul_deploy.data.datasets import load_data_for, require_kind
 from soul_deploy.equivalence.engines import BATCH, Agreement, Comparer
@@ -31,7 +33,6 @@ from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.kernels.compile_message import compiling_announced
 from soul_deploy.runtime.ops.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 
-FILE = click.Path(path_type=Path)
 SPLITS = ("train", "validation", "test")
 
 
@@ -62,86 +63,49 @@ class Counted:
         return f"{report_text(self.report)}\n{line}"
 
 
-@click.command(cls=SoulCommand)
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=FILE)
-@click.option(
-    "--original",
-    type=FILE,
-    default=None,
-    help="The network that the others came from: firing rates and shares are of its "
-    "neurons and synapses.  [default: the first MODEL]",
-)
-@click.option(
-    *("--dataset_name", "--dataset", "-dataset"),
-    default=None,
-    help="Data set to run on.  [default: the one the model was trained on]",
-)
-@click.option(
-    *("--data_dir", "-data_dir"),
-    type=FILE,
-    default=Path("data"),
-    show_default=True,
-    help="Folder of the data set's files; mnist5k and digits need none.",
-)
-@click.option("--download", is_flag=True, help="Download a missing data set.")
-@click.option(
-    "--split",
-    type=click.Choice(SPLITS, case_sensitive=False),
-    default="test",
-    show_default=True,
-    help="Which images.",
-)
-@click.option("--samples", type=click.IntRange(1), default=200, show_default=True, help="Images.")
-@click.option(
-    *("--time_step", "-T"),
-    type=int,
-    default=None,
-    help="Run for another number of time steps.  [default: the model's]",
-)
-@click.option(
-    "--preset",
-    "presets",
-    multiple=True,
-    type=click.Choice(list(ARITHMETIC), case_sensitive=False),
-    help="Arithmetic of the estimate; may be given again.  [default: fp32, fp16 and int8]",
-)
-@click.option(
-    "--term",
-    "terms",
-    multiple=True,
-    type=click.Choice(OPTIONAL_TERMS, case_sensitive=False),
-    help="Also charge biases, neurons, or graded events as multiplications; may be given again.",
-)
-@click.option(
-    "--memory",
-    "memories",
-    multiple=True,
-    type=click.Choice(list(MEMORY), case_sensitive=False),
-    help="Cost of memory accesses; may be given again.  [default: all]",
-)
-@click.option(
-    "--rows",
-    type=click.Choice(["auto", "explicit", "implicit"], case_sensitive=False),
-    default="auto",
-    show_default=True,
-    help="For memory: an index and a weight per synapse, or weights shared by all positions. "
-    "auto: whichever is smaller, layer by layer.",
-)
-@click.option(
-    "--check/--no-check",
-    default=True,
-    show_default=True,
-    help="Compare all counts with those of the event runtime.",
-)
-@click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads.")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["text", "table", "json", "csv", "markdown"], case_sensitive=False),
-    default="text",
-    show_default=True,
-    help="How the result is printed on standard output; table is text.",
-)
+def _energy_options() -> common.Decorator:
+    original = (
+        "The network that the others came from: firing rates and shares are of its "
+        "neurons and synapses.  [default: the first MODEL]"
+    )
+    preset = "Arithmetic of the estimate; may be given again.  [default: fp32, fp16 and int8]"
+    term = "Also charge biases, neurons, or graded events as multiplications; may be given again."
+    memory = "Cost of memory accesses; may be given again.  [default: all]"
+    rows = (
+        "For memory: an index and a weight per synapse, or weights shared by all positions. "
+        "auto: whichever is smaller, layer by layer."
+    )
+    forms = choice(["auto", "explicit", "implicit"])
+    samples = click.IntRange(1)
+    return common.options(
+        option("--original", type=common.FILE, help=original, heading="Files"),
+        common.dataset_option("Data set to run on.  [default: the one the model was trained on]"),
+        common.data_place_options(),
+        option(
+            "--split", type=choice(SPLITS), default="test", help="Which images.", heading="Data"
+        ),
+        option("--samples", type=samples, default=200, help="Images.", heading="Data"),
+        model_steps_option(),
+        option("--preset", "presets", multiple=True, type=choice(list(ARITHMETIC)), help=preset),
+        option("--term", "terms", multiple=True, type=choice(OPTIONAL_TERMS), help=term),
+        option("--memory", "memories", multiple=True, type=choice(list(MEMORY)), help=memory),
+        option("--rows", type=forms, default="auto", help=rows),
+        option(
+            "--check/--no-check",
+            default=True,
+            help="Compare all counts with those of the event runtime.",
+        ),
+        common.threads_option("CPU threads.", click.IntRange(1)),
+        common.format_option(
+            valid=("text", "table", "json", "csv", "markdown"),
+            text="How the result is printed on standard output; table is text.",
+        ),
+    )
+
+
+@click.command(cls=SoulCommand, example="energy model.safetensors --dataset_name digits")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=common.FILE)
+@_energy_options()
 def energy(
     models: tuple[Path, ...],
     original: Path | None,

@@ -1,6 +1,7 @@
 """`soul-deploy export onnx`, `export event` and `verify`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,8 @@ import click
 
 from soul_deploy.base.errors import InconclusiveError, UsageError, VerificationError
 from soul_deploy.base.files import require_writable
-from soul_deploy.base.memory import HELP as MEMORY_HELP
 from soul_deploy.base.memory import parse_bytes
 from soul_deploy.base.terminal import show
-from soul_deploy.cli.check_options import (
-    CheckOptions,
-    check_options,
-    export_options,
-    steps_option,
-)
 from soul_deploy.cli.checking import (
     Source,
     as_json,
@@ -26,7 +20,22 @@ from soul_deploy.cli.checking import (
     target_of,
     write_checked,
 )
-from soul_deploy.cli.index_lists import SoulCommand
+from soul_deploy.cli.common_options import (
+    FILE,
+    Decorator,
+    choice,
+    max_memory_option,
+    option,
+    options,
+)
+from soul_deploy.cli.options import (
+    CheckOptions,
+    check_options,
+    export_options,
+    model_steps_option,
+    option_group,
+)
+from soul_deploy.cli.parsing import SoulCommand
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, CONVOLUTION_FORMS, Form
@@ -37,117 +46,131 @@ from soul_deploy.export.verify.verify import kind_of
 from soul_deploy.runtime.io.inspect import representations
 
 
-@click.command(cls=SoulCommand)
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What the ONNX file holds, and what it takes and yields."""
+
+    opset: int
+    input_mode: Any
+    mode: str
+    static_input: Any
+    outputs: Any
+
+    def __post_init__(self) -> None:
+        if self.mode == "step" and self.input_mode != "static":
+            raise UsageError("--input_mode is for --mode sequence; a step takes one frame")
+        if self.mode == "step" and self.outputs != "logits":
+            raise UsageError("--outputs spikes is for --mode sequence; a step yields its membranes")
+        if self.mode != "step" and self.static_input != "image":
+            raise UsageError("--static_input current is for --mode step")
+
+    def write(self, source: Source, path: Path) -> None:
+        """Export the model to `path`. Raises what the exporters raise."""
+        if self.mode == "step":
+            export_step(
+                source.model,
+                path,
+                opset=self.opset,
+                static_input=self.static_input,
+                source_sha256=source.sha256,
+            )
+            return
+        export_onnx(
+            source.model,
+            path,
+            opset=self.opset,
+            input_mode=self.input_mode,
+            outputs=self.outputs,
+            source_sha256=source.sha256,
+        )
+
+
+def _onnx_options() -> Decorator:
+    def one_of(flag: str, valid: Sequence[str], text: str) -> Decorator:
+        return option(flag, type=choice(valid), default=valid[0], help=text)
+
+    opset = (
+        f"Version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}; new ones need a new onnx and, "
+        "for --check, onnxruntime."
+    )
+    taken = "static: one image shown at every step; sequence: T frames. For --mode sequence."
+    mode = "sequence: all steps inside. step: one step, for streams; membranes go in and come out."
+    shown = (
+        "For --mode step, what the file takes at each step: the image or frame, or the first "
+        "layers' currents, which a second file, .currents.onnx, computes once per image."
+    )
+    yielded = (
+        "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
+        "operations can be counted. For --mode sequence."
+    )
+    return option_group(
+        "form",
+        OnnxOptions,
+        option("--opset", type=int, default=18, help=opset),
+        one_of("--input_mode", INPUT_MODES, taken),
+        one_of("--mode", ["sequence", "step"], mode),
+        one_of("--static_input", STATIC_INPUTS, shown),
+        one_of("--outputs", OUTPUTS, yielded),
+    )
+
+
+@click.command(cls=SoulCommand, example="export onnx model.safetensors -o net.onnx --input random")
 @export_options()
-@click.option(
-    "--opset",
-    type=int,
-    default=18,
-    show_default=True,
-    help=f"Version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}; new ones need a new onnx and, "
-    "for --check, onnxruntime.",
-)
-@click.option(
-    "--input_mode",
-    type=click.Choice(INPUT_MODES, case_sensitive=False),
-    default="static",
-    show_default=True,
-    help="static: one image shown at every step; sequence: T frames. For --mode sequence.",
-)
-@click.option(
-    "--mode",
-    type=click.Choice(["sequence", "step"], case_sensitive=False),
-    default="sequence",
-    show_default=True,
-    help="sequence: all steps inside. step: one step, for streams; membranes go in and come out.",
-)
-@click.option(
-    "--static_input",
-    type=click.Choice(STATIC_INPUTS, case_sensitive=False),
-    default="image",
-    show_default=True,
-    help="For --mode step, what the file takes at each step: the image or frame, or the first "
-    "layers' currents, which a second file, .currents.onnx, computes once per image.",
-)
-@click.option(
-    "--outputs",
-    type=click.Choice(OUTPUTS, case_sensitive=False),
-    default="logits",
-    show_default=True,
-    help="logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
-    "operations can be counted. For --mode sequence.",
-)
+@_onnx_options()
 def onnx(
     model_path: Path,
     output: Path | None,
     time_step: int | None,
     check: bool,
     check_on: CheckOptions,
-    opset: int,
-    input_mode: Any,
-    mode: str,
-    static_input: Any,
-    outputs: Any,
+    form: OnnxOptions,
 ) -> None:
     """Write MODEL, a soul-deploy model file, as one self-contained ONNX file.
 
     All T steps are inside (or one, with --mode step), batch norm is folded, the batch axis is
     dynamic.
     """
-    if mode == "step" and input_mode != "static":
-        raise UsageError("--input_mode is for --mode sequence; a step takes one frame")
-    if mode == "step" and outputs != "logits":
-        raise UsageError("--outputs spikes is for --mode sequence; a step yields its membranes")
-    if mode != "step" and static_input != "image":
-        raise UsageError("--static_input current is for --mode step")
-    require_opset(opset, run=check)
+    require_opset(form.opset, run=check)
     target = target_of(output, model_path, ".onnx")
     currents = target.with_suffix(".currents.onnx")
-    if static_input == "current":
+    if form.static_input == "current":
         require_writable(currents)
     source = Source.load(model_path, time_step)
-    model, sha256 = source.model, source.sha256
 
     def write(path: Path) -> None:
-        if mode == "step":
-            export_step(model, path, opset=opset, static_input=static_input, source_sha256=sha256)
-        else:
-            export_onnx(
-                model,
-                path,
-                opset=opset,
-                input_mode=input_mode,
-                outputs=outputs,
-                source_sha256=sha256,
-            )
+        form.write(source, path)
 
     def write_currents() -> dict[str, Path]:
-        if static_input != "current":
+        if form.static_input != "current":
             return {}
-        export_currents(model, currents, opset=opset, source_sha256=sha256)
+        export_currents(source.model, currents, opset=form.opset, source_sha256=source.sha256)
         return {"Currents": currents}
 
     write_checked("onnx", source, target, write, check_on, check, beside=write_currents)
 
 
-@click.command(cls=SoulCommand)
+def _event_options() -> Decorator:
+    representation = (
+        "Synapses of convolutions: rows shared by all positions (implicit), or one row per live "
+        "neuron with nothing but live synapses (explicit). auto: by estimated time, layer by layer."
+    )
+    rows = (
+        "The form of one layer's rows: dense, sparse (shared and compressed, convolutions only) "
+        "or explicit. May be repeated; --representation is for the other layers."
+    )
+    kind = choice(CHOICES)
+    return options(
+        option("--representation", type=kind, default="auto", help=representation),
+        option("--rows", multiple=True, metavar="LAYER=FORM", help=rows),
+        max_memory_option(),
+    )
+
+
+@click.command(
+    cls=SoulCommand, example="export event model.safetensors -o net.event --input random"
+)
 @export_options()
-@click.option(
-    "--representation",
-    type=click.Choice(CHOICES, case_sensitive=False),
-    default="auto",
-    show_default=True,
-    help="Synapses of convolutions: rows shared by all positions (implicit), or one row per live "
-    "neuron with nothing but live synapses (explicit). auto: by estimated time, layer by layer.",
-)
-@click.option(
-    "--rows",
-    multiple=True,
-    metavar="LAYER=FORM",
-    help="The form of one layer's rows: dense, sparse (shared and compressed, convolutions only) "
-    "or explicit. May be repeated; --representation is for the other layers.",
-)
-@click.option("--max_memory", default=None, metavar="SIZE", help=MEMORY_HELP)
+@_event_options()
 def event(
     model_path: Path,
     output: Path | None,
@@ -196,12 +219,12 @@ def read_forms(given: Sequence[str]) -> dict[str, Form]:
     return forms
 
 
-@click.command(cls=SoulCommand)
-@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
-@click.argument("artifact", metavar="ARTIFACT", type=click.Path(path_type=Path))
-@steps_option()
+@click.command(cls=SoulCommand, example="verify model.safetensors net.event --input random")
+@click.argument("model_path", metavar="MODEL", type=FILE)
+@click.argument("artifact", metavar="ARTIFACT", type=FILE)
+@model_steps_option()
 @check_options()
-@click.option(
+@option(
     "--allow_silent",
     is_flag=True,
     help="Pass also where a population of neurons never fires; it is named as untested.",

@@ -13,10 +13,17 @@ from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.base.files import require_file, require_writable
 from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
 from soul_deploy.base.progress import status
-from soul_deploy.cli.index_lists import ListOption, SoulCommand, explicit_flags, input_kind_option
-from soul_deploy.cli.options import size_option
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli.common_options import option
+from soul_deploy.cli.options import input_kind_option, option_group, size_option
 from soul_deploy.cli.output import data_flags, print_files, print_result
-from soul_deploy.cli.parsing import require_steps, words
+from soul_deploy.cli.parsing import (
+    ListOption,
+    SoulCommand,
+    explicit_flags,
+    require_steps,
+    words,
+)
 from soul_deploy.cli.progress import remark_on, warnings_told
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, require_kind
 from soul_deploy.frontend.factory import build_network
@@ -37,52 +44,80 @@ IMPORT_SCHEMA = "soul-deploy/import/1"
 EXAMPLES = 8
 
 
-@click.command("torch", cls=SoulCommand)
-@click.argument("factory", metavar="PACKAGE.MODULE:FACTORY")
-@click.option(
-    "--model_path",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="The network's weights: a .pt, .pth or .safetensors state dict.  [default: as made]",
+@dataclass(frozen=True)
+class InputOptions:
+    """What the network takes and how many classes it tells apart: a data set's, or as given."""
+
+    dataset_name: str | None
+    data_dir: Path
+    download: bool
+    size: int | None
+    input_shape: str | None
+    classes: int | None
+    input_kind: str | None
+
+    def data(self) -> Data | None:
+        """The data set, or None. Raises UsageError, and as `load_data`."""
+        if self.dataset_name is None:
+            if self.size is not None:
+                raise UsageError("size belongs to a data set; give --input_shape instead")
+            return None
+        loaded = load_data(self.dataset_name, self.data_dir, download=self.download, size=self.size)
+        remark_on(loaded, "; --size chooses another side")
+        if self.input_kind is not None:
+            require_kind(loaded, self.input_kind, f"a network of --input_kind {self.input_kind}")
+        return loaded
+
+    def sizes(self, data: Data | None) -> tuple[Shape, int]:
+        """(C, H, W) and the number of classes. Raises UsageError."""
+        if data is not None:
+            if self.input_shape is not None or self.classes is not None:
+                raise UsageError("the data set says input_shape and classes; leave these flags out")
+            return data.input_shape, len(data.classes)
+        if self.input_shape is None or self.classes is None:
+            raise UsageError("give --dataset_name, or --input_shape and --classes")
+        sides = tuple(int(w) if w.isdecimal() else 0 for w in words(self.input_shape))
+        if len(sides) != 3 or 0 in sides or self.classes < 1:
+            raise UsageError(
+                f"input_shape {self.input_shape!r} and classes {self.classes}: give channels, "
+                "height and width, each at least 1, and at least one class"
+            )
+        return sides, self.classes
+
+
+def _import_options() -> common.Decorator:
+    data = (
+        "Data set that it was trained on: gives the input's shape and scaling, the classes, and "
+        "the images that graph and network are compared on."
+    )
+    shape = "Without a data set: channels, height and width, for example 3 32 32."
+    weights = "The network's weights: a .pt, .pth or .safetensors state dict.  [default: as made]"
+    return common.options(
+        click.argument("factory", metavar="PACKAGE.MODULE:FACTORY"),
+        option("--model_path", type=common.FILE, help=weights, heading="Files"),
+        common.output_option("Where the model file goes.  [default: FACTORY.safetensors]"),
+        common.steps_option("Time steps T.", 4),
+        option_group(
+            "given",
+            InputOptions,
+            common.dataset_option(data),
+            common.data_place_options(),
+            size_option(),
+            option("--input_shape", cls=ListOption, help=shape),
+            option("--classes", type=int, help="Without a data set: how many classes."),
+            input_kind_option("the data set's, or images"),
+            heading="Data",
+        ),
+        common.format_option(),
+    )
+
+
+@click.command(
+    "torch",
+    cls=SoulCommand,
+    example="import torch mynets:make --input_shape 1 32 32 --classes 10 -o model.safetensors",
 )
-@click.option(
-    *("--output", "-o"),
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Where the model file goes.  [default: FACTORY.safetensors]",
-)
-@click.option(*("--time_step", "-T"), type=int, default=4, show_default=True, help="Time steps T.")
-@click.option(
-    *("--dataset_name", "--dataset", "-dataset"),
-    default=None,
-    help="Data set that it was trained on: gives the input's shape and scaling, the classes, and "
-    "the images that graph and network are compared on.",
-)
-@click.option(
-    *("--data_dir", "-data_dir"),
-    type=click.Path(path_type=Path),
-    default=Path("data"),
-    show_default=True,
-    help="Folder of the data set's files; mnist5k and digits need none.",
-)
-@click.option("--download", is_flag=True, help="Download a missing data set.")
-@size_option()
-@click.option(
-    "--input_shape",
-    cls=ListOption,
-    default=None,
-    help="Without a data set: channels, height and width, for example 3 32 32.",
-)
-@click.option("--classes", type=int, default=None, help="Without a data set: how many classes.")
-@input_kind_option("the data set's, or images")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["table", "json"], case_sensitive=False),
-    default="table",
-    show_default=True,
-    help="How the result is printed on standard output.",
-)
+@_import_options()
 @click.pass_context
 def import_command(
     context: click.Context,
@@ -90,13 +125,7 @@ def import_command(
     model_path: Path | None,
     output: Path | None,
     time_step: int,
-    dataset_name: str | None,
-    data_dir: Path,
-    download: bool,
-    size: int | None,
-    input_shape: str | None,
-    classes: int | None,
-    input_kind: str | None,
+    given: InputOptions,
     output_format: str,
 ) -> None:
     """Make a model file of a PyTorch network that a function of yours makes.
@@ -112,11 +141,9 @@ def import_command(
     require_writable(target)
     weights = Weights.of(model_path)
     if weights is not None:
-        time_step = weights.steps(time_step, dataset_name, explicit_flags(context))
-    data = _data(dataset_name, data_dir, download, size)
-    if data is not None and input_kind is not None:
-        require_kind(data, input_kind, f"a network of --input_kind {input_kind}")
-    shape, count = _sizes(data, input_shape, classes)
+        time_step = weights.steps(time_step, given.dataset_name, explicit_flags(context))
+    data = given.data()
+    shape, count = given.sizes(data)
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     if model_path is not None:
         load_weights(network, model_path)
@@ -125,9 +152,9 @@ def import_command(
         model = from_torch(network, shape, time_step, example=_examples(data))
     _check_classes(factory, model, count)
     told = [] if weights is None else weights.assumed(model, factory)
-    model = replace(model, info=_info(factory, data, model, told, input_kind))
+    model = replace(model, info=_info(factory, data, model, told, given.input_kind))
     save_model(target, model)
-    _print(model, target, data_dir, output_format)
+    _print(model, target, given.data_dir, output_format)
 
 
 @dataclass(frozen=True)
@@ -178,31 +205,6 @@ def _check_classes(factory: str, model: Model, count: int) -> None:
     found = model.graph.readout.classes
     if found != count:
         raise UsageError(f"{factory} gives {found} class scores; {count} are needed")
-
-
-def _data(name: str | None, folder: Path, download: bool, size: int | None) -> Data | None:
-    if name is None:
-        if size is not None:
-            raise UsageError("size belongs to a data set; give --input_shape instead")
-        return None
-    loaded = load_data(name, folder, download=download, size=size)
-    return remark_on(loaded, "; --size chooses another side")
-
-
-def _sizes(data: Data | None, input_shape: str | None, classes: int | None) -> tuple[Shape, int]:
-    if data is not None:
-        if input_shape is not None or classes is not None:
-            raise UsageError("the data set says input_shape and classes; leave these flags out")
-        return data.input_shape, len(data.classes)
-    if input_shape is None or classes is None:
-        raise UsageError("give --dataset_name, or --input_shape and --classes")
-    sides = tuple(int(word) if word.isdecimal() else 0 for word in words(input_shape))
-    if len(sides) != 3 or 0 in sides or classes < 1:
-        raise UsageError(
-            f"input_shape {input_shape!r} and classes {classes}: give channels, height and width, "
-            "each at least 1, and at least one class"
-        )
-    return sides, classes
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

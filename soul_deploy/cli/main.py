@@ -35,7 +35,7 @@ from soul_deploy.base.terminal import (
     show,
 )
 from soul_deploy.cli.commands import COMMANDS, GROUPS
-from soul_deploy.cli.help_text import Speaking
+from soul_deploy.cli.parsing import Speaking
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an operation or a check failed; 2 a given value breaks a rule; 3 "

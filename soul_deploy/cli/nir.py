@@ -7,11 +7,12 @@ import click
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import require_file, require_writable
-from soul_deploy.cli.check_options import CheckOptions, export_options
+from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
-from soul_deploy.cli.index_lists import SoulCommand, input_kind_option
-from soul_deploy.cli.output import DATA_DIR, data_flags, print_files, print_result
-from soul_deploy.cli.parsing import require_steps
+from soul_deploy.cli.common_options import DATA_DIR, Decorator, option
+from soul_deploy.cli.options import CheckOptions, export_options, input_kind_option
+from soul_deploy.cli.output import data_flags, print_files, print_result
+from soul_deploy.cli.parsing import SoulCommand, require_steps
 from soul_deploy.export.nir.neuron import ResetRule
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.export.nir.read import import_nir, read_nir
@@ -22,14 +23,18 @@ from soul_deploy.training.messages import note
 IMPORT_SCHEMA = "soul-deploy/import/1"
 
 
-@click.command("nir", cls=SoulCommand)
+@click.command(
+    "nir",
+    cls=SoulCommand,
+    example="export nir model.safetensors -o net.nir --input random",
+)
 @export_options()
-@click.option(
+@option(
     "--dt",
     type=float,
     default=DEFAULT_DT,
-    show_default=True,
     help="Seconds per time step; snnTorch's reader knows no other than the default.",
+    heading="Network",
 )
 def export_command(
     model_path: Path,
@@ -53,59 +58,37 @@ def export_command(
     write_checked("nir", source, target, write, check_on, check)
 
 
-@click.command("nir", cls=SoulCommand)
-@click.argument("nir_path", metavar="FILE", type=click.Path(path_type=Path))
-@click.option(
-    *("--output", "-o"),
-    type=click.Path(path_type=Path),
-    help="Where the model file goes.  [default: beside FILE, under its name]",
-)
-@click.option(
-    *("--time_step", "-T"),
-    type=int,
-    default=None,
-    help="Time steps to run.  [default: those in FILE's metadata]",
-)
-@click.option(
-    "--dt",
-    type=float,
-    default=None,
-    help=f"Seconds per time step.  [default: those in FILE's metadata, or {DEFAULT_DT:g}, if FILE "
-    "makes sense with it]",
-)
-@click.option(
-    "--reset",
-    type=click.Choice(get_args(ResetRule)),
-    default=None,
-    help="What a spike does, where FILE's metadata do not say: set the membrane to v_reset (zero); "
-    "take the threshold off in the next step, after the decay, as snnTorch's Leaky does "
-    "(subtract); take it off in the same step (subtract_at_once).  [default: zero, as NIR says]",
-)
-@click.option(
-    "--fire",
-    type=click.Choice(["gt", "ge"]),
-    default=None,
-    help="Whether neurons fire above their threshold or also at it, where FILE's metadata do not "
-    "say.  [default: gt, as NIR says]",
-)
-@input_kind_option("the one in FILE's metadata, or images")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["table", "json"], case_sensitive=False),
-    default="table",
-    show_default=True,
-    help="How the result is printed on standard output.",
-)
+def _import_options() -> Decorator:
+    dt = (
+        f"Seconds per time step.  [default: those in FILE's metadata, or {DEFAULT_DT:g}, if FILE "
+        "makes sense with it]"
+    )
+    reset = (
+        "What a spike does, where FILE's metadata do not say: set the membrane to v_reset (zero); "
+        "take the threshold off in the next step, after the decay, as snnTorch's Leaky does "
+        "(subtract); take it off in the same step (subtract_at_once).  [default: zero, as NIR says]"
+    )
+    fire = (
+        "Whether neurons fire above their threshold or also at it, where FILE's metadata do not "
+        "say.  [default: gt, as NIR says]"
+    )
+    rules, fires = click.Choice(get_args(ResetRule)), click.Choice(["gt", "ge"])
+    return common.options(
+        click.argument("nir_path", metavar="FILE", type=common.FILE),
+        common.output_option("Where the model file goes.  [default: beside FILE, under its name]"),
+        common.steps_option("Time steps to run.  [default: those in FILE's metadata]"),
+        option("--dt", type=float, help=dt, heading="Network"),
+        option("--reset", type=rules, help=reset, heading="Network"),
+        option("--fire", type=fires, help=fire, heading="Network"),
+        input_kind_option("the one in FILE's metadata, or images"),
+        common.format_option(),
+    )
+
+
+@click.command("nir", cls=SoulCommand, example="import nir net.nir --output model.safetensors")
+@_import_options()
 def import_command(
-    nir_path: Path,
-    output: Path | None,
-    time_step: int | None,
-    dt: float | None,
-    reset: Any,
-    fire: Any,
-    input_kind: Any,
-    output_format: str,
+    nir_path: Path, output: Path | None, time_step: int | None, output_format: str, **rules: Any
 ) -> None:
     """Read FILE, a NIR graph from any tool, as a soul-deploy model file.
 
@@ -118,14 +101,7 @@ def import_command(
     if target.resolve() == nir_path.resolve():
         raise UsageError(f"{target} is the NIR file itself; give another --output")
     require_writable(target)
-    model = import_nir(
-        read_nir(nir_path),
-        time_steps=time_step,
-        dt=dt,
-        fire=fire,
-        reset=reset,
-        input_kind=input_kind,
-    )
+    model = import_nir(read_nir(nir_path), time_steps=time_step, **rules)
     for sentence in _assumptions(model):
         note(f"Assumed: {sentence}")
     save_model(target, model)

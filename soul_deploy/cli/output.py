@@ -8,9 +8,7 @@ from typing import Any
 
 from soul_deploy.base.tables import text_table
 from soul_deploy.base.terminal import say, show
-
-DATA_DIR = Path("data")
-"""Where commands look for data sets unless they are told otherwise."""
+from soul_deploy.cli.common_options import DATA_DIR
 
 
 def print_result(

@@ -1,17 +1,21 @@
-"""How commands spell arguments, taught to click.
+"""How commands spell arguments and print help, taught to click; imports nothing heavy.
 
 Flags may be written with dashes or underscores. A list option takes `0 1 2`, `0,1,2` and
 `[0, 1, 2]`, quoted or not: without quotes the shell hands over several words, which are joined
-before click sees them.
+before click sees them. Help shows options under headings, and ends with a line that runs.
 """
 
 import re
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.cli.help_text import Speaking
+from soul_deploy.base.terminal import show
+
+HEADINGS = ("Data", "Network", "Method", "Training", "Files", "Output", "Other")
+"""The headings of help, in order."""
 
 _NUMBERS = re.compile(r"[\s\[\](),0-9.+-]+")
 
@@ -21,16 +25,50 @@ def dashes(token: str) -> str:
     return token.replace("_", "-")
 
 
-class ListOption(click.Option):
+class Option(click.Option):
+    """An option and its heading in help, "Method" unless it or its option group has another."""
+
+    def __init__(self, *names: Any, heading: str | None = None, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        if heading is not None:
+            self.heading = heading
+
+
+class ListOption(Option):
     """An option whose value may be several words."""
 
 
-class SoulCommand(Speaking):
-    """A command that understands both flag spellings and unquoted lists."""
+class Speaking(click.Command):
+    """A command whose help is printed as everything else is (soul_deploy/base/terminal.py)."""
 
-    def __init__(self, name: str | None, **options: Any) -> None:
-        settings = {"token_normalize_func": dashes, "help_option_names": ["-h", "--help"]}
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """click's own, but for who prints."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _print_help
+        return option
+
+
+def _print_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        show(ctx.get_help())
+        ctx.exit()
+
+
+class SoulCommand(Speaking):
+    """A command that understands both flag spellings and unquoted lists.
+
+    example: words after soul-deploy that run as they stand; the last line of help.
+    """
+
+    def __init__(self, name: str | None, *, example: str, **options: Any) -> None:
+        settings = {
+            "token_normalize_func": dashes,
+            "help_option_names": ["-h", "--help"],
+            "show_default": True,
+        }
         super().__init__(name, context_settings=settings, **options)
+        self.example = example
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the words of each list before click's own parsing."""
@@ -41,6 +79,23 @@ class SoulCommand(Speaking):
             for flag in parameter.opts
         }
         return super().parse_args(ctx, join_lists(args, flags))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options under their headings."""
+        rows: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and not isinstance(parameter, click.Argument):
+                usual = "Other" if "--help" in parameter.opts else "Method"
+                rows[getattr(parameter, "heading", usual)].append(record)
+        for heading, records in rows.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The example, on one line however long, so that it can be copied."""
+        formatter.write(f"\nExample: soul-deploy {self.example}\n")
 
 
 def join_lists(args: list[str], flags: set[str]) -> list[str]:
@@ -81,12 +136,33 @@ def _continues(words: list[str], word: str) -> bool:
     return text.count("[") > text.count("]") and not word.startswith("-")
 
 
+def explicit_flags(context: click.Context) -> set[str]:
+    """Names of the flags that the user gave."""
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+
+
+def require_least(least: int, **values: int | None) -> None:
+    """Raise UsageError unless each of the numbers given, if any, is at least `least`."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"{name} {value} must be at least {least}")
+
+
+def require_seed(seed: int) -> None:
+    """Raise UsageError unless PyTorch takes the seed."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed {seed} must be from 0 to 2^63 - 1")
+
+
 def require_steps(name: str, steps: int | None) -> None:
     """Raise UsageError unless the T given, if any, is 1 to MAX_STEPS."""
     from soul_deploy.runtime.format.validate import MAX_STEPS  # imports numba
 
-    if steps is not None and steps < 1:
-        raise UsageError(f"{name} {steps} must be at least 1")
+    require_least(1, **{name: steps})
     if steps is not None and steps > MAX_STEPS:
         raise UsageError(f"{name} {steps}: the limit is {MAX_STEPS} steps; give 1 to {MAX_STEPS}")
 
@@ -95,8 +171,7 @@ def require_threads(threads: int | None) -> None:
     """Raise UsageError unless the number of threads given, if any, is 1 to MAX_THREADS."""
     from soul_deploy.runtime.format.validate import MAX_THREADS  # imports numba
 
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads} must be at least 1")
+    require_least(1, threads=threads)
     if threads is not None and threads > MAX_THREADS:
         raise UsageError(f"threads {threads}: the limit is {MAX_THREADS}; give 1 to {MAX_THREADS}")
 
@@ -114,3 +189,38 @@ def positive_integers(name: str, text: str) -> tuple[int, ...]:
         what = f"{bad[0]!r} is not an integer from 1" if bad else "the list is empty"
         raise UsageError(f"{name} {text!r}: {what}; give for example 1 4 or [1, 4]")
     return tuple(dict.fromkeys(map(int, found)))
+
+
+def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
+    """Indexes from `0 1 2`, `0,1,2` or `[0, 1, 2]`; `all` gives None. Repeats are dropped.
+
+    Raises UsageError for anything that is not a list of non-negative integers.
+    """
+    if text.strip().lower() == "all":
+        return None
+    tokens = words(text)
+    bad = [token for token in tokens if not token.isdecimal()]
+    if bad or not tokens:
+        what = f"{bad[0]!r} is not an index" if bad else "the list is empty"
+        raise UsageError(
+            f"{name} {text!r}: {what}; give integers from 0, such as 0 1 2 or [0, 1, 2], or all"
+        )
+    return tuple(dict.fromkeys(int(token) for token in tokens))
+
+
+def existing_indexes(
+    name: str, indexes: tuple[int, ...] | None, count: int, what: str
+) -> tuple[tuple[int, ...], str | None]:
+    """The indexes below `count`, and a warning that names the others, or None.
+
+    None stands for all. Raises UsageError if none exists.
+    """
+    if indexes is None:
+        return tuple(range(count)), None
+    missing = [index for index in indexes if index >= count]
+    kept = tuple(index for index in indexes if index < count)
+    given = ", ".join(map(str, missing))
+    valid = f"this network has {count} {what}, 0 to {count - 1}"
+    if not kept:
+        raise UsageError(f"{name}: none of {given} exists; {valid}")
+    return kept, f"{name}: {given} ignored; {valid}" if missing else None

@@ -12,12 +12,20 @@ from soul_deploy.base.files import (
     require_file,
     require_writable,
 )
-from soul_deploy.base.memory import HELP as MEMORY_HELP
 from soul_deploy.base.memory import WORK_BYTES, parse_bytes
 from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import say, show
-from soul_deploy.cli.index_lists import SoulCommand
-from soul_deploy.cli.output import DATA_DIR, data_flags, print_next
+from soul_deploy.cli.common_options import (
+    DATA_DIR,
+    FILE,
+    dry_run_option,
+    format_option,
+    max_memory_option,
+    option,
+    output_option,
+)
+from soul_deploy.cli.output import data_flags, print_next
+from soul_deploy.cli.parsing import SoulCommand
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.model import Model, load_model, save_model
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
@@ -27,20 +35,13 @@ from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.training.messages import note
 
 
-@click.command(cls=SoulCommand)
-@click.argument("model_path", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Where the compact model goes.  [default: MODEL_compact.safetensors]",
-)
-@click.option("--residual", default="coupled", show_default=True, help=REMOVAL_HELP)
-@click.option("--max_memory", default=None, metavar="SIZE", help=MEMORY_HELP)
-@click.option("--dry_run", "--dry-run", is_flag=True, help="Print the plan and change nothing.")
-@click.option(
-    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+@click.command(cls=SoulCommand, example="prune compact model.safetensors --dry_run")
+@click.argument("model_path", metavar="MODEL", type=FILE)
+@output_option("Where the compact model goes.  [default: MODEL_compact.safetensors]")
+@option("--residual", default="coupled", help=REMOVAL_HELP)
+@max_memory_option()
+@dry_run_option("Print the plan and change nothing.")
+@format_option("style")
 def compact(
     model_path: Path,
     output: Path | None,

@@ -11,6 +11,7 @@ from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.base.progress import status
+from soul_deploy.cli.common_options import FILE, dry_run_option, option
 from soul_deploy.cli.config import (
     Task,
     data_of,
@@ -23,7 +24,6 @@ from soul_deploy.cli.config import (
     task_of,
     warn_of_replacing,
 )
-from soul_deploy.cli.index_lists import SoulCommand, existing_indexes, explicit_flags
 from soul_deploy.cli.options import (
     DataOptions,
     LearningOptions,
@@ -36,6 +36,7 @@ from soul_deploy.cli.options import (
     resume_options,
     run_options,
 )
+from soul_deploy.cli.parsing import SoulCommand, existing_indexes, explicit_flags
 from soul_deploy.cli.progress import epoch_log
 from soul_deploy.cli.sca_options import ScaOptions, sca_options
 from soul_deploy.cli.sca_report import ChannelCounts, print_outcome, print_preview
@@ -111,19 +112,22 @@ def _checkpoints(task: Task, run: RunOptions) -> Path:
     return run.model_dir / "checkpoints" / f"structured_{task.stem}"
 
 
-@click.command(cls=SoulCommand)
-@click.option(
+@click.command(
+    cls=SoulCommand,
+    example="prune structured --model spikingvgg5 --dataset_name digits --epochs 2",
+)
+@option(
     *("--mode", "-mode"),
     default="train",
-    show_default=True,
     help="train: --epochs dense epochs first; load: go on from --model_path.",
 )
-@click.option(
+@option(
     *("--model_path", "-model_path"),
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict. " + NAME_HELP,
+    heading="Files",
 )
-@click.option("--dry_run", is_flag=True, help="Print the plan and stop; no file is written.")
+@dry_run_option("Print the plan and stop; no file is written.")
 @network_options("spikingvgg16")
 @data_options()
 @sca_options()

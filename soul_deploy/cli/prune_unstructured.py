@@ -12,6 +12,7 @@ from soul_deploy import distributed
 from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.base.progress import status
+from soul_deploy.cli.common_options import FILE, dry_run_option, option
 from soul_deploy.cli.config import (
     data_of,
     load_task_data,
@@ -23,7 +24,6 @@ from soul_deploy.cli.config import (
     task_of,
     warn_of_replacing,
 )
-from soul_deploy.cli.index_lists import SoulCommand, existing_indexes, explicit_flags
 from soul_deploy.cli.options import (
     DataOptions,
     LearningOptions,
@@ -36,6 +36,7 @@ from soul_deploy.cli.options import (
     resume_options,
     run_options,
 )
+from soul_deploy.cli.parsing import SoulCommand, existing_indexes, explicit_flags
 from soul_deploy.cli.progress import epoch_log
 from soul_deploy.cli.search_job import (
     Job,
@@ -84,17 +85,19 @@ from soul_deploy.training.state import Bundle
 from soul_deploy.training.trainer import accuracy, device_of
 
 
-@click.command(cls=SoulCommand)
-@click.option(
-    *("--mode", "-mode"), default="search", show_default=True, help="search, as in Soul's script."
+@click.command(
+    cls=SoulCommand,
+    example="prune unstructured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
-@click.option(
+@option(*("--mode", "-mode"), default="search", help="search, as in Soul's script.")
+@option(
     *("--model_path", "-model_path"),
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict. "
     + NAME_HELP,
+    heading="Files",
 )
-@click.option("--dry_run", is_flag=True, help="Print what would be masked; no file is written.")
+@dry_run_option("Print what would be masked; no file is written.")
 @network_options("spikingvgg9")
 @data_options()
 @mask_options()

@@ -9,25 +9,20 @@ import click
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.terminal import say, show
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli.common_options import option
 from soul_deploy.cli.parsing import SoulCommand
 
-FILE = click.Path(path_type=Path)
-STYLE = click.option(
-    "--format", "style", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
-MAX_MEMORY = click.option(
-    "--max_memory",
-    default=None,
-    metavar="SIZE",
-    help="Refuse a file that would take more memory than its size explains, before it is taken: "
-    "bytes, or with a unit (500MB, 2GiB).  [default: 4GiB; 128MiB for its description]",
+MAX_MEMORY = common.max_memory_option(
+    "Refuse a file that would take more memory than its size explains, before it is taken: "
+    "bytes, or with a unit (500MB, 2GiB).  [default: 4GiB; 128MiB for its description]"
 )
 
 
-@click.command(cls=SoulCommand)
-@click.argument("path", metavar="FILE", type=FILE)
+@click.command(cls=SoulCommand, example="inspect net.event")
+@click.argument("path", metavar="FILE", type=common.FILE)
 @MAX_MEMORY
-@STYLE
+@common.format_option("style")
 def inspect(path: Path, max_memory: str | None, style: str) -> None:
     """Print what is in FILE: a model file, an event network or an ONNX file."""
     from soul_deploy.base.address_space import require_address_space
@@ -41,29 +36,36 @@ def inspect(path: Path, max_memory: str | None, style: str) -> None:
     show(json.dumps(found, indent=1) if style == "json" else report(found))
 
 
-@click.command(cls=SoulCommand)
-@click.argument("path", metavar="NETWORK", type=FILE)
-@click.argument("inputs", metavar="INPUT...", nargs=-1, type=FILE, required=True)
-@click.option("--resize", is_flag=True, help="Scale images of another size (bilinear).")
-@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes shown.")
-@click.option(
-    "--threads", type=click.IntRange(0), default=0, help="CPU threads.  [default: all cores]"
-)
-@click.option("--stream", is_flag=True, help="Run step by step and show each step's scores.")
-@click.option("--counts", is_flag=True, help="Count events and operations per layer.")
-@MAX_MEMORY
-@STYLE
-def run(
-    path: Path,
-    inputs: tuple[Path, ...],
-    resize: bool,
-    top: int,
-    threads: int,
-    stream: bool,
-    counts: bool,
-    max_memory: str | None,
-    style: str,
-) -> None:
+def _run_options() -> common.Decorator:
+    step_by_step = "Run step by step and show each step's scores."
+    return common.options(
+        option(
+            "--resize",
+            is_flag=True,
+            help="Scale images of another size (bilinear).",
+            heading="Data",
+        ),
+        option("--top", type=click.IntRange(1), default=1, help="Classes shown.", heading="Output"),
+        common.threads_option(
+            "CPU threads.  [default: all cores]", click.IntRange(0), default=0, show_default=False
+        ),
+        option("--stream", is_flag=True, help=step_by_step),
+        option(
+            "--counts",
+            is_flag=True,
+            help="Count events and operations per layer.",
+            heading="Output",
+        ),
+        MAX_MEMORY,
+        common.format_option("style"),
+    )
+
+
+@click.command(cls=SoulCommand, example="run net.event image.png --counts")
+@click.argument("path", metavar="NETWORK", type=common.FILE)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, type=common.FILE, required=True)
+@_run_options()
+def run(path: Path, inputs: tuple[Path, ...], threads: int, style: str, **wanted: Any) -> None:
     """Run the event network NETWORK on images or .npy arrays, without PyTorch.
 
     Images are converted to the network's channels and normalised as its file says. A .npy array
@@ -73,8 +75,24 @@ def run(
     """
     from soul_deploy.base.address_space import require_address_space
 
-    require_address_space(1 if stream else threads)
-    # Imported here: the kernels compile nothing then, but numba alone takes half a second.
+    require_address_space(1 if wanted["stream"] else threads)
+    if wanted["stream"] and threads > 1:
+        raise UsageError("--stream runs on one thread; leave out --threads")
+    found = _results(path, inputs, threads, **wanted)
+    show(json.dumps(found, indent=1) if style == "json" else run_report(found))
+
+
+def _results(
+    path: Path,
+    inputs: tuple[Path, ...],
+    threads: int,
+    *,
+    resize: bool,
+    max_memory: str | None,
+    stream: bool,
+    **shown: Any,
+) -> dict[str, Any]:
+    """JSON data of all inputs. Imports what it uses: numba alone takes half a second."""
     from soul_deploy.base.files import OpenFile
     from soul_deploy.base.memory import parse_bytes
     from soul_deploy.base.warned import warnings_said
@@ -84,8 +102,6 @@ def run(
     from soul_deploy.runtime.io.results import result
     from soul_deploy.runtime.kernels.compile_message import compiling_announced
 
-    if stream and threads > 1:
-        raise UsageError("--stream runs on one thread; leave out --threads")
     allowed = parse_bytes(max_memory)
     with OpenFile(path) as source:
         require_event_network(source)
@@ -93,8 +109,7 @@ def run(
     with warnings_said(_warn), compiling_announced():
         groups = read_samples(inputs, replace(network.events.rule, resize=resize))
         network.warm_up(stream=stream)
-        found = result(network, groups, top=top, stream=stream, counts=counts)
-    show(json.dumps(found, indent=1) if style == "json" else run_report(found))
+        return result(network, groups, stream=stream, **shown)
 
 
 def _warn(text: str) -> None:

@@ -6,8 +6,9 @@ from typing import TypeVar
 import click
 
 from soul_deploy.base.errors import UnknownNameError
-from soul_deploy.cli.index_lists import ListOption, parse_indexes
-from soul_deploy.cli.options import Decorator, option_group
+from soul_deploy.cli.common_options import Decorator
+from soul_deploy.cli.options import option_group
+from soul_deploy.cli.parsing import ListOption, parse_indexes
 from soul_deploy.prune.channel_groups import RESIDUAL
 from soul_deploy.prune.structured.sca import REGROW_WEIGHTS, Sca
 from soul_deploy.prune.structured.schedule import RAMPS, PruneSchedule

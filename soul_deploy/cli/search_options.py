@@ -8,9 +8,9 @@ from typing import TypeVar
 import click
 
 from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.cli.index_lists import ListOption, parse_indexes
-from soul_deploy.cli.options import Decorator, LearningOptions, option_group
-from soul_deploy.cli.parsing import words
+from soul_deploy.cli.common_options import Decorator
+from soul_deploy.cli.options import LearningOptions, option_group
+from soul_deploy.cli.parsing import ListOption, parse_indexes, words
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.unstructured.lambda_control import check_target
 from soul_deploy.prune.unstructured.masks import MaskStart, Temperature

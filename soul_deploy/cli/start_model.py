@@ -11,7 +11,7 @@ import torch
 from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.base.files import METADATA_KEY, OpenFile, read_tensors
 from soul_deploy.cli.config import SIZE_FLAGS, Task, create_network
-from soul_deploy.cli.neuron_flags import CONSTANTS, constant_text
+from soul_deploy.cli.options import CONSTANTS, constant_text
 from soul_deploy.data.datasets import Data, require_kind
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir.graph import NeuronSpec, Shape

@@ -17,7 +17,6 @@ from soul_deploy.cli.config import (
     require_outputs,
     task_of,
 )
-from soul_deploy.cli.index_lists import SoulCommand, input_kind_option
 from soul_deploy.cli.options import (
     DataOptions,
     LearningOptions,
@@ -25,12 +24,14 @@ from soul_deploy.cli.options import (
     ResumeOptions,
     RunOptions,
     data_options,
+    input_kind_option,
     learning_options,
     network_options,
     resume_options,
     run_options,
 )
 from soul_deploy.cli.output import folder_flags, print_files, print_result
+from soul_deploy.cli.parsing import SoulCommand
 from soul_deploy.cli.progress import epoch_log
 from soul_deploy.data.datasets import Data, require_kind
 from soul_deploy.model.model import ModelInfo, from_module, save_model
@@ -48,7 +49,9 @@ from soul_deploy.training.state import Bundle
 from soul_deploy.training.trainer import BestState, EpochResult, History, Recipe, Training, accuracy
 
 
-@click.command(cls=SoulCommand)
+@click.command(
+    cls=SoulCommand, example="train --model spikingvgg5 --dataset_name digits --epochs 2"
+)
 @network_options("spikingvgg9")
 @data_options()
 @learning_options(epochs=150, batch_size=64)

@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 from places import FIXTURES
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.cli.index_lists import existing_indexes, join_lists, parse_indexes
 from soul_deploy.cli.main import root
+from soul_deploy.cli.parsing import existing_indexes, join_lists, parse_indexes
 from soul_deploy.data.datasets import READERS, Data, load_data
 from soul_deploy.model.model import load_model
 

@@ -136,7 +136,6 @@ WRITERS = (
     "import nir plain",
     "import torch torch.nn:Flatten --model_path plain -dataset digits",
     "bench sparse --event plain",
-    "bench sparse --calibrate",
     "bench sparse --reference",
 )
 

@@ -62,7 +62,6 @@ WRITERS = (
     "prune compact MODEL",
     "import torch torch.nn:Flatten --input_shape 1 8 8 --classes 64",
     "bench sparse --event EVENT",
-    "bench sparse --calibrate",
 )
 
 
@@ -111,7 +110,6 @@ STEPPERS = (
     "import torch torch.nn:Flatten --input_shape 1 8 8 --classes 64",
     "train --dataset_name digits",
     "bench sparse --reference",
-    "bench sparse --calibrate",
 )
 
 

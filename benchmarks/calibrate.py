@@ -1,8 +1,16 @@
-"""Where dense rows overtake compressed ones on this machine: one layer in both forms."""
+"""Where dense rows overtake compressed ones on this machine: one layer in both forms.
 
+    python benchmarks/calibrate.py [--rate SHARE] [--time_step T] [--iterations N] [--json]
+
+A 3×3 layer, 256→256 channels at 32×32, whose inputs fire at --rate, on one thread. DENSE_FROM in
+export/event/storage_format.py is what this finds.
+"""
+
+import argparse
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +20,7 @@ from soul_deploy.base.tables import text_table
 from soul_deploy.runtime.bench.timing import Schedule, time_in_turns
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import Convolution, DenseRows, SparseRows, SpikingLayer
+from soul_deploy.runtime.format.validate import MAX_STEPS
 from soul_deploy.runtime.plan.layer_plan import aligned, prepare
 from soul_deploy.runtime.plan.partition import Call, run_calls
 from soul_deploy.runtime.plan.stages import current_room, spiking_stage
@@ -86,7 +95,7 @@ def crossover(found: Sequence[Crossing]) -> float | None:
 
 
 def calibration_report(found: Sequence[Crossing]) -> str:
-    """The text that `bench sparse --calibrate` prints."""
+    """Both forms' times as a table, and where they cross."""
     rows = [[f"{c.density:.0%}", f"{c.sparse_ms:.2f}", f"{c.dense_ms:.2f}"] for c in found]
     at = crossover(found)
     said = "none in this range" if at is None else f"at {at:.0%} of the weights"
@@ -96,3 +105,28 @@ def calibration_report(found: Sequence[Crossing]) -> str:
         rows,
     )
     return f"{text}\nDense rows overtake compressed ones: {said}."
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rate", type=float, default=0.08, help="firing rate per step")
+    parser.add_argument("--time_step", "-T", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=15, help="runs of each form")
+    parser.add_argument("--seed", type=int, default=2025)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(words)
+    if not 0 < given.rate <= 1:
+        parser.error(f"--rate {given.rate:g}: give 0 < rate <= 1, the share that fires per step")
+    if not 1 <= given.time_step <= MAX_STEPS:
+        parser.error(f"--time_step {given.time_step}: give 1 to {MAX_STEPS}")
+    if given.iterations < 1:
+        parser.error(f"--iterations {given.iterations}: give at least 1")
+    found = calibrate(given.rate, given.time_step, Schedule(2, given.iterations), given.seed)
+    document = {"schema": "soul-deploy/calibration/1", "rate": given.rate}
+    document |= {"time_steps": given.time_step, "crossover": crossover(found)}
+    document |= {"layers": [asdict(item) for item in found]}
+    print(json.dumps(document, indent=1) if given.json else calibration_report(found))
+
+
+if __name__ == "__main__":
+    main()

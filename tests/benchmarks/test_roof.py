@@ -1,4 +1,4 @@
-"""`bench sparse --roof`: the bare additions are the layer's own, and what is told about them."""
+"""`benchmarks/roof.py`: the bare additions are the layer's own, and what is told about them."""
 
 import json
 from dataclasses import replace
@@ -7,24 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chains import ChainSpec, build, chains, images, random_neuron_masks
-from click.testing import CliRunner
-from deployed import make_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from roof import Passes, largest, main, roof_of, run_timed, synapse_calls, workspace_for
 from test_event import sparsified
 from test_live_neurons import small
 
 from soul_deploy.base.files import Array
-from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.event.storage_format import Choice
-from soul_deploy.runtime.bench.roof import Passes, roof_of
-from soul_deploy.runtime.bench.roofline import (
-    largest,
-    run_timed,
-    synapse_calls,
-    workspace_for,
-)
 from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
@@ -125,26 +116,25 @@ def sparse_event(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_command_prints_the_roof_and_writes_it_as_json(tmp_path: Path) -> None:
-    words = ["bench", "sparse", "--event", str(sparse_event(tmp_path)), "--engines", "event"]
-    words += ["--roof", "--iterations", "3", "--warmup", "0", "--no_fresh"]
-    result = CliRunner().invoke(root, [*words, "--format", "json"])
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
+def test_the_script_prints_the_roof_as_a_table_and_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(sparse_event(tmp_path)), "--iterations", "3"]
+    main([*words, "--json"])
+    document = json.loads(capsys.readouterr().out)
     assert 0 < document["not_synapse_share"] < 1
     for item in document["roof"]:
         assert item["synops"] > 0 and item["synapse_ms"] > 0
         assert (item["roof_ms"] is None) == (item["passes"] is None)
     assert any(item["passes"] for item in document["roof"])
-    result = CliRunner().invoke(root, words)
-    assert result.exit_code == 0, result.output
-    assert "share of the roof" in result.stdout
-    assert " % of the time is not synapse work" in result.stdout
+    main(words)
+    shown = capsys.readouterr().out
+    assert "share of the roof" in shown
+    assert " % of the time is not synapse work" in shown
 
 
-def test_the_roof_is_the_event_engines(tmp_path: Path) -> None:
-    path = str(make_files(tmp_path).compact_event)
-    words = ["bench", "sparse", "--event", path, "--engines", "scipy-csr", "--roof"]
-    result = CliRunner().invoke(root, words)
-    assert result.exit_code == 2
-    assert "--roof measures the engine event; add it to --engines" in result.output
+def test_a_file_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "none.event")])
+    assert ended.value.code == 2
+    assert "none.event" in capsys.readouterr().err

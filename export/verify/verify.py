@@ -24,8 +24,7 @@ from torch import Tensor
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.base.files import File, OpenFile, opened
-from soul_deploy.base.tables import text_table
-from soul_deploy.base.terminal import one_line
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.equivalence.engines import (
     BATCH,
     LOGIT_LIMIT,
@@ -56,7 +55,7 @@ SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "
 
 @brief
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Shown):
     """What the three gates found; gates 2 and 3 are None where gate 1 failed.
 
     problems: of the static gate. images: what it was run on. allow_silent: populations may stay
@@ -94,16 +93,16 @@ class VerifyReport:
             return None
         return Agreement(self.forced, self.end_to_end, self.allow_silent)
 
-    def table(self) -> str:
-        """The report as text."""
-        lines = [*map(one_line, _gate_lines(self))]
+    def parts(self) -> list[Table | str]:
+        """The images, spikes by layer, a line for each gate and finding, the verdict."""
+        lines: list[Table | str] = [*_gate_lines(self)]
         if self.forced is not None and self.end_to_end is not None:
             columns = ["layer", "neurons", "firing rate", "spikes", "flips forced"]
-            rows = _rows(self.forced, self.end_to_end, self.time_steps)
+            rows = [*_rows(self.forced, self.end_to_end, self.time_steps)]
             columns += ["flips end to end", "spikes differing", "unexplained"]
-            lines = [text_table("Spikes", columns, rows), *lines]
-        heading = one_line(f"{self.artifact} against its model, on {self.images}")
-        return "\n".join([heading, *lines, f"Verified: {_verified(self)}"])
+            lines = [Table("Spikes", columns, rows), *lines]
+        heading = f"{self.artifact} against its model, on {self.images}"
+        return [heading, *lines, f"Verified: {_verified(self)}"]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""

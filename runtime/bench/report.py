@@ -7,8 +7,7 @@ from typing import Any
 from soul_deploy.base.errors import FileFormatError
 from soul_deploy.base.files import OpenFile, parse_json
 from soul_deploy.base.json_text import require_length
-from soul_deploy.base.tables import text_table
-from soul_deploy.base.terminal import one_line
+from soul_deploy.base.tables import Table
 from soul_deploy.runtime.bench.baseline import is_entry, key_of
 from soul_deploy.runtime.bench.runner import SCHEMA
 
@@ -64,22 +63,22 @@ def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int]
     }
 
 
-def report(document: Document, percentiles: Sequence[float]) -> str:
-    """The text that `soul-deploy bench sparse` prints."""
-    lines = [text_table("Time per batch", *_times(document["entries"], percentiles))]
+def report(document: Document, percentiles: Sequence[float]) -> list[Table | str]:
+    """What `soul-deploy bench sparse` prints."""
+    lines: list[Table | str] = [Table("Time per batch", *_times(document["entries"], percentiles))]
     if any(entry["load_ms"] is not None for entry in document["entries"]):
-        lines.append(text_table("In a fresh process", *_fresh(document["entries"])))
+        lines.append(Table("In a fresh process", *_fresh(document["entries"])))
     if document["agreement"]:
-        lines.append(text_table("Do they agree?", *_agreement(document["agreement"])))
+        lines.append(Table("Do they agree?", *_agreement(document["agreement"])))
     if document.get("comparison"):
-        lines.append(text_table("Against the baseline", *_comparison(document["comparison"])))
+        lines.append(Table("Against the baseline", *_comparison(document["comparison"])))
     if document.get("roof") is not None:
-        lines.append(text_table("Roof of the event engine", *_roof(document["roof"])))
+        lines.append(Table("Roof of the event engine", *_roof(document["roof"])))
         share = f"{document['not_synapse_share']:.0%}".replace("%", " %")
         lines.append(
             f"{share} of the time is not synapse work. A roof is the same additions alone."
         )
-    return "\n".join([*lines, *map(one_line, _environment(document))])
+    return [*lines, *_environment(document)]
 
 
 def _times(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from soul_deploy.analysis.synops import arrivals, fanout, live_targets
 from soul_deploy.base.files import Array
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
     Convolution,
@@ -47,7 +47,7 @@ class LayerConnectivity:
 
 
 @dataclass(frozen=True)
-class Connectivity:
+class Connectivity(Shown):
     """Exact integers per projection; `share` is live over dense for the whole network."""
 
     layers: tuple[LayerConnectivity, ...]
@@ -65,13 +65,13 @@ class Connectivity:
         """At most 1; 1 too where there are no synapses that could go."""
         return self.live / self.dense if self.dense else 1.0
 
-    def table(self) -> str:
-        """A row per projection and the total, as text."""
+    def parts(self) -> list[Table | str]:
+        """A row per projection and the total."""
         found = [*self.layers, LayerConnectivity("total", self.live, self.dense)]
         rows: list[list[object]] = [
             [row.projection, row.live, row.dense, _share_text(row)] for row in found
         ]
-        return text_table("Connectivity", ["layer", "synapses", "dense", "connectivity"], rows)
+        return [Table("Connectivity", ["layer", "synapses", "dense", "connectivity"], rows)]
 
 
 def _share_text(row: LayerConnectivity) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from soul_deploy.analysis.report import CONVENTIONS_LINE, LayerReport, OpsReport, dense_totals
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Table
 from soul_deploy.base.terminal import one_line
 from soul_deploy.runtime.ops.counters import COUNTERS
 from soul_deploy.runtime.ops.energy import MEMORY, UNITS, arithmetic, memory_energy, ops_energy
@@ -30,13 +30,13 @@ PAPER_COLUMNS = (
 )
 
 
-def report_text(report: OpsReport) -> str:
-    """The tables for people: layers, totals, estimates with their constants, other tools' rules."""
+def report_parts(report: OpsReport) -> list[Table | str]:
+    """Tables for people: layers, totals, estimates with their constants, other tools' rules."""
     rows = [_layer_row(report, layer) for layer in report.layers]
     rows.append(_total_row(report))
     title = f"{report.path} ({report.stage}), per inference, mean of {report.samples:,} samples"
-    parts = [text_table(title, LAYER_COLUMNS, rows), *map(one_line, _facts(report))]
-    parts.append(text_table("Energy, estimated", ["model", "per inference", "constants"], [
+    parts: list[Table | str] = [Table(title, LAYER_COLUMNS, rows), *_facts(report)]
+    parts.append(Table("Energy, estimated", ["model", "per inference", "constants"], [
         *([f"ops45 {e.preset}", _energy(e.picojoules / report.samples), _constants(e.preset)]
           for e in report.ops),
         *([e.memory, _energy(e.value / 10 / report.samples), _levels(e.memory)]
@@ -44,8 +44,8 @@ def report_text(report: OpsReport) -> str:
     ]))  # fmt: skip
     if report.memory:
         parts.append(_placement(report))
-    parts.append(text_table("By other tools' rules", ["rule", "per inference"], _compat(report)))
-    return "\n".join([*parts, CONVENTIONS_LINE])
+    parts.append(Table("By other tools' rules", ["rule", "per inference"], _compat(report)))
+    return [*parts, CONVENTIONS_LINE]
 
 
 def _layer_row(report: OpsReport, layer: LayerReport) -> list[object]:
@@ -120,14 +120,14 @@ def _compat(report: OpsReport) -> list[list[object]]:
     ]  # fmt: skip
 
 
-def _placement(report: OpsReport) -> str:
+def _placement(report: OpsReport) -> Table:
     rows: list[list[object]] = []
     for energy in report.memory:
         for layer, arrays in energy.placement.items():
             held = ", ".join(f"{a} {size:,} B {at}" for a, (at, size) in arrays.items() if size)
             if held:
                 rows.append([layer, energy.memory, held])
-    return text_table("Where arrays stand (bytes)", ["layer", "model", "what"], rows)
+    return Table("Where arrays stand (bytes)", ["layer", "model", "what"], rows)
 
 
 def _constants(preset: str) -> str:

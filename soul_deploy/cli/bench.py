@@ -23,6 +23,7 @@ from soul_deploy.cli.parsing import (
     require_threads,
     words,
 )
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.runtime.bench.baseline import differences
 from soul_deploy.runtime.bench.calibrate import calibrate, calibration_report, crossover
 from soul_deploy.runtime.bench.engines import ENGINES
@@ -149,7 +150,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     text = json.dumps(document, indent=1)
     if output is not None:
         write_text(output, text + "\n")
-    show(text if style == "json" else report(document, request.percentiles))
+    show(text if style == "json" else drawn(report(document, request.percentiles)))
     if output is not None:
         say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 
@@ -176,7 +177,7 @@ def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
     document |= {"crossover": crossover(found), "layers": [asdict(item) for item in found]}
     if output is not None:
         write_text(output, json.dumps(document, indent=1) + "\n")
-    return json.dumps(document, indent=1) if style == "json" else calibration_report(found)
+    return json.dumps(document, indent=1) if style == "json" else drawn(calibration_report(found))
 
 
 def read_request(values: dict[str, Any]) -> BenchRequest:

@@ -27,6 +27,7 @@ from soul_deploy.cli.check_options import CheckOptions
 from soul_deploy.cli.output import data_flags, print_files
 from soul_deploy.cli.parsing import require_steps
 from soul_deploy.cli.progress import remark_on
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import load_data_for, require_kind
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
@@ -98,7 +99,7 @@ def write_checked(
         if images is not None:
             reports.append(check_file(kind, source, (temporary, target), images, check_on))
             if reports[-1].verdict is Verdict.FAILED:
-                show(reports[-1].table(), err=True)
+                show(drawn(reports[-1]), err=True)
                 raise VerificationError(
                     f"the exported {kind} file is not what {source.path} says; it was not kept"
                 )
@@ -145,9 +146,9 @@ def _print_export(
     others: Mapping[str, Path],
 ) -> None:
     if layers is not None:
-        show(representation_table(layers))
+        show(drawn([representation_table(layers)]))
     if report is not None:
-        show(report.table())
+        show(drawn(report))
     shown = report is not None and kind != "nir"
     following = ["inspect", target] if shown else _verifying(source, target, check_on)
     print_files("table", {TITLES[kind]: target, **others}, following)

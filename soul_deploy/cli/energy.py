@@ -11,14 +11,16 @@ from torch import Tensor
 
 from soul_deploy.analysis.measure import EnergyChoice, Measured, Original, ops_report, original_of
 from soul_deploy.analysis.report import SCHEMA, OpsReport
-from soul_deploy.analysis.tables import csv_text, markdown, report_text
+from soul_deploy.analysis.tables import csv_text, markdown, report_parts
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.base.files import OpenFile
 from soul_deploy.base.progress import status
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.base.terminal import show
 from soul_deploy.cli.index_lists import SoulCommand
 from soul_deploy.cli.parsing import require_steps, require_threads
 from soul_deploy.cli.progress import remark_on
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import load_data_for, require_kind
 from soul_deploy.equivalence.engines import BATCH, Agreement, Comparer
 from soul_deploy.equivalence.golden import Golden
@@ -36,7 +38,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Counted:
+class Counted(Shown):
     """A report, and how the event runtime's own counts compare; None: not compared, `why`."""
 
     report: OpsReport
@@ -46,7 +48,7 @@ class Counted:
     def to_json(self) -> dict[str, Any]:
         return {**self.report.to_json(), "check": self.check}
 
-    def text(self) -> str:
+    def parts(self) -> list[Table | str]:
         """The report and one line about the check."""
         if self.check is None:
             line = f"Counters not compared with the event runtime: {self.why}"
@@ -59,7 +61,7 @@ class Counted:
             line += str(self.check["spike_mismatch"])
             if self.check["verdict"] == Verdict.INCONCLUSIVE:
                 line += f"; inconclusive: {untested(self.check['silent_layers'])}"
-        return f"{report_text(self.report)}\n{line}"
+        return [*report_parts(self.report), line]
 
 
 @click.command(cls=SoulCommand)
@@ -295,4 +297,4 @@ def _shown(found: list[Counted], output_format: str) -> str:
         documents = [item.to_json() for item in found]
         whole = documents[0] if len(found) == 1 else {"schema": SCHEMA, "reports": documents}
         return json.dumps(whole, indent=2)
-    return "\n\n".join(item.text() for item in found)
+    return "\n\n".join(drawn(item) for item in found)

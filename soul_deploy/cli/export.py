@@ -27,6 +27,7 @@ from soul_deploy.cli.checking import (
     write_checked,
 )
 from soul_deploy.cli.index_lists import SoulCommand
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, CONVOLUTION_FORMS, Form
@@ -226,7 +227,7 @@ def verify(
     if check_on.output_format == "json":
         show(as_json(report.to_json()))
     else:
-        show(report.table())
+        show(drawn(report))
     if report.verdict is Verdict.FAILED:
         raise VerificationError(f"{artifact} is not what {model_path} says; see the report")
     if report.verdict is Verdict.INCONCLUSIVE:

@@ -112,7 +112,7 @@ def _engines(
             for file in ("net.onnx", "net.safetensors"):
                 report = verify(stored, folder / file, x)
                 if report.verdict is Verdict.FAILED:
-                    return what, f"{label}, {file}:\n{report}"
+                    return what, f"{label}, {file}:\n{report.text()}"
                 exact = report.end_to_end
                 if (
                     drawn.spec.dyadic

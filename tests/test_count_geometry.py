@@ -225,7 +225,7 @@ def assert_deployed(model: Model, x: torch.Tensor, folder: Path) -> None:
     for name, make in (("net.onnx", export_onnx), ("net.safetensors", export_event)):
         make(model, folder / name)
         found = verify(model, folder / name, x, allow_silent=True)
-        assert found.passed, str(found)
+        assert found.passed, found.text()
         assert found.end_to_end is not None and found.end_to_end.flipped == 0
     check = check_counts(model, x)
     assert check["static"] and check["forced"] and check["end_to_end"] and not check["counter_diff"]

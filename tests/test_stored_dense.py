@@ -303,4 +303,4 @@ def test_a_layer_without_synapses_has_no_share() -> None:
     )
     found = measure_connectivity(graph, {"a": np.ones((2, 1, 1, 1), np.float32)}, {})
     assert (found.live, found.dense, found.share) == (0, 0, 1)
-    assert "%" not in str(found)
+    assert "%" not in found.text()

@@ -95,7 +95,7 @@ def test_cells_of_a_table_are_json() -> None:
 
 
 def test_a_result_is_plain_text_and_html_and_its_names_are_no_markup() -> None:
-    assert str(Report()).splitlines() == [
+    assert Report().text().splitlines() == [
         *("of a\\x1b[31m <net>", "Two <b>", "layer      n", "c&1    1,234", "x        yes")
     ]
     html = Report()._repr_html_()

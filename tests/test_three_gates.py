@@ -57,7 +57,7 @@ def event_report(model: Model, x: Tensor, choice: Choice = "auto") -> VerifyRepo
 
 def assert_passed(report: VerifyReport, *, exactly: bool) -> None:
     """No difference; what is drawn may leave a layer silent."""
-    assert report.verdict is not Verdict.FAILED, str(report)
+    assert report.verdict is not Verdict.FAILED, report.text()
     if exactly:
         assert report.forced is not None
         assert report.end_to_end is not None

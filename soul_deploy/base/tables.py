@@ -1,7 +1,7 @@
 """Tables as data: what results consist of, until `soul_deploy.cli` draws it or a notebook shows it.
 
-A result is read as parts, tables and lines of text. `str` of it is plain text, which needs no
-library; notebooks show it as HTML.
+A result is read as parts, tables and lines of text. `text` gives them as plain text, which needs no
+library; notebooks show them as HTML.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ class Shown:
         """Tables and lines of text, from top to bottom."""
         raise NotImplementedError
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """All parts as plain text."""
         return "\n".join(
             _plain(part) if isinstance(part, Table) else one_line(part) for part in self.parts()
         )
@@ -48,6 +49,9 @@ class Table(Shown):
 
     def __repr__(self) -> str:
         return f"Table({self.title!r}, {len(self.columns)} columns, {len(self.rows)} rows)"
+
+    def __str__(self) -> str:
+        return self.text()
 
     def parts(self) -> Sequence["Table | str"]:
         return (self,)

@@ -84,7 +84,7 @@ def test_a_right_artifact_passes_all_gates(kind: str, tmp_path: Path) -> None:
     text = report.text()
     assert "Verified: yes" in text
     assert "1 static: passed" in text
-    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["schema"] == "soul-deploy/verify/2"
     assert document["passed"] is True
     assert [layer["layer"] for layer in document["end_to_end"]["layers"]] == ["1", "5", "9"]

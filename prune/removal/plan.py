@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
 from soul_deploy.base.tables import Shown, Table
@@ -95,6 +97,11 @@ class RemovalPlan(Shown):
         """Channels of `population` that keep their neurons; None if the plan leaves it alone."""
         layer = self.layer(population)
         return None if layer is None else layer.kept
+
+    @property
+    def kept_channels(self) -> dict[str, Array]:
+        """Population -> the channels that it still gives, in their order: `kept` of `compare`."""
+        return {layer.population: np.array(layer.outputs, np.int64) for layer in self.layers}
 
     @property
     def removes(self) -> bool:

@@ -225,7 +225,7 @@ def verify(
     images = check_images(source.model, check_on)
     report = check_file(kind, source, (artifact, artifact), images, check_on, allow_silent)
     if check_on.output_format == "json":
-        show(as_json(report.to_json()))
+        show(as_json(report.to_dict()))
     else:
         show(drawn(report))
     if report.verdict is Verdict.FAILED:

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from soul_deploy.base.files import Array
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Table
 from soul_deploy.runtime.bench.timing import Schedule, time_in_turns
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import Convolution, DenseRows, SparseRows, SpikingLayer
@@ -99,12 +99,12 @@ def calibration_report(found: Sequence[Crossing]) -> str:
     rows = [[f"{c.density:.0%}", f"{c.sparse_ms:.2f}", f"{c.dense_ms:.2f}"] for c in found]
     at = crossover(found)
     said = "none in this range" if at is None else f"at {at:.0%} of the weights"
-    text = text_table(
+    table = Table(
         f"Rows of a {CHANNELS}→{CHANNELS} layer, 3×3, {SIDE}×{SIDE}",
         ["nonzero weights", "compressed ms", "dense ms"],
         rows,
     )
-    return f"{text}\nDense rows overtake compressed ones: {said}."
+    return f"{table}\nDense rows overtake compressed ones: {said}."
 
 
 def main(words: Sequence[str] | None = None) -> None:

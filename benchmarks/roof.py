@@ -26,7 +26,7 @@ from numba import njit
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.base.files import Array
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Table
 from soul_deploy.runtime.bench import inputs
 from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import ms
@@ -320,7 +320,7 @@ def report(found: Mapping[str, Any]) -> str:
         rows.append([item["layer"], item["synops"], passes, ms(item["synapse_ms"]), *roofed])
     columns = ["layer", "SynOps", "passes", "synapse ms", "roof ms", "share of the roof"]
     share = f"{found['not_synapse_share']:.0%}".replace("%", " %")
-    text = text_table("Roof of the event engine", columns, rows)
+    text = Table("Roof of the event engine", columns, rows)
     return f"{text}\n{share} of the time is not synapse work. A roof is the same additions alone."
 
 

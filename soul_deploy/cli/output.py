@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.tables import text_table
 from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.common_options import DATA_DIR
+from soul_deploy.cli.text_table import text_table
 
 
 def print_result(

@@ -26,6 +26,7 @@ from soul_deploy.cli.common_options import (
 )
 from soul_deploy.cli.output import data_flags, print_next
 from soul_deploy.cli.parsing import SoulCommand
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.model import Model, load_model, save_model
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
@@ -75,7 +76,7 @@ def compact(
     if style == "json":
         show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
         return
-    show(plan.table())
+    show(drawn(plan))
     say(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
     if not dry_run:
         say(f"Wrote {target} ({target.stat().st_size:,} bytes)")

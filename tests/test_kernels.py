@@ -44,8 +44,8 @@ from soul_deploy.runtime.plan.stages import (
     current_room,
     current_stage,
     lanes_of,
+    map_stage,
     place_stage,
-    pool_stage,
     readout_stage,
 )
 
@@ -338,7 +338,7 @@ def test_max_pool(
     pool = PoolLayer("m", "s", shape[1:], expected.shape[1:], kernel, stride, padding)
     source = np.ascontiguousarray(to_channel_last(spikes, shape[1:]))
     out = np.empty((shape[0], math.prod(expected.shape[2:]), shape[1]), np.uint8)
-    run_in_turn(pool_stage(pool, source, out, parts=1 + seed % 3))
+    run_in_turn(map_stage(pool, [source], out, parts=1 + seed % 3))
     np.testing.assert_array_equal(to_channel_major(out, pool.out_shape), expected)
 
 

@@ -38,8 +38,9 @@ from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import SpikingLayer
 from soul_deploy.runtime.ops.counted_run import count_run
-from soul_deploy.runtime.ops.counting import fanout_map, projection_steps
+from soul_deploy.runtime.ops.counting import projection_steps
 from soul_deploy.runtime.ops.energy import MEMORY, Activity, accesses, ops_energy
+from soul_deploy.runtime.ops.fan_out import fanout_map
 
 FANOUT = [
     [[3, 6, 6, 4], [5, 6, 8, 4], [5, 8, 7, 5], [4, 5, 5, 2]],

@@ -26,12 +26,7 @@ from soul_deploy.runtime.engine.single_layer import run_one
 from soul_deploy.runtime.engine.streaming import Stream, StreamState
 from soul_deploy.runtime.engine.thread_team import Crew
 from soul_deploy.runtime.format.file import load_event_network
-from soul_deploy.runtime.format.network import (
-    EventNetwork,
-    Layer,
-    Neurons,
-    SpikingLayer,
-)
+from soul_deploy.runtime.format.network import EventNetwork, Layer
 from soul_deploy.runtime.format.validate import MAX_THREADS
 from soul_deploy.runtime.kernels.barrier import Meet
 from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
@@ -91,7 +86,7 @@ class Network:
                 f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
             )
         require_running(self.events, self.max_memory)
-        self._prepared = prepare_all(self.events.layers)
+        self._prepared = prepare_all(self.events)
         self._crew = Crew(self.threads) if self.threads > 1 else None
         self._build = partial(build_workspace, self.events, self._prepared)
         self._reader = InputReader(self.events)
@@ -213,7 +208,7 @@ class Network:
         if name in workspace.packed:
             layer = self.events.by_name[name]
             packing = packing_of(layer)
-            assert isinstance(layer, Neurons) and packing is not None
+            assert packing is not None
             return unpacked(layer, packing, workspace.packed[name])
         return workspace.values[name]
 
@@ -312,6 +307,6 @@ class Network:
 
     def layer(self, name: str) -> Layer:
         for layer in self.events.layers:
-            if name == layer.name or (isinstance(layer, SpikingLayer) and name == layer.projection):
+            if name in layer.names:
                 return layer
         raise UnknownNameError("layer", name, (layer.name for layer in self.events.layers))

@@ -38,6 +38,7 @@ from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, PASS_BLOCK,
 from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
 from soul_deploy.runtime.kernels.time_vectorised import lanes_for, pick_lanes
 from soul_deploy.runtime.ops import counting
+from soul_deploy.runtime.ops.fan_out import fanout_map
 from soul_deploy.runtime.plan.layer_plan import prepare
 from soul_deploy.runtime.plan.partition import Stage, run_calls
 from soul_deploy.runtime.plan.stages import (
@@ -229,7 +230,7 @@ def counted(case: Case) -> tuple[int, ...]:
 
 @given(convolution_cases())
 def test_fanout_is_the_number_of_nonzero_synapses_inside(case: Case) -> None:
-    found = counting.fanout_map(layer_of(case).synapses)
+    found = fanout_map(layer_of(case).synapses)
     for c, y, x in np.ndindex(*case.values.shape[1:]):
         synapses = naive.targets_of(c, y, x, case.weight, **case.geometry)
         assert found[c, y, x] == sum(w != 0 for *_, w in synapses)

@@ -30,7 +30,6 @@ from soul_deploy.analysis.other_tools import CompatCounts
 from soul_deploy.analysis.report import OpsReport
 from soul_deploy.analysis.synops import count_model, fanout
 from soul_deploy.base.errors import VerificationError
-from soul_deploy.base.files import Array
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.lowering.linear_operators import ConvOperator
 from soul_deploy.model.model import Model
@@ -87,7 +86,7 @@ def test_fanout_is_the_rows_of_the_event_network() -> None:
         assert ours.sum() == total
         explicit = build_event_network(model, representation="explicit").by_name["q"]
         assert isinstance(explicit, SpikingLayer)
-        lengths: Array = np.diff(explicit.synapses.rows.starts.astype(np.int64))  # type: ignore[union-attr]
+        lengths = explicit.synapses.rows.lengths
         np.testing.assert_array_equal(np.moveaxis(lengths.reshape(4, 4, 2), -1, 0), ours)
     np.testing.assert_array_equal(layer_of(worked_model()).fanout, FANOUT)
     dense = worked_model(weight=np.ones_like(WEIGHT), masked=False)

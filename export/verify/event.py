@@ -250,9 +250,8 @@ def _dense(rows: Rows, count: int, width: int) -> Array:
     if isinstance(rows, DenseRows):
         return rows.weight.reshape(count, -1)
     dense = np.zeros((count, width), np.float32)
-    lengths: Array = np.diff(rows.starts.astype(np.int64))
-    row = np.repeat(np.arange(count), lengths)
-    dense[row, rows.targets] = rows.weight
+    _, targets, weight = rows.arrays
+    dense[np.repeat(np.arange(count), rows.lengths), targets] = weight
     return dense
 
 

@@ -22,7 +22,7 @@ from soul_deploy.runtime.format.layer_codec import (
     plain,
     read_entry,
 )
-from soul_deploy.runtime.format.network import EventNetwork, Normalization, ReadoutLayer
+from soul_deploy.runtime.format.network import EventNetwork, Layer, Normalization, ReadoutLayer
 from soul_deploy.runtime.format.validate import require
 
 FORMAT = "soul-deploy/event/1"
@@ -57,7 +57,7 @@ def load_event_network(file: File, *, max_memory: int | None = None) -> EventNet
 
 
 def _tensors(network: EventNetwork) -> dict[str, Array]:
-    parts = (*network.layers, network.readout)
+    parts: tuple[Layer | ReadoutLayer, ...] = (*network.layers, network.readout)
     return {f"{part.name}/{key}": a for part in parts for key, a in arrays_of(part).items()}
 
 

@@ -1,25 +1,25 @@
 """What any layer of an event network says of itself; the classes stand in the modules beside."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.format.validate import Edge, Shape
 
 
+@dataclass(frozen=True)
 class Layer:
     """A layer of an event network; the family of the tables over layers.
 
     operation  what files call the layer
     what       the layer's kind, for messages
     stateful   whether the layer gives other values at each step of a constant input
-    pattern    spikes of generated channels, as at SpikingLayer; None: there are none
     """
 
     operation: ClassVar[str]
     what: ClassVar[str]
     stateful: ClassVar[bool] = False
-    pattern: Array | None = None
     name: str
 
     if TYPE_CHECKING:  # a field of one class is a property of another
@@ -38,6 +38,14 @@ class Layer:
         def out_shape(self) -> Shape:
             """Shape of what leaves."""
             raise NotImplementedError
+
+        @property
+        def pattern(self) -> Array | None:
+            """Spikes of generated channels, as at SpikingLayer; None: there are none."""
+            raise NotImplementedError
+
+    else:
+        pattern = None
 
     @property
     def names(self) -> tuple[str, ...]:

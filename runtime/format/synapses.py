@@ -11,7 +11,7 @@ rows is the explicit form: one row per presynaptic neuron, only synapses between
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
+@dataclass(frozen=True)
 class Rows:
     """Weights by presynaptic unit: what DenseRows and SparseRows have in common.
 
@@ -40,7 +41,13 @@ class Rows:
 
     kind: ClassVar[str]
     dense: ClassVar[bool]
-    weight: Array
+
+    if TYPE_CHECKING:
+
+        @property
+        def weight(self) -> Array:
+            """float32: the weights, in the order of rows."""
+            raise NotImplementedError
 
     @property
     def synapses(self) -> int:
@@ -88,7 +95,8 @@ class DenseRows(Rows):
 
     @property
     def lengths(self) -> Array:
-        return np.count_nonzero(self.weight, axis=-1).astype(np.int64).reshape(-1)
+        lengths: Array = np.count_nonzero(self.weight, axis=-1).astype(np.int64).reshape(-1)
+        return lengths
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
         require_array("weights", self.weight, np.float32, shape)
@@ -135,6 +143,7 @@ class SparseRows(Rows):
         require_sparse_rows(name, self.arrays, count, width)
 
 
+@dataclass(frozen=True)
 class Synapses:
     """What Convolution and Matrix have in common; the family of tables over synapses.
 
@@ -186,10 +195,6 @@ class Convolution(Synapses):
 
     kind: ClassVar[str] = "convolution"
     shared: ClassVar[bool] = True
-    in_shape: Shape
-    out_shape: Shape
-    rows: Rows
-    bias: Array | None
     kernel: Pair
     stride: Pair
     padding: Pair
@@ -268,10 +273,6 @@ class Matrix(Synapses):
 
     kind: ClassVar[str] = "matrix"
     shared: ClassVar[bool] = False
-    in_shape: Shape
-    out_shape: Shape
-    rows: Rows
-    bias: Array | None
 
     def __post_init__(self) -> None:
         require_shape("input shape", self.in_shape)

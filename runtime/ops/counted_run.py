@@ -15,8 +15,7 @@ from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.engine.inputs import source_values, to_channel_last
-from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.engine.recording import Recording
+from soul_deploy.runtime.engine.network import Network, Recording
 from soul_deploy.runtime.format.network import (
     MapLayer,
     MergeLayer,
@@ -90,7 +89,7 @@ def count_recorded(
     """As `count_executed`, and the run that was counted."""
     events = network.events
     require_counting(events, network.max_memory)
-    needed = {layer.source for layer in (*events.projected, events.readout)}
+    needed = {events.readout.source, *(layer.source for layer in events.projected)}
     needed |= {layer.name for layer in events.populations}
     held, logits = network.run_held(x, needed - {events.input_name})
     spikes = network.spikes_of(held)

@@ -76,7 +76,7 @@ class SparseProduct:
 @operation_table(Synapses)
 def product_of(synapses: Synapses) -> SparseProduct:
     """A projection as a CSR product."""
-    raise NotImplementedError(f"{product_of.name}: {type(synapses).__name__}")
+    raise product_of.unknown(synapses)
 
 
 @product_of.on(Matrix)
@@ -101,7 +101,7 @@ def _product(synapses: Synapses, targets: int, patches: Array | None) -> SparseP
 @operation_table(Rows)
 def _by_source(rows: Rows, sizes: tuple[int, int], groups: int) -> Any:
     """CSR (rows, targets) as stored, zeros left out; channels of a group are a block of it."""
-    raise NotImplementedError(f"{_by_source.name}: {type(rows).__name__}")
+    raise _by_source.unknown(rows)
 
 
 @_by_source.on(SparseRows)
@@ -187,7 +187,7 @@ Step = Callable[[Mapping[str, Array]], Array]
 @operation_table(Layer)
 def step_of(layer: Layer, network: EventNetwork) -> Step:
     """What computes one step of a layer."""
-    raise NotImplementedError(f"{step_of.name}: {type(layer).__name__}")
+    raise step_of.unknown(layer)
 
 
 @step_of.on(SpikingLayer, CurrentLayer)

@@ -54,7 +54,7 @@ def run_one(
 @operation_table(Layer)
 def stage_of(layer: Layer, prepared: Prepared | None, sources: list[Array], out: Array) -> Stage:
     """The calls that compute `out` of the sources. prepared: of a layer with synapses."""
-    raise NotImplementedError(f"{stage_of.name}: {type(layer).__name__}")
+    raise stage_of.unknown(layer)
 
 
 @stage_of.on(PopulationLayer)

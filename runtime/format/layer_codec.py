@@ -84,7 +84,7 @@ def _neuron_header(neuron: NeuronEquation) -> dict[str, Any]:
 @operation_table(Layer)
 def header_of(layer: Layer) -> dict[str, Any]:
     """A layer as JSON data."""
-    raise NotImplementedError(f"{header_of.name}: {type(layer).__name__}")
+    raise header_of.unknown(layer)
 
 
 @header_of.on(MapLayer)

@@ -225,7 +225,7 @@ def describe_event(network: EventNetwork) -> dict[str, Any]:
 @operation_table(Layer)
 def layer_row(layer: Layer, edge: Edge) -> dict[str, Any]:
     """One layer; edge: what arrives from its first source."""
-    raise NotImplementedError(f"{layer_row.name}: {type(layer).__name__}")
+    raise layer_row.unknown(layer)
 
 
 @layer_row.on(MapLayer)
@@ -282,7 +282,7 @@ def stored_synapses(synapses: Synapses) -> int:
 
     A kernel that is larger than the map has weights under which no neuron ever lies.
     """
-    raise NotImplementedError(f"{stored_synapses.name}: {type(synapses).__name__}")
+    raise stored_synapses.unknown(synapses)
 
 
 @stored_synapses.on(Matrix)

@@ -162,7 +162,7 @@ def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, Lay
 @operation_table(MapLayer)
 def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, LayerCounts]:
     """What a layer without synapses and neurons counts, by name; held: what a layer held."""
-    raise NotImplementedError(f"{map_counts.name}: {type(layer).__name__}")
+    raise map_counts.unknown(layer)
 
 
 @map_counts.on(PoolLayer)

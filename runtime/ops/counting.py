@@ -205,7 +205,7 @@ def counts_of(
     layer: Layer, held: Mapping[str, Array], spikes: Mapping[str, Array]
 ) -> dict[str, LayerCounts]:
     """What the synapses and neurons of a layer count, as `count_layers`."""
-    raise NotImplementedError(f"{counts_of.name}: {type(layer).__name__}")
+    raise counts_of.unknown(layer)
 
 
 @counts_of.on(SpikingLayer)

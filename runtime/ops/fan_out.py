@@ -29,7 +29,7 @@ def nonzero_rows(synapses: Synapses) -> tuple[Array, Array]:
 
 @operation_table(Rows)
 def _nonzero(rows: Rows, synapses: Synapses) -> tuple[Array, Array]:
-    raise NotImplementedError(f"{_nonzero.name}: {type(rows).__name__}")
+    raise _nonzero.unknown(rows)
 
 
 @_nonzero.on(SparseRows)
@@ -57,7 +57,7 @@ def fanout_map(synapses: Synapses, live: Array | None = None) -> Array:
 
 @operation_table(Synapses)
 def _fanout(synapses: Synapses, starts: Array, targets: Array, live: Array | None) -> Array:
-    raise NotImplementedError(f"{_fanout.name}: {type(synapses).__name__}")
+    raise _fanout.unknown(synapses)
 
 
 @_fanout.on(Convolution)
@@ -87,7 +87,7 @@ def additions_map(synapses: Synapses, neurons: int) -> Array:
 
 @operation_table(Synapses)
 def _dense_additions(synapses: Synapses, neurons: int) -> Array:
-    raise NotImplementedError(f"{_dense_additions.name}: {type(synapses).__name__}")
+    raise _dense_additions.unknown(synapses)
 
 
 @_dense_additions.on(Matrix)
@@ -155,7 +155,7 @@ Walk = Callable[[Array, Array, Array, Array, Array, Array], None]
 
 @operation_table(Synapses)
 def walk_of(synapses: Synapses) -> Walk:
-    raise NotImplementedError(f"{walk_of.name}: {type(synapses).__name__}")
+    raise walk_of.unknown(synapses)
 
 
 @walk_of.on(Matrix)

@@ -235,7 +235,7 @@ class _Builder:
 @operation_table(Layer)
 def bind(layer: Layer, builder: _Builder) -> None:
     """Buffers and calls of one layer; those of its sources are there."""
-    raise NotImplementedError(f"{bind.name}: {type(layer).__name__}")
+    raise bind.unknown(layer)
 
 
 @bind.on(SpikingLayer)

@@ -73,7 +73,7 @@ def running_bytes(network: EventNetwork) -> dict[str, int]:
 @operation_table(Layer)
 def layer_bytes(layer: Layer, steps: int) -> int:
     """Bytes that running a layer takes besides its map."""
-    raise NotImplementedError(f"{layer_bytes.name}: {type(layer).__name__}")
+    raise layer_bytes.unknown(layer)
 
 
 @layer_bytes.on(MapLayer)
@@ -108,7 +108,7 @@ def _projection_bytes(layer: Synaptic, steps: int) -> int:
 @operation_table(Synapses)
 def synapse_bytes(synapses: Synapses, edge: EdgeKind) -> int:
     """Scratch for the events of one position, and tables."""
-    raise NotImplementedError(f"{synapse_bytes.name}: {type(synapses).__name__}")
+    raise synapse_bytes.unknown(synapses)
 
 
 @synapse_bytes.on(Matrix)
@@ -141,7 +141,7 @@ def gather_bytes(synapses: Synapses) -> int:
     """The table of `gather_table`: one number per output position and input under it, and two
     copies meanwhile.
     """
-    raise NotImplementedError(f"{gather_bytes.name}: {type(synapses).__name__}")
+    raise gather_bytes.unknown(synapses)
 
 
 @gather_bytes.on(Matrix)
@@ -169,7 +169,7 @@ def counting_bytes(network: EventNetwork) -> dict[str, int]:
 @operation_table(Synapses)
 def walk_bytes(synapses: Synapses, *, masked: bool) -> int:
     """The tables that counting walks. masked: whether some targets are not live."""
-    raise NotImplementedError(f"{walk_bytes.name}: {type(synapses).__name__}")
+    raise walk_bytes.unknown(synapses)
 
 
 @walk_bytes.on(Matrix)

@@ -125,7 +125,7 @@ def prepare(layer: Synaptic, source: Layer | None = None) -> Prepared:
 @operation_table(Synapses)
 def prepare_synapses(synapses: Synapses, layer: Synaptic, source: Layer | None) -> Prepared:
     """As `prepare`, of the layer's synapses."""
-    raise NotImplementedError(f"{prepare_synapses.name}: {type(synapses).__name__}")
+    raise prepare_synapses.unknown(synapses)
 
 
 @prepare_synapses.on(Convolution)
@@ -164,7 +164,7 @@ def matrix_kernel(
     rows: Rows, source: Packing | None, target: Packing | None, columns: int
 ) -> Kernel:
     """The kernel of a matrix and its rows, of live neurons on sides that are packed."""
-    raise NotImplementedError(f"{matrix_kernel.name}: {type(rows).__name__}")
+    raise matrix_kernel.unknown(rows)
 
 
 @matrix_kernel.on(DenseRows)
@@ -182,7 +182,7 @@ def _(rows: SparseRows, source: Packing | None, target: Packing | None, columns:
 @operation_table(Rows)
 def convolution_kernel(rows: Rows, convolution: Convolution, edge: EdgeKind) -> Kernel:
     """The kernel of a convolution and its rows."""
-    raise NotImplementedError(f"{convolution_kernel.name}: {type(rows).__name__}")
+    raise convolution_kernel.unknown(rows)
 
 
 @convolution_kernel.on(SparseRows)
@@ -226,7 +226,7 @@ def tables_of(prepared: Prepared, part: Part) -> tuple[Any, ...]:
 @operation_table(Synapses)
 def synapse_tables(synapses: Synapses, prepared: Prepared, part: Part) -> tuple[Any, ...]:
     """As `tables_of`, of the layer's synapses."""
-    raise NotImplementedError(f"{synapse_tables.name}: {type(synapses).__name__}")
+    raise synapse_tables.unknown(synapses)
 
 
 @synapse_tables.on(Matrix)

@@ -54,7 +54,7 @@ class Packing:
 @operation_table(Layer)
 def packing_of(layer: Layer) -> Packing | None:
     """None for a population that runs on its map, and for what is no population."""
-    raise NotImplementedError(f"{packing_of.name}: {type(layer).__name__}")
+    raise packing_of.unknown(layer)
 
 
 @packing_of.on(CurrentLayer, MapLayer)

@@ -82,7 +82,7 @@ def _current_calls(
 @operation_table(Synapses)
 def values_of(synapses: Synapses, source: Array) -> tuple[Array, int]:
     """The source as the kernel sees it, and how many events it collects at once at most."""
-    raise NotImplementedError(f"{values_of.name}: {type(synapses).__name__}")
+    raise values_of.unknown(synapses)
 
 
 @values_of.on(Matrix)
@@ -177,7 +177,7 @@ def place_stage(spikes: Array, placed: Array, flat: Array, *, parts: int) -> Sta
 @operation_table(MapLayer)
 def map_stage(layer: MapLayer, sources: Sequence[Array], out: Array, *, parts: int) -> Stage:
     """A layer without synapses and neurons: (T or 1, positions, channels) each, `out` zeroed."""
-    raise NotImplementedError(f"{map_stage.name}: {type(layer).__name__}")
+    raise map_stage.unknown(layer)
 
 
 @map_stage.on(PoolLayer)

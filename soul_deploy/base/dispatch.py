@@ -61,6 +61,10 @@ class OperationTable(Generic[Result]):
         for kind, function in kept:
             self._entries.register(kind, function)
 
+    def unknown(self, operation: Any) -> NotImplementedError:
+        """What the function itself raises for an operation that nobody entered."""
+        return NotImplementedError(f"{self.name}: {type(operation).__name__} has no entry")
+
     @property
     def kinds(self) -> tuple[Any, ...]:
         """The classes that have an entry of their own, as they were entered."""

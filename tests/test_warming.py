@@ -16,7 +16,7 @@ from numba.core import event as numba_event
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.ir.graph import Projection
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.kernels.compile_message import compiling_announced, compiling_message
+from soul_deploy.runtime.kernels.cache import compiling_announced, compiling_message
 
 ROOT = Path(__file__).parent.parent
 SAID = "Compiling kernels once for this machine"

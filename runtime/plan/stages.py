@@ -22,7 +22,6 @@ from soul_deploy.runtime.format.network import (
     Synaptic,
 )
 from soul_deploy.runtime.kernels import maps as mapping
-from soul_deploy.runtime.kernels import merges as merging
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels.config import LANE_BLOCK
 from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
@@ -194,8 +193,8 @@ def _(layer: PoolLayer, sources: Sequence[Array], out: Array, *, parts: int) -> 
 @map_stage.on(MergeLayer)
 def _(layer: MergeLayer, sources: Sequence[Array], out: Array, *, parts: int) -> Stage:
     """Maps to one, left to right."""
-    add = merging.add_currents if out.dtype.kind == "f" else merging.add_events
-    kernel = {"add": add, "and": merging.both, "iand": merging.first_without_second}[layer.function]
+    add = mapping.add_currents if out.dtype.kind == "f" else mapping.add_events
+    kernel = {"add": add, "and": mapping.both, "iand": mapping.first_without_second}[layer.function]
     start, *others = (source.reshape(len(source), -1) for source in sources)
     to, stage = out.reshape(len(out), -1), []
     for part in parts_of(parts):
@@ -213,7 +212,7 @@ def _(layer: ScatterLayer, sources: Sequence[Array], out: Array, *, parts: int) 
     (source,) = sources
     index = private(layer.index)
     shares = (part.of(source.shape[1]) for part in parts_of(parts))
-    return tuple((Call(merging.scatter, (source, index, *share, out)),) for share in shares)
+    return tuple((Call(mapping.scatter, (source, index, *share, out)),) for share in shares)
 
 
 def readout_stage(readout: ReadoutLayer, source: Array, scores: Array) -> Stage:

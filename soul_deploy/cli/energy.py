@@ -28,7 +28,7 @@ from soul_deploy.export.verify.event import EventExecution, static_problems
 from soul_deploy.lowering.liveness import deployed
 from soul_deploy.model.model import Model, load_model
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.kernels.compile_message import compiling_announced
+from soul_deploy.runtime.kernels.cache import compiling_announced
 from soul_deploy.runtime.ops.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
 
 FILE = click.Path(path_type=Path)

@@ -82,7 +82,7 @@ def run(
     from soul_deploy.runtime.io.images import read_samples
     from soul_deploy.runtime.io.inspect import require_event_network
     from soul_deploy.runtime.io.results import result
-    from soul_deploy.runtime.kernels.compile_message import compiling_announced
+    from soul_deploy.runtime.kernels.cache import compiling_announced
 
     if stream and threads > 1:
         raise UsageError("--stream runs on one thread; leave out --threads")

@@ -1,7 +1,8 @@
 """Everything that a run of an event network counts: projections, populations, poolings, readout.
 
-The network itself counts what has synapses or neurons. Poolings are counted here from what their
-sources held, and every layer's counts are held against what its structure allows.
+Counting runs the network once, recorded. Layers with synapses or neurons are counted from the
+recorded run, poolings from what their sources held. Every layer's counts are checked against what
+the layer's structure allows.
 """
 
 from collections.abc import Callable, Mapping

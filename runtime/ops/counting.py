@@ -8,6 +8,7 @@ Definitions: docs/counting.md.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -209,24 +210,22 @@ def counts_of(
 
 
 @counts_of.on(SpikingLayer)
-def _(
-    layer: SpikingLayer, held: Mapping[str, Array], spikes: Mapping[str, Array]
-) -> dict[str, LayerCounts]:
+def _(layer: SpikingLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
     return {layer.projection: count_spiking(layer, held[layer.source], spikes[layer.name])}
 
 
 @counts_of.on(CurrentLayer)
-def _(layer: CurrentLayer, held: Mapping[str, Array], _: object) -> dict[str, LayerCounts]:
+def _(layer: CurrentLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
     return {layer.projection: count_projection(layer, held[layer.source])}
 
 
 @counts_of.on(PopulationLayer)
-def _(layer: PopulationLayer, _: object, spikes: Mapping[str, Array]) -> dict[str, LayerCounts]:
+def _(layer: PopulationLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
     return {layer.name: count_neurons(layer, spikes[layer.name])}
 
 
 @counts_of.on(MapLayer)
-def _(layer: MapLayer, *_: object) -> dict[str, LayerCounts]:
+def _(layer: MapLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
     return {}
 
 

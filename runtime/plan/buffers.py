@@ -238,24 +238,10 @@ def bind(layer: Layer, builder: _Builder) -> None:
     raise bind.unknown(layer)
 
 
-@bind.on(SpikingLayer)
-def _(layer: SpikingLayer, builder: _Builder) -> None:
-    builder.add_spiking(layer)
-
-
-@bind.on(PopulationLayer)
-def _(layer: PopulationLayer, builder: _Builder) -> None:
-    builder.add_population(layer)
-
-
-@bind.on(CurrentLayer)
-def _(layer: CurrentLayer, builder: _Builder) -> None:
-    builder.add_current(layer)
-
-
-@bind.on(MapLayer)
-def _(layer: MapLayer, builder: _Builder) -> None:
-    builder.add_map(layer)
+bind.on(SpikingLayer)(lambda layer, builder: builder.add_spiking(layer))
+bind.on(PopulationLayer)(lambda layer, builder: builder.add_population(layer))
+bind.on(CurrentLayer)(lambda layer, builder: builder.add_current(layer))
+bind.on(MapLayer)(lambda layer, builder: builder.add_map(layer))
 
 
 def picked_of(layer: PopulationLayer, packing: Packing | None) -> Array | None:

@@ -220,7 +220,7 @@ def measure_roof(path: Path, x: Array, runs: int) -> dict[str, Any]:
     Raises MissingFileError, FileFormatError, LimitError, ValidityError.
     """
     events = load_event_network(path)
-    prepared, samples = prepare_all(events.layers), samples_of(events, x)
+    prepared, samples = prepare_all(events), samples_of(events, x)
     workspace = workspace_for(events, prepared, samples[0])
     calls = [call for stage in workspace.stages for call in stage[0]]
     places = synapse_calls(calls, prepared)

@@ -29,7 +29,7 @@ from soul_deploy.runtime.format.network import (
     SparseRows,
     Synapses,
 )
-from soul_deploy.runtime.ops.counting import additions_map, fanout_map
+from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 
 Choice = Literal["auto", "implicit", "explicit"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)

@@ -13,7 +13,7 @@ from soul_deploy.export.verify.event import EventExecution, static_problems
 from soul_deploy.lowering.liveness import deployed
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.kernels.compile_message import compiling_announced
+from soul_deploy.runtime.kernels.cache import compiling_announced
 
 
 @dataclass(frozen=True)

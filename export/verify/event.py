@@ -32,10 +32,10 @@ from soul_deploy.runtime.format.network import (
     Convolution,
     DenseRows,
     EventNetwork,
+    Firing,
     Layer,
     Matrix,
     MergeLayer,
-    Neurons,
     PoolLayer,
     PopulationLayer,
     ReadoutLayer,
@@ -79,7 +79,7 @@ def static_problems(
     by_name = {layer.population or layer.name: layer for layer in layers}
     live = live_values(golden)
     for stored in events.layers:
-        if isinstance(stored, Neurons):
+        if isinstance(stored, Firing):
             problems += _population_problems(golden, stored, live[stored.name])
         if isinstance(stored, Synaptic) and stored.name in by_name:
             layer = by_name[stored.name]
@@ -138,7 +138,7 @@ def _node_problems(graph: SpikingGraph, stored: Layer) -> Iterator[str]:
         yield f"{name}: stored as {kind}, the graph says {node.op}"
 
 
-def _population_problems(golden: Model, stored: Neurons, live: Array | None) -> Iterator[str]:
+def _population_problems(golden: Model, stored: Firing, live: Array | None) -> Iterator[str]:
     """Equation, live neurons and generated channels."""
     name = stored.name
     yield from _differs(f"{name}: neuron", stored.neuron, equations_of(golden).get(name))
@@ -162,7 +162,7 @@ def _layer_problems(
     yield from _differs(f"{name}: source", stored.source, layer.composed.source)
     edge = (stored.edge, stored.bound)
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
-    if not isinstance(stored, Neurons):
+    if not isinstance(stored, Firing):
         live = None if layer.live is None else channel_last_mask(layer.live)
         yield from _optional_problems(f"{name}: live targets", stored.live, live)
     yield from _differs(f"{name}: output shape", stored.out_shape, golden.graph.shapes[name])
@@ -250,9 +250,8 @@ def _dense(rows: Rows, count: int, width: int) -> Array:
     if isinstance(rows, DenseRows):
         return rows.weight.reshape(count, -1)
     dense = np.zeros((count, width), np.float32)
-    lengths: Array = np.diff(rows.starts.astype(np.int64))
-    row = np.repeat(np.arange(count), lengths)
-    dense[row, rows.targets] = rows.weight
+    _, targets, weight = rows.arrays
+    dense[np.repeat(np.arange(count), rows.lengths), targets] = weight
     return dense
 
 
@@ -333,7 +332,7 @@ class EventExecution:
         counted = {}
         for part in parts:
             found = StepCounts()
-            if isinstance(part, Neurons):
+            if isinstance(part, Firing):
                 assert spikes is not None
                 found += neuron_steps(part, spikes)
             if isinstance(part, Synaptic):

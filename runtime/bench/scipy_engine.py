@@ -10,6 +10,7 @@ Maps are float32 vectors, channel-last: value (c, y, x) of a (C, H, W) map has i
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import (
     Convolution,
+    CurrentLayer,
     DenseRows,
     EventNetwork,
     Firing,
@@ -30,8 +33,12 @@ from soul_deploy.runtime.format.network import (
     Matrix,
     MergeLayer,
     PoolLayer,
+    PopulationLayer,
     ReadoutLayer,
+    Rows,
     ScatterLayer,
+    SparseRows,
+    SpikingLayer,
     Synapses,
     Synaptic,
 )
@@ -66,38 +73,49 @@ class SparseProduct:
         return found
 
 
+@operation_table(Synapses)
 def product_of(synapses: Synapses) -> SparseProduct:
     """A projection as a CSR product."""
-    bias = np.zeros(0, np.float32) if synapses.bias is None else synapses.bias
-    if isinstance(synapses, Matrix):
-        sizes = math.prod(synapses.in_shape), math.prod(synapses.out_shape)
-        return SparseProduct(_transposed(_by_source(synapses, sizes)), None, bias)
-    sizes = synapses.in_shape[0] * math.prod(synapses.kernel), synapses.out_shape[0]
-    table = gather_table(synapses)
+    raise product_of.unknown(synapses)
+
+
+@product_of.on(Matrix)
+def _(matrix: Matrix) -> SparseProduct:
+    return _product(matrix, math.prod(matrix.out_shape), None)
+
+
+@product_of.on(Convolution)
+def _(convolution: Convolution) -> SparseProduct:
+    table = gather_table(convolution)
     patches = np.ascontiguousarray(table.reshape(len(table), -1).T.astype(np.intp))
-    return SparseProduct(_transposed(_by_source(synapses, sizes)), patches, bias)
+    return _product(convolution, convolution.out_shape[0], patches)
 
 
-def _by_source(synapses: Synapses, sizes: tuple[int, int]) -> Any:
+def _product(synapses: Synapses, targets: int, patches: Array | None) -> SparseProduct:
+    bias = np.zeros(0, np.float32) if synapses.bias is None else synapses.bias
+    weight = _by_source(synapses.rows, (synapses.row_count, targets), synapses.blocks).T.tocsr()
+    weight.sort_indices()
+    return SparseProduct(weight, patches, bias)
+
+
+@operation_table(Rows)
+def _by_source(rows: Rows, sizes: tuple[int, int], groups: int) -> Any:
     """CSR (rows, targets) as stored, zeros left out; channels of a group are a block of it."""
-    rows = synapses.rows
-    if not isinstance(rows, DenseRows):
-        starts, targets, weight = rows.arrays
-        return csr_array((weight, targets.astype(np.int64), starts.astype(np.int64)), shape=sizes)
-    if not isinstance(synapses, Convolution):
-        return csr_array(rows.weight)
-    groups = synapses.groups
+    raise _by_source.unknown(rows)
+
+
+@_by_source.on(SparseRows)
+def _(rows: SparseRows, sizes: tuple[int, int], groups: int) -> Any:
+    starts, targets, weight = rows.arrays
+    return csr_array((weight, targets.astype(np.int64), starts.astype(np.int64)), shape=sizes)
+
+
+@_by_source.on(DenseRows)
+def _(rows: DenseRows, sizes: tuple[int, int], groups: int) -> Any:
     blocks = rows.weight.reshape(groups, sizes[0] // groups, sizes[1] // groups)
     group, row, column = np.nonzero(blocks)
     places = group * blocks.shape[1] + row, group * blocks.shape[2] + column
     return csr_array((blocks[group, row, column], places), shape=sizes)
-
-
-def _transposed(weight: Any) -> Any:
-    """CSR with a row per target, its sources sorted."""
-    found = weight.T.tocsr()
-    found.sort_indices()
-    return found
 
 
 @dataclass
@@ -162,6 +180,43 @@ def scatter(layer: ScatterLayer, values: Array) -> Array:
     return found.reshape(-1)
 
 
+Step = Callable[[Mapping[str, Array]], Array]
+"""From the maps of one step by name: a layer's map, or what arrives at its neurons."""
+
+
+@operation_table(Layer)
+def step_of(layer: Layer, network: EventNetwork) -> Step:
+    """What computes one step of a layer."""
+    raise step_of.unknown(layer)
+
+
+@step_of.on(SpikingLayer, CurrentLayer)
+def _(layer: Synaptic, network: EventNetwork) -> Step:
+    product = product_of(layer.synapses)
+    return lambda values: product.currents(values[layer.source])
+
+
+@step_of.on(PopulationLayer)
+def _(layer: PopulationLayer, network: EventNetwork) -> Step:
+    return lambda values: values[layer.source]
+
+
+@step_of.on(PoolLayer)
+def _(layer: PoolLayer, network: EventNetwork) -> Step:
+    analog = network.edges[layer.source][0] == "analog"
+    return lambda values: pool(layer, values[layer.source], analog=analog)
+
+
+@step_of.on(MergeLayer)
+def _(layer: MergeLayer, network: EventNetwork) -> Step:
+    return lambda values: merge(layer, [values[name] for name in layer.sources])
+
+
+@step_of.on(ScatterLayer)
+def _(layer: ScatterLayer, network: EventNetwork) -> Step:
+    return lambda values: scatter(layer, values[layer.source])
+
+
 def scores_of(readout: ReadoutLayer, total: Array, steps: int) -> Array:
     """float32 (classes,) from spikes summed over time, (n,)."""
     sums = total.reshape(-1, readout.in_shape[0]).sum(0) if readout.space else total
@@ -192,7 +247,7 @@ class ScipyEngine:
         """Make the products of a network."""
         require_products(network)
         self.network = network
-        self.products = {layer.name: product_of(layer.synapses) for layer in network.projected}
+        self.steps = {layer.name: step_of(layer, network) for layer in network.layers}
 
     def infer(self, x: Array) -> Array:
         """As Engine. Raises ValidityError for another T or shape."""
@@ -205,9 +260,7 @@ class ScipyEngine:
     def _run(self, sample: Array) -> Array:
         """Scores of one sample, (T or 1, n). What a static input alone determines is done once."""
         network = self.network
-        neurons = {
-            layer.name: at_rest(layer) for layer in network.layers if isinstance(layer, Firing)
-        }
+        neurons = {layer.name: at_rest(layer) for layer in network.populations}
         values: dict[str, Array] = {}
         currents: dict[str, Array] = {}
         total = np.zeros(math.prod(network.readout.in_shape), np.float32)
@@ -217,21 +270,9 @@ class ScipyEngine:
             for layer in network.layers:
                 if layer.name not in still:
                     fresh = not still.issuperset(layer.sources)
-                    current = self._current(layer, values) if fresh else currents[layer.name]
+                    current = self.steps[layer.name](values) if fresh else currents[layer.name]
                     currents[layer.name] = current
                     population = neurons.get(layer.name)
                     values[layer.name] = population.step(current, step) if population else current
             total += values[network.readout.source]
         return scores_of(network.readout, total, network.time_steps)
-
-    def _current(self, layer: Layer, values: dict[str, Array]) -> Array:
-        """What a layer gives, or what arrives at its neurons."""
-        source = values[layer.sources[0]]
-        if isinstance(layer, Synaptic):
-            return self.products[layer.name].currents(source)
-        if isinstance(layer, PoolLayer):
-            analog = self.network.edges[layer.source][0] == "analog"
-            return pool(layer, source, analog=analog)
-        if isinstance(layer, MergeLayer):
-            return merge(layer, [values[name] for name in layer.sources])
-        return scatter(layer, source) if isinstance(layer, ScatterLayer) else source

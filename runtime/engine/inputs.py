@@ -7,7 +7,7 @@ import numpy as np
 from soul_deploy.base.errors import NetworkWarning, ValidityError
 from soul_deploy.base.files import Array
 from soul_deploy.base.input_rule import array_of, looks_like_pixels, numbers_of
-from soul_deploy.runtime.format.network import EventNetwork, Firing, Layer, ReadoutLayer, Shape
+from soul_deploy.runtime.format.network import EventNetwork, Layer, ReadoutLayer, Shape
 
 
 def input_of(network: EventNetwork, x: object) -> Array:
@@ -116,8 +116,8 @@ def source_values(
 
 
 def _check_dead(target: str, source: Layer, values: Array) -> None:
-    if isinstance(source, Firing) and source.live is not None:
-        dead = values.reshape(*values.shape[:2], -1)[..., ~source.live]
+    if source.live_neurons is not None:
+        dead = values.reshape(*values.shape[:2], -1)[..., ~source.live_neurons]
         if dead.any():
             raise ValidityError(
                 f"{target}: spikes given of neurons of {source.name} that are not live"

@@ -13,7 +13,7 @@ import numpy as np
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.environment import physical_cores
-from soul_deploy.base.errors import UnknownNameError, UsageError, ValidityError
+from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.base.files import Array, File
 from soul_deploy.base.input_rule import normalise
 from soul_deploy.runtime.engine.inputs import (
@@ -21,17 +21,11 @@ from soul_deploy.runtime.engine.inputs import (
     by_step,
     source_values,
 )
-from soul_deploy.runtime.engine.recording import Recording
 from soul_deploy.runtime.engine.single_layer import run_one
 from soul_deploy.runtime.engine.streaming import Stream, StreamState
 from soul_deploy.runtime.engine.thread_team import Crew
 from soul_deploy.runtime.format.file import load_event_network
-from soul_deploy.runtime.format.network import (
-    EventNetwork,
-    Layer,
-    Neurons,
-    SpikingLayer,
-)
+from soul_deploy.runtime.format.network import EventNetwork, Layer
 from soul_deploy.runtime.format.validate import MAX_THREADS
 from soul_deploy.runtime.kernels.barrier import Meet
 from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
@@ -51,6 +45,15 @@ def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Net
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
     return Network(load_event_network(path, max_memory=max_memory), threads, max_memory)
+
+
+@brief
+@dataclass(frozen=True)
+class Recording:
+    """One run: spikes of each population, bool (T, B, C, H, W) or (T, B, N), and logits."""
+
+    spikes: Mapping[str, Array]
+    logits: Array
 
 
 @brief
@@ -82,7 +85,6 @@ class Network:
     _spare: dict[tuple[int, int], list[Workspace]] = field(
         default_factory=dict, init=False, repr=False
     )
-    _stream: Stream | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.threads = self.threads or min(len(physical_cores()), MAX_THREADS)
@@ -91,22 +93,21 @@ class Network:
                 f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
             )
         require_running(self.events, self.max_memory)
-        self._prepared = prepare_all(self.events.layers)
+        self._prepared = prepare_all(self.events)
         self._crew = Crew(self.threads) if self.threads > 1 else None
         self._build = partial(build_workspace, self.events, self._prepared)
         self._reader = InputReader(self.events)
+        self._stream = self.stream()
 
-    def __getstate__(self) -> tuple[EventNetwork, int, int | None, StreamState | None]:
+    def __getstate__(self) -> tuple[EventNetwork, int, int | None, StreamState]:
         """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
-        running = None if self._stream is None else self._stream.state()
-        return self.events, self.threads, self.max_memory, running
+        return self.events, self.threads, self.max_memory, self._stream.state()
 
-    def __setstate__(self, state: tuple[EventNetwork, int, int | None, StreamState | None]) -> None:
+    def __setstate__(self, state: tuple[EventNetwork, int, int | None, StreamState]) -> None:
         self.events, self.threads, self.max_memory, running = state
-        self._spare, self._stream = {}, None
+        self._spare = {}
         self.__post_init__()
-        if running is not None:
-            self._stream = Stream.resumed(running, self._step_workspace, self.events.input_name)
+        self._stream.resume(running)
 
     @property
     def time_steps(self) -> int:
@@ -120,11 +121,7 @@ class Network:
         """
         self.run(np.zeros((1, *self.events.input_shape), np.float32))
         if stream:
-            workspace = self._step_workspace()
-            workspace.values[self.events.input_name][...] = 0
-            workspace.generate(0)
-            workspace.run()
-            workspace.repeat()
+            self._stream.warm_up()
 
     def normalise(self, pixels: Array) -> Array:
         """(pixel / 255 - mean) / std per channel, float32, as the file says.
@@ -213,7 +210,7 @@ class Network:
         if name in workspace.packed:
             layer = self.events.by_name[name]
             packing = packing_of(layer)
-            assert isinstance(layer, Neurons) and packing is not None
+            assert packing is not None
             return unpacked(layer, packing, workspace.packed[name])
         return workspace.values[name]
 
@@ -248,53 +245,17 @@ class Network:
             return alike
         return found.astype(np.bool_) if kind == "spike" else found
 
+    def stream(self) -> Stream:
+        """A stream at rest, apart from all others."""
+        return Stream(self.events, self._prepared, self._reader)
+
     def step(self, x: Array | None = None) -> Array:
-        """One step of a stream: the inputs of this step, (B, C, H, W), to scores (B, classes).
-
-        Without `x`, the inputs are those of the step before, and what they alone determine, such as
-        the first layer's currents, is not computed again.
-        Scores are those of this step alone; their mean over T steps is `run`. Membranes persist
-        until `reset`. Raises ValidityError for another shape, a changed batch size, no input at the
-        first step, or a step beyond the T that the network is valid for. A network has one stream:
-        one thread at a time may call this. A step that is interrupted ends the stream.
-        """
-        shown = None if x is None else self._reader.frames(x)
-        stream = self._stream_for(None if shown is None else len(shown))
-        if self.events.fixed_steps and stream.steps >= self.time_steps:
-            raise ValidityError(
-                f"step {stream.steps + 1} asked, but this network is valid for T = "
-                f"{self.time_steps} steps from rest; call reset() first"
-            )
-        self._stream = None  # what an interruption leaves half done is nobody's next step
-        scores = np.empty((len(stream.workspaces), self.events.readout.classes), np.float32)
-        stream.advance(shown, scores)
-        self._stream = stream
-        return scores
-
-    def _stream_for(self, batch: int | None) -> Stream:
-        """The running stream, or a new one, if a batch of that size fits it; None: no new input."""
-        if batch is None:
-            if self._stream is None:
-                raise ValidityError("the first step of a stream needs an input")
-            return self._stream
-        stream = self._stream or self._new_stream(batch)
-        if len(stream.workspaces) != batch:
-            raise ValidityError(
-                f"a batch of {batch} given, but the stream runs {len(stream.workspaces)}; call "
-                "reset() first"
-            )
-        return stream
+        """`Stream.step` of the network's own stream, which copies of the network go on with."""
+        return self._stream.advance(None if x is None else self._reader.frames(x))
 
     def reset(self) -> None:
-        """Forget the stream: the next `step` starts at rest, with any batch size."""
-        self._stream = None
-
-    def _new_stream(self, batch: int) -> Stream:
-        workspaces = [self._step_workspace() for _ in range(batch)]
-        return Stream(workspaces, self.events.input_name)
-
-    def _step_workspace(self) -> Workspace:
-        return self._build(input_steps=1, steps=1, carry=True)
+        """`Stream.reset` of the network's own stream."""
+        self._stream.reset()
 
     @contextmanager
     def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:
@@ -312,6 +273,6 @@ class Network:
 
     def layer(self, name: str) -> Layer:
         for layer in self.events.layers:
-            if name == layer.name or (isinstance(layer, SpikingLayer) and name == layer.projection):
+            if name in layer.names:
                 return layer
         raise UnknownNameError("layer", name, (layer.name for layer in self.events.layers))

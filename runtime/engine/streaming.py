@@ -1,11 +1,17 @@
 """A running stream: membranes that stay between steps, and how a copy goes on with them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import ValidityError
 from soul_deploy.base.files import Array
-from soul_deploy.runtime.plan.buffers import Workspace
+from soul_deploy.runtime.engine.inputs import InputReader
+from soul_deploy.runtime.format.network import EventNetwork
+from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
+from soul_deploy.runtime.plan.layer_plan import Prepared, prepare_all
 
 
 @brief
@@ -24,52 +30,112 @@ class StreamState:
 
 
 @brief
-@dataclass
+@dataclass(eq=False)
 class Stream:
-    """Workspaces of a running stream, one per sample of the batch, and the steps done.
+    """A network step by step; membranes persist until `reset`. One thread at a time may step.
 
-    input_name: of the map that the workspaces read their input from.
+    A copy goes on from the same step, apart from the original.
+
+    events      the network
+    prepared    its layers with synapses
+    reader      reads the inputs of a step
+    workspaces  one per sample of the batch; none before the first step
+    steps       done since the start or the last `reset`
     """
 
-    workspaces: list[Workspace]
-    input_name: str
-    steps: int = 0
+    events: EventNetwork
+    prepared: Mapping[str, Prepared] = field(repr=False)
+    reader: InputReader = field(repr=False)
+    workspaces: list[Workspace] = field(default_factory=list, init=False)
+    steps: int = field(default=0, init=False)
 
-    def advance(self, x: Array | None, scores: Array) -> None:
-        """One step of every sample; `scores` (B, classes) gets what it gives.
+    def __getstate__(self) -> tuple[EventNetwork, StreamState]:
+        return self.events, self.state()
 
-        x: (B, positions, channels), or None for the inputs of the step before.
+    def __setstate__(self, state: tuple[EventNetwork, StreamState]) -> None:
+        self.events, running = state
+        self.prepared, self.reader = prepare_all(self.events), InputReader(self.events)
+        self.resume(running)
+
+    def step(self, x: Array | None = None) -> Array:
+        """One step: the inputs of this step, (B, C, H, W), to scores (B, classes).
+
+        Without `x`, the inputs are those of the step before, and what they alone determine, such as
+        the first layer's currents, is not computed again.
+        Scores are those of this step alone; their mean over T steps is `Network.run`. Raises
+        ValidityError for another shape, a changed batch size, no input at the first step, or a step
+        beyond the T that the network is valid for. A step that is interrupted ends the stream.
         """
-        for b, (workspace, row) in enumerate(zip(self.workspaces, scores, strict=True)):
-            workspace.generate(self.steps)
-            if x is None:
+        return self.advance(None if x is None else self.reader.frames(x))
+
+    def reset(self) -> None:
+        """The next `step` starts at rest, with any batch size."""
+        self.workspaces, self.steps = [], 0
+
+    def advance(self, shown: Array | None) -> Array:
+        """As `step`, of inputs (B, positions, channels) that were read; None: those before."""
+        workspaces, done = self._running(None if shown is None else len(shown)), self.steps
+        if self.events.fixed_steps and done >= self.events.time_steps:
+            raise ValidityError(
+                f"step {done + 1} asked, but this network is valid for T = "
+                f"{self.events.time_steps} steps from rest; call reset() first"
+            )
+        self.reset()  # what an interruption leaves half done is nobody's next step
+        scores = np.empty((len(workspaces), self.events.readout.classes), np.float32)
+        for b, (workspace, row) in enumerate(zip(workspaces, scores, strict=True)):
+            workspace.generate(done)
+            if shown is None:
                 workspace.repeat()
             else:
-                workspace.values[self.input_name][0] = x[b]
+                workspace.values[self.events.input_name][0] = shown[b]
                 workspace.run()
             row[...] = workspace.scores
-        self.steps += 1
+        self.workspaces, self.steps = workspaces, done + 1
+        return scores
+
+    def warm_up(self) -> None:
+        """Run a blank step beside the stream, so that no later one waits for a kernel."""
+        workspace = self._workspace()
+        workspace.values[self.events.input_name][...] = 0
+        workspace.generate(0)
+        workspace.run()
+        workspace.repeat()
 
     def state(self) -> StreamState:
         """Copies of what the next step depends on; everything else follows from it."""
+        workspaces = self.workspaces  # none while another thread is in the middle of a step
         return StreamState(
-            self.steps,
-            tuple(workspace.values[self.input_name].copy() for workspace in self.workspaces),
+            self.steps if workspaces else 0,
+            tuple(workspace.values[self.events.input_name].copy() for workspace in workspaces),
             tuple(
                 {name: v.copy() for name, v in workspace.membranes.items()}
-                for workspace in self.workspaces
+                for workspace in workspaces
             ),
         )
 
-    @staticmethod
-    def resumed(state: StreamState, build: Callable[[], Workspace], input_name: str) -> "Stream":
-        """A stream that goes on from `state`; build: makes a workspace of one step at rest."""
-        workspaces = []
-        for shown, membranes in zip(state.inputs, state.membranes, strict=True):
-            workspace = build()
-            workspace.values[input_name][...] = shown
+    def resume(self, state: StreamState) -> None:
+        """Go on from `state`."""
+        self.workspaces, self.steps = [self._workspace() for _ in state.inputs], state.steps
+        for workspace, shown, membranes in zip(
+            self.workspaces, state.inputs, state.membranes, strict=True
+        ):
+            workspace.values[self.events.input_name][...] = shown
             for name, v in membranes.items():
                 workspace.membranes[name][...] = v
             workspace.settle()
-            workspaces.append(workspace)
-        return Stream(workspaces, input_name, state.steps)
+
+    def _running(self, batch: int | None) -> list[Workspace]:
+        """The running workspaces, or new ones, for a batch of that size; None: no new input."""
+        if not self.steps:
+            if batch is None:
+                raise ValidityError("the first step of a stream needs an input")
+            return [self._workspace() for _ in range(batch)]
+        if batch not in (None, len(self.workspaces)):
+            raise ValidityError(
+                f"a batch of {batch} given, but the stream runs {len(self.workspaces)}; call "
+                "reset() first"
+            )
+        return self.workspaces
+
+    def _workspace(self) -> Workspace:
+        return build_workspace(self.events, self.prepared, input_steps=1, steps=1, carry=True)

@@ -5,18 +5,20 @@ travel, float32 where analog values do; a layer's inputs come from layers before
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
-from soul_deploy.runtime.format.synapses import Matrix, Shape, SparseRows, Synapses
+from soul_deploy.runtime.format.layer import Layer
+from soul_deploy.runtime.format.synapses import Shape, Synapses
 from soul_deploy.runtime.format.validate import (
+    Edge,
     EdgeKind,
     require,
     require_array,
@@ -53,13 +55,12 @@ def require_grid(name: str, grid: int | None) -> None:
     require(grid is None or 0 <= grid <= 60, f"{name}: grid {grid} not in 0..60")
 
 
-class Firing:
+class Firing(Layer):
     """What layers with neurons have in common; their fields are described at SpikingLayer."""
 
-    name: str
+    stateful: ClassVar[bool] = True
     neuron: NeuronEquation
     live: Array | None
-    pattern: Array | None
 
     @property
     def current_shape(self) -> Shape:
@@ -78,6 +79,20 @@ class Firing:
             require_shape(f"{self.name}: output shape", self.out_shape)
         if self.live is not None:
             require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
+
+    def check_steps(self, time_steps: int, *, fixed: bool) -> None:
+        """A pattern has T steps, and nothing is known beyond them."""
+        if self.pattern is not None:
+            steps = len(self.pattern)
+            require(
+                steps == time_steps and fixed,
+                f"{self.name}: a pattern of {steps} steps needs a network that is valid for "
+                f"T = {steps} only",
+            )
+
+    @property
+    def live_neurons(self) -> Array | None:
+        return self.live
 
     @property
     def generated(self) -> int:
@@ -103,9 +118,85 @@ class Firing:
         return math.prod(self.current_shape) if self.updated is None else int(self.updated.sum())
 
 
+class Synaptic(Layer):
+    """What layers with synapses have in common; their fields are described at SpikingLayer.
+
+    operation  what files put before the kind of the synapses
+    """
+
+    what: ClassVar[str] = "a projection"
+    source: str
+    edge: EdgeKind
+    bound: int | None
+    synapses: Synapses
+    grid: int | None
+    live: Array | None
+    alternatives: tuple[Alternative, ...]
+
+    if TYPE_CHECKING:
+
+        @property
+        def projection(self) -> str:
+            """The projection's name in the graph."""
+            raise NotImplementedError
+
+        @property
+        def updated(self) -> Array | None:
+            """The live mask of the current's targets, bool, channel-last; None: all."""
+            raise NotImplementedError
+
+        @property
+        def neurons(self) -> int:
+            """How many targets an event's dense row is added to."""
+            raise NotImplementedError
+
+    def _check_synapses(self) -> None:
+        """Raise FileFormatError for an edge or a grid that cannot be."""
+        require_edge(self.name, self.edge, self.bound)
+        require_grid(self.name, self.grid)
+
+    def _check_targets(self) -> None:
+        """Raise FileFormatError if an explicit row leads to a target that is not live."""
+        rows = self.synapses.explicit_rows
+        if self.updated is not None and rows is not None:
+            require(
+                self.updated[rows.targets].all(),
+                f"{self.name}: a synapse leads to a neuron that is not live",
+            )
+
+    def check_source(self, source: Layer) -> None:
+        """Rows of dead presynaptic neurons are left out when rows are packed: they are empty."""
+        rows, live = self.synapses.explicit_rows, source.live_neurons
+        if rows is not None and live is not None:
+            require(
+                not rows.lengths[~live].any(),
+                f"{self.name}: a synapse comes from a neuron of {source.name} that is not live",
+            )
+
+    def _check_arriving(self, arriving: Edge) -> None:
+        require(
+            (self.edge, self.bound) == arriving,
+            f"{self.name}: a {self.edge} edge from {self.source} with bound {self.bound}; "
+            f"what leaves there is {arriving[0]} with bound {arriving[1]}",
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def in_shape(self) -> Shape:
+        return self.synapses.in_shape
+
+    @property
+    def current_shape(self) -> Shape:
+        """Shape of the currents."""
+        return self.synapses.out_shape
+
+
 @brief
 @dataclass(frozen=True)
-class SpikingLayer(Firing):
+class SpikingLayer(Synaptic, Firing):
     """A projection and the population behind it.
 
     name        the population's name in the graph; `projection` the projection's
@@ -120,6 +211,7 @@ class SpikingLayer(Firing):
     alternatives  the representations weighed at export
     """
 
+    operation: ClassVar[str] = ""
     name: str
     projection: str
     source: str
@@ -133,27 +225,22 @@ class SpikingLayer(Firing):
     alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
-        require_edge(self.name, self.edge, self.bound)
-        require_grid(self.name, self.grid)
+        self._check_synapses()
         self._check_neurons()
-        require_live_targets(self.name, self.synapses, self.updated)
+        self._check_targets()
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
+    def names(self) -> tuple[str, ...]:
+        return self.name, self.projection
 
-    @property
-    def in_shape(self) -> Shape:
-        return self.synapses.in_shape
-
-    @property
-    def current_shape(self) -> Shape:
-        return self.synapses.out_shape
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        self._check_arriving(arriving[0])
+        return "spike", 1
 
 
 @brief
 @dataclass(frozen=True)
-class CurrentLayer:
+class CurrentLayer(Synaptic):
     """A projection whose currents go elsewhere than to one population: analog values.
 
     live  bool (n,), channel-last: where the current reaches a live neuron; other currents are read
@@ -161,6 +248,7 @@ class CurrentLayer:
     The other fields are those of SpikingLayer.
     """
 
+    operation: ClassVar[str] = "current_"
     name: str
     source: str
     edge: EdgeKind
@@ -171,11 +259,10 @@ class CurrentLayer:
     alternatives: tuple[Alternative, ...] = ()
 
     def __post_init__(self) -> None:
-        require_edge(self.name, self.edge, self.bound)
-        require_grid(self.name, self.grid)
+        self._check_synapses()
         if self.live is not None:
             require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
-        require_live_targets(self.name, self.synapses, self.live)
+        self._check_targets()
 
     @property
     def projection(self) -> str:
@@ -183,19 +270,7 @@ class CurrentLayer:
         return self.name
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
-    def in_shape(self) -> Shape:
-        return self.synapses.in_shape
-
-    @property
     def out_shape(self) -> Shape:
-        return self.synapses.out_shape
-
-    @property
-    def current_shape(self) -> Shape:
         return self.synapses.out_shape
 
     @property
@@ -208,14 +283,9 @@ class CurrentLayer:
         """How many targets an event's dense row is added to: all."""
         return math.prod(self.out_shape)
 
-
-def require_live_targets(name: str, synapses: Synapses, live: Array | None) -> None:
-    """Raise FileFormatError if an explicit row leads to a target that is not live."""
-    if live is not None and isinstance(synapses, Matrix) and isinstance(synapses.rows, SparseRows):
-        require(
-            live[synapses.rows.targets].all(),
-            f"{name}: a synapse leads to a neuron that is not live",
-        )
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        self._check_arriving(arriving[0])
+        return "analog", None
 
 
 @brief
@@ -226,6 +296,7 @@ class PopulationLayer(Firing):
     The fields are those of SpikingLayer; in_shape is the current's shape.
     """
 
+    operation: ClassVar[str] = "population"
     what: ClassVar[str] = "a population without a projection of its own"
     name: str
     source: str
@@ -246,9 +317,10 @@ class PopulationLayer(Firing):
     def current_shape(self) -> Shape:
         return self.in_shape
 
-
-Synaptic = SpikingLayer | CurrentLayer
-"""Layers with synapses."""
-Neurons = SpikingLayer | PopulationLayer
-"""Layers with neurons."""
-Layer = Synaptic | PopulationLayer | PoolLayer | MergeLayer | ScatterLayer
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        kind, _ = arriving[0]
+        require(
+            kind == "analog",
+            f"{self.name}: neurons take a current, but {self.source} is {kind}",
+        )
+        return "spike", 1

@@ -9,6 +9,7 @@ import numpy as np
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
+from soul_deploy.runtime.format.layer import MapLayer
 from soul_deploy.runtime.format.synapses import Pair, Shape
 from soul_deploy.runtime.format.validate import (
     MAX_NEURONS,
@@ -16,6 +17,7 @@ from soul_deploy.runtime.format.validate import (
     Edge,
     require,
     require_array,
+    require_edge,
     require_pair,
     require_shape,
 )
@@ -24,9 +26,10 @@ MergeFunction = Literal["add", "and", "iand"]
 
 
 @dataclass(frozen=True)
-class PoolLayer:
+class PoolLayer(MapLayer):
     """Maximum over windows of a map; of spikes: OR. Padding never is the maximum."""
 
+    operation: ClassVar[str] = "max_pool"
     what: ClassVar[str] = "a pooling"
     name: str
     source: str
@@ -55,9 +58,18 @@ class PoolLayer:
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
 
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        require(
+            arriving[0][0] != "analog"
+            or all(2 * self.padding[i] <= self.kernel[i] for i in (0, 1)),
+            f"{self.name}: padding {self.padding} beyond half the kernel {self.kernel} "
+            "leaves a window without values",
+        )
+        return arriving[0]
+
 
 @dataclass(frozen=True)
-class MergeLayer:
+class MergeLayer(MapLayer):
     """Two or more maps of one shape, element by element, left to right.
 
     add   the sum: of spikes and graded values a graded edge, with an analog one analog
@@ -65,6 +77,7 @@ class MergeLayer:
     iand  spikes: 1 where the first is 1 and the second is 0
     """
 
+    operation: ClassVar[str] = "merge"
     what: ClassVar[str] = "a merge"
     name: str
     sources: tuple[str, ...]
@@ -91,25 +104,27 @@ class MergeLayer:
     def out_shape(self) -> Shape:
         return self.shape
 
-    def edge_of(self, edges: Sequence[Edge]) -> Edge:
-        """What leaves, from what arrives. Raises FileFormatError."""
-        kinds = {kind for kind, _ in edges}
-        if self.function == "add":
-            if "analog" in kinds:
-                return "analog", None
-            return "graded", sum(bound or 0 for _, bound in edges)
-        require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
-        return "spike", 1
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        kinds = {kind for kind, _ in arriving}
+        if self.function != "add":
+            require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
+            return "spike", 1
+        if "analog" in kinds:
+            return "analog", None
+        bound = sum(bound or 0 for _, bound in arriving)
+        require_edge(self.name, "graded", bound)
+        return "graded", bound
 
 
 @brief
 @dataclass(frozen=True)
-class ScatterLayer:
+class ScatterLayer(MapLayer):
     """Channels of a narrow map put into a wide one, zeros elsewhere.
 
     index  uint32 (channels,): the place of each input channel, rising
     """
 
+    operation: ClassVar[str] = "scatter"
     what: ClassVar[str] = "a scattering"
     name: str
     source: str
@@ -132,6 +147,9 @@ class ScatterLayer:
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
+
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        return arriving[0]
 
 
 @brief

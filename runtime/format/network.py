@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,12 +25,11 @@ from soul_deploy.base.input_rule import (
     InputRule,
     is_input_kind,
 )
+from soul_deploy.runtime.format.layer import Layer, MapLayer
 from soul_deploy.runtime.format.layers import (
     Alternative,
     CurrentLayer,
     Firing,
-    Layer,
-    Neurons,
     PopulationLayer,
     SpikingLayer,
     Synaptic,
@@ -51,7 +51,6 @@ from soul_deploy.runtime.format.validate import (
     Edge,
     EdgeKind,
     require,
-    require_edge,
     require_shape,
 )
 
@@ -65,9 +64,9 @@ __all__ = [
     "EventNetwork",
     "Firing",
     "Layer",
+    "MapLayer",
     "Matrix",
     "MergeLayer",
-    "Neurons",
     "Normalization",
     "Pair",
     "PoolLayer",
@@ -81,6 +80,9 @@ __all__ = [
     "Synapses",
     "Synaptic",
 ]
+
+
+L = TypeVar("L", bound=Layer)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,10 @@ class EventNetwork:
         edges: dict[str, Edge] = {self.input_name: ("analog", None)}
         for layer in self.layers:
             self._check_place(layer, shapes)
-            edges[layer.name] = self._edge_of(layer, edges)
+            layer.check_steps(self.time_steps, fixed=self.fixed_steps)
+            for source in filter(self.by_name.__contains__, layer.sources):
+                layer.check_source(self.by_name[source])
+            edges[layer.name] = layer.edge_of([edges[source] for source in layer.sources])
             shapes[layer.name] = layer.out_shape
         self._check_place(self.readout, shapes)
         source = self.readout.source
@@ -185,60 +190,6 @@ class EventNetwork:
                 shapes[source] == layer.in_shape,
                 f"{name}: takes {layer.in_shape}, but {source} is {shapes[source]}",
             )
-        if isinstance(layer, Firing):
-            self._check_generated(layer)
-        if isinstance(layer, SpikingLayer | CurrentLayer):
-            self._check_dead_rows(layer)
-
-    def _edge_of(self, layer: Layer, edges: Mapping[str, Edge]) -> Edge:
-        """What leaves a layer; what arrives must be what it takes."""
-        arriving = [edges[source] for source in layer.sources]
-        if isinstance(layer, SpikingLayer | CurrentLayer):
-            require(
-                (layer.edge, layer.bound) == arriving[0],
-                f"{layer.name}: a {layer.edge} edge from {layer.source} with bound {layer.bound}; "
-                f"what leaves there is {arriving[0][0]} with bound {arriving[0][1]}",
-            )
-            return ("spike", 1) if isinstance(layer, SpikingLayer) else ("analog", None)
-        if isinstance(layer, PopulationLayer):
-            require(
-                arriving[0][0] == "analog",
-                f"{layer.name}: neurons take a current, but {layer.source} is {arriving[0][0]}",
-            )
-            return "spike", 1
-        if isinstance(layer, MergeLayer):
-            edge = layer.edge_of(arriving)
-            require_edge(layer.name, *edge)
-            return edge
-        if isinstance(layer, PoolLayer) and arriving[0][0] == "analog":
-            require(
-                all(2 * layer.padding[i] <= layer.kernel[i] for i in (0, 1)),
-                f"{layer.name}: padding {layer.padding} beyond half the kernel {layer.kernel} "
-                "leaves a window without values",
-            )
-        return arriving[0]
-
-    def _check_generated(self, layer: Firing) -> None:
-        """A pattern has T steps, and nothing is known beyond them."""
-        if layer.pattern is not None:
-            steps = len(layer.pattern)
-            require(
-                steps == self.time_steps and self.fixed_steps,
-                f"{layer.name}: a pattern of {steps} steps needs a network that is valid for "
-                f"T = {steps} only",
-            )
-
-    def _check_dead_rows(self, layer: Synaptic) -> None:
-        """Rows of dead presynaptic neurons are left out when rows are packed: they are empty."""
-        source, rows = self.by_name.get(layer.source), layer.synapses.rows
-        explicit = isinstance(layer.synapses, Matrix) and isinstance(rows, SparseRows)
-        if explicit and isinstance(source, Firing) and source.live is not None:
-            assert isinstance(rows, SparseRows)
-            filled = rows.starts[1:] > rows.starts[:-1]
-            require(
-                not filled[~source.live].any(),
-                f"{layer.name}: a synapse comes from a neuron of {source.name} that is not live",
-            )
 
     @cached_property
     def rule(self) -> InputRule:
@@ -257,21 +208,29 @@ class EventNetwork:
         """The input, and layers with the same value at every step of a static input."""
         found = {self.input_name}
         for layer in self.layers:
-            if not isinstance(layer, Firing) and found.issuperset(layer.sources):
+            if not layer.stateful and found.issuperset(layer.sources):
                 found.add(layer.name)
         return frozenset(found)
 
     @property
     def spiking_layers(self) -> tuple[SpikingLayer, ...]:
         """Projections with a population behind, in execution order."""
-        return tuple(layer for layer in self.layers if isinstance(layer, SpikingLayer))
+        return self._of(SpikingLayer)
 
     @property
-    def populations(self) -> tuple[Neurons, ...]:
+    def populations(self) -> tuple[Firing, ...]:
         """Layers with neurons, in execution order."""
-        return tuple(layer for layer in self.layers if isinstance(layer, Neurons))
+        return self._of(Firing)
 
     @property
     def projected(self) -> tuple[Synaptic, ...]:
         """Layers with synapses, in execution order."""
-        return tuple(layer for layer in self.layers if isinstance(layer, Synaptic))
+        return self._of(Synaptic)
+
+    @property
+    def maps(self) -> tuple[MapLayer, ...]:
+        """Layers without synapses and neurons, in execution order."""
+        return self._of(MapLayer)
+
+    def _of(self, kind: type[L]) -> tuple[L, ...]:
+        return tuple(layer for layer in self.layers if isinstance(layer, kind))

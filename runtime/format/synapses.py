@@ -11,6 +11,7 @@ rows is the explicit form: one row per presynaptic neuron, only synapses between
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -30,25 +31,80 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
-@brief
 @dataclass(frozen=True)
-class DenseRows:
-    """One contiguous row of weights per presynaptic unit.
+class Rows:
+    """Weights by presynaptic unit: what DenseRows and SparseRows have in common.
 
-    weight  float32: (n_in, n_out), or for a convolution (C_in, kh, kw, C_out / groups)
+    kind   what files call the rows
+    dense  whether weights of 0 are stored
     """
 
-    weight: Array
+    kind: ClassVar[str]
+    dense: ClassVar[bool]
+
+    if TYPE_CHECKING:
+
+        @property
+        def weight(self) -> Array:
+            """float32: the weights, in the order of rows."""
+            raise NotImplementedError
 
     @property
     def synapses(self) -> int:
         """Nonzero weights stored."""
         return int(np.count_nonzero(self.weight))
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All arrays of the rows, as `fields` lists them."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> Array:
+        """int64 (rows,): nonzero weights of each row."""
+        raise NotImplementedError
+
+    @property
+    def compressed(self) -> "SparseRows | None":
+        """The rows themselves if they are compressed."""
+        return None
+
+    def check(self, name: str, shape: Shape, count: int, width: int) -> None:
+        """Raise FileFormatError unless the rows are `count` rows onto `width` targets, which
+        stored densely have `shape`; LimitError for more rows than 32 bits count.
+        """
+        raise NotImplementedError
+
 
 @brief
 @dataclass(frozen=True)
-class SparseRows:
+class DenseRows(Rows):
+    """One contiguous row of weights per presynaptic unit.
+
+    weight  float32: (n_in, n_out), or for a convolution (C_in, kh, kw, C_out / groups)
+    """
+
+    kind: ClassVar[str] = "dense"
+    dense: ClassVar[bool] = True
+    weight: Array
+
+    @property
+    def arrays(self) -> tuple[Array]:
+        """(weight,)."""
+        return (self.weight,)
+
+    @property
+    def lengths(self) -> Array:
+        lengths: Array = np.count_nonzero(self.weight, axis=-1).astype(np.int64).reshape(-1)
+        return lengths
+
+    def check(self, name: str, shape: Shape, count: int, width: int) -> None:
+        require_array("weights", self.weight, np.float32, shape)
+
+
+@brief
+@dataclass(frozen=True)
+class SparseRows(Rows):
     """Compressed rows: row r holds synapses starts[r] .. starts[r + 1].
 
     starts   uint32 (rows + 1,)
@@ -56,6 +112,8 @@ class SparseRows:
     weight   float32 (synapses,), no zeros
     """
 
+    kind: ClassVar[str] = "sparse"
+    dense: ClassVar[bool] = False
     starts: Array
     targets: Array
     weight: Array
@@ -70,13 +128,60 @@ class SparseRows:
         """(starts, targets, weight)."""
         return self.starts, self.targets, self.weight
 
+    @property
+    def lengths(self) -> Array:
+        lengths: Array = np.diff(self.starts.astype(np.int64))
+        return lengths
 
-Rows = DenseRows | SparseRows
+    @property
+    def compressed(self) -> "SparseRows":
+        return self
+
+    def check(self, name: str, shape: Shape, count: int, width: int) -> None:
+        if count >= MAX_SYNAPSES:
+            raise LimitError(f"{count} rows; the limit is {MAX_SYNAPSES}")
+        require_sparse_rows(name, self.arrays, count, width)
+
+
+@dataclass(frozen=True)
+class Synapses:
+    """What Convolution and Matrix have in common; the family of tables over synapses.
+
+    kind    what files call the operation
+    shared  whether all positions of a map share their rows
+    """
+
+    kind: ClassVar[str]
+    shared: ClassVar[bool]
+    in_shape: Shape
+    out_shape: Shape
+    rows: Rows
+    bias: Array | None
+
+    @property
+    def explicit_rows(self) -> SparseRows | None:
+        """The rows of the explicit form; None for rows that are dense or shared by positions."""
+        return None
+
+    @property
+    def row_count(self) -> int:
+        """Rows of synapses: one per input neuron, or per channel and kernel position."""
+        return math.prod(self.in_shape)
+
+    @property
+    def blocks(self) -> int:
+        """Equal shares of the rows, each of which leads to a share of the targets of its own."""
+        return 1
+
+    @property
+    def most_targets(self) -> int:
+        """Targets that one input has at most."""
+        return math.prod(self.out_shape)
 
 
 @brief
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Synapses):
     """Synapses of a 2-D convolution, zero padding.
 
     Row (c, i, j) holds the weights from input channel c at kernel position (kh-1-i, kw-1-j): the
@@ -88,10 +193,8 @@ class Convolution:
               kernel leaves out the far border)
     """
 
-    in_shape: Shape
-    out_shape: Shape
-    rows: Rows
-    bias: Array | None
+    kind: ClassVar[str] = "convolution"
+    shared: ClassVar[bool] = True
     kernel: Pair
     stride: Pair
     padding: Pair
@@ -122,9 +225,22 @@ class Convolution:
                 f"the kernel spans {spread} outputs (kernel {self.kernel}, dilation "
                 f"{self.dilation}, output {self.out_shape}); the limit is {MAX_SYNAPSES}"
             )
-        self._check_rows()
+        shape = (self.in_shape[0], *self.kernel, self.out_shape[0] // self.groups)
+        self.rows.check("convolution", shape, self.row_count, self.out_shape[0])
         if self.bias is not None:
             require_array("bias", self.bias, np.float32, self.out_shape[:1])
+
+    @property
+    def row_count(self) -> int:
+        return self.in_shape[0] * math.prod(self.kernel)
+
+    @property
+    def blocks(self) -> int:
+        return self.groups
+
+    @property
+    def most_targets(self) -> int:
+        return self.out_shape[0] // self.groups * math.prod(self.kernel)
 
     @property
     def pitches(self) -> Pair:
@@ -145,43 +261,28 @@ class Convolution:
             f"{self.dilation}: at most {largest} positions along axis {axis}",
         )
 
-    def _check_rows(self) -> None:
-        channels = self.in_shape[0]
-        if isinstance(self.rows, DenseRows):
-            shape = (channels, *self.kernel, self.out_shape[0] // self.groups)
-            require_array("weights", self.rows.weight, np.float32, shape)
-            return
-        count = channels * math.prod(self.kernel)
-        if count >= MAX_SYNAPSES:
-            raise LimitError(f"{count} rows; the limit is {MAX_SYNAPSES}")
-        require_sparse_rows("convolution", self.rows.arrays, count, self.out_shape[0])
-
 
 @brief
 @dataclass(frozen=True)
-class Matrix:
+class Matrix(Synapses):
     """Synapses of a matrix: row j holds the weights from neuron j (channel-last index).
 
     rows    DenseRows (n_in, n_out) or SparseRows of n_in rows; targets are channel-last indices
     bias    float32 (n_out,), channel-last, or (C_out,), the same at every position, or None
     """
 
-    in_shape: Shape
-    out_shape: Shape
-    rows: Rows
-    bias: Array | None
+    kind: ClassVar[str] = "matrix"
+    shared: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_shape("input shape", self.in_shape)
         require_shape("output shape", self.out_shape)
         size = math.prod(self.in_shape), math.prod(self.out_shape)
-        if isinstance(self.rows, DenseRows):
-            require_array("weights", self.rows.weight, np.float32, size)
-        else:
-            require_sparse_rows("matrix", self.rows.arrays, *size)
+        self.rows.check("matrix", size, *size)
         if self.bias is not None:
             shared = self.bias.shape == self.out_shape[:1]
             require_array("bias", self.bias, np.float32, self.out_shape[:1] if shared else size[1:])
 
-
-Synapses = Convolution | Matrix
+    @property
+    def explicit_rows(self) -> SparseRows | None:
+        return self.rows.compressed

@@ -1,6 +1,5 @@
 """What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from shlex import quote
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base.container import read_header
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import FileFormatError, SoulDeployError
 from soul_deploy.base.files import (
     METADATA_KEY,
@@ -26,13 +26,16 @@ from soul_deploy.base.lazy import load_object
 from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format.network import (
     Convolution,
-    DenseRows,
+    CurrentLayer,
     Edge,
     EventNetwork,
     Firing,
     Layer,
-    Neurons,
+    MapLayer,
+    Matrix,
+    PopulationLayer,
     ReadoutLayer,
+    SpikingLayer,
     Synapses,
     Synaptic,
 )
@@ -198,7 +201,7 @@ def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
 
 def describe_event(network: EventNetwork) -> dict[str, Any]:
     """An event network: its layers as rows and what it is valid for."""
-    layers = [_layer_row(layer, network.edges[layer.sources[0]]) for layer in network.layers]
+    layers = [layer_row(layer, network.edges[layer.sources[0]]) for layer in network.layers]
     norm = network.normalization
     rows = [*layers, _readout_row(network.readout)]
     return {
@@ -219,60 +222,78 @@ def describe_event(network: EventNetwork) -> dict[str, Any]:
     }
 
 
-def _layer_row(layer: Layer, edge: Edge) -> dict[str, Any]:
+@operation_table(Layer)
+def layer_row(layer: Layer, edge: Edge) -> dict[str, Any]:
     """One layer; edge: what arrives from its first source."""
-    if isinstance(layer, Synaptic):
-        return _synaptic_row(layer)
-    operation = eventfile.PLAIN[type(layer)]
-    row = _plain_row(layer.name, operation, ", ".join(layer.sources), layer.out_shape)
-    row |= {"edge": edge[0], "bound": edge[1]}
-    if isinstance(layer, Firing):
-        row |= {"neurons": layer.neurons, "generated": layer.generated}
-        row["neuron"] = asdict(layer.neuron)
-    return row
+    raise layer_row.unknown(layer)
 
 
-def _synaptic_row(layer: Synaptic) -> dict[str, Any]:
+@layer_row.on(MapLayer)
+def _map_row(layer: Layer, edge: Edge) -> dict[str, Any]:
+    row = _plain_row(layer.name, layer.operation, ", ".join(layer.sources), layer.out_shape)
+    return row | {"edge": edge[0], "bound": edge[1]}
+
+
+@layer_row.on(PopulationLayer)
+def _(layer: PopulationLayer, edge: Edge) -> dict[str, Any]:
+    return _map_row(layer, edge) | _neurons_of(layer)
+
+
+@layer_row.on(SpikingLayer)
+def _(layer: SpikingLayer, edge: Edge) -> dict[str, Any]:
+    return _synaptic_row(layer) | _neurons_of(layer)
+
+
+def _neurons_of(layer: Firing) -> dict[str, Any]:
+    return {
+        "neurons": layer.neurons,
+        "generated": layer.generated,
+        "neuron": asdict(layer.neuron),
+    }
+
+
+@layer_row.on(CurrentLayer)
+def _synaptic_row(layer: Synaptic, *_: object) -> dict[str, Any]:
     synapses = layer.synapses
-    rows = synapses.rows
-    arrays = [rows.weight] if isinstance(rows, DenseRows) else [rows.starts, rows.targets]
-    arrays += [] if isinstance(rows, DenseRows) else [rows.weight]
-    arrays += [] if synapses.bias is None else [synapses.bias]
-    convolution = isinstance(synapses, Convolution)
+    arrays = [*synapses.rows.arrays, *([] if synapses.bias is None else [synapses.bias])]
     return {
         "layer": layer.name,
         "projection": layer.projection,
-        "operation": "convolution" if convolution else "matrix",
+        "operation": synapses.kind,
         "source": layer.source,
         "shape": list(layer.out_shape),
         "edge": layer.edge,
         "bound": layer.bound,
         "representation": representation_of(layer),
         "alternatives": [asdict(item) for item in layer.alternatives],
-        "neurons": layer.neurons if isinstance(layer, Neurons) else 0,
-        "generated": layer.generated if isinstance(layer, Neurons) else 0,
-        "rows": _row_count(layer),
+        "neurons": 0,
+        "generated": 0,
+        "rows": synapses.row_count,
         "synapses": stored_synapses(synapses),
         "bytes": sum(array.nbytes for array in arrays),
-        "neuron": asdict(layer.neuron) if isinstance(layer, Neurons) else None,
+        "neuron": None,
         "grid": layer.grid,
     }
 
 
+@operation_table(Synapses)
 def stored_synapses(synapses: Synapses) -> int:
     """Nonzero weights that lead from neuron to neuron; one that many positions share counts once.
 
     A kernel that is larger than the map has weights under which no neuron ever lies.
     """
-    rows = synapses.rows
-    if not isinstance(synapses, Convolution):
-        return rows.synapses
-    if isinstance(rows, DenseRows):
-        lengths = np.count_nonzero(rows.weight, axis=3)
-    else:
-        starts = rows.starts.astype(np.int64)
-        lengths = np.diff(starts).reshape(synapses.in_shape[0], *synapses.kernel)
-    met = np.multiply.outer(taps_met(synapses, 0), taps_met(synapses, 1))
+    raise stored_synapses.unknown(synapses)
+
+
+@stored_synapses.on(Matrix)
+def _(matrix: Matrix) -> int:
+    return matrix.rows.synapses
+
+
+@stored_synapses.on(Convolution)
+def _(convolution: Convolution) -> int:
+    lengths = convolution.rows.lengths.reshape(convolution.in_shape[0], *convolution.kernel)
+    met = np.multiply.outer(taps_met(convolution, 0), taps_met(convolution, 1))
     return int(lengths[:, met].sum())
 
 
@@ -285,17 +306,7 @@ def representations(network: EventNetwork) -> list[dict[str, Any]]:
 
 def representation_of(layer: Synaptic) -> str:
     """ "dense", "sparse" (both shared by all positions of a convolution) or "explicit"."""
-    if isinstance(layer.synapses.rows, DenseRows):
-        return "dense"
-    return "sparse" if isinstance(layer.synapses, Convolution) else "explicit"
-
-
-def _row_count(layer: Synaptic) -> int:
-    """Rows of synapses: one per input neuron, or per channel and kernel position."""
-    synapses = layer.synapses
-    if isinstance(synapses, Convolution):
-        return synapses.in_shape[0] * math.prod(synapses.kernel)
-    return math.prod(synapses.in_shape)
+    return layer.synapses.rows.kind if layer.synapses.explicit_rows is None else "explicit"
 
 
 def _readout_row(readout: ReadoutLayer) -> dict[str, Any]:

@@ -4,17 +4,24 @@ numba keeps a kernel until the file that it stands in changes. What it inlines f
 neuron's equation, a constant) may change without that: a source tree that was updated would run
 kernels of before. So all kernels are compiled again when any source of the runtime changes. All
 kernels stand in this folder, since numba has a cache for each folder.
+
+The first run in a new installation takes seconds, so that kernels are compiled is said: numba
+reports, as events, only those that it has to compile.
 """
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from numba import config, njit
+from numba.core.event import Event, Listener, install_listener
 
+from soul_deploy.base.terminal import say
 from soul_deploy.runtime.kernels.blas import defer_blas
 from soul_deploy.runtime.kernels.config import FASTMATH
 
@@ -78,3 +85,46 @@ def _usable() -> bool:
 defer_blas()  # every module with kernels imports this one, so none is compiled before
 CACHE = _usable()
 """Whether kernels are kept on disk; without, each process compiles them, and says so."""
+
+
+Say = Callable[[str], None]
+PACKAGE = __name__.rpartition(".")[0]
+
+
+def to_stderr(message: str) -> None:
+    """One line on stderr, where it does not mix with results."""
+    say(message, err=True)
+
+
+def compiling_message(kept: str | None) -> str:
+    """What is said once; kept: the folder where compiled kernels stay, if there is one."""
+    where = f"they are kept in {kept}" if kept else "no folder is there to keep them in"
+    return f"Compiling kernels once for this machine (up to about 20 s); {where}"
+
+
+class _Announcer(Listener):
+    """Says it at the first kernel of this package that is compiled, from whichever thread."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._lock = Lock()
+        self._said = False
+
+    def on_start(self, event: Event) -> None:
+        dispatcher: Any = event.data["dispatcher"]
+        if not dispatcher.py_func.__module__.startswith(PACKAGE):
+            return
+        with self._lock:
+            first, self._said = not self._said, True
+        if first:
+            self._say(compiling_message(dispatcher.stats.cache_path))
+
+    def on_end(self, event: Event) -> None:
+        """Nothing: the result follows."""
+
+
+@contextmanager
+def compiling_announced(say: Say = to_stderr) -> Iterator[None]:
+    """Inside, `say` gets one line when the first kernel is compiled; none if all are on disk."""
+    with install_listener("numba:compile", _Announcer(say)):
+        yield

@@ -1,39 +1,39 @@
 """Everything that a run of an event network counts: projections, populations, poolings, readout.
 
-The network itself counts what has synapses or neurons. Poolings are counted here from what their
-sources held, and every layer's counts are held against what its structure allows.
+Counting runs the network once, recorded. Layers with synapses or neurons are counted from the
+recorded run, poolings from what their sources held. Every layer's counts are checked against what
+the layer's structure allows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.engine.inputs import source_values, to_channel_last
-from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.engine.recording import Recording
+from soul_deploy.runtime.engine.network import Network, Recording
 from soul_deploy.runtime.format.network import (
-    CurrentLayer,
-    Neurons,
+    MapLayer,
+    MergeLayer,
     PoolLayer,
-    SpikingLayer,
+    ScatterLayer,
     Synaptic,
 )
 from soul_deploy.runtime.ops.counters import LayerCounts, require_bounds
 from soul_deploy.runtime.ops.counting import (
-    additions_map,
     count_layers,
-    count_neurons,
-    count_projection,
     count_readout,
-    fanout_map,
+    counts_of,
     limits_of,
     pooling_steps,
     readout_fanout,
 )
+from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 from soul_deploy.runtime.plan.estimate import require_counting
 
 
@@ -90,7 +90,7 @@ def count_recorded(
     """As `count_executed`, and the run that was counted."""
     events = network.events
     require_counting(events, network.max_memory)
-    needed = {layer.source for layer in (*events.projected, events.readout)}
+    needed = {events.readout.source, *(layer.source for layer in events.projected)}
     needed |= {layer.name for layer in events.populations}
     held, logits = network.run_held(x, needed - {events.input_name})
     spikes = network.spikes_of(held)
@@ -111,15 +111,14 @@ def count_layer(
     if name == events.readout.name:
         values = source_values(events, events.readout, events.readout.source, inputs)
         return count_readout(events.readout, values)
-    layer = network.layer(name)
-    found = LayerCounts()
-    if isinstance(layer, Neurons):
-        spikes = network.run_layer(name, inputs) if spikes_out is None else spikes_out
-        found += count_neurons(layer, spikes)
-    if isinstance(layer, Synaptic):
-        values = source_values(events, layer, layer.source, inputs)
-        found += count_projection(layer, values)
-    return found
+    layer, projected = network.layer(name), _projection(network, name)
+    spikes, held = {}, {}
+    if layer.stateful:
+        fired = network.run_layer(name, inputs) if spikes_out is None else spikes_out
+        spikes[layer.name] = fired
+    if projected is not None:
+        held[projected.source] = source_values(events, layer, projected.source, inputs)
+    return sum(counts_of(layer, held, spikes).values(), LayerCounts())
 
 
 def fan_out(network: Network, name: str) -> Array:
@@ -141,22 +140,41 @@ def additions(network: Network, name: str) -> Array:
 
 
 def _synaptic(network: Network, name: str) -> Synaptic:
-    layer = network.layer(name)
-    if not isinstance(layer, SpikingLayer | CurrentLayer):
-        raise UsageError(f"{name} is {layer.what}; it has no synapses")
+    layer = _projection(network, name)
+    if layer is None:
+        raise UsageError(f"{name} is {network.layer(name).what}; it has no synapses")
     require_counting(network.events, network.max_memory)
     return layer
+
+
+def _projection(network: Network, name: str) -> Synaptic | None:
+    return next((layer for layer in network.events.projected if name in layer.names), None)
 
 
 def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, LayerCounts]:
     held: dict[str, Array] = {network.events.input_name: x}
     held |= recording.spikes
-    return {
-        layer.name: pooling_steps(layer, pooled_values(layer, _value(network, layer.source, held)))
-        .total()
-        for layer in network.events.layers
-        if isinstance(layer, PoolLayer)
-    }  # fmt: skip
+    found: dict[str, LayerCounts] = {}
+    for layer in network.events.maps:
+        found |= map_counts(layer, partial(_value, network, held))
+    return found
+
+
+@operation_table(MapLayer)
+def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, LayerCounts]:
+    """What a layer without synapses and neurons counts, by name; held: what a layer held."""
+    raise map_counts.unknown(layer)
+
+
+@map_counts.on(PoolLayer)
+def _(layer: PoolLayer, held: Callable[[str], Array]) -> dict[str, LayerCounts]:
+    values = pooled_values(layer, held(layer.source))
+    return {layer.name: pooling_steps(layer, values).total()}
+
+
+@map_counts.on(MergeLayer, ScatterLayer)
+def _(layer: MergeLayer | ScatterLayer, held: object) -> dict[str, LayerCounts]:
+    return {}
 
 
 def pooled_values(layer: PoolLayer, held: Array) -> Array:
@@ -165,11 +183,11 @@ def pooled_values(layer: PoolLayer, held: Array) -> Array:
     return np.swapaxes(to_channel_last(by_step, layer.in_shape), 0, 1)
 
 
-def _value(network: Network, name: str, held: dict[str, Array]) -> Array:
+def _value(network: Network, held: dict[str, Array], name: str) -> Array:
     """A layer's values, run from what was recorded where they were not."""
     if name not in held:
         layer = network.events.by_name[name]
-        inputs = [_value(network, source, held) for source in layer.sources]
+        inputs = [_value(network, held, source) for source in layer.sources]
         held[name] = network.run_layer(name, *inputs)
     return held[name]
 
@@ -178,8 +196,7 @@ def _require_bounds(network: Network, x: Array, counts: Mapping[str, LayerCounts
     events = network.events
     static = x.ndim == len(events.input_shape) + 1
     batch = x.shape[0] if static else x.shape[1]
-    for layer in events.layers:
-        if isinstance(layer, Synaptic):
-            once = static and layer.source in events.static
-            slots = batch * (1 if once else network.time_steps)
-            require_bounds(layer.name, counts[layer.projection], limits_of(layer, slots))
+    for layer in events.projected:
+        once = static and layer.source in events.static
+        slots = batch * (1 if once else network.time_steps)
+        require_bounds(layer.name, counts[layer.projection], limits_of(layer, slots))

@@ -7,130 +7,38 @@ Definitions: docs/counting.md.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.format.network import (
-    Convolution,
-    DenseRows,
+    CurrentLayer,
     EventNetwork,
-    Matrix,
-    Neurons,
+    Firing,
+    Layer,
+    MapLayer,
     PoolLayer,
     PopulationLayer,
     ReadoutLayer,
     SpikingLayer,
-    Synapses,
     Synaptic,
 )
-from soul_deploy.runtime.format.tap_tables import AxisRuns, axis_runs, tap_table
-from soul_deploy.runtime.kernels.counting import count_convolution, count_matrix
 from soul_deploy.runtime.ops.counters import (
     CountLimits,
     LayerCounts,
     StepCounts,
     require_edge_values,
 )
-
-
-def nonzero_rows(synapses: Synapses) -> tuple[Array, Array]:
-    """(starts int64, targets int64) of the nonzero weights: neurons, or output channels."""
-    rows = synapses.rows
-    if not isinstance(rows, DenseRows):
-        return rows.starts.astype(np.int64), rows.targets.astype(np.int64)
-    flat = rows.weight.reshape(-1, rows.weight.shape[-1])
-    row, target = np.nonzero(flat)
-    starts = np.zeros(len(flat) + 1, np.int64)
-    starts[1:] = np.cumsum(np.bincount(row, minlength=len(flat)))
-    if isinstance(synapses, Convolution):
-        inner = synapses.in_shape[0] // synapses.groups
-        group = row // (inner * math.prod(synapses.kernel))
-        target = target + group * flat.shape[1]
-    return starts, target.astype(np.int64)
-
-
-def fanout_map(synapses: Synapses, live: Array | None = None) -> Array:
-    """int64 map in the input's shape: nonzero synapses onto live neurons, per presynaptic neuron.
-
-    live: bool (n,), channel-last, over the current's neurons; None: all.
-    """
-    starts, targets = nonzero_rows(synapses)
-    if isinstance(synapses, Convolution):
-        if live is None:
-            return _spread(synapses, np.diff(starts))
-        return _onto_live(synapses, starts, targets, live)
-    if live is None:
-        return _from_channel_last(np.diff(starts), synapses.in_shape)
-    before = np.zeros(len(targets) + 1, np.int64)
-    np.cumsum(live[targets], out=before[1:])
-    return _from_channel_last(before[starts[1:]] - before[starts[:-1]], synapses.in_shape)
-
-
-def additions_map(synapses: Synapses, neurons: int) -> Array:
-    """int64 map in the input's shape: additions that an event of each presynaptic neuron costs.
-
-    Zeros in dense rows are added too, and so are synapses of shared rows onto neurons that are not
-    live. A dense matrix runs on the columns of the live `neurons` only.
-    """
-    if not isinstance(synapses.rows, DenseRows):
-        return fanout_map(synapses)
-    if isinstance(synapses, Matrix):
-        return np.full(synapses.in_shape, neurons, np.int64)
-    share = synapses.out_shape[0] // synapses.groups
-    return _spread(
-        synapses, np.full(synapses.in_shape[0] * math.prod(synapses.kernel), share, np.int64)
-    )
-
-
-def _spread(synapses: Convolution, lengths: Array) -> Array:
-    """Row lengths summed over the rows that lead into the output from each position."""
-    per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
-    rows, columns = tap_table(synapses, 0), tap_table(synapses, 1)
-    spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
-    return spread
-
-
-def _onto_live(synapses: Convolution, starts: Array, targets: Array, live: Array) -> Array:
-    """One kernel position at a time: (channels × output channels) times the live outputs met."""
-    (channels, height, width), (outputs, *_), (kh, kw) = (
-        synapses.in_shape,
-        synapses.out_shape,
-        synapses.kernel,
-    )
-    alive = live.reshape(synapses.out_shape[1], synapses.out_shape[2], outputs).astype(np.float64)
-    found = np.zeros((channels, height, width), np.float64)
-    rows, columns = axis_runs(synapses, 0, merge=False), axis_runs(synapses, 1, merge=False)
-    by_row, by_column = _by_tap(rows, kh), _by_tap(columns, kw)
-    for i, (y, oy) in enumerate(by_row):
-        for j, (x, ox) in enumerate(by_column):
-            used = np.zeros((channels, outputs))
-            for c in range(channels):
-                r = (c * kh + i) * kw + j
-                used[c, targets[starts[r] : starts[r + 1]]] = 1
-            if not len(y) * len(x) or not used.any():
-                continue
-            met = alive[oy[:, None], ox].reshape(-1, outputs)
-            found[:, y[:, None], x] += (used @ met.T).reshape(channels, len(y), len(x))
-    return found.astype(np.int64)
-
-
-def _by_tap(runs: AxisRuns, kernel: int) -> list[tuple[Array, Array]]:
-    """Of every kernel index: the input positions that meet it, and the outputs there."""
-    counts: Array = np.diff(runs.first.astype(np.int64))
-    position = np.repeat(np.arange(len(counts)), counts)
-    order = np.argsort(runs.tap, kind="stable")
-    bounds = np.searchsorted(runs.tap[order], np.arange(kernel + 1))
-    parts = [order[first:last] for first, last in pairwise(bounds)]
-    return [(position[part], runs.out[part]) for part in parts]
-
-
-def _from_channel_last(values: Array, shape: tuple[int, ...]) -> Array:
-    if len(shape) == 1:
-        return values
-    return np.moveaxis(values.reshape(shape[1], shape[2], shape[0]), -1, 0)
+from soul_deploy.runtime.ops.fan_out import (
+    additions_map,
+    fanout_map,
+    from_channel_last,
+    nonzero_rows,
+    walk_of,
+)
 
 
 def projection_steps(layer: Synaptic, values: Array) -> StepCounts:
@@ -143,7 +51,7 @@ def projection_steps(layer: Synaptic, values: Array) -> StepCounts:
     starts, targets = nonzero_rows(synapses)
     touched = np.zeros(math.prod(layer.current_shape), np.uint8)
     live = np.ones(len(touched), np.bool_) if layer.updated is None else layer.updated
-    walk = _walk(synapses)
+    walk = walk_of(synapses)
     batch, steps = values.shape[:2]
     walked = np.zeros((steps, batch, 3), np.int64)  # synapses, synapses times value, touched
     for b, t in np.ndindex(batch, steps):
@@ -189,15 +97,12 @@ def count_projection(layer: Synaptic, values: Array) -> LayerCounts:
 def limits_of(layer: Synaptic, slots: int) -> CountLimits:
     """What its structure allows in `slots` = executed steps × samples."""
     synapses, size = layer.synapses, math.prod(layer.current_shape)
-    fan_out = math.prod(synapses.out_shape)
-    if isinstance(synapses, Convolution):
-        fan_out = synapses.out_shape[0] // synapses.groups * math.prod(synapses.kernel)
     live = size if layer.updated is None else int(layer.updated.sum())
     stored = int(fanout_map(synapses, layer.updated).sum())
-    return CountLimits(slots, edge_bound(layer), stored, live, fan_out)
+    return CountLimits(slots, edge_bound(layer), stored, live, synapses.most_targets)
 
 
-def neuron_steps(layer: Neurons, spikes_out: Array) -> StepCounts:
+def neuron_steps(layer: Firing, spikes_out: Array) -> StepCounts:
     """Updates and spikes; spikes_out (T, B, ...), generated channels behind the others."""
     steps, batch = spikes_out.shape[:2]
     of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # generated channels are not updated
@@ -206,7 +111,7 @@ def neuron_steps(layer: Neurons, spikes_out: Array) -> StepCounts:
     return StepCounts({"neuron_updates": updates, "spikes_out": fired})
 
 
-def count_neurons(layer: Neurons, spikes_out: Array) -> LayerCounts:
+def count_neurons(layer: Firing, spikes_out: Array) -> LayerCounts:
     """`neuron_steps`, summed."""
     return neuron_steps(layer, spikes_out).total()
 
@@ -239,23 +144,8 @@ def count_additions(layer: Synaptic, values: Array) -> int:
     if layer.edge == "analog":
         return 0
     events = np.count_nonzero(values, axis=(0, 1)).reshape(-1)
-    by_source = _from_channel_last(events, layer.in_shape)
+    by_source = from_channel_last(events, layer.in_shape)
     return int((by_source * additions_map(layer.synapses, layer.neurons)).sum())
-
-
-def _walk(synapses: Synapses) -> Callable[[Array, Array, Array, Array, Array, Array], None]:
-    """The counting kernel: (values of a step, starts, targets, live, touched, counts)."""
-    if isinstance(synapses, Matrix):
-        return lambda values, *rest: count_matrix(values.reshape(-1), *rest)
-    y = axis_runs(synapses, 0, merge=False)
-    x = axis_runs(synapses, 1, merge=False)
-    channels, _, width = synapses.out_shape
-    tables = (synapses.kernel, width, channels, y.first, y.tap, y.out, x.first, x.tap, x.out)
-
-    def walk(values: Array, starts: Array, targets: Array, *rest: Array) -> None:
-        count_convolution(values, starts, targets, *tables, *rest)
-
-    return walk
 
 
 def readout_sums(readout: ReadoutLayer, values: Array) -> Array:
@@ -270,7 +160,7 @@ def readout_fanout(readout: ReadoutLayer) -> Array:
         lengths = np.zeros(readout.sums, np.int64)
     else:
         lengths = np.count_nonzero(readout.weight, axis=0).astype(np.int64)
-    return lengths if readout.space else _from_channel_last(lengths, readout.in_shape)
+    return lengths if readout.space else from_channel_last(lengths, readout.in_shape)
 
 
 def readout_steps(readout: ReadoutLayer, values: Array) -> StepCounts:
@@ -301,20 +191,42 @@ def count_layers(
     held: what sources held, (B, steps, positions, channels). spikes: of populations, (T, B, ...).
     """
     counts: dict[str, LayerCounts] = {}
-    executed: dict[str, int] = {}
     for layer in events.layers:
-        ran = LayerCounts()
-        if isinstance(layer, Neurons):
-            ran = count_neurons(layer, spikes[layer.name])
-        if isinstance(layer, Synaptic):
-            values = held[layer.source]
-            counts[layer.projection] = ran + count_projection(layer, values)
-            executed[layer.projection] = count_additions(layer, values)
-        elif isinstance(layer, PopulationLayer):
-            counts[layer.name] = ran
+        counts |= counts_of(layer, held, spikes)
+    executed = {
+        layer.projection: count_additions(layer, held[layer.source]) for layer in events.projected
+    }
     readout = events.readout
     counts[readout.name] = count_readout(readout, held[readout.source])
     return counts, executed
+
+
+@operation_table(Layer)
+def counts_of(
+    layer: Layer, held: Mapping[str, Array], spikes: Mapping[str, Array]
+) -> dict[str, LayerCounts]:
+    """What the synapses and neurons of a layer count, as `count_layers`."""
+    raise counts_of.unknown(layer)
+
+
+@counts_of.on(SpikingLayer)
+def _(layer: SpikingLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+    return {layer.projection: count_spiking(layer, held[layer.source], spikes[layer.name])}
+
+
+@counts_of.on(CurrentLayer)
+def _(layer: CurrentLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+    return {layer.projection: count_projection(layer, held[layer.source])}
+
+
+@counts_of.on(PopulationLayer)
+def _(layer: PopulationLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+    return {layer.name: count_neurons(layer, spikes[layer.name])}
+
+
+@counts_of.on(MapLayer)
+def _(layer: MapLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+    return {}
 
 
 def count_readout(readout: ReadoutLayer, values: Array) -> LayerCounts:

@@ -8,17 +8,16 @@ from typing import NoReturn
 import numpy as np
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.format.network import (
     CurrentLayer,
     EventNetwork,
+    Firing,
     Layer,
-    MergeLayer,
-    Neurons,
-    PoolLayer,
+    MapLayer,
     PopulationLayer,
-    ScatterLayer,
     SpikingLayer,
     Synaptic,
 )
@@ -30,12 +29,10 @@ from soul_deploy.runtime.plan.stages import (
     current_room,
     current_stage,
     lanes_of,
-    merge_stage,
+    map_stage,
     neuron_stage,
     place_stage,
-    pool_stage,
     readout_stage,
-    scatter_stage,
     spiking_stage,
 )
 
@@ -115,7 +112,7 @@ def build_workspace(
         (input_steps, *channel_last(network.input_shape)), np.float32
     )
     for layer in network.layers:
-        builder.add(layer)
+        bind(layer, builder)
     scores = aligned((network.readout.classes,), np.float32)
     source = builder.maps[network.readout.source]
     b = builder
@@ -146,23 +143,18 @@ class _Builder:
     def __post_init__(self) -> None:
         self.read = read_as_maps(self.network, self.prepared)
 
-    def add(self, layer: Layer) -> None:
-        """Buffers and calls of one layer; those it reads are there."""
-        if isinstance(layer, SpikingLayer):
-            self._add_spiking(layer)
-        elif isinstance(layer, PopulationLayer):
-            self._add_population(layer)
-        elif isinstance(layer, CurrentLayer):
-            ready, source = self.prepared[layer.name], self._source(layer)
-            out = self._map(layer, len(source))
-            flat = out.reshape(len(out), -1)
-            stage = current_stage(layer, ready, source, flat, lanes=0, parts=self.parts)
-            (self.still if self._stays(layer.name) else self.stages).append(stage)
-        else:
-            sources = [self.maps[name] for name in layer.sources]
-            out = self._map(layer, max(map(len, sources)))
-            stage = map_stage(layer, sources, out, parts=self.parts)
-            (self.still if self._stays(layer.name) else self.stages).append(stage)
+    def add_current(self, layer: CurrentLayer) -> None:
+        ready, source = self.prepared[layer.name], self._source(layer)
+        out = self._map(layer, len(source))
+        flat = out.reshape(len(out), -1)
+        stage = current_stage(layer, ready, source, flat, lanes=0, parts=self.parts)
+        (self.still if self._stays(layer.name) else self.stages).append(stage)
+
+    def add_map(self, layer: MapLayer) -> None:
+        sources = [self.maps[name] for name in layer.sources]
+        out = self._map(layer, max(map(len, sources)))
+        stage = map_stage(layer, sources, out, parts=self.parts)
+        (self.still if self._stays(layer.name) else self.stages).append(stage)
 
     def _stays(self, name: str) -> bool:
         """In a stream, whether a layer's values change with the input alone."""
@@ -180,7 +172,7 @@ class _Builder:
         packed = self.prepared[layer.name].source is not None
         return (self.packed if packed else self.maps)[layer.source]
 
-    def _add_spiking(self, layer: SpikingLayer) -> None:
+    def add_spiking(self, layer: SpikingLayer) -> None:
         ready, source = self.prepared[layer.name], self._source(layer)
         v, spikes = self._neurons(layer, ready.packing, ready.neurons)
         room = current_room(layer, ready, len(source))
@@ -205,7 +197,7 @@ class _Builder:
             self.stages.append(stage)
         self._unpack(layer, ready.packing, spikes)
 
-    def _add_population(self, layer: PopulationLayer) -> None:
+    def add_population(self, layer: PopulationLayer) -> None:
         packing, source = packing_of(layer), self.maps[layer.source]
         v, spikes = self._neurons(layer, packing, layer.neurons)
         current, picked = source.reshape(len(source), -1), picked_of(layer, packing)
@@ -216,9 +208,7 @@ class _Builder:
         self.stages.append(stage)
         self._unpack(layer, packing, spikes)
 
-    def _neurons(
-        self, layer: Neurons, packing: Packing | None, neurons: int
-    ) -> tuple[Array, Array]:
+    def _neurons(self, layer: Firing, packing: Packing | None, neurons: int) -> tuple[Array, Array]:
         """Membranes at rest, and room for the spikes: the map, or (T, L) if packed."""
         v = self.membranes[layer.name] = aligned((neurons,), np.float32)
         v[:] = layer.neuron.rest
@@ -229,7 +219,7 @@ class _Builder:
         (self.maps if packing is None else self.packed)[layer.name] = spikes
         return v, spikes
 
-    def _unpack(self, layer: Neurons, packing: Packing | None, spikes: Array) -> None:
+    def _unpack(self, layer: Firing, packing: Packing | None, spikes: Array) -> None:
         """Where something reads the map of a packed population, fill it: 0 where none is live."""
         if packing is None or layer.name not in self.read:
             return
@@ -242,15 +232,16 @@ class _Builder:
             shown[...] = self.generated[layer.name][1][: len(shown)]
 
 
-def map_stage(
-    layer: PoolLayer | MergeLayer | ScatterLayer, sources: list[Array], out: Array, *, parts: int
-) -> Stage:
-    """A layer without synapses and neurons: maps to a map, zeroed before."""
-    if isinstance(layer, MergeLayer):
-        return merge_stage(layer, sources, out, parts=parts)
-    if isinstance(layer, PoolLayer):
-        return pool_stage(layer, sources[0], out, parts=parts)
-    return scatter_stage(layer, sources[0], out, parts=parts)
+@operation_table(Layer)
+def bind(layer: Layer, builder: _Builder) -> None:
+    """Buffers and calls of one layer; those of its sources are there."""
+    raise bind.unknown(layer)
+
+
+bind.on(SpikingLayer)(lambda layer, builder: builder.add_spiking(layer))
+bind.on(PopulationLayer)(lambda layer, builder: builder.add_population(layer))
+bind.on(CurrentLayer)(lambda layer, builder: builder.add_current(layer))
+bind.on(MapLayer)(lambda layer, builder: builder.add_map(layer))
 
 
 def picked_of(layer: PopulationLayer, packing: Packing | None) -> Array | None:
@@ -263,7 +254,8 @@ def read_as_maps(network: EventNetwork, prepared: Mapping[str, Prepared]) -> set
     """Layers whose map is read: by anything but rows of a packed population's live neurons."""
     readers = [network.readout.source]
     for layer in network.layers:
-        if not isinstance(layer, Synaptic) or prepared[layer.name].source is None:
+        ready = prepared.get(layer.name)
+        if ready is None or ready.source is None:
             readers += layer.sources
     return set(readers)
 

@@ -8,14 +8,20 @@ buffers of one sample on one thread, and what building them needs meanwhile.
 import math
 from collections.abc import Mapping
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.memory import RAISE_IT, WORK_BYTES, require_memory
 from soul_deploy.runtime.format.network import (
     Convolution,
-    DenseRows,
+    CurrentLayer,
+    EdgeKind,
     EventNetwork,
     Firing,
     Layer,
+    MapLayer,
     Matrix,
+    PopulationLayer,
+    SpikingLayer,
+    Synapses,
     Synaptic,
 )
 from soul_deploy.runtime.format.tap_tables import run_count
@@ -40,8 +46,7 @@ def require_products(network: EventNetwork, max_memory: int | None = None) -> No
     """As `require_running`, with the table of every convolution gathered, in 64 bits."""
     found = running_bytes(network)
     for layer in network.projected:
-        if isinstance(layer.synapses, Convolution):
-            found[layer.name] += 2 * gather_bytes(layer.synapses)
+        found[layer.name] += 2 * gather_bytes(layer.synapses)
     _require("running this network on CSR products", found, max_memory)
 
 
@@ -59,15 +64,29 @@ def running_bytes(network: EventNetwork) -> dict[str, int]:
     for layer in network.layers:
         analog = network.edges[layer.name][0] == "analog"
         found[layer.name] = steps * math.prod(layer.out_shape) * (4 if analog else 1)
-        if isinstance(layer, Synaptic):
-            found[layer.name] += _projection_bytes(layer, steps)
-        if isinstance(layer, Firing):
-            found[layer.name] += _population_bytes(layer, steps)
+        found[layer.name] += layer_bytes(layer, steps)
     readout = network.readout
     found[readout.name] = 8 * readout.sums + 4 * readout.classes
     return found
 
 
+@operation_table(Layer)
+def layer_bytes(layer: Layer, steps: int) -> int:
+    """Bytes that running a layer takes besides its map."""
+    raise layer_bytes.unknown(layer)
+
+
+@layer_bytes.on(MapLayer)
+def _(layer: MapLayer, steps: int) -> int:
+    return 0
+
+
+@layer_bytes.on(SpikingLayer)
+def _(layer: SpikingLayer, steps: int) -> int:
+    return _projection_bytes(layer, steps) + _population_bytes(layer, steps)
+
+
+@layer_bytes.on(PopulationLayer)
 def _population_bytes(layer: Firing, steps: int) -> int:
     """Membranes; if packed, also places, currents and spikes of the live neurons."""
     neurons = math.prod(layer.current_shape)
@@ -79,21 +98,37 @@ def _population_bytes(layer: Firing, steps: int) -> int:
     return 4 * neurons + PLACE_BYTES * math.prod(layer.out_shape) + packed + generated
 
 
+@layer_bytes.on(CurrentLayer)
 def _projection_bytes(layer: Synaptic, steps: int) -> int:
-    """Currents, scratch and tables. The bias of a packed matrix is repeated over its columns."""
-    synapses, columns = layer.synapses, math.prod(layer.current_shape)
-    currents = 4 * columns * _columns_of(steps)
-    if isinstance(synapses, Matrix):
-        return currents + 8 * columns + EVENT_BYTES * math.prod(synapses.in_shape)
-    scratch = EVENT_BYTES * synapses.in_shape[0] * math.prod(synapses.kernel)
-    if isinstance(synapses.rows, DenseRows) and layer.edge == "analog":
-        return currents + scratch + gather_bytes(synapses)
-    sparse = not isinstance(synapses.rows, DenseRows)
-    merged = sparse and synapses.stride == (1, 1)
-    contiguous = synapses.stride[1] == 1 and synapses.dilation[1] == 1 and synapses.groups == 1
-    rows = run_count(synapses, 0, merge=merged)
-    across = run_count(synapses, 1, merge=merged or (contiguous and not sparse))
-    return currents + scratch + RUN_BYTES * (rows + across)
+    """Currents, scratch and tables."""
+    columns = math.prod(layer.current_shape)
+    return 4 * columns * _columns_of(steps) + synapse_bytes(layer.synapses, layer.edge)
+
+
+@operation_table(Synapses)
+def synapse_bytes(synapses: Synapses, edge: EdgeKind) -> int:
+    """Scratch for the events of one position, and tables."""
+    raise synapse_bytes.unknown(synapses)
+
+
+@synapse_bytes.on(Matrix)
+def _(matrix: Matrix, edge: EdgeKind) -> int:
+    """The bias of a packed matrix is repeated over its columns."""
+    return 8 * math.prod(matrix.out_shape) + EVENT_BYTES * math.prod(matrix.in_shape)
+
+
+@synapse_bytes.on(Convolution)
+def _(convolution: Convolution, edge: EdgeKind) -> int:
+    scratch = EVENT_BYTES * convolution.row_count
+    sparse = not convolution.rows.dense
+    if not sparse and edge == "analog":
+        return scratch + gather_bytes(convolution)
+    stride, dilation = convolution.stride, convolution.dilation
+    merged = sparse and stride == (1, 1)
+    contiguous = stride[1] == 1 and dilation[1] == 1 and convolution.groups == 1
+    rows = run_count(convolution, 0, merge=merged)
+    across = run_count(convolution, 1, merge=merged or (contiguous and not sparse))
+    return scratch + RUN_BYTES * (rows + across)
 
 
 def _columns_of(steps: int) -> int:
@@ -101,10 +136,21 @@ def _columns_of(steps: int) -> int:
     return max(steps, min(steps + 3, MOST_LANES))
 
 
-def gather_bytes(convolution: Convolution) -> int:
+@operation_table(Synapses)
+def gather_bytes(synapses: Synapses) -> int:
     """The table of `gather_table`: one number per output position and input under it, and two
     copies meanwhile.
     """
+    raise gather_bytes.unknown(synapses)
+
+
+@gather_bytes.on(Matrix)
+def _(matrix: Matrix) -> int:
+    return 0
+
+
+@gather_bytes.on(Convolution)
+def _(convolution: Convolution) -> int:
     positions = math.prod(convolution.out_shape[1:]) * math.prod(convolution.kernel)
     return (12 * convolution.in_shape[0] + 32) * positions
 
@@ -113,19 +159,28 @@ def counting_bytes(network: EventNetwork) -> dict[str, int]:
     """Bytes by layer: every meeting of a position with a kernel index, and maps of fan-outs."""
     found = {network.readout.name: 8 * network.readout.sums}
     for layer in network.projected:
-        found[layer.name] = _counted_bytes(layer)
+        inputs, outputs = math.prod(layer.in_shape), math.prod(layer.current_shape)
+        maps = 3 * 8 * inputs + (3 * 8 + 3) * outputs
+        masked = layer.updated is not None
+        found[layer.name] = maps + walk_bytes(layer.synapses, masked=masked)
     return found
 
 
-def _counted_bytes(layer: Layer) -> int:
-    assert isinstance(layer, Synaptic)
-    synapses = layer.synapses
-    inputs, outputs = math.prod(synapses.in_shape), math.prod(synapses.out_shape)
-    maps = 3 * 8 * inputs + (3 * 8 + 3) * outputs
-    if isinstance(synapses, Matrix):
-        return maps
-    (channels, height, width), (kh, kw) = synapses.in_shape, synapses.kernel
-    runs = sum(run_count(synapses, axis, merge=False) for axis in (0, 1))
+@operation_table(Synapses)
+def walk_bytes(synapses: Synapses, *, masked: bool) -> int:
+    """The tables that counting walks. masked: whether some targets are not live."""
+    raise walk_bytes.unknown(synapses)
+
+
+@walk_bytes.on(Matrix)
+def _(matrix: Matrix, *, masked: bool) -> int:
+    return 0
+
+
+@walk_bytes.on(Convolution)
+def _(convolution: Convolution, *, masked: bool) -> int:
+    (channels, height, width), (kh, kw) = convolution.in_shape, convolution.kernel
+    runs = sum(run_count(convolution, axis, merge=False) for axis in (0, 1))
     tables = 8 * (height * kh + width * kw) + 8 * channels * max(height * kw, kh * width)
-    onto_live = 8 * channels * synapses.out_shape[0] if layer.updated is not None else 0
-    return maps + RUN_BYTES * runs + tables + onto_live
+    onto_live = 8 * channels * convolution.out_shape[0] if masked else 0
+    return RUN_BYTES * runs + tables + onto_live

@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.format.network import (
     Convolution,
     DenseRows,
+    EdgeKind,
+    EventNetwork,
     Layer,
     Matrix,
+    Rows,
     Shape,
     SparseRows,
     Synapses,
@@ -53,6 +57,7 @@ class Prepared:
               convolution also has its gather table
     bias      (m,) float32 that repeats over the columns of the currents, or empty
     columns   of the currents that the kernel leaves: the current's neurons, or the packed ones
+    unit      columns that stay together: parts of the layer are made of these
     neurons   that are updated
     packing   of the population, if there is one and it is packed
     source    packing of the source, if the kernel takes that source's spikes packed
@@ -64,6 +69,7 @@ class Prepared:
     arrays: tuple[Array, ...]
     bias: Array
     columns: int
+    unit: int
     neurons: int
     packing: Packing | None = None
     source: Packing | None = None
@@ -82,13 +88,8 @@ class Prepared:
 
     def bounds(self, part: Part) -> tuple[int, int]:
         """(first, last) of the columns of the currents that belong to a part."""
-        if isinstance(self.synapses, Convolution):
-            first, last = part.of(self.synapses.out_shape[1])
-            unit = self.columns // self.synapses.out_shape[1]
-        else:
-            unit = len(self.bias) if 0 < len(self.bias) < self.columns else 1
-            first, last = part.of(self.columns // unit)
-        return first * unit, last * unit
+        first, last = part.of(self.columns // self.unit)
+        return first * self.unit, last * self.unit
 
     def bias_of(self, part: Part) -> Array:
         """What repeats over the columns of a part."""
@@ -118,54 +119,86 @@ def prepare(layer: Synaptic, source: Layer | None = None) -> Prepared:
 
     source: the layer it reads; None for the input.
     """
+    return prepare_synapses(layer.synapses, layer, source)
+
+
+@operation_table(Synapses)
+def prepare_synapses(synapses: Synapses, layer: Synaptic, source: Layer | None) -> Prepared:
+    """As `prepare`, of the layer's synapses."""
+    raise prepare_synapses.unknown(synapses)
+
+
+@prepare_synapses.on(Convolution)
+def _(convolution: Convolution, layer: Synaptic, source: Layer | None) -> Prepared:
     packing = packing_of(layer)
-    if isinstance(layer.synapses, Matrix):
-        read = packing_of(source) if reads_packed(layer, source) else None
-        return _prepare_matrix(layer.synapses, packing, read)
-    kernel, arrays = _convolution_kernel(layer, layer.synapses)
+    kernel, arrays = convolution_kernel(convolution.rows, convolution, layer.edge)
     columns = math.prod(layer.current_shape)
+    unit = columns // convolution.out_shape[1]
     neurons = columns if packing is None else len(packing.updated)
     return Prepared(
-        layer.synapses, kernel, arrays, private(layer.synapses.bias), columns, neurons, packing,
+        convolution, kernel, arrays, private(convolution.bias), columns, unit, neurons, packing,
         silenced=silenced_of(layer),
     )  # fmt: skip
 
 
-def _prepare_matrix(matrix: Matrix, packing: Packing | None, source: Packing | None) -> Prepared:
+@prepare_synapses.on(Matrix)
+def _(matrix: Matrix, layer: Synaptic, source: Layer | None) -> Prepared:
     """Rows and columns of live neurons only."""
-    rows, bias = matrix.rows, matrix.bias
-    columns = math.prod(matrix.out_shape)
+    packing = packing_of(layer)
+    read = packing_of(source) if source is not None and reads_packed(layer, source) else None
+    bias, columns = matrix.bias, math.prod(matrix.out_shape)
     if packing is not None and bias is not None:
         bias = np.tile(bias, columns // len(bias))[packing.updated]
-    if isinstance(rows, DenseRows):
-        weight = rows.weight if source is None else rows.weight[source.placed]
-        weight = weight if packing is None else weight[:, packing.updated]
-        kernel: Callable[..., None] = kernels.multiply_dense
-        arrays: tuple[Array, ...] = (private(weight),)
-    else:
-        packed = packed_rows(rows, source, packing, columns)
-        kernel, arrays = kernels.multiply_sparse, based_rows(packed)
+    kernel, arrays = matrix_kernel(matrix.rows, read, packing, columns)
     columns = columns if packing is None else len(packing.updated)
-    return Prepared(matrix, kernel, arrays, private(bias), columns, columns, packing, source)
+    unit = len(bias) if bias is not None and 0 < len(bias) < columns else 1
+    return Prepared(matrix, kernel, arrays, private(bias), columns, unit, columns, packing, read)
 
 
-def _convolution_kernel(
-    layer: Synaptic, convolution: Convolution
-) -> tuple[Callable[..., None], tuple[Array, ...]]:
-    rows = convolution.rows
-    if not isinstance(rows, DenseRows):
-        starts, targets, weight = _row_arrays(rows)
-        if convolution.stride == (1, 1):
-            targets += _tap_offsets(convolution, starts)
-        return kernels.convolve_sparse, (starts, targets, weight)
-    if layer.edge == "analog":
+Kernel = tuple[Callable[..., None], tuple[Array, ...]]
+"""A kernel, and its `arrays` in Prepared."""
+
+
+@operation_table(Rows)
+def matrix_kernel(
+    rows: Rows, source: Packing | None, target: Packing | None, columns: int
+) -> Kernel:
+    """The kernel of a matrix and its rows, of live neurons on sides that are packed."""
+    raise matrix_kernel.unknown(rows)
+
+
+@matrix_kernel.on(DenseRows)
+def _(rows: DenseRows, source: Packing | None, target: Packing | None, columns: int) -> Kernel:
+    weight = rows.weight if source is None else rows.weight[source.placed]
+    weight = weight if target is None else weight[:, target.updated]
+    return kernels.multiply_dense, (private(weight),)
+
+
+@matrix_kernel.on(SparseRows)
+def _(rows: SparseRows, source: Packing | None, target: Packing | None, columns: int) -> Kernel:
+    return kernels.multiply_sparse, based_rows(packed_rows(rows, source, target, columns))
+
+
+@operation_table(Rows)
+def convolution_kernel(rows: Rows, convolution: Convolution, edge: EdgeKind) -> Kernel:
+    """The kernel of a convolution and its rows."""
+    raise convolution_kernel.unknown(rows)
+
+
+@convolution_kernel.on(SparseRows)
+def _(rows: SparseRows, convolution: Convolution, edge: EdgeKind) -> Kernel:
+    starts, targets, weight = (private(array) for array in rows.arrays)
+    if convolution.stride == (1, 1):
+        targets += _tap_offsets(convolution, starts)
+    return kernels.convolve_sparse, (starts, targets, weight)
+
+
+@convolution_kernel.on(DenseRows)
+def _(rows: DenseRows, convolution: Convolution, edge: EdgeKind) -> Kernel:
+    if edge == "analog":
         by_group = rows.weight.reshape(convolution.groups, -1, rows.weight.shape[-1])
         return kernels.convolve_analog, (private(by_group), private(gather_table(convolution)))
     return kernels.convolve_dense, (private(rows.weight),)
-
-
-def _row_arrays(rows: SparseRows) -> tuple[Array, Array, Array]:
-    return private(rows.starts), private(rows.targets), private(rows.weight)
 
 
 def based_rows(rows: SparseRows) -> tuple[Array, Array, Array, Array]:
@@ -187,9 +220,17 @@ def based_rows(rows: SparseRows) -> tuple[Array, Array, Array, Array]:
 
 def tables_of(prepared: Prepared, part: Part) -> tuple[Any, ...]:
     """Arguments of the kernel between the values and the scratch, for one part of the layer."""
-    synapses = prepared.synapses
-    if isinstance(synapses, Convolution):
-        return _convolution_tables(prepared, synapses, part)
+    return synapse_tables(prepared.synapses, prepared, part)
+
+
+@operation_table(Synapses)
+def synapse_tables(synapses: Synapses, prepared: Prepared, part: Part) -> tuple[Any, ...]:
+    """As `tables_of`, of the layer's synapses."""
+    raise synapse_tables.unknown(synapses)
+
+
+@synapse_tables.on(Matrix)
+def _(matrix: Matrix, prepared: Prepared, part: Part) -> tuple[Any, ...]:
     first, last = prepared.bounds(part)
     if prepared.kernel is kernels.multiply_dense:
         return *prepared.arrays, first, last
@@ -200,9 +241,8 @@ def tables_of(prepared: Prepared, part: Part) -> tuple[Any, ...]:
     return *part_of_rows(starts, absolute, first, last), bases, targets, weight
 
 
-def _convolution_tables(
-    prepared: Prepared, convolution: Convolution, part: Part
-) -> tuple[Any, ...]:
+@synapse_tables.on(Convolution)
+def _(convolution: Convolution, prepared: Prepared, part: Part) -> tuple[Any, ...]:
     rows = part.of(convolution.out_shape[1])
     channels, _, columns = convolution.out_shape
     if prepared.kernel is kernels.convolve_analog:
@@ -246,11 +286,8 @@ def _tap_offsets(convolution: Convolution, starts: Array) -> Array:
     return np.repeat(per_row, lengths)
 
 
-def prepare_all(layers: tuple[Layer, ...]) -> dict[str, Prepared]:
+def prepare_all(network: EventNetwork) -> dict[str, Prepared]:
     """`prepare` for every layer with synapses, by name."""
-    by_name = {layer.name: layer for layer in layers}
     return {
-        layer.name: prepare(layer, by_name.get(layer.source))
-        for layer in layers
-        if isinstance(layer, Synaptic)
+        layer.name: prepare(layer, network.by_name.get(layer.source)) for layer in network.projected
     }

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.format.network import (
+    CurrentLayer,
     Firing,
     Layer,
-    Matrix,
+    MapLayer,
+    PopulationLayer,
     Shape,
     SparseRows,
     SpikingLayer,
@@ -48,11 +51,25 @@ class Packing:
     placed: Array
 
 
-def packing_of(layer: Layer | None) -> Packing | None:
+@operation_table(Layer)
+def packing_of(layer: Layer) -> Packing | None:
     """None for a population that runs on its map, and for what is no population."""
-    if not isinstance(layer, Firing) or (layer.live is None and layer.pattern is None):
-        return None
-    if silenced_of(layer) is not None:
+    raise packing_of.unknown(layer)
+
+
+@packing_of.on(CurrentLayer, MapLayer)
+def _(layer: CurrentLayer | MapLayer) -> None:
+    return None
+
+
+@packing_of.on(SpikingLayer)
+def _(layer: SpikingLayer) -> Packing | None:
+    return None if silenced_of(layer) is not None else _packed(layer)
+
+
+@packing_of.on(PopulationLayer)
+def _packed(layer: Firing) -> Packing | None:
+    if layer.live is None and layer.pattern is None:
         return None
     (positions, wide), channels = channel_last(layer.out_shape), layer.current_shape[0]
     live = np.ones(positions * wide, np.bool_) if layer.live is None else layer.live
@@ -63,9 +80,9 @@ def packing_of(layer: Layer | None) -> Packing | None:
     )
 
 
-def silenced_of(layer: Layer | None) -> Array | None:
+def silenced_of(layer: Synaptic) -> Array | None:
     """uint32: where the dead neurons stand in the map of a population that runs on it with them."""
-    if not isinstance(layer, SpikingLayer) or isinstance(layer.synapses, Matrix):
+    if not (layer.stateful and layer.synapses.shared):
         return None
     if layer.live is None or layer.pattern is not None or layer.live.mean() < MAPPED_FROM:
         return None
@@ -78,32 +95,32 @@ def reads_packed(layer: Synaptic, source: Layer | None) -> bool:
     So it is for a matrix behind a packed population; behind generated channels it reads the map.
     """
     return (
-        isinstance(layer.synapses, Matrix)
-        and isinstance(source, Firing)
+        not layer.synapses.shared
+        and source is not None
         and packing_of(source) is not None
         and source.pattern is None
     )
 
 
-def generated_spikes(layer: Firing) -> Array:
+def generated_spikes(layer: Layer) -> Array:
     """uint8 (T, positions, G): the stored pattern at the live positions of generated channels."""
     assert layer.pattern is not None
     spikes = layer.pattern[:, None, :]
     positions, wide = channel_last(layer.out_shape)
-    if layer.live is None:
+    if layer.live_neurons is None:
         return np.repeat(spikes, positions, axis=1)
-    live = layer.live.reshape(positions, wide)[:, layer.current_shape[0] :]
+    live = layer.live_neurons.reshape(positions, wide)[:, -spikes.shape[2] :]
     return np.asarray(spikes * live, np.uint8)
 
 
-def unpacked(layer: Firing, packing: Packing, spikes: Array) -> Array:
+def unpacked(layer: Layer, packing: Packing, spikes: Array) -> Array:
     """The map (T, positions, channels), uint8, of the spikes (T, L) of a whole run."""
     steps, (positions, wide) = len(spikes), channel_last(layer.out_shape)
     full: Array = np.zeros((steps, positions * wide), np.uint8)
     full[:, packing.placed] = spikes
     full = full.reshape(steps, positions, wide)
     if layer.pattern is not None:
-        full[:, :, layer.current_shape[0] :] = generated_spikes(layer)
+        full[:, :, -layer.pattern.shape[1] :] = generated_spikes(layer)
     return full
 
 

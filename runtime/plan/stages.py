@@ -6,19 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import (
+    Convolution,
+    MapLayer,
     Matrix,
     MergeLayer,
     PoolLayer,
     ReadoutLayer,
     ScatterLayer,
     Shape,
+    Synapses,
     Synaptic,
 )
 from soul_deploy.runtime.kernels import maps as mapping
-from soul_deploy.runtime.kernels import merges as merging
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels.config import LANE_BLOCK
 from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
@@ -60,7 +63,7 @@ def _current_calls(
     layer: Synaptic, prepared: Prepared, source: Array, current: Array, lanes: int, part: Part
 ) -> tuple[Call, ...]:
     first, last = prepared.bounds(part)
-    values, events = _values_of(layer, source)
+    values, events = values_of(layer.synapses, source)
     start, kernel = (start_lanes(lanes) if lanes else kernels.start_currents), prepared.kernel
     scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
     if lanes:
@@ -75,12 +78,21 @@ def _current_calls(
     )
 
 
-def _values_of(layer: Synaptic, source: Array) -> tuple[Array, int]:
+@operation_table(Synapses)
+def values_of(synapses: Synapses, source: Array) -> tuple[Array, int]:
     """The source as the kernel sees it, and how many events it collects at once at most."""
-    if isinstance(layer.synapses, Matrix):
-        source = source.reshape(len(source), 1, source.size // len(source))
-        return source, source.shape[2]
-    return source, source.shape[2] * math.prod(layer.synapses.kernel)
+    raise values_of.unknown(synapses)
+
+
+@values_of.on(Matrix)
+def _(matrix: Matrix, source: Array) -> tuple[Array, int]:
+    flat = source.reshape(len(source), 1, source.size // len(source))
+    return flat, flat.shape[2]
+
+
+@values_of.on(Convolution)
+def _(convolution: Convolution, source: Array) -> tuple[Array, int]:
+    return source, source.shape[2] * math.prod(convolution.kernel)
 
 
 def spiking_stage(
@@ -161,8 +173,16 @@ def place_stage(spikes: Array, placed: Array, flat: Array, *, parts: int) -> Sta
     return tuple((Call(mapping.place, (spikes, placed, *share, flat)),) for share in shares)
 
 
-def pool_stage(layer: PoolLayer, source: Array, out: Array, *, parts: int) -> Stage:
-    """Max pooling of (T, H·W, C) into (T, OH·OW, C), spikes or analog values."""
+@operation_table(MapLayer)
+def map_stage(layer: MapLayer, sources: Sequence[Array], out: Array, *, parts: int) -> Stage:
+    """A layer without synapses and neurons: (T or 1, positions, channels) each, `out` zeroed."""
+    raise map_stage.unknown(layer)
+
+
+@map_stage.on(PoolLayer)
+def _(layer: PoolLayer, sources: Sequence[Array], out: Array, *, parts: int) -> Stage:
+    """Max pooling of spikes or analog values."""
+    (source,) = sources
     kernel = mapping.max_pool_analog if source.dtype.kind == "f" else mapping.max_pool
     windows = (layer.kernel, layer.stride, layer.padding)
     arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2])
@@ -170,10 +190,11 @@ def pool_stage(layer: PoolLayer, source: Array, out: Array, *, parts: int) -> St
     return tuple((Call(kernel, (*arguments, *share, out)),) for share in shares)
 
 
-def merge_stage(layer: MergeLayer, sources: Sequence[Array], out: Array, *, parts: int) -> Stage:
-    """Maps (T or 1, positions, channels) to one, left to right."""
-    add = merging.add_currents if out.dtype.kind == "f" else merging.add_events
-    kernel = {"add": add, "and": merging.both, "iand": merging.first_without_second}[layer.function]
+@map_stage.on(MergeLayer)
+def _(layer: MergeLayer, sources: Sequence[Array], out: Array, *, parts: int) -> Stage:
+    """Maps to one, left to right."""
+    add = mapping.add_currents if out.dtype.kind == "f" else mapping.add_events
+    kernel = {"add": add, "and": mapping.both, "iand": mapping.first_without_second}[layer.function]
     start, *others = (source.reshape(len(source), -1) for source in sources)
     to, stage = out.reshape(len(out), -1), []
     for part in parts_of(parts):
@@ -185,11 +206,13 @@ def merge_stage(layer: MergeLayer, sources: Sequence[Array], out: Array, *, part
     return tuple(stage)
 
 
-def scatter_stage(layer: ScatterLayer, source: Array, out: Array, *, parts: int) -> Stage:
-    """Channels of (T, positions, C) into a map that is 0 everywhere else."""
+@map_stage.on(ScatterLayer)
+def _(layer: ScatterLayer, sources: Sequence[Array], out: Array, *, parts: int) -> Stage:
+    """Channels into a map that is 0 everywhere else."""
+    (source,) = sources
     index = private(layer.index)
     shares = (part.of(source.shape[1]) for part in parts_of(parts))
-    return tuple((Call(merging.scatter, (source, index, *share, out)),) for share in shares)
+    return tuple((Call(mapping.scatter, (source, index, *share, out)),) for share in shares)
 
 
 def readout_stage(readout: ReadoutLayer, source: Array, scores: Array) -> Stage:

@@ -127,7 +127,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     Engines take turns in blocks after a warm-up. Missing ONNX and event files are exported from
     the model files to a temporary folder.
     """
-    from soul_deploy.runtime.kernels.compile_message import compiling_announced  # imports numba
+    from soul_deploy.runtime.kernels.cache import compiling_announced  # imports numba
 
     if output is not None:
         require_writable(output)

@@ -37,7 +37,7 @@ from soul_deploy.export.verify.onnx import input_mode_of, static_input_of
 from soul_deploy.export.verify.verify import Kind, VerifyReport
 from soul_deploy.model.model import Model, load_model
 from soul_deploy.runtime.io.inspect_tables import representation_table
-from soul_deploy.runtime.kernels.compile_message import compiling_announced
+from soul_deploy.runtime.kernels.cache import compiling_announced
 
 EXPORT_SCHEMA = "soul-deploy/export/2"
 TITLES: dict[Kind, str] = {"onnx": "ONNX", "event": "Event network", "nir": "NIR"}

@@ -101,7 +101,7 @@ def _results(
     from soul_deploy.runtime.io.images import read_samples
     from soul_deploy.runtime.io.inspect import require_event_network
     from soul_deploy.runtime.io.results import result
-    from soul_deploy.runtime.kernels.compile_message import compiling_announced
+    from soul_deploy.runtime.kernels.cache import compiling_announced
 
     allowed = parse_bytes(max_memory)
     with OpenFile(path) as source:

@@ -30,7 +30,6 @@ from soul_deploy.analysis.other_tools import CompatCounts
 from soul_deploy.analysis.report import OpsReport
 from soul_deploy.analysis.synops import count_model, fanout
 from soul_deploy.base.errors import VerificationError
-from soul_deploy.base.files import Array
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.lowering.linear_operators import ConvOperator
 from soul_deploy.model.model import Model
@@ -38,8 +37,9 @@ from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import SpikingLayer
 from soul_deploy.runtime.ops.counted_run import count_run
-from soul_deploy.runtime.ops.counting import fanout_map, projection_steps
+from soul_deploy.runtime.ops.counting import projection_steps
 from soul_deploy.runtime.ops.energy import MEMORY, Activity, accesses, ops_energy
+from soul_deploy.runtime.ops.fan_out import fanout_map
 
 FANOUT = [
     [[3, 6, 6, 4], [5, 6, 8, 4], [5, 8, 7, 5], [4, 5, 5, 2]],
@@ -84,7 +84,7 @@ def test_fanout_is_the_rows_of_the_event_network() -> None:
         assert ours.sum() == total
         explicit = build_event_network(model, representation="explicit").by_name["q"]
         assert isinstance(explicit, SpikingLayer)
-        lengths: Array = np.diff(explicit.synapses.rows.starts.astype(np.int64))  # type: ignore[union-attr]
+        lengths = explicit.synapses.rows.lengths
         np.testing.assert_array_equal(np.moveaxis(lengths.reshape(4, 4, 2), -1, 0), ours)
     np.testing.assert_array_equal(layer_of(worked_model()).fanout, FANOUT)
     dense = worked_model(weight=np.ones_like(WEIGHT), masked=False)

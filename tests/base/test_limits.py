@@ -63,7 +63,7 @@ def test_explicit_rows_beyond_the_limit_are_refused_before_they_are_made(
 ) -> None:
     network = build_event_network(small_model(), representation="explicit")
     rows = network.spiking_layers[0].synapses.rows
-    sizes = [array.nbytes for array in rows.arrays]  # type: ignore[union-attr]
+    sizes = [array.nbytes for array in rows.arrays]
     bias = network.spiking_layers[0].synapses.bias
     needed = sum(sizes) + (0 if bias is None else bias.nbytes)
     made: list[int] = []

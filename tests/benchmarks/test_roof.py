@@ -31,7 +31,7 @@ def compare(network: EventNetwork, x: Array) -> list[Passes]:
     """
     running = Network(network, 1)
     recorded = running.run_recorded(x[:1]).spikes
-    prepared = prepare_all(network.layers)
+    prepared = prepare_all(network)
     workspace = workspace_for(network, prepared, samples_of(network, x[:1])[0])
     calls = [call for stage in workspace.stages for call in stage[0]]
     places, found = synapse_calls(calls, prepared), []
@@ -75,7 +75,7 @@ def test_the_roof_makes_the_layers_additions(spec: ChainSpec, choice: Choice, de
 def test_both_kinds_of_rows_have_a_roof(choice: Choice, kernel: object) -> None:
     model = sparsified(small(padding=1), 1)
     network = build_event_network(model, representation=choice)
-    prepared = prepare_all(network.layers)
+    prepared = prepare_all(network)
     x = 8 * np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)
     workspace = workspace_for(network, prepared, samples_of(network, x)[0])
     calls = [call for stage in workspace.stages for call in stage[0]]

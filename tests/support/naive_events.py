@@ -23,6 +23,7 @@ from soul_deploy.runtime.format.network import (
     MergeLayer,
     PoolLayer,
     PopulationLayer,
+    Rows,
     ScatterLayer,
     SparseRows,
     SpikingLayer,
@@ -45,6 +46,7 @@ def matrix_of(synapses: Synapses) -> Array:
             for target, weight in _row(synapses.rows, j):
                 found[j, target] += weight
         return found
+    assert isinstance(synapses, Convolution)
     channels, height, width = synapses.in_shape
     kernel = synapses.kernel
     for c in range(channels):
@@ -67,9 +69,10 @@ def len_out(synapses: Convolution) -> int:
     return synapses.out_shape[0]
 
 
-def _row(rows: DenseRows | SparseRows, j: int) -> list[tuple[int, float]]:
+def _row(rows: Rows, j: int) -> list[tuple[int, float]]:
     if isinstance(rows, DenseRows):
         return [(k, float(w)) for k, w in enumerate(rows.weight[j]) if w != 0]
+    assert isinstance(rows, SparseRows)
     span = range(int(rows.starts[j]), int(rows.starts[j + 1]))
     return [(int(rows.targets[k]), float(rows.weight[k])) for k in span]
 
@@ -190,6 +193,7 @@ def compute(layer: Layer, sources: list[Found]) -> Found:
         if isinstance(layer, MergeLayer):
             branches = [value for value, _ in sources]
             return _merged(layer, branches), SLACK * np.sum(np.abs(branches), axis=0)
+        assert isinstance(layer, ScatterLayer)
         return _scattered(layer, values), np.abs(_scattered(layer, values)) * SLACK
 
 

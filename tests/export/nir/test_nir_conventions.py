@@ -30,7 +30,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
 from soul_deploy.runtime.engine.network import Network, load
-from soul_deploy.runtime.format.layers import Neurons
+from soul_deploy.runtime.format.layers import PopulationLayer, SpikingLayer
 
 nir = pytest.importorskip("nir", reason="the package nir is the extra `nir`")
 T, BATCH = 20, 4
@@ -427,7 +427,7 @@ def test_what_a_spike_takes_off_is_checked_and_kept() -> None:
     with pytest.raises(UsageError, match=r"v_subtract 0\.0 must be above 0"):
         NeuronSpec(v_reset=None, v_subtract=0.0)
     (neurons,) = build_event_network(model).layers
-    assert isinstance(neurons, Neurons)
+    assert isinstance(neurons, SpikingLayer | PopulationLayer)
     for wrong in (replace(neurons.neuron, v_subtract=-1.0), replace(neurons.neuron, v_reset=0.0)):
         with pytest.raises(FileFormatError, match="it is above 0, and for soft reset alone"):
             replace(neurons, neuron=wrong)

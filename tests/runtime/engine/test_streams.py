@@ -1,6 +1,7 @@
 """Networks step by step, in ONNX Runtime and in the event runtime: the run of all steps, cut up."""
 
 import json
+import pickle
 import re
 import runpy
 import tempfile
@@ -274,6 +275,33 @@ def test_a_stream_starts_with_an_input() -> None:
     network.reset()
     with pytest.raises(ValidityError, match="the first step of a stream needs an input"):
         network.step()
+
+
+def test_streams_of_a_network_are_apart() -> None:
+    network, x = Network(build_event_network(small())), frames(3).numpy()
+    want = [network.step(frame) for frame in x]
+    held = [network.step(x[2]), network.step()]
+    stream, other = network.stream(), network.stream()
+    for frame, scores in zip(x, want, strict=True):
+        other.step(x[0])
+        np.testing.assert_array_equal(stream.step(frame), scores)
+    copied = pickle.loads(pickle.dumps(stream))
+    for going in (stream, copied):
+        np.testing.assert_array_equal([going.step(), going.step()], held)
+        assert going.steps == 5
+        going.reset()
+        np.testing.assert_array_equal(going.step(x[0]), want[0])
+    assert (other.steps, network.stream().steps) == (3, 0)
+
+
+def test_a_stream_without_an_input_is_refused() -> None:
+    stream = Network(build_event_network(small())).stream()
+    with pytest.raises(ValidityError, match="the first step of a stream needs an input"):
+        stream.step()
+    stream.step(frames(1)[0].numpy())
+    with pytest.raises(ValidityError, match="a batch of 2 given, but the stream runs 3"):
+        stream.step(frames(1, batch=2)[0].numpy())
+    assert stream.steps == 1
 
 
 def test_a_repeated_step_does_not_run_the_first_layer() -> None:

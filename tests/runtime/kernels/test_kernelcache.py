@@ -61,7 +61,7 @@ def test_without_a_folder_kernels_are_compiled_each_time(tmp_path: Path) -> None
         "caching.CacheImpl._locator_classes = []\n"
         "from soul_deploy.runtime.kernels.cache import CACHE\n"
         "from soul_deploy.runtime.kernels.maps import place\n"
-        "from soul_deploy.runtime.kernels.compile_message import compiling_message\n"
+        "from soul_deploy.runtime.kernels.cache import compiling_message\n"
         "print(CACHE, place.stats.cache_path)\n"
         "print(compiling_message(place.stats.cache_path))\n"
     )

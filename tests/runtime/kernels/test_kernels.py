@@ -38,14 +38,15 @@ from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, PASS_BLOCK,
 from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
 from soul_deploy.runtime.kernels.time_vectorised import lanes_for, pick_lanes
 from soul_deploy.runtime.ops import counting
+from soul_deploy.runtime.ops.fan_out import fanout_map
 from soul_deploy.runtime.plan.layer_plan import prepare
 from soul_deploy.runtime.plan.partition import Stage, run_calls
 from soul_deploy.runtime.plan.stages import (
     current_room,
     current_stage,
     lanes_of,
+    map_stage,
     place_stage,
-    pool_stage,
     readout_stage,
 )
 
@@ -229,7 +230,7 @@ def counted(case: Case) -> tuple[int, ...]:
 
 @given(convolution_cases())
 def test_fanout_is_the_number_of_nonzero_synapses_inside(case: Case) -> None:
-    found = counting.fanout_map(layer_of(case).synapses)
+    found = fanout_map(layer_of(case).synapses)
     for c, y, x in np.ndindex(*case.values.shape[1:]):
         synapses = naive.targets_of(c, y, x, case.weight, **case.geometry)
         assert found[c, y, x] == sum(w != 0 for *_, w in synapses)
@@ -338,7 +339,7 @@ def test_max_pool(
     pool = PoolLayer("m", "s", shape[1:], expected.shape[1:], kernel, stride, padding)
     source = np.ascontiguousarray(to_channel_last(spikes, shape[1:]))
     out = np.empty((shape[0], math.prod(expected.shape[2:]), shape[1]), np.uint8)
-    run_in_turn(pool_stage(pool, source, out, parts=1 + seed % 3))
+    run_in_turn(map_stage(pool, [source], out, parts=1 + seed % 3))
     np.testing.assert_array_equal(to_channel_major(out, pool.out_shape), expected)
 
 

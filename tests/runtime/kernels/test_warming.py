@@ -17,7 +17,7 @@ from places import ROOT
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.ir.graph import Projection
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.kernels.compile_message import compiling_announced, compiling_message
+from soul_deploy.runtime.kernels.cache import compiling_announced, compiling_message
 
 SAID = "Compiling kernels once for this machine"
 EVENTS: Any = numba_event  # untyped

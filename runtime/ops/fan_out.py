@@ -1,0 +1,176 @@
+"""Synapses as they are counted: where each leads, and how many leave each presynaptic neuron.
+
+Only nonzero weights count: in dense rows they are found first.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from soul_deploy.base.dispatch import operation_table
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.format.network import (
+    Convolution,
+    DenseRows,
+    Matrix,
+    Rows,
+    SparseRows,
+    Synapses,
+)
+from soul_deploy.runtime.format.tap_tables import AxisRuns, axis_runs, tap_table
+from soul_deploy.runtime.kernels.counting import count_convolution, count_matrix
+
+
+def nonzero_rows(synapses: Synapses) -> tuple[Array, Array]:
+    """(starts int64, targets int64) of the nonzero weights: neurons, or output channels."""
+    return _nonzero(synapses.rows, synapses)
+
+
+@operation_table(Rows)
+def _nonzero(rows: Rows, synapses: Synapses) -> tuple[Array, Array]:
+    raise _nonzero.unknown(rows)
+
+
+@_nonzero.on(SparseRows)
+def _(rows: SparseRows, synapses: Synapses) -> tuple[Array, Array]:
+    return rows.starts.astype(np.int64), rows.targets.astype(np.int64)
+
+
+@_nonzero.on(DenseRows)
+def _(rows: DenseRows, synapses: Synapses) -> tuple[Array, Array]:
+    flat = rows.weight.reshape(synapses.row_count, -1)
+    row, target = np.nonzero(flat)
+    starts = np.zeros(len(flat) + 1, np.int64)
+    starts[1:] = np.cumsum(np.bincount(row, minlength=len(flat)))
+    block = row // (len(flat) // synapses.blocks)
+    return starts, (target + block * flat.shape[1]).astype(np.int64)
+
+
+def fanout_map(synapses: Synapses, live: Array | None = None) -> Array:
+    """int64 map in the input's shape: nonzero synapses onto live neurons, per presynaptic neuron.
+
+    live: bool (n,), channel-last, over the current's neurons; None: all.
+    """
+    return _fanout(synapses, *nonzero_rows(synapses), live)
+
+
+@operation_table(Synapses)
+def _fanout(synapses: Synapses, starts: Array, targets: Array, live: Array | None) -> Array:
+    raise _fanout.unknown(synapses)
+
+
+@_fanout.on(Convolution)
+def _(synapses: Convolution, starts: Array, targets: Array, live: Array | None) -> Array:
+    if live is None:
+        return _spread(synapses, np.diff(starts))
+    return _onto_live(synapses, starts, targets, live)
+
+
+@_fanout.on(Matrix)
+def _(synapses: Matrix, starts: Array, targets: Array, live: Array | None) -> Array:
+    if live is None:
+        return from_channel_last(np.diff(starts), synapses.in_shape)
+    before = np.zeros(len(targets) + 1, np.int64)
+    np.cumsum(live[targets], out=before[1:])
+    return from_channel_last(before[starts[1:]] - before[starts[:-1]], synapses.in_shape)
+
+
+def additions_map(synapses: Synapses, neurons: int) -> Array:
+    """int64 map in the input's shape: additions that an event of each presynaptic neuron costs.
+
+    Zeros in dense rows are added too, and so are synapses of shared rows onto neurons that are not
+    live. A dense matrix runs on the columns of the live `neurons` only.
+    """
+    return _dense_additions(synapses, neurons) if synapses.rows.dense else fanout_map(synapses)
+
+
+@operation_table(Synapses)
+def _dense_additions(synapses: Synapses, neurons: int) -> Array:
+    raise _dense_additions.unknown(synapses)
+
+
+@_dense_additions.on(Matrix)
+def _(synapses: Matrix, neurons: int) -> Array:
+    return np.full(synapses.in_shape, neurons, np.int64)
+
+
+@_dense_additions.on(Convolution)
+def _(synapses: Convolution, neurons: int) -> Array:
+    share = synapses.out_shape[0] // synapses.groups
+    return _spread(synapses, np.full(synapses.row_count, share, np.int64))
+
+
+def _spread(synapses: Convolution, lengths: Array) -> Array:
+    """Row lengths summed over the rows that lead into the output from each position."""
+    per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
+    rows, columns = tap_table(synapses, 0), tap_table(synapses, 1)
+    spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
+    return spread
+
+
+def _onto_live(synapses: Convolution, starts: Array, targets: Array, live: Array) -> Array:
+    """One kernel position at a time: (channels × output channels) times the live outputs met."""
+    (channels, height, width), (outputs, *_), (kh, kw) = (
+        synapses.in_shape,
+        synapses.out_shape,
+        synapses.kernel,
+    )
+    alive = live.reshape(synapses.out_shape[1], synapses.out_shape[2], outputs).astype(np.float64)
+    found = np.zeros((channels, height, width), np.float64)
+    rows, columns = axis_runs(synapses, 0, merge=False), axis_runs(synapses, 1, merge=False)
+    by_row, by_column = _by_tap(rows, kh), _by_tap(columns, kw)
+    for i, (y, oy) in enumerate(by_row):
+        for j, (x, ox) in enumerate(by_column):
+            used = np.zeros((channels, outputs))
+            for c in range(channels):
+                r = (c * kh + i) * kw + j
+                used[c, targets[starts[r] : starts[r + 1]]] = 1
+            if not len(y) * len(x) or not used.any():
+                continue
+            met = alive[oy[:, None], ox].reshape(-1, outputs)
+            found[:, y[:, None], x] += (used @ met.T).reshape(channels, len(y), len(x))
+    return found.astype(np.int64)
+
+
+def _by_tap(runs: AxisRuns, kernel: int) -> list[tuple[Array, Array]]:
+    """Of every kernel index: the input positions that meet it, and the outputs there."""
+    counts: Array = np.diff(runs.first.astype(np.int64))
+    position = np.repeat(np.arange(len(counts)), counts)
+    order = np.argsort(runs.tap, kind="stable")
+    bounds = np.searchsorted(runs.tap[order], np.arange(kernel + 1))
+    parts = [order[first:last] for first, last in pairwise(bounds)]
+    return [(position[part], runs.out[part]) for part in parts]
+
+
+def from_channel_last(values: Array, shape: tuple[int, ...]) -> Array:
+    if len(shape) == 1:
+        return values
+    return np.moveaxis(values.reshape(shape[1], shape[2], shape[0]), -1, 0)
+
+
+Walk = Callable[[Array, Array, Array, Array, Array, Array], None]
+"""A counting kernel: (values of a step, starts, targets, live, touched, counts)."""
+
+
+@operation_table(Synapses)
+def walk_of(synapses: Synapses) -> Walk:
+    raise walk_of.unknown(synapses)
+
+
+@walk_of.on(Matrix)
+def _(synapses: Matrix) -> Walk:
+    return lambda values, *rest: count_matrix(values.reshape(-1), *rest)
+
+
+@walk_of.on(Convolution)
+def _(synapses: Convolution) -> Walk:
+    y = axis_runs(synapses, 0, merge=False)
+    x = axis_runs(synapses, 1, merge=False)
+    channels, _, width = synapses.out_shape
+    tables = (synapses.kernel, width, channels, y.first, y.tap, y.out, x.first, x.tap, x.out)
+
+    def walk(values: Array, starts: Array, targets: Array, *rest: Array) -> None:
+        count_convolution(values, starts, targets, *tables, *rest)
+
+    return walk

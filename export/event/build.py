@@ -4,16 +4,15 @@ What no output depends on is left out (`lowering.liveness`): masked neurons, and
 those read. `storage_format` decides which form a layer's synapses get.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from soul_deploy.analysis.synops import live_targets, population_behind
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnknownNameError, UnsupportedGraphError, UsageError
-from soul_deploy.base.files import Array
 from soul_deploy.base.memory import WORK_BYTES
 from soul_deploy.export.event.storage_format import (
     CONVOLUTION_FORMS,
@@ -29,6 +28,7 @@ from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
     AvgPool,
     Flatten,
+    Input,
     MaxPool,
     Merge,
     Node,
@@ -38,14 +38,13 @@ from soul_deploy.ir.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.lowering.fold_batch_norm import Synapses as Folded
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.ir.node import no_entry
+from soul_deploy.lowering.deploy import Deployed, lower
+from soul_deploy.lowering.fan_out import live_targets, population_behind
 from soul_deploy.lowering.footprint import require_planning
-from soul_deploy.lowering.linear_operators import ConvOperator, ReadoutOperator, compose
-from soul_deploy.lowering.liveness import deployed, live_values
+from soul_deploy.lowering.linear_operators import ConvOperator, ReadoutOperator, walk_back
+from soul_deploy.lowering.neurons import equation_of
 from soul_deploy.model.model import Model
-from soul_deploy.nn.neuron import learned_decay
-from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.format.file import save_event_network
 from soul_deploy.runtime.format.network import (
@@ -105,19 +104,16 @@ def build_event_network(
     """
     refuse_unsupported(model.graph)
     require_planning(model.graph, max(WORK_BYTES, max_memory or 0))
-    model = deployed(model)
-    graph = model.graph
-    folded = fold(graph, model.state, model.channel_masks)
+    graph, info = model.graph, model.info
     forms = _forms(graph, rows or {})
-    parts = _Parts(model, folded, live_values(model), representation, max_memory, forms)
-    info = model.info
+    parts = _Parts(lower(model).trimmed, representation, max_memory, forms)
     norm = info.normalization
     return EventNetwork(
         input_name=graph.input.name,
         input_shape=graph.input.shape,
         time_steps=graph.time_steps,
-        layers=tuple(_layer(parts, graph[name]) for name in layer_names(graph)),
-        readout=_readout(graph, folded),
+        layers=tuple(_layers(parts)),
+        readout=_readout(parts.lowered),
         fixed_steps=valid_for_one_t(model),
         reset_per_sample=info.validity.reset_per_sample,
         normalization=None if norm is None else eventnet.Normalization(norm.mean, norm.std),
@@ -138,13 +134,7 @@ def layer_names(graph: SpikingGraph) -> tuple[str, ...]:
 
     A projection that feeds one population and nothing else is part of that population's layer.
     """
-    kinds = Population | MaxPool | Merge | Scatter
-    return tuple(
-        node.name
-        for node in graph.nodes
-        if isinstance(node, kinds)
-        or (isinstance(node, Projection) and population_behind(graph, node.name) is None)
-    )
+    return tuple(node.name for node in graph.nodes if layer_maker(node, graph) is not None)
 
 
 def refuse_unsupported(graph: SpikingGraph) -> None:
@@ -152,21 +142,19 @@ def refuse_unsupported(graph: SpikingGraph) -> None:
     for node in graph.nodes:
         for name in node.inputs:
             source, edge = graph[name], graph.edges[name]
-            projects = isinstance(node, Projection | Readout | AvgPool | AdaptiveAvgPool | Flatten)
-            if isinstance(source, AvgPool | AdaptiveAvgPool | Flatten) and not projects:
+            takes_all = node.projects or node.composable or node is graph.readout
+            if source.composable and not takes_all:
                 raise UnsupportedGraphError(
                     f"{node.name}: its input {name!r} is no projection ({source.op}); the event "
                     "runtime composes average pooling and flattening into a projection, so a "
                     "projection must follow them"
                 )
-            if isinstance(node, Population) and edge.kind != "analog":
+            if node.fires and edge.kind != "analog":
                 raise UnsupportedGraphError(
                     f"{node.name}: its input {name!r} is no current but {edge.kind} values "
                     f"({source.op}); put a convolution or a linear layer in between"
                 )
-    source_name = graph.readout.inputs[0]
-    while isinstance(graph[source_name], AvgPool | AdaptiveAvgPool | Flatten):
-        source_name = graph[source_name].inputs[0]
+    source_name, _ = walk_back(graph, graph.readout.name)
     if graph.edges[source_name].kind == "analog":
         raise UnsupportedGraphError(
             f"{graph.readout.name}: reads analog values from {source_name!r}; a readout sums spikes"
@@ -175,11 +163,9 @@ def refuse_unsupported(graph: SpikingGraph) -> None:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What layers are made from; the model's masks are those of `deployed`."""
+    """What layers are made from; neurons that no output depends on are masked in `lowered`."""
 
-    model: Model
-    folded: dict[str, Folded]
-    live: dict[str, Array | None]
+    lowered: Deployed
     choice: Choice
     max_memory: int | None
     forms: Mapping[str, Form] = field(default_factory=dict)
@@ -188,7 +174,7 @@ class _Parts:
 
 def _forms(graph: SpikingGraph, rows: Mapping[str, Form]) -> dict[str, Form]:
     """`rows` by projection."""
-    projections = [node.name for node in graph.nodes if isinstance(node, Projection)]
+    projections = [node.name for node in graph.projections]
     known = {name: name for name in projections}
     for name in projections:
         known[population_behind(graph, name) or name] = name
@@ -201,30 +187,76 @@ def _forms(graph: SpikingGraph, rows: Mapping[str, Form]) -> dict[str, Form]:
     return forms
 
 
-def _layer(parts: _Parts, node: Node) -> Layer:
-    graph = parts.model.graph
-    if isinstance(node, Population):
-        source = node.inputs[0]
-        fused = isinstance(graph[source], Projection) and population_behind(graph, source)
-        return _spiking_layer(parts, node) if fused else _population_layer(parts, node)
-    if isinstance(node, Projection):
-        return CurrentLayer(name=node.name, **_synapses(parts, node.name))
-    if isinstance(node, MaxPool):
-        return _pool_layer(graph, node)
-    if isinstance(node, Merge):
-        return MergeLayer(node.name, node.inputs, node.function, graph.shapes[node.name])
-    assert isinstance(node, Scatter), node
-    shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
-    return ScatterLayer(node.name, node.inputs[0], *shapes, np.array(node.index, np.uint32))
+Maker = Callable[[_Parts, Any], Layer]
+
+
+@operation_table(Node)
+def layer_maker(node: Node, graph: SpikingGraph) -> Maker | None:
+    """What makes the node's layer; None where it has none, but is part of another's."""
+    raise no_entry(node, "event export")
+
+
+@layer_maker.on(Input, AvgPool, AdaptiveAvgPool, Flatten, Readout)
+def _no_layer(node: Node, graph: SpikingGraph) -> None:
+    return None
+
+
+@layer_maker.on(Projection)
+def _of_projection(node: Projection, graph: SpikingGraph) -> Maker | None:
+    return None if population_behind(graph, node.name) else _current_layer
+
+
+@layer_maker.on(Population)
+def _of_population(node: Population, graph: SpikingGraph) -> Maker:
+    (source,) = node.inputs
+    fused = graph[source].projects and population_behind(graph, source)
+    return _spiking_layer if fused else _population_layer
+
+
+@layer_maker.on(MaxPool)
+def _of_pooling(node: MaxPool, graph: SpikingGraph) -> Maker:
+    return _pool_layer
+
+
+@layer_maker.on(Merge)
+def _of_merge(node: Merge, graph: SpikingGraph) -> Maker:
+    return _merge_layer
+
+
+@layer_maker.on(Scatter)
+def _of_scatter(node: Scatter, graph: SpikingGraph) -> Maker:
+    return _scatter_layer
+
+
+def _layers(parts: _Parts) -> Iterator[Layer]:
+    graph = parts.lowered.graph
+    for node in graph.nodes:
+        maker = layer_maker(node, graph)
+        if maker is not None:
+            yield maker(parts, node)
+
+
+def _current_layer(parts: _Parts, node: Projection) -> CurrentLayer:
+    return CurrentLayer(name=node.name, **_synapses(parts, node.name))
+
+
+def _merge_layer(parts: _Parts, node: Merge) -> MergeLayer:
+    shape = parts.lowered.graph.shapes[node.name]
+    return MergeLayer(node.name, node.inputs, node.function, shape)
+
+
+def _scatter_layer(parts: _Parts, node: Scatter) -> ScatterLayer:
+    shapes, (source,) = parts.lowered.graph.shapes, node.inputs
+    index = np.array(node.index, np.uint32)
+    return ScatterLayer(node.name, source, shapes[source], shapes[node.name], index)
 
 
 def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     """The fields that layers with synapses share; `live` is that of the currents."""
-    graph = parts.model.graph
-    composed = compose(graph, parts.folded, projection)
+    graph, composed = parts.lowered.graph, parts.lowered.operator(projection)
     operator, edge = composed.operator, graph.edges[composed.source]
     assert not isinstance(operator, ReadoutOperator)
-    before = parts.live[composed.source]
+    before = parts.lowered.live_values[composed.source]
     form = parts.forms.get(projection)
     matrix = not isinstance(operator, ConvOperator)
     possible = MATRIX_FORMS if matrix else CONVOLUTION_FORMS
@@ -234,7 +266,7 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
             f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
         )
     how = form or parts.choice, parts.max_memory
-    current = live_targets(graph, parts.model.neuron_masks, projection)
+    current = live_targets(graph, parts.lowered.model.neuron_masks, projection)
     if isinstance(operator, ConvOperator):
         synapses, weighed = represent_convolution(operator, before, current, *how)
     else:
@@ -257,32 +289,23 @@ def _spiking_layer(parts: _Parts, node: Population) -> SpikingLayer:
 
 def _population_layer(parts: _Parts, node: Population) -> PopulationLayer:
     (source,) = node.inputs
-    shape = parts.model.graph.shapes[source]
+    shape = parts.lowered.graph.shapes[source]
     return PopulationLayer(node.name, source, shape, **_neurons(parts, node))
 
 
 def _neurons(parts: _Parts, node: Population) -> dict[str, Any]:
     """The fields that layers with neurons share."""
-    model, mask = parts.model, parts.live[node.name]
-    pattern = model.state[f"{node.name}.pattern"] if node.generated else None
+    state, mask = parts.lowered.model.state, parts.lowered.live_values[node.name]
+    pattern = state[f"{node.name}.pattern"] if node.generated else None
     return {
-        "neuron": _equation(model, node),
+        "neuron": equation_of(node, state),
         "live": None if mask is None else channel_last_mask(mask),
         "pattern": None if pattern is None else np.ascontiguousarray(pattern != 0).astype(np.uint8),
     }
 
 
-def _equation(model: Model, node: Population) -> NeuronEquation:
-    if not node.neuron.learned:
-        return node.neuron.equation()
-    import torch
-
-    w = torch.from_numpy(np.array(model.state[f"{node.name}.w"]))
-    return node.neuron.equation(learned_decay(w))
-
-
-def _pool_layer(graph: SpikingGraph, node: MaxPool) -> PoolLayer:
-    (source,) = node.inputs
+def _pool_layer(parts: _Parts, node: MaxPool) -> PoolLayer:
+    graph, (source,) = parts.lowered.graph, node.inputs
     return PoolLayer(
         name=node.name,
         source=source,
@@ -294,9 +317,9 @@ def _pool_layer(graph: SpikingGraph, node: MaxPool) -> PoolLayer:
     )
 
 
-def _readout(graph: SpikingGraph, folded: dict[str, Folded]) -> ReadoutLayer:
-    node = graph.readout
-    composed = compose(graph, folded, node.name)
+def _readout(lowered: Deployed) -> ReadoutLayer:
+    graph, node = lowered.graph, lowered.graph.readout
+    composed = lowered.operator(node.name)
     operator = composed.operator
     assert isinstance(operator, ReadoutOperator)
     weight = operator.weight

@@ -8,11 +8,25 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.base.files import Array, parse_json
 from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
 from soul_deploy.export.nir.package import FORMAT, vote_weight
-from soul_deploy.ir.graph import AvgPool, Flatten, Linear, Node, Population, Readout, Shape
+from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    Merge,
+    Node,
+    Pool,
+    Population,
+    Readout,
+    Scatter,
+    Shape,
+)
 from soul_deploy.ir.serde import node_from_json
 from soul_deploy.model.model import ModelInfo, info_from_json
 
@@ -90,16 +104,51 @@ def with_readout(
     node = next(node for node in nodes if node.name == last)
     if any(last in other.inputs for other in nodes):
         raise UnsupportedGraphError(f"{last}: both the output and inside the network")
-    if isinstance(node, Population):
-        return (*nodes, _rates(node, shapes[last])), dict(state)
-    if not isinstance(node, Linear):
-        raise UnsupportedGraphError(
-            f"{last}: an output of {node.op!r}; supported are outputs of spiking neurons, or of a "
-            "linear or affine node that weighs their spikes"
-        )
-    source, dropped = _before_mean(nodes, shapes, node.inputs[0])
+    return readout_behind(node, _Ending(nodes, shapes, state, described))
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What was read, before it has a readout."""
+
+    nodes: tuple[Node, ...]
+    shapes: Mapping[str, Shape]
+    state: State
+    described: Description
+
+
+WithReadout = tuple[tuple[Node, ...], dict[str, Array]]
+
+
+@operation_table(Node)
+def readout_behind(node: Node, read: _Ending) -> WithReadout:
+    """The nodes and the state with a readout of `node`, whose output NIR puts out."""
+    raise _no_output(node)
+
+
+def _no_output(node: Node) -> UnsupportedGraphError:
+    return UnsupportedGraphError(
+        f"{node.name}: an output of {node.op!r}; supported are outputs of spiking neurons, or of a "
+        "linear or affine node that weighs their spikes"
+    )
+
+
+readout_behind.refuse(
+    *(Input, Convolution, Pool, AdaptiveAvgPool, Flatten, Merge, Scatter, Readout),
+    error=_no_output,
+)
+
+
+@readout_behind.on(Population)
+def _spikes(node: Population, read: _Ending) -> WithReadout:
+    return (*read.nodes, _rates(node, read.shapes[node.name])), dict(read.state)
+
+
+@readout_behind.on(Linear)
+def _affine(node: Linear, read: _Ending) -> WithReadout:
+    nodes, state, last, own = read.nodes, read.state, node.name, read.described.readout
+    source, dropped = _before_mean(nodes, read.shapes, node.inputs[0])
     kept = tuple(n for n in nodes if n.name not in {last, *dropped})
-    own = described.readout
     votes = own is not None and not own.linear
     if own is not None and not _is_head(own, node, state):
         raise FileFormatError(
@@ -135,12 +184,10 @@ def _before_mean(
     """What a mean over the whole map and a flattening read, and their names; else `name`."""
     by_name = {node.name: node for node in nodes}
     flatten = by_name[name]
-    if not isinstance(flatten, Flatten) or _readers(nodes, name) != 1:
+    if not flatten.reshapes or _readers(nodes, name) != 1:
         return name, ()
     pool = by_name[flatten.inputs[0]]
-    if not isinstance(pool, AvgPool) or _readers(nodes, pool.name) != 1:
-        return name, ()
-    if pool.padding != (0, 0) or pool.kernel != shapes[pool.inputs[0]][1:]:
+    if _readers(nodes, pool.name) != 1 or not pool.averages_all(shapes[pool.inputs[0]]):
         return name, ()
     return pool.inputs[0], (pool.name, flatten.name)
 

@@ -26,7 +26,6 @@ from soul_deploy.ir.graph import (
     Node,
     Pair,
     Population,
-    Projection,
     Shape,
 )
 from soul_deploy.ir.serde import node_from_json
@@ -122,16 +121,15 @@ class Reader:
 
     def _scale(self, key: str, name: str, factor: float) -> None:
         node = next(node for node in self.made if node.name == name)
-        inner = isinstance(node, (AvgPool, Flatten, Merge))
-        if not (inner or (isinstance(node, Projection) and self._readers(name) == 1)):
+        if node.composable or node.arity is None:  # linear
+            for source in node.inputs:
+                self._scale(key, source, factor)
+            return
+        if not (node.projects and self._readers(name) == 1):
             raise UnsupportedGraphError(
                 f"{key}: what arrives is scaled by {factor:g}, and there are no synapses before it "
                 f"that only it reads ({name}), so the factor has no place"
             )
-        if inner:
-            for source in node.inputs:
-                self._scale(key, source, factor)
-            return
         for part in (f"{name}.weight", f"{name}.bias"):
             if part in self.state:
                 scaled = self.state[part].astype(np.float64) * factor

@@ -4,7 +4,7 @@ A node's value is a tensor named like the node. Populations put T on the batch a
 (T·batch, ...); what comes before the first population of a static network is (batch, ...).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.base.files import Array
 from soul_deploy.export.onnx import neuron as onnx_neuron
@@ -21,6 +22,7 @@ from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
     Flatten,
+    Input,
     Linear,
     MaxPool,
     Merge,
@@ -33,7 +35,7 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.lowering.fold_batch_norm import Synapses
-from soul_deploy.lowering.linear_operators import adaptive_rows
+from soul_deploy.lowering.linear_operators import adaptive_rows, even_window
 from soul_deploy.runtime.equations import NeuronEquation
 
 BATCH, MERGED = "batch", "time_batch"
@@ -139,7 +141,24 @@ def _pads(padding: Pair) -> list[int]:
     return [*padding, *padding]
 
 
-def _convolution(b: Builder, node: Convolution) -> None:
+@operation_table(Node)
+def append(node: Node, b: Builder) -> None:
+    """Append the node's ONNX spelling to what is being built."""
+    raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
+
+
+@append.on(Input)
+def _input(node: Input, b: Builder) -> None:
+    if b.input_mode == "static":
+        b.static.add(node.name)
+    elif b.input_mode == "sequence":
+        merged = b.integers(f"{node.name}.merged_shape", -1, *node.shape)
+        b.op("Reshape", [node.name, merged], b.value(node.name))
+        b.declare(node)
+
+
+@append.on(Convolution)
+def _convolution(node: Convolution, b: Builder) -> None:
     b.op(
         "Conv",
         [b.source(node), *_synapses(b, node.name)],
@@ -152,16 +171,19 @@ def _convolution(b: Builder, node: Convolution) -> None:
     )
 
 
-def _linear(b: Builder, node: Linear) -> None:
+@append.on(Linear)
+def _linear(node: Linear, b: Builder) -> None:
     b.op("Gemm", [b.source(node), *_synapses(b, node.name)], b.value(node.name), transB=1)
 
 
-def _max_pool(b: Builder, node: MaxPool) -> None:
+@append.on(MaxPool)
+def _max_pool(node: MaxPool, b: Builder) -> None:
     sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": _pads(node.padding)}
     b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
 
 
-def _avg_pool(b: Builder, node: AvgPool) -> None:
+@append.on(AvgPool)
+def _avg_pool(node: AvgPool, b: Builder) -> None:
     _average(b, node, node.kernel, node.stride, node.padding)
 
 
@@ -170,13 +192,14 @@ def _average(b: Builder, node: Node, kernel: Pair, stride: Pair, padding: Pair =
     b.op("AveragePool", [b.source(node)], b.value(node.name), count_include_pad=1, **sides)
 
 
-def _adaptive(b: Builder, node: AdaptiveAvgPool) -> None:
+@append.on(AdaptiveAvgPool)
+def _adaptive(node: AdaptiveAvgPool, b: Builder) -> None:
     """Windows that tile evenly are an average pooling, others a matrix over the positions."""
-    _, height, width = b.graph.shapes[node.inputs[0]]
-    if height % node.size[0] == 0 and width % node.size[1] == 0:
-        tile = (height // node.size[0], width // node.size[1])
+    tile = even_window(node, b.graph.shapes[node.inputs[0]])
+    if tile is not None:
         _average(b, node, tile, tile)
         return
+    _, height, width = b.graph.shapes[node.inputs[0]]
     rows = np.kron(adaptive_rows(height, node.size[0]), adaptive_rows(width, node.size[1]))
     name = node.name
     pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
@@ -189,11 +212,13 @@ def _adaptive(b: Builder, node: AdaptiveAvgPool) -> None:
     b.op("Reshape", [pooled, b.integers(f"{name}.shape", 0, 0, *node.size)], b.value(name))
 
 
-def _flatten(b: Builder, node: Flatten) -> None:
+@append.on(Flatten)
+def _flatten(node: Flatten, b: Builder) -> None:
     b.op("Flatten", [b.source(node)], b.value(node.name), axis=1)
 
 
-def _population(b: Builder, node: Population) -> None:
+@append.on(Population)
+def _population(node: Population, b: Builder) -> None:
     """The neuron's function, called T times; spikes leave merged, T-major."""
     name, value = node.name, b.value(node.name)
     stages = [f"{name}.fired"]
@@ -274,7 +299,8 @@ def _split(b: Builder, current: str, name: str, steps: int) -> list[str]:
     return outputs
 
 
-def _merge(b: Builder, node: Merge) -> None:
+@append.on(Merge)
+def _merge(node: Merge, b: Builder) -> None:
     """Two branches at a time, left to right, as `soul_deploy.nn.layers.merged`."""
     name = node.name
     values = [_at_every_step(b, node, place) for place in range(len(node.inputs))]
@@ -297,7 +323,8 @@ def _at_every_step(b: Builder, node: Merge, place: int) -> str:
     return b.op("Tile", [b.value(source), repeats], name)
 
 
-def _scatter(b: Builder, node: Scatter) -> None:
+@append.on(Scatter)
+def _scatter(node: Scatter, b: Builder) -> None:
     """A channel of zeros behind the others, and each wide channel picked from among these."""
     name, rank = node.name, 1 + len(b.graph.shapes[node.name])
     behind = [int(axis == 1) for axis in range(rank)]
@@ -308,7 +335,8 @@ def _scatter(b: Builder, node: Scatter) -> None:
     b.op("Gather", [padded, b.constant(f"{name}.index", picked)], b.value(name), axis=1)
 
 
-def _readout(b: Builder, node: Readout) -> None:
+@append.on(Readout)
+def _readout(node: Readout, b: Builder) -> None:
     """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
     into the matrix product (MatMulScaleFusion)."""
     name, shape = node.name, b.graph.shapes[node.inputs[0]]
@@ -349,33 +377,17 @@ def _sum(b: Builder, source: str, output: str, *axes: int) -> str:
     return b.op("ReduceSum", inputs, output, keepdims=0)
 
 
-SPELLINGS: dict[type[Node], Callable[[Builder, Any], None]] = {
-    Convolution: _convolution,
-    Linear: _linear,
-    MaxPool: _max_pool,
-    AvgPool: _avg_pool,
-    AdaptiveAvgPool: _adaptive,
-    Flatten: _flatten,
-    Population: _population,
-    Merge: _merge,
-    Scatter: _scatter,
-    Readout: _readout,
-}
-
-
 def spell(b: Builder, node: Node) -> None:
     """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
-    if type(node) not in SPELLINGS:
-        raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
-    sources = {name in b.static for name in node.inputs}
-    SPELLINGS[type(node)](b, node)
-    if isinstance(node, Readout):
-        if sources == {True}:
+    append(node, b)
+    if node is b.graph.readout:
+        if b.static.issuperset(node.inputs):
             raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
         return
-    if sources == {True} and not isinstance(node, Population):
+    if node.inputs and b.static.issuperset(node.inputs) and not node.fires:
         b.static.add(node.name)
-    b.declare(node)
+    if node.inputs:
+        b.declare(node)
 
 
 def functions(b: Builder) -> list[onnx.FunctionProto]:

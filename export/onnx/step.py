@@ -23,7 +23,7 @@ from soul_deploy.export.onnx.model import (
     write_onnx,
 )
 from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, Builder, spell, value_name
-from soul_deploy.ir.graph import Population, Readout, Shape, SpikingGraph
+from soul_deploy.ir.graph import Shape, SpikingGraph
 from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 
@@ -71,19 +71,9 @@ def counts_steps(model: Model) -> bool:
     return generated or model.info.validity.time_steps is not None
 
 
-def before_spikes(graph: SpikingGraph) -> tuple[str, ...]:
-    """Nodes that a static image determines once and for all, the input included."""
-    found: list[str] = []
-    for node in graph.nodes:
-        still = not isinstance(node, (Population, Readout))
-        if still and all(name in found for name in node.inputs):
-            found.append(node.name)
-    return tuple(found)
-
-
 def currents_of(graph: SpikingGraph) -> tuple[str, ...]:
-    """Of these, the nodes that the rest of the network reads: the static currents."""
-    still = before_spikes(graph)
+    """The static currents: what a static image determines and the rest of the network reads."""
+    still = graph.static
     return tuple(name for name in still if any(user not in still for user in graph.consumers[name]))
 
 
@@ -108,7 +98,7 @@ def build_step(
     if static_input == "current":
         _require_currents(graph)
     builder = _builder(model, opset)
-    given = before_spikes(graph) if static_input == "current" else (graph.input.name,)
+    given = graph.static if static_input == "current" else (graph.input.name,)
     for node in graph.nodes:
         if node.name not in given:
             spell(builder, node)
@@ -140,7 +130,7 @@ def build_currents(
     builder = _builder(model, opset)
     builder.equations = {}
     given = currents_of(graph)
-    for name in before_spikes(graph)[1:]:
+    for name in graph.static[1:]:
         spell(builder, graph[name])
     shape = input_shape(graph, "step")
     built = assemble(

@@ -7,22 +7,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import CountedLayer, counted_layers, fanout
+from soul_deploy.analysis.synops import CountedLayer, fanout
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.equivalence.engines import LayerRun, Run
 from soul_deploy.equivalence.golden import Golden
 from soul_deploy.export.event.build import layer_names, valid_for_one_t
 from soul_deploy.export.event.storage_format import channel_last_mask
 from soul_deploy.export.verify.explicit_rows import explicit_problems
-from soul_deploy.ir.graph import MaxPool, Merge, Scatter, Shape, SpikingGraph
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Flatten,
+    Input,
+    MaxPool,
+    Merge,
+    Node,
+    Population,
+    Projection,
+    Readout,
+    Scatter,
+    Shape,
+    SpikingGraph,
+)
+from soul_deploy.ir.node import no_entry
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.linear_operators import (
     Composed,
     ConvOperator,
     MatrixOperator,
     ReadoutOperator,
 )
-from soul_deploy.lowering.liveness import deployed, live_values
 from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
@@ -67,17 +82,15 @@ def static_problems(
     synapse); the fan-out map that the stored rows give must be the graph's, entry by entry. Neurons
     that no output depends on are expected to be masked.
     """
-    golden = deployed(golden)
+    lowered = lower(golden).trimmed
     events, graph = network.events, golden.graph
     problems = list(_header_problems(golden, events, source_sha256))
     expected = list(layer_names(graph))
     found = [layer.name for layer in events.layers]
     if expected != found:
         return (*problems, f"layers {found}, the graph says {expected}")
-    folded = fold(graph, golden.state, golden.channel_masks)
-    layers = counted_layers(graph, folded, golden.neuron_masks)
+    layers, live = lowered.layers, lowered.live_values
     by_name = {layer.population or layer.name: layer for layer in layers}
-    live = live_values(golden)
     for stored in events.layers:
         if isinstance(stored, Neurons):
             problems += _population_problems(golden, stored, live[stored.name])
@@ -125,17 +138,52 @@ def _node_problems(graph: SpikingGraph, stored: Layer) -> Iterator[str]:
     node, name = graph[stored.name], stored.name
     yield from _differs(f"{name}: sources", stored.sources, node.inputs)
     yield from _differs(f"{name}: output shape", stored.out_shape, graph.shapes[name])
-    if isinstance(stored, PoolLayer) and isinstance(node, MaxPool):
-        expected = (node.kernel, node.stride, node.padding)
-        found = (stored.kernel, stored.stride, stored.padding)
-        yield from _differs(f"{name}: kernel, stride, padding", found, expected)
-    elif isinstance(stored, MergeLayer) and isinstance(node, Merge):
-        yield from _differs(f"{name}: function", stored.function, node.function)
-    elif isinstance(stored, ScatterLayer) and isinstance(node, Scatter):
-        yield from _array_problems(f"{name}: index", stored.index, np.array(node.index, np.uint32))
-    elif not (isinstance(stored, PopulationLayer) and node.op == "population"):
-        kind = stored.what if not isinstance(stored, Synaptic) else "a projection"
-        yield f"{name}: stored as {kind}, the graph says {node.op}"
+    yield from stored_problems(node, stored)
+
+
+@operation_table(Node)
+def stored_problems(node: Node, stored: Layer) -> Iterator[str]:
+    """A layer's own fields against the node that it is."""
+    raise no_entry(node, "verification of event files")
+
+
+@stored_problems.on(Input, Projection, AvgPool, AdaptiveAvgPool, Flatten, Readout)
+def _another_kind(node: Node, stored: Layer) -> Iterator[str]:
+    kind = stored.what if not isinstance(stored, Synaptic) else "a projection"
+    yield f"{node.name}: stored as {kind}, the graph says {node.op}"
+
+
+@stored_problems.on(Population)
+def _neurons(node: Population, stored: Layer) -> Iterator[str]:
+    if not isinstance(stored, PopulationLayer):
+        yield from _another_kind(node, stored)
+
+
+@stored_problems.on(MaxPool)
+def _pooling(node: MaxPool, stored: Layer) -> Iterator[str]:
+    if not isinstance(stored, PoolLayer):
+        yield from _another_kind(node, stored)
+        return
+    expected = (node.kernel, node.stride, node.padding)
+    found = (stored.kernel, stored.stride, stored.padding)
+    yield from _differs(f"{node.name}: kernel, stride, padding", found, expected)
+
+
+@stored_problems.on(Merge)
+def _merge(node: Merge, stored: Layer) -> Iterator[str]:
+    if not isinstance(stored, MergeLayer):
+        yield from _another_kind(node, stored)
+        return
+    yield from _differs(f"{node.name}: function", stored.function, node.function)
+
+
+@stored_problems.on(Scatter)
+def _scatter(node: Scatter, stored: Layer) -> Iterator[str]:
+    if not isinstance(stored, ScatterLayer):
+        yield from _another_kind(node, stored)
+        return
+    index = np.array(node.index, np.uint32)
+    yield from _array_problems(f"{node.name}: index", stored.index, index)
 
 
 def _population_problems(golden: Model, stored: Neurons, live: Array | None) -> Iterator[str]:

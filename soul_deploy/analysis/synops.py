@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.base.files import Array
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import (
     Counted,
     CountedLayer,
     CountedPooling,
     CountedPopulation,
     arrivals,
-    counted_entries,
-    counted_layers,
-    counted_nodes,
     fanout,
     live_targets,
+    needed_values,
     nonzero,
     population_behind,
 )
@@ -48,9 +47,6 @@ __all__ = [
     "count_layer",
     "count_model",
     "count_steps",
-    "counted_entries",
-    "counted_layers",
-    "counted_nodes",
     "fanout",
     "layer_steps",
     "live_targets",
@@ -190,7 +186,7 @@ def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, Laye
     population without a projection of its own, per max pooling, and of the readout.
     """
     module = model.module()
-    layers = counted_nodes(model)
+    layers = lower(model).counted
     totals = {layer.name: LayerCounts() for layer in layers}
     axis = 0 if module.as_signal(images).static else 1
     for part in torch.split(images, chunk, dim=axis):
@@ -213,16 +209,6 @@ def count_batch(
         ).total()
         for layer in layers
     }
-
-
-def needed_values(layer: Counted) -> tuple[str, ...]:
-    """The nodes whose values `count_steps` takes."""
-    if isinstance(layer, CountedPopulation):
-        return (layer.name,)
-    if isinstance(layer, CountedPooling):
-        return (layer.source,)
-    behind = () if layer.population is None else (layer.population,)
-    return (layer.composed.source, *behind)
 
 
 def count_steps(layer: Counted, values: Mapping[str, Tensor]) -> StepCounts:

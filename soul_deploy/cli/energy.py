@@ -25,7 +25,7 @@ from soul_deploy.equivalence.golden import Golden
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.verify.event import EventExecution, static_problems
-from soul_deploy.lowering.liveness import deployed
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model, load_model
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.kernels.compile_message import compiling_announced
@@ -260,7 +260,7 @@ def check_counts(model: Model, images: Tensor) -> dict[str, Any]:
 
     Raises UnsupportedGraphError for a network that cannot be an event network.
     """
-    golden = Golden(deployed(model))
+    golden = Golden(lower(model).trimmed.model)
     network = Network(build_event_network(model))
     static = not static_problems(golden.model, network)
     execution, comparer = EventExecution(network, golden), Comparer(golden)

@@ -10,23 +10,29 @@ from typing import Any
 
 from torch import fx, nn
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.frontend import tracer as fxtracer
 from soul_deploy.frontend.aliasing import Memory, changes_in_place
 from soul_deploy.frontend.module_kinds import kind_of, step_mode
 from soul_deploy.frontend.module_rules import CONVERTERS
 from soul_deploy.ir.graph import (
+    AdaptiveAvgPool,
     BatchNorm,
+    Convolution,
     Flatten,
     Input,
+    Linear,
     Merge,
     Node,
+    Pool,
     Population,
-    Projection,
     Readout,
+    Scatter,
     Shape,
     SpikingGraph,
 )
+from soul_deploy.ir.node import no_entry
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Builder:
         made, source = self.values.get(node), self.values.get(sources[0])
         if made is None or source is None:
             return None
-        viewed = isinstance(self.nodes[made.name], Flatten) and made.name != source.name
+        viewed = self.nodes[made.name].reshapes and made.name != source.name
         unchanged = (made.name, made.mean, made.inverse) == (
             source.name,
             source.mean,
@@ -168,7 +174,7 @@ class Builder:
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
         made = CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
-        if isinstance(made, Population):
+        if made.fires:
             after = self._fire(node, path, module, source)
         self.add(node, made, after)
 
@@ -189,10 +195,10 @@ class Builder:
         return Value(path, 1 if mode == "s" else 2)
 
     def _attach_norm(self, node: fx.Node, source: Value, path: str, module: Any) -> None:
-        projection = self.nodes[source.name]
+        normed = self.nodes[source.name].with_norm(BatchNorm(path, module.eps, module.momentum))
         (argument,) = node.args
         alone = isinstance(argument, fx.Node) and len(argument.users) == 1
-        if not isinstance(projection, Projection) or projection.norm or source.mean or not alone:
+        if normed is None or source.mean or not alone:
             raise self.unsupported(
                 node, f"batch norm {path!r} that does not directly follow one convolution or linear"
             )
@@ -200,8 +206,7 @@ class Builder:
             raise self.unsupported(
                 node, f"batch norm {path!r} without affine parameters or running statistics"
             )
-        norm = BatchNorm(path, module.eps, module.momentum)
-        self.nodes[projection.name] = replace(projection, norm=norm)
+        self.nodes[source.name] = normed
         self.values[node] = source
 
     def _vote(self, node: fx.Node, path: str, module: Any, source: Value) -> None:
@@ -279,7 +284,7 @@ class Builder:
         (returned,) = node.args
         if not isinstance(returned, fx.Node):
             raise self.unsupported(node, "a forward that returns more than the class scores")
-        readout = self._readout(node, self.value(node, returned))
+        readout = readout_of(self.nodes[self.value(node, returned).name], self, node)
         nodes = {**self.nodes, readout.name: readout}
         needed: set[str] = set()
         pending = [readout.name]
@@ -289,50 +294,62 @@ class Builder:
                 needed.add(name)
                 pending.extend(nodes[name].inputs)
         nodes.pop(readout.name)
-        kept = [made for made in nodes.values() if made.name in needed or isinstance(made, Input)]
+        kept = [made for made in nodes.values() if made.name in needed or not made.inputs]
         graph = SpikingGraph((*kept, readout), self.time_steps)
         source = readout.inputs[0]
         if not readout.linear and graph.edges[source].kind == "analog":
             raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")
         return graph
 
-    def _readout(self, node: fx.Node, value: Value) -> Readout:
-        made = self.nodes[value.name]
-        if isinstance(made, Readout):
-            return made
-        shape = self.shapes[value.name]
-        if isinstance(made, Projection) and made.op == "linear" and made.norm is None:
-            return Readout(
-                made.name, (self._before_mean(made.inputs[0]),), shape[0], True, made.bias
-            )
-        source = self._before_mean(value.name)
-        if isinstance(made, Projection) or len(shape) != 1:
-            raise self.unsupported(node, f"an output of {value.name!r} with shape {shape}")
-        name = "readout" if "readout" not in self.modules else "readout_of_spikes"
-        return Readout(name, (source,), shape[0], False, False, 1)
-
-    def _before_mean(self, name: str) -> str:
+    def before_mean(self, name: str) -> str:
         """The node whose sum over space a readout of node `name` reads, if `name` is such a mean.
 
         A readout sums over space itself: a global average in front of it is left out, so that it
         reads spikes.
         """
         node = self.nodes[name]
-        if not isinstance(node, Flatten):
+        if not node.reshapes:
             return name
         inner = node.inputs[0]
         if self.shapes[inner][1:] != (1, 1):
             return name
-        while self.nodes[inner].op in ("avg_pool", "adaptive_avg_pool"):
+        while self.nodes[inner].inputs:
             outer = self.nodes[inner].inputs[0]
-            if not self._averages_all(inner, self.shapes[outer]):
+            if not self.nodes[inner].averages_all(self.shapes[outer]):
                 break
             inner = outer
         return inner
 
-    def _averages_all(self, name: str, shape: Shape) -> bool:
-        """Whether a pooling to one position weighs every position the same."""
-        node: Any = self.nodes[name]
-        if node.op == "adaptive_avg_pool":
-            return bool(node.size == (1, 1))
-        return bool(node.kernel == shape[1:] and node.padding == (0, 0))
+
+@operation_table(Node)
+def readout_of(made: Node, builder: Builder, node: fx.Node) -> Readout:
+    """The readout of a network that returns what `made` holds, at fx node `node`."""
+    raise no_entry(made, "the frontend")
+
+
+@readout_of.on(Readout)
+def _is_readout(made: Readout, builder: Builder, node: fx.Node) -> Readout:
+    return made
+
+
+@readout_of.on(Linear)
+def _head(made: Linear, builder: Builder, node: fx.Node) -> Readout:
+    if made.norm is not None:
+        return _current(made, builder, node)
+    source = builder.before_mean(made.inputs[0])
+    return Readout(made.name, (source,), made.features, True, made.bias)
+
+
+@readout_of.on(Convolution)
+def _current(made: Node, builder: Builder, node: fx.Node) -> Readout:
+    shape = builder.shapes[made.name]
+    raise builder.unsupported(node, f"an output of {made.name!r} with shape {shape}")
+
+
+@readout_of.on(Input, Population, Pool, AdaptiveAvgPool, Flatten, Merge, Scatter)
+def _rates(made: Node, builder: Builder, node: fx.Node) -> Readout:
+    shape, source = builder.shapes[made.name], builder.before_mean(made.name)
+    if len(shape) != 1:
+        return _current(made, builder, node)
+    name = "readout" if "readout" not in builder.modules else "readout_of_spikes"
+    return Readout(name, (source,), shape[0], False, False, 1)

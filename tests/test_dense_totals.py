@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy.analysis.dense_ops import dense_ops
-from soul_deploy.analysis.synops import fanout
 from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
@@ -19,6 +18,7 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
+from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.linear_operators import base_operator
 from soul_deploy.zoo.registry import NetworkOptions, create

@@ -13,11 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from soul_deploy.analysis.synops import (
-    CountedLayer,
-    count_batch,
-    fanout,
-)
+from soul_deploy.analysis.synops import count_batch
 from soul_deploy.base.errors import (
     LimitError,
     UnknownNameError,
@@ -43,6 +39,7 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import CountedLayer, fanout
 from soul_deploy.lowering.linear_operators import MatrixOperator
 from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor
 
-from soul_deploy.analysis.synops import CountedLayer, count_model, count_steps, needed_values
+from soul_deploy.analysis.synops import count_model, count_steps
 from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.equivalence.engines import Comparer, LayerRun, Run
 from soul_deploy.equivalence.golden import Golden
@@ -24,6 +24,7 @@ from soul_deploy.export.verify.event import EventExecution
 from soul_deploy.export.verify.onnx import OnnxExecution, outputs_of, static_problems
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import CountedLayer, needed_values
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.network import Network

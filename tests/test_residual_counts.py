@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from soul_deploy.analysis.connectivity import measure_connectivity
-from soul_deploy.analysis.synops import count_model, live_targets
+from soul_deploy.analysis.synops import count_model
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.ir.graph import (
     ANALOG,
@@ -29,6 +29,7 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import live_targets
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.network import Network

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.other_tools import CompatCounts, compat_layer
-from soul_deploy.analysis.synops import CountedLayer, count_layer
+from soul_deploy.analysis.synops import count_layer
 from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import (
     AvgPool,
@@ -25,6 +25,7 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import CountedLayer
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import LayerCounts

@@ -14,30 +14,9 @@ import numpy as np
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnknownNameError, UnsupportedGraphError, UsageError
 from soul_deploy.base.memory import WORK_BYTES
-from soul_deploy.export.event.storage_format import (
-    CONVOLUTION_FORMS,
-    MATRIX_FORMS,
-    Choice,
-    Form,
-    channel_last_mask,
-    channel_last_order,
-    represent_convolution,
-    represent_matrix,
-)
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Flatten,
-    Input,
-    MaxPool,
-    Merge,
-    Node,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
+from soul_deploy.export.event import storage_format
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.lowering.fan_out import live_targets, population_behind
@@ -47,17 +26,6 @@ from soul_deploy.lowering.neurons import equation_of
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.format.file import save_event_network
-from soul_deploy.runtime.format.network import (
-    CurrentLayer,
-    EventNetwork,
-    Layer,
-    MergeLayer,
-    PoolLayer,
-    PopulationLayer,
-    ReadoutLayer,
-    ScatterLayer,
-    SpikingLayer,
-)
 
 
 def export_event(
@@ -65,10 +33,10 @@ def export_event(
     path: Path,
     *,
     source_sha256: str | None = None,
-    representation: Choice = "auto",
-    rows: Mapping[str, Form] | None = None,
+    representation: storage_format.Choice = "auto",
+    rows: Mapping[str, storage_format.Form] | None = None,
     max_memory: int | None = None,
-) -> EventNetwork:
+) -> eventnet.EventNetwork:
     """Build the event network of `model` and write it atomically to `path`.
 
     source_sha256: sha256 of the model file, kept for tracing. Raises as `build_event_network`.
@@ -88,10 +56,10 @@ def build_event_network(
     model: Model,
     *,
     source_sha256: str | None = None,
-    representation: Choice = "auto",
-    rows: Mapping[str, Form] | None = None,
+    representation: storage_format.Choice = "auto",
+    rows: Mapping[str, storage_format.Form] | None = None,
     max_memory: int | None = None,
-) -> EventNetwork:
+) -> eventnet.EventNetwork:
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
     representation: of the synapses; "auto" decides layer by layer (storage_format.py).
@@ -108,25 +76,19 @@ def build_event_network(
     forms = _forms(graph, rows or {})
     parts = _Parts(lower(model).trimmed, representation, max_memory, forms)
     norm = info.normalization
-    return EventNetwork(
+    return eventnet.EventNetwork(
         input_name=graph.input.name,
         input_shape=graph.input.shape,
         time_steps=graph.time_steps,
         layers=tuple(_layers(parts)),
         readout=_readout(parts.lowered),
-        fixed_steps=valid_for_one_t(model),
+        fixed_steps=model.for_one_t,
         reset_per_sample=info.validity.reset_per_sample,
         normalization=None if norm is None else eventnet.Normalization(norm.mean, norm.std),
         classes=info.classes,
         source_sha256=source_sha256,
         input_kind=info.input_kind,
     )
-
-
-def valid_for_one_t(model: Model) -> bool:
-    """Whether the network holds for its T only: by its removal, or for a stored spike pattern."""
-    generated = any(node.generated for node in model.graph.populations)
-    return generated or model.info.validity.time_steps is not None
 
 
 def layer_names(graph: SpikingGraph) -> tuple[str, ...]:
@@ -166,19 +128,21 @@ class _Parts:
     """What layers are made from; neurons that no output depends on are masked in `lowered`."""
 
     lowered: Deployed
-    choice: Choice
+    choice: storage_format.Choice
     max_memory: int | None
-    forms: Mapping[str, Form] = field(default_factory=dict)
+    forms: Mapping[str, storage_format.Form] = field(default_factory=dict)
     """What was asked of single projections."""
 
 
-def _forms(graph: SpikingGraph, rows: Mapping[str, Form]) -> dict[str, Form]:
+def _forms(
+    graph: SpikingGraph, rows: Mapping[str, storage_format.Form]
+) -> dict[str, storage_format.Form]:
     """`rows` by projection."""
     projections = [node.name for node in graph.projections]
     known = {name: name for name in projections}
     for name in projections:
         known[population_behind(graph, name) or name] = name
-    forms: dict[str, Form] = {}
+    forms: dict[str, storage_format.Form] = {}
     for name, form in rows.items():
         if name not in known:
             raise UnknownNameError("layer of --rows", name, projections)
@@ -187,48 +151,36 @@ def _forms(graph: SpikingGraph, rows: Mapping[str, Form]) -> dict[str, Form]:
     return forms
 
 
-Maker = Callable[[_Parts, Any], Layer]
+Maker = Callable[[_Parts, Any], eventnet.Layer]
 
 
-@operation_table(Node)
-def layer_maker(node: Node, graph: SpikingGraph) -> Maker | None:
+@operation_table(ir.Node)
+def layer_maker(node: ir.Node, graph: SpikingGraph) -> Maker | None:
     """What makes the node's layer; None where it has none, but is part of another's."""
     raise no_entry(node, "event export")
 
 
-@layer_maker.on(Input, AvgPool, AdaptiveAvgPool, Flatten, Readout)
-def _no_layer(node: Node, graph: SpikingGraph) -> None:
-    return None
+layer_maker.on(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
+    lambda node, graph: None
+)
+layer_maker.on(ir.MaxPool)(lambda node, graph: _pool_layer)
+layer_maker.on(ir.Merge)(lambda node, graph: _merge_layer)
+layer_maker.on(ir.Scatter)(lambda node, graph: _scatter_layer)
 
 
-@layer_maker.on(Projection)
-def _of_projection(node: Projection, graph: SpikingGraph) -> Maker | None:
+@layer_maker.on(ir.Projection)
+def _of_projection(node: ir.Projection, graph: SpikingGraph) -> Maker | None:
     return None if population_behind(graph, node.name) else _current_layer
 
 
-@layer_maker.on(Population)
-def _of_population(node: Population, graph: SpikingGraph) -> Maker:
+@layer_maker.on(ir.Population)
+def _of_population(node: ir.Population, graph: SpikingGraph) -> Maker:
     (source,) = node.inputs
     fused = graph[source].projects and population_behind(graph, source)
     return _spiking_layer if fused else _population_layer
 
 
-@layer_maker.on(MaxPool)
-def _of_pooling(node: MaxPool, graph: SpikingGraph) -> Maker:
-    return _pool_layer
-
-
-@layer_maker.on(Merge)
-def _of_merge(node: Merge, graph: SpikingGraph) -> Maker:
-    return _merge_layer
-
-
-@layer_maker.on(Scatter)
-def _of_scatter(node: Scatter, graph: SpikingGraph) -> Maker:
-    return _scatter_layer
-
-
-def _layers(parts: _Parts) -> Iterator[Layer]:
+def _layers(parts: _Parts) -> Iterator[eventnet.Layer]:
     graph = parts.lowered.graph
     for node in graph.nodes:
         maker = layer_maker(node, graph)
@@ -236,19 +188,19 @@ def _layers(parts: _Parts) -> Iterator[Layer]:
             yield maker(parts, node)
 
 
-def _current_layer(parts: _Parts, node: Projection) -> CurrentLayer:
-    return CurrentLayer(name=node.name, **_synapses(parts, node.name))
+def _current_layer(parts: _Parts, node: ir.Projection) -> eventnet.CurrentLayer:
+    return eventnet.CurrentLayer(name=node.name, **_synapses(parts, node.name))
 
 
-def _merge_layer(parts: _Parts, node: Merge) -> MergeLayer:
+def _merge_layer(parts: _Parts, node: ir.Merge) -> eventnet.MergeLayer:
     shape = parts.lowered.graph.shapes[node.name]
-    return MergeLayer(node.name, node.inputs, node.function, shape)
+    return eventnet.MergeLayer(node.name, node.inputs, node.function, shape)
 
 
-def _scatter_layer(parts: _Parts, node: Scatter) -> ScatterLayer:
+def _scatter_layer(parts: _Parts, node: ir.Scatter) -> eventnet.ScatterLayer:
     shapes, (source,) = parts.lowered.graph.shapes, node.inputs
     index = np.array(node.index, np.uint32)
-    return ScatterLayer(node.name, source, shapes[source], shapes[node.name], index)
+    return eventnet.ScatterLayer(node.name, source, shapes[source], shapes[node.name], index)
 
 
 def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
@@ -259,7 +211,7 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     before = parts.lowered.live_values[composed.source]
     form = parts.forms.get(projection)
     matrix = not isinstance(operator, ConvOperator)
-    possible = MATRIX_FORMS if matrix else CONVOLUTION_FORMS
+    possible = storage_format.MATRIX_FORMS if matrix else storage_format.CONVOLUTION_FORMS
     if form is not None and form not in possible:
         what = "a matrix" if matrix else "a convolution"
         raise UsageError(
@@ -268,45 +220,45 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     how = form or parts.choice, parts.max_memory
     current = live_targets(graph, parts.lowered.model.neuron_masks, projection)
     if isinstance(operator, ConvOperator):
-        synapses, weighed = represent_convolution(operator, before, current, *how)
+        synapses, weighed = storage_format.represent_convolution(operator, before, current, *how)
     else:
-        synapses, weighed = represent_matrix(operator, before, current, *how)
+        synapses, weighed = storage_format.represent_matrix(operator, before, current, *how)
     return {
         "source": composed.source,
         "edge": edge.kind,
         "bound": edge.bound,
         "synapses": synapses,
-        "live": None if current is None else channel_last_mask(current),
+        "live": None if current is None else storage_format.channel_last_mask(current),
         "alternatives": weighed,
     }
 
 
-def _spiking_layer(parts: _Parts, node: Population) -> SpikingLayer:
+def _spiking_layer(parts: _Parts, node: ir.Population) -> eventnet.SpikingLayer:
     (projection,) = node.inputs
     shared = _synapses(parts, projection) | _neurons(parts, node)
-    return SpikingLayer(name=node.name, projection=projection, **shared)
+    return eventnet.SpikingLayer(name=node.name, projection=projection, **shared)
 
 
-def _population_layer(parts: _Parts, node: Population) -> PopulationLayer:
+def _population_layer(parts: _Parts, node: ir.Population) -> eventnet.PopulationLayer:
     (source,) = node.inputs
     shape = parts.lowered.graph.shapes[source]
-    return PopulationLayer(node.name, source, shape, **_neurons(parts, node))
+    return eventnet.PopulationLayer(node.name, source, shape, **_neurons(parts, node))
 
 
-def _neurons(parts: _Parts, node: Population) -> dict[str, Any]:
+def _neurons(parts: _Parts, node: ir.Population) -> dict[str, Any]:
     """The fields that layers with neurons share."""
     state, mask = parts.lowered.model.state, parts.lowered.live_values[node.name]
     pattern = state[f"{node.name}.pattern"] if node.generated else None
     return {
         "neuron": equation_of(node, state),
-        "live": None if mask is None else channel_last_mask(mask),
+        "live": None if mask is None else storage_format.channel_last_mask(mask),
         "pattern": None if pattern is None else np.ascontiguousarray(pattern != 0).astype(np.uint8),
     }
 
 
-def _pool_layer(parts: _Parts, node: MaxPool) -> PoolLayer:
+def _pool_layer(parts: _Parts, node: ir.MaxPool) -> eventnet.PoolLayer:
     graph, (source,) = parts.lowered.graph, node.inputs
-    return PoolLayer(
+    return eventnet.PoolLayer(
         name=node.name,
         source=source,
         in_shape=graph.shapes[source],
@@ -317,15 +269,15 @@ def _pool_layer(parts: _Parts, node: MaxPool) -> PoolLayer:
     )
 
 
-def _readout(lowered: Deployed) -> ReadoutLayer:
+def _readout(lowered: Deployed) -> eventnet.ReadoutLayer:
     graph, node = lowered.graph, lowered.graph.readout
     composed = lowered.operator(node.name)
     operator = composed.operator
     assert isinstance(operator, ReadoutOperator)
     weight = operator.weight
     if weight is not None and not operator.space:
-        weight = weight[:, channel_last_order(operator.in_shape)]
-    return ReadoutLayer(
+        weight = weight[:, storage_format.channel_last_order(operator.in_shape)]
+    return eventnet.ReadoutLayer(
         name=node.name,
         source=composed.source,
         in_shape=operator.in_shape,

@@ -8,25 +8,11 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.base.files import Array, parse_json
 from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
 from soul_deploy.export.nir.package import FORMAT, vote_weight
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Readout,
-    Scatter,
-    Shape,
-)
+from soul_deploy.ir.graph import Node, Readout, Shape
 from soul_deploy.ir.serde import node_from_json
 from soul_deploy.model.model import ModelInfo, info_from_json
 
@@ -104,73 +90,36 @@ def with_readout(
     node = next(node for node in nodes if node.name == last)
     if any(last in other.inputs for other in nodes):
         raise UnsupportedGraphError(f"{last}: both the output and inside the network")
-    return readout_behind(node, _Ending(nodes, shapes, state, described))
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """What was read, before it has a readout."""
-
-    nodes: tuple[Node, ...]
-    shapes: Mapping[str, Shape]
-    state: State
-    described: Description
-
-
-WithReadout = tuple[tuple[Node, ...], dict[str, Array]]
-
-
-@operation_table(Node)
-def readout_behind(node: Node, read: _Ending) -> WithReadout:
-    """The nodes and the state with a readout of `node`, whose output NIR puts out."""
-    raise _no_output(node)
-
-
-def _no_output(node: Node) -> UnsupportedGraphError:
-    return UnsupportedGraphError(
-        f"{node.name}: an output of {node.op!r}; supported are outputs of spiking neurons, or of a "
-        "linear or affine node that weighs their spikes"
-    )
-
-
-readout_behind.refuse(
-    *(Input, Convolution, Pool, AdaptiveAvgPool, Flatten, Merge, Scatter, Readout),
-    error=_no_output,
-)
-
-
-@readout_behind.on(Population)
-def _spikes(node: Population, read: _Ending) -> WithReadout:
-    return (*read.nodes, _rates(node, read.shapes[node.name])), dict(read.state)
-
-
-@readout_behind.on(Linear)
-def _affine(node: Linear, read: _Ending) -> WithReadout:
-    nodes, state, last, own = read.nodes, read.state, node.name, read.described.readout
-    source, dropped = _before_mean(nodes, read.shapes, node.inputs[0])
+    if node.fires:
+        return (*nodes, _rates(node, shapes[last])), dict(state)
+    source, dropped = _before_mean(nodes, shapes, node.inputs[0]) if node.inputs else ("", ())
+    head, own = node.as_head(source), described.readout
+    if head is None:
+        raise UnsupportedGraphError(
+            f"{last}: an output of {node.op!r}; supported are outputs of spiking neurons, or of a "
+            "linear or affine node that weighs their spikes"
+        )
     kept = tuple(n for n in nodes if n.name not in {last, *dropped})
-    votes = own is not None and not own.linear
-    if own is not None and not _is_head(own, node, state):
+    if own is not None and not _is_head(own, head, state):
         raise FileFormatError(
             f"{last} is not the readout that the metadata describes ({own.describe()})"
         )
-    if own is not None and votes:
+    if own is not None and not own.linear:
         rest = {name: array for name, array in state.items() if name != f"{last}.weight"}
         return (*kept, replace(own, name=last, inputs=(source,))), rest
-    head = Readout(last, (source,), node.features, linear=True, bias=node.bias)
     return (*kept, head), dict(state)
 
 
-def _is_head(own: Readout, node: Linear, state: State) -> bool:
-    if own.linear or own.classes != node.features:
-        return own.classes == node.features
-    weight = state[f"{node.name}.weight"]
-    if node.bias or weight.shape != (own.classes, own.classes * own.votes):
+def _is_head(own: Readout, head: Readout, state: State) -> bool:
+    if own.linear or own.classes != head.classes:
+        return own.classes == head.classes
+    weight = state[f"{head.name}.weight"]
+    if head.bias or weight.shape != (own.classes, own.classes * own.votes):
         return False  # looked at first: nothing larger than the file's own array is made
     return np.array_equal(weight, vote_weight(own.classes, own.votes))
 
 
-def _rates(node: Population, shape: Shape) -> Readout:
+def _rates(node: Node, shape: Shape) -> Readout:
     if len(shape) != 1:
         raise UnsupportedGraphError(
             f"{node.name}: an output of {shape}; class scores need a vector"

@@ -21,21 +21,7 @@ from soul_deploy.base.files import write_atomically
 from soul_deploy.export.nir import package as nir_library
 from soul_deploy.export.nir.neuron import to_nir
 from soul_deploy.export.nir.package import DEFAULT_DT, FORMAT, nir_package, vote_weight
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    Merge,
-    Node,
-    Pair,
-    Population,
-    Readout,
-    Scatter,
-)
+from soul_deploy.ir import graph as ir
 from soul_deploy.ir.serde import node_to_json
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fold_batch_norm import Synapses
@@ -70,11 +56,11 @@ class _Writer:
         self.edges += [(source, key) for source in sources]
         return key
 
-    def put(self, node: Node, made: Any) -> None:
+    def put(self, node: ir.Node, made: Any) -> None:
         """Append the NIR node that is our single-input node."""
         self.outlets[node.name] = (self.add(node.name, made, self.outlets[node.inputs[0]]),)
 
-    def shape(self, node: Node) -> tuple[int, ...]:
+    def shape(self, node: ir.Node) -> tuple[int, ...]:
         return self.model.graph.shapes[node.name]
 
 
@@ -104,20 +90,20 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
     return nir.NIRGraph(writer.nodes, writer.edges, metadata=metadata(model, dt, sha256))
 
 
-@operation_table(Node)
-def append(node: Node, w: _Writer) -> None:
+@operation_table(ir.Node)
+def append(node: ir.Node, w: _Writer) -> None:
     """Append what NIR has for a node."""
     raise _no_node(node)
 
 
-def _no_node(node: Node) -> UnsupportedGraphError:
+def _no_node(node: ir.Node) -> UnsupportedGraphError:
     said = f"NIR cannot hold {node.op!r} ({node.describe()}); {INSTEAD}"
     return UnsupportedGraphError(f"{node.name}: {said}")
 
 
-append.refuse(Scatter, error=_no_node)
+append.refuse(ir.Scatter, error=_no_node)
 append.refuse(
-    MaxPool,
+    ir.MaxPool,
     error=lambda node: UnsupportedGraphError(
         f"{node.name}: max pooling; NIR has none. Train with average pooling or strides, or "
         f"{INSTEAD}"
@@ -125,15 +111,15 @@ append.refuse(
 )
 
 
-@append.on(Input)
-def _input(node: Input, w: _Writer) -> None:
+@append.on(ir.Input)
+def _input(node: ir.Input, w: _Writer) -> None:
     w.nodes["input"] = w.nir.Input(input_type={"input": np.array(node.shape)})
     w.nodes["input"].metadata[nir_library.NAME] = node.name
     w.outlets[node.name] = ("input",)
 
 
-@append.on(Convolution)
-def _convolution(node: Convolution, w: _Writer) -> None:
+@append.on(ir.Convolution)
+def _convolution(node: ir.Convolution, w: _Writer) -> None:
     if node.groups != 1:
         raise UnsupportedGraphError(
             f"{node.name}: a convolution of {node.groups} groups; readers of NIR refuse groups. "
@@ -155,8 +141,8 @@ def _convolution(node: Convolution, w: _Writer) -> None:
     w.put(node, made)
 
 
-@append.on(Linear)
-def _linear(node: Linear, w: _Writer) -> None:
+@append.on(ir.Linear)
+def _linear(node: ir.Linear, w: _Writer) -> None:
     w.put(node, _affine(w.nir, w.folded[node.name]))
 
 
@@ -166,8 +152,8 @@ def _affine(nir: Any, synapses: Synapses) -> Any:
     return nir.Affine(synapses.weight, synapses.bias)
 
 
-@append.on(Population)
-def _population(node: Population, w: _Writer) -> None:
+@append.on(ir.Population)
+def _population(node: ir.Population, w: _Writer) -> None:
     if node.generated:
         raise UnsupportedGraphError(
             f"{node.name}: {node.generated} channels generated from a stored pattern; NIR has no "
@@ -192,13 +178,13 @@ def _population(node: Population, w: _Writer) -> None:
     w.put(node, made)
 
 
-@append.on(AvgPool)
-def _avg_pool(node: AvgPool, w: _Writer) -> None:
+@append.on(ir.AvgPool)
+def _avg_pool(node: ir.AvgPool, w: _Writer) -> None:
     w.put(node, w.nir.AvgPool2d(*map(np.array, (node.kernel, node.stride, node.padding))))
 
 
-@append.on(AdaptiveAvgPool)
-def _adaptive(node: AdaptiveAvgPool, w: _Writer) -> None:
+@append.on(ir.AdaptiveAvgPool)
+def _adaptive(node: ir.AdaptiveAvgPool, w: _Writer) -> None:
     _, height, width = w.model.graph.shapes[node.inputs[0]]
     window = even_window(node, (1, height, width))
     if window is None:
@@ -209,18 +195,18 @@ def _adaptive(node: AdaptiveAvgPool, w: _Writer) -> None:
     w.put(node, _pool_of(w.nir, window))
 
 
-def _pool_of(nir: Any, window: Pair) -> Any:
+def _pool_of(nir: Any, window: ir.Pair) -> Any:
     return nir.AvgPool2d(np.array(window), np.array(window), np.array((0, 0)))
 
 
-@append.on(Flatten)
-def _flatten(node: Flatten, w: _Writer) -> None:
+@append.on(ir.Flatten)
+def _flatten(node: ir.Flatten, w: _Writer) -> None:
     shape = np.array(w.model.graph.shapes[node.inputs[0]])
     w.put(node, w.nir.Flatten(input_type={"input": shape}, start_dim=0, end_dim=-1))
 
 
-@append.on(Merge)
-def _merge(node: Merge, w: _Writer) -> None:
+@append.on(ir.Merge)
+def _merge(node: ir.Merge, w: _Writer) -> None:
     """A sum is edges into whatever reads it. A branch that comes twice needs a node of its own,
     since an edge exists once: a scaling by 1."""
     if node.function != "add":
@@ -240,14 +226,14 @@ def _merge(node: Merge, w: _Writer) -> None:
     w.outlets[node.name] = tuple(single)
 
 
-def _ones(w: _Writer, node: Merge, sources: tuple[str, ...], k: int) -> str:
+def _ones(w: _Writer, node: ir.Merge, sources: tuple[str, ...], k: int) -> str:
     return w.add(
         f"{node.name}.branch.{k}", w.nir.Scale(np.ones(w.shape(node), np.float32)), sources
     )
 
 
-@append.on(Readout)
-def _readout(node: Readout, w: _Writer) -> None:
+@append.on(ir.Readout)
+def _readout(node: ir.Readout, w: _Writer) -> None:
     """The head per step; its mean over time is the class scores."""
     shape = w.model.graph.shapes[node.inputs[0]]
     sources = w.outlets[node.inputs[0]]

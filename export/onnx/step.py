@@ -64,13 +64,6 @@ def states_of(model: Model) -> tuple[State, ...]:
     )
 
 
-def counts_steps(model: Model) -> bool:
-    """Whether something depends on which step it is: a stored pattern, or a removal that was
-    proven for T steps from rest."""
-    generated = any(node.generated for node in model.graph.populations)
-    return generated or model.info.validity.time_steps is not None
-
-
 def currents_of(graph: SpikingGraph) -> tuple[str, ...]:
     """The static currents: what a static image determines and the rest of the network reads."""
     still = graph.static
@@ -167,7 +160,7 @@ def _builder(model: Model, opset: int) -> Builder:
         opset,
         input_mode="step",
         membranes={state.population: (state.input, state.output) for state in states},
-        counter=COUNTER_IN if counts_steps(model) else "",
+        counter=COUNTER_IN if model.for_one_t else "",
     )
 
 
@@ -182,14 +175,14 @@ def step_inputs(model: Model, static_input: StaticInput) -> list[Entry]:
         (value_name(graph, name, "step"), (BATCH, *graph.shapes[name])) for name in given
     ]
     entries += [(state.input, (BATCH, *state.shape)) for state in states_of(model)]
-    return entries + ([(COUNTER_IN, (1,))] if counts_steps(model) else [])
+    return entries + ([(COUNTER_IN, (1,))] if model.for_one_t else [])
 
 
 def step_outputs(model: Model) -> list[Entry]:
     """The step file's outputs: this step's scores, then the states."""
     entries: list[Entry] = [(OUTPUT, (BATCH, model.graph.readout.classes))]
     entries += [(state.output, (BATCH, *state.shape)) for state in states_of(model)]
-    return entries + ([(COUNTER_OUT, (1,))] if counts_steps(model) else [])
+    return entries + ([(COUNTER_OUT, (1,))] if model.for_one_t else [])
 
 
 def _declared(name: str, shape: tuple[int | str, ...]) -> ValueInfoProto:
@@ -211,7 +204,7 @@ def _description(model: Model, static_input: StaticInput) -> dict[str, str]:
         "mode": "step",
         "static_input": static_input,
         "states": json.dumps(pairs, sort_keys=True),
-        "counter": json.dumps(counter if counts_steps(model) else None, sort_keys=True),
+        "counter": json.dumps(counter if model.for_one_t else None, sort_keys=True),
         "loop": LOOP,
     }
 

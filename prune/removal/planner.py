@@ -15,19 +15,7 @@ from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import RemovalError, UnknownNameError, UsageError
 from soul_deploy.base.files import Array
 from soul_deploy.base.memory import machine_memory
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Flatten,
-    Input,
-    MaxPool,
-    Merge,
-    Node,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-)
+from soul_deploy.ir import graph as ir
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.footprint import require_planning
 from soul_deploy.lowering.neurons import equation_of
@@ -162,7 +150,7 @@ class _Planner:
                 folded |= self._fold(node)
         return folded
 
-    def current(self, node: Projection) -> Known:
+    def current(self, node: ir.Projection) -> Known:
         """Rows without live input, or masked: a constant."""
         source, used = node.inputs[0], self.connections.used(node.name)
         live, known = self.live[self.group_of[source].name], self.known[source]
@@ -177,7 +165,7 @@ class _Planner:
         current = constant_current(node, state, on)
         return Known(np.where(constant, current, np.float32(np.nan)), lasting)
 
-    def spikes(self, node: Population) -> Known:
+    def spikes(self, node: ir.Population) -> Known:
         """Channels that never spike: on their constant current, or because all are masked."""
         current = self.known[node.inputs[0]]
         known = Known.nothing(self.graph.shapes[node.name][0])
@@ -192,7 +180,7 @@ class _Planner:
             known.value[off], known.lasting[off] = 0, True
         return known
 
-    def _respond(self, node: Population, current: Array) -> ConstantResponse:
+    def _respond(self, node: ir.Population, current: Array) -> ConstantResponse:
         """Neurons on their constant currents; nothing is said of the channels without one."""
         before = self.responses.get(node.name)
         if before is None or not np.array_equal(before[0], current, equal_nan=True):
@@ -202,7 +190,7 @@ class _Planner:
             self.responses[node.name] = before
         return before[1]
 
-    def _fold(self, node: Node) -> bool:
+    def _fold(self, node: ir.Node) -> bool:
         """Turn free channels that spike at every step into biases; whether there were any."""
         group, current = self.group_of[node.name], self.known[node.inputs[0]]
         if group.whole is not None or not group.free or np.isnan(current.value).all():
@@ -295,7 +283,7 @@ class _Planner:
                 found.append(self._entry(node.name, node))
         return tuple(found)
 
-    def _entry(self, name: str, projection: Node | None) -> LayerRemoval:
+    def _entry(self, name: str, projection: ir.Node | None) -> LayerRemoval:
         group = self.group_of[name]
         removed: dict[int, Rule] = dict(self.rules[group.name])
         removed |= dict.fromkeys(self.scattered.get(name, ()), "scattered")
@@ -321,55 +309,33 @@ class _Planner:
         return replace(entry, projection=projection.name, synapses=size, synapses_after=after)
 
 
-@operation_table(Node)
-def known_of(node: Node, plan: _Planner) -> Known:
+@operation_table(ir.Node)
+def known_of(node: ir.Node, plan: _Planner) -> Known:
     """What is known of a node's output, from what is known of its inputs."""
     raise no_entry(node, "planning of a removal")
 
 
-@known_of.on(Input)
-def _input(node: Input, plan: _Planner) -> Known:
-    return Known.nothing(node.shape[0])
+known_of.on(ir.Input)(lambda node, plan: Known.nothing(node.shape[0]))
+known_of.on(ir.Projection)(lambda node, plan: plan.current(node))
+known_of.on(ir.Population)(lambda node, plan: plan.spikes(node))
+known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
+    lambda node, plan: plan.known[node.inputs[0]].averaged()
+)
+known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
+known_of.on(ir.Merge)(lambda node, plan: merged(node, [plan.known[name] for name in node.inputs]))
+known_of.refuse(
+    ir.Readout, error=lambda node: RemovalError(f"{node.name}: nothing can be removed behind it")
+)
 
 
-@known_of.on(Projection)
-def _current(node: Projection, plan: _Planner) -> Known:
-    return plan.current(node)
-
-
-@known_of.on(Population)
-def _spikes(node: Population, plan: _Planner) -> Known:
-    return plan.spikes(node)
-
-
-@known_of.on(MaxPool, Flatten)
-def _same(node: Node, plan: _Planner) -> Known:
+@known_of.on(ir.MaxPool, ir.Flatten)
+def _same(node: ir.Node, plan: _Planner) -> Known:
     if keeps_channels(plan.graph, node):
         return plan.known[node.inputs[0]]
     return Known.nothing(plan.graph.shapes[node.name][0])
 
 
-@known_of.on(AvgPool, AdaptiveAvgPool)
-def _averaged(node: Node, plan: _Planner) -> Known:
-    return plan.known[node.inputs[0]].averaged()
-
-
-@known_of.on(Merge)
-def _merged(node: Merge, plan: _Planner) -> Known:
-    return merged(node, [plan.known[name] for name in node.inputs])
-
-
-@known_of.on(Scatter)
-def _scattered(node: Scatter, plan: _Planner) -> Known:
-    return plan.known[node.inputs[0]].scattered(node)
-
-
-known_of.refuse(
-    Readout, error=lambda node: RemovalError(f"{node.name}: nothing can be removed behind it")
-)
-
-
-def _is_new(found: list[LayerRemoval], source: Node) -> bool:
+def _is_new(found: list[LayerRemoval], source: ir.Node) -> bool:
     """Whether no entry before is about this projection."""
     return not any(entry.projection == source.name for entry in found)
 

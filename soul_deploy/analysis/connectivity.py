@@ -18,19 +18,8 @@ from torch import Tensor
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.base.tables import text_table
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    Flatten,
-    Input,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.deploy import Deployed, lower_synapses
 from soul_deploy.lowering.fan_out import arrivals, fanout, live_targets
@@ -114,24 +103,30 @@ class _Forwards:
     reachable: dict[str, Tensor] = field(default_factory=dict)
     live: dict[str, int] = field(default_factory=dict)
 
-    def before(self, node: Node) -> Tensor:
+    def before(self, node: ir.Node) -> Tensor:
         """What is reachable of a node's only, or first, input."""
         return self.reachable[node.inputs[0]]
 
 
-@operation_table(Node)
-def reach(node: Node, walk: _Forwards) -> Tensor:
+@operation_table(ir.Node)
+def reach(node: ir.Node, walk: _Forwards) -> Tensor:
     """Which of a node's values the input reaches: 0/1 (1, *shape)."""
     raise no_entry(node, "connectivity")
 
 
-@reach.on(Input)
-def _input(node: Input, walk: _Forwards) -> Tensor:
-    return torch.ones(1, *node.shape, dtype=torch.float64)
+reach.on(ir.Input)(lambda node, walk: torch.ones(1, *node.shape, dtype=torch.float64))
+reach.on(ir.Flatten, ir.Scatter)(lambda node, walk: unweighed(node, walk.before(node)))
+reach.on(ir.AdaptiveAvgPool)(lambda node, walk: F.adaptive_max_pool2d(walk.before(node), node.size))
+reach.on(ir.Readout)(lambda node, walk: walk.before(node).new_zeros(1, node.classes))
 
 
-@reach.on(Projection)
-def _projection(node: Projection, walk: _Forwards) -> Tensor:
+@reach.on(ir.Pool)
+def _pool(node: ir.Pool, walk: _Forwards) -> Tensor:
+    return F.max_pool2d(walk.before(node), node.kernel, node.stride, node.padding)
+
+
+@reach.on(ir.Projection)
+def _projection(node: ir.Projection, walk: _Forwards) -> Tensor:
     graph, composed = walk.lowered.graph, walk.lowered.operator(node.name)
     assert not isinstance(composed.operator, ReadoutOperator)
     fed = arrivals(composed.operator, walk.reachable[composed.source])
@@ -142,8 +137,8 @@ def _projection(node: Projection, walk: _Forwards) -> Tensor:
     return (fed != 0).double()
 
 
-@reach.on(Population)
-def _neurons(node: Population, walk: _Forwards) -> Tensor:
+@reach.on(ir.Population)
+def _neurons(node: ir.Population, walk: _Forwards) -> Tensor:
     """No neuron stands behind a generated channel."""
     current, masks = walk.before(node), walk.lowered.model.neuron_masks
     found = torch.cat([current, current.new_zeros(1, node.generated, *current.shape[2:])], dim=1)
@@ -152,33 +147,13 @@ def _neurons(node: Population, walk: _Forwards) -> Tensor:
     return found
 
 
-@reach.on(Merge)
-def _merge(node: Merge, walk: _Forwards) -> Tensor:
+@reach.on(ir.Merge)
+def _merge(node: ir.Merge, walk: _Forwards) -> Tensor:
     """Of a sum any branch will do, an AND needs all, an IAND its identity."""
     first, *others = (walk.reachable[name] for name in node.inputs)
     for other in others if node.function != "iand" else ():
         first = torch.maximum(first, other) if node.function == "add" else first * other
     return first
-
-
-@reach.on(Pool)
-def _pool(node: Pool, walk: _Forwards) -> Tensor:
-    return F.max_pool2d(walk.before(node), node.kernel, node.stride, node.padding)
-
-
-@reach.on(AdaptiveAvgPool)
-def _adaptive(node: AdaptiveAvgPool, walk: _Forwards) -> Tensor:
-    return F.adaptive_max_pool2d(walk.before(node), node.size)
-
-
-@reach.on(Flatten, Scatter)
-def _moved(node: Node, walk: _Forwards) -> Tensor:
-    return unweighed(node, walk.before(node))
-
-
-@reach.on(Readout)
-def _scores(node: Readout, walk: _Forwards) -> Tensor:
-    return walk.before(node).new_zeros(1, node.classes)
 
 
 def dense_synapses(graph: SpikingGraph, *, head: bool = False) -> dict[str, int]:

@@ -14,16 +14,11 @@ from soul_deploy.analysis.connectivity import dense_synapses
 from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
 from soul_deploy.analysis.other_tools import CompatCounts, compat_model, total_compat
 from soul_deploy.analysis.report import LayerReport, OpsReport
-from soul_deploy.analysis.synops import (
-    Counted,
-    CountedLayer,
-    CountedPooling,
-    CountedPopulation,
-    count_model,
-)
+from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import UsageError, VerificationError
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.lowering.deploy import Deployed, lower
+from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation
 from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.linear_operators import ReadoutOperator
 from soul_deploy.model.model import Model

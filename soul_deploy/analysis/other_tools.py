@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
-from soul_deploy.analysis.synops import fanout, live_targets
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import VerificationError
 from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import Node, SpikingGraph
 from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import fanout, live_targets
 from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.linear_operators import base_operator, walk_back
 from soul_deploy.model.model import Model

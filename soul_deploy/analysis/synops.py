@@ -19,11 +19,8 @@ from soul_deploy.lowering.fan_out import (
     CountedPooling,
     CountedPopulation,
     arrivals,
-    fanout,
-    live_targets,
     needed_values,
     nonzero,
-    population_behind,
 )
 from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator, ReadoutOperator
 from soul_deploy.model.model import Model
@@ -35,26 +32,6 @@ from soul_deploy.runtime.ops.counters import (
     require_bounds,
     require_edge_values,
 )
-
-# Whoever counts needs the fan-out too, so both come from here.
-__all__ = [
-    "Counted",
-    "CountedLayer",
-    "CountedPooling",
-    "CountedPopulation",
-    "arrivals",
-    "count_batch",
-    "count_layer",
-    "count_model",
-    "count_steps",
-    "fanout",
-    "layer_steps",
-    "live_targets",
-    "needed_values",
-    "pooling_steps",
-    "population_behind",
-    "population_steps",
-]
 
 
 def count_layer(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) -> LayerCounts:

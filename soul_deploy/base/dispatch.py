@@ -50,6 +50,22 @@ class OperationTable(Generic[Result]):
 
         self.on(*kinds)(refused)
 
+    def of(self, kind: type) -> Callable[..., Result]:
+        """The entry of a class, for tables whose operations are yet to be made."""
+        return self._entries.dispatch(kind)
+
+    def forget(self, *kinds: type) -> None:
+        """Take the entries of `kinds` out again."""
+        kept = [(k, f) for k, f in self._entries.registry.items() if k not in (object, *kinds)]
+        self._entries = singledispatch(self._fallback)
+        for kind, function in kept:
+            self._entries.register(kind, function)
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The classes that have an entry of their own, as they were entered."""
+        return tuple(kind for kind in self._entries.registry if kind is not object)
+
     @property
     def name(self) -> str:
         """The function's module and name."""

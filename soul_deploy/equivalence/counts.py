@@ -8,14 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import (
-    Counted,
-    CountedLayer,
-    count_layer,
-    count_steps,
-)
+from soul_deploy.analysis.synops import count_layer, count_steps
 from soul_deploy.equivalence.golden import Golden
 from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import Counted, CountedLayer
 from soul_deploy.lowering.linear_operators import ReadoutOperator
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import COUNTERS, LayerCounts, StepCounts

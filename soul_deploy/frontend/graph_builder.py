@@ -10,29 +10,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.frontend import tracer as fxtracer
 from soul_deploy.frontend.aliasing import Memory, changes_in_place
 from soul_deploy.frontend.module_kinds import kind_of, step_mode
 from soul_deploy.frontend.module_rules import CONVERTERS
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    BatchNorm,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Readout,
-    Scatter,
-    Shape,
-    SpikingGraph,
-)
-from soul_deploy.ir.node import no_entry
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 
 
 @dataclass(frozen=True)
@@ -62,14 +46,14 @@ class Builder:
     """Walks the traced operations once and collects graph nodes."""
 
     def __init__(
-        self, network: nn.Module, input_shape: Shape, time_steps: int, input_lead: int
+        self, network: nn.Module, input_shape: ir.Shape, time_steps: int, input_lead: int
     ) -> None:
         self.modules = dict(network.named_modules())
         self.input_shape = input_shape
         self.time_steps = time_steps
         self.input_lead = input_lead
-        self.nodes: dict[str, Node] = {}
-        self.shapes: dict[str, Shape] = {}
+        self.nodes: dict[str, ir.Node] = {}
+        self.shapes: dict[str, ir.Shape] = {}
         self.values: dict[fx.Node, Value] = {}
         self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
         self.used: set[str] = set()
@@ -126,7 +110,7 @@ class Builder:
 
     def _take_input(self, node: fx.Node) -> None:
         if "input" not in self.nodes:
-            self.add(node, Input("input", (), self.input_shape), Value("input", self.input_lead))
+            self.add(node, ir.Input("input", (), self.input_shape), Value("input", self.input_lead))
 
     def call(self, node: fx.Node, path: str, args: Sequence[Any]) -> None:
         """One call of a module."""
@@ -195,7 +179,7 @@ class Builder:
         return Value(path, 1 if mode == "s" else 2)
 
     def _attach_norm(self, node: fx.Node, source: Value, path: str, module: Any) -> None:
-        normed = self.nodes[source.name].with_norm(BatchNorm(path, module.eps, module.momentum))
+        normed = self.nodes[source.name].with_norm(ir.BatchNorm(path, module.eps, module.momentum))
         (argument,) = node.args
         alone = isinstance(argument, fx.Node) and len(argument.users) == 1
         if normed is None or source.mean or not alone:
@@ -216,7 +200,7 @@ class Builder:
                 node, f"{path!r}: a vote of {module.voting_size} on {self.shapes[source.name]}"
             )
         classes = neurons // module.voting_size
-        made = Readout(path, (source.name,), classes, False, False, module.voting_size)
+        made = ir.Readout(path, (source.name,), classes, False, False, module.voting_size)
         self.add(node, made, replace(source, name=path))
 
     def merge(self, node: fx.Node, name: str, function: Any, values: list[Value]) -> None:
@@ -226,7 +210,7 @@ class Builder:
         if len({value.folded for value in values}) > 1:
             raise self.unsupported(node, f"{name!r} of a sequence and a folded one")
         lead = max(value.lead for value in values)
-        made = Merge(name, tuple(value.name for value in values), function)
+        made = ir.Merge(name, tuple(value.name for value in values), function)
         self.add(node, made, Value(name, lead, values[0].folded))
 
     def flatten(
@@ -253,9 +237,9 @@ class Builder:
         elif len(shape) == 1:
             self.values[node] = after or source
         else:
-            self.add(node, Flatten(name, (source.name,)), replace(after or source, name=name))
+            self.add(node, ir.Flatten(name, (source.name,)), replace(after or source, name=name))
 
-    def add(self, node: fx.Node, made: Node, value: Value) -> None:
+    def add(self, node: fx.Node, made: ir.Node, value: Value) -> None:
         """Put a graph node in and remember it as the result of `node`."""
         try:
             shape = made.output_shape([self.shapes[name] for name in made.inputs])
@@ -284,7 +268,7 @@ class Builder:
         (returned,) = node.args
         if not isinstance(returned, fx.Node):
             raise self.unsupported(node, "a forward that returns more than the class scores")
-        readout = readout_of(self.nodes[self.value(node, returned).name], self, node)
+        readout = self._readout(node, self.value(node, returned).name)
         nodes = {**self.nodes, readout.name: readout}
         needed: set[str] = set()
         pending = [readout.name]
@@ -301,7 +285,17 @@ class Builder:
             raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")
         return graph
 
-    def before_mean(self, name: str) -> str:
+    def _readout(self, node: fx.Node, returned: str) -> ir.Readout:
+        made, shape = self.nodes[returned], self.shapes[returned]
+        head = made.as_head(self._before_mean(made.inputs[0])) if made.inputs else None
+        if head is not None:
+            return head
+        if made.projects or len(shape) != 1:
+            raise self.unsupported(node, f"an output of {returned!r} with shape {shape}")
+        name = "readout" if "readout" not in self.modules else "readout_of_spikes"
+        return ir.Readout(name, (self._before_mean(returned),), shape[0], False, False, 1)
+
+    def _before_mean(self, name: str) -> str:
         """The node whose sum over space a readout of node `name` reads, if `name` is such a mean.
 
         A readout sums over space itself: a global average in front of it is left out, so that it
@@ -319,37 +313,3 @@ class Builder:
                 break
             inner = outer
         return inner
-
-
-@operation_table(Node)
-def readout_of(made: Node, builder: Builder, node: fx.Node) -> Readout:
-    """The readout of a network that returns what `made` holds, at fx node `node`."""
-    raise no_entry(made, "the frontend")
-
-
-@readout_of.on(Readout)
-def _is_readout(made: Readout, builder: Builder, node: fx.Node) -> Readout:
-    return made
-
-
-@readout_of.on(Linear)
-def _head(made: Linear, builder: Builder, node: fx.Node) -> Readout:
-    if made.norm is not None:
-        return _current(made, builder, node)
-    source = builder.before_mean(made.inputs[0])
-    return Readout(made.name, (source,), made.features, True, made.bias)
-
-
-@readout_of.on(Convolution)
-def _current(made: Node, builder: Builder, node: fx.Node) -> Readout:
-    shape = builder.shapes[made.name]
-    raise builder.unsupported(node, f"an output of {made.name!r} with shape {shape}")
-
-
-@readout_of.on(Input, Population, Pool, AdaptiveAvgPool, Flatten, Merge, Scatter)
-def _rates(made: Node, builder: Builder, node: fx.Node) -> Readout:
-    shape, source = builder.shapes[made.name], builder.before_mean(made.name)
-    if len(shape) != 1:
-        return _current(made, builder, node)
-    name = "readout" if "readout" not in builder.modules else "readout_of_spikes"
-    return Readout(name, (source,), shape[0], False, False, 1)

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.ir.neurons import Edge
+
+if TYPE_CHECKING:
+    from soul_deploy.ir.nodes import Readout
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -68,8 +71,8 @@ class Node:
         """The output's edge kind."""
         return inputs[0]
 
-    def tensors(self, in_shape: Shape, time_steps: int) -> Mapping[str, Shape]:
-        """Name and shape of what it owns in a state dict."""
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
+        """Name and shape of what it owns in a state dict, for inputs of these shapes."""
         return {}
 
     def passes(self, given: Sequence[bool]) -> bool:
@@ -90,6 +93,10 @@ class Node:
 
     def with_norm(self, norm: BatchNorm) -> "Node | None":
         """The operation with a batch norm on its output; None if it cannot have one (more)."""
+        return None
+
+    def as_head(self, source: str) -> "Readout | None":
+        """The readout that reads `source`, where the operation can be its head."""
         return None
 
     def describe(self) -> str:

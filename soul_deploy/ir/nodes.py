@@ -72,7 +72,7 @@ class Projection(Node):
     def with_norm(self, norm: BatchNorm) -> Node | None:
         return None if self.norm else replace(self, norm=norm)
 
-    def tensors(self, in_shape: Shape, time_steps: int) -> Mapping[str, Shape]:
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
         shapes = dict.fromkeys(self.row_tensors, self.weight_shape[:1])
         shapes[f"{self.name}.weight"] = self.weight_shape
         return shapes | ({f"{self.norm.name}.num_batches_tracked": ()} if self.norm else {})
@@ -153,6 +153,10 @@ class Linear(Projection):
     def columns(self) -> Shape:
         return (self.in_features,)
 
+    def as_head(self, source: str) -> "Readout | None":
+        head = Readout(self.name, (source,), self.features, True, self.bias)
+        return None if self.norm else head
+
     def resized(self, weight: Shape) -> "Linear":
         return replace(self, features=weight[0], in_features=weight[1])
 
@@ -181,7 +185,7 @@ class Population(Node):
     neuron: NeuronSpec
     generated: int = 0
 
-    def tensors(self, in_shape: Shape, time_steps: int) -> Mapping[str, Shape]:
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
         decay: dict[str, Shape] = {f"{self.name}.w": ()} if self.neuron.learned else {}
         pattern = {f"{self.name}.pattern": (time_steps, self.generated)} if self.generated else {}
         return decay | pattern
@@ -319,8 +323,8 @@ class Readout(Node):
         names = (f"{self.name}.weight", f"{self.name}.bias")
         return names[: self.linear + (self.linear and self.bias)]
 
-    def tensors(self, in_shape: Shape, time_steps: int) -> Mapping[str, Shape]:
-        shapes: tuple[Shape, ...] = (self.classes, in_shape[0]), (self.classes,)
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
+        shapes: tuple[Shape, ...] = (self.classes, inputs[0][0]), (self.classes,)
         return dict(zip(self.row_tensors, shapes, strict=False))
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
@@ -334,6 +338,9 @@ class Readout(Node):
 
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:
         return ANALOG
+
+    def as_head(self, source: str) -> "Readout":
+        return self
 
     def divisor(self, shape: Shape, time_steps: int) -> int:
         """T · H · W · votes for an input of `shape`."""

@@ -10,14 +10,7 @@ from functools import cached_property
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import MaxPool, SpikingGraph
-from soul_deploy.lowering.fan_out import (
-    Counted,
-    CountedLayer,
-    CountedPooling,
-    CountedPopulation,
-    live_targets,
-    population_behind,
-)
+from soul_deploy.lowering import fan_out
 from soul_deploy.lowering.fold_batch_norm import Synapses, fold
 from soul_deploy.lowering.linear_operators import Composed, compose
 from soul_deploy.lowering.liveness import live_neurons, live_values
@@ -65,28 +58,30 @@ class Deployed:
         return Deployed(replace(self.model, neuron_masks=masks), self.synapses, self._operators)
 
     @cached_property
-    def layers(self) -> tuple[CountedLayer, ...]:
+    def layers(self) -> tuple[fan_out.CountedLayer, ...]:
         """Every projection, then the readout, in execution order."""
         return tuple(
             self._layer(node.name) for node in (*self.graph.projections, self.graph.readout)
         )
 
-    def _layer(self, name: str) -> CountedLayer:
+    def _layer(self, name: str) -> fan_out.CountedLayer:
         graph, composed = self.graph, self.operator(name)
-        behind = population_behind(graph, name)
-        live = live_targets(graph, self.model.neuron_masks, name)
-        return CountedLayer(name, composed, graph.edges[composed.source], behind, live)
+        behind = fan_out.population_behind(graph, name)
+        live = fan_out.live_targets(graph, self.model.neuron_masks, name)
+        return fan_out.CountedLayer(name, composed, graph.edges[composed.source], behind, live)
 
     @cached_property
-    def counted(self) -> tuple[Counted, ...]:
+    def counted(self) -> tuple[fan_out.Counted, ...]:
         """What it is counted by: projections, populations without one, poolings, the readout."""
         poolings = [
-            CountedPooling(node.name, node.inputs[0], node.kernel, node.stride, node.padding)
+            fan_out.CountedPooling(
+                node.name, node.inputs[0], node.kernel, node.stride, node.padding
+            )
             for node in self.graph.of_type(MaxPool)
         ]
         return (*self.layers[:-1], *self._other_populations(), *poolings, self.layers[-1])
 
-    def _other_populations(self) -> list[CountedPopulation]:
+    def _other_populations(self) -> list[fan_out.CountedPopulation]:
         """Every population that no entry of `layers` has, in execution order."""
         have = {layer.population for layer in self.layers}
         found = []
@@ -97,7 +92,9 @@ class Deployed:
                     self.model.neuron_masks.get(node.name),
                 )
                 found.append(
-                    CountedPopulation(node.name, shape, None if live is None else live[: shape[0]])
+                    fan_out.CountedPopulation(
+                        node.name, shape, None if live is None else live[: shape[0]]
+                    )
                 )
         return found
 

@@ -18,22 +18,8 @@ from torch import Tensor
 from soul_deploy.base.brief import brief
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    Edge,
-    Flatten,
-    Input,
-    Merge,
-    Node,
-    Pair,
-    Pool,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.linear_operators import (
     Composed,
@@ -53,7 +39,7 @@ class CountedLayer:
 
     name: str
     composed: Composed
-    edge: Edge
+    edge: ir.Edge
     population: str | None
     live: Array | None = None
 
@@ -93,9 +79,9 @@ class CountedPooling:
 
     name: str
     source: str
-    kernel: Pair
-    stride: Pair
-    padding: Pair
+    kernel: ir.Pair
+    stride: ir.Pair
+    padding: ir.Pair
     population: ClassVar[None] = None
 
 
@@ -108,7 +94,7 @@ class CountedPopulation:
     """
 
     name: str
-    shape: Shape
+    shape: ir.Shape
     live: Array | None = None
     source: ClassVar[None] = None
 
@@ -148,25 +134,19 @@ def live_targets(
     return None if live.all() else live
 
 
-@operation_table(Node)
-def targets_of(node: Node, graph: SpikingGraph, neuron_masks: Mapping[str, Array]) -> Array | None:
+@operation_table(ir.Node)
+def targets_of(
+    node: ir.Node, graph: SpikingGraph, neuron_masks: Mapping[str, Array]
+) -> Array | None:
     """Where a current that a node reads reaches an unmasked neuron; None: everywhere."""
     raise no_entry(node, "the search for live targets")
 
 
-@targets_of.on(Population)
-def _neurons(node: Population, graph: object, neuron_masks: Mapping[str, Array]) -> Array | None:
-    return neuron_masks.get(node.name)
-
-
-@targets_of.on(Merge)
-def _behind(node: Merge, graph: SpikingGraph, neuron_masks: Mapping[str, Array]) -> Array | None:
-    return live_targets(graph, neuron_masks, node.name)
-
-
-@targets_of.on(Input, Projection, Pool, AdaptiveAvgPool, Flatten, Scatter, Readout)
-def _everywhere(node: Node, graph: object, neuron_masks: object) -> None:
-    return None
+targets_of.on(ir.Population)(lambda node, graph, neuron_masks: neuron_masks.get(node.name))
+targets_of.on(ir.Merge)(lambda node, graph, masks: live_targets(graph, masks, node.name))
+targets_of.on(
+    ir.Input, ir.Projection, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter, ir.Readout
+)(lambda *_: None)
 
 
 def fanout(
@@ -187,7 +167,7 @@ def fanout(
     return _columns(weight if live is None else weight[live.reshape(-1)], operator.in_shape)
 
 
-def _columns(weight: Array, shape: Shape) -> Array:
+def _columns(weight: Array, shape: ir.Shape) -> Array:
     counts: Array = (weight != 0).sum(axis=0, dtype=np.int64)
     return counts.reshape(shape)
 

@@ -15,24 +15,8 @@ from soul_deploy.base.brief import brief
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import LimitError, UnsupportedGraphError
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    Merge,
-    Node,
-    Pair,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.fold_batch_norm import Synapses
 
@@ -51,13 +35,13 @@ class ConvOperator:
 
     weight: Array
     bias: Array | None
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: ir.Pair
+    padding: ir.Pair
+    dilation: ir.Pair
     groups: int
-    in_shape: Shape
-    out_shape: Shape
-    reach: Pair
+    in_shape: ir.Shape
+    out_shape: ir.Shape
+    reach: ir.Pair
 
 
 @brief
@@ -70,8 +54,8 @@ class MatrixOperator:
 
     weight: Array
     bias: Array | None
-    in_shape: Shape
-    out_shape: Shape
+    in_shape: ir.Shape
+    out_shape: ir.Shape
 
 
 @brief
@@ -89,7 +73,7 @@ class ReadoutOperator:
     bias: Array | None
     scale: float
     space: bool
-    in_shape: Shape
+    in_shape: ir.Shape
 
 
 Operator: TypeAlias = ConvOperator | MatrixOperator
@@ -117,9 +101,9 @@ def compose(graph: SpikingGraph, folded: Mapping[str, Synapses], name: str) -> C
     return Composed(source, _behind_all(operator, graph, between, name))
 
 
-def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[Node]]:
+def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
     """The source's name, and the composable nodes between, nearest to node `name` first."""
-    between: list[Node] = []
+    between: list[ir.Node] = []
     current = graph[graph[name].inputs[0]]
     while current.composable:
         between.append(current)
@@ -127,14 +111,14 @@ def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[Node]]:
     return current.name, between
 
 
-@operation_table(Projection)
-def base_operator(node: Node, graph: SpikingGraph, synapses: Synapses) -> Operator:
+@operation_table(ir.Projection)
+def base_operator(node: ir.Node, graph: SpikingGraph, synapses: Synapses) -> Operator:
     """A projection's operator on its own input, nothing composed into it."""
     raise no_entry(node, "linear-operator lowering")
 
 
-@base_operator.on(Convolution)
-def _convolution(node: Convolution, graph: SpikingGraph, synapses: Synapses) -> ConvOperator:
+@base_operator.on(ir.Convolution)
+def _convolution(node: ir.Convolution, graph: SpikingGraph, synapses: Synapses) -> ConvOperator:
     in_shape = graph.shapes[node.inputs[0]]
     return ConvOperator(
         synapses.weight,
@@ -149,41 +133,41 @@ def _convolution(node: Convolution, graph: SpikingGraph, synapses: Synapses) -> 
     )
 
 
-@base_operator.on(Linear)
-def _linear(node: Linear, graph: SpikingGraph, synapses: Synapses) -> MatrixOperator:
+@base_operator.on(ir.Linear)
+def _linear(node: ir.Linear, graph: SpikingGraph, synapses: Synapses) -> MatrixOperator:
     shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
     return MatrixOperator(synapses.weight, synapses.bias, *shapes)
 
 
 def _behind_all(
-    operator: Operator, graph: SpikingGraph, between: list[Node], name: str
+    operator: Operator, graph: SpikingGraph, between: list[ir.Node], name: str
 ) -> Operator:
     for node in between:
         operator = compose_behind(node, operator, graph.shapes[node.inputs[0]], name)
     return operator
 
 
-@operation_table(Node)
-def compose_behind(node: Node, operator: Operator, in_shape: Shape, name: str) -> Operator:
+@operation_table(ir.Node)
+def compose_behind(node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
     """The operator that takes the input of a composable node instead of its output."""
     raise no_entry(node, "linear-operator lowering")
 
 
 compose_behind.refuse(
-    *(Input, Projection, Population, MaxPool, Merge, Scatter, Readout),
+    *(ir.Input, ir.Projection, ir.Population, ir.MaxPool, ir.Merge, ir.Scatter, ir.Readout),
     error=lambda node: UnsupportedGraphError(
         f"{node.name}: {node.op} cannot be composed into a projection"
     ),
 )
 
 
-@compose_behind.on(Flatten)
-def _flatten(node: Flatten, operator: Operator, in_shape: Shape, name: str) -> Operator:
+@compose_behind.on(ir.Flatten)
+def _flatten(node: ir.Flatten, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
     return replace(operator, in_shape=in_shape)
 
 
-@compose_behind.on(AvgPool)
-def _avg_pool(node: AvgPool, operator: Operator, in_shape: Shape, name: str) -> Operator:
+@compose_behind.on(ir.AvgPool)
+def _avg_pool(node: ir.AvgPool, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
     def rows(axis: int) -> Array:
         return _window_rows(
             in_shape[1 + axis], node.kernel[axis], node.stride[axis], node.padding[axis]
@@ -193,8 +177,10 @@ def _avg_pool(node: AvgPool, operator: Operator, in_shape: Shape, name: str) -> 
     return _pooled(node, operator, in_shape, name, node.kernel if tiles else None, rows)
 
 
-@compose_behind.on(AdaptiveAvgPool)
-def _adaptive(node: AdaptiveAvgPool, operator: Operator, in_shape: Shape, name: str) -> Operator:
+@compose_behind.on(ir.AdaptiveAvgPool)
+def _adaptive(
+    node: ir.AdaptiveAvgPool, operator: Operator, in_shape: ir.Shape, name: str
+) -> Operator:
     def rows(axis: int) -> Array:
         return adaptive_rows(in_shape[1 + axis], node.size[axis])
 
@@ -202,7 +188,7 @@ def _adaptive(node: AdaptiveAvgPool, operator: Operator, in_shape: Shape, name: 
     return _pooled(node, operator, in_shape, name, window, rows)
 
 
-def even_window(node: AdaptiveAvgPool, in_shape: Shape) -> Pair | None:
+def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
     """The one window of an adaptive pooling; None where its windows differ in size."""
     _, height, width = in_shape
     if height % node.size[0] or width % node.size[1]:
@@ -211,11 +197,11 @@ def even_window(node: AdaptiveAvgPool, in_shape: Shape) -> Pair | None:
 
 
 def _pooled(
-    node: Node,
+    node: ir.Node,
     operator: Operator,
-    in_shape: Shape,
+    in_shape: ir.Shape,
     name: str,
-    window: Pair | None,
+    window: ir.Pair | None,
     rows: Callable[[int], Array],
 ) -> Operator:
     """window: that tiles the map without overlap or padding, if one does."""
@@ -228,7 +214,7 @@ def _pooled(
 
 
 def _conv_behind_tiles(
-    operator: ConvOperator, window: Pair, in_shape: Shape, name: str
+    operator: ConvOperator, window: ir.Pair, in_shape: ir.Shape, name: str
 ) -> ConvOperator:
     """Each kernel weight spreads evenly over the window it pooled."""
     (wh, ww), (dh, dw) = window, operator.dilation
@@ -303,7 +289,7 @@ def adaptive_rows(side: int, count: int) -> Array:
 
 
 def _matrix_behind_pool(
-    operator: MatrixOperator, pool: Array, in_shape: Shape, name: str
+    operator: MatrixOperator, pool: Array, in_shape: ir.Shape, name: str
 ) -> MatrixOperator:
     rows, positions = len(operator.weight), in_shape[1] * in_shape[2]
     _bounded(name, (rows, in_shape[0] * positions))
@@ -313,7 +299,7 @@ def _matrix_behind_pool(
 
 
 def _compose_readout(
-    graph: SpikingGraph, folded: Mapping[str, Synapses], source: str, between: list[Node]
+    graph: SpikingGraph, folded: Mapping[str, Synapses], source: str, between: list[ir.Node]
 ) -> ReadoutOperator:
     node = graph.readout
     shape = graph.shapes[node.inputs[0]]

@@ -13,22 +13,8 @@ import torch.nn.functional as F
 
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Flatten,
-    Input,
-    MaxPool,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.linear_operators import Composed, ReadoutOperator
@@ -60,33 +46,31 @@ def live_neurons(
     return {node.name: walk.live[node.name] for node in graph.populations}
 
 
-@operation_table(Node)
-def mark_read(node: Node, walk: _Backwards) -> None:
+@operation_table(ir.Node)
+def mark_read(node: ir.Node, walk: _Backwards) -> None:
     """Mark what a node needs of its inputs for those of its own values that are read."""
     raise no_entry(node, "the search for live neurons")
 
 
-@mark_read.on(Input)
-def _nothing_before(node: Input, walk: _Backwards) -> None:
-    pass
+mark_read.on(ir.Input)(lambda node, walk: None)
 
 
-@mark_read.on(Population)
-def _neurons(node: Population, walk: _Backwards) -> None:
+@mark_read.on(ir.Population)
+def _neurons(node: ir.Population, walk: _Backwards) -> None:
     read, mask = walk.read[node.name], walk.neuron_masks.get(node.name)
     walk.live[node.name] = read if mask is None else read & mask
     (source,) = node.inputs
     walk.read[source] |= walk.live[node.name][: walk.graph.shapes[source][0]]
 
 
-@mark_read.on(Projection)
-def _synapses(node: Projection, walk: _Backwards) -> None:
+@mark_read.on(ir.Projection)
+def _synapses(node: ir.Projection, walk: _Backwards) -> None:
     composed = walk.operator(node.name)
     walk.read[composed.source] |= fanout(composed.operator, walk.read[node.name]) > 0
 
 
-@mark_read.on(Readout)
-def _readout(node: Readout, walk: _Backwards) -> None:
+@mark_read.on(ir.Readout)
+def _readout(node: ir.Readout, walk: _Backwards) -> None:
     composed = walk.operator(node.name)
     assert isinstance(composed.operator, ReadoutOperator)
     walk.read[composed.source] |= _read_by_readout(composed.operator)
@@ -94,25 +78,25 @@ def _readout(node: Readout, walk: _Backwards) -> None:
 
 # Average pooling and flattening are composed into projections, which read past them; here it is
 # what else reads them.
-@mark_read.on(Merge, Flatten)
-def _same_values(node: Node, walk: _Backwards) -> None:
+@mark_read.on(ir.Merge, ir.Flatten)
+def _same_values(node: ir.Node, walk: _Backwards) -> None:
     for name in node.inputs:
         walk.read[name] |= walk.read[node.name].reshape(walk.graph.shapes[name])
 
 
-@mark_read.on(Pool)
-def _windows(node: Pool, walk: _Backwards) -> None:
+@mark_read.on(ir.Pool)
+def _windows(node: ir.Pool, walk: _Backwards) -> None:
     (name,) = node.inputs
     walk.read[name] |= _covered(node, walk.read[node.name], walk.graph.shapes[name])
 
 
-@mark_read.on(AdaptiveAvgPool)
-def _whole_map(node: AdaptiveAvgPool, walk: _Backwards) -> None:
+@mark_read.on(ir.AdaptiveAvgPool)
+def _whole_map(node: ir.AdaptiveAvgPool, walk: _Backwards) -> None:
     walk.read[node.inputs[0]] |= walk.read[node.name].any()
 
 
-@mark_read.on(Scatter)
-def _places(node: Scatter, walk: _Backwards) -> None:
+@mark_read.on(ir.Scatter)
+def _places(node: ir.Scatter, walk: _Backwards) -> None:
     walk.read[node.inputs[0]] |= walk.read[node.name][list(node.index)]
 
 
@@ -140,24 +124,24 @@ def live_values(graph: SpikingGraph, neuron_masks: Mapping[str, Array]) -> dict[
     return live
 
 
-@operation_table(Node)
-def can_hold(node: Node, inputs: list[Array]) -> Array | None:
+@operation_table(ir.Node)
+def can_hold(node: ir.Node, inputs: list[Array]) -> Array | None:
     """Where a node without weights can be nonzero, from where its inputs can; None: everywhere."""
     raise no_entry(node, "the search for live values")
 
 
-@can_hold.on(Input, Projection, Population, AvgPool, AdaptiveAvgPool, Flatten, Readout)
-def _anywhere(node: Node, inputs: list[Array]) -> None:
-    return None
+can_hold.on(
+    ir.Input, ir.Projection, ir.Population, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout
+)(lambda node, inputs: None)
 
 
-@can_hold.on(MaxPool, Scatter)
-def _moved(node: Node, inputs: list[Array]) -> Array:
+@can_hold.on(ir.MaxPool, ir.Scatter)
+def _moved(node: ir.Node, inputs: list[Array]) -> Array:
     return np.asarray(unweighed(node, torch.from_numpy(inputs[0]).float()[None])[0].numpy() > 0)
 
 
-@can_hold.on(Merge)
-def _joined(node: Merge, inputs: list[Array]) -> Array:
+@can_hold.on(ir.Merge)
+def _joined(node: ir.Merge, inputs: list[Array]) -> Array:
     if node.function == "iand":
         return inputs[0]
     join = np.logical_or if node.function == "add" else np.logical_and
@@ -173,7 +157,7 @@ def _read_by_readout(operator: ReadoutOperator) -> Array:
     return np.asarray(used.reshape(operator.in_shape))
 
 
-def _covered(node: Pool, read: Array, shape: Shape) -> Array:
+def _covered(node: ir.Pool, read: Array, shape: ir.Shape) -> Array:
     """Input positions inside the window of at least one pooled neuron that is read."""
     channels, height, width = shape
     kernel = torch.ones(channels, 1, *node.kernel, dtype=torch.float64)

@@ -37,7 +37,7 @@ from soul_deploy.base.input_rule import (
     InputRule,
     is_input_kind,
 )
-from soul_deploy.ir.graph import Node, Shape, SpikingGraph
+from soul_deploy.ir.graph import Shape, SpikingGraph
 from soul_deploy.model.state_dict import read_state_dict
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
@@ -121,6 +121,12 @@ class Model:
                 f"T = {valid} steps; run it with T = {valid}, or remove again for another T"
             )
         return replace(self, graph=self.graph.with_time_steps(time_steps))
+
+    @property
+    def for_one_t(self) -> bool:
+        """Whether it holds for its T only: by its removal, or for a stored spike pattern."""
+        generated = any(node.generated for node in self.graph.nodes)
+        return generated or self.info.validity.time_steps is not None
 
     @property
     def input_shape(self) -> Shape:
@@ -209,12 +215,10 @@ def expected_shapes(graph: SpikingGraph) -> dict[str, Shape]:
     return {
         name: shape
         for node in graph.nodes
-        for name, shape in node.tensors(_in_shape(graph, node), graph.time_steps).items()
+        for name, shape in node.tensors(
+            [graph.shapes[source] for source in node.inputs], graph.time_steps
+        ).items()
     }
-
-
-def _in_shape(graph: SpikingGraph, node: Node) -> Shape:
-    return graph.shapes[node.inputs[0]] if node.inputs else ()
 
 
 def _check_names(graph: SpikingGraph, path: Path) -> None:

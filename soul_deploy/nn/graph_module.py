@@ -14,19 +14,8 @@ from torch.func import functional_call
 from soul_deploy.base.brief import brief
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UsageError, ValidityError
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    Flatten,
-    Input,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.nn.layers import merged, spike_counts, split_time, vote_counts
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -192,7 +181,7 @@ class GraphModule(nn.Module):
                 pending.extend(self.graph[name].inputs)
         return needed
 
-    def _fire(self, node: Population, source: Signal, observe: StepObserver | None) -> Signal:
+    def _fire(self, node: ir.Population, source: Signal, observe: StepObserver | None) -> Signal:
         neuron = self.get_submodule(node.name)
         assert isinstance(neuron, SpikingNeuron)
         see = None
@@ -208,7 +197,7 @@ class GraphModule(nn.Module):
         gate = self.neuron_gates.get(node.name)
         return Signal(spikes if gate is None else spikes * gate(), False)
 
-    def _project(self, node: Projection, x: Tensor) -> Tensor:
+    def _project(self, node: ir.Projection, x: Tensor) -> Tensor:
         y = self._weigh(node, x)
         mask = self._mask_of(node)
         if node.norm is None:
@@ -219,7 +208,7 @@ class GraphModule(nn.Module):
             return normalised
         return self._masked_norm(norm, mask, y)
 
-    def _weigh(self, node: Projection, x: Tensor) -> Tensor:
+    def _weigh(self, node: ir.Projection, x: Tensor) -> Tensor:
         layer = self.get_submodule(node.name)
         gate = self.weight_gates.get(node.name)
         if gate is None:
@@ -230,7 +219,7 @@ class GraphModule(nn.Module):
         gated: Tensor = functional_call(layer, {"weight": weight}, (x,))
         return gated
 
-    def _mask_of(self, node: Projection) -> ChannelMask | None:
+    def _mask_of(self, node: ir.Projection) -> ChannelMask | None:
         for name in (node.name, *self.graph.consumers[node.name]):
             if name in self.channel_masks and self.graph.masked_projection(name) == node.name:
                 return self.channel_masks[name]
@@ -249,7 +238,7 @@ class GraphModule(nn.Module):
         gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)
         return gain.reshape(-1, *([1] * (y.dim() - 2)))
 
-    def _read(self, node: Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
+    def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
         steps = 1 if per_step else self.graph.time_steps
         scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
         counts = spike_counts(spikes, per_step=per_step)
@@ -261,27 +250,27 @@ class GraphModule(nn.Module):
         return scores if head.bias is None else scores + head.bias
 
 
-@operation_table(Node)
+@operation_table(ir.Node)
 def compute(
-    node: Node, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
+    node: ir.Node, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
 ) -> Signal:
     """The output of a node of `module`'s graph, from its inputs."""
     raise no_entry(node, "GraphModule")
 
 
 compute.refuse(
-    Input, error=lambda node: UsageError("the network's input is needed for what was asked")
+    ir.Input, error=lambda node: UsageError("the network's input is needed for what was asked")
 )
 
 
-@compute.on(Pool, AdaptiveAvgPool, Flatten, Scatter)
-def _plain(node: Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
+@compute.on(ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter)
+def _plain(node: ir.Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
     return _image_by_image(lambda images: unweighed(node, images), *inputs)
 
 
-@compute.on(Projection)
+@compute.on(ir.Projection)
 def _synapses(
-    node: Projection, module: GraphModule, inputs: list[Signal], observe: object
+    node: ir.Projection, module: GraphModule, inputs: list[Signal], observe: object
 ) -> Signal:
     return _image_by_image(lambda images: module._project(node, images), *inputs)
 
@@ -292,21 +281,21 @@ def _image_by_image(function: Callable[[Tensor], Tensor], source: Signal) -> Sig
     return Signal(split_time(function(source.tensor.flatten(0, 1)), source.tensor), False)
 
 
-@compute.on(Population)
+@compute.on(ir.Population)
 def _spikes(
-    node: Population, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
+    node: ir.Population, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
 ) -> Signal:
     return module._fire(node, inputs[0], observe)
 
 
-@compute.on(Merge)
-def _merged(node: Merge, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
+@compute.on(ir.Merge)
+def _merged(node: ir.Merge, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
     result = merged(node.function, [signal.tensor for signal in inputs])
     return Signal(result, all(signal.static for signal in inputs))
 
 
-@compute.on(Readout)
-def _scores(node: Readout, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
+@compute.on(ir.Readout)
+def _scores(node: ir.Readout, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
     return Signal(module._read(node, inputs[0].tensor, per_step=False), True)
 
 

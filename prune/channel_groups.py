@@ -10,20 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from soul_deploy.base.errors import UnknownNameError
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
+from soul_deploy.ir.graph import Node, SpikingGraph
 
 Residual = Literal["internal", "coupled", "scatter"]
 """What may change in a stream group: nothing, the whole group at once, or single branches too."""
@@ -90,28 +77,16 @@ def keeps_channels(graph: SpikingGraph, node: Node) -> bool:
 
     A flattening does for whoever weighs it (a column block per channel), for nobody else.
     """
-    if isinstance(node, Flatten):
-        users = [graph[name] for name in graph.consumers[node.name]]
-        return all(isinstance(user, Projection) or _weighs(user) for user in users)
-    if isinstance(node, Population):
-        return node.generated == 0
-    return isinstance(node, Pool | AdaptiveAvgPool | Merge)
+    if node.reshapes and not all(graph[name].weighs for name in graph.consumers[node.name]):
+        return False
+    return node.keeps_channels and not node.generated
 
 
 def reaches_readout(graph: SpikingGraph, closed: Collection[str]) -> bool:
-    """Whether what comes in can reach the readout when the nodes `closed` give nothing.
-
-    An addition needs one of its branches, an `and` all, an iand its identity.
-    """
+    """Whether what comes in can reach the readout when the nodes `closed` give nothing."""
     reached = {graph.input.name}.difference(closed)
     for node in graph.nodes[1:]:
-        needed = [name in reached for name in node.inputs]
-        if isinstance(node, Merge) and node.function == "add":
-            passes = any(needed)
-        else:
-            passes = (
-                needed[0] if isinstance(node, Merge) and node.function == "iand" else all(needed)
-            )
+        passes = node.passes([name in reached for name in node.inputs])
         if passes and node.name not in closed:
             reached.add(node.name)
     return graph.readout.name in reached
@@ -125,27 +100,12 @@ def scatter_branches(graph: SpikingGraph, group: ChannelGroup) -> tuple[str, ...
     """
     found = []
     for name in group.populations:
-        node = graph[name]
-        source = graph[node.inputs[0]]
+        source = graph[graph[name].inputs[0]]
+        own = source.projects and graph.consumers[source.name] == (name,) and source.groups == 1
         readers = [graph[user] for user in graph.consumers[name]]
-        if len(readers) != 1 or not _own(graph, source, name):
-            continue
-        merge = readers[0]
-        if isinstance(merge, Merge) and merge.inputs.count(name) == 1:
-            second = merge.function == "iand" and merge.inputs[1] == name
-            if merge.function == "add" or second:
-                found.append(name)
+        if own and len(readers) == 1 and readers[0].spares(name):
+            found.append(name)
     return tuple(found)
-
-
-def _own(graph: SpikingGraph, source: Node, population: str) -> bool:
-    grouped = isinstance(source, Convolution) and source.groups != 1
-    mine = isinstance(source, Projection) and graph.consumers[source.name] == (population,)
-    return mine and not grouped
-
-
-def _weighs(node: Node) -> bool:
-    return isinstance(node, Readout) and node.linear
 
 
 def _root(parent: dict[str, str], name: str) -> str:
@@ -159,14 +119,14 @@ def _group(graph: SpikingGraph, nodes: list[Node]) -> ChannelGroup:
         (node.name, user)
         for node in nodes
         for user in graph.consumers[node.name]
-        if isinstance(graph[user], Projection) or _weighs(graph[user])
+        if graph[user].weighs
     ]
     group = ChannelGroup(
         tuple(node.name for node in nodes),
         graph.shapes[nodes[0].name][0],
-        _names(node for node in nodes if isinstance(node, Projection)),
-        _names(node for node in nodes if isinstance(node, Population)),
-        _names(node for node in nodes if isinstance(node, Merge)),
+        _names(node for node in nodes if node.projects),
+        _names(node for node in nodes if node.fires),
+        _names(node for node in nodes if node.arity is None),
         tuple(readers),
     )
     fed = [graph.consumers[name] for name in group.projections]
@@ -181,23 +141,17 @@ def _names(nodes: Iterable[Node]) -> tuple[str, ...]:
 def _whole(graph: SpikingGraph, nodes: list[Node], group: ChannelGroup) -> str | None:
     """Why the channels of a group cannot be removed; None if they can."""
     users = [graph[user] for node in nodes for user in graph.consumers[node.name]]
-    if any(isinstance(node, Input) for node in nodes):
+    if not all(node.inputs for node in nodes):
         return "the network's input is part of it"
-    if any(isinstance(node, Population) and node.generated for node in (*nodes, *users)):
+    if any(node.generated for node in (*nodes, *users)):
         return "it holds generated channels already"
-    if any(isinstance(node, Scatter) for node in (*nodes, *users)):
+    if any(node.scatters for node in (*nodes, *users)):
         return "it holds a scattered branch already"
-    if any(_grouped(node) for node in nodes):
+    if any(node.groups != 1 for node in nodes):
         return "fed by a grouped convolution"
-    if any(_grouped(user) for user in users):
+    if any(user.groups != 1 for user in users):
         return "read by a grouped convolution"
     inside = set(group.nodes)
-    if any(
-        not isinstance(u, Projection) and not _weighs(u) and u.name not in inside for u in users
-    ):
+    if any(not user.weighs and user.name not in inside for user in users):
         return "read without weights"
     return None
-
-
-def _grouped(node: Node) -> bool:
-    return isinstance(node, Convolution) and node.groups != 1

@@ -4,61 +4,28 @@ What no output depends on is left out (`lowering.liveness`): masked neurons, and
 those read. `storage_format` decides which form a layer's synapses get.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from soul_deploy.analysis.synops import live_targets, population_behind
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnknownNameError, UnsupportedGraphError, UsageError
-from soul_deploy.base.files import Array
 from soul_deploy.base.memory import WORK_BYTES
-from soul_deploy.export.event.storage_format import (
-    CONVOLUTION_FORMS,
-    MATRIX_FORMS,
-    Choice,
-    Form,
-    channel_last_mask,
-    channel_last_order,
-    represent_convolution,
-    represent_matrix,
-)
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Flatten,
-    MaxPool,
-    Merge,
-    Node,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
-from soul_deploy.lowering.fold_batch_norm import Synapses as Folded
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.export.event import storage_format
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
+from soul_deploy.lowering.deploy import Deployed, lower
+from soul_deploy.lowering.fan_out import live_targets, population_behind
 from soul_deploy.lowering.footprint import require_planning
-from soul_deploy.lowering.linear_operators import ConvOperator, ReadoutOperator, compose
-from soul_deploy.lowering.liveness import deployed, live_values
+from soul_deploy.lowering.linear_operators import ConvOperator, ReadoutOperator, walk_back
+from soul_deploy.lowering.neurons import equation_of
 from soul_deploy.model.model import Model
-from soul_deploy.nn.neuron import learned_decay
-from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.format.file import save_event_network
-from soul_deploy.runtime.format.network import (
-    CurrentLayer,
-    EventNetwork,
-    Layer,
-    MergeLayer,
-    PoolLayer,
-    PopulationLayer,
-    ReadoutLayer,
-    ScatterLayer,
-    SpikingLayer,
-)
 
 
 def export_event(
@@ -66,10 +33,10 @@ def export_event(
     path: Path,
     *,
     source_sha256: str | None = None,
-    representation: Choice = "auto",
-    rows: Mapping[str, Form] | None = None,
+    representation: storage_format.Choice = "auto",
+    rows: Mapping[str, storage_format.Form] | None = None,
     max_memory: int | None = None,
-) -> EventNetwork:
+) -> eventnet.EventNetwork:
     """Build the event network of `model` and write it atomically to `path`.
 
     source_sha256: sha256 of the model file, kept for tracing. Raises as `build_event_network`.
@@ -89,10 +56,10 @@ def build_event_network(
     model: Model,
     *,
     source_sha256: str | None = None,
-    representation: Choice = "auto",
-    rows: Mapping[str, Form] | None = None,
+    representation: storage_format.Choice = "auto",
+    rows: Mapping[str, storage_format.Form] | None = None,
     max_memory: int | None = None,
-) -> EventNetwork:
+) -> eventnet.EventNetwork:
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
     representation: of the synapses; "auto" decides layer by layer (storage_format.py).
@@ -105,20 +72,17 @@ def build_event_network(
     """
     refuse_unsupported(model.graph)
     require_planning(model.graph, max(WORK_BYTES, max_memory or 0))
-    model = deployed(model)
-    graph = model.graph
-    folded = fold(graph, model.state, model.channel_masks)
+    graph, info = model.graph, model.info
     forms = _forms(graph, rows or {})
-    parts = _Parts(model, folded, live_values(model), representation, max_memory, forms)
-    info = model.info
+    parts = _Parts(lower(model).trimmed, representation, max_memory, forms)
     norm = info.normalization
-    return EventNetwork(
+    return eventnet.EventNetwork(
         input_name=graph.input.name,
         input_shape=graph.input.shape,
         time_steps=graph.time_steps,
-        layers=tuple(_layer(parts, graph[name]) for name in layer_names(graph)),
-        readout=_readout(graph, folded),
-        fixed_steps=valid_for_one_t(model),
+        layers=tuple(_layers(parts)),
+        readout=_readout(parts.lowered),
+        fixed_steps=model.for_one_t,
         reset_per_sample=info.validity.reset_per_sample,
         normalization=None if norm is None else eventnet.Normalization(norm.mean, norm.std),
         classes=info.classes,
@@ -127,24 +91,12 @@ def build_event_network(
     )
 
 
-def valid_for_one_t(model: Model) -> bool:
-    """Whether the network holds for its T only: by its removal, or for a stored spike pattern."""
-    generated = any(node.generated for node in model.graph.populations)
-    return generated or model.info.validity.time_steps is not None
-
-
 def layer_names(graph: SpikingGraph) -> tuple[str, ...]:
     """The nodes that are layers of the event network, in execution order.
 
     A projection that feeds one population and nothing else is part of that population's layer.
     """
-    kinds = Population | MaxPool | Merge | Scatter
-    return tuple(
-        node.name
-        for node in graph.nodes
-        if isinstance(node, kinds)
-        or (isinstance(node, Projection) and population_behind(graph, node.name) is None)
-    )
+    return tuple(node.name for node in graph.nodes if layer_maker(node, graph) is not None)
 
 
 def refuse_unsupported(graph: SpikingGraph) -> None:
@@ -152,21 +104,19 @@ def refuse_unsupported(graph: SpikingGraph) -> None:
     for node in graph.nodes:
         for name in node.inputs:
             source, edge = graph[name], graph.edges[name]
-            projects = isinstance(node, Projection | Readout | AvgPool | AdaptiveAvgPool | Flatten)
-            if isinstance(source, AvgPool | AdaptiveAvgPool | Flatten) and not projects:
+            takes_all = node.projects or node.composable or node is graph.readout
+            if source.composable and not takes_all:
                 raise UnsupportedGraphError(
                     f"{node.name}: its input {name!r} is no projection ({source.op}); the event "
                     "runtime composes average pooling and flattening into a projection, so a "
                     "projection must follow them"
                 )
-            if isinstance(node, Population) and edge.kind != "analog":
+            if node.fires and edge.kind != "analog":
                 raise UnsupportedGraphError(
                     f"{node.name}: its input {name!r} is no current but {edge.kind} values "
                     f"({source.op}); put a convolution or a linear layer in between"
                 )
-    source_name = graph.readout.inputs[0]
-    while isinstance(graph[source_name], AvgPool | AdaptiveAvgPool | Flatten):
-        source_name = graph[source_name].inputs[0]
+    source_name, _ = walk_back(graph, graph.readout.name)
     if graph.edges[source_name].kind == "analog":
         raise UnsupportedGraphError(
             f"{graph.readout.name}: reads analog values from {source_name!r}; a readout sums spikes"
@@ -175,24 +125,24 @@ def refuse_unsupported(graph: SpikingGraph) -> None:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What layers are made from; the model's masks are those of `deployed`."""
+    """What layers are made from; neurons that no output depends on are masked in `lowered`."""
 
-    model: Model
-    folded: dict[str, Folded]
-    live: dict[str, Array | None]
-    choice: Choice
+    lowered: Deployed
+    choice: storage_format.Choice
     max_memory: int | None
-    forms: Mapping[str, Form] = field(default_factory=dict)
+    forms: Mapping[str, storage_format.Form] = field(default_factory=dict)
     """What was asked of single projections."""
 
 
-def _forms(graph: SpikingGraph, rows: Mapping[str, Form]) -> dict[str, Form]:
+def _forms(
+    graph: SpikingGraph, rows: Mapping[str, storage_format.Form]
+) -> dict[str, storage_format.Form]:
     """`rows` by projection."""
-    projections = [node.name for node in graph.nodes if isinstance(node, Projection)]
+    projections = [node.name for node in graph.projections]
     known = {name: name for name in projections}
     for name in projections:
         known[population_behind(graph, name) or name] = name
-    forms: dict[str, Form] = {}
+    forms: dict[str, storage_format.Form] = {}
     for name, form in rows.items():
         if name not in known:
             raise UnknownNameError("layer of --rows", name, projections)
@@ -201,89 +151,114 @@ def _forms(graph: SpikingGraph, rows: Mapping[str, Form]) -> dict[str, Form]:
     return forms
 
 
-def _layer(parts: _Parts, node: Node) -> Layer:
-    graph = parts.model.graph
-    if isinstance(node, Population):
-        source = node.inputs[0]
-        fused = isinstance(graph[source], Projection) and population_behind(graph, source)
-        return _spiking_layer(parts, node) if fused else _population_layer(parts, node)
-    if isinstance(node, Projection):
-        return CurrentLayer(name=node.name, **_synapses(parts, node.name))
-    if isinstance(node, MaxPool):
-        return _pool_layer(graph, node)
-    if isinstance(node, Merge):
-        return MergeLayer(node.name, node.inputs, node.function, graph.shapes[node.name])
-    assert isinstance(node, Scatter), node
-    shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
-    return ScatterLayer(node.name, node.inputs[0], *shapes, np.array(node.index, np.uint32))
+Maker = Callable[[_Parts, Any], eventnet.Layer]
+
+
+@operation_table(ir.Node)
+def layer_maker(node: ir.Node, graph: SpikingGraph) -> Maker | None:
+    """What makes the node's layer; None where it has none, but is part of another's."""
+    raise no_entry(node, "event export")
+
+
+layer_maker.on(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
+    lambda node, graph: None
+)
+layer_maker.on(ir.MaxPool)(lambda node, graph: _pool_layer)
+layer_maker.on(ir.Merge)(lambda node, graph: _merge_layer)
+layer_maker.on(ir.Scatter)(lambda node, graph: _scatter_layer)
+
+
+@layer_maker.on(ir.Projection)
+def _of_projection(node: ir.Projection, graph: SpikingGraph) -> Maker | None:
+    return None if population_behind(graph, node.name) else _current_layer
+
+
+@layer_maker.on(ir.Population)
+def _of_population(node: ir.Population, graph: SpikingGraph) -> Maker:
+    (source,) = node.inputs
+    fused = graph[source].projects and population_behind(graph, source)
+    return _spiking_layer if fused else _population_layer
+
+
+def _layers(parts: _Parts) -> Iterator[eventnet.Layer]:
+    graph = parts.lowered.graph
+    for node in graph.nodes:
+        maker = layer_maker(node, graph)
+        if maker is not None:
+            yield maker(parts, node)
+
+
+def _current_layer(parts: _Parts, node: ir.Projection) -> eventnet.CurrentLayer:
+    return eventnet.CurrentLayer(name=node.name, **_synapses(parts, node.name))
+
+
+def _merge_layer(parts: _Parts, node: ir.Merge) -> eventnet.MergeLayer:
+    shape = parts.lowered.graph.shapes[node.name]
+    return eventnet.MergeLayer(node.name, node.inputs, node.function, shape)
+
+
+def _scatter_layer(parts: _Parts, node: ir.Scatter) -> eventnet.ScatterLayer:
+    shapes, (source,) = parts.lowered.graph.shapes, node.inputs
+    index = np.array(node.index, np.uint32)
+    return eventnet.ScatterLayer(node.name, source, shapes[source], shapes[node.name], index)
 
 
 def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     """The fields that layers with synapses share; `live` is that of the currents."""
-    graph = parts.model.graph
-    composed = compose(graph, parts.folded, projection)
+    graph, composed = parts.lowered.graph, parts.lowered.operator(projection)
     operator, edge = composed.operator, graph.edges[composed.source]
     assert not isinstance(operator, ReadoutOperator)
-    before = parts.live[composed.source]
+    before = parts.lowered.live_values[composed.source]
     form = parts.forms.get(projection)
     matrix = not isinstance(operator, ConvOperator)
-    possible = MATRIX_FORMS if matrix else CONVOLUTION_FORMS
+    possible = storage_format.MATRIX_FORMS if matrix else storage_format.CONVOLUTION_FORMS
     if form is not None and form not in possible:
         what = "a matrix" if matrix else "a convolution"
         raise UsageError(
             f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
         )
     how = form or parts.choice, parts.max_memory
-    current = live_targets(graph, parts.model.neuron_masks, projection)
+    current = live_targets(graph, parts.lowered.model.neuron_masks, projection)
     if isinstance(operator, ConvOperator):
-        synapses, weighed = represent_convolution(operator, before, current, *how)
+        synapses, weighed = storage_format.represent_convolution(operator, before, current, *how)
     else:
-        synapses, weighed = represent_matrix(operator, before, current, *how)
+        synapses, weighed = storage_format.represent_matrix(operator, before, current, *how)
     return {
         "source": composed.source,
         "edge": edge.kind,
         "bound": edge.bound,
         "synapses": synapses,
-        "live": None if current is None else channel_last_mask(current),
+        "live": None if current is None else storage_format.channel_last_mask(current),
         "alternatives": weighed,
     }
 
 
-def _spiking_layer(parts: _Parts, node: Population) -> SpikingLayer:
+def _spiking_layer(parts: _Parts, node: ir.Population) -> eventnet.SpikingLayer:
     (projection,) = node.inputs
     shared = _synapses(parts, projection) | _neurons(parts, node)
-    return SpikingLayer(name=node.name, projection=projection, **shared)
+    return eventnet.SpikingLayer(name=node.name, projection=projection, **shared)
 
 
-def _population_layer(parts: _Parts, node: Population) -> PopulationLayer:
+def _population_layer(parts: _Parts, node: ir.Population) -> eventnet.PopulationLayer:
     (source,) = node.inputs
-    shape = parts.model.graph.shapes[source]
-    return PopulationLayer(node.name, source, shape, **_neurons(parts, node))
+    shape = parts.lowered.graph.shapes[source]
+    return eventnet.PopulationLayer(node.name, source, shape, **_neurons(parts, node))
 
 
-def _neurons(parts: _Parts, node: Population) -> dict[str, Any]:
+def _neurons(parts: _Parts, node: ir.Population) -> dict[str, Any]:
     """The fields that layers with neurons share."""
-    model, mask = parts.model, parts.live[node.name]
-    pattern = model.state[f"{node.name}.pattern"] if node.generated else None
+    state, mask = parts.lowered.model.state, parts.lowered.live_values[node.name]
+    pattern = state[f"{node.name}.pattern"] if node.generated else None
     return {
-        "neuron": _equation(model, node),
-        "live": None if mask is None else channel_last_mask(mask),
+        "neuron": equation_of(node, state),
+        "live": None if mask is None else storage_format.channel_last_mask(mask),
         "pattern": None if pattern is None else np.ascontiguousarray(pattern != 0).astype(np.uint8),
     }
 
 
-def _equation(model: Model, node: Population) -> NeuronEquation:
-    if not node.neuron.learned:
-        return node.neuron.equation()
-    import torch
-
-    w = torch.from_numpy(np.array(model.state[f"{node.name}.w"]))
-    return node.neuron.equation(learned_decay(w))
-
-
-def _pool_layer(graph: SpikingGraph, node: MaxPool) -> PoolLayer:
-    (source,) = node.inputs
-    return PoolLayer(
+def _pool_layer(parts: _Parts, node: ir.MaxPool) -> eventnet.PoolLayer:
+    graph, (source,) = parts.lowered.graph, node.inputs
+    return eventnet.PoolLayer(
         name=node.name,
         source=source,
         in_shape=graph.shapes[source],
@@ -294,15 +269,15 @@ def _pool_layer(graph: SpikingGraph, node: MaxPool) -> PoolLayer:
     )
 
 
-def _readout(graph: SpikingGraph, folded: dict[str, Folded]) -> ReadoutLayer:
-    node = graph.readout
-    composed = compose(graph, folded, node.name)
+def _readout(lowered: Deployed) -> eventnet.ReadoutLayer:
+    graph, node = lowered.graph, lowered.graph.readout
+    composed = lowered.operator(node.name)
     operator = composed.operator
     assert isinstance(operator, ReadoutOperator)
     weight = operator.weight
     if weight is not None and not operator.space:
-        weight = weight[:, channel_last_order(operator.in_shape)]
-    return ReadoutLayer(
+        weight = weight[:, storage_format.channel_last_order(operator.in_shape)]
+    return eventnet.ReadoutLayer(
         name=node.name,
         source=composed.source,
         in_shape=operator.in_shape,

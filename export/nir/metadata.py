@@ -12,7 +12,7 @@ from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, Usag
 from soul_deploy.base.files import Array, parse_json
 from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
 from soul_deploy.export.nir.package import FORMAT, vote_weight
-from soul_deploy.ir.graph import AvgPool, Flatten, Linear, Node, Population, Readout, Shape
+from soul_deploy.ir.graph import Node, Readout, Shape
 from soul_deploy.ir.serde import node_from_json
 from soul_deploy.model.model import ModelInfo, info_from_json
 
@@ -90,38 +90,36 @@ def with_readout(
     node = next(node for node in nodes if node.name == last)
     if any(last in other.inputs for other in nodes):
         raise UnsupportedGraphError(f"{last}: both the output and inside the network")
-    if isinstance(node, Population):
+    if node.fires:
         return (*nodes, _rates(node, shapes[last])), dict(state)
-    if not isinstance(node, Linear):
+    source, dropped = _before_mean(nodes, shapes, node.inputs[0]) if node.inputs else ("", ())
+    head, own = node.as_head(source), described.readout
+    if head is None:
         raise UnsupportedGraphError(
             f"{last}: an output of {node.op!r}; supported are outputs of spiking neurons, or of a "
             "linear or affine node that weighs their spikes"
         )
-    source, dropped = _before_mean(nodes, shapes, node.inputs[0])
     kept = tuple(n for n in nodes if n.name not in {last, *dropped})
-    own = described.readout
-    votes = own is not None and not own.linear
-    if own is not None and not _is_head(own, node, state):
+    if own is not None and not _is_head(own, head, state):
         raise FileFormatError(
             f"{last} is not the readout that the metadata describes ({own.describe()})"
         )
-    if own is not None and votes:
+    if own is not None and not own.linear:
         rest = {name: array for name, array in state.items() if name != f"{last}.weight"}
         return (*kept, replace(own, name=last, inputs=(source,))), rest
-    head = Readout(last, (source,), node.features, linear=True, bias=node.bias)
     return (*kept, head), dict(state)
 
 
-def _is_head(own: Readout, node: Linear, state: State) -> bool:
-    if own.linear or own.classes != node.features:
-        return own.classes == node.features
-    weight = state[f"{node.name}.weight"]
-    if node.bias or weight.shape != (own.classes, own.classes * own.votes):
+def _is_head(own: Readout, head: Readout, state: State) -> bool:
+    if own.linear or own.classes != head.classes:
+        return own.classes == head.classes
+    weight = state[f"{head.name}.weight"]
+    if head.bias or weight.shape != (own.classes, own.classes * own.votes):
         return False  # looked at first: nothing larger than the file's own array is made
     return np.array_equal(weight, vote_weight(own.classes, own.votes))
 
 
-def _rates(node: Population, shape: Shape) -> Readout:
+def _rates(node: Node, shape: Shape) -> Readout:
     if len(shape) != 1:
         raise UnsupportedGraphError(
             f"{node.name}: an output of {shape}; class scores need a vector"
@@ -135,12 +133,10 @@ def _before_mean(
     """What a mean over the whole map and a flattening read, and their names; else `name`."""
     by_name = {node.name: node for node in nodes}
     flatten = by_name[name]
-    if not isinstance(flatten, Flatten) or _readers(nodes, name) != 1:
+    if not flatten.reshapes or _readers(nodes, name) != 1:
         return name, ()
     pool = by_name[flatten.inputs[0]]
-    if not isinstance(pool, AvgPool) or _readers(nodes, pool.name) != 1:
-        return name, ()
-    if pool.padding != (0, 0) or pool.kernel != shapes[pool.inputs[0]][1:]:
+    if _readers(nodes, pool.name) != 1 or not pool.averages_all(shapes[pool.inputs[0]]):
         return name, ()
     return pool.inputs[0], (pool.name, flatten.name)
 

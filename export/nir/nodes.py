@@ -15,20 +15,7 @@ from soul_deploy.base.files import Array, parse_json
 from soul_deploy.export.nir import package as nir_library
 from soul_deploy.export.nir.conventions import Conventions
 from soul_deploy.export.nir.neuron import NirNeuron, from_nir, to_nir
-from soul_deploy.ir.graph import (
-    AvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    Merge,
-    NeuronSpec,
-    Node,
-    Pair,
-    Population,
-    Projection,
-    Shape,
-)
+from soul_deploy.ir import graph as ir
 from soul_deploy.ir.serde import node_from_json
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import learned_decay
@@ -64,11 +51,11 @@ class Reader:
 
     graph: Any
     conventions: Conventions
-    made: list[Node] = field(default_factory=list)
+    made: list[ir.Node] = field(default_factory=list)
     state: dict[str, Array] = field(default_factory=dict)
     last: str | None = None
     values: dict[str, Value] = field(default_factory=dict)
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    shapes: dict[str, ir.Shape] = field(default_factory=dict)
     sums: dict[tuple[str, ...], Value] = field(default_factory=dict)
 
     def name(self, key: str) -> str:
@@ -80,7 +67,7 @@ class Reader:
             raise FileFormatError(f"two NIR nodes are called {name!r}")
         return name
 
-    def put(self, node: Node, **arrays: Array | None) -> Value:
+    def put(self, node: ir.Node, **arrays: Array | None) -> Value:
         """Append a node of ours with its weights. Raises FileFormatError if it does not fit."""
         try:
             shape = node.output_shape([self.shapes[name] for name in node.inputs])
@@ -107,7 +94,7 @@ class Reader:
                 values = [Value(self.settled(key, value)) for value in values]
                 factor = 1.0
             names = tuple(value.name for value in values)
-            made = self.put(Merge(f"{self.name(key)}.sum", names, "add"))
+            made = self.put(ir.Merge(f"{self.name(key)}.sum", names, "add"))
             self.sums[sources] = Value(made.name, factor)
         return self.sums[sources]
 
@@ -122,16 +109,15 @@ class Reader:
 
     def _scale(self, key: str, name: str, factor: float) -> None:
         node = next(node for node in self.made if node.name == name)
-        inner = isinstance(node, (AvgPool, Flatten, Merge))
-        if not (inner or (isinstance(node, Projection) and self._readers(name) == 1)):
+        if node.composable or node.arity is None:  # linear
+            for source in node.inputs:
+                self._scale(key, source, factor)
+            return
+        if not (node.projects and self._readers(name) == 1):
             raise UnsupportedGraphError(
                 f"{key}: what arrives is scaled by {factor:g}, and there are no synapses before it "
                 f"that only it reads ({name}), so the factor has no place"
             )
-        if inner:
-            for source in node.inputs:
-                self._scale(key, source, factor)
-            return
         for part in (f"{name}.weight", f"{name}.bias"):
             if part in self.state:
                 scaled = self.state[part].astype(np.float64) * factor
@@ -170,7 +156,7 @@ def _input(r: Reader, key: str, node: Any) -> Value:
         raise UnsupportedGraphError(
             f"{key}: an input of {shape}; supported: (C, H, W) and (N,), without time and batch"
         )
-    return r.put(Input(r.name(key), (), shape))
+    return r.put(ir.Input(r.name(key), (), shape))
 
 
 def _output(r: Reader, key: str, node: Any) -> None:
@@ -185,7 +171,7 @@ def _linear(r: Reader, key: str, node: Any) -> Value:
         raise UnsupportedGraphError(f"{key}: weight of shape {weight.shape}; supported: (out, in)")
     source, bias = r.arriving(key), _bias(getattr(node, "bias", None))
     features, width = weight.shape
-    made = Linear(r.name(key), (source.name,), bias is not None, None, width, features)
+    made = ir.Linear(r.name(key), (source.name,), bias is not None, None, width, features)
     return r.put(made, weight=(weight * source.factor).astype(np.float32), bias=bias)
 
 
@@ -201,7 +187,7 @@ def _convolution(r: Reader, key: str, node: Any) -> Value:
     stride = _pair(node.stride)
     padding = _padding(key, node.padding, kernel, stride, dilation)
     source, bias = r.arriving(key), _bias(node.bias)
-    made = Convolution(
+    made = ir.Convolution(
         r.name(key),
         (source.name,),
         bias is not None,
@@ -217,7 +203,9 @@ def _convolution(r: Reader, key: str, node: Any) -> Value:
     return r.put(made, weight=(weight * source.factor).astype(np.float32), bias=bias)
 
 
-def _padding(key: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair) -> Pair:
+def _padding(
+    key: str, padding: Any, kernel: ir.Pair, stride: ir.Pair, dilation: ir.Pair
+) -> ir.Pair:
     text = padding.decode() if isinstance(padding, bytes) else padding
     if not isinstance(text, str):
         return _pair(text)
@@ -234,7 +222,7 @@ def _padding(key: str, padding: Any, kernel: Pair, stride: Pair, dilation: Pair)
 def _avg_pool(r: Reader, key: str, node: Any) -> Value:
     source = r.arriving(key)
     sides = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
-    return Value(r.put(AvgPool(r.name(key), (source.name,), *sides)).name, source.factor)
+    return Value(r.put(ir.AvgPool(r.name(key), (source.name,), *sides)).name, source.factor)
 
 
 def _sum_pool(r: Reader, key: str, node: Any) -> Value:
@@ -254,7 +242,7 @@ def _flatten(r: Reader, key: str, node: Any) -> Value:
         raise UnsupportedGraphError(
             f"{key}: flattens axes {first} to {last} of {r.shapes[source.name]}; supported is all"
         )
-    return Value(r.put(Flatten(r.name(key), (source.name,))).name, source.factor)
+    return Value(r.put(ir.Flatten(r.name(key), (source.name,))).name, source.factor)
 
 
 def _scale(r: Reader, key: str, node: Any) -> Value:
@@ -322,18 +310,18 @@ def _population(r: Reader, key: str, node: Any, neuron: NirNeuron) -> Value:
         spec = r.conventions.accept(key, own)
     source = r.settled(key, r.arriving(key), gain)
     w = np.float32(node.metadata[nir_library.DECAY_PARAMETER]) if spec.learned else None
-    return r.put(Population(r.name(key), (source,), spec), w=None if w is None else np.array(w))
+    return r.put(ir.Population(r.name(key), (source,), spec), w=None if w is None else np.array(w))
 
 
 def _neuron_of_others(
     r: Reader, key: str, node: Any, neuron: NirNeuron
-) -> tuple[NeuronSpec, float]:
+) -> tuple[ir.NeuronSpec, float]:
     said = r.conventions
     said.require_step(key, neuron, lambda: _all_numbers(r.graph))
     return from_nir(key, neuron, said.dt, said.fire_of(key, node), said.reset_of(neuron))
 
 
-def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> NeuronSpec | None:
+def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> ir.NeuronSpec | None:
     """The neuron as it was before export, from the metadata. Raises FileFormatError unless it is
     the neuron that the node's numbers say."""
     text = node.metadata.get(nir_library.POPULATION)
@@ -341,7 +329,7 @@ def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> NeuronSpec 
         return None
     try:
         population = node_from_json(parse_json(text, f"{key}: its metadata"))
-        assert isinstance(population, Population)
+        assert isinstance(population, ir.Population)
         spec, decay = population.neuron, None
         if spec.learned:
             decay = learned_decay(torch.tensor(float(node.metadata[nir_library.DECAY_PARAMETER])))
@@ -372,7 +360,7 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in np.ravel(values))
 
 
-def _pair(value: Any) -> Pair:
+def _pair(value: Any) -> ir.Pair:
     sides = _integers(value)
     return (sides[0], sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 

@@ -24,7 +24,7 @@ from soul_deploy.export.nir.neuron import ResetRule
 from soul_deploy.export.nir.nodes import Reader, read_node
 from soul_deploy.export.nir.package import DEFAULT_DT, check_sizes, nir_package
 from soul_deploy.export.nir.trial import try_reading
-from soul_deploy.ir.graph import Linear, Population, SpikingGraph
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.model.model import Model, check_state, with_input_kind
 from soul_deploy.runtime.equations import FireRule
 
@@ -127,10 +127,12 @@ def _require_reachable(graph: SpikingGraph, state: Mapping[str, Array]) -> None:
     """Raise UnsupportedGraphError for an output population that no spikes before it can make fire:
     a threshold out of reach is how a membrane readout is written as spiking neurons.
     """
-    last = graph[graph.readout.inputs[0]]
-    synapses = graph[last.inputs[0]] if isinstance(last, Population) else None
+    neurons = {node.name: node for node in graph.populations}
+    synapses_of = {node.name: node for node in graph.projections}
+    last = neurons.get(graph.readout.inputs[0])
+    synapses = None if last is None else synapses_of.get(last.inputs[0])
     bound = None if synapses is None else graph.edges[synapses.inputs[0]].bound
-    if not isinstance(last, Population) or not isinstance(synapses, Linear) or bound is None:
+    if last is None or synapses is None or bound is None:
         return
     largest = bound * state[f"{synapses.name}.weight"].clip(min=0).sum(axis=1)
     if synapses.bias:
@@ -159,7 +161,7 @@ def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
 def _scores(reader: Reader) -> str:
     last = next(node for node in reader.made if node.name == reader.last)
     text = f"the class scores are the mean over T of the output of {last.name!r}"
-    if not isinstance(last, Population):
+    if not last.fires:
         return text
     return (
         f"{text}, its spikes; a neuron that never resets, whose membrane the tool reads, looks the "

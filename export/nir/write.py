@@ -6,7 +6,7 @@ edges into one node. What NIR cannot hold is refused by name.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import count
@@ -15,26 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.base.files import write_atomically
 from soul_deploy.export.nir import package as nir_library
 from soul_deploy.export.nir.neuron import to_nir
 from soul_deploy.export.nir.package import DEFAULT_DT, FORMAT, nir_package, vote_weight
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    Merge,
-    Node,
-    Pair,
-    Population,
-    Readout,
-)
+from soul_deploy.ir import graph as ir
 from soul_deploy.ir.serde import node_to_json
-from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.linear_operators import even_window
 from soul_deploy.lowering.neurons import equations_of
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
@@ -65,11 +56,11 @@ class _Writer:
         self.edges += [(source, key) for source in sources]
         return key
 
-    def put(self, node: Node, made: Any) -> None:
+    def put(self, node: ir.Node, made: Any) -> None:
         """Append the NIR node that is our single-input node."""
         self.outlets[node.name] = (self.add(node.name, made, self.outlets[node.inputs[0]]),)
 
-    def shape(self, node: Node) -> tuple[int, ...]:
+    def shape(self, node: ir.Node) -> tuple[int, ...]:
         return self.model.graph.shapes[node.name]
 
 
@@ -88,36 +79,47 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
     if not dt > 0:
         raise UsageError(f"dt {dt} must be above 0 seconds")
     graph = model.graph
-    folded = fold(graph, model.state, model.channel_masks)
-    writer = _Writer(nir, model, folded, equations_of(model), dt)
+    writer = _Writer(nir, model, lower(model).synapses, equations_of(model), dt)
     for node in graph.nodes:
-        if type(node) not in SPELLINGS:
-            raise UnsupportedGraphError(_reason(node))
+        append(node, writer)
         if not graph.consumers[node.name] and node is not graph.readout:
             raise UnsupportedGraphError(
                 f"{node.name}: nothing reads it, so that NIR would make it a second output"
             )
-        SPELLINGS[type(node)](writer, node)
     sha256 = source_sha256 or ""
     return nir.NIRGraph(writer.nodes, writer.edges, metadata=metadata(model, dt, sha256))
 
 
-def _reason(node: Node) -> str:
-    if node.op == "max_pool":
-        return (
-            f"{node.name}: max pooling; NIR has none. Train with average pooling or strides, or "
-            f"{INSTEAD}"
-        )
-    return f"{node.name}: NIR cannot hold {node.op!r} ({node.describe()}); {INSTEAD}"
+@operation_table(ir.Node)
+def append(node: ir.Node, w: _Writer) -> None:
+    """Append what NIR has for a node."""
+    raise _no_node(node)
 
 
-def _input(w: _Writer, node: Input) -> None:
+def _no_node(node: ir.Node) -> UnsupportedGraphError:
+    said = f"NIR cannot hold {node.op!r} ({node.describe()}); {INSTEAD}"
+    return UnsupportedGraphError(f"{node.name}: {said}")
+
+
+append.refuse(ir.Scatter, error=_no_node)
+append.refuse(
+    ir.MaxPool,
+    error=lambda node: UnsupportedGraphError(
+        f"{node.name}: max pooling; NIR has none. Train with average pooling or strides, or "
+        f"{INSTEAD}"
+    ),
+)
+
+
+@append.on(ir.Input)
+def _input(node: ir.Input, w: _Writer) -> None:
     w.nodes["input"] = w.nir.Input(input_type={"input": np.array(node.shape)})
     w.nodes["input"].metadata[nir_library.NAME] = node.name
     w.outlets[node.name] = ("input",)
 
 
-def _convolution(w: _Writer, node: Convolution) -> None:
+@append.on(ir.Convolution)
+def _convolution(node: ir.Convolution, w: _Writer) -> None:
     if node.groups != 1:
         raise UnsupportedGraphError(
             f"{node.name}: a convolution of {node.groups} groups; readers of NIR refuse groups. "
@@ -139,7 +141,8 @@ def _convolution(w: _Writer, node: Convolution) -> None:
     w.put(node, made)
 
 
-def _linear(w: _Writer, node: Linear) -> None:
+@append.on(ir.Linear)
+def _linear(node: ir.Linear, w: _Writer) -> None:
     w.put(node, _affine(w.nir, w.folded[node.name]))
 
 
@@ -149,7 +152,8 @@ def _affine(nir: Any, synapses: Synapses) -> Any:
     return nir.Affine(synapses.weight, synapses.bias)
 
 
-def _population(w: _Writer, node: Population) -> None:
+@append.on(ir.Population)
+def _population(node: ir.Population, w: _Writer) -> None:
     if node.generated:
         raise UnsupportedGraphError(
             f"{node.name}: {node.generated} channels generated from a stored pattern; NIR has no "
@@ -174,30 +178,35 @@ def _population(w: _Writer, node: Population) -> None:
     w.put(node, made)
 
 
-def _avg_pool(w: _Writer, node: AvgPool) -> None:
+@append.on(ir.AvgPool)
+def _avg_pool(node: ir.AvgPool, w: _Writer) -> None:
     w.put(node, w.nir.AvgPool2d(*map(np.array, (node.kernel, node.stride, node.padding))))
 
 
-def _adaptive(w: _Writer, node: AdaptiveAvgPool) -> None:
+@append.on(ir.AdaptiveAvgPool)
+def _adaptive(node: ir.AdaptiveAvgPool, w: _Writer) -> None:
     _, height, width = w.model.graph.shapes[node.inputs[0]]
-    if height % node.size[0] or width % node.size[1]:
+    window = even_window(node, (1, height, width))
+    if window is None:
         raise UnsupportedGraphError(
             f"{node.name}: adaptive pooling of {height}×{width} to {node.size[0]}×{node.size[1]}, "
             f"whose windows differ in size; NIR pools with one window. {INSTEAD.capitalize()}"
         )
-    w.put(node, _pool_of(w.nir, (height // node.size[0], width // node.size[1])))
+    w.put(node, _pool_of(w.nir, window))
 
 
-def _pool_of(nir: Any, window: Pair) -> Any:
+def _pool_of(nir: Any, window: ir.Pair) -> Any:
     return nir.AvgPool2d(np.array(window), np.array(window), np.array((0, 0)))
 
 
-def _flatten(w: _Writer, node: Flatten) -> None:
+@append.on(ir.Flatten)
+def _flatten(node: ir.Flatten, w: _Writer) -> None:
     shape = np.array(w.model.graph.shapes[node.inputs[0]])
     w.put(node, w.nir.Flatten(input_type={"input": shape}, start_dim=0, end_dim=-1))
 
 
-def _merge(w: _Writer, node: Merge) -> None:
+@append.on(ir.Merge)
+def _merge(node: ir.Merge, w: _Writer) -> None:
     """A sum is edges into whatever reads it. A branch that comes twice needs a node of its own,
     since an edge exists once: a scaling by 1."""
     if node.function != "add":
@@ -217,13 +226,14 @@ def _merge(w: _Writer, node: Merge) -> None:
     w.outlets[node.name] = tuple(single)
 
 
-def _ones(w: _Writer, node: Merge, sources: tuple[str, ...], k: int) -> str:
+def _ones(w: _Writer, node: ir.Merge, sources: tuple[str, ...], k: int) -> str:
     return w.add(
         f"{node.name}.branch.{k}", w.nir.Scale(np.ones(w.shape(node), np.float32)), sources
     )
 
 
-def _readout(w: _Writer, node: Readout) -> None:
+@append.on(ir.Readout)
+def _readout(node: ir.Readout, w: _Writer) -> None:
     """The head per step; its mean over time is the class scores."""
     shape = w.model.graph.shapes[node.inputs[0]]
     sources = w.outlets[node.inputs[0]]
@@ -241,19 +251,6 @@ def _readout(w: _Writer, node: Readout) -> None:
     key = w.add(node.name, _affine(w.nir, head), sources)
     w.nodes["output"] = w.nir.Output(output_type={"output": np.array((node.classes,))})
     w.edges.append((key, "output"))
-
-
-SPELLINGS: dict[type[Node], Callable[[_Writer, Any], None]] = {
-    Input: _input,
-    Convolution: _convolution,
-    Linear: _linear,
-    Population: _population,
-    AvgPool: _avg_pool,
-    AdaptiveAvgPool: _adaptive,
-    Flatten: _flatten,
-    Merge: _merge,
-    Readout: _readout,
-}
 
 
 def rule(equation: NeuronEquation) -> str:

@@ -29,8 +29,9 @@ from soul_deploy.export.onnx.nodes import (
     spikes_name,
 )
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
-from soul_deploy.ir.graph import Input, SpikingGraph
-from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
@@ -81,8 +82,7 @@ def build_onnx(
         opset,
         input_mode=input_mode,
     )
-    _add_input(builder, model.graph.input, input_mode)
-    for node in model.graph.nodes[1:]:
+    for node in model.graph.nodes:
         spell(builder, node)
     yielded = _spike_outputs(builder) if outputs == "spikes" else []
     built = _assemble(builder, input_mode, yielded)
@@ -93,13 +93,13 @@ def build_onnx(
     return built
 
 
-def fitting_weights(model: Model, opset: int) -> dict[str, Synapses]:
+def fitting_weights(model: Model, opset: int) -> Mapping[str, Synapses]:
     """The folded weights, if the installed onnx knows the opset and one file holds them.
 
     Raises UsageError or LimitError.
     """
     require_opset(opset)
-    folded = fold(model.graph, model.state, model.channel_masks)
+    folded = lower(model).synapses
     size = sum(s.weight.nbytes for s in folded.values())
     if size > MAX_BYTES:
         raise LimitError(
@@ -113,15 +113,6 @@ def input_shape(graph: SpikingGraph, input_mode: InputMode) -> tuple[int | str, 
     """The file's input shape with its named axes."""
     leading = (graph.time_steps, BATCH) if input_mode == "sequence" else (BATCH,)
     return (*leading, *graph.input.shape)
-
-
-def _add_input(b: Builder, node: Input, input_mode: InputMode) -> None:
-    if input_mode == "static":
-        b.static.add(node.name)
-        return
-    merged = b.integers(f"{node.name}.merged_shape", -1, *node.shape)
-    b.op("Reshape", [node.name, merged], b.value(node.name))
-    b.declare(node)
 
 
 def output_entries(graph: SpikingGraph, outputs: Outputs) -> list[tuple[str, Sides]]:

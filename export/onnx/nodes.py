@@ -4,7 +4,7 @@ A node's value is a tensor named like the node. Populations put T on the batch a
 (T·batch, ...); what comes before the first population of a static network is (batch, ...).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,27 +13,14 @@ import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.base.files import Array
 from soul_deploy.export.onnx import neuron as onnx_neuron
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Flatten,
-    Linear,
-    MaxPool,
-    Merge,
-    Node,
-    Pair,
-    Population,
-    Readout,
-    Scatter,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.lowering.fold_batch_norm import Synapses
-from soul_deploy.lowering.linear_operators import adaptive_rows
+from soul_deploy.lowering.linear_operators import adaptive_rows, even_window
 from soul_deploy.runtime.equations import NeuronEquation
 
 BATCH, MERGED = "batch", "time_batch"
@@ -70,7 +57,7 @@ class Builder:
         """The tensor that holds a node's value, (batch, ...) or (T·batch, ...)."""
         return value_name(self.graph, node, self.input_mode)
 
-    def source(self, node: Node) -> str:
+    def source(self, node: ir.Node) -> str:
         """The tensor that holds the value of a node's input."""
         return self.value(node.inputs[0])
 
@@ -85,7 +72,7 @@ class Builder:
     def integers(self, name: str, *values: int) -> str:
         return self.constant(name, np.array(values, np.int64))
 
-    def declare(self, node: Node) -> None:
+    def declare(self, node: ir.Node) -> None:
         """State the value's shape, so that the file can be cut at any population."""
         merged = node.name not in self.static and self.input_mode != "step"
         axis = MERGED if merged else BATCH
@@ -135,11 +122,28 @@ def _synapses(b: Builder, name: str) -> list[str]:
     return names
 
 
-def _pads(padding: Pair) -> list[int]:
+def _pads(padding: ir.Pair) -> list[int]:
     return [*padding, *padding]
 
 
-def _convolution(b: Builder, node: Convolution) -> None:
+@operation_table(ir.Node)
+def append(node: ir.Node, b: Builder) -> None:
+    """Append the node's ONNX spelling to what is being built."""
+    raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
+
+
+@append.on(ir.Input)
+def _input(node: ir.Input, b: Builder) -> None:
+    if b.input_mode == "static":
+        b.static.add(node.name)
+    elif b.input_mode == "sequence":
+        merged = b.integers(f"{node.name}.merged_shape", -1, *node.shape)
+        b.op("Reshape", [node.name, merged], b.value(node.name))
+        b.declare(node)
+
+
+@append.on(ir.Convolution)
+def _convolution(node: ir.Convolution, b: Builder) -> None:
     b.op(
         "Conv",
         [b.source(node), *_synapses(b, node.name)],
@@ -152,31 +156,37 @@ def _convolution(b: Builder, node: Convolution) -> None:
     )
 
 
-def _linear(b: Builder, node: Linear) -> None:
+@append.on(ir.Linear)
+def _linear(node: ir.Linear, b: Builder) -> None:
     b.op("Gemm", [b.source(node), *_synapses(b, node.name)], b.value(node.name), transB=1)
 
 
-def _max_pool(b: Builder, node: MaxPool) -> None:
+@append.on(ir.MaxPool)
+def _max_pool(node: ir.MaxPool, b: Builder) -> None:
     sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": _pads(node.padding)}
     b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
 
 
-def _avg_pool(b: Builder, node: AvgPool) -> None:
+@append.on(ir.AvgPool)
+def _avg_pool(node: ir.AvgPool, b: Builder) -> None:
     _average(b, node, node.kernel, node.stride, node.padding)
 
 
-def _average(b: Builder, node: Node, kernel: Pair, stride: Pair, padding: Pair = (0, 0)) -> None:
+def _average(
+    b: Builder, node: ir.Node, kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair = (0, 0)
+) -> None:
     sides = {"kernel_shape": kernel, "strides": stride, "pads": _pads(padding)}
     b.op("AveragePool", [b.source(node)], b.value(node.name), count_include_pad=1, **sides)
 
 
-def _adaptive(b: Builder, node: AdaptiveAvgPool) -> None:
+@append.on(ir.AdaptiveAvgPool)
+def _adaptive(node: ir.AdaptiveAvgPool, b: Builder) -> None:
     """Windows that tile evenly are an average pooling, others a matrix over the positions."""
-    _, height, width = b.graph.shapes[node.inputs[0]]
-    if height % node.size[0] == 0 and width % node.size[1] == 0:
-        tile = (height // node.size[0], width // node.size[1])
+    tile = even_window(node, b.graph.shapes[node.inputs[0]])
+    if tile is not None:
         _average(b, node, tile, tile)
         return
+    _, height, width = b.graph.shapes[node.inputs[0]]
     rows = np.kron(adaptive_rows(height, node.size[0]), adaptive_rows(width, node.size[1]))
     name = node.name
     pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
@@ -189,11 +199,13 @@ def _adaptive(b: Builder, node: AdaptiveAvgPool) -> None:
     b.op("Reshape", [pooled, b.integers(f"{name}.shape", 0, 0, *node.size)], b.value(name))
 
 
-def _flatten(b: Builder, node: Flatten) -> None:
+@append.on(ir.Flatten)
+def _flatten(node: ir.Flatten, b: Builder) -> None:
     b.op("Flatten", [b.source(node)], b.value(node.name), axis=1)
 
 
-def _population(b: Builder, node: Population) -> None:
+@append.on(ir.Population)
+def _population(node: ir.Population, b: Builder) -> None:
     """The neuron's function, called T times; spikes leave merged, T-major."""
     name, value = node.name, b.value(node.name)
     stages = [f"{name}.fired"]
@@ -208,7 +220,7 @@ def _population(b: Builder, node: Population) -> None:
         b.op("Mul", [fired, mask], value)
 
 
-def _fire(b: Builder, node: Population, output: str) -> str:
+def _fire(b: Builder, node: ir.Population, output: str) -> str:
     """Charge, fire, reset; spikes of all steps (T·batch, ...)."""
     current, name, steps = b.source(node), node.name, b.graph.time_steps
     equation = b.equations[name]
@@ -236,7 +248,7 @@ def _at_rest(b: Builder, name: str, rest: float) -> str:
     return b.op("ConstantOfShape", [f"{name}.current_shape"], f"{name}.membrane", value=value)
 
 
-def _append_pattern(b: Builder, node: Population, fired: str, output: str) -> str:
+def _append_pattern(b: Builder, node: ir.Population, fired: str, output: str) -> str:
     """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
     name, space = node.name, b.graph.shapes[node.name][1:]
     pattern = b.patterns[name].astype(np.float32)
@@ -274,7 +286,8 @@ def _split(b: Builder, current: str, name: str, steps: int) -> list[str]:
     return outputs
 
 
-def _merge(b: Builder, node: Merge) -> None:
+@append.on(ir.Merge)
+def _merge(node: ir.Merge, b: Builder) -> None:
     """Two branches at a time, left to right, as `soul_deploy.nn.layers.merged`."""
     name = node.name
     values = [_at_every_step(b, node, place) for place in range(len(node.inputs))]
@@ -287,7 +300,7 @@ def _merge(b: Builder, node: Merge) -> None:
         result = b.op("Add" if node.function == "add" else "Mul", [result, branch], output)
 
 
-def _at_every_step(b: Builder, node: Merge, place: int) -> str:
+def _at_every_step(b: Builder, node: ir.Merge, place: int) -> str:
     """A branch's value; one without a time axis is repeated where it meets one that has it."""
     source, steps = node.inputs[place], b.graph.time_steps
     if source not in b.static or b.static.issuperset(node.inputs) or steps == 1:
@@ -297,7 +310,8 @@ def _at_every_step(b: Builder, node: Merge, place: int) -> str:
     return b.op("Tile", [b.value(source), repeats], name)
 
 
-def _scatter(b: Builder, node: Scatter) -> None:
+@append.on(ir.Scatter)
+def _scatter(node: ir.Scatter, b: Builder) -> None:
     """A channel of zeros behind the others, and each wide channel picked from among these."""
     name, rank = node.name, 1 + len(b.graph.shapes[node.name])
     behind = [int(axis == 1) for axis in range(rank)]
@@ -308,7 +322,8 @@ def _scatter(b: Builder, node: Scatter) -> None:
     b.op("Gather", [padded, b.constant(f"{name}.index", picked)], b.value(name), axis=1)
 
 
-def _readout(b: Builder, node: Readout) -> None:
+@append.on(ir.Readout)
+def _readout(node: ir.Readout, b: Builder) -> None:
     """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
     into the matrix product (MatMulScaleFusion)."""
     name, shape = node.name, b.graph.shapes[node.inputs[0]]
@@ -332,7 +347,7 @@ def _readout(b: Builder, node: Readout) -> None:
         b.op("Add", [scaled, *bias], OUTPUT)
 
 
-def _counts(b: Builder, name: str, source: str, shape: Shape) -> str:
+def _counts(b: Builder, name: str, source: str, shape: ir.Shape) -> str:
     """Sums over space, then over time: (T·batch, C, H, W) to (batch, C)."""
     if len(shape) == 3:
         source = _sum(b, source, f"{name}.space_sum", 2, 3)
@@ -349,33 +364,17 @@ def _sum(b: Builder, source: str, output: str, *axes: int) -> str:
     return b.op("ReduceSum", inputs, output, keepdims=0)
 
 
-SPELLINGS: dict[type[Node], Callable[[Builder, Any], None]] = {
-    Convolution: _convolution,
-    Linear: _linear,
-    MaxPool: _max_pool,
-    AvgPool: _avg_pool,
-    AdaptiveAvgPool: _adaptive,
-    Flatten: _flatten,
-    Population: _population,
-    Merge: _merge,
-    Scatter: _scatter,
-    Readout: _readout,
-}
-
-
-def spell(b: Builder, node: Node) -> None:
+def spell(b: Builder, node: ir.Node) -> None:
     """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
-    if type(node) not in SPELLINGS:
-        raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
-    sources = {name in b.static for name in node.inputs}
-    SPELLINGS[type(node)](b, node)
-    if isinstance(node, Readout):
-        if sources == {True}:
+    append(node, b)
+    if node is b.graph.readout:
+        if b.static.issuperset(node.inputs):
             raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
         return
-    if sources == {True} and not isinstance(node, Population):
+    if node.inputs and b.static.issuperset(node.inputs) and not node.fires:
         b.static.add(node.name)
-    b.declare(node)
+    if node.inputs:
+        b.declare(node)
 
 
 def functions(b: Builder) -> list[onnx.FunctionProto]:

@@ -23,7 +23,7 @@ from soul_deploy.export.onnx.model import (
     write_onnx,
 )
 from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, Builder, spell, value_name
-from soul_deploy.ir.graph import Population, Readout, Shape, SpikingGraph
+from soul_deploy.ir.graph import Shape, SpikingGraph
 from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 
@@ -64,26 +64,9 @@ def states_of(model: Model) -> tuple[State, ...]:
     )
 
 
-def counts_steps(model: Model) -> bool:
-    """Whether something depends on which step it is: a stored pattern, or a removal that was
-    proven for T steps from rest."""
-    generated = any(node.generated for node in model.graph.populations)
-    return generated or model.info.validity.time_steps is not None
-
-
-def before_spikes(graph: SpikingGraph) -> tuple[str, ...]:
-    """Nodes that a static image determines once and for all, the input included."""
-    found: list[str] = []
-    for node in graph.nodes:
-        still = not isinstance(node, (Population, Readout))
-        if still and all(name in found for name in node.inputs):
-            found.append(node.name)
-    return tuple(found)
-
-
 def currents_of(graph: SpikingGraph) -> tuple[str, ...]:
-    """Of these, the nodes that the rest of the network reads: the static currents."""
-    still = before_spikes(graph)
+    """The static currents: what a static image determines and the rest of the network reads."""
+    still = graph.static
     return tuple(name for name in still if any(user not in still for user in graph.consumers[name]))
 
 
@@ -108,7 +91,7 @@ def build_step(
     if static_input == "current":
         _require_currents(graph)
     builder = _builder(model, opset)
-    given = before_spikes(graph) if static_input == "current" else (graph.input.name,)
+    given = graph.static if static_input == "current" else (graph.input.name,)
     for node in graph.nodes:
         if node.name not in given:
             spell(builder, node)
@@ -140,7 +123,7 @@ def build_currents(
     builder = _builder(model, opset)
     builder.equations = {}
     given = currents_of(graph)
-    for name in before_spikes(graph)[1:]:
+    for name in graph.static[1:]:
         spell(builder, graph[name])
     shape = input_shape(graph, "step")
     built = assemble(
@@ -177,7 +160,7 @@ def _builder(model: Model, opset: int) -> Builder:
         opset,
         input_mode="step",
         membranes={state.population: (state.input, state.output) for state in states},
-        counter=COUNTER_IN if counts_steps(model) else "",
+        counter=COUNTER_IN if model.for_one_t else "",
     )
 
 
@@ -192,14 +175,14 @@ def step_inputs(model: Model, static_input: StaticInput) -> list[Entry]:
         (value_name(graph, name, "step"), (BATCH, *graph.shapes[name])) for name in given
     ]
     entries += [(state.input, (BATCH, *state.shape)) for state in states_of(model)]
-    return entries + ([(COUNTER_IN, (1,))] if counts_steps(model) else [])
+    return entries + ([(COUNTER_IN, (1,))] if model.for_one_t else [])
 
 
 def step_outputs(model: Model) -> list[Entry]:
     """The step file's outputs: this step's scores, then the states."""
     entries: list[Entry] = [(OUTPUT, (BATCH, model.graph.readout.classes))]
     entries += [(state.output, (BATCH, *state.shape)) for state in states_of(model)]
-    return entries + ([(COUNTER_OUT, (1,))] if counts_steps(model) else [])
+    return entries + ([(COUNTER_OUT, (1,))] if model.for_one_t else [])
 
 
 def _declared(name: str, shape: tuple[int | str, ...]) -> ValueInfoProto:
@@ -221,7 +204,7 @@ def _description(model: Model, static_input: StaticInput) -> dict[str, str]:
         "mode": "step",
         "static_input": static_input,
         "states": json.dumps(pairs, sort_keys=True),
-        "counter": json.dumps(counter if counts_steps(model) else None, sort_keys=True),
+        "counter": json.dumps(counter if model.for_one_t else None, sort_keys=True),
         "loop": LOOP,
     }
 

@@ -10,7 +10,7 @@ from soul_deploy.equivalence.golden import Golden
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.verify.event import EventExecution, static_problems
-from soul_deploy.lowering.liveness import deployed
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.kernels.cache import compiling_announced
@@ -67,7 +67,7 @@ def verify_counts(model: Model, images: Images) -> CountCheck:
     Raises UnsupportedGraphError for a model that cannot be an event network, and what `images_for`
     raises.
     """
-    golden = Golden(deployed(model))
+    golden = Golden(lower(model).trimmed.model)
     network = Network(build_event_network(model))
     static = not static_problems(golden.model, network)
     with compiling_announced():

@@ -7,43 +7,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import CountedLayer, counted_layers, fanout
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.equivalence.engines import LayerRun, Run
 from soul_deploy.equivalence.golden import Golden
-from soul_deploy.export.event.build import layer_names, valid_for_one_t
+from soul_deploy.export.event.build import layer_names
 from soul_deploy.export.event.storage_format import channel_last_mask
 from soul_deploy.export.verify.explicit_rows import explicit_problems
-from soul_deploy.ir.graph import MaxPool, Merge, Scatter, Shape, SpikingGraph
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import CountedLayer, fanout
 from soul_deploy.lowering.linear_operators import (
     Composed,
     ConvOperator,
     MatrixOperator,
     ReadoutOperator,
 )
-from soul_deploy.lowering.liveness import deployed, live_values
 from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.format.network import (
-    Convolution,
-    DenseRows,
-    EventNetwork,
-    Firing,
-    Layer,
-    Matrix,
-    MergeLayer,
-    PoolLayer,
-    PopulationLayer,
-    ReadoutLayer,
-    Rows,
-    ScatterLayer,
-    SparseRows,
-    Synaptic,
-)
+from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.ops.counted_run import count_run, fan_out
 from soul_deploy.runtime.ops.counters import StepCounts
 from soul_deploy.runtime.ops.counting import (
@@ -67,21 +54,19 @@ def static_problems(
     synapse); the fan-out map that the stored rows give must be the graph's, entry by entry. Neurons
     that no output depends on are expected to be masked.
     """
-    golden = deployed(golden)
+    lowered = lower(golden).trimmed
     events, graph = network.events, golden.graph
     problems = list(_header_problems(golden, events, source_sha256))
     expected = list(layer_names(graph))
     found = [layer.name for layer in events.layers]
     if expected != found:
         return (*problems, f"layers {found}, the graph says {expected}")
-    folded = fold(graph, golden.state, golden.channel_masks)
-    layers = counted_layers(graph, folded, golden.neuron_masks)
+    layers, live = lowered.layers, lowered.live_values
     by_name = {layer.population or layer.name: layer for layer in layers}
-    live = live_values(golden)
     for stored in events.layers:
-        if isinstance(stored, Firing):
+        if isinstance(stored, eventnet.Firing):
             problems += _population_problems(golden, stored, live[stored.name])
-        if isinstance(stored, Synaptic) and stored.name in by_name:
+        if isinstance(stored, eventnet.Synaptic) and stored.name in by_name:
             layer = by_name[stored.name]
             before = live[layer.composed.source]
             problems += _layer_problems(golden, network, stored, layer, before)
@@ -98,7 +83,7 @@ def _differs(what: str, found: object, expected: object) -> Iterator[str]:
 
 
 def _header_problems(
-    golden: Model, events: EventNetwork, source_sha256: str | None
+    golden: Model, events: eventnet.EventNetwork, source_sha256: str | None
 ) -> Iterator[str]:
     graph, info = golden.graph, golden.info
     yield from _differs("T", events.time_steps, graph.time_steps)
@@ -106,7 +91,7 @@ def _header_problems(
     yield from _differs("the input shape", events.input_shape, graph.input.shape)
     yield from _differs("the kind of input", events.input_kind, info.input_kind)
     yield from _differs("class names", events.classes, info.classes)
-    fixed = valid_for_one_t(golden)
+    fixed = golden.for_one_t
     yield from _differs("validity for one T only", events.fixed_steps, fixed)
     reset = info.validity.reset_per_sample
     yield from _differs("validity with reset only", events.reset_per_sample, reset)
@@ -120,25 +105,41 @@ def _header_problems(
         )
 
 
-def _node_problems(graph: SpikingGraph, stored: Layer) -> Iterator[str]:
+def _node_problems(graph: SpikingGraph, stored: eventnet.Layer) -> Iterator[str]:
     """A layer without synapses against its node."""
     node, name = graph[stored.name], stored.name
     yield from _differs(f"{name}: sources", stored.sources, node.inputs)
     yield from _differs(f"{name}: output shape", stored.out_shape, graph.shapes[name])
-    if isinstance(stored, PoolLayer) and isinstance(node, MaxPool):
-        expected = (node.kernel, node.stride, node.padding)
-        found = (stored.kernel, stored.stride, stored.padding)
-        yield from _differs(f"{name}: kernel, stride, padding", found, expected)
-    elif isinstance(stored, MergeLayer) and isinstance(node, Merge):
-        yield from _differs(f"{name}: function", stored.function, node.function)
-    elif isinstance(stored, ScatterLayer) and isinstance(node, Scatter):
-        yield from _array_problems(f"{name}: index", stored.index, np.array(node.index, np.uint32))
-    elif not (isinstance(stored, PopulationLayer) and node.op == "population"):
-        kind = stored.what if not isinstance(stored, Synaptic) else "a projection"
-        yield f"{name}: stored as {kind}, the graph says {node.op}"
+    kind, compared = stored_as(node)
+    if kind is None or not isinstance(stored, kind):
+        what = stored.what if not isinstance(stored, eventnet.Synaptic) else "a projection"
+        yield f"{name}: stored as {what}, the graph says {node.op}"
+    elif isinstance(stored, eventnet.ScatterLayer):
+        index = np.array(getattr(node, *compared), np.uint32)
+        yield from _array_problems(f"{name}: index", stored.index, index)
+    elif compared:
+        found, expected = (tuple(getattr(n, c) for c in compared) for n in (stored, node))
+        yield from _differs(f"{name}: {', '.join(compared)}", found, expected)
 
 
-def _population_problems(golden: Model, stored: Firing, live: Array | None) -> Iterator[str]:
+@operation_table(ir.Node)
+def stored_as(node: ir.Node) -> tuple[type[eventnet.Layer] | None, tuple[str, ...]]:
+    """The kind of layer without synapses that a node is, and the fields that both have."""
+    raise no_entry(node, "verification of event files")
+
+
+stored_as.on(ir.Input, ir.Projection, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
+    lambda _: (None, ())
+)
+stored_as.on(ir.Population)(lambda _: (eventnet.PopulationLayer, ()))
+stored_as.on(ir.MaxPool)(lambda _: (eventnet.PoolLayer, ("kernel", "stride", "padding")))
+stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, ("function",)))
+stored_as.on(ir.Scatter)(lambda _: (eventnet.ScatterLayer, ("index",)))
+
+
+def _population_problems(
+    golden: Model, stored: eventnet.Firing, live: Array | None
+) -> Iterator[str]:
     """Equation, live neurons and generated channels."""
     name = stored.name
     yield from _differs(f"{name}: neuron", stored.neuron, equations_of(golden).get(name))
@@ -152,7 +153,7 @@ def _population_problems(golden: Model, stored: Firing, live: Array | None) -> I
 def _layer_problems(
     golden: Model,
     network: Network,
-    stored: Synaptic,
+    stored: eventnet.Synaptic,
     layer: CountedLayer,
     before: Array | None,
 ) -> Iterator[str]:
@@ -162,11 +163,11 @@ def _layer_problems(
     yield from _differs(f"{name}: source", stored.source, layer.composed.source)
     edge = (stored.edge, stored.bound)
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
-    if not isinstance(stored, Firing):
+    if not isinstance(stored, eventnet.Firing):
         live = None if layer.live is None else channel_last_mask(layer.live)
         yield from _optional_problems(f"{name}: live targets", stored.live, live)
     yield from _differs(f"{name}: output shape", stored.out_shape, golden.graph.shapes[name])
-    if isinstance(operator, ConvOperator) and isinstance(stored.synapses, Matrix):
+    if isinstance(operator, ConvOperator) and isinstance(stored.synapses, eventnet.Matrix):
         problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
     elif isinstance(operator, ConvOperator):
         problems = list(_convolution_problems(name, stored, operator))
@@ -178,9 +179,9 @@ def _layer_problems(
         yield from _fanout_problems(network, layer, before)
 
 
-def _convolution_problems(name: str, stored: Synaptic, op: ConvOperator) -> Iterator[str]:
+def _convolution_problems(name: str, stored: eventnet.Synaptic, op: ConvOperator) -> Iterator[str]:
     found = stored.synapses
-    assert isinstance(found, Convolution)
+    assert isinstance(found, eventnet.Convolution)
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
     ours = (op.in_shape, op.stride, op.padding, op.dilation, op.groups, reach)
     theirs = (found.in_shape, found.stride, found.padding, found.dilation, found.groups)
@@ -190,16 +191,20 @@ def _convolution_problems(name: str, stored: Synaptic, op: ConvOperator) -> Iter
 
 
 def _matrix_problems(
-    name: str, stored: Synaptic, op: MatrixOperator, before: Array | None, live: Array | None
+    name: str,
+    stored: eventnet.Synaptic,
+    op: MatrixOperator,
+    before: Array | None,
+    live: Array | None,
 ) -> Iterator[str]:
     """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
     found = stored.synapses
-    if not isinstance(found, Matrix):
+    if not isinstance(found, eventnet.Matrix):
         yield f"{name}: stored as a convolution, the graph says matrix"
         return
     yield from _differs(f"{name}: input shape", found.in_shape, op.in_shape)
     weight = op.weight
-    if isinstance(found.rows, SparseRows):
+    if isinstance(found.rows, eventnet.SparseRows):
         weight = weight if before is None else weight * before.reshape(-1)
         weight = weight if live is None else weight * live.reshape(-1, 1)
     yield from _array_problems(f"{name}: weights", matrix_weight(found), weight)
@@ -207,7 +212,7 @@ def _matrix_problems(
 
 
 def _readout_problems(
-    graph: SpikingGraph, stored: ReadoutLayer, composed: Composed
+    graph: SpikingGraph, stored: eventnet.ReadoutLayer, composed: Composed
 ) -> Iterator[str]:
     op = composed.operator
     assert isinstance(op, ReadoutOperator)
@@ -245,9 +250,9 @@ def _array_problems(what: str, found: Array, expected: Array) -> Iterator[str]:
         yield f"{what}: {int((found != expected).sum())} of {expected.size} entries differ"
 
 
-def _dense(rows: Rows, count: int, width: int) -> Array:
+def _dense(rows: eventnet.Rows, count: int, width: int) -> Array:
     """Rows as a (count, width) array."""
-    if isinstance(rows, DenseRows):
+    if isinstance(rows, eventnet.DenseRows):
         return rows.weight.reshape(count, -1)
     dense = np.zeros((count, width), np.float32)
     _, targets, weight = rows.arrays
@@ -255,7 +260,7 @@ def _dense(rows: Rows, count: int, width: int) -> Array:
     return dense
 
 
-def convolution_weight(found: Convolution) -> Array:
+def convolution_weight(found: eventnet.Convolution) -> Array:
     """The stored rows as (C_out, C_in / groups, kh, kw), the kernel unmirrored.
 
     Synapses stored across groups stay visible: they make the result differ in shape.
@@ -268,21 +273,21 @@ def convolution_weight(found: Convolution) -> Array:
     used = 0
     for g in range(found.groups):
         part = dense[g * inner : (g + 1) * inner]
-        if not isinstance(found.rows, DenseRows):
+        if not isinstance(found.rows, eventnet.DenseRows):
             part = part[..., g * share : (g + 1) * share]
         weight[g * share : (g + 1) * share] = part.transpose(3, 0, 1, 2)
         used += int(np.count_nonzero(part))
     return weight if used == int(np.count_nonzero(dense)) else dense
 
 
-def matrix_weight(found: Matrix) -> Array:
+def matrix_weight(found: eventnet.Matrix) -> Array:
     """The stored rows as (n_out, n_in), both sides channel-major."""
     size = math.prod(found.in_shape), math.prod(found.out_shape)
     by_target = _channel_major(_dense(found.rows, *size), found.out_shape)
     return np.ascontiguousarray(_channel_major(by_target.T, found.in_shape))
 
 
-def _channel_major(values: Array, shape: Shape) -> Array:
+def _channel_major(values: Array, shape: ir.Shape) -> Array:
     """The last axis from channel-last to channel-major order."""
     if len(shape) == 1:
         return values
@@ -327,32 +332,36 @@ class EventExecution:
         counted = self._counts((stored, *self._between(stored)), spikes)
         return LayerRun(torch.from_numpy(spikes), counted)
 
-    def _counts(self, parts: Iterable[Layer], spikes: Array | None) -> dict[str, StepCounts]:
+    def _counts(
+        self, parts: Iterable[eventnet.Layer], spikes: Array | None
+    ) -> dict[str, StepCounts]:
         """What the parts count on the golden's values; spikes: of the one with neurons."""
         counted = {}
         for part in parts:
             found = StepCounts()
-            if isinstance(part, Firing):
+            if isinstance(part, eventnet.Firing):
                 assert spikes is not None
                 found += neuron_steps(part, spikes)
-            if isinstance(part, Synaptic):
+            if isinstance(part, eventnet.Synaptic):
                 given = self._by_position(part, self._golden(part.source))
                 counted[part.projection] = found + projection_steps(part, given)
-            elif isinstance(part, PoolLayer):
+            elif isinstance(part, eventnet.PoolLayer):
                 given = self._by_position(part, self._golden(part.source))
                 counted[part.name] = pooling_steps(part, given)
-            elif isinstance(part, PopulationLayer):
+            elif isinstance(part, eventnet.PopulationLayer):
                 counted[part.name] = found
         return counted
 
-    def _by_position(self, part: Synaptic | PoolLayer | ReadoutLayer, held: Array) -> Array:
+    def _by_position(
+        self, part: eventnet.Synaptic | eventnet.PoolLayer | eventnet.ReadoutLayer, held: Array
+    ) -> Array:
         """(B, steps, positions, channels), as the runtime holds it, of a node's values."""
         by_step = held if held.ndim == len(part.in_shape) + 2 else held[None]
         kind, _ = self.network.events.edges[part.source]
         values = by_step.astype(np.float32 if kind == "analog" else np.uint8)
         return np.swapaxes(to_channel_last(values, part.in_shape), 0, 1)
 
-    def _run(self, stored: Layer) -> Array:
+    def _run(self, stored: eventnet.Layer) -> Array:
         inputs = [self._value(name) for name in stored.sources]
         return self.network.run_layer(stored.name, *inputs)
 
@@ -371,7 +380,7 @@ class EventExecution:
         array: Array = self._known[name].tensor.numpy()
         return array
 
-    def _between(self, stored: Layer | ReadoutLayer) -> Iterator[Layer]:
+    def _between(self, stored: eventnet.Layer | eventnet.ReadoutLayer) -> Iterator[eventnet.Layer]:
         """Layers not yet counted between a layer and the populations or the input before it."""
         for name in stored.sources:
             if name not in self._given and name not in self._counted:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from soul_deploy.analysis.synops import fanout
 from soul_deploy.base.files import Array
 from soul_deploy.export.event.storage_format import channel_last_mask
+from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.linear_operators import ConvOperator
 from soul_deploy.runtime.format.network import Matrix, Shape, SparseRows
 

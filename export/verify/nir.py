@@ -8,7 +8,7 @@ from soul_deploy.base.files import File
 from soul_deploy.equivalence.engines import Execution, ModelExecution
 from soul_deploy.equivalence.golden import Golden
 from soul_deploy.export.nir.read import import_nir, read_nir
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.neurons import equations_of
 from soul_deploy.model.model import Model
 
@@ -61,8 +61,7 @@ def static_problems(golden: Model, imported: Model) -> Iterator[str]:
 
 
 def _weight_problems(golden: Model, imported: Model) -> Iterator[str]:
-    expected = fold(golden.graph, golden.state, golden.channel_masks)
-    found = fold(imported.graph, imported.state, imported.channel_masks)
+    expected, found = lower(golden).synapses, lower(imported).synapses
     for name in sorted(set(expected) ^ set(found)):
         yield f"{name}: {'missing' if name in expected else 'not in the model'}"
     for name in sorted(set(expected) & set(found)):

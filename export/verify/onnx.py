@@ -39,7 +39,7 @@ from soul_deploy.export.onnx.nodes import (
 )
 from soul_deploy.export.onnx.opsets import OPSETS, opset_of
 from soul_deploy.export.verify.onnx_counts import OnnxCounter
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
@@ -142,7 +142,7 @@ def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
     absent: tuple[str, ...] = ()
     if properties(file).get("static_input") == "current":
-        absent = onnx_step.before_spikes(golden.graph)
+        absent = golden.graph.static
     for name, expected in _expected_arrays(golden, absent):
         if expected is None:
             if name in stored:
@@ -154,7 +154,7 @@ def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
 
 
 def _expected_arrays(golden: Model, absent: tuple[str, ...]) -> Iterator[tuple[str, Array | None]]:
-    for node, synapses in fold(golden.graph, golden.state, golden.channel_masks).items():
+    for node, synapses in lower(golden).synapses.items():
         yield weight_name(node), None if node in absent else synapses.weight
         yield bias_name(node), None if node in absent else synapses.bias
     patterns = patterns_of(golden)

@@ -10,8 +10,10 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
-from soul_deploy.analysis.synops import Counted, count_steps, counted_entries, needed_values
+from soul_deploy.analysis.synops import count_steps
 from soul_deploy.export.onnx.nodes import bias_name, mask_name, weight_name
+from soul_deploy.lowering.deploy import lower_synapses
+from soul_deploy.lowering.fan_out import Counted, needed_values
 from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
@@ -39,7 +41,7 @@ class OnnxCounter:
             for node in self.graph.populations
             if mask_name(node.name) in read
         }
-        return counted_entries(self.graph, folded, masks)
+        return lower_synapses(self.graph, folded, masks).counted
 
     @torch.no_grad()
     def count(self, images: Tensor, spikes: dict[str, Tensor]) -> dict[str, LayerCounts]:

@@ -19,7 +19,6 @@ from soul_deploy.export.onnx.step import (
     COUNTER_OUT,
     State,
     build_currents,
-    counts_steps,
     currents_of,
     states_of,
 )
@@ -50,7 +49,7 @@ class StepExecution:
         self.file, self.model, self.graph = file, golden, golden.graph
         self.states = {state.population: state for state in states_of(golden)}
         self.from_image = static_input_of(file) == "image"
-        self.counted = counts_steps(golden)
+        self.counted = golden.for_one_t
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._extractor = Extractor(file)
 

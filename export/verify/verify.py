@@ -43,7 +43,7 @@ from soul_deploy.export.verify import event as event_check
 from soul_deploy.export.verify import nir as nir_check
 from soul_deploy.export.verify import onnx as onnx_check
 from soul_deploy.export.verify.onnx_step import execution
-from soul_deploy.lowering.liveness import deployed
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import load
 from soul_deploy.runtime.io.inspect import is_model_file
@@ -158,7 +158,7 @@ def verify(
         raise UsageError("no samples to verify on; give at least one")
     with OpenFile(path) as source:
         kind = kind or kind_of(source)
-        reference = Golden(deployed(model) if kind == "event" else model)
+        reference = Golden(lower(model).trimmed.model if kind == "event" else model)
         problems, ready = _open(kind, reference, source, source_sha256)
     if kind == "event":
         problems += _changed_outputs(Golden(model), reference, given, batch)

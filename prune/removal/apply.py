@@ -8,11 +8,7 @@ import numpy as np
 from soul_deploy.base.files import Array
 from soul_deploy.base.memory import require_memory
 from soul_deploy.ir.graph import (
-    Convolution,
-    Linear,
-    Merge,
     Node,
-    Population,
     Projection,
     Readout,
     Scatter,
@@ -23,7 +19,6 @@ from soul_deploy.prune.removal.connections import source_member, with_bias
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan
 
 Part = Callable[[LayerRemoval], tuple[int, ...]]
-BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 def removal_bytes(model: Model, plan: RemovalPlan) -> int:
@@ -49,16 +44,16 @@ def remove(model: Model, plan: RemovalPlan, *, max_memory: int | None = None) ->
     graph, state = model.graph, dict(model.state)
     changed: dict[str, Node] = {}
     for projection in graph.projections:
-        state = dict(with_bias(state, projection, plan.bias.get(projection.name)))
-    nodes: list[Projection | Readout] = [*graph.projections, graph.readout]
-    for node in nodes:
-        cut = _Cut(graph, node, plan)
-        cut.apply(state)
-        changed[node.name] = cut.narrower(state)
+        name = projection.name
+        state = dict(with_bias(state, projection, plan.bias.get(name)))
+        biased = replace(projection, bias=f"{name}.bias" in state)
+        _Cut(graph, biased, plan).apply(state)
+        changed[name] = biased.resized(state[f"{name}.weight"].shape)
+    _Cut(graph, graph.readout, plan).apply(state)
+    populations = {node.name: node for node in graph.populations}
     for layer in plan.layers:
         if layer.generated:
-            population = graph[layer.population]
-            assert isinstance(population, Population)
+            population = populations[layer.population]
             changed[population.name] = replace(population, generated=len(layer.generated))
             patterns = np.array(list(layer.generated.values()), np.float32).T
             state[f"{population.name}.pattern"] = np.ascontiguousarray(patterns)
@@ -79,11 +74,8 @@ def _narrower(graph: SpikingGraph, changed: Mapping[str, Node], plan: RemovalPla
     places = {layer.population: _scatter(layer) for layer in plan.layers if layer.scattered}
     nodes: list[Node] = []
     for node in graph.nodes:
-        if isinstance(node, Merge):
-            inputs = tuple(places[i].name if i in places else i for i in node.inputs)
-            nodes.append(replace(node, inputs=inputs))
-        else:
-            nodes.append(changed.get(node.name, node))
+        inputs = tuple(places[i].name if i in places else i for i in node.inputs)
+        nodes.append(replace(changed.get(node.name, node), inputs=inputs))
         if node.name in places:
             nodes.append(places[node.name])
     return SpikingGraph(tuple(nodes), graph.time_steps)
@@ -120,34 +112,17 @@ class _Cut:
     def apply(self, state: dict[str, Array]) -> None:
         """Cut weight, bias and batch norm in `state`."""
         node = self.node
-        if isinstance(node, Readout) and not node.linear:
+        if not node.weighs:
             return
         name = f"{node.name}.weight"
         if self.rows is not None:
-            names = [name, f"{node.name}.bias"]
-            if isinstance(node, Projection) and node.norm is not None:
-                names += [f"{node.norm.name}.{part}" for part in BATCH_NORM_PARTS]
-            for entry in names:
-                if entry in state:
-                    state[entry] = state[entry].take(self.rows, axis=0)
+            for entry in node.row_tensors:
+                state[entry] = state[entry].take(self.rows, axis=0)
         if self.columns is not None:
             weight = state[name]
             blocks = weight.reshape(len(weight), self.channels, -1).take(self.columns, axis=1)
             sides = (len(self.columns), *weight.shape[2:]) if weight.ndim == 4 else (-1,)
             state[name] = blocks.reshape(len(weight), *sides)
-
-    def narrower(self, state: Mapping[str, Array]) -> Node:
-        """The node with the sizes that its cut weights have."""
-        node = self.node
-        if isinstance(node, Readout):
-            return node
-        weight = state[f"{node.name}.weight"]
-        bias = f"{node.name}.bias" in state
-        if isinstance(node, Convolution):
-            inputs = weight.shape[1] * node.groups
-            return replace(node, channels=len(weight), in_channels=inputs, bias=bias)
-        assert isinstance(node, Linear), node
-        return replace(node, features=len(weight), in_features=weight.shape[1], bias=bias)
 
 
 def _changed(plan: RemovalPlan, name: str) -> LayerRemoval | None:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Convolution, Population, Projection, SpikingGraph
+from soul_deploy.ir.graph import Projection, SpikingGraph
 from soul_deploy.model.model import Model
 
 
@@ -22,8 +22,7 @@ class Connections:
     def used(self, reader: str) -> Array:
         """(out, in) bool."""
         if reader not in self._used:
-            node = self.model.graph[reader]
-            groups = node.groups if isinstance(node, Convolution) else 1
+            groups = self.model.graph[reader].groups
             weight = self.model.state[f"{reader}.weight"]
             self._used[reader] = columns_used(weight, self._channels[reader], groups)
         return self._used[reader]
@@ -75,8 +74,8 @@ def source_member(graph: SpikingGraph, name: str) -> str | None:
     None for the network's input, and for a stream that starts at a scatter.
     """
     node = graph[graph[name].inputs[0]]
-    while not isinstance(node, Population | Projection):
-        if not node.inputs or node.op == "scatter":
+    while not (node.fires or node.projects):
+        if not node.inputs or node.scatters:
             return None
         node = graph[node.inputs[0]]
     return node.name

@@ -13,15 +13,7 @@ import torch.nn.functional as F
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Merge,
-    Node,
-    Projection,
-    Scatter,
-)
+from soul_deploy.ir.graph import Merge, Projection, Scatter
 from soul_deploy.runtime.equations import NeuronEquation
 
 FOREVER = 4096  # steps within which a membrane that will never fire comes to rest
@@ -61,28 +53,25 @@ class Known:
         flags: Array = self.value == 0
         return flags
 
+    def averaged(self) -> "Known":
+        """Behind an average: a mean of equal values can round elsewhere."""
+        return Known(np.where(self.zero, self.value, np.float32(np.nan)), self.lasting)
+
+    def scattered(self, node: Scatter) -> "Known":
+        """Behind a scatter: its other channels are 0."""
+        wide = Known(np.zeros(node.channels, np.float32), np.ones(node.channels, bool))
+        wide.value[list(node.index)] = self.value
+        wide.lasting[list(node.index)] = self.lasting
+        return wide
+
     @staticmethod
     def nothing(channels: int) -> "Known":
         """No channel is constant."""
         return Known(np.full(channels, np.nan, np.float32), np.ones(channels, bool))
 
 
-def through(node: Node, inputs: Sequence[Known]) -> Known:
-    """What is known behind a node that has neither weights nor state."""
-    if isinstance(node, Merge):
-        return _merged(node, inputs)
-    (known,) = inputs
-    if isinstance(node, Scatter):
-        wide = Known(np.zeros(node.channels, np.float32), np.ones(node.channels, bool))
-        wide.value[list(node.index)] = known.value
-        wide.lasting[list(node.index)] = known.lasting
-        return wide
-    if isinstance(node, AvgPool | AdaptiveAvgPool):  # a mean of equal values can round elsewhere
-        return Known(np.where(known.value == 0, known.value, np.float32(np.nan)), known.lasting)
-    return known
-
-
-def _merged(node: Merge, inputs: Sequence[Known]) -> Known:
+def merged(node: Merge, inputs: Sequence[Known]) -> Known:
+    """What is known behind a merge."""
     value, lasting = inputs[0].value, inputs[0].lasting
     if node.function == "iand":  # identity · (1 - branch)
         return Known(np.where(value == 0, value, np.float32(np.nan)), lasting)
@@ -101,9 +90,7 @@ def constant_current(projection: Projection, state: Mapping[str, Array], on: Arr
 
     on: bool (C,), the channel mask if there is one.
     """
-    sides: list[int] = []
-    if isinstance(projection, Convolution):
-        sides = [1 + projection.dilation[i] * (projection.kernel[i] - 1) for i in (0, 1)]
+    sides = projection.extent
     bias = state.get(f"{projection.name}.bias")
     current = torch.zeros(1, projection.out_channels, *sides)
     if bias is not None:

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import AdaptiveAvgPool, Convolution, Flatten, Pool, Projection
+from soul_deploy.ir.graph import Convolution, Linear, Node, Projection
+from soul_deploy.ir.node import no_entry
 from soul_deploy.model.model import Model
-from soul_deploy.nn.graph_module import unweighed
+from soul_deploy.nn.operations import unweighed
 from soul_deploy.prune.channel_groups import ChannelGroup
 
 
@@ -30,24 +32,33 @@ def foldable(model: Model, name: str, channels: Array) -> Array:
     node = graph[name]
     while len(channels) and len(graph.consumers[node.name]) == 1:
         node = graph[graph.consumers[node.name][0]]
-        if isinstance(node, Projection):
-            return _whole(node, maps)
-        if not isinstance(node, Pool | AdaptiveAvgPool | Flatten):
+        if node.projects:
+            return meets_ones(node, maps)
+        if node.fires or not node.keeps_channels or node.arity != 1:
             break
         maps = unweighed(node, maps)
     return np.zeros(len(channels), bool)
 
 
-def _whole(node: Projection, maps: Tensor) -> Array:
+@operation_table(Projection)
+def meets_ones(node: Node, maps: Tensor) -> Array:
     """bool (n,): whether each window of `node` holds ones only; maps (n, 1, H, W) or (n, inputs).
 
     No value is above 1, so a window's sum is its number of taps only if all of them are 1.
     """
-    if not isinstance(node, Convolution):
-        return np.asarray((maps == 1).flatten(1).all(1))
+    raise no_entry(node, "folding of constant channels")
+
+
+@meets_ones.on(Convolution)
+def _convolution(node: Convolution, maps: Tensor) -> Array:
     kernel = maps.new_ones(1, 1, *node.kernel)
     sums = F.conv2d(maps, kernel, None, node.stride, node.padding, node.dilation)
     return np.asarray((sums == kernel.numel()).flatten(1).all(1))
+
+
+@meets_ones.on(Linear)
+def _linear(node: Linear, maps: Tensor) -> Array:
+    return np.asarray((maps == 1).flatten(1).all(1))
 
 
 def added_bias(model: Model, group: ChannelGroup, channel: int) -> Iterator[tuple[str, Array]]:

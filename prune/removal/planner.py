@@ -11,10 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import RemovalError, UnknownNameError, UsageError
 from soul_deploy.base.files import Array
 from soul_deploy.base.memory import machine_memory
-from soul_deploy.ir.graph import Node, Population, Projection, Scatter
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.footprint import require_planning
 from soul_deploy.lowering.neurons import equation_of
 from soul_deploy.model.model import Model, Validity
@@ -32,8 +34,8 @@ from soul_deploy.prune.removal.constants import (
     ConstantResponse,
     Known,
     constant_current,
+    merged,
     respond,
-    through,
 )
 from soul_deploy.prune.removal.folds import added_bias, foldable
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
@@ -143,18 +145,12 @@ class _Planner:
         """What is known of each node's output, in order; whether a channel was folded."""
         folded = False
         for node in self.graph.nodes[:-1]:
-            if isinstance(node, Population):
-                self.known[node.name] = self._spikes(node)
+            self.known[node.name] = known_of(node, self)
+            if node.fires:
                 folded |= self._fold(node)
-            elif isinstance(node, Projection):
-                self.known[node.name] = self._current(node)
-            elif isinstance(node, Scatter) or keeps_channels(self.graph, node):
-                self.known[node.name] = through(node, [self.known[i] for i in node.inputs])
-            else:
-                self.known[node.name] = Known.nothing(self.graph.shapes[node.name][0])
         return folded
 
-    def _current(self, node: Projection) -> Known:
+    def current(self, node: ir.Projection) -> Known:
         """Rows without live input, or masked: a constant."""
         source, used = node.inputs[0], self.connections.used(node.name)
         live, known = self.live[self.group_of[source].name], self.known[source]
@@ -169,7 +165,7 @@ class _Planner:
         current = constant_current(node, state, on)
         return Known(np.where(constant, current, np.float32(np.nan)), lasting)
 
-    def _spikes(self, node: Population) -> Known:
+    def spikes(self, node: ir.Population) -> Known:
         """Channels that never spike: on their constant current, or because all are masked."""
         current = self.known[node.inputs[0]]
         known = Known.nothing(self.graph.shapes[node.name][0])
@@ -184,7 +180,7 @@ class _Planner:
             known.value[off], known.lasting[off] = 0, True
         return known
 
-    def _respond(self, node: Population, current: Array) -> ConstantResponse:
+    def _respond(self, node: ir.Population, current: Array) -> ConstantResponse:
         """Neurons on their constant currents; nothing is said of the channels without one."""
         before = self.responses.get(node.name)
         if before is None or not np.array_equal(before[0], current, equal_nan=True):
@@ -194,7 +190,7 @@ class _Planner:
             self.responses[node.name] = before
         return before[1]
 
-    def _fold(self, node: Population) -> bool:
+    def _fold(self, node: ir.Node) -> bool:
         """Turn free channels that spike at every step into biases; whether there were any."""
         group, current = self.group_of[node.name], self.known[node.inputs[0]]
         if group.whole is not None or not group.free or np.isnan(current.value).all():
@@ -232,11 +228,11 @@ class _Planner:
         return seen
 
     def _weighed(self, reader: str) -> Array:
-        node, used = self.graph[reader], self.connections.used(reader)
-        if isinstance(node, Projection):
-            rows = self.live[self.group_of[reader].name] & self.connections.rows(node)
-            return np.asarray(rows @ used)
-        return np.asarray(used.any(axis=0))
+        used = self.connections.used(reader)
+        if reader == self.graph.readout.name:
+            return np.asarray(used.any(axis=0))
+        rows = self.connections.rows(self.graph.projection(reader))
+        return np.asarray((self.live[self.group_of[reader].name] & rows) @ used)
 
     def _generate(self, group: ChannelGroup) -> None:
         """Channels that are left with a constant current: their pattern is all they are."""
@@ -280,14 +276,14 @@ class _Planner:
         found: list[LayerRemoval] = []
         for node in self.graph.nodes:
             users = [self.graph[name] for name in self.graph.consumers[node.name]]
-            if isinstance(node, Population):
+            if node.fires:
                 source = self.graph[node.inputs[0]]
                 found.append(self._entry(node.name, source if _is_new(found, source) else None))
-            elif isinstance(node, Projection) and not any(isinstance(u, Population) for u in users):
+            elif node.projects and not any(user.fires for user in users):
                 found.append(self._entry(node.name, node))
         return tuple(found)
 
-    def _entry(self, name: str, projection: Node | None) -> LayerRemoval:
+    def _entry(self, name: str, projection: ir.Node | None) -> LayerRemoval:
         group = self.group_of[name]
         removed: dict[int, Rule] = dict(self.rules[group.name])
         removed |= dict.fromkeys(self.scattered.get(name, ()), "scattered")
@@ -304,7 +300,7 @@ class _Planner:
         spikes = self.model.neuron_masks.get(name)
         if spikes is not None:
             entry = replace(entry, masked_neurons=int((~spikes[list(entry.outputs)]).sum()))
-        if not isinstance(projection, Projection):
+        if projection is None or not projection.projects:
             return entry
         size = self.model.state[f"{projection.name}.weight"].size
         inputs = self.live[self.group_of[projection.inputs[0]].name]
@@ -313,7 +309,33 @@ class _Planner:
         return replace(entry, projection=projection.name, synapses=size, synapses_after=after)
 
 
-def _is_new(found: list[LayerRemoval], source: Node) -> bool:
+@operation_table(ir.Node)
+def known_of(node: ir.Node, plan: _Planner) -> Known:
+    """What is known of a node's output, from what is known of its inputs."""
+    raise no_entry(node, "planning of a removal")
+
+
+known_of.on(ir.Input)(lambda node, plan: Known.nothing(node.shape[0]))
+known_of.on(ir.Projection)(lambda node, plan: plan.current(node))
+known_of.on(ir.Population)(lambda node, plan: plan.spikes(node))
+known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
+    lambda node, plan: plan.known[node.inputs[0]].averaged()
+)
+known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
+known_of.on(ir.Merge)(lambda node, plan: merged(node, [plan.known[name] for name in node.inputs]))
+known_of.refuse(
+    ir.Readout, error=lambda node: RemovalError(f"{node.name}: nothing can be removed behind it")
+)
+
+
+@known_of.on(ir.MaxPool, ir.Flatten)
+def _same(node: ir.Node, plan: _Planner) -> Known:
+    if keeps_channels(plan.graph, node):
+        return plan.known[node.inputs[0]]
+    return Known.nothing(plan.graph.shapes[node.name][0])
+
+
+def _is_new(found: list[LayerRemoval], source: ir.Node) -> bool:
     """Whether no entry before is about this projection."""
     return not any(entry.projection == source.name for entry in found)
 

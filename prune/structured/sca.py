@@ -17,7 +17,7 @@ from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UnknownNameError
 from soul_deploy.data.datasets import Data
 from soul_deploy.data.sampler import share_of
-from soul_deploy.ir.graph import Projection, SpikingGraph
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.structured.schedule import PruneSchedule
@@ -256,8 +256,7 @@ def apply(
 
 def _incoming(module: GraphModule, mask: str) -> list[nn.Parameter]:
     """Parameters with one row per channel: the projection's weight first, bias, batch norm."""
-    projection = module.graph[module.graph.masked_projection(mask)]
-    assert isinstance(projection, Projection)
+    projection = module.graph.projection(module.graph.masked_projection(mask))
     owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
     return [p for owner in owners for p in module.get_submodule(owner).parameters()]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import SoulDeployError, UsageError
-from soul_deploy.ir.graph import Population, Projection, SpikingGraph
+from soul_deploy.ir.graph import Population, SpikingGraph
 
 Values = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -113,8 +113,7 @@ def prunable(graph: SpikingGraph) -> tuple[Population, ...]:
     return tuple(
         node
         for node in graph.populations
-        if isinstance(graph[node.inputs[0]], Projection)
-        and graph.consumers[node.inputs[0]] == (node.name,)
+        if graph[node.inputs[0]].projects and graph.consumers[node.inputs[0]] == (node.name,)
     )
 
 

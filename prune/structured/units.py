@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from soul_deploy.ir.graph import Population, Projection, SpikingGraph
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.lowering.fan_out import population_behind
 from soul_deploy.prune.channel_groups import (
     ChannelGroup,
     Residual,
@@ -65,9 +66,9 @@ def voters(graph: SpikingGraph) -> set[str]:
     found, pending = set(), list(graph.readout.inputs)
     while pending:
         node = graph[pending.pop()]
-        if isinstance(node, Population):
+        if node.fires:
             found.add(node.name)
-        elif not isinstance(node, Projection):
+        elif not node.projects:
             pending += node.inputs
     return found
 
@@ -79,9 +80,7 @@ def _of_one(name: str, group: ChannelGroup) -> PruningUnit:
 def _of_stream(graph: SpikingGraph, group: ChannelGroup) -> PruningUnit:
     masks = []
     for projection in group.projections:
-        users = graph.consumers[projection]
-        own = len(users) == 1 and isinstance(graph[users[0]], Population)
-        masks.append(users[0] if own else projection)
+        masks.append(population_behind(graph, projection) or projection)
     return PruningUnit(group.title, group.channels, tuple(masks), group.populations)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from soul_deploy import distributed
 from soul_deploy.analysis.connectivity import Connectivity, dense_synapses, measure_connectivity
 from soul_deploy.base.errors import TargetError, UsageError
-from soul_deploy.ir.graph import Node, Population, Projection, SpikingGraph
+from soul_deploy.ir.graph import Node, Projection, SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.masks import Masks, SoftMask
 from soul_deploy.training.state import Tree, number_of, require
@@ -84,10 +84,9 @@ class ConnectivityMeter:
         """The first class none of whose voting neurons has a kept weight, if any."""
         graph = self.module.graph
         voters = graph[graph.readout.inputs[0]]
-        if graph.readout.linear or not isinstance(voters, Population):
+        if graph.readout.linear or not voters.fires:
             return None
-        projection = graph[voters.inputs[0]]
-        assert isinstance(projection, Projection)
+        projection = graph.projection(voters.inputs[0])
         kept = self._effective(projection).reshape(graph.readout.classes, -1).any(axis=1)
         return None if kept.all() else int(kept.argmin())
 
@@ -153,13 +152,13 @@ def _fitting(share: Tensor, channels: int) -> Tensor:
 
 def _source(graph: SpikingGraph, node: Projection) -> str:
     before: Node = graph[node.inputs[0]]
-    while not isinstance(before, Population) and before.inputs:
+    while not before.fires and before.inputs:
         before = graph[before.inputs[0]]
     return before.name
 
 
 def _behind(graph: SpikingGraph, node: Projection) -> str:
-    return next((n for n in graph.consumers[node.name] if isinstance(graph[n], Population)), "")
+    return next((n for n in graph.consumers[node.name] if graph[n].fires), "")
 
 
 class LambdaControl:

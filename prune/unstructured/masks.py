@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.analysis.connectivity import weight_shape
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Merge, Node, Population, Projection, Readout, SpikingGraph
+from soul_deploy.ir.graph import Node, Population, SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule, HardGate
 from soul_deploy.prune.unstructured.penalty import Coefficients
 
@@ -153,7 +152,7 @@ def make_masks(
         {
             node.name: mask(
                 node.name,
-                weight_shape(node),
+                node.weight_shape,
                 start.weight_mean,
                 start.weight_std,
                 costs.weights[node.name],
@@ -180,7 +179,7 @@ def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:
     return tuple(
         node.name
         for node in graph.populations
-        if isinstance(graph[node.inputs[0]], Projection) and not _is_output(graph, node)
+        if graph[node.inputs[0]].projects and not _is_output(graph, node)
     )
 
 
@@ -192,9 +191,9 @@ def _is_output(graph: SpikingGraph, node: Population) -> bool:
     pending: list[Node] = [graph[name] for name in graph.consumers[node.name]]
     while pending:
         user = pending.pop()
-        if isinstance(user, Readout):
+        if user is graph.readout:
             return True
-        if not isinstance(user, Projection | Merge):
+        if not user.projects and user.arity is not None:
             pending.extend(graph[name] for name in graph.consumers[user.name])
     return False
 

@@ -8,7 +8,7 @@ projection, so that the count stays an integer. The readout's head is not counte
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.analysis.synops import arrivals, fanout, live_targets
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.base.tables import Shown, Table
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
-from soul_deploy.lowering.fold_batch_norm import Synapses, fold
-from soul_deploy.lowering.linear_operators import ReadoutOperator, compose
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
+from soul_deploy.lowering.deploy import Deployed, lower, lower_synapses
+from soul_deploy.lowering.fan_out import arrivals, fanout, live_targets
+from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.linear_operators import ReadoutOperator
 from soul_deploy.model.model import Model
+from soul_deploy.nn.operations import unweighed
 
 
 @dataclass(frozen=True)
@@ -93,8 +84,8 @@ def connectivity(model: Model, original: Model | None = None) -> Connectivity:
     original: the unpruned network, whose synapses are the dense ones; the model's graph if None.
     Raises LimitError for a composed matrix that is too large.
     """
-    folded = fold(model.graph, model.state, model.channel_masks)
-    weights = {node.name: folded[node.name].weight for node in model.graph.projections}
+    synapses = lower(model).synapses
+    weights = {node.name: synapses[node.name].weight for node in model.graph.projections}
     dense = None if original is None else dense_synapses(original.graph)
     return measure_connectivity(model.graph, weights, model.neuron_masks, dense)
 
@@ -113,56 +104,77 @@ def measure_connectivity(
     """
     totals = dense_synapses(graph) if dense is None else dense
     folded = {name: Synapses(weight, None) for name, weight in weights.items()}
-    reachable: dict[str, Tensor] = {}
-    layers = []
+    walk = _Forwards(lower_synapses(graph, folded, neuron_masks))
     for node in graph.nodes:
-        if isinstance(node, Projection):
-            composed = compose(graph, folded, node.name)
-            assert not isinstance(composed.operator, ReadoutOperator)
-            fed = arrivals(composed.operator, reachable[composed.source])
-            fed = fed.reshape(1, *graph.shapes[node.name])
-            live = live_targets(graph, neuron_masks, node.name)
-            fed = fed if live is None else fed * torch.from_numpy(live.astype(np.float64))
-            layers.append(LayerConnectivity(node.name, int(fed.sum().item()), totals[node.name]))
-            reachable[node.name] = (fed != 0).double()
-        elif isinstance(node, Population):
-            reachable[node.name] = _reachable_neurons(node, reachable, neuron_masks)
-        elif not isinstance(node, Readout):
-            before = [reachable[name] for name in node.inputs]
-            reachable[node.name] = _reachable_values(node, before)
-    return Connectivity(tuple(layers))
+        walk.reachable[node.name] = reach(node, walk)
+    return Connectivity(
+        tuple(LayerConnectivity(name, live, totals[name]) for name, live in walk.live.items())
+    )
 
 
-def _reachable_neurons(
-    node: Population, reachable: Mapping[str, Tensor], neuron_masks: Mapping[str, Array]
-) -> Tensor:
-    """0/1 in the population's shape; no neuron stands behind a generated channel."""
-    current = reachable[node.inputs[0]]
+@dataclass(frozen=True)
+class _Forwards:
+    """The pass from the input on.
+
+    reachable: 0/1 float64 (1, *shape), where a node can hold another value than 0 because of the
+    input. live: synapses by projection.
+    """
+
+    lowered: Deployed
+    reachable: dict[str, Tensor] = field(default_factory=dict)
+    live: dict[str, int] = field(default_factory=dict)
+
+    def before(self, node: ir.Node) -> Tensor:
+        """What is reachable of a node's only, or first, input."""
+        return self.reachable[node.inputs[0]]
+
+
+@operation_table(ir.Node)
+def reach(node: ir.Node, walk: _Forwards) -> Tensor:
+    """Which of a node's values the input reaches: 0/1 (1, *shape)."""
+    raise no_entry(node, "connectivity")
+
+
+reach.on(ir.Input)(lambda node, walk: torch.ones(1, *node.shape, dtype=torch.float64))
+reach.on(ir.Flatten, ir.Scatter)(lambda node, walk: unweighed(node, walk.before(node)))
+reach.on(ir.AdaptiveAvgPool)(lambda node, walk: F.adaptive_max_pool2d(walk.before(node), node.size))
+reach.on(ir.Readout)(lambda node, walk: walk.before(node).new_zeros(1, node.classes))
+
+
+@reach.on(ir.Pool)
+def _pool(node: ir.Pool, walk: _Forwards) -> Tensor:
+    return F.max_pool2d(walk.before(node), node.kernel, node.stride, node.padding)
+
+
+@reach.on(ir.Projection)
+def _projection(node: ir.Projection, walk: _Forwards) -> Tensor:
+    graph, composed = walk.lowered.graph, walk.lowered.operator(node.name)
+    assert not isinstance(composed.operator, ReadoutOperator)
+    fed = arrivals(composed.operator, walk.reachable[composed.source])
+    fed = fed.reshape(1, *graph.shapes[node.name])
+    live = live_targets(graph, walk.lowered.model.neuron_masks, node.name)
+    fed = fed if live is None else fed * torch.from_numpy(live.astype(np.float64))
+    walk.live[node.name] = int(fed.sum().item())
+    return (fed != 0).double()
+
+
+@reach.on(ir.Population)
+def _neurons(node: ir.Population, walk: _Forwards) -> Tensor:
+    """No neuron stands behind a generated channel."""
+    current, masks = walk.before(node), walk.lowered.model.neuron_masks
     found = torch.cat([current, current.new_zeros(1, node.generated, *current.shape[2:])], dim=1)
-    if node.name in neuron_masks:
-        keep = torch.from_numpy(neuron_masks[node.name].astype(np.float64))
-        found = found * keep.reshape(found.shape)
+    if node.name in masks:
+        found = found * torch.from_numpy(masks[node.name].astype(np.float64)).reshape(found.shape)
     return found
 
 
-def _reachable_values(node: Node, before: list[Tensor]) -> Tensor:
-    """0/1: of a sum any branch will do, an AND needs all, an IAND its identity."""
-    if isinstance(node, Input):
-        return torch.ones(1, *node.shape, dtype=torch.float64)
-    (first, *others) = before
-    if isinstance(node, Merge):
-        for other in others if node.function != "iand" else ():
-            first = torch.maximum(first, other) if node.function == "add" else first * other
-        return first
-    if isinstance(node, Scatter):
-        wide = first.new_zeros(1, node.channels, *first.shape[2:])
-        return wide.index_copy(1, torch.tensor(node.index), first)
-    if isinstance(node, Pool):
-        return F.max_pool2d(first, node.kernel, node.stride, node.padding)
-    if isinstance(node, AdaptiveAvgPool):
-        return F.adaptive_max_pool2d(first, node.size)
-    assert isinstance(node, Flatten), node
-    return first.flatten(1)
+@reach.on(ir.Merge)
+def _merge(node: ir.Merge, walk: _Forwards) -> Tensor:
+    """Of a sum any branch will do, an AND needs all, an IAND its identity."""
+    first, *others = (walk.reachable[name] for name in node.inputs)
+    for other in others if node.function != "iand" else ():
+        first = torch.maximum(first, other) if node.function == "add" else first * other
+    return first
 
 
 def dense_synapses(graph: SpikingGraph, *, head: bool = False) -> dict[str, int]:
@@ -173,16 +185,9 @@ def dense_synapses(graph: SpikingGraph, *, head: bool = False) -> dict[str, int]
     composed matrix that is too large.
     """
     readout = graph.readout
-    shapes = {node.name: weight_shape(node) for node in graph.projections}
+    shapes = {node.name: node.weight_shape for node in graph.projections}
     if head:
         shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
     ones = {name: Synapses(np.ones(shape, np.float32), None) for name, shape in shapes.items()}
-    return {name: int(fanout(compose(graph, ones, name).operator).sum()) for name in ones}
-
-
-def weight_shape(node: Projection) -> tuple[int, ...]:
-    """The shape of a projection's weight tensor."""
-    if isinstance(node, Convolution):
-        return (node.channels, node.in_channels // node.groups, *node.kernel)
-    assert isinstance(node, Linear), node
-    return (node.features, node.in_features)
+    lowered = lower_synapses(graph, ones, {})
+    return {name: int(fanout(lowered.operator(name).operator).sum()) for name in ones}

@@ -7,7 +7,9 @@ pooling composed as in those that it stores, is `soul_deploy.analysis.connectivi
 
 from dataclasses import dataclass
 
-from soul_deploy.ir.graph import Convolution, Linear, Node, Population, Readout, SpikingGraph
+from soul_deploy.base.dispatch import operation_table
+from soul_deploy.ir.graph import Convolution, Linear, Projection, SpikingGraph
+from soul_deploy.ir.node import no_entry
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,30 @@ class DenseOps:
 
 def dense_ops(graph: SpikingGraph) -> dict[str, DenseOps]:
     """Of every projection, and of the readout's head (once per sample), by name."""
-    return {
-        node.name: _dense(graph, node) for node in (*graph.projections, graph.readout)
-    }  # fmt: skip
+    readout = graph.readout
+    weights = graph.shapes[readout.inputs[0]][0] * readout.classes if readout.linear else 0
+    found = {node.name: dense_ops_of(node, graph) for node in graph.projections}
+    return found | {readout.name: DenseOps(weights, weights)}
 
 
-def _dense(graph: SpikingGraph, node: Node) -> DenseOps:
+@operation_table(Projection)
+def dense_ops_of(node: Projection, graph: SpikingGraph) -> DenseOps:
+    """The operations of one projection."""
+    raise no_entry(node, "counting of dense operations")
+
+
+@dense_ops_of.on(Convolution)
+def _convolution(node: Convolution, graph: SpikingGraph) -> DenseOps:
     shape, out = graph.shapes[node.inputs[0]], graph.shapes[node.name]
-    if isinstance(node, Convolution):
-        pairs = node.in_channels // node.groups * node.channels
-        kernel = node.kernel[0] * node.kernel[1]
-        valid = pairs * _taps(node, 0, shape[1], out[1]) * _taps(node, 1, shape[2], out[2])
-        return DenseOps(valid, pairs * kernel * out[1] * out[2])
-    if isinstance(node, Linear):
-        return DenseOps(node.in_features * node.features, node.in_features * node.features)
-    assert isinstance(node, Readout), node
-    weights = shape[0] * node.classes if node.linear else 0
-    return DenseOps(weights, weights)
+    pairs = node.in_channels // node.groups * node.channels
+    kernel = node.kernel[0] * node.kernel[1]
+    valid = pairs * _taps(node, 0, shape[1], out[1]) * _taps(node, 1, shape[2], out[2])
+    return DenseOps(valid, pairs * kernel * out[1] * out[2])
+
+
+@dense_ops_of.on(Linear)
+def _linear(node: Linear, graph: SpikingGraph) -> DenseOps:
+    return DenseOps(node.in_features * node.features, node.in_features * node.features)
 
 
 def _taps(node: Convolution, axis: int, size: int, out: int) -> int:
@@ -50,12 +59,3 @@ def _taps(node: Convolution, axis: int, size: int, out: int) -> int:
         o * stride - padding + k * dilation for o in range(out) for k in range(node.kernel[axis])
     )
     return sum(0 <= position < size for position in positions)
-
-
-def static_nodes(graph: SpikingGraph) -> frozenset[str]:
-    """Nodes that a static image alone determines: executed once, not at every step."""
-    found = {graph.input.name}
-    for node in graph.nodes[1:]:
-        if not isinstance(node, Population | Readout) and found.issuperset(node.inputs):
-            found.add(node.name)
-    return frozenset(found)

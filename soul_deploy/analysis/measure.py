@@ -11,24 +11,18 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.connectivity import dense_synapses
-from soul_deploy.analysis.dense_ops import DenseOps, dense_ops, static_nodes
+from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
 from soul_deploy.analysis.other_tools import CompatCounts, compat_model, total_compat
 from soul_deploy.analysis.report import LayerReport, OpsReport
-from soul_deploy.analysis.synops import (
-    Counted,
-    CountedLayer,
-    CountedPooling,
-    CountedPopulation,
-    count_model,
-    counted_nodes,
-)
+from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import UsageError, VerificationError
 from soul_deploy.base.files import Array
 from soul_deploy.data.images import Images, images_for
-from soul_deploy.ir.graph import Population, Readout, SpikingGraph
-from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.lowering.deploy import Deployed, lower
+from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation
+from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.linear_operators import ReadoutOperator
-from soul_deploy.lowering.liveness import deployed, live_values
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops.counters import LayerCounts
 from soul_deploy.runtime.ops.energy import (
@@ -63,8 +57,7 @@ def original_of(name: str, model: Model) -> Original:
     """The denominators that `model` gives."""
     graph = model.graph
     neurons = {p.name: int(np.prod(graph.shapes[p.name])) for p in graph.populations}
-    folded = fold(graph, model.state, model.channel_masks)
-    weights = {node: synapses.weight.size for node, synapses in folded.items()}
+    weights = {node: synapses.weight.size for node, synapses in lower(model).synapses.items()}
     return Original(name, neurons, weights, dense_synapses(graph, head=True))
 
 
@@ -144,12 +137,13 @@ def _counted(
     """Entries in the graph's order, and the whole network's counts by other tools' rules."""
     graph = model.graph
     _require_same_layers(graph, original)
-    live, compat = deployed(model), compat_model(model, images)
+    trimmed, compat = lower(model).trimmed, compat_model(model, images)
     samples, spikes = images.shape[axis], fired(model, images)
-    run = _Run(model, live, original, samples, axis == 0, rows, spikes)
+    run = _Run(model, trimmed, original, samples, axis == 0, rows, spikes)
+    live = trimmed.model
     counts = count_model(live, images)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
-    entries = sorted(counted_nodes(live), key=lambda entry: order[entry.name])
+    entries = sorted(trimmed.counted, key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
     for layer in layers:
         _require_fewer(original, layer.name, "weights", layer.weights_nz, layer.weights)
@@ -225,7 +219,7 @@ class _Run:
     """What the entries of a report are made from."""
 
     model: Model
-    live: Model
+    trimmed: Deployed
     original: Original
     samples: int
     static: bool
@@ -237,22 +231,13 @@ class _Run:
         return self.model.graph
 
     @cached_property
-    def folded(self) -> dict[str, Synapses]:
-        return fold(self.graph, self.model.state, self.model.channel_masks)
-
-    @cached_property
-    def sources(self) -> dict[str, Array | None]:
-        """Where events can come from."""
-        return live_values(self.live)
-
-    @cached_property
     def dense(self) -> dict[str, DenseOps]:
         return dense_ops(self.graph)
 
     @cached_property
     def once(self) -> frozenset[str]:
         """What is executed once per image."""
-        return static_nodes(self.graph) if self.static else frozenset()
+        return frozenset(self.graph.static if self.static else ())
 
     def layer(self, entry: Counted, counts: LayerCounts) -> LayerReport:
         """One entry of the report."""
@@ -277,12 +262,12 @@ class _Run:
         else:
             once = source in self.once
             executions = self.samples * (1 if once else graph.time_steps)
-        before, fan_out = self.sources[source], entry.fanout
+        before, fan_out = self.trimmed.live_values[source], entry.fanout
         if before is not None and before.shape == fan_out.shape:
             fan_out = fan_out * before
-        synapses = self.folded.get(name)
+        synapses = self.trimmed.synapses.get(name)
         kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
-        graded = entry.edge.kind == "graded" or isinstance(graph[name], Readout)
+        graded = entry.edge.kind == "graded" or name == graph.readout.name
         analog = (0, 0, 0)
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])
@@ -325,14 +310,14 @@ class _Run:
         )
 
     def _leaky(self, population: str | None) -> bool:
-        node = None if population is None else self.graph[population]
-        return isinstance(node, Population) and node.neuron.family != "if"
+        leaky = {node.name for node in self.graph.populations if node.neuron.family != "if"}
+        return population in leaky
 
     def _neurons(self, population: str | None) -> Any:
         """Live neurons, the original's, and spikes of all outputs, for the population behind."""
         if population is None:
             return {"neurons": 0, "neurons_original": 0, "activation": (0, 0)}
-        mask = self.live.neuron_masks.get(population)
+        mask = self.trimmed.model.neuron_masks.get(population)
         size = math.prod(self.graph.shapes[population])
         every = self.original.neurons[population]
         return {

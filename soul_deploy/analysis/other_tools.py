@@ -22,20 +22,14 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
-from soul_deploy.analysis.synops import fanout, live_targets
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import VerificationError
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Flatten,
-    Node,
-    Readout,
-    SpikingGraph,
-)
-from soul_deploy.lowering.fold_batch_norm import Synapses, fold
-from soul_deploy.lowering.linear_operators import base_operator, compose
+from soul_deploy.ir.graph import Node, SpikingGraph
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import fanout, live_targets
+from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.linear_operators import base_operator, walk_back
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 
@@ -116,23 +110,23 @@ class _Rule:
 
 def _rules(model: Model) -> dict[str, _Rule]:
     graph = model.graph
-    folded = fold(graph, model.state, model.channel_masks)
+    folded = lower(model).synapses
     dense = dense_ops(graph)
     rules = {}
     for node in (*graph.projections, graph.readout):
-        if isinstance(node, Readout) and not node.linear:
+        if not node.weighs:
             continue
         maps = _maps(model, node, folded[node.name])
-        source = compose(graph, folded, node.name).source
+        source, _ = walk_back(graph, node.name)
         rules[node.name] = _Rule(graph, node, source, dense[node.name], *maps)
     return rules
 
 
 def _maps(model: Model, node: Node, synapses: Synapses) -> tuple[Array, Array, Array]:
-    if isinstance(node, Readout):
+    if node is model.graph.readout:
         columns: Array = (synapses.weight != 0).sum(axis=0, dtype=np.int64)
         return np.full_like(columns, len(synapses.weight)), columns, columns
-    operator = base_operator(model.graph, node, synapses)
+    operator = base_operator(node, model.graph, synapses)
     ones = replace(operator, weight=np.ones_like(operator.weight))
     live = live_targets(model.graph, model.neuron_masks, node.name)
     return fanout(ones), fanout(operator), fanout(operator, live)
@@ -140,12 +134,12 @@ def _maps(model: Model, node: Node, synapses: Synapses) -> tuple[Array, Array, A
 
 def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, held: Signal) -> LayerInput:
     """The input of a projection, or the sums that the readout's head weighs."""
-    source, between = _between(graph, node)
+    source, between = walk_back(graph, node.name)
     edge = graph.edges[source]
-    scale = math.prod(_divisor(graph, pool) for pool in between)
+    scale = math.prod(pool.denominator(graph.shapes[pool.inputs[0]]) for pool in between)
     exact = Signal(held.tensor.double(), held.static)
     values = module.evaluate({source: exact}, [node.inputs[0]])[node.inputs[0]].tensor
-    if isinstance(node, Readout):
+    if node is graph.readout:
         values = values.sum(0)
         values = values.sum(dim=(2, 3)) if values.dim() == 4 else values
     elif not held.static:
@@ -155,30 +149,8 @@ def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, held: Sign
     whole = (values * scale).round()
     if (whole - values * scale).abs().max() > 1e-6:
         raise VerificationError(f"{node.name}: pooled spikes are no multiples of 1/{scale}")
-    binary = edge.kind == "spike" and scale == 1 and not isinstance(node, Readout)
+    binary = edge.kind == "spike" and scale == 1 and node is not graph.readout
     return LayerInput(values != 0, whole.to(torch.int64), scale, binary)
-
-
-def _between(graph: SpikingGraph, node: Node) -> tuple[str, list[Node]]:
-    between: list[Node] = []
-    current = graph[node.inputs[0]]
-    while isinstance(current, AvgPool | AdaptiveAvgPool | Flatten):
-        between.append(current)
-        current = graph[current.inputs[0]]
-    return current.name, between
-
-
-def _divisor(graph: SpikingGraph, pool: Node) -> int:
-    """A number that makes every mean of the pooling a whole number."""
-    if isinstance(pool, AvgPool):
-        return pool.kernel[0] * pool.kernel[1]
-    if not isinstance(pool, AdaptiveAvgPool):
-        return 1
-    areas = 1
-    for side, count in zip(graph.shapes[pool.inputs[0]][1:], pool.size, strict=True):
-        spans = {-(-(o + 1) * side // count) - o * side // count for o in range(count)}
-        areas *= math.lcm(*spans)
-    return areas
 
 
 def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
@@ -196,7 +168,7 @@ def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
         spikingjelly_synops=int((events * every).sum()) if x.binary else 0,
         spikingjelly_macs=0 if x.binary else executions * dense.padded,
     )
-    if x.values is None or isinstance(rule.node, Readout):  # images, currents; the head
+    if x.values is None or rule.node is rule.graph.readout:  # images, currents; the head
         return found
     sops = int((x.values.flatten(1).sum(0) * live).sum())
     return replace(found, upr_sops=Fraction(sops, x.scale))

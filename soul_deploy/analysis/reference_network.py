@@ -153,8 +153,7 @@ def _set_rates(module: GraphModule, image: Signal, rate: float) -> None:
     graph = module.graph
     values = {graph.input.name: image}
     for population in graph.populations:
-        projection = graph[population.inputs[0]]
-        assert isinstance(projection, Projection)
+        projection = graph.projection(population.inputs[0])
         source = projection.inputs[0]
         values |= module.evaluate(values, [source])
         if projection.norm is not None:

@@ -12,19 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.base.files import Array
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import (
     Counted,
     CountedLayer,
     CountedPooling,
     CountedPopulation,
     arrivals,
-    counted_entries,
-    counted_layers,
-    counted_nodes,
-    fanout,
-    live_targets,
+    needed_values,
     nonzero,
-    population_behind,
 )
 from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator, ReadoutOperator
 from soul_deploy.model.model import Model
@@ -36,29 +32,6 @@ from soul_deploy.runtime.ops.counters import (
     require_bounds,
     require_edge_values,
 )
-
-# Whoever counts needs the fan-out too, so both come from here.
-__all__ = [
-    "Counted",
-    "CountedLayer",
-    "CountedPooling",
-    "CountedPopulation",
-    "arrivals",
-    "count_batch",
-    "count_layer",
-    "count_model",
-    "count_steps",
-    "counted_entries",
-    "counted_layers",
-    "counted_nodes",
-    "fanout",
-    "layer_steps",
-    "live_targets",
-    "needed_values",
-    "pooling_steps",
-    "population_behind",
-    "population_steps",
-]
 
 
 def count_layer(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) -> LayerCounts:
@@ -190,7 +163,7 @@ def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, Laye
     population without a projection of its own, per max pooling, and of the readout.
     """
     module = model.module()
-    layers = counted_nodes(model)
+    layers = lower(model).counted
     totals = {layer.name: LayerCounts() for layer in layers}
     axis = 0 if module.as_signal(images).static else 1
     for part in torch.split(images, chunk, dim=axis):
@@ -213,16 +186,6 @@ def count_batch(
         ).total()
         for layer in layers
     }
-
-
-def needed_values(layer: Counted) -> tuple[str, ...]:
-    """The nodes whose values `count_steps` takes."""
-    if isinstance(layer, CountedPopulation):
-        return (layer.name,)
-    if isinstance(layer, CountedPooling):
-        return (layer.source,)
-    behind = () if layer.population is None else (layer.population,)
-    return (layer.composed.source, *behind)
 
 
 def count_steps(layer: Counted, values: Mapping[str, Tensor]) -> StepCounts:

@@ -8,16 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import (
-    Counted,
-    CountedLayer,
-    CountedPooling,
-    CountedPopulation,
-    count_layer,
-    count_steps,
-    counted_nodes,
-)
+from soul_deploy.analysis.synops import count_layer, count_steps
 from soul_deploy.equivalence.golden import Golden
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import Counted, CountedLayer
 from soul_deploy.lowering.linear_operators import ReadoutOperator
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import COUNTERS, LayerCounts, StepCounts
@@ -79,7 +73,7 @@ class CountComparer:
     @cached_property
     def counted(self) -> dict[str, Counted]:
         """What there is to count, by name."""
-        return {layer.name: layer for layer in counted_nodes(self.golden.model)}
+        return {layer.name: layer for layer in lower(self.golden.model).counted}
 
     def mismatches(
         self,
@@ -112,11 +106,10 @@ class CountComparer:
     def _expected(
         self, layer: Counted, known: dict[str, Signal], spikes: Mapping[str, Tensor]
     ) -> StepCounts:
-        if isinstance(layer, CountedPopulation):
-            return count_steps(layer, {layer.name: spikes[layer.name]})
-        source = layer.source if isinstance(layer, CountedPooling) else layer.composed.source
-        values = {source: self._value(source, known)}
-        if isinstance(layer, CountedLayer) and layer.population is not None:
+        values = {}
+        if layer.source is not None:
+            values[layer.source] = self._value(layer.source, known)
+        if layer.population is not None:
             values[layer.population] = spikes[layer.population]
         return count_steps(layer, values)
 

@@ -11,9 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import population_behind
-from soul_deploy.ir.graph import Node, Population, SpikingGraph
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.ir.graph import Node, SpikingGraph
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import population_behind
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -39,10 +39,9 @@ def entries(graph: SpikingGraph, name: str) -> tuple[str, ...]:
 
 def _has_projection(graph: SpikingGraph, name: str) -> bool:
     node = graph[name]
-    if isinstance(node, Population) or not node.inputs:
+    if node.fires:
         return False
-    kinds = ("convolution", "linear")
-    return node.op in kinds or any(_has_projection(graph, source) for source in node.inputs)
+    return node.projects or any(_has_projection(graph, source) for source in node.inputs)
 
 
 def sources(graph: SpikingGraph, name: str) -> tuple[str, ...]:
@@ -50,8 +49,8 @@ def sources(graph: SpikingGraph, name: str) -> tuple[str, ...]:
     found: list[str] = []
     for source in graph[name].inputs:
         node = graph[source]
-        found += [source] if isinstance(node, Population) or not node.inputs else []
-        found += [] if isinstance(node, Population) else sources(graph, source)
+        own = node.fires or not node.inputs
+        found += [source] if own else sources(graph, source)
     return tuple(dict.fromkeys(found))
 
 
@@ -75,7 +74,7 @@ class Golden:
         Biases are left out where nothing but one population reads the current; in other currents
         they are part of what following projections weigh.
         """
-        folded = fold(self.graph, self.model.state, self.model.channel_masks)
+        folded = lower(self.model).synapses
         plain: dict[str, Node] = {}
         for p in self.graph.projections:
             alone = population_behind(self.graph, p.name) is not None

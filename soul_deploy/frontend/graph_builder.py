@@ -15,18 +15,8 @@ from soul_deploy.frontend import tracer as fxtracer
 from soul_deploy.frontend.aliasing import Memory, changes_in_place
 from soul_deploy.frontend.module_kinds import kind_of, step_mode
 from soul_deploy.frontend.module_rules import CONVERTERS
-from soul_deploy.ir.graph import (
-    BatchNorm,
-    Flatten,
-    Input,
-    Merge,
-    Node,
-    Population,
-    Projection,
-    Readout,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,14 @@ class Builder:
     """Walks the traced operations once and collects graph nodes."""
 
     def __init__(
-        self, network: nn.Module, input_shape: Shape, time_steps: int, input_lead: int
+        self, network: nn.Module, input_shape: ir.Shape, time_steps: int, input_lead: int
     ) -> None:
         self.modules = dict(network.named_modules())
         self.input_shape = input_shape
         self.time_steps = time_steps
         self.input_lead = input_lead
-        self.nodes: dict[str, Node] = {}
-        self.shapes: dict[str, Shape] = {}
+        self.nodes: dict[str, ir.Node] = {}
+        self.shapes: dict[str, ir.Shape] = {}
         self.values: dict[fx.Node, Value] = {}
         self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
         self.used: set[str] = set()
@@ -110,7 +100,7 @@ class Builder:
         made, source = self.values.get(node), self.values.get(sources[0])
         if made is None or source is None:
             return None
-        viewed = isinstance(self.nodes[made.name], Flatten) and made.name != source.name
+        viewed = self.nodes[made.name].reshapes and made.name != source.name
         unchanged = (made.name, made.mean, made.inverse) == (
             source.name,
             source.mean,
@@ -120,7 +110,7 @@ class Builder:
 
     def _take_input(self, node: fx.Node) -> None:
         if "input" not in self.nodes:
-            self.add(node, Input("input", (), self.input_shape), Value("input", self.input_lead))
+            self.add(node, ir.Input("input", (), self.input_shape), Value("input", self.input_lead))
 
     def call(self, node: fx.Node, path: str, args: Sequence[Any]) -> None:
         """One call of a module."""
@@ -168,7 +158,7 @@ class Builder:
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
         made = CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
-        if isinstance(made, Population):
+        if made.fires:
             after = self._fire(node, path, module, source)
         self.add(node, made, after)
 
@@ -189,10 +179,10 @@ class Builder:
         return Value(path, 1 if mode == "s" else 2)
 
     def _attach_norm(self, node: fx.Node, source: Value, path: str, module: Any) -> None:
-        projection = self.nodes[source.name]
+        normed = self.nodes[source.name].with_norm(ir.BatchNorm(path, module.eps, module.momentum))
         (argument,) = node.args
         alone = isinstance(argument, fx.Node) and len(argument.users) == 1
-        if not isinstance(projection, Projection) or projection.norm or source.mean or not alone:
+        if normed is None or source.mean or not alone:
             raise self.unsupported(
                 node, f"batch norm {path!r} that does not directly follow one convolution or linear"
             )
@@ -200,8 +190,7 @@ class Builder:
             raise self.unsupported(
                 node, f"batch norm {path!r} without affine parameters or running statistics"
             )
-        norm = BatchNorm(path, module.eps, module.momentum)
-        self.nodes[projection.name] = replace(projection, norm=norm)
+        self.nodes[source.name] = normed
         self.values[node] = source
 
     def _vote(self, node: fx.Node, path: str, module: Any, source: Value) -> None:
@@ -211,7 +200,7 @@ class Builder:
                 node, f"{path!r}: a vote of {module.voting_size} on {self.shapes[source.name]}"
             )
         classes = neurons // module.voting_size
-        made = Readout(path, (source.name,), classes, False, False, module.voting_size)
+        made = ir.Readout(path, (source.name,), classes, False, False, module.voting_size)
         self.add(node, made, replace(source, name=path))
 
     def merge(self, node: fx.Node, name: str, function: Any, values: list[Value]) -> None:
@@ -221,7 +210,7 @@ class Builder:
         if len({value.folded for value in values}) > 1:
             raise self.unsupported(node, f"{name!r} of a sequence and a folded one")
         lead = max(value.lead for value in values)
-        made = Merge(name, tuple(value.name for value in values), function)
+        made = ir.Merge(name, tuple(value.name for value in values), function)
         self.add(node, made, Value(name, lead, values[0].folded))
 
     def flatten(
@@ -248,9 +237,9 @@ class Builder:
         elif len(shape) == 1:
             self.values[node] = after or source
         else:
-            self.add(node, Flatten(name, (source.name,)), replace(after or source, name=name))
+            self.add(node, ir.Flatten(name, (source.name,)), replace(after or source, name=name))
 
-    def add(self, node: fx.Node, made: Node, value: Value) -> None:
+    def add(self, node: fx.Node, made: ir.Node, value: Value) -> None:
         """Put a graph node in and remember it as the result of `node`."""
         try:
             shape = made.output_shape([self.shapes[name] for name in made.inputs])
@@ -279,7 +268,7 @@ class Builder:
         (returned,) = node.args
         if not isinstance(returned, fx.Node):
             raise self.unsupported(node, "a forward that returns more than the class scores")
-        readout = self._readout(node, self.value(node, returned))
+        readout = self._readout(node, self.value(node, returned).name)
         nodes = {**self.nodes, readout.name: readout}
         needed: set[str] = set()
         pending = [readout.name]
@@ -289,27 +278,22 @@ class Builder:
                 needed.add(name)
                 pending.extend(nodes[name].inputs)
         nodes.pop(readout.name)
-        kept = [made for made in nodes.values() if made.name in needed or isinstance(made, Input)]
+        kept = [made for made in nodes.values() if made.name in needed or not made.inputs]
         graph = SpikingGraph((*kept, readout), self.time_steps)
         source = readout.inputs[0]
         if not readout.linear and graph.edges[source].kind == "analog":
             raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")
         return graph
 
-    def _readout(self, node: fx.Node, value: Value) -> Readout:
-        made = self.nodes[value.name]
-        if isinstance(made, Readout):
-            return made
-        shape = self.shapes[value.name]
-        if isinstance(made, Projection) and made.op == "linear" and made.norm is None:
-            return Readout(
-                made.name, (self._before_mean(made.inputs[0]),), shape[0], True, made.bias
-            )
-        source = self._before_mean(value.name)
-        if isinstance(made, Projection) or len(shape) != 1:
-            raise self.unsupported(node, f"an output of {value.name!r} with shape {shape}")
+    def _readout(self, node: fx.Node, returned: str) -> ir.Readout:
+        made, shape = self.nodes[returned], self.shapes[returned]
+        head = made.as_head(self._before_mean(made.inputs[0])) if made.inputs else None
+        if head is not None:
+            return head
+        if made.projects or len(shape) != 1:
+            raise self.unsupported(node, f"an output of {returned!r} with shape {shape}")
         name = "readout" if "readout" not in self.modules else "readout_of_spikes"
-        return Readout(name, (source,), shape[0], False, False, 1)
+        return ir.Readout(name, (self._before_mean(returned),), shape[0], False, False, 1)
 
     def _before_mean(self, name: str) -> str:
         """The node whose sum over space a readout of node `name` reads, if `name` is such a mean.
@@ -318,21 +302,14 @@ class Builder:
         reads spikes.
         """
         node = self.nodes[name]
-        if not isinstance(node, Flatten):
+        if not node.reshapes:
             return name
         inner = node.inputs[0]
         if self.shapes[inner][1:] != (1, 1):
             return name
-        while self.nodes[inner].op in ("avg_pool", "adaptive_avg_pool"):
+        while self.nodes[inner].inputs:
             outer = self.nodes[inner].inputs[0]
-            if not self._averages_all(inner, self.shapes[outer]):
+            if not self.nodes[inner].averages_all(self.shapes[outer]):
                 break
             inner = outer
         return inner
-
-    def _averages_all(self, name: str, shape: Shape) -> bool:
-        """Whether a pooling to one position weighs every position the same."""
-        node: Any = self.nodes[name]
-        if node.op == "adaptive_avg_pool":
-            return bool(node.size == (1, 1))
-        return bool(node.kernel == shape[1:] and node.padding == (0, 0))

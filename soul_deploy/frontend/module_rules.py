@@ -5,16 +5,7 @@ from typing import Any
 
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend.module_kinds import NEURONS, neuron_spec
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Linear,
-    MaxPool,
-    Node,
-    Population,
-    Readout,
-)
+from soul_deploy.ir import graph as ir
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -22,12 +13,12 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> Node:
+def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise UnsupportedGraphError(
             f"{path}: padding {module.padding!r} ({module.padding_mode}); only numeric zero padding"
         )
-    return Convolution(
+    return ir.Convolution(
         path,
         inputs,
         module.bias is not None,
@@ -42,55 +33,55 @@ def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> Node:
     )
 
 
-def _linear(path: str, inputs: tuple[str, ...], module: Any) -> Node:
-    return Linear(
+def _linear(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    return ir.Linear(
         path, inputs, module.bias is not None, None, module.in_features, module.out_features
     )
 
 
-def _population(path: str, inputs: tuple[str, ...], module: Any) -> Node:
-    return Population(path, inputs, neuron_spec(path, module))
+def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    return ir.Population(path, inputs, neuron_spec(path, module))
 
 
-def _max_pool(path: str, inputs: tuple[str, ...], module: Any) -> Node:
+def _max_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     if module.ceil_mode or pair(module.dilation) != (1, 1) or module.return_indices:
         raise UnsupportedGraphError(
             f"{path}: max pooling with ceil_mode, dilation or return_indices"
         )
     sides = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-    return MaxPool(path, inputs, *sides)
+    return ir.MaxPool(path, inputs, *sides)
 
 
-def _avg_pool(path: str, inputs: tuple[str, ...], module: Any) -> Node:
+def _avg_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     padded = pair(module.padding) != (0, 0)
     if module.ceil_mode or module.divisor_override or (padded and not module.count_include_pad):
         raise UnsupportedGraphError(
             f"{path}: average pooling with ceil_mode, divisor_override or count_include_pad=False"
         )
     sides = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-    return AvgPool(path, inputs, *sides)
+    return ir.AvgPool(path, inputs, *sides)
 
 
-def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> Node:
+def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> ir.Node:
     """The pooling to `size`, a side or two. Raises UnsupportedGraphError for an open side."""
     if size is None or (not isinstance(size, int) and None in size):
         raise UnsupportedGraphError(f"{path}: adaptive pooling to {size}; both sides are needed")
-    return AdaptiveAvgPool(path, inputs, pair(size))
+    return ir.AdaptiveAvgPool(path, inputs, pair(size))
 
 
-def _adaptive(path: str, inputs: tuple[str, ...], module: Any) -> Node:
+def _adaptive(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     return adaptive_pool(path, inputs, module.output_size)
 
 
-def _rate_readout(path: str, inputs: tuple[str, ...], module: Any) -> Node:
-    return Readout(path, inputs, module.out_features, True, module.bias is not None)
+def _rate_readout(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    return ir.Readout(path, inputs, module.out_features, True, module.bias is not None)
 
 
-def _vote_readout(path: str, inputs: tuple[str, ...], module: Any) -> Node:
-    return Readout(path, inputs, module.classes, False, False, module.votes)
+def _vote_readout(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    return ir.Readout(path, inputs, module.classes, False, False, module.votes)
 
 
-CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], Node]] = {
+CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
     "RateReadout": _rate_readout,
     "VoteReadout": _vote_readout,
     "SpikingNeuron": _population,

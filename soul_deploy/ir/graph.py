@@ -25,26 +25,20 @@ from soul_deploy.ir.neurons import (
     NeuronSpec,
     SurrogateName,
 )
+from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape
 from soul_deploy.ir.nodes import (
-    AdaptiveAvgPool,
-    AvgPool,
-    BatchNorm,
     Convolution,
     Flatten,
     Input,
     Linear,
-    MaxPool,
     Merge,
     MergeFunction,
-    Node,
-    Pair,
-    Pool,
     Population,
     Projection,
     Readout,
     Scatter,
-    Shape,
 )
+from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool, Pool
 from soul_deploy.ir.serde import bounded_integer, node_from_json, node_to_json
 from soul_deploy.runtime.format.validate import MAX_NEURONS
 
@@ -166,10 +160,24 @@ class SpikingGraph:
         """Convolutions and linear layers in execution order (the readout's head not among them)."""
         return tuple(self.of_type(Projection))
 
+    def projection(self, name: str) -> Projection:
+        """The projection called `name`."""
+        node = self[name]
+        assert isinstance(node, Projection), node
+        return node
+
+    @cached_property
+    def static(self) -> tuple[str, ...]:
+        """Nodes that a static image alone determines, in execution order, the input among them."""
+        found: list[str] = []
+        for node in self.nodes[:-1]:
+            if not node.fires and all(name in found for name in node.inputs):
+                found.append(node.name)
+        return tuple(found)
+
     def masked_projection(self, name: str) -> str:
         """The projection that a channel mask called `name` acts on: itself, or a population's."""
-        node = self[name]
-        return name if isinstance(node, Projection) else node.inputs[0]
+        return name if self[name].projects else self[name].inputs[0]
 
     def with_nodes(self, changed: Mapping[str, Node]) -> "SpikingGraph":
         """A graph with the named nodes replaced."""

@@ -3,39 +3,19 @@
 Shapes leave out time and batch: (C, H, W) for maps, (N,) for vectors.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UsageError
 from soul_deploy.ir.neurons import ANALOG, SPIKE, Edge, NeuronSpec
+from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape, positive
+from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool
 
-Shape = tuple[int, ...]
-Pair = tuple[int, int]
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 MergeFunction = Literal["add", "and", "iand"]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operation; `name` is the dotted name of the module it came from."""
-
-    op: ClassVar[str] = ""
-    arity: ClassVar[int | None] = 1  # how many inputs it has; None: two or more
-    name: str
-    inputs: tuple[str, ...]
-
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
-        """The output's shape without time and batch. Raises UsageError if the inputs don't fit."""
-        raise NotImplementedError
-
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        """The output's edge kind."""
-        return inputs[0]
-
-    def describe(self) -> str:
-        """One line for tables."""
-        return ""
 
 
 @dataclass(frozen=True)
@@ -54,20 +34,22 @@ class Input(Node):
 
 
 @dataclass(frozen=True)
-class BatchNorm:
-    """Batch normalisation of a projection's output, until it is folded; `name` owns its state."""
-
-    name: str
-    eps: float = 1e-5
-    momentum: float = 0.1
-
-
-@dataclass(frozen=True)
 class Projection(Node):
     """Synapses: weights, an optional bias, an optional batch norm."""
 
+    projects: ClassVar[bool] = True
     bias: bool
     norm: BatchNorm | None
+
+    @property
+    def weight_shape(self) -> Shape:
+        return (self.out_channels, *self.columns)
+
+    @property
+    def row_tensors(self) -> tuple[str, ...]:
+        """The tensors with one row per output channel: weight, bias, batch norm."""
+        own = [f"{self.name}.{part}" for part in ("weight", "bias")[: 1 + self.bias]]
+        return (*own, *(f"{self.norm.name}.{part}" for part in NORM_PARTS if self.norm))
 
     @property
     def out_channels(self) -> int:
@@ -77,6 +59,23 @@ class Projection(Node):
     def columns(self) -> Shape:
         """The shape of one row of the weight tensor."""
         raise NotImplementedError
+
+    @property
+    def extent(self) -> Shape:
+        """The sides of the window that one output position sees; () for a vector."""
+        return ()
+
+    def resized(self, weight: Shape) -> "Projection":
+        """The same operation for a weight tensor of this shape."""
+        raise NotImplementedError
+
+    def with_norm(self, norm: BatchNorm) -> Node | None:
+        return None if self.norm else replace(self, norm=norm)
+
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
+        shapes = dict.fromkeys(self.row_tensors, self.weight_shape[:1])
+        shapes[f"{self.name}.weight"] = self.weight_shape
+        return shapes | ({f"{self.norm.name}.num_batches_tracked": ()} if self.norm else {})
 
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:
         return ANALOG
@@ -103,6 +102,14 @@ class Convolution(Projection):
     def columns(self) -> Shape:
         return (self.in_channels // self.groups, *self.kernel)
 
+    @property
+    def extent(self) -> Shape:
+        return tuple(1 + self.dilation[i] * (self.kernel[i] - 1) for i in (0, 1))
+
+    def resized(self, weight: Shape) -> "Convolution":
+        inputs = weight[1] * self.groups
+        return replace(self, channels=weight[0], in_channels=inputs)
+
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         (shape,) = inputs
         groups = self.groups
@@ -116,12 +123,10 @@ class Convolution(Projection):
                 f"{self.name}: input {shape}, but the convolution needs ({self.in_channels}, H, W)"
             )
         sides = tuple(
-            (shape[1 + i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1)
-            // self.stride[i]
-            + 1
+            (shape[1 + i] + 2 * self.padding[i] - self.extent[i]) // self.stride[i] + 1
             for i in (0, 1)
         )
-        return (self.channels, *_positive(self.name, sides, shape))
+        return (self.channels, *positive(self.name, sides, shape))
 
     def describe(self) -> str:
         text = f"{self.in_channels}→{self.channels}, {self.kernel[0]}×{self.kernel[1]}"
@@ -148,6 +153,13 @@ class Linear(Projection):
     def columns(self) -> Shape:
         return (self.in_features,)
 
+    def as_head(self, source: str) -> "Readout | None":
+        head = Readout(self.name, (source,), self.features, True, self.bias)
+        return None if self.norm else head
+
+    def resized(self, weight: Shape) -> "Linear":
+        return replace(self, features=weight[0], in_features=weight[1])
+
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         if inputs[0] != (self.in_features,):
             raise UsageError(
@@ -168,8 +180,15 @@ class Population(Node):
     """
 
     op: ClassVar[str] = "population"
+    fires: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
     neuron: NeuronSpec
     generated: int = 0
+
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
+        decay: dict[str, Shape] = {f"{self.name}.w": ()} if self.neuron.learned else {}
+        pattern = {f"{self.name}.pattern": (time_steps, self.generated)} if self.generated else {}
+        return decay | pattern
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         return (inputs[0][0] + self.generated, *inputs[0][1:])
@@ -188,78 +207,16 @@ class Population(Node):
 
 
 @dataclass(frozen=True)
-class Pool(Node):
-    """A window sliding over a map; floor division at the far border."""
-
-    kernel: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
-
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
-        shape = inputs[0]
-        if len(shape) != 3:
-            raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {shape}")
-        if any(2 * self.padding[i] > self.kernel[i] for i in (0, 1)):
-            raise UsageError(
-                f"{self.name}: padding {self.padding} is more than half the kernel {self.kernel}"
-            )
-        sides = tuple(
-            (shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        return (shape[0], *_positive(self.name, sides, shape))
-
-    def describe(self) -> str:
-        return f"{self.kernel[0]}×{self.kernel[1]}, stride {self.stride[0]}×{self.stride[1]}"
-
-
-@dataclass(frozen=True)
-class MaxPool(Pool):
-    """Maximum over a window; of spikes: OR."""
-
-    op: ClassVar[str] = "max_pool"
-
-
-@dataclass(frozen=True)
-class AvgPool(Pool):
-    """Mean over a window (padding counts as zeros); composed into the next projection."""
-
-    op: ClassVar[str] = "avg_pool"
-
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return ANALOG
-
-
-@dataclass(frozen=True)
-class AdaptiveAvgPool(Node):
-    """Mean over windows that tile the input to a given output size."""
-
-    op: ClassVar[str] = "adaptive_avg_pool"
-    size: Pair
-
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
-        if len(inputs[0]) != 3:
-            raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {inputs[0]}")
-        return (inputs[0][0], *_positive(self.name, self.size, inputs[0]))
-
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return ANALOG
-
-    def describe(self) -> str:
-        return f"to {self.size[0]}×{self.size[1]}"
-
-
-@dataclass(frozen=True)
 class Flatten(Node):
     """(C, H, W) to (C·H·W,), channel-major."""
 
     op: ClassVar[str] = "flatten"
+    composable: ClassVar[bool] = True
+    reshapes: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
-        size = 1
-        for side in inputs[0]:
-            size *= side
-        return (size,)
+        return (math.prod(inputs[0]),)
 
 
 @dataclass(frozen=True)
@@ -275,7 +232,17 @@ class Merge(Node):
 
     op: ClassVar[str] = "merge"
     arity: ClassVar[int | None] = None
+    keeps_channels: ClassVar[bool] = True
     function: MergeFunction
+
+    def passes(self, given: Sequence[bool]) -> bool:
+        if self.function == "iand":
+            return given[0]
+        return any(given) if self.function == "add" else all(given)
+
+    def spares(self, branch: str) -> bool:
+        second = self.function == "iand" and self.inputs[1] == branch
+        return self.inputs.count(branch) == 1 and (self.function == "add" or second)
 
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         if self.function not in ("add", "and", "iand"):
@@ -309,6 +276,7 @@ class Scatter(Node):
     """
 
     op: ClassVar[str] = "scatter"
+    scatters: ClassVar[bool] = True
     channels: int
     index: tuple[int, ...]
 
@@ -345,6 +313,20 @@ class Readout(Node):
     bias: bool = True
     votes: int = 1
 
+    @property
+    def weighs(self) -> bool:
+        return self.linear
+
+    @property
+    def row_tensors(self) -> tuple[str, ...]:
+        """The tensors with one row per class: weight, bias."""
+        names = (f"{self.name}.weight", f"{self.name}.bias")
+        return names[: self.linear + (self.linear and self.bias)]
+
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
+        shapes: tuple[Shape, ...] = (self.classes, inputs[0][0]), (self.classes,)
+        return dict(zip(self.row_tensors, shapes, strict=False))
+
     def output_shape(self, inputs: Sequence[Shape]) -> Shape:
         if self.classes < 1 or self.votes < 1:
             raise UsageError(f"{self.name}: {self.classes} classes of {self.votes} votes")
@@ -356,6 +338,9 @@ class Readout(Node):
 
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:
         return ANALOG
+
+    def as_head(self, source: str) -> "Readout":
+        return self
 
     def divisor(self, shape: Shape, time_steps: int) -> int:
         """T · H · W · votes for an input of `shape`."""
@@ -383,9 +368,3 @@ OPS: dict[str, type[Node]] = {
         Scatter,
     )
 }
-
-
-def _positive(name: str, sides: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
-    if min(sides) < 1:
-        raise UsageError(f"{name}: an input of {shape} leaves no output position")
-    return sides

@@ -5,7 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from soul_deploy.ir.neurons import NeuronSpec
-from soul_deploy.ir.nodes import OPS, BatchNorm, Node
+from soul_deploy.ir.node import BatchNorm, Node
+from soul_deploy.ir.nodes import OPS
 
 SUBTRACT = "v_subtract"
 

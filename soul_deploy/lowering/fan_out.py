@@ -8,7 +8,7 @@ every sum is an exact integer below 2^53. Definitions: docs/counting.md.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Edge, MaxPool, Merge, Pair, Population, Shape, SpikingGraph
-from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.linear_operators import (
     Composed,
     ConvOperator,
     MatrixOperator,
     ReadoutOperator,
-    compose,
 )
-from soul_deploy.model.model import Model
 
 
 @brief
@@ -39,9 +39,13 @@ class CountedLayer:
 
     name: str
     composed: Composed
-    edge: Edge
+    edge: ir.Edge
     population: str | None
     live: Array | None = None
+
+    @property
+    def source(self) -> str:
+        return self.composed.source
 
     @cached_property
     def fanout(self) -> Array:
@@ -75,9 +79,10 @@ class CountedPooling:
 
     name: str
     source: str
-    kernel: Pair
-    stride: Pair
-    padding: Pair
+    kernel: ir.Pair
+    stride: ir.Pair
+    padding: ir.Pair
+    population: ClassVar[None] = None
 
 
 @brief
@@ -89,51 +94,27 @@ class CountedPopulation:
     """
 
     name: str
-    shape: Shape
+    shape: ir.Shape
     live: Array | None = None
+    source: ClassVar[None] = None
+
+    @property
+    def population(self) -> str:
+        return self.name
 
 
 Counted: TypeAlias = CountedLayer | CountedPopulation | CountedPooling
 
 
-def counted_layers(
-    graph: SpikingGraph,
-    folded: Mapping[str, Synapses],
-    neuron_masks: Mapping[str, Array] | None = None,
-) -> tuple[CountedLayer, ...]:
-    """Every projection, then the readout, in execution order."""
-    layers = []
-    for node in (*graph.projections, graph.readout):
-        composed = compose(graph, folded, node.name)
-        edge = graph.edges[composed.source]
-        live = live_targets(graph, neuron_masks or {}, node.name)
-        behind = population_behind(graph, node.name)
-        layers.append(CountedLayer(node.name, composed, edge, behind, live))
-    return tuple(layers)
-
-
-def counted_populations(
-    graph: SpikingGraph, neuron_masks: Mapping[str, Array] | None = None
-) -> tuple[CountedPopulation, ...]:
-    """Every population that no entry of `counted_layers` has, in execution order."""
-    found = []
-    for node in graph.populations:
-        source = node.inputs[0]
-        if source in {p.name for p in graph.projections} and population_behind(graph, source):
-            continue
-        shape = graph.shapes[source]
-        live = (neuron_masks or {}).get(node.name)
-        found.append(
-            CountedPopulation(node.name, shape, None if live is None else live[: shape[0]])
-        )
-    return tuple(found)
+def needed_values(entry: Counted) -> tuple[str, ...]:
+    """The nodes whose values an entry is counted from: what feeds it, its population."""
+    return tuple(name for name in (entry.source, entry.population) if name is not None)
 
 
 def population_behind(graph: SpikingGraph, projection: str) -> str | None:
     """The population that a projection feeds, if it feeds nothing else."""
     consumers = graph.consumers[projection]
-    alone = len(consumers) == 1 and isinstance(graph[consumers[0]], Population)
-    return consumers[0] if alone else None
+    return consumers[0] if len(consumers) == 1 and graph[consumers[0]].fires else None
 
 
 def live_targets(
@@ -146,16 +127,26 @@ def live_targets(
     shape = graph.shapes[current]
     live = np.zeros(shape, np.bool_)
     for name in graph.consumers[current]:
-        node = graph[name]
-        below = None
-        if isinstance(node, Population):
-            below = neuron_masks.get(name)
-        elif isinstance(node, Merge):
-            below = live_targets(graph, neuron_masks, name)
+        below = targets_of(graph[name], graph, neuron_masks)
         if below is None:
             return None
         live |= below[: shape[0]]  # generated channels have no current
     return None if live.all() else live
+
+
+@operation_table(ir.Node)
+def targets_of(
+    node: ir.Node, graph: SpikingGraph, neuron_masks: Mapping[str, Array]
+) -> Array | None:
+    """Where a current that a node reads reaches an unmasked neuron; None: everywhere."""
+    raise no_entry(node, "the search for live targets")
+
+
+targets_of.on(ir.Population)(lambda node, graph, neuron_masks: neuron_masks.get(node.name))
+targets_of.on(ir.Merge)(lambda node, graph, masks: live_targets(graph, masks, node.name))
+targets_of.on(
+    ir.Input, ir.Projection, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter, ir.Readout
+)(lambda *_: None)
 
 
 def fanout(
@@ -176,7 +167,7 @@ def fanout(
     return _columns(weight if live is None else weight[live.reshape(-1)], operator.in_shape)
 
 
-def _columns(weight: Array, shape: Shape) -> Array:
+def _columns(weight: Array, shape: ir.Shape) -> Array:
     counts: Array = (weight != 0).sum(axis=0, dtype=np.int64)
     return counts.reshape(shape)
 
@@ -215,22 +206,3 @@ def arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
         padding = [before, after, *padding]
     x = F.pad(x, padding)[:, :, : needed[0], : needed[1]]  # the last window may end before the map
     return F.conv2d(x, nonzero(op.weight), None, op.stride, 0, op.dilation, op.groups)
-
-
-def counted_nodes(model: Model) -> tuple[Counted, ...]:
-    """What `model` is counted by: projections, populations without one, poolings, the readout."""
-    folded = fold(model.graph, model.state, model.channel_masks)
-    return counted_entries(model.graph, folded, model.neuron_masks)
-
-
-def counted_entries(
-    graph: SpikingGraph, folded: Mapping[str, Synapses], neuron_masks: Mapping[str, Array]
-) -> tuple[Counted, ...]:
-    """As `counted_nodes`, of deployed weights and masks from wherever they were read."""
-    *projections, readout = counted_layers(graph, folded, neuron_masks)
-    poolings = [
-        CountedPooling(node.name, node.inputs[0], node.kernel, node.stride, node.padding)
-        for node in graph.of_type(MaxPool)
-    ]
-    populations = counted_populations(graph, neuron_masks)
-    return (*projections, *populations, *poolings, readout)

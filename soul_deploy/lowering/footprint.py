@@ -8,7 +8,7 @@ import math
 
 from soul_deploy.base.errors import LimitError
 from soul_deploy.base.memory import RAISE_IT, WORK_BYTES, require_memory
-from soul_deploy.ir.graph import Convolution, Population, SpikingGraph
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.runtime.format.validate import MAX_STEPS
 
 VALUE_BYTES = 32  # of a map's value: masks, fan-outs in float64 and copies
@@ -22,11 +22,12 @@ def planning_bytes(graph: SpikingGraph) -> dict[str, int]:
     for node in graph.nodes:
         shape = graph.shapes[node.name]
         found[node.name] = VALUE_BYTES * math.prod(shape)
-        if isinstance(node, Population):
+        if node.fires:
             found[node.name] += STEP_BYTES * graph.time_steps * shape[0]
-        elif isinstance(node, Convolution):
-            sides = (1 + node.dilation[i] * (node.kernel[i] - 1) for i in (0, 1))
-            found[node.name] += CURRENT_BYTES * node.channels * math.prod(sides)
+    for projection in graph.projections:
+        if projection.extent:
+            values = projection.out_channels * math.prod(projection.extent)
+            found[projection.name] += CURRENT_BYTES * values
     return found
 
 

@@ -5,27 +5,19 @@ before the pooling. The edge stays a spike edge: what arrives are events, not fr
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 
 from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import LimitError
+from soul_deploy.base.dispatch import operation_table
+from soul_deploy.base.errors import LimitError, UnsupportedGraphError
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Flatten,
-    Linear,
-    Node,
-    Pair,
-    Readout,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.fold_batch_norm import Synapses
 
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
@@ -43,13 +35,13 @@ class ConvOperator:
 
     weight: Array
     bias: Array | None
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: ir.Pair
+    padding: ir.Pair
+    dilation: ir.Pair
     groups: int
-    in_shape: Shape
-    out_shape: Shape
-    reach: Pair
+    in_shape: ir.Shape
+    out_shape: ir.Shape
+    reach: ir.Pair
 
 
 @brief
@@ -62,8 +54,8 @@ class MatrixOperator:
 
     weight: Array
     bias: Array | None
-    in_shape: Shape
-    out_shape: Shape
+    in_shape: ir.Shape
+    out_shape: ir.Shape
 
 
 @brief
@@ -81,11 +73,10 @@ class ReadoutOperator:
     bias: Array | None
     scale: float
     space: bool
-    in_shape: Shape
+    in_shape: ir.Shape
 
 
 Operator: TypeAlias = ConvOperator | MatrixOperator
-Composable: TypeAlias = AvgPool | AdaptiveAvgPool | Flatten
 
 
 @brief
@@ -103,70 +94,127 @@ def compose(graph: SpikingGraph, folded: Mapping[str, Synapses], name: str) -> C
     The source is the nearest node before it that is no average pooling and no flattening. Raises
     LimitError for a composed matrix that is too large.
     """
-    node = graph[name]
-    source, between = _walk_back(graph, node)
-    if isinstance(node, Readout):
-        return Composed(source, _compose_readout(graph, node, folded, source, between))
-    operator = base_operator(graph, node, folded[name])
-    for pool in between:
-        operator = _behind(operator, pool, graph.shapes[pool.inputs[0]], name)
-    return Composed(source, operator)
+    source, between = walk_back(graph, name)
+    if name == graph.readout.name:
+        return Composed(source, _compose_readout(graph, folded, source, between))
+    operator = base_operator(graph[name], graph, folded[name])
+    return Composed(source, _behind_all(operator, graph, between, name))
 
 
-def _walk_back(graph: SpikingGraph, node: Node) -> tuple[str, list[Composable]]:
-    """The source's name, and the composable nodes between, nearest to `node` first."""
-    between: list[Composable] = []
-    current = graph[node.inputs[0]]
-    while isinstance(current, AvgPool | AdaptiveAvgPool | Flatten):
+def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
+    """The source's name, and the composable nodes between, nearest to node `name` first."""
+    between: list[ir.Node] = []
+    current = graph[graph[name].inputs[0]]
+    while current.composable:
         between.append(current)
         current = graph[current.inputs[0]]
     return current.name, between
 
 
-def base_operator(graph: SpikingGraph, node: Node, synapses: Synapses) -> Operator:
+@operation_table(ir.Projection)
+def base_operator(node: ir.Node, graph: SpikingGraph, synapses: Synapses) -> Operator:
     """A projection's operator on its own input, nothing composed into it."""
-    in_shape, out_shape = graph.shapes[node.inputs[0]], graph.shapes[node.name]
-    if isinstance(node, Convolution):
-        return ConvOperator(
-            synapses.weight,
-            synapses.bias,
-            node.stride,
-            node.padding,
-            node.dilation,
-            node.groups,
-            in_shape,
-            out_shape,
-            (in_shape[1], in_shape[2]),
+    raise no_entry(node, "linear-operator lowering")
+
+
+@base_operator.on(ir.Convolution)
+def _convolution(node: ir.Convolution, graph: SpikingGraph, synapses: Synapses) -> ConvOperator:
+    in_shape = graph.shapes[node.inputs[0]]
+    return ConvOperator(
+        synapses.weight,
+        synapses.bias,
+        node.stride,
+        node.padding,
+        node.dilation,
+        node.groups,
+        in_shape,
+        graph.shapes[node.name],
+        (in_shape[1], in_shape[2]),
+    )
+
+
+@base_operator.on(ir.Linear)
+def _linear(node: ir.Linear, graph: SpikingGraph, synapses: Synapses) -> MatrixOperator:
+    shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
+    return MatrixOperator(synapses.weight, synapses.bias, *shapes)
+
+
+def _behind_all(
+    operator: Operator, graph: SpikingGraph, between: list[ir.Node], name: str
+) -> Operator:
+    for node in between:
+        operator = compose_behind(node, operator, graph.shapes[node.inputs[0]], name)
+    return operator
+
+
+@operation_table(ir.Node)
+def compose_behind(node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
+    """The operator that takes the input of a composable node instead of its output."""
+    raise no_entry(node, "linear-operator lowering")
+
+
+compose_behind.refuse(
+    *(ir.Input, ir.Projection, ir.Population, ir.MaxPool, ir.Merge, ir.Scatter, ir.Readout),
+    error=lambda node: UnsupportedGraphError(
+        f"{node.name}: {node.op} cannot be composed into a projection"
+    ),
+)
+
+
+@compose_behind.on(ir.Flatten)
+def _flatten(node: ir.Flatten, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
+    return replace(operator, in_shape=in_shape)
+
+
+@compose_behind.on(ir.AvgPool)
+def _avg_pool(node: ir.AvgPool, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
+    def rows(axis: int) -> Array:
+        return _window_rows(
+            in_shape[1 + axis], node.kernel[axis], node.stride[axis], node.padding[axis]
         )
-    assert isinstance(node, Linear), node
-    return MatrixOperator(synapses.weight, synapses.bias, in_shape, out_shape)
+
+    tiles = node.kernel == node.stride and node.padding == (0, 0)
+    return _pooled(node, operator, in_shape, name, node.kernel if tiles else None, rows)
 
 
-def _behind(operator: Operator, pool: Composable, in_shape: Shape, name: str) -> Operator:
-    """The operator that takes the input of `pool` instead of its output."""
-    if isinstance(pool, Flatten):
-        return replace(operator, in_shape=in_shape)
-    window = _tiling(pool, in_shape)
+@compose_behind.on(ir.AdaptiveAvgPool)
+def _adaptive(
+    node: ir.AdaptiveAvgPool, operator: Operator, in_shape: ir.Shape, name: str
+) -> Operator:
+    def rows(axis: int) -> Array:
+        return adaptive_rows(in_shape[1 + axis], node.size[axis])
+
+    window = even_window(node, in_shape)
+    return _pooled(node, operator, in_shape, name, window, rows)
+
+
+def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
+    """The one window of an adaptive pooling; None where its windows differ in size."""
+    _, height, width = in_shape
+    if height % node.size[0] or width % node.size[1]:
+        return None
+    return height // node.size[0], width // node.size[1]
+
+
+def _pooled(
+    node: ir.Node,
+    operator: Operator,
+    in_shape: ir.Shape,
+    name: str,
+    window: ir.Pair | None,
+    rows: Callable[[int], Array],
+) -> Operator:
+    """window: that tiles the map without overlap or padding, if one does."""
     if isinstance(operator, ConvOperator):
         if window is not None:
             return _conv_behind_tiles(operator, window, in_shape, name)
         operator = as_matrix(operator, name)
-    return _matrix_behind_pool(operator, _pool_matrix(pool, in_shape, name), in_shape, name)
-
-
-def _tiling(pool: AvgPool | AdaptiveAvgPool, in_shape: Shape) -> Pair | None:
-    """The window of a pooling whose windows tile the map without overlap or padding."""
-    if isinstance(pool, AvgPool):
-        tiles = pool.kernel == pool.stride and pool.padding == (0, 0)
-        return pool.kernel if tiles else None
-    height, width = in_shape[1:]
-    if height % pool.size[0] or width % pool.size[1]:
-        return None
-    return height // pool.size[0], width // pool.size[1]
+    _bounded(name, (math.prod(node.output_shape([in_shape])[1:]), math.prod(in_shape[1:])))
+    return _matrix_behind_pool(operator, np.kron(rows(0), rows(1)), in_shape, name)
 
 
 def _conv_behind_tiles(
-    operator: ConvOperator, window: Pair, in_shape: Shape, name: str
+    operator: ConvOperator, window: ir.Pair, in_shape: ir.Shape, name: str
 ) -> ConvOperator:
     """Each kernel weight spreads evenly over the window it pooled."""
     (wh, ww), (dh, dw) = window, operator.dilation
@@ -222,20 +270,6 @@ def _taps(operator: ConvOperator, axis: int, k: int) -> tuple[Array, Array]:
     return outputs[inside], inputs[inside]
 
 
-def _pool_matrix(pool: AvgPool | AdaptiveAvgPool, in_shape: Shape, name: str) -> Array:
-    """(OH·OW, H·W) float64: the weight of each input position in each pooled one."""
-    height, width = in_shape[1:]
-    _bounded(name, (math.prod(pool.output_shape([in_shape])[1:]), height * width))
-    if isinstance(pool, AvgPool):
-        axes = [
-            _window_rows(side, pool.kernel[i], pool.stride[i], pool.padding[i])
-            for i, side in enumerate((height, width))
-        ]
-    else:
-        axes = [adaptive_rows(side, pool.size[i]) for i, side in enumerate((height, width))]
-    return np.kron(axes[0], axes[1])
-
-
 def _window_rows(side: int, kernel: int, stride: int, padding: int) -> Array:
     count = (side + 2 * padding - kernel) // stride + 1
     rows = np.zeros((count, side))
@@ -255,7 +289,7 @@ def adaptive_rows(side: int, count: int) -> Array:
 
 
 def _matrix_behind_pool(
-    operator: MatrixOperator, pool: Array, in_shape: Shape, name: str
+    operator: MatrixOperator, pool: Array, in_shape: ir.Shape, name: str
 ) -> MatrixOperator:
     rows, positions = len(operator.weight), in_shape[1] * in_shape[2]
     _bounded(name, (rows, in_shape[0] * positions))
@@ -265,12 +299,9 @@ def _matrix_behind_pool(
 
 
 def _compose_readout(
-    graph: SpikingGraph,
-    node: Readout,
-    folded: Mapping[str, Synapses],
-    source: str,
-    between: list[Composable],
+    graph: SpikingGraph, folded: Mapping[str, Synapses], source: str, between: list[ir.Node]
 ) -> ReadoutOperator:
+    node = graph.readout
     shape = graph.shapes[node.inputs[0]]
     scale = 1.0 / node.divisor(shape, graph.time_steps)
     weight = folded[node.name].weight if node.linear else None
@@ -283,11 +314,9 @@ def _compose_readout(
     if len(shape) == 3:
         _bounded(node.name, (node.classes, math.prod(shape)))
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
-    operator: Operator = MatrixOperator(weight, None, shape, (node.classes,))
-    for pool in between:
-        operator = _behind(operator, pool, graph.shapes[pool.inputs[0]], node.name)
-    in_shape = graph.shapes[source]
-    return ReadoutOperator(operator.weight, 1, bias, scale, False, in_shape)
+    plain = MatrixOperator(weight, None, shape, (node.classes,))
+    weight = _behind_all(plain, graph, between, node.name).weight
+    return ReadoutOperator(weight, 1, bias, scale, False, graph.shapes[source])
 
 
 def _bounded(name: str, shape: tuple[int, int]) -> None:

@@ -4,118 +4,144 @@ The rest can be left out of an event network without changing an output: nothing
 A neuron without inputs is not dead, since its bias may make it fire.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    Flatten,
-    MaxPool,
-    Merge,
-    Node,
-    Pool,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.fan_out import fanout
-from soul_deploy.lowering.fold_batch_norm import fold
-from soul_deploy.lowering.linear_operators import ReadoutOperator, compose
-from soul_deploy.model.model import Model
+from soul_deploy.lowering.linear_operators import Composed, ReadoutOperator
+from soul_deploy.nn.operations import unweighed
 
 
-def live_neurons(model: Model) -> dict[str, Array]:
-    """Population -> bool of its shape: the fixpoint, found in one pass from the readout back."""
-    graph = model.graph
-    folded = fold(graph, model.state, model.channel_masks)
-    read: dict[str, Array] = {name: np.zeros(shape, bool) for name, shape in graph.shapes.items()}
-    live: dict[str, Array] = {}
-    for node in reversed(graph.nodes):
-        if isinstance(node, Population):
-            mask = model.neuron_masks.get(node.name)
-            live[node.name] = read[node.name] if mask is None else read[node.name] & mask
-            read[node.inputs[0]] |= live[node.name][: graph.shapes[node.inputs[0]][0]]
-        elif isinstance(node, Projection | Readout):
-            composed = compose(graph, folded, node.name)
-            operator = composed.operator
-            if isinstance(operator, ReadoutOperator):
-                reads = _read_by_readout(operator)
-            else:
-                reads = fanout(operator, read[node.name]) > 0
-            read[composed.source] |= reads
-        else:
-            for name in node.inputs:
-                read[name] |= _read_behind(node, read[node.name], graph.shapes[name])
-    return {node.name: live[node.name] for node in graph.populations}
+@dataclass(frozen=True)
+class _Backwards:
+    """The pass from the readout back; read: which of each node's values are read so far."""
+
+    graph: SpikingGraph
+    operator: Callable[[str], Composed]
+    neuron_masks: Mapping[str, Array]
+    read: dict[str, Array]
+    live: dict[str, Array] = field(default_factory=dict)
 
 
-def _read_behind(node: Node, read: Array, shape: Shape) -> Array:
-    """Which of an input's values a stateless node needs for those of its own that are read.
+def live_neurons(
+    graph: SpikingGraph, operator: Callable[[str], Composed], neuron_masks: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Population -> bool of its shape: the fixpoint, found in one pass from the readout back.
 
-    Average pooling and flattening are composed into projections, which read past them; here it is
-    what else reads them.
+    operator: gives the linear operator of a projection or of the readout.
     """
-    if isinstance(node, Scatter):
-        return np.asarray(read[list(node.index)])
-    if isinstance(node, Pool):
-        return _covered(node, read, shape)
-    if isinstance(node, AdaptiveAvgPool):
-        return np.full(shape, read.any())
-    assert isinstance(node, Merge | Flatten), node
-    return read.reshape(shape)
+    read = {name: np.zeros(shape, bool) for name, shape in graph.shapes.items()}
+    walk = _Backwards(graph, operator, neuron_masks, read)
+    for node in reversed(graph.nodes):
+        mark_read(node, walk)
+    return {node.name: walk.live[node.name] for node in graph.populations}
 
 
-def deployed(model: Model) -> Model:
-    """The same network with every neuron that does not matter masked: outputs are unchanged."""
-    live = {name: keep for name, keep in live_neurons(model).items() if not keep.all()}
-    return replace(model, neuron_masks=live)
+@operation_table(ir.Node)
+def mark_read(node: ir.Node, walk: _Backwards) -> None:
+    """Mark what a node needs of its inputs for those of its own values that are read."""
+    raise no_entry(node, "the search for live neurons")
 
 
-def live_values(model: Model) -> dict[str, Array | None]:
+mark_read.on(ir.Input)(lambda node, walk: None)
+
+
+@mark_read.on(ir.Population)
+def _neurons(node: ir.Population, walk: _Backwards) -> None:
+    read, mask = walk.read[node.name], walk.neuron_masks.get(node.name)
+    walk.live[node.name] = read if mask is None else read & mask
+    (source,) = node.inputs
+    walk.read[source] |= walk.live[node.name][: walk.graph.shapes[source][0]]
+
+
+@mark_read.on(ir.Projection)
+def _synapses(node: ir.Projection, walk: _Backwards) -> None:
+    composed = walk.operator(node.name)
+    walk.read[composed.source] |= fanout(composed.operator, walk.read[node.name]) > 0
+
+
+@mark_read.on(ir.Readout)
+def _readout(node: ir.Readout, walk: _Backwards) -> None:
+    composed = walk.operator(node.name)
+    assert isinstance(composed.operator, ReadoutOperator)
+    walk.read[composed.source] |= _read_by_readout(composed.operator)
+
+
+# Average pooling and flattening are composed into projections, which read past them; here it is
+# what else reads them.
+@mark_read.on(ir.Merge, ir.Flatten)
+def _same_values(node: ir.Node, walk: _Backwards) -> None:
+    for name in node.inputs:
+        walk.read[name] |= walk.read[node.name].reshape(walk.graph.shapes[name])
+
+
+@mark_read.on(ir.Pool)
+def _windows(node: ir.Pool, walk: _Backwards) -> None:
+    (name,) = node.inputs
+    walk.read[name] |= _covered(node, walk.read[node.name], walk.graph.shapes[name])
+
+
+@mark_read.on(ir.AdaptiveAvgPool)
+def _whole_map(node: ir.AdaptiveAvgPool, walk: _Backwards) -> None:
+    walk.read[node.inputs[0]] |= walk.read[node.name].any()
+
+
+@mark_read.on(ir.Scatter)
+def _places(node: ir.Scatter, walk: _Backwards) -> None:
+    walk.read[node.inputs[0]] |= walk.read[node.name][list(node.index)]
+
+
+def live_values(graph: SpikingGraph, neuron_masks: Mapping[str, Array]) -> dict[str, Array | None]:
     """Where each node that holds values can be nonzero, bool of its shape; None: everywhere.
 
     A population's neuron mask; behind it a max pooling's windows that hold an unmasked neuron, the
     union of the branches of a sum, what all branches of an AND have, the identity's of an IAND.
     """
-    graph = model.graph
     live: dict[str, Array | None] = {}
     for node in graph.nodes:
-        mask = None
-        if isinstance(node, Population):
-            mask = model.neuron_masks.get(node.name)
-        elif (
-            isinstance(node, MaxPool | Merge | Scatter) and graph.edges[node.name].kind != "analog"
-        ):
-            shapes = {name: graph.shapes[name] for name in node.inputs}
-            before = [np.ones(s, bool) if live[n] is None else live[n] for n, s in shapes.items()]
-            mask = _live_behind(node, [np.asarray(mask) for mask in before])
+        masks = [live[name] for name in node.inputs]
+        if node.fires:
+            mask = neuron_masks.get(node.name)
+        elif graph.edges[node.name].kind == "analog":
+            mask = None
+        else:
+            shapes = [graph.shapes[name] for name in node.inputs]
+            inputs = [
+                np.ones(shape, bool) if mask is None else mask
+                for mask, shape in zip(masks, shapes, strict=True)
+            ]
+            mask = can_hold(node, inputs)
         live[node.name] = None if mask is None or mask.all() else mask
     return live
 
 
-def _everywhere(graph: SpikingGraph, live: Mapping[str, Array | None], name: str) -> Array:
-    mask = live[name]
-    return np.ones(graph.shapes[name], bool) if mask is None else mask
+@operation_table(ir.Node)
+def can_hold(node: ir.Node, inputs: list[Array]) -> Array | None:
+    """Where a node without weights can be nonzero, from where its inputs can; None: everywhere."""
+    raise no_entry(node, "the search for live values")
 
 
-def _live_behind(node: Node, inputs: list[Array]) -> Array:
-    if isinstance(node, MaxPool):
-        held = torch.from_numpy(inputs[0].astype(np.float32))[None]
-        pooled = F.max_pool2d(held, node.kernel, node.stride, node.padding)[0]
-        return np.asarray(pooled.numpy() > 0)
-    if isinstance(node, Scatter):
-        wide = np.zeros((node.channels, *inputs[0].shape[1:]), bool)
-        wide[list(node.index)] = inputs[0]
-        return wide
-    assert isinstance(node, Merge), node
+can_hold.on(
+    ir.Input, ir.Projection, ir.Population, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout
+)(lambda node, inputs: None)
+
+
+@can_hold.on(ir.MaxPool, ir.Scatter)
+def _moved(node: ir.Node, inputs: list[Array]) -> Array:
+    return np.asarray(unweighed(node, torch.from_numpy(inputs[0]).float()[None])[0].numpy() > 0)
+
+
+@can_hold.on(ir.Merge)
+def _joined(node: ir.Merge, inputs: list[Array]) -> Array:
     if node.function == "iand":
         return inputs[0]
     join = np.logical_or if node.function == "add" else np.logical_and
@@ -131,7 +157,7 @@ def _read_by_readout(operator: ReadoutOperator) -> Array:
     return np.asarray(used.reshape(operator.in_shape))
 
 
-def _covered(node: Pool, read: Array, shape: Shape) -> Array:
+def _covered(node: ir.Pool, read: Array, shape: ir.Shape) -> Array:
     """Input positions inside the window of at least one pooled neuron that is read."""
     channels, height, width = shape
     kernel = torch.ones(channels, 1, *node.kernel, dtype=torch.float64)

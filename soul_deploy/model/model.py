@@ -5,7 +5,7 @@ Also reads other people's `.pt` / `.pth` state dicts, through `torch.load(weight
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -37,7 +37,7 @@ from soul_deploy.base.input_rule import (
     InputRule,
     is_input_kind,
 )
-from soul_deploy.ir.graph import Population, Projection, Readout, Shape, SpikingGraph
+from soul_deploy.ir.graph import Shape, SpikingGraph
 from soul_deploy.model.state_dict import read_state_dict
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
@@ -98,6 +98,10 @@ class Model:
     neuron_masks: Mapping[str, Array] = field(default_factory=dict)
     alphas: Mapping[str, Array] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy gets the fields; what was computed from them stays with the original."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
     def module(self) -> GraphModule:
         """The network as a PyTorch module in evaluation mode, masks applied."""
         module = GraphModule(self.graph)
@@ -117,6 +121,12 @@ class Model:
                 f"T = {valid} steps; run it with T = {valid}, or remove again for another T"
             )
         return replace(self, graph=self.graph.with_time_steps(time_steps))
+
+    @property
+    def for_one_t(self) -> bool:
+        """Whether it holds for its T only: by its removal, or for a stored spike pattern."""
+        generated = any(node.generated for node in self.graph.nodes)
+        return generated or self.info.validity.time_steps is not None
 
     @property
     def input_shape(self) -> Shape:
@@ -202,31 +212,13 @@ def _under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 def expected_shapes(graph: SpikingGraph) -> dict[str, Shape]:
     """Name and shape of every tensor in the state dict of `graph`'s module."""
-    shapes: dict[str, Shape] = {}
-    for node in graph.nodes:
-        if isinstance(node, Population):
-            shapes |= {f"{node.name}.w": ()} if node.neuron.learned else {}
-            pattern = (graph.time_steps, node.generated)
-            shapes |= {f"{node.name}.pattern": pattern} if node.generated else {}
-        elif isinstance(node, Projection):
-            shapes |= _projection_shapes(node)
-        elif isinstance(node, Readout) and node.linear:
-            inputs = graph.shapes[node.inputs[0]][0]
-            shapes[f"{node.name}.weight"] = (node.classes, inputs)
-            shapes |= {f"{node.name}.bias": (node.classes,)} if node.bias else {}
-    return shapes
-
-
-def _projection_shapes(node: Projection) -> dict[str, Shape]:
-    rows = (node.out_channels,)
-    shapes = {f"{node.name}.weight": (*rows, *node.columns)}
-    if node.bias:
-        shapes[f"{node.name}.bias"] = rows
-    if node.norm is not None:
-        parts = ("weight", "bias", "running_mean", "running_var")
-        shapes |= {f"{node.norm.name}.{part}": rows for part in parts}
-        shapes[f"{node.norm.name}.num_batches_tracked"] = ()
-    return shapes
+    return {
+        name: shape
+        for node in graph.nodes
+        for name, shape in node.tensors(
+            [graph.shapes[source] for source in node.inputs], graph.time_steps
+        ).items()
+    }
 
 
 def _check_names(graph: SpikingGraph, path: Path) -> None:
@@ -285,7 +277,7 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
 def _check_masks(model: Model, path: Path) -> None:
     graph = model.graph
     populations = {node.name for node in graph.populations}
-    fed = {name for name in populations if isinstance(graph[graph[name].inputs[0]], Projection)}
+    fed = {name for name in populations if graph[graph[name].inputs[0]].projects}
     fed |= {node.name for node in graph.projections}
     for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
         on_spikes = model.neuron_masks.get(name) is keep
@@ -301,12 +293,10 @@ def _check_masks(model: Model, path: Path) -> None:
 
 def _check_alphas(model: Model, path: Path) -> None:
     graph = model.graph
+    shapes = {node.name: node.weight_shape for node in graph.projections}
+    shapes |= {node.name: graph.shapes[node.name] for node in graph.populations}
     for name, alpha in model.alphas.items():
-        needed: Shape | None = None
-        if name in graph.shapes and isinstance(graph[name], Projection):
-            needed = model.state[f"{name}.weight"].shape
-        elif name in graph.shapes and isinstance(graph[name], Population):
-            needed = graph.shapes[name]
+        needed = shapes.get(name)
         if alpha.shape != needed or alpha.dtype != np.float32:
             raise FileFormatError(
                 f"{path}: mask parameters of {name} are {alpha.dtype}{alpha.shape}, "

@@ -8,31 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.errors import UsageError, ValidityError
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    BatchNorm,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    Merge,
-    Node,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
 from soul_deploy.nn.layers import merged, spike_counts, split_time, vote_counts
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.nn.operations import modules_of, unweighed
 
 StepObserver = Callable[[str, int, Tensor, Tensor], None]
 """Called with (population, t, spikes (B, ...), membrane potential after reset (B, ...))."""
@@ -107,22 +94,8 @@ class GraphModule(nn.Module):
         self.weight_gates: dict[str, Gate] = {}
         self.neuron_gates: dict[str, Gate] = {}
         for node in graph.nodes:
-            self._add_modules(node)
-
-    def _add_modules(self, node: Node) -> None:
-        if isinstance(node, Projection):
-            self._place(node.name, _projection_module(node))
-            if node.norm is not None:
-                self._place(node.norm.name, _norm_module(node, node.norm))
-        elif isinstance(node, Population):
-            neuron = SpikingNeuron(node.neuron, self.graph.time_steps)
-            if node.generated:
-                steps = self.graph.time_steps
-                neuron.register_buffer("pattern", torch.zeros(steps, node.generated))
-            self._place(node.name, neuron)
-        elif isinstance(node, Readout) and node.linear:
-            shape = self.graph.shapes[node.inputs[0]]
-            self._place(node.name, nn.Linear(shape[0], node.classes, bias=node.bias))
+            for path, module in modules_of(node, graph):
+                self._place(path, module)
 
     def _place(self, path: str, module: nn.Module) -> None:
         parent: nn.Module = self
@@ -179,9 +152,8 @@ class GraphModule(nn.Module):
         for node in self.graph.nodes:
             if node.name in values or node.name not in self._needed(values, wanted):
                 continue
-            if isinstance(node, Input):
-                raise UsageError("the network's input is needed for what was asked")
-            values[node.name] = self._compute(node, [values[name] for name in node.inputs], observe)
+            inputs = [values[name] for name in node.inputs]
+            values[node.name] = compute(node, self, inputs, observe)
         return {name: values[name] for name in wanted}
 
     def _needed(self, known: Mapping[str, Signal], wanted: list[str]) -> set[str]:
@@ -194,22 +166,7 @@ class GraphModule(nn.Module):
                 pending.extend(self.graph[name].inputs)
         return needed
 
-    def _compute(self, node: Node, inputs: list[Signal], observe: StepObserver | None) -> Signal:
-        if isinstance(node, Merge):
-            result = merged(node.function, [signal.tensor for signal in inputs])
-            return Signal(result, all(signal.static for signal in inputs))
-        (source,) = inputs
-        if isinstance(node, Population):
-            return self._fire(node, source, observe)
-        if isinstance(node, Readout):
-            return Signal(self._read(node, source.tensor, per_step=False), True)
-        images = source.tensor if source.static else source.tensor.flatten(0, 1)
-        result = self._apply_stateless(node, images)
-        if not source.static:
-            result = split_time(result, source.tensor)
-        return Signal(result, source.static)
-
-    def _fire(self, node: Population, source: Signal, observe: StepObserver | None) -> Signal:
+    def _fire(self, node: ir.Population, source: Signal, observe: StepObserver | None) -> Signal:
         neuron = self.get_submodule(node.name)
         assert isinstance(neuron, SpikingNeuron)
         see = None
@@ -225,10 +182,7 @@ class GraphModule(nn.Module):
         gate = self.neuron_gates.get(node.name)
         return Signal(spikes if gate is None else spikes * gate(), False)
 
-    def _apply_stateless(self, node: Node, x: Tensor) -> Tensor:
-        return self._project(node, x) if isinstance(node, Projection) else unweighed(node, x)
-
-    def _project(self, node: Projection, x: Tensor) -> Tensor:
+    def _project(self, node: ir.Projection, x: Tensor) -> Tensor:
         y = self._weigh(node, x)
         mask = self._mask_of(node)
         if node.norm is None:
@@ -239,7 +193,7 @@ class GraphModule(nn.Module):
             return normalised
         return self._masked_norm(norm, mask, y)
 
-    def _weigh(self, node: Projection, x: Tensor) -> Tensor:
+    def _weigh(self, node: ir.Projection, x: Tensor) -> Tensor:
         layer = self.get_submodule(node.name)
         gate = self.weight_gates.get(node.name)
         if gate is None:
@@ -247,16 +201,12 @@ class GraphModule(nn.Module):
             return plain
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight = layer.weight * gate()
-        if isinstance(node, Convolution):
-            sides = node.stride, node.padding, node.dilation
-            return F.conv2d(x, weight, layer.bias, *sides, node.groups)
-        return F.linear(x, weight, layer.bias)
+        gated: Tensor = functional_call(layer, {"weight": weight}, (x,))
+        return gated
 
-    def _mask_of(self, node: Projection) -> ChannelMask | None:
-        if node.name in self.channel_masks:
-            return self.channel_masks[node.name]
-        for name in self.graph.consumers[node.name]:
-            if name in self.channel_masks and isinstance(self.graph[name], Population):
+    def _mask_of(self, node: ir.Projection) -> ChannelMask | None:
+        for name in (node.name, *self.graph.consumers[node.name]):
+            if name in self.channel_masks and self.graph.masked_projection(name) == node.name:
                 return self.channel_masks[name]
         return None
 
@@ -273,7 +223,7 @@ class GraphModule(nn.Module):
         gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)
         return gain.reshape(-1, *([1] * (y.dim() - 2)))
 
-    def _read(self, node: Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
+    def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
         steps = 1 if per_step else self.graph.time_steps
         scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
         counts = spike_counts(spikes, per_step=per_step)
@@ -285,19 +235,53 @@ class GraphModule(nn.Module):
         return scores if head.bias is None else scores + head.bias
 
 
-def unweighed(node: Node, x: Tensor) -> Tensor:
-    """The output (N, ...) of a node without weights or state, of one input (N, ...)."""
-    if isinstance(node, MaxPool):
-        return F.max_pool2d(x, node.kernel, node.stride, node.padding)
-    if isinstance(node, AvgPool):
-        return F.avg_pool2d(x, node.kernel, node.stride, node.padding)
-    if isinstance(node, AdaptiveAvgPool):
-        return F.adaptive_avg_pool2d(x, node.size)
-    if isinstance(node, Scatter):
-        wide = x.new_zeros(len(x), node.channels, *x.shape[2:])
-        return wide.index_copy(1, torch.tensor(node.index, device=x.device), x)
-    assert isinstance(node, Flatten), node
-    return x.flatten(1)
+@operation_table(ir.Node)
+def compute(
+    node: ir.Node, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
+) -> Signal:
+    """The output of a node of `module`'s graph, from its inputs."""
+    raise no_entry(node, "GraphModule")
+
+
+compute.refuse(
+    ir.Input, error=lambda node: UsageError("the network's input is needed for what was asked")
+)
+
+
+@compute.on(ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter)
+def _plain(node: ir.Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
+    return _image_by_image(lambda images: unweighed(node, images), *inputs)
+
+
+@compute.on(ir.Projection)
+def _synapses(
+    node: ir.Projection, module: GraphModule, inputs: list[Signal], observe: object
+) -> Signal:
+    return _image_by_image(lambda images: module._project(node, images), *inputs)
+
+
+def _image_by_image(function: Callable[[Tensor], Tensor], source: Signal) -> Signal:
+    if source.static:
+        return Signal(function(source.tensor), True)
+    return Signal(split_time(function(source.tensor.flatten(0, 1)), source.tensor), False)
+
+
+@compute.on(ir.Population)
+def _spikes(
+    node: ir.Population, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
+) -> Signal:
+    return module._fire(node, inputs[0], observe)
+
+
+@compute.on(ir.Merge)
+def _merged(node: ir.Merge, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
+    result = merged(node.function, [signal.tensor for signal in inputs])
+    return Signal(result, all(signal.static for signal in inputs))
+
+
+@compute.on(ir.Readout)
+def _scores(node: ir.Readout, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
+    return Signal(module._read(node, inputs[0].tensor, per_step=False), True)
 
 
 def require_floats(x: Tensor) -> None:
@@ -318,27 +302,6 @@ def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
     steps, batch, _, *space = spikes.shape
     generated = pattern.to(spikes).reshape(steps, 1, -1, *([1] * len(space)))
     return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)
-
-
-def _projection_module(node: Projection) -> nn.Module:
-    if isinstance(node, Convolution):
-        return nn.Conv2d(
-            node.in_channels,
-            node.channels,
-            node.kernel,
-            node.stride,
-            node.padding,
-            node.dilation,
-            node.groups,
-            node.bias,
-        )
-    assert isinstance(node, Linear), node
-    return nn.Linear(node.in_features, node.features, node.bias)
-
-
-def _norm_module(node: Projection, norm: BatchNorm) -> nn.Module:
-    kind = nn.BatchNorm2d if isinstance(node, Convolution) else nn.BatchNorm1d
-    return kind(node.out_channels, norm.eps, norm.momentum)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivity, weight_shape
+from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivity
 from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import (
     Convolution,
@@ -24,13 +24,13 @@ OPTIONS = NetworkOptions((3, 32, 32), 10, LIF, 4)
 
 
 def ones(graph: SpikingGraph) -> dict[str, Array]:
-    return {node.name: np.ones(weight_shape(node), np.float32) for node in graph.projections}
+    return {node.name: np.ones(node.weight_shape, np.float32) for node in graph.projections}
 
 
 def test_6conv2fc_has_the_published_number_of_weights_and_synapses() -> None:
     """36,715,264 weights; 1,614,720,000 synapses (Shi et al., `model.connects()`)."""
     _, graph = create("cifar10net", OPTIONS)
-    sizes = [int(np.prod(weight_shape(node))) for node in graph.projections]
+    sizes = [int(np.prod(node.weight_shape)) for node in graph.projections]
     assert sum(sizes) == 36_715_264
     synapses = dense_synapses(graph)
     assert list(synapses.values()) == [

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from naive import targets_of
 
 from soul_deploy.analysis.measure import count
-from soul_deploy.analysis.synops import count_model, counted_nodes
+from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
@@ -38,8 +38,8 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer
-from soul_deploy.lowering.liveness import deployed
 from soul_deploy.model.model import Model, ModelInfo, save_model
 from soul_deploy.nn.graph_module import Signal
 
@@ -166,7 +166,7 @@ def test_every_geometry_is_counted_as_plain_loops_count() -> None:
         model, x = model_of(graph, number), images_of(graph, number)
         spikes = model.module().record(x).spikes["sa"].flatten(2).numpy()
         synapses = synapses_of(model)
-        layer = counted_nodes(model)[1]
+        layer = lower(model).counted[1]
         assert isinstance(layer, CountedLayer)
         assert layer.fanout.reshape(-1).tolist() == [len(targets) for targets in synapses]
         counts = count_model(model, x)["b"]
@@ -210,7 +210,7 @@ def test_every_geometry_behind_an_average_is_counted_as_impulses_arrive() -> Non
             graph = pooled_network(rows, columns, kind)
             model, x = model_of(graph, number), images_of(graph, number)
             paths = reached(model)
-            layer = counted_nodes(model)[1]
+            layer = lower(model).counted[1]
             assert isinstance(layer, CountedLayer)
             assert layer.fanout.reshape(-1).tolist() == paths.sum(axis=1).tolist()
             spikes = model.module().record(x).spikes["sa"].flatten(2).numpy()
@@ -231,7 +231,7 @@ def assert_deployed(model: Model, x: torch.Tensor, folder: Path) -> None:
     assert check["static"] and check["forced"] and check["end_to_end"] and not check["counter_diff"]
     report = count(model, x)
     (layer,) = (layer for layer in report.layers if layer.name == "b")
-    assert layer.counts == count_model(deployed(model), x)["b"]
+    assert layer.counts == count_model(lower(model).trimmed.model, x)["b"]
     assert layer.synapses <= layer.synapses_dense
 
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soul_deploy.analysis.dense_ops import dense_ops, static_nodes
-from soul_deploy.analysis.synops import fanout
+from soul_deploy.analysis.dense_ops import dense_ops
 from soul_deploy.ir.graph import (
     AvgPool,
     Convolution,
@@ -19,6 +18,7 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
+from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.linear_operators import base_operator
 from soul_deploy.zoo.registry import NetworkOptions, create
@@ -79,7 +79,7 @@ def test_resnet18_at_224() -> None:
     stem, head = graph.projections[0].name, graph.readout.name
     assert totals(graph) == (1_680_390_912, 1_814_073_344)
     assert totals(graph, (stem, head)) == (1_563_664_384, 1_695_547_392)
-    assert static_nodes(graph) == {graph.input.name, stem}
+    assert graph.static == (graph.input.name, stem)
 
 
 @given(
@@ -108,7 +108,7 @@ def test_dense_is_the_fan_out_of_ones(
     nodes = (Input("input", (), (4, *size)), node, Population("p", ("c",), IF))
     graph = SpikingGraph((*nodes, Readout("head", ("p",), 2)), 1)
     ones = Synapses(np.ones((6, 4 // groups, *kernel), np.float32), None)
-    assert dense_ops(graph)["c"].valid == int(fanout(base_operator(graph, node, ones)).sum())
+    assert dense_ops(graph)["c"].valid == int(fanout(base_operator(node, graph, ones)).sum())
 
 
 @pytest.mark.parametrize("name", ["spikingvgg5", "cifar10net"])

@@ -19,7 +19,7 @@ from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import UnknownNameError, UsageError, VerificationError
 from soul_deploy.cli.main import root
 from soul_deploy.ir.graph import MaxPool
-from soul_deploy.lowering.liveness import deployed
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import ModelInfo, Normalization, save_model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
@@ -170,7 +170,7 @@ def test_masks_never_add_work_and_reports_add_up(spec: ChainSpec, seed: int) -> 
     model = replace(model, neuron_masks=random_neuron_masks(model, seed))
     x = images(spec)
     report = count(model, x, original=original_of("m", model), measured=MEASURED)
-    expected = count_model(deployed(model), x)
+    expected = count_model(lower(model).trimmed.model, x)
     assert {layer.name: layer.counts for layer in report.layers} == expected
     assert report.totals["synops"] == sum(c.synops for c in expected.values())
     others = report.compat

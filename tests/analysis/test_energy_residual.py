@@ -21,7 +21,7 @@ from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import build_onnx
 from soul_deploy.export.verify.counts import verify_counts
 from soul_deploy.export.verify.onnx import OnnxExecution
-from soul_deploy.lowering.liveness import deployed
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.ops import counting
 from soul_deploy.runtime.ops.counted_run import count
@@ -46,7 +46,9 @@ def test_reports_are_the_counts_and_the_runtime_agrees(
         "counter_diff": {},
     }
     report = measure.count(model, x)
-    assert {layer.name: layer.counts for layer in report.layers} == count_model(deployed(model), x)
+    assert {layer.name: layer.counts for layer in report.layers} == count_model(
+        lower(model).trimmed.model, x
+    )
     fp32, totals = report.ops[0], report.totals
     assert fp32.value == 46 * totals["macs_effective"] + 9 * totals["synops"]
     assert report.structure()["neurons_live"] <= report.structure()["neurons"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from soul_deploy.analysis.connectivity import measure_connectivity
-from soul_deploy.analysis.synops import count_model, live_targets
+from soul_deploy.analysis.synops import count_model
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.ir.graph import (
     ANALOG,
@@ -28,7 +28,8 @@ from soul_deploy.ir.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.lowering.liveness import deployed, live_neurons, live_values
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import live_targets
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.network import Network
@@ -158,14 +159,14 @@ def test_static_currents_stay_single() -> None:
     assert kinds == [CurrentLayer, PopulationLayer, PopulationLayer]
     assert network.run_layer("again", np.array([[2, 3]], np.float32)).shape == (1, 2)
     counts = count(network, ONE.numpy())
-    assert counts == count_model(deployed(model), ONE)
+    assert counts == count_model(lower(model).trimmed.model, ONE)
     assert counts["short"] == LayerCounts()
 
 
 def test_neurons_that_only_zero_weights_read_are_not_live() -> None:
     model = spikes_meet("add")
     state = {**model.state, "cr.weight": np.array([[1, 0], [1, 0], [0, 0]], np.float32)}
-    live = live_neurons(replace(model, state=state))
+    live = lower(replace(model, state=state)).live_neurons
     assert live["p"].tolist() == live["q"].tolist() == [True, False]
 
 
@@ -201,8 +202,8 @@ def test_neurons_are_live_if_one_pooled_value_that_a_merge_adds_is_read(pool: No
     model = replace(model, state={**model.state, **head}, neuron_masks={"r": keep})
     x = torch.ones(1, 1, 4, 4)
     scores = model.module()(x)
-    assert scores.abs().sum() > 0 and torch.equal(deployed(model).module()(x), scores)
-    found = live_neurons(model)
+    assert scores.abs().sum() > 0 and torch.equal(lower(model).trimmed.model.module()(x), scores)
+    found = lower(model).live_neurons
     np.testing.assert_array_equal(found["r"], keep)
     for place in np.ndindex(4, 4):
         alone = torch.zeros(STEPS, 1, 1, 4, 4)
@@ -215,8 +216,8 @@ def test_scattered_neurons_are_live_where_their_place_is_read() -> None:
     model = scattered()
     state = {**model.state, "head.weight": np.array([[0, 1, 0], [0, 0, 0]], np.float32)}
     model = replace(model, state=state)
-    assert live_neurons(model)["p"].tolist() == [False, True]
-    values = live_values(deployed(model))["wide"]
+    assert lower(model).live_neurons["p"].tolist() == [False, True]
+    values = lower(model).trimmed.live_values["wide"]
     assert values is not None
     assert values.tolist() == [False, True, False]
 
@@ -243,7 +244,7 @@ def test_where_a_merge_can_be_nonzero(function: MergeFunction, expected: list[bo
     masks = {"p": np.array([False, True])}
     if function == "iand":
         masks["q"] = np.array([True, False])
-    values = live_values(replace(spikes_meet(function), neuron_masks=masks))["m"]
+    values = lower(replace(spikes_meet(function), neuron_masks=masks)).live_values["m"]
     assert (None if values is None else values.tolist()) == expected
 
 
@@ -288,7 +289,7 @@ def test_targets_are_live_if_a_neuron_behind_the_merge_is() -> None:
     assert counts["again"] == LayerCounts(macs_effective=2)
     assert counts["c"].neuron_updates == STEPS
     found_counts = count(Network(build_event_network(masked)), ONE.numpy())
-    assert found_counts == count_model(deployed(masked), ONE)
+    assert found_counts == count_model(lower(masked).trimmed.model, ONE)
 
 
 @pytest.mark.parametrize("first", ["p", "q"])
@@ -315,7 +316,7 @@ def test_a_current_is_live_where_any_of_its_readers_is(first: str) -> None:
     model = replace(model, state=state, neuron_masks=masks)
     live = live_targets(model.graph, model.neuron_masks, "c")
     assert live is not None and live.tolist() == [True, True, False]
-    assert live_neurons(model)["u"].tolist() == [True, True, False]
+    assert lower(model).live_neurons["u"].tolist() == [True, True, False]
     counts = count_model(model, ONE)["c"]
     assert (counts.spikes_in, counts.synops, counts.bias_adds) == (3 * STEPS, 2 * STEPS, 2 * STEPS)
 
@@ -339,7 +340,7 @@ def test_a_neuron_is_live_for_a_merge_or_for_whoever_reads_it_later() -> None:
         ],
         cp=[[1.5], [1.5]], cq=[[1.5], [1.5]], cr=[[1, 0]], cs=[[0, 1]], head=[[1], [1]],
     )  # fmt: skip
-    live = live_neurons(model)
+    live = lower(model).live_neurons
     assert live["p"].tolist() == [True, True] and live["q"].tolist() == [True, False]
 
 
@@ -357,7 +358,7 @@ def test_a_scattered_branch_is_live_at_its_places() -> None:
         ],
         cp=[[1], [1]], cq=[[1], [1], [1]], head=np.ones((2, 3)),
     )  # fmt: skip
-    live = live_values(replace(model, neuron_masks={"p": np.array([True, False])}))
+    live = lower(replace(model, neuron_masks={"p": np.array([True, False])})).live_values
     assert live["wide"] is not None and live["wide"].tolist() == [False, True, False]
     assert live["m"] is not None and live["m"].tolist() == [False, True, False]
 

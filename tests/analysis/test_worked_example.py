@@ -28,9 +28,10 @@ from soul_deploy.analysis.dense_ops import dense_ops
 from soul_deploy.analysis.measure import count
 from soul_deploy.analysis.other_tools import CompatCounts
 from soul_deploy.analysis.report import OpsReport
-from soul_deploy.analysis.synops import count_model, fanout
+from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import VerificationError
 from soul_deploy.export.event.build import build_event_network
+from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.linear_operators import ConvOperator
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.inputs import to_channel_last

@@ -27,7 +27,6 @@ from soul_deploy.ir.graph import (
     AvgPool,
     Flatten,
     Input,
-    Linear,
     NeuronSpec,
     Population,
     Readout,
@@ -230,7 +229,7 @@ def test_onnx_files_of_nothing_but_nodes(tmp_path: Path) -> None:
 
 
 def test_votes_of_a_nir_file_take_no_more_than_its_head() -> None:
-    head = Linear("h", ("n",), False, None, 4, 2)
+    head = Readout("h", ("n",), 2, linear=True, bias=False)
     own = Readout("h", ("n",), 2, linear=False, votes=10**9)
     with bounded():
         assert not _is_head(own, head, {"h.weight": np.ones((2, 4), np.float32)})

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy.analysis.synops import CountedLayer, arrivals, count_layer, fanout
+from soul_deploy.analysis.synops import count_layer
 from soul_deploy.ir.graph import (
     SPIKE,
     AdaptiveAvgPool,
@@ -25,6 +25,7 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
+from soul_deploy.lowering.fan_out import CountedLayer, arrivals, fanout
 from soul_deploy.lowering.fold_batch_norm import fold
 from soul_deploy.lowering.linear_operators import (
     ConvOperator,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.other_tools import CompatCounts, compat_layer
-from soul_deploy.analysis.synops import CountedLayer, count_layer, counted_layers
+from soul_deploy.analysis.synops import count_layer
 from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import (
     AvgPool,
@@ -24,7 +24,8 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import CountedLayer
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import LayerCounts
@@ -102,8 +103,7 @@ def before_pooling(counts: Sequence[int] = (1, 2, 3, 4, 1)) -> Tensor:
 
 def layer_of(model: Model) -> CountedLayer:
     """The convolution as it is counted."""
-    folded = fold(model.graph, model.state, {})
-    return counted_layers(model.graph, folded, model.neuron_masks)[0]
+    return lower(replace(model, channel_masks={})).layers[0]
 
 
 def counts_of(model: Model, source: Tensor) -> LayerCounts:

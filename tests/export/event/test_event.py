@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from places import FIXTURES
 from safetensors import safe_open
 
-from soul_deploy.analysis.synops import (
-    CountedLayer,
-    count_batch,
-    counted_layers,
-    counted_nodes,
-    fanout,
-)
+from soul_deploy.analysis.synops import count_batch
 from soul_deploy.base.errors import (
     LimitError,
     UnknownNameError,
@@ -45,9 +39,9 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.lowering.fold_batch_norm import fold
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import CountedLayer, fanout
 from soul_deploy.lowering.linear_operators import MatrixOperator
-from soul_deploy.lowering.liveness import deployed, live_values
 from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.runtime.engine.network import Network, load
@@ -78,8 +72,7 @@ def sparsified(model: Model, seed: int) -> Model:
 
 
 def layers_of(model: Model) -> tuple[CountedLayer, ...]:
-    folded = fold(model.graph, model.state, model.channel_masks)
-    return counted_layers(model.graph, folded, model.neuron_masks)
+    return lower(model).layers
 
 
 @given(chains(dyadic=True), st.booleans(), st.booleans(), st.booleans())
@@ -93,7 +86,7 @@ def test_dyadic_chains_equal_pytorch_bit_for_bit(
     if masked:
         model = Model(model.graph, model.state, random_masks(model, spec.seed), model.info)
     x = sequence_of(spec) if sequence else images(spec)
-    golden = deployed(model).module().record(x)
+    golden = lower(model).trimmed.model.module().record(x)
     network = Network(build_event_network(model))
     np.testing.assert_array_equal(network.run(x.numpy()), golden.logits.numpy())
     found = network.run_recorded(x.numpy())
@@ -110,12 +103,12 @@ def test_layers_and_counts_teacher_forced(spec: ChainSpec, sequence: bool, spars
     if sparse:
         model = sparsified(model, spec.seed)
     x = sequence_of(spec) if sequence else images(spec)
-    model = deployed(model)
+    model = lower(model).trimmed.model
     module, network = model.module(), Network(build_event_network(model))
     names = [n.name for n in model.graph.nodes if n.op in ("population", "max_pool")]
     with torch.no_grad():
         values = module.evaluate({model.graph.input.name: module.as_signal(x)}, names)
-        expected = count_batch(module, counted_nodes(model), x)
+        expected = count_batch(module, lower(model).counted, x)
     held = {model.graph.input.name: x.numpy()}
     held |= {name: signal.tensor.numpy() for name, signal in values.items()}
     for layer in network.events.layers:
@@ -133,8 +126,8 @@ def test_fanout_maps_are_the_graphs(spec: ChainSpec, sparse: bool) -> None:
     model = build(spec)
     if sparse:
         model = sparsified(model, spec.seed)
-    model = deployed(model)
-    network, live = Network(build_event_network(model)), live_values(model)
+    model = lower(model).trimmed.model
+    network, live = Network(build_event_network(model)), lower(model).live_values
     for layer in layers_of(model):
         found = fan_out(network, layer.name)
         assert found.dtype == np.int64
@@ -165,7 +158,7 @@ def test_float_chains_agree_within_rounding() -> None:
     @settings(max_examples=20)
     def check(spec: ChainSpec) -> None:
         model, x = build(spec), images(spec)
-        golden = deployed(model).module().record(x)
+        golden = lower(model).trimmed.model.module().record(x)
         found = Network(build_event_network(model)).run_recorded(x.numpy())
         if all((found.spikes[n] == s.numpy()).all() for n, s in golden.spikes.items()):
             np.testing.assert_allclose(found.logits, golden.logits.numpy(), atol=1e-5)

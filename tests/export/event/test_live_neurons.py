@@ -40,8 +40,8 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.linear_operators import ConvOperator
-from soul_deploy.lowering.liveness import deployed, live_values
 from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.runtime.engine.network import Network, load
@@ -56,7 +56,7 @@ choices = st.sampled_from(CHOICES)
 
 def counted(network: Network, model: Model, x: torch.Tensor) -> None:
     """The event network's counts are PyTorch's, as integers."""
-    assert count_run(network, x.numpy()).counts == count_model(deployed(model), x)
+    assert count_run(network, x.numpy()).counts == count_model(lower(model).trimmed.model, x)
 
 
 @given(chains(dyadic=True), st.integers(0, 2**16), choices, st.booleans())
@@ -70,7 +70,7 @@ def test_masked_neurons_neither_run_nor_spike(
     x = torch.stack([x.roll(t, dims=-1) for t in range(spec.time_steps)]) if sequence else x
     network = Network(build_event_network(model, representation=choice))
     found = network.run_recorded(x.numpy())
-    golden, live = deployed(model).module().record(x), live_values(deployed(model))
+    golden, live = lower(model).trimmed.model.module().record(x), lower(model).trimmed.live_values
     np.testing.assert_array_equal(found.logits, model.module().record(x).logits.numpy())
     np.testing.assert_array_equal(network.run(x.numpy()), found.logits)
     with network._workspace(spec.time_steps if sequence else 1, 1) as workspace:
@@ -392,7 +392,7 @@ def test_executed_additions_are_told_apart() -> None:
         network = Network(build_event_network(model, representation=choice))
         counted = count_run(network, x.numpy())
         counts, executed = counted.counts, counted.executed
-        assert counts == count_model(deployed(model), x)
+        assert counts == count_model(lower(model).trimmed.model, x)
         assert executed["c1"] == 0  # analog
         made[choice] = executed["c2"]
         spikes = network.run_recorded(x.numpy()).spikes["p1"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor
 
-from soul_deploy.analysis.synops import CountedLayer, count_model, count_steps, needed_values
+from soul_deploy.analysis.synops import count_model, count_steps
 from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.equivalence.engines import Comparer, LayerRun, Run
 from soul_deploy.equivalence.golden import Golden
@@ -23,7 +23,8 @@ from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.verify.event import EventExecution
 from soul_deploy.export.verify.onnx import OnnxExecution, outputs_of, static_problems
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.lowering.fan_out import counted_nodes
+from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.fan_out import CountedLayer, needed_values
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.network import Network
@@ -124,7 +125,7 @@ def counts_of(model: Model, x: Tensor, spikes: dict[str, Tensor]) -> dict[str, L
     known["input"] = module.as_signal(x)
     found = {}
     with torch.no_grad():
-        for entry in counted_nodes(model):
+        for entry in lower(model).counted:
             values = module.evaluate(known, needed_values(entry))
             tensors = {name: signal.tensor for name, signal in values.items()}
             found[entry.name] = count_steps(entry, tensors).total()
@@ -139,7 +140,7 @@ def test_differences_are_the_fan_out_of_what_flipped() -> None:
     assert whole.counts_agree
     changed = {(d.layer, d.count): d for d in whole.differences}
     assert set(changed) == {("5", "synops"), ("5", "synops_events")}
-    entry = next(e for e in counted_nodes(MODEL) if e.name == "5")
+    entry = next(e for e in lower(MODEL).counted if e.name == "5")
     assert isinstance(entry, CountedLayer)
     _, _, channel, row, column = PLACE
     reach = entry.fanout[channel, row // 2, column // 2]

@@ -28,7 +28,7 @@ from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import VerifyReport, verify
 from soul_deploy.ir.graph import MergeFunction, NeuronSpec
-from soul_deploy.lowering.liveness import deployed
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.removal.apply import remove
@@ -120,7 +120,7 @@ def test_masked_compact_onnx_and_event_to_the_bit(
 def test_counts_are_equal(spec: ResidualSpec, seed: int, neurons: bool) -> None:
     model, x = masked(residual_model(spec), seed, neurons=neurons), residual_images(spec)
     network = Network(build_event_network(model))
-    assert count_run(network, x.numpy()).counts == count_model(deployed(model), x)
+    assert count_run(network, x.numpy()).counts == count_model(lower(model).trimmed.model, x)
 
 
 @fewer
@@ -128,7 +128,7 @@ def test_counts_are_equal(spec: ResidualSpec, seed: int, neurons: bool) -> None:
 def test_a_stream_is_the_run_step_by_step(spec: ResidualSpec, seed: int) -> None:
     model, x = masked(residual_model(spec), seed, neurons=False), residual_images(spec)
     network = Network(build_event_network(model))
-    golden = deployed(model).module().per_step(x).detach().numpy()
+    golden = lower(model).trimmed.model.module().per_step(x).detach().numpy()
     steps = np.stack([network.step(x.numpy()) for _ in range(spec.time_steps)])
     np.testing.assert_array_equal(steps, golden)
 

@@ -1,0 +1,116 @@
+"""What every operation of a spiking graph is, and what is asked of any of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from soul_deploy.base.errors import UnsupportedGraphError, UsageError
+from soul_deploy.ir.neurons import Edge
+
+if TYPE_CHECKING:
+    from soul_deploy.ir.nodes import Readout
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch normalisation of a projection's output, until it is folded; `name` owns its state."""
+
+    name: str
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; `name` is the dotted name of the module it came from.
+
+    An operation says of itself:
+    fires           its values are the spikes of neurons, which remember earlier steps
+    projects        it makes a current out of weights
+    composable      linear without weights: part of the projection or readout behind it
+    reshapes        its values are those of its input, in another shape
+    scatters        its channels are those of its input and others, which are 0
+    keeps_channels  each of its channels depends on that channel of its inputs only, but for what
+                    is `generated`
+    """
+
+    op: ClassVar[str] = ""
+    arity: ClassVar[int | None] = 1  # how many inputs it has; None: two or more
+    fires: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
+    composable: ClassVar[bool] = False
+    reshapes: ClassVar[bool] = False
+    scatters: ClassVar[bool] = False
+    keeps_channels: ClassVar[bool] = False
+    name: str
+    inputs: tuple[str, ...]
+
+    @property
+    def weighs(self) -> bool:
+        """Whether it has a weight tensor, a column or more for each channel that it reads."""
+        return self.projects
+
+    @property
+    def groups(self) -> int:
+        """Into how many groups its weights split the channels."""
+        return 1
+
+    @property
+    def generated(self) -> int:
+        """How many of its channels, the last, fire a stored pattern."""
+        return 0
+
+    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+        """The output's shape without time and batch. Raises UsageError if the inputs don't fit."""
+        raise NotImplementedError
+
+    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+        """The output's edge kind."""
+        return inputs[0]
+
+    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
+        """Name and shape of what it owns in a state dict, for inputs of these shapes."""
+        return {}
+
+    def passes(self, given: Sequence[bool]) -> bool:
+        """Whether something gets through when only the inputs marked in `given` are not 0."""
+        return all(given)
+
+    def spares(self, branch: str) -> bool:
+        """Whether its output is that of the other inputs where input `branch` is 0."""
+        return False
+
+    def averages_all(self, in_shape: Shape) -> bool:
+        """Whether it is the mean over the whole map."""
+        return False
+
+    def denominator(self, in_shape: Shape) -> int:
+        """A number that makes its output for whole numbers whole."""
+        return 1
+
+    def with_norm(self, norm: BatchNorm) -> "Node | None":
+        """The operation with a batch norm on its output; None if it cannot have one (more)."""
+        return None
+
+    def as_head(self, source: str) -> "Readout | None":
+        """The readout that reads `source`, where the operation can be its head."""
+        return None
+
+    def describe(self) -> str:
+        """One line for tables."""
+        return ""
+
+
+def no_entry(node: Node, walker: str) -> UnsupportedGraphError:
+    """What a table over nodes raises for an operation that nobody entered."""
+    return UnsupportedGraphError(f"{node.name}: {walker} does not know the operation {node.op!r}")
+
+
+def positive(name: str, sides: tuple[int, ...], shape: Shape) -> tuple[int, ...]:
+    """`sides`, of the output for an input of `shape`. Raises UsageError if one is below 1."""
+    if min(sides) < 1:
+        raise UsageError(f"{name}: an input of {shape} leaves no output position")
+    return sides

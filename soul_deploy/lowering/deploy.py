@@ -1,0 +1,119 @@
+"""The lowered form of a model: deployed weights, linear operators, masks, what is counted.
+
+Made once per model and read by whoever exports, counts, compares or verifies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.files import Array
+from soul_deploy.ir.graph import MaxPool, SpikingGraph
+from soul_deploy.lowering import fan_out
+from soul_deploy.lowering.fold_batch_norm import Synapses, fold
+from soul_deploy.lowering.linear_operators import Composed, compose
+from soul_deploy.lowering.liveness import live_neurons, live_values
+from soul_deploy.model.model import Model
+
+CACHE = "_deployed"
+
+
+@brief
+@dataclass(frozen=True)
+class Deployed:
+    """A model as it is deployed; what else it holds is computed when it is first asked for.
+
+    synapses: deployed weights of every projection and of a linear readout, by node name.
+    """
+
+    model: Model
+    synapses: Mapping[str, Synapses]
+    _operators: dict[str, Composed] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def graph(self) -> SpikingGraph:
+        return self.model.graph
+
+    def operator(self, name: str) -> Composed:
+        """The linear operator of a projection or of the readout. Raises as `compose`."""
+        if name not in self._operators:
+            self._operators[name] = compose(self.graph, self.synapses, name)
+        return self._operators[name]
+
+    @cached_property
+    def live_values(self) -> Mapping[str, Array | None]:
+        """Where each node can hold another value than 0, bool of its shape; None: everywhere."""
+        return live_values(self.graph, self.model.neuron_masks)
+
+    @cached_property
+    def live_neurons(self) -> Mapping[str, Array]:
+        """Neurons that some output depends on: population -> bool of its shape."""
+        return live_neurons(self.graph, self.operator, self.model.neuron_masks)
+
+    @cached_property
+    def trimmed(self) -> "Deployed":
+        """The same with every neuron masked that no output depends on: outputs are unchanged."""
+        masks = {name: keep for name, keep in self.live_neurons.items() if not keep.all()}
+        return Deployed(replace(self.model, neuron_masks=masks), self.synapses, self._operators)
+
+    @cached_property
+    def layers(self) -> tuple[fan_out.CountedLayer, ...]:
+        """Every projection, then the readout, in execution order."""
+        return tuple(
+            self._layer(node.name) for node in (*self.graph.projections, self.graph.readout)
+        )
+
+    def _layer(self, name: str) -> fan_out.CountedLayer:
+        graph, composed = self.graph, self.operator(name)
+        behind = fan_out.population_behind(graph, name)
+        live = fan_out.live_targets(graph, self.model.neuron_masks, name)
+        return fan_out.CountedLayer(name, composed, graph.edges[composed.source], behind, live)
+
+    @cached_property
+    def counted(self) -> tuple[fan_out.Counted, ...]:
+        """What it is counted by: projections, populations without one, poolings, the readout."""
+        poolings = [
+            fan_out.CountedPooling(
+                node.name, node.inputs[0], node.kernel, node.stride, node.padding
+            )
+            for node in self.graph.of_type(MaxPool)
+        ]
+        return (*self.layers[:-1], *self._other_populations(), *poolings, self.layers[-1])
+
+    def _other_populations(self) -> list[fan_out.CountedPopulation]:
+        """Every population that no entry of `layers` has, in execution order."""
+        have = {layer.population for layer in self.layers}
+        found = []
+        for node in self.graph.populations:
+            if node.name not in have:
+                shape, live = (
+                    self.graph.shapes[node.inputs[0]],
+                    self.model.neuron_masks.get(node.name),
+                )
+                found.append(
+                    fan_out.CountedPopulation(
+                        node.name, shape, None if live is None else live[: shape[0]]
+                    )
+                )
+        return found
+
+
+def lower(model: Model) -> Deployed:
+    """The lowered form of `model`, made once and kept with it (a copy of the model makes its own).
+
+    Raises UnsupportedGraphError where folding batch norm leaves float32.
+    """
+    kept: Deployed | None = vars(model).get(CACHE)
+    if kept is None:
+        # Of a twin: a model that its own lowered form holds would only be freed by the collector.
+        synapses = fold(model.graph, model.state, model.channel_masks)
+        kept = vars(model)[CACHE] = Deployed(replace(model), synapses)
+    return kept
+
+
+def lower_synapses(
+    graph: SpikingGraph, synapses: Mapping[str, Synapses], neuron_masks: Mapping[str, Array]
+) -> Deployed:
+    """The lowered form of deployed weights that are no model's, by node name."""
+    return Deployed(Model(graph, {}, neuron_masks=neuron_masks), synapses)

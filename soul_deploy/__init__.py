@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 # name -> "module:attribute", or the module itself
 _NAMES = {
+    "BenchConfig": "runtime.bench.runner:BenchConfig",
+    "EnergyChoice": "analysis.measure:EnergyChoice",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",

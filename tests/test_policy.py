@@ -85,7 +85,8 @@ def test_files_and_functions_stay_small() -> None:
 def test_public_names_are_the_ones_listed() -> None:
     package = import_module("soul_deploy")
     assert package.__all__ == [
-        *("__version__", "GraphModule", "Model", "NeuronSpec", "SpikingGraph", "SpikingNeuron"),
+        *("__version__", "BenchConfig", "EnergyChoice", "GraphModule", "Model", "NeuronSpec"),
+        *("SpikingGraph", "SpikingNeuron"),
         *("bench", "compare", "connectivity", "count"),
         *("create", "errors", "export_event", "export_nir", "export_onnx", "from_torch"),
         *("import_nir", "layers", "load_model", "load_network", "plan_removal", "remove"),

@@ -283,8 +283,8 @@ def _readout(lowered: Deployed) -> eventnet.ReadoutLayer:
         in_shape=operator.in_shape,
         classes=node.classes,
         space=operator.space,
-        weight=None if weight is None else np.ascontiguousarray(weight),
-        bias=operator.bias,
+        weight=None if weight is None else np.array(weight, order="C"),
+        bias=None if operator.bias is None else operator.bias.copy(),
         votes=operator.votes,
         divisor=node.divisor(graph.shapes[node.inputs[0]], 1),
     )

@@ -125,7 +125,7 @@ def represent_matrix(
         Alternative("dense", weight.nbytes + bias, kept.size, dense),
         Alternative("explicit", _row_bytes(weight.shape[1], synapses) + bias, synapses, not dense),
     )
-    return Matrix(operator.in_shape, operator.out_shape, rows, operator.bias), weighed
+    return Matrix(operator.in_shape, operator.out_shape, rows, _own(operator.bias)), weighed
 
 
 def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> SparseRows:
@@ -149,8 +149,8 @@ def _convolution(operator: ConvOperator, choice: Choice | Form) -> tuple[Convolu
     convolution = Convolution(
         in_shape=operator.in_shape,
         out_shape=operator.out_shape,
-        rows=DenseRows(np.ascontiguousarray(by_source)) if dense else sparse,
-        bias=operator.bias,
+        rows=DenseRows(np.array(by_source, order="C")) if dense else sparse,
+        bias=_own(operator.bias),
         kernel=(weight.shape[2], weight.shape[3]),
         stride=operator.stride,
         padding=operator.padding,
@@ -231,6 +231,10 @@ def _bytes(convolution: Convolution) -> int:
     rows = convolution.rows
     arrays = (rows.weight,) if isinstance(rows, DenseRows) else rows.arrays
     return sum(array.nbytes for array in arrays) + _bias_bytes(convolution.bias)
+
+
+def _own(bias: Array | None) -> Array | None:
+    return None if bias is None else bias.copy()
 
 
 def _bias_bytes(bias: Array | None) -> int:

@@ -7,6 +7,7 @@ edges into one node. What NIR cannot hold is refused by name.
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import count
@@ -79,7 +80,7 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
     if not dt > 0:
         raise UsageError(f"dt {dt} must be above 0 seconds")
     graph = model.graph
-    writer = _Writer(nir, model, lower(model).synapses, equations_of(model), dt)
+    writer = _Writer(nir, model, deepcopy(dict(lower(model).synapses)), equations_of(model), dt)
     for node in graph.nodes:
         append(node, writer)
         if not graph.consumers[node.name] and node is not graph.readout:

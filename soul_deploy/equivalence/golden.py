@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class Golden:
         with torch.no_grad():
             for name in plain:
                 for key, parameter in module.get_submodule(name).named_parameters():
-                    parameter.copy_(torch.from_numpy(getattr(folded[name], key)).abs())
+                    parameter.copy_(torch.from_numpy(np.abs(getattr(folded[name], key))))
         return module.eval()
 
     @torch.no_grad()

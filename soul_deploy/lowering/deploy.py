@@ -108,6 +108,8 @@ def lower(model: Model) -> Deployed:
     if kept is None:
         # Of a twin: a model that its own lowered form holds would only be freed by the collector.
         synapses = fold(model.graph, model.state, model.channel_masks)
+        for array in (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None):
+            array.setflags(write=False)  # whoever hands it out as their own gives a copy
         kept = vars(model)[CACHE] = Deployed(replace(model), synapses)
     return kept
 

@@ -1,7 +1,11 @@
 """Tables over operations: an entry for every operation; what a new one lacks is named."""
 
+import copy
+import gc
 import importlib
+import pickle
 import pkgutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +24,7 @@ from soul_deploy.analysis.other_tools import compat_model
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.dispatch import OperationTable, tables_over
 from soul_deploy.base.errors import UnsupportedGraphError
+from soul_deploy.base.files import Array
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.nir.read import import_nir
 from soul_deploy.export.nir.write import build_nir
@@ -36,11 +41,12 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.ir.nodes import OPS
-from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.deploy import CACHE, lower
 from soul_deploy.model.model import Model, expected_shapes, load_model, save_model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.engine.network import load
+from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.ops.counted_run import count_run
 
 
@@ -203,6 +209,44 @@ def test_a_model_is_lowered_once_and_a_copy_by_itself() -> None:
     assert lower(model) is lowered and lowered.trimmed is lowered.trimmed
     name = model.graph.projections[0].name
     assert lowered.operator(name) is lowered.trimmed.operator(name)
+    for other in (copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert CACHE not in vars(other)
+    assert len(pickle.dumps(model)) == len(pickle.dumps(small_model()))
+
+
+def test_a_lowered_model_goes_with_its_model() -> None:
+    """No cycle: the arrays of a large model are freed when its last name goes."""
+    model = small_model()
+    seen = weakref.ref(lower(model).trimmed)
+    gc.disable()
+    try:
+        del model
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_what_is_handed_out_is_not_the_lowered_form() -> None:
+    """Changing an exported network changes no later export of the same model."""
+    model = small_model()
+    first = build_event_network(model)
+    weights = [array.copy() for array in arrays_in(first)]
+    for array in arrays_in(first):
+        array += 1
+    for array, before in zip(arrays_in(build_event_network(model)), weights, strict=True):
+        np.testing.assert_array_equal(array, before)
+    with pytest.raises(ValueError, match="read-only"):
+        lower(model).synapses[model.graph.readout.name].weight[0] = 1
+
+
+def arrays_in(network: EventNetwork) -> list[Array]:
+    """Every float array of weights and biases."""
+    held: list[Any] = [network.readout.weight, network.readout.bias]
+    for layer in network.layers:
+        synapses = getattr(layer, "synapses", None)
+        if synapses is not None:
+            held += [synapses.bias, synapses.rows.weight]
+    return [array for array in held if array is not None]
 
 
 def test_merges_say_what_they_need() -> None:

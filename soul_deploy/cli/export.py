@@ -11,30 +11,11 @@ from soul_deploy.base.errors import InconclusiveError, UsageError, VerificationE
 from soul_deploy.base.files import require_writable
 from soul_deploy.base.memory import parse_bytes
 from soul_deploy.base.terminal import show
-from soul_deploy.cli.checking import (
-    Source,
-    as_json,
-    check_file,
-    check_images,
-    inconclusive,
-    target_of,
-    write_checked,
-)
-from soul_deploy.cli.common_options import (
-    FILE,
-    Decorator,
-    choice,
-    max_memory_option,
-    option,
-    options,
-)
-from soul_deploy.cli.options import (
-    CheckOptions,
-    check_options,
-    export_options,
-    model_steps_option,
-    option_group,
-)
+from soul_deploy.cli import checking, options
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli.checking import Source, target_of, write_checked
+from soul_deploy.cli.common_options import FILE, Decorator, choice, option
+from soul_deploy.cli.options import CheckOptions, export_options
 from soul_deploy.cli.parsing import SoulCommand
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.equivalence.verdict import Verdict
@@ -104,7 +85,7 @@ def _onnx_options() -> Decorator:
         "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
         "operations can be counted. For --mode sequence."
     )
-    return option_group(
+    return options.option_group(
         "form",
         OnnxOptions,
         option("--opset", type=int, default=18, help=opset),
@@ -160,10 +141,10 @@ def _event_options() -> Decorator:
         "or explicit. May be repeated; --representation is for the other layers."
     )
     kind = choice(CHOICES)
-    return options(
+    return common.options(
         option("--representation", type=kind, default="auto", help=representation),
         option("--rows", multiple=True, metavar="LAYER=FORM", help=rows),
-        max_memory_option(),
+        common.max_memory_option(),
     )
 
 
@@ -223,8 +204,8 @@ def read_forms(given: Sequence[str]) -> dict[str, Form]:
 @click.command(cls=SoulCommand, example="verify model.safetensors net.event --input random")
 @click.argument("model_path", metavar="MODEL", type=FILE)
 @click.argument("artifact", metavar="ARTIFACT", type=FILE)
-@model_steps_option()
-@check_options()
+@options.model_steps_option()
+@options.check_options()
 @option(
     "--allow_silent",
     is_flag=True,
@@ -245,15 +226,15 @@ def verify(
     """
     source = Source.load(model_path, time_step)
     kind = kind_of(artifact)
-    images = check_images(source.model, check_on)
-    report = check_file(kind, source, (artifact, artifact), images, check_on, allow_silent)
+    images = checking.check_images(source.model, check_on)
+    paths = (artifact, artifact)
+    report = checking.check_file(kind, source, paths, images, check_on, allow_silent)
     if check_on.output_format == "json":
-        show(as_json(report.to_dict()))
+        show(checking.as_json(report.to_dict()))
     else:
         show(drawn(report))
     if report.verdict is Verdict.FAILED:
         raise VerificationError(f"{artifact} is not what {model_path} says; see the report")
     if report.verdict is Verdict.INCONCLUSIVE:
-        raise InconclusiveError(
-            f"{inconclusive(report, model_path)}; where they cannot fire, give --allow_silent"
-        )
+        why = checking.inconclusive(report, model_path)
+        raise InconclusiveError(f"{why}; where they cannot fire, give --allow_silent")

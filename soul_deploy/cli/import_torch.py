@@ -16,7 +16,7 @@ from soul_deploy.base.progress import status
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.common_options import option
 from soul_deploy.cli.options import input_kind_option, option_group, size_option
-from soul_deploy.cli.output import data_flags, print_files, print_result
+from soul_deploy.cli.output import data_flags, print_import
 from soul_deploy.cli.parsing import (
     ListOption,
     SoulCommand,
@@ -40,7 +40,6 @@ from soul_deploy.runtime.io.inspect import is_model_file
 from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import Asked, SoulName, read_name, require_neurons, settle
 
-IMPORT_SCHEMA = "soul-deploy/import/1"
 EXAMPLES = 8
 
 
@@ -270,17 +269,9 @@ def _info(
 
 
 def _print(model: Model, target: Path, data_dir: Path, output_format: str) -> None:
-    graph = model.graph
-    nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
-    result = {
-        "path": str(target),
-        "time_steps": graph.time_steps,
-        "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
-    }
-    untested = list(model.info.provenance.get("untested", ()))
-    result["untested"] = untested
-    title = f"{len(nodes)} nodes, T = {graph.time_steps}; the graph computes what the network does"
-    title += f", but for {len(untested)} populations that never fired" if untested else ""
-    print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
-    words = ["export", "event", target, *data_flags(model.info.provenance.get("data"), data_dir)]
-    print_files(output_format, {"Model": target}, words)
+    made = model.info.provenance
+    untested = list(made.get("untested", ()))
+    remark = "; the graph computes what the network does"
+    remark += f", but for {len(untested)} populations that never fired" if untested else ""
+    data = data_flags(made.get("data"), data_dir)
+    print_import(output_format, model, target, data, remark, untested=untested)

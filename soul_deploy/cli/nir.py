@@ -9,18 +9,16 @@ from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import require_file, require_writable
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
-from soul_deploy.cli.common_options import DATA_DIR, Decorator, option
+from soul_deploy.cli.common_options import Decorator, option
 from soul_deploy.cli.options import CheckOptions, export_options, input_kind_option
-from soul_deploy.cli.output import data_flags, print_files, print_result
+from soul_deploy.cli.output import data_flags, print_import
 from soul_deploy.cli.parsing import SoulCommand, require_steps
 from soul_deploy.export.nir.neuron import ResetRule
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import export_nir
-from soul_deploy.model.model import Model, save_model
+from soul_deploy.model.model import save_model
 from soul_deploy.training.messages import note
-
-IMPORT_SCHEMA = "soul-deploy/import/1"
 
 
 @click.command(
@@ -102,26 +100,9 @@ def import_command(
         raise UsageError(f"{target} is the NIR file itself; give another --output")
     require_writable(target)
     model = import_nir(read_nir(nir_path), time_steps=time_step, **rules)
-    for sentence in _assumptions(model):
+    assumptions = list(model.info.provenance.get("assumptions", ()))
+    for sentence in assumptions:
         note(f"Assumed: {sentence}")
     save_model(target, model)
-    _print(model, target, output_format)
-
-
-def _assumptions(model: Model) -> list[str]:
-    return list(model.info.provenance.get("assumptions", ()))
-
-
-def _print(model: Model, target: Path, output_format: str) -> None:
-    graph = model.graph
-    nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
-    result = {
-        "path": str(target),
-        "time_steps": graph.time_steps,
-        "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
-        "assumptions": _assumptions(model),
-    }
-    title = f"{len(nodes)} nodes, T = {graph.time_steps}"
-    print_result(output_format, IMPORT_SCHEMA, result, title, ["node", "op", "what"], nodes)
-    words = ["export", "event", target, *data_flags(None, DATA_DIR)]  # NIR names no data set
-    print_files(output_format, {"Model": target}, words)
+    data = data_flags(None, common.DATA_DIR)  # NIR names no data set
+    print_import(output_format, model, target, data, "", assumptions=assumptions)

@@ -8,6 +8,7 @@ from typing import Any
 
 from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.common_options import DATA_DIR
+from soul_deploy.model.model import Model
 from soul_deploy.cli.text_table import text_table
 
 
@@ -38,6 +39,25 @@ def print_files(
     for what, path in files.items():
         say(f"{what}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
     print_next(next_words)
+
+
+def print_import(
+    output_format: str, model: Model, target: Path, data: list[str], remark: str, **more: list[str]
+) -> None:
+    """What another tool's network became. data, remark: end the next step's words and the title."""
+    graph = model.graph
+    nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
+    result = {
+        "path": str(target),
+        "time_steps": graph.time_steps,
+        "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
+        **more,
+    }
+    title = f"{len(nodes)} nodes, T = {graph.time_steps}{remark}"
+    print_result(
+        output_format, "soul-deploy/import/1", result, title, ["node", "op", "what"], nodes
+    )
+    print_files(output_format, {"Model": target}, ["export", "event", target, *data])
 
 
 def print_next(words: Sequence[object]) -> None:

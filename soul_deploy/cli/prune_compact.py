@@ -6,24 +6,12 @@ from pathlib import Path
 
 import click
 
-from soul_deploy.base.files import (
-    OpenFile,
-    refuse_itself,
-    require_file,
-    require_writable,
-)
+from soul_deploy.base.files import OpenFile, refuse_itself, require_file, require_writable
 from soul_deploy.base.memory import WORK_BYTES, parse_bytes
 from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import say, show
-from soul_deploy.cli.common_options import (
-    DATA_DIR,
-    FILE,
-    dry_run_option,
-    format_option,
-    max_memory_option,
-    option,
-    output_option,
-)
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli.common_options import DATA_DIR
 from soul_deploy.cli.output import data_flags, print_next
 from soul_deploy.cli.parsing import SoulCommand
 from soul_deploy.cli.text_table import drawn
@@ -37,12 +25,12 @@ from soul_deploy.training.messages import note
 
 
 @click.command(cls=SoulCommand, example="prune compact model.safetensors --dry_run")
-@click.argument("model_path", metavar="MODEL", type=FILE)
-@output_option("Where the compact model goes.  [default: MODEL_compact.safetensors]")
-@option("--residual", default="coupled", help=REMOVAL_HELP)
-@max_memory_option()
-@dry_run_option("Print the plan and change nothing.")
-@format_option("style")
+@click.argument("model_path", metavar="MODEL", type=common.FILE)
+@common.output_option("Where the compact model goes.  [default: MODEL_compact.safetensors]")
+@common.option("--residual", default="coupled", help=REMOVAL_HELP)
+@common.max_memory_option()
+@common.dry_run_option("Print the plan and change nothing.")
+@common.format_option("style")
 def compact(
     model_path: Path,
     output: Path | None,

@@ -33,7 +33,7 @@ from soul_deploy.distributed import (
     running_statistics,
     started_by_torchrun,
 )
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 from soul_deploy.training import trainer as training
 from soul_deploy.training.trainer import Recipe, begin_training
 
@@ -222,7 +222,7 @@ def test_torchrun_restarts_a_job_that_goes_on_and_its_model_is_pruned(tmp_path: 
     assert said.count("resuming from") == 1 and said.count("train 4/4: loss") == 1
     assert len((tmp_path / "logs" / f"train_{STEM}.jsonl").read_text().splitlines()) == 4
     trained = tmp_path / "saved_models" / f"best_{STEM}{E}"
-    assert load_model(trained).info.provenance["command"] == "train" and "test" in out
+    assert load(trained).info.provenance["command"] == "train" and "test" in out
 
     words = ["-m", "soul_deploy", "prune", "unstructured", *QUICK, "--model_path", str(trained)]
     words += ["--epochs", "2", "--finetune", "--epoch_finetune", "1", "--prune_lr", "0.1"]
@@ -244,7 +244,7 @@ def _resume(folder: Path, words: list[str]) -> None:
     assert said.count("train 1/1: loss") == said.count("prune 3/3: loss") == 1
     models = {path.name for path in (folder / "saved_models").glob("*.safetensors")}
     assert models == {f"best_{STEM}{E}", f"pruned_{STEM}{E}", f"pruned_{STEM}_compact{E}"}
-    compact = load_model(folder / "saved_models" / f"pruned_{STEM}_compact{E}")
+    compact = load(folder / "saved_models" / f"pruned_{STEM}_compact{E}")
     assert compact.info.provenance["command"] == "prune structured"
     for name, lines in (("train", 1), ("prune", 3)):
         assert len((folder / "logs" / f"{name}_{STEM}.jsonl").read_text().splitlines()) == lines

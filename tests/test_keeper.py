@@ -26,7 +26,8 @@ from soul_deploy.cli.config import warn_of_replacing
 from soul_deploy.cli.main import root
 from soul_deploy.distributed import Group
 from soul_deploy.ir.graph import NeuronSpec, Population
-from soul_deploy.model.model import ModelInfo, from_module, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import ModelInfo, from_module
 from soul_deploy.prune.unstructured import loops as searchloops
 from soul_deploy.prune.unstructured.lambda_control import LambdaControl
 from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
@@ -207,7 +208,7 @@ def test_another_commands_result_is_not_replaced_in_silence(
     path.write_bytes(b"damaged")
     warn_of_replacing(path, "prune structured")
     info = ModelInfo(provenance={"command": "prune structured"})
-    save_model(path, from_module(network(few(32)), info))
+    save(from_module(network(few(32)), info), path)
     warn_of_replacing(path, "prune structured")
     assert capsys.readouterr().err == ""
     warn_of_replacing(path, "prune unstructured")

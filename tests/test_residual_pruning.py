@@ -28,7 +28,8 @@ from soul_deploy.ir.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.model.model import ModelInfo, from_module, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, reaches_readout
 from soul_deploy.prune.removal.apply import parameters, remove
@@ -241,7 +242,7 @@ def test_the_command_prunes_residual_networks(network: str, how: str) -> None:
     assert result.exit_code == 0, result.output
     files = json.loads(result.stdout)["files"]
     masked, compact = (
-        load_model(Path(files[what]["path"])) for what in ("Masked model", "Compact model")
+        load(Path(files[what]["path"])) for what in ("Masked model", "Compact model")
     )
     before, after = parameters(masked.state), parameters(compact.state)
     assert after < (0.5 if how.lower() == "coupled" else 0.75) * before
@@ -259,7 +260,7 @@ def test_weights_and_neurons_of_residual_networks_are_pruned(network: str) -> No
     result = call("prune", "unstructured", *words, "--residual", "scatter")
     assert result.exit_code == 0, result.output
     masked, compact = (
-        load_model(Path(f"saved_models/pruned_{network}_lif_digits_T1_2025{end}.safetensors"))
+        load(Path(f"saved_models/pruned_{network}_lif_digits_T1_2025{end}.safetensors"))
         for end in ("", "_compact")
     )
     first = masked.graph.populations[0].name
@@ -274,13 +275,13 @@ def test_the_command_builds_the_variants() -> None:
     result = call("train", *words, *variant, "--stem", "Small", "--format", "json")
     assert result.exit_code == 0, result.output
     path = json.loads(result.stdout)["model"]
-    graph = load_model(Path(path)).graph
+    graph = load(Path(path)).graph
     grouped = graph["layer1.0.conv2.0"]
     stem = graph["conv1.0"]
     assert isinstance(grouped, Convolution) and (grouped.groups, grouped.channels) == (2, 16)
     assert isinstance(stem, Convolution) and stem.kernel == (3, 3)
     assert graph["layer1.0.merge"].function == "iand"  # type: ignore[attr-defined]
-    made = load_model(Path(path)).info.provenance
+    made = load(Path(path)).info.provenance
     assert (made["connect_function"], made["stem"], made["width_per_group"]) == ("iand", "small", 8)
     loaded = ["prune", "structured", "--mode", "load", "--model_path", path, "-dataset", "digits"]
     refused = call(*loaded, "--connect_function", "ADD")

@@ -13,7 +13,8 @@ from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.sampler import DataOrder
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import ModelInfo, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import ModelInfo
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.lambda_control import within_band
 from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
@@ -79,8 +80,8 @@ def test_masks_are_saved_unlike_souls(digits: Data, tmp_path: Path) -> None:
         pruning.masks.neurons["features.2.sn"].alpha[:40] = -1
         pruning.masks.weights["pre_logits.fc1.0"].alpha[:, 64:] = -1
     pruning.masks.attach_hard(pruning.module)
-    save_model(tmp_path / "m.safetensors", pruning.hard_model(ModelInfo("masked")))
-    loaded = load_model(tmp_path / "m.safetensors")
+    save(pruning.hard_model(ModelInfo("masked")), tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors")
     x = digits.normalise(digits.test.images)
     assert torch.equal(loaded.module()(x), pruning.module(x))
     assert not loaded.neuron_masks["features.2.sn"][:40].any()

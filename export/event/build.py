@@ -63,7 +63,7 @@ from soul_deploy.runtime.format.network import (
 
 def export_event(
     model: Model,
-    path: Path,
+    path: Path | str,
     *,
     source_sha256: str | None = None,
     representation: Choice = "auto",

@@ -18,7 +18,8 @@ from soul_deploy.ir.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.model.model import Model, Validity, check_state
+from soul_deploy.model.file import check_state
+from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune.removal.connections import source_member, with_bias
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan
 

@@ -21,7 +21,7 @@ from soul_deploy.data.sampler import SHIFT
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.ir.neurons import SOUL_NEURONS, NeuronFamily
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.surrogate import DEFAULT_ALPHA
 from soul_deploy.training.lr_schedules import parse_schedule
@@ -253,7 +253,7 @@ def provenance(task: Task, recipe: Recipe, epochs: int, **more: Any) -> dict[str
 def warn_of_replacing(path: Path, command: str) -> None:
     """Say so if the result of another command stands where this one's will go."""
     try:
-        made = load_model(path).info.provenance.get("command")
+        made = load(path).info.provenance.get("command")
     except SoulDeployError:  # none, or a damaged one, which is no loss
         return
     if made is not None and made != command:

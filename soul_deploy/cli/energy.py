@@ -26,7 +26,8 @@ from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.verify.event import EventExecution, static_problems
 from soul_deploy.lowering.liveness import deployed
-from soul_deploy.model.model import Model, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.kernels.compile_message import compiling_announced
 from soul_deploy.runtime.ops.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
@@ -177,7 +178,7 @@ def energy(
     )
     wanted = Wanted(dataset_name, data_dir, download, split, samples, time_step)
     first = original or models[0]
-    denominators = original_of(str(first), load_model(first))
+    denominators = original_of(str(first), load(first))
     found = [counted(path, denominators, wanted, choice, check) for path in models]
     show(_shown(found, output_format))
     failed = [item.report.path for item in found if item.check and not _equal(item.check)]
@@ -206,7 +207,7 @@ def counted(
     """The report of one model file."""
     status(f"energy: counting {path}")
     with OpenFile(path) as source:
-        model, sha256, size = load_model(source), source.sha256(), source.size
+        model, sha256, size = load(source), source.sha256(), source.size
     if wanted.time_step is not None:
         model = model.with_time_steps(wanted.time_step)
     images, labels, name = _images(model, wanted)

@@ -16,7 +16,8 @@ from soul_deploy.export.nir.neuron import ResetRule
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import export_nir
-from soul_deploy.model.model import Model, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model
 from soul_deploy.training.messages import note
 
 IMPORT_SCHEMA = "soul-deploy/import/1"
@@ -128,7 +129,7 @@ def import_command(
     )
     for sentence in _assumptions(model):
         note(f"Assumed: {sentence}")
-    save_model(target, model)
+    save(model, target)
     _print(model, target, output_format)
 
 

@@ -42,7 +42,8 @@ from soul_deploy.cli.sca_report import ChannelCounts, print_outcome, print_previ
 from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, module_of, open_start
 from soul_deploy.cli.train import save_dense, train_dense, train_log
 from soul_deploy.data.datasets import Data
-from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import remove
@@ -281,13 +282,13 @@ def _finish(job: Job, dense: float) -> None:
     accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
     masked = _masked_model(job, accuracies)
     files["Masked model"] = job.masked_path
-    save_model(files["Masked model"], masked)
+    save(masked, files["Masked model"])
     removal = plan_removal(masked, residual=_removal(job.sca))
     compact = remove(masked, removal)
     device = next(job.module.parameters()).device
     accuracies["compact"] = accuracy(module_of(compact, device), job.data, job.data.test)
     files["Compact model"] = outputs(job.task, job.run)["Compact model"]
-    save_model(files["Compact model"], compact)
+    save(compact, files["Compact model"])
     if not removal.removes:
         note(removal.whole_note(files["Compact model"], job.masked_path))
     counts = ChannelCounts.of(masked, compact)

@@ -61,7 +61,8 @@ from soul_deploy.cli.search_report import (
 )
 from soul_deploy.cli.start_model import NAME_HELP, assumed, module_of, open_start
 from soul_deploy.ir.graph import Convolution, SpikingGraph
-from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import residual_name
 from soul_deploy.prune.removal.apply import remove
@@ -272,7 +273,7 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
     if not job.masks.parameters():
         masked = replace(masked, info=replace(masked.info, stage="dense"))
     files = {"Masked model" if job.masks.parameters() else "Model": job.masked_path}
-    save_model(job.masked_path, masked)
+    save(masked, job.masked_path)
     compact = None
     if job.masks.parameters():
         residual = residual_name(job.masking.residual)
@@ -281,7 +282,7 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
         device = next(module.parameters()).device
         accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
         files["Compact model"] = compact_path(job.masked_path)
-        save_model(files["Compact model"], replace(compact, alphas={}))
+        save(replace(compact, alphas={}), files["Compact model"])
         if not plan.removes:
             note(plan.whole_note(files["Compact model"], job.masked_path))
     files["Table of epochs"] = log_path(job.task, job.run).with_suffix(".csv")
@@ -333,7 +334,7 @@ def _follow(
                 if job.save_latest and distributed.current().is_main:
                     path = result_path(job.task, job.run, "latest")
                     accuracies = {"validation": epoch.hard_accuracy}
-                    save_model(path, pruning.hard_model(_info(job, "masked", accuracies)))
+                    save(pruning.hard_model(_info(job, "masked", accuracies)), path)
                 keeper.after_epoch()
 
 
@@ -343,7 +344,7 @@ def _kept(job: Job, stop: SearchStoppedError) -> str:
     if stop.last_good is None:
         return ". No epoch was left to keep; no model was written"
     good = replace(stop.last_good, info=_info(job, "masked", {}))
-    save_model(job.masked_path, good)
+    save(good, job.masked_path)
     return f". The last model with all layers alive was kept in {job.masked_path}"
 
 

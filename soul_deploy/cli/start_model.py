@@ -16,13 +16,8 @@ from soul_deploy.data.datasets import Data, require_kind
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir.graph import NeuronSpec, Shape
 from soul_deploy.ir.neurons import SOUL_NEURONS
-from soul_deploy.model.model import (
-    Model,
-    ModelInfo,
-    check_state,
-    load_model,
-    load_state_dict,
-)
+from soul_deploy.model.file import check_state, load, load_state_dict
+from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import WORDS, Asked, SoulName, read_name, require_neurons, settle
@@ -72,7 +67,7 @@ def open_start(path: Path, task: Task, explicit: Collection[str]) -> Start:
     """
     with OpenFile(path) as source:
         own = path.suffix == ".safetensors" and METADATA_KEY in read_tensors(source).metadata
-        model = load_model(source) if own else None
+        model = load(source) if own else None
     if model is not None:
         task = _task_of_file(path, model, task, explicit)
         if "time_step" in explicit:

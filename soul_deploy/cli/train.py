@@ -33,7 +33,8 @@ from soul_deploy.cli.options import (
 from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.cli.progress import epoch_log
 from soul_deploy.data.datasets import Data, require_kind
-from soul_deploy.model.model import ModelInfo, from_module, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training.checkpoint import checkpoint_path
 from soul_deploy.training.checkpoint_manager import (
@@ -204,7 +205,7 @@ def save_dense(
         made | {"accuracy": accuracies},
         input_kind=data.input_kind,
     )
-    save_model(path, replace(from_module(module, info), channel_masks={}))
+    save(replace(from_module(module, info), channel_masks={}), path)
 
 
 def _row(result: EpochResult) -> tuple[object, ...]:

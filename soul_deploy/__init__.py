@@ -15,6 +15,10 @@ _NAMES = {
     "NeuronSpec": "ir.neurons:NeuronSpec",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
+    "bench": "runtime.bench.bench:bench",
+    "compare": "equivalence.engines:compare",
+    "connectivity": "analysis.connectivity:connectivity",
+    "count": "analysis.measure:count",
     "create": "zoo.create:create",
     "errors": "base.errors",
     "export_event": "export.event.build:export_event",
@@ -33,10 +37,13 @@ _NAMES = {
 _OLD = ("load_model", "save_model", "trace")
 
 if TYPE_CHECKING:
+    from soul_deploy.analysis.connectivity import connectivity as connectivity
+    from soul_deploy.analysis.measure import count as count
     from soul_deploy.base import errors as errors
     from soul_deploy.deprecated import load_model as load_model
     from soul_deploy.deprecated import save_model as save_model
     from soul_deploy.deprecated import trace as trace
+    from soul_deploy.equivalence.engines import compare as compare
     from soul_deploy.export.event.build import export_event as export_event
     from soul_deploy.export.nir.read import import_nir as import_nir
     from soul_deploy.export.nir.write import export_nir as export_nir
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from soul_deploy.nn.neuron import SpikingNeuron as SpikingNeuron
     from soul_deploy.prune.removal.apply import remove as remove
     from soul_deploy.prune.removal.planner import plan_removal as plan_removal
+    from soul_deploy.runtime.bench.bench import bench as bench
     from soul_deploy.runtime.engine import network as _network
     from soul_deploy.zoo.create import create as create
 

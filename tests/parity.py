@@ -25,7 +25,7 @@ from residual import ResidualSpec, masked, residual_images, residual_model, resi
 from torch import Tensor
 
 from soul_deploy.base.errors import RemovalError, SoulDeployError
-from soul_deploy.equivalence.engines import compare_models
+from soul_deploy.equivalence.engines import compare
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
@@ -91,7 +91,7 @@ def difference(drawn: Drawn) -> tuple[str, str | None]:
     compact = remove(model, plan)
     names = {node.name for node in model.graph.populations}
     kept = {p.population: np.array(p.outputs) for p in plan.layers if p.population in names}
-    agreement = compare_models(model, compact, x, kept)
+    agreement = compare(model, compact, x, kept)
     if agreement.verdict is Verdict.FAILED:
         return "all", f"masked and compact: {agreement}"
     found = agreement.end_to_end
@@ -113,7 +113,7 @@ def _engines(
             for file in ("net.onnx", "net.safetensors"):
                 report = verify(stored, folder / file, x)
                 if report.verdict is Verdict.FAILED:
-                    return what, f"{label}, {file}:\n{report.table()}"
+                    return what, f"{label}, {file}:\n{report.text()}"
                 exact = report.end_to_end
                 if (
                     drawn.spec.dyadic

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import UsageError, VerificationError
+from soul_deploy.equivalence.comparison import CheckResult
 from soul_deploy.equivalence.engines import (
     Comparer,
-    Comparison,
     LayerRun,
     ModelExecution,
     Run,
-    compare_models,
+    compare,
 )
 from soul_deploy.equivalence.golden import Golden, entries, sources
 from soul_deploy.equivalence.spikes import Flip, first_differences
@@ -71,11 +71,11 @@ class Tampered(ModelExecution):
         return replace(run, output=self.change(layer, run.output))
 
 
-def forced(golden: Model, other: Model, x: Tensor) -> Comparison:
+def forced(golden: Model, other: Model, x: Tensor) -> CheckResult:
     return Comparer(Golden(golden)).forced(ModelExecution(other), x)
 
 
-def end_to_end(golden: Model, other: Model, x: Tensor) -> Comparison:
+def end_to_end(golden: Model, other: Model, x: Tensor) -> CheckResult:
     return Comparer(Golden(golden)).end_to_end(ModelExecution(other), x)
 
 
@@ -155,7 +155,7 @@ def test_a_flip_far_from_the_threshold_is_not_explained() -> None:
 def test_another_weight_or_neuron_is_not_explained(other: Model) -> None:
     golden = two_layers(first=0.995, second=0.7)
     assert not forced(golden, other, ONES).passed
-    assert not compare_models(golden, other, ONES).passed
+    assert not compare(golden, other, ONES).passed
 
 
 def test_the_allowance_grows_with_the_sum_of_magnitudes() -> None:
@@ -266,7 +266,7 @@ def test_a_changed_layer_is_found_where_it_is(spec: ChainSpec, which: int) -> No
     weight = f"{model.graph[names[place]].inputs[0]}.weight"
     changed[weight] = model.state[weight] * np.float32(1.3)
     other = replace(model, state=changed)
-    found = compare_models(model, other, x)
+    found = compare(model, other, x)
     flipped = [layer.flipped for layer in found.forced.layers]
     assert flipped[:place] == [0] * place
     assert flipped[place + 1 :] == [0] * (len(names) - place - 1)
@@ -295,8 +295,8 @@ def with_a_pattern(*pattern: int) -> Model:
 
 def test_a_generated_channel_has_no_membrane_that_could_explain_another_pattern() -> None:
     golden = with_a_pattern(0, 1, 1)
-    assert compare_models(golden, golden, ONES).passed
-    found = compare_models(golden, with_a_pattern(1, 1, 1), ONES)
+    assert compare(golden, golden, ONES).passed
+    found = compare(golden, with_a_pattern(1, 1, 1), ONES)
     for gate in (found.forced, found.end_to_end):
         assert gate.layers[0].unexplained == 2 and not gate.passed
         (flip, _) = gate.layers[0].flips
@@ -395,12 +395,12 @@ def test_models_with_channels_removed_are_compared_on_those_left() -> None:
     narrow.load_state_dict(weights | cut | {"2.weight": weights["2.weight"][:, kept]})
     golden, other = (from_module(_loaded(net), ModelInfo()) for net in (wide, narrow))
     x = torch.randn(6, 3)
-    agreed = compare_models(golden, other, x, {"1": kept})
+    agreed = compare(golden, other, x, {"1": kept})
     assert agreed.passed
     assert agreed.end_to_end.layers[0].golden_spikes > 0
-    assert not compare_models(golden, other, x, {"1": np.array([0, 2, 4])}).passed
+    assert not compare(golden, other, x, {"1": np.array([0, 2, 4])}).passed
     with pytest.raises(UsageError, match=r"1: the other model has \(3,\), expected \(5,\)"):
-        compare_models(golden, other, x)
+        compare(golden, other, x)
 
 
 def _loaded(network: nn.Sequential) -> GraphModule:
@@ -412,7 +412,7 @@ def _loaded(network: nn.Sequential) -> GraphModule:
 def test_what_cannot_be_compared_is_refused() -> None:
     golden = two_layers()
     with pytest.raises(UsageError, match="T = 3 and T = 4 steps"):
-        compare_models(golden, two_layers(time_steps=4), ONES)
+        compare(golden, two_layers(time_steps=4), ONES)
     with pytest.raises(UsageError, match="no samples to compare"):
         forced(golden, golden, torch.zeros(0, 1))
     short = Tampered(golden, lambda name, spikes: spikes[:2])

@@ -109,7 +109,7 @@ def test_one_pruned_kernel_weight_takes_its_valid_positions() -> None:
 
 
 def test_the_table_shows_shares() -> None:
-    text = measure_connectivity(small_graph(), ones(small_graph()), {}).table()
+    text = measure_connectivity(small_graph(), ones(small_graph()), {}).text()
     assert "100.00 %" in text and "208" in text
 
 

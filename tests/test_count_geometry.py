@@ -17,13 +17,13 @@ import torch
 from click.testing import CliRunner
 from naive import targets_of
 
-from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.measure import count
 from soul_deploy.analysis.synops import count_model, counted_nodes
 from soul_deploy.base.files import Array
-from soul_deploy.cli.energy import check_counts
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.verify.counts import verify_counts
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
@@ -226,13 +226,11 @@ def assert_deployed(model: Model, x: torch.Tensor, folder: Path) -> None:
     for name, make in (("net.onnx", export_onnx), ("net.safetensors", export_event)):
         make(model, folder / name)
         found = verify(model, folder / name, x, allow_silent=True)
-        assert found.passed, found.table()
+        assert found.passed, found.text()
         assert found.end_to_end is not None and found.end_to_end.flipped == 0
-    check = check_counts(model, x)
+    check = verify_counts(model, x).to_dict()
     assert check["static"] and check["forced"] and check["end_to_end"] and not check["counter_diff"]
-    report = ops_report(
-        model, x, original_of("itself", model), Measured("net", "", 0, {}), EnergyChoice()
-    )
+    report = count(model, x)
     (layer,) = (layer for layer in report.layers if layer.name == "b")
     assert layer.counts == count_model(deployed(model), x)["b"]
     assert layer.synapses <= layer.synapses_dense

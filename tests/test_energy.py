@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.measure import Measured, count, original_of
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import UnknownNameError, UsageError, VerificationError
 from soul_deploy.cli.main import root
@@ -34,7 +34,7 @@ from soul_deploy.runtime.ops.energy import (
     ops_energy,
 )
 
-MEASURED = Measured("m", "", 0, {"name": "random"})
+MEASURED = Measured(data={"name": "random"})
 
 
 def activity(synops: int, macs: int = 0) -> dict[str, Activity]:
@@ -61,9 +61,6 @@ def test_presets_are_integers_of_their_unit() -> None:
     values = {p: ops_energy(activity(10, 1), p) for p in ARITHMETIC}
     assert {p: e.picojoules for p, e in values.items()} == {
         "fp32": 13.6,
-        "fp16": 5.5,
-        "int32": 4.2,
-        "int8w-int32acc": 1.3,
         "int8": 0.53,
     }
     assert values["int8"].to_json() == {
@@ -92,8 +89,10 @@ def test_optional_terms_stand_apart_until_asked_for() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UnknownNameError, match="unknown energy preset 'fp8'; valid: fp32, fp16"):
+    with pytest.raises(UnknownNameError, match="unknown energy preset 'fp8'; valid: fp32, int8"):
         ops_energy({}, "fp8")
+    with pytest.raises(UsageError, match=r"'fp16' was dropped; valid: fp32, int8\. .* 1\.5 pJ"):
+        ops_energy({}, "fp16")
     with pytest.raises(UnknownNameError, match="unknown energy term 'leak'; valid: bias, neurons"):
         ops_energy({}, "fp32", ("leak",))
     with pytest.raises(UnknownNameError, match="unknown memory model 'hbm'; valid: eie45"):
@@ -171,7 +170,7 @@ def test_masks_never_add_work_and_reports_add_up(spec: ChainSpec, seed: int) -> 
     model = pruned(build(spec), seed, constants=False)
     model = replace(model, neuron_masks=random_neuron_masks(model, seed))
     x = images(spec)
-    report = ops_report(model, x, original_of("m", model), MEASURED, EnergyChoice())
+    report = count(model, x, original=original_of("m", model), measured=MEASURED)
     expected = count_model(deployed(model), x)
     assert {layer.name: layer.counts for layer in report.layers} == expected
     assert report.totals["synops"] == sum(c.synops for c in expected.values())
@@ -230,7 +229,7 @@ def test_json_of_three_networks(models: tuple[Path, ...]) -> None:
     result = run(*models, "--format", "json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert document["schema"] == "soul-deploy/ops-report/1"
+    assert document["schema"] == "soul-deploy/ops-report/2"
     dense, masked, compact = document["reports"]
     assert [r["artifact"]["graph_stage"] for r in (dense, masked, compact)] == [
         "dense",
@@ -271,7 +270,7 @@ def test_json_of_three_networks(models: tuple[Path, ...]) -> None:
 
 def test_one_network_is_one_report(models: tuple[Path, ...]) -> None:
     document = json.loads(run(models[0], "--format", "json", "--no-check").stdout)
-    assert document["schema"] == "soul-deploy/ops-report/1"
+    assert document["schema"] == "soul-deploy/ops-report/2"
     assert document["check"] is None
     assert 0 <= document["dataset"].pop("correct") <= 6
     assert document["dataset"] == {
@@ -320,9 +319,11 @@ def test_what_is_refused(models: tuple[Path, ...], tmp_path: Path) -> None:
     result = run(models[2], models[0])
     assert result.exit_code == 2 and "Give it first, or with --original" in result.output
     assert run(models[0], "--preset", "fp8").exit_code == 2
+    result = run(models[0], "--preset", "FP16")
+    assert result.exit_code == 2 and "0.4 pJ per SynOp" in " ".join(result.output.split())
     with pytest.raises(UsageError, match="has no population '2'; firing rates and sparsities need"):
         from soul_deploy.model.file import load
 
         model = load(models[0])
         original = replace(original_of("other", model), neurons={})
-        ops_report(model, torch.zeros(1, 1, 8, 8), original, MEASURED, EnergyChoice())
+        count(model, torch.zeros(1, 1, 8, 8), original=original, measured=MEASURED)

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
-from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis import measure
 from soul_deploy.analysis.synops import count_model
-from soul_deploy.cli.energy import check_counts
 from soul_deploy.cli.main import root
 from soul_deploy.equivalence.engines import Comparer
 from soul_deploy.equivalence.golden import Golden
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import build_onnx
+from soul_deploy.export.verify.counts import verify_counts
 from soul_deploy.export.verify.onnx import OnnxExecution
 from soul_deploy.lowering.liveness import deployed
 from soul_deploy.runtime.engine.network import Network
@@ -35,7 +35,7 @@ def test_reports_are_the_counts_and_the_runtime_agrees(
     spec: ResidualSpec, seed: int, neurons: bool
 ) -> None:
     model, x = masked(residual_model(spec), seed, neurons=neurons), residual_images(spec)
-    check = check_counts(model, x)
+    check = verify_counts(model, x).to_dict()
     silent = check.pop("silent_layers")
     assert check == {
         "verdict": "inconclusive" if silent else "passed",
@@ -45,8 +45,7 @@ def test_reports_are_the_counts_and_the_runtime_agrees(
         "spike_mismatch": 0,
         "counter_diff": {},
     }
-    original = original_of("m", model)
-    report = ops_report(model, x, original, Measured("m", "", 0, {}), EnergyChoice())
+    report = measure.count(model, x)
     assert {layer.name: layer.counts for layer in report.layers} == count_model(deployed(model), x)
     fp32, totals = report.ops[0], report.totals
     assert fp32.value == 46 * totals["macs_effective"] + 9 * totals["synops"]
@@ -111,10 +110,9 @@ def test_a_sequence_repeats_the_first_layer(tmp_path: Path) -> None:
     model = load(make_files(tmp_path).compact)
     model = replace(model, neuron_masks={})
     x = torch.randn(2, *model.input_shape, generator=torch.Generator().manual_seed(4))
-    original, file = original_of("m", model), Measured("m", "", 0, {})
-    once = ops_report(model, x, original, file, EnergyChoice())
+    once = measure.count(model, x)
     frames = x.expand(model.graph.time_steps, *x.shape)
-    each = ops_report(model, frames, original, file, EnergyChoice())
+    each = measure.count(model, frames)
     assert once.totals["macs_if_repeated"] == each.totals["macs_effective"]
     assert each.totals["macs_if_repeated"] == each.totals["macs_effective"]
     assert once.totals["synops"] == each.totals["synops"]

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from soul_deploy.base.files import file_sha256, write_tensors
 from soul_deploy.cli.main import root
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.export.event.build import export_event
 from soul_deploy.ir.graph import Population
 from soul_deploy.model.file import load
@@ -111,8 +112,8 @@ def test_live_neurons_and_generated_channels_are_shown(tmp_path: Path) -> None:
     text = printed("inspect", path)
     assert f"{row['neurons']:,}" in text and f"{dense['additions']:,}" in text
     shown = {**row, "generated": 2}
-    assert f"2 channels of {row['layer']}" in report(
-        {**found, "layers": [shown, *found["layers"][1:]]}
+    assert f"2 channels of {row['layer']}" in drawn(
+        report({**found, "layers": [shown, *found["layers"][1:]]})
     )
 
 

@@ -176,7 +176,7 @@ def test_generated_channels(
     path = tmp_path / "net.safetensors"
     export_event(model, path, representation=choice)
     report = verify(model, path, x)
-    assert report.passed, report.table()
+    assert report.passed, report.text()
     network = load(path)
     found = network.run_recorded(x.numpy())
     first = network.events.spiking_layers[0]

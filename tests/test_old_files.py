@@ -63,7 +63,7 @@ def test_an_event_file_runs(images: Array, scores: Array) -> None:
 def test_exports_are_verified(name: str, images: Array) -> None:
     model = load(OLD / "compact.safetensors")
     report = verify(model, OLD / name, torch.from_numpy(images))
-    assert report.passed, report.table()
+    assert report.passed, report.text()
 
 
 def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

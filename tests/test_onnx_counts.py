@@ -57,7 +57,7 @@ def test_the_file_yields_spikes_with_time_apart(tmp_path: Path) -> None:
     assert report.passed
     assert report.end_to_end is not None
     assert report.end_to_end.counted
-    assert "no counts differ" in report.table()
+    assert "no counts differ" in report.text()
 
 
 def test_a_file_with_another_weight_pattern_counts_otherwise() -> None:

@@ -58,7 +58,7 @@ def test_an_error_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("broken")
 
-    monkeypatch.setattr("parity.compare_models", broken)
+    monkeypatch.setattr("parity.compare", broken)
     found = search(30, seed=2)
     assert found.difference == "ZeroDivisionError: broken"
 

@@ -173,7 +173,7 @@ def test_a_grouped_layer_stays_whole_and_keeps_its_mask() -> None:
 
 def test_the_plan_prints_a_row_a_layer_and_the_totals() -> None:
     model = replace(model_of(chain()), channel_masks={"sa": np.array([True, False, True, True])})
-    text = plan_removal(model).table()
+    text = plan_removal(model).text()
     for word in ("Removal plan", "sa", "sb", "sc", "masked", "total", "15", "14"):
         assert word in text
 

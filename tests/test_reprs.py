@@ -15,7 +15,7 @@ from chains import random_masks, random_neuron_masks
 from deployed import SHAPE, Files, make_files, small_model
 
 import soul_deploy
-from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.measure import Measured, count, original_of
 from soul_deploy.analysis.reference_network import Reference, reference_model
 from soul_deploy.base.brief import brief, brief_text
 from soul_deploy.data.datasets import load_data
@@ -102,8 +102,8 @@ def test_reports_are_short(files: Files) -> None:
     x = torch.randn(2, *SHAPE)
     report = verify(model, files.compact_event, x)
     assert report.passed and len(repr(report)) < LIMIT
-    measured = Measured("x", "0" * 64, 1, {})
-    ops = ops_report(model, x, original_of("x", model), measured, EnergyChoice())
+    measured = Measured(path="x", sha256="0" * 64, artifact_bytes=1)
+    ops = count(model, x, original=original_of("x", model), measured=measured)
     assert len(repr(ops)) < LIMIT
     assert all(len(repr(layer)) < LIMIT for layer in ops.layers)
 

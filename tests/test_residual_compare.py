@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from soul_deploy.equivalence.engines import Comparer, ModelExecution, Run, compare_models
+from soul_deploy.equivalence.engines import Comparer, ModelExecution, Run, compare
 from soul_deploy.equivalence.golden import ROUNDING, Golden, entries, sources
 from soul_deploy.ir.graph import (
     Input,
@@ -142,8 +142,8 @@ def test_differences_are_traced_through_a_merge_with_removed_channels() -> None:
     """At the threshold "p" and "q" fire by >= only; that is near, and what follows is traced."""
     golden = spikes_meet(IF, narrow=False)
     x, kept = ONE, {"q": np.array([1, 2])}
-    assert compare_models(golden, spikes_meet(IF, narrow=True), x, kept).passed
-    found = compare_models(golden, spikes_meet(replace(IF, fire="ge"), narrow=True), x, kept)
+    assert compare(golden, spikes_meet(IF, narrow=True), x, kept).passed
+    found = compare(golden, spikes_meet(replace(IF, fire="ge"), narrow=True), x, kept)
     layers = {layer.layer: layer for layer in found.end_to_end.layers}
     assert layers["p"].flipped == layers["q"].flipped == 1
     assert layers["r"].flipped == 1

@@ -13,6 +13,7 @@ from residual import BlockSpec, ResidualSpec, masked, residual_images, residual_
 
 from soul_deploy.base.errors import FileFormatError, LimitError, UsageError, ValidityError
 from soul_deploy.base.files import METADATA_KEY, digest, read_tensors, write_tensors
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.verify.event import static_problems
 from soul_deploy.ir.graph import NeuronSpec
@@ -81,7 +82,7 @@ def test_the_layers_are_shown(tmp_path: Path) -> None:
     ]
     assert rows["stem"]["neurons"] == 0
     assert rows["last_sn"]["neuron"] is not None
-    text = report(found)
+    text = drawn(report(found))
     assert "b0.merge" in text
     assert "population" in text
 

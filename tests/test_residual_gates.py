@@ -20,7 +20,8 @@ from torch import Tensor
 
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import RemovalError
-from soul_deploy.equivalence.engines import Comparison, compare_models
+from soul_deploy.equivalence.comparison import CheckResult
+from soul_deploy.equivalence.engines import compare
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
@@ -54,7 +55,7 @@ def report_of(model: Model, x: Tensor, kind: str, choice: Choice = "auto") -> Ve
 
 def assert_passed(report: VerifyReport, *, exactly: bool) -> None:
     """No difference; what is drawn may leave a layer silent."""
-    assert report.verdict is not Verdict.FAILED, report.table()
+    assert report.verdict is not Verdict.FAILED, report.text()
     for gate in (report.forced, report.end_to_end):
         assert gate is not None
         assert gate.counted == (report.kind == "event")
@@ -62,7 +63,7 @@ def assert_passed(report: VerifyReport, *, exactly: bool) -> None:
             assert_exact(gate)
 
 
-def assert_exact(comparison: Comparison) -> None:
+def assert_exact(comparison: CheckResult) -> None:
     assert comparison.flipped == 0
     assert comparison.logit_difference == 0
 
@@ -107,7 +108,7 @@ def test_masked_compact_onnx_and_event_to_the_bit(
     smaller = remove(model, plan)
     names = {node.name for node in model.graph.populations}
     kept = {e.population: np.array(e.outputs) for e in plan.layers if e.population in names}
-    agreement = compare_models(model, smaller, x, kept)
+    agreement = compare(model, smaller, x, kept)
     assert agreement.verdict is not Verdict.FAILED, agreement
     assert_exact(agreement.end_to_end)
     assert_passed(report_of(smaller, x, "onnx"), exactly=True)
@@ -158,4 +159,4 @@ def test_the_zoos_networks(name: str, connect: MergeFunction, steps: int, rate: 
     for kind in ("onnx", "event"):
         report = report_of(model, x, kind)
         assert_passed(report, exactly=False)
-        assert report.silent == (), report.table()
+        assert report.silent == (), report.text()

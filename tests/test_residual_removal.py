@@ -388,7 +388,7 @@ def test_round_to_holds_for_streams_and_branches() -> None:
 
 
 def test_the_plan_says_who_shares_channels_and_counts_scattered_ones() -> None:
-    text = plan_removal(masked(model_of(sew("add")), b0__sn2=kept(1)), residual="scatter").table()
+    text = plan_removal(masked(model_of(sew("add")), b0__sn2=kept(1)), residual="scatter").text()
     assert "scattered" in text and "s0, b0.sn2 share their channels." in text
 
 

@@ -135,7 +135,7 @@ def passes_the_gates(model: Model, x: Tensor, folder: Path) -> None:
     export_event(model, folder / "net.event.safetensors")
     for name in ("net.onnx", "net.event.safetensors"):
         report = verify(model, folder / name, x)
-        assert report.passed, report.table()
+        assert report.passed, report.text()
         (folder / name).unlink()
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
 from soul_deploy.analysis.connectivity import Connectivity, dense_synapses, measure_connectivity
-from soul_deploy.analysis.measure import EnergyChoice, Measured, ops_report, original_of
+from soul_deploy.analysis.measure import Measured, count, original_of
 from soul_deploy.analysis.report import OpsReport
 from soul_deploy.base.errors import RemovalError, UsageError
 from soul_deploy.base.files import Array
@@ -73,7 +73,7 @@ AVERAGED = ChainSpec(
 
 def report_of(model: Model, x: torch.Tensor, original: Model | None = None) -> OpsReport:
     before = original_of("original", model if original is None else original)
-    return ops_report(model, x, before, Measured("m", "", 0, {"name": "random"}), EnergyChoice())
+    return count(model, x, original=before, measured=Measured(data={"name": "random"}))
 
 
 def connectivity_of(model: Model, dense: dict[str, int]) -> Connectivity:
@@ -288,7 +288,7 @@ def test_an_original_with_fewer_synapses_is_refused() -> None:
         report_of(model(3, 1), x, model(1, 0))
     other = replace(original_of("other", model(1, 0)), synapses={})
     with pytest.raises(UsageError, match="has no projection 'a'; firing rates and sparsities need"):
-        ops_report(model(1, 0), x, other, Measured("m", "", 0, {}), EnergyChoice())
+        count(model(1, 0), x, original=other)
 
 
 def test_a_layer_without_synapses_has_no_share() -> None:
@@ -304,4 +304,4 @@ def test_a_layer_without_synapses_has_no_share() -> None:
     )
     found = measure_connectivity(graph, {"a": np.ones((2, 1, 1, 1), np.float32)}, {})
     assert (found.live, found.dense, found.share) == (0, 0, 1)
-    assert "%" not in found.table()
+    assert "%" not in found.text()

@@ -223,7 +223,7 @@ def test_the_gates_hold_for_step_files(spec: ChainSpec) -> None:
     model, x = compacted(spec, exact=False), images(spec)
     for given_input, shown in (("image", sequence_of(spec)), ("current", x)):
         report = gates(model, shown, static_input=given_input)
-        assert report.verdict is not Verdict.FAILED, report.table()
+        assert report.verdict is not Verdict.FAILED, report.text()
 
 
 def gates(model: Model, x: Tensor, **options: Any) -> Any:
@@ -248,7 +248,7 @@ def test_residual_networks_step_by_step(spec: ResidualSpec, seed: int, neurons: 
 def test_the_gates_hold_for_residual_step_files(spec: ResidualSpec, given_input: str) -> None:
     model, x = residual_model(spec), residual_images(spec)
     report = gates(model, x, static_input=given_input)
-    assert report.verdict is not Verdict.FAILED, report.table()
+    assert report.verdict is not Verdict.FAILED, report.text()
 
 
 @given(residuals(dyadic=True))

@@ -1,12 +1,16 @@
-"""Tables as text: as wide as they need to be, and readable on a narrow terminal."""
+"""Tables as data; as text as wide as they need to be, and readable on a narrow terminal."""
 
+import json
 import os
 import sys
+from dataclasses import FrozenInstanceError
+from fractions import Fraction
 
 import pytest
 from rich.cells import cell_len
 
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Shown, Table
+from soul_deploy.cli.text_table import drawn, text_table
 
 COLUMNS = ["layer", "kind", "rate", *(f"measured value {i}" for i in range(9))]
 ROWS = [
@@ -57,3 +61,51 @@ def test_a_file_or_a_pipe_gets_one_wide_table(monkeypatch: pytest.MonkeyPatch) -
     text = text_table("Wide", COLUMNS, ROWS)
     assert text.count("┏") == 1 and str(ROWS[1][0]) in text
     assert max(map(cell_len, text.splitlines())) > 200
+
+
+# Data.
+
+
+class Report(Shown):
+    def parts(self) -> list[Table | str]:
+        return [
+            "of a\x1b[31m <net>",
+            Table("Two <b>", ["layer", "n"], [["c&1", 1234], ["x", True]]),
+        ]
+
+
+def test_a_table_is_frozen_and_its_rows_have_all_cells() -> None:
+    table = Table("Two", ["layer", "n"], [["conv1", 1]])
+    with pytest.raises(FrozenInstanceError):
+        table.title = "other"  # type: ignore[misc]
+    assert table == Table("Two", ("layer", "n"), (("conv1", 1),))
+    assert repr(table) == "Table('Two', 2 columns, 1 rows)"
+    with pytest.raises(ValueError, match="Two: each row needs 2 cells"):
+        Table("Two", ["layer", "n"], [["conv1"]])
+
+
+def test_cells_of_a_table_are_json() -> None:
+    row = ["a", 1, 0.5, True, None, Fraction(1, 3)]
+    found = Table("All", list("abcdef"), [row]).to_dict()
+    assert json.loads(json.dumps(found)) == {
+        "title": "All",
+        "columns": list("abcdef"),
+        "rows": [["a", 1, 0.5, True, None, "1/3"]],
+    }
+
+
+def test_a_result_is_plain_text_and_html_and_its_names_are_no_markup() -> None:
+    assert Report().text().splitlines() == [
+        *("of a\\x1b[31m <net>", "Two <b>", "layer      n", "c&1    1,234", "x        yes")
+    ]
+    html = Report()._repr_html_()
+    assert html.startswith("<p>of a\\x1b[31m &lt;net&gt;</p>\n<table>")
+    assert "<caption>Two &lt;b&gt;</caption>" in html and "<th>layer</th>" in html
+    assert "<td>c&amp;1</td><td>1,234</td>" in html
+
+
+def test_what_is_drawn_is_the_table_and_the_lines() -> None:
+    line, *rest = drawn(Report()).splitlines()
+    assert line == "of a\\x1b[31m <net>"
+    assert "\n".join(rest) == text_table("Two <b>", ["layer", "n"], [["c&1", 1234], ["x", True]])
+    assert drawn(Report().parts()) == drawn(Report())

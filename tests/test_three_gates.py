@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soul_deploy.base.errors import RemovalError
-from soul_deploy.equivalence.engines import Comparison, compare_models
+from soul_deploy.equivalence.comparison import CheckResult
+from soul_deploy.equivalence.engines import compare
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
@@ -57,7 +58,7 @@ def event_report(model: Model, x: Tensor, choice: Choice = "auto") -> VerifyRepo
 
 def assert_passed(report: VerifyReport, *, exactly: bool) -> None:
     """No difference; what is drawn may leave a layer silent."""
-    assert report.verdict is not Verdict.FAILED, report.table()
+    assert report.verdict is not Verdict.FAILED, report.text()
     if exactly:
         assert report.forced is not None
         assert report.end_to_end is not None
@@ -65,7 +66,7 @@ def assert_passed(report: VerifyReport, *, exactly: bool) -> None:
         assert_exact(report.end_to_end)
 
 
-def assert_exact(comparison: Comparison) -> None:
+def assert_exact(comparison: CheckResult) -> None:
     assert comparison.flipped == 0
     assert comparison.logit_difference == 0
 
@@ -73,7 +74,7 @@ def assert_exact(comparison: Comparison) -> None:
 def assert_same_after_removal(spec: ChainSpec, seed: int) -> Model:
     masked, x = pruned(build(spec), seed), images(spec)
     smaller, plan = compact(masked)
-    agreement = compare_models(masked, smaller, x, kept_channels(plan))
+    agreement = compare(masked, smaller, x, kept_channels(plan))
     assert agreement.verdict is not Verdict.FAILED, agreement
     if spec.dyadic:
         assert_exact(agreement.forced)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
-from soul_deploy.equivalence.engines import compare_models
+from soul_deploy.equivalence.engines import compare
 from soul_deploy.equivalence.verdict import Verdict, verdict_of
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
@@ -262,11 +262,11 @@ def test_step_files_are_judged_alike(tmp_path: Path) -> None:
 
 
 def test_masked_and_compact_are_judged_alike() -> None:
-    assert compare_models(FIRING, FIRING, ONES).verdict is Verdict.PASSED
-    found = compare_models(LAST_SILENT, LAST_SILENT, ONES)
+    assert compare(FIRING, FIRING, ONES).verdict is Verdict.PASSED
+    found = compare(LAST_SILENT, LAST_SILENT, ONES)
     assert (found.verdict, found.passed, found.silent) == (Verdict.INCONCLUSIVE, False, (OUT,))
-    assert compare_models(LAST_SILENT, LAST_SILENT, ONES, allow_silent=True).passed
-    assert compare_models(SILENT, FIRING, ONES, allow_silent=True).verdict is Verdict.FAILED
+    assert compare(LAST_SILENT, LAST_SILENT, ONES, allow_silent=True).passed
+    assert compare(SILENT, FIRING, ONES, allow_silent=True).verdict is Verdict.FAILED
 
 
 def test_channels_that_are_compared_must_fire_not_those_removed() -> None:
@@ -284,7 +284,7 @@ def test_channels_that_are_compared_must_fire_not_those_removed() -> None:
         "linear.weight": golden.state["linear.weight"][:, 36:],
     }
     narrow = Model(golden.graph.with_nodes(nodes), state)
-    found = compare_models(golden, narrow, ONES, {HIDDEN: np.array([1])})
+    found = compare(golden, narrow, ONES, {HIDDEN: np.array([1])})
     assert found.end_to_end.layers[0].silent
     assert HIDDEN in found.silent
 

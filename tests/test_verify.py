@@ -81,10 +81,10 @@ def test_a_right_artifact_passes_all_gates(kind: str, tmp_path: Path) -> None:
     assert report.forced is not None
     assert report.forced.counted is (kind == "event")
     assert report.silent == ()
-    text = report.table()
+    text = report.text()
     assert "Verified: yes" in text
     assert "1 static: passed" in text
-    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["schema"] == "soul-deploy/verify/2"
     assert document["passed"] is True
     assert [layer["layer"] for layer in document["end_to_end"]["layers"]] == ["1", "5", "9"]
@@ -163,8 +163,8 @@ def test_a_wrong_onnx_file_fails_the_static_gate(
     assert not report.passed
     assert any(SPOILED[spoil] in problem for problem in report.problems), report.problems
     assert report.forced is None
-    assert "1 static: FAILED" in report.table()
-    assert "Verified: NO" in report.table()
+    assert "1 static: FAILED" in report.text()
+    assert "Verified: NO" in report.text()
 
 
 @pytest.mark.parametrize("spoil", [_change_weight, _swap_layers, _change_threshold, _skip_a_step])
@@ -338,11 +338,11 @@ def test_layers_that_never_spike_are_named_and_leave_it_open(tmp_path: Path) -> 
     assert not report.passed
     assert report.verdict is Verdict.INCONCLUSIVE
     assert report.silent[0] == "1"
-    assert "Never spiked on these images: 1" in report.table()
+    assert "Never spiked on these images: 1" in report.text()
     allowed = verify(quiet, tmp_path / "q.onnx", X, allow_silent=True)
     assert allowed.passed
     assert allowed.silent == report.silent
-    assert "Never spiked on these images: 1" in allowed.table()
+    assert "Never spiked on these images: 1" in allowed.text()
 
 
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_sequences_are_verified(tmp_path: Path) -> None:
     export_onnx(GOLDEN, tmp_path / "m.onnx", input_mode="sequence")
     for name in ("event", "m.onnx"):
         report = verify(GOLDEN, tmp_path / name, frames, batch=2)
-        assert report.passed, report.table()
+        assert report.passed, report.text()
         assert report.images == "4 samples"
 
 

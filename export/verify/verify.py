@@ -12,9 +12,7 @@ Gates that find no difference prove nothing about populations that never fired; 
 `soul_deploy.equivalence.verdict`.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,19 +22,21 @@ from torch import Tensor
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.base.files import File, OpenFile, opened
-from soul_deploy.base.tables import text_table
-from soul_deploy.base.terminal import one_line
-from soul_deploy.equivalence.engines import (
-    BATCH,
+from soul_deploy.base.tables import Shown, Table
+from soul_deploy.data.images import Images, images_for
+from soul_deploy.equivalence.comparison import (
     LOGIT_LIMIT,
-    Agreement,
-    Comparer,
+    CheckResult,
     Comparison,
-    Execution,
+    check_lines,
+    first_lines,
+    passed_text,
+    spikes_table,
+    verdict_text,
 )
+from soul_deploy.equivalence.engines import BATCH, Comparer, Execution
 from soul_deploy.equivalence.golden import Golden
-from soul_deploy.equivalence.spikes import Flip, LayerSpikes
-from soul_deploy.equivalence.verdict import Verdict, untested
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.onnx.opsets import require_opened
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import event as event_check
@@ -49,18 +49,17 @@ from soul_deploy.runtime.engine.network import load
 from soul_deploy.runtime.io.inspect import is_model_file
 
 SCHEMA = "soul-deploy/verify/2"
-PRINTED = 10  # flips and problems in the text; the JSON has more
 Kind = Literal["onnx", "event", "nir"]
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "nir"}
 
 
 @brief
-@dataclass(frozen=True)
-class VerifyReport:
-    """What the three gates found; gates 2 and 3 are None where gate 1 failed.
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport(Shown):
+    """What the three gates found.
 
-    problems: of the static gate. images: what it was run on. allow_silent: populations may stay
-    silent.
+    problems: of gate 1, static. comparison: gates 2 and 3; None where gate 1 failed. images: what
+    the file was run on. allow_silent: populations may stay silent.
     """
 
     artifact: str
@@ -68,14 +67,21 @@ class VerifyReport:
     time_steps: int
     images: str
     problems: tuple[str, ...]
-    forced: Comparison | None
-    end_to_end: Comparison | None
+    comparison: Comparison | None
     allow_silent: bool = False
+
+    @property
+    def forced(self) -> CheckResult | None:
+        return None if self.comparison is None else self.comparison.forced
+
+    @property
+    def end_to_end(self) -> CheckResult | None:
+        return None if self.comparison is None else self.comparison.end_to_end
 
     @property
     def verdict(self) -> Verdict:
         """Failed where the static gate failed, else what gates 2 and 3 prove."""
-        return Verdict.FAILED if self._run is None else self._run.verdict
+        return Verdict.FAILED if self.comparison is None else self.comparison.verdict
 
     @property
     def passed(self) -> bool:
@@ -85,27 +91,27 @@ class VerifyReport:
     @property
     def silent(self) -> tuple[str, ...]:
         """Populations in which no neuron of the golden ever spiked: they are untested."""
-        return () if self._run is None else self._run.silent
+        return () if self.comparison is None else self.comparison.silent
 
-    @property
-    def _run(self) -> Agreement | None:
-        """Gates 2 and 3, if gate 1 let them begin."""
-        if self.problems or self.forced is None or self.end_to_end is None:
-            return None
-        return Agreement(self.forced, self.end_to_end, self.allow_silent)
+    def parts(self) -> list[Table | str]:
+        """The images, spikes by layer, a line for each gate and finding, the verdict."""
+        static = f"1 static: {passed_text(not self.problems)}"
+        static += "" if self.problems else ", every stored structure equals the graph"
+        lines = [static, *first_lines(self.problems)]
+        if self.comparison is None:
+            line = "2 layer by layer, 3 end to end: not run, since the file is of another structure"
+            lines.append(line)
+        else:
+            (forced, *found), (whole, *more) = check_lines(self.comparison)
+            lines += [f"2 {forced}", *found, f"3 {whole}", *more]
+        return [
+            f"{self.artifact} against its model, on {self.images}",
+            *([] if self.comparison is None else [spikes_table(self.comparison)]),
+            *lines,
+            f"Verified: {verdict_text(self.verdict, self.silent)}",
+        ]
 
-    def table(self) -> str:
-        """The report as text."""
-        lines = [*map(one_line, _gate_lines(self))]
-        if self.forced is not None and self.end_to_end is not None:
-            columns = ["layer", "neurons", "firing rate", "spikes", "flips forced"]
-            rows = _rows(self.forced, self.end_to_end, self.time_steps)
-            columns += ["flips end to end", "spikes differing", "unexplained"]
-            lines = [text_table("Spikes", columns, rows), *lines]
-        heading = one_line(f"{self.artifact} against its model, on {self.images}")
-        return "\n".join([heading, *lines, f"Verified: {_verified(self)}"])
-
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""
         return {
             "schema": SCHEMA,
@@ -117,17 +123,17 @@ class VerifyReport:
             "images": self.images,
             "logit_limit": LOGIT_LIMIT,
             "static": {"passed": not self.problems, "problems": list(self.problems)},
-            "forced": _comparison_json(self.forced),
-            "end_to_end": _comparison_json(self.end_to_end),
+            "forced": None if self.forced is None else self.forced.to_dict(),
+            "end_to_end": None if self.end_to_end is None else self.end_to_end.to_dict(),
             "silent_layers": list(self.silent),
             "allow_silent": self.allow_silent,
         }
 
 
 def verify(
-    golden: Model,
-    artifact: Path,
-    images: Tensor,
+    model: Model,
+    path: Path | str,
+    images: Images,
     *,
     kind: Kind | None = None,
     source_sha256: str | None = None,
@@ -138,35 +144,38 @@ def verify(
 ) -> VerifyReport:
     """Run the three gates on an ONNX, event or NIR file; the verdict is in the report.
 
-    images: normalised, (B, C, H, W), or (T, B, C, H, W) for a sequence. kind: by the file's name
-    and content if not given. source_sha256: digest of the golden's file, if the artifact must be
-    made from it. described, name: how the report calls the images and the file. allow_silent: pass
-    also where a population never fires on the images; without, such a report is inconclusive.
+    images: (B, C, H, W), or (T, B, C, H, W) for a sequence, as `images_for` takes them. kind: by
+    the file's name and content if not given. source_sha256: digest of the model's file, if the
+    artifact must be made from it. described, name: how the report calls the images and the file.
+    allow_silent: pass also where a population never fires on the images; without, such a report is
+    inconclusive.
     Raises MissingFileError, FileFormatError or LimitError for a file that cannot be read,
     ValidityError for images that do not fit, UsageError for none.
     """
-    reference = Golden(golden)
-    static = reference.module.as_signal(images).static
-    count = images.shape[0] if static else images.shape[1]
+    path, reference, given = Path(path), Golden(model), images_for(model, images)
+    static = reference.module.as_signal(given).static
+    count = given.shape[0] if static else given.shape[1]
     if not count:
         raise UsageError("no samples to verify on; give at least one")
-    with OpenFile(artifact) as source:
+    with OpenFile(path) as source:
         kind = kind or kind_of(source)
         if kind == "event":
-            reference = Golden(deployed(golden))
+            reference = Golden(deployed(model))
         problems, ready = _open(kind, reference, source, source_sha256)
     if kind == "event":
-        problems += _changed_outputs(Golden(golden), reference, images, batch)
-        ready = None if problems else ready
-    forced = end_to_end = None
-    if ready is not None:
-        comparer = Comparer(reference)
-        forced = comparer.forced(ready, images, batch)
-        end_to_end = comparer.end_to_end(ready, images, batch)
-    label = described or f"{count} samples"
-    title = name or artifact.name
-    steps = golden.graph.time_steps
-    return VerifyReport(title, kind, steps, label, problems, forced, end_to_end, allow_silent)
+        problems += _changed_outputs(Golden(model), reference, given, batch)
+    ready = None if problems else ready
+    return VerifyReport(
+        artifact=name or path.name,
+        kind=kind,
+        time_steps=model.graph.time_steps,
+        images=described or f"{count} samples",
+        problems=problems,
+        comparison=None
+        if ready is None
+        else Comparer(reference).both(ready, given, batch, allow_silent=allow_silent),
+        allow_silent=allow_silent,
+    )
 
 
 def _changed_outputs(
@@ -215,105 +224,3 @@ def _open(
     network = load(artifact)
     problems = event_check.static_problems(golden.model, network, source_sha256)
     return problems, None if problems else event_check.EventExecution(network, golden)
-
-
-def _rows(
-    forced: Comparison, end_to_end: Comparison, time_steps: int
-) -> Iterator[tuple[object, ...]]:
-    for alone, chained in zip(forced.layers, end_to_end.layers, strict=True):
-        slots = chained.neurons * chained.samples * time_steps
-        yield (
-            alone.layer,
-            alone.neurons,
-            f"{chained.golden_spikes / slots:.2%}",
-            chained.golden_spikes,
-            alone.flipped,
-            chained.flipped,
-            chained.differing,
-            alone.unexplained + chained.unexplained,
-        )
-
-
-def _gate_lines(report: VerifyReport) -> Iterator[str]:
-    yield f"1 static: {_word(not report.problems)}" + (
-        "" if report.problems else ", every stored structure equals the graph"
-    )
-    yield from _shortened(report.problems)
-    forced, whole = report.forced, report.end_to_end
-    if forced is None or whole is None:
-        yield "2 layer by layer, 3 end to end: not run, since the file is of another structure"
-        return
-    counts = "not counted by this engine"
-    if forced.counted:
-        counts = f"{len(forced.mismatches) or 'no'} counts differ"
-    yield (
-        f"2 layer by layer: {_word(forced.passed)}, {forced.flipped} flips, "
-        f"{forced.unexplained} unexplained, {counts}, logits within {forced.logit_difference:.2g}"
-    )
-    yield from _shortened(forced.mismatches)
-    yield from _shortened(_flips(forced.layers))
-    yield (
-        f"3 end to end: {_word(whole.passed)}, same class on {whole.agreeing} of {whole.samples} "
-        f"samples, {whole.flipped} flips on {whole.flipped_samples} samples, {whole.unexplained} "
-        f"unexplained, {_counts_line(whole)}, logits within {whole.logit_difference:.2g} on "
-        "samples without a flip"
-    )
-    yield from _shortened(whole.mismatches)
-    yield from _shortened(whole.differences)
-    yield from _shortened(_flips(whole.layers))
-    if report.silent:
-        yield f"Never spiked on these images: {', '.join(report.silent)}"
-
-
-def _verified(report: VerifyReport) -> str:
-    """The last line's words."""
-    if report.verdict is Verdict.FAILED:
-        return "NO"
-    word = "yes;" if report.passed else "inconclusive:"
-    return f"{word} {untested(report.silent)}" if report.silent else word.rstrip(";:")
-
-
-def _counts_line(whole: Comparison) -> str:
-    """Counts of an execution against those of its own spikes, and against the golden's."""
-    if not whole.counted:
-        return "not counted by this engine"
-    wrong = len(whole.mismatches) + sum(d.difference != d.explained for d in whole.differences)
-    if wrong:
-        return f"{wrong} counts differ"
-    if whole.differences:
-        return "counts differ by the fan-out of what flipped, exactly"
-    return "no counts differ"
-
-
-def _word(passed: bool) -> str:
-    return "passed" if passed else "FAILED"
-
-
-def _flips(layers: tuple[LayerSpikes, ...]) -> list[Flip]:
-    flips = [flip for layer in layers for flip in layer.flips]
-    return sorted(flips, key=lambda flip: (flip.explained, flip.cause is not None))
-
-
-def _shortened(items: Any) -> Iterator[str]:
-    listed = [f"  {item}" for item in items]
-    yield from listed[:PRINTED]
-    if len(listed) > PRINTED:
-        yield f"  and {len(listed) - PRINTED} more"
-
-
-def _comparison_json(comparison: Comparison | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    data = asdict(comparison) | {"passed": comparison.passed, "flipped": comparison.flipped}
-    data["unexplained"] = comparison.unexplained
-    finite: dict[str, Any] = _finite(data)
-    return finite
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

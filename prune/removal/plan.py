@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
-from soul_deploy.base.tables import text_table
-from soul_deploy.base.terminal import one_line
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.model.model import Validity
 
 Rule = Literal["masked", "silent", "unread", "folded", "scattered"]
@@ -76,7 +77,7 @@ class LayerRemoval:
 
 @brief
 @dataclass(frozen=True)
-class RemovalPlan:
+class RemovalPlan(Shown):
     """One entry per population and per current of a stream, and what the removal is valid for.
 
     bias: projection -> (out,) float64, what folded channels add to its output before batch norm.
@@ -98,6 +99,11 @@ class RemovalPlan:
         return None if layer is None else layer.kept
 
     @property
+    def kept_channels(self) -> dict[str, Array]:
+        """Population -> the channels that it still gives, in their order: `kept` of `compare`."""
+        return {layer.population: np.array(layer.outputs, np.int64) for layer in self.layers}
+
+    @property
     def removes(self) -> bool:
         """Whether any channel goes."""
         return any(layer.removed or layer.generated for layer in self.layers)
@@ -107,8 +113,8 @@ class RemovalPlan:
         text = f"Nothing to remove: no channel of {original} is masked, silent or unread"
         return text if copy is None else f"{text}; {copy} is a copy of it"
 
-    def table(self) -> str:
-        """The plan as text, a row per layer; what nothing was removed by has no column."""
+    def parts(self) -> list[Table | str]:
+        """A row per layer, and notes; what nothing was removed by has no column."""
         always = ("channels", "kept", "weights", "weights after")
         rows = {layer.population: _numbers(layer) for layer in self.layers}
         names = [*_numbers(self.layers[0])] if self.layers else [*always]
@@ -118,8 +124,7 @@ class RemovalPlan:
             [layer, *(row[name] for name in shown)]
             for layer, row in [*rows.items(), ("total", totals)]
         ]
-        text = text_table("Removal plan", ["layer", *shown], lines)
-        return "\n".join([text, *map(one_line, self._notes())])
+        return [Table("Removal plan", ["layer", *shown], lines), *self._notes()]
 
     def _notes(self) -> list[str]:
         notes = [

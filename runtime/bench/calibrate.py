@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from soul_deploy.base.files import Array
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Table
 from soul_deploy.runtime.bench.timing import Schedule, time_in_turns
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import Convolution, DenseRows, SparseRows, SpikingLayer
@@ -85,14 +85,14 @@ def crossover(found: Sequence[Crossing]) -> float | None:
     return None
 
 
-def calibration_report(found: Sequence[Crossing]) -> str:
-    """The text that `bench sparse --calibrate` prints."""
+def calibration_report(found: Sequence[Crossing]) -> list[Table | str]:
+    """What `bench sparse --calibrate` prints."""
     rows = [[f"{c.density:.0%}", f"{c.sparse_ms:.2f}", f"{c.dense_ms:.2f}"] for c in found]
     at = crossover(found)
     said = "none in this range" if at is None else f"at {at:.0%} of the weights"
-    text = text_table(
+    table = Table(
         f"Rows of a {CHANNELS}→{CHANNELS} layer, 3×3, {SIDE}×{SIDE}",
         ["nonzero weights", "compressed ms", "dense ms"],
         rows,
     )
-    return f"{text}\nDense rows overtake compressed ones: {said}."
+    return [table, f"Dense rows overtake compressed ones: {said}."]

@@ -18,8 +18,10 @@ from soul_deploy.base.input_rule import (
     KIND_OF_OLD_FILES,
     InputKind,
     InputRule,
+    array_of,
     is_input_kind,
     normalise,
+    numbers_of,
     random_inputs,
 )
 from soul_deploy.base.lazy import load_object
@@ -267,14 +269,17 @@ def common_rule(facts: Sequence[NetworkFacts]) -> InputRule:
 
 
 def input_samples(
-    given: str, data_dir: Path, rule: InputRule, count: int, seed: int
+    given: str | object, data_dir: Path, rule: InputRule, count: int, seed: int
 ) -> tuple[Array, int]:
-    """(samples, batch axis): `random`, a data set's name, or a .npy file.
+    """(samples, batch axis): an array, `random`, a data set's name, or a .npy file.
 
     random: numbers of the networks' kind, for images uniform pixels, normalised. A data set gives
     its first `count` test images. A .npy file is read as `run` reads it.
     Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
     """
+    if not isinstance(given, str):
+        values = numbers_of(array_of(given, rule), rule)
+        return values, values.ndim - len(rule.shape) - 1
     if given.lower() == RANDOM:
         return random_inputs(rule, count, seed), 0
     if given.lower().endswith(".npy"):

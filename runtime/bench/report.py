@@ -1,15 +1,17 @@
-"""The result of `bench` as a table for people, and compared with an earlier result."""
+"""The result of `bench`, as data and as tables, and compared with an earlier result."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import FileFormatError
 from soul_deploy.base.files import OpenFile, parse_json
 from soul_deploy.base.json_text import require_length
-from soul_deploy.base.tables import text_table
-from soul_deploy.base.terminal import one_line
-from soul_deploy.runtime.bench.baseline import is_entry, key_of
+from soul_deploy.base.tables import Shown, Table
+from soul_deploy.runtime.bench.baseline import differences, is_entry, key_of
 from soul_deploy.runtime.bench.runner import SCHEMA
 
 Document = Mapping[str, Any]
@@ -64,27 +66,55 @@ def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int]
     }
 
 
-def report(document: Document, percentiles: Sequence[float]) -> str:
-    """The text that `soul-deploy bench sparse` prints."""
-    lines = [text_table("Time per batch", *_times(document["entries"], percentiles))]
-    if any(entry["load_ms"] is not None for entry in document["entries"]):
-        lines.append(text_table("In a fresh process", *_fresh(document["entries"])))
-    if document["agreement"]:
-        lines.append(text_table("Do they agree?", *_agreement(document["agreement"])))
-    if document.get("comparison"):
-        lines.append(text_table("Against the baseline", *_comparison(document["comparison"])))
-    if document.get("roof") is not None:
-        lines.append(text_table("Roof of the event engine", *_roof(document["roof"])))
-        share = f"{document['not_synapse_share']:.0%}".replace("%", " %")
-        lines.append(
-            f"{share} of the time is not synapse work. A roof is the same additions alone."
-        )
-    return "\n".join([*lines, *map(one_line, _environment(document))])
+@brief
+@dataclass(frozen=True)
+class BenchReport(Shown):
+    """Times of engines side by side, as JSON data of the schema `runner.SCHEMA`.
+
+    percentiles: those that the table shows, in percent.
+    """
+
+    document: Document
+    percentiles: tuple[float, ...] = (50, 90, 99)
+
+    @property
+    def entries(self) -> Sequence[Document]:
+        """One for each engine, number of threads and batch size; times in ms."""
+        found: Sequence[Document] = self.document["entries"]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        return deepcopy(dict(self.document))
+
+    def against(self, baseline: Document) -> "BenchReport":
+        """With speed-ups over an earlier result, and how what it measured differs."""
+        more = {
+            "comparison": compare_with(self.document, baseline),
+            "comparison_differences": differences(self.document, baseline),
+        }
+        return replace(self, document={**self.document, **more})
+
+    def parts(self) -> list[Table | str]:
+        """Times, costs of a fresh process, agreement, speed-ups over the baseline, the machine."""
+        document = self.document
+        found: list[Table | str] = [_times(self.entries, self.percentiles)]
+        if any(entry["load_ms"] is not None for entry in self.entries):
+            found.append(_fresh(self.entries))
+        if document["agreement"]:
+            found.append(_agreement(document["agreement"]))
+        if document.get("comparison"):
+            found.append(_comparison(document["comparison"]))
+        if document.get("roof") is not None:
+            found.append(Table("Roof of the event engine", *_roof(document["roof"])))
+            share = f"{document['not_synapse_share']:.0%}".replace("%", " %")
+            found.append(
+                f"{share} of the time is not synapse work. A roof is the same additions alone."
+            )
+        return [*found, *_environment(document)]
 
 
-def _times(
-    entries: Sequence[Document], percentiles: Sequence[float]
-) -> tuple[list[str], list[list[object]]]:
+def _times(entries: Sequence[Document], percentiles: Sequence[float]) -> Table:
     speedups = reference_speedups(entries)
     shares = [f"p{share:g}" for share in percentiles]
     columns = ["engine", "network", "threads", "batch", *(f"{s} ms" for s in shares)]
@@ -101,7 +131,7 @@ def _times(
                 entry["runs"],
             ]
         )
-    return columns, rows
+    return Table("Time per batch", columns, rows)
 
 
 def ms(value: float) -> str:
@@ -109,7 +139,7 @@ def ms(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _fresh(entries: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+def _fresh(entries: Sequence[Document]) -> Table:
     columns = ["engine", "threads", "batch", "import ms", "load ms", "first run ms"]
     rows: list[list[object]] = [
         [
@@ -120,10 +150,10 @@ def _fresh(entries: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
         ]
         for entry in entries
     ]
-    return [*columns, "memory MB", "file MB"], rows
+    return Table("In a fresh process", [*columns, "memory MB", "file MB"], rows)
 
 
-def _agreement(agreement: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+def _agreement(agreement: Sequence[Document]) -> Table:
     rows: list[list[object]] = [
         [
             item["engine"],
@@ -133,7 +163,9 @@ def _agreement(agreement: Sequence[Document]) -> tuple[list[str], list[list[obje
         ]
         for item in agreement
     ]
-    return ["engine", "against", "same class", "largest score difference"], rows
+    return Table(
+        "Do they agree?", ["engine", "against", "same class", "largest score difference"], rows
+    )
 
 
 def _roof(roof: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
@@ -146,7 +178,7 @@ def _roof(roof: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
     return ["layer", "SynOps", "passes", "synapse ms", "roof ms", "share of the roof"], rows
 
 
-def _comparison(comparison: Sequence[Document]) -> tuple[list[str], list[list[object]]]:
+def _comparison(comparison: Sequence[Document]) -> Table:
     rows: list[list[object]] = [
         [
             *(item["engine"], item["threads"], item["batch_size"]),
@@ -154,7 +186,11 @@ def _comparison(comparison: Sequence[Document]) -> tuple[list[str], list[list[ob
         ]
         for item in comparison
     ]
-    return ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"], rows
+    return Table(
+        "Against the baseline",
+        ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"],
+        rows,
+    )
 
 
 def _environment(document: Document) -> list[str]:

@@ -1,20 +1,18 @@
-"""The contents of a file as a table for people; `inspection` makes the data."""
+"""The contents of a file as tables and lines for people; `inspect` makes the data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from soul_deploy.base.tables import text_table
-from soul_deploy.base.terminal import one_line
+from soul_deploy.base.tables import Table
 
 Description = Mapping[str, Any]
 ASSUMPTIONS = "assumptions"
 """Of a model file's provenance: a list of sentences."""
 
 
-def report(found: Description) -> str:
-    """The text that `soul-deploy inspect` prints."""
-    body = {"model": _model, "event": _event, "onnx": _onnx}[found["kind"]](found)
-    return "\n".join(body)
+def report(found: Description) -> list[Table | str]:
+    """What `soul-deploy inspect` prints, of what `inspect.describe` found."""
+    return {"model": _model, "event": _event, "onnx": _onnx}[found["kind"]](found)
 
 
 def shape_text(shape: Sequence[object]) -> str:
@@ -30,7 +28,7 @@ def size_text(size: int) -> str:
 def _facts(pairs: Sequence[tuple[str, object]]) -> list[str]:
     width = max(len(name) for name, _ in pairs)
     shown = [(name, value) for name, value in pairs if value not in (None, "")]
-    return [one_line(f"{name:<{width}}  {value}") for name, value in shown]
+    return [f"{name:<{width}}  {value}" for name, value in shown]
 
 
 def _network_facts(found: Description) -> list[tuple[str, object]]:
@@ -68,7 +66,7 @@ def _some(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _model(found: Description) -> list[str]:
+def _model(found: Description) -> list[Table | str]:
     masked = any(row["channels_kept"] is not None for row in found["layers"])
     neurons = {row["what"] for row in found["layers"] if row["operation"] == "population"}
     alike = next(iter(neurons)) if len(neurons) == 1 else None
@@ -83,7 +81,7 @@ def _model(found: Description) -> list[str]:
         *_assumptions(found["provenance"]),
         ("sha256", found["sha256"]),
     ]
-    return [*_facts(facts), "", text_table("Graph", columns + ["kept"] * masked, rows)]
+    return [*_facts(facts), "", Table("Graph", columns + ["kept"] * masked, rows)]
 
 
 def _model_row(row: Description, masked: bool, alike: str | None) -> list[object]:
@@ -134,7 +132,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _event(found: Description) -> list[str]:
+def _event(found: Description) -> list[Table | str]:
     facts = [
         ("event network", f"{found['path']}, {size_text(found['bytes'])}"),
         *_network_facts(found),
@@ -161,7 +159,7 @@ def _event(found: Description) -> list[str]:
         ]
         for row in found["layers"]
     ]
-    tables = [text_table("Layers", columns, rows)]
+    tables = [Table("Layers", columns, rows)]
     if any(row["alternatives"] for row in found["layers"]):
         tables.append(representation_table(found["layers"]))
     return [*_facts(facts), "", *tables]
@@ -178,7 +176,7 @@ def _generated(layers: Sequence[Description]) -> str:
     return ", ".join(f"{row['generated']} channels of {row['layer']}" for row in found)
 
 
-def representation_table(layers: Sequence[Description]) -> str:
+def representation_table(layers: Sequence[Description]) -> Table:
     """What each layer's synapses take, and what was weighed against it.
 
     Additions are those of one spike of every live presynaptic neuron; times spikes per neuron they
@@ -192,7 +190,7 @@ def representation_table(layers: Sequence[Description]) -> str:
             sizes = f"{item['bytes'] / 1e3:,.1f}", f"{item['additions']:,}"
             rows.append([name, f"{item['kind']} rows", *sizes, "yes" if item["chosen"] else ""])
     columns = ["layer", "kind", "kB", "additions if all spike", "chosen"]
-    return text_table("Representation of the synapses", columns, rows)
+    return Table("Representation of the synapses", columns, rows)
 
 
 FORMS = {
@@ -230,7 +228,7 @@ def _neuron_facts(layers: Sequence[Description]) -> list[tuple[str, object]]:
     return [("neurons", f"{text} ({_some(names, 3)})") for text, names in users.items()]
 
 
-def _onnx(found: Description) -> list[str]:
+def _onnx(found: Description) -> list[Table | str]:
     values = [
         [what, value["name"], value["dtype"], shape_text(value["shape"])]
         for what in ("input", "output")
@@ -251,7 +249,7 @@ def _onnx(found: Description) -> list[str]:
     return [
         *_facts(facts),
         "",
-        text_table("Inputs and outputs", ["", "name", "dtype", "shape"], values),
+        Table("Inputs and outputs", ["", "name", "dtype", "shape"], values),
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from soul_deploy.base.errors import UnknownNameError
+from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.runtime.ops.counters import LayerCounts
 
 
@@ -27,12 +27,10 @@ class Arithmetic:
 
 ARITHMETIC: Mapping[str, Arithmetic] = {
     "fp32": Arithmetic("0.1pJ", 46, 9, 37),
-    "fp16": Arithmetic("0.1pJ", 15, 4, 11),
-    "int32": Arithmetic("0.1pJ", 32, 1, 31),
-    # Products of 8-bit weights are added in 32 bits, and so are membranes.
-    "int8w-int32acc": Arithmetic("0.1pJ", 3, 1, 31),
     "int8": Arithmetic("0.01pJ", 23, 3, 20),
 }
+DROPPED = {"fp16": (1.5, 0.4), "int32": (3.2, 0.1), "int8w-int32acc": (0.3, 0.1)}
+"""Presets of earlier versions: pJ per multiplication and addition, pJ per addition."""
 UNITS = {"0.1pJ": 10, "0.01pJ": 100}  # parts of a pJ
 OPTIONAL_TERMS = ("bias", "neurons", "graded")
 
@@ -93,10 +91,21 @@ class OpsEnergy:
 
 
 def arithmetic(preset: str) -> Arithmetic:
-    """The constants of a preset. Raises UnknownNameError."""
+    """The constants of a preset. Raises UsageError for one of DROPPED, UnknownNameError."""
+    if preset in DROPPED:
+        raise UsageError(dropped_hint(preset))
     if preset not in ARITHMETIC:
         raise UnknownNameError("energy preset", preset, ARITHMETIC)
     return ARITHMETIC[preset]
+
+
+def dropped_hint(preset: str) -> str:
+    """What to do instead of giving a preset of DROPPED."""
+    mac, ac = DROPPED[preset]
+    return (
+        f"the energy preset {preset!r} was dropped; valid: {', '.join(ARITHMETIC)}. Multiply the "
+        f"report's counts: {mac} pJ per MAC, {ac} pJ per SynOp"
+    )
 
 
 def ops_energy(

@@ -8,7 +8,8 @@ projection, so that the count stays an integer. The readout's head is not counte
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.analysis.synops import arrivals, fanout, live_targets
+from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.ir.graph import (
     AdaptiveAvgPool,
     Convolution,
@@ -33,8 +35,9 @@ from soul_deploy.ir.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.fold_batch_norm import Synapses, fold
 from soul_deploy.lowering.linear_operators import ReadoutOperator, compose
+from soul_deploy.model.model import Model
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ class LayerConnectivity:
     dense: int
 
 
+@brief
 @dataclass(frozen=True)
-class Connectivity:
+class Connectivity(Shown):
     """Exact integers per projection; `share` is live over dense for the whole network."""
 
     layers: tuple[LayerConnectivity, ...]
@@ -65,17 +69,34 @@ class Connectivity:
         """At most 1; 1 too where there are no synapses that could go."""
         return self.live / self.dense if self.dense else 1.0
 
-    def table(self) -> str:
-        """A row per projection and the total, as text."""
+    def to_dict(self) -> dict[str, Any]:
+        """The integers as JSON data, and the share."""
+        layers = [asdict(layer) for layer in self.layers]
+        return {"live": self.live, "dense": self.dense, "share": self.share, "layers": layers}
+
+    def parts(self) -> list[Table | str]:
+        """A row per projection and the total."""
         found = [*self.layers, LayerConnectivity("total", self.live, self.dense)]
         rows: list[list[object]] = [
             [row.projection, row.live, row.dense, _share_text(row)] for row in found
         ]
-        return text_table("Connectivity", ["layer", "synapses", "dense", "connectivity"], rows)
+        return [Table("Connectivity", ["layer", "synapses", "dense", "connectivity"], rows)]
 
 
 def _share_text(row: LayerConnectivity) -> str:
     return f"{100 * row.live / row.dense:.2f} %" if row.dense else ""
+
+
+def connectivity(model: Model, original: Model | None = None) -> Connectivity:
+    """Connectivity of a masked or compact `model` with its deployed weights.
+
+    original: the unpruned network, whose synapses are the dense ones; the model's graph if None.
+    Raises LimitError for a composed matrix that is too large.
+    """
+    folded = fold(model.graph, model.state, model.channel_masks)
+    weights = {node.name: folded[node.name].weight for node in model.graph.projections}
+    dense = None if original is None else dense_synapses(original.graph)
+    return measure_connectivity(model.graph, weights, model.neuron_masks, dense)
 
 
 def measure_connectivity(

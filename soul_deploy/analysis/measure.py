@@ -1,8 +1,8 @@
-"""Measuring what a report says: counts, sizes and estimates of one network on some samples."""
+"""`count`: operations, sizes and energy estimates of one network on some samples, as a report."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,13 +24,25 @@ from soul_deploy.analysis.synops import (
 )
 from soul_deploy.base.errors import UsageError, VerificationError
 from soul_deploy.base.files import Array
+from soul_deploy.data.images import Images, images_for
 from soul_deploy.ir.graph import Population, Readout, SpikingGraph
 from soul_deploy.lowering.fold_batch_norm import Synapses, fold
 from soul_deploy.lowering.linear_operators import ReadoutOperator
 from soul_deploy.lowering.liveness import deployed, live_values
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops.counters import LayerCounts
-from soul_deploy.runtime.ops.energy import Activity, Arrays, Rows, memory_energy, ops_energy
+from soul_deploy.runtime.ops.energy import (
+    ARITHMETIC,
+    MEMORY,
+    Activity,
+    Arrays,
+    Rows,
+    memory_energy,
+    ops_energy,
+)
+
+CHUNK = 64
+"""Samples that run at once."""
 
 
 @dataclass(frozen=True)
@@ -56,40 +68,85 @@ def original_of(name: str, model: Model) -> Original:
     return Original(name, neurons, weights, dense_synapses(graph, head=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EnergyChoice:
-    """Which estimates: presets, optional terms, memory models, form of the rows."""
+    """Which estimates: presets, optional terms, memory models, form of the rows.
 
-    presets: tuple[str, ...] = ("fp32", "fp16", "int8")
+    Raises UsageError for a name that is not known.
+    """
+
+    presets: tuple[str, ...] = tuple(ARITHMETIC)
     terms: tuple[str, ...] = ()
-    memories: tuple[str, ...] = ("eie45", "horowitz45")
+    memories: tuple[str, ...] = tuple(MEMORY)
     rows: Rows | None = None
 
+    def __post_init__(self) -> None:
+        for preset in self.presets:
+            ops_energy({}, preset, self.terms)
+        for memory in self.memories:
+            memory_energy({}, {}, memory)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was run: the file, its digest and size, and what the images are."""
+    """What was run: the file, its digest and size (a model in memory has none), and the data."""
 
-    path: str
-    sha256: str
-    artifact_bytes: int
-    data: Mapping[str, Any]
+    path: str = "model"
+    sha256: str = ""
+    artifact_bytes: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def ops_report(
-    model: Model, images: Tensor, original: Original, measured: Measured, choice: EnergyChoice
+def count(
+    model: Model,
+    images: Images,
+    *,
+    labels: Tensor | Array | None = None,
+    original: Model | Original | None = None,
+    energy: EnergyChoice = EnergyChoice(),
+    measured: Measured = Measured(),
 ) -> OpsReport:
-    """Run `model` on normalised images (B, C, H, W) or (T, B, C, H, W), and count everything.
+    """Run `model` on images (B, C, H, W) or (T, B, C, H, W), and count everything.
 
+    images: as `images_for` takes them. labels: (B,), to say how many samples get their class.
+    original: the network that rates and shares are of; None: the model itself.
     Raises UsageError if the original lacks a layer of the model or has fewer neurons, weights or
-    synapses in one, VerificationError if a count breaks a bound.
+    synapses in one, VerificationError if a count breaks a bound, and what `images_for` raises.
     """
+    if not isinstance(original, Original):
+        original = original_of("itself" if original is None else "original", original or model)
+    given = images_for(model, images)
+    layers, compat, samples = _counted(model, given, original, energy.rows)
+    activities = {layer.name: layer.activity for layer in layers}
+    arrays = {layer.name: layer.arrays for layer in layers}
+    correct = {} if labels is None else {"correct": _correct(model, given, labels)}
+    return OpsReport(
+        path=measured.path,
+        sha256=measured.sha256,
+        stage=model.info.stage,
+        data={**measured.data, **correct},
+        samples=samples,
+        time_steps=model.graph.time_steps,
+        original=original.name,
+        layers=layers,
+        compat=compat,
+        footprint=sum(array.nbytes for array in model.state.values()),
+        artifact_bytes=measured.artifact_bytes,
+        ops=tuple(ops_energy(activities, preset, energy.terms) for preset in energy.presets),
+        memory=tuple(memory_energy(activities, arrays, memory) for memory in energy.memories),
+    )
+
+
+def _counted(
+    model: Model, images: Tensor, original: Original, rows: Rows | None
+) -> tuple[tuple[LayerReport, ...], CompatCounts, int]:
+    """Entries in the graph's order, other tools' counts, and the number of samples."""
     graph = model.graph
     _require_same_layers(graph, original)
     static = images.dim() == len(graph.input.shape) + 1
     samples = images.shape[0] if static else images.shape[1]
     live, compat = deployed(model), compat_model(model, images)
-    run = _Run(model, live, original, samples, static, choice.rows, fired(model, images))
+    run = _Run(model, live, original, samples, static, rows, fired(model, images))
     counts = count_model(live, images)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     entries = sorted(counted_nodes(live), key=lambda entry: order[entry.name])
@@ -99,23 +156,15 @@ def ops_report(
         _require_fewer(original, layer.name, "synapses", layer.synapses, layer.synapses_dense)
         if layer.name in compat:
             _require_ordered(layer, compat[layer.name])
-    activities = {layer.name: layer.activity for layer in layers}
-    arrays = {layer.name: layer.arrays for layer in layers}
-    return OpsReport(
-        measured.path,
-        measured.sha256,
-        model.info.stage,
-        measured.data,
-        samples,
-        graph.time_steps,
-        original.name,
-        layers,
-        total_compat(compat),
-        sum(array.nbytes for array in model.state.values()),
-        measured.artifact_bytes,
-        tuple(ops_energy(activities, preset, choice.terms) for preset in choice.presets),
-        tuple(memory_energy(activities, arrays, memory) for memory in choice.memories),
-    )
+    return layers, total_compat(compat), samples
+
+
+@torch.no_grad()
+def _correct(model: Model, images: Tensor, labels: Tensor | Array) -> int:
+    """How many samples get their class."""
+    module, axis = model.module(), 0 if images.dim() == len(model.input_shape) + 1 else 1
+    scores = torch.cat([module(part) for part in torch.split(images, CHUNK, dim=axis)])
+    return int((scores.argmax(dim=1) == torch.as_tensor(labels)).sum())
 
 
 def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
@@ -160,7 +209,7 @@ def _require_ordered(layer: LayerReport, compat: CompatCounts) -> None:
 
 
 @torch.no_grad()
-def fired(model: Model, images: Tensor, chunk: int = 64) -> dict[str, int]:
+def fired(model: Model, images: Tensor, chunk: int = CHUNK) -> dict[str, int]:
     """Spikes of every population, of neurons that nothing reads too, generated channels too."""
     module = model.module()
     axis = 0 if module.as_signal(images).static else 1

@@ -8,13 +8,8 @@ decide by the graph. The rules are in docs/counting.md; the sources:
   the output; additions on spikes, multiplications otherwise
 - SpikingJelly 2.x, op_counter: spikes × all weights inside the output (SynOps); layers without
   spikes are dense multiplications, padding among them
-- sinabs, hooks.py: as SpikingJelly's SynOps, times the event's value; average pooling undone
 - Shi et al., ICLR 2024, published utils.py, SOPMonitor: value × nonzero weights × unmasked targets;
   first layer and head left out
-- rate × FLOPs (Yao et al., 2023; Zhou et al., 2023): mean input × dense operations, padding among
-  them, all steps
-- syops-counter, ops.py: the same, with the bias among the operations; layers whose input is not 0/1
-  are dense multiplications
 """
 
 import math
@@ -47,7 +42,7 @@ from soul_deploy.nn.graph_module import GraphModule, Signal
 ZERO = Fraction(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompatCounts:
     """One layer's, or a network's, counts by other rules, summed over samples and steps."""
 
@@ -56,14 +51,11 @@ class CompatCounts:
     neurobench_dense: int = 0
     spikingjelly_synops: int = 0
     spikingjelly_macs: int = 0
-    sinabs: int = 0
     upr_sops: Fraction = ZERO
-    rate_flops: Fraction = ZERO
-    syops_acs: Fraction = ZERO
-    syops_macs: int = 0
 
     def __add__(self, other: "CompatCounts") -> "CompatCounts":
-        return CompatCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        names = [field.name for field in fields(self)]
+        return CompatCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 @brief
@@ -113,8 +105,6 @@ class _Rule:
     node: Node
     source: str
     dense: DenseOps
-    outputs: int
-    biased: bool
     every: Array
     stored: Array
     live: Array
@@ -133,10 +123,8 @@ def _rules(model: Model) -> dict[str, _Rule]:
         if isinstance(node, Readout) and not node.linear:
             continue
         maps = _maps(model, node, folded[node.name])
-        outputs = math.prod(graph.shapes[node.name])
         source = compose(graph, folded, node.name).source
-        biased = folded[node.name].bias is not None
-        rules[node.name] = _Rule(graph, node, source, dense[node.name], outputs, biased, *maps)
+        rules[node.name] = _Rule(graph, node, source, dense[node.name], *maps)
     return rules
 
 
@@ -200,33 +188,18 @@ def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
         torch.from_numpy(m).reshape(-1) for m in (rule.every, rule.stored, rule.live)
     )
     events = x.nonzero.flatten(1).to(torch.int64).sum(0)
-    head = isinstance(rule.node, Readout)
     effective = int((events * stored).sum())
-    padded = dense.padded + (rule.outputs if rule.biased else 0)
     found = CompatCounts(
         neurobench_acs=effective if x.binary else 0,
         neurobench_macs=0 if x.binary else effective,
         neurobench_dense=executions * dense.valid,
         spikingjelly_synops=int((events * every).sum()) if x.binary else 0,
         spikingjelly_macs=0 if x.binary else executions * dense.padded,
-        syops_macs=0 if x.binary else executions * padded,
     )
-    if x.values is None:  # images, currents: no number of spikes
+    if x.values is None or isinstance(rule.node, Readout):  # images, currents; the head
         return found
-    value = x.values.flatten(1).sum(0)
-    total, size = Fraction(int(value.sum()), x.scale), _rate_size(rule)
-    return replace(
-        found,
-        sinabs=int((value * every).sum()),
-        upr_sops=ZERO if head else Fraction(int((value * live).sum()), x.scale),
-        rate_flops=dense.padded * total / size,
-        syops_acs=padded * total / size if x.binary else ZERO,
-    )
-
-
-def _rate_size(rule: _Rule) -> int:
-    """How many values a rate is the mean of; the head's input was already summed over space."""
-    return math.prod(rule.graph.shapes[rule.node.inputs[0]])
+    sops = int((x.values.flatten(1).sum(0) * live).sum())
+    return replace(found, upr_sops=Fraction(sops, x.scale))
 
 
 def total_compat(layers: Mapping[str, CompatCounts]) -> CompatCounts:

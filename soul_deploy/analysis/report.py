@@ -12,13 +12,15 @@ from typing import Any
 
 from soul_deploy.analysis.dense_ops import DenseOps
 from soul_deploy.analysis.other_tools import CompatCounts
+from soul_deploy.analysis.tables import report_parts
 from soul_deploy.base.brief import brief
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.ir.graph import Edge
 from soul_deploy.runtime.ops.counters import LayerCounts
 from soul_deploy.runtime.ops.energy import Activity, Arrays, MemoryEnergy, OpsEnergy
 
 NO_OPS = DenseOps(0, 0)
-SCHEMA = "soul-deploy/ops-report/1"
+SCHEMA = "soul-deploy/ops-report/2"
 CONVENTIONS = {
     "border": "valid",
     "zero_weights": "skipped",
@@ -28,14 +30,10 @@ CONVENTIONS = {
     "bn": "folded",
     "avgpool": "fused",
 }
-CONVENTIONS_LINE = (
-    "SynOps: valid targets, nonzero deployed weights, live neurons, multiplicity-weighted, first "
-    "analog layer excluded (MACs listed, once per image), summed over T"
-)
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """One entry: a projection with its population, a population alone, a pooling, the readout.
 
@@ -63,10 +61,20 @@ class LayerReport:
     weights_nz: int = 0
     weights: int = 0
 
+    def dense_totals(self, samples: int, time_steps: int) -> dict[str, int]:
+        """Counts that follow from the graph and the number of executions."""
+        repeated = time_steps if self.static else 1
+        return {
+            "macs_dense": self.executions * self.dense.valid,
+            "macs_if_repeated": self.counts.macs_effective * repeated,
+            "dense_ops_valid": samples * time_steps * self.dense.valid,
+            "dense_ops_padded": samples * time_steps * self.dense.padded,
+        }
+
 
 @brief
-@dataclass(frozen=True)
-class OpsReport:
+@dataclass(frozen=True, kw_only=True)
+class OpsReport(Shown):
     """The report of one network; `original` names the network of the denominators."""
 
     path: str
@@ -88,7 +96,7 @@ class OpsReport:
         """Counters, dense equivalents and repeated multiplications of the whole network."""
         found = asdict(sum((layer.counts for layer in self.layers), LayerCounts()))
         for layer in self.layers:
-            for key, value in dense_totals(layer, self.samples, self.time_steps).items():
+            for key, value in layer.dense_totals(self.samples, self.time_steps).items():
                 found[key] = found.get(key, 0) + value
         return found
 
@@ -103,8 +111,12 @@ class OpsReport:
             "artifact_bytes": self.artifact_bytes,
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON data of SCHEMA."""
+    def parts(self) -> list[Table | str]:
+        """Layers, totals, estimates with their constants, other tools' rules; per inference."""
+        return report_parts(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON data of SCHEMA: exact sums over the samples."""
         return {
             "schema": SCHEMA,
             "artifact": {
@@ -132,7 +144,7 @@ class OpsReport:
             "op": layer.op,
             "edge": None if layer.edge is None else layer.edge.kind,
             "static_reuse": layer.static,
-            "counts": counts | dense_totals(layer, self.samples, self.time_steps),
+            "counts": counts | layer.dense_totals(self.samples, self.time_steps),
             "synapses": layer.synapses,
             "synapses_dense": layer.synapses_dense,
             "neurons_live": layer.neurons,
@@ -142,7 +154,7 @@ class OpsReport:
         }
 
     def _compat_json(self) -> dict[str, Any]:
-        c, slots = self.compat, self.samples * self.time_steps
+        c = self.compat
         nonzero, every = map(sum, zip(*(layer.activation for layer in self.layers), strict=True))
         structure = self.structure()
         kept, weights = structure["weights_nz"], structure["weights"]
@@ -158,24 +170,9 @@ class OpsReport:
             "upr_sops": fraction_json(c.upr_sops),
             "sj_synop": c.spikingjelly_synops,
             "sj_mac": c.spikingjelly_macs,
-            "sinabs_per_step": fraction_json(Fraction(c.sinabs, slots)),
-            "rate_flops": fraction_json(c.rate_flops),
-            "syops_ac": fraction_json(c.syops_acs),
-            "syops_mac": c.syops_macs,
         }
 
 
 def fraction_json(value: Fraction) -> dict[str, int]:
     """An exact fraction."""
     return {"num": value.numerator, "den": value.denominator}
-
-
-def dense_totals(layer: LayerReport, samples: int, time_steps: int) -> dict[str, int]:
-    """Counts that follow from the graph and the number of executions."""
-    repeated = time_steps if layer.static else 1
-    return {
-        "macs_dense": layer.executions * layer.dense.valid,
-        "macs_if_repeated": layer.counts.macs_effective * repeated,
-        "dense_ops_valid": samples * time_steps * layer.dense.valid,
-        "dense_ops_padded": samples * time_steps * layer.dense.padded,
-    }

@@ -4,13 +4,20 @@ import csv
 import io
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from soul_deploy.analysis.report import CONVENTIONS_LINE, LayerReport, OpsReport, dense_totals
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Table
 from soul_deploy.base.terminal import one_line
 from soul_deploy.runtime.ops.counters import COUNTERS
 from soul_deploy.runtime.ops.energy import MEMORY, UNITS, arithmetic, memory_energy, ops_energy
 
+if TYPE_CHECKING:
+    from soul_deploy.analysis.report import LayerReport, OpsReport
+
+CONVENTIONS_LINE = (
+    "SynOps: valid targets, nonzero deployed weights, live neurons, multiplicity-weighted, first "
+    "analog layer excluded (MACs listed, once per image), summed over T"
+)
 LAYER_COLUMNS = (
     *("layer", "kind", "events in", "firing rate", "synapses", "SynOps", "MACs", "dense MACs"),
     *("effective/dense", "touched", "updates", "pool ops", "ops, nJ", "memory, nJ"),
@@ -30,13 +37,13 @@ PAPER_COLUMNS = (
 )
 
 
-def report_text(report: OpsReport) -> str:
-    """The tables for people: layers, totals, estimates with their constants, other tools' rules."""
+def report_parts(report: "OpsReport") -> list[Table | str]:
+    """Tables for people: layers, totals, estimates with their constants, other tools' rules."""
     rows = [_layer_row(report, layer) for layer in report.layers]
     rows.append(_total_row(report))
     title = f"{report.path} ({report.stage}), per inference, mean of {report.samples:,} samples"
-    parts = [text_table(title, LAYER_COLUMNS, rows), *map(one_line, _facts(report))]
-    parts.append(text_table("Energy, estimated", ["model", "per inference", "constants"], [
+    parts: list[Table | str] = [Table(title, LAYER_COLUMNS, rows), *_facts(report)]
+    parts.append(Table("Energy, estimated", ["model", "per inference", "constants"], [
         *([f"ops45 {e.preset}", _energy(e.picojoules / report.samples), _constants(e.preset)]
           for e in report.ops),
         *([e.memory, _energy(e.value / 10 / report.samples), _levels(e.memory)]
@@ -44,13 +51,13 @@ def report_text(report: OpsReport) -> str:
     ]))  # fmt: skip
     if report.memory:
         parts.append(_placement(report))
-    parts.append(text_table("By other tools' rules", ["rule", "per inference"], _compat(report)))
-    return "\n".join([*parts, CONVENTIONS_LINE])
+    parts.append(Table("By other tools' rules", ["rule", "per inference"], _compat(report)))
+    return [*parts, CONVENTIONS_LINE]
 
 
-def _layer_row(report: OpsReport, layer: LayerReport) -> list[object]:
+def _layer_row(report: "OpsReport", layer: "LayerReport") -> list[object]:
     c, n = layer.counts, report.samples
-    dense = dense_totals(layer, n, report.time_steps)["macs_dense"]
+    dense = layer.dense_totals(n, report.time_steps)["macs_dense"]
     work = c.synops + c.macs_effective
     kind = layer.op if layer.edge is None else f"{layer.op}, {layer.edge.kind}"
     ops = ops_energy({layer.name: layer.activity}).picojoules
@@ -74,7 +81,7 @@ def _layer_row(report: OpsReport, layer: LayerReport) -> list[object]:
     ]
 
 
-def _total_row(report: OpsReport) -> list[object]:
+def _total_row(report: "OpsReport") -> list[object]:
     t, n = report.totals, report.samples
     fired, slots = (sum(layer.activation[k] for layer in report.layers) for k in (0, 1))
     ops = report.ops[0].picojoules / n / 1e3 if report.ops else 0.0
@@ -88,7 +95,7 @@ def _total_row(report: OpsReport) -> list[object]:
     ]
 
 
-def _facts(report: OpsReport) -> list[str]:
+def _facts(report: "OpsReport") -> list[str]:
     s, t, n = report.structure(), report.totals, report.samples
     fired, slots = (sum(layer.activation[k] for layer in report.layers) for k in (0, 1))
     rate = fired / slots * report.time_steps if slots else 0.0
@@ -105,7 +112,7 @@ def _facts(report: OpsReport) -> list[str]:
     ]
 
 
-def _compat(report: OpsReport) -> list[list[object]]:
+def _compat(report: "OpsReport") -> list[list[object]]:
     c, n = report.compat, report.samples
     return [
         ["NeuroBench Effective_ACs", _mean(c.neurobench_acs, n)],
@@ -113,21 +120,18 @@ def _compat(report: OpsReport) -> list[list[object]]:
         ["NeuroBench Dense", _mean(c.neurobench_dense, n)],
         ["SpikingJelly SynOps (its MACs)", f"{_mean(c.spikingjelly_synops, n)} "
          f"({_mean(c.spikingjelly_macs, n)})"],
-        ["sinabs, per step", f"{c.sinabs / n / report.time_steps:,.1f}"],
         ["SOPs of Shi et al. 2024", f"{float(c.upr_sops) / n:,.1f}"],
-        ["firing rate × FLOPs", f"{float(c.rate_flops) / n:,.1f}"],
-        ["syops ACs (MACs)", f"{float(c.syops_acs) / n:,.1f} ({_mean(c.syops_macs, n)})"],
     ]  # fmt: skip
 
 
-def _placement(report: OpsReport) -> str:
+def _placement(report: "OpsReport") -> Table:
     rows: list[list[object]] = []
     for energy in report.memory:
         for layer, arrays in energy.placement.items():
             held = ", ".join(f"{a} {size:,} B {at}" for a, (at, size) in arrays.items() if size)
             if held:
                 rows.append([layer, energy.memory, held])
-    return text_table("Where arrays stand (bytes)", ["layer", "model", "what"], rows)
+    return Table("Where arrays stand (bytes)", ["layer", "model", "what"], rows)
 
 
 def _constants(preset: str) -> str:
@@ -155,7 +159,7 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f} %" if whole else ""
 
 
-def paper_row(report: OpsReport, dense_synops: Fraction | None) -> list[str]:
+def paper_row(report: "OpsReport", dense_synops: Fraction | None) -> list[str]:
     """Cells in the papers' column order; dense_synops: of the dense network, per inference."""
     s, t, n = report.structure(), report.totals, report.samples
     ratio = f"{float(dense_synops * n / t['synops']):.2f}" if dense_synops and t["synops"] else ""
@@ -178,7 +182,7 @@ def paper_row(report: OpsReport, dense_synops: Fraction | None) -> list[str]:
     ]
 
 
-def markdown(reports: Sequence[OpsReport]) -> str:
+def markdown(reports: Sequence["OpsReport"]) -> str:
     """One row per network, in the papers' column order."""
     dense = Fraction(reports[0].totals["synops"], reports[0].samples) if reports else None
     lines = [["File", *PAPER_COLUMNS], ["---"] * (1 + len(PAPER_COLUMNS))]
@@ -187,7 +191,7 @@ def markdown(reports: Sequence[OpsReport]) -> str:
     return "\n".join([*table, "", CONVENTIONS_LINE + ". Energy is an estimate."])
 
 
-def csv_text(reports: Sequence[OpsReport]) -> str:
+def csv_text(reports: Sequence["OpsReport"]) -> str:
     """One line per layer and network with exact sums; the last line of each is the total."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -197,7 +201,7 @@ def csv_text(reports: Sequence[OpsReport]) -> str:
     for report in reports:
         start = [report.path, report.stage, report.samples, report.time_steps]
         for layer in report.layers:
-            dense = dense_totals(layer, report.samples, report.time_steps)
+            dense = layer.dense_totals(report.samples, report.time_steps)
             edge = "" if layer.edge is None else layer.edge.kind
             counts = [getattr(layer.counts, name) for name in COUNTERS]
             sums = [*counts, *(dense[name] for name in extra)]

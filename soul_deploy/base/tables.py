@@ -1,112 +1,65 @@
-"""Tables as text, so that a plan or a report prints the same everywhere.
+"""Tables as data: what results consist of, until `soul_deploy.cli` draws it or a notebook shows it.
 
-This is the only place that uses rich, and it gives it `Text`, in which nothing is markup.
+A result is read as parts, tables and lines of text. `text` gives them as plain text, which needs no
+library; notebooks show them as HTML.
 """
 
-import io
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
-from rich.table import Table
-from rich.text import Text
-
-from soul_deploy.base.terminal import is_terminal, printable
-
-LEFT = (
-    *("name", "layer", "operation", "kind", "engine", "file", "rule", "edge", "what", ""),
-    *("network", "against", "from"),
-)
-FRAME = 3  # of a column: a line and two spaces
-LONGEST_NUMBER = 12  # with its unit
-LONGEST_NAME = 20  # of a name that is not broken
+from soul_deploy.base.terminal import one_line
 
 
-def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as plain text; the first column is left-aligned, numbers are right-aligned.
+class Shown:
+    """A result that people read as tables and lines."""
 
-    It is folded to a terminal's width, between words; where that is too narrow, it goes on below
-    with the other columns. Into a file or a pipe it is as wide as it needs to be. Control
-    characters and ends of lines in cells, columns and title are shown as escapes, what standard
-    output cannot encode in ASCII.
-    """
-    title, columns = printable(title), [printable(column) for column in columns]
-    cells = [[printable(format_cell(cell)) for cell in row] for row in rows]
-    lines = [list(columns), *cells]
-    natural = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
-    least = [
-        _least(columns[i], [line[i] for line in cells], _is_left(columns, i))
-        for i in range(len(columns))
-    ]
-    width = _width()
-    parts: list[str] = []
-    for group in _groups(least, width):
-        room = width - 1 - FRAME * len(group)
-        widths = _folded([natural[i] for i in group], [least[i] for i in group], room)
-        parts.append(
-            _drawn("" if parts else title, columns, cells, dict(zip(group, widths, strict=True)))
+    def parts(self) -> Sequence["Table | str"]:
+        """Tables and lines of text, from top to bottom."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        """All parts as plain text."""
+        return "\n".join(
+            _plain(part) if isinstance(part, Table) else one_line(part) for part in self.parts()
         )
-    return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        return "\n".join(
+            _html(part) if isinstance(part, Table) else f"<p>{escape(one_line(part))}</p>"
+            for part in self.parts()
+        )
 
 
-def _is_left(columns: Sequence[str], position: int) -> bool:
-    return position == 0 or columns[position].lower() in LEFT
+@dataclass(frozen=True)
+class Table(Shown):
+    """Rows of cells under named columns; cells are numbers, truth values, texts or None."""
 
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
 
-def _least(heading: str, texts: Sequence[str], is_left: bool) -> int:
-    """The longest word; long names and paths may be broken, numbers and their units never."""
-    whole = [] if is_left else [text for text in texts if cell_len(text) <= LONGEST_NUMBER]
-    words = [word for text in (heading, *texts) for word in text.split()]
-    longest = max(map(cell_len, [*words, *whole]), default=1)
-    return min(longest, LONGEST_NAME) if is_left else longest
+    def __post_init__(self) -> None:
+        """Keep tuples. Raises ValueError for a row that has a cell too many or too few."""
+        object.__setattr__(self, "columns", tuple(self.columns))
+        object.__setattr__(self, "rows", tuple(map(tuple, self.rows)))
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"{self.title}: each row needs {len(self.columns)} cells")
 
+    def __repr__(self) -> str:
+        return f"Table({self.title!r}, {len(self.columns)} columns, {len(self.rows)} rows)"
 
-def _groups(least: Sequence[int], width: int) -> list[list[int]]:
-    """Columns that go side by side; each group begins with the first one."""
-    groups, used = [[0]], 1 + FRAME + least[0]
-    for position in range(1, len(least)):
-        needed = FRAME + least[position]
-        if used + needed > width and len(groups[-1]) > 1:
-            groups.append([0])
-            used = 1 + FRAME + least[0]
-        groups[-1].append(position)
-        used += needed
-    return groups
+    def __str__(self) -> str:
+        return self.text()
 
+    def parts(self) -> Sequence["Table | str"]:
+        return (self,)
 
-def _folded(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """Widths of columns: the widest give way until they fit, none below its longest word."""
-    widths = list(natural)
-    while sum(widths) > room:
-        able = [i for i in range(len(widths)) if widths[i] > least[i]]
-        if not able:
-            break
-        widths[max(able, key=widths.__getitem__)] -= 1
-    return widths
-
-
-def _drawn(
-    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Mapping[int, int]
-) -> str:
-    """The columns that have a width."""
-    table = Table(title=Text(title) if title else None, title_justify="left", header_style="")
-    for position, width in widths.items():
-        justify: JustifyMethod = "left" if _is_left(columns, position) else "right"
-        heading = Text(columns[position])
-        table.add_column(heading, justify=justify, overflow="fold", width=width)
-    for row in cells:
-        table.add_row(*(Text(row[position]) for position in widths))
-    buffer = io.StringIO()
-    needed = 1 + sum(FRAME + width for width in widths.values())
-    Console(file=buffer, width=max(needed, cell_len(title)), color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
-
-
-def _width() -> int:
-    """A terminal's columns (COLUMNS goes first); 400 into a file or a pipe, at least 100."""
-    columns = shutil.get_terminal_size((400, 24)).columns
-    return max(columns, 40 if is_terminal() else 100)
+    def to_dict(self) -> dict[str, Any]:
+        """Title, columns and rows as JSON data; a cell of another type as its text."""
+        rows = [[_json_cell(cell) for cell in row] for row in self.rows]
+        return {"title": self.title, "columns": list(self.columns), "rows": rows}
 
 
 def format_cell(cell: object) -> str:
@@ -118,3 +71,39 @@ def format_cell(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"
     return str(cell)
+
+
+def _json_cell(cell: object) -> Any:
+    return cell if isinstance(cell, bool | int | float | str | None) else str(cell)
+
+
+def _lines(table: Table) -> list[list[str]]:
+    """The columns' names, and each row's cells as text."""
+    rows = [table.columns, *table.rows]
+    return [[one_line(format_cell(cell)) for cell in row] for row in rows]
+
+
+def _plain(table: Table) -> str:
+    """Columns side by side, two spaces between them; the first is left-aligned."""
+    lines = _lines(table)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join(
+            cell.rjust(width) if position else cell.ljust(width)
+            for position, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([one_line(table.title), *(line.rstrip() for line in aligned)])
+
+
+def _html(table: Table) -> str:
+    head, *body = _lines(table)
+    rows = "".join(f"<tr>{_html_cells(line, 'td')}</tr>" for line in body)
+    title = f"<caption>{escape(one_line(table.title))}</caption>"
+    head_row = f"<thead><tr>{_html_cells(head, 'th')}</tr></thead>"
+    return f"<table>{title}{head_row}<tbody>{rows}</tbody></table>"
+
+
+def _html_cells(line: Sequence[str], tag: str) -> str:
+    return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)

@@ -2,8 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,15 @@ from soul_deploy.cli.parsing import (
     require_threads,
     words,
 )
-from soul_deploy.runtime.bench.baseline import differences
+from soul_deploy.cli.text_table import drawn
+from soul_deploy.runtime.bench.bench import BenchConfig, time_files
 from soul_deploy.runtime.bench.calibrate import calibrate, calibration_report, crossover
 from soul_deploy.runtime.bench.engines import ENGINES
-from soul_deploy.runtime.bench.inputs import (
-    RANDOM,
-    BenchFiles,
-    choose_engines,
-    common_rule,
-    facts_of,
-    foreign_files,
-    input_samples,
-    prepare_engines,
-    source_of,
-)
+from soul_deploy.runtime.bench.inputs import RANDOM, BenchFiles, choose_engines
 from soul_deploy.runtime.bench.reference import ReferenceRequest
-from soul_deploy.runtime.bench.report import compare_with, load_baseline, report
+from soul_deploy.runtime.bench.report import BenchReport, load_baseline
 from soul_deploy.runtime.bench.roofline import measure_roof
-from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchPlan, run_bench
+from soul_deploy.runtime.bench.runner import MAX_BATCHES
 from soul_deploy.runtime.bench.timing import Schedule
 
 FILE = click.Path(path_type=Path)
@@ -51,15 +41,8 @@ class BenchRequest:
     """What was asked, checked."""
 
     files: BenchFiles
-    engines: tuple[str, ...]
-    threads: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    schedule: Schedule
-    percentiles: tuple[float, ...]
-    fresh: bool
+    config: BenchConfig
     given_input: str
-    data_dir: Path
-    seed: int
     reference: ReferenceRequest | None
     roof: bool = False
 
@@ -140,16 +123,15 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
     with warnings_said(_warn), compiling_announced():
-        document = bench(request)
+        report = bench(request)
     if baseline is not None:
-        document["comparison"] = compare_with(document, baseline)
-        document["comparison_differences"] = differences(document, baseline)
-        for text in document["comparison_differences"]:
+        report = report.against(baseline)
+        for text in report.document["comparison_differences"]:
             _warn(f"{compare} is of something else: {text}")
-    text = json.dumps(document, indent=1)
+    text = json.dumps(report.to_dict(), indent=1)
     if output is not None:
         write_text(output, text + "\n")
-    show(text if style == "json" else report(document, request.percentiles))
+    show(text if style == "json" else drawn(report))
     if output is not None:
         say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 
@@ -176,7 +158,7 @@ def calibration(style: str, output: Path | None, values: dict[str, Any]) -> str:
     document |= {"crossover": crossover(found), "layers": [asdict(item) for item in found]}
     if output is not None:
         write_text(output, json.dumps(document, indent=1) + "\n")
-    return json.dumps(document, indent=1) if style == "json" else calibration_report(found)
+    return json.dumps(document, indent=1) if style == "json" else drawn(calibration_report(found))
 
 
 def read_request(values: dict[str, Any]) -> BenchRequest:
@@ -193,20 +175,17 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     engines = choose_engines(read_engines(values["engines"]), files)
     if values["roof"] and "event" not in engines:
         raise UsageError("--roof measures the engine event; add it to --engines")
-    return BenchRequest(
-        files,
-        engines,
-        read_threads(values["threads"]),
-        positive_integers("--batch_size", values["batch_size"]),
-        Schedule(values["warmup"], values["iterations"], duration),
-        read_percentiles(values["percentiles"]),
-        values["fresh"],
-        values["given_input"],
-        values["data_dir"],
-        values["seed"],
-        reference,
-        values["roof"],
+    config = BenchConfig(
+        engines=engines,
+        threads=read_threads(values["threads"]),
+        batch_sizes=positive_integers("--batch_size", values["batch_size"]),
+        schedule=Schedule(values["warmup"], values["iterations"], duration),
+        percentiles=read_percentiles(values["percentiles"]),
+        fresh=values["fresh"],
+        seed=values["seed"],
+        data_dir=values["data_dir"],
     )
+    return BenchRequest(files, config, values["given_input"], reference, values["roof"])
 
 
 def read_reference(values: dict[str, Any], files: BenchFiles) -> ReferenceRequest | None:
@@ -256,48 +235,29 @@ def read_percentiles(text: str) -> tuple[float, ...]:
     return shares
 
 
-def bench(request: BenchRequest) -> dict[str, Any]:
+def bench(request: BenchRequest) -> BenchReport:
     """Export what is missing, check that the files fit together, time them."""
     with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
         status("bench: preparing")
-        count = max(request.batch_sizes) * MAX_BATCHES
-        files, given_input = request.files, request.given_input
+        files, images, config = request.files, request.given_input, request.config
         if request.reference is not None:
-            model, images = request.reference.write(Path(folder), count)
-            files, given_input = BenchFiles(model=model), str(images)
-        specs = prepare_engines(request.engines, files, Path(folder))
-        for text in foreign_files(files):
-            _warn(text)
-        facts = {path: facts_of(path) for path in unique(spec.path for spec in specs)}
-        rule = common_rule(list(facts.values()))
-        samples, axis = input_samples(given_input, request.data_dir, rule, count, request.seed)
-        plan = BenchPlan(
-            specs,
-            request.threads,
-            request.batch_sizes,
-            request.schedule,
-            request.percentiles,
-            request.fresh,
+            count = max(config.batch_sizes) * MAX_BATCHES
+            model, samples = request.reference.write(Path(folder), count)
+            files, images = BenchFiles(model=model), str(samples)
+        timed = time_files(
+            files, images, config, Path(folder), lambda text: status(f"bench: {text}")
         )
-        document = run_bench(plan, samples, axis, lambda text: status(f"bench: {text}"))
+        document = dict(timed.report.document)
         if request.roof:
             status("bench: measuring the roof")
-            path = next(spec.path for spec in specs if spec.name == "event")
-            first = np.take(samples, [0], axis)
-            document |= measure_roof(path, first, request.schedule.iterations)
-        sources = {spec.name: source_of(facts[spec.path]) for spec in specs}
-        for entry in document["entries"]:
-            entry["source_sha256"] = sources[entry["engine"]]
-    kind = "sequence" if axis == 1 else "static"
-    shown = f"{request.given_input}, {kind}, {samples.shape[axis]} samples, T = {rule.time_steps}"
-    reference = None if request.reference is None else asdict(request.reference)
-    return document | {"reference": reference, "input": shown, "seed": request.seed}
+            path = next(spec.path for spec in timed.specs if spec.name == "event")
+            first = np.take(timed.samples, [0], timed.axis)
+            document |= measure_roof(path, first, config.schedule.iterations)
+    if request.reference is not None:
+        told_input = document["input"].replace(images, RANDOM, 1)
+        document |= {"reference": asdict(request.reference), "input": told_input}
+    return replace(timed.report, document=document)
 
 
 def _warn(text: str) -> None:
     say(f"Warning: {text}", err=True)
-
-
-def unique(paths: Any) -> Sequence[Path]:
-    """Paths without repeats."""
-    return tuple(dict.fromkeys(paths))

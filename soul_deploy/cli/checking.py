@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from soul_deploy.cli.check_options import CheckOptions
 from soul_deploy.cli.output import data_flags, print_files
 from soul_deploy.cli.parsing import require_steps
 from soul_deploy.cli.progress import remark_on
-from soul_deploy.data.datasets import load_data_for, require_kind
+from soul_deploy.cli.text_table import drawn
+from soul_deploy.data.datasets import load_data_for
+from soul_deploy.data.images import fitted
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import verify as gates
@@ -99,7 +101,7 @@ def write_checked(
         if images is not None:
             reports.append(check_file(kind, source, (temporary, target), images, check_on))
             if reports[-1].verdict is Verdict.FAILED:
-                show(reports[-1].table(), err=True)
+                show(drawn(reports[-1]), err=True)
                 raise VerificationError(
                     f"the exported {kind} file is not what {source.path} says; it was not kept"
                 )
@@ -132,7 +134,7 @@ def _export_json(
         "source_sha256": source.sha256,
         **({} if layers is None else {"layers": layers}),
         "verdict": None if report is None else report.verdict.value,
-        "verified": None if report is None else report.to_json(),
+        "verified": None if report is None else report.to_dict(),
     }
 
 
@@ -146,9 +148,9 @@ def _print_export(
     others: Mapping[str, Path],
 ) -> None:
     if layers is not None:
-        show(representation_table(layers))
+        show(drawn([representation_table(layers)]))
     if report is not None:
-        show(report.table())
+        show(drawn(report))
     shown = report is not None and kind != "nir"
     following = ["inspect", target] if shown else _verifying(source, target, check_on)
     print_files("table", {TITLES[kind]: target, **others}, following)
@@ -226,7 +228,6 @@ def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
 
     Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
     """
-    shape, norm = model.input_shape, model.info.normalization
     if check_on.source.lower() == "random":
         drawn = torch.from_numpy(random_inputs(model.input_rule, check_on.samples, check_on.seed))
         return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
@@ -236,12 +237,9 @@ def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
             "the model file does not say which data it was trained on; give --dataset_name, or "
             "--input random to verify on random pixels"
         )
-    data = load_data_for(shape, name, check_on.data_dir, download=check_on.download)
+    data = load_data_for(model.input_shape, name, check_on.data_dir, download=check_on.download)
     remark_on(data)
-    if data.input_shape != shape:
-        raise UsageError(f"{name} has images of {data.input_shape}, this model takes {shape}")
-    require_kind(data, model.info.input_kind, "the model")
-    data = data if norm is None else replace(data, normalization=norm)
+    data = fitted(model, data)
     chosen = data.validation.images[: check_on.samples]
     return data.normalise(chosen), f"{len(chosen)} validation images of {name}"
 

@@ -12,9 +12,10 @@ import click
 from soul_deploy.base.files import require_writable
 from soul_deploy.base.lazy import load_object
 from soul_deploy.base.progress import status
-from soul_deploy.base.tables import text_table
+from soul_deploy.base.tables import Table
 from soul_deploy.base.terminal import one_line, show
 from soul_deploy.cli.main import root
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.runtime.format.validate import MAX_THREADS
 
 COUNTED_IMAGES = 200
@@ -151,8 +152,8 @@ def summary(places: Places) -> str:
         columns.append(_column(model, event, timings[branch], "compact"))
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     title = "Before and after (times: one image, one thread, median)"
-    text = text_table(title, ["what", "dense", *BRANCHES], rows)
-    return "\n".join([text, "", "Files:", *(one_line(f"  {path}") for path in places.results())])
+    table = Table(title, ["what", "dense", *BRANCHES], rows)
+    return drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
 
 
 def _column(

@@ -1,7 +1,7 @@
 """`soul-deploy energy`."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import click
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.measure import EnergyChoice, Measured, Original, ops_report, original_of
+from soul_deploy.analysis.measure import EnergyChoice, Measured, Original, count, original_of
 from soul_deploy.analysis.report import SCHEMA, OpsReport
-from soul_deploy.analysis.tables import csv_text, markdown, report_text
+from soul_deploy.analysis.tables import csv_text, markdown
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.base.files import OpenFile
 from soul_deploy.base.progress import status
@@ -19,18 +19,20 @@ from soul_deploy.base.terminal import show
 from soul_deploy.cli.index_lists import SoulCommand
 from soul_deploy.cli.parsing import require_steps, require_threads
 from soul_deploy.cli.progress import remark_on
-from soul_deploy.data.datasets import load_data_for, require_kind
-from soul_deploy.equivalence.engines import BATCH, Agreement, Comparer
-from soul_deploy.equivalence.golden import Golden
-from soul_deploy.equivalence.verdict import Verdict, untested
-from soul_deploy.export.event.build import build_event_network
-from soul_deploy.export.verify.event import EventExecution, static_problems
-from soul_deploy.lowering.liveness import deployed
+from soul_deploy.cli.text_table import drawn
+from soul_deploy.data.datasets import load_data_for
+from soul_deploy.data.images import fitted
+from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.verify.counts import CountCheck, verify_counts
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.kernels.compile_message import compiling_announced
-from soul_deploy.runtime.ops.energy import ARITHMETIC, MEMORY, OPTIONAL_TERMS
+from soul_deploy.runtime.ops.energy import (
+    ARITHMETIC,
+    DROPPED,
+    MEMORY,
+    OPTIONAL_TERMS,
+    dropped_hint,
+)
 
 FILE = click.Path(path_type=Path)
 SPLITS = ("train", "validation", "test")
@@ -41,26 +43,31 @@ class Counted:
     """A report, and how the event runtime's own counts compare; None: not compared, `why`."""
 
     report: OpsReport
-    check: dict[str, Any] | None
+    check: CountCheck | None
     why: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return {**self.report.to_json(), "check": self.check}
+    @property
+    def failed(self) -> bool:
+        return self.check is not None and self.check.verdict is Verdict.FAILED
+
+    def to_dict(self) -> dict[str, Any]:
+        check = None if self.check is None else self.check.to_dict()
+        return {**self.report.to_dict(), "check": check}
 
     def text(self) -> str:
         """The report and one line about the check."""
-        if self.check is None:
-            line = f"Counters not compared with the event runtime: {self.why}"
-        else:
-            gates = " ".join(
-                f"{gate} {'yes' if self.check[gate] else 'NO'},"
-                for gate in ("static", "forced", "end_to_end")
-            )
-            line = f"Counters equal the event runtime's: {gates} spike mismatches "
-            line += str(self.check["spike_mismatch"])
-            if self.check["verdict"] == Verdict.INCONCLUSIVE:
-                line += f"; inconclusive: {untested(self.check['silent_layers'])}"
-        return f"{report_text(self.report)}\n{line}"
+        line = f"Counters not compared with the event runtime: {self.why}"
+        line = line if self.check is None else self.check.line()
+        return drawn([*self.report.parts(), line])
+
+
+class PresetChoice(click.Choice[str]):
+    """The energy presets; one that an earlier version had is refused with what to do instead."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value.lower() in DROPPED:
+            self.fail(dropped_hint(value.lower()), param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command(cls=SoulCommand)
@@ -103,8 +110,8 @@ class Counted:
     "--preset",
     "presets",
     multiple=True,
-    type=click.Choice(list(ARITHMETIC), case_sensitive=False),
-    help="Arithmetic of the estimate; may be given again.  [default: fp32, fp16 and int8]",
+    type=PresetChoice(list(ARITHMETIC), case_sensitive=False),
+    help="Arithmetic of the estimate; may be given again.  [default: all]",
 )
 @click.option(
     "--term",
@@ -171,17 +178,17 @@ def energy(
     if threads is not None:
         torch.set_num_threads(threads)
     choice = EnergyChoice(
-        presets or EnergyChoice.presets,
-        terms,
-        memories or EnergyChoice.memories,
-        None if rows == "auto" else rows,
+        presets=presets or EnergyChoice.presets,
+        terms=terms,
+        memories=memories or EnergyChoice.memories,
+        rows=None if rows == "auto" else rows,
     )
     wanted = Wanted(dataset_name, data_dir, download, split, samples, time_step)
     first = original or models[0]
     denominators = original_of(str(first), load(first))
     found = [counted(path, denominators, wanted, choice, check) for path in models]
     show(_shown(found, output_format))
-    failed = [item.report.path for item in found if item.check and not _equal(item.check)]
+    failed = [item.report.path for item in found if item.failed]
     if failed:
         raise VerificationError(
             f"the event runtime counts differently for {', '.join(failed)}; see the report, and "
@@ -215,24 +222,17 @@ def counted(
         "name": name,
         "split": wanted.split,
         "arch": model.info.provenance.get("model", ""),
-        "correct": _correct(model, images, labels),
     }
-    measured = Measured(str(path), sha256, size, data)
-    report = ops_report(model, images, original, measured, choice)
+    measured = Measured(path=str(path), sha256=sha256, artifact_bytes=size, data=data)
+    report = count(
+        model, images, labels=labels, original=original, energy=choice, measured=measured
+    )
     if not check:
         return Counted(report, None, "not asked for")
     try:
-        return Counted(report, check_counts(model, images))
+        return Counted(report, verify_counts(model, images))
     except UnsupportedGraphError as error:
         return Counted(report, None, str(error))
-
-
-@torch.no_grad()
-def _correct(model: Model, images: Tensor, labels: Tensor) -> int:
-    """How many samples get their class."""
-    module = model.module()
-    parts = zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True)
-    return sum(int((module(part).argmax(dim=1) == given).sum()) for part, given in parts)
 
 
 def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
@@ -244,46 +244,10 @@ def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
         )
     data = load_data_for(model.input_shape, name, wanted.data_dir, download=wanted.download)
     remark_on(data)
-    if data.input_shape != model.input_shape:
-        raise UsageError(
-            f"{name} has images of {data.input_shape}, this model takes {model.input_shape}"
-        )
-    require_kind(data, model.info.input_kind, "the model")
-    norm = model.info.normalization
-    data = data if norm is None else replace(data, normalization=norm)
+    data = fitted(model, data)
     split = {"train": data.train, "validation": data.validation, "test": data.test}[wanted.split]
     chosen = split.images[: wanted.samples], split.labels[: wanted.samples]
     return data.normalise(chosen[0]), chosen[1], data.name
-
-
-def check_counts(model: Model, images: Tensor) -> dict[str, Any]:
-    """The event runtime's counts against ours by the three gates, as JSON data.
-
-    Raises UnsupportedGraphError for a network that cannot be an event network.
-    """
-    golden = Golden(deployed(model))
-    network = Network(build_event_network(model))
-    static = not static_problems(golden.model, network)
-    execution, comparer = EventExecution(network, golden), Comparer(golden)
-    with compiling_announced():
-        forced = comparer.forced(execution, images)
-        whole = comparer.end_to_end(execution, images)
-    run = Agreement(forced, whole)
-    return {
-        "verdict": (run.verdict if static else Verdict.FAILED).value,
-        "static": static,
-        "forced": forced.passed,
-        "end_to_end": whole.passed,
-        "spike_mismatch": sum(layer.differing for layer in whole.layers),
-        "counter_diff": {
-            f"{item.layer}.{item.count}": item.difference for item in whole.differences
-        },
-        "silent_layers": list(run.silent),
-    }
-
-
-def _equal(check: dict[str, Any]) -> bool:
-    return bool(check["verdict"] != Verdict.FAILED)
 
 
 def _shown(found: list[Counted], output_format: str) -> str:
@@ -293,7 +257,7 @@ def _shown(found: list[Counted], output_format: str) -> str:
     if output_format == "markdown":
         return markdown(reports)
     if output_format == "json":
-        documents = [item.to_json() for item in found]
+        documents = [item.to_dict() for item in found]
         whole = documents[0] if len(found) == 1 else {"schema": SCHEMA, "reports": documents}
         return json.dumps(whole, indent=2)
     return "\n\n".join(item.text() for item in found)

@@ -27,6 +27,7 @@ from soul_deploy.cli.checking import (
     write_checked,
 )
 from soul_deploy.cli.index_lists import SoulCommand
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, CONVOLUTION_FORMS, Form
@@ -224,9 +225,9 @@ def verify(
     images = check_images(source.model, check_on)
     report = check_file(kind, source, (artifact, artifact), images, check_on, allow_silent)
     if check_on.output_format == "json":
-        show(as_json(report.to_json()))
+        show(as_json(report.to_dict()))
     else:
-        show(report.table())
+        show(drawn(report))
     if report.verdict is Verdict.FAILED:
         raise VerificationError(f"{artifact} is not what {model_path} says; see the report")
     if report.verdict is Verdict.INCONCLUSIVE:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.tables import text_table
 from soul_deploy.base.terminal import say, show
+from soul_deploy.cli.text_table import text_table
 
 DATA_DIR = Path("data")
 """Where commands look for data sets unless they are told otherwise."""

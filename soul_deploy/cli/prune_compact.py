@@ -18,6 +18,7 @@ from soul_deploy.base.progress import status
 from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.index_lists import SoulCommand
 from soul_deploy.cli.output import DATA_DIR, data_flags, print_next
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
@@ -75,7 +76,7 @@ def compact(
     if style == "json":
         show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
         return
-    show(plan.table())
+    show(drawn(plan))
     say(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
     if not dry_run:
         say(f"Wrote {target} ({target.stat().st_size:,} bytes)")

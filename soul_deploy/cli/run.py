@@ -34,11 +34,12 @@ def inspect(path: Path, max_memory: str | None, style: str) -> None:
 
     require_address_space(1)
     from soul_deploy.base.memory import parse_bytes
+    from soul_deploy.cli.text_table import drawn
     from soul_deploy.runtime.io.inspect import describe
     from soul_deploy.runtime.io.inspect_tables import report
 
     found = describe(path, max_memory=parse_bytes(max_memory))
-    show(json.dumps(found, indent=1) if style == "json" else report(found))
+    show(json.dumps(found, indent=1) if style == "json" else drawn(report(found)))
 
 
 @click.command(cls=SoulCommand)
@@ -103,23 +104,26 @@ def _warn(text: str) -> None:
 
 def run_report(found: dict[str, Any]) -> str:
     """The text that `soul-deploy run` prints."""
-    from soul_deploy.base.tables import text_table
+    from soul_deploy.base.tables import Table
+    from soul_deploy.cli.text_table import drawn
 
     rows = [
         [row["input"] if rank == 0 else "", entry["class"], f"{entry['score']:.4f}"]
         for row in found["results"]
         for rank, entry in enumerate(row["top"])
     ]
-    parts = [text_table(f"T = {found['time_steps']}", ["file", "class", "score"], rows)]
+    parts: list[Table | str] = [
+        Table(f"T = {found['time_steps']}", ["file", "class", "score"], rows)
+    ]
     if any("steps" in row for row in found["results"]):
-        parts.append(text_table("Step by step", *_step_rows(found)))
+        parts.append(Table("Step by step", *_step_rows(found)))
     if "counts" in found:
         from soul_deploy.runtime.io.results import count_rows, energy_line
 
         title = f"Per inference (mean of {found['samples']:,})"
-        parts.append(text_table(title, *count_rows(found["counts"], found["samples"])))
+        parts.append(Table(title, *count_rows(found["counts"], found["samples"])))
         parts += [energy_line(entry, found["samples"]) for entry in found["energy"]]
-    return "\n".join(parts)
+    return drawn(parts)
 
 
 def _step_rows(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:

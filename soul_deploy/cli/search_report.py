@@ -17,6 +17,7 @@ from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.base.files import write_text
 from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.output import folder_flags, print_files, print_result
+from soul_deploy.cli.text_table import drawn
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import parameters
@@ -228,7 +229,7 @@ def print_outcome(output_format: str, outcome: Outcome) -> None:
     print_result(output_format, schema, result, "Survivors", columns, rows)
     if output_format == "json":
         return
-    show(outcome.connectivity.table())
+    show(drawn(outcome.connectivity))
     say(
         f"SynOps per image: {before:,.0f} → {after:,.0f}"
         + (f" ({before / after:.1f}× fewer)" if after else "")

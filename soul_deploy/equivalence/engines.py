@@ -1,12 +1,13 @@
 """Two executions of one network: are they the same?
 
+`compare` answers it for two models, `Comparer` for a model and an `Execution`, which engines offer.
 `forced`: layer by layer, each layer fed with what the golden recorded. `end_to_end`: each execution
-on its own spikes, every difference traced to the first flipped neuron. `Execution` is what an
-engine offers to be compared; spikes are compared by `soul_deploy.equivalence.spikes`.
+on its own spikes, every difference traced to the first flipped neuron. Spikes are compared by
+`soul_deploy.equivalence.spikes`, and what was found is a `soul_deploy.equivalence.comparison`.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -17,16 +18,16 @@ from torch import Tensor
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
+from soul_deploy.data.images import Images, images_for
+from soul_deploy.equivalence.comparison import CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
 from soul_deploy.equivalence.golden import Golden, entries, sources
 from soul_deploy.equivalence.spikes import Flip, LayerSpikes, Upstream, compare_population
-from soul_deploy.equivalence.verdict import Verdict, verdict_of
 from soul_deploy.ir.graph import Input
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import LayerCounts, StepCounts
 
-LOGIT_LIMIT = 1e-5
 BATCH = 16
 
 
@@ -86,78 +87,6 @@ class ModelExecution:
 
 @brief
 @dataclass(frozen=True)
-class Comparison:
-    """What one gate found; `counted` says whether operation counts were compared.
-
-    logit_difference: the largest on samples without a flip; logit_difference_flipped on others.
-    agreeing: samples of the same class. differences: counts that flipped spikes changed.
-    """
-
-    samples: int = 0
-    layers: tuple[LayerSpikes, ...] = ()
-    logit_difference: float = 0.0
-    logit_difference_flipped: float = 0.0
-    flipped_samples: int = 0
-    agreeing: int = 0
-    counted: bool = False
-    mismatches: tuple[CountMismatch, ...] = ()
-    differences: tuple[CountDifference, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Spikes explained, logits within LOGIT_LIMIT where no spike differs, counts equal.
-
-        That no difference was found; `Agreement.verdict` says whether that proves something.
-        """
-        close = self.logit_difference <= LOGIT_LIMIT  # false for a NaN
-        return close and self.counts_agree and all(layer.passed for layer in self.layers)
-
-    @property
-    def counts_agree(self) -> bool:
-        """Counts are what the spikes say, and flipped spikes explain every difference exactly."""
-        explained = all(d.difference == d.explained for d in self.differences)
-        return not self.mismatches and explained
-
-    @property
-    def flipped(self) -> int:
-        return sum(layer.flipped for layer in self.layers)
-
-    @property
-    def unexplained(self) -> int:
-        return sum(layer.unexplained for layer in self.layers)
-
-    def __add__(self, other: "Comparison") -> "Comparison":
-        if not self.samples:
-            return other
-        return Comparison(
-            self.samples + other.samples,
-            tuple(a + b for a, b in zip(self.layers, other.layers, strict=True)),
-            _worse(self.logit_difference, other.logit_difference),
-            _worse(self.logit_difference_flipped, other.logit_difference_flipped),
-            self.flipped_samples + other.flipped_samples,
-            self.agreeing + other.agreeing,
-            self.counted or other.counted,
-            self.mismatches + other.mismatches,
-            _joined(self.differences + other.differences),
-        )
-
-
-def _joined(differences: tuple[CountDifference, ...]) -> tuple[CountDifference, ...]:
-    """One entry per layer and count."""
-    found: dict[tuple[str, str], CountDifference] = {}
-    for item in differences:
-        key = (item.layer, item.count)
-        found[key] = found[key] + item if key in found else item
-    return tuple(found.values())
-
-
-def _worse(a: float, b: float) -> float:
-    """The larger, or NaN if either is."""
-    return float(np.maximum(a, b))
-
-
-@brief
-@dataclass(frozen=True)
 class Comparer:
     """Compares executions with `golden`.
 
@@ -171,21 +100,32 @@ class Comparer:
     def counts(self) -> CountComparer:
         return CountComparer(self.golden)
 
-    def forced(self, other: Execution, images: Tensor, batch: int = BATCH) -> Comparison:
+    def forced(self, other: Execution, images: Tensor, batch: int = BATCH) -> CheckResult:
         """Gate 2: every layer on the golden's recorded inputs."""
-        total = Comparison()
+        total = CheckResult()
         for offset, part in self._batches(images, batch):
             values, logits = self.golden.record(part)
             total += self._forced_batch(other, offset, values, logits)
         return total
 
-    def end_to_end(self, other: Execution, images: Tensor, batch: int = BATCH) -> Comparison:
+    def end_to_end(self, other: Execution, images: Tensor, batch: int = BATCH) -> CheckResult:
         """Gate 3: every execution on its own spikes."""
-        total = Comparison()
+        total = CheckResult()
         for offset, part in self._batches(images, batch):
             values, logits = self.golden.record(part)
             total += self._run_batch(other.run(part), offset, values, logits)
         return total
+
+    def both(
+        self, other: Execution, images: Tensor, batch: int = BATCH, *, allow_silent: bool = False
+    ) -> Comparison:
+        """Gates 2 and 3."""
+        return Comparison(
+            forced=self.forced(other, images, batch),
+            end_to_end=self.end_to_end(other, images, batch),
+            time_steps=self.golden.graph.time_steps,
+            allow_silent=allow_silent,
+        )
 
     def _batches(self, images: Tensor, batch: int) -> Iterator[tuple[int, Tensor]]:
         axis = 0 if self.golden.module.as_signal(images).static else 1
@@ -198,7 +138,7 @@ class Comparer:
 
     def _forced_batch(
         self, other: Execution, offset: int, values: dict[str, Signal], logits: Tensor
-    ) -> Comparison:
+    ) -> CheckResult:
         given, known = self._kept_values(values), dict(values)
         layers: list[LayerSpikes] = []
         mismatches: list[CountMismatch] = []
@@ -216,12 +156,16 @@ class Comparer:
         mismatches += self.counts.mismatches(counts, known, {})
         names |= set(counts)
         mismatches += self.counts.missing(names) if names else []
-        scores = _compare_logits(logits, run.output, np.zeros(len(logits), bool))
-        return Comparison(len(logits), tuple(layers), *scores, bool(names), tuple(mismatches))
+        return replace(
+            _compare_logits(logits, run.output, np.zeros(len(logits), bool)),
+            layers=tuple(layers),
+            counted=bool(names),
+            mismatches=tuple(mismatches),
+        )
 
     def _run_batch(
         self, run: Run, offset: int, values: dict[str, Signal], logits: Tensor
-    ) -> Comparison:
+    ) -> CheckResult:
         layers: list[LayerSpikes] = []
         firsts: dict[str, Mapping[int, Flip]] = {}
         for node in self.golden.graph.populations:
@@ -239,9 +183,14 @@ class Comparer:
             firsts[node.name] = first
         flipped = np.zeros(len(logits), bool)
         flipped[[sample - offset for first in firsts.values() for sample in first]] = True
-        scores = _compare_logits(logits, run.logits, flipped)
-        counted = run.counts is not None
-        return Comparison(len(logits), tuple(layers), *scores, counted, *self._counts(run, values))
+        mismatches, differences = self._counts(run, values)
+        return replace(
+            _compare_logits(logits, run.logits, flipped),
+            layers=tuple(layers),
+            counted=run.counts is not None,
+            mismatches=mismatches,
+            differences=differences,
+        )
 
     def _counts(
         self, run: Run, values: Mapping[str, Signal]
@@ -309,69 +258,44 @@ class Comparer:
         return kept
 
 
-def _compare_logits(golden: Tensor, other: Tensor, flipped: Array) -> tuple[float, float, int, int]:
-    """Largest difference on unflipped and flipped samples, number of flipped, and of agreeing."""
+def _compare_logits(golden: Tensor, other: Tensor, flipped: Array) -> CheckResult:
+    """Samples of the same class, and the largest difference on unflipped and flipped ones."""
+    found = CheckResult(samples=len(golden), flipped_samples=int(flipped.sum()))
     if golden.shape != other.shape:
-        return float("inf"), float("inf"), int(flipped.sum()), 0
+        infinite = float("inf")
+        return replace(found, logit_difference=infinite, logit_difference_flipped=infinite)
     difference = (golden.double() - other.double()).abs().amax(dim=1).numpy()
-    agreeing = int((golden.argmax(dim=1) == other.argmax(dim=1)).sum())
-    plain, rest = difference[~flipped], difference[flipped]
-    return (
-        float(plain.max(initial=0.0)),
-        float(rest.max(initial=0.0)),
-        int(flipped.sum()),
-        agreeing,
+    return replace(
+        found,
+        logit_difference=float(difference[~flipped].max(initial=0.0)),
+        logit_difference_flipped=float(difference[flipped].max(initial=0.0)),
+        agreeing=int((golden.argmax(dim=1) == other.argmax(dim=1)).sum()),
     )
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Both gates on one pair of networks; allow_silent: populations may stay silent."""
-
-    forced: Comparison
-    end_to_end: Comparison
-    allow_silent: bool = False
-
-    @property
-    def verdict(self) -> Verdict:
-        """Inconclusive where nothing differs but a population of the golden never fired."""
-        agree = self.forced.passed and self.end_to_end.passed
-        samples = min(self.forced.samples, self.end_to_end.samples)
-        return verdict_of(agree, samples, self.silent, allow_silent=self.allow_silent)
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict is Verdict.PASSED
-
-    @property
-    def silent(self) -> tuple[str, ...]:
-        """Populations of which no neuron of the golden ever fired: nothing is known about them."""
-        return tuple(layer.layer for layer in self.end_to_end.layers if layer.silent)
-
-
-def compare_models(
-    golden: Model,
-    other: Model,
-    images: Tensor,
+def compare(
+    model_a: Model,
+    model_b: Model,
+    images: Images,
     kept: Mapping[str, Array] | None = None,
+    *,
     batch: int = BATCH,
     allow_silent: bool = False,
-) -> Agreement:
-    """Whether `other` (masked, compact) does what `golden` does, on images (B, C, H, W).
+) -> Comparison:
+    """Whether `model_b` (masked, compact) does what `model_a`, the golden, does on `images`.
 
-    kept: for each population that lost channels, the golden's channels (indices) that are left.
+    images: (B, C, H, W) or (T, B, C, H, W) as `images_for` takes them. kept: for each population
+    that lost channels, the golden's channels (indices) that are left; `RemovalPlan.kept_channels`.
     allow_silent: pass also where a population of those left never fires; without, such a
     comparison is inconclusive.
-    Raises UsageError if the populations or the channels don't correspond.
+    Raises UsageError if the populations or the channels don't correspond, and what `images_for`
+    raises.
     """
     kept = kept or {}
-    _check_correspondence(golden, other, kept)
-    comparer, execution = Comparer(Golden(golden), kept), ModelExecution(other)
-    return Agreement(
-        comparer.forced(execution, images, batch),
-        comparer.end_to_end(execution, images, batch),
-        allow_silent,
-    )
+    _check_correspondence(model_a, model_b, kept)
+    given = images_for(model_a, images)
+    comparer, execution = Comparer(Golden(model_a), kept), ModelExecution(model_b)
+    return comparer.both(execution, given, batch, allow_silent=allow_silent)
 
 
 def _check_correspondence(golden: Model, other: Model, kept: Mapping[str, Array]) -> None:

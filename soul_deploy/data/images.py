@@ -1,0 +1,44 @@
+"""Images as users give them, made into what a model takes."""
+
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.base.errors import UsageError
+from soul_deploy.base.files import Array
+from soul_deploy.base.input_rule import array_of, numbers_of
+from soul_deploy.data.datasets import Data, require_kind
+from soul_deploy.model.model import Model
+
+Images: TypeAlias = Tensor | Array | Data
+
+
+def images_for(model: Model, images: Images) -> Tensor:
+    """`images` in float32, as `model` takes them.
+
+    images: an array or a tensor (B, C, H, W), or (T, B, C, H, W) for a sequence; uint8 are pixels
+    and normalised as the model says, floating-point numbers are taken as they are. Of a data set
+    the test images, normalised as the model says, or else as the data set does.
+    Raises ValidityError for numbers that mean nothing to the model, UsageError for data that do
+    not fit.
+    """
+    if isinstance(images, Data):
+        return fitted(model, images).normalise(images.test.images)
+    given = images.detach().cpu() if isinstance(images, Tensor) else images
+    rule = model.input_rule
+    numbers = numbers_of(array_of(given, rule, "images"), rule, "images")
+    return torch.from_numpy(np.ascontiguousarray(numbers))
+
+
+def fitted(model: Model, data: Data) -> Data:
+    """`data` with the model's normalisation, if it has one. Raises UsageError if they don't fit."""
+    if data.input_shape != model.input_shape:
+        raise UsageError(
+            f"{data.name} has images of {data.input_shape}, this model takes {model.input_shape}"
+        )
+    require_kind(data, model.info.input_kind, "the model")
+    norm = model.info.normalization
+    return data if norm is None else replace(data, normalization=norm)

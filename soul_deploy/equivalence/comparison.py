@@ -1,0 +1,240 @@
+"""What a comparison of two executions found: the numbers, the verdict, and how people read both."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.base.brief import brief
+from soul_deploy.base.tables import Shown, Table
+from soul_deploy.equivalence.counts import CountDifference, CountMismatch
+from soul_deploy.equivalence.spikes import LayerSpikes
+from soul_deploy.equivalence.verdict import Verdict, untested, verdict_of
+
+LOGIT_LIMIT = 1e-5
+PRINTED = 10  # flips and problems in the text; the JSON has more
+
+
+@brief
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What one check found; `counted` says whether operation counts were compared.
+
+    logit_difference: the largest on samples without a flip; logit_difference_flipped on others.
+    agreeing: samples of the same class. differences: counts that flipped spikes changed.
+    """
+
+    samples: int = 0
+    layers: tuple[LayerSpikes, ...] = ()
+    logit_difference: float = 0.0
+    logit_difference_flipped: float = 0.0
+    flipped_samples: int = 0
+    agreeing: int = 0
+    counted: bool = False
+    mismatches: tuple[CountMismatch, ...] = ()
+    differences: tuple[CountDifference, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Spikes explained, logits within LOGIT_LIMIT where no spike differs, counts equal.
+
+        That no difference was found; `Comparison.verdict` says whether that proves something.
+        """
+        close = self.logit_difference <= LOGIT_LIMIT  # false for a NaN
+        return close and self.counts_agree and all(layer.passed for layer in self.layers)
+
+    @property
+    def counts_agree(self) -> bool:
+        """Counts are what the spikes say, and flipped spikes explain every difference exactly."""
+        explained = all(d.difference == d.explained for d in self.differences)
+        return not self.mismatches and explained
+
+    @property
+    def flipped(self) -> int:
+        return sum(layer.flipped for layer in self.layers)
+
+    @property
+    def unexplained(self) -> int:
+        return sum(layer.unexplained for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as JSON data; infinities and NaN are null."""
+        data = asdict(self) | {"passed": self.passed, "flipped": self.flipped}
+        found: dict[str, Any] = _finite(data | {"unexplained": self.unexplained})
+        return found
+
+    def __add__(self, other: "CheckResult") -> "CheckResult":
+        if not self.samples:
+            return other
+        return CheckResult(
+            samples=self.samples + other.samples,
+            layers=tuple(a + b for a, b in zip(self.layers, other.layers, strict=True)),
+            logit_difference=_worse(self.logit_difference, other.logit_difference),
+            logit_difference_flipped=_worse(
+                self.logit_difference_flipped, other.logit_difference_flipped
+            ),
+            flipped_samples=self.flipped_samples + other.flipped_samples,
+            agreeing=self.agreeing + other.agreeing,
+            counted=self.counted or other.counted,
+            mismatches=self.mismatches + other.mismatches,
+            differences=_joined(self.differences + other.differences),
+        )
+
+
+def _joined(differences: tuple[CountDifference, ...]) -> tuple[CountDifference, ...]:
+    """One entry per layer and count."""
+    found: dict[tuple[str, str], CountDifference] = {}
+    for item in differences:
+        key = (item.layer, item.count)
+        found[key] = found[key] + item if key in found else item
+    return tuple(found.values())
+
+
+def _worse(a: float, b: float) -> float:
+    """The larger, or NaN if either is."""
+    return float(np.maximum(a, b))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@brief
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Shown):
+    """Both checks on one pair of networks: each layer on given inputs, and both end to end.
+
+    time_steps: T of both networks. allow_silent: populations may stay silent.
+    """
+
+    forced: CheckResult
+    end_to_end: CheckResult
+    time_steps: int
+    allow_silent: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Inconclusive where nothing differs but a population of the golden never fired."""
+        agree = self.forced.passed and self.end_to_end.passed
+        samples = min(self.forced.samples, self.end_to_end.samples)
+        return verdict_of(agree, samples, self.silent, allow_silent=self.allow_silent)
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is Verdict.PASSED
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """Populations of which no neuron of the golden ever fired: nothing is known about them."""
+        return tuple(layer.layer for layer in self.end_to_end.layers if layer.silent)
+
+    def parts(self) -> list[Table | str]:
+        """Spikes by layer, a line for each check and finding, the verdict."""
+        forced, whole = check_lines(self)
+        return [
+            spikes_table(self),
+            *forced,
+            *whole,
+            f"Same: {verdict_text(self.verdict, self.silent)}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON data."""
+        return {
+            "verdict": self.verdict.value,
+            "passed": self.passed,
+            "time_steps": self.time_steps,
+            "logit_limit": LOGIT_LIMIT,
+            "forced": self.forced.to_dict(),
+            "end_to_end": self.end_to_end.to_dict(),
+            "silent_layers": list(self.silent),
+            "allow_silent": self.allow_silent,
+        }
+
+
+def spikes_table(found: Comparison) -> Table:
+    """A row for each population."""
+    columns = ["layer", "neurons", "firing rate", "spikes", "flips forced"]
+    columns += ["flips end to end", "spikes differing", "unexplained"]
+    rows = [
+        (
+            alone.layer,
+            alone.neurons,
+            f"{chained.golden_spikes / (chained.neurons * chained.samples * found.time_steps):.2%}",
+            chained.golden_spikes,
+            alone.flipped,
+            chained.flipped,
+            chained.differing,
+            alone.unexplained + chained.unexplained,
+        )
+        for alone, chained in zip(found.forced.layers, found.end_to_end.layers, strict=True)
+    ]
+    return Table("Spikes", columns, rows)
+
+
+def check_lines(found: Comparison) -> tuple[list[str], list[str]]:
+    """Of each of the two checks: a line of totals, then the first things that it found."""
+    forced, whole = found.forced, found.end_to_end
+    counts = "not counted by this engine"
+    if forced.counted:
+        counts = f"{len(forced.mismatches) or 'no'} counts differ"
+    alone = (
+        f"layer by layer: {passed_text(forced.passed)}, {forced.flipped} flips, "
+        f"{forced.unexplained} unexplained, {counts}, logits within {forced.logit_difference:.2g}"
+    )
+    chained = (
+        f"end to end: {passed_text(whole.passed)}, same class on {whole.agreeing} of "
+        f"{whole.samples} samples, {whole.flipped} flips on {whole.flipped_samples} samples, "
+        f"{whole.unexplained} unexplained, {_counts_text(whole)}, logits within "
+        f"{whole.logit_difference:.2g} on samples without a flip"
+    )
+    silent = [f"Never spiked on these images: {', '.join(found.silent)}"] if found.silent else []
+    return [alone, *_findings(forced)], [chained, *_findings(whole), *silent]
+
+
+def _findings(found: CheckResult) -> Iterator[str]:
+    yield from first_lines(found.mismatches)
+    yield from first_lines(found.differences)
+    flips = [flip for layer in found.layers for flip in layer.flips]
+    ordered = sorted(flips, key=lambda flip: (flip.explained, flip.cause is not None))
+    yield from first_lines(ordered)
+
+
+def first_lines(items: Iterable[object]) -> Iterator[str]:
+    """The first PRINTED of them, a line each, and how many more there are."""
+    listed = [f"  {item}" for item in items]
+    yield from listed[:PRINTED]
+    if len(listed) > PRINTED:
+        yield f"  and {len(listed) - PRINTED} more"
+
+
+def verdict_text(verdict: Verdict, silent: Sequence[str]) -> str:
+    """The last line's words; silent: populations that never fired."""
+    if verdict is Verdict.FAILED:
+        return "NO"
+    word = "yes;" if verdict is Verdict.PASSED else "inconclusive:"
+    return f"{word} {untested(silent)}" if silent else word.rstrip(";:")
+
+
+def _counts_text(whole: CheckResult) -> str:
+    """Counts of an execution against those of its own spikes, and against the golden's."""
+    if not whole.counted:
+        return "not counted by this engine"
+    wrong = len(whole.mismatches) + sum(d.difference != d.explained for d in whole.differences)
+    if wrong:
+        return f"{wrong} counts differ"
+    if whole.differences:
+        return "counts differ by the fan-out of what flipped, exactly"
+    return "no counts differ"
+
+
+def passed_text(passed: bool) -> str:
+    """The word for a check's outcome."""
+    return "passed" if passed else "FAILED"

@@ -32,7 +32,7 @@ from soul_deploy.prune.unstructured.penalty import coefficients
 from soul_deploy.prune.unstructured.plan import Search
 from soul_deploy.prune.unstructured.search import Pruning
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.trainer import Recipe
+from soul_deploy.training.trainer import TrainConfig
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 LIF = NeuronSpec()
@@ -110,7 +110,7 @@ def search_of(epochs: int = 2, **changed: object) -> Search:
     plan = Search(
         epochs,
         Temperature.of((5, 200), epochs),
-        Recipe(learning_rate=0.01, schedule=CONSTANT),
+        TrainConfig(learning_rate=0.01, schedule=CONSTANT),
         1e-8,
         objective=Objective("ce"),
     )
@@ -119,5 +119,5 @@ def search_of(epochs: int = 2, **changed: object) -> Search:
 
 def pruning_of(data: Data, search: Search, mean: float = 0.1, **recipe: object) -> Pruning:
     module = network(data)
-    learning = Recipe(schedule=CONSTANT, batch_size=32, **recipe)  # type: ignore[arg-type]
+    learning = TrainConfig(schedule=CONSTANT, batch_size=32, **recipe)  # type: ignore[arg-type]
     return Pruning(module, data, learning, search, masks_for(module, mean))

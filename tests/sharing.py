@@ -18,6 +18,7 @@ from torch import Tensor
 from soul_deploy import distributed
 from soul_deploy.base.errors import DistributedError
 from soul_deploy.data.datasets import Data
+from soul_deploy.distributed import assert_ranks_start_alike
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.sca import Sca, prune
 from soul_deploy.prune.structured.schedule import PruneSchedule
@@ -27,11 +28,17 @@ from soul_deploy.prune.unstructured.penalty import coefficients
 from soul_deploy.prune.unstructured.search import Pruning
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.rank_checks import check_same_start
-from soul_deploy.training.trainer import Recipe, accuracy, copied_state, fit
+from soul_deploy.training.trainer import TrainConfig, accuracy, copied_state, fit
 from soul_deploy.zoo.registry import NetworkOptions, create
 
-FROZEN = Recipe("sgd", 0.05, schedule=Schedule("constant"), batch_size=16, augment="shift", l1=1e-5)
+FROZEN = TrainConfig(
+    optimizer="sgd",
+    learning_rate=0.05,
+    schedule=Schedule("constant"),
+    batch_size=16,
+    augment="shift",
+    l1=1e-5,
+)
 FROZEN = replace(FROZEN, freeze_batch_norm=True)
 SAMPLES = 50
 """Three batches of 16, and one of 2, which is too small for two processes."""
@@ -51,10 +58,10 @@ def warm_network(data: Data) -> GraphModule:
     return module.eval()
 
 
-def trained(data: Data, recipe: Recipe) -> dict[str, Tensor]:
+def trained(data: Data, recipe: TrainConfig) -> dict[str, Tensor]:
     """Two epochs of training, and the last epoch's numbers."""
     module = warm_network(data)
-    *_, last = fit(module, data, recipe, 2)
+    *_, last = fit(module, data, replace(recipe, epochs=2))
     numbers = last.loss, last.train_accuracy, last.validation_accuracy
     tested = accuracy(module, data, data.test)
     return copied_state(module) | {"numbers": torch.tensor([*numbers, tested]).double()}
@@ -124,7 +131,7 @@ def disagreement() -> str:
 def other_start(data: str, checkpoint: str) -> str:
     """What a process is told that begins with these."""
     try:
-        check_same_start({"data": data}, checkpoint)
+        assert_ranks_start_alike({"data": data}, checkpoint)
     except DistributedError as error:
         return str(error)
     return "nothing"

@@ -3,7 +3,7 @@
 import os
 import signal
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from soul_deploy.base.errors import (
 from soul_deploy.base.files import write_text
 from soul_deploy.cli.config import warn_of_replacing
 from soul_deploy.cli.main import root
+from soul_deploy.cli.messages import messages_printed
 from soul_deploy.distributed import Group
 from soul_deploy.ir.graph import NeuronSpec, Population
 from soul_deploy.model.file import save
@@ -36,6 +37,12 @@ from soul_deploy.training.checkpoint import checkpoints_in
 from soul_deploy.training.checkpoint_manager import content_of, network_of
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.state import Tree, join_tree, split_tree
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_command() -> Iterator[None]:
+    with messages_printed():
+        yield
 
 
 def test_the_checkpoint_gone_on_from_stays_however_it_is_named(
@@ -80,7 +87,7 @@ def test_a_state_that_cannot_be_read_back_is_not_written(tmp_path: Path) -> None
         for part.value in (1, 2):
             keeper.after_epoch()
     assert [path.name[6:8] for path in checkpoints_in(tmp_path)] == ["01"]
-    assert count_to(keeper_of(tmp_path, "auto"), 1) == 1
+    assert count_to(keeper_of(tmp_path, True), 1) == 1
 
 
 WAITED: list[int] = []

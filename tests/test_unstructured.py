@@ -25,7 +25,7 @@ from soul_deploy.prune.unstructured.plan import Finetune, SearchEpoch, SearchSto
 from soul_deploy.prune.unstructured.search import Pruning
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.trainer import Recipe, accuracy
+from soul_deploy.training.trainer import TrainConfig, accuracy
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def test_mask_gradients_are_cleared_each_step_unlike_souls(
     digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without learning, each step's mask gradient is that of its own batch."""
-    frozen = Recipe(optimizer="sgd", learning_rate=1e-30, momentum=0, schedule=CONSTANT)
+    frozen = TrainConfig(optimizer="sgd", learning_rate=1e-30, momentum=0, schedule=CONSTANT)
     pruning = pruning_of(digits, search_of(1, masks=frozen), optimizer="sgd", learning_rate=1e-30)
     name = "features.2.conv.0"
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -134,7 +134,10 @@ def test_excluding_an_early_convolution_runs_unlike_souls(quick: Path) -> None:
 
 def test_the_search_reaches_its_target_within_10_percent(digits: Data) -> None:
     module = network(digits, 16)
-    plan, recipe = search_of(8, lmbda=None, target=0.2), Recipe(schedule=CONSTANT, batch_size=32)
+    plan, recipe = (
+        search_of(8, lmbda=None, target=0.2),
+        TrainConfig(schedule=CONSTANT, batch_size=32),
+    )
     pruning = Pruning(module, few(320), recipe, plan, masks_for(module))
     epochs = list(SearchLoop(pruning).run())
     shares = [epoch.connectivity.share for epoch in epochs]
@@ -265,7 +268,7 @@ def test_a_layer_that_dies_stops_the_search_and_keeps_the_last_good_model(digits
 
 def test_a_target_that_cannot_be_met_stops_and_keeps_the_last_good_model(digits: Data) -> None:
     """Masks that never move are all kept or all pruned."""
-    still = Recipe(optimizer="sgd", learning_rate=1e-30, schedule=CONSTANT)
+    still = TrainConfig(optimizer="sgd", learning_rate=1e-30, schedule=CONSTANT)
     pruning = pruning_of(digits, search_of(2, lmbda=1e-8, target=0.3, masks=still))
     with pytest.raises(SearchStoppedError, match="no common threshold") as stop:
         list(SearchLoop(pruning).run())
@@ -277,7 +280,7 @@ def test_a_class_without_voting_neurons_is_seen(digits: Data) -> None:
     _, graph = create("cifar10net", options)
     module = GraphModule(graph)
     masks = make_masks(module, ["fc2"], [], coefficients(graph, "exact"), MaskStart(1))
-    pruning = Pruning(module, digits, Recipe(), search_of(1), masks)
+    pruning = Pruning(module, digits, TrainConfig(), search_of(1), masks)
     assert pruning.meter.empty_class() is None
     with torch.no_grad():
         masks.weights["fc2"].alpha[30:40] = -1

@@ -30,10 +30,10 @@ from soul_deploy.prune.unstructured.plan import (
     death_note,
 )
 from soul_deploy.prune.unstructured.search import Pruning
-from soul_deploy.training.cursor import Progress
 from soul_deploy.training.lr_schedules import make_scheduler
 from soul_deploy.training.state import (
     Bundle,
+    TrainingCursor,
     Tree,
     array_of,
     count_of,
@@ -57,7 +57,7 @@ class SearchLoop:
             for schedule, optimizer in zip(schedules, pruning.optimizers(), strict=False)
         ]
         self._control = _Control(pruning)
-        self._progress = Progress()
+        self._progress = TrainingCursor()
         self._last_good: Model | None = None
 
     def run(self) -> Iterator[SearchEpoch]:
@@ -153,7 +153,7 @@ class FinetuneLoop:
             group["lr"] = group["initial_lr"] = plan.learning_rate
         self._scheduler = make_scheduler(plan.schedule, pruning.optimizer, plan.epochs)
         self._best = BestState()
-        self._progress = Progress()
+        self._progress = TrainingCursor()
 
     def run(self) -> Iterator[SearchEpoch]:
         """Go on, yielding after each epoch; ends with the best one."""

@@ -1,6 +1,7 @@
 """What a search for masks is asked for, what it says of its epochs, and how it can end early."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from soul_deploy.analysis.connectivity import Connectivity
 from soul_deploy.base.errors import SoulDeployError
@@ -11,7 +12,7 @@ from soul_deploy.prune.unstructured.lambda_control import Adjustment
 from soul_deploy.prune.unstructured.masks import Temperature
 from soul_deploy.prune.unstructured.objective import Objective
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.trainer import EpochResult, Recipe
+from soul_deploy.training.trainer import EpochResult, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,15 @@ class Search:
 
     epochs: int
     temperature: Temperature
-    masks: Recipe
+    masks: TrainConfig
     lmbda: float | None = 1e-11
     target: float | None = None
     accumulate: int = 1
     objective: Objective = field(default_factory=Objective)
+
+    def recorded(self) -> dict[str, Any]:
+        """What files hold of it; the masks' recipe has no epochs of its own."""
+        return {**asdict(self), "masks": self.masks.recorded()}
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.lambda_control import ConnectivityMeter
 from soul_deploy.prune.unstructured.masks import Masks, SoftMask
 from soul_deploy.prune.unstructured.plan import Search, SearchEpoch, dead_layer
-from soul_deploy.training.cursor import Progress
-from soul_deploy.training.rank_checks import check_same
 from soul_deploy.training.state import (
+    TrainingCursor,
     Tree,
     fill,
     number_of,
@@ -40,8 +39,8 @@ from soul_deploy.training.state import (
 from soul_deploy.training.trainer import (
     OPTIMIZERS,
     EpochResult,
-    Recipe,
     Tick,
+    TrainConfig,
     accuracy,
     add_l1,
     begin_training,
@@ -63,7 +62,7 @@ class Pruning:
         self,
         module: GraphModule,
         data: Data,
-        recipe: Recipe,
+        recipe: TrainConfig,
         search: Search,
         masks: Masks,
         tick: Tick | None = None,
@@ -116,7 +115,9 @@ class Pruning:
             next((m.temperature for m in self.masks.neurons.values()), 0.0),
         )
         place = [result.epoch, self.lmbda or 0.0, *heat]
-        check_same(f"{phase} epoch {result.epoch}", self.module, place, self.masks.parameters())
+        distributed.assert_ranks_agree(
+            f"{phase} epoch {result.epoch}", self.module, place, self.masks.parameters()
+        )
         return SearchEpoch(
             *(phase, timed, self.lmbda or 0.0, heat),
             *(connectivity, synops, hard),
@@ -132,14 +133,14 @@ class Pruning:
         batches = -(-len(self.data.train) // self.recipe.batch_size)
         return -(-batches // self.setup.accumulate)
 
-    def check(self, progress: Progress, epochs: int) -> None:
+    def check(self, progress: TrainingCursor, epochs: int) -> None:
         """Raise FileFormatError unless `progress` lies in a phase of so many epochs."""
         progress.check(epochs, self.steps_per_epoch(), len(self.data.train))
 
     def train_epoch(
         self,
         first_epoch: int,
-        progress: Progress,
+        progress: TrainingCursor,
         penalised: Penalised,
         after_step: Callable[[], None],
     ) -> None:
@@ -171,7 +172,7 @@ class Pruning:
                 self.after_step()
         self.module.eval()
 
-    def finished(self, progress: Progress, rate: float, validation: float) -> EpochResult:
+    def finished(self, progress: TrainingCursor, rate: float, validation: float) -> EpochResult:
         """The result of the epoch that `progress` has come to the end of; it moves on."""
         samples = len(self.data.train)
         loss, hits, seconds = progress.loss / samples, progress.hits / samples, progress.seconds

@@ -13,6 +13,7 @@ from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageErro
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.base.progress import status
 from soul_deploy.cli.config import (
+    checkpoints_of,
     data_of,
     load_task_data,
     new_module,
@@ -36,7 +37,6 @@ from soul_deploy.cli.options import (
     resume_options,
     run_options,
 )
-from soul_deploy.cli.progress import epoch_log
 from soul_deploy.cli.search_job import (
     Job,
     checkpoint_folder,
@@ -59,7 +59,7 @@ from soul_deploy.cli.search_report import (
     print_outcome,
     print_preview,
 )
-from soul_deploy.cli.start_model import NAME_HELP, assumed, module_of, open_start
+from soul_deploy.cli.start_model import NAME_HELP, assumed, open_start
 from soul_deploy.ir.graph import Convolution, SpikingGraph
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, from_module
@@ -73,16 +73,14 @@ from soul_deploy.prune.unstructured.penalty import coefficients
 from soul_deploy.prune.unstructured.plan import Search, SearchStoppedError
 from soul_deploy.prune.unstructured.search import Pruning
 from soul_deploy.training.checkpoint_manager import (
-    Keeper,
-    Run,
-    content_of,
-    environment_of,
-    network_of,
-    plain_settings,
+    CheckpointManager,
+    managed,
 )
+from soul_deploy.training.device import module_of
+from soul_deploy.training.epoch_log import epoch_log
 from soul_deploy.training.messages import note, warn
 from soul_deploy.training.state import Bundle
-from soul_deploy.training.trainer import accuracy, device_of
+from soul_deploy.training.trainer import accuracy
 
 
 @click.command(cls=SoulCommand)
@@ -235,24 +233,21 @@ def _check_masked(masks: Masks, search: Search) -> None:
         raise UsageError("target_connectivity needs weight masks; leave --not_prune_weight out")
 
 
-def _keeper(job: Job) -> Keeper:
-    settings = plain_settings(
-        command="prune unstructured",
-        task=asdict(job.task),
-        recipe=asdict(job.recipe),
-        search=asdict(job.search),
+def _keeper(job: Job) -> CheckpointManager:
+    path = None if job.start is None else file_sha256(job.start.path)
+    kept = checkpoints_of(
+        job.keeping, checkpoint_folder(job.task, job.run), task=asdict(job.task), model_path=path
+    )
+    return managed(
+        *(("search", "finetune"), kept, job.module, job.data, "prune unstructured"),
+        recipe=job.recipe.recorded(),
+        search=job.search.recorded(),
         finetune=None if job.finetune is None else asdict(job.finetune),
         masking=asdict(job.masking),
-        model_path=None if job.start is None else file_sha256(job.start.path),
-        network=network_of(job.module.graph),
-        data=content_of(job.data),
     )
-    folder = checkpoint_folder(job.task, job.run)
-    run = Run(folder, ("search", "finetune"), settings, environment_of(device_of(job.module)))
-    return Keeper(run, job.keeping.save_steps, job.keeping.resume)
 
 
-def _carry_out(job: Job, keeper: Keeper) -> None:
+def _carry_out(job: Job, keeper: CheckpointManager) -> None:
     module, data = job.module, job.data
     pruning = Pruning(module, data, job.recipe, job.search, job.masks)
     accuracies: dict[str, float] = {}
@@ -293,7 +288,7 @@ def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: fl
     )
 
 
-def _train(job: Job, pruning: Pruning, keeper: Keeper) -> None:
+def _train(job: Job, pruning: Pruning, keeper: CheckpointManager) -> None:
     """Search and fine-tune; the module has hard masks then."""
     recorder = Recorder(log_path(job.task, job.run), tensorboard=job.tensorboard)
     pruning.after_step = keeper.after_step
@@ -320,7 +315,7 @@ def _follow(
     job: Job,
     loop: SearchLoop | FinetuneLoop,
     recorder: Recorder,
-    keeper: Keeper,
+    keeper: CheckpointManager,
     label: str,
     epochs: int,
 ) -> None:
@@ -349,13 +344,12 @@ def _kept(job: Job, stop: SearchStoppedError) -> str:
 
 
 def _info(job: Job, stage: Any, accuracies: dict[str, float]) -> ModelInfo:
-    search = {**asdict(job.search), "masks": asdict(job.search.masks)}
     made = provenance(
         job.task,
         job.recipe,
         job.search.epochs,
         command="prune unstructured",
-        search=search,
+        search=job.search.recorded(),
         masking=asdict(job.masking),
         finetune=None if job.finetune is None else asdict(job.finetune),
         start=None if job.start is None else str(job.start.path),

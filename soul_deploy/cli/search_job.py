@@ -20,7 +20,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.masks import Masks
 from soul_deploy.prune.unstructured.plan import Finetune, Search
 from soul_deploy.training.checkpoint import checkpoint_path
-from soul_deploy.training.trainer import Recipe
+from soul_deploy.training.trainer import TrainConfig
 
 
 @brief
@@ -30,7 +30,7 @@ class Job:
 
     task: Task
     data_dir: Path
-    recipe: Recipe
+    recipe: TrainConfig
     search: Search
     finetune: Finetune | None
     masking: MaskOptions

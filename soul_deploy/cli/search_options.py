@@ -18,7 +18,7 @@ from soul_deploy.prune.unstructured.objective import CRITERIA, Objective
 from soul_deploy.prune.unstructured.penalty import CoefficientRule
 from soul_deploy.prune.unstructured.plan import Finetune, Search
 from soul_deploy.training.lr_schedules import parse_schedule
-from soul_deploy.training.trainer import OPTIMIZERS, Recipe
+from soul_deploy.training.trainer import OPTIMIZERS, TrainConfig
 
 RULES: tuple[CoefficientRule, ...] = ("authors", "exact")
 STEERED_START = (0.1, 0.1)
@@ -117,7 +117,7 @@ class SearchOptions:
                 f"prune_weight_decay {self.prune_weight_decay} must not be negative, and finite"
             )
 
-    def search(self, learning: LearningOptions, recipe: Recipe) -> Search:
+    def search(self, learning: LearningOptions, recipe: TrainConfig) -> Search:
         """The search as asked for; checks everything that can be known. Raises UsageError."""
         given = self.penalty_lmbda
         automatic = given is None and self.target_connectivity is not None
@@ -136,7 +136,7 @@ class SearchOptions:
             ),
         )
 
-    def _mask_recipe(self, recipe: Recipe) -> Recipe:
+    def _mask_recipe(self, recipe: TrainConfig) -> TrainConfig:
         return replace(
             recipe,
             optimizer=choice(

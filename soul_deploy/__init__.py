@@ -10,11 +10,14 @@ __version__ = "0.1.0"
 
 # name -> "module:attribute", or the module itself; the imports for type checkers say the same.
 _NAMES = {
+    "Checkpoints": "training.checkpoint_manager:Checkpoints",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
+    "TrainConfig": "training.trainer:TrainConfig",
+    "as_data": "data.given:as_data",
     "bench": "runtime.bench.bench:bench",
     "compare": "equivalence.engines:compare",
     "connectivity": "analysis.connectivity:connectivity",
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from soul_deploy.analysis.connectivity import connectivity as connectivity
     from soul_deploy.analysis.measure import count as count
     from soul_deploy.base import errors as errors
+    from soul_deploy.data.given import as_data as as_data
     from soul_deploy.deprecated import load_model as load_model
     from soul_deploy.deprecated import save_model as save_model
     from soul_deploy.deprecated import trace as trace
@@ -62,6 +66,8 @@ if TYPE_CHECKING:
     from soul_deploy.prune.removal.planner import plan_removal as plan_removal
     from soul_deploy.runtime.bench.bench import bench as bench
     from soul_deploy.runtime.engine import network as _network
+    from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints
+    from soul_deploy.training.trainer import TrainConfig as TrainConfig
     from soul_deploy.zoo.create import create as create
 
     load_network = _network.load

@@ -10,9 +10,11 @@ __version__ = "0.1.0"
 
 # name -> "module:attribute", or the module itself
 _NAMES = {
+    "FinetuneConfig": "prune.unstructured.config:FinetuneConfig",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
+    "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
     "create": "zoo.registry:create",
@@ -26,6 +28,8 @@ _NAMES = {
     "load_model": "model.model:load_model",
     "load_network": "runtime.engine.network:load",
     "plan_removal": "prune.removal.planner:plan_removal",
+    "plan_unstructured": "prune.unstructured.pipeline:plan_unstructured",
+    "prune_unstructured": "prune.unstructured.pipeline:prune_unstructured",
     "remove": "prune.removal.apply:remove",
     "save_model": "model.model:save_model",
     "trace": "frontend.trace:trace",

@@ -29,7 +29,7 @@ from soul_deploy.prune.structured.sca import Sca, prune
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.selection import Guard
 from soul_deploy.prune.structured.units import pruning_units
-from soul_deploy.training.trainer import Recipe, accuracy, fit
+from soul_deploy.training.trainer import TrainConfig, accuracy, fit
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 TRAINED, CHECKED, COUNTED = 640, 8, 32
@@ -67,8 +67,8 @@ def run(name: str, residual: Residual, data: Data) -> bool:
     network, graph = create(name, NetworkOptions((3, 32, 32), 10, NeuronSpec(), 4))
     module = GraphModule(graph)
     module.load_state_dict(network.state_dict())
-    recipe = Recipe(batch_size=32, learning_rate=2e-3, seed=1)
-    for _ in fit(module, data, recipe, 2):
+    recipe = TrainConfig(epochs=2, batch_size=32, learning_rate=2e-3, seed=1)
+    for _ in fit(module, data, recipe):
         pass
     dense = from_module(module, ModelInfo())
     schedule = PruneSchedule(ratio=0.5, regrow_ratio=0.1, epochs=2, finetune_epochs=1)

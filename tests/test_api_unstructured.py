@@ -33,7 +33,9 @@ CONFIG = SearchConfig(
     prune_lr=0.02,
     finetune=FinetuneConfig(epochs=1, learning_rate=1e-3),
 )
-SAME = "--epochs 2 -b 32 --threads 1 --criterion ce --target_connectivity 0.3 --temp_scheduler 5 200"
+SAME = (
+    "--epochs 2 -b 32 --threads 1 --criterion ce --target_connectivity 0.3 --temp_scheduler 5 200"
+)
 SAME += " --prune_lr 0.02 --finetune --epoch_finetune 1 --finetune_lr 1e-3"
 
 
@@ -133,9 +135,7 @@ def test_a_stopped_run_resumed_from_python_ends_with_the_same_bits(
 
     kept = Checkpoints(tmp_path, every=2)
     with pytest.raises(Stop):
-        prune_unstructured(
-            model, arrays, CONFIG, TRAINING, checkpoints=kept, on_epoch=stop
-        )
+        prune_unstructured(model, arrays, CONFIG, TRAINING, checkpoints=kept, on_epoch=stop)
     told: list[SearchEpoch] = []
     again = prune_unstructured(
         *(model, arrays, CONFIG, TRAINING),
@@ -149,9 +149,7 @@ def test_a_stopped_run_resumed_from_python_ends_with_the_same_bits(
     assert plain == [row | {"seconds": 0} for row in result.history]
     other = replace(CONFIG, weight_prune_layers=[1, 2, 3])
     with pytest.raises(UsageError, match="A run goes on with the settings it began with"):
-        prune_unstructured(
-            model, arrays, other, TRAINING, checkpoints=replace(kept, resume=True)
-        )
+        prune_unstructured(model, arrays, other, TRAINING, checkpoints=replace(kept, resume=True))
 
 
 def test_callbacks_are_told_and_nothing_is_printed(

@@ -35,7 +35,7 @@ from soul_deploy.distributed import (
 )
 from soul_deploy.model.model import load_model
 from soul_deploy.training import trainer as training
-from soul_deploy.training.trainer import Recipe, begin_training
+from soul_deploy.training.trainer import TrainConfig, begin_training
 
 ROOT = Path(soul_deploy.__file__).parents[1]
 SMALL = ["--model", "Cifar10Net", "--width", "8", "--hidden", "16", "--dataset_name", "digits"]
@@ -293,9 +293,9 @@ def test_a_digest_sees_type_shape_and_every_value() -> None:
 
 def test_frozen_batch_norms_are_not_averaged() -> None:
     module = nn.Sequential(nn.BatchNorm2d(3), nn.Linear(2, 2))
-    begin_training(module, Recipe())
+    begin_training(module, TrainConfig())
     assert len(running_statistics(module)) == 2
-    begin_training(module, Recipe(freeze_batch_norm=True))
+    begin_training(module, TrainConfig(freeze_batch_norm=True))
     assert running_statistics(module) == [] and module[1].training
 
 

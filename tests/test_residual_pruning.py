@@ -36,9 +36,9 @@ from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.prune.structured.sca import Sca, open_masks, prune
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.units import PruningUnit, pruning_units, voters
+from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients
 from soul_deploy.prune.unstructured.masks import maskable_neurons
-from soul_deploy.prune.unstructured.penalty import CoefficientRule, coefficients
-from soul_deploy.training.trainer import Recipe, backward
+from soul_deploy.training.trainer import TrainConfig, backward
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 DIGITS = (1, 8, 8)
@@ -162,7 +162,7 @@ def test_the_loop_masks_whole_units(graph: SpikingGraph, how: Residual, digits: 
     module = fresh(graph)
     names = tuple(node.name for node in graph.populations)
     sca = Sca(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1), residual=how)
-    steps = list(prune(module, digits, Recipe(batch_size=20), sca, names))
+    steps = list(prune(module, digits, TrainConfig(batch_size=20), sca, names))
     plan = steps[1].plan
     assert plan is not None and plan.kept == round(0.6 * plan.total)
     units = {unit.name: unit for unit in pruning_units(graph, how)}
@@ -186,7 +186,7 @@ def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits:
     graph = sew("add", "add", shape=DIGITS, classes=10)
     names = tuple(node.name for node in graph.populations)
     single, coupled = fresh(graph), fresh(graph)
-    recipe = Recipe(batch_size=100, learning_rate=1e-3)
+    recipe = TrainConfig(batch_size=100, learning_rate=1e-3)
     apart = Sca(PruneSchedule(0.4, 0.1, epochs=1))
     together = replace(apart, residual="coupled")
     statistics = apart.statistics(names)

@@ -31,7 +31,7 @@ from soul_deploy.prune.structured.selection import (
 )
 from soul_deploy.training import trainer as training
 from soul_deploy.training.trainer import (
-    Recipe,
+    TrainConfig,
     accuracy,
     backward,
     begin_training,
@@ -247,7 +247,7 @@ def test_scores_of_uneven_parts_add_up_to_those_of_the_batch(digits: Data) -> No
             module(digits.normalise(batch.images))
         open_masks(module, names_of(module))
         statistics = Sca().statistics(names_of(module))
-        begin_training(module, Recipe(freeze_batch_norm=True))
+        begin_training(module, TrainConfig(freeze_batch_norm=True))
         backward(module, digits, share_of(batch, group), statistics)
         return statistics.scores()
 
@@ -318,7 +318,7 @@ def test_a_masked_channel_is_silent_and_keeps_its_weights(digits: Data) -> None:
     before = {name: tensor.clone() for name, tensor in module.named_parameters()}
     scores = {name: np.arange(len(module.channel_masks[name].keep), dtype=float) for name in names}
     plan = decide(scores, scores, Budget(100, 10), Guard(min_keep=0.25))
-    apply(plan, module, make_optimizer(module, Recipe()), "retain")
+    apply(plan, module, make_optimizer(module, TrainConfig()), "retain")
     images = digits.normalise(digits.train.images[:8])
     module.train()
     for _ in range(30):  # running statistics, for evaluation mode
@@ -337,7 +337,7 @@ def test_the_optimizer_forgets_masked_channels_and_zero_regrows_from_zero(digits
     module = small_network(digits)
     (name,) = names_of(module)[:1]
     open_masks(module, [name])
-    optimizer = make_optimizer(module, Recipe())
+    optimizer = make_optimizer(module, TrainConfig())
     module.train()
     module(digits.normalise(digits.train.images[:8])).square().sum().backward()
     optimizer.step()
@@ -360,7 +360,7 @@ def test_the_loop_ends_with_exact_counts_and_the_best_frozen_epoch(digits: Data)
         PruneSchedule(0.5, 0.1, epochs=4, finetune_epochs=2, ramp="linear"), Guard(min_keep=0.25)
     )
     steps, reached = [], []
-    for step in prune(module, digits, Recipe(batch_size=40, learning_rate=5e-3), sca, names):
+    for step in prune(module, digits, TrainConfig(batch_size=40, learning_rate=5e-3), sca, names):
         steps.append(step)
         reached.append(accuracy(module, digits, digits.validation))
     counts = [step.plan.kept if step.plan else None for step in steps]
@@ -393,7 +393,7 @@ def test_it_ends_with_the_best_epoch_of_those_with_the_final_masks(
         monkeypatch.setattr(place, "accuracy", lambda *ignored: next(told))
     module = small_network(digits)
     sca = Sca(PruneSchedule(0.5, 0.1, epochs=5, finetune_epochs=3, ramp="linear"))
-    recipe = Recipe(batch_size=40, learning_rate=5e-3)
+    recipe = TrainConfig(batch_size=40, learning_rate=5e-3)
     states = {
         step.result.epoch: copied_state(module)
         for step in prune(module, digits, recipe, sca, names_of(module))
@@ -410,7 +410,9 @@ def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> No
     """What was masked for a whole window has no activity in it, whatever it did before."""
     module = small_network(digits)
     sca = Sca(PruneSchedule(0.4, 0.0, epochs=2))
-    first, second = [step.plan for step in prune(module, digits, Recipe(), sca, names_of(module))]
+    first, second = [
+        step.plan for step in prune(module, digits, TrainConfig(), sca, names_of(module))
+    ]
     assert first is not None and second is not None
     for before, after in zip(first.layers, second.layers, strict=True):
         assert (after.score[~before.keep] == 0).all() and (before.score[~before.keep] > 0).any()
@@ -419,7 +421,7 @@ def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> No
 def test_the_loop_repeats_to_the_bit(digits: Data) -> None:
     def run() -> tuple[list[list[int]], dict[str, Tensor]]:
         module = small_network(digits)
-        recipe, sca = Recipe(batch_size=40), Sca(PruneSchedule(0.3, 0.1, epochs=2))
+        recipe, sca = TrainConfig(batch_size=40), Sca(PruneSchedule(0.3, 0.1, epochs=2))
         steps = list(prune(module, digits, recipe, sca, names_of(module)))
         assert steps[-1].plan is not None
         return kept(steps[-1].plan), module.state_dict()
@@ -433,7 +435,7 @@ def test_the_loop_repeats_to_the_bit(digits: Data) -> None:
 def test_a_plan_of_the_present_weights_changes_none(digits: Data) -> None:
     module = small_network(digits)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    plan = plan_of_weights(module, digits, Recipe(batch_size=40), Sca(), names_of(module))
+    plan = plan_of_weights(module, digits, TrainConfig(batch_size=40), Sca(), names_of(module))
     assert plan.kept == Budget.of(216, 0.1, 0.1).kept
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, before[name])

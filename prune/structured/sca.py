@@ -37,13 +37,12 @@ from soul_deploy.prune.structured.units import (
     by_mask,
     pruning_units,
 )
-from soul_deploy.training.rank_checks import check_same
 from soul_deploy.training.state import Bundle, Tree
 from soul_deploy.training.trainer import (
     BestState,
     EpochResult,
-    Recipe,
     Tick,
+    TrainConfig,
     Training,
     accuracy,
     backward,
@@ -117,7 +116,7 @@ class ChannelPruning:
         self,
         module: GraphModule,
         data: Data,
-        recipe: Recipe,
+        recipe: TrainConfig,
         sca: Sca,
         names: Sequence[str],
         tick: Tick | None = None,
@@ -129,7 +128,9 @@ class ChannelPruning:
         self._statistics = self._measurement.statistics
         self._best = BestState()
         self._training = Training(
-            *(module, data, recipe, sca.schedule.epochs, self._statistics, tick),
+            *(module, data, replace(recipe, epochs=sca.schedule.epochs)),
+            hooks=self._statistics,
+            tick=tick,
             after_step=after_step,
         )
 
@@ -153,7 +154,7 @@ class ChannelPruning:
         training = self._training
         apply(masks, training.module, training.optimizer, self.sca.regrow_weights)
         self._statistics.reset()
-        check_same("after the new masks", training.module, [ratio])
+        distributed.assert_ranks_agree("after the new masks", training.module, [ratio])
         return plan
 
     def _offer(self, result: EpochResult) -> None:
@@ -179,14 +180,14 @@ class ChannelPruning:
 
 
 def prune(
-    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
+    module: GraphModule, data: Data, recipe: TrainConfig, sca: Sca, names: Sequence[str]
 ) -> Iterator[PruneStep]:
     """`ChannelPruning.run` for who needs neither its state nor checkpoints."""
     return ChannelPruning(module, data, recipe, sca, names).run()
 
 
 def plan_of_weights(
-    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
+    module: GraphModule, data: Data, recipe: TrainConfig, sca: Sca, names: Sequence[str]
 ) -> ChannelPlan:
     """The final plan that the present weights would give, measured over one epoch without learning.
 

@@ -38,8 +38,8 @@ class FinetuneConfig:
 class SearchConfig:
     """A search for masks; how weights are trained meanwhile, and how long, `TrainConfig` says.
 
-    weight_prune_layers        projections whose weights are masked, by name or index; None: all
-    neuron_prune_layers        populations whose neurons are masked; None: those behind a convolution, but
+    weight_prune_layers  projections whose weights are masked, by name or index; None: all
+    neuron_prune_layers  populations whose neurons are masked; None: those behind a convolution, but
                          the first and the output
     target_connectivity  lambda is steered so that this share of the synapses is left, within 10 %
     penalty_lmbda        lambda; with a target, where it starts. None: 1e-11, or with a target:
@@ -47,8 +47,8 @@ class SearchConfig:
     penalty_coef         what an entry costs; "authors": the published code's coefficients, "exact":
                          counted on this network
     criterion, tet…      the task's loss, as `Objective` has it
-    temp_scheduler       init, final[, T0, Tmax], or w_init, n_init, w_final, n_final, T0, Tmax (T in
-                         epochs)
+    temp_scheduler       init, final[, T0, Tmax], or w_init, n_init, w_final, n_final, T0, Tmax;
+                         T0 and Tmax are epochs
     mask_init_factor     alpha's mean for weights and for neurons, and both standard deviations;
                          None: 0, 0, 0, 0, or with a target 0.1, 0.1, 0, 0
     accumulate_step      batches to an optimizer step

@@ -98,7 +98,11 @@ class ConnectivityMeter:
         mask = self.masks.neurons.get(name)
         if mask is None:
             return torch.ones_like(like)
-        share = _multiplier(mask, soft).flatten(1).mean(1) if mask.alpha.dim() > 1 else _multiplier(mask, soft)
+        share = (
+            _multiplier(mask, soft).flatten(1).mean(1)
+            if mask.alpha.dim() > 1
+            else _multiplier(mask, soft)
+        )
         return _fitting(share, len(like))
 
 

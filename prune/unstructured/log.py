@@ -1,4 +1,4 @@
-"""What is recorded of each epoch: a row of one table, in memory, as JSON lines, CSV, tensorboard."""
+"""The table of epochs: a row for each, in memory, as JSON lines, as CSV, and for tensorboard."""
 
 import csv
 import io

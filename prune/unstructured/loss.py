@@ -1,9 +1,9 @@
 """What a search minimises: the task's loss, and a penalty on every kept weight and neuron.
 
-The task's loss is MSE or cross-entropy, of the mean output or of each step's (TET: Deng et al., ICLR
-2022; as used by Shi et al., ICLR 2024, published code, utils.py). The penalty's coefficients are
-constants, computed once from shapes: SynOps per time step at unit firing rate (Shi et al., published
-code, models/submodules/sparse.py and penalty_term.py).
+The task's loss is MSE or cross-entropy, of the mean output or of each step's (TET: Deng et al.,
+ICLR 2022; as used by Shi et al., ICLR 2024, published code, utils.py). The penalty's coefficients
+are constants, computed once from shapes: SynOps per time step at unit firing rate (Shi et al.,
+published code, models/submodules/sparse.py and penalty_term.py).
 """
 
 from collections.abc import Mapping

@@ -78,9 +78,7 @@ class MaskPlan:
         return {"layers": rows}
 
 
-def plan_unstructured(
-    model: Model, config: SearchConfig, *, path: Path | None = None
-) -> MaskPlan:
+def plan_unstructured(model: Model, config: SearchConfig, *, path: Path | None = None) -> MaskPlan:
     """What `prune_unstructured` would mask, and what each entry costs; nothing is trained.
 
     path: the model's file, for messages. Raises UsageError for layers that do not exist or cannot

@@ -1,9 +1,9 @@
 """Shi et al., ICLR 2024 (published code, main.py): a network and its masks while both are trained.
 
-The loss of the search is the task's plus lambda · Σ e_w · sigmoid(beta · alpha_w) + lambda · Σ e_n ·
-sigmoid(beta · alpha_n), with the coefficients of `loss`. Weights and masks have an optimizer each;
-both start every step from zeroed gradients. Fine-tuning keeps the masks as they are, without the
-penalty.
+The loss of the search is the task's plus lambda · Σ e_w · sigmoid(beta · alpha_w) +
+lambda · Σ e_n · sigmoid(beta · alpha_n), with the coefficients of `loss`. Weights and masks have an
+optimizer each; both start every step from zeroed gradients. Fine-tuning keeps the masks as they
+are, without the penalty.
 """
 
 import math
@@ -29,7 +29,7 @@ from soul_deploy.prune.channel_groups import reaches_readout
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
 from soul_deploy.prune.unstructured.lambda_control import Adjustment
-from soul_deploy.prune.unstructured.masks import Masks, SoftMask
+from soul_deploy.prune.unstructured.masks import Masks
 from soul_deploy.training import state as saved
 from soul_deploy.training import trainer
 from soul_deploy.training.state import TrainingCursor, Tree, tree_of
@@ -84,7 +84,9 @@ class Pruning:
         self.tick, self.after_step = tick, after_step
         self.optimizer = trainer.make_optimizer(module, training)
         parameters, how = masks.parameters(), config.mask_training(training)
-        self.mask_optimizer = trainer.OPTIMIZERS[how.optimizer](parameters, how) if parameters else None
+        self.mask_optimizer = (
+            trainer.OPTIMIZERS[how.optimizer](parameters, how) if parameters else None
+        )
         self.meter = ConnectivityMeter(module, masks)
         self.lmbda = config.first_lmbda
         stage = "masked" if parameters else "dense"

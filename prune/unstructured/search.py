@@ -90,7 +90,9 @@ class SearchLoop:
         """Pruning, schedules, lambda's controller, cursor, and the last model that was whole."""
         return {
             "pruning": self.pruning.state(),
-            "schedulers": {str(i): saved.scheduler_state(s) for i, s in enumerate(self._schedulers)},
+            "schedulers": {
+                str(i): saved.scheduler_state(s) for i, s in enumerate(self._schedulers)
+            },
             "control": self._control.state(),
             "progress": self._cursor.state(),
             "last_good": _model_state(self._last_good),

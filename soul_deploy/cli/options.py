@@ -196,12 +196,6 @@ class LearningOptions:
     seed: int
     freeze_batch_norm: bool
 
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UsageError(f"epochs {self.epochs} must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
-
 
 def learning_options(*, epochs: int, batch_size: int, scheduler: str = "cosine") -> Decorator:
     """--epochs, --batch_size, --optimizer, --scheduler, the rates, --augment, --l1, --seed."""

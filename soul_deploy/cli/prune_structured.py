@@ -13,6 +13,7 @@ from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.base.progress import status
 from soul_deploy.cli.config import (
     Task,
+    checkpoints_of,
     data_of,
     load_task_data,
     new_module,
@@ -36,10 +37,9 @@ from soul_deploy.cli.options import (
     resume_options,
     run_options,
 )
-from soul_deploy.cli.progress import epoch_log
 from soul_deploy.cli.sca_options import ScaOptions, sca_options
 from soul_deploy.cli.sca_report import ChannelCounts, print_outcome, print_preview
-from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, module_of, open_start
+from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
 from soul_deploy.cli.train import save_dense, train_dense, train_log
 from soul_deploy.data.datasets import Data
 from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
@@ -51,16 +51,14 @@ from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, Sca, che
 from soul_deploy.prune.structured.units import pruning_units
 from soul_deploy.training.checkpoint import checkpoint_path
 from soul_deploy.training.checkpoint_manager import (
-    Keeper,
-    Run,
-    content_of,
-    environment_of,
-    network_of,
-    plain_settings,
+    CheckpointManager,
+    managed,
 )
+from soul_deploy.training.device import module_of
+from soul_deploy.training.epoch_log import epoch_log
 from soul_deploy.training.messages import note, warn
 from soul_deploy.training.state import Bundle, Tree, number_of
-from soul_deploy.training.trainer import Recipe, accuracy, device_of
+from soul_deploy.training.trainer import TrainConfig, accuracy
 
 
 @brief
@@ -70,7 +68,7 @@ class Job:
 
     task: Task
     data_dir: Path
-    recipe: Recipe
+    recipe: TrainConfig
     sca: Sca
     names: tuple[str, ...]
     data: Data
@@ -220,21 +218,18 @@ def _preview(job: Job) -> None:
         print_preview(job.run.output_format, job.module.graph, job.sca, job.names, plan)
 
 
-def _keeper(job: Job) -> Keeper:
-    settings = plain_settings(
-        command="prune structured",
-        task=asdict(job.task),
-        recipe=asdict(job.recipe),
+def _keeper(job: Job) -> CheckpointManager:
+    path = None if job.start is None else file_sha256(job.start.path)
+    kept = checkpoints_of(
+        job.keeping, _checkpoints(job.task, job.run), task=asdict(job.task), model_path=path
+    )
+    return managed(
+        *(("train", "prune"), kept, job.module, job.data, "prune structured"),
+        recipe=job.recipe.recorded(),
         epochs=job.epochs,
         sca=asdict(job.sca),
         layers=list(job.names),
-        model_path=None if job.start is None else file_sha256(job.start.path),
-        network=network_of(job.module.graph),
-        data=content_of(job.data),
     )
-    folder = _checkpoints(job.task, job.run)
-    run = Run(folder, ("train", "prune"), settings, environment_of(device_of(job.module)))
-    return Keeper(run, job.keeping.save_steps, job.keeping.resume)
 
 
 class _DenseAccuracy:
@@ -250,7 +245,7 @@ class _DenseAccuracy:
         self.value = number_of(tree, "test")
 
 
-def _train(job: Job, keeper: Keeper) -> None:
+def _train(job: Job, keeper: CheckpointManager) -> None:
     """The dense epochs of mode train, and their file."""
     module, data = job.module, job.data
     _, best = train_dense(module, data, job.recipe, job.epochs, job.run.log_dir, job.task, keeper)
@@ -260,7 +255,7 @@ def _train(job: Job, keeper: Keeper) -> None:
         save_dense(job.dense_path, module, data, made, best, test)
 
 
-def _carry_out(job: Job, keeper: Keeper) -> None:
+def _carry_out(job: Job, keeper: CheckpointManager) -> None:
     if job.epochs and not keeper.passed("train"):
         _train(job, keeper)
     if job.epochs and distributed.current().is_main:
@@ -299,7 +294,7 @@ def _removal(sca: Sca) -> Residual:
     return "scatter" if sca.residual == "scatter" else "coupled"
 
 
-def _prune(job: Job, keeper: Keeper, dense: _DenseAccuracy) -> None:
+def _prune(job: Job, keeper: CheckpointManager, dense: _DenseAccuracy) -> None:
     """Run the loop."""
     epochs = job.sca.schedule.epochs
     path = outputs(job.task, job.run)["Epochs"]

@@ -48,6 +48,7 @@ from soul_deploy.prune.unstructured.pipeline import (
     plan_unstructured,
     prune_unstructured,
 )
+from soul_deploy.prune.unstructured.pruning import SearchEpoch
 from soul_deploy.prune.unstructured.search import SearchStoppedError
 from soul_deploy.training.checkpoint import checkpoint_path
 from soul_deploy.training.messages import note, warn
@@ -111,7 +112,9 @@ def unstructured(
     config = replace(config, **_layers(masking, model.graph))
     plan = plan_unstructured(model, config, path=model_path)
     if not dry_run:
-        job = Job(task=task, training=training, config=config, masking=masking, run=run, start=start)
+        job = Job(
+            task=task, training=training, config=config, masking=masking, run=run, start=start
+        )
         places = Places(task, run, masked=any(row.entries for row in plan.layers))
         _carry_out(job, places, model, loaded, searching, keeping, data.data_dir)
     elif distributed.hand_over():
@@ -242,7 +245,7 @@ def _carry_out(
             job.config,
             job.training,
             device=job.run.device,
-            checkpoints=keeping.checkpoints(places.checkpoints, **asked),
+            checkpoints=cli.checkpoints_of(keeping, places.checkpoints, **asked),
             table=places.log,
             tensorboard=searching.tensorboard,
             on_epoch=save_latest if searching.save_latest else None,
@@ -297,7 +300,9 @@ def _print_outcome(
 ) -> None:
     """Survivors, connectivity, SynOps, accuracies, files, the next command."""
     layers, connectivity, tested = (
-        survivors(result.masked), result.connectivity, job.told(result.accuracies)
+        survivors(result.masked),
+        result.connectivity,
+        job.told(result.accuracies),
     )
     assert connectivity is not None and result.synops is not None
     before, after = result.synops
@@ -316,8 +321,7 @@ def _print_outcome(
             "after": None if result.compact is None else parameters(result.compact.state),
         },
         "files": {
-            what: {"path": str(path), "bytes": path.stat().st_size}
-            for what, path in files.items()
+            what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
         },
     }
     rows: list[tuple[object, ...]] = [

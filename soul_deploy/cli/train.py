@@ -9,6 +9,7 @@ from soul_deploy import distributed
 from soul_deploy.base.progress import status
 from soul_deploy.cli.config import (
     Task,
+    checkpoints_of,
     load_task_data,
     new_module,
     prepare,
@@ -31,21 +32,24 @@ from soul_deploy.cli.options import (
     run_options,
 )
 from soul_deploy.cli.output import folder_flags, print_files, print_result
-from soul_deploy.cli.progress import epoch_log
 from soul_deploy.data.datasets import Data, require_kind
 from soul_deploy.model.model import ModelInfo, from_module, save_model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training.checkpoint import checkpoint_path
 from soul_deploy.training.checkpoint_manager import (
-    Keeper,
-    Run,
-    content_of,
-    environment_of,
-    network_of,
-    plain_settings,
+    CheckpointManager,
+    managed,
 )
+from soul_deploy.training.epoch_log import epoch_log
 from soul_deploy.training.state import Bundle
-from soul_deploy.training.trainer import BestState, EpochResult, History, Recipe, Training, accuracy
+from soul_deploy.training.trainer import (
+    BestState,
+    EpochResult,
+    History,
+    TrainConfig,
+    Training,
+    accuracy,
+)
 
 
 @click.command(cls=SoulCommand)
@@ -76,21 +80,9 @@ def train(
     if input_kind is not None:
         require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
     module = new_module(task, loaded).to(device)
-    settings = plain_settings(
-        command="train",
-        task=asdict(task),
-        recipe=asdict(recipe),
-        epochs=learning.epochs,
-        network=network_of(module.graph),
-        data=content_of(loaded),
-    )
-    kept = Run(
-        _checkpoints(task, run),
-        ("train",),
-        settings,
-        environment_of(device),
-    )
-    with Keeper(kept, keeping.save_steps, keeping.resume).watching() as keeper:
+    kept = checkpoints_of(keeping, _checkpoints(task, run), task=asdict(task))
+    asked = {"recipe": recipe.recorded(), "epochs": recipe.epochs}
+    with managed(("train",), kept, module, loaded, "train", **asked).watching() as keeper:
         results, best = train_dense(
             module, loaded, recipe, learning.epochs, run.log_dir, task, keeper
         )
@@ -123,7 +115,7 @@ def outputs(task: Task, run: RunOptions) -> list[Path]:
 def _finish(
     module: GraphModule,
     loaded: Data,
-    recipe: Recipe,
+    recipe: TrainConfig,
     task: Task,
     run: RunOptions,
     results: list[EpochResult],
@@ -165,18 +157,16 @@ def _finish(
 def train_dense(
     module: GraphModule,
     data: Data,
-    recipe: Recipe,
+    recipe: TrainConfig,
     epochs: int,
     log_dir: Path,
     task: Task,
-    keeper: Keeper,
+    keeper: CheckpointManager,
 ) -> tuple[list[EpochResult], EpochResult]:
     """Train in place; `module` ends with the best epoch's weights. Returns all epochs and it."""
     best, history = BestState(), History()
     with epoch_log("train", epochs, train_log(log_dir, task)) as log:
-        training = Training(
-            module, data, recipe, epochs, tick=log.tick, after_step=keeper.after_step
-        )
+        training = Training(module, data, recipe, tick=log.tick, after_step=keeper.after_step)
         whole = Bundle({"training": training, "best": best, "history": history, "log": log})
         with keeper.loop("train", whole):
             for result in training.run():

@@ -79,7 +79,7 @@ def test_the_function_gives_the_bits_of_the_command(
     monkeypatch.setitem(READERS, "digits", lambda data_dir, download: digits)
     monkeypatch.chdir(tmp_path)
     save_model(Path("dense.safetensors"), model)
-    done = call(*SMALL[4:6], "--model_path", "dense.safetensors", *SAME.split(), "--format", "json")
+    done = call(*SMALL, "--model_path", "dense.safetensors", *SAME.split(), "--format", "json")
     assert done.exit_code == 0, done.output
     written = tmp_path / "saved_models" / f"pruned_{STEM}.safetensors"
     masked, compact = load_model(written), load_model(written.with_stem(f"{written.stem}_compact"))
@@ -98,12 +98,10 @@ def test_the_result_is_whole_frozen_and_plain(result: PruneResult, model: Model)
     assert [row["phase"] for row in result.history] == ["search", "search", "finetune"]
     assert set(result.accuracies) == {"start", "masked", "compact"}
     assert result.connectivity is not None and abs(result.connectivity.share - 0.3) <= 0.03
-    assert result.plan is not None and bits(remove(result.masked, result.plan)) == bits(
-        result.compact
-    )
-    assert (result.masked.info.stage, result.compact and result.compact.info.stage) == (
-        *("masked", "compact"),
-    )
+    assert result.plan is not None
+    assert bits(remove(result.masked, result.plan)) == bits(result.compact)
+    assert result.compact is not None
+    assert (result.masked.info.stage, result.compact.info.stage) == ("masked", "compact")
     with pytest.raises(FrozenInstanceError):
         result.masked = model  # type: ignore[misc]
     document = json.loads(json.dumps(result.to_dict()))

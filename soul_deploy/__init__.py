@@ -11,9 +11,11 @@ __version__ = "0.1.0"
 # name -> "module:attribute", or the module itself; the imports for type checkers say the same.
 _NAMES = {
     "Checkpoints": "training.checkpoint_manager:Checkpoints",
+    "FinetuneConfig": "prune.unstructured.config:FinetuneConfig",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
+    "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
     "TrainConfig": "training.trainer:TrainConfig",
@@ -33,6 +35,8 @@ _NAMES = {
     "load": "model.file:load",
     "load_network": "runtime.engine.network:load",
     "plan_removal": "prune.removal.planner:plan_removal",
+    "plan_unstructured": "prune.unstructured.pipeline:plan_unstructured",
+    "prune_unstructured": "prune.unstructured.pipeline:prune_unstructured",
     "remove": "prune.removal.apply:remove",
     "save": "model.file:save",
     "verify": "export.verify.verify:verify",
@@ -64,6 +68,10 @@ if TYPE_CHECKING:
     from soul_deploy.nn.neuron import SpikingNeuron as SpikingNeuron
     from soul_deploy.prune.removal.apply import remove as remove
     from soul_deploy.prune.removal.planner import plan_removal as plan_removal
+    from soul_deploy.prune.unstructured.config import FinetuneConfig as FinetuneConfig
+    from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
+    from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured
+    from soul_deploy.prune.unstructured.pipeline import prune_unstructured as prune_unstructured
     from soul_deploy.runtime.bench.bench import bench as bench
     from soul_deploy.runtime.engine import network as _network
     from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints

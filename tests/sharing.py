@@ -22,10 +22,10 @@ from soul_deploy.distributed import assert_ranks_start_alike
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.sca import Sca, prune
 from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.unstructured.loops import SearchLoop
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks, maskable_neurons
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.search import Pruning
+from soul_deploy.prune.unstructured.pruning import Pruning
+from soul_deploy.prune.unstructured.search import SearchLoop
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.trainer import TrainConfig, accuracy, copied_state, fit
@@ -89,9 +89,9 @@ def connections(data: Data) -> dict[str, Tensor]:
     neurons = maskable_neurons(module.graph)[1:]
     costs = coefficients(module.graph, "exact")
     masks = make_masks(module, names, neurons, costs, MaskStart(0.3, 0.3, 0.2, 0.2))
-    search = search_of(2, lmbda=None, target=0.4, accumulate=2)
-    search = replace(search, masks=replace(search.masks, optimizer="sgd"))
-    pruning = Pruning(module, data, FROZEN, search, masks)
+    search = search_of(2, penalty_lmbda=None, target_connectivity=0.4, accumulate_step=2)
+    config = replace(search.config, prune_optimizer="sgd")
+    pruning = Pruning(module, data, replace(FROZEN, epochs=search.epochs), config, masks)
     *_, last = SearchLoop(pruning).run()
     both = {**masks.weights, **masks.neurons}
     found = {f"mask of {name}": mask.keep() for name, mask in both.items()}

@@ -27,7 +27,7 @@ from soul_deploy.data.datasets import READERS, Data
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import ModelInfo
 from soul_deploy.prune.unstructured.lambda_control import within_band
-from soul_deploy.prune.unstructured.loops import SearchLoop
+from soul_deploy.prune.unstructured.search import SearchLoop
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -233,14 +233,14 @@ def test_flags_of_a_fine_tuning_that_is_not_asked_for_are_told(quick: Path) -> N
 
 
 def test_tensorboard_is_an_extra(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soul_deploy.cli.search_report.find_spec", lambda name: None)
+    monkeypatch.setattr("soul_deploy.prune.unstructured.log.find_spec", lambda name: None)
     result = call(*SMALL, "--tensorboard")
     assert result.exit_code == 2 and "soul-deploy[tensorboard]" in result.output
 
 
 def test_a_loss_that_is_not_a_number_stops_the_search(digits: Data) -> None:
     with pytest.raises(SoulDeployError, match="diverged"):
-        list(SearchLoop(pruning_of(digits, search_of(1, lmbda=1e38))).run())
+        list(SearchLoop(pruning_of(digits, search_of(1, penalty_lmbda=1e38))).run())
 
 
 def test_alphas_of_another_shape_are_refused_when_read(digits: Data, tmp_path: Path) -> None:

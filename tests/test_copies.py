@@ -26,9 +26,9 @@ from soul_deploy.model.model import Model, Validity
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.plan import SearchStoppedError
+from soul_deploy.prune.unstructured.search import SearchStoppedError
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.thread_team import Crew
 from soul_deploy.runtime.ops.counted_run import count, fan_out

@@ -29,10 +29,11 @@ from soul_deploy.distributed import Group
 from soul_deploy.ir.graph import NeuronSpec, Population
 from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, from_module
-from soul_deploy.prune.unstructured import loops as searchloops
+from soul_deploy.prune.unstructured import search as searchloops
+from soul_deploy.prune.unstructured.config import FinetuneConfig
+from soul_deploy.prune.unstructured.finetune import FinetuneLoop
 from soul_deploy.prune.unstructured.lambda_control import LambdaControl
-from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.unstructured.plan import Finetune
+from soul_deploy.prune.unstructured.search import SearchLoop
 from soul_deploy.training.checkpoint import checkpoints_in
 from soul_deploy.training.checkpoint_manager import content_of, network_of
 from soul_deploy.training.lr_schedules import Schedule
@@ -132,7 +133,7 @@ def test_several_processes_finish_their_step_however_often_they_are_asked(
 def test_an_adjustment_that_was_interrupted_is_no_missed_target(
     raised: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = SearchLoop(pruning_of(few(32), search_of(2, target=0.3)))
+    loop = SearchLoop(pruning_of(few(32), search_of(2, target_connectivity=0.3)))
 
     def adjust(*ignored: object) -> None:
         raise raised
@@ -151,7 +152,7 @@ def test_a_place_outside_of_the_search_is_refused(key: str, value: int) -> None:
     for make in (
         lambda: SearchLoop(pruning_of(few(32), search_of(2))),
         lambda: FinetuneLoop(
-            pruning_of(few(32), search_of(2)), Finetune(2, 1e-3, Schedule("constant"))
+            pruning_of(few(32), search_of(2)), FinetuneConfig(2, 1e-3, Schedule("constant"))
         ),
     ):
         loop = make()

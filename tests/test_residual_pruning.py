@@ -37,8 +37,8 @@ from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.prune.structured.sca import Sca, open_masks, prune
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.units import PruningUnit, pruning_units, voters
+from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients
 from soul_deploy.prune.unstructured.masks import maskable_neurons
-from soul_deploy.prune.unstructured.penalty import CoefficientRule, coefficients
 from soul_deploy.training.trainer import TrainConfig, backward
 from soul_deploy.zoo.registry import NetworkOptions, create
 

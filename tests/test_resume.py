@@ -30,8 +30,9 @@ from soul_deploy.distributed import Group
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.sca import ChannelPruning, Sca
 from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.unstructured.plan import Finetune
+from soul_deploy.prune.unstructured.config import FinetuneConfig
+from soul_deploy.prune.unstructured.finetune import FinetuneLoop
+from soul_deploy.prune.unstructured.search import SearchLoop
 from soul_deploy.training.checkpoint import (
     Checkpoint,
     checkpoints_in,
@@ -159,8 +160,8 @@ class Job:
                 *(module, self.data, replace(recipe, optimizer="sgd"), sca, names),
                 after_step=lambda: self.hook(),
             )
-        plan = search_of(2, target=0.3, masks=TrainConfig(learning_rate=0.02, schedule=Schedule()))
-        pruning = pruning_of(self.data, plan)
+        plan = search_of(2, target_connectivity=0.3, prune_lr=0.02)
+        pruning = pruning_of(self.data, plan, schedule=Schedule())
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for mask in pruning.masks:  # different from the first, so that counts are not all 1
@@ -168,7 +169,7 @@ class Job:
         pruning.after_step = lambda: self.hook()
         if self.kind == "search":
             return SearchLoop(pruning)
-        return FinetuneLoop(pruning, Finetune(2, 1e-3, Schedule()))
+        return FinetuneLoop(pruning, FinetuneConfig(2, 1e-3, Schedule()))
 
     def finish(self) -> str:
         """Run to the end; the digest of all state, durations aside."""

@@ -1,29 +1,18 @@
 """`soul-deploy prune unstructured`: search for masks of weights and neurons, fine-tune, remove."""
 
-from collections.abc import Collection
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import click
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.base.errors import SoulDeployError, UnknownNameError
 from soul_deploy.base.files import file_sha256, require_file
-from soul_deploy.base.progress import status
-from soul_deploy.cli.config import (
-    checkpoints_of,
-    data_of,
-    load_task_data,
-    new_module,
-    prepare,
-    provenance,
-    recipe_of,
-    require_outputs,
-    task_of,
-    warn_of_replacing,
-)
+from soul_deploy.base.terminal import say, show
+from soul_deploy.cli import config as cli
+from soul_deploy.cli.config import Task
 from soul_deploy.cli.index_lists import SoulCommand, existing_indexes, explicit_flags
 from soul_deploy.cli.options import (
     DataOptions,
@@ -37,50 +26,35 @@ from soul_deploy.cli.options import (
     resume_options,
     run_options,
 )
-from soul_deploy.cli.search_job import (
-    Job,
-    checkpoint_folder,
-    compact_path,
-    log_path,
-    outputs,
-    result_path,
-)
+from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.cli.search_options import (
     MaskOptions,
     SearchOptions,
     mask_options,
     search_options,
 )
-from soul_deploy.cli.search_report import (
-    Outcome,
-    Recorder,
-    check_tensorboard,
-    note_of,
-    print_outcome,
-    print_preview,
-)
-from soul_deploy.cli.start_model import NAME_HELP, assumed, open_start
-from soul_deploy.ir.graph import Convolution, SpikingGraph
+from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
+from soul_deploy.cli.text_table import drawn
+from soul_deploy.data.datasets import Data
+from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, from_module
-from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.channel_groups import residual_name
-from soul_deploy.prune.removal.apply import remove
-from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.unstructured.masks import Masks, MaskStart, make_masks, maskable_neurons
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.plan import Search, SearchStoppedError
-from soul_deploy.prune.unstructured.search import Pruning
-from soul_deploy.training.checkpoint_manager import (
-    CheckpointManager,
-    managed,
+from soul_deploy.prune.removal.apply import parameters
+from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.unstructured.config import SearchConfig
+from soul_deploy.prune.unstructured.log import check_tensorboard
+from soul_deploy.prune.unstructured.masks import survivors
+from soul_deploy.prune.unstructured.pipeline import (
+    COMMAND,
+    MaskPlan,
+    plan_unstructured,
+    prune_unstructured,
 )
-from soul_deploy.training.device import module_of
-from soul_deploy.training.epoch_log import epoch_log
+from soul_deploy.prune.unstructured.pruning import SearchEpoch
+from soul_deploy.prune.unstructured.search import SearchStoppedError
+from soul_deploy.training.checkpoint import checkpoint_path
 from soul_deploy.training.messages import note, warn
-from soul_deploy.training.state import Bundle
-from soul_deploy.training.trainer import accuracy
+from soul_deploy.training.trainer import TrainConfig
 
 
 @click.command(cls=SoulCommand)
@@ -123,51 +97,99 @@ def unstructured(
     """
     if mode.lower() != "search":
         raise UnknownNameError("mode", mode, ("search",))
-    task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
-    search, finetune = searching.search(learning, recipe), searching.finetuning()
-    begin = masking.start(learning.seed, steered=search.target is not None)
-    masking.weight_indexes(), masking.neuron_indexes()
+    task, training = cli.task_of(network, data, learning.seed), cli.recipe_of(learning)
+    config, given = searching.config(masking), explicit_flags(context)
+    masking.indexes()
     check_tensorboard(searching.tensorboard)
-    _warn_of_idle(searching, explicit_flags(context))
+    _warn_of_idle(searching, given)
     if model_path is not None:
         require_file(model_path)
-    device = prepare(run)
-    start = None if model_path is None else open_start(model_path, task, explicit_flags(context))
+    cli.prepare(run)
+    start = None if model_path is None else open_start(model_path, task, given)
     task = task if start is None else start.task
     if not dry_run:
-        require_outputs(*outputs(task, run, searching.save_latest))
-    loaded = load_task_data(data_of(task, data), None if start is None else start.taken)
-    if start is None:
-        module = new_module(task, loaded).to(device)
-    else:
-        model = start.network(loaded)
-        _check_start(start.path, model)
-        module, begin = _unmasked(model, device), replace(begin, known=model.alphas)
-    masks = _masks(module, masking, begin)
-    _check_masked(masks, search)
-    job = Job(
-        *(
-            task,
-            data.data_dir,
-            recipe,
-            search,
-            finetune,
-            masking,
-            loaded,
-            module,
-            masks,
-            run,
-            start,
-        ),
-        *(searching.save_latest, searching.tensorboard, keeping),
-    )
-    if dry_run:
-        if distributed.hand_over():
-            print_preview(run.output_format, module.graph, masks)
-    else:
-        warn_of_replacing(job.masked_path, "prune unstructured")
-        with _keeper(job).watching() as keeper:
-            _carry_out(job, keeper)
+        cli.require_outputs(*Places(task, run).outputs(searching.save_latest))
+    loaded = cli.load_task_data(cli.data_of(task, data), None if start is None else start.taken)
+    model = _fresh(task, loaded) if start is None else start.network(loaded)
+    config = replace(config, **_layers(masking, model.graph))
+    plan = plan_unstructured(model, config, path=model_path)
+    if not dry_run:
+        job = Job(
+            task=task, training=training, config=config, masking=masking, run=run, start=start
+        )
+        places = Places(task, run, masked=any(row.entries for row in plan.layers))
+        _carry_out(job, places, model, loaded, searching, keeping, data.data_dir)
+    elif distributed.hand_over():
+        _print_preview(run.output_format, plan)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files of a run go; masked: whether the network gets masks."""
+
+    task: Task
+    run: RunOptions
+    masked: bool = True
+
+    def model(self, kind: str) -> Path:
+        return self.run.model_dir / f"{kind}_{self.task.stem}.safetensors"
+
+    @property
+    def result(self) -> Path:
+        return self.model("pruned" if self.masked else "best")
+
+    @property
+    def compact(self) -> Path:
+        return self.model("pruned").with_stem(f"{self.model('pruned').stem}_compact")
+
+    @property
+    def log(self) -> Path:
+        return self.run.log_dir / f"unstructured_{self.task.stem}.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run.model_dir / "checkpoints" / f"unstructured_{self.task.stem}"
+
+    def outputs(self, save_latest: bool) -> list[Path]:
+        """Every file that may be written, but for checkpoints' numbers."""
+        kinds = ("pruned", "best", *(("latest",) if save_latest else ()))
+        return [
+            *(self.model(kind) for kind in kinds),
+            *(self.compact, self.log, self.log.with_suffix(".csv")),
+            checkpoint_path(self.checkpoints),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What was asked for, as model files tell it."""
+
+    task: Task
+    training: TrainConfig
+    config: SearchConfig
+    masking: MaskOptions
+    run: RunOptions
+    start: Start | None
+
+    def described(self, model: Model, accuracies: Mapping[str, float]) -> Model:
+        """`model`, saying how it was made."""
+        made = cli.provenance(
+            self.task,
+            self.training,
+            self.training.epochs,
+            command=COMMAND,
+            search=self.config.recorded(self.training)["search"],
+            masking=asdict(self.masking),
+            finetune=self.config.recorded(self.training)["finetune"],
+            start=None if self.start is None else str(self.start.path),
+            accuracy=self.told(accuracies),
+            **assumed(self.start),
+        )
+        return replace(model, info=replace(model.info, provenance=made))
+
+    def told(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """The accuracies, without that of a start that has only random weights."""
+        return {k: v for k, v in accuracies.items() if k != "start" or self.start is not None}
 
 
 def _warn_of_idle(searching: SearchOptions, given: Collection[str]) -> None:
@@ -176,185 +198,153 @@ def _warn_of_idle(searching: SearchOptions, given: Collection[str]) -> None:
         warn(f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused")
 
 
-def _check_start(path: Path, model: Model) -> None:
-    if model.channel_masks or (model.neuron_masks and not model.alphas):
-        raise UsageError(
-            f"{path} is a masked network; start from a dense one, from its compact one "
-            f"(soul-deploy prune compact {quote(str(path))}) if that has no masks left, or from "
-            "the masked result of an earlier prune unstructured"
-        )
+def _fresh(task: Task, data: Data) -> Model:
+    """The task's network with random weights."""
+    kind = data.input_kind
+    info = ModelInfo("dense", data.normalization, data.classes, input_kind=kind)
+    return from_module(cli.new_module(task, data), info)
 
 
-def _unmasked(start: Model, device: Any) -> GraphModule:
-    return module_of(replace(start, neuron_masks={}), device)
+def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
+    """The layers to mask, as `SearchConfig` takes them; a warning for indexes that don't exist."""
+    weights, neurons = masking.indexes()
+    found: dict[str, Any] = {}
+    for name, left_out, indexes, nodes, what in (
+        ("weight", masking.not_prune_weight, weights, graph.projections, "layers with weights"),
+        ("neuron", masking.not_prune_neuron, neurons, graph.populations, "spiking layers"),
+    ):
+        option = f"{name}_prune_layers"
+        found[option] = () if left_out else indexes
+        if indexes is not None and not left_out:
+            found[option], warning = existing_indexes(option, indexes, len(nodes), what)
+            if warning:
+                warn(warning)
+    return found
 
 
-def _masks(module: GraphModule, masking: MaskOptions, begin: MaskStart) -> Masks:
-    graph = module.graph
-    weights = () if masking.not_prune_weight else _chosen_weights(graph, masking)
-    neurons = () if masking.not_prune_neuron else _chosen_neurons(graph, masking)
-    return make_masks(module, weights, neurons, coefficients(graph, masking.rule), begin)
+def _carry_out(
+    job: Job,
+    places: Places,
+    model: Model,
+    data: Data,
+    searching: SearchOptions,
+    keeping: ResumeOptions,
+    data_dir: Path,
+) -> None:
+    cli.warn_of_replacing(places.result, COMMAND)
 
+    def save_latest(epoch: SearchEpoch) -> None:
+        if distributed.current().is_main:
+            latest = job.described(epoch.model, {"validation": epoch.hard_accuracy})
+            save(latest, places.model("latest"))
 
-def _chosen_weights(graph: SpikingGraph, masking: MaskOptions) -> tuple[str, ...]:
-    names = [node.name for node in graph.projections]
-    what = "layers with weights"
-    chosen, warning = existing_indexes(
-        "weight_prune_layers", masking.weight_indexes(), len(names), what
-    )
-    if warning:
-        warn(warning)
-    return tuple(names[index] for index in sorted(chosen))
-
-
-def _chosen_neurons(graph: SpikingGraph, masking: MaskOptions) -> tuple[str, ...]:
-    """Named populations; by default those behind a convolution, but the first and the output."""
-    nodes, able = graph.populations, maskable_neurons(graph)
-    indexes = masking.neuron_indexes()
-    if indexes is None:
-        behind = [n for n in nodes[1:] if isinstance(graph[n.inputs[0]], Convolution)]
-        return tuple(node.name for node in behind if node.name in able)
-    chosen, warning = existing_indexes("neuron_prune_layers", indexes, len(nodes), "spiking layers")
-    if warning:
-        warn(warning)
-    names = tuple(nodes[index].name for index in sorted(chosen))
-    refused = [name for name in names if name not in able]
-    if refused:
-        valid = [str(i) for i, node in enumerate(nodes) if node.name in able]
-        raise UsageError(
-            f"neuron_prune_layers: {', '.join(refused)} cannot be masked, its spikes are the "
-            f"network's output; valid: {', '.join(valid)}"
-        )
-    return names
-
-
-def _check_masked(masks: Masks, search: Search) -> None:
-    if search.target is not None and not masks.weights:
-        raise UsageError("target_connectivity needs weight masks; leave --not_prune_weight out")
-
-
-def _keeper(job: Job) -> CheckpointManager:
     path = None if job.start is None else file_sha256(job.start.path)
-    kept = checkpoints_of(
-        job.keeping, checkpoint_folder(job.task, job.run), task=asdict(job.task), model_path=path
-    )
-    return managed(
-        *(("search", "finetune"), kept, job.module, job.data, "prune unstructured"),
-        recipe=job.recipe.recorded(),
-        search=job.search.recorded(),
-        finetune=None if job.finetune is None else asdict(job.finetune),
-        masking=asdict(job.masking),
-    )
-
-
-def _carry_out(job: Job, keeper: CheckpointManager) -> None:
-    module, data = job.module, job.data
-    pruning = Pruning(module, data, job.recipe, job.search, job.masks)
-    accuracies: dict[str, float] = {}
-    before = pruning.synops(from_module(module, ModelInfo()))
-    if job.start is not None:
-        accuracies["start"] = accuracy(module, data, data.test)
-    _train(job, pruning, keeper)
-    if distributed.hand_over():
-        _finish(job, pruning, accuracies, before)
-
-
-def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: float) -> None:
-    """Remove, test, write, print. before: SynOps per image at the start."""
-    status("prune unstructured: removing and testing")
-    module, data = job.module, job.data
-    accuracies["masked"] = accuracy(module, data, data.test)
-    masked = pruning.hard_model(_info(job, "masked", accuracies))
-    if not job.masks.parameters():
-        masked = replace(masked, info=replace(masked.info, stage="dense"))
-    files = {"Masked model" if job.masks.parameters() else "Model": job.masked_path}
-    save(masked, job.masked_path)
-    compact = None
-    if job.masks.parameters():
-        residual = residual_name(job.masking.residual)
-        plan = plan_removal(masked, round_to=job.masking.round_to, residual=residual)
-        compact = remove(masked, plan)
-        device = next(module.parameters()).device
-        accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
-        files["Compact model"] = compact_path(job.masked_path)
-        save(replace(compact, alphas={}), files["Compact model"])
-        if not plan.removes:
-            note(plan.whole_note(files["Compact model"], job.masked_path))
-    files["Table of epochs"] = log_path(job.task, job.run).with_suffix(".csv")
-    synops = before, pruning.synops(masked)
-    print_outcome(
-        job.run.output_format,
-        Outcome(*(masked, compact, pruning.meter.exact(), accuracies, synops, files, job.data_dir)),
-    )
-
-
-def _train(job: Job, pruning: Pruning, keeper: CheckpointManager) -> None:
-    """Search and fine-tune; the module has hard masks then."""
-    recorder = Recorder(log_path(job.task, job.run), tensorboard=job.tensorboard)
-    pruning.after_step = keeper.after_step
+    asked = {"task": asdict(job.task), "masking": asdict(job.masking), "model_path": path}
     try:
-        loop = SearchLoop(pruning)
-        if not keeper.passed("search"):
-            _follow(job, loop, recorder, keeper, "search", job.search.epochs)
+        result = prune_unstructured(
+            model,
+            data,
+            job.config,
+            job.training,
+            device=job.run.device,
+            checkpoints=cli.checkpoints_of(keeping, places.checkpoints, **asked),
+            table=places.log,
+            tensorboard=searching.tensorboard,
+            on_epoch=save_latest if searching.save_latest else None,
+        )
     except SearchStoppedError as stop:
-        kept = _kept(job, stop)
+        kept = _kept(job, places, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
         raise SoulDeployError(f"{stop}{kept}") from stop
-    job.masks.attach_hard(job.module)
-    if job.finetune is not None:
-        tuning = FinetuneLoop(pruning, job.finetune)
-        _follow(job, tuning, recorder, keeper, "finetune", job.finetune.epochs)
-    elif job.masks.parameters():
-        warn(
-            "not fine-tuned: the batch norms' running statistics belong to the soft masks of the "
-            "search; give --finetune"
-        )
+    if distributed.hand_over():
+        files = _write(job, places, result)
+        _print_outcome(job, result, files, data_dir)
 
 
-def _follow(
-    job: Job,
-    loop: SearchLoop | FinetuneLoop,
-    recorder: Recorder,
-    keeper: CheckpointManager,
-    label: str,
-    epochs: int,
-) -> None:
-    pruning = loop.pruning
-    with epoch_log(label, epochs, None) as log:
-        pruning.tick = log.tick
-        with keeper.loop(label, Bundle({"loop": loop, "recorder": recorder, "log": log})):
-            for epoch in loop.run():
-                log.epoch(epoch.result, note_of(epoch))
-                recorder.add(epoch)
-                if job.save_latest and distributed.current().is_main:
-                    path = result_path(job.task, job.run, "latest")
-                    accuracies = {"validation": epoch.hard_accuracy}
-                    save(pruning.hard_model(_info(job, "masked", accuracies)), path)
-                keeper.after_epoch()
-
-
-def _kept(job: Job, stop: SearchStoppedError) -> str:
+def _kept(job: Job, places: Places, stop: SearchStoppedError) -> str:
     if not distributed.current().is_main:
         return ""
     if stop.last_good is None:
         return ". No epoch was left to keep; no model was written"
-    good = replace(stop.last_good, info=_info(job, "masked", {}))
-    save(good, job.masked_path)
-    return f". The last model with all layers alive was kept in {job.masked_path}"
+    save(job.described(stop.last_good, {}), places.result)
+    return f". The last model with all layers alive was kept in {places.result}"
 
 
-def _info(job: Job, stage: Any, accuracies: dict[str, float]) -> ModelInfo:
-    made = provenance(
-        job.task,
-        job.recipe,
-        job.search.epochs,
-        command="prune unstructured",
-        search=job.search.recorded(),
-        masking=asdict(job.masking),
-        finetune=None if job.finetune is None else asdict(job.finetune),
-        start=None if job.start is None else str(job.start.path),
-        accuracy=dict(accuracies),
-        **assumed(job.start),
+def _write(job: Job, places: Places, result: PruneResult) -> dict[str, Path]:
+    """The models; returns all files of the run by what they are."""
+    accuracies = {k: v for k, v in result.accuracies.items() if k != "compact"}
+    files = {"Masked model" if places.masked else "Model": places.result}
+    save(job.described(result.masked, accuracies), places.result)
+    if result.compact is not None and result.plan is not None:
+        files["Compact model"] = places.compact
+        save(job.described(result.compact, accuracies), places.compact)
+        if not result.plan.removes:
+            note(result.plan.whole_note(places.compact, places.result))
+    return files | {"Table of epochs": places.log.with_suffix(".csv")}
+
+
+def _print_preview(output_format: str, plan: MaskPlan) -> None:
+    """What would be masked, and what each entry costs."""
+    document = plan.to_dict()
+    rows = [tuple(row.values()) for row in document["layers"]]
+    print_result(
+        output_format,
+        "soul-deploy/mask-plan/1",
+        document,
+        "Masks, and the penalty's coefficient of each of their entries",
+        ("layer", "masks", "index", "entries", "cost"),
+        rows,
     )
-    data = job.data
-    return ModelInfo(stage, data.normalization, data.classes, made, input_kind=data.input_kind)
+
+
+def _print_outcome(
+    job: Job, result: PruneResult, files: Mapping[str, Path], data_dir: Path
+) -> None:
+    """Survivors, connectivity, SynOps, accuracies, files, the next command."""
+    layers, connectivity, tested = (
+        survivors(result.masked),
+        result.connectivity,
+        job.told(result.accuracies),
+    )
+    assert connectivity is not None and result.synops is not None
+    before, after = result.synops
+    document = {
+        "test_accuracy": tested,
+        "connectivity": {
+            "share": connectivity.share,
+            "live": connectivity.live,
+            "dense": connectivity.dense,
+            "layers": [asdict(layer) for layer in connectivity.layers],
+        },
+        "synops_per_image": {"before": before, "after": after},
+        "survivors": [asdict(layer) for layer in layers],
+        "parameters": {
+            "before": parameters(result.masked.state),
+            "after": None if result.compact is None else parameters(result.compact.state),
+        },
+        "files": {
+            what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
+        },
+    }
+    rows: list[tuple[object, ...]] = [
+        (layer.projection, *_shares(layer.weights), *_shares(layer.neurons)) for layer in layers
+    ]
+    columns = ("layer", "weights", "kept", "neurons", "kept")
+    output_format, schema = job.run.output_format, "soul-deploy/prune-unstructured/1"
+    print_result(output_format, schema, document, "Survivors", columns, rows)
+    if output_format == "json":
+        return
+    show(drawn(connectivity))
+    fewer = f" ({before / after:.1f}× fewer)" if after else ""
+    say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
+    say(f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}")
+    kind = "Model" if result.compact is None else "Compact model"
+    words = ["export", "event", files[kind], *folder_flags(data_dir)]
+    print_files(output_format, files, words)
+
+
+def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:
+    if pair is None:
+        return "", ""
+    kept, total = pair
+    return f"{total:,}", f"{kept:,} ({kept / total:.2%})"

@@ -51,6 +51,7 @@ def create(
     if options is not None:
         warnings.warn(OLD, DeprecationWarning, stacklevel=2)
         return registry.create(name, options)
-    fields = {"neuron": NeuronSpec(), "time_steps": 4} | fields
+    fields.setdefault("neuron", NeuronSpec())
+    fields.setdefault("time_steps", 4)
     network, graph = registry.create(name, registry.NetworkOptions(**fields))
     return Model(graph, arrays_of(network.state_dict()))

@@ -10,11 +10,18 @@ __version__ = "0.1.0"
 
 # name -> "module:attribute", or the module itself
 _NAMES = {
+    "Checkpoints": "training.checkpoint_manager:Checkpoints",
+    "DensePhase": "prune.structured.pipeline:DensePhase",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
+    "PruneResult": "prune.result:PruneResult",
+    "PruneSchedule": "prune.structured.schedule:PruneSchedule",
+    "ScaConfig": "prune.structured.sca:ScaConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
+    "TrainConfig": "training.trainer:TrainConfig",
+    "TrainResult": "training.train:TrainResult",
     "create": "zoo.registry:create",
     "errors": "base.errors",
     "export_event": "export.event.build:export_event",
@@ -26,9 +33,12 @@ _NAMES = {
     "load_model": "model.model:load_model",
     "load_network": "runtime.engine.network:load",
     "plan_removal": "prune.removal.planner:plan_removal",
+    "plan_structured": "prune.structured.pipeline:plan_structured",
+    "prune_structured": "prune.structured.pipeline:prune_structured",
     "remove": "prune.removal.apply:remove",
     "save_model": "model.model:save_model",
     "trace": "frontend.trace:trace",
+    "train": "training.train:train",
     "verify": "export.verify.verify:verify",
 }
 

@@ -25,7 +25,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import Sca, prune
+from soul_deploy.prune.structured.sca import ScaConfig, prune
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.selection import Guard
 from soul_deploy.prune.structured.units import pruning_units
@@ -72,7 +72,7 @@ def run(name: str, residual: Residual, data: Data) -> bool:
         pass
     dense = from_module(module, ModelInfo())
     schedule = PruneSchedule(ratio=0.5, regrow_ratio=0.1, epochs=2, finetune_epochs=1)
-    sca = Sca(schedule, Guard(min_keep=0.25), "spike", residual=residual)
+    sca = ScaConfig(schedule, Guard(min_keep=0.25), "spike", residual=residual)
     units = pruning_units(graph, residual)
     names = [population for unit in units for population in unit.populations]
     for _ in prune(module, data, recipe, sca, list(dict.fromkeys(names))):

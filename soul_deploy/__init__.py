@@ -11,14 +11,19 @@ __version__ = "0.1.0"
 # name -> "module:attribute", or the module itself; the imports for type checkers say the same.
 _NAMES = {
     "Checkpoints": "training.checkpoint_manager:Checkpoints",
+    "DensePhase": "prune.structured.pipeline:DensePhase",
     "FinetuneConfig": "prune.unstructured.config:FinetuneConfig",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
+    "PruneResult": "prune.result:PruneResult",
+    "PruneSchedule": "prune.structured.schedule:PruneSchedule",
+    "ScaConfig": "prune.structured.sca:ScaConfig",
     "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
     "TrainConfig": "training.trainer:TrainConfig",
+    "TrainResult": "training.train:TrainResult",
     "as_data": "data.given:as_data",
     "bench": "runtime.bench.bench:bench",
     "compare": "equivalence.engines:compare",
@@ -35,10 +40,13 @@ _NAMES = {
     "load": "model.file:load",
     "load_network": "runtime.engine.network:load",
     "plan_removal": "prune.removal.planner:plan_removal",
+    "plan_structured": "prune.structured.pipeline:plan_structured",
     "plan_unstructured": "prune.unstructured.pipeline:plan_unstructured",
+    "prune_structured": "prune.structured.pipeline:prune_structured",
     "prune_unstructured": "prune.unstructured.pipeline:prune_unstructured",
     "remove": "prune.removal.apply:remove",
     "save": "model.file:save",
+    "train": "training.train:train",
     "verify": "export.verify.verify:verify",
 }
 _OLD = ("load_model", "save_model", "trace")
@@ -68,6 +76,12 @@ if TYPE_CHECKING:
     from soul_deploy.nn.neuron import SpikingNeuron as SpikingNeuron
     from soul_deploy.prune.removal.apply import remove as remove
     from soul_deploy.prune.removal.planner import plan_removal as plan_removal
+    from soul_deploy.prune.result import PruneResult as PruneResult
+    from soul_deploy.prune.structured.pipeline import DensePhase as DensePhase
+    from soul_deploy.prune.structured.pipeline import plan_structured as plan_structured
+    from soul_deploy.prune.structured.pipeline import prune_structured as prune_structured
+    from soul_deploy.prune.structured.sca import ScaConfig as ScaConfig
+    from soul_deploy.prune.structured.schedule import PruneSchedule as PruneSchedule
     from soul_deploy.prune.unstructured.config import FinetuneConfig as FinetuneConfig
     from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
     from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured
@@ -75,6 +89,8 @@ if TYPE_CHECKING:
     from soul_deploy.runtime.bench.bench import bench as bench
     from soul_deploy.runtime.engine import network as _network
     from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints
+    from soul_deploy.training.train import TrainResult as TrainResult
+    from soul_deploy.training.train import train as train
     from soul_deploy.training.trainer import TrainConfig as TrainConfig
     from soul_deploy.zoo.create import create as create
 

@@ -20,7 +20,7 @@ from soul_deploy.base.errors import DistributedError
 from soul_deploy.data.datasets import Data
 from soul_deploy.distributed import assert_ranks_start_alike
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import Sca, prune
+from soul_deploy.prune.structured.sca import ScaConfig, prune
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks, maskable_neurons
@@ -71,7 +71,7 @@ def channels(data: Data) -> dict[str, Tensor]:
     """SCA with two updates and an epoch of fine-tuning: weights, masks and what decided them."""
     module = warm_network(data)
     names = [node.name for node in module.graph.populations]
-    sca = Sca(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1, ramp="linear"))
+    sca = ScaConfig(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1, ramp="linear"))
     plans = [step.plan for step in prune(module, data, FROZEN, sca, names) if step.plan]
     masks = {f"mask of {name}": mask.keep for name, mask in module.channel_masks.items()}
     scores = {

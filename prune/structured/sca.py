@@ -54,7 +54,7 @@ REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
 
 
 @dataclass(frozen=True)
-class Sca:
+class ScaConfig:
     """Method S: what is measured, when masks change, what every layer keeps.
 
     regrow_weights  "retain": a regrown channel goes on with its old weights; "zero": its incoming
@@ -99,7 +99,7 @@ class PruneStep:
     plan: ChannelPlan | None
 
 
-def check(module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
     """Raise UsageError before any training if the budget cannot be met."""
     widths = {unit.name: unit.channels for unit in sca.units(module.graph, names)}
     check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
@@ -117,7 +117,7 @@ class ChannelPruning:
         module: GraphModule,
         data: Data,
         recipe: TrainConfig,
-        sca: Sca,
+        sca: ScaConfig,
         names: Sequence[str],
         tick: Tick | None = None,
         after_step: Callable[[], None] | None = None,
@@ -180,14 +180,14 @@ class ChannelPruning:
 
 
 def prune(
-    module: GraphModule, data: Data, recipe: TrainConfig, sca: Sca, names: Sequence[str]
+    module: GraphModule, data: Data, recipe: TrainConfig, sca: ScaConfig, names: Sequence[str]
 ) -> Iterator[PruneStep]:
     """`ChannelPruning.run` for who needs neither its state nor checkpoints."""
     return ChannelPruning(module, data, recipe, sca, names).run()
 
 
 def plan_of_weights(
-    module: GraphModule, data: Data, recipe: TrainConfig, sca: Sca, names: Sequence[str]
+    module: GraphModule, data: Data, recipe: TrainConfig, sca: ScaConfig, names: Sequence[str]
 ) -> ChannelPlan:
     """The final plan that the present weights would give, measured over one epoch without learning.
 
@@ -206,7 +206,7 @@ def plan_of_weights(
 class _Measurement:
     """The units of a module, with open masks and fresh statistics."""
 
-    def __init__(self, module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+    def __init__(self, module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
         self.sca = sca
         self.units = sca.units(module.graph, names)
         masks = [mask for unit in self.units for mask in unit.masks]

@@ -97,7 +97,7 @@ def unstructured(
     """
     if mode.lower() != "search":
         raise UnknownNameError("mode", mode, ("search",))
-    task, training = cli.task_of(network, data, learning.seed), cli.recipe_of(learning)
+    task, training = cli.task_of(network, data, learning.seed), cli.config_of(learning)
     config, given = searching.config(masking), explicit_flags(context)
     masking.indexes()
     check_tensorboard(searching.tensorboard)

@@ -152,28 +152,26 @@ def verify(
     Raises MissingFileError, FileFormatError or LimitError for a file that cannot be read,
     ValidityError for images that do not fit, UsageError for none.
     """
-    path, reference, given = Path(path), Golden(model), images_for(model, images)
-    static = reference.module.as_signal(given).static
-    count = given.shape[0] if static else given.shape[1]
+    path, (given, axis) = Path(path), images_for(model, images)
+    count = given.shape[axis]
     if not count:
         raise UsageError("no samples to verify on; give at least one")
     with OpenFile(path) as source:
         kind = kind or kind_of(source)
-        if kind == "event":
-            reference = Golden(deployed(model))
+        reference = Golden(deployed(model) if kind == "event" else model)
         problems, ready = _open(kind, reference, source, source_sha256)
     if kind == "event":
         problems += _changed_outputs(Golden(model), reference, given, batch)
-    ready = None if problems else ready
+    found = None
+    if ready is not None and not problems:
+        found = Comparer(reference).both(ready, given, batch, allow_silent=allow_silent)
     return VerifyReport(
         artifact=name or path.name,
         kind=kind,
         time_steps=model.graph.time_steps,
         images=described or f"{count} samples",
         problems=problems,
-        comparison=None
-        if ready is None
-        else Comparer(reference).both(ready, given, batch, allow_silent=allow_silent),
+        comparison=found,
         allow_silent=allow_silent,
     )
 

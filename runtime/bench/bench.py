@@ -2,14 +2,10 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from soul_deploy.base.errors import NetworkWarning, UsageError
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.bench.engines import EngineSpec
 from soul_deploy.runtime.bench.inputs import (
     RANDOM,
     BenchFiles,
@@ -22,50 +18,16 @@ from soul_deploy.runtime.bench.inputs import (
     source_of,
 )
 from soul_deploy.runtime.bench.report import BenchReport
-from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchPlan, run_bench
-from soul_deploy.runtime.bench.timing import Schedule
+from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchConfig, Progress, run_bench
 from soul_deploy.runtime.io.inspect import kind_of
 
-Progress: TypeAlias = Callable[[str], None]
 PLACES = {"model": ("model", "compact"), "onnx": ("onnx", "onnx_compact"), "event": ("event",)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """How engines are timed.
-
-    engines     names; none: all that the files allow
-    threads, batch_sizes   every combination of both
-    percentiles of the runs' times, in percent
-    fresh       also start each engine in a process of its own: load time, first run, memory
-    seed        of random images
-    data_dir    where a data set's files stand
-    """
-
-    engines: tuple[str, ...] = ()
-    threads: tuple[int, ...] = (1,)
-    batch_sizes: tuple[int, ...] = (1,)
-    schedule: Schedule = field(default_factory=Schedule)
-    percentiles: tuple[float, ...] = (50, 90, 99)
-    fresh: bool = True
-    seed: int = 2025
-    data_dir: Path = Path("data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timed:
-    """What was timed: engines with their files, samples along the batch `axis`, the report."""
-
-    specs: tuple[EngineSpec, ...]
-    samples: Array
-    axis: int
-    report: BenchReport
 
 
 def bench(
     files: Sequence[Path | str] | BenchFiles,
     images: str | object = RANDOM,
-    config: BenchConfig = BenchConfig(),
+    config: BenchConfig | None = None,
     *,
     progress: Progress = lambda text: None,
 ) -> BenchReport:
@@ -80,7 +42,7 @@ def bench(
     different inputs, MissingFileError, FileFormatError, DataError.
     """
     with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
-        return time_files(files, images, config, Path(folder), progress).report
+        return time_files(files, images, config or BenchConfig(), Path(folder), progress)
 
 
 def time_files(
@@ -89,7 +51,7 @@ def time_files(
     config: BenchConfig,
     folder: Path,
     progress: Progress,
-) -> Timed:
+) -> BenchReport:
     """As `bench`; what is missing is exported to `folder`."""
     given = files if isinstance(files, BenchFiles) else files_of(files)
     specs = prepare_engines(choose_engines(config.engines, given), given, folder)
@@ -99,15 +61,7 @@ def time_files(
     rule = common_rule(list(facts.values()))
     count = max(config.batch_sizes) * MAX_BATCHES
     samples, axis = input_samples(images, config.data_dir, rule, count, config.seed)
-    plan = BenchPlan(
-        specs,
-        config.threads,
-        config.batch_sizes,
-        config.schedule,
-        config.percentiles,
-        config.fresh,
-    )
-    document = run_bench(plan, samples, axis, progress)
+    document = run_bench(specs, config, samples, axis, progress)
     sources = {spec.name: source_of(facts[spec.path]) for spec in specs}
     for entry in document["entries"]:
         entry["source_sha256"] = sources[entry["engine"]]
@@ -115,9 +69,7 @@ def time_files(
     name = images if isinstance(images, str) else "array"
     shown = f"{name}, {kind}, {samples.shape[axis]} samples, T = {rule.time_steps}"
     document |= {"reference": None, "input": shown, "seed": config.seed}
-    return Timed(
-        specs=specs, samples=samples, axis=axis, report=BenchReport(document, config.percentiles)
-    )
+    return BenchReport(document, config.percentiles)
 
 
 def files_of(paths: Sequence[Path | str]) -> BenchFiles:

@@ -6,7 +6,7 @@ use costs is measured apart, once for each engine in a fresh process (cold_start
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,26 @@ MAX_BATCHES = 8
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class BenchPlan:
-    """What is timed: every engine × number of threads × batch size.
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """How engines are timed.
 
+    engines      names; none: all that the files allow
+    threads      numbers of threads, each with each of `batch_sizes`
     percentiles  of the runs' times, in percent
-    fresh        also measure each of them in a fresh process
+    fresh        also start each engine in a process of its own: load time, first run, memory
+    seed         of random images
+    data_dir     where a data set's files stand
     """
 
-    engines: tuple[EngineSpec, ...]
-    threads: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    schedule: Schedule
+    engines: tuple[str, ...] = ()
+    threads: tuple[int, ...] = (1,)
+    batch_sizes: tuple[int, ...] = (1,)
+    schedule: Schedule = field(default_factory=Schedule)
     percentiles: tuple[float, ...] = (50, 90, 99)
     fresh: bool = True
+    seed: int = 2025
+    data_dir: Path = Path("data")
 
 
 def split_batches(samples: Array, batch_size: int, axis: int) -> list[Array]:
@@ -59,9 +65,13 @@ def split_batches(samples: Array, batch_size: int, axis: int) -> list[Array]:
 
 
 def run_bench(
-    plan: BenchPlan, samples: Array, axis: int, progress: Progress = lambda message: None
+    specs: Sequence[EngineSpec],
+    config: BenchConfig,
+    samples: Array,
+    axis: int,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Time every engine of `plan`; the result as JSON data of the schema SCHEMA.
+    """Time every engine with its file; the result as JSON data of the schema SCHEMA.
 
     samples: (N, C, H, W) with axis 0, or (T, N, C, H, W) with axis 1, float32.
     Raises ValidityError if an engine does not take them, UsageError for too few samples.
@@ -69,18 +79,18 @@ def run_bench(
     before = environment()
     entries: list[dict[str, Any]] = []
     agreement: dict[str, dict[str, Any]] = {}
-    for threads in plan.threads:
-        progress(f"loading {len(plan.engines)} engines, threads {threads}")
-        engines = {spec: load(spec, threads) for spec in plan.engines}
-        for size in plan.batch_sizes:
+    for threads in config.threads:
+        progress(f"loading {len(specs)} engines, threads {threads}")
+        engines = {spec: load(spec, threads) for spec in specs}
+        for size in config.batch_sizes:
             batches = split_batches(samples, size, axis)
             progress(f"timing {len(engines)} engines, threads {threads}, batch {size}")
             merge_agreement(agreement, compare_engines(engines, batches))
-            entries += time_engines(plan, engines, threads, size, batches, progress)
+            entries += time_engines(config, engines, threads, size, batches, progress)
     return {
         "schema": SCHEMA,
-        "environment": {**before, "threads": list(plan.threads)},
-        "schedule": asdict(plan.schedule),
+        "environment": {**before, "threads": list(config.threads)},
+        "schedule": asdict(config.schedule),
         "entries": entries,
         "agreement": list(agreement.values()),
     }
@@ -94,7 +104,7 @@ def load(spec: EngineSpec, threads: int) -> Engine:
 
 
 def time_engines(
-    plan: BenchPlan,
+    config: BenchConfig,
     engines: Mapping[EngineSpec, Engine],
     threads: int,
     batch_size: int,
@@ -103,14 +113,16 @@ def time_engines(
 ) -> list[dict[str, Any]]:
     """One entry per engine for one number of threads and one batch size."""
     runs = {spec.name: engine.infer for spec, engine in engines.items()}
-    times = time_in_turns(runs, batches, plan.schedule)
+    times = time_in_turns(runs, batches, config.schedule)
     entries = []
     for spec in engines:
         fresh = None
-        if plan.fresh:
+        if config.fresh:
             progress(f"{spec.name} in a fresh process, threads {threads}")
             fresh = fresh_costs(spec, threads, batches[0])
-        entries.append(entry(spec, threads, batch_size, times[spec.name], plan.percentiles, fresh))
+        entries.append(
+            entry(spec, threads, batch_size, times[spec.name], config.percentiles, fresh)
+        )
     return entries
 
 

@@ -103,8 +103,8 @@ def count(
     *,
     labels: Tensor | Array | None = None,
     original: Model | Original | None = None,
-    energy: EnergyChoice = EnergyChoice(),
-    measured: Measured = Measured(),
+    energy: EnergyChoice | None = None,
+    measured: Measured | None = None,
 ) -> OpsReport:
     """Run `model` on images (B, C, H, W) or (T, B, C, H, W), and count everything.
 
@@ -115,17 +115,18 @@ def count(
     """
     if not isinstance(original, Original):
         original = original_of("itself" if original is None else "original", original or model)
-    given = images_for(model, images)
-    layers, compat, samples = _counted(model, given, original, energy.rows)
+    energy, measured = energy or EnergyChoice(), measured or Measured()
+    given, axis = images_for(model, images)
+    layers, compat = _counted(model, given, axis, original, energy.rows)
     activities = {layer.name: layer.activity for layer in layers}
     arrays = {layer.name: layer.arrays for layer in layers}
-    correct = {} if labels is None else {"correct": _correct(model, given, labels)}
+    correct = {} if labels is None else {"correct": _correct(model, given, axis, labels)}
     return OpsReport(
         path=measured.path,
         sha256=measured.sha256,
         stage=model.info.stage,
         data={**measured.data, **correct},
-        samples=samples,
+        samples=given.shape[axis],
         time_steps=model.graph.time_steps,
         original=original.name,
         layers=layers,
@@ -138,15 +139,14 @@ def count(
 
 
 def _counted(
-    model: Model, images: Tensor, original: Original, rows: Rows | None
-) -> tuple[tuple[LayerReport, ...], CompatCounts, int]:
-    """Entries in the graph's order, other tools' counts, and the number of samples."""
+    model: Model, images: Tensor, axis: int, original: Original, rows: Rows | None
+) -> tuple[tuple[LayerReport, ...], CompatCounts]:
+    """Entries in the graph's order, and the whole network's counts by other tools' rules."""
     graph = model.graph
     _require_same_layers(graph, original)
-    static = images.dim() == len(graph.input.shape) + 1
-    samples = images.shape[0] if static else images.shape[1]
     live, compat = deployed(model), compat_model(model, images)
-    run = _Run(model, live, original, samples, static, rows, fired(model, images))
+    samples, spikes = images.shape[axis], fired(model, images)
+    run = _Run(model, live, original, samples, axis == 0, rows, spikes)
     counts = count_model(live, images)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     entries = sorted(counted_nodes(live), key=lambda entry: order[entry.name])
@@ -156,13 +156,13 @@ def _counted(
         _require_fewer(original, layer.name, "synapses", layer.synapses, layer.synapses_dense)
         if layer.name in compat:
             _require_ordered(layer, compat[layer.name])
-    return layers, total_compat(compat), samples
+    return layers, total_compat(compat)
 
 
 @torch.no_grad()
-def _correct(model: Model, images: Tensor, labels: Tensor | Array) -> int:
+def _correct(model: Model, images: Tensor, axis: int, labels: Tensor | Array) -> int:
     """How many samples get their class."""
-    module, axis = model.module(), 0 if images.dim() == len(model.input_shape) + 1 else 1
+    module = model.module()
     scores = torch.cat([module(part) for part in torch.split(images, CHUNK, dim=axis)])
     return int((scores.argmax(dim=1) == torch.as_tensor(labels)).sum())
 

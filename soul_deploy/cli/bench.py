@@ -23,14 +23,22 @@ from soul_deploy.cli.parsing import (
     words,
 )
 from soul_deploy.cli.text_table import drawn
-from soul_deploy.runtime.bench.bench import BenchConfig, time_files
+from soul_deploy.runtime.bench.bench import time_files
 from soul_deploy.runtime.bench.calibrate import calibrate, calibration_report, crossover
 from soul_deploy.runtime.bench.engines import ENGINES
-from soul_deploy.runtime.bench.inputs import RANDOM, BenchFiles, choose_engines
+from soul_deploy.runtime.bench.inputs import (
+    RANDOM,
+    BenchFiles,
+    choose_engines,
+    common_rule,
+    facts_of,
+    input_samples,
+    prepare_engines,
+)
 from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
 from soul_deploy.runtime.bench.roofline import measure_roof
-from soul_deploy.runtime.bench.runner import MAX_BATCHES
+from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchConfig
 from soul_deploy.runtime.bench.timing import Schedule
 
 FILE = click.Path(path_type=Path)
@@ -242,21 +250,23 @@ def bench(request: BenchRequest) -> BenchReport:
         files, images, config = request.files, request.given_input, request.config
         if request.reference is not None:
             count = max(config.batch_sizes) * MAX_BATCHES
-            model, samples = request.reference.write(Path(folder), count)
-            files, images = BenchFiles(model=model), str(samples)
-        timed = time_files(
+            model, path = request.reference.write(Path(folder), count)
+            files, images = BenchFiles(model=model), str(path)
+        report = time_files(
             files, images, config, Path(folder), lambda text: status(f"bench: {text}")
         )
-        document = dict(timed.report.document)
+        document = dict(report.document)
         if request.roof:
             status("bench: measuring the roof")
-            path = next(spec.path for spec in timed.specs if spec.name == "event")
-            first = np.take(timed.samples, [0], timed.axis)
-            document |= measure_roof(path, first, config.schedule.iterations)
+            (spec,) = prepare_engines(("event",), files, Path(folder))
+            rule = common_rule([facts_of(spec.path)])
+            samples, axis = input_samples(images, config.data_dir, rule, 1, config.seed)
+            first = np.take(samples, [0], axis)
+            document |= measure_roof(spec.path, first, config.schedule.iterations)
     if request.reference is not None:
         told_input = document["input"].replace(images, RANDOM, 1)
         document |= {"reference": asdict(request.reference), "input": told_input}
-    return replace(timed.report, document=document)
+    return replace(report, document=document)
 
 
 def _warn(text: str) -> None:

@@ -293,7 +293,7 @@ def compare(
     """
     kept = kept or {}
     _check_correspondence(model_a, model_b, kept)
-    given = images_for(model_a, images)
+    given, _ = images_for(model_a, images)
     comparer, execution = Comparer(Golden(model_a), kept), ModelExecution(model_b)
     return comparer.both(execution, given, batch, allow_silent=allow_silent)
 

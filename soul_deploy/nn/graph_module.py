@@ -163,24 +163,9 @@ class GraphModule(nn.Module):
         return Recording(spikes, values[self.graph.readout.name].tensor)
 
     def as_signal(self, x: Tensor) -> Signal:
-        """Check the input. Raises ValidityError for another T or size, or for integers."""
+        """Check the input, as `is_static` does."""
         require_floats(x)
-        shape = self.graph.input.shape
-        steps = self.graph.time_steps
-        if tuple(x.shape[-len(shape) :]) != shape or x.dim() not in (
-            len(shape) + 1,
-            len(shape) + 2,
-        ):
-            raise ValidityError(
-                f"input {tuple(x.shape)} given; this network takes (batch, {_sides(shape)}), or "
-                f"({steps}, batch, {_sides(shape)}) for a sequence"
-            )
-        static = x.dim() == len(shape) + 1
-        if not static and len(x) != steps:
-            raise ValidityError(
-                f"a sequence of {len(x)} steps given; this network runs T = {steps} steps"
-            )
-        return Signal(x, static)
+        return Signal(x, is_static(self.graph, x))
 
     def evaluate(
         self,
@@ -358,3 +343,22 @@ def _norm_module(node: Projection, norm: BatchNorm) -> nn.Module:
 
 def _sides(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
+
+
+def is_static(graph: SpikingGraph, x: Tensor) -> bool:
+    """Whether `x` is (B, *shape), the same at all steps, and not a sequence (T, B, *shape).
+
+    Raises ValidityError for another T or shape.
+    """
+    shape, steps = graph.input.shape, graph.time_steps
+    if tuple(x.shape[-len(shape) :]) != shape or x.dim() not in (len(shape) + 1, len(shape) + 2):
+        raise ValidityError(
+            f"input {tuple(x.shape)} given; this network takes (batch, {_sides(shape)}), or "
+            f"({steps}, batch, {_sides(shape)}) for a sequence"
+        )
+    static = x.dim() == len(shape) + 1
+    if not static and len(x) != steps:
+        raise ValidityError(
+            f"a sequence of {len(x)} steps given; this network runs T = {steps} steps"
+        )
+    return static

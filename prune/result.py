@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
 
 from soul_deploy.analysis.connectivity import Connectivity
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import parameters
 from soul_deploy.prune.removal.plan import RemovalPlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneResult:
+class PruneResult(Shown):
     """A pruned network, before and after removal.
 
     masked        the network with its masks
@@ -53,7 +53,7 @@ class PruneResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data: accuracies, channels, parameters, epochs; no weights."""
-        connectivity = None if self.connectivity is None else asdict(self.connectivity)
+        connectivity = None if self.connectivity is None else self.connectivity.to_dict()
         return {
             "test_accuracy": dict(self.accuracies),
             "layers": [list(row) for row in self.layers],
@@ -63,14 +63,18 @@ class PruneResult:
             "synops": None if self.synops is None else list(self.synops),
         }
 
-    def _repr_html_(self) -> str:
+    def parts(self) -> list[Table | str]:
+        """Channels of each population, connectivity if it was measured, parameters, accuracies."""
         before, after = self.parameters
-        rows = [("layer", "before", "masked", "compact"), *self.layers]
-        cells = [[escape(str(cell)) for cell in row] for row in rows]
-        lines = "".join(f"<tr><td>{'</td><td>'.join(line)}</td></tr>" for line in cells)
-        return f"<table>{lines}</table><p>Parameters: {before:,} -> {after:,}</p>"
+        channels = Table("Channels", ["layer", "before", "masked", "compact"], self.layers)
+        measured = [] if self.connectivity is None else self.connectivity.parts()
+        return [channels, *measured, f"Parameters: {before:,} -> {after:,}", f"Test {self._tested}"]
+
+    @property
+    def _tested(self) -> str:
+        tested = ", ".join(f"{name} {value:.2%}" for name, value in self.accuracies.items())
+        return f"accuracy: {tested}"
 
     def __repr__(self) -> str:
         before, after = self.parameters
-        tested = ", ".join(f"{name} {value:.2%}" for name, value in self.accuracies.items())
-        return f"PruneResult(parameters {before:,} -> {after:,}; test accuracy: {tested})"
+        return f"PruneResult(parameters {before:,} -> {after:,}; test {self._tested})"

@@ -10,6 +10,7 @@ import torch
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.progress import status
+from soul_deploy.base.tables import Shown, Table
 from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import DataLike, as_data
 from soul_deploy.ir.graph import SpikingGraph
@@ -31,7 +32,7 @@ from soul_deploy.training.trainer import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
+class TrainResult(Shown):
     """A trained network: the epoch with the highest validation accuracy.
 
     history: one result per epoch. test_accuracy: the share of the test images that `model`
@@ -51,6 +52,16 @@ class TrainResult:
             "test_accuracy": self.test_accuracy,
             "epochs": [asdict(result) for result in self.history],
         }
+
+    def parts(self) -> list[Table | str]:
+        """A row per epoch, and the test accuracy."""
+        columns = ["epoch", "loss", "training", "validation"]
+        rows = [
+            (e.epoch, e.loss, f"{e.train_accuracy:.2%}", f"{e.validation_accuracy:.2%}")
+            for e in self.history
+        ]
+        tested = f"Test accuracy of epoch {self.best.epoch}: {self.test_accuracy:.2%}"
+        return [Table("Training", columns, rows), tested]
 
     def __repr__(self) -> str:
         best = self.best

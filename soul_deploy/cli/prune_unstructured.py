@@ -237,7 +237,13 @@ def _carry_out(
             save_model(places.model("latest"), latest)
 
     path = None if job.start is None else file_sha256(job.start.path)
-    asked = {"task": asdict(job.task), "masking": asdict(job.masking), "model_path": path}
+    kept = cli.checkpoints_of(
+        keeping,
+        places.checkpoints,
+        task=asdict(job.task),
+        masking=asdict(job.masking),
+        model_path=path,
+    )
     try:
         result = prune_unstructured(
             model,
@@ -245,18 +251,20 @@ def _carry_out(
             job.config,
             job.training,
             device=job.run.device,
-            checkpoints=cli.checkpoints_of(keeping, places.checkpoints, **asked),
+            checkpoints=kept,
             table=places.log,
             tensorboard=searching.tensorboard,
             on_epoch=save_latest if searching.save_latest else None,
         )
     except SearchStoppedError as stop:
-        kept = _kept(job, places, stop)
+        with kept.watching():
+            left = _kept(job, places, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
-        raise SoulDeployError(f"{stop}{kept}") from stop
+        raise SoulDeployError(f"{stop}{left}") from stop
     if distributed.hand_over():
-        files = _write(job, places, result)
-        _print_outcome(job, result, files, data_dir)
+        with kept.watching():
+            files = _write(job, places, result)
+            _print_outcome(job, result, files, data_dir)
 
 
 def _kept(job: Job, places: Places, stop: SearchStoppedError) -> str:

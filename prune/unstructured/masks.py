@@ -168,26 +168,22 @@ def make_masks(
 
     return Masks(
         {
-            node.name: mask(
-                node.name,
-                weight_shape(node),
-                start.weight_mean,
-                start.weight_std,
-                costs.weights[node.name],
+            n.name: mask(
+                n.name, weight_shape(n), start.weight_mean, start.weight_std, costs.weights[n.name]
             )
-            for node in graph.projections
-            if node.name in weights
+            for n in graph.projections
+            if n.name in weights
         },
         {
-            node.name: mask(
-                node.name,
-                graph.shapes[node.name],
+            n.name: mask(
+                n.name,
+                graph.shapes[n.name],
                 start.neuron_mean,
                 start.neuron_std,
-                costs.neurons[node.name],
+                costs.neurons[n.name],
             )
-            for node in graph.populations
-            if node.name in neurons
+            for n in graph.populations
+            if n.name in neurons
         },
     )
 

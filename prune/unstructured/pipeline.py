@@ -119,7 +119,7 @@ def prune_unstructured(
     *,
     device: str = "auto",
     checkpoints: Checkpoints | None = None,
-    table: Path | None = None,
+    log: Path | None = None,
     tensorboard: bool = False,
     on_epoch: OnEpoch | None = None,
     on_batch: Tick | None = None,
@@ -128,15 +128,15 @@ def prune_unstructured(
 
     data         as `as_data` takes it; checked against the model
     training     how the weights are trained in search and fine-tuning; its epochs are the search's
-    table        a path without suffix: after every epoch, its table is written there as .jsonl and
-                 .csv; tensorboard: also for tensorboard
+    log          a file for the table of epochs: after each, the table is written there as JSON
+                 lines, and beside it as .csv; tensorboard: also for tensorboard
     on_epoch     called after each epoch with a SearchEpoch, whose `model` has hard masks
 
     `model` may be the masked result of an earlier search, whose masks are then trained on. Of
     several processes, all return the same. Raises UsageError for settings that do not fit, and
     SearchStoppedError, with the last good model, if the search cannot go on.
     """
-    plan, recorder = plan_unstructured(model, config), Recorder(table, tensorboard=tensorboard)
+    plan, recorder = plan_unstructured(model, config), Recorder(log, tensorboard=tensorboard)
     given = as_data(data, model=model)
     start = config.mask_start(training.seed, model.alphas)
     module = module_of(replace(model, neuron_masks={}), prepare_device(device))

@@ -51,6 +51,7 @@ from soul_deploy.prune.unstructured.pipeline import (
 from soul_deploy.prune.unstructured.pruning import SearchEpoch
 from soul_deploy.prune.unstructured.search import SearchStoppedError
 from soul_deploy.training.checkpoint import checkpoint_path
+from soul_deploy.training.checkpoint_manager import Checkpoints
 from soul_deploy.training.messages import note, warn
 from soul_deploy.training.trainer import TrainConfig
 
@@ -111,14 +112,25 @@ def unstructured(
     model = _fresh(task, loaded) if start is None else start.network(loaded)
     config = replace(config, **_layers(masking, model.graph))
     plan = plan_unstructured(model, config, path=model_path)
-    if not dry_run:
-        job = Job(
-            task=task, training=training, config=config, masking=masking, run=run, start=start
-        )
-        places = Places(task, run, masked=any(row.entries for row in plan.layers))
-        _carry_out(job, places, model, loaded, searching, keeping, data.data_dir)
-    elif distributed.hand_over():
-        _print_preview(run.output_format, plan)
+    if dry_run:
+        if distributed.hand_over():
+            _print_preview(run.output_format, plan)
+        return
+    job = Job(
+        task=task,
+        training=training,
+        config=config,
+        masking=masking,
+        run=run,
+        start=start,
+        places=Places(task, run, masked=any(row.entries for row in plan.layers)),
+    )
+    cli.warn_of_replacing(job.places.result, COMMAND)
+    kept = cli.checkpoints_of(keeping, job.places.checkpoints, **job.settings())
+    result = _pruned(job, model, loaded, kept, searching)
+    if distributed.hand_over():
+        with kept.watching():
+            _print_outcome(job, result, _write(job, result), data.data_dir)
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,12 @@ class Job:
     masking: MaskOptions
     run: RunOptions
     start: Start | None
+    places: Places
+
+    def settings(self) -> dict[str, Any]:
+        """What a run begins with, besides what `prune_unstructured` is given."""
+        path = None if self.start is None else file_sha256(self.start.path)
+        return {"task": asdict(self.task), "masking": asdict(self.masking), "model_path": path}
 
     def described(self, model: Model, accuracies: Mapping[str, float]) -> Model:
         """`model`, saying how it was made."""
@@ -220,64 +238,47 @@ def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
     return found
 
 
-def _carry_out(
-    job: Job,
-    places: Places,
-    model: Model,
-    data: Data,
-    searching: SearchOptions,
-    keeping: ResumeOptions,
-    data_dir: Path,
-) -> None:
-    cli.warn_of_replacing(places.result, COMMAND)
+def _pruned(
+    job: Job, model: Model, data: Data, kept: Checkpoints, searching: SearchOptions
+) -> PruneResult:
+    """The result; of a search that stops, the last good model is kept. Raises SoulDeployError."""
 
     def save_latest(epoch: SearchEpoch) -> None:
-        if distributed.current().is_main:
+        if searching.save_latest and distributed.current().is_main:
             latest = job.described(epoch.model, {"validation": epoch.hard_accuracy})
-            save_model(places.model("latest"), latest)
+            save_model(job.places.model("latest"), latest)
 
-    path = None if job.start is None else file_sha256(job.start.path)
-    kept = cli.checkpoints_of(
-        keeping,
-        places.checkpoints,
-        task=asdict(job.task),
-        masking=asdict(job.masking),
-        model_path=path,
-    )
     try:
-        result = prune_unstructured(
+        return prune_unstructured(
             model,
             data,
             job.config,
             job.training,
             device=job.run.device,
             checkpoints=kept,
-            table=places.log,
+            log=job.places.log,
             tensorboard=searching.tensorboard,
-            on_epoch=save_latest if searching.save_latest else None,
+            on_epoch=save_latest,
         )
     except SearchStoppedError as stop:
         with kept.watching():
-            left = _kept(job, places, stop)
+            left = _kept(job, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
         raise SoulDeployError(f"{stop}{left}") from stop
-    if distributed.hand_over():
-        with kept.watching():
-            files = _write(job, places, result)
-            _print_outcome(job, result, files, data_dir)
 
 
-def _kept(job: Job, places: Places, stop: SearchStoppedError) -> str:
+def _kept(job: Job, stop: SearchStoppedError) -> str:
     if not distributed.current().is_main:
         return ""
     if stop.last_good is None:
         return ". No epoch was left to keep; no model was written"
-    save_model(places.result, job.described(stop.last_good, {}))
-    return f". The last model with all layers alive was kept in {places.result}"
+    save_model(job.places.result, job.described(stop.last_good, {}))
+    return f". The last model with all layers alive was kept in {job.places.result}"
 
 
-def _write(job: Job, places: Places, result: PruneResult) -> dict[str, Path]:
+def _write(job: Job, result: PruneResult) -> dict[str, Path]:
     """The models; returns all files of the run by what they are."""
+    places = job.places
     accuracies = {k: v for k, v in result.accuracies.items() if k != "compact"}
     files = {"Masked model" if places.masked else "Model": places.result}
     save_model(places.result, job.described(result.masked, accuracies))
@@ -307,36 +308,31 @@ def _print_outcome(
     job: Job, result: PruneResult, files: Mapping[str, Path], data_dir: Path
 ) -> None:
     """Survivors, connectivity, SynOps, accuracies, files, the next command."""
-    layers, connectivity, tested = (
-        survivors(result.masked),
-        result.connectivity,
-        job.told(result.accuracies),
-    )
-    assert connectivity is not None and result.synops is not None
+    output_format, compact, layers = job.run.output_format, result.compact, survivors(result.masked)
+    assert result.connectivity is not None and result.synops is not None
+    connectivity, tested = result.connectivity, job.told(result.accuracies)
     before, after = result.synops
     document = {
         "test_accuracy": tested,
         "connectivity": {
-            "share": connectivity.share,
-            "live": connectivity.live,
-            "dense": connectivity.dense,
-            "layers": [asdict(layer) for layer in connectivity.layers],
+            **{name: getattr(connectivity, name) for name in ("share", "live", "dense")},
+            **asdict(connectivity),
         },
         "synops_per_image": {"before": before, "after": after},
         "survivors": [asdict(layer) for layer in layers],
         "parameters": {
             "before": parameters(result.masked.state),
-            "after": None if result.compact is None else parameters(result.compact.state),
+            "after": None if compact is None else parameters(compact.state),
         },
         "files": {
             what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
         },
     }
-    rows: list[tuple[object, ...]] = [
-        (layer.projection, *_shares(layer.weights), *_shares(layer.neurons)) for layer in layers
-    ]
-    columns = ("layer", "weights", "kept", "neurons", "kept")
-    output_format, schema = job.run.output_format, "soul-deploy/prune-unstructured/1"
+    rows = [(row.projection, *_shares(row.weights), *_shares(row.neurons)) for row in layers]
+    columns, schema = (
+        ("layer", "weights", "kept", "neurons", "kept"),
+        "soul-deploy/prune-unstructured/1",
+    )
     print_result(output_format, schema, document, "Survivors", columns, rows)
     if output_format == "json":
         return
@@ -344,9 +340,8 @@ def _print_outcome(
     fewer = f" ({before / after:.1f}× fewer)" if after else ""
     say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
     say(f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}")
-    kind = "Model" if result.compact is None else "Compact model"
-    words = ["export", "event", files[kind], *folder_flags(data_dir)]
-    print_files(output_format, files, words)
+    path = files["Model" if compact is None else "Compact model"]
+    print_files(output_format, files, ["export", "event", path, *folder_flags(data_dir)])
 
 
 def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from soul_deploy.analysis.connectivity import Connectivity
@@ -61,6 +62,13 @@ class PruneResult:
             "connectivity": connectivity,
             "synops": None if self.synops is None else list(self.synops),
         }
+
+    def _repr_html_(self) -> str:
+        before, after = self.parameters
+        rows = [("layer", "before", "masked", "compact"), *self.layers]
+        cells = [[escape(str(cell)) for cell in row] for row in rows]
+        lines = "".join(f"<tr><td>{'</td><td>'.join(line)}</td></tr>" for line in cells)
+        return f"<table>{lines}</table><p>Parameters: {before:,} -> {after:,}</p>"
 
     def __repr__(self) -> str:
         before, after = self.parameters

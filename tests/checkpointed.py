@@ -12,7 +12,7 @@ from chains import ChainSpec, ConvSpec, LinearSpec, build
 from soul_deploy.data.datasets import Data, Split
 from soul_deploy.ir.graph import NeuronSpec
 from soul_deploy.model.model import Model, Normalization
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, Sca
+from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.training.checkpoint import Checkpoint, write_checkpoint
 from soul_deploy.training.lr_schedules import Schedule
@@ -20,7 +20,7 @@ from soul_deploy.training.state import Bundle, random_states, restore_random_sta
 from soul_deploy.training.trainer import History, TrainConfig
 
 SHAPE, CLASSES, SAMPLES, STEPS = (1, 4, 4), 3, 8, 2
-SCA = Sca(PruneSchedule(0.3, 0.1, epochs=3, finetune_epochs=1))
+SCA = ScaConfig(PruneSchedule(0.3, 0.1, epochs=3, finetune_epochs=1))
 
 
 def tiny_model() -> Model:

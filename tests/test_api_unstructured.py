@@ -59,7 +59,8 @@ def model(digits: Data) -> Model:
 
 @pytest.fixture(scope="module")
 def result(model: Model, arrays: Mapping[str, Any]) -> PruneResult:
-    return prune_unstructured(model, arrays, CONFIG, TRAINING)
+    pruned: PruneResult = prune_unstructured(model, arrays, CONFIG, TRAINING)
+    return pruned
 
 
 def bits(model: Model | None) -> str:

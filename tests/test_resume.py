@@ -28,7 +28,7 @@ from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.sampler import DataOrder, EpochBatches
 from soul_deploy.distributed import Group
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import ChannelPruning, Sca
+from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.finetune import FinetuneLoop
@@ -155,7 +155,7 @@ class Job:
         if self.kind == "sca":
             module = network(self.data)
             names = [node.name for node in module.graph.populations]
-            sca = Sca(PruneSchedule(0.5, 0.1, 2, 0))
+            sca = ScaConfig(PruneSchedule(0.5, 0.1, 2, 0))
             return ChannelPruning(
                 *(module, self.data, replace(recipe, optimizer="sgd"), sca, names),
                 after_step=lambda: self.hook(),

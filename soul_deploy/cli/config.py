@@ -1,7 +1,6 @@
 """From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,13 +25,14 @@ from soul_deploy.data.sampler import SHIFT
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.ir.neurons import SOUL_NEURONS, NeuronFamily
-from soul_deploy.model.model import load_model
+from soul_deploy.model.model import Model, ModelInfo, from_module, load_model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.surrogate import DEFAULT_ALPHA
 from soul_deploy.training.checkpoint_manager import Checkpoints
 from soul_deploy.training.device import prepare_device
 from soul_deploy.training.lr_schedules import parse_schedule
 from soul_deploy.training.messages import warn
+from soul_deploy.training.train import how_trained
 from soul_deploy.training.trainer import OPTIMIZERS, TrainConfig
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo.resnet_blocks import Stem
@@ -57,8 +57,8 @@ def neuron_spec(choice: NetworkChoice) -> NeuronSpec:
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
-def recipe_of(options: LearningOptions) -> TrainConfig:
-    """The training recipe that the options describe. Raises UnknownNameError or UsageError."""
+def config_of(options: LearningOptions) -> TrainConfig:
+    """The training that the options describe. Raises UnknownNameError or UsageError."""
     return TrainConfig(
         optimizer=_known("optimizer", options.optimizer, OPTIMIZERS),
         learning_rate=options.learning_rate,
@@ -234,19 +234,25 @@ def new_module(task: Task, data: Data) -> GraphModule:
     return module
 
 
-def provenance(task: Task, recipe: TrainConfig, epochs: int, **more: Any) -> dict[str, Any]:
-    """What a model file says about how it was made; plain JSON data."""
-    packages = ("soul-deploy", "torch", "numpy")
+def new_model(task: Task, data: Data) -> Model:
+    """The task's network, freshly initialised from its seed."""
+    norm, kind = data.normalization, data.input_kind
+    info = ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind)
+    return from_module(new_module(task, data), info)
+
+
+def facts(task: Task) -> dict[str, Any]:
+    """What a model file says about where its network began; plain JSON data."""
     return {
         "model": task.model,
         **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
-        "recipe": recipe.recorded(),
-        "epochs": epochs,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in packages},
-        **more,
     }
+
+
+def provenance(task: Task, config: TrainConfig, epochs: int, **more: Any) -> dict[str, Any]:
+    """What a model file says about how it was made; plain JSON data."""
+    return {**facts(task), **how_trained(config, epochs), **more}
 
 
 def warn_of_replacing(path: Path, command: str) -> None:

@@ -41,8 +41,9 @@ def prepare_device(
 
 
 def module_of(model: Model, device: torch.device) -> GraphModule:
-    """The model as a module on `device`, masks included."""
-    module = model.module().to(device)
+    """The model as a module on `device`, masks included; no global random number is drawn."""
+    with torch.random.fork_rng(devices=[]):  # weights that are replaced are drawn first
+        module = model.module().to(device)
     for mask in module.channel_masks.values():
         mask.keep = mask.keep.to(device)
     return module

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from soul_deploy import distributed
+from soul_deploy.base.errors import FileFormatError
 from soul_deploy.base.files import write_text
 from soul_deploy.base.progress import status
 from soul_deploy.training.messages import note
-from soul_deploy.training.state import Tree, list_of
+from soul_deploy.training.state import Tree, list_of, record_of
 from soul_deploy.training.trainer import EpochResult, Tick
 
 OnEpoch = Callable[[EpochResult], None]
@@ -56,6 +57,15 @@ class EpochLog:
             write_text(self._path, "\n".join(self._lines) + "\n")
         if self._on_epoch is not None:
             self._on_epoch(result)
+
+    def results(self) -> tuple[EpochResult, ...]:
+        """Of all epochs so far. Raises FileFormatError for other lines, of a checkpoint."""
+        try:
+            entries = [{**json.loads(line)} for line in self._lines]
+        except (ValueError, TypeError) as error:
+            raise FileFormatError(f"the epochs' lines cannot be read ({error})") from error
+        plain = [{k: v for k, v in entry.items() if k != "note"} for entry in entries]
+        return tuple(record_of(EpochResult, entry) for entry in plain)
 
     def state(self) -> Tree:
         """The lines so far."""

@@ -20,7 +20,7 @@ from soul_deploy.base.errors import DistributedError
 from soul_deploy.data.datasets import Data
 from soul_deploy.distributed import assert_ranks_start_alike
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import ScaConfig, prune
+from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks, maskable_neurons
@@ -28,7 +28,7 @@ from soul_deploy.prune.unstructured.pruning import Pruning
 from soul_deploy.prune.unstructured.search import SearchLoop
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.trainer import TrainConfig, accuracy, copied_state, fit
+from soul_deploy.training.trainer import TrainConfig, Training, accuracy, copied_state
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 FROZEN = TrainConfig(
@@ -61,7 +61,7 @@ def warm_network(data: Data) -> GraphModule:
 def trained(data: Data, recipe: TrainConfig) -> dict[str, Tensor]:
     """Two epochs of training, and the last epoch's numbers."""
     module = warm_network(data)
-    *_, last = fit(module, data, replace(recipe, epochs=2))
+    *_, last = Training(module, data, replace(recipe, epochs=2)).run()
     numbers = last.loss, last.train_accuracy, last.validation_accuracy
     tested = accuracy(module, data, data.test)
     return copied_state(module) | {"numbers": torch.tensor([*numbers, tested]).double()}
@@ -72,7 +72,9 @@ def channels(data: Data) -> dict[str, Tensor]:
     module = warm_network(data)
     names = [node.name for node in module.graph.populations]
     sca = ScaConfig(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1, ramp="linear"))
-    plans = [step.plan for step in prune(module, data, FROZEN, sca, names) if step.plan]
+    plans = [
+        step.plan for step in ChannelPruning(module, data, FROZEN, sca, names).run() if step.plan
+    ]
     masks = {f"mask of {name}": mask.keep for name, mask in module.channel_masks.items()}
     scores = {
         f"score {number} of {layer.name}": torch.from_numpy(layer.score)

@@ -60,7 +60,8 @@ def model(digits: Data) -> Model:
 
 @pytest.fixture(scope="module")
 def result(model: Model, arrays: Mapping[str, Any]) -> PruneResult:
-    return prune_unstructured(model, arrays, CONFIG, TRAINING)
+    pruned: PruneResult = prune_unstructured(model, arrays, CONFIG, TRAINING)
+    return pruned
 
 
 def bits(model: Model | None) -> str:
@@ -162,7 +163,7 @@ def test_callbacks_are_told_and_nothing_is_printed(
     batches: list[tuple[int, int]] = []
     again = prune_unstructured(
         *(model, arrays, replace(CONFIG, finetune=None), replace(TRAINING, epochs=1)),
-        table=tmp_path / "log" / "epochs",
+        log=tmp_path / "log" / "epochs.jsonl",
         on_epoch=epochs.append,
         on_batch=lambda done, of, loss: batches.append((done, of)),
     )

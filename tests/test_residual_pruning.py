@@ -34,7 +34,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, reaches_readout
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import ScaConfig, open_masks, prune
+from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig, open_masks
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.units import PruningUnit, pruning_units, voters
 from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients
@@ -163,7 +163,7 @@ def test_the_loop_masks_whole_units(graph: SpikingGraph, how: Residual, digits: 
     module = fresh(graph)
     names = tuple(node.name for node in graph.populations)
     sca = ScaConfig(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1), residual=how)
-    steps = list(prune(module, digits, TrainConfig(batch_size=20), sca, names))
+    steps = list(ChannelPruning(module, digits, TrainConfig(batch_size=20), sca, names).run())
     plan = steps[1].plan
     assert plan is not None and plan.kept == round(0.6 * plan.total)
     units = {unit.name: unit for unit in pruning_units(graph, how)}
@@ -194,7 +194,7 @@ def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits:
 
     open_masks(single, names)
     backward(single.train(), digits, share_of(digits.train, Group()), statistics)
-    (step,) = prune(coupled, digits, recipe, together, names)
+    (step,) = ChannelPruning(coupled, digits, recipe, together, names).run()
     assert step.plan is not None
     stream = next(layer for layer in step.plan.layers if layer.name == "b0")
     members = ("s0", "b0.sn2", "b1.sn2")

@@ -17,7 +17,13 @@ from soul_deploy.distributed import Group
 from soul_deploy.ir.graph import NeuronSpec, Projection
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured import sca as sca_module
-from soul_deploy.prune.structured.sca import ScaConfig, apply, open_masks, plan_of_weights, prune
+from soul_deploy.prune.structured.sca import (
+    ChannelPruning,
+    ScaConfig,
+    apply,
+    open_masks,
+    plan_of_weights,
+)
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.scores import ChannelStatistics, Score
 from soul_deploy.prune.structured.selection import (
@@ -183,7 +189,7 @@ def test_wrong_schedules(options: dict[str, float], message: str) -> None:
 def test_wrong_names() -> None:
     with pytest.raises(UnknownNameError, match="unknown regrow_weights"):
         ScaConfig(regrow_weights="random")  # type: ignore[arg-type]
-    with pytest.raises(UnknownNameError, match="unknown window"):
+    with pytest.raises(UnknownNameError, match="unknown score_window"):
         ScaConfig(score_window="week").statistics(["a"])  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="unknown score"):
         ChannelStatistics(["a"], "rate", "epoch", "epoch")  # type: ignore[arg-type]
@@ -360,7 +366,9 @@ def test_the_loop_ends_with_exact_counts_and_the_best_frozen_epoch(digits: Data)
         PruneSchedule(0.5, 0.1, epochs=4, finetune_epochs=2, ramp="linear"), Guard(min_keep=0.25)
     )
     steps, reached = [], []
-    for step in prune(module, digits, TrainConfig(batch_size=40, learning_rate=5e-3), sca, names):
+    for step in ChannelPruning(
+        module, digits, TrainConfig(batch_size=40, learning_rate=5e-3), sca, names
+    ).run():
         steps.append(step)
         reached.append(accuracy(module, digits, digits.validation))
     counts = [step.plan.kept if step.plan else None for step in steps]
@@ -396,7 +404,7 @@ def test_it_ends_with_the_best_epoch_of_those_with_the_final_masks(
     recipe = TrainConfig(batch_size=40, learning_rate=5e-3)
     states = {
         step.result.epoch: copied_state(module)
-        for step in prune(module, digits, recipe, sca, names_of(module))
+        for step in ChannelPruning(module, digits, recipe, sca, names_of(module)).run()
     }
     assert next(told, None) is None and list(states) == [1, 2, 3, 4, 5]
     for name, tensor in module.state_dict().items():
@@ -411,7 +419,8 @@ def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> No
     module = small_network(digits)
     sca = ScaConfig(PruneSchedule(0.4, 0.0, epochs=2))
     first, second = [
-        step.plan for step in prune(module, digits, TrainConfig(), sca, names_of(module))
+        step.plan
+        for step in ChannelPruning(module, digits, TrainConfig(), sca, names_of(module)).run()
     ]
     assert first is not None and second is not None
     for before, after in zip(first.layers, second.layers, strict=True):
@@ -422,7 +431,7 @@ def test_the_loop_repeats_to_the_bit(digits: Data) -> None:
     def run() -> tuple[list[list[int]], dict[str, Tensor]]:
         module = small_network(digits)
         recipe, sca = TrainConfig(batch_size=40), ScaConfig(PruneSchedule(0.3, 0.1, epochs=2))
-        steps = list(prune(module, digits, recipe, sca, names_of(module)))
+        steps = list(ChannelPruning(module, digits, recipe, sca, names_of(module)).run())
         assert steps[-1].plan is not None
         return kept(steps[-1].plan), module.state_dict()
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_mask_gradients_are_cleared_each_step_unlike_souls(
     digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without learning, each step's mask gradient is that of its own batch."""
-    frozen = {"optimizer": "sgd", "learning_rate": 1e-30, "momentum": 0}
+    frozen: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1e-30, "momentum": 0}
     pruning = pruning_of(digits, search_of(1, prune_optimizer="sgd", prune_lr=1e-30), **frozen)
     name = "features.2.conv.0"
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []

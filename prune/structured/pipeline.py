@@ -64,8 +64,7 @@ def prune_structured(
     """Prune channels by spiking channel activity, then remove them; `model` stays as it is.
 
     model     a trained network; a graph gets fresh weights, drawn from `training.seed`
-    config    what is measured, when masks change, how many channels go; its schedule says how long
-              the loop is
+    config    what is measured, when masks change, how many channels go, how long the loop is
     training  how weights are learned meanwhile; the phases have epochs of their own
     layers    names of the populations to prune; None: all that can be
     dense     training before the loop, or None
@@ -75,12 +74,10 @@ def prune_structured(
     the result, and the main one writes. Raises UsageError for layers that cannot be pruned and a
     budget that cannot be met, and what `train` raises.
     """
-    place, start = prepare_device(device), dense_training.with_weights(model, training.seed)
+    start, module, names = _begin(model, config, training, layers, device)
     loaded = dense_training.data_for(start, data, training)
-    module = module_of(start, place)
-    names = chosen_layers(module.graph, config, layers)
-    check(module, config, names)
-    run = _Run(start, module, loaded, config=config, training=training, names=names, dense=dense)
+    parts: dict[str, Any] = {"start": start, "module": module, "names": names, "data": loaded}
+    run = _Run(config=config, training=training, dense=dense, **parts)
     with run.manager(checkpoints).watching() as manager:
         tested = run.dense_accuracy(manager, on_epoch, on_batch)
         epochs = config.schedule.epochs
@@ -88,6 +85,21 @@ def prune_structured(
             run.loop(manager, told, tested)
         status("prune structured: removing and testing")
         return run.result(tested.value, told.results())
+
+
+def _begin(
+    model: Model | SpikingGraph,
+    config: ScaConfig,
+    training: TrainConfig,
+    layers: Sequence[str] | None,
+    device: str,
+) -> tuple[Model, GraphModule, tuple[str, ...]]:
+    """The model with weights, its module on the device, and the populations to prune."""
+    place, start = prepare_device(device), dense_training.with_weights(model, training.seed)
+    module = module_of(start, place)
+    names = chosen_layers(start.graph, config, layers)
+    check(module, config, names)
+    return start, module, names
 
 
 def chosen_layers(
@@ -128,31 +140,33 @@ class _DenseAccuracy:
         self.value = number_of(tree, "test")
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """All that was asked for, checked, and the module on its way."""
 
-    def __init__(
-        self,
-        start: Model,
-        module: GraphModule,
-        data: Data,
-        *,
-        config: ScaConfig,
-        training: TrainConfig,
-        names: tuple[str, ...],
-        dense: DensePhase | None,
-    ) -> None:
-        self.start, self.module, self.data = start, module, data
-        self.config, self.training, self.names, self.dense = config, training, names, dense
-        self._asked: dict[str, Any] = {"sca": asdict(config), "layers": list(names)}
-        self._dense_epochs = 0 if dense is None else dense.epochs
+    start: Model
+    module: GraphModule
+    data: Data
+    config: ScaConfig
+    training: TrainConfig
+    names: tuple[str, ...]
+    dense: DensePhase | None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What files and checkpoints hold of it."""
+        return {"sca": asdict(self.config), "layers": list(self.names)}
+
+    @property
+    def dense_epochs(self) -> int:
+        return 0 if self.dense is None else self.dense.epochs
 
     def manager(self, checkpoints: Checkpoints | None) -> CheckpointManager:
         return managed(
             *(("train", "prune"), checkpoints, self.module, self.data, "prune structured"),
             recipe=self.training.recorded(),
-            epochs=self._dense_epochs,
-            **self._asked,
+            epochs=self.dense_epochs,
+            **self.asked,
         )
 
     def dense_accuracy(
@@ -194,9 +208,9 @@ class _Run:
         module, test = self.module, self.data.test
         accuracies = {"dense": dense, "masked": accuracy(module, self.data, test)}
         how = dense_training.provenance(
-            *(self.start, self.data, self.training, self._dense_epochs),
+            *(self.start, self.data, self.training, self.dense_epochs),
             command="prune structured",
-            **self._asked,
+            **self.asked,
             accuracy=dict(accuracies),
         )
         masked = dense_training.with_info(self.start, module, self.data, "masked", how)
@@ -265,10 +279,7 @@ def plan_structured(
     With data, one epoch without learning measures which channels the present weights would keep.
     Raises as `prune_structured`.
     """
-    place, start = prepare_device(device), dense_training.with_weights(model, training.seed)
-    module = module_of(start, place)
-    names = chosen_layers(start.graph, config, layers)
-    check(module, config, names)
+    start, module, names = _begin(model, config, training, layers, device)
     measured = None
     if data is not None:
         loaded = dense_training.data_for(start, data, training)

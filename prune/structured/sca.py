@@ -1,4 +1,4 @@
-"""The pruning loop of method S (SCA): train, score, mask, regrow, fine-tune with frozen masks.
+"""The pruning loop of SCA: train, score, mask, regrow, fine-tune with frozen masks.
 
 A mask multiplies the batch norm's output, so a masked channel gives no current while its weights
 stay; it can come back. See `soul_deploy.prune.structured.selection` for the rule and its source.
@@ -21,7 +21,14 @@ from soul_deploy.ir.graph import Projection, SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.structured.scores import ChannelStatistics, Names, Score, Window
+from soul_deploy.prune.structured.scores import (
+    SCORES,
+    WINDOWS,
+    ChannelStatistics,
+    Names,
+    Score,
+    Window,
+)
 from soul_deploy.prune.structured.selection import (
     Budget,
     ChannelPlan,
@@ -51,11 +58,13 @@ from soul_deploy.training.trainer import (
 
 RegrowWeights = Literal["retain", "zero"]
 REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
+NAMED = ("score", "score_window", "regrow_window", "regrow_weights", "residual")
+"""Fields of ScaConfig that are one of some names."""
 
 
 @dataclass(frozen=True)
 class ScaConfig:
-    """Method S: what is measured, when masks change, what every layer keeps.
+    """SCA: what is measured, when masks change, what every layer keeps.
 
     regrow_weights  "retain": a regrown channel goes on with its old weights; "zero": its incoming
                     weights start from 0 (its batch norm stays, so that it can learn)
@@ -72,10 +81,10 @@ class ScaConfig:
     residual: Residual = "internal"
 
     def __post_init__(self) -> None:
-        if self.regrow_weights not in REGROW_WEIGHTS:
-            raise UnknownNameError("regrow_weights", self.regrow_weights, REGROW_WEIGHTS)
-        if self.residual not in RESIDUAL:
-            raise UnknownNameError("residual", self.residual, RESIDUAL)
+        valid = (SCORES, WINDOWS, WINDOWS, REGROW_WEIGHTS, RESIDUAL)
+        for name, choices in zip(NAMED, valid, strict=True):
+            if getattr(self, name) not in choices:
+                raise UnknownNameError(name, getattr(self, name), choices)
 
     def units(self, graph: SpikingGraph, names: Collection[str]) -> tuple[PruningUnit, ...]:
         """What is decided about when the populations `names` are pruned."""
@@ -177,13 +186,6 @@ class ChannelPruning:
         return Bundle(
             {"training": self._training, "statistics": self._statistics, "best": self._best}
         )
-
-
-def prune(
-    module: GraphModule, data: Data, recipe: TrainConfig, sca: ScaConfig, names: Sequence[str]
-) -> Iterator[PruneStep]:
-    """`ChannelPruning.run` for who needs neither its state nor checkpoints."""
-    return ChannelPruning(module, data, recipe, sca, names).run()
 
 
 def plan_of_weights(

@@ -121,7 +121,8 @@ class SearchConfig:
                 "mask_init_factor takes 4 numbers (weights mean, neurons mean, weights std, "
                 f"neurons std), got {len(factors)}"
             )
-        return MaskStart(*factors, seed=seed, known=known or {})
+        weights, neurons, weight_std, neuron_std = factors
+        return MaskStart(weights, neurons, weight_std, neuron_std, seed, known or {})
 
     def mask_training(self, training: TrainConfig) -> TrainConfig:
         """How the masks are trained beside weights that are trained as `training` says."""

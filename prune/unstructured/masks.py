@@ -166,28 +166,17 @@ def make_masks(
             raise UsageError(f"mask of {name}: shape {tuple(alpha.shape)}, needs {shape}")
         return SoftMask(nn.Parameter(alpha.to(device)), cost)
 
+    weight, neuron = (start.weight_mean, start.weight_std), (start.neuron_mean, start.neuron_std)
     return Masks(
         {
-            node.name: mask(
-                node.name,
-                weight_shape(node),
-                start.weight_mean,
-                start.weight_std,
-                costs.weights[node.name],
-            )
+            node.name: mask(node.name, weight_shape(node), *weight, costs.weights[node.name])
             for node in graph.projections
             if node.name in weights
         },
         {
-            node.name: mask(
-                node.name,
-                graph.shapes[node.name],
-                start.neuron_mean,
-                start.neuron_std,
-                costs.neurons[node.name],
-            )
-            for node in graph.populations
-            if node.name in neurons
+            name: mask(name, graph.shapes[name], *neuron, costs.neurons[name])
+            for name in (node.name for node in graph.populations)
+            if name in neurons
         },
     )
 
@@ -231,7 +220,7 @@ def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
 def _chosen(option: str, layers: Layers, names: Sequence[str]) -> tuple[str, ...]:
     if layers is None:
         return tuple(names)
-    by_word = {**dict(enumerate(names)), **{name: name for name in names}}
+    by_word: dict[str | int, str] = {**dict(enumerate(names)), **{n: n for n in names}}
     for layer in layers:
         if layer not in by_word:
             valid = [f"{index} ({name})" for index, name in enumerate(names)]

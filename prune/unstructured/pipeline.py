@@ -7,12 +7,15 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
+import torch
+
 from soul_deploy.analysis.connectivity import weight_shape
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import digest
 from soul_deploy.base.progress import status
-from soul_deploy.data.given import DataLike, as_data
-from soul_deploy.ir.graph import Projection
+from soul_deploy.data.datasets import Data
+from soul_deploy.data.given import DataLike
+from soul_deploy.ir.graph import Projection, SpikingGraph
 from soul_deploy.model.model import Model, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import remove
@@ -25,6 +28,7 @@ from soul_deploy.prune.unstructured.log import Recorder, note_of
 from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
 from soul_deploy.prune.unstructured.search import SearchLoop
+from soul_deploy.training import train as dense_training
 from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints, managed
 from soul_deploy.training.device import module_of, prepare_device
 from soul_deploy.training.epoch_log import epoch_log
@@ -78,7 +82,9 @@ class MaskPlan:
         return {"layers": rows}
 
 
-def plan_unstructured(model: Model, config: SearchConfig, *, path: Path | None = None) -> MaskPlan:
+def plan_unstructured(
+    model: Model, config: SearchConfig = SearchConfig(), *, path: Path | None = None
+) -> MaskPlan:
     """What `prune_unstructured` would mask, and what each entry costs; nothing is trained.
 
     path: the model's file, for messages. Raises UsageError for layers that do not exist or cannot
@@ -112,50 +118,67 @@ def plan_unstructured(model: Model, config: SearchConfig, *, path: Path | None =
 
 
 def prune_unstructured(
-    model: Model,
+    model: Model | SpikingGraph,
     data: DataLike,
-    config: SearchConfig,
-    training: TrainConfig,
+    config: SearchConfig = SearchConfig(),
+    training: TrainConfig = TrainConfig(),
     *,
     device: str = "auto",
     checkpoints: Checkpoints | None = None,
-    table: Path | None = None,
+    log: Path | None = None,
     tensorboard: bool = False,
     on_epoch: OnEpoch | None = None,
     on_batch: Tick | None = None,
 ) -> PruneResult:
     """Prune single weights and neurons of `model` by trainable masks, then remove what died.
 
-    data         as `as_data` takes it; checked against the model
     training     how the weights are trained in search and fine-tuning; its epochs are the search's
-    table        a path without suffix: after every epoch, its table is written there as .jsonl and
-                 .csv; tensorboard: also for tensorboard
-    on_epoch     called after each epoch with a SearchEpoch, whose `model` has hard masks
+    log          a file for the table of epochs: after each, the table is written there as JSON
+                 lines, and beside it as .csv; tensorboard: also for tensorboard
+    on_epoch     called with each SearchEpoch, whose `model` has hard masks
 
-    `model` may be the masked result of an earlier search, whose masks are then trained on. Of
-    several processes, all return the same. Raises UsageError for settings that do not fit, and
-    SearchStoppedError, with the last good model, if the search cannot go on.
+    `model` stays as it is; it may be the masked result of an earlier search, whose masks are then
+    trained on. The others are as for `train`. Started by torchrun, all processes prune together,
+    each returns the result, and the main one writes. Raises UsageError for settings that do not
+    fit, SearchStoppedError, with the last good model, if the search cannot go on, and what `train`
+    raises.
     """
-    plan, recorder = plan_unstructured(model, config), Recorder(table, tensorboard=tensorboard)
-    given = as_data(data, model=model)
-    start = config.mask_start(training.seed, model.alphas)
-    module = module_of(replace(model, neuron_masks={}), prepare_device(device))
+    start, place = dense_training.with_weights(model, training.seed), prepare_device(device)
+    plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
+    given = dense_training.data_for(start, data, training)
+    pruning = _pruning(start, given, config, training, plan, place)
+    asked = {"recipe": training.recorded(), **config.recorded(training)}
+    if checkpoints is None or checkpoints.settings is None:
+        own = ("mask_init_factor", "round_to", "residual")
+        asked["masking"] = {name: getattr(config, name) for name in own} | plan.to_dict()
+        asked["alphas"] = digest(dict(start.alphas))
+    manager = managed(PHASES, checkpoints, pruning.module, given, COMMAND, **asked)
+    with manager.watching():
+        return _Run(pruning, manager, recorder, on_epoch, on_batch).result()
+
+
+def _pruning(
+    start: Model,
+    data: Data,
+    config: SearchConfig,
+    training: TrainConfig,
+    plan: MaskPlan,
+    device: torch.device,
+) -> Pruning:
+    """The network and its masks; models of it say how they are made."""
+    module = module_of(replace(start, neuron_masks={}), device)
     masks = masking.make_masks(
         module,
         plan.masked("weights"),
         plan.masked("neurons"),
-        coefficients(model.graph, config.penalty_coef),
-        start,
+        coefficients(start.graph, config.penalty_coef),
+        config.mask_start(training.seed, start.alphas),
     )
-    pruning = Pruning(module, given, training, config, masks)
-    asked = {"recipe": training.recorded(), **config.recorded(training)}
-    pruning.info = replace(pruning.info, provenance={**model.info.provenance, **asked})
-    if checkpoints is None or checkpoints.settings is None:
-        own = ("mask_init_factor", "round_to", "residual")
-        asked["masking"] = {name: getattr(config, name) for name in own} | plan.to_dict()
-        asked["alphas"] = digest(dict(model.alphas))
-    with managed(PHASES, checkpoints, module, given, COMMAND, **asked).watching() as manager:
-        return _Run(pruning, manager, recorder, on_epoch, on_batch).result()
+    pruning = Pruning(module, data, training, config, masks)
+    made = {"command": COMMAND, **config.recorded(training), "accuracy": {}}
+    how = dense_training.provenance(start, data, training, training.epochs, **made)
+    pruning.info = replace(pruning.info, provenance=how)
+    return pruning
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,12 @@ class Pruning:
         )
         self.meter = ConnectivityMeter(module, masks)
         self.lmbda = config.first_lmbda
-        stage = "masked" if parameters else "dense"
-        self.info = ModelInfo(stage, data.normalization, data.classes, input_kind=data.input_kind)
+        self.info = ModelInfo(
+            stage="masked" if parameters else "dense",
+            normalization=data.normalization,
+            classes=data.classes,
+            input_kind=data.input_kind,
+        )
         self._order = DataOrder(len(data.train), training.batch_size, training.seed)
         self._sample = data.normalise(data.validation.images[:COUNTED_IMAGES])
 

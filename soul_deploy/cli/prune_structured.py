@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import click
 
@@ -11,39 +11,14 @@ from soul_deploy import distributed
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.base.terminal import say
-from soul_deploy.cli.config import (
-    Task,
-    checkpoints_of,
-    config_of,
-    data_of,
-    facts,
-    load_task_data,
-    new_model,
-    prepare,
-    require_outputs,
-    task_of,
-    warn_of_replacing,
-)
+from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options
 from soul_deploy.cli.index_lists import (
     ListOption,
     SoulCommand,
     existing_indexes,
     explicit_flags,
     parse_indexes,
-)
-from soul_deploy.cli.options import (
-    DataOptions,
-    Decorator,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-    data_options,
-    learning_options,
-    network_options,
-    option_group,
-    resume_options,
-    run_options,
 )
 from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
@@ -55,15 +30,14 @@ from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.structured import pipeline
-from soul_deploy.prune.structured.sca import REGROW_WEIGHTS, ScaConfig
+from soul_deploy.prune.structured.sca import NAMED, REGROW_WEIGHTS, ScaConfig
 from soul_deploy.prune.structured.schedule import RAMPS, PruneSchedule
 from soul_deploy.prune.structured.scores import SCORES, WINDOWS
 from soul_deploy.prune.structured.selection import Guard
 from soul_deploy.training.checkpoint import checkpoint_path
 from soul_deploy.training.messages import note, warn
 from soul_deploy.training.train import TrainResult
-
-NameT = TypeVar("NameT", bound=str)
+from soul_deploy.training.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -87,18 +61,6 @@ class ScaOptions:
     round_to: int
     residual: str
 
-    def __post_init__(self) -> None:
-        for kind, given, valid in (
-            ("prune_ramp", self.prune_ramp, RAMPS),
-            ("score", self.score, SCORES),
-            ("score_window", self.score_window, WINDOWS),
-            ("regrow_window", self.regrow_window, WINDOWS),
-            ("regrow_weights", self.regrow_weights, REGROW_WEIGHTS),
-            ("residual", self.residual, RESIDUAL),
-        ):
-            if _plain(given) not in valid:
-                raise UnknownNameError(kind, given, valid)
-
     def indexes(self) -> tuple[int, ...] | None:
         """The chosen layers, or None for all. Raises UsageError."""
         return parse_indexes("pruning_nodes", self.pruning_nodes)
@@ -108,6 +70,7 @@ class ScaOptions:
 
         Raises UsageError.
         """
+        names: Any = {name: _plain(getattr(self, name)) for name in ("prune_ramp", *NAMED)}
         return ScaConfig(
             schedule=PruneSchedule(
                 ratio=self.prune_ratio,
@@ -116,14 +79,10 @@ class ScaOptions:
                 finetune_epochs=self.finetune_epochs,
                 interval=self.prune_interval,
                 warmup=self.prune_warmup,
-                ramp=_choice(RAMPS, self.prune_ramp),
+                ramp=names.pop("prune_ramp"),
             ),
             guard=Guard(self.min_channels, self.min_keep, self.round_to),
-            score=_choice(SCORES, self.score),
-            score_window=_choice(WINDOWS, self.score_window),
-            regrow_window=_choice(WINDOWS, self.regrow_window),
-            regrow_weights=_choice(REGROW_WEIGHTS, self.regrow_weights),
-            residual=_choice(RESIDUAL, self.residual),
+            **names,
         )
 
 
@@ -131,21 +90,17 @@ def _plain(text: str) -> str:
     return text.lower().replace("-", "_")
 
 
-def _choice(valid: tuple[NameT, ...], given: str) -> NameT:
-    return next(name for name in valid if name == _plain(given))
-
-
-def sca_options() -> Decorator:
+def sca_options() -> options.Decorator:
     """--pruning_nodes (Soul's) and the flags of SCA that Soul has hard-coded or lacks."""
 
-    def number(flag: str, kind: type, default: object, text: str) -> Decorator:
+    def number(flag: str, kind: type, default: object, text: str) -> options.Decorator:
         return click.option(flag, type=kind, default=default, show_default=True, help=text)
 
-    def name(flag: str, valid: tuple[str, ...], text: str) -> Decorator:
+    def name(flag: str, valid: tuple[str, ...], text: str) -> options.Decorator:
         help_text = f"{text} [{'|'.join(valid)}]"
         return click.option(flag, default=valid[0], show_default=True, help=help_text)
 
-    return option_group(
+    return options.option_group(
         "pruning",
         ScaOptions,
         click.option(
@@ -177,7 +132,9 @@ def sca_options() -> Decorator:
     )
 
 
-def outputs(task: Task, run: RunOptions, *, trained: bool = False) -> dict[str, Path]:
+def outputs(
+    task: resolve.Task, run: options.RunOptions, *, trained: bool = False
+) -> dict[str, Path]:
     """Every file that is written, but for checkpoints' numbers; trained: after dense epochs."""
     pruned = run.model_dir / f"pruned_{task.stem}.safetensors"
     dense = {
@@ -192,7 +149,7 @@ def outputs(task: Task, run: RunOptions, *, trained: bool = False) -> dict[str, 
     }
 
 
-def _checkpoints(task: Task, run: RunOptions) -> Path:
+def _checkpoints(task: resolve.Task, run: options.RunOptions) -> Path:
     return run.model_dir / "checkpoints" / f"structured_{task.stem}"
 
 
@@ -209,24 +166,24 @@ def _checkpoints(task: Task, run: RunOptions) -> Path:
     help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict. " + NAME_HELP,
 )
 @click.option("--dry_run", is_flag=True, help="Print the plan and stop; no file is written.")
-@network_options("spikingvgg16")
-@data_options()
+@options.network_options("spikingvgg16")
+@options.data_options()
 @sca_options()
-@learning_options(epochs=50, batch_size=128)
-@run_options()
-@resume_options()
+@options.learning_options(epochs=50, batch_size=128)
+@options.run_options()
+@options.resume_options()
 @click.pass_context
 def structured(
     context: click.Context,
     mode: str,
     model_path: Path | None,
     dry_run: bool,
-    network: NetworkChoice,
-    data: DataOptions,
+    network: options.NetworkChoice,
+    data: options.DataOptions,
     pruning: ScaOptions,
-    learning: LearningOptions,
-    run: RunOptions,
-    keeping: ResumeOptions,
+    learning: options.LearningOptions,
+    run: options.RunOptions,
+    keeping: options.ResumeOptions,
 ) -> None:
     """Prune channels by spiking channel activity, then remove them.
 
@@ -234,39 +191,28 @@ def structured(
     come back by the gradient of their batch-norm scale. At the end the masked network and a
     compact one without the pruned channels are written.
     """
-    task, training = task_of(network, data, learning.seed), config_of(learning)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.config_of(learning)
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
-    path = _start_file(mode, model_path)
-    device = prepare(run).type
+    path, device = _start_file(mode, model_path), resolve.prepare(run).type
     start = None if path is None else open_start(path, task, explicit_flags(context))
     task = task if start is None else start.task
     files = outputs(task, run, trained=start is None)
     if not dry_run:
-        require_outputs(*files.values())
-    loaded = load_task_data(data_of(task, data), None if start is None else start.taken)
+        resolve.require_outputs(*files.values())
+    loaded = resolve.load_task_data(resolve.data_of(task, data), start.taken if start else None)
     model = _model(task, start, loaded)
-    layers = _layers(model.graph, indexes)
+    asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
     if dry_run:
-        measured = None if start is None else loaded
-        plan = pipeline.plan_structured(
-            *(model, measured, config, training), layers=layers, device=device
-        )
-        if distributed.hand_over():
-            _print_plan(plan, config, run.output_format)
+        _preview(run.output_format, model, loaded if start else None, config, training, asked)
         return
-    warn_of_replacing(files["Masked model"], "prune structured")
-    sha256 = None if path is None else file_sha256(path)
-    kept = checkpoints_of(keeping, _checkpoints(task, run), task=asdict(task), model_path=sha256)
+    resolve.warn_of_replacing(files["Masked model"], "prune structured")
+    begun = {"task": asdict(task), "model_path": None if path is None else file_sha256(path)}
+    asked["dense"] = _dense(learning.epochs, files) if start is None else None
+    asked["checkpoints"] = resolve.checkpoints_of(keeping, _checkpoints(task, run), **begun)
     result = pipeline.prune_structured(
-        *(model, loaded, config, training),
-        layers=layers,
-        dense=_dense(learning.epochs, files) if start is None else None,
-        device=device,
-        checkpoints=kept,
-        log=files["Epochs"],
+        model, loaded, config, training, log=files["Epochs"], **asked
     )
-    if distributed.hand_over():
-        _finish(result, files, run.output_format, data.data_dir)
+    _finish(result, files, run.output_format, data.data_dir)
 
 
 def _start_file(mode: str, path: Path | None) -> Path | None:
@@ -281,11 +227,11 @@ def _start_file(mode: str, path: Path | None) -> Path | None:
     return require_file(path)
 
 
-def _model(task: Task, start: Start | None, data: Data) -> Model:
+def _model(task: resolve.Task, start: Start | None, data: Data) -> Model:
     if start is None:
-        return new_model(task, data)
+        return resolve.new_model(task, data)
     model = start.network(data)
-    return replace(model, info=replace(model.info, provenance=facts(task) | assumed(start)))
+    return replace(model, info=replace(model.info, provenance=resolve.facts(task) | assumed(start)))
 
 
 def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:
@@ -310,7 +256,9 @@ def _dense(epochs: int, files: Mapping[str, Path]) -> pipeline.DensePhase:
 def _finish(
     result: PruneResult, outputs: Mapping[str, Path], output_format: str, data_dir: Path
 ) -> None:
-    """Write and print."""
+    """Write and print, in the main process."""
+    if not distributed.hand_over():
+        return
     written = ("Dense model", "Masked model", "Compact model")
     files = {what: outputs[what] for what in written if what in outputs}
     assert result.compact is not None and result.plan is not None
@@ -334,11 +282,21 @@ def _finish(
     print_files(output_format, files, words)
 
 
-def _print_plan(plan: pipeline.StructuredPlan, config: ScaConfig, output_format: str) -> None:
+def _preview(
+    output_format: str,
+    model: Model,
+    data: Data | None,
+    config: ScaConfig,
+    training: TrainConfig,
+    asked: Mapping[str, Any],
+) -> None:
     """What would be pruned and when; with weights at hand, how many channels would stay."""
+    plan = pipeline.plan_structured(model, data, config, training, **asked)
+    if not distributed.hand_over():
+        return
     columns = ("layer", "index", "pruned", "channels", "at least", "kept now")
-    document, title = plan.to_dict(), "Channel plan"
-    print_result(output_format, "soul-deploy/prune-plan/1", document, title, columns, plan.layers)
+    schema, title = "soul-deploy/prune-plan/1", "Channel plan"
+    print_result(output_format, schema, plan.to_dict(), title, columns, plan.layers)
     if output_format != "json":
         last = config.schedule.last_update
         say(

@@ -1,7 +1,8 @@
 """`soul-deploy prune unstructured`: search for masks of weights and neurons, fine-tune, remove."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,9 @@ from soul_deploy import distributed
 from soul_deploy.base.errors import SoulDeployError, UnknownNameError
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.base.terminal import say, show
-from soul_deploy.cli import config as cli
-from soul_deploy.cli.config import Task
+from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options
 from soul_deploy.cli.index_lists import SoulCommand, existing_indexes, explicit_flags
-from soul_deploy.cli.options import (
-    DataOptions,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-    data_options,
-    learning_options,
-    network_options,
-    resume_options,
-    run_options,
-)
 from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.cli.search_options import (
     MaskOptions,
@@ -38,7 +27,7 @@ from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.model.file import save
-from soul_deploy.model.model import Model, ModelInfo, from_module
+from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import parameters
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.unstructured.config import SearchConfig
@@ -53,8 +42,11 @@ from soul_deploy.prune.unstructured.pipeline import (
 from soul_deploy.prune.unstructured.pruning import SearchEpoch
 from soul_deploy.prune.unstructured.search import SearchStoppedError
 from soul_deploy.training.checkpoint import checkpoint_path
+from soul_deploy.training.checkpoint_manager import Checkpoints
 from soul_deploy.training.messages import note, warn
 from soul_deploy.training.trainer import TrainConfig
+
+SCHEMA = "soul-deploy/prune-unstructured/1"
 
 
 @click.command(cls=SoulCommand)
@@ -68,26 +60,26 @@ from soul_deploy.training.trainer import TrainConfig
     + NAME_HELP,
 )
 @click.option("--dry_run", is_flag=True, help="Print what would be masked; no file is written.")
-@network_options("spikingvgg9")
-@data_options()
+@options.network_options("spikingvgg9")
+@options.data_options()
 @mask_options()
 @search_options()
-@learning_options(epochs=150, batch_size=128, scheduler="constant")
-@run_options()
-@resume_options()
+@options.learning_options(epochs=150, batch_size=128, scheduler="constant")
+@options.run_options()
+@options.resume_options()
 @click.pass_context
 def unstructured(
     context: click.Context,
     mode: str,
     model_path: Path | None,
     dry_run: bool,
-    network: NetworkChoice,
-    data: DataOptions,
+    network: options.NetworkChoice,
+    data: options.DataOptions,
     masking: MaskOptions,
     searching: SearchOptions,
-    learning: LearningOptions,
-    run: RunOptions,
-    keeping: ResumeOptions,
+    learning: options.LearningOptions,
+    run: options.RunOptions,
+    keeping: options.ResumeOptions,
 ) -> None:
     """Prune single weights and neurons by trainable masks, then remove what died.
 
@@ -95,40 +87,58 @@ def unstructured(
     --finetune the network is then trained on with the masks fixed. At the end the masked network
     and a compact one without its dead channels are written.
     """
-    if mode.lower() != "search":
-        raise UnknownNameError("mode", mode, ("search",))
-    task, training = cli.task_of(network, data, learning.seed), cli.config_of(learning)
-    config, given = searching.config(masking), explicit_flags(context)
-    masking.indexes()
-    check_tensorboard(searching.tensorboard)
-    _warn_of_idle(searching, given)
-    if model_path is not None:
-        require_file(model_path)
-    cli.prepare(run)
-    start = None if model_path is None else open_start(model_path, task, given)
+    given = explicit_flags(context)
+    _check(mode, searching, masking, given)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.config_of(learning)
+    config = searching.config(masking)
+    start = _opened(model_path, task, run, given)
     task = task if start is None else start.task
     if not dry_run:
-        cli.require_outputs(*Places(task, run).outputs(searching.save_latest))
-    loaded = cli.load_task_data(cli.data_of(task, data), None if start is None else start.taken)
-    model = _fresh(task, loaded) if start is None else start.network(loaded)
+        resolve.require_outputs(*Places(task, run).outputs(searching.save_latest))
+    taken = None if start is None else start.taken
+    loaded = resolve.load_task_data(resolve.data_of(task, data), taken)
+    model = _model(task, start, loaded, masking)
     config = replace(config, **_layers(masking, model.graph))
     plan = plan_unstructured(model, config, path=model_path)
     if not dry_run:
-        job = Job(
-            task=task, training=training, config=config, masking=masking, run=run, start=start
-        )
         places = Places(task, run, masked=any(row.entries for row in plan.layers))
-        _carry_out(job, places, model, loaded, searching, keeping, data.data_dir)
+        asked = _settings(task, start, masking)
+        kept = resolve.checkpoints_of(keeping, places.checkpoints, **asked)
+        job = Job(model, loaded, config, training, places, searching, kept, fresh=start is None)
+        _carry_out(job, data.data_dir)
     elif distributed.hand_over():
         _print_preview(run.output_format, plan)
+
+
+def _check(
+    mode: str, searching: SearchOptions, masking: MaskOptions, given: Collection[str]
+) -> None:
+    """Raise UsageError for what needs no network to be seen wrong; tell what does nothing."""
+    if mode.lower() != "search":
+        raise UnknownNameError("mode", mode, ("search",))
+    masking.indexes()
+    check_tensorboard(searching.tensorboard)
+    idle = searching.idle(given)
+    if idle:
+        warn(f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused")
+
+
+def _opened(
+    path: Path | None, task: resolve.Task, run: options.RunOptions, given: Collection[str]
+) -> Start | None:
+    """The file to start from, once the device and the other processes are there."""
+    if path is not None:
+        require_file(path)
+    resolve.prepare(run)
+    return None if path is None else open_start(path, task, given)
 
 
 @dataclass(frozen=True)
 class Places:
     """Where the files of a run go; masked: whether the network gets masks."""
 
-    task: Task
-    run: RunOptions
+    task: resolve.Task
+    run: options.RunOptions
     masked: bool = True
 
     def model(self, kind: str) -> Path:
@@ -160,49 +170,44 @@ class Places:
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Job:
-    """What was asked for, as model files tell it."""
+    """What is pruned and how, and where it goes; fresh: from random weights."""
 
-    task: Task
-    training: TrainConfig
+    model: Model
+    data: Data
     config: SearchConfig
-    masking: MaskOptions
-    run: RunOptions
-    start: Start | None
+    training: TrainConfig
+    places: Places
+    searching: SearchOptions
+    checkpoints: Checkpoints
+    fresh: bool = field(kw_only=True)
 
     def described(self, model: Model, accuracies: Mapping[str, float]) -> Model:
-        """`model`, saying how it was made."""
-        made = cli.provenance(
-            self.task,
-            self.training,
-            self.training.epochs,
-            command=COMMAND,
-            search=self.config.recorded(self.training)["search"],
-            masking=asdict(self.masking),
-            finetune=self.config.recorded(self.training)["finetune"],
-            start=None if self.start is None else str(self.start.path),
-            accuracy=self.told(accuracies),
-            **assumed(self.start),
-        )
+        """`model`, with these accuracies."""
+        made = {**model.info.provenance, "accuracy": self.told(accuracies)}
         return replace(model, info=replace(model.info, provenance=made))
 
     def told(self, accuracies: Mapping[str, float]) -> dict[str, float]:
-        """The accuracies, without that of a start that has only random weights."""
-        return {k: v for k, v in accuracies.items() if k != "start" or self.start is not None}
+        """The accuracies, without that of random weights."""
+        return {k: v for k, v in accuracies.items() if k != "start" or not self.fresh}
 
 
-def _warn_of_idle(searching: SearchOptions, given: Collection[str]) -> None:
-    idle = searching.idle(given)
-    if idle:
-        warn(f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused")
+def _model(task: resolve.Task, start: Start | None, data: Data, masking: MaskOptions) -> Model:
+    """Where the search starts, knowing what its results will tell of that."""
+    model = resolve.new_model(task, data) if start is None else start.network(data)
+    made = resolve.facts(task) | {
+        "masking": asdict(masking),
+        "start": None if start is None else str(start.path),
+        **assumed(start),
+    }
+    return replace(model, info=replace(model.info, provenance=made))
 
 
-def _fresh(task: Task, data: Data) -> Model:
-    """The task's network with random weights."""
-    kind = data.input_kind
-    info = ModelInfo("dense", data.normalization, data.classes, input_kind=kind)
-    return from_module(cli.new_module(task, data), info)
+def _settings(task: resolve.Task, start: Start | None, masking: MaskOptions) -> dict[str, Any]:
+    """What a run begins with, besides what `prune_unstructured` is given."""
+    path = None if start is None else file_sha256(start.path)
+    return {"task": asdict(task), "masking": asdict(masking), "model_path": path}
 
 
 def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
@@ -222,56 +227,48 @@ def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
     return found
 
 
-def _carry_out(
-    job: Job,
-    places: Places,
-    model: Model,
-    data: Data,
-    searching: SearchOptions,
-    keeping: ResumeOptions,
-    data_dir: Path,
-) -> None:
-    cli.warn_of_replacing(places.result, COMMAND)
-
-    def save_latest(epoch: SearchEpoch) -> None:
-        if distributed.current().is_main:
-            latest = job.described(epoch.model, {"validation": epoch.hard_accuracy})
-            save(latest, places.model("latest"))
-
-    path = None if job.start is None else file_sha256(job.start.path)
-    asked = {"task": asdict(job.task), "masking": asdict(job.masking), "model_path": path}
+def _carry_out(job: Job, data_dir: Path) -> None:
+    resolve.warn_of_replacing(job.places.result, COMMAND)
     try:
         result = prune_unstructured(
-            model,
-            data,
+            job.model,
+            job.data,
             job.config,
             job.training,
-            device=job.run.device,
-            checkpoints=cli.checkpoints_of(keeping, places.checkpoints, **asked),
-            table=places.log,
-            tensorboard=searching.tensorboard,
-            on_epoch=save_latest if searching.save_latest else None,
+            device=job.places.run.device,
+            checkpoints=job.checkpoints,
+            log=job.places.log,
+            tensorboard=job.searching.tensorboard,
+            on_epoch=partial(_save_latest, job) if job.searching.save_latest else None,
         )
     except SearchStoppedError as stop:
-        kept = _kept(job, places, stop)
+        with job.checkpoints.watching():
+            kept = _kept(job, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
         raise SoulDeployError(f"{stop}{kept}") from stop
     if distributed.hand_over():
-        files = _write(job, places, result)
-        _print_outcome(job, result, files, data_dir)
+        with job.checkpoints.watching():
+            _print_outcome(job, result, _write(job, result), data_dir)
 
 
-def _kept(job: Job, places: Places, stop: SearchStoppedError) -> str:
+def _save_latest(job: Job, epoch: SearchEpoch) -> None:
+    if distributed.current().is_main:
+        latest = job.described(epoch.model, {"validation": epoch.hard_accuracy})
+        save(latest, job.places.model("latest"))
+
+
+def _kept(job: Job, stop: SearchStoppedError) -> str:
     if not distributed.current().is_main:
         return ""
     if stop.last_good is None:
         return ". No epoch was left to keep; no model was written"
-    save(job.described(stop.last_good, {}), places.result)
-    return f". The last model with all layers alive was kept in {places.result}"
+    save(job.described(stop.last_good, {}), job.places.result)
+    return f". The last model with all layers alive was kept in {job.places.result}"
 
 
-def _write(job: Job, places: Places, result: PruneResult) -> dict[str, Path]:
+def _write(job: Job, result: PruneResult) -> dict[str, Path]:
     """The models; returns all files of the run by what they are."""
+    places = job.places
     accuracies = {k: v for k, v in result.accuracies.items() if k != "compact"}
     files = {"Masked model" if places.masked else "Model": places.result}
     save(job.described(result.masked, accuracies), places.result)
@@ -301,36 +298,28 @@ def _print_outcome(
     job: Job, result: PruneResult, files: Mapping[str, Path], data_dir: Path
 ) -> None:
     """Survivors, connectivity, SynOps, accuracies, files, the next command."""
-    layers, connectivity, tested = (
-        survivors(result.masked),
-        result.connectivity,
-        job.told(result.accuracies),
-    )
-    assert connectivity is not None and result.synops is not None
-    before, after = result.synops
+    output_format, compact = job.places.run.output_format, result.compact
+    connectivity, layers = result.connectivity, survivors(result.masked)
+    assert connectivity is not None
+    tested, (before, after) = job.told(result.accuracies), result.synops or (0.0, 0.0)
     document = {
         "test_accuracy": tested,
         "connectivity": {
-            "share": connectivity.share,
-            "live": connectivity.live,
-            "dense": connectivity.dense,
+            **{name: getattr(connectivity, name) for name in ("share", "live", "dense")},
             "layers": [asdict(layer) for layer in connectivity.layers],
         },
         "synops_per_image": {"before": before, "after": after},
         "survivors": [asdict(layer) for layer in layers],
         "parameters": {
             "before": parameters(result.masked.state),
-            "after": None if result.compact is None else parameters(result.compact.state),
+            "after": None if compact is None else parameters(compact.state),
         },
         "files": {
             what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
         },
     }
-    rows: list[tuple[object, ...]] = [
-        (layer.projection, *_shares(layer.weights), *_shares(layer.neurons)) for layer in layers
-    ]
-    columns = ("layer", "weights", "kept", "neurons", "kept")
-    output_format, schema = job.run.output_format, "soul-deploy/prune-unstructured/1"
+    rows = [(row.projection, *_shares(row.weights), *_shares(row.neurons)) for row in layers]
+    columns, schema = ("layer", "weights", "kept", "neurons", "kept"), SCHEMA
     print_result(output_format, schema, document, "Survivors", columns, rows)
     if output_format == "json":
         return
@@ -338,9 +327,8 @@ def _print_outcome(
     fewer = f" ({before / after:.1f}× fewer)" if after else ""
     say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
     say(f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}")
-    kind = "Model" if result.compact is None else "Compact model"
-    words = ["export", "event", files[kind], *folder_flags(data_dir)]
-    print_files(output_format, files, words)
+    path = files["Model" if compact is None else "Compact model"]
+    print_files(output_format, files, ["export", "event", path, *folder_flags(data_dir)])
 
 
 def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:

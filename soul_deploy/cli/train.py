@@ -6,29 +6,9 @@ from pathlib import Path
 import click
 
 from soul_deploy import distributed
-from soul_deploy.cli.config import (
-    Task,
-    checkpoints_of,
-    config_of,
-    load_task_data,
-    new_model,
-    prepare,
-    require_outputs,
-    task_of,
-)
+from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options
 from soul_deploy.cli.index_lists import SoulCommand, input_kind_option
-from soul_deploy.cli.options import (
-    DataOptions,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-    data_options,
-    learning_options,
-    network_options,
-    resume_options,
-    run_options,
-)
 from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.data.datasets import require_kind
 from soul_deploy.model.file import save
@@ -38,18 +18,18 @@ from soul_deploy.training.trainer import EpochResult
 
 
 @click.command(cls=SoulCommand)
-@network_options("spikingvgg9")
-@data_options()
-@learning_options(epochs=150, batch_size=64)
-@run_options()
-@resume_options()
+@options.network_options("spikingvgg9")
+@options.data_options()
+@options.learning_options(epochs=150, batch_size=64)
+@options.run_options()
+@options.resume_options()
 @input_kind_option("the data set's")
 def train(
-    network: NetworkChoice,
-    data: DataOptions,
-    learning: LearningOptions,
-    run: RunOptions,
-    keeping: ResumeOptions,
+    network: options.NetworkChoice,
+    data: options.DataOptions,
+    learning: options.LearningOptions,
+    run: options.RunOptions,
+    keeping: options.ResumeOptions,
     input_kind: str | None,
 ) -> None:
     """Train a spiking network by direct coding and write the best epoch as a model file.
@@ -57,21 +37,18 @@ def train(
     The best epoch is chosen on a validation split of the training images; the test images are
     used once, at the end.
     """
-    config, task = config_of(learning), task_of(network, data, learning.seed)
-    device = prepare(run)
-    path, log, folder = (
-        _model_path(task, run),
-        train_log(run.log_dir, task),
-        _checkpoints(task, run),
-    )
-    require_outputs(path, log, checkpoint_path(folder))
-    loaded = load_task_data(data)
+    config, task = resolve.config_of(learning), resolve.task_of(network, data, learning.seed)
+    device = resolve.prepare(run)
+    path, log = _model_path(task, run), train_log(run.log_dir, task)
+    folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
+    resolve.require_outputs(path, log, checkpoint_path(folder))
+    loaded = resolve.load_task_data(data)
     if input_kind is not None:
         require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
     result = training.train(
-        *(new_model(task, loaded), loaded, config),
+        *(resolve.new_model(task, loaded), loaded, config),
         device=device.type,
-        checkpoints=checkpoints_of(keeping, folder, task=asdict(task)),
+        checkpoints=resolve.checkpoints_of(keeping, folder, task=asdict(task)),
         log=log,
     )
     if distributed.hand_over():
@@ -79,21 +56,17 @@ def train(
         _print(result, path, task, run.output_format, data.data_dir)
 
 
-def _model_path(task: Task, run: RunOptions) -> Path:
+def _model_path(task: resolve.Task, run: options.RunOptions) -> Path:
     return run.model_dir / f"best_{task.stem}.safetensors"
 
 
-def _checkpoints(task: Task, run: RunOptions) -> Path:
-    return run.model_dir / "checkpoints" / f"train_{task.stem}"
-
-
-def train_log(log_dir: Path, task: Task) -> Path:
+def train_log(log_dir: Path, task: resolve.Task) -> Path:
     """Where the epochs' results go."""
     return log_dir / f"train_{task.stem}.jsonl"
 
 
 def _print(
-    result: training.TrainResult, path: Path, task: Task, output_format: str, data_dir: Path
+    result: training.TrainResult, path: Path, task: resolve.Task, output_format: str, data_dir: Path
 ) -> None:
     print_result(
         output_format,

@@ -229,17 +229,6 @@ class Training:
         self.module.eval()
 
 
-def fit(
-    module: GraphModule,
-    data: Data,
-    config: TrainConfig,
-    hooks: BatchHooks | None = None,
-    tick: Tick | None = None,
-) -> Iterator[EpochResult]:
-    """`Training.run` for who needs neither its state nor checkpoints."""
-    return Training(module, data, config, hooks=hooks, tick=tick).run()
-
-
 def begin_training(module: nn.Module, config: TrainConfig) -> None:
     """Training mode, except for batch norms that are frozen."""
     module.train()

@@ -18,7 +18,7 @@ class PruneResult:
     masked        the network with its masks
     compact       the same outputs from fewer channels; None where nothing was masked
     plan          which channels went from the one to the other, and why
-    history       one result per epoch of this run's last phase, those before a resumption included
+    history       one result, or row of the table, per epoch; those before a resumption included
     accuracies    test accuracies, 0 to 1: "dense" or "start", "masked", "compact"
     connectivity  live synapses of the masked network
     synops        SynOps per image of the start and of the masked network, on a fixed sample
@@ -58,7 +58,7 @@ class PruneResult:
             "test_accuracy": dict(self.accuracies),
             "layers": [list(row) for row in self.layers],
             "parameters": list(self.parameters),
-            "history": [asdict(epoch) for epoch in self.history],
+            "history": [e if isinstance(e, dict) else asdict(e) for e in self.history],
             "connectivity": connectivity,
             "synops": None if self.synops is None else list(self.synops),
         }

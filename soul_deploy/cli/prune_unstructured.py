@@ -14,12 +14,12 @@ from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.base.progress import status
 from soul_deploy.cli.config import (
     checkpoints_of,
-    config_of,
     data_of,
     load_task_data,
     new_module,
     prepare,
     provenance,
+    recipe_of,
     require_outputs,
     task_of,
     warn_of_replacing,
@@ -122,7 +122,7 @@ def unstructured(
     """
     if mode.lower() != "search":
         raise UnknownNameError("mode", mode, ("search",))
-    task, recipe = task_of(network, data, learning.seed), config_of(learning)
+    task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
     search, finetune = searching.search(learning, recipe), searching.finetuning()
     begin = masking.start(learning.seed, steered=search.target is not None)
     masking.weight_indexes(), masking.neuron_indexes()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -64,6 +64,19 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
             raise UsageError(f"every {self.every} must be at least 1")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """When a run has ended and its results are written: end the program at once on signals.
+
+        Inside, SIGTERM and Ctrl-C raise InterruptedRunError, which names the newest checkpoint.
+        """
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            raise InterruptedRunError(_stopped(number, checkpoints_in(self.folder)), number)
+
+        with _signals_caught(receive):
+            yield
 
 
 @dataclass(frozen=True)
@@ -289,18 +302,7 @@ class CheckpointManager:
 
     def _stop(self, number: int) -> None:
         if number:
-            raise InterruptedRunError(self._stopped(number), number)
-
-    def _stopped(self, number: int) -> str:
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        if not distributed.current().is_main:
-            return f"stopped by {name}"
-        if not self._good:
-            return f"stopped by {name}, before the first checkpoint was written"
-        return (
-            f"stopped by {name}; {self._good[-1]} holds the run: give the same command with "
-            "--resume auto to go on"
-        )
+            raise InterruptedRunError(_stopped(number, self._good), number)
 
     @contextmanager
     def watching(self) -> Iterator["CheckpointManager"]:
@@ -309,19 +311,13 @@ class CheckpointManager:
         A second one stops a single process at once. torchrun passes on what it is sent, so each of
         several processes may get the same signal twice; they always finish the step.
 
-        Outside of the main thread signals are left alone, since Python allows nothing else; so are
-        they without checkpoints.
+        Without checkpoints signals are left alone.
         """
-        main = threading.current_thread() is threading.main_thread()
-        if not main or self._checkpoints is None:
+        if self._checkpoints is None:
             yield self
             return
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
+        with _signals_caught(self._receive):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         several = distributed.current().world_size > 1
@@ -331,6 +327,32 @@ class CheckpointManager:
             advice = "" if several else "; once more to stop at once"
             note(f"stopping after the present step{advice}")
         self._signal = number
+
+
+@contextmanager
+def _signals_caught(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Outside of the main thread signals are left alone, since Python allows nothing else."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(number: int, checkpoints: Sequence[Path]) -> str:
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    if not distributed.current().is_main:
+        return f"stopped by {name}"
+    if not checkpoints:
+        return f"stopped by {name}, before the first checkpoint was written"
+    return (
+        f"stopped by {name}; {checkpoints[-1]} holds the run: give the same command with "
+        "--resume auto to go on"
+    )
 
 
 def _same_folder(one: Path, other: Path) -> bool:

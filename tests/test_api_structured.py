@@ -162,7 +162,7 @@ from dataclasses import replace
 dense, kept = soul_deploy.DensePhase(1), soul_deploy.Checkpoints(Path("kept"), every=1)
 result = pruned(dense=dense, checkpoints=kept, log=Path("log.jsonl"))
 rank = torch.distributed.get_rank()
-soul_deploy.save_model(Path(f"masked{rank}.safetensors"), result.masked)
+soul_deploy.save(result.masked, f"masked{rank}.safetensors")
 again = pruned(dense=dense, checkpoints=replace(kept, resume=True))
 assert again.accuracies == result.accuracies
 soul_deploy.train(result.compact, arrays(), replace(QUICK, epochs=1), device="cpu")

@@ -89,7 +89,7 @@ def unstructured(
     """
     given = explicit_flags(context)
     _check(mode, searching, masking, given)
-    task, training = resolve.task_of(network, data, learning.seed), resolve.config_of(learning)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config = searching.config(masking)
     start = _opened(model_path, task, run, given)
     task = task if start is None else start.task

@@ -25,11 +25,11 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import Sca, prune
+from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.selection import Guard
 from soul_deploy.prune.structured.units import pruning_units
-from soul_deploy.training.trainer import Recipe, accuracy, fit
+from soul_deploy.training.trainer import TrainConfig, Training, accuracy
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 TRAINED, CHECKED, COUNTED = 640, 8, 32
@@ -67,15 +67,15 @@ def run(name: str, residual: Residual, data: Data) -> bool:
     network, graph = create(name, NetworkOptions((3, 32, 32), 10, NeuronSpec(), 4))
     module = GraphModule(graph)
     module.load_state_dict(network.state_dict())
-    recipe = Recipe(batch_size=32, learning_rate=2e-3, seed=1)
-    for _ in fit(module, data, recipe, 2):
+    recipe = TrainConfig(epochs=2, batch_size=32, learning_rate=2e-3, seed=1)
+    for _ in Training(module, data, recipe).run():
         pass
     dense = from_module(module, ModelInfo())
     schedule = PruneSchedule(ratio=0.5, regrow_ratio=0.1, epochs=2, finetune_epochs=1)
-    sca = Sca(schedule, Guard(min_keep=0.25), "spike", residual=residual)
+    sca = ScaConfig(schedule, Guard(min_keep=0.25), "spike", residual=residual)
     units = pruning_units(graph, residual)
     names = [population for unit in units for population in unit.populations]
-    for _ in prune(module, data, recipe, sca, list(dict.fromkeys(names))):
+    for _ in ChannelPruning(module, data, recipe, sca, list(dict.fromkeys(names))).run():
         pass
     masked = from_module(module, ModelInfo("masked"))
     compact = remove(masked, plan_removal(masked, residual=residual))

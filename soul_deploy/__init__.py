@@ -4,24 +4,34 @@ Names are loaded on first use, so that `import soul_deploy.runtime` needs no PyT
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# name -> "module:attribute", or the module itself
+# name -> "module:attribute", or the module itself; the imports for type checkers say the same.
 _NAMES = {
     "BenchConfig": "runtime.bench.runner:BenchConfig",
     "EnergyChoice": "analysis.measure:EnergyChoice",
+    "Checkpoints": "training.checkpoint_manager:Checkpoints",
+    "DensePhase": "prune.structured.pipeline:DensePhase",
+    "FinetuneConfig": "prune.unstructured.config:FinetuneConfig",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
+    "PruneResult": "prune.result:PruneResult",
+    "PruneSchedule": "prune.structured.schedule:PruneSchedule",
+    "ScaConfig": "prune.structured.sca:ScaConfig",
+    "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
+    "TrainConfig": "training.trainer:TrainConfig",
+    "TrainResult": "training.train:TrainResult",
+    "as_data": "data.given:as_data",
     "bench": "runtime.bench.bench:bench",
     "compare": "equivalence.engines:compare",
     "connectivity": "analysis.connectivity:connectivity",
     "count": "analysis.measure:count",
-    "create": "zoo.registry:create",
+    "create": "zoo.create:create",
     "errors": "base.errors",
     "export_event": "export.event.build:export_event",
     "export_nir": "export.nir.write:export_nir",
@@ -29,25 +39,75 @@ _NAMES = {
     "from_torch": "frontend.from_torch:from_torch",
     "import_nir": "export.nir.read:import_nir",
     "layers": "nn.layers",
-    "load_model": "model.model:load_model",
+    "load": "model.file:load",
     "load_network": "runtime.engine.network:load",
     "plan_removal": "prune.removal.planner:plan_removal",
+    "plan_structured": "prune.structured.pipeline:plan_structured",
+    "plan_unstructured": "prune.unstructured.pipeline:plan_unstructured",
+    "prune_structured": "prune.structured.pipeline:prune_structured",
+    "prune_unstructured": "prune.unstructured.pipeline:prune_unstructured",
     "remove": "prune.removal.apply:remove",
-    "save_model": "model.model:save_model",
-    "trace": "frontend.trace:trace",
+    "save": "model.file:save",
+    "train": "training.train:train",
     "verify": "export.verify.verify:verify",
 }
+_OLD = ("load_model", "save_model", "trace")
 
-__all__ = ["__version__", *sorted(_NAMES)]
+if TYPE_CHECKING:
+    from soul_deploy.analysis.connectivity import connectivity as connectivity
+    from soul_deploy.analysis.measure import EnergyChoice as EnergyChoice
+    from soul_deploy.analysis.measure import count as count
+    from soul_deploy.base import errors as errors
+    from soul_deploy.data.given import as_data as as_data
+    from soul_deploy.deprecated import load_model as load_model
+    from soul_deploy.deprecated import save_model as save_model
+    from soul_deploy.deprecated import trace as trace
+    from soul_deploy.equivalence.engines import compare as compare
+    from soul_deploy.export.event.build import export_event as export_event
+    from soul_deploy.export.nir.read import import_nir as import_nir
+    from soul_deploy.export.nir.write import export_nir as export_nir
+    from soul_deploy.export.onnx.model import export_onnx as export_onnx
+    from soul_deploy.export.verify.verify import verify as verify
+    from soul_deploy.frontend.from_torch import from_torch as from_torch
+    from soul_deploy.ir.graph import SpikingGraph as SpikingGraph
+    from soul_deploy.ir.neurons import NeuronSpec as NeuronSpec
+    from soul_deploy.model.file import load as load
+    from soul_deploy.model.file import save as save
+    from soul_deploy.model.model import Model as Model
+    from soul_deploy.nn import layers as layers
+    from soul_deploy.nn.graph_module import GraphModule as GraphModule
+    from soul_deploy.nn.neuron import SpikingNeuron as SpikingNeuron
+    from soul_deploy.prune.removal.apply import remove as remove
+    from soul_deploy.prune.removal.planner import plan_removal as plan_removal
+    from soul_deploy.prune.result import PruneResult as PruneResult
+    from soul_deploy.prune.structured.pipeline import DensePhase as DensePhase
+    from soul_deploy.prune.structured.pipeline import plan_structured as plan_structured
+    from soul_deploy.prune.structured.pipeline import prune_structured as prune_structured
+    from soul_deploy.prune.structured.sca import ScaConfig as ScaConfig
+    from soul_deploy.prune.structured.schedule import PruneSchedule as PruneSchedule
+    from soul_deploy.prune.unstructured.config import FinetuneConfig as FinetuneConfig
+    from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
+    from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured
+    from soul_deploy.prune.unstructured.pipeline import prune_unstructured as prune_unstructured
+    from soul_deploy.runtime.bench.bench import bench as bench
+    from soul_deploy.runtime.bench.runner import BenchConfig as BenchConfig
+    from soul_deploy.runtime.engine import network as _network
+    from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints
+    from soul_deploy.training.train import TrainResult as TrainResult
+    from soul_deploy.training.train import train as train
+    from soul_deploy.training.trainer import TrainConfig as TrainConfig
+    from soul_deploy.zoo.create import create as create
 
+    load_network = _network.load
+else:  # what a type checker reads would make a known name of every misspelt one
+    __all__ = ["__version__", *sorted(_NAMES)]
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'soul_deploy' has no attribute {name!r}")
-    module, _, attribute = _NAMES[name].partition(":")
-    found = import_module(f"soul_deploy.{module}")
-    return getattr(found, attribute) if attribute else found
+    def __getattr__(name: str) -> Any:
+        if name not in _NAMES and name not in _OLD:
+            raise AttributeError(f"module 'soul_deploy' has no attribute {name!r}")
+        module, _, attribute = _NAMES.get(name, f"deprecated:{name}").partition(":")
+        found = import_module(f"soul_deploy.{module}")
+        return getattr(found, attribute) if attribute else found
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    def __dir__() -> list[str]:
+        return sorted(__all__)

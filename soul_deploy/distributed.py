@@ -13,6 +13,7 @@ group of one is returned, whose sums are the values themselves: the loops have o
 """
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from soul_deploy.base.errors import DistributedError, UsageError
+from soul_deploy.nn.graph_module import GraphModule
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(hours=12)
@@ -200,14 +202,56 @@ def odd_ones(given: Sequence[bytes]) -> tuple[int, ...]:
     return tuple(i for i, value in enumerate(given) if value != usual)
 
 
+def joined() -> bool:
+    """Whether this process is one of a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def current() -> Group:
     """The group that this process has joined, or a group of one."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not joined():
         return Group()
     device = torch.device("cpu")
     if dist.get_backend() == "nccl":
         device = torch.device("cuda", torch.cuda.current_device())
     return Group(dist.get_rank(), dist.get_world_size(), device)
+
+
+def assert_ranks_agree(
+    when: str, module: GraphModule, place: Sequence[float], masks: Iterable[Tensor] = ()
+) -> None:
+    """Raise DistributedError, in all processes, if not all of them hold the same network.
+
+    place: numbers that say how far each has come; masks: others than the module's.
+    """
+    keeps = [mask.keep for mask in module.channel_masks.values()]
+    current().agree(
+        when,
+        {
+            "place": [torch.tensor(place, dtype=torch.float64)],
+            "masks": [*keeps, *masks],
+            "weights": module.state_dict().values(),
+        },
+    )
+
+
+def assert_ranks_start_alike(settings: Mapping[str, Any], checkpoint: str) -> None:
+    """Raise DistributedError, in all processes, if they do not begin the same run at one place.
+
+    settings: what was asked for, the data's sha256 among it. checkpoint: what the run goes on from;
+    empty: nothing.
+    """
+    current().agree(
+        "at the start",
+        {
+            "settings and data": [_bytes_of(json.dumps(settings, sort_keys=True, default=str))],
+            "the checkpoint to go on from": [_bytes_of(checkpoint)],
+        },
+    )
+
+
+def _bytes_of(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def started_by_torchrun(environment: Mapping[str, str]) -> bool:

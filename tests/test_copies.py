@@ -26,13 +26,13 @@ from soul_deploy.model.model import Model, Validity
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.plan import SearchStoppedError
+from soul_deploy.prune.unstructured.search import SearchStoppedError
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.thread_team import Crew
 from soul_deploy.runtime.ops.counted_run import count, fan_out
-from soul_deploy.training.cursor import Progress
+from soul_deploy.training.state import TrainingCursor
 
 Copy = Callable[[Any], Any]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -271,10 +271,10 @@ def test_a_module_and_its_searched_masks_stay_together(made: Copy) -> None:
 
 @each_copy
 def test_progress_is_copied(made: Copy) -> None:
-    progress = Progress(2, 3, 1.5, 7, 0.25)
+    progress = TrainingCursor(2, 3, 1.5, 7, 0.25)
     other = made(progress)
     progress.next_epoch()
-    assert other == Progress(2, 3, 1.5, 7, 0.25)
+    assert other == TrainingCursor(2, 3, 1.5, 7, 0.25)
 
 
 def raised() -> list[BaseException]:

@@ -34,9 +34,9 @@ from soul_deploy.distributed import (
     running_statistics,
     started_by_torchrun,
 )
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 from soul_deploy.training import trainer as training
-from soul_deploy.training.trainer import Recipe, begin_training
+from soul_deploy.training.trainer import TrainConfig, begin_training
 
 ROOT = Path(soul_deploy.__file__).parents[1]
 SMALL = ["--model", "Cifar10Net", "--width", "8", "--hidden", "16", "--dataset_name", "digits"]
@@ -223,7 +223,7 @@ def test_torchrun_restarts_a_job_that_goes_on_and_its_model_is_pruned(tmp_path: 
     assert said.count("resuming from") == 1 and said.count("train 4/4: loss") == 1
     assert len((tmp_path / "logs" / f"train_{STEM}.jsonl").read_text().splitlines()) == 4
     trained = tmp_path / "saved_models" / f"best_{STEM}{E}"
-    assert load_model(trained).info.provenance["command"] == "train" and "test" in out
+    assert load(trained).info.provenance["command"] == "train" and "test" in out
 
     words = ["-m", "soul_deploy", "prune", "unstructured", *QUICK, "--model_path", str(trained)]
     words += ["--epochs", "2", "--finetune", "--epoch_finetune", "1", "--prune_lr", "0.1"]
@@ -245,7 +245,7 @@ def _resume(folder: Path, words: list[str]) -> None:
     assert said.count("train 1/1: loss") == said.count("prune 3/3: loss") == 1
     models = {path.name for path in (folder / "saved_models").glob("*.safetensors")}
     assert models == {f"best_{STEM}{E}", f"pruned_{STEM}{E}", f"pruned_{STEM}_compact{E}"}
-    compact = load_model(folder / "saved_models" / f"pruned_{STEM}_compact{E}")
+    compact = load(folder / "saved_models" / f"pruned_{STEM}_compact{E}")
     assert compact.info.provenance["command"] == "prune structured"
     for name, lines in (("train", 1), ("prune", 3)):
         assert len((folder / "logs" / f"{name}_{STEM}.jsonl").read_text().splitlines()) == lines
@@ -294,9 +294,9 @@ def test_a_digest_sees_type_shape_and_every_value() -> None:
 
 def test_frozen_batch_norms_are_not_averaged() -> None:
     module = nn.Sequential(nn.BatchNorm2d(3), nn.Linear(2, 2))
-    begin_training(module, Recipe())
+    begin_training(module, TrainConfig())
     assert len(running_statistics(module)) == 2
-    begin_training(module, Recipe(freeze_batch_norm=True))
+    begin_training(module, TrainConfig(freeze_batch_norm=True))
     assert running_statistics(module) == [] and module[1].training
 
 

@@ -20,7 +20,15 @@ def test_every_file_that_a_document_names_exists() -> None:
     """A name with a folder is a path from the root or from `soul_deploy`; one without is a leaf."""
     files = {
         str(path.relative_to(ROOT))
-        for folder in ("soul_deploy", "prune", "export", "runtime", "tests", "benchmarks")
+        for folder in (
+            "soul_deploy",
+            "prune",
+            "export",
+            "runtime",
+            "tests",
+            "benchmarks",
+            "examples",
+        )
         for path in (ROOT / folder).rglob("*.py")
     }
     files |= {f"soul_deploy/{name}" for name in files}

@@ -82,22 +82,6 @@ def test_files_and_functions_stay_small() -> None:
                 assert declares or node.end_lineno - first < 45, f"{path.name}: {node.name}"
 
 
-def test_public_names_are_the_ones_listed() -> None:
-    package = import_module("soul_deploy")
-    assert package.__all__ == [
-        *("__version__", "BenchConfig", "EnergyChoice", "GraphModule", "Model", "NeuronSpec"),
-        *("SpikingGraph", "SpikingNeuron"),
-        *("bench", "compare", "connectivity", "count"),
-        *("create", "errors", "export_event", "export_nir", "export_onnx", "from_torch"),
-        *("import_nir", "layers", "load_model", "load_network", "plan_removal", "remove"),
-        *("save_model", "trace", "verify"),
-    ]
-    for name in package.__all__:
-        assert getattr(package, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'prun'"):
-        _ = package.prun
-
-
 def test_compiled_kernels_stand_in_one_package() -> None:
     """numba keeps a cache for each folder, and `kernels/cache.py` clears that of its own."""
     for path in SOURCES:

@@ -30,7 +30,7 @@ from soul_deploy.runtime.format.file import save_event_network
 
 def export_event(
     model: Model,
-    path: Path,
+    path: Path | str,
     *,
     source_sha256: str | None = None,
     representation: storage_format.Choice = "auto",

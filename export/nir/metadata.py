@@ -14,7 +14,8 @@ from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
 from soul_deploy.export.nir.package import FORMAT, vote_weight
 from soul_deploy.ir.graph import Node, Readout, Shape
 from soul_deploy.ir.serde import node_from_json
-from soul_deploy.model.model import ModelInfo, info_from_json
+from soul_deploy.model.file import info_from_json
+from soul_deploy.model.model import ModelInfo
 
 State = Mapping[str, Array]
 

@@ -25,7 +25,8 @@ from soul_deploy.export.nir.nodes import Reader, read_node
 from soul_deploy.export.nir.package import DEFAULT_DT, check_sizes, nir_package
 from soul_deploy.export.nir.trial import try_reading
 from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.model.model import Model, check_state, with_input_kind
+from soul_deploy.model.file import check_state
+from soul_deploy.model.model import Model, with_input_kind
 from soul_deploy.runtime.equations import FireRule
 
 MAX_TURNS = 1 << 27

@@ -287,7 +287,7 @@ def metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
 
 
 def export_nir(
-    model: Model, path: Path, *, dt: float = DEFAULT_DT, source_sha256: str | None = None
+    model: Model, path: Path | str, *, dt: float = DEFAULT_DT, source_sha256: str | None = None
 ) -> Any:
     """Write `build_nir`'s graph to `path` atomically and return it.
 

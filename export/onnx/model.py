@@ -213,7 +213,7 @@ def _rule(equation: NeuronEquation) -> str:
 
 def export_onnx(
     model: Model,
-    path: Path,
+    path: Path | str,
     *,
     opset: int = 18,
     input_mode: InputMode = "static",
@@ -231,7 +231,7 @@ def export_onnx(
     return built
 
 
-def write_onnx(path: Path, built: onnx.ModelProto) -> None:
+def write_onnx(path: Path | str, built: onnx.ModelProto) -> None:
     """Write atomically. Raises LimitError for a file too large, and OSError."""
     data = built.SerializeToString(deterministic=True)
     if len(data) > MAX_BYTES:

@@ -14,9 +14,11 @@ from soul_deploy.ir.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.model.model import Model, Validity, check_state
+from soul_deploy.model.file import check_state
+from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune.removal.connections import source_member, with_bias
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan
+from soul_deploy.prune.removal.planner import plan_removal
 
 Part = Callable[[LayerRemoval], tuple[int, ...]]
 
@@ -30,15 +32,19 @@ def removal_bytes(model: Model, plan: RemovalPlan) -> int:
     return sum(array.nbytes for array in model.state.values()) + patterns
 
 
-def remove(model: Model, plan: RemovalPlan, *, max_memory: int | None = None) -> Model:
+def remove(
+    model: Model, plan: RemovalPlan | None = None, *, max_memory: int | None = None
+) -> Model:
     """The compact network: the same outputs from fewer channels, under the same names.
 
-    max_memory: bytes that it may take besides the model; None: what the machine has. Raises
-    LimitError for more, before anything is made.
+    plan: what goes; None: what `plan_removal` finds. max_memory: bytes that it may take besides
+    the model; None: what the machine has. Raises LimitError for more, before anything is made.
 
     Masks of channels and neurons that stay are kept. A scattered branch `x` gets a node `x.scatter`
     behind it.
     """
+    if plan is None:
+        plan = plan_removal(model, max_memory=max_memory)
     needed = removal_bytes(model, plan)
     require_memory("the removal", needed, max_memory, "Give more with --max_memory")
     graph, state = model.graph, dict(model.state)

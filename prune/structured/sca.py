@@ -1,4 +1,4 @@
-"""The pruning loop of method S (SCA): train, score, mask, regrow, fine-tune with frozen masks.
+"""The pruning loop of SCA: train, score, mask, regrow, fine-tune with frozen masks.
 
 A mask multiplies the batch norm's output, so a masked channel gives no current while its weights
 stay; it can come back. See `soul_deploy.prune.structured.selection` for the rule and its source.
@@ -21,7 +21,14 @@ from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.structured.scores import ChannelStatistics, Names, Score, Window
+from soul_deploy.prune.structured.scores import (
+    SCORES,
+    WINDOWS,
+    ChannelStatistics,
+    Names,
+    Score,
+    Window,
+)
 from soul_deploy.prune.structured.selection import (
     Budget,
     ChannelPlan,
@@ -37,13 +44,12 @@ from soul_deploy.prune.structured.units import (
     by_mask,
     pruning_units,
 )
-from soul_deploy.training.rank_checks import check_same
 from soul_deploy.training.state import Bundle, Tree
 from soul_deploy.training.trainer import (
     BestState,
     EpochResult,
-    Recipe,
     Tick,
+    TrainConfig,
     Training,
     accuracy,
     backward,
@@ -52,11 +58,13 @@ from soul_deploy.training.trainer import (
 
 RegrowWeights = Literal["retain", "zero"]
 REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
+NAMED = ("score", "score_window", "regrow_window", "regrow_weights", "residual")
+"""Fields of ScaConfig that are one of some names."""
 
 
 @dataclass(frozen=True)
-class Sca:
-    """Method S: what is measured, when masks change, what every layer keeps.
+class ScaConfig:
+    """SCA: what is measured, when masks change, what every layer keeps.
 
     regrow_weights  "retain": a regrown channel goes on with its old weights; "zero": its incoming
                     weights start from 0 (its batch norm stays, so that it can learn)
@@ -73,10 +81,10 @@ class Sca:
     residual: Residual = "internal"
 
     def __post_init__(self) -> None:
-        if self.regrow_weights not in REGROW_WEIGHTS:
-            raise UnknownNameError("regrow_weights", self.regrow_weights, REGROW_WEIGHTS)
-        if self.residual not in RESIDUAL:
-            raise UnknownNameError("residual", self.residual, RESIDUAL)
+        valid = (SCORES, WINDOWS, WINDOWS, REGROW_WEIGHTS, RESIDUAL)
+        for name, choices in zip(NAMED, valid, strict=True):
+            if getattr(self, name) not in choices:
+                raise UnknownNameError(name, getattr(self, name), choices)
 
     def units(self, graph: SpikingGraph, names: Collection[str]) -> tuple[PruningUnit, ...]:
         """What is decided about when the populations `names` are pruned."""
@@ -100,7 +108,7 @@ class PruneStep:
     plan: ChannelPlan | None
 
 
-def check(module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
     """Raise UsageError before any training if the budget cannot be met."""
     widths = {unit.name: unit.channels for unit in sca.units(module.graph, names)}
     check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
@@ -117,8 +125,8 @@ class ChannelPruning:
         self,
         module: GraphModule,
         data: Data,
-        recipe: Recipe,
-        sca: Sca,
+        recipe: TrainConfig,
+        sca: ScaConfig,
         names: Sequence[str],
         tick: Tick | None = None,
         after_step: Callable[[], None] | None = None,
@@ -129,7 +137,9 @@ class ChannelPruning:
         self._statistics = self._measurement.statistics
         self._best = BestState()
         self._training = Training(
-            *(module, data, recipe, sca.schedule.epochs, self._statistics, tick),
+            *(module, data, replace(recipe, epochs=sca.schedule.epochs)),
+            hooks=self._statistics,
+            tick=tick,
             after_step=after_step,
         )
 
@@ -153,7 +163,7 @@ class ChannelPruning:
         training = self._training
         apply(masks, training.module, training.optimizer, self.sca.regrow_weights)
         self._statistics.reset()
-        check_same("after the new masks", training.module, [ratio])
+        distributed.assert_ranks_agree("after the new masks", training.module, [ratio])
         return plan
 
     def _offer(self, result: EpochResult) -> None:
@@ -178,15 +188,8 @@ class ChannelPruning:
         )
 
 
-def prune(
-    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
-) -> Iterator[PruneStep]:
-    """`ChannelPruning.run` for who needs neither its state nor checkpoints."""
-    return ChannelPruning(module, data, recipe, sca, names).run()
-
-
 def plan_of_weights(
-    module: GraphModule, data: Data, recipe: Recipe, sca: Sca, names: Sequence[str]
+    module: GraphModule, data: Data, recipe: TrainConfig, sca: ScaConfig, names: Sequence[str]
 ) -> ChannelPlan:
     """The final plan that the present weights would give, measured over one epoch without learning.
 
@@ -205,7 +208,7 @@ def plan_of_weights(
 class _Measurement:
     """The units of a module, with open masks and fresh statistics."""
 
-    def __init__(self, module: GraphModule, sca: Sca, names: Sequence[str]) -> None:
+    def __init__(self, module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
         self.sca = sca
         self.units = sca.units(module.graph, names)
         masks = [mask for unit in self.units for mask in unit.masks]

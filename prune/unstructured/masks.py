@@ -1,4 +1,4 @@
-"""Trainable masks of method U: one real parameter alpha per weight and per neuron.
+"""Trainable masks: one real parameter alpha per weight and per neuron.
 
 While they are searched for, a mask multiplies by sigmoid(beta · alpha) with a rising temperature
 beta; afterwards it keeps what has alpha > 0 (Shi et al., ICLR 2024; published code,
@@ -6,7 +6,7 @@ models/submodules/sparse.py and temp_scheduler.py).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import UsageError
+from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Node, Population, SpikingGraph
+from soul_deploy.ir.graph import (
+    Convolution,
+    Node,
+    Population,
+    SpikingGraph,
+)
+from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, HardGate
-from soul_deploy.prune.unstructured.penalty import Coefficients
+from soul_deploy.prune.unstructured.loss import Coefficients
+
+Layers = Sequence[str | int] | None
+"""Names, or indexes from 0 in forward order; None: what is masked by default."""
 
 
 @brief
@@ -31,7 +40,7 @@ class SoftMask:
     temperature: float = 1.0
 
     def __call__(self) -> Tensor:
-        """The soft gate, sigmoid(temperature · alpha)."""
+        """The soft mask's multiplier, sigmoid(temperature · alpha)."""
         return torch.sigmoid(self.temperature * self.alpha)
 
     def keep(self) -> Tensor:
@@ -48,8 +57,11 @@ class Masks:
     neurons: Mapping[str, SoftMask]
 
     def __iter__(self) -> Iterator[SoftMask]:
-        yield from self.weights.values()
-        yield from self.neurons.values()
+        yield from self.named().values()
+
+    def named(self) -> dict[str, SoftMask]:
+        """All masks, by projection and population."""
+        return {**self.weights, **self.neurons}
 
     def parameters(self) -> list[nn.Parameter]:
         """All alphas."""
@@ -66,8 +78,16 @@ class Masks:
         for mask in self.neurons.values():
             mask.temperature = neurons
 
+    def temperatures(self) -> tuple[float, float]:
+        """Of weights and of neurons; 0 where there is no mask."""
+        weights, neurons = (
+            next((mask.temperature for mask in masks.values()), 0.0)
+            for masks in (self.weights, self.neurons)
+        )
+        return weights, neurons
+
     def attach(self, module: GraphModule) -> None:
-        """Let `module` multiply by the soft gates."""
+        """Let `module` multiply by the soft masks."""
         module.weight_gates.update(self.weights)
         module.neuron_gates.update(self.neurons)
 
@@ -88,8 +108,7 @@ class Masks:
 
     def alphas(self) -> dict[str, Array]:
         """Copies of all alphas, by projection and population."""
-        both = {**self.weights, **self.neurons}
-        return {name: mask.alpha.detach().cpu().numpy().copy() for name, mask in both.items()}
+        return {name: m.alpha.detach().cpu().numpy().copy() for name, m in self.named().items()}
 
 
 @brief
@@ -130,12 +149,7 @@ def make_masks(
 
     Raises UsageError for known alphas of another shape or of a layer that is not chosen.
     """
-    unused = sorted(set(start.known) - {*weights, *neurons})
-    if unused:
-        raise UsageError(
-            f"the model was masked before in {', '.join(unused)}, which is not among the layers "
-            "chosen now; choose these layers too, or start from a dense or compact model"
-        )
+    require_covered(start.known, (*weights, *neurons))
     random = torch.Generator().manual_seed(start.seed)
     device = next(module.parameters()).device
     graph = module.graph
@@ -148,30 +162,67 @@ def make_masks(
             raise UsageError(f"mask of {name}: shape {tuple(alpha.shape)}, needs {shape}")
         return SoftMask(nn.Parameter(alpha.to(device)), cost)
 
+    weight, neuron = (start.weight_mean, start.weight_std), (start.neuron_mean, start.neuron_std)
     return Masks(
         {
-            node.name: mask(
-                node.name,
-                node.weight_shape,
-                start.weight_mean,
-                start.weight_std,
-                costs.weights[node.name],
-            )
+            node.name: mask(node.name, node.weight_shape, *weight, costs.weights[node.name])
             for node in graph.projections
             if node.name in weights
         },
         {
-            node.name: mask(
-                node.name,
-                graph.shapes[node.name],
-                start.neuron_mean,
-                start.neuron_std,
-                costs.neurons[node.name],
-            )
-            for node in graph.populations
-            if node.name in neurons
+            name: mask(name, graph.shapes[name], *neuron, costs.neurons[name])
+            for name in (node.name for node in graph.populations)
+            if name in neurons
         },
     )
+
+
+def require_covered(known: Iterable[str], chosen: Iterable[str]) -> None:
+    """Raise UsageError if a layer that was masked before is not among those `chosen` now."""
+    unused = sorted(set(known) - set(chosen))
+    if unused:
+        raise UsageError(
+            f"the model was masked before in {', '.join(unused)}, which is not among the layers "
+            "chosen now; choose these layers too, or start from a dense or compact model"
+        )
+
+
+def chosen_weights(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
+    """Projections by name or index, in forward order; None: all. Raises UsageError."""
+    names = [node.name for node in graph.projections]
+    return _chosen("weight_prune_layers", layers, names)
+
+
+def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
+    """Populations by name or index, in forward order.
+
+    None: those behind a convolution, but the first and the output. Raises UsageError.
+    """
+    nodes, able = graph.populations, maskable_neurons(graph)
+    if layers is None:
+        behind = [n for n in nodes[1:] if isinstance(graph[n.inputs[0]], Convolution)]
+        return tuple(node.name for node in behind if node.name in able)
+    names = _chosen("neuron_prune_layers", layers, [node.name for node in nodes])
+    refused = [name for name in names if name not in able]
+    if refused:
+        valid = [str(i) for i, node in enumerate(nodes) if node.name in able]
+        raise UsageError(
+            f"neuron_prune_layers: {', '.join(refused)} cannot be masked, its spikes are the "
+            f"network's output; valid: {', '.join(valid)}"
+        )
+    return names
+
+
+def _chosen(option: str, layers: Layers, names: Sequence[str]) -> tuple[str, ...]:
+    if layers is None:
+        return tuple(names)
+    by_word: dict[str | int, str] = {**dict(enumerate(names)), **{n: n for n in names}}
+    for layer in layers:
+        if layer not in by_word:
+            valid = [f"{index} ({name})" for index, name in enumerate(names)]
+            raise UnknownNameError(f"layer in {option}", str(layer), valid)
+    chosen = {by_word[layer] for layer in layers}
+    return tuple(name for name in names if name in chosen)
 
 
 def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:
@@ -196,6 +247,30 @@ def _is_output(graph: SpikingGraph, node: Population) -> bool:
         if not user.projects and user.arity is not None:
             pending.extend(graph[name] for name in graph.consumers[user.name])
     return False
+
+
+@brief
+@dataclass(frozen=True)
+class LayerSurvivors:
+    """Kept and all weights of a projection, kept and all neurons of the population behind it."""
+
+    projection: str
+    weights: tuple[int, int]
+    population: str | None
+    neurons: tuple[int, int] | None
+
+
+def survivors(model: Model) -> tuple[LayerSurvivors, ...]:
+    """What is not masked of each layer."""
+    rows = []
+    for node in model.graph.projections:
+        weight, readers = model.state[f"{node.name}.weight"], model.graph.consumers[node.name]
+        behind = next((name for name in readers if name in model.neuron_masks), None)
+        keep = None if behind is None else model.neuron_masks[behind]
+        neurons = None if keep is None else (int(keep.sum()), int(keep.size))
+        kept = (int((weight != 0).sum()), int(weight.size))
+        rows.append(LayerSurvivors(node.name, kept, behind, neurons))
+    return tuple(rows)
 
 
 @dataclass(frozen=True)

@@ -1,228 +1,187 @@
-"""Method U: search for masks of weights and neurons with a penalty, then fine-tune under them.
+"""The search: weights and masks are trained, the temperature rises, and lambda may be steered."""
 
-Shi et al., ICLR 2024 (published code, main.py): the loss is the task's plus
-lambda · Σ e_w · sigmoid(beta · alpha_w) + lambda · Σ e_n · sigmoid(beta · alpha_n), with the
-constants of `penalty`. Weights and masks have an optimizer each; both start every step from zeroed
-gradients. Fine-tuning keeps the masks as they are, without the penalty. The two loops are in
-`loops`.
-"""
-
-import math
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
 
 import numpy as np
 from torch import Tensor
-from torch.optim import Optimizer
 
-from soul_deploy import distributed
-from soul_deploy.analysis.synops import count_model
-from soul_deploy.base.errors import SoulDeployError
-from soul_deploy.data.datasets import Data
-from soul_deploy.data.sampler import DataOrder, Share, epoch_batches
-from soul_deploy.model.model import Model, ModelInfo, from_module
-from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.unstructured.lambda_control import ConnectivityMeter
-from soul_deploy.prune.unstructured.masks import Masks, SoftMask
-from soul_deploy.prune.unstructured.plan import Search, SearchEpoch, dead_layer
-from soul_deploy.training.cursor import Progress
-from soul_deploy.training.rank_checks import check_same
-from soul_deploy.training.state import (
-    Tree,
-    fill,
-    number_of,
-    optimizer_state,
-    restore_optimizer,
-    same_names,
-    tree_of,
+from soul_deploy.base.errors import SoulDeployError, TargetError
+from soul_deploy.model.model import Model
+from soul_deploy.prune.unstructured.lambda_control import (
+    BALANCE,
+    FAR,
+    SETTLED,
+    UPDATES,
+    Adjustment,
+    LambdaControl,
+    adjust,
+    balanced_lambda,
 )
-from soul_deploy.training.trainer import (
-    OPTIMIZERS,
-    EpochResult,
-    Recipe,
-    Tick,
-    accuracy,
-    add_l1,
-    begin_training,
-    make_optimizer,
-    module_state,
-    restore_module,
-)
-
-Penalised = Callable[[Tensor, float], Tensor]
-"""From the task's loss of a part of a batch, and its weight, to what its gradients are of."""
-COUNTED_IMAGES = 32
-"""Size of the fixed sample on which SynOps are counted after every epoch."""
+from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
+from soul_deploy.training import state as saved
+from soul_deploy.training.lr_schedules import make_scheduler
+from soul_deploy.training.state import TrainingCursor, Tree, tree_of
+from soul_deploy.training.trainer import accuracy
 
 
-class Pruning:
-    """A module, its masks and both optimizers, through the search and the fine-tuning."""
+class SearchStoppedError(SoulDeployError):
+    """The search cannot go on; `last_good`: the hard model of the last epoch that was whole."""
 
-    def __init__(
-        self,
-        module: GraphModule,
-        data: Data,
-        recipe: Recipe,
-        search: Search,
-        masks: Masks,
-        tick: Tick | None = None,
-        after_step: Callable[[], None] | None = None,
-    ) -> None:
-        distributed.shared_batch_norm(module)
-        self.module, self.data, self.recipe = module, data, recipe
-        self.setup, self.masks = search, masks
-        self.tick, self.after_step = tick, after_step
-        self.optimizer = make_optimizer(module, recipe)
-        parameters = masks.parameters()
-        make = OPTIMIZERS[search.masks.optimizer]
-        self.mask_optimizer = make(parameters, search.masks) if parameters else None
-        self.meter = ConnectivityMeter(module, masks)
-        self.lmbda = search.lmbda
-        self._order = DataOrder(len(data.train), recipe.batch_size, recipe.seed)
-        images = data.validation.images[:COUNTED_IMAGES]
-        self._sample = data.normalise(images)
+    def __init__(self, message: str, last_good: Model | None) -> None:
+        self.last_good = last_good
+        super().__init__(message)
 
-    def hard_model(self, info: ModelInfo) -> Model:
-        """The network with hard masks: pruned weights are zeros, neuron masks beside them."""
-        plain = from_module(self.module, info)
-        state = dict(plain.state)
-        for name, mask in self.masks.weights.items():
-            weight = state[f"{name}.weight"]
-            state[f"{name}.weight"] = np.where(mask.keep().cpu().numpy(), weight, np.float32(0))
-        keeps = {name: mask.keep().cpu().numpy() for name, mask in self.masks.neurons.items()}
-        return replace(plain, state=state, neuron_masks=keeps, alphas=self.masks.alphas())
 
-    def synops(self, model: Model) -> float:
-        """SynOps per image of `model` on the fixed sample, the head included."""
-        counts = count_model(model, self._sample)
-        return sum(layer.synops for layer in counts.values()) / len(self._sample)
+class SearchLoop:
+    """The search; masks and weights are trained in place."""
 
-    def measure(self, phase: str, result: EpochResult) -> SearchEpoch:
-        """What is told of an epoch; the module has the phase's gates then."""
-        start = time.perf_counter()
-        searching = phase == "search"
-        self.masks.attach_hard(self.module)
-        hard = result.validation_accuracy
-        if searching and len(self.masks.parameters()):
-            hard = accuracy(self.module, self.data, self.data.validation)
-        synops = self.synops(self.hard_model(ModelInfo()))
-        connectivity = self.meter.exact()
-        if searching:
-            self.masks.attach(self.module)
-        timed = replace(result, seconds=result.seconds + time.perf_counter() - start)
-        heat = (
-            next((m.temperature for m in self.masks.weights.values()), 0.0),
-            next((m.temperature for m in self.masks.neurons.values()), 0.0),
-        )
-        place = [result.epoch, self.lmbda or 0.0, *heat]
-        check_same(f"{phase} epoch {result.epoch}", self.module, place, self.masks.parameters())
-        return SearchEpoch(
-            *(phase, timed, self.lmbda or 0.0, heat),
-            *(connectivity, synops, hard),
-            dead_layer(self.module.graph, connectivity, self.meter.empty_class()),
-        )
+    def __init__(self, pruning: Pruning) -> None:
+        self.pruning, self.epochs = pruning, pruning.training.epochs
+        pruning.masks.attach(pruning.module)
+        self._schedule = pruning.training.schedule
+        self._schedulers = [
+            make_scheduler(self._schedule, optimizer, self.epochs)
+            for optimizer in pruning.optimizers()
+        ]
+        self._control = _Control(pruning)
+        self._cursor = TrainingCursor()
+        self._last_good: Model | None = None
 
-    def optimizers(self) -> list[Optimizer]:
-        """The weights' and, if there are masks, the masks'."""
-        return [self.optimizer, *([self.mask_optimizer] if self.mask_optimizer else [])]
+    def run(self) -> Iterator[SearchEpoch]:
+        """Go on, yielding after each epoch.
 
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last group of batches may be a partial one."""
-        batches = -(-len(self.data.train) // self.recipe.batch_size)
-        return -(-batches // self.setup.accumulate)
+        Raises SearchStoppedError, with the hard model of the last epoch in which all layers lived,
+        when one has died; with a target only at the end, since lambda then falls again, and when
+        the target cannot be met.
+        """
+        pruning, control, cursor = self.pruning, self._control, self._cursor
+        while cursor.epoch < self.epochs:
+            rate = float(pruning.optimizer.param_groups[0]["lr"])
+            pruning.train_epoch(0, cursor, control.penalised, control.after_step)
+            if self._schedule.moves_after(cursor.epoch):
+                for scheduler in self._schedulers:
+                    scheduler.step()
+            soft = accuracy(pruning.module, pruning.data, pruning.data.validation)
+            adjustment = self._correct(cursor.epoch + 1)
+            result = pruning.finished(cursor, rate, soft)
+            measured = pruning.measure("search", result, adjustment)
+            if measured.dead is None:
+                self._last_good = measured.model
+            elif pruning.config.target_connectivity is None or cursor.epoch == self.epochs:
+                raise SearchStoppedError(_death_note(measured), self._last_good)
+            yield measured
 
-    def check(self, progress: Progress, epochs: int) -> None:
-        """Raise FileFormatError unless `progress` lies in a phase of so many epochs."""
-        progress.check(epochs, self.steps_per_epoch(), len(self.data.train))
-
-    def train_epoch(
-        self,
-        first_epoch: int,
-        progress: Progress,
-        penalised: Penalised,
-        after_step: Callable[[], None],
-    ) -> None:
-        """What is left of the epoch that `progress` is in; `first_epoch`: where its phase began."""
-        begin_training(self.module, self.recipe)
-        start, size = time.perf_counter() - progress.seconds, self.setup.accumulate
-        epoch = first_epoch + progress.epoch
-        split, augment = self.data.train, self.recipe.augment
-        batches = epoch_batches(split, self._order, augment, epoch, distributed.current())
-        while (first := progress.step * size) < len(batches):
-            group = range(first, min(first + size, len(batches)))
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-            for number in group:
-                share = batches[number]
-                loss, right = self._backward(share, len(group), penalised)
-                progress.loss += loss * share.samples
-                progress.hits += right
-                if self.tick is not None:
-                    self.tick(number + 1, len(batches), loss)
-            distributed.current().add_up_learning(self.module, self.masks.parameters())
-            add_l1(self.module, self.recipe.l1)
-            for optimizer in self.optimizers():
-                optimizer.step()
-            after_step()
-            progress.step += 1
-            progress.seconds = time.perf_counter() - start
-            if self.after_step is not None:
-                self.after_step()
-        self.module.eval()
-
-    def finished(self, progress: Progress, rate: float, validation: float) -> EpochResult:
-        """The result of the epoch that `progress` has come to the end of; it moves on."""
-        samples = len(self.data.train)
-        loss, hits, seconds = progress.loss / samples, progress.hits / samples, progress.seconds
-        progress.next_epoch()
-        return EpochResult(progress.epoch, loss, hits, validation, rate, seconds)
-
-    def _backward(self, share: Share, group: int, penalised: Penalised) -> tuple[float, int]:
-        """Add this process's share of a batch; the whole batch's task loss and correct samples."""
-        device = next(self.module.parameters()).device
-        labels = share.own.labels.to(device)
-        images = self.data.normalise(share.own.images).to(device)
-        task, scores = self.setup.objective.loss(self.module, images, labels)
-        loss = penalised(task, share.weight)
-        mean, right = share.whole(task, scores, labels)
-        if not (math.isfinite(mean) and loss.isfinite()):
-            raise SoulDeployError(
-                f"training diverged: the loss is {loss.item()}; lower the learning rate or "
-                "penalty_lmbda"
-            )
-        (loss / group).backward()  # type: ignore[no-untyped-call]
-        return mean, right
+    def _correct(self, epochs: int) -> Adjustment | None:
+        """Bring the connectivity within the band at the end, and before if lambda has failed to."""
+        meter, final = self.pruning.meter, epochs == self.epochs
+        target = self.pruning.config.target_connectivity
+        if target is None or epochs / self.epochs < SETTLED:
+            return None
+        if not final and abs(meter.exact().share - target) <= FAR * target:
+            return None
+        try:
+            return adjust(self.pruning.masks, target, meter.exact)
+        except TargetError as error:
+            if not final:
+                return None
+            raise SearchStoppedError(str(error), self._last_good) from error
 
     def state(self) -> Tree:
-        """Weights, mask parameters, temperatures, moments, lambda."""
-        names = ("weights", "masks")
-        optimizers = dict(zip(names, map(optimizer_state, self.optimizers()), strict=False))
+        """Pruning, schedules, lambda's controller, cursor, and the last model that was whole."""
         return {
-            "module": module_state(self.module),
-            "alphas": self._alphas(),
-            "temperatures": {name: mask.temperature for name, mask in self._named_masks().items()},
-            "optimizers": optimizers,
-            "lambda": self.lmbda,
-            "connectivity_correction": self.meter.correction,
+            "pruning": self.pruning.state(),
+            "schedulers": {
+                str(i): saved.scheduler_state(s) for i, s in enumerate(self._schedulers)
+            },
+            "control": self._control.state(),
+            "progress": self._cursor.state(),
+            "last_good": _model_state(self._last_good),
         }
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of other masks."""
-        restore_module(self.module, tree_of(tree, "module"))
-        fill(self._alphas(), tree_of(tree, "alphas"), "mask parameters")
-        heats = tree_of(tree, "temperatures")
-        same_names("temperatures", self._named_masks(), heats)
-        for name, mask in self._named_masks().items():
-            mask.temperature = number_of(heats, name)
-        moments = tree_of(tree, "optimizers")
-        for name, optimizer in zip(("weights", "masks"), self.optimizers(), strict=False):
-            restore_optimizer(optimizer, tree_of(moments, name))
-        self.lmbda = None if tree.get("lambda") is None else number_of(tree, "lambda")
-        self.meter.correction = number_of(tree, "connectivity_correction")
+        """Go on from there. Raises FileFormatError if it is the state of another search."""
+        self.pruning.restore(tree_of(tree, "pruning"))
+        schedules = tree_of(tree, "schedulers")
+        for i, scheduler in enumerate(self._schedulers):
+            saved.restore_scheduler(scheduler, tree_of(schedules, str(i)))
+        self._control.restore(tree_of(tree, "control"))
+        self._cursor.restore(tree_of(tree, "progress"))
+        self.pruning.check(self._cursor, self.epochs)
+        self._last_good = self._restored_model(tree_of(tree, "last_good"))
 
-    def _named_masks(self) -> dict[str, SoftMask]:
-        return {**self.masks.weights, **self.masks.neurons}
+    def _restored_model(self, tree: Tree) -> Model | None:
+        if not tree:
+            return None
+        state, neurons, alphas = (
+            {name: np.array(saved.array_of(part, name)) for name in part}
+            for part in (tree_of(tree, kind) for kind in ("weights", "neuron_masks", "alphas"))
+        )
+        graph, info = self.pruning.module.graph, self.pruning.info
+        return Model(graph, state, info=info, neuron_masks=neurons, alphas=alphas)
 
-    def _alphas(self) -> dict[str, Tensor]:
-        return {name: mask.alpha.detach() for name, mask in self._named_masks().items()}
+
+def _model_state(model: Model | None) -> Tree:
+    if model is None:
+        return {}
+    return {
+        "weights": dict(model.state),
+        "neuron_masks": dict(model.neuron_masks),
+        "alphas": dict(model.alphas),
+    }
+
+
+class _Control:
+    """What changes from step to step of a search: temperature and, with a target, lambda."""
+
+    def __init__(self, pruning: Pruning) -> None:
+        self.pruning = pruning
+        self.step = 0
+        self.per_epoch = pruning.steps_per_epoch()
+        self.total = self.per_epoch * pruning.training.epochs
+        self.interval = max(1, self.total // UPDATES)
+        self.steering: LambdaControl | None = None
+        self.temperature = pruning.config.temperature(pruning.training.epochs)
+        pruning.masks.heat(*self.temperature.at(0))
+
+    def penalised(self, task: Tensor, weight: float) -> Tensor:
+        """The task's loss plus the penalty, of a part of a batch with this weight."""
+        pruning = self.pruning
+        if not pruning.masks.parameters():
+            return task * weight
+        target = pruning.config.target_connectivity
+        if target is not None and self.steering is None:
+            balance = balanced_lambda(task * weight, pruning.masks)
+            if pruning.lmbda is None:
+                pruning.lmbda = BALANCE * balance
+            self.steering = LambdaControl(target, pruning.lmbda, balance)
+        assert pruning.lmbda is not None, "lambda is only open when there is a target"
+        return (task + pruning.lmbda * pruning.masks.penalty()) * weight
+
+    def after_step(self) -> None:
+        """After each optimizer step."""
+        self.step += 1
+        pruning = self.pruning
+        pruning.masks.heat(*self.temperature.at(self.step / self.per_epoch))
+        if self.steering is None or self.step % self.interval:
+            return
+        pruning.lmbda = self.steering.update(self.step / self.total, pruning.meter.estimate())
+
+    def state(self) -> Tree:
+        """Steps done, and lambda's controller once there is one."""
+        return {"step": self.step, "steering": self.steering.state() if self.steering else {}}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there."""
+        self.step, target = saved.count_of(tree, "step"), self.pruning.config.target_connectivity
+        steering = tree_of(tree, "steering")
+        if steering and target is not None:
+            self.steering = LambdaControl.restored(target, steering)
+
+
+def _death_note(epoch: SearchEpoch) -> str:
+    """What the user is told of a network that died."""
+    return (
+        f"search epoch {epoch.result.epoch}: no synapse of {epoch.dead} is left "
+        f"(lambda {epoch.lmbda:.3g}), so the output no longer depends on the input; lower "
+        "penalty_lmbda, or give target_connectivity (a higher one)"
+    )

@@ -125,7 +125,7 @@ def prepare_engines(
 
 def _export(model: Path, file: str, folder: Path) -> Path:
     purpose = f"exporting {model}"
-    read = load_object("soul_deploy.model.model:load_model", purpose)
+    read = load_object("soul_deploy.model.file:load", purpose)
     writer, suffix = {
         "onnx": ("soul_deploy.export.onnx.model:export_onnx", ".onnx"),
         "event": ("soul_deploy.export.event.build:export_event", ".event.safetensors"),

@@ -28,7 +28,7 @@ from soul_deploy.runtime.format.validate import require
 FORMAT = "soul-deploy/event/1"
 
 
-def save_event_network(path: Path, network: EventNetwork) -> None:
+def save_event_network(path: Path | str, network: EventNetwork) -> None:
     """Write an event network atomically."""
     tensors = _tensors(network)
     write_tensors(path, tensors, {"format": FORMAT, "digest": digest(tensors), **_header(network)})

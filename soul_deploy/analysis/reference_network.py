@@ -18,7 +18,8 @@ from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivi
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array, write_atomically
 from soul_deploy.ir.graph import NeuronSpec, Population, Projection, Shape, SpikingGraph
-from soul_deploy.model.model import Model, ModelInfo, arrays_of, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.nn.graph_module import GraphModule, HardGate, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.zoo.registry import NetworkOptions, create
@@ -83,7 +84,7 @@ def reference_model(wanted: Reference) -> Model:
 def write_reference(folder: Path, images: int, wanted: Reference) -> tuple[Path, Path]:
     """Write the model file and `images` random images (N, C, H, W) of the kind it was set on."""
     model, inputs = folder / "reference.safetensors", folder / "reference.npy"
-    save_model(model, reference_model(wanted))
+    save(reference_model(wanted), model)
     rng = np.random.default_rng(wanted.seed + 1)
     drawn = rng.standard_normal((images, *wanted.image)).astype(np.float32)
     write_atomically(inputs, lambda temporary: _save_array(temporary, drawn))

@@ -208,7 +208,9 @@ def file_sha256(file: File) -> str:
         return source.sha256()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Array], document: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Array], document: Mapping[str, Any]
+) -> None:
     """Write arrays and the JSON metadata `document` atomically to `path`."""
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     text = json.dumps(document)
@@ -241,7 +243,7 @@ def _put_metadata_in_order(path: Path) -> None:
         stream.write(ordered.encode("utf-8"))
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary path beside `path`, then fsync and rename it into place.
 
     Whatever fails, `path` is the old file or the whole new one, and no temporary file is left. A
@@ -249,7 +251,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     FileWriteError (the old file is as it was), or UnconfirmedWriteError (the new file is in place,
     but the system did not confirm that its name would survive a power cut).
     """
-    require_output(path)
+    path = require_output(Path(path))
     try:
         _write_and_rename(path, write)
     except (OSError, SafetensorError) as error:

@@ -35,7 +35,8 @@ from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import verify as gates
 from soul_deploy.export.verify.onnx import input_mode_of, static_input_of
 from soul_deploy.export.verify.verify import Kind, VerifyReport
-from soul_deploy.model.model import Model, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import Model
 from soul_deploy.runtime.io.inspect_tables import representation_table
 from soul_deploy.runtime.kernels.cache import compiling_announced
 
@@ -57,7 +58,7 @@ class Source:
     def load(path: Path, time_step: int | None, max_memory: int | None = None) -> "Source":
         require_steps("time_step", time_step)
         with OpenFile(path) as source:
-            model, sha256 = load_model(source, max_memory=max_memory), source.sha256()
+            model, sha256 = load(source, max_memory=max_memory), source.sha256()
         if time_step is not None:
             model = model.with_time_steps(time_step)
         return Source(path, model, sha256, time_step)

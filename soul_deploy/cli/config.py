@@ -1,8 +1,6 @@
 """From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
 
-import os
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,19 +12,29 @@ from torch import nn
 from soul_deploy import distributed
 from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.base.files import require_writable
-from soul_deploy.cli.options import DataOptions, LearningOptions, NetworkChoice, RunOptions
+from soul_deploy.cli.options import (
+    DataOptions,
+    LearningOptions,
+    NetworkChoice,
+    ResumeOptions,
+    RunOptions,
+)
 from soul_deploy.cli.progress import remark_on, warnings_told
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, load_data_for
 from soul_deploy.data.sampler import SHIFT
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.ir.neurons import SOUL_NEURONS, NeuronFamily
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.surrogate import DEFAULT_ALPHA
+from soul_deploy.training.checkpoint_manager import Checkpoints
+from soul_deploy.training.device import prepare_device
 from soul_deploy.training.lr_schedules import parse_schedule
 from soul_deploy.training.messages import warn
-from soul_deploy.training.trainer import OPTIMIZERS, Recipe
+from soul_deploy.training.train import how_trained
+from soul_deploy.training.trainer import OPTIMIZERS, TrainConfig
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo.resnet_blocks import Stem
 
@@ -50,9 +58,9 @@ def neuron_spec(choice: NetworkChoice) -> NeuronSpec:
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
-def recipe_of(options: LearningOptions) -> Recipe:
-    """The training recipe that the options describe. Raises UnknownNameError or UsageError."""
-    return Recipe(
+def recipe_of(options: LearningOptions) -> TrainConfig:
+    """The training that the options describe. Raises UnknownNameError or UsageError."""
+    return TrainConfig(
         optimizer=_known("optimizer", options.optimizer, OPTIMIZERS),
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
@@ -63,6 +71,7 @@ def recipe_of(options: LearningOptions) -> Recipe:
         l1=options.l1,
         seed=options.seed,
         freeze_batch_norm=options.freeze_batch_norm,
+        epochs=options.epochs,
     )
 
 
@@ -73,23 +82,14 @@ def _known(kind: str, given: str, valid: Any) -> Any:
 
 
 def prepare(run: RunOptions) -> torch.device:
-    """Set threads and deterministic kernels, join the processes that torchrun started.
+    """`prepare_device` as the options say."""
+    return prepare_device(run.device, run.threads, run.process_timeout)
 
-    Returns the device. Raises UsageError, or DistributedError if the others cannot be reached.
-    """
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    available = torch.cuda.is_available()
-    if run.device == "cuda" and not available:
-        raise UsageError("device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
-    kind = "cuda" if available and run.device != "cpu" else "cpu"
-    device = distributed.join(kind, run.process_timeout)
-    advice = distributed.restart_advice(os.environ)
-    if advice is not None:
-        warn(advice)
-    return device
+
+def checkpoints_of(keeping: ResumeOptions, folder: Path, **start: Any) -> Checkpoints:
+    """The checkpoints in `folder`. start: what the run begins with, name -> JSON value."""
+    resume = True if keeping.resume == "auto" else keeping.resume or False
+    return Checkpoints(folder, keeping.save_steps, resume, settings=start)
 
 
 @dataclass(frozen=True)
@@ -235,25 +235,31 @@ def new_module(task: Task, data: Data) -> GraphModule:
     return module
 
 
-def provenance(task: Task, recipe: Recipe, epochs: int, **more: Any) -> dict[str, Any]:
-    """What a model file says about how it was made; plain JSON data."""
-    packages = ("soul-deploy", "torch", "numpy")
+def new_model(task: Task, data: Data) -> Model:
+    """The task's network, freshly initialised from its seed."""
+    norm, kind = data.normalization, data.input_kind
+    info = ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind)
+    return from_module(new_module(task, data), info)
+
+
+def facts(task: Task) -> dict[str, Any]:
+    """What a model file says about where its network began; plain JSON data."""
     return {
         "model": task.model,
         **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
-        "recipe": asdict(recipe),
-        "epochs": epochs,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in packages},
-        **more,
     }
+
+
+def provenance(task: Task, config: TrainConfig, epochs: int, **more: Any) -> dict[str, Any]:
+    """What a model file says about how it was made; plain JSON data."""
+    return {**facts(task), **how_trained(config, epochs), **more}
 
 
 def warn_of_replacing(path: Path, command: str) -> None:
     """Say so if the result of another command stands where this one's will go."""
     try:
-        made = load_model(path).info.provenance.get("command")
+        made = load(path).info.provenance.get("command")
     except SoulDeployError:  # none, or a damaged one, which is no loss
         return
     if made is not None and made != command:

@@ -161,14 +161,14 @@ def _column(
     """What the table says of one network."""
     from soul_deploy.analysis.synops import count_model
     from soul_deploy.data.datasets import load_data
-    from soul_deploy.model.model import load_model
+    from soul_deploy.model.file import load
     from soul_deploy.runtime.ops.counters import LayerCounts
     from soul_deploy.runtime.ops.energy import Activity, ops_energy
     from soul_deploy.training.trainer import accuracy
 
     data = load_data("mnist5k", Path("data"))
     images = data.normalise(data.test.images[:COUNTED_IMAGES])
-    model = load_model(path)
+    model = load(path)
     total = sum(count_model(model, images).values(), LayerCounts())
     energy = ops_energy({"whole": Activity(total)}).picojoules / len(images)
     parameters = [array for name, array in model.state.items() if name.endswith("weight")]

@@ -26,7 +26,8 @@ from soul_deploy.data.datasets import load_data_for
 from soul_deploy.data.images import fitted
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.verify.counts import CountCheck, verify_counts
-from soul_deploy.model.model import Model, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops.energy import (
     ARITHMETIC,
     DROPPED,
@@ -149,7 +150,7 @@ def energy(
     )
     wanted = Wanted(dataset_name, data_dir, download, split, samples, time_step)
     first = original or models[0]
-    denominators = original_of(str(first), load_model(first))
+    denominators = original_of(str(first), load(first))
     found = [counted(path, denominators, wanted, choice, check) for path in models]
     show(_shown(found, output_format))
     failed = [item.report.path for item in found if item.failed]
@@ -178,7 +179,7 @@ def counted(
     """The report of one model file."""
     status(f"energy: counting {path}")
     with OpenFile(path) as source:
-        model, sha256, size = load_model(source), source.sha256(), source.size
+        model, sha256, size = load(source), source.sha256(), source.size
     if wanted.time_step is not None:
         model = model.with_time_steps(wanted.time_step)
     images, labels, name = _images(model, wanted)

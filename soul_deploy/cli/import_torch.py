@@ -29,13 +29,8 @@ from soul_deploy.data.datasets import Data, canonical_data_name, load_data, requ
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.frontend.from_torch import from_torch
 from soul_deploy.ir.graph import Shape
-from soul_deploy.model.model import (
-    Model,
-    ModelInfo,
-    load_state_dict,
-    save_model,
-    with_input_kind,
-)
+from soul_deploy.model.file import load_state_dict, save
+from soul_deploy.model.model import Model, ModelInfo, with_input_kind
 from soul_deploy.runtime.io.inspect import is_model_file
 from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import Asked, SoulName, read_name, require_neurons, settle
@@ -152,7 +147,7 @@ def import_command(
     _check_classes(factory, model, count)
     told = [] if weights is None else weights.assumed(model, factory)
     model = replace(model, info=_info(factory, data, model, told, given.input_kind))
-    save_model(target, model)
+    save(model, target)
     _print(model, target, given.data_dir, output_format)
 
 

@@ -35,6 +35,7 @@ from soul_deploy.base.terminal import (
     show,
 )
 from soul_deploy.cli.commands import COMMANDS, GROUPS
+from soul_deploy.cli.messages import messages_printed
 from soul_deploy.cli.parsing import Speaking
 
 EXIT_CODES = (
@@ -207,9 +208,8 @@ class LazyGroup(Speaking, click.Group):
         try:
             if ctx.parent is not None:
                 return super().invoke(ctx)
-            with watched(
-                ctx.command_path, quiet=bool(_speaker()) and os.environ.get("RANK") != "0"
-            ):
+            quiet = bool(_speaker()) and os.environ.get("RANK") != "0"
+            with messages_printed(), watched(ctx.command_path, quiet=quiet):
                 return super().invoke(ctx)
         except InterruptedRunError as error:
             raise _Stopped(f"{_speaker()}{error}", error.exit_code) from error

@@ -17,7 +17,7 @@ from soul_deploy.export.nir.neuron import ResetRule
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import export_nir
-from soul_deploy.model.model import save_model
+from soul_deploy.model.file import save
 from soul_deploy.training.messages import note
 
 
@@ -103,6 +103,6 @@ def import_command(
     assumptions = list(model.info.provenance.get("assumptions", ()))
     for sentence in assumptions:
         note(f"Assumed: {sentence}")
-    save_model(target, model)
+    save(model, target)
     data = data_flags(None, common.DATA_DIR)  # NIR names no data set
     print_import(output_format, model, target, data, "", assumptions=assumptions)

@@ -235,10 +235,6 @@ class LearningOptions:
     seed: int
     freeze_batch_norm: bool
 
-    def __post_init__(self) -> None:
-        require_least(1, epochs=self.epochs)
-        require_seed(self.seed)
-
 
 def learning_options(*, epochs: int, batch_size: int, scheduler: str = "cosine") -> Decorator:
     """--epochs, --batch_size, --optimizer, --scheduler, the rates, --augment, --l1, --seed."""

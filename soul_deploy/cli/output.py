@@ -8,8 +8,8 @@ from typing import Any
 
 from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.common_options import DATA_DIR
-from soul_deploy.model.model import Model
 from soul_deploy.cli.text_table import text_table
+from soul_deploy.model.model import Model
 
 
 def print_result(

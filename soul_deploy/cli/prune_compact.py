@@ -16,7 +16,8 @@ from soul_deploy.cli.output import data_flags, print_next
 from soul_deploy.cli.parsing import SoulCommand
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import is_here
-from soul_deploy.model.model import Model, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.plan import RemovalPlan
@@ -51,14 +52,14 @@ def compact(
         require_writable(target)
     status(f"prune compact: planning the removal from {model_path}")
     with OpenFile(model_path) as source:
-        model, sha256 = load_model(source, max_memory=allowed), source.sha256()
+        model, sha256 = load(source, max_memory=allowed), source.sha256()
     limit = WORK_BYTES if allowed is None else allowed
     plan = plan_removal(model, residual=residual_name(residual), max_memory=limit)
     smaller = remove(model, plan, max_memory=allowed)
     if not dry_run:
         provenance = {**model.info.provenance, "compacted_from_sha256": sha256}
         smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
-        save_model(target, smaller)
+        save(smaller, target)
     if not plan.removes:
         note(plan.whole_note(None if dry_run else target, model_path))
     if style == "json":

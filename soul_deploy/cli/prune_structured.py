@@ -1,99 +1,141 @@
 """`soul-deploy prune structured`: train or load, prune by SCA, fine-tune, remove."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from soul_deploy import distributed
-from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.base.files import file_sha256, require_file
-from soul_deploy.base.progress import status
-from soul_deploy.cli.common_options import FILE, dry_run_option, option
-from soul_deploy.cli.config import (
-    Task,
-    data_of,
-    load_task_data,
-    new_module,
-    prepare,
-    provenance,
-    recipe_of,
-    require_outputs,
-    task_of,
-    warn_of_replacing,
+from soul_deploy.base.terminal import say
+from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options
+from soul_deploy.cli.common_options import FILE, Decorator, dry_run_option, option
+from soul_deploy.cli.output import folder_flags, print_files, print_result
+from soul_deploy.cli.parsing import (
+    ListOption,
+    SoulCommand,
+    existing_indexes,
+    explicit_flags,
+    parse_indexes,
 )
-from soul_deploy.cli.options import (
-    DataOptions,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-    data_options,
-    learning_options,
-    network_options,
-    resume_options,
-    run_options,
-)
-from soul_deploy.cli.parsing import SoulCommand, existing_indexes, explicit_flags
-from soul_deploy.cli.progress import epoch_log
-from soul_deploy.cli.sca_options import ScaOptions, sca_options
-from soul_deploy.cli.sca_report import ChannelCounts, print_outcome, print_preview
-from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, module_of, open_start
-from soul_deploy.cli.train import save_dense, train_dense, train_log
+from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
+from soul_deploy.cli.train import train_log
 from soul_deploy.data.datasets import Data
-from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
-from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.channel_groups import Residual
-from soul_deploy.prune.removal.apply import remove
-from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, Sca, check, plan_of_weights
-from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model
+from soul_deploy.prune.channel_groups import RESIDUAL
+from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.structured import pipeline
+from soul_deploy.prune.structured.sca import NAMED, REGROW_WEIGHTS, ScaConfig
+from soul_deploy.prune.structured.schedule import RAMPS, PruneSchedule
+from soul_deploy.prune.structured.scores import SCORES, WINDOWS
+from soul_deploy.prune.structured.selection import Guard
 from soul_deploy.training.checkpoint import checkpoint_path
-from soul_deploy.training.checkpoint_manager import (
-    Keeper,
-    Run,
-    content_of,
-    environment_of,
-    network_of,
-    plain_settings,
-)
 from soul_deploy.training.messages import note, warn
-from soul_deploy.training.state import Bundle, Tree, number_of
-from soul_deploy.training.trainer import Recipe, accuracy, device_of
+from soul_deploy.training.train import TrainResult
+from soul_deploy.training.trainer import TrainConfig
 
 
-@brief
 @dataclass(frozen=True)
-class Job:
-    """All that was asked for, checked."""
+class ScaOptions:
+    """The options of SCA; `config` checks them."""
 
-    task: Task
-    data_dir: Path
-    recipe: Recipe
-    sca: Sca
-    names: tuple[str, ...]
-    data: Data
-    module: GraphModule
-    run: RunOptions
-    epochs: int
-    """Dense epochs before the loop; 0 in mode load."""
-    keeping: ResumeOptions
-    start: Start | None
+    pruning_nodes: str
+    prune_ratio: float
+    regrow_ratio: float
+    prune_interval: int
+    prune_warmup: int
+    prune_ramp: str
+    prune_epochs: int | None
+    finetune_epochs: int
+    score: str
+    score_window: str
+    regrow_window: str
+    regrow_weights: str
+    min_channels: int
+    min_keep: float
+    round_to: int
+    residual: str
 
-    @property
-    def dense_path(self) -> Path:
-        """Where mode train writes the network before pruning."""
-        return outputs(self.task, self.run, trained=True)["Dense model"]
+    def indexes(self) -> tuple[int, ...] | None:
+        """The chosen layers, or None for all. Raises UsageError."""
+        return parse_indexes("pruning_nodes", self.pruning_nodes)
 
-    @property
-    def masked_path(self) -> Path:
-        """Where the result goes."""
-        return outputs(self.task, self.run)["Masked model"]
+    def config(self, epochs: int) -> ScaConfig:
+        """SCA as asked for; `epochs` is the length of its loop unless prune_epochs is given.
+
+        Raises UsageError.
+        """
+        names: Any = {name: _plain(getattr(self, name)) for name in ("prune_ramp", *NAMED)}
+        return ScaConfig(
+            schedule=PruneSchedule(
+                ratio=self.prune_ratio,
+                regrow_ratio=self.regrow_ratio,
+                epochs=epochs if self.prune_epochs is None else self.prune_epochs,
+                finetune_epochs=self.finetune_epochs,
+                interval=self.prune_interval,
+                warmup=self.prune_warmup,
+                ramp=names.pop("prune_ramp"),
+            ),
+            guard=Guard(self.min_channels, self.min_keep, self.round_to),
+            **names,
+        )
 
 
-def outputs(task: Task, run: RunOptions, *, trained: bool = False) -> dict[str, Path]:
+def _plain(text: str) -> str:
+    return text.lower().replace("-", "_")
+
+
+def sca_options() -> Decorator:
+    """--pruning_nodes (Soul's) and the flags of SCA that Soul has hard-coded or lacks."""
+
+    def number(flag: str, kind: type, default: object, text: str) -> Decorator:
+        return click.option(flag, type=kind, default=default, show_default=True, help=text)
+
+    def name(flag: str, valid: tuple[str, ...], text: str) -> Decorator:
+        help_text = f"{text} [{'|'.join(valid)}]"
+        return click.option(flag, default=valid[0], show_default=True, help=help_text)
+
+    return options.option_group(
+        "pruning",
+        ScaOptions,
+        click.option(
+            *("--pruning_nodes", "-nodes"),
+            cls=ListOption,
+            default="all",
+            show_default=True,
+            help="Spiking layers to prune, counted from 0 in forward order: 0 1 2 or [0, 1, 2].",
+        ),
+        number("--prune_ratio", float, 0.1, "p: pruned share of all channels of these layers."),
+        number("--regrow_ratio", float, 0.1, "q: share that comes back by gradient; p + q < 1."),
+        number("--prune_interval", int, 1, "Epochs from one mask update to the next."),
+        number("--prune_warmup", int, 0, "Epochs before the first interval."),
+        name("--prune_ramp", RAMPS, "How the share rises to p over the updates."),
+        number("--prune_epochs", int, None, "Length of the pruning loop. [default: --epochs]"),
+        number("--finetune_epochs", int, 0, "Epochs with frozen masks at the loop's end."),
+        name("--score", SCORES, "What keeps a channel: spikes + |membrane|, or one of them."),
+        name("--score_window", WINDOWS, "Batches that count into the score (Soul: last_batch)."),
+        name("--regrow_window", WINDOWS, "Batches that count into the regrowth gradient."),
+        name("--regrow_weights", REGROW_WEIGHTS, "Weights with which a channel comes back."),
+        number("--min_channels", int, 1, "Channels that every layer keeps."),
+        number("--min_keep", float, 0.0, "Share of its channels that every layer keeps."),
+        number("--round_to", int, 1, "Kept counts are raised to a multiple of this."),
+        name(
+            "--residual",
+            RESIDUAL,
+            "What is pruned of residual streams: nothing, all their members, branches.",
+        ),
+    )
+
+
+def outputs(
+    task: resolve.Task, run: options.RunOptions, *, trained: bool = False
+) -> dict[str, Path]:
     """Every file that is written, but for checkpoints' numbers; trained: after dense epochs."""
     pruned = run.model_dir / f"pruned_{task.stem}.safetensors"
     dense = {
@@ -108,7 +150,7 @@ def outputs(task: Task, run: RunOptions, *, trained: bool = False) -> dict[str, 
     }
 
 
-def _checkpoints(task: Task, run: RunOptions) -> Path:
+def _checkpoints(task: resolve.Task, run: options.RunOptions) -> Path:
     return run.model_dir / "checkpoints" / f"structured_{task.stem}"
 
 
@@ -128,24 +170,24 @@ def _checkpoints(task: Task, run: RunOptions) -> Path:
     heading="Files",
 )
 @dry_run_option("Print the plan and stop; no file is written.")
-@network_options("spikingvgg16")
-@data_options()
+@options.network_options("spikingvgg16")
+@options.data_options()
 @sca_options()
-@learning_options(epochs=50, batch_size=128)
-@run_options()
-@resume_options()
+@options.learning_options(epochs=50, batch_size=128)
+@options.run_options()
+@options.resume_options()
 @click.pass_context
 def structured(
     context: click.Context,
     mode: str,
     model_path: Path | None,
     dry_run: bool,
-    network: NetworkChoice,
-    data: DataOptions,
+    network: options.NetworkChoice,
+    data: options.DataOptions,
     pruning: ScaOptions,
-    learning: LearningOptions,
-    run: RunOptions,
-    keeping: ResumeOptions,
+    learning: options.LearningOptions,
+    run: options.RunOptions,
+    keeping: options.ResumeOptions,
 ) -> None:
     """Prune channels by spiking channel activity, then remove them.
 
@@ -153,32 +195,28 @@ def structured(
     come back by the gradient of their batch-norm scale. At the end the masked network and a
     compact one without the pruned channels are written.
     """
-    task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
-    sca, indexes = pruning.sca(learning.epochs), pruning.indexes()
-    path = _start_file(mode, model_path)
-    device = prepare(run)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
+    config, indexes = pruning.config(learning.epochs), pruning.indexes()
+    path, device = _start_file(mode, model_path), resolve.prepare(run).type
     start = None if path is None else open_start(path, task, explicit_flags(context))
     task = task if start is None else start.task
-    epochs = 0 if start else learning.epochs
+    files = outputs(task, run, trained=start is None)
     if not dry_run:
-        require_outputs(*outputs(task, run, trained=epochs > 0).values())
-    loaded = load_task_data(data_of(task, data), None if start is None else start.taken)
-    module = _module(task, start, loaded, device)
-    names = _chosen_layers(module, indexes, sca.residual)
-    check(module, sca, names)
-    job = Job(task, data.data_dir, recipe, sca, names, loaded, module, run, epochs, keeping, start)
+        resolve.require_outputs(*files.values())
+    loaded = resolve.load_task_data(resolve.data_of(task, data), start.taken if start else None)
+    model = _model(task, start, loaded)
+    asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
     if dry_run:
-        _preview(job)
-    else:
-        warn_of_replacing(job.masked_path, "prune structured")
-        with _keeper(job).watching() as keeper:
-            _carry_out(job, keeper)
-
-
-def _module(task: Task, start: Start | None, data: Data, device: Any) -> GraphModule:
-    if start is None:
-        return new_module(task, data).to(device)
-    return module_of(start.network(data), device)
+        _preview(run.output_format, model, loaded if start else None, config, training, asked)
+        return
+    resolve.warn_of_replacing(files["Masked model"], "prune structured")
+    sha256, folder = path and file_sha256(path), _checkpoints(task, run)
+    kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
+    dense = _dense(learning.epochs, files) if start is None else None
+    asked |= {"dense": dense, "checkpoints": kept, "log": files["Epochs"]}
+    result = pipeline.prune_structured(model, loaded, config, training, **asked)
+    with kept.watching():
+        _finish(result, files, run.output_format, data.data_dir)
 
 
 def _start_file(mode: str, path: Path | None) -> Path | None:
@@ -193,154 +231,79 @@ def _start_file(mode: str, path: Path | None) -> Path | None:
     return require_file(path)
 
 
-def _chosen_layers(
-    module: GraphModule, indexes: tuple[int, ...] | None, residual: Residual
-) -> tuple[str, ...]:
-    """Names of the populations to prune; a warning for indexes that don't exist."""
-    populations = module.graph.populations
-    able = {name for unit in pruning_units(module.graph, residual) for name in unit.populations}
-    chosen, warning = existing_indexes("pruning_nodes", indexes, len(populations), "spiking layers")
+def _model(task: resolve.Task, start: Start | None, data: Data) -> Model:
+    if start is None:
+        return resolve.new_model(task, data)
+    model = start.network(data)
+    return replace(model, info=replace(model.info, provenance=resolve.facts(task) | assumed(start)))
+
+
+def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:
+    """Names of the populations to prune, or None for all; a warning for unknown indexes."""
+    names = [node.name for node in graph.populations]
+    chosen, warning = existing_indexes("pruning_nodes", indexes, len(names), "spiking layers")
     if warning:
         warn(warning)
-    names = tuple(populations[index].name for index in sorted(chosen))
-    if indexes is None:
-        names = tuple(name for name in names if name in able)
-    refused = [name for name in names if name not in able]
-    if refused or not names:
-        raise UsageError(
-            f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
-            "layer can if its current comes from one convolution or linear layer of its own, if "
-            "it belongs to no residual stream (or with --residual coupled or scatter), and if its "
-            "channels are not the classes"
+    return None if indexes is None else tuple(names[index] for index in chosen)
+
+
+def _dense(epochs: int, files: Mapping[str, Path]) -> pipeline.DensePhase:
+    def keep(result: TrainResult | None) -> None:
+        if distributed.current().is_main:
+            if result is not None:
+                save(result.model, files["Dense model"])
+            require_file(files["Dense model"])
+
+    return pipeline.DensePhase(epochs, files["Dense epochs"], keep)
+
+
+def _finish(
+    result: PruneResult, outputs: Mapping[str, Path], output_format: str, data_dir: Path
+) -> None:
+    """Write and print, in the main process."""
+    if not distributed.hand_over():
+        return
+    written = ("Dense model", "Masked model", "Compact model")
+    files = {what: outputs[what] for what in written if what in outputs}
+    assert result.compact is not None and result.plan is not None
+    save(result.masked, files["Masked model"])
+    save(result.compact, files["Compact model"])
+    if not result.plan.removes:
+        note(result.plan.whole_note(files["Compact model"], files["Masked model"]))
+    told = result.to_dict()
+    document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")} | {
+        "files": {
+            what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
+        },
+    }
+    (before, after), tested = result.parameters, result.accuracies
+    rows: list[tuple[object, ...]] = [*result.layers, ("parameters", before, before, after)]
+    accuracy_row = [f"{tested[kind]:.2%}" for kind in ("dense", "masked", "compact")]
+    rows.append(("test accuracy", *accuracy_row))
+    columns, title = ("layer", "before", "masked", "compact"), "Structured pruning"
+    print_result(output_format, "soul-deploy/prune/1", document, title, columns, rows)
+    words = ["export", "event", files["Compact model"], *folder_flags(data_dir)]
+    print_files(output_format, files, words)
+
+
+def _preview(
+    output_format: str,
+    model: Model,
+    data: Data | None,
+    config: ScaConfig,
+    training: TrainConfig,
+    asked: Mapping[str, Any],
+) -> None:
+    """What would be pruned and when; with weights at hand, how many channels would stay."""
+    plan = pipeline.plan_structured(model, data, config, training, **asked)
+    if not distributed.hand_over():
+        return
+    columns = ("layer", "index", "pruned", "channels", "at least", "kept now")
+    schema, title = "soul-deploy/prune-plan/1", "Channel plan"
+    print_result(output_format, schema, plan.to_dict(), title, columns, plan.layers)
+    if output_format != "json":
+        last = config.schedule.last_update
+        say(
+            f"{len(plan.updates)} mask updates in {config.schedule.epochs} epochs, the last after "
+            f"epoch {last}: {plan.updates[last]} of {plan.channels} channels stay"
         )
-    return names
-
-
-def _preview(job: Job) -> None:
-    plan = None
-    if not job.epochs:
-        plan = plan_of_weights(job.module, job.data, job.recipe, job.sca, job.names)
-    if distributed.hand_over():
-        print_preview(job.run.output_format, job.module.graph, job.sca, job.names, plan)
-
-
-def _keeper(job: Job) -> Keeper:
-    settings = plain_settings(
-        command="prune structured",
-        task=asdict(job.task),
-        recipe=asdict(job.recipe),
-        epochs=job.epochs,
-        sca=asdict(job.sca),
-        layers=list(job.names),
-        model_path=None if job.start is None else file_sha256(job.start.path),
-        network=network_of(job.module.graph),
-        data=content_of(job.data),
-    )
-    folder = _checkpoints(job.task, job.run)
-    run = Run(folder, ("train", "prune"), settings, environment_of(device_of(job.module)))
-    return Keeper(run, job.keeping.save_steps, job.keeping.resume)
-
-
-class _DenseAccuracy:
-    """The test accuracy before the loop, which cannot be measured again inside it."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def state(self) -> Tree:
-        return {"test": self.value}
-
-    def restore(self, tree: Tree) -> None:
-        self.value = number_of(tree, "test")
-
-
-def _train(job: Job, keeper: Keeper) -> None:
-    """The dense epochs of mode train, and their file."""
-    module, data = job.module, job.data
-    _, best = train_dense(module, data, job.recipe, job.epochs, job.run.log_dir, job.task, keeper)
-    made = provenance(job.task, job.recipe, job.epochs, command="prune structured")
-    test = accuracy(module, data, data.test)
-    if distributed.current().is_main:
-        save_dense(job.dense_path, module, data, made, best, test)
-
-
-def _carry_out(job: Job, keeper: Keeper) -> None:
-    if job.epochs and not keeper.passed("train"):
-        _train(job, keeper)
-    if job.epochs and distributed.current().is_main:
-        require_file(job.dense_path)
-    dense = _DenseAccuracy(0.0)
-    if not keeper.starts_in("prune"):
-        dense.value = accuracy(job.module, job.data, job.data.test)
-    _prune(job, keeper, dense)
-    if distributed.hand_over():
-        _finish(job, dense.value)
-
-
-def _finish(job: Job, dense: float) -> None:
-    """Remove, test, write, print."""
-    status("prune structured: removing and testing")
-    files = {"Dense model": job.dense_path} if job.epochs else {}
-    accuracies = {"dense": dense}
-    accuracies["masked"] = accuracy(job.module, job.data, job.data.test)
-    masked = _masked_model(job, accuracies)
-    files["Masked model"] = job.masked_path
-    save_model(files["Masked model"], masked)
-    removal = plan_removal(masked, residual=_removal(job.sca))
-    compact = remove(masked, removal)
-    device = next(job.module.parameters()).device
-    accuracies["compact"] = accuracy(module_of(compact, device), job.data, job.data.test)
-    files["Compact model"] = outputs(job.task, job.run)["Compact model"]
-    save_model(files["Compact model"], compact)
-    if not removal.removes:
-        note(removal.whole_note(files["Compact model"], job.masked_path))
-    counts = ChannelCounts.of(masked, compact)
-    print_outcome(job.run.output_format, accuracies, counts, files, job.data_dir)
-
-
-def _removal(sca: Sca) -> Residual:
-    """Streams lose what is dead in all members anyway; single branches only if asked for."""
-    return "scatter" if sca.residual == "scatter" else "coupled"
-
-
-def _prune(job: Job, keeper: Keeper, dense: _DenseAccuracy) -> None:
-    """Run the loop."""
-    epochs = job.sca.schedule.epochs
-    path = outputs(job.task, job.run)["Epochs"]
-    with epoch_log("prune", epochs, path) as log:
-        pruning = ChannelPruning(
-            *(job.module, job.data, job.recipe, job.sca, job.names),
-            tick=log.tick,
-            after_step=keeper.after_step,
-        )
-        with keeper.loop("prune", Bundle({"pruning": pruning, "dense": dense, "log": log})):
-            for step in pruning.run():
-                log.epoch(step.result, _note(step))
-                keeper.after_epoch()
-
-
-def _note(step: PruneStep) -> str:
-    """The epoch's results are those before its update of the masks."""
-    plan = step.plan
-    return "" if plan is None else f"after it {plan.kept} of {plan.total} channels stay"
-
-
-def _masked_model(job: Job, accuracies: dict[str, float]) -> Model:
-    made: dict[str, Any] = provenance(
-        job.task,
-        job.recipe,
-        job.epochs,
-        command="prune structured",
-        sca=asdict(job.sca),
-        layers=list(job.names),
-        accuracy=dict(accuracies),
-        **assumed(job.start),
-    )
-    info = ModelInfo(
-        "masked",
-        job.data.normalization,
-        job.data.classes,
-        made,
-        input_kind=job.data.input_kind,
-    )
-    return from_module(job.module, info)

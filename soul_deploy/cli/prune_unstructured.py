@@ -1,88 +1,53 @@
 """`soul-deploy prune unstructured`: search for masks of weights and neurons, fine-tune, remove."""
 
-from collections.abc import Collection
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import click
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.base.errors import SoulDeployError, UnknownNameError
 from soul_deploy.base.files import file_sha256, require_file
-from soul_deploy.base.progress import status
+from soul_deploy.base.terminal import say, show
+from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options
 from soul_deploy.cli.common_options import FILE, dry_run_option, option
-from soul_deploy.cli.config import (
-    data_of,
-    load_task_data,
-    new_module,
-    prepare,
-    provenance,
-    recipe_of,
-    require_outputs,
-    task_of,
-    warn_of_replacing,
-)
-from soul_deploy.cli.options import (
-    DataOptions,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-    data_options,
-    learning_options,
-    network_options,
-    resume_options,
-    run_options,
-)
+from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.cli.parsing import SoulCommand, existing_indexes, explicit_flags
-from soul_deploy.cli.progress import epoch_log
-from soul_deploy.cli.search_job import (
-    Job,
-    checkpoint_folder,
-    compact_path,
-    log_path,
-    outputs,
-    result_path,
-)
 from soul_deploy.cli.search_options import (
     MaskOptions,
     SearchOptions,
     mask_options,
     search_options,
 )
-from soul_deploy.cli.search_report import (
-    Outcome,
-    Recorder,
-    check_tensorboard,
-    note_of,
-    print_outcome,
-    print_preview,
+from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
+from soul_deploy.cli.text_table import drawn
+from soul_deploy.data.datasets import Data
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model
+from soul_deploy.prune.removal.apply import parameters
+from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.unstructured.config import SearchConfig
+from soul_deploy.prune.unstructured.log import check_tensorboard
+from soul_deploy.prune.unstructured.masks import survivors
+from soul_deploy.prune.unstructured.pipeline import (
+    COMMAND,
+    MaskPlan,
+    plan_unstructured,
+    prune_unstructured,
 )
-from soul_deploy.cli.start_model import NAME_HELP, assumed, module_of, open_start
-from soul_deploy.ir.graph import Convolution, SpikingGraph
-from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
-from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.channel_groups import residual_name
-from soul_deploy.prune.removal.apply import remove
-from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.unstructured.masks import Masks, MaskStart, make_masks, maskable_neurons
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.plan import Search, SearchStoppedError
-from soul_deploy.prune.unstructured.search import Pruning
-from soul_deploy.training.checkpoint_manager import (
-    Keeper,
-    Run,
-    content_of,
-    environment_of,
-    network_of,
-    plain_settings,
-)
+from soul_deploy.prune.unstructured.pruning import SearchEpoch
+from soul_deploy.prune.unstructured.search import SearchStoppedError
+from soul_deploy.training.checkpoint import checkpoint_path
+from soul_deploy.training.checkpoint_manager import Checkpoints
 from soul_deploy.training.messages import note, warn
-from soul_deploy.training.state import Bundle
-from soul_deploy.training.trainer import accuracy, device_of
+from soul_deploy.training.trainer import TrainConfig
+
+SCHEMA = "soul-deploy/prune-unstructured/1"
 
 
 @click.command(
@@ -98,26 +63,26 @@ from soul_deploy.training.trainer import accuracy, device_of
     heading="Files",
 )
 @dry_run_option("Print what would be masked; no file is written.")
-@network_options("spikingvgg9")
-@data_options()
+@options.network_options("spikingvgg9")
+@options.data_options()
 @mask_options()
 @search_options()
-@learning_options(epochs=150, batch_size=128, scheduler="constant")
-@run_options()
-@resume_options()
+@options.learning_options(epochs=150, batch_size=128, scheduler="constant")
+@options.run_options()
+@options.resume_options()
 @click.pass_context
 def unstructured(
     context: click.Context,
     mode: str,
     model_path: Path | None,
     dry_run: bool,
-    network: NetworkChoice,
-    data: DataOptions,
+    network: options.NetworkChoice,
+    data: options.DataOptions,
     masking: MaskOptions,
     searching: SearchOptions,
-    learning: LearningOptions,
-    run: RunOptions,
-    keeping: ResumeOptions,
+    learning: options.LearningOptions,
+    run: options.RunOptions,
+    keeping: options.ResumeOptions,
 ) -> None:
     """Prune single weights and neurons by trainable masks, then remove what died.
 
@@ -125,219 +90,174 @@ def unstructured(
     --finetune the network is then trained on with the masks fixed. At the end the masked network
     and a compact one without its dead channels are written.
     """
-    if mode.lower() != "search":
-        raise UnknownNameError("mode", mode, ("search",))
-    task, recipe = task_of(network, data, learning.seed), recipe_of(learning)
-    search, finetune = searching.search(learning, recipe), searching.finetuning()
-    begin = masking.start(learning.seed, steered=search.target is not None)
-    masking.weight_indexes(), masking.neuron_indexes()
-    check_tensorboard(searching.tensorboard)
-    _warn_of_idle(searching, explicit_flags(context))
-    if model_path is not None:
-        require_file(model_path)
-    device = prepare(run)
-    start = None if model_path is None else open_start(model_path, task, explicit_flags(context))
+    given = explicit_flags(context)
+    _check(mode, searching, masking, given)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
+    config = searching.config(masking)
+    start = _opened(model_path, task, run, given)
     task = task if start is None else start.task
     if not dry_run:
-        require_outputs(*outputs(task, run, searching.save_latest))
-    loaded = load_task_data(data_of(task, data), None if start is None else start.taken)
-    if start is None:
-        module = new_module(task, loaded).to(device)
-    else:
-        model = start.network(loaded)
-        _check_start(start.path, model)
-        module, begin = _unmasked(model, device), replace(begin, known=model.alphas)
-    masks = _masks(module, masking, begin)
-    _check_masked(masks, search)
-    job = Job(
-        *(
-            task,
-            data.data_dir,
-            recipe,
-            search,
-            finetune,
-            masking,
-            loaded,
-            module,
-            masks,
-            run,
-            start,
-        ),
-        *(searching.save_latest, searching.tensorboard, keeping),
-    )
-    if dry_run:
-        if distributed.hand_over():
-            print_preview(run.output_format, module.graph, masks)
-    else:
-        warn_of_replacing(job.masked_path, "prune unstructured")
-        with _keeper(job).watching() as keeper:
-            _carry_out(job, keeper)
+        resolve.require_outputs(*Places(task, run).outputs(searching.save_latest))
+    taken = None if start is None else start.taken
+    loaded = resolve.load_task_data(resolve.data_of(task, data), taken)
+    model = _model(task, start, loaded, masking)
+    config = replace(config, **_layers(masking, model.graph))
+    plan = plan_unstructured(model, config, path=model_path)
+    if not dry_run:
+        places = Places(task, run, masked=any(row.entries for row in plan.layers))
+        asked = _settings(task, start, masking)
+        kept = resolve.checkpoints_of(keeping, places.checkpoints, **asked)
+        job = Job(model, loaded, config, training, places, searching, kept, fresh=start is None)
+        _carry_out(job, data.data_dir)
+    elif distributed.hand_over():
+        _print_preview(run.output_format, plan)
 
 
-def _warn_of_idle(searching: SearchOptions, given: Collection[str]) -> None:
+def _check(
+    mode: str, searching: SearchOptions, masking: MaskOptions, given: Collection[str]
+) -> None:
+    """Raise UsageError for what needs no network to be seen wrong; tell what does nothing."""
+    if mode.lower() != "search":
+        raise UnknownNameError("mode", mode, ("search",))
+    masking.indexes()
+    check_tensorboard(searching.tensorboard)
     idle = searching.idle(given)
     if idle:
         warn(f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused")
 
 
-def _check_start(path: Path, model: Model) -> None:
-    if model.channel_masks or (model.neuron_masks and not model.alphas):
-        raise UsageError(
-            f"{path} is a masked network; start from a dense one, from its compact one "
-            f"(soul-deploy prune compact {quote(str(path))}) if that has no masks left, or from "
-            "the masked result of an earlier prune unstructured"
-        )
+def _opened(
+    path: Path | None, task: resolve.Task, run: options.RunOptions, given: Collection[str]
+) -> Start | None:
+    """The file to start from, once the device and the other processes are there."""
+    if path is not None:
+        require_file(path)
+    resolve.prepare(run)
+    return None if path is None else open_start(path, task, given)
 
 
-def _unmasked(start: Model, device: Any) -> GraphModule:
-    return module_of(replace(start, neuron_masks={}), device)
+@dataclass(frozen=True)
+class Places:
+    """Where the files of a run go; masked: whether the network gets masks."""
+
+    task: resolve.Task
+    run: options.RunOptions
+    masked: bool = True
+
+    def model(self, kind: str) -> Path:
+        return self.run.model_dir / f"{kind}_{self.task.stem}.safetensors"
+
+    @property
+    def result(self) -> Path:
+        return self.model("pruned" if self.masked else "best")
+
+    @property
+    def compact(self) -> Path:
+        return self.model("pruned").with_stem(f"{self.model('pruned').stem}_compact")
+
+    @property
+    def log(self) -> Path:
+        return self.run.log_dir / f"unstructured_{self.task.stem}.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run.model_dir / "checkpoints" / f"unstructured_{self.task.stem}"
+
+    def outputs(self, save_latest: bool) -> list[Path]:
+        """Every file that may be written, but for checkpoints' numbers."""
+        kinds = ("pruned", "best", *(("latest",) if save_latest else ()))
+        return [
+            *(self.model(kind) for kind in kinds),
+            *(self.compact, self.log, self.log.with_suffix(".csv")),
+            checkpoint_path(self.checkpoints),
+        ]
 
 
-def _masks(module: GraphModule, masking: MaskOptions, begin: MaskStart) -> Masks:
-    graph = module.graph
-    weights = () if masking.not_prune_weight else _chosen_weights(graph, masking)
-    neurons = () if masking.not_prune_neuron else _chosen_neurons(graph, masking)
-    return make_masks(module, weights, neurons, coefficients(graph, masking.rule), begin)
+@dataclass(frozen=True)
+class Job:
+    """What is pruned and how, and where it goes; fresh: from random weights."""
+
+    model: Model
+    data: Data
+    config: SearchConfig
+    training: TrainConfig
+    places: Places
+    searching: SearchOptions
+    checkpoints: Checkpoints
+    fresh: bool = field(kw_only=True)
+
+    def described(self, model: Model, accuracies: Mapping[str, float]) -> Model:
+        """`model`, with these accuracies."""
+        made = {**model.info.provenance, "accuracy": self.told(accuracies)}
+        return replace(model, info=replace(model.info, provenance=made))
+
+    def told(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """The accuracies, without that of random weights."""
+        return {k: v for k, v in accuracies.items() if k != "start" or not self.fresh}
 
 
-def _chosen_weights(graph: SpikingGraph, masking: MaskOptions) -> tuple[str, ...]:
-    names = [node.name for node in graph.projections]
-    what = "layers with weights"
-    chosen, warning = existing_indexes(
-        "weight_prune_layers", masking.weight_indexes(), len(names), what
-    )
-    if warning:
-        warn(warning)
-    return tuple(names[index] for index in sorted(chosen))
+def _model(task: resolve.Task, start: Start | None, data: Data, masking: MaskOptions) -> Model:
+    """Where the search starts, knowing what its results will tell of that."""
+    model = resolve.new_model(task, data) if start is None else start.network(data)
+    made = resolve.facts(task) | {
+        "masking": asdict(masking),
+        "start": None if start is None else str(start.path),
+        **assumed(start),
+    }
+    return replace(model, info=replace(model.info, provenance=made))
 
 
-def _chosen_neurons(graph: SpikingGraph, masking: MaskOptions) -> tuple[str, ...]:
-    """Named populations; by default those behind a convolution, but the first and the output."""
-    nodes, able = graph.populations, maskable_neurons(graph)
-    indexes = masking.neuron_indexes()
-    if indexes is None:
-        behind = [n for n in nodes[1:] if isinstance(graph[n.inputs[0]], Convolution)]
-        return tuple(node.name for node in behind if node.name in able)
-    chosen, warning = existing_indexes("neuron_prune_layers", indexes, len(nodes), "spiking layers")
-    if warning:
-        warn(warning)
-    names = tuple(nodes[index].name for index in sorted(chosen))
-    refused = [name for name in names if name not in able]
-    if refused:
-        valid = [str(i) for i, node in enumerate(nodes) if node.name in able]
-        raise UsageError(
-            f"neuron_prune_layers: {', '.join(refused)} cannot be masked, its spikes are the "
-            f"network's output; valid: {', '.join(valid)}"
-        )
-    return names
+def _settings(task: resolve.Task, start: Start | None, masking: MaskOptions) -> dict[str, Any]:
+    """What a run begins with, besides what `prune_unstructured` is given."""
+    path = None if start is None else file_sha256(start.path)
+    return {"task": asdict(task), "masking": asdict(masking), "model_path": path}
 
 
-def _check_masked(masks: Masks, search: Search) -> None:
-    if search.target is not None and not masks.weights:
-        raise UsageError("target_connectivity needs weight masks; leave --not_prune_weight out")
+def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
+    """The layers to mask, as `SearchConfig` takes them; a warning for indexes that don't exist."""
+    weights, neurons = masking.indexes()
+    found: dict[str, Any] = {}
+    for name, left_out, indexes, nodes, what in (
+        ("weight", masking.not_prune_weight, weights, graph.projections, "layers with weights"),
+        ("neuron", masking.not_prune_neuron, neurons, graph.populations, "spiking layers"),
+    ):
+        option = f"{name}_prune_layers"
+        found[option] = () if left_out else indexes
+        if indexes is not None and not left_out:
+            found[option], warning = existing_indexes(option, indexes, len(nodes), what)
+            if warning:
+                warn(warning)
+    return found
 
 
-def _keeper(job: Job) -> Keeper:
-    settings = plain_settings(
-        command="prune unstructured",
-        task=asdict(job.task),
-        recipe=asdict(job.recipe),
-        search=asdict(job.search),
-        finetune=None if job.finetune is None else asdict(job.finetune),
-        masking=asdict(job.masking),
-        model_path=None if job.start is None else file_sha256(job.start.path),
-        network=network_of(job.module.graph),
-        data=content_of(job.data),
-    )
-    folder = checkpoint_folder(job.task, job.run)
-    run = Run(folder, ("search", "finetune"), settings, environment_of(device_of(job.module)))
-    return Keeper(run, job.keeping.save_steps, job.keeping.resume)
-
-
-def _carry_out(job: Job, keeper: Keeper) -> None:
-    module, data = job.module, job.data
-    pruning = Pruning(module, data, job.recipe, job.search, job.masks)
-    accuracies: dict[str, float] = {}
-    before = pruning.synops(from_module(module, ModelInfo()))
-    if job.start is not None:
-        accuracies["start"] = accuracy(module, data, data.test)
-    _train(job, pruning, keeper)
-    if distributed.hand_over():
-        _finish(job, pruning, accuracies, before)
-
-
-def _finish(job: Job, pruning: Pruning, accuracies: dict[str, float], before: float) -> None:
-    """Remove, test, write, print. before: SynOps per image at the start."""
-    status("prune unstructured: removing and testing")
-    module, data = job.module, job.data
-    accuracies["masked"] = accuracy(module, data, data.test)
-    masked = pruning.hard_model(_info(job, "masked", accuracies))
-    if not job.masks.parameters():
-        masked = replace(masked, info=replace(masked.info, stage="dense"))
-    files = {"Masked model" if job.masks.parameters() else "Model": job.masked_path}
-    save_model(job.masked_path, masked)
-    compact = None
-    if job.masks.parameters():
-        residual = residual_name(job.masking.residual)
-        plan = plan_removal(masked, round_to=job.masking.round_to, residual=residual)
-        compact = remove(masked, plan)
-        device = next(module.parameters()).device
-        accuracies["compact"] = accuracy(module_of(compact, device), data, data.test)
-        files["Compact model"] = compact_path(job.masked_path)
-        save_model(files["Compact model"], replace(compact, alphas={}))
-        if not plan.removes:
-            note(plan.whole_note(files["Compact model"], job.masked_path))
-    files["Table of epochs"] = log_path(job.task, job.run).with_suffix(".csv")
-    synops = before, pruning.synops(masked)
-    print_outcome(
-        job.run.output_format,
-        Outcome(*(masked, compact, pruning.meter.exact(), accuracies, synops, files, job.data_dir)),
-    )
-
-
-def _train(job: Job, pruning: Pruning, keeper: Keeper) -> None:
-    """Search and fine-tune; the module has hard masks then."""
-    recorder = Recorder(log_path(job.task, job.run), tensorboard=job.tensorboard)
-    pruning.after_step = keeper.after_step
+def _carry_out(job: Job, data_dir: Path) -> None:
+    resolve.warn_of_replacing(job.places.result, COMMAND)
     try:
-        loop = SearchLoop(pruning)
-        if not keeper.passed("search"):
-            _follow(job, loop, recorder, keeper, "search", job.search.epochs)
+        result = prune_unstructured(
+            job.model,
+            job.data,
+            job.config,
+            job.training,
+            device=job.places.run.device,
+            checkpoints=job.checkpoints,
+            log=job.places.log,
+            tensorboard=job.searching.tensorboard,
+            on_epoch=partial(_save_latest, job) if job.searching.save_latest else None,
+        )
     except SearchStoppedError as stop:
-        kept = _kept(job, stop)
+        with job.checkpoints.watching():
+            kept = _kept(job, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
         raise SoulDeployError(f"{stop}{kept}") from stop
-    job.masks.attach_hard(job.module)
-    if job.finetune is not None:
-        tuning = FinetuneLoop(pruning, job.finetune)
-        _follow(job, tuning, recorder, keeper, "finetune", job.finetune.epochs)
-    elif job.masks.parameters():
-        warn(
-            "not fine-tuned: the batch norms' running statistics belong to the soft masks of the "
-            "search; give --finetune"
-        )
+    if distributed.hand_over():
+        with job.checkpoints.watching():
+            _print_outcome(job, result, _write(job, result), data_dir)
 
 
-def _follow(
-    job: Job,
-    loop: SearchLoop | FinetuneLoop,
-    recorder: Recorder,
-    keeper: Keeper,
-    label: str,
-    epochs: int,
-) -> None:
-    pruning = loop.pruning
-    with epoch_log(label, epochs, None) as log:
-        pruning.tick = log.tick
-        with keeper.loop(label, Bundle({"loop": loop, "recorder": recorder, "log": log})):
-            for epoch in loop.run():
-                log.epoch(epoch.result, note_of(epoch))
-                recorder.add(epoch)
-                if job.save_latest and distributed.current().is_main:
-                    path = result_path(job.task, job.run, "latest")
-                    accuracies = {"validation": epoch.hard_accuracy}
-                    save_model(path, pruning.hard_model(_info(job, "masked", accuracies)))
-                keeper.after_epoch()
+def _save_latest(job: Job, epoch: SearchEpoch) -> None:
+    if distributed.current().is_main:
+        latest = job.described(epoch.model, {"validation": epoch.hard_accuracy})
+        save(latest, job.places.model("latest"))
 
 
 def _kept(job: Job, stop: SearchStoppedError) -> str:
@@ -345,24 +265,77 @@ def _kept(job: Job, stop: SearchStoppedError) -> str:
         return ""
     if stop.last_good is None:
         return ". No epoch was left to keep; no model was written"
-    good = replace(stop.last_good, info=_info(job, "masked", {}))
-    save_model(job.masked_path, good)
-    return f". The last model with all layers alive was kept in {job.masked_path}"
+    save(job.described(stop.last_good, {}), job.places.result)
+    return f". The last model with all layers alive was kept in {job.places.result}"
 
 
-def _info(job: Job, stage: Any, accuracies: dict[str, float]) -> ModelInfo:
-    search = {**asdict(job.search), "masks": asdict(job.search.masks)}
-    made = provenance(
-        job.task,
-        job.recipe,
-        job.search.epochs,
-        command="prune unstructured",
-        search=search,
-        masking=asdict(job.masking),
-        finetune=None if job.finetune is None else asdict(job.finetune),
-        start=None if job.start is None else str(job.start.path),
-        accuracy=dict(accuracies),
-        **assumed(job.start),
+def _write(job: Job, result: PruneResult) -> dict[str, Path]:
+    """The models; returns all files of the run by what they are."""
+    places = job.places
+    accuracies = {k: v for k, v in result.accuracies.items() if k != "compact"}
+    files = {"Masked model" if places.masked else "Model": places.result}
+    save(job.described(result.masked, accuracies), places.result)
+    if result.compact is not None and result.plan is not None:
+        files["Compact model"] = places.compact
+        save(job.described(result.compact, accuracies), places.compact)
+        if not result.plan.removes:
+            note(result.plan.whole_note(places.compact, places.result))
+    return files | {"Table of epochs": places.log.with_suffix(".csv")}
+
+
+def _print_preview(output_format: str, plan: MaskPlan) -> None:
+    """What would be masked, and what each entry costs."""
+    document = plan.to_dict()
+    rows = [tuple(row.values()) for row in document["layers"]]
+    print_result(
+        output_format,
+        "soul-deploy/mask-plan/1",
+        document,
+        "Masks, and the penalty's coefficient of each of their entries",
+        ("layer", "masks", "index", "entries", "cost"),
+        rows,
     )
-    data = job.data
-    return ModelInfo(stage, data.normalization, data.classes, made, input_kind=data.input_kind)
+
+
+def _print_outcome(
+    job: Job, result: PruneResult, files: Mapping[str, Path], data_dir: Path
+) -> None:
+    """Survivors, connectivity, SynOps, accuracies, files, the next command."""
+    output_format, compact = job.places.run.output_format, result.compact
+    connectivity, layers = result.connectivity, survivors(result.masked)
+    assert connectivity is not None
+    tested, (before, after) = job.told(result.accuracies), result.synops or (0.0, 0.0)
+    document = {
+        "test_accuracy": tested,
+        "connectivity": {
+            **{name: getattr(connectivity, name) for name in ("share", "live", "dense")},
+            "layers": [asdict(layer) for layer in connectivity.layers],
+        },
+        "synops_per_image": {"before": before, "after": after},
+        "survivors": [asdict(layer) for layer in layers],
+        "parameters": {
+            "before": parameters(result.masked.state),
+            "after": None if compact is None else parameters(compact.state),
+        },
+        "files": {
+            what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
+        },
+    }
+    rows = [(row.projection, *_shares(row.weights), *_shares(row.neurons)) for row in layers]
+    columns, schema = ("layer", "weights", "kept", "neurons", "kept"), SCHEMA
+    print_result(output_format, schema, document, "Survivors", columns, rows)
+    if output_format == "json":
+        return
+    show(drawn(connectivity))
+    fewer = f" ({before / after:.1f}× fewer)" if after else ""
+    say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
+    say(f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}")
+    path = files["Model" if compact is None else "Compact model"]
+    print_files(output_format, files, ["export", "event", path, *folder_flags(data_dir)])
+
+
+def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:
+    if pair is None:
+        return "", ""
+    kept, total = pair
+    return f"{total:,}", f"{kept:,} ({kept / total:.2%})"

@@ -1,28 +1,21 @@
 """The options of `soul-deploy prune unstructured` that say what is pruned and how."""
 
-import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import click
 
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.cli.common_options import Decorator
-from soul_deploy.cli.options import LearningOptions, option_group
+from soul_deploy.cli.options import option_group
 from soul_deploy.cli.parsing import ListOption, parse_indexes, words
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
-from soul_deploy.prune.unstructured.lambda_control import check_target
-from soul_deploy.prune.unstructured.masks import MaskStart, Temperature
-from soul_deploy.prune.unstructured.objective import CRITERIA, Objective
-from soul_deploy.prune.unstructured.penalty import CoefficientRule
-from soul_deploy.prune.unstructured.plan import Finetune, Search
+from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
+from soul_deploy.prune.unstructured.loss import CRITERIA, RULES
 from soul_deploy.training.lr_schedules import parse_schedule
-from soul_deploy.training.trainer import OPTIMIZERS, Recipe
+from soul_deploy.training.trainer import OPTIMIZERS
 
-RULES: tuple[CoefficientRule, ...] = ("authors", "exact")
-STEERED_START = (0.1, 0.1)
-"""Means of alpha when connectivity is steered: it then falls from 100 %."""
 NameT = TypeVar("NameT", bound=str)
 
 
@@ -39,36 +32,12 @@ class MaskOptions:
     round_to: int
     residual: str
 
-    def __post_init__(self) -> None:
-        choice("penalty_coef", self.penalty_coef, RULES)
-        residual_name(self.residual)
-        if self.round_to < 1:
-            raise UsageError(f"round_to {self.round_to} must be at least 1")
-
-    @property
-    def rule(self) -> CoefficientRule:
-        """Which coefficients."""
-        return choice("penalty_coef", self.penalty_coef, RULES)
-
-    def start(self, seed: int, *, steered: bool) -> MaskStart:
-        """How alphas begin; `steered`: towards a target. Raises UsageError."""
-        if self.mask_init_factor is None:
-            return MaskStart(*(STEERED_START if steered else (0.0, 0.0)), seed=seed)
-        factors = numbers("mask_init_factor", self.mask_init_factor)
-        if len(factors) != 4:
-            raise UsageError(
-                "mask_init_factor takes 4 numbers (weights mean, neurons mean, weights std, "
-                f"neurons std), got {len(factors)}"
-            )
-        return MaskStart(*factors, seed=seed)
-
-    def weight_indexes(self) -> tuple[int, ...] | None:
-        """The chosen projections, or None for all. Raises UsageError."""
-        return parse_indexes("weight_prune_layers", self.weight_prune_layers)
-
-    def neuron_indexes(self) -> tuple[int, ...] | None:
-        """The chosen populations, or None for all that are masked by default."""
-        return parse_indexes("neuron_prune_layers", self.neuron_prune_layers)
+    def indexes(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """The chosen projections and populations, each None for the default. Raises UsageError."""
+        return (
+            parse_indexes("weight_prune_layers", self.weight_prune_layers),
+            parse_indexes("neuron_prune_layers", self.neuron_prune_layers),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,68 +63,38 @@ class SearchOptions:
     save_latest: bool
     tensorboard: bool
 
-    def __post_init__(self) -> None:
-        lmbda = self.penalty_lmbda
-        if lmbda is not None and not (math.isfinite(lmbda) and lmbda >= 0):
-            raise UsageError(f"penalty_lmbda {lmbda} must be a finite number from 0")
-        if lmbda == 0 and self.target_connectivity is not None:
-            raise UsageError(
-                "penalty_lmbda 0 cannot be steered to a target_connectivity; leave one of them out"
-            )
-        check_target(self.target_connectivity)
-        for name, value in (
-            ("accumulate_step", self.accumulate_step),
-            ("epoch_finetune", self.epoch_finetune),
-        ):
-            if value < 1:
-                raise UsageError(f"{name} {value} must be at least 1")
-        for name, rate in (("finetune_lr", self.finetune_lr), ("prune_lr", self.prune_lr)):
-            if rate is not None and not 0 < rate < math.inf:
-                raise UsageError(f"{name} {rate} must be above 0 and finite")
-        if not 0 <= self.prune_weight_decay < math.inf:
-            raise UsageError(
-                f"prune_weight_decay {self.prune_weight_decay} must not be negative, and finite"
-            )
-
-    def search(self, learning: LearningOptions, recipe: Recipe) -> Search:
-        """The search as asked for; checks everything that can be known. Raises UsageError."""
-        given = self.penalty_lmbda
-        automatic = given is None and self.target_connectivity is not None
-        return Search(
-            learning.epochs,
-            Temperature.of(numbers("temp_scheduler", self.temp_scheduler), learning.epochs),
-            self._mask_recipe(recipe),
-            None if automatic else (1e-11 if given is None else given),
-            self.target_connectivity,
-            self.accumulate_step,
-            Objective(
-                choice("criterion", self.criterion, CRITERIA),
-                self.tet,
-                self.tet_phi,
-                self.tet_lambda,
-            ),
+    def config(self, masking: MaskOptions) -> SearchConfig:
+        """The search as asked for, of all layers. Raises UsageError."""
+        start, optimizer = masking.mask_init_factor, self.prune_optimizer
+        schedule = parse_schedule([self.finetune_lr_scheduler])
+        finetune = FinetuneConfig(
+            self.epoch_finetune, self.finetune_lr, schedule, self.reset_optimizer
         )
-
-    def _mask_recipe(self, recipe: Recipe) -> Recipe:
-        return replace(
-            recipe,
-            optimizer=choice(
-                "prune_optimizer", self.prune_optimizer or recipe.optimizer, tuple(OPTIMIZERS)
-            ),
-            learning_rate=recipe.learning_rate if self.prune_lr is None else self.prune_lr,
-            weight_decay=self.prune_weight_decay,
+        return SearchConfig(
+            target_connectivity=self.target_connectivity,
+            penalty_lmbda=self.penalty_lmbda,
+            penalty_coef=choice("penalty_coef", masking.penalty_coef, RULES),
+            criterion=choice("criterion", self.criterion, CRITERIA),
+            tet=self.tet,
+            tet_phi=self.tet_phi,
+            tet_lambda=self.tet_lambda,
+            temp_scheduler=numbers("temp_scheduler", self.temp_scheduler),
+            mask_init_factor=None if start is None else numbers("mask_init_factor", start),
+            accumulate_step=self.accumulate_step,
+            prune_optimizer=choice("prune_optimizer", optimizer, tuple(OPTIMIZERS))
+            if optimizer
+            else None,
+            prune_lr=self.prune_lr,
+            prune_weight_decay=self.prune_weight_decay,
+            finetune=finetune if self.finetune else None,
+            round_to=masking.round_to,
+            residual=residual_name(masking.residual),
         )
 
     def idle(self, given: Collection[str]) -> list[str]:
         """Those of the flags `given` that do nothing, since there is no fine-tuning."""
         names = ("epoch_finetune", "finetune_lr", "finetune_lr_scheduler", "reset_optimizer")
         return [] if self.finetune else [f"--{name}" for name in names if name in given]
-
-    def finetuning(self) -> Finetune | None:
-        """The fine-tuning as asked for, or None. Raises UsageError."""
-        schedule = parse_schedule([self.finetune_lr_scheduler])
-        plan = Finetune(self.epoch_finetune, self.finetune_lr, schedule, self.reset_optimizer)
-        return plan if self.finetune else None
 
 
 def numbers(name: str, text: str) -> tuple[float, ...]:

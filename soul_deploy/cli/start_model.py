@@ -6,24 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from soul_deploy.base.errors import FileFormatError, UsageError
 from soul_deploy.base.files import METADATA_KEY, OpenFile, read_tensors
 from soul_deploy.cli.config import SIZE_FLAGS, Task, create_network
 from soul_deploy.cli.options import CONSTANTS, constant_text
-from soul_deploy.data.datasets import Data, require_kind
+from soul_deploy.data.datasets import Data
+from soul_deploy.data.given import check_data
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir.graph import NeuronSpec, Shape
 from soul_deploy.ir.neurons import SOUL_NEURONS
-from soul_deploy.model.model import (
-    Model,
-    ModelInfo,
-    check_state,
-    load_model,
-    load_state_dict,
-)
-from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.model.file import check_state, load, load_state_dict
+from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
@@ -72,7 +66,7 @@ def open_start(path: Path, task: Task, explicit: Collection[str]) -> Start:
     """
     with OpenFile(path) as source:
         own = path.suffix == ".safetensors" and METADATA_KEY in read_tensors(source).metadata
-        model = load_model(source) if own else None
+        model = load(source) if own else None
     if model is not None:
         task = _task_of_file(path, model, task, explicit)
         if "time_step" in explicit:
@@ -211,28 +205,3 @@ def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str
         neuron=neuron,
         time_steps=task.time_steps if "time_step" in explicit else model.graph.time_steps,
     )
-
-
-def check_data(path: Path, model: Model, data: Data) -> None:
-    """Raise UsageError unless the network fits the data set's images, classes and scaling."""
-    require_kind(data, model.info.input_kind, str(path))
-    norm = model.info.normalization
-    for what, needs, has in (
-        ("images of", model.input_shape, data.input_shape),
-        ("classes:", model.graph.readout.classes, len(data.classes)),
-        ("normalisation", norm or data.normalization, data.normalization),
-    ):
-        if needs != has:
-            raise UsageError(
-                f"{path} needs {what} {needs}, but data set {data.name!r} has {has}; "
-                "give the data set that it was trained on with --dataset_name"
-                + ("; leave --size out" if what == "images of" and data.stored_side else "")
-            )
-
-
-def module_of(model: Model, device: torch.device) -> GraphModule:
-    """The model as a module on `device`, masks included."""
-    module = model.module().to(device)
-    for mask in module.channel_masks.values():
-        mask.keep = mask.keep.to(device)
-    return module

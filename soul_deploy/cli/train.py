@@ -1,69 +1,37 @@
 """`soul-deploy train`."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from soul_deploy import distributed
-from soul_deploy.base.progress import status
-from soul_deploy.cli.config import (
-    Task,
-    load_task_data,
-    new_module,
-    prepare,
-    provenance,
-    recipe_of,
-    require_outputs,
-    task_of,
-)
-from soul_deploy.cli.options import (
-    DataOptions,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-    data_options,
-    input_kind_option,
-    learning_options,
-    network_options,
-    resume_options,
-    run_options,
-)
+from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options
 from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.cli.parsing import SoulCommand
-from soul_deploy.cli.progress import epoch_log
-from soul_deploy.data.datasets import Data, require_kind
-from soul_deploy.model.model import ModelInfo, from_module, save_model
-from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.data.datasets import require_kind
+from soul_deploy.model.file import save
+from soul_deploy.training import train as training
 from soul_deploy.training.checkpoint import checkpoint_path
-from soul_deploy.training.checkpoint_manager import (
-    Keeper,
-    Run,
-    content_of,
-    environment_of,
-    network_of,
-    plain_settings,
-)
-from soul_deploy.training.state import Bundle
-from soul_deploy.training.trainer import BestState, EpochResult, History, Recipe, Training, accuracy
+from soul_deploy.training.trainer import EpochResult
 
 
 @click.command(
     cls=SoulCommand, example="train --model spikingvgg5 --dataset_name digits --epochs 2"
 )
-@network_options("spikingvgg9")
-@data_options()
-@learning_options(epochs=150, batch_size=64)
-@run_options()
-@resume_options()
-@input_kind_option("the data set's")
+@options.network_options("spikingvgg9")
+@options.data_options()
+@options.learning_options(epochs=150, batch_size=64)
+@options.run_options()
+@options.resume_options()
+@options.input_kind_option("the data set's")
 def train(
-    network: NetworkChoice,
-    data: DataOptions,
-    learning: LearningOptions,
-    run: RunOptions,
-    keeping: ResumeOptions,
+    network: options.NetworkChoice,
+    data: options.DataOptions,
+    learning: options.LearningOptions,
+    run: options.RunOptions,
+    keeping: options.ResumeOptions,
     input_kind: str | None,
 ) -> None:
     """Train a spiking network by direct coding and write the best epoch as a model file.
@@ -71,143 +39,58 @@ def train(
     The best epoch is chosen on a validation split of the training images; the test images are
     used once, at the end.
     """
-    recipe = recipe_of(learning)
-    task = task_of(network, data, learning.seed)
-    device = prepare(run)
-    require_outputs(*outputs(task, run))
-    loaded = load_task_data(data)
+    config, task = resolve.recipe_of(learning), resolve.task_of(network, data, learning.seed)
+    device = resolve.prepare(run)
+    path, log = _model_path(task, run), train_log(run.log_dir, task)
+    folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
+    resolve.require_outputs(path, log, checkpoint_path(folder))
+    loaded = resolve.load_task_data(data)
     if input_kind is not None:
         require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
-    module = new_module(task, loaded).to(device)
-    settings = plain_settings(
-        command="train",
-        task=asdict(task),
-        recipe=asdict(recipe),
-        epochs=learning.epochs,
-        network=network_of(module.graph),
-        data=content_of(loaded),
+    kept = resolve.checkpoints_of(keeping, folder, task=asdict(task))
+    result = training.train(
+        *(resolve.new_model(task, loaded), loaded, config),
+        device=device.type,
+        checkpoints=kept,
+        log=log,
     )
-    kept = Run(
-        _checkpoints(task, run),
-        ("train",),
-        settings,
-        environment_of(device),
-    )
-    with Keeper(kept, keeping.save_steps, keeping.resume).watching() as keeper:
-        results, best = train_dense(
-            module, loaded, recipe, learning.epochs, run.log_dir, task, keeper
-        )
+    with kept.watching():
         if distributed.hand_over():
-            _finish(module, loaded, recipe, task, run, results, best, data.data_dir)
+            save(result.model, path)
+            _print(result, path, task, run.output_format, data.data_dir)
 
 
-def _result(task: Task, run: RunOptions) -> Path:
+def _model_path(task: resolve.Task, run: options.RunOptions) -> Path:
     return run.model_dir / f"best_{task.stem}.safetensors"
 
 
-def _checkpoints(task: Task, run: RunOptions) -> Path:
-    return run.model_dir / "checkpoints" / f"train_{task.stem}"
-
-
-def train_log(log_dir: Path, task: Task) -> Path:
+def train_log(log_dir: Path, task: resolve.Task) -> Path:
     """Where the epochs' results go."""
     return log_dir / f"train_{task.stem}.jsonl"
 
 
-def outputs(task: Task, run: RunOptions) -> list[Path]:
-    """Every file that is written, but for checkpoints' numbers."""
-    return [
-        _result(task, run),
-        train_log(run.log_dir, task),
-        checkpoint_path(_checkpoints(task, run)),
-    ]
-
-
-def _finish(
-    module: GraphModule,
-    loaded: Data,
-    recipe: Recipe,
-    task: Task,
-    run: RunOptions,
-    results: list[EpochResult],
-    best: EpochResult,
-    data_dir: Path,
+def _print(
+    result: training.TrainResult, path: Path, task: resolve.Task, output_format: str, data_dir: Path
 ) -> None:
-    """Test, write, print."""
-    status("train: testing")
-    test = accuracy(module, loaded, loaded.test)
-    path = _result(task, run)
-    made = provenance(task, recipe, len(results), command="train", best_epoch=best.epoch)
-    save_dense(path, module, loaded, made, best, test)
     print_result(
-        run.output_format,
+        output_format,
         "soul-deploy/train/1",
-        {
-            "model": str(path),
-            "bytes": path.stat().st_size,
-            "best_epoch": best.epoch,
-            "validation_accuracy": best.validation_accuracy,
-            "test_accuracy": test,
-            "epochs": [asdict(result) for result in results],
-        },
+        {"model": str(path), "bytes": path.stat().st_size, **result.to_dict()},
         f"{task.model} on {task.data}, T = {task.time_steps}",
         ("epoch", "loss", "train", "validation", "s"),
-        [_row(result) for result in results]
-        + [("test", "", "", f"{test:.2%}", f"epoch {best.epoch}")],
+        [
+            *map(_row, result.history),
+            ("test", "", "", f"{result.test_accuracy:.2%}", f"epoch {result.best.epoch}"),
+        ],
     )
     print_files(
-        run.output_format,
+        output_format,
         {"Model": path},
         [
             *("prune", "structured", "--mode", "load", "--model_path", path),
             *("--dataset_name", task.data, *folder_flags(data_dir), "--prune_ratio", 0.5),
         ],
     )
-
-
-def train_dense(
-    module: GraphModule,
-    data: Data,
-    recipe: Recipe,
-    epochs: int,
-    log_dir: Path,
-    task: Task,
-    keeper: Keeper,
-) -> tuple[list[EpochResult], EpochResult]:
-    """Train in place; `module` ends with the best epoch's weights. Returns all epochs and it."""
-    best, history = BestState(), History()
-    with epoch_log("train", epochs, train_log(log_dir, task)) as log:
-        training = Training(
-            module, data, recipe, epochs, tick=log.tick, after_step=keeper.after_step
-        )
-        whole = Bundle({"training": training, "best": best, "history": history, "log": log})
-        with keeper.loop("train", whole):
-            for result in training.run():
-                best.offer(module, result)
-                history.results.append(result)
-                log.epoch(result)
-                keeper.after_epoch()
-    return history.results, best.take(module)
-
-
-def save_dense(
-    path: Path,
-    module: GraphModule,
-    data: Data,
-    made: dict[str, object],
-    best: EpochResult,
-    test: float,
-) -> None:
-    """Write the trained network with what is known about it."""
-    accuracies = {"validation": best.validation_accuracy, "test": test}
-    info = ModelInfo(
-        "dense",
-        data.normalization,
-        data.classes,
-        made | {"accuracy": accuracies},
-        input_kind=data.input_kind,
-    )
-    save_model(path, replace(from_module(module, info), channel_masks={}))
 
 
 def _row(result: EpochResult) -> tuple[object, ...]:

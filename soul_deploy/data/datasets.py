@@ -29,6 +29,7 @@ from soul_deploy.base.errors import (
 )
 from soul_deploy.base.input_rule import InputKind
 from soul_deploy.data import files as imagefiles
+from soul_deploy.ir.graph import Shape
 from soul_deploy.model.model import Normalization
 
 SPLIT_SEED = 20250
@@ -69,7 +70,7 @@ class Data:
     validation: Split
     test: Split
     classes: tuple[str, ...]
-    normalization: Normalization
+    normalization: Normalization | None
     stored_side: int | None = None
     """Side in pixels of the square images in the files, if they were scaled to another."""
     input_kind: InputKind = "images"
@@ -86,16 +87,20 @@ class Data:
         )
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> Shape:
+        """(C, H, W) of one image, or (features,)."""
+        return tuple(self.train.images.shape[1:])
 
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel / 255 - mean) / std per channel, float32, for uint8 images (N, C, H, W).
 
-        The same as the runtime's `normalise` to the bit, on any device.
+        The same as the runtime's `normalise` to the bit, on any device. Floating-point numbers and
+        what is no image are taken as they are.
         """
+        if images.is_floating_point() or self.input_kind != "images":
+            return images.float()
+        if self.normalization is None:
+            return images.float() / 255
         mean = torch.tensor(self.normalization.mean, device=images.device).reshape(-1, 1, 1)
         std = torch.tensor(self.normalization.std, device=images.device).reshape(-1, 1, 1)
         return (images.float() / 255 - mean) / std

@@ -1,12 +1,7 @@
-"""Model files: one .safetensors with weights, masks and the graph; it reloads without its class.
+"""A network at rest: graph, weights, masks, and what its file says besides."""
 
-Also reads other people's `.pt` / `.pth` state dicts, through `torch.load(weights_only=True)`.
-"""
-
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,22 +9,8 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base.brief import brief
-from soul_deploy.base.container import read_header
-from soul_deploy.base.errors import (
-    FileFormatError,
-    UnknownNameError,
-    UsageError,
-    ValidityError,
-)
-from soul_deploy.base.files import (
-    Array,
-    File,
-    OpenFile,
-    digest,
-    opened,
-    read_tensors,
-    write_tensors,
-)
+from soul_deploy.base.errors import UnknownNameError, UsageError, ValidityError
+from soul_deploy.base.files import Array
 from soul_deploy.base.input_rule import (
     INPUT_KINDS,
     KIND_OF_OLD_FILES,
@@ -38,12 +19,8 @@ from soul_deploy.base.input_rule import (
     is_input_kind,
 )
 from soul_deploy.ir.graph import Shape, SpikingGraph
-from soul_deploy.model.state_dict import read_state_dict
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
-FORMAT = "soul-deploy/model/1"
-WEIGHT, CHANNEL_MASK, NEURON_MASK = "weight:", "channel_mask:", "neuron_mask:"
-ALPHA = "alpha:"
 State: TypeAlias = Mapping[str, Array]
 Stage = Literal["dense", "masked", "compact"]
 
@@ -155,177 +132,6 @@ def arrays_of(state: Mapping[str, Tensor]) -> dict[str, Array]:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
-def save_model(path: Path, model: Model) -> None:
-    """Write a model file atomically."""
-    tensors = {WEIGHT + name: array for name, array in model.state.items()}
-    tensors |= {CHANNEL_MASK + name: keep for name, keep in model.channel_masks.items()}
-    tensors |= {NEURON_MASK + name: keep for name, keep in model.neuron_masks.items()}
-    tensors |= {ALPHA + name: alpha for name, alpha in model.alphas.items()}
-    document = {
-        "format": FORMAT,
-        "digest": digest(tensors),
-        "graph": model.graph.to_json(),
-        "info": asdict(model.info),
-    }
-    write_tensors(path, tensors, document)
-
-
-def load_model(file: File, *, max_memory: int | None = None) -> Model:
-    """Read a model file; its graph, shapes, digest and values are checked.
-
-    max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of
-    soul_deploy/base/json_text.py. Raises MissingFileError, FileFormatError, LimitError.
-    """
-    found = read_tensors(file, max_memory=max_memory)
-    path = found.path
-    document = found.document(FORMAT)
-    if digest(found.tensors) != document.get("digest"):
-        raise FileFormatError(f"{path}: its tensors do not match their digest; the file is damaged")
-    try:
-        graph = SpikingGraph.from_json(document.get("graph"))
-        info = info_from_json(document["info"])
-        check_info(graph, info)
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FileFormatError(
-            f"{path}: its description cannot be read ({str(error)[:200]})"
-        ) from error
-    state = _under(WEIGHT, found.tensors)
-    masks = _under(CHANNEL_MASK, found.tensors)
-    neurons, alphas = _under(NEURON_MASK, found.tensors), _under(ALPHA, found.tensors)
-    model = Model(graph, state, masks, info, neurons, alphas)
-    known = (WEIGHT, CHANNEL_MASK, NEURON_MASK, ALPHA)
-    surplus = sorted(name for name in found.tensors if not name.startswith(known))
-    if surplus:
-        raise FileFormatError(f"{path}: tensors that belong to nothing: {', '.join(surplus[:3])}")
-    check_state(graph, state, str(path))
-    _check_names(graph, path)
-    _check_masks(model, path)
-    _check_alphas(model, path)
-    return model
-
-
-def _under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    return {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
-
-
-def expected_shapes(graph: SpikingGraph) -> dict[str, Shape]:
-    """Name and shape of every tensor in the state dict of `graph`'s module."""
-    return {
-        name: shape
-        for node in graph.nodes
-        for name, shape in node.tensors(
-            [graph.shapes[source] for source in node.inputs], graph.time_steps
-        ).items()
-    }
-
-
-def _check_names(graph: SpikingGraph, path: Path) -> None:
-    """Raise FileFormatError for names that a PyTorch module cannot have side by side."""
-    owners = [node.name for node in graph.nodes]
-    owners += [node.norm.name for node in graph.projections if node.norm is not None]
-    try:
-        with torch.device("meta"):
-            found = set(GraphModule(graph).state_dict())
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: its layers' names cannot be used ({error})") from error
-    if len(set(owners)) != len(owners) or found != set(expected_shapes(graph)):
-        raise FileFormatError(f"{path}: two layers' names are in each other's way")
-
-
-def check_state(graph: SpikingGraph, state: State, where: str) -> None:
-    """Raise FileFormatError unless names, shapes and dtypes are the graph's and batch norm's
-    variances, with eps, are above 0.
-    """
-    expected = expected_shapes(graph)
-    for kind, names in (
-        ("lacks", sorted(set(expected) - set(state))),
-        ("has unknown", sorted(set(state) - set(expected))),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise FileFormatError(
-                f"{where}: {kind} weights {', '.join(names[:3])}{more}; "
-                "they do not belong to this network"
-            )
-    for name, shape in expected.items():
-        if state[name].shape != shape:
-            raise FileFormatError(
-                f"{where}: weight {name} has shape {state[name].shape}, the network needs {shape}"
-            )
-        counter = name.endswith(".num_batches_tracked")
-        if state[name].dtype.kind not in ("iu" if counter else "f"):
-            raise FileFormatError(
-                f"{where}: weight {name} is {state[name].dtype}, the network needs "
-                f"{'an integer' if counter else 'floating point'}"
-            )
-    for node in graph.projections:
-        if node.norm is not None:
-            variance = state[f"{node.norm.name}.running_var"]
-            if (variance < 0).any() or (variance + node.norm.eps <= 0).any():
-                raise FileFormatError(
-                    f"{where}: {node.norm.name} holds a variance that is not "
-                    "above 0, or a negative variance"
-                )
-    for population in graph.populations:
-        pattern = state.get(f"{population.name}.pattern")
-        if pattern is not None and not np.isin(pattern, (0, 1)).all():
-            raise FileFormatError(f"{where}: {population.name}.pattern holds other than 0 and 1")
-
-
-def _check_masks(model: Model, path: Path) -> None:
-    graph = model.graph
-    populations = {node.name for node in graph.populations}
-    fed = {name for name in populations if graph[graph[name].inputs[0]].projects}
-    fed |= {node.name for node in graph.projections}
-    for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
-        on_spikes = model.neuron_masks.get(name) is keep
-        if name not in (populations if on_spikes else fed):
-            raise FileFormatError(f"{path}: a mask for {name!r}, which is no layer of its graph")
-        needed = graph.shapes[name if on_spikes else graph.masked_projection(name)]
-        needed = needed if on_spikes else needed[:1]
-        if keep.shape != needed or keep.dtype != np.bool_:
-            raise FileFormatError(
-                f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs bool{needed}"
-            )
-
-
-def _check_alphas(model: Model, path: Path) -> None:
-    graph = model.graph
-    shapes = {node.name: node.weight_shape for node in graph.projections}
-    shapes |= {node.name: graph.shapes[node.name] for node in graph.populations}
-    for name, alpha in model.alphas.items():
-        needed = shapes.get(name)
-        if alpha.shape != needed or alpha.dtype != np.float32:
-            raise FileFormatError(
-                f"{path}: mask parameters of {name} are {alpha.dtype}{alpha.shape}, "
-                f"need float32{needed}"
-            )
-
-
-def info_from_json(data: Any) -> ModelInfo:
-    """The ModelInfo of `asdict`'s data. Raises KeyError, TypeError or ValueError."""
-    if data["stage"] not in ("dense", "masked", "compact"):
-        raise ValueError(f"stage {data['stage']!r}")
-    steps, reset = data["validity"]["time_steps"], data["validity"]["reset_per_sample"]
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"validity for T = {steps!r}")
-    classes, made = data["classes"], data["provenance"]
-    if not isinstance(classes, list | tuple) or not all(isinstance(c, str) for c in classes):
-        raise ValueError(f"classes {classes!r} are not names")
-    if not isinstance(reset, bool) or not isinstance(made, dict):
-        raise ValueError(f"reset_per_sample {reset!r}, provenance {made!r}")
-    kind = data.get("input_kind", KIND_OF_OLD_FILES)
-    if not is_input_kind(kind):
-        raise ValueError(f"input_kind {kind!r}; known: {', '.join(INPUT_KINDS)}")
-    norm = data["normalization"]
-    normalization = None if norm is None else _normalization(norm["mean"], norm["std"])
-    return ModelInfo(
-        data["stage"], normalization, tuple(classes), dict(made), Validity(steps, reset), kind
-    )
-
-
 def with_input_kind(info: ModelInfo, kind: str) -> ModelInfo:
     """`info` for another kind of input.
 
@@ -339,50 +145,3 @@ def with_input_kind(info: ModelInfo, kind: str) -> ModelInfo:
             "leave input_kind out"
         )
     return replace(info, input_kind=kind)
-
-
-def _normalization(mean: Any, std: Any) -> Normalization:
-    """Raises ValueError unless there are as many finite means as deviations above 0."""
-    numbers = [*mean, *std]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise ValueError(f"normalization {mean!r}, {std!r}: not finite numbers")
-    if len(mean) != len(std) or not all(deviation > 0 for deviation in std):
-        raise ValueError(f"normalization {mean!r}, {std!r}: as many, std above 0")
-    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def check_info(graph: SpikingGraph, info: ModelInfo) -> None:
-    """Raise ValueError unless a description fits its graph."""
-    if info.validity.time_steps not in (None, graph.time_steps):
-        raise ValueError(f"valid for T = {info.validity.time_steps}, but T = {graph.time_steps}")
-    if len(info.classes) not in (0, graph.readout.classes):
-        raise ValueError(f"{len(info.classes)} names for {graph.readout.classes} classes")
-    norm = info.normalization
-    if norm is not None and info.input_kind != "images":
-        raise ValueError(f"a normalization of pixels for an input of {info.input_kind}")
-    if norm is not None and len(norm.mean) not in (1, graph.input.shape[0]):
-        raise ValueError(f"normalization of {len(norm.mean)} channels for {graph.input.shape}")
-
-
-def load_state_dict(file: File) -> dict[str, Array]:
-    """A state dict from a model file, bare safetensors, or a `.pt` / `.pth` pickle of tensors.
-
-    A dict that holds its state dict under 'model' or 'state_dict' is unwrapped. Pickles go through
-    `torch.load(weights_only=True)`, which refuses everything but tensors and plain containers.
-    Raises MissingFileError or FileFormatError.
-    """
-    with opened(file) as source:
-        if not _is_safetensors(source):
-            return read_state_dict(source)
-        tensors = read_tensors(source).tensors
-    return _under(WEIGHT, tensors) or dict(tensors)
-
-
-def _is_safetensors(source: OpenFile) -> bool:
-    if source.path.suffix == ".safetensors":
-        return True
-    try:
-        read_header(source)
-    except FileFormatError:
-        return False
-    return True

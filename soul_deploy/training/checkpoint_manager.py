@@ -1,15 +1,15 @@
-"""Nothing lost: a `Keeper` writes checkpoints while a command trains, and starts from one.
+"""A `CheckpointManager` writes checkpoints while a run trains, and starts the run from one.
 
-A command announces each phase with `loop`, and calls `after_step` and `after_epoch` from inside.
-SIGTERM and Ctrl-C wait for the present step, write a checkpoint, and end the command; a second one
-ends it at once.
+A run announces each phase with `loop`, and calls `after_step` and `after_epoch` from inside.
+SIGTERM and Ctrl-C wait for the present step, write a checkpoint, and end the run; a second one ends
+the run at once.
 """
 
 import hashlib
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from soul_deploy.base.errors import (
 from soul_deploy.base.files import digest
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training.checkpoint import (
     Checkpoint,
     checkpoints_in,
@@ -38,7 +39,6 @@ from soul_deploy.training.checkpoint import (
     write_checkpoint,
 )
 from soul_deploy.training.messages import note, warn
-from soul_deploy.training.rank_checks import check_same_start
 from soul_deploy.training.state import Part, random_states, restore_random_states, tree_of
 
 KEPT = 2
@@ -46,14 +46,47 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A command's run: where its checkpoints go, and what it was asked for.
+class Checkpoints:
+    """Where a run's checkpoints go, when they are written, and whether the run starts from one.
 
-    phases    the command's phases, in order
-    settings  name -> JSON value: all that decides what comes out
+    every     steps from one checkpoint to the next; None: after epochs only
+    resume    True: go on from the newest checkpoint in `folder`, or begin if there is none; a path:
+              from that file, or from the newest of that folder
+    settings  name -> JSON value: what stands for the start of the run; None: its weights' sha256.
+              A run goes on only with the settings it began with.
     """
 
     folder: Path
+    every: int | None = None
+    resume: bool | str | Path = False
+    settings: Mapping[str, Any] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise UsageError(f"every {self.every} must be at least 1")
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """When a run has ended and its results are written: end the program at once on signals.
+
+        Inside, SIGTERM and Ctrl-C raise InterruptedRunError, which names the newest checkpoint.
+        """
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            raise InterruptedRunError(_stopped(number, checkpoints_in(self.folder)), number)
+
+        with _signals_caught(receive):
+            yield
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's phases, in order, and what it was asked for.
+
+    settings     name -> JSON value: all that decides what comes out
+    environment  what else decides how sums are rounded
+    """
+
     phases: tuple[str, ...]
     settings: Mapping[str, Any]
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -103,17 +136,18 @@ def environment_of(device: torch.device) -> dict[str, Any]:
     }
 
 
-def find_checkpoint(folder: Path, resume: str | None) -> tuple[Path, Checkpoint] | None:
-    """What `--resume` names: `auto`, a folder of checkpoints, or one file; None to start afresh.
+def find_checkpoint(folder: Path, resume: bool | str | Path) -> tuple[Path, Checkpoint] | None:
+    """What `Checkpoints.resume` names; None to start afresh.
 
     The newest intact checkpoint of a folder counts; damaged ones are named on standard error.
     Raises MissingFileError, or FileFormatError if there are checkpoints and none is intact.
     """
-    if resume is None:
+    if resume is False:
         return None
-    if resume != "auto" and not Path(resume).is_dir():
-        return Path(resume), read_checkpoint(Path(resume))
-    folder = folder if resume == "auto" else Path(resume)
+    if resume is not True:
+        folder = Path(resume)
+        if not folder.is_dir():
+            return folder, read_checkpoint(folder)
     paths = checkpoints_in(folder)
     for path in reversed(paths):
         try:
@@ -125,7 +159,7 @@ def find_checkpoint(folder: Path, resume: str | None) -> tuple[Path, Checkpoint]
             f"none of the {len(paths)} checkpoints in {folder} is intact; leave --resume out to "
             "start from the beginning"
         )
-    if resume != "auto":
+    if resume is not True:
         raise MissingFileError(f"no checkpoint in {folder}; check the path")
     note(f"no checkpoint in {folder} yet: starting from the beginning")
     return None
@@ -146,21 +180,14 @@ def check_settings(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any
         )
 
 
-class Keeper:
-    """Writes a run's checkpoints, and starts it from one.
+class CheckpointManager:
+    """Writes a run's checkpoints, and starts it from one; without `checkpoints` it does neither.
 
-    save_steps  also after every so many steps; None: after epochs only. With several processes
-                only the writing one touches the folder, and all stop at the same step.
+    With several processes only the main one touches the folder, and all stop at the same step.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        save_steps: int | None = None,
-        resume: str | None = None,
-    ) -> None:
-        self.run = run
-        self._save_steps = save_steps
+    def __init__(self, run: Run, checkpoints: Checkpoints | None) -> None:
+        self.run, self._checkpoints = run, checkpoints
         self._good: list[Path] = []
         self._steps = 0
         self._phase: str | None = None
@@ -168,12 +195,15 @@ class Keeper:
         self._signal = 0
         self._found: Checkpoint | None = None
         self._source: Path | None = None
-        self._open(resume)
+        if checkpoints is not None:
+            self._open(checkpoints.folder, find_checkpoint(checkpoints.folder, checkpoints.resume))
+        sha256 = "" if self._found is None else self._found.sha256
+        distributed.assert_ranks_start_alike(self.run.settings, sha256)
+        if checkpoints is not None and distributed.current().is_main:
+            for left in checkpoints.folder.glob(".*.safetensors.*.tmp"):
+                left.unlink(missing_ok=True)  # a write that was killed
 
-    def _open(self, resume: str | None) -> None:
-        found, folder, main = (
-            find_checkpoint(self.run.folder, resume), self.run.folder, distributed.current().is_main
-        )  # fmt: skip
+    def _open(self, folder: Path, found: tuple[Path, Checkpoint] | None) -> None:
         if found is not None:
             path, checkpoint = found
             check_settings(path, checkpoint.settings, self.run.settings)
@@ -185,15 +215,11 @@ class Keeper:
         here = self._source is not None and _same_folder(self._source.parent, folder)
         if self._source is not None and here:
             self._good = [folder / self._source.name]
-        elif main and checkpoints_in(folder):
+        elif distributed.current().is_main and checkpoints_in(folder):
             warn(
                 f"{folder} holds checkpoints of an earlier run, which this run will replace; stop "
                 "it and give --resume auto to go on with that one"
             )
-        check_same_start(self.run.settings, "" if self._found is None else self._found.sha256)
-        if main:
-            for left in folder.glob(".*.safetensors.*.tmp"):
-                left.unlink(missing_ok=True)  # a write that was killed
 
     def passed(self, phase: str) -> bool:
         """Whether the checkpoint that the run starts from is of a later phase."""
@@ -234,14 +260,18 @@ class Keeper:
 
     def after_step(self) -> None:
         """After each optimizer step, when the state is that of a whole number of steps."""
+        if self._checkpoints is None:
+            return
         self._steps += 1
-        asked = self._asked()
-        if asked or (self._save_steps is not None and self._steps % self._save_steps == 0):
+        asked, every = self._asked(), self._checkpoints.every
+        if asked or (every is not None and self._steps % every == 0):
             self.save()
         self._stop(asked)
 
     def after_epoch(self) -> None:
         """After all that belongs to an epoch."""
+        if self._checkpoints is None:
+            return
         self.save()
         self._stop_if_asked()
 
@@ -251,17 +281,17 @@ class Keeper:
         Otherwise torchrun would see one end, and end the one that still writes.
         """
         assert self._phase is not None and self._part is not None, "outside of a loop"
-        if distributed.current().is_main:
-            self._write(self._phase, self._part)
+        if self._checkpoints is not None and distributed.current().is_main:
+            self._write(self._checkpoints.folder, self._phase, self._part)
         distributed.current().wait()
 
-    def _write(self, phase: str, part: Part) -> None:
+    def _write(self, folder: Path, phase: str, part: Part) -> None:
         state = {"run": part.state(), "random": random_states()}
-        path = following_name(self.run.folder)
+        path = following_name(folder)
         write_checkpoint(path, Checkpoint(self.run.settings, self.run.environment, phase, state))
         self._good = [*self._good, path][-KEPT:]
         if len(self._good) == KEPT:
-            for old in set(checkpoints_in(self.run.folder)) - set(self._good):
+            for old in set(checkpoints_in(folder)) - set(self._good):
                 old.unlink(missing_ok=True)
 
     def _asked(self) -> int:
@@ -272,37 +302,22 @@ class Keeper:
 
     def _stop(self, number: int) -> None:
         if number:
-            raise InterruptedRunError(self._stopped(number), number)
-
-    def _stopped(self, number: int) -> str:
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        if not distributed.current().is_main:
-            return f"stopped by {name}"
-        if not self._good:
-            return f"stopped by {name}, before the first checkpoint was written"
-        return (
-            f"stopped by {name}; {self._good[-1]} holds the run: give the same command with "
-            "--resume auto to go on"
-        )
+            raise InterruptedRunError(_stopped(number, self._good), number)
 
     @contextmanager
-    def watching(self) -> Iterator["Keeper"]:
+    def watching(self) -> Iterator["CheckpointManager"]:
         """Catch SIGTERM and Ctrl-C: in a loop after the present step, elsewhere at once.
 
         A second one stops a single process at once. torchrun passes on what it is sent, so each of
         several processes may get the same signal twice; they always finish the step.
 
-        Outside of the main thread signals are left alone, since Python allows nothing else.
+        Without checkpoints signals are left alone.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if self._checkpoints is None:
             yield self
             return
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
+        with _signals_caught(self._receive):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         several = distributed.current().world_size > 1
@@ -314,6 +329,32 @@ class Keeper:
         self._signal = number
 
 
+@contextmanager
+def _signals_caught(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Outside of the main thread signals are left alone, since Python allows nothing else."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(number: int, checkpoints: Sequence[Path]) -> str:
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    if not distributed.current().is_main:
+        return f"stopped by {name}"
+    if not checkpoints:
+        return f"stopped by {name}, before the first checkpoint was written"
+    return (
+        f"stopped by {name}; {checkpoints[-1]} holds the run: give the same command with "
+        "--resume auto to go on"
+    )
+
+
 def _same_folder(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
@@ -323,3 +364,22 @@ def _warn_of_environment(found: Mapping[str, Any], now: Mapping[str, Any]) -> No
     if different:
         changes = ", ".join(f"{name} was {found.get(name)}, now {now[name]}" for name in different)
         warn(f"the run began elsewhere ({changes}): its end will differ in rounding")
+
+
+def managed(
+    phases: tuple[str, ...],
+    checkpoints: Checkpoints | None,
+    module: GraphModule,
+    data: Data,
+    command: str,
+    **asked: Any,
+) -> CheckpointManager:
+    """The manager of a run of `module` on `data`. asked: name -> what else decides the result."""
+    start = None if checkpoints is None else checkpoints.settings
+    if start is None:
+        start = {"start": digest({k: v.cpu().numpy() for k, v in module.state_dict().items()})}
+    settings = plain_settings(
+        command=command, **start, **asked, network=network_of(module.graph), data=content_of(data)
+    )
+    environment = environment_of(next(module.parameters()).device)
+    return CheckpointManager(Run(phases, settings, environment), checkpoints)

@@ -1,17 +1,24 @@
-"""What long work says on standard error: notes and warnings, by one process of a job."""
+"""Notes and warnings of long work, through `logging`; of several processes, the main one speaks.
+
+Nothing is printed unless somebody asks for it: the command line does, and a program may with
+`logging.basicConfig(level=logging.INFO)`.
+"""
+
+import logging
 
 from soul_deploy import distributed
-from soul_deploy.base.progress import said
-from soul_deploy.base.terminal import say
+
+LOGGER = logging.getLogger("soul_deploy")
+LOGGER.addHandler(logging.NullHandler())  # else Python prints warnings that nobody handles
 
 
 def note(text: str) -> None:
-    """Something to know, on standard error; of several processes, only the main one speaks."""
+    """Something to know."""
     if distributed.current().is_main:
-        say(text, err=True)
-        said()
+        LOGGER.info("%s", text)
 
 
 def warn(text: str) -> None:
-    """A warning on standard error."""
-    note(f"Warning: {text}")
+    """A warning."""
+    if distributed.current().is_main:
+        LOGGER.warning("%s", text)

@@ -26,10 +26,9 @@ from soul_deploy.data.datasets import Data, Split
 from soul_deploy.data.sampler import SHIFT, Augment, DataOrder, Share, epoch_batches
 from soul_deploy.ir.graph import Convolution
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.training.cursor import Progress
 from soul_deploy.training.lr_schedules import Schedule, make_scheduler
-from soul_deploy.training.rank_checks import check_same
 from soul_deploy.training.state import (
+    TrainingCursor,
     Tree,
     array_of,
     fill,
@@ -49,8 +48,8 @@ Tick = Callable[[int, int, float], None]
 """Called after each batch with (batches done, batches, loss)."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
     """How a network is trained. Defaults are those of Soul's run script.
 
     augment  "shift": moved by up to 2 pixels; "crop_flip": by up to 4, half of them mirrored
@@ -59,6 +58,7 @@ class Recipe:
     freeze_batch_norm  batch norms normalise by their running statistics, which stay as they are
     """
 
+    epochs: int = 150
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
@@ -70,7 +70,17 @@ class Recipe:
     seed: int = 2025
     freeze_batch_norm: bool = False
 
+    def recorded(self) -> dict[str, Any]:
+        """What files hold as the recipe: all but the epochs, which they hold beside it."""
+        fields = asdict(self)
+        del fields["epochs"]
+        return fields
+
     def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"epochs {self.epochs} must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
         if self.optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
         if self.augment not in SHIFT:
@@ -87,7 +97,7 @@ class Recipe:
             raise UsageError(f"momentum {self.momentum} must be below 1: it would grow for ever")
 
 
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], Recipe], Optimizer]] = {
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], TrainConfig], Optimizer]] = {
     "adam": lambda p, r: Adam(p, r.learning_rate, weight_decay=r.weight_decay),
     "sgd": lambda p, r: SGD(p, r.learning_rate, r.momentum, weight_decay=r.weight_decay),
     "adamw": lambda p, r: AdamW(p, r.learning_rate, weight_decay=r.weight_decay),
@@ -124,13 +134,13 @@ class BatchHooks:
         """Gradients are there, the optimizer has not stepped yet."""
 
 
-def make_optimizer(module: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer over all parameters."""
-    return OPTIMIZERS[recipe.optimizer](list(module.parameters()), recipe)
+def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
+    """The configured optimizer over all parameters."""
+    return OPTIMIZERS[config.optimizer](list(module.parameters()), config)
 
 
 class Training:
-    """A module on its way through `epochs` of a recipe; trained in place.
+    """A module on its way through the epochs of `config`; trained in place.
 
     `optimizer`: made by `make_optimizer` for the caller who wants to see its state. `after_step` is
     called when a step is whole: what `state` gives there, and between the epochs, is all that is
@@ -141,21 +151,21 @@ class Training:
         self,
         module: GraphModule,
         data: Data,
-        recipe: Recipe,
-        epochs: int,
+        config: TrainConfig,
+        *,
         hooks: BatchHooks | None = None,
         tick: Tick | None = None,
         optimizer: Optimizer | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
         distributed.shared_batch_norm(module)
-        self.module, self.data, self.recipe, self.epochs = module, data, recipe, epochs
+        self.module, self.data, self.config = module, data, config
         self.hooks, self.tick = hooks or BatchHooks(), tick
-        self.optimizer = optimizer or make_optimizer(module, recipe)
-        self.scheduler = make_scheduler(recipe.schedule, self.optimizer, epochs)
-        self.progress = Progress()
+        self.optimizer = optimizer or make_optimizer(module, config)
+        self.scheduler = make_scheduler(config.schedule, self.optimizer, config.epochs)
+        self.progress = TrainingCursor()
         self._after_step = after_step
-        self._order = DataOrder(len(data.train), recipe.batch_size, recipe.seed)
+        self._order = DataOrder(len(data.train), config.batch_size, config.seed)
 
     def state(self) -> Tree:
         """Weights, masks, moments, rates and place."""
@@ -172,7 +182,7 @@ class Training:
         restore_optimizer(self.optimizer, tree_of(tree, "optimizer"))
         restore_scheduler(self.scheduler, tree_of(tree, "scheduler"))
         self.progress.restore(tree_of(tree, "progress"))
-        self.progress.check(self.epochs, len(self._order.batches(0)), len(self.data.train))
+        self.progress.check(self.config.epochs, len(self._order.batches(0)), len(self.data.train))
 
     def run(self) -> Iterator[EpochResult]:
         """Train on, yielding after each epoch; the module is in evaluation mode then.
@@ -180,31 +190,33 @@ class Training:
         Raises SoulDeployError when the loss is no longer a number.
         """
         progress = self.progress
-        check_same("at the start", self.module, [progress.epoch, progress.step])
-        while progress.epoch < self.epochs:
+        distributed.assert_ranks_agree("at the start", self.module, [progress.epoch, progress.step])
+        while progress.epoch < self.config.epochs:
             start = time.perf_counter() - progress.seconds
             rate = float(self.optimizer.param_groups[0]["lr"])
             self._train_epoch(start)
-            if self.recipe.schedule.moves_after(progress.epoch):
+            if self.config.schedule.moves_after(progress.epoch):
                 self.scheduler.step()
             validation = accuracy(self.module, self.data, self.data.validation)
             samples, seconds = len(self.data.train), time.perf_counter() - start
             loss, hits = progress.loss / samples, progress.hits / samples
             progress.next_epoch()
-            check_same(f"after epoch {progress.epoch}", self.module, [progress.epoch])
+            distributed.assert_ranks_agree(
+                f"after epoch {progress.epoch}", self.module, [progress.epoch]
+            )
             yield EpochResult(progress.epoch, loss, hits, validation, rate, seconds)
 
     def _train_epoch(self, start: float) -> None:
         """What is left of the present epoch."""
-        recipe, progress = self.recipe, self.progress
-        begin_training(self.module, recipe)
+        config, progress = self.config, self.progress
+        begin_training(self.module, config)
         split, group = self.data.train, distributed.current()
-        batches = epoch_batches(split, self._order, recipe.augment, progress.epoch, group)
+        batches = epoch_batches(split, self._order, config.augment, progress.epoch, group)
         while progress.step < len(batches):
             share = batches[progress.step]
             self.optimizer.zero_grad()
             loss, right = backward(self.module, self.data, share, self.hooks)
-            add_l1(self.module, recipe.l1)
+            add_l1(self.module, config.l1)
             self.optimizer.step()
             progress.step += 1
             progress.loss += loss * share.samples
@@ -217,24 +229,11 @@ class Training:
         self.module.eval()
 
 
-def fit(
-    module: GraphModule,
-    data: Data,
-    recipe: Recipe,
-    epochs: int,
-    hooks: BatchHooks | None = None,
-    tick: Tick | None = None,
-    optimizer: Optimizer | None = None,
-) -> Iterator[EpochResult]:
-    """`Training.run` for who needs neither its state nor checkpoints."""
-    return Training(module, data, recipe, epochs, hooks, tick, optimizer).run()
-
-
-def begin_training(module: nn.Module, recipe: Recipe) -> None:
+def begin_training(module: nn.Module, config: TrainConfig) -> None:
     """Training mode, except for batch norms that are frozen."""
     module.train()
     for layer in module.modules():
-        if recipe.freeze_batch_norm and isinstance(layer, _BatchNorm):
+        if config.freeze_batch_norm and isinstance(layer, _BatchNorm):
             layer.eval()
 
 

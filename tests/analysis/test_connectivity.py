@@ -14,7 +14,7 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.prune.unstructured.penalty import coefficients
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 LIF = NeuronSpec()

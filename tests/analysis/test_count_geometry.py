@@ -40,7 +40,8 @@ from soul_deploy.ir.graph import (
 )
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer
-from soul_deploy.model.model import Model, ModelInfo, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.nn.graph_module import Signal
 
 LIF = NeuronSpec()
@@ -260,7 +261,7 @@ def test_the_commands_count_an_output_beside_the_map(axis: Axis, tmp_path: Path)
     graph = network_beside(axis, stem=8)
     model = replace(model_of(graph, 0), info=ModelInfo(provenance={"data": "digits"}))
     path = tmp_path / "net.safetensors"
-    save_model(path, model)
+    save(model, path)
 
     def run(*words: object) -> str:
         result = CliRunner().invoke(root, [str(word) for word in words])

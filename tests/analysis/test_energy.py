@@ -20,7 +20,8 @@ from soul_deploy.base.errors import UnknownNameError, UsageError, VerificationEr
 from soul_deploy.cli.main import root
 from soul_deploy.ir.graph import MaxPool
 from soul_deploy.lowering.deploy import lower
-from soul_deploy.model.model import ModelInfo, Normalization, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import ModelInfo, Normalization
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.ops.counters import CountLimits, LayerCounts, StepCounts, require_bounds
@@ -216,7 +217,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     assert any(isinstance(node, MaxPool) for node in dense.graph.nodes)
     paths = (folder / "dense.safetensors", folder / "masked.safetensors", folder / "c.safetensors")
     for path, model in zip(paths, (dense, masked, compact), strict=True):
-        save_model(path, model)
+        save(model, path)
     return paths
 
 
@@ -321,8 +322,8 @@ def test_what_is_refused(models: tuple[Path, ...], tmp_path: Path) -> None:
     result = run(models[0], "--preset", "FP16")
     assert result.exit_code == 2 and "0.4 pJ per SynOp" in " ".join(result.output.split())
     with pytest.raises(UsageError, match="has no population '2'; firing rates and sparsities need"):
-        from soul_deploy.model.model import load_model
+        from soul_deploy.model.file import load
 
-        model = load_model(models[0])
+        model = load(models[0])
         original = replace(original_of("other", model), neurons={})
         count(model, torch.zeros(1, 1, 8, 8), original=original, measured=MEASURED)

@@ -70,9 +70,9 @@ def test_onnx_files_yield_the_same_counts(spec: ResidualSpec, seed: int) -> None
 def test_a_run_that_is_not_counted_counts_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from soul_deploy.model.model import load_model
+    from soul_deploy.model.file import load
 
-    model = load_model(make_files(tmp_path).masked)
+    model = load(make_files(tmp_path).masked)
     network, x = Network(build_event_network(model)), np.zeros((1, *model.input_shape), np.float32)
 
     def refuse(*_: object) -> None:
@@ -107,9 +107,9 @@ def test_outputs_on_the_command_line(tmp_path: Path) -> None:
 
 def test_a_sequence_repeats_the_first_layer(tmp_path: Path) -> None:
     """Frames of a sequence are each computed; the same image as one is computed once."""
-    from soul_deploy.model.model import load_model
+    from soul_deploy.model.file import load
 
-    model = load_model(make_files(tmp_path).compact)
+    model = load(make_files(tmp_path).compact)
     model = replace(model, neuron_masks={})
     x = torch.randn(2, *model.input_shape, generator=torch.Generator().manual_seed(4))
     once = measure.count(model, x)

@@ -39,7 +39,8 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.lowering.fold_batch_norm import fold
-from soul_deploy.model.model import Model, ModelInfo, arrays_of, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
@@ -238,7 +239,7 @@ def digits_network(folder: Path) -> Path:
         "head.weight": np.ones((10, 2), np.float32),
     }
     path = folder / "net.safetensors"
-    save_model(path, Model(graph, state, info=ModelInfo(provenance={"data": "digits"})))
+    save(Model(graph, state, info=ModelInfo(provenance={"data": "digits"})), path)
     return path
 
 

@@ -14,7 +14,7 @@ import torch
 from deployed import SHAPE, STEPS, Files, make_files, random_pixels
 
 import soul_deploy
-from soul_deploy import BenchConfig, EnergyChoice, Model, errors, load_model
+from soul_deploy import BenchConfig, EnergyChoice, Model, errors, load
 from soul_deploy.base.tables import Table
 from soul_deploy.data.datasets import Data, Split
 from soul_deploy.model.model import Normalization
@@ -32,29 +32,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture(scope="module")
 def masked(files: Files) -> Model:
-    return load_model(files.masked)
+    return load(files.masked)
 
 
 @pytest.fixture(scope="module")
 def compact(files: Files) -> Model:
-    return load_model(files.compact)
+    return load(files.compact)
 
 
 def compared(files: Files) -> Any:
-    masked = load_model(files.masked)
+    masked = load(files.masked)
     kept = plan_removal(masked).kept_channels
-    return soul_deploy.compare(masked, load_model(files.compact), PIXELS, kept)
+    return soul_deploy.compare(masked, load(files.compact), PIXELS, kept)
 
 
 RESULTS: dict[str, Callable[[Files], Any]] = {
     "compare": compared,
-    "count": lambda files: soul_deploy.count(load_model(files.masked), PIXELS),
-    "connectivity": lambda files: soul_deploy.connectivity(load_model(files.masked)),
-    "verify": lambda files: soul_deploy.verify(
-        load_model(files.compact), files.compact_onnx, PIXELS
-    ),
+    "count": lambda files: soul_deploy.count(load(files.masked), PIXELS),
+    "connectivity": lambda files: soul_deploy.connectivity(load(files.masked)),
+    "verify": lambda files: soul_deploy.verify(load(files.compact), files.compact_onnx, PIXELS),
     "bench": lambda files: soul_deploy.bench([files.compact_event], PIXELS, QUICK),
-    "plan": lambda files: plan_removal(load_model(files.masked)),
+    "plan": lambda files: plan_removal(load(files.masked)),
 }
 
 
@@ -108,7 +106,7 @@ def test_removed_channels_have_to_be_named(masked: Model, compact: Model) -> Non
 
 def test_pixels_arrays_tensors_and_data_are_the_same_images(masked: Model) -> None:
     rule = masked.input_rule
-    mean, std = (np.float32(values).reshape(3, 1, 1) for values in (rule.mean, rule.std))
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (rule.mean, rule.std))
     floats = (PIXELS.astype(np.float32) / np.float32(255) - mean) / std
     labels = torch.arange(4)
     split = Split(torch.from_numpy(PIXELS), labels)

@@ -35,7 +35,7 @@ from soul_deploy.export.nir.read import read_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import describe as describe_onnx
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import load_model, load_state_dict, save_model
+from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.runtime.io.images import read_array, read_image
 from soul_deploy.training.state import join_tree, optimizer_state, restore_optimizer, split_tree
 
@@ -68,7 +68,7 @@ DESCRIPTIONS: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("key", "value", "message"), DESCRIPTIONS)
 def test_descriptions(path: Path, key: str, value: object, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
-        load_model(rewritten(path, {key: value}))
+        load(rewritten(path, {key: value}))
 
 
 @pytest.mark.parametrize("name", ["forward", "training", "graph", "a..b", ""])
@@ -79,7 +79,7 @@ def test_a_name_that_a_module_has_already(path: Path, name: str) -> None:
     tensors = {k.replace("head.", f"{name}."): np.array(v) for k, v in opened.tensors.items()}
     write_signed(path, tensors, json.dumps(document | {"digest": digest(tensors)}))
     with pytest.raises(FileFormatError, match=r"names cannot be used|in each other's way"):
-        load_model(path)
+        load(path)
 
 
 def test_a_changed_description_is_seen(path: Path) -> None:
@@ -88,18 +88,18 @@ def test_a_changed_description_is_seen(path: Path) -> None:
     assert data.count(b'\\"v_threshold\\": 1.0') > 1
     path.write_bytes(data.replace(b'\\"v_threshold\\": 1.0', b'\\"v_threshold\\": 2.0', 1))
     with pytest.raises(FileFormatError, match="does not match its checksum"):
-        load_model(path)
+        load(path)
 
 
 def test_tensors_of_another_kind(path: Path) -> None:
     head = np.ones((10, 8), np.int32)
     with pytest.raises(FileFormatError, match=r"head\.weight is int32, the network needs floating"):
-        load_model(retensored(path, "weight:head.weight", head))
+        load(retensored(path, "weight:head.weight", head))
 
 
 def test_tensors_that_belong_to_nothing(path: Path) -> None:
     with pytest.raises(FileFormatError, match="belong to nothing: stray"):
-        load_model(retensored(path, "stray", np.ones(2, np.float32)))
+        load(retensored(path, "stray", np.ones(2, np.float32)))
 
 
 @pytest.mark.parametrize("shape", [[0, 2**62, 2**62], [1] * 65 + [0]])
@@ -251,8 +251,8 @@ def test_bare_weights_are_read_too(tmp_path: Path) -> None:
 
 
 def test_a_model_file_is_still_read(path: Path) -> None:
-    save_model(path, load_model(path))
-    assert load_model(path).info.classes == tuple("0123456789")
+    save(load(path), path)
+    assert load(path).info.classes == tuple("0123456789")
 
 
 @pytest.mark.parametrize(

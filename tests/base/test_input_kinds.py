@@ -16,7 +16,7 @@ from deployed import NORM, SHAPE, STEPS, make_files, random_pixels, small_model
 from PIL import Image
 from torch import nn
 
-from soul_deploy import GraphModule, from_torch, load_model, save_model
+from soul_deploy import GraphModule, from_torch, load, save
 from soul_deploy.base.errors import (
     FileFormatError,
     NetworkWarning,
@@ -39,7 +39,8 @@ from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.bench.inputs import common_rule, dataset_samples, facts_of
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
-from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.ops.counted_run import (
     count,
@@ -71,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         paths[f"{kind}.model"] = folder / f"{kind}.safetensors"
         paths[f"{kind}.event"] = folder / f"{kind}.event.safetensors"
         paths[f"{kind}.onnx"] = folder / f"{kind}.onnx"
-        save_model(paths[f"{kind}.model"], of_kind(kind))
+        save(of_kind(kind), paths[f"{kind}.model"])
         export_event(of_kind(kind), paths[f"{kind}.event"])
         export_onnx(of_kind(kind), paths[f"{kind}.onnx"])
     return paths
@@ -168,12 +169,12 @@ def test_the_function_and_the_command_agree_on_pixels(made: Made, tmp_path: Path
     for index, image in enumerate(pixels):
         images.append(tmp_path / f"{index}.png")
         Image.fromarray(np.moveaxis(image, 0, -1)).save(images[-1])
-    network = load(made["images.event"])
+    network = load_network(made["images.event"])
     want = network.run(pixels)
     for given in ([saved(tmp_path, pixels)], images, [saved(tmp_path, by_hand(pixels), "f.npy")]):
         np.testing.assert_array_equal(scores(made["images.event"], *given), want)
     with torch.no_grad():
-        golden = load_model(made["images.model"]).module()(torch.from_numpy(by_hand(pixels)))
+        golden = load(made["images.model"]).module()(torch.from_numpy(by_hand(pixels)))
     np.testing.assert_allclose(want, golden.numpy(), atol=1e-5)
     engine = ScipyEngine(made["images.event"], 1)
     engine.load()
@@ -318,7 +319,7 @@ def test_commands_say_so_in_one_line(made: Made, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", INPUT_KINDS)
 def test_every_file_records_the_kind(made: Made, tmp_path: Path, kind: InputKind) -> None:
-    model = load_model(made[f"{kind}.model"])
+    model = load(made[f"{kind}.model"])
     assert model.info == of_kind(kind).info and model.info.input_kind == kind
     assert load_event_network(made[f"{kind}.event"]).input_kind == kind
     export_step(of_kind(kind), tmp_path / "step.onnx")
@@ -345,8 +346,9 @@ def test_what_is_exported_is_verified_on_numbers_of_its_kind(
         printed("export", file, made[f"{kind}.model"], "-o", tmp_path / "out", *words)
     other = made["values.event" if kind != "values" else "counts.event"]
     result = soul_deploy("verify", made[f"{kind}.model"], other, *words)
-    assert result.exit_code == 1 and f"the kind of input is {load(other).events.input_kind}" in (
-        result.output
+    assert (
+        result.exit_code == 1
+        and f"the kind of input is {load_network(other).events.input_kind}" in (result.output)
     )
     result = soul_deploy(
         "verify",
@@ -372,10 +374,12 @@ def without_kind(path: Path, target: Path, kind: object = None) -> Path:
 def test_older_files_are_images(made: Made, tmp_path: Path) -> None:
     model = without_kind(made["images.model"], tmp_path / "old.safetensors")
     event = without_kind(made["images.event"], tmp_path / "old.event.safetensors")
-    assert load_model(model).info == of_kind("images").info
-    network, pixels = load(event), random_pixels(2)
+    assert load(model).info == of_kind("images").info
+    network, pixels = load_network(event), random_pixels(2)
     assert network.events.input_kind == "images"
-    np.testing.assert_array_equal(network.run(pixels), load(made["images.event"]).run(pixels))
+    np.testing.assert_array_equal(
+        network.run(pixels), load_network(made["images.event"]).run(pixels)
+    )
     words = ("--input", "random", "--samples", 2)
     assert "Verified: yes" in printed("verify", model, event, *words)
     for path in (model, event):
@@ -387,11 +391,11 @@ def test_a_kind_that_is_none_is_refused(made: Made, tmp_path: Path) -> None:
     target = tmp_path / "bad.safetensors"
     for kind in ("pictures", 3, ["images"]):
         with pytest.raises(FileFormatError, match="input_kind"):
-            load_model(without_kind(made["images.model"], target, kind))
+            load(without_kind(made["images.model"], target, kind))
         with pytest.raises(FileFormatError, match="input kind"):
             load_event_network(without_kind(made["images.event"], target, kind))
     with pytest.raises(FileFormatError, match="a normalization of pixels for an input of counts"):
-        load_model(without_kind(made["images.model"], target, "counts"))
+        load(without_kind(made["images.model"], target, "counts"))
     with pytest.raises(FileFormatError, match="a normalisation of pixels for an input of counts"):
         load_event_network(without_kind(made["images.event"], target, "counts"))
 
@@ -441,7 +445,7 @@ def test_pytorch_gets_floating_point_numbers_only() -> None:
             with pytest.raises(ValidityError, match="normalise pixels first"):
                 run(module.module(), pixels.to(dtype))
     with pytest.raises(UnknownNameError, match="unknown input kind 'pictures'; valid: images"):
-        from_torch(plain_network(), (1, 4, 4), 2, input_kind="pictures")
+        from_torch(plain_network(), (1, 4, 4), 2, input_kind="pictures")  # type: ignore[arg-type]
 
 
 def test_import_torch_records_the_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +470,7 @@ def test_import_torch_records_the_kind(tmp_path: Path, monkeypatch: pytest.Monke
         ((*start, "--dataset_name", "digits", "--input_kind", "images"), "images"),
     ):
         printed(*words)
-        assert load_model(tmp_path / "net.safetensors").info.input_kind == kind
+        assert load(tmp_path / "net.safetensors").info.input_kind == kind
     result = soul_deploy(*start, "--dataset_name", "digits", "--input_kind", "counts")
     assert result.exit_code == 2
     assert "takes counts, but data set 'digits' holds images" in result.stderr
@@ -500,7 +504,7 @@ def test_import_nir_records_the_kind(tmp_path: Path) -> None:
     assert import_nir(read_nir(path)).info.input_kind == "counts"
     for words, kind in (((), "counts"), (("--input_kind", "values"), "values")):
         printed("import", "nir", path, "-o", tmp_path / "back.safetensors", *words)
-        assert load_model(tmp_path / "back.safetensors").info.input_kind == kind
+        assert load(tmp_path / "back.safetensors").info.input_kind == kind
     foreign = build_nir(model)
     foreign.metadata = {}
     assert import_nir(foreign, time_steps=2).info.input_kind == "images"
@@ -519,7 +523,7 @@ def test_train_takes_the_data_sets_kind(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.exit_code == 2 and "data set 'digits' holds images" in result.stderr
     printed(*small, "--input_kind", "images")
     (path,) = tmp_path.glob("best_*.safetensors")
-    assert load_model(path).info.input_kind == "images"
+    assert load(path).info.input_kind == "images"
 
 
 @pytest.mark.parametrize("kind", INPUT_KINDS)

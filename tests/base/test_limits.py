@@ -26,7 +26,7 @@ from soul_deploy.base.files import require_file, write_atomically, write_tensors
 from soul_deploy.base.memory import machine_memory, parse_bytes, require_memory
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import build_event_network
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 from soul_deploy.prune.removal.apply import removal_bytes, remove
 from soul_deploy.prune.removal.planner import plan_removal
 
@@ -195,10 +195,10 @@ def test_links_are_read_unless_they_lead_nowhere(tmp_path: Path, files: Files) -
     link.symlink_to(files.compact)
     loop.symlink_to(loop)
     lost.symlink_to(tmp_path / "nothing")
-    assert load_model(link).graph == load_model(files.compact).graph
+    assert load(link).graph == load(files.compact).graph
     for path in (loop, lost):
         with pytest.raises(MissingFileError, match="no file at"):
-            load_model(path)
+            load(path)
     with pytest.raises(MissingFileError, match="cannot be looked up"):
         require_file(tmp_path / ("n" * 300))
 

@@ -181,9 +181,11 @@ def test_commands_say_where_they_are(
 def test_an_epochs_line_says_learning_rate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from soul_deploy.cli.progress import EpochLog
+    from soul_deploy.cli.messages import messages_printed
+    from soul_deploy.training.epoch_log import EpochLog
 
-    EpochLog("train", 3, None).epoch(EpochResult(1, 0.5, 0.25, 0.5, 0.001, 2.0))
+    with messages_printed():
+        EpochLog("train", 3, None).epoch(EpochResult(1, 0.5, 0.25, 0.5, 0.001, 2.0))
     assert lines(capsys) == [
         "train 1/3: loss 0.5000, train 25.00%, validation 50.00%, learning rate 1.00e-03, 2.0 s"
     ]

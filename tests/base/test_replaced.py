@@ -32,7 +32,8 @@ from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, load_model, load_state_dict, save_model
+from soul_deploy.model.file import load, load_state_dict, save
+from soul_deploy.model.model import Model
 from soul_deploy.runtime.bench.report import load_baseline
 from soul_deploy.runtime.bench.runner import SCHEMA
 from soul_deploy.runtime.engine import network
@@ -85,7 +86,7 @@ def make_checkpoint(path: Path, factor: float) -> None:
 
 
 def make_model(path: Path, factor: float) -> None:
-    save_model(path, scaled(factor))
+    save(scaled(factor), path)
 
 
 def make_event(path: Path, factor: float) -> None:
@@ -116,7 +117,7 @@ KINDS: dict[str, tuple[str, Make, Read]] = {
         make_event,
         lambda p: network.load(p, 1).run(np.ones((1, *SHAPE), np.float32)).tobytes(),
     ),
-    "model": (".safetensors", make_model, lambda p: bytes_of(load_model(p).state)),
+    "model": (".safetensors", make_model, lambda p: bytes_of(load(p).state)),
     "source": (
         ".safetensors",
         make_model,

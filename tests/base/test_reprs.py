@@ -22,10 +22,12 @@ from soul_deploy.data.datasets import load_data
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.ir.graph import Scatter
-from soul_deploy.model.model import Model, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.ops.counted_run import count_recorded
 
 LIMIT = 1500
@@ -83,20 +85,20 @@ def test_what_users_hold_is_shown_in_a_short_line(model: Model) -> None:
 
 
 def test_a_network_says_what_it_is(files: Files) -> None:
-    network = load(files.compact_event, 2)
+    network = load_network(files.compact_event, 2)
     text = repr(network)
     assert (
         len(text) < 100 and text.startswith("Network(events=EventNetwork") and "threads=2" in text
     )
     text = repr(network.events)
     assert f"input_shape={SHAPE}" in text and "time_steps=3" in text and "PoolLayer" in text
-    model = load_model(files.compact)
+    model = load(files.compact)
     assert "'0.weight': float32(6, 3, 3, 3)" in repr(small_model())
     assert repr(model).startswith("Model(graph=SpikingGraph(nodes=")
 
 
 def test_reports_are_short(files: Files) -> None:
-    model = load_model(files.compact)
+    model = load(files.compact)
     x = torch.randn(2, *SHAPE)
     report = verify(model, files.compact_event, x)
     assert report.passed and len(repr(report)) < LIMIT

@@ -36,7 +36,8 @@ from soul_deploy.ir.graph import Convolution as GraphConvolution
 from soul_deploy.ir.graph import MaxPool as GraphMaxPool
 from soul_deploy.lowering.fold_batch_norm import fold
 from soul_deploy.lowering.linear_operators import ConvOperator, as_matrix, compose
-from soul_deploy.model.model import Model, expected_shapes, load_model, load_state_dict, save_model
+from soul_deploy.model.file import expected_shapes, load, load_state_dict, save
+from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.bench.report import load_baseline
 from soul_deploy.runtime.format.file import load_event_network
@@ -64,8 +65,8 @@ def test_sixty_megabytes_of_empty_lists(tmp_path: Path, kind: str) -> None:
         export_event(small_model(), path)
         readers.append(load_event_network)
     elif kind == "model":
-        save_model(path, small_model())
-        readers += [load_model, load_state_dict]
+        save(small_model(), path)
+        readers += [load, load_state_dict]
     elif kind == "checkpoint":
         write_checkpoint(path, Checkpoint({}, {}, "train", {"x": np.ones(3, np.float32)}))
         readers = [read_checkpoint]
@@ -142,7 +143,7 @@ def wide_model(*, steps: int = 2, side: int = 30_000) -> Model:
 def test_models_that_plan_too_much(tmp_path: Path, words: tuple[str, ...], large: str) -> None:
     path, made = tmp_path / "x.safetensors", tmp_path / "made"
     asked: dict[str, int] = {"side": 8, "steps": 2**31 - 1} if large == "steps" else {}
-    save_model(path, wide_model(**asked))
+    save(wide_model(**asked), path)
     assert path.stat().st_size < 10_000
     with bounded():
         done = CliRunner().invoke(root, [*words, str(path), "-o", str(made)])

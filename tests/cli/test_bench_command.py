@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from deployed import SHAPE, STEPS, Files, make_files, small_model
 
 from soul_deploy.cli.main import root
-from soul_deploy.model.model import save_model
+from soul_deploy.model.file import save
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import BenchFiles, choose_engines, facts_of, network_of
 
@@ -125,7 +125,7 @@ def test_a_sequence_from_an_npy_file(files: Files, tmp_path: Path) -> None:
 
 def test_networks_of_another_t_are_not_compared(files: Files, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
-    save_model(other, small_model(STEPS + 1))
+    save(small_model(STEPS + 1), other)
     result = soul_deploy("bench", "sparse", "--model", other, "--compact", files.compact)
     assert result.exit_code == 2
     assert "at T = 4, but" in result.output and "at T = 3" in result.output

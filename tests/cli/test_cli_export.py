@@ -15,7 +15,8 @@ from soul_deploy.base.files import file_sha256
 from soul_deploy.cli.main import root
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -45,7 +46,7 @@ def digits_model() -> Model:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "net.safetensors"
-    save_model(path, digits_model())
+    save(digits_model(), path)
     return path
 
 
@@ -114,7 +115,7 @@ def test_event_steps(model: Path, tmp_path: Path) -> None:
 
 def test_the_representation_is_printed_and_can_be_chosen(model: Path) -> None:
     keep = np.random.default_rng(0).random((6, 6, 6)) < 0.5
-    save_model(model, replace(digits_model(), neuron_masks={"1": keep}))
+    save(replace(digits_model(), neuron_masks={"1": keep}), model)
     words = ("export", "event", model, "--samples", 5, "--representation", "Explicit")
     result = invoke(*words)
     assert result.exit_code == 0, result.output
@@ -169,7 +170,7 @@ def test_verify_fails_for_another_model(model: Path, tmp_path: Path) -> None:
     invoke("export", "event", model, "--no-check")
     other = tmp_path / "other.safetensors"
     golden = digits_model()
-    save_model(other, replace(golden, state={n: a * 1.01 for n, a in golden.state.items()}))
+    save(replace(golden, state={n: a * 1.01 for n, a in golden.state.items()}), other)
     result = invoke("verify", other, model.with_suffix(".event.safetensors"))
     assert result.exit_code == 1
     assert "1 static: FAILED" in result.stdout
@@ -249,7 +250,7 @@ def test_verify_refuses_what_is_no_artifact(model: Path, tmp_path: Path) -> None
 def test_a_model_that_does_not_say_its_data(tmp_path: Path) -> None:
     golden = digits_model()
     path = tmp_path / "foreign.safetensors"
-    save_model(path, replace(golden, info=ModelInfo()))
+    save(replace(golden, info=ModelInfo()), path)
     result = invoke("export", "onnx", path)
     assert result.exit_code == 2
     assert "give --dataset_name, or --input random" in result.stderr

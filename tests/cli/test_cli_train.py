@@ -13,7 +13,7 @@ from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.cli.parsing import existing_indexes, join_lists, parse_indexes
 from soul_deploy.data.datasets import READERS, Data, load_data
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 
 SMALL = ["--model", "SpikingVGG5", "--hidden", "8", "--dataset_name", "Digits", "-T", "2"]
 
@@ -53,7 +53,7 @@ def trained(tmp_path: Path) -> Path:
 
 
 def test_train_writes_a_model_file_and_prints_what_next(trained: Path, tmp_path: Path) -> None:
-    model = load_model(trained)
+    model = load(trained)
     assert model.info.stage == "dense" and model.graph.time_steps == 2
     assert model.channel_masks == {} and len(model.info.classes) == 10
     made = model.info.provenance
@@ -71,7 +71,7 @@ def test_train_prints_clean_json() -> None:
     assert document["schema"] == "soul-deploy/train/1"
     assert [epoch["learning_rate"] for epoch in document["epochs"]] == [2e-3, 2e-4]
     assert "train 1/2: loss" in result.stderr and "Next" not in result.stdout
-    neuron = load_model(Path(document["model"])).graph.populations[0].neuron
+    neuron = load(Path(document["model"])).graph.populations[0].neuron
     assert (neuron.family, neuron.v_reset) == ("if", None)
     assert document["bytes"] == Path(document["model"]).stat().st_size
 
@@ -79,7 +79,7 @@ def test_train_prints_clean_json() -> None:
 def test_two_runs_give_the_same_weights(trained: Path, tmp_path: Path) -> None:
     again = call("train", *SMALL, "-epochs", "1", "--threads", "1", "-model_dir", "again")
     assert again.exit_code == 0, again.output
-    first, second = load_model(trained), load_model(tmp_path / "again" / trained.name)
+    first, second = load(trained), load(tmp_path / "again" / trained.name)
     for name, array in first.state.items():
         assert (array == second.state[name]).all(), name
 
@@ -116,8 +116,8 @@ def test_soul_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 0, result.output
     stem = "saved_models/pruned_spikingvgg9_lif_cifar10_T4_2025"
     masked, compact = (
-        load_model(Path(f"{stem}.safetensors")),
-        load_model(Path(f"{stem}_compact.safetensors")),
+        load(Path(f"{stem}.safetensors")),
+        load(Path(f"{stem}_compact.safetensors")),
     )
     channels = sum(len(keep) for keep in masked.channel_masks.values())
     assert sum(int(keep.sum()) for keep in masked.channel_masks.values()) == round(0.9 * channels)
@@ -137,9 +137,9 @@ def test_prune_masks_removes_and_reports(trained: Path, tmp_path: Path) -> None:
         assert before / 4 <= masked and 1 <= compact <= masked
     accuracies = document["test_accuracy"]
     assert accuracies["masked"] == accuracies["compact"]
-    small = load_model(Path(document["files"]["Compact model"]["path"]))
+    small = load(Path(document["files"]["Compact model"]["path"]))
     assert small.channel_masks == {} and small.info.provenance["sca"]["schedule"]["ratio"] == 0.5
-    masked_model = load_model(Path(document["files"]["Masked model"]["path"]))
+    masked_model = load(Path(document["files"]["Masked model"]["path"]))
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(
         small.module()(images), masked_model.module()(images), atol=1e-5, rtol=0
@@ -160,7 +160,7 @@ def test_mode_train_writes_the_dense_model_too(tmp_path: Path) -> None:
         f"pruned_{stem}.safetensors",
         f"pruned_{stem}_compact.safetensors",
     ]
-    masked = load_model(tmp_path / "saved_models" / f"pruned_{stem}.safetensors")
+    masked = load(tmp_path / "saved_models" / f"pruned_{stem}.safetensors")
     assert set(masked.channel_masks) == {"features.0.sn", "features.2.sn"}
     assert "Next: soul-deploy export event" in result.stdout
 
@@ -272,7 +272,7 @@ def test_another_number_of_steps_for_a_model_file(trained: Path) -> None:
     words = ["-mode", "load", "-model_path", str(trained), "-dataset", "digits", "-T", "3"]
     result = call("prune", "structured", *words, "-epochs", "1")
     assert result.exit_code == 0, result.output
-    masked = load_model(Path("saved_models/pruned_spikingvgg5_lif_digits_T3_2025.safetensors"))
+    masked = load(Path("saved_models/pruned_spikingvgg5_lif_digits_T3_2025.safetensors"))
     assert masked.graph.time_steps == 3
 
 

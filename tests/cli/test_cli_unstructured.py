@@ -25,9 +25,10 @@ from soul_deploy.base.errors import FileFormatError, SoulDeployError
 from soul_deploy.cli.main import root
 from soul_deploy.cli.prune_unstructured import unstructured
 from soul_deploy.data.datasets import READERS, Data
-from soul_deploy.model.model import ModelInfo, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import ModelInfo
 from soul_deploy.prune.unstructured.lambda_control import within_band
-from soul_deploy.prune.unstructured.loops import SearchLoop
+from soul_deploy.prune.unstructured.search import SearchLoop
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +88,9 @@ def test_the_command_writes_models_logs_and_says_what_is_left(quick: Path) -> No
     assert document["schema"] == "soul-deploy/prune-unstructured/1"
     assert within_band(document["connectivity"]["share"], 0.3)
     assert document["test_accuracy"]["masked"] == document["test_accuracy"]["compact"]
-    masked = load_model(quick / "saved_models" / f"pruned_{STEM}.safetensors")
-    compact = load_model(quick / "saved_models" / f"pruned_{STEM}_compact.safetensors")
-    latest = load_model(quick / "saved_models" / f"latest_{STEM}.safetensors")
+    masked = load(quick / "saved_models" / f"pruned_{STEM}.safetensors")
+    compact = load(quick / "saved_models" / f"pruned_{STEM}_compact.safetensors")
+    latest = load(quick / "saved_models" / f"latest_{STEM}.safetensors")
     assert (masked.info.stage, compact.info.stage) == ("masked", "compact")
     assert masked.alphas and not compact.alphas and latest.neuron_masks
     assert masked.info.provenance["search"]["objective"]["tet_lambda"] == 0.05
@@ -123,18 +124,18 @@ def test_a_search_starts_from_a_model_file_and_from_its_own_result(quick: Path) 
     assert result.exit_code == 0, result.output
     assert set(json.loads(result.stdout)["test_accuracy"]) == {"start", "masked", "compact"}
     masked = quick / "saved_models" / f"pruned_{STEM}.safetensors"
-    before = load_model(masked)
+    before = load(masked)
     still = ["--prune_lr", "1e-30", "-lr", "1e-30", "--model_dir", "again"]
     again = call(*start, "--model_path", str(masked), *still)
     assert again.exit_code == 0, again.output
-    after = load_model(quick / "again" / masked.name)
+    after = load(quick / "again" / masked.name)
     for name, keep in before.neuron_masks.items():
         assert (after.neuron_masks[name] == keep).all()
     for name, alpha in before.alphas.items():
         np.testing.assert_array_equal(after.alphas[name], alpha)
     fewer = call(*start, "--model_path", str(masked), "--not_prune_neuron")
     assert fewer.exit_code == 2 and "not among the layers chosen now" in fewer.output
-    save_model(quick / "bare.safetensors", replace(before, alphas={}))
+    save(replace(before, alphas={}), quick / "bare.safetensors")
     bare = call(*start, "--model_path", "bare.safetensors")
     assert bare.exit_code == 2 and "bare.safetensors is a masked network" in bare.output
 
@@ -144,7 +145,7 @@ def test_without_both_masks_it_only_trains(quick: Path) -> None:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["connectivity"]["share"] == 1 and list(document["test_accuracy"]) == ["masked"]
-    assert load_model(quick / "saved_models" / f"best_{STEM}.safetensors").info.stage == "dense"
+    assert load(quick / "saved_models" / f"best_{STEM}.safetensors").info.stage == "dense"
     assert "running statistics" not in result.stderr
 
 
@@ -169,7 +170,7 @@ def test_a_dead_layer_ends_with_exit_code_1_and_the_last_good_model(quick: Path)
     assert "lower penalty_lmbda" in result.output
     path = quick / "saved_models" / f"pruned_{STEM}.safetensors"
     assert f"kept in {path.relative_to(quick)}" in result.output
-    assert load_model(path).info.stage == "masked"
+    assert load(path).info.stage == "masked"
     first = call(*QUICK, "--penalty_lmbda", "1", "--model_dir", "none")
     assert first.exit_code == 1 and "no model was written" in first.output
     assert not (quick / "none").exists()
@@ -231,20 +232,20 @@ def test_flags_of_a_fine_tuning_that_is_not_asked_for_are_told(quick: Path) -> N
 
 
 def test_tensorboard_is_an_extra(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soul_deploy.cli.search_report.find_spec", lambda name: None)
+    monkeypatch.setattr("soul_deploy.prune.unstructured.log.find_spec", lambda name: None)
     result = call(*SMALL, "--tensorboard")
     assert result.exit_code == 2 and "soul-deploy[tensorboard]" in result.output
 
 
 def test_a_loss_that_is_not_a_number_stops_the_search(digits: Data) -> None:
     with pytest.raises(SoulDeployError, match="diverged"):
-        list(SearchLoop(pruning_of(digits, search_of(1, lmbda=1e38))).run())
+        list(SearchLoop(pruning_of(digits, search_of(1, penalty_lmbda=1e38))).run())
 
 
 def test_alphas_of_another_shape_are_refused_when_read(digits: Data, tmp_path: Path) -> None:
     pruning = pruning_of(digits, search_of(1))
     model = pruning.hard_model(ModelInfo("masked"))
     path = tmp_path / "m.safetensors"
-    save_model(path, replace(model, alphas={"pre_logits.fc2.0": np.zeros(3, np.float32)}))
+    save(replace(model, alphas={"pre_logits.fc2.0": np.zeros(3, np.float32)}), path)
     with pytest.raises(FileFormatError, match=r"mask parameters of pre_logits\.fc2\.0 are float32"):
-        load_model(path)
+        load(path)

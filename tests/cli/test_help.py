@@ -22,7 +22,8 @@ from soul_deploy.export.event.build import export_event
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -60,7 +61,7 @@ def digits_model() -> Model:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the files that examples name."""
     model = digits_model()
-    save_model(tmp_path / "model.safetensors", model)
+    save(model, tmp_path / "model.safetensors")
     sha256 = file_sha256(tmp_path / "model.safetensors")
     export_event(model, tmp_path / "net.event", source_sha256=sha256)
     export_nir(model, tmp_path / "net.nir")

@@ -18,7 +18,8 @@ from soul_deploy.base.terminal import CONTROLS, one_line, visible
 from soul_deploy.cli.main import root
 from soul_deploy.cli.text_table import text_table
 from soul_deploy.export.event.build import export_event
-from soul_deploy.model.model import Model, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model
 
 TRICKS = "a[b][/] [red]:smile: \x1b[31m\x07\u202e\u2028"
 SHOWN = "a[b][/] [red]:smile: \\x1b[31m\\x07\\u202e\\u2028"
@@ -32,7 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model, its event network and an input, all with names that mean something elsewhere."""
     monkeypatch.chdir(tmp_path)
     model = tricky_model()
-    save_model(Path(f"{FILE}.safetensors"), model)
+    save(model, Path(f"{FILE}.safetensors"))
     sha256 = file_sha256(Path(f"{FILE}.safetensors"))
     export_event(model, Path(f"{FILE}.event.safetensors"), source_sha256=sha256)
     np.save(f"{FILE}.npy", np.zeros((1, 1, 32, 32), np.uint8))

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from test_data import write_mnist_folder
 
 from soul_deploy.cli.main import root
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 
 ODD = "it's $HOME [a] & (b); c"
 NETS = """
@@ -180,7 +180,7 @@ def test_a_removal_of_nothing_is_said(place: Path, style: str) -> None:
     copy = path.with_name("own_compact.safetensors")
     result = run("prune", "compact", path, "--format", style)
     assert say_nothing_goes(result, copy, path)
-    first, second = load_model(path), load_model(copy)
+    first, second = load(path), load(copy)
     assert all((first.state[name] == second.state[name]).all() for name in first.state)
     dry = run("prune", "compact", path, "--dry_run")
     assert "is masked, silent or unread\n" in dry.stderr and "copy" not in dry.stderr

@@ -25,7 +25,8 @@ from soul_deploy.export.event.build import export_event
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, ModelInfo, from_module, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -121,7 +122,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files that commands read, by name."""
     folder = tmp_path_factory.mktemp("made")
     model = small_model()
-    save_model(folder / NET, model)
+    save(model, folder / NET)
     export_event(model, folder / "net.event", source_sha256=file_sha256(folder / NET))
     export_nir(model, folder / "net.nir")
     (folder / "somenets.py").write_text(NETS)

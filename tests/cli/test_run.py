@@ -17,8 +17,8 @@ from PIL import Image
 from soul_deploy.base.errors import FileFormatError, ValidityError
 from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
-from soul_deploy.model.model import load_model
-from soul_deploy.runtime.engine.network import load
+from soul_deploy.model.file import load
+from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.io.images import InputRule, normalise, read_array
 from soul_deploy.runtime.io.results import best, count_table
 from soul_deploy.runtime.ops.counted_run import count_run
@@ -48,7 +48,7 @@ def as_json(*words: object) -> dict[str, Any]:
 
 def golden(files: Files, x: Array) -> Array:
     with torch.no_grad():
-        scores: Array = load_model(files.compact).module()(torch.from_numpy(x)).numpy()
+        scores: Array = load(files.compact).module()(torch.from_numpy(x)).numpy()
     return scores
 
 
@@ -89,7 +89,7 @@ def test_images_and_arrays_of_the_same_pixels_give_the_scores_of_pytorch(
 def test_the_best_classes_come_first(files: Files, tmp_path: Path) -> None:
     (image,) = save_images(tmp_path, random_pixels(1, seed=5))
     expected = golden(files, normalise(random_pixels(1, seed=5), RULE))[0]
-    names = load_model(files.compact).info.classes
+    names = load(files.compact).info.classes
     order = np.argsort(-expected)
     (row,) = as_json("run", files.compact_event, image, "--top", 2)["results"]
     assert [entry["class"] for entry in row["top"]] == [names[i] for i in order[:2]]
@@ -98,7 +98,7 @@ def test_the_best_classes_come_first(files: Files, tmp_path: Path) -> None:
 
 
 def test_equal_scores_are_listed_by_index(files: Files) -> None:
-    network = load(files.compact_event).events
+    network = load_network(files.compact_event).events
     found = best(network, np.array([0, 2, 2, 1], np.float32), 3)
     assert [entry["index"] for entry in found] == [1, 2, 3]
 
@@ -109,7 +109,7 @@ def test_streaming_gives_each_steps_scores(files: Files, tmp_path: Path) -> None
     np.save(path, steps)
     found = as_json("run", files.compact_event, path, "--stream", "--top", 4)
     with torch.no_grad():
-        expected = load_model(files.compact).module().per_step(torch.from_numpy(steps)).numpy()
+        expected = load(files.compact).module().per_step(torch.from_numpy(steps)).numpy()
     for b, row in enumerate(found["results"]):
         np.testing.assert_allclose(row["steps"], expected[:, b], atol=1e-5)
     np.testing.assert_allclose(scores(found), golden(files, steps), atol=1e-5)
@@ -127,7 +127,7 @@ def test_operations_are_counted_over_all_files(files: Files, tmp_path: Path) -> 
     np.save(path, random_pixels(2, seed=9))
     found = as_json("run", files.compact_event, *images, path, "--counts")
     pixels = np.concatenate([random_pixels(3), random_pixels(2, seed=9)])
-    expected = count_run(load(files.compact_event), normalise(pixels, RULE)).counts
+    expected = count_run(load_network(files.compact_event), normalise(pixels, RULE)).counts
     assert found["samples"] == 5
     for name, counts in expected.items():
         executed = found["counts"][name].pop("synops_executed")

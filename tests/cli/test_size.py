@@ -12,7 +12,7 @@ from test_data import write_mnist_folder
 from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import load_data
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 
 SMALL = [
     *("-m", "spikingvgg5", "--hidden", "4", "-dataset", "fashionmnist", "--data_dir", "d"),
@@ -44,7 +44,7 @@ def test_a_scaled_data_set_says_so() -> None:
     result = done("train", *SMALL)
     line = SAID.format(32) + "; --size chooses another side"
     assert result.stderr.splitlines().count(line) == 1
-    assert load_model(Path(BEST)).input_shape == (1, 32, 32)
+    assert load(Path(BEST)).input_shape == (1, 32, 32)
 
 
 def test_the_images_of_the_files_are_kept_if_asked(folder: np.ndarray) -> None:
@@ -56,7 +56,7 @@ def test_the_images_of_the_files_are_kept_if_asked(folder: np.ndarray) -> None:
     assert torch.equal(every_second.test.images[:, 0], torch.from_numpy(folder[:, 1::2, 1::2]))
     result = done("train", *SMALL, "--size", 28)
     assert "scaled" not in result.stderr
-    assert load_model(Path(BEST)).input_shape == (1, 28, 28)
+    assert load(Path(BEST)).input_shape == (1, 28, 28)
 
 
 def test_later_commands_take_the_models_size() -> None:
@@ -67,7 +67,7 @@ def test_later_commands_take_the_models_size() -> None:
     start = ["--mode", "load", "--model_path", BEST]
     assert f"{said}\n" in done("prune", "structured", *start, *on).stderr
     compact = Path(f"saved_models/pruned_{STEM}_compact.safetensors")
-    assert load_model(compact).input_shape == (1, 12, 12)
+    assert load(compact).input_shape == (1, 12, 12)
     assert said in done("prune", "unstructured", "--model_path", BEST, *on, "-b", 40).stderr
     few = ["--data_dir", "d", "--samples", 3]
     assert said in done("energy", compact, *few, "--no-check").stderr
@@ -91,11 +91,11 @@ def test_a_size_that_contradicts_the_model_is_refused() -> None:
 
 def test_weights_alone_need_the_size() -> None:
     done("train", *SMALL, "--size", 12)
-    state = {name: torch.tensor(a) for name, a in load_model(Path(BEST)).state.items()}
+    state = {name: torch.tensor(a) for name, a in load(Path(BEST)).state.items()}
     torch.save(state, "best_spikingvgg5_lif_fashionmnist_T2_1.pt")
     start = ["--mode", "load", "--model_path", "best_spikingvgg5_lif_fashionmnist_T2_1.pt"]
     done("prune", "structured", *start, "--hidden", 4, *SMALL[6:], "--size", 12)
-    assert load_model(Path(f"saved_models/pruned_{STEM}.safetensors")).input_shape == (1, 12, 12)
+    assert load(Path(f"saved_models/pruned_{STEM}.safetensors")).input_shape == (1, 12, 12)
 
 
 FACTORY = """
@@ -112,7 +112,7 @@ def test_import_torch_takes_a_size() -> None:
     Path("own_net.py").write_text(FACTORY)
     on = ["-dataset", "fashionmnist", "--data_dir", "d", "-o", "own.safetensors"]
     assert SAID.format(12) in done("import", "torch", "own_net:make", *on, "--size", 12).stderr
-    assert load_model(Path("own.safetensors")).input_shape == (1, 12, 12)
+    assert load(Path("own.safetensors")).input_shape == (1, 12, 12)
     shapes = ["--input_shape", "1 8 8", "--classes", "3", "--size", 8]
     result = call("import", "torch", "own_net:make", *shapes)
     assert result.exit_code == 2 and "size belongs to a data set" in result.stderr

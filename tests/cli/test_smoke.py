@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, arrays_of, load_model, save_model
-from soul_deploy.runtime.engine.network import load
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 
@@ -57,10 +58,10 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 
 def test_a_model_goes_from_file_to_event_network(tmp_path: Path) -> None:
     model = small_model()
-    save_model(tmp_path / "model.safetensors", model)
-    loaded = load_model(tmp_path / "model.safetensors")
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
     export_event(loaded, tmp_path / "net.event.safetensors")
     x = torch.rand(2, 1, 12, 12)
     expected = model.module()(x).detach().numpy()
-    found = load(tmp_path / "net.event.safetensors").run(x.numpy())
+    found = load_network(tmp_path / "net.event.safetensors").run(x.numpy())
     np.testing.assert_allclose(found, expected, atol=1e-5)

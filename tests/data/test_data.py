@@ -67,6 +67,7 @@ def test_parts_are_disjoint_and_proportional() -> None:
 def test_normalise_by_hand() -> None:
     loaded = load_data("digits", NOWHERE)
     norm = loaded.normalization
+    assert norm is not None
     pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 1, 1, 3)
     expected = (torch.tensor([0.0, 1.0, 0.2]) - norm.mean[0]) / norm.std[0]
     torch.testing.assert_close(loaded.normalise(pixels).flatten(), expected)

@@ -31,7 +31,8 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.model.model import Model, ModelInfo, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo
 
 STEPS = 3
 HIDDEN, OUT = "hidden.lif", "out.lif"
@@ -77,7 +78,7 @@ def invoke(*words: object) -> Result:
 
 def saved(folder: Path, model: Model) -> Path:
     path = folder / "net.safetensors"
-    save_model(path, model)
+    save(model, path)
     return path
 
 
@@ -152,7 +153,7 @@ def test_neurons_that_all_fire_at_every_step_are_proven(tmp_path: Path) -> None:
 def test_a_difference_is_a_failure_whoever_is_silent(tmp_path: Path, allow: tuple[str]) -> None:
     path, artifact = exported(tmp_path, SILENT)
     other = {**SILENT.state, "head.bias": np.zeros(4, np.float32)}
-    save_model(path, replace(SILENT, state=other))
+    save(replace(SILENT, state=other), path)
     result = invoke("verify", path, artifact, *allow)
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1] == "Verified: NO"

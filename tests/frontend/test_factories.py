@@ -17,7 +17,7 @@ from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, load_data
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import load_model, save_model
+from soul_deploy.model.file import load, save
 from soul_deploy.zoo.registry import NetworkOptions, canonical_name, create
 
 SOURCE = '''
@@ -140,7 +140,7 @@ def test_train_prune_compact_and_export_a_network_of_ones_own(tmp_path: Path) ->
     result = call("train", *shared, "--epochs", "1", "--threads", "1")
     assert result.exit_code == 0, result.output
     path = tmp_path / "saved_models" / "best_somebody.nets.make_digits_T2_2025.safetensors"
-    model = load_model(path)
+    model = load(path)
     assert model.graph.populations[0].neuron.family == "if"
     assert "unused.weight" not in model.state and "conv2.weight" in model.state
     assert model.info.provenance["model"] == "somebody.nets:make"
@@ -176,12 +176,12 @@ def test_a_state_dict_is_pruned_with_the_factory(tmp_path: Path) -> None:
 def test_a_name_in_a_file_is_not_imported(tmp_path: Path) -> None:
     result = call("import", "torch", "somebody.nets:make", "-T", "2", "--dataset_name", "digits")
     assert result.exit_code == 0, result.output
-    model = load_model(tmp_path / "make.safetensors")
+    model = load(tmp_path / "make.safetensors")
     made = {**model.info.provenance, "model": "trap.door:open"}
     (tmp_path / "trap").mkdir()
     (tmp_path / "trap" / "door.py").write_text("raise SystemExit('imported')")
     info = replace(model.info, provenance=made)
-    save_model(tmp_path / "trap.safetensors", replace(model, info=info))
+    save(replace(model, info=info), tmp_path / "trap.safetensors")
     for words in (
         ["export", "event", "trap.safetensors", "--samples", "2", "--batch", "2"],
         ["prune", "structured", "--mode", "load", "--model_path", "trap.safetensors",
@@ -201,7 +201,7 @@ def test_import_torch_takes_weights_and_says_what_it_read(tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["schema"] == "soul-deploy/import/1" and document["nodes"][-1]["op"] == "readout"
-    model = load_model(tmp_path / "net.safetensors")
+    model = load(tmp_path / "net.safetensors")
     weight = network.state_dict()["conv.weight"].numpy()
     assert np.array_equal(model.state["conv.weight"], weight)
     assert model.info.provenance["model"] == "somebody.nets:make"

@@ -16,7 +16,7 @@ from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, Verif
 from soul_deploy.cli.main import root
 from soul_deploy.frontend import from_torch as fromtorch
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron
 
@@ -264,11 +264,11 @@ def test_the_command_says_what_was_never_exercised(
     assert (
         f"{', '.join(untested[:3])} did not fire on the example, so what follows" in result.stderr
     )
-    assert load_model(target).info.provenance["untested"] == untested
+    assert load(target).info.provenance["untested"] == untested
     result, target = import_torch("good", tmp_path, monkeypatch, "--format", "json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["untested"] == []
-    assert "untested" not in load_model(target).info.provenance
+    assert "untested" not in load(target).info.provenance
 
 
 def test_a_membrane_set_by_hand_is_refused_and_left_alone() -> None:

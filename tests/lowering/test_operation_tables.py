@@ -42,7 +42,9 @@ from soul_deploy.ir.graph import (
 )
 from soul_deploy.ir.nodes import OPS
 from soul_deploy.lowering.deploy import CACHE, lower
-from soul_deploy.model.model import Model, expected_shapes, load_model, save_model
+from soul_deploy.model import file
+from soul_deploy.model.file import expected_shapes
+from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.engine.network import load
@@ -161,8 +163,8 @@ def test_a_new_operation_goes_the_whole_way(tmp_path: Path) -> None:
         model, x = scaled(), images()
         spikes = model.module().record(x).spikes
         assert 0 < spikes["p"].float().mean() < 1 and 0 < spikes["q"].float().mean() < 1
-        save_model(tmp_path / "net.safetensors", model)
-        assert load_model(tmp_path / "net.safetensors").graph == model.graph
+        file.save(model, tmp_path / "net.safetensors")
+        assert file.load(tmp_path / "net.safetensors").graph == model.graph
         composed = lower(model).operator("b")
         assert composed.source == "p"
         np.testing.assert_array_equal(composed.operator.weight, model.state["b.weight"] / 2)

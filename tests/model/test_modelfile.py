@@ -26,18 +26,8 @@ from soul_deploy.base.files import (
 )
 from soul_deploy.cli.main import root
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import (
-    FORMAT,
-    Model,
-    ModelInfo,
-    Normalization,
-    Validity,
-    arrays_of,
-    expected_shapes,
-    load_model,
-    load_state_dict,
-    save_model,
-)
+from soul_deploy.model.file import FORMAT, expected_shapes, load, load_state_dict, save
+from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.zoo.registry import NetworkOptions, create
 
@@ -62,12 +52,12 @@ def model() -> Model:
 
 @pytest.fixture
 def path(model: Model, tmp_path: Path) -> Path:
-    save_model(tmp_path / "model.safetensors", model)
+    save(model, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
 def test_everything_comes_back(model: Model, path: Path) -> None:
-    loaded = load_model(path)
+    loaded = load(path)
     assert loaded.graph == model.graph and loaded.info == model.info
     for mine, theirs in (
         (loaded.state, model.state),
@@ -122,7 +112,7 @@ def test_a_changed_description_is_refused(
     path: Path, key: str, value: object, message: str
 ) -> None:
     with pytest.raises(FileFormatError, match=message):
-        load_model(rewritten(path, {key: value}))
+        load(rewritten(path, {key: value}))
 
 
 def retensored(path: Path, name: str, array: np.ndarray | None) -> Path:
@@ -160,7 +150,7 @@ def test_a_changed_tensor_is_refused(
     message: str,
 ) -> None:
     with pytest.raises(FileFormatError, match=message):
-        load_model(retensored(path, name, array))
+        load(retensored(path, name, array))
 
 
 def test_a_flipped_byte_is_found_by_the_digest(path: Path) -> None:
@@ -168,14 +158,14 @@ def test_a_flipped_byte_is_found_by_the_digest(path: Path) -> None:
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(FileFormatError, match="do not match their digest"):
-        load_model(path)
+        load(path)
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 100, 5000, -1])
 def test_a_truncated_file_is_refused(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(FileFormatError, match="not an intact safetensors file"):
-        load_model(path)
+        load(path)
 
 
 def test_an_absurd_header_is_refused_without_allocating(path: Path) -> None:
@@ -183,17 +173,17 @@ def test_an_absurd_header_is_refused_without_allocating(path: Path) -> None:
     data[:8] = (1 << 60).to_bytes(8, "little")
     path.write_bytes(data)
     with pytest.raises(FileFormatError, match="not an intact safetensors file"):
-        load_model(path)
+        load(path)
 
 
 def test_a_text_a_folder_and_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.safetensors").write_text("a text, not a model\n" * 50)
     with pytest.raises(FileFormatError, match="not an intact safetensors file"):
-        load_model(tmp_path / "notes.safetensors")
+        load(tmp_path / "notes.safetensors")
     with pytest.raises(PathKindError, match="is not a file; it is a folder"):
-        load_model(tmp_path)
+        load(tmp_path)
     with pytest.raises(MissingFileError, match="no file at"):
-        load_model(tmp_path / "nothing.safetensors")
+        load(tmp_path / "nothing.safetensors")
 
 
 class Bomb:
@@ -245,7 +235,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path) -> None
 
 def test_prune_compact_plans_removes_and_reports(model: Model, tmp_path: Path) -> None:
     source = tmp_path / "masked.safetensors"
-    save_model(source, replace(model, neuron_masks={}))
+    save(replace(model, neuron_masks={}), source)
     runner = CliRunner()
     planned = runner.invoke(root, ["prune", "compact", str(source), "--dry-run"])
     assert planned.exit_code == 0, planned.output
@@ -254,13 +244,11 @@ def test_prune_compact_plans_removes_and_reports(model: Model, tmp_path: Path) -
     report = json.loads(done.stdout)
     assert report["schema"] == "soul-deploy/removal/1"
     assert len(report["layers"][0]["kept"]) == 42
-    compact = load_model(Path(report["path"]))
+    compact = load(Path(report["path"]))
     assert compact.graph.shapes["features.0.sn"][0] == 42
     assert len(str(compact.info.provenance["compacted_from_sha256"])) == 64
     x = torch.rand(2, 1, 12, 12)
-    torch.testing.assert_close(
-        compact.module()(x), load_model(source).module()(x), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(compact.module()(x), load(source).module()(x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +277,7 @@ def test_bare_safetensors_are_told_from_model_files(tmp_path: Path) -> None:
 
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "bare.safetensors")
     with pytest.raises(FileFormatError, match="without soul-deploy metadata; expected " + FORMAT):
-        load_model(tmp_path / "bare.safetensors")
+        load(tmp_path / "bare.safetensors")
 
 
 @pytest.mark.parametrize("name", ["spikingvgg5", "cifar10net", "sewresnet50", "msresnet18"])

@@ -15,7 +15,8 @@ from torch import Tensor
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.ir.neurons import SOUL_NEURONS
-from soul_deploy.model.model import Model, Normalization, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import Model, Normalization
 from soul_deploy.zoo.soul_names import SoulName, read_name
 
 HIDDEN = {"lif": "48", "plif": "32"}
@@ -78,7 +79,7 @@ def prune(command: str, path: Path, *words: str, hidden: str = "32") -> Result:
 
 
 def written(command: str, stem: str) -> Model:
-    return load_model(Path("saved_models") / f"{WRITTEN[command]}_{stem}.safetensors")
+    return load(Path("saved_models") / f"{WRITTEN[command]}_{stem}.safetensors")
 
 
 def assert_souls_spikes(model: Model, neuron: str) -> None:
@@ -154,7 +155,7 @@ def test_new_networks_have_souls_constants(command: list[str]) -> None:
     for flags, decayed in ((["-n", "plif"], False), (["-n", "PLIF", "--decay_input"], True)):
         result = call(*command, *small, *flags)
         assert result.exit_code == 0, result.output
-        model = load_model(Path("saved_models/best_spikingvgg5_plif_cifar10_T2_2025.safetensors"))
+        model = load(Path("saved_models/best_spikingvgg5_plif_cifar10_T2_2025.safetensors"))
         assert {node.neuron.decay_input for node in model.graph.populations} == {decayed}
         assert "assumptions" not in model.info.provenance
     text = " ".join(call(*command, "--help").output.split())
@@ -284,7 +285,7 @@ def test_a_renamed_file_is_used_and_its_neuron_said() -> None:
     )
     assert result.stderr.splitlines().count(line) == 1
     target = Path("saved_models/pruned_spikingvgg5_lif_cifar10_T4_2025.safetensors")
-    assert load_model(target).info.provenance["assumptions"] == [line]
+    assert load(target).info.provenance["assumptions"] == [line]
     for path in (target, target.with_name(f"{target.stem}_compact.safetensors")):
         shown = call("inspect", str(path))
         assert shown.exit_code == 0 and f"assumed       {line}" in shown.stdout
@@ -294,7 +295,7 @@ def test_a_renamed_file_is_used_and_its_neuron_said() -> None:
     again = call(*COMMANDS["structured"], "--model_path", str(target), "--model_dir", "again")
     assert again.exit_code == 0, again.output
     assert line not in again.stderr
-    kept = load_model(Path("again") / target.name)
+    kept = load(Path("again") / target.name)
     assert kept.info.provenance["assumptions"] == [line]
 
 
@@ -346,7 +347,7 @@ def test_import_torch_reads_names_too(here: list[str]) -> None:
     assert not Path("m.st").exists()
     result = imported("best_spikingvgg5_lif_cifar10_T8_2025.pt")
     assert result.exit_code == 0, result.output
-    model = load_model(Path("m.st"))
+    model = load(Path("m.st"))
     assert model.graph.time_steps == 8
     (told,) = model.info.provenance["assumptions"]
     assert told.startswith(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from soul_deploy.base.errors import FileFormatError
-from soul_deploy.model.model import load_state_dict
+from soul_deploy.model.file import load_state_dict
 
 MOST = 64 << 20  # bytes that a refusal may take
 

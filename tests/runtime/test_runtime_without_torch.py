@@ -9,7 +9,7 @@ import pytest
 import torch
 from deployed import SHAPE, Files, make_files
 
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 
 FORBID = """
 import sys
@@ -68,7 +68,7 @@ assert sum(counts.synops for counts in count(network, x).values()) > 0
     done = on_device(code, files.compact_event, tmp_path / "x.npy", *outputs)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        expected = load_model(files.compact).module()(torch.from_numpy(x)).numpy()
+        expected = load(files.compact).module()(torch.from_numpy(x)).numpy()
     for path in outputs:
         np.testing.assert_allclose(np.load(path), expected, atol=1e-5)
 

@@ -12,15 +12,15 @@ from chains import ChainSpec, ConvSpec, LinearSpec, build
 from soul_deploy.data.datasets import Data, Split
 from soul_deploy.ir.graph import NeuronSpec
 from soul_deploy.model.model import Model, Normalization
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, Sca
+from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.training.checkpoint import Checkpoint, write_checkpoint
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.state import Bundle, random_states, restore_random_states, tree_of
-from soul_deploy.training.trainer import History, Recipe
+from soul_deploy.training.trainer import History, TrainConfig
 
 SHAPE, CLASSES, SAMPLES, STEPS = (1, 4, 4), 3, 8, 2
-SCA = Sca(PruneSchedule(0.3, 0.1, epochs=3, finetune_epochs=1))
+SCA = ScaConfig(PruneSchedule(0.3, 0.1, epochs=3, finetune_epochs=1))
 
 
 def tiny_model() -> Model:
@@ -48,7 +48,7 @@ class Job:
     """The loop of method S and the results so far, as the parts of a checkpoint."""
 
     def __init__(self, optimizer: str, schedule: Schedule) -> None:
-        recipe = Recipe(optimizer, batch_size=SAMPLES // STEPS, schedule=schedule)
+        recipe = TrainConfig(optimizer=optimizer, batch_size=SAMPLES // STEPS, schedule=schedule)
         module = MODEL.module()
         names = [node.name for node in module.graph.populations]
         self.loop = ChannelPruning(
@@ -71,7 +71,7 @@ class Job:
         return Checkpoint({"epochs": SCA.schedule.epochs}, {"threads": 1}, "prune", state)
 
     def restore(self, found: Checkpoint) -> None:
-        """As `Keeper` does, which turns other errors than ours into ours; here they count."""
+        """A `CheckpointManager` turns other errors than ours into ours; here they count."""
         self.parts.restore(tree_of(found.state, "run"))
         restore_random_states(tree_of(found.state, "random"))
 

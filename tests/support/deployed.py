@@ -10,7 +10,8 @@ from soul_deploy.base.files import Array, file_sha256
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, ModelInfo, Normalization, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, Normalization
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 
@@ -63,7 +64,7 @@ def make_files(folder: Path) -> Files:
     paths = {}
     for name, made in (("masked", masked), ("compact", compact)):
         path = folder / f"{name}.safetensors"
-        save_model(path, made)
+        save(made, path)
         source = file_sha256(path)
         paths[name] = path
         paths[f"{name}_onnx"] = folder / f"{name}.onnx"

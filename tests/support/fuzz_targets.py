@@ -49,7 +49,8 @@ from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import describe as describe_onnx
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, load_model, load_state_dict, save_model
+from soul_deploy.model.file import load, load_state_dict, save
+from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.bench.report import load_baseline
@@ -200,7 +201,7 @@ def models(folder: Path) -> list[Path]:
     found.append(replace(dense, alphas=alphas))
     paths = [folder / f"{k}.model.safetensors" for k in range(len(found))]
     for path, model in zip(paths, found, strict=True):
-        save_model(path, model)
+        save(model, path)
     return paths
 
 
@@ -242,7 +243,7 @@ def run_model(model: Model) -> None:
 
 def model_target(folder: Path) -> Target:
     paths = models(folder)
-    intact = [load_model(path) for path in paths]
+    intact = [load(path) for path in paths]
 
     def judge(model: Model, signed: bool) -> None:
         if any(same_model(model, other) for other in intact):
@@ -252,7 +253,7 @@ def model_target(folder: Path) -> Target:
 
     files, contents = [read_tensors(p) for p in paths], [p.read_bytes() for p in paths]
     damage = tensor_files(files, contents)
-    return Target("model", ".safetensors", damage, load_model, judge, share=4)
+    return Target("model", ".safetensors", damage, load, judge, share=4)
 
 
 def checkpoint_target(folder: Path) -> Target:

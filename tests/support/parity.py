@@ -32,7 +32,8 @@ from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.model.model import Model, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
@@ -104,8 +105,8 @@ def _engines(
     with TemporaryDirectory() as name:
         folder = Path(name)
         for label, model in pairs:
-            save_model(folder / "model.safetensors", model)
-            stored = load_model(folder / "model.safetensors")
+            save(model, folder / "model.safetensors")
+            stored = load(folder / "model.safetensors")
             export_onnx(stored, folder / "net.onnx")
             export_event(stored, folder / "net.safetensors", representation=drawn.choice)
             for file in ("net.onnx", "net.safetensors"):

@@ -1,7 +1,8 @@
-"""Small searches of method U for the tests: a graph with one of everything, digits, masks."""
+"""Small searches for masks for the tests: a graph with one of everything, digits, masks."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from click.testing import CliRunner, Result
@@ -20,19 +21,17 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.unstructured.config import SearchConfig
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import (
     Masks,
     MaskStart,
-    Temperature,
     make_masks,
     maskable_neurons,
 )
-from soul_deploy.prune.unstructured.objective import Objective
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.plan import Search
-from soul_deploy.prune.unstructured.search import Pruning
+from soul_deploy.prune.unstructured.pruning import Pruning
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.trainer import Recipe
+from soul_deploy.training.trainer import TrainConfig
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 LIF = NeuronSpec()
@@ -106,18 +105,22 @@ def masks_for(module: GraphModule, mean: float = 0.1) -> Masks:
     return make_masks(module, names, neurons, coefficients(graph, "exact"), MaskStart(mean, mean))
 
 
-def search_of(epochs: int = 2, **changed: object) -> Search:
-    plan = Search(
-        epochs,
-        Temperature.of((5, 200), epochs),
-        Recipe(learning_rate=0.01, schedule=CONSTANT),
-        1e-8,
-        objective=Objective("ce"),
+class Search(NamedTuple):
+    """A search and how many epochs it has."""
+
+    epochs: int
+    config: SearchConfig
+
+
+def search_of(epochs: int = 2, **changed: Any) -> Search:
+    config = SearchConfig(
+        penalty_lmbda=1e-8, temp_scheduler=(5, 200), criterion="ce", prune_lr=0.01
     )
-    return replace(plan, **changed)  # type: ignore[arg-type]
+    return Search(epochs, replace(config, **changed))
 
 
-def pruning_of(data: Data, search: Search, mean: float = 0.1, **recipe: object) -> Pruning:
+def pruning_of(data: Data, search: Search, mean: float = 0.1, **changed: Any) -> Pruning:
     module = network(data)
-    learning = Recipe(schedule=CONSTANT, batch_size=32, **recipe)  # type: ignore[arg-type]
-    return Pruning(module, data, learning, search, masks_for(module, mean))
+    training = TrainConfig(epochs=search.epochs, schedule=CONSTANT, batch_size=32)
+    masks = masks_for(module, mean)
+    return Pruning(module, data, replace(training, **changed), search.config, masks)

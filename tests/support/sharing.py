@@ -18,20 +18,27 @@ from torch import Tensor
 from soul_deploy import distributed
 from soul_deploy.base.errors import DistributedError
 from soul_deploy.data.datasets import Data
+from soul_deploy.distributed import assert_ranks_start_alike
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import Sca, prune
+from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.unstructured.loops import SearchLoop
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks, maskable_neurons
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.search import Pruning
+from soul_deploy.prune.unstructured.pruning import Pruning
+from soul_deploy.prune.unstructured.search import SearchLoop
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.rank_checks import check_same_start
-from soul_deploy.training.trainer import Recipe, accuracy, copied_state, fit
+from soul_deploy.training.trainer import TrainConfig, Training, accuracy, copied_state
 from soul_deploy.zoo.registry import NetworkOptions, create
 
-FROZEN = Recipe("sgd", 0.05, schedule=Schedule("constant"), batch_size=16, augment="shift", l1=1e-5)
+FROZEN = TrainConfig(
+    optimizer="sgd",
+    learning_rate=0.05,
+    schedule=Schedule("constant"),
+    batch_size=16,
+    augment="shift",
+    l1=1e-5,
+)
 FROZEN = replace(FROZEN, freeze_batch_norm=True)
 SAMPLES = 50
 """Three batches of 16, and one of 2, which is too small for two processes."""
@@ -51,10 +58,10 @@ def warm_network(data: Data) -> GraphModule:
     return module.eval()
 
 
-def trained(data: Data, recipe: Recipe) -> dict[str, Tensor]:
+def trained(data: Data, recipe: TrainConfig) -> dict[str, Tensor]:
     """Two epochs of training, and the last epoch's numbers."""
     module = warm_network(data)
-    *_, last = fit(module, data, recipe, 2)
+    *_, last = Training(module, data, replace(recipe, epochs=2)).run()
     numbers = last.loss, last.train_accuracy, last.validation_accuracy
     tested = accuracy(module, data, data.test)
     return copied_state(module) | {"numbers": torch.tensor([*numbers, tested]).double()}
@@ -64,8 +71,10 @@ def channels(data: Data) -> dict[str, Tensor]:
     """SCA with two updates and an epoch of fine-tuning: weights, masks and what decided them."""
     module = warm_network(data)
     names = [node.name for node in module.graph.populations]
-    sca = Sca(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1, ramp="linear"))
-    plans = [step.plan for step in prune(module, data, FROZEN, sca, names) if step.plan]
+    sca = ScaConfig(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1, ramp="linear"))
+    plans = [
+        step.plan for step in ChannelPruning(module, data, FROZEN, sca, names).run() if step.plan
+    ]
     masks = {f"mask of {name}": mask.keep for name, mask in module.channel_masks.items()}
     scores = {
         f"score {number} of {layer.name}": torch.from_numpy(layer.score)
@@ -82,9 +91,9 @@ def connections(data: Data) -> dict[str, Tensor]:
     neurons = maskable_neurons(module.graph)[1:]
     costs = coefficients(module.graph, "exact")
     masks = make_masks(module, names, neurons, costs, MaskStart(0.3, 0.3, 0.2, 0.2))
-    search = search_of(2, lmbda=None, target=0.4, accumulate=2)
-    search = replace(search, masks=replace(search.masks, optimizer="sgd"))
-    pruning = Pruning(module, data, FROZEN, search, masks)
+    search = search_of(2, penalty_lmbda=None, target_connectivity=0.4, accumulate_step=2)
+    config = replace(search.config, prune_optimizer="sgd")
+    pruning = Pruning(module, data, replace(FROZEN, epochs=search.epochs), config, masks)
     *_, last = SearchLoop(pruning).run()
     both = {**masks.weights, **masks.neurons}
     found = {f"mask of {name}": mask.keep() for name, mask in both.items()}
@@ -124,7 +133,7 @@ def disagreement() -> str:
 def other_start(data: str, checkpoint: str) -> str:
     """What a process is told that begins with these."""
     try:
-        check_same_start({"data": data}, checkpoint)
+        assert_ranks_start_alike({"data": data}, checkpoint)
     except DistributedError as error:
         return str(error)
     return "nothing"

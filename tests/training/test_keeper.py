@@ -3,7 +3,7 @@
 import os
 import signal
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,17 +24,26 @@ from soul_deploy.base.errors import (
 from soul_deploy.base.files import write_text
 from soul_deploy.cli.config import warn_of_replacing
 from soul_deploy.cli.main import root
+from soul_deploy.cli.messages import messages_printed
 from soul_deploy.distributed import Group
 from soul_deploy.ir.graph import NeuronSpec, Population
-from soul_deploy.model.model import ModelInfo, from_module, save_model
-from soul_deploy.prune.unstructured import loops as searchloops
+from soul_deploy.model.file import save
+from soul_deploy.model.model import ModelInfo, from_module
+from soul_deploy.prune.unstructured import search as searchloops
+from soul_deploy.prune.unstructured.config import FinetuneConfig
+from soul_deploy.prune.unstructured.finetune import FinetuneLoop
 from soul_deploy.prune.unstructured.lambda_control import LambdaControl
-from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.unstructured.plan import Finetune
+from soul_deploy.prune.unstructured.search import SearchLoop
 from soul_deploy.training.checkpoint import checkpoints_in
 from soul_deploy.training.checkpoint_manager import content_of, network_of
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.state import Tree, join_tree, split_tree
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_command() -> Iterator[None]:
+    with messages_printed():
+        yield
 
 
 def test_the_checkpoint_gone_on_from_stays_however_it_is_named(
@@ -79,7 +88,7 @@ def test_a_state_that_cannot_be_read_back_is_not_written(tmp_path: Path) -> None
         for part.value in (1, 2):
             keeper.after_epoch()
     assert [path.name[6:8] for path in checkpoints_in(tmp_path)] == ["01"]
-    assert count_to(keeper_of(tmp_path, "auto"), 1) == 1
+    assert count_to(keeper_of(tmp_path, True), 1) == 1
 
 
 WAITED: list[int] = []
@@ -124,7 +133,7 @@ def test_several_processes_finish_their_step_however_often_they_are_asked(
 def test_an_adjustment_that_was_interrupted_is_no_missed_target(
     raised: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = SearchLoop(pruning_of(few(32), search_of(2, target=0.3)))
+    loop = SearchLoop(pruning_of(few(32), search_of(2, target_connectivity=0.3)))
 
     def adjust(*ignored: object) -> None:
         raise raised
@@ -143,7 +152,7 @@ def test_a_place_outside_of_the_search_is_refused(key: str, value: int) -> None:
     for make in (
         lambda: SearchLoop(pruning_of(few(32), search_of(2))),
         lambda: FinetuneLoop(
-            pruning_of(few(32), search_of(2)), Finetune(2, 1e-3, Schedule("constant"))
+            pruning_of(few(32), search_of(2)), FinetuneConfig(2, 1e-3, Schedule("constant"))
         ),
     ):
         loop = make()
@@ -207,7 +216,7 @@ def test_another_commands_result_is_not_replaced_in_silence(
     path.write_bytes(b"damaged")
     warn_of_replacing(path, "prune structured")
     info = ModelInfo(provenance={"command": "prune structured"})
-    save_model(path, from_module(network(few(32)), info))
+    save(from_module(network(few(32)), info), path)
     warn_of_replacing(path, "prune structured")
     assert capsys.readouterr().err == ""
     warn_of_replacing(path, "prune unstructured")

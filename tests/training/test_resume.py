@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,28 @@ from soul_deploy import distributed
 from soul_deploy.base.errors import FileFormatError, InterruptedRunError
 from soul_deploy.base.files import digest
 from soul_deploy.cli.main import root
+from soul_deploy.cli.messages import messages_printed
 from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.sampler import DataOrder, EpochBatches
 from soul_deploy.distributed import Group
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import ChannelPruning, Sca
+from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.unstructured.plan import Finetune
+from soul_deploy.prune.unstructured.config import FinetuneConfig
+from soul_deploy.prune.unstructured.finetune import FinetuneLoop
+from soul_deploy.prune.unstructured.search import SearchLoop
 from soul_deploy.training.checkpoint import (
     Checkpoint,
     checkpoints_in,
     read_checkpoint,
     write_checkpoint,
 )
-from soul_deploy.training.checkpoint_manager import Keeper, Run, find_checkpoint
+from soul_deploy.training.checkpoint_manager import (
+    CheckpointManager,
+    Checkpoints,
+    Run,
+    find_checkpoint,
+)
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.state import (
     Tree,
@@ -47,7 +54,7 @@ from soul_deploy.training.state import (
     restore_random_states,
     split_tree,
 )
-from soul_deploy.training.trainer import BatchHooks, Recipe, Training
+from soul_deploy.training.trainer import BatchHooks, TrainConfig, Training
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +123,12 @@ class Noise(BatchHooks):
         return scores
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_command() -> Iterator[None]:
+    with messages_printed():
+        yield
+
+
 class Job:
     """A loop of one kind, with its step hook free."""
 
@@ -126,23 +139,27 @@ class Job:
         self.loop = self._loop()
 
     def _loop(self) -> Any:
-        recipe = Recipe(learning_rate=5e-3, batch_size=32, augment="shift", schedule=Schedule())
+        recipe = TrainConfig(
+            learning_rate=5e-3, batch_size=32, augment="shift", schedule=Schedule()
+        )
         if self.kind == "training":
             random_hooks = Noise()
             module = network(self.data)
             return Training(
-                *(module, self.data, recipe, 2, random_hooks), after_step=lambda: self.hook()
+                *(module, self.data, replace(recipe, epochs=2)),
+                hooks=random_hooks,
+                after_step=lambda: self.hook(),
             )
         if self.kind == "sca":
             module = network(self.data)
             names = [node.name for node in module.graph.populations]
-            sca = Sca(PruneSchedule(0.5, 0.1, 2, 0))
+            sca = ScaConfig(PruneSchedule(0.5, 0.1, 2, 0))
             return ChannelPruning(
                 *(module, self.data, replace(recipe, optimizer="sgd"), sca, names),
                 after_step=lambda: self.hook(),
             )
-        plan = search_of(2, target=0.3, masks=Recipe(learning_rate=0.02, schedule=Schedule()))
-        pruning = pruning_of(self.data, plan)
+        plan = search_of(2, target_connectivity=0.3, prune_lr=0.02)
+        pruning = pruning_of(self.data, plan, schedule=Schedule())
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for mask in pruning.masks:  # different from the first, so that counts are not all 1
@@ -150,7 +167,7 @@ class Job:
         pruning.after_step = lambda: self.hook()
         if self.kind == "search":
             return SearchLoop(pruning)
-        return FinetuneLoop(pruning, Finetune(2, 1e-3, Schedule()))
+        return FinetuneLoop(pruning, FinetuneConfig(2, 1e-3, Schedule()))
 
     def finish(self) -> str:
         """Run to the end; the digest of all state, durations aside."""
@@ -256,7 +273,7 @@ def test_restoring_gives_the_very_state_that_was_saved(kind: str, digits: Data, 
 
 def test_a_state_of_another_network_is_refused(digits: Data, runs: Runs) -> None:
     tree = read_checkpoint(runs["training"][1]).state["run"]
-    other = Training(network(digits, hidden=9), digits, Recipe(), 2)
+    other = Training(network(digits, hidden=9), digits, TrainConfig(epochs=2))
     with pytest.raises(FileFormatError, match=r"this run needs torch\.float32\(9"):
         other.restore(tree)
     with pytest.raises(FileFormatError, match="is missing"):
@@ -307,11 +324,11 @@ class Number:
         self.value = int(tree["value"])
 
 
-def keeper_of(folder: Path, resume: str | None = None, **more: Any) -> Keeper:
-    return Keeper(Run(folder, ("work",), {"a": 1}), resume=resume, **more)
+def keeper_of(folder: Path, resume: bool | str = False) -> CheckpointManager:
+    return CheckpointManager(Run(("work",), {"a": 1}), Checkpoints(folder, resume=resume))
 
 
-def count_to(keeper: Keeper, last: int) -> int:
+def count_to(keeper: CheckpointManager, last: int) -> int:
     """Where the count began."""
     part = Number()
     with keeper.loop("work", part):
@@ -325,13 +342,13 @@ def count_to(keeper: Keeper, last: int) -> int:
 def test_the_last_two_are_kept_and_auto_takes_the_newest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert count_to(keeper_of(tmp_path, "auto"), 5) == 0
+    assert count_to(keeper_of(tmp_path, True), 5) == 0
     assert "yet: starting from the beginning" in capsys.readouterr().err
     assert [path.name for path in checkpoints_in(tmp_path)] == [
         "00000004.safetensors",
         "00000005.safetensors",
     ]
-    assert count_to(keeper_of(tmp_path, "auto"), 6) == 5
+    assert count_to(keeper_of(tmp_path, True), 6) == 5
     assert count_to(keeper_of(tmp_path, str(tmp_path)), 6) == 6
     assert count_to(keeper_of(tmp_path, str(tmp_path / "00000005.safetensors")), 5) == 5
 
@@ -362,7 +379,7 @@ def test_a_run_goes_on_with_the_random_numbers_that_it_would_have_drawn(tmp_path
     np.random.seed(1)
     random.seed(1)
     rest = Drawing()
-    with keeper_of(tmp_path, "auto").loop("work", rest):
+    with keeper_of(tmp_path, True).loop("work", rest):
         while rest.value < 6:
             rest.step()
     assert rest.drawn == {count: whole.drawn[count] for count in (4, 5, 6)}
@@ -376,7 +393,7 @@ def test_a_damaged_newest_one_falls_back_and_the_intact_one_stays(
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
-    keeper = keeper_of(tmp_path, "auto")
+    keeper = keeper_of(tmp_path, True)
     told = capsys.readouterr().err
     assert f"{newest}: its content does not match its sha256" in told
     assert f"resuming from {older}" in told
@@ -388,7 +405,7 @@ def test_a_damaged_newest_one_falls_back_and_the_intact_one_stays(
     for path in checkpoints_in(tmp_path):
         path.write_bytes(b"no")
     with pytest.raises(FileFormatError, match="none of the 2 checkpoints"):
-        keeper_of(tmp_path, "auto")
+        keeper_of(tmp_path, True)
     with pytest.raises(FileFormatError, match="not an intact"):
         keeper_of(tmp_path, str(path))
 
@@ -414,7 +431,7 @@ def test_a_new_run_over_old_checkpoints_says_so_and_keeps_them_until_it_has_two(
     count_to(keeper, 1)
     assert len(checkpoints_in(tmp_path)) == 3
     count_to(keeper, 2)
-    assert find_checkpoint(tmp_path, "auto") is not None
+    assert find_checkpoint(tmp_path, True) is not None
     assert [path.name[6:8] for path in checkpoints_in(tmp_path)] == ["05", "06"]
 
 
@@ -489,6 +506,6 @@ def test_other_settings_or_data_are_refused_by_name(
 
 
 def test_another_environment_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    count_to(Keeper(Run(tmp_path, ("work",), {}, {"threads": 1})), 1)
-    Keeper(Run(tmp_path, ("work",), {}, {"threads": 2}), resume="auto")
+    count_to(CheckpointManager(Run(("work",), {}, {"threads": 1}), Checkpoints(tmp_path)), 1)
+    CheckpointManager(Run(("work",), {}, {"threads": 2}), Checkpoints(tmp_path, resume=True))
     assert "threads was 1, now 2" in capsys.readouterr().err

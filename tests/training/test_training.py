@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ from soul_deploy.training.trainer import (
     BatchHooks,
     BestState,
     EpochResult,
-    Recipe,
+    TrainConfig,
+    Training,
     accuracy,
-    fit,
     make_optimizer,
 )
 from soul_deploy.zoo.registry import NetworkOptions, create
@@ -124,7 +125,7 @@ def test_wrong_schedules(text: str, message: str) -> None:
 
 def test_wrong_recipes() -> None:
     with pytest.raises(UnknownNameError, match="optimizer 'lion'; valid: adam, sgd, adamw, rms"):
-        Recipe(optimizer="lion")
+        TrainConfig(optimizer="lion")
     for options, message in (
         ({"learning_rate": 0.0}, "must be above 0"),
         ({"learning_rate": math.nan}, "must be above 0"),
@@ -133,12 +134,12 @@ def test_wrong_recipes() -> None:
         ({"augment": "mixup"}, "unknown augmentation"),
     ):
         with pytest.raises(UsageError, match=message):
-            Recipe(**options)
+            TrainConfig(**options)
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "adamw", "rmsprop"])
 def test_optimizers_get_their_options(name: str) -> None:
-    recipe = Recipe(optimizer=name, learning_rate=0.3, weight_decay=0.1, momentum=0.7)
+    recipe = TrainConfig(optimizer=name, learning_rate=0.3, weight_decay=0.1, momentum=0.7)
     (group,) = make_optimizer(nn.Linear(1, 1), recipe).param_groups
     assert group["lr"] == 0.3 and group["weight_decay"] == 0.1
     assert group.get("momentum", 0.7) == 0.7
@@ -147,8 +148,8 @@ def test_optimizers_get_their_options(name: str) -> None:
 def test_training_repeats_to_the_bit_and_another_seed_differs(digits: Data) -> None:
     def run(seed: int) -> tuple[list[float], dict[str, Tensor]]:
         module = small_network(digits)
-        recipe = Recipe(batch_size=32, augment="crop_flip", seed=seed)
-        losses = [result.loss for result in fit(module, digits, recipe, 2)]
+        recipe = TrainConfig(epochs=2, batch_size=32, augment="crop_flip", seed=seed)
+        losses = [result.loss for result in Training(module, digits, recipe).run()]
         return losses, module.state_dict()
 
     first, again, other = run(1), run(1), run(2)
@@ -160,8 +161,10 @@ def test_training_repeats_to_the_bit_and_another_seed_differs(digits: Data) -> N
 def test_an_epoch_is_plain_gradient_descent(digits: Data) -> None:
     """Two batches of one epoch against the updates written out, with L1 on convolutions only."""
     module, twin = small_network(digits), small_network(digits)
-    recipe = Recipe(optimizer="sgd", momentum=0.0, learning_rate=0.1, batch_size=48, l1=0.01)
-    (result,) = fit(module, digits, recipe, 1)
+    recipe = TrainConfig(
+        epochs=1, optimizer="sgd", momentum=0.0, learning_rate=0.1, batch_size=48, l1=0.01
+    )
+    (result,) = Training(module, digits, recipe).run()
     twin.train()
     losses = []
     for index in DataOrder(len(digits.train), 48, 2025).batches(0):
@@ -189,13 +192,15 @@ def test_hooks_see_every_batch_and_divergence_is_an_error(digits: Data) -> None:
 
     hooks, ticks = Count(), []
     module = small_network(digits)
-    list(fit(module, digits, Recipe(batch_size=40), 2, hooks, lambda *tick: ticks.append(tick[:2])))
+    config = TrainConfig(epochs=2, batch_size=40)
+    told: dict[str, Any] = {"hooks": hooks, "tick": lambda *tick: ticks.append(tick[:2])}
+    list(Training(module, digits, config, **told).run())
     assert hooks.seen == 6 and ticks == [(1, 3), (2, 3), (3, 3)] * 2
     with torch.no_grad():
         next(module.parameters()).fill_(math.nan)
         module.get_parameter("head.weight").fill_(math.nan)
     with pytest.raises(SoulDeployError, match="training diverged: the loss is nan"):
-        list(fit(module, digits, Recipe(), 1))
+        list(Training(module, digits, TrainConfig(epochs=1)).run())
 
 
 def test_best_state_keeps_the_first_of_equals() -> None:
@@ -232,7 +237,8 @@ def test_every_batch_of_every_epoch_is_moved_anew(digits: Data) -> None:
     """All samples are the same image, so that only the moves tell batches apart."""
     same = digits.train.select(torch.zeros(64, dtype=torch.int64))
     data, hooks = replace(digits, train=same), Watching()
-    list(fit(small_network(data), data, Recipe(batch_size=32, augment="shift"), 3, hooks))
+    config = TrainConfig(epochs=3, batch_size=32, augment="shift")
+    list(Training(small_network(data), data, config, hooks=hooks).run())
     assert len(hooks.seen) == 6
     for one, other in itertools.combinations(hooks.seen, 2):
         assert not torch.equal(one, other)

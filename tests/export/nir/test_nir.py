@@ -38,15 +38,8 @@ from soul_deploy.export.verify.onnx import OnnxExecution
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir.graph import Merge, NeuronSpec, Population, Readout
-from soul_deploy.model.model import (
-    Model,
-    ModelInfo,
-    Normalization,
-    Validity,
-    from_module,
-    load_model,
-    save_model,
-)
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -783,7 +776,7 @@ def invoke(*words: object) -> Any:
 
 def test_the_commands_there_and_back(tmp_path: Path) -> None:
     model = tmp_path / "m.safetensors"
-    save_model(model, residual(time_steps=4))
+    save(residual(time_steps=4), model)
     result = invoke("export", "nir", model, "--input", "random", "--samples", 4)
     assert result.exit_code == 0, result.output
     assert "Verified: yes" in result.stdout
@@ -795,7 +788,7 @@ def test_the_commands_there_and_back(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "T = 4" in result.stdout
     x = frames(time_steps=4)
-    assert torch.equal(load_model(back).module()(x), load_model(model).module()(x))
+    assert torch.equal(load(back).module()(x), load(model).module()(x))
     result = invoke("import", "nir", target, "-o", target)
     assert result.exit_code == 2
     assert "is the NIR file itself" in result.stderr

@@ -24,12 +24,14 @@ from soul_deploy.export.verify.onnx import OnnxExecution
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir.graph import NeuronSpec
 from soul_deploy.ir.serde import node_from_json, node_to_json
-from soul_deploy.model.model import Model, ModelInfo, from_module, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
-from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.format.layers import PopulationLayer, SpikingLayer
 
 nir = pytest.importorskip("nir", reason="the package nir is the extra `nir`")
@@ -45,7 +47,7 @@ def imported(path: Path, *flags: object) -> tuple[Model, list[str]]:
     target = path.with_suffix(".safetensors")
     result = invoke("import", "nir", path, "-o", target, "-T", T, *flags)
     assert result.exit_code == 0, result.output
-    return load_model(target), result.stderr.splitlines()
+    return load(target), result.stderr.splitlines()
 
 
 def refused(path: Path, *flags: object) -> str:
@@ -107,7 +109,7 @@ def test_snntorchs_subtraction_leaves_as_every_format(tmp_path: Path) -> None:
         result = invoke("export", kind, target, "--input", "random", "--samples", 8)
         assert result.exit_code == 0, result.output
         assert "Verified: yes" in result.output
-    event = load(tmp_path / "snntorch.event.safetensors")
+    event = load_network(tmp_path / "snntorch.event.safetensors")
     np.testing.assert_allclose(event.run(x.numpy()), expected[1].mean(0), atol=1e-6)
     (hidden, _) = model.graph.populations
     assert hidden.neuron.v_subtract == pytest.approx(1 / 0.9)
@@ -199,7 +201,7 @@ def test_our_own_files_say_everything(tmp_path: Path) -> None:
     result = invoke("import", "nir", path, "-o", tmp_path / "back.safetensors")
     assert result.exit_code == 0, result.output
     assert "Assumed" not in result.stderr
-    back = load_model(tmp_path / "back.safetensors")
+    back = load(tmp_path / "back.safetensors")
     assert back.info == replace(model.info, provenance={"seed": 3, "imported": "nir"})
     assert back.graph.populations == model.graph.populations
 

@@ -15,7 +15,7 @@ from soul_deploy.cli.main import root
 from soul_deploy.export.onnx.model import build_onnx
 from soul_deploy.export.onnx.opsets import OPSETS, newest_opened, opset_of
 from soul_deploy.export.onnx.step import build_currents, build_step
-from soul_deploy.model.model import save_model
+from soul_deploy.model.file import save
 
 SESSION = onnxruntime.InferenceSession
 
@@ -23,7 +23,7 @@ SESSION = onnxruntime.InferenceSession
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "net.safetensors"
-    save_model(path, digits_model())
+    save(digits_model(), path)
     return path
 
 

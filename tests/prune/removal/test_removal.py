@@ -24,7 +24,8 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.ir.neurons import FormName
-from soul_deploy.model.model import Model, Validity, arrays_of, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import Model, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
@@ -228,8 +229,8 @@ def test_below_the_threshold_a_slow_neuron_is_proven_silent_too(tau: float, form
 def test_a_compact_file_rebuilds_its_own_architecture(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = replace(model_of(chain()), channel_masks={"sa": np.array([True, False, True, True])})
     compact = remove(model, plan_removal(model))
-    save_model(tmp_path / "compact.safetensors", compact)
-    loaded = load_model(tmp_path / "compact.safetensors")
+    save(compact, tmp_path / "compact.safetensors")
+    loaded = load(tmp_path / "compact.safetensors")
     assert loaded.graph == compact.graph and loaded.info == compact.info
     x = torch.rand(2, 2, 6, 6)
     assert torch.equal(loaded.module()(x), compact.module()(x))

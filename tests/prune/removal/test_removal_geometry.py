@@ -37,7 +37,8 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.model.model import Model, arrays_of, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.plan import RemovalPlan
@@ -326,10 +327,10 @@ def test_the_command_leaves_a_padded_1x1_convolution_as_it_is(tmp_path: Path) ->
     """A column of windows on either side holds padding only, which does not spike."""
     model = convolved((3, 3), POOLS[0], ((1, 1, 0, 1), (1, 1, 1, 1)), 1, 0)
     model.state["b.weight"][0, ALWAYS] = 4  # enough to fire where it arrives
-    save_model(tmp_path / "net.safetensors", model)
+    save(model, tmp_path / "net.safetensors")
     result = CliRunner().invoke(root, ["prune", "compact", str(tmp_path / "net.safetensors")])
     assert result.exit_code == 0, result.output
-    compact = load_model(tmp_path / "net_compact.safetensors")
+    compact = load(tmp_path / "net_compact.safetensors")
     x = torch.rand(4, 2, 3, 3) * 2
     before, after = model.module().record(x), compact.module().record(x)
     assert torch.equal(after.spikes["sb"][:, :, 0], before.spikes["sb"][:, :, 0])

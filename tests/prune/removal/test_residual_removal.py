@@ -27,7 +27,8 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.lowering.fold_batch_norm import fold
-from soul_deploy.model.model import Model, Validity, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import Model, Validity
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.prune.channel_groups import Residual, channel_groups
 from soul_deploy.prune.removal.apply import parameters, remove
@@ -394,8 +395,8 @@ def test_the_plan_says_who_shares_channels_and_counts_scattered_ones() -> None:
 def test_a_scattered_network_reloads_and_is_not_scattered_again(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = masked(model_of(sew("add", "add")), b0__sn2=kept(1, 3), b0__sn1=kept(1, 2, of=5))
     _, compact = checked(model, "scatter")
-    save_model(tmp_path / "compact.safetensors", compact)
-    loaded = load_model(tmp_path / "compact.safetensors")
+    save(compact, tmp_path / "compact.safetensors")
+    loaded = load(tmp_path / "compact.safetensors")
     assert loaded.graph == compact.graph
     layers, again = checked(loaded, "scatter")
     assert again.graph == compact.graph

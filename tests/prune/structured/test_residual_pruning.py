@@ -28,17 +28,18 @@ from soul_deploy.ir.graph import (
     Scatter,
     SpikingGraph,
 )
-from soul_deploy.model.model import ModelInfo, from_module, load_model
+from soul_deploy.model.file import load
+from soul_deploy.model.model import ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, reaches_readout
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import Sca, open_masks, prune
+from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig, open_masks
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.units import PruningUnit, pruning_units, voters
+from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients
 from soul_deploy.prune.unstructured.masks import maskable_neurons
-from soul_deploy.prune.unstructured.penalty import CoefficientRule, coefficients
-from soul_deploy.training.trainer import Recipe, backward
+from soul_deploy.training.trainer import TrainConfig, backward
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 DIGITS = (1, 8, 8)
@@ -161,8 +162,8 @@ def fresh(graph: SpikingGraph) -> GraphModule:
 def test_the_loop_masks_whole_units(graph: SpikingGraph, how: Residual, digits: Data) -> None:
     module = fresh(graph)
     names = tuple(node.name for node in graph.populations)
-    sca = Sca(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1), residual=how)
-    steps = list(prune(module, digits, Recipe(batch_size=20), sca, names))
+    sca = ScaConfig(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1), residual=how)
+    steps = list(ChannelPruning(module, digits, TrainConfig(batch_size=20), sca, names).run())
     plan = steps[1].plan
     assert plan is not None and plan.kept == round(0.6 * plan.total)
     units = {unit.name: unit for unit in pruning_units(graph, how)}
@@ -186,14 +187,14 @@ def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits:
     graph = sew("add", "add", shape=DIGITS, classes=10)
     names = tuple(node.name for node in graph.populations)
     single, coupled = fresh(graph), fresh(graph)
-    recipe = Recipe(batch_size=100, learning_rate=1e-3)
-    apart = Sca(PruneSchedule(0.4, 0.1, epochs=1))
+    recipe = TrainConfig(batch_size=100, learning_rate=1e-3)
+    apart = ScaConfig(PruneSchedule(0.4, 0.1, epochs=1))
     together = replace(apart, residual="coupled")
     statistics = apart.statistics(names)
 
     open_masks(single, names)
     backward(single.train(), digits, share_of(digits.train, Group()), statistics)
-    (step,) = prune(coupled, digits, recipe, together, names)
+    (step,) = ChannelPruning(coupled, digits, recipe, together, names).run()
     assert step.plan is not None
     stream = next(layer for layer in step.plan.layers if layer.name == "b0")
     members = ("s0", "b0.sn2", "b1.sn2")
@@ -207,7 +208,7 @@ def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits:
 
 def test_wrong_names_of_residual_handling() -> None:
     with pytest.raises(UnknownNameError, match="unknown residual 'all'; valid: internal"):
-        Sca(residual="all")  # type: ignore[arg-type]
+        ScaConfig(residual="all")  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ def test_the_command_prunes_residual_networks(network: str, how: str) -> None:
     assert result.exit_code == 0, result.output
     files = json.loads(result.stdout)["files"]
     masked, compact = (
-        load_model(Path(files[what]["path"])) for what in ("Masked model", "Compact model")
+        load(Path(files[what]["path"])) for what in ("Masked model", "Compact model")
     )
     before, after = parameters(masked.state), parameters(compact.state)
     assert after < (0.5 if how.lower() == "coupled" else 0.75) * before
@@ -259,7 +260,7 @@ def test_weights_and_neurons_of_residual_networks_are_pruned(network: str) -> No
     result = call("prune", "unstructured", *words, "--residual", "scatter")
     assert result.exit_code == 0, result.output
     masked, compact = (
-        load_model(Path(f"saved_models/pruned_{network}_lif_digits_T1_2025{end}.safetensors"))
+        load(Path(f"saved_models/pruned_{network}_lif_digits_T1_2025{end}.safetensors"))
         for end in ("", "_compact")
     )
     first = masked.graph.populations[0].name
@@ -274,13 +275,13 @@ def test_the_command_builds_the_variants() -> None:
     result = call("train", *words, *variant, "--stem", "Small", "--format", "json")
     assert result.exit_code == 0, result.output
     path = json.loads(result.stdout)["model"]
-    graph = load_model(Path(path)).graph
+    graph = load(Path(path)).graph
     grouped = graph["layer1.0.conv2.0"]
     stem = graph["conv1.0"]
     assert isinstance(grouped, Convolution) and (grouped.groups, grouped.channels) == (2, 16)
     assert isinstance(stem, Convolution) and stem.kernel == (3, 3)
     assert graph["layer1.0.merge"].function == "iand"  # type: ignore[attr-defined]
-    made = load_model(Path(path)).info.provenance
+    made = load(Path(path)).info.provenance
     assert (made["connect_function"], made["stem"], made["width_per_group"]) == ("iand", "small", 8)
     loaded = ["prune", "structured", "--mode", "load", "--model_path", path, "-dataset", "digits"]
     refused = call(*loaded, "--connect_function", "ADD")

@@ -17,7 +17,13 @@ from soul_deploy.distributed import Group
 from soul_deploy.ir.graph import NeuronSpec, Projection
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured import sca as sca_module
-from soul_deploy.prune.structured.sca import Sca, apply, open_masks, plan_of_weights, prune
+from soul_deploy.prune.structured.sca import (
+    ChannelPruning,
+    ScaConfig,
+    apply,
+    open_masks,
+    plan_of_weights,
+)
 from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.scores import ChannelStatistics, Score
 from soul_deploy.prune.structured.selection import (
@@ -31,7 +37,7 @@ from soul_deploy.prune.structured.selection import (
 )
 from soul_deploy.training import trainer as training
 from soul_deploy.training.trainer import (
-    Recipe,
+    TrainConfig,
     accuracy,
     backward,
     begin_training,
@@ -182,9 +188,9 @@ def test_wrong_schedules(options: dict[str, float], message: str) -> None:
 
 def test_wrong_names() -> None:
     with pytest.raises(UnknownNameError, match="unknown regrow_weights"):
-        Sca(regrow_weights="random")  # type: ignore[arg-type]
-    with pytest.raises(UnknownNameError, match="unknown window"):
-        Sca(score_window="week").statistics(["a"])  # type: ignore[arg-type]
+        ScaConfig(regrow_weights="random")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="unknown score_window"):
+        ScaConfig(score_window="week").statistics(["a"])  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="unknown score"):
         ChannelStatistics(["a"], "rate", "epoch", "epoch")  # type: ignore[arg-type]
 
@@ -246,8 +252,8 @@ def test_scores_of_uneven_parts_add_up_to_those_of_the_batch(digits: Data) -> No
         for _ in range(30):  # running statistics, so that every layer fires with frozen ones
             module(digits.normalise(batch.images))
         open_masks(module, names_of(module))
-        statistics = Sca().statistics(names_of(module))
-        begin_training(module, Recipe(freeze_batch_norm=True))
+        statistics = ScaConfig().statistics(names_of(module))
+        begin_training(module, TrainConfig(freeze_batch_norm=True))
         backward(module, digits, share_of(batch, group), statistics)
         return statistics.scores()
 
@@ -290,7 +296,7 @@ def test_regrow_gradient_is_that_of_an_independent_scale(digits: Data) -> None:
         with torch.no_grad():
             for part in ("weight", "bias"):
                 twin.get_parameter(f"{projection.norm.name}.{part}")[masked[name]] = 0
-    statistics = Sca().statistics(names)
+    statistics = ScaConfig().statistics(names)
     sums: dict[str, Tensor] = {}
     for start in (0, 20):
         images = digits.normalise(digits.train.images[start : start + 20])
@@ -318,7 +324,7 @@ def test_a_masked_channel_is_silent_and_keeps_its_weights(digits: Data) -> None:
     before = {name: tensor.clone() for name, tensor in module.named_parameters()}
     scores = {name: np.arange(len(module.channel_masks[name].keep), dtype=float) for name in names}
     plan = decide(scores, scores, Budget(100, 10), Guard(min_keep=0.25))
-    apply(plan, module, make_optimizer(module, Recipe()), "retain")
+    apply(plan, module, make_optimizer(module, TrainConfig()), "retain")
     images = digits.normalise(digits.train.images[:8])
     module.train()
     for _ in range(30):  # running statistics, for evaluation mode
@@ -337,7 +343,7 @@ def test_the_optimizer_forgets_masked_channels_and_zero_regrows_from_zero(digits
     module = small_network(digits)
     (name,) = names_of(module)[:1]
     open_masks(module, [name])
-    optimizer = make_optimizer(module, Recipe())
+    optimizer = make_optimizer(module, TrainConfig())
     module.train()
     module(digits.normalise(digits.train.images[:8])).square().sum().backward()
     optimizer.step()
@@ -356,11 +362,13 @@ def test_the_optimizer_forgets_masked_channels_and_zero_regrows_from_zero(digits
 def test_the_loop_ends_with_exact_counts_and_the_best_frozen_epoch(digits: Data) -> None:
     module = small_network(digits, "plif")
     names = names_of(module)
-    sca = Sca(
+    sca = ScaConfig(
         PruneSchedule(0.5, 0.1, epochs=4, finetune_epochs=2, ramp="linear"), Guard(min_keep=0.25)
     )
     steps, reached = [], []
-    for step in prune(module, digits, Recipe(batch_size=40, learning_rate=5e-3), sca, names):
+    for step in ChannelPruning(
+        module, digits, TrainConfig(batch_size=40, learning_rate=5e-3), sca, names
+    ).run():
         steps.append(step)
         reached.append(accuracy(module, digits, digits.validation))
     counts = [step.plan.kept if step.plan else None for step in steps]
@@ -392,11 +400,11 @@ def test_it_ends_with_the_best_epoch_of_those_with_the_final_masks(
     for place in (training, sca_module):
         monkeypatch.setattr(place, "accuracy", lambda *ignored: next(told))
     module = small_network(digits)
-    sca = Sca(PruneSchedule(0.5, 0.1, epochs=5, finetune_epochs=3, ramp="linear"))
-    recipe = Recipe(batch_size=40, learning_rate=5e-3)
+    sca = ScaConfig(PruneSchedule(0.5, 0.1, epochs=5, finetune_epochs=3, ramp="linear"))
+    recipe = TrainConfig(batch_size=40, learning_rate=5e-3)
     states = {
         step.result.epoch: copied_state(module)
-        for step in prune(module, digits, recipe, sca, names_of(module))
+        for step in ChannelPruning(module, digits, recipe, sca, names_of(module)).run()
     }
     assert next(told, None) is None and list(states) == [1, 2, 3, 4, 5]
     for name, tensor in module.state_dict().items():
@@ -409,8 +417,11 @@ def test_it_ends_with_the_best_epoch_of_those_with_the_final_masks(
 def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> None:
     """What was masked for a whole window has no activity in it, whatever it did before."""
     module = small_network(digits)
-    sca = Sca(PruneSchedule(0.4, 0.0, epochs=2))
-    first, second = [step.plan for step in prune(module, digits, Recipe(), sca, names_of(module))]
+    sca = ScaConfig(PruneSchedule(0.4, 0.0, epochs=2))
+    first, second = [
+        step.plan
+        for step in ChannelPruning(module, digits, TrainConfig(), sca, names_of(module)).run()
+    ]
     assert first is not None and second is not None
     for before, after in zip(first.layers, second.layers, strict=True):
         assert (after.score[~before.keep] == 0).all() and (before.score[~before.keep] > 0).any()
@@ -419,8 +430,8 @@ def test_each_update_is_decided_by_the_epochs_since_the_last(digits: Data) -> No
 def test_the_loop_repeats_to_the_bit(digits: Data) -> None:
     def run() -> tuple[list[list[int]], dict[str, Tensor]]:
         module = small_network(digits)
-        recipe, sca = Recipe(batch_size=40), Sca(PruneSchedule(0.3, 0.1, epochs=2))
-        steps = list(prune(module, digits, recipe, sca, names_of(module)))
+        recipe, sca = TrainConfig(batch_size=40), ScaConfig(PruneSchedule(0.3, 0.1, epochs=2))
+        steps = list(ChannelPruning(module, digits, recipe, sca, names_of(module)).run())
         assert steps[-1].plan is not None
         return kept(steps[-1].plan), module.state_dict()
 
@@ -433,7 +444,9 @@ def test_the_loop_repeats_to_the_bit(digits: Data) -> None:
 def test_a_plan_of_the_present_weights_changes_none(digits: Data) -> None:
     module = small_network(digits)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    plan = plan_of_weights(module, digits, Recipe(batch_size=40), Sca(), names_of(module))
+    plan = plan_of_weights(
+        module, digits, TrainConfig(batch_size=40), ScaConfig(), names_of(module)
+    )
     assert plan.kept == Budget.of(216, 0.1, 0.1).kept
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, before[name])

@@ -14,18 +14,18 @@ from searching import (
 
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.base.errors import SoulDeployError, UsageError
+from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
 from soul_deploy.prune.unstructured.lambda_control import (
-    ConnectivityMeter,
     LambdaControl,
     adjust,
     balanced_lambda,
     check_target,
     within_band,
 )
+from soul_deploy.prune.unstructured.loss import Objective
 from soul_deploy.prune.unstructured.masks import (
     MaskStart,
 )
-from soul_deploy.prune.unstructured.objective import Objective
 
 
 def test_the_meter_counts_exactly_and_estimates_soft_gates() -> None:

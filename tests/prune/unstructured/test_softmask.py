@@ -11,6 +11,7 @@ from soul_deploy.ir.graph import (
     SpikingGraph,
 )
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.unstructured.loss import Objective, coefficients
 from soul_deploy.prune.unstructured.masks import (
     MaskStart,
     SoftMask,
@@ -18,8 +19,6 @@ from soul_deploy.prune.unstructured.masks import (
     make_masks,
     maskable_neurons,
 )
-from soul_deploy.prune.unstructured.objective import Objective
-from soul_deploy.prune.unstructured.penalty import coefficients
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 

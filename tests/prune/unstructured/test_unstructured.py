@@ -1,8 +1,9 @@
-"""Method U: the search, its command, and the faults of Soul's script that must not come back."""
+"""The search, its command, and the faults of Soul's script that must not come back."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,19 @@ from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.sampler import DataOrder
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import ModelInfo, load_model, save_model
+from soul_deploy.model.file import load, save
+from soul_deploy.model.model import ModelInfo
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.unstructured.config import FinetuneConfig
+from soul_deploy.prune.unstructured.finetune import FinetuneLoop
 from soul_deploy.prune.unstructured.lambda_control import within_band
-from soul_deploy.prune.unstructured.loops import FinetuneLoop, SearchLoop
-from soul_deploy.prune.unstructured.masks import MaskStart, Temperature, make_masks
-from soul_deploy.prune.unstructured.objective import Objective
-from soul_deploy.prune.unstructured.penalty import coefficients
-from soul_deploy.prune.unstructured.plan import Finetune, SearchEpoch, SearchStoppedError
-from soul_deploy.prune.unstructured.search import Pruning
+from soul_deploy.prune.unstructured.loss import Objective, coefficients
+from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
+from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
+from soul_deploy.prune.unstructured.search import SearchLoop, SearchStoppedError
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.trainer import Recipe, accuracy
+from soul_deploy.training.trainer import TrainConfig, accuracy
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 torch.set_num_threads(1)
@@ -50,8 +52,8 @@ def test_mask_gradients_are_cleared_each_step_unlike_souls(
     digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without learning, each step's mask gradient is that of its own batch."""
-    frozen = Recipe(optimizer="sgd", learning_rate=1e-30, momentum=0, schedule=CONSTANT)
-    pruning = pruning_of(digits, search_of(1, masks=frozen), optimizer="sgd", learning_rate=1e-30)
+    frozen: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1e-30, "momentum": 0}
+    pruning = pruning_of(digits, search_of(1, prune_optimizer="sgd", prune_lr=1e-30), **frozen)
     name = "features.2.conv.0"
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     inner = pruning._backward
@@ -79,8 +81,8 @@ def test_masks_are_saved_unlike_souls(digits: Data, tmp_path: Path) -> None:
         pruning.masks.neurons["features.2.sn"].alpha[:40] = -1
         pruning.masks.weights["pre_logits.fc1.0"].alpha[:, 64:] = -1
     pruning.masks.attach_hard(pruning.module)
-    save_model(tmp_path / "m.safetensors", pruning.hard_model(ModelInfo("masked")))
-    loaded = load_model(tmp_path / "m.safetensors")
+    save(pruning.hard_model(ModelInfo("masked")), tmp_path / "m.safetensors")
+    loaded = load(tmp_path / "m.safetensors")
     x = digits.normalise(digits.test.images)
     assert torch.equal(loaded.module()(x), pruning.module(x))
     assert not loaded.neuron_masks["features.2.sn"][:40].any()
@@ -107,7 +109,9 @@ def test_the_penalty_prunes(digits: Data) -> None:
     """With lambda more goes than without, in every layer that costs."""
     shares = []
     for lmbda in (0.0, 1e-8, 1e-7):
-        (last,) = list(SearchLoop(pruning_of(digits, search_of(1, lmbda=lmbda), 0.02)).run())
+        (last,) = list(
+            SearchLoop(pruning_of(digits, search_of(1, penalty_lmbda=lmbda), 0.02)).run()
+        )
         shares.append(last.connectivity.share)
     assert shares[2] < 0.6 * shares[1] < 0.36 * shares[0]
 
@@ -133,8 +137,9 @@ def test_excluding_an_early_convolution_runs_unlike_souls(quick: Path) -> None:
 
 def test_the_search_reaches_its_target_within_10_percent(digits: Data) -> None:
     module = network(digits, 16)
-    plan, recipe = search_of(8, lmbda=None, target=0.2), Recipe(schedule=CONSTANT, batch_size=32)
-    pruning = Pruning(module, few(320), recipe, plan, masks_for(module))
+    config = search_of(8, penalty_lmbda=None, target_connectivity=0.2).config
+    training = TrainConfig(epochs=8, schedule=CONSTANT, batch_size=32)
+    pruning = Pruning(module, few(320), training, config, masks_for(module))
     epochs = list(SearchLoop(pruning).run())
     shares = [epoch.connectivity.share for epoch in epochs]
     assert within_band(shares[-1], 0.2)
@@ -149,9 +154,11 @@ def test_the_search_reaches_its_target_within_10_percent(digits: Data) -> None:
 def test_two_searches_give_the_same_bits(digits: Data) -> None:
     results = []
     for _ in range(2):
-        pruning = pruning_of(digits, search_of(1, target=0.4, lmbda=None), augment="shift")
+        pruning = pruning_of(
+            digits, search_of(1, target_connectivity=0.4, penalty_lmbda=None), augment="shift"
+        )
         list(SearchLoop(pruning).run())
-        list(FinetuneLoop(pruning, Finetune(1, 1e-3, CONSTANT)).run())
+        list(FinetuneLoop(pruning, FinetuneConfig(1, 1e-3, CONSTANT)).run())
         results.append(pruning.hard_model(ModelInfo()))
     first, second = results
     assert all((first.state[name] == second.state[name]).all() for name in first.state)
@@ -161,7 +168,7 @@ def test_two_searches_give_the_same_bits(digits: Data) -> None:
 def test_the_temperature_starts_before_the_first_step_and_moves_with_each(
     digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = search_of(2, temperature=Temperature.of((5, 3, 500, 30, 0, 2), 2))
+    plan = search_of(2, temp_scheduler=(5, 3, 500, 30, 0, 2))
     pruning = pruning_of(digits, plan)
     seen: list[tuple[float, float]] = []
     inner = pruning._backward
@@ -180,7 +187,7 @@ def test_the_temperature_starts_before_the_first_step_and_moves_with_each(
 
 def test_the_last_partial_group_of_batches_is_a_step_too(digits: Data) -> None:
     data = replace(digits, train=digits.train.select(torch.arange(100)))
-    pruning = pruning_of(data, search_of(1, accumulate=3))
+    pruning = pruning_of(data, search_of(1, accumulate_step=3))
     assert pruning.steps_per_epoch() == 2
     steps: list[int] = []
     pruning.optimizer.register_step_post_hook(lambda *ignored: steps.append(1))
@@ -190,7 +197,7 @@ def test_the_last_partial_group_of_batches_is_a_step_too(digits: Data) -> None:
 
 def test_accumulated_batches_give_the_gradient_of_their_mean(digits: Data) -> None:
     """Four batches of 32 to a step: the mean of their losses, the penalty once."""
-    one = pruning_of(digits, search_of(1, accumulate=4))
+    one = pruning_of(digits, search_of(1, accumulate_step=4))
     grads: list[torch.Tensor] = []
     assert one.mask_optimizer is not None
 
@@ -215,19 +222,19 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(digits: Data) -> No
 
 
 def test_finetuning_freezes_masks_drops_the_penalty_and_keeps_moments(digits: Data) -> None:
-    pruning = pruning_of(digits, search_of(1, lmbda=1e-6))
+    pruning = pruning_of(digits, search_of(1, penalty_lmbda=1e-6))
     list(SearchLoop(pruning).run())
     alphas = pruning.masks.alphas()
     conv = pruning.module.get_submodule("features.2.conv.0").weight
     assert isinstance(conv, nn.Parameter)
     steps = int(pruning.optimizer.state[conv]["step"])
-    epochs = list(FinetuneLoop(pruning, Finetune(2, 3e-3, Schedule("step", (1,)))).run())
+    epochs = list(FinetuneLoop(pruning, FinetuneConfig(2, 3e-3, Schedule("step", (1,)))).run())
     assert [epoch.result.learning_rate for epoch in epochs] == pytest.approx([3e-3, 3e-4])
     assert int(pruning.optimizer.state[conv]["step"]) == steps + 8
     assert all((alphas[name] == alpha).all() for name, alpha in pruning.masks.alphas().items())
     best = max(epoch.result.validation_accuracy for epoch in epochs)
     assert accuracy(pruning.module, digits, digits.validation) == best
-    list(FinetuneLoop(pruning, Finetune(1, 3e-3, CONSTANT, reset_optimizer=True)).run())
+    list(FinetuneLoop(pruning, FinetuneConfig(1, 3e-3, CONSTANT, reset_optimizer=True)).run())
     again = pruning.module.get_submodule("features.2.conv.0").weight
     assert int(pruning.optimizer.state[again]["step"]) == 4  # type: ignore[index]
 
@@ -236,11 +243,11 @@ def test_finetuning_ends_with_its_best_epoch(digits: Data, monkeypatch: pytest.M
     pruning = pruning_of(digits, search_of(1))
     pruning.masks.attach(pruning.module)
     scores = iter((0.5, 0.75, 0.75))
-    measured = "soul_deploy.prune.unstructured.loops.accuracy"
+    measured = "soul_deploy.training.trainer.accuracy"
     monkeypatch.setattr(measured, lambda *ignored: next(scores))
     states = [
         training.copied_state(pruning.module)
-        for _ in FinetuneLoop(pruning, Finetune(3, 1e-3, CONSTANT)).run()
+        for _ in FinetuneLoop(pruning, FinetuneConfig(3, 1e-3, CONSTANT)).run()
     ]
     final = pruning.module.state_dict()
     assert all(torch.equal(final[name], tensor) for name, tensor in states[1].items())
@@ -248,7 +255,7 @@ def test_finetuning_ends_with_its_best_epoch(digits: Data, monkeypatch: pytest.M
 
 
 def test_a_layer_that_dies_stops_the_search_and_keeps_the_last_good_model(digits: Data) -> None:
-    pruning = pruning_of(digits, search_of(3, lmbda=1.0), 0.05)
+    pruning = pruning_of(digits, search_of(3, penalty_lmbda=1.0), 0.05)
     epochs: list[SearchEpoch] = []
     with pytest.raises(
         SearchStoppedError, match=r"no synapse of features\.0\.conv\.0 is left"
@@ -264,8 +271,8 @@ def test_a_layer_that_dies_stops_the_search_and_keeps_the_last_good_model(digits
 
 def test_a_target_that_cannot_be_met_stops_and_keeps_the_last_good_model(digits: Data) -> None:
     """Masks that never move are all kept or all pruned."""
-    still = Recipe(optimizer="sgd", learning_rate=1e-30, schedule=CONSTANT)
-    pruning = pruning_of(digits, search_of(2, lmbda=1e-8, target=0.3, masks=still))
+    still = {"prune_optimizer": "sgd", "prune_lr": 1e-30}
+    pruning = pruning_of(digits, search_of(2, penalty_lmbda=1e-8, target_connectivity=0.3, **still))
     with pytest.raises(SearchStoppedError, match="no common threshold") as stop:
         list(SearchLoop(pruning).run())
     assert stop.value.last_good is not None
@@ -276,7 +283,7 @@ def test_a_class_without_voting_neurons_is_seen(digits: Data) -> None:
     _, graph = create("cifar10net", options)
     module = GraphModule(graph)
     masks = make_masks(module, ["fc2"], [], coefficients(graph, "exact"), MaskStart(1))
-    pruning = Pruning(module, digits, Recipe(), search_of(1), masks)
+    pruning = Pruning(module, digits, TrainConfig(), search_of(1).config, masks)
     assert pruning.meter.empty_class() is None
     with torch.no_grad():
         masks.weights["fc2"].alpha[30:40] = -1

@@ -42,7 +42,8 @@ from soul_deploy.export.verify.onnx import static_problems
 from soul_deploy.export.verify.onnx_step import StepExecution
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.ir.graph import NeuronSpec
-from soul_deploy.model.model import Model, ModelInfo, Validity, save_model
+from soul_deploy.model.file import save
+from soul_deploy.model.model import Model, ModelInfo, Validity
 from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.prune.removal.apply import remove
@@ -404,7 +405,7 @@ def invoke(*words: object) -> Any:
 
 def test_the_command_writes_and_verifies_step_files(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    save_model(path, replace(small(), info=ModelInfo()))
+    save(replace(small(), info=ModelInfo()), path)
     random = ("--input", "random", "--samples", 4)
     result = invoke("export", "onnx", path, "--mode", "step", *random)
     assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ from soul_deploy.cli.main import root
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.export.event.build import export_event
 from soul_deploy.ir.graph import Population
-from soul_deploy.model.model import load_model
+from soul_deploy.model.file import load
 from soul_deploy.runtime.equations import CHARGE, NeuronEquation
 from soul_deploy.runtime.io.inspect import describe
 from soul_deploy.runtime.io.inspect_tables import FORMS, neuron_text, report
@@ -47,7 +47,7 @@ def as_json(*words: object) -> dict[str, Any]:
 
 def test_a_model_file_shows_its_graph(files: Files) -> None:
     found = as_json("inspect", files.masked)
-    model = load_model(files.masked)
+    model = load(files.masked)
     module = model.module()
     assert (found["schema"], found["kind"]) == ("soul-deploy/inspect/1", "model")
     assert found["sha256"] == file_sha256(files.masked)
@@ -74,7 +74,7 @@ def test_a_model_file_as_a_table(files: Files) -> None:
 
 def test_an_event_network_shows_its_layers(files: Files) -> None:
     found = as_json("inspect", files.compact_event)
-    model = load_model(files.compact)
+    model = load(files.compact)
     assert found["kind"] == "event"
     assert found["source_sha256"] == file_sha256(files.compact)
     assert found["neurons"] == sum(

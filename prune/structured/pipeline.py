@@ -1,0 +1,306 @@
+"""`prune_structured`: a network and data in, its masked and its compact form out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.progress import status
+from soul_deploy.data.datasets import Data
+from soul_deploy.data.given import DataLike
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.channel_groups import Residual
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.structured.sca import (
+    ChannelPruning,
+    PruneStep,
+    ScaConfig,
+    check,
+    plan_of_weights,
+)
+from soul_deploy.prune.structured.selection import ChannelPlan
+from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.training import train as dense_training
+from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints, managed
+from soul_deploy.training.device import module_of, prepare_device
+from soul_deploy.training.epoch_log import EpochLog, OnEpoch, epoch_log
+from soul_deploy.training.state import Bundle, Tree, number_of
+from soul_deploy.training.trainer import EpochResult, Tick, TrainConfig, accuracy
+
+
+@dataclass(frozen=True)
+class DensePhase:
+    """Training before the pruning loop.
+
+    log        a file for its epochs' results, one JSON object a line
+    on_result  called with the TrainResult; with None by a run that goes on from a checkpoint behind
+               this phase
+    """
+
+    epochs: int
+    log: Path | None = None
+    on_result: Callable[[dense_training.TrainResult | None], None] | None = None
+
+
+def prune_structured(
+    model: Model | SpikingGraph,
+    data: DataLike,
+    config: ScaConfig = ScaConfig(),
+    training: TrainConfig = TrainConfig(),
+    *,
+    layers: Sequence[str] | None = None,
+    dense: DensePhase | None = None,
+    device: str = "auto",
+    checkpoints: Checkpoints | None = None,
+    log: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_batch: Tick | None = None,
+) -> PruneResult:
+    """Prune channels by spiking channel activity, then remove them; `model` stays as it is.
+
+    model     a trained network; a graph gets fresh weights, drawn from `training.seed`
+    config    what is measured, when masks change, how many channels go, how long the loop is
+    training  how weights are learned meanwhile; the phases have epochs of their own
+    layers    names of the populations to prune; None: all that can be
+    dense     training before the loop, or None
+    log       a file for the loop's epochs, one JSON object a line
+
+    The others are as for `train`. Started by torchrun, all processes prune together, each returns
+    the result, and the main one writes. Raises UsageError for layers that cannot be pruned and a
+    budget that cannot be met, and what `train` raises.
+    """
+    start, module, names = _begin(model, config, training, layers, device)
+    loaded = dense_training.data_for(start, data, training)
+    parts: dict[str, Any] = {"start": start, "module": module, "names": names, "data": loaded}
+    run = _Run(config=config, training=training, dense=dense, **parts)
+    with run.manager(checkpoints).watching() as manager:
+        tested = run.dense_accuracy(manager, on_epoch, on_batch)
+        epochs = config.schedule.epochs
+        with epoch_log("prune", epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told:
+            run.loop(manager, told, tested)
+        status("prune structured: removing and testing")
+        return run.result(tested.value, told.results())
+
+
+def _begin(
+    model: Model | SpikingGraph,
+    config: ScaConfig,
+    training: TrainConfig,
+    layers: Sequence[str] | None,
+    device: str,
+) -> tuple[Model, GraphModule, tuple[str, ...]]:
+    """The model with weights, its module on the device, and the populations to prune."""
+    place, start = prepare_device(device), dense_training.with_weights(model, training.seed)
+    module = module_of(start, place)
+    names = chosen_layers(start.graph, config, layers)
+    check(module, config, names)
+    return start, module, names
+
+
+def chosen_layers(
+    graph: SpikingGraph, config: ScaConfig, layers: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The populations to prune, in forward order; `layers` None: all that can be.
+
+    Raises UnknownNameError, or UsageError for those that cannot be pruned by channel.
+    """
+    units = pruning_units(graph, config.residual)
+    able = {name for unit in units for name in unit.populations}
+    names = tuple(node.name for node in graph.populations)
+    for name in layers or ():
+        if name not in names:
+            raise UnknownNameError("layer", name, names)
+    chosen = tuple(name for name in names if name in (able if layers is None else layers))
+    refused = [name for name in chosen if name not in able]
+    if refused or not chosen:
+        raise UsageError(
+            f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
+            "layer can if its current comes from one convolution or linear layer of its own, if "
+            "it belongs to no residual stream (or with --residual coupled or scatter), and if its "
+            "channels are not the classes"
+        )
+    return chosen
+
+
+class _DenseAccuracy:
+    """The test accuracy before the loop, which cannot be measured again inside it."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def state(self) -> Tree:
+        return {"test": self.value}
+
+    def restore(self, tree: Tree) -> None:
+        self.value = number_of(tree, "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """All that was asked for, checked, and the module on its way."""
+
+    start: Model
+    module: GraphModule
+    data: Data
+    config: ScaConfig
+    training: TrainConfig
+    names: tuple[str, ...]
+    dense: DensePhase | None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What files and checkpoints hold of it."""
+        return {"sca": asdict(self.config), "layers": list(self.names)}
+
+    @property
+    def dense_epochs(self) -> int:
+        return 0 if self.dense is None else self.dense.epochs
+
+    def manager(self, checkpoints: Checkpoints | None) -> CheckpointManager:
+        return managed(
+            *(("train", "prune"), checkpoints, self.module, self.data, "prune structured"),
+            recipe=self.training.recorded(),
+            epochs=self.dense_epochs,
+            **self.asked,
+        )
+
+    def dense_accuracy(
+        self, manager: CheckpointManager, on_epoch: OnEpoch | None, on_batch: Tick | None
+    ) -> _DenseAccuracy:
+        """Train the dense network, if that is asked for and still to be done, and test it."""
+        result = None
+        if self.dense is not None and not manager.passed("train"):
+            config = replace(self.training, epochs=self.dense.epochs)
+            parts = self.module, self.data, config
+            told = epoch_log(
+                *("train", config.epochs, self.dense.log), on_epoch=on_epoch, on_batch=on_batch
+            )
+            with told as log:
+                found = dense_training.train_module(*parts, manager, log)
+            made = {"command": "prune structured"}
+            result = dense_training.trained(self.start, *parts, *found, made)
+        if self.dense is not None and self.dense.on_result is not None:
+            self.dense.on_result(result)
+        if result is not None:
+            return _DenseAccuracy(result.test_accuracy)
+        resumed = manager.starts_in("prune")
+        return _DenseAccuracy(0.0 if resumed else accuracy(self.module, self.data, self.data.test))
+
+    def loop(self, manager: CheckpointManager, log: EpochLog, dense: _DenseAccuracy) -> None:
+        """Prune; the module ends with its final masks."""
+        pruning = ChannelPruning(
+            *(self.module, self.data, self.training, self.config, self.names),
+            tick=log.tick,
+            after_step=manager.after_step,
+        )
+        with manager.loop("prune", Bundle({"pruning": pruning, "dense": dense, "log": log})):
+            for step in pruning.run():
+                log.epoch(step.result, _note(step))
+                manager.after_epoch()
+
+    def result(self, dense: float, history: tuple[EpochResult, ...]) -> PruneResult:
+        """Test, remove, test again."""
+        module, test = self.module, self.data.test
+        accuracies = {"dense": dense, "masked": accuracy(module, self.data, test)}
+        how = dense_training.provenance(
+            *(self.start, self.data, self.training, self.dense_epochs),
+            command="prune structured",
+            **self.asked,
+            accuracy=dict(accuracies),
+        )
+        masked = dense_training.with_info(self.start, module, self.data, "masked", how)
+        plan = plan_removal(masked, residual=_removal(self.config))
+        compact = remove(masked, plan)
+        smaller = module_of(compact, next(module.parameters()).device)
+        accuracies["compact"] = accuracy(smaller, self.data, test)
+        return PruneResult(
+            masked=masked, compact=compact, plan=plan, history=history, accuracies=accuracies
+        )
+
+
+def _removal(config: ScaConfig) -> Residual:
+    """Streams lose what is dead in all members anyway; single branches only if asked for."""
+    return "scatter" if config.residual == "scatter" else "coupled"
+
+
+def _note(step: PruneStep) -> str:
+    """The epoch's results are those before its update of the masks."""
+    plan = step.plan
+    return "" if plan is None else f"after it {plan.kept} of {plan.total} channels stay"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredPlan:
+    """What would be pruned, and when.
+
+    updates   epoch -> channels that stay after its update of the masks, of `channels` in all
+    layers    per population: name, index, whether it is pruned, its channels, how many it keeps at
+              least ("" if it is not pruned), how many it would keep now ("" if not known)
+    measured  which channels the present weights would keep, and their scores; None: not measured
+    """
+
+    updates: Mapping[int, int]
+    channels: int
+    layers: tuple[tuple[str, int, bool, int, int | str, int | str], ...]
+    measured: ChannelPlan | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        names = ("name", "index", "pruned", "channels", "floor", "kept")
+        kept = () if self.measured is None else self.measured.layers
+        return {
+            "updates": [{"epoch": epoch, "kept": kept} for epoch, kept in self.updates.items()],
+            "layers": [dict(zip(names, row, strict=True)) for row in self.layers],
+            "keep": {layer.name: layer.keep.nonzero()[0].tolist() for layer in kept},
+            "scores": {layer.name: layer.score.tolist() for layer in kept},
+        }
+
+    def __repr__(self) -> str:
+        last = [*self.updates.values()][-1]
+        return f"StructuredPlan({last} of {self.channels} channels stay)"
+
+
+def plan_structured(
+    model: Model | SpikingGraph,
+    data: DataLike | None = None,
+    config: ScaConfig = ScaConfig(),
+    training: TrainConfig = TrainConfig(),
+    *,
+    layers: Sequence[str] | None = None,
+    device: str = "auto",
+) -> StructuredPlan:
+    """What `prune_structured` would prune. Nothing is trained.
+
+    With data, one epoch without learning measures which channels the present weights would keep.
+    Raises as `prune_structured`.
+    """
+    start, module, names = _begin(model, config, training, layers, device)
+    measured = None
+    if data is not None:
+        loaded = dense_training.data_for(start, data, training)
+        measured = plan_of_weights(module, loaded, training, config, names)
+    return _preview(start.graph, config, names, measured)
+
+
+def _preview(
+    graph: SpikingGraph, config: ScaConfig, names: Sequence[str], measured: ChannelPlan | None
+) -> StructuredPlan:
+    units = config.units(graph, names)
+    total = sum(unit.channels for unit in units)
+    unit_of = {name: unit.name for unit in units for name in unit.populations}
+    kept = {layer.name: layer for layer in measured.layers} if measured else {}
+    rows: list[tuple[str, int, bool, int, int | str, int | str]] = []
+    for index, node in enumerate(graph.populations):
+        pruned, channels = node.name in unit_of, graph.shapes[node.name][0]
+        layer = kept.get(unit_of[node.name]) if pruned else None
+        floor: int | str = config.guard.floor(channels) if pruned else ""
+        stays: int | str = int(layer.keep.sum()) if layer else ("" if pruned else channels)
+        rows.append((node.name, index, pruned, channels, floor, stays))
+    ratios = config.schedule.ratio_after.items()
+    updates = {epoch: config.budget(total, ratio).kept for epoch, ratio in ratios}
+    return StructuredPlan(updates=updates, channels=total, layers=tuple(rows), measured=measured)

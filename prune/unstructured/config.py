@@ -1,0 +1,161 @@
+"""What a search for masks of weights and neurons is asked for."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.files import Array
+from soul_deploy.prune.channel_groups import Residual, residual_name
+from soul_deploy.prune.unstructured.lambda_control import check_target
+from soul_deploy.prune.unstructured.loss import RULES, CoefficientRule, Criterion, Objective
+from soul_deploy.prune.unstructured.masks import Layers, MaskStart, Temperature
+from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.trainer import OPTIMIZERS, TrainConfig
+
+STEERED_START = (0.1, 0.1, 0.0, 0.0)
+"""How alphas begin when connectivity is steered: the hard masks' then falls from 100 %."""
+LAMBDA = 1e-11
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Training with fixed masks after a search, without the penalty; the best epoch stays."""
+
+    epochs: int = 200
+    learning_rate: float = 1e-4
+    schedule: Schedule = field(default_factory=lambda: Schedule("constant"))
+    reset_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"epoch_finetune {self.epochs} must be at least 1")
+        _require_rate("finetune_lr", self.learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """A search for masks; how weights are trained meanwhile, and how long, `TrainConfig` says.
+
+    weight_prune_layers  projections whose weights are masked, by name or index; None: all
+    neuron_prune_layers  populations whose neurons are masked; None: those behind a convolution, but
+                         the first and the output
+    target_connectivity  lambda is steered so that this share of the synapses is left, within 10 %
+    penalty_lmbda        lambda; with a target, where it starts. None: 1e-11, or with a target:
+                         balanced on the first batch
+    penalty_coef         what an entry costs; "authors": the published code's coefficients, "exact":
+                         counted on this network
+    criterion, tet…      the task's loss, as `Objective` has it
+    temp_scheduler       init, final[, T0, Tmax], or w_init, n_init, w_final, n_final, T0, Tmax;
+                         T0 and Tmax are epochs
+    mask_init_factor     alpha's mean for weights and for neurons, and both standard deviations;
+                         None: 0, 0, 0, 0, or with a target 0.1, 0.1, 0, 0
+    accumulate_step      batches to an optimizer step
+    prune_optimizer      of the masks, as prune_lr; None: that of the weights
+    finetune             None: no fine-tuning
+    round_to, residual   as `plan_removal` takes them
+    """
+
+    weight_prune_layers: Layers = None
+    neuron_prune_layers: Layers = None
+    target_connectivity: float | None = None
+    penalty_lmbda: float | None = None
+    penalty_coef: CoefficientRule = "authors"
+    criterion: Criterion = "mse"
+    tet: bool = False
+    tet_phi: float = 1.0
+    tet_lambda: float = 0.0
+    temp_scheduler: Sequence[float] = (5, 1000)
+    mask_init_factor: Sequence[float] | None = None
+    accumulate_step: int = 1
+    prune_optimizer: str | None = None
+    prune_lr: float | None = None
+    prune_weight_decay: float = 0.0
+    finetune: FinetuneConfig | None = None
+    round_to: int = 1
+    residual: Residual = "coupled"
+
+    def __post_init__(self) -> None:
+        lmbda, decay = self.penalty_lmbda, self.prune_weight_decay
+        if lmbda is not None and not (math.isfinite(lmbda) and lmbda >= 0):
+            raise UsageError(f"penalty_lmbda {lmbda} must be a finite number from 0")
+        if lmbda == 0 and self.target_connectivity is not None:
+            raise UsageError(
+                "penalty_lmbda 0 cannot be steered to a target_connectivity; leave one of them out"
+            )
+        check_target(self.target_connectivity)
+        for name in ("accumulate_step", "round_to"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.prune_lr is not None:
+            _require_rate("prune_lr", self.prune_lr)
+        if not 0 <= decay < math.inf:
+            raise UsageError(f"prune_weight_decay {decay} must not be negative, and finite")
+        for name, given, valid in (
+            ("penalty_coef", self.penalty_coef, RULES),
+            ("prune_optimizer", self.prune_optimizer, (None, *OPTIMIZERS)),
+        ):
+            if given not in valid:
+                raise UnknownNameError(name, str(given), [str(v) for v in valid if v is not None])
+        residual_name(self.residual)
+        for checked in (self.objective, self.temperature(1), self.mask_start(0)):
+            assert checked is not None, "each of them has raised UsageError before"
+
+    @property
+    def objective(self) -> Objective:
+        """The task's loss. Raises UsageError."""
+        return Objective(self.criterion, self.tet, self.tet_phi, self.tet_lambda)
+
+    def temperature(self, epochs: int) -> Temperature:
+        """The masks' temperature over a search of so many epochs. Raises UsageError."""
+        return Temperature.of(self.temp_scheduler, epochs)
+
+    def mask_start(self, seed: int, known: Mapping[str, Array] | None = None) -> MaskStart:
+        """How alphas begin; known: those of an earlier search. Raises UsageError."""
+        factors = self.mask_init_factor
+        if factors is None:
+            factors = (0.0,) * 4 if self.target_connectivity is None else STEERED_START
+        if len(factors) != 4:
+            raise UsageError(
+                "mask_init_factor takes 4 numbers (weights mean, neurons mean, weights std, "
+                f"neurons std), got {len(factors)}"
+            )
+        weights, neurons, weight_std, neuron_std = factors
+        return MaskStart(weights, neurons, weight_std, neuron_std, seed, known or {})
+
+    def mask_training(self, training: TrainConfig) -> TrainConfig:
+        """How the masks are trained beside weights that are trained as `training` says."""
+        rate = self.prune_lr
+        return replace(
+            training,
+            optimizer=self.prune_optimizer or training.optimizer,
+            learning_rate=training.learning_rate if rate is None else rate,
+            weight_decay=self.prune_weight_decay,
+        )
+
+    @property
+    def first_lmbda(self) -> float | None:
+        """Lambda at the start; None: it is balanced on the first batch."""
+        automatic = self.penalty_lmbda is None and self.target_connectivity is None
+        return LAMBDA if automatic else self.penalty_lmbda
+
+    def recorded(self, training: TrainConfig) -> dict[str, Any]:
+        """The search and the fine-tuning as files hold them; plain JSON data."""
+        return {
+            "search": {
+                "epochs": training.epochs,
+                "temperature": asdict(self.temperature(training.epochs)),
+                "masks": self.mask_training(training).recorded(),
+                "lmbda": self.first_lmbda,
+                "target": self.target_connectivity,
+                "accumulate": self.accumulate_step,
+                "objective": asdict(self.objective),
+            },
+            "finetune": None if self.finetune is None else asdict(self.finetune),
+        }
+
+
+def _require_rate(name: str, rate: float) -> None:
+    if not 0 < rate < math.inf:
+        raise UsageError(f"{name} {rate} must be above 0 and finite")

@@ -1,0 +1,119 @@
+"""The table of epochs: a row for each, in memory, as JSON lines, as CSV, and for tensorboard."""
+
+import csv
+import io
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from soul_deploy import distributed
+from soul_deploy.base.errors import FileFormatError, UsageError
+from soul_deploy.base.files import write_text
+from soul_deploy.prune.unstructured.pruning import SearchEpoch
+from soul_deploy.training.state import Tree, list_of
+
+COLUMNS = (
+    *("phase", "epoch", "loss", "learning_rate", "lambda"),
+    *("weight_temperature", "neuron_temperature", "connectivity", "synops"),
+    *("train_accuracy", "soft_accuracy", "hard_accuracy", "threshold_shift", "seconds"),
+)
+Row = dict[str, Any]
+"""An epoch as plain data, by column. synops: per image, on a fixed sample."""
+
+
+def row_of(epoch: SearchEpoch) -> Row:
+    """The epoch's row; what only a search has is None in a fine-tuning's, and lambda 0."""
+    result, searching = epoch.result, epoch.phase == "search"
+    weights, neurons = epoch.temperature
+    return {
+        "phase": epoch.phase,
+        "epoch": result.epoch,
+        "loss": result.loss,
+        "learning_rate": result.learning_rate,
+        "lambda": epoch.lmbda if searching else 0.0,
+        "weight_temperature": weights if searching else None,
+        "neuron_temperature": neurons if searching else None,
+        "connectivity": epoch.connectivity.share,
+        "synops": epoch.synops,
+        "train_accuracy": result.train_accuracy,
+        "soft_accuracy": result.validation_accuracy if searching else None,
+        "hard_accuracy": epoch.hard_accuracy,
+        "threshold_shift": None if epoch.adjustment is None else epoch.adjustment.offset,
+        "seconds": result.seconds,
+    }
+
+
+def note_of(epoch: SearchEpoch) -> str:
+    """What a line on standard error says about an epoch besides its result."""
+    note = (
+        f"connectivity {epoch.connectivity.share:.2%}, {epoch.synops:,.0f} SynOps, "
+        f"hard masks {epoch.hard_accuracy:.2%}"
+    )
+    if epoch.phase == "search":
+        note += f", lambda {epoch.lmbda:.2e}, temperature {max(epoch.temperature):.4g}"
+    if epoch.adjustment is not None:
+        change = epoch.adjustment
+        note += (
+            f"; {change.offset:+.3g} was added to every mask parameter, which takes connectivity "
+            f"from {change.before:.2%} to {change.after:.2%}"
+        )
+    return note
+
+
+class Recorder:
+    """Keeps the rows of all epochs, and `path` with suffix .jsonl and .csv, if there is one.
+
+    Both files are rewritten whole after every epoch. Of several processes, the main one writes.
+    """
+
+    def __init__(self, path: Path | None = None, *, tensorboard: bool = False) -> None:
+        check_tensorboard(tensorboard)
+        self.rows: list[Row] = []
+        self._path = path if distributed.current().is_main else None
+        self._writer: Any = None
+        if tensorboard and self._path is not None:
+            writers = import_module("torch.utils.tensorboard")
+            self._writer = writers.SummaryWriter(str(self._path.with_suffix("")))
+
+    def add(self, epoch: SearchEpoch) -> None:
+        """Record one epoch."""
+        row = row_of(epoch)
+        self.rows.append(row)
+        if self._path is not None:
+            lines = [json.dumps(entry) for entry in self.rows]
+            write_text(self._path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+            write_text(self._path.with_suffix(".csv"), self._csv())
+        if self._writer is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    self._writer.add_scalar(name, value, len(self.rows))
+            self._writer.flush()
+
+    def state(self) -> Tree:
+        """The rows so far."""
+        return {"rows": list(self.rows)}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on after these rows. Raises FileFormatError for rows of another table."""
+        rows = list_of(tree, "rows")
+        if not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
+            raise FileFormatError("rows of the table of epochs: other columns than this version's")
+        self.rows = rows
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raise UsageError if it is wanted and not installed."""
+    if wanted and find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard: the package tensorboard is not installed; "
+            "pip install 'soul-deploy[tensorboard]', or use the CSV in --log_dir"
+        )

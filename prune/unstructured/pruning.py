@@ -1,0 +1,258 @@
+"""Shi et al., ICLR 2024 (published code, main.py): a network and its masks while both are trained.
+
+The loss of the search is the task's plus lambda · Σ e_w · sigmoid(beta · alpha_w) +
+lambda · Σ e_n · sigmoid(beta · alpha_n), with the coefficients of `loss`. Weights and masks have an
+optimizer each; both start every step from zeroed gradients. Fine-tuning keeps the masks as they
+are, without the penalty.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
+
+from soul_deploy import distributed
+from soul_deploy.analysis.connectivity import Connectivity
+from soul_deploy.analysis.synops import count_model
+from soul_deploy.base.brief import brief
+from soul_deploy.base.errors import SoulDeployError
+from soul_deploy.data.datasets import Data
+from soul_deploy.data.sampler import DataOrder, Share, epoch_batches
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.model.model import Model, ModelInfo, from_module
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.channel_groups import reaches_readout
+from soul_deploy.prune.unstructured.config import SearchConfig
+from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
+from soul_deploy.prune.unstructured.lambda_control import Adjustment
+from soul_deploy.prune.unstructured.masks import Masks
+from soul_deploy.training import state as saved
+from soul_deploy.training import trainer
+from soul_deploy.training.state import TrainingCursor, Tree, tree_of
+from soul_deploy.training.trainer import EpochResult, Tick, TrainConfig
+
+Penalised = Callable[[Tensor, float], Tensor]
+"""From the task's loss of a part of a batch, and its weight, to what its gradients are of."""
+COUNTED_IMAGES = 32
+"""Size of the fixed sample on which SynOps are counted after every epoch."""
+
+
+@brief
+@dataclass(frozen=True, kw_only=True)
+class SearchEpoch:
+    """An epoch of the search or of the fine-tuning, measured at its end.
+
+    result: its validation accuracy is with soft masks while searching. synops: per image, on a
+    fixed sample, under the hard masks. adjustment: the threshold's correction after this epoch.
+    model: the network under its hard masks.
+    """
+
+    phase: str
+    result: EpochResult
+    lmbda: float
+    temperature: tuple[float, float]
+    connectivity: Connectivity
+    synops: float
+    hard_accuracy: float
+    model: Model = field(compare=False)
+    dead: str | None = None
+    """What the output needs and has no synapse left: a layer, or the neurons of a class."""
+    adjustment: Adjustment | None = None
+
+
+class Pruning:
+    """A module, its masks and both optimizers, through the search and the fine-tuning."""
+
+    def __init__(
+        self,
+        module: GraphModule,
+        data: Data,
+        training: TrainConfig,
+        config: SearchConfig,
+        masks: Masks,
+        *,
+        tick: Tick | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        distributed.shared_batch_norm(module)
+        self.module, self.data, self.training = module, data, training
+        self.config, self.masks = config, masks
+        self.tick, self.after_step = tick, after_step
+        self.optimizer = trainer.make_optimizer(module, training)
+        parameters, how = masks.parameters(), config.mask_training(training)
+        self.mask_optimizer = (
+            trainer.OPTIMIZERS[how.optimizer](parameters, how) if parameters else None
+        )
+        self.meter = ConnectivityMeter(module, masks)
+        self.lmbda = config.first_lmbda
+        self.info = ModelInfo(
+            stage="masked" if parameters else "dense",
+            normalization=data.normalization,
+            classes=data.classes,
+            input_kind=data.input_kind,
+        )
+        self._order = DataOrder(len(data.train), training.batch_size, training.seed)
+        self._sample = data.normalise(data.validation.images[:COUNTED_IMAGES])
+
+    def hard_model(self, info: ModelInfo | None = None) -> Model:
+        """The network with hard masks: pruned weights are zeros, neuron masks beside them."""
+        plain = from_module(self.module, info or self.info)
+        state = dict(plain.state)
+        for name, mask in self.masks.weights.items():
+            weight = state[f"{name}.weight"]
+            state[f"{name}.weight"] = np.where(mask.keep().cpu().numpy(), weight, np.float32(0))
+        keeps = {name: mask.keep().cpu().numpy() for name, mask in self.masks.neurons.items()}
+        return replace(plain, state=state, neuron_masks=keeps, alphas=self.masks.alphas())
+
+    def synops(self, model: Model) -> float:
+        """SynOps per image of `model` on the fixed sample, the head included."""
+        counts = count_model(model, self._sample)
+        return sum(layer.synops for layer in counts.values()) / len(self._sample)
+
+    def measure(
+        self, phase: str, result: EpochResult, adjustment: Adjustment | None = None
+    ) -> SearchEpoch:
+        """What is told of an epoch; the module has the phase's masks then."""
+        start = time.perf_counter()
+        searching = phase == "search"
+        self.masks.attach_hard(self.module)
+        hard = result.validation_accuracy
+        if searching and self.masks.parameters():
+            hard = trainer.accuracy(self.module, self.data, self.data.validation)
+        model, connectivity = self.hard_model(), self.meter.exact()
+        synops = self.synops(model)
+        if searching:
+            self.masks.attach(self.module)
+        heat = self.masks.temperatures()
+        place = [result.epoch, self.lmbda or 0.0, *heat]
+        distributed.assert_ranks_agree(
+            f"{phase} epoch {result.epoch}", self.module, place, self.masks.parameters()
+        )
+        return SearchEpoch(
+            phase=phase,
+            result=replace(result, seconds=result.seconds + time.perf_counter() - start),
+            lmbda=self.lmbda or 0.0,
+            temperature=heat,
+            connectivity=connectivity,
+            synops=synops,
+            hard_accuracy=hard,
+            model=model,
+            dead=dead_layer(self.module.graph, connectivity, self.meter.empty_class()),
+            adjustment=adjustment,
+        )
+
+    def optimizers(self) -> list[Optimizer]:
+        """The weights' and, if there are masks, the masks'."""
+        return [self.optimizer, *([self.mask_optimizer] if self.mask_optimizer else [])]
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last group of batches may be a partial one."""
+        batches = -(-len(self.data.train) // self.training.batch_size)
+        return -(-batches // self.config.accumulate_step)
+
+    def check(self, cursor: TrainingCursor, epochs: int) -> None:
+        """Raise FileFormatError unless `cursor` lies in a phase of so many epochs."""
+        cursor.check(epochs, self.steps_per_epoch(), len(self.data.train))
+
+    def train_epoch(
+        self,
+        first_epoch: int,
+        cursor: TrainingCursor,
+        penalised: Penalised,
+        after_step: Callable[[], None],
+    ) -> None:
+        """What is left of the epoch that `cursor` is in; `first_epoch`: where its phase began."""
+        trainer.begin_training(self.module, self.training)
+        start, size = time.perf_counter() - cursor.seconds, self.config.accumulate_step
+        epoch = first_epoch + cursor.epoch
+        split, augment = self.data.train, self.training.augment
+        batches = epoch_batches(split, self._order, augment, epoch, distributed.current())
+        while (first := cursor.step * size) < len(batches):
+            group = range(first, min(first + size, len(batches)))
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            for number in group:
+                share = batches[number]
+                loss, right = self._backward(share, len(group), penalised)
+                cursor.loss += loss * share.samples
+                cursor.hits += right
+                if self.tick is not None:
+                    self.tick(number + 1, len(batches), loss)
+            distributed.current().add_up_learning(self.module, self.masks.parameters())
+            trainer.add_l1(self.module, self.training.l1)
+            for optimizer in self.optimizers():
+                optimizer.step()
+            after_step()
+            cursor.step += 1
+            cursor.seconds = time.perf_counter() - start
+            if self.after_step is not None:
+                self.after_step()
+        self.module.eval()
+
+    def finished(self, cursor: TrainingCursor, rate: float, validation: float) -> EpochResult:
+        """The result of the epoch that `cursor` has come to the end of; it moves on."""
+        samples = len(self.data.train)
+        loss, hits, seconds = cursor.loss / samples, cursor.hits / samples, cursor.seconds
+        cursor.next_epoch()
+        return EpochResult(cursor.epoch, loss, hits, validation, rate, seconds)
+
+    def _backward(self, share: Share, group: int, penalised: Penalised) -> tuple[float, int]:
+        """Add this process's share of a batch; the whole batch's task loss and correct samples."""
+        device = next(self.module.parameters()).device
+        labels = share.own.labels.to(device)
+        images = self.data.normalise(share.own.images).to(device)
+        task, scores = self.config.objective.loss(self.module, images, labels)
+        loss = penalised(task, share.weight)
+        mean, right = share.whole(task, scores, labels)
+        if not (math.isfinite(mean) and loss.isfinite()):
+            raise SoulDeployError(
+                f"training diverged: the loss is {loss.item()}; lower the learning rate or "
+                "penalty_lmbda"
+            )
+        (loss / group).backward()  # type: ignore[no-untyped-call]
+        return mean, right
+
+    def state(self) -> Tree:
+        """Weights, mask parameters, temperatures, moments, lambda."""
+        names = ("weights", "masks")
+        optimizers = dict(zip(names, map(saved.optimizer_state, self.optimizers()), strict=False))
+        return {
+            "module": trainer.module_state(self.module),
+            "alphas": self._alphas(),
+            "temperatures": {name: mask.temperature for name, mask in self.masks.named().items()},
+            "optimizers": optimizers,
+            "lambda": self.lmbda,
+            "connectivity_correction": self.meter.correction,
+        }
+
+    def restore(self, tree: Tree) -> None:
+        """Go on from there. Raises FileFormatError if it is the state of other masks."""
+        trainer.restore_module(self.module, tree_of(tree, "module"))
+        saved.fill(self._alphas(), tree_of(tree, "alphas"), "mask parameters")
+        heats = tree_of(tree, "temperatures")
+        saved.same_names("temperatures", self.masks.named(), heats)
+        for name, mask in self.masks.named().items():
+            mask.temperature = saved.number_of(heats, name)
+        moments = tree_of(tree, "optimizers")
+        for name, optimizer in zip(("weights", "masks"), self.optimizers(), strict=False):
+            saved.restore_optimizer(optimizer, tree_of(moments, name))
+        self.lmbda = None if tree.get("lambda") is None else saved.number_of(tree, "lambda")
+        self.meter.correction = saved.number_of(tree, "connectivity_correction")
+
+    def _alphas(self) -> dict[str, Tensor]:
+        return {name: mask.alpha.detach() for name, mask in self.masks.named().items()}
+
+
+def dead_layer(
+    graph: SpikingGraph, connectivity: Connectivity, empty_class: int | None
+) -> str | None:
+    """A layer without synapses, if nothing goes around it (as it does around a residual block)."""
+    empty = [layer.projection for layer in connectivity.layers if layer.live == 0]
+    for i, name in enumerate(empty):
+        if not reaches_readout(graph, empty[: i + 1]):
+            return name
+    return None if empty_class is None else f"class {empty_class}"

@@ -1,0 +1,166 @@
+"""Data as a program has it, as the `Data` that training, pruning and checks work on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from soul_deploy.base.errors import DataError, UsageError
+from soul_deploy.data.datasets import (
+    Data,
+    Split,
+    load_data,
+    load_data_for,
+    require_kind,
+    stratified_parts,
+)
+from soul_deploy.model.model import Model
+
+DataLike: TypeAlias = Data | str | tuple[Any, Any] | Dataset[Any] | Mapping[str, Any]
+"""What `as_data` takes."""
+SPLITS = ("train", "validation", "test")
+
+
+def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None = None) -> Data:
+    """`data` with its three splits, checked against `model`.
+
+    data      a `Data`; the name of a data set of ours, read from `data_dir` ("data" if None); a
+              pair (images, labels) of numpy arrays or tensors; a torch Dataset of (image, label),
+              which is read into memory; or a mapping with "train" and perhaps "validation" and
+              "test", each a pair or a Dataset. Splits that are missing are taken from "train", a
+              tenth of it each, class by class, by a permutation with a fixed seed.
+    images    (N, C, H, W), or (N, H, W) of one channel, or (N, features). uint8 are pixels, which
+              are normalised as `model` says, by 1/255 if it says nothing; floating-point numbers
+              are taken as they are.
+    labels    (N,) integers from 0.
+
+    Raises DataError for wrong arrays, UsageError for data that does not fit the model, and what
+    `load_data` raises.
+    """
+    folder = Path("data") if data_dir is None else data_dir
+    if isinstance(data, str):
+        found = load_data(data, folder) if model is None else _named(data, folder, model)
+    else:
+        found = data if isinstance(data, Data) else _given(data, model)
+    if model is not None:
+        check_data("the model", model, found)
+    return found
+
+
+def check_data(whose: str | Path, model: Model, data: Data) -> None:
+    """Raise UsageError unless `whose` network fits the data's images, classes and scaling."""
+    require_kind(data, model.info.input_kind, str(whose))
+    norm = model.info.normalization
+    for what, needs, has in (
+        ("images of", model.input_shape, data.input_shape),
+        ("classes:", model.graph.readout.classes, len(data.classes)),
+        ("normalisation", norm or data.normalization, data.normalization),
+    ):
+        if needs != has:
+            raise UsageError(
+                f"{whose} needs {what} {needs}, but data set {data.name!r} has {has}; "
+                "give the data set that it was trained on with --dataset_name"
+                + ("; leave --size out" if what == "images of" and data.stored_side else "")
+            )
+
+
+def _named(name: str, folder: Path, model: Model) -> Data:
+    return load_data_for(model.input_shape, name, folder)
+
+
+def _given(data: Any, model: Model | None) -> Data:
+    splits = _filled(_splits(data))
+    most = max(int(split.labels.max()) for split in splits.values())
+    count = most + 1 if model is None else model.graph.readout.classes
+    if most >= count:
+        raise DataError(f"labels up to {most} given; the model has {count} classes, from 0")
+    info = None if model is None else model.info
+    classes = info.classes if info and info.classes else tuple(map(str, range(count)))
+    norm, kind = (info.normalization, info.input_kind) if info else (None, "images")
+    train, validation, test = (splits[name] for name in SPLITS)
+    return Data("given", train, validation, test, classes, norm, input_kind=kind)
+
+
+def _splits(data: Any) -> dict[str, Split]:
+    """The splits that were given, of equal shapes and dtypes."""
+    if not isinstance(data, Mapping):
+        return {"train": _split("train", data)}
+    if "train" not in data or not set(data) <= set(SPLITS):
+        names = ", ".join(map(str, data)) or "none"
+        raise UsageError(f"data with the splits {names} given; needs train, takes validation, test")
+    splits = {name: _split(name, data[name]) for name in SPLITS if name in data}
+    forms = {(split.images.dtype, split.images.shape[1:]) for split in splits.values()}
+    if len(forms) > 1:
+        told = "; ".join(f"{dtype} {tuple(shape)}" for dtype, shape in forms)
+        raise DataError(f"the splits hold images of different forms: {told}")
+    return splits
+
+
+def _filled(splits: dict[str, Split]) -> dict[str, Split]:
+    """All three splits, the missing ones taken from the training samples."""
+    missing = [name for name in SPLITS if name not in splits]
+    train = splits["train"]
+    held = len(train) // 10
+    if missing and not held:
+        raise DataError(
+            f"{len(train)} training samples given; {', '.join(missing)} need at least 10"
+        )
+    sizes = (len(train) - held * len(missing), *(held for _ in missing))
+    parts = map(train.select, stratified_parts(train.labels, sizes))
+    return splits | dict(zip(("train", *missing), parts, strict=True)) if missing else splits
+
+
+def _split(name: str, given: Any) -> Split:
+    if isinstance(given, tuple | list) and len(given) == 2:
+        images, labels = map(_tensor, given)
+    elif isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        images, labels = _read(given)
+    else:
+        raise UsageError(
+            f"{name}: {type(given).__name__} given; needs (images, labels) or a torch Dataset with "
+            "a length, of (image, label)"
+        )
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    if images.is_floating_point():
+        images = images.float()
+    whole = labels.ndim == 1 and not (labels.is_floating_point() or labels.is_complex())
+    if images.ndim not in (2, 4) or not whole or len(images) != len(labels) or not len(labels):
+        raise DataError(
+            f"{name}: images {tuple(images.shape)} and labels {labels.dtype}{tuple(labels.shape)}; "
+            "needs images (N, C, H, W), (N, H, W) or (N, features) and integer labels (N,)"
+        )
+    if images.dtype not in (torch.uint8, torch.float32) or not images.isfinite().all():
+        raise DataError(f"{name}: images of {images.dtype}; needs uint8 or finite numbers")
+    if labels.min() < 0:
+        raise DataError(f"{name}: label {int(labels.min())}; labels count from 0")
+    return Split(images, labels.long())
+
+
+def _tensor(values: Any) -> Tensor:
+    """A tensor of an array, of a tensor on any device, or of numbers in lists."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        return torch.from_numpy(np.array(values))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"no array of numbers: {str(error)[:200]}") from error
+
+
+def _read(dataset: Any) -> tuple[Tensor, Tensor]:
+    """All images and labels of a Dataset; a PIL image becomes (C, H, W)."""
+    images, labels = [], []
+    for index in range(len(dataset)):
+        image, label = dataset[index]
+        pixels = _tensor(image)
+        if not isinstance(image, Tensor | np.ndarray) and pixels.ndim == 3:
+            pixels = pixels.permute(2, 0, 1)
+        images.append(pixels)
+        labels.append(int(label))
+    if len({(image.shape, image.dtype) for image in images}) != 1:
+        raise DataError(f"a Dataset of {len(images)} images, not all of one shape and dtype")
+    return torch.stack(images), torch.tensor(labels)

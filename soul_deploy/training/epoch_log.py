@@ -1,0 +1,92 @@
+"""How far a run's epochs are, as they are told: callbacks, messages, the status line, a file."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from soul_deploy import distributed
+from soul_deploy.base.errors import FileFormatError
+from soul_deploy.base.files import write_text
+from soul_deploy.base.progress import status
+from soul_deploy.training.messages import note
+from soul_deploy.training.state import Tree, list_of, record_of
+from soul_deploy.training.trainer import EpochResult, Tick
+
+OnEpoch = Callable[[EpochResult], None]
+"""Called after each epoch with its result."""
+
+
+class EpochLog:
+    """Tells of each of `epochs`, and keeps their results as JSON lines in the file `path`."""
+
+    def __init__(
+        self,
+        label: str,
+        epochs: int,
+        path: Path | None,
+        *,
+        on_epoch: OnEpoch | None = None,
+        on_batch: Tick | None = None,
+    ) -> None:
+        self._label, self._epochs, self._path = label, epochs, path
+        self._on_epoch, self._on_batch = on_epoch, on_batch
+        self._lines: list[str] = []
+
+    def tick(self, done: int, batches: int, loss: float) -> None:
+        """After each batch."""
+        epoch = len(self._lines)
+        share = (epoch * batches + done) / (self._epochs * batches)
+        place = f"epoch {epoch + 1} of {self._epochs}, batch {done} of {batches}"
+        status(f"{self._label}: {place}, loss {loss:.3f}", share, self._label)
+        if self._on_batch is not None:
+            self._on_batch(done, batches, loss)
+
+    def epoch(self, result: EpochResult, remark: str = "") -> None:
+        """After each epoch; the file is rewritten whole, so it is never half a line."""
+        entry = asdict(result) | ({"note": remark} if remark else {})
+        self._lines.append(json.dumps(entry))
+        note(
+            f"{self._label} {result.epoch}/{self._epochs}: loss {result.loss:.4f}, "
+            f"train {result.train_accuracy:.2%}, validation {result.validation_accuracy:.2%}, "
+            f"learning rate {result.learning_rate:.2e}, {result.seconds:.1f} s"
+            + (f"; {remark}" if remark else "")
+        )
+        if self._path is not None:
+            write_text(self._path, "\n".join(self._lines) + "\n")
+        if self._on_epoch is not None:
+            self._on_epoch(result)
+
+    def results(self) -> tuple[EpochResult, ...]:
+        """Of all epochs so far. Raises FileFormatError for other lines, of a checkpoint."""
+        try:
+            entries = [{**json.loads(line)} for line in self._lines]
+        except (ValueError, TypeError) as error:
+            raise FileFormatError(f"the epochs' lines cannot be read ({error})") from error
+        plain = [{k: v for k, v in entry.items() if k != "note"} for entry in entries]
+        return tuple(record_of(EpochResult, entry) for entry in plain)
+
+    def state(self) -> Tree:
+        """The lines so far."""
+        return {"lines": list(self._lines)}
+
+    def restore(self, tree: Tree) -> None:
+        """Go on after these lines."""
+        self._lines = [str(line) for line in list_of(tree, "lines")]
+
+
+@contextmanager
+def epoch_log(
+    label: str,
+    epochs: int,
+    path: Path | None,
+    *,
+    on_epoch: OnEpoch | None = None,
+    on_batch: Tick | None = None,
+) -> Iterator[EpochLog]:
+    """A running EpochLog; `path`: where its lines are kept, by the main process, or None."""
+    status(f"{label}: begins")
+    kept = path if distributed.current().is_main else None
+    yield EpochLog(label, epochs, kept, on_epoch=on_epoch, on_batch=on_batch)
+    status(f"{label}: done, now what comes after it")

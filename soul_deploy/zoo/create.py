@@ -1,0 +1,57 @@
+"""A network of the zoo as a Model."""
+
+import warnings
+from typing import Any, overload
+
+from torch import nn
+from typing_extensions import deprecated
+
+from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
+from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.zoo import registry
+from soul_deploy.zoo.resnet_blocks import Stem
+
+OLD = "soul_deploy.create(name, options) is soul_deploy.create(name, input_shape=, classes=, …) now"
+
+
+@overload
+def create(
+    name: str,
+    *,
+    input_shape: Shape,
+    classes: int,
+    time_steps: int = 4,
+    neuron: NeuronSpec = ...,
+    hidden: int = 2048,
+    width: int = 256,
+    connect: MergeFunction = "add",
+    groups: int = 1,
+    width_per_group: int = 64,
+    stem: Stem = "soul",
+) -> Model: ...
+@overload
+@deprecated(OLD)
+def create(name: str, options: registry.NetworkOptions) -> tuple[nn.Module, SpikingGraph]: ...
+def create(
+    name: str, options: registry.NetworkOptions | None = None, **fields: Any
+) -> Model | tuple[nn.Module, SpikingGraph]:
+    """A Model of a known network, or of `package.module:factory`, with freshly drawn weights.
+
+    input_shape  (C, H, W) of one image
+    classes      number of class scores
+    time_steps   T that it runs for
+    neuron       the neuron model of every population; NeuronSpec() is Soul's LIF
+    hidden       neurons of each fully connected layer; width: channels of cifar10net's convolutions
+    connect, groups, width_per_group, stem   of residual networks, as in `registry.NetworkOptions`
+
+    Weights come from PyTorch's generator: `torch.manual_seed` makes them repeatable. A network of
+    the user's own is imported, compared with its graph, and brings its own neurons and widths.
+    Raises UnknownNameError, UsageError or what `from_torch` raises.
+    """
+    if options is not None:
+        warnings.warn(OLD, DeprecationWarning, stacklevel=2)
+        return registry.create(name, options)
+    fields.setdefault("neuron", NeuronSpec())
+    fields.setdefault("time_steps", 4)
+    network, graph = registry.create(name, registry.NetworkOptions(**fields))
+    return Model(graph, arrays_of(network.state_dict()))

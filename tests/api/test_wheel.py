@@ -1,0 +1,91 @@
+"""What a user's own scripts see of the installed wheel: it runs them, and has types for them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 900  # on a busy machine; kernels are compiled anew
+FOLDERS = ("soul_deploy", "prune", "export", "runtime")
+FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+RUN_ALL = (
+    "import runpy, sys\nfor path in sys.argv[1:]:\n    runpy.run_path(path, run_name='__main__')\n"
+)
+
+
+def run(folder: Path, *command: object, **variables: object) -> str:
+    """What a Python process printed that was started in `folder`; it must end with 0."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=os.environ | {name: str(value) for name, value in variables.items()},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel of this tree was installed."""
+    work = tmp_path_factory.mktemp("wheel")
+    for name in FOLDERS:
+        unkept = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, work / "tree" / name, symlinks=True, ignore=unkept)
+    for name in FILES:
+        shutil.copy(ROOT / name, work / "tree")
+    run(work, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "dist", work / "tree")
+    (wheel,) = (work / "dist").glob("*.whl")
+    run(work, *("-m", "pip", "install", "--quiet", "--no-deps", "--target", work / "site", wheel))
+    return work / "site"
+
+
+def readme_script() -> str:
+    """The script that README opens with."""
+    text = (ROOT / "README.md").read_text()
+    return text.partition("```python\n")[2].partition("```")[0]
+
+
+def test_the_scripts_are_typed(site: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """mypy --strict finds nothing in README's script and the examples, and each wrong name."""
+    (tmp_path / "readme.py").write_text(readme_script())
+    for path in EXAMPLES:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "wrong.py").write_text("import soul_deploy\n\nsoul_deploy.lode('m')\n")
+    assert pytestconfig.cache is not None
+    kept = pytestconfig.cache.mkdir("mypy_of_wheel")
+    mypy = ("-m", "mypy", "--strict", "--config-file=", "--cache-dir", kept)
+    done = subprocess.run(
+        [sys.executable, *map(str, mypy), *map(str, sorted(tmp_path.glob("*.py")))],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    errors = [line for line in done.stdout.splitlines() if " error: " in line]
+    assert len(errors) == 1 and "wrong.py:3" in errors[0], done.stdout + done.stderr
+    assert 'Module has no attribute "lode"' in errors[0]
+
+
+def test_the_script_of_the_readme(site: Path, tmp_path: Path) -> None:
+    lines = readme_script().strip().splitlines()
+    assert len([line for line in lines if line.strip()]) <= 14
+    check = "import soul_deploy\nprint(soul_deploy.__file__)\n"
+    (tmp_path / "readme.py").write_text(readme_script() + check)
+    printed = run(tmp_path, "readme.py", PYTHONPATH=site)
+    assert printed.splitlines()[-1] == str(site / "soul_deploy" / "__init__.py")
+    assert "passed" in printed
+
+
+def test_the_examples(site: Path, tmp_path: Path) -> None:
+    """One process, in the order of their names: later ones read what the first ones wrote."""
+    assert EXAMPLES
+    run(tmp_path, "-c", RUN_ALL, *EXAMPLES, PYTHONPATH=site)

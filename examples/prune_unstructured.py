@@ -5,6 +5,7 @@ from soul_deploy import (
     SearchConfig,
     TrainConfig,
     load,
+    plan_unstructured,
     prune_unstructured,
     save,
 )
@@ -13,6 +14,7 @@ dense = load("dense.safetensors")
 search = SearchConfig(
     target_connectivity=0.2, prune_lr=0.02, finetune=FinetuneConfig(epochs=1, learning_rate=1e-3)
 )
+print(plan_unstructured(dense, search).to_dict()["layers"])  # what would be masked
 result = prune_unstructured(dense, "digits", search, TrainConfig(epochs=2))
-print(result, result.connectivity)
+print(result.text())
 save(result.masked, "sparse.safetensors")

@@ -238,7 +238,7 @@ class Network:
         pairs = zip(layer.sources, inputs, strict=True)
         values = [source_values(self.events, layer, source, given) for source, given in pairs]
         kind, _ = self.events.edges[layer.name]
-        out = run_one(layer, self._prepared.get(layer.name), values, self.time_steps, kind)
+        out = run_one(self.events, self._prepared, layer, values)
         found = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
             alike: Array = found[0]

@@ -107,7 +107,7 @@ def build_workspace(
     carry: membranes are kept between runs instead of starting at rest. parts: of every stage.
     """
     room = (_largest_current(network, prepared, input_steps, steps),)
-    builder = _Builder(network, prepared, steps, carry, parts, aligned(room, np.float32))
+    builder = Builder(network, prepared, steps, carry, parts, aligned(room, np.float32))
     builder.maps[network.input_name] = aligned(
         (input_steps, *channel_last(network.input_shape)), np.float32
     )
@@ -121,7 +121,7 @@ def build_workspace(
 
 
 @dataclass
-class _Builder:
+class Builder:
     """A workspace being built, layer after layer.
 
     currents: one buffer that serves all layers in turn whose currents only their neurons read.
@@ -190,6 +190,8 @@ class _Builder:
                 )
             )  # fmt: skip
         else:
+            if self.currents.size < math.prod(room):
+                self.currents = aligned(room, np.float32).reshape(-1)
             current = self.currents[: math.prod(room)].reshape(room)
             stage = spiking_stage(
                 layer, ready, source, current, v, spikes, neuron=neuron, carry=carry, parts=parts
@@ -233,7 +235,7 @@ class _Builder:
 
 
 @operation_table(Layer)
-def bind(layer: Layer, builder: _Builder) -> None:
+def bind(layer: Layer, builder: Builder) -> None:
     """Buffers and calls of one layer; those of its sources are there."""
     raise bind.unknown(layer)
 

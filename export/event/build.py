@@ -22,7 +22,6 @@ from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.lowering.fan_out import live_targets, population_behind
 from soul_deploy.lowering.footprint import require_planning
 from soul_deploy.lowering.linear_operators import ConvOperator, ReadoutOperator, walk_back
-from soul_deploy.lowering.neurons import equation_of
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.format.file import save_event_network
@@ -247,10 +246,9 @@ def _population_layer(parts: _Parts, node: ir.Population) -> eventnet.Population
 
 def _neurons(parts: _Parts, node: ir.Population) -> dict[str, Any]:
     """The fields that layers with neurons share."""
-    state, mask = parts.lowered.model.state, parts.lowered.live_values[node.name]
-    pattern = state[f"{node.name}.pattern"] if node.generated else None
+    mask, pattern = parts.lowered.live_values[node.name], parts.lowered.patterns.get(node.name)
     return {
-        "neuron": equation_of(node, state),
+        "neuron": parts.lowered.equations[node.name],
         "live": None if mask is None else storage_format.channel_last_mask(mask),
         "pattern": None if pattern is None else np.ascontiguousarray(pattern != 0).astype(np.uint8),
     }

@@ -27,7 +27,6 @@ from soul_deploy.ir.serde import node_to_json
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.linear_operators import even_window
-from soul_deploy.lowering.neurons import equations_of
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
 
@@ -80,7 +79,8 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
     if not dt > 0:
         raise UsageError(f"dt {dt} must be above 0 seconds")
     graph = model.graph
-    writer = _Writer(nir, model, deepcopy(dict(lower(model).synapses)), equations_of(model), dt)
+    lowered = lower(model)
+    writer = _Writer(nir, model, deepcopy(dict(lowered.synapses)), lowered.equations, dt)
     for node in graph.nodes:
         append(node, writer)
         if not graph.consumers[node.name] and node is not graph.readout:
@@ -262,7 +262,7 @@ def rule(equation: NeuronEquation) -> str:
 def metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
     """The graph's metadata: strings, nested values as JSON."""
     graph, info = model.graph, model.info
-    rules = {rule(equation) for equation in equations_of(model).values()}
+    rules = {rule(equation) for equation in lower(model).equations.values()}
     nested: dict[str, Any] = {
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),

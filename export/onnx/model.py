@@ -30,9 +30,7 @@ from soul_deploy.export.onnx.nodes import (
 )
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
 from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.lowering.deploy import lower
-from soul_deploy.lowering.fold_batch_norm import Synapses
-from soul_deploy.lowering.neurons import equations_of, patterns_of
+from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
 
@@ -72,41 +70,32 @@ def build_onnx(
     ):
         if given not in valid:
             raise UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
-    folded = fitting_weights(model, opset)
-    builder = Builder(
-        model.graph,
-        folded,
-        equations_of(model),
-        model.neuron_masks,
-        patterns_of(model),
-        opset,
-        input_mode=input_mode,
-    )
+    builder = Builder(model.graph, fitting(model, opset), opset, input_mode=input_mode)
     for node in model.graph.nodes:
         spell(builder, node)
     yielded = _spike_outputs(builder) if outputs == "spikes" else []
     built = _assemble(builder, input_mode, yielded)
-    properties = metadata(model, builder.equations, input_mode, source_sha256)
+    properties = metadata(model, builder.lowered.equations, input_mode, source_sha256)
     properties["outputs"] = outputs
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
     return built
 
 
-def fitting_weights(model: Model, opset: int) -> Mapping[str, Synapses]:
-    """The folded weights, if the installed onnx knows the opset and one file holds them.
+def fitting(model: Model, opset: int) -> Deployed:
+    """The lowered form, if the installed onnx knows the opset and one file holds them.
 
     Raises UsageError or LimitError.
     """
     require_opset(opset)
-    folded = lower(model).synapses
-    size = sum(s.weight.nbytes for s in folded.values())
+    lowered = lower(model)
+    size = sum(s.weight.nbytes for s in lowered.synapses.values())
     if size > MAX_BYTES:
         raise LimitError(
             f"{size} bytes of weights; one ONNX file holds at most {MAX_BYTES}. Remove channels "
             "first"
         )
-    return folded
+    return lowered
 
 
 def input_shape(graph: SpikingGraph, input_mode: InputMode) -> tuple[int | str, ...]:

@@ -6,6 +6,7 @@ A node's value is a tensor named like the node. Populations put T on the batch a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from soul_deploy.base.files import Array
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.ir import graph as ir
 from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.deploy import Deployed
 from soul_deploy.lowering.linear_operators import adaptive_rows, even_window
 from soul_deploy.runtime.equations import NeuronEquation
 
@@ -32,26 +33,26 @@ Outputs = Literal["logits", "spikes"]
 @brief
 @dataclass
 class Builder:
-    """An ONNX graph being built from `graph` with the deployed weights `folded`.
+    """An ONNX graph being built of `graph`, with the numbers that `lowered` has.
 
-    neuron_masks: population -> bool of its shape. patterns: population -> (T, generated) of 0/1.
     In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
     return to it, and `counter` names the input that says which step it is, if anything needs it.
     """
 
     graph: SpikingGraph
-    folded: Mapping[str, Synapses]
-    equations: Mapping[str, NeuronEquation]
-    neuron_masks: Mapping[str, Array]
-    patterns: Mapping[str, Array]
+    lowered: Deployed
     opset: int
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
     values: list[ValueInfoProto] = field(default_factory=list)
-    static: set[str] = field(default_factory=set)  # nodes whose value has no time axis
     input_mode: InputMode = "static"
     membranes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     counter: str = ""
+
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """Nodes whose value has no time axis."""
+        return frozenset(self.graph.static if self.input_mode == "static" else ())
 
     def value(self, node: str) -> str:
         """The tensor that holds a node's value, (batch, ...) or (T·batch, ...)."""
@@ -74,6 +75,8 @@ class Builder:
 
     def declare(self, node: ir.Node) -> None:
         """State the value's shape, so that the file can be cut at any population."""
+        if self.value(node.name) == self.graph.input.name:
+            return  # the file's own input
         merged = node.name not in self.static and self.input_mode != "step"
         axis = MERGED if merged else BATCH
         shape: tuple[str | int, ...] = (axis, *self.graph.shapes[node.name])
@@ -115,7 +118,7 @@ def pattern_name(population: str) -> str:
 
 
 def _synapses(b: Builder, name: str) -> list[str]:
-    synapses = b.folded[name]
+    synapses = b.lowered.synapses[name]
     names = [b.constant(weight_name(name), synapses.weight)]
     if synapses.bias is not None:
         names.append(b.constant(bias_name(name), synapses.bias))
@@ -134,12 +137,9 @@ def append(node: ir.Node, b: Builder) -> None:
 
 @append.on(ir.Input)
 def _input(node: ir.Input, b: Builder) -> None:
-    if b.input_mode == "static":
-        b.static.add(node.name)
-    elif b.input_mode == "sequence":
+    if b.input_mode == "sequence":
         merged = b.integers(f"{node.name}.merged_shape", -1, *node.shape)
         b.op("Reshape", [node.name, merged], b.value(node.name))
-        b.declare(node)
 
 
 @append.on(ir.Convolution)
@@ -210,20 +210,20 @@ def _population(node: ir.Population, b: Builder) -> None:
     name, value = node.name, b.value(node.name)
     stages = [f"{name}.fired"]
     stages += [f"{name}.all_channels"] if node.generated else []
-    stages += [f"{name}.masked"] if name in b.neuron_masks else []
+    mask = b.lowered.model.neuron_masks.get(name)
+    stages += [] if mask is None else [f"{name}.masked"]
     stages[-1] = value
     fired = _fire(b, node, stages[0])
     if node.generated:
         fired = _append_pattern(b, node, fired, stages[1])
-    if name in b.neuron_masks:
-        mask = b.constant(mask_name(name), b.neuron_masks[name].astype(np.float32))
-        b.op("Mul", [fired, mask], value)
+    if mask is not None:
+        b.op("Mul", [fired, b.constant(mask_name(name), mask.astype(np.float32))], value)
 
 
 def _fire(b: Builder, node: ir.Population, output: str) -> str:
     """Charge, fire, reset; spikes of all steps (T·batch, ...)."""
     current, name, steps = b.source(node), node.name, b.graph.time_steps
-    equation = b.equations[name]
+    equation = b.lowered.equations[name]
     currents = [current] * steps
     if node.inputs[0] not in b.static and steps > 1:
         currents = _split(b, current, name, steps)
@@ -251,7 +251,7 @@ def _at_rest(b: Builder, name: str, rest: float) -> str:
 def _append_pattern(b: Builder, node: ir.Population, fired: str, output: str) -> str:
     """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
     name, space = node.name, b.graph.shapes[node.name][1:]
-    pattern = b.patterns[name].astype(np.float32)
+    pattern = b.lowered.patterns[name].astype(np.float32)
     steps, count = pattern.shape
     stored = b.constant(pattern_name(name), pattern.reshape(steps, 1, count, *[1] * len(space)))
     if b.counter:
@@ -367,17 +367,14 @@ def _sum(b: Builder, source: str, output: str, *axes: int) -> str:
 def spell(b: Builder, node: ir.Node) -> None:
     """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
     append(node, b)
-    if node is b.graph.readout:
-        if b.static.issuperset(node.inputs):
-            raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
-        return
-    if node.inputs and b.static.issuperset(node.inputs) and not node.fires:
-        b.static.add(node.name)
-    if node.inputs:
+    if node is not b.graph.readout:
         b.declare(node)
+    elif b.static.issuperset(node.inputs):
+        raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
 
 
 def functions(b: Builder) -> list[onnx.FunctionProto]:
     """One function per neuron model in use, by name."""
-    used = {onnx_neuron.function_name(equation): equation for equation in b.equations.values()}
-    return [onnx_neuron.step_function(used[name], b.opset) for name in sorted(used)]
+    called = {node.op_type for node in b.nodes if node.domain == onnx_neuron.DOMAIN}
+    known = {onnx_neuron.function_name(e): e for e in b.lowered.equations.values()}
+    return [onnx_neuron.step_function(known[name], b.opset) for name in sorted(called)]

@@ -17,14 +17,14 @@ from onnx import TensorProto, ValueInfoProto, helper
 from soul_deploy.base.errors import UsageError
 from soul_deploy.export.onnx.model import (
     assemble,
-    fitting_weights,
+    fitting,
     input_shape,
     metadata,
     write_onnx,
 )
 from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, Builder, spell, value_name
 from soul_deploy.ir.graph import Shape, SpikingGraph
-from soul_deploy.lowering.neurons import equations_of, patterns_of
+from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 
 StaticInput = Literal["image", "current"]
@@ -51,7 +51,7 @@ class State:
 
 def states_of(model: Model) -> tuple[State, ...]:
     """The membranes in execution order."""
-    equations = equations_of(model)
+    equations = lower(model).equations
     return tuple(
         State(
             node.name,
@@ -103,7 +103,7 @@ def build_step(
         [_declared(*entry) for entry in step_outputs(model)],
         "Spiking network, one time step; its state goes in and comes out.",
     )
-    properties = metadata(model, builder.equations, "step", source_sha256)
+    properties = metadata(model, builder.lowered.equations, "step", source_sha256)
     properties |= _description(model, static_input)
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
@@ -121,7 +121,6 @@ def build_currents(
     graph = model.graph
     _require_currents(graph)
     builder = _builder(model, opset)
-    builder.equations = {}
     given = currents_of(graph)
     for name in graph.static[1:]:
         spell(builder, graph[name])
@@ -153,10 +152,7 @@ def _builder(model: Model, opset: int) -> Builder:
     states = states_of(model)
     return Builder(
         model.graph.with_time_steps(1),
-        fitting_weights(model, opset),
-        equations_of(model),
-        model.neuron_masks,
-        patterns_of(model),
+        fitting(model, opset),
         opset,
         input_mode="step",
         membranes={state.population: (state.input, state.output) for state in states},

@@ -17,7 +17,7 @@ from soul_deploy.export.verify.explicit_rows import explicit_problems
 from soul_deploy.ir import graph as ir
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.lowering.fan_out import CountedLayer, fanout
 from soul_deploy.lowering.linear_operators import (
     Composed,
@@ -25,7 +25,6 @@ from soul_deploy.lowering.linear_operators import (
     MatrixOperator,
     ReadoutOperator,
 )
-from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.inputs import to_channel_last
@@ -65,7 +64,7 @@ def static_problems(
     by_name = {layer.population or layer.name: layer for layer in layers}
     for stored in events.layers:
         if isinstance(stored, eventnet.Firing):
-            problems += _population_problems(golden, stored, live[stored.name])
+            problems += _population_problems(lowered, stored)
         if isinstance(stored, eventnet.Synaptic) and stored.name in by_name:
             layer = by_name[stored.name]
             before = live[layer.composed.source]
@@ -137,15 +136,13 @@ stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, ("function",)))
 stored_as.on(ir.Scatter)(lambda _: (eventnet.ScatterLayer, ("index",)))
 
 
-def _population_problems(
-    golden: Model, stored: eventnet.Firing, live: Array | None
-) -> Iterator[str]:
+def _population_problems(lowered: Deployed, stored: eventnet.Firing) -> Iterator[str]:
     """Equation, live neurons and generated channels."""
-    name = stored.name
-    yield from _differs(f"{name}: neuron", stored.neuron, equations_of(golden).get(name))
+    name, live = stored.name, lowered.live_values[stored.name]
+    yield from _differs(f"{name}: neuron", stored.neuron, lowered.equations.get(name))
     mask = None if live is None else channel_last_mask(live)
     yield from _optional_problems(f"{name}: live neurons", stored.live, mask)
-    pattern = patterns_of(golden).get(name)
+    pattern = lowered.patterns.get(name)
     pattern = None if pattern is None else np.asarray(pattern, np.uint8)
     yield from _optional_problems(f"{name}: generated spikes", stored.pattern, pattern)
 

@@ -9,7 +9,6 @@ from soul_deploy.equivalence.engines import Execution, ModelExecution
 from soul_deploy.equivalence.golden import Golden
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.lowering.deploy import lower
-from soul_deploy.lowering.neurons import equations_of
 from soul_deploy.model.model import Model
 
 
@@ -49,7 +48,7 @@ def static_problems(golden: Model, imported: Model) -> Iterator[str]:
     ):
         if mine != found:
             yield f"{what}: {found} in the file, the model says {mine}"
-    expected, found_neurons = equations_of(golden), equations_of(imported)
+    expected, found_neurons = lower(golden).equations, lower(imported).equations
     for name in sorted(set(expected) ^ set(found_neurons)):
         yield f"{name}: {'missing' if name in expected else 'not in the model'}"
     for name in sorted(set(expected) & set(found_neurons)):

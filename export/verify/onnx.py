@@ -40,7 +40,6 @@ from soul_deploy.export.onnx.nodes import (
 from soul_deploy.export.onnx.opsets import OPSETS, opset_of
 from soul_deploy.export.verify.onnx_counts import OnnxCounter
 from soul_deploy.lowering.deploy import lower
-from soul_deploy.lowering.neurons import equations_of, patterns_of
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 
@@ -157,7 +156,7 @@ def _expected_arrays(golden: Model, absent: tuple[str, ...]) -> Iterator[tuple[s
     for node, synapses in lower(golden).synapses.items():
         yield weight_name(node), None if node in absent else synapses.weight
         yield bias_name(node), None if node in absent else synapses.bias
-    patterns = patterns_of(golden)
+    patterns = lower(golden).patterns
     for population in golden.graph.populations:
         name, pattern = population.name, patterns.get(population.name)
         mask = golden.neuron_masks.get(name)
@@ -186,7 +185,7 @@ def _neuron_problems(golden: Model, file: ModelProto, steps: int) -> Iterator[st
         owner = node.output[0].rsplit(".spike.", 1)[0]
         if node.domain == onnx_neuron.DOMAIN and owner in calls:
             calls[owner].append(node)
-    for name, equation in equations_of(golden).items():
+    for name, equation in lower(golden).equations.items():
         found = calls[name]
         if len(found) != steps:
             yield f"{name}: {len(found)} steps, the graph says T = {steps}"

@@ -17,8 +17,8 @@ from soul_deploy.base.files import Array
 from soul_deploy.base.memory import machine_memory
 from soul_deploy.ir import graph as ir
 from soul_deploy.ir.node import no_entry
+from soul_deploy.lowering.deploy import equation_of
 from soul_deploy.lowering.footprint import require_planning
-from soul_deploy.lowering.neurons import equation_of
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune.channel_groups import (
     RESIDUAL,

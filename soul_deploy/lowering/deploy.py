@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
+
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import MaxPool, SpikingGraph
+from soul_deploy.ir.graph import MaxPool, Population, SpikingGraph
 from soul_deploy.lowering import fan_out
 from soul_deploy.lowering.fold_batch_norm import Synapses, fold
 from soul_deploy.lowering.linear_operators import Composed, compose
 from soul_deploy.lowering.liveness import live_neurons, live_values
 from soul_deploy.model.model import Model
+from soul_deploy.nn.neuron import learned_decay
+from soul_deploy.runtime.equations import NeuronEquation
 
 CACHE = "_deployed"
 
@@ -40,6 +44,18 @@ class Deployed:
         if name not in self._operators:
             self._operators[name] = compose(self.graph, self.synapses, name)
         return self._operators[name]
+
+    @cached_property
+    def equations(self) -> Mapping[str, NeuronEquation]:
+        """The deployed equation of every population, by name."""
+        populations = self.graph.populations
+        return {node.name: equation_of(node, self.model.state) for node in populations}
+
+    @cached_property
+    def patterns(self) -> Mapping[str, Array]:
+        """The stored spikes, (T, generated), of populations with generated channels, by name."""
+        names = (node.name for node in self.graph.populations if node.generated)
+        return {name: self.model.state[f"{name}.pattern"] for name in names}
 
     @cached_property
     def live_values(self) -> Mapping[str, Array | None]:
@@ -97,6 +113,14 @@ class Deployed:
                     )
                 )
         return found
+
+
+def equation_of(population: Population, state: Mapping[str, Array]) -> NeuronEquation:
+    """The equation of one population; a learned decay is read from `state`, in float32."""
+    if not population.neuron.learned:
+        return population.neuron.equation()
+    w = torch.from_numpy(state[f"{population.name}.w"].copy())
+    return population.neuron.equation(learned_decay(w))
 
 
 def lower(model: Model) -> Deployed:

@@ -19,16 +19,7 @@ from soul_deploy.base.files import Array
 from soul_deploy.base.memory import require_memory
 from soul_deploy.export.event.explicit_rows import explicit_form, row_lengths
 from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator
-from soul_deploy.runtime.format.network import (
-    Alternative,
-    Convolution,
-    DenseRows,
-    Matrix,
-    Rows,
-    Shape,
-    SparseRows,
-    Synapses,
-)
+from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 
 Choice = Literal["auto", "implicit", "explicit"]
@@ -60,7 +51,7 @@ def represent_convolution(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
-) -> tuple[Synapses, tuple[Alternative, ...]]:
+) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """A convolution's synapses, and what was weighed.
 
     source_live, live: bool in the shapes of the source and the output; None: all.
@@ -78,7 +69,7 @@ def represent_convolution(
     else:
         explicit = int(row_lengths(shared, sparse, sources, targets).sum())
     size = _row_bytes(len(sources), explicit) + _bias_bytes(shared.bias)
-    kind: Form = "dense" if isinstance(shared.rows, DenseRows) else "sparse"
+    kind: Form = "dense" if isinstance(shared.rows, eventnet.DenseRows) else "sparse"
     slow = executed * DENSE_FROM if kind == "dense" else float(executed)
     allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
     better = size <= allowed and explicit / EXPLICIT_RATE < slow
@@ -86,8 +77,8 @@ def represent_convolution(
     if chosen:
         require_memory("the explicit form", size, max_memory, INSTEAD)
     weighed = (
-        Alternative(kind, _bytes(shared), executed, not chosen),
-        Alternative("explicit", size, explicit, chosen),
+        eventnet.Alternative(kind, _bytes(shared), executed, not chosen),
+        eventnet.Alternative("explicit", size, explicit, chosen),
     )
     return explicit_form(shared, sparse, sources, targets) if chosen else shared, weighed
 
@@ -98,7 +89,7 @@ def represent_matrix(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
-) -> tuple[Synapses, tuple[Alternative, ...]]:
+) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """As `represent_convolution`; rows of a matrix are one per neuron in any form.
 
     Dense rows hold everything (those of dead neurons are left out when they are loaded), explicit
@@ -110,11 +101,11 @@ def represent_matrix(
     synapses, bias = int(np.count_nonzero(kept)), _bias_bytes(operator.bias)
     full = synapses >= DENSE_FROM * kept.size
     dense = choice == "dense" or (choice != "explicit" and full)
-    rows: Rows
+    rows: eventnet.Rows
     if dense:
         columns = channel_last_order(operator.in_shape)
         order = channel_last_order(operator.out_shape)
-        rows = DenseRows(np.ascontiguousarray(weight[order][:, columns].T))
+        rows = eventnet.DenseRows(np.ascontiguousarray(weight[order][:, columns].T))
     else:
         # Row, target and order of each entry are sorted as 64-bit numbers.
         needed = _row_bytes(weight.shape[1], synapses) + 40 * synapses
@@ -122,13 +113,17 @@ def represent_matrix(
         sources = _flat(source_live, operator.in_shape)
         rows = _matrix_rows(operator, sources, _flat(live, operator.out_shape))
     weighed = (
-        Alternative("dense", weight.nbytes + bias, kept.size, dense),
-        Alternative("explicit", _row_bytes(weight.shape[1], synapses) + bias, synapses, not dense),
+        eventnet.Alternative("dense", weight.nbytes + bias, kept.size, dense),
+        eventnet.Alternative(
+            "explicit", _row_bytes(weight.shape[1], synapses) + bias, synapses, not dense
+        ),
     )
-    return Matrix(operator.in_shape, operator.out_shape, rows, _own(operator.bias)), weighed
+    return eventnet.Matrix(
+        operator.in_shape, operator.out_shape, rows, _own(operator.bias)
+    ), weighed
 
 
-def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> SparseRows:
+def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> eventnet.SparseRows:
     """Nonzero weights between live neurons, by presynaptic neuron; no dense copy is made."""
     out, inner = np.nonzero(operator.weight)
     weight = operator.weight[out, inner]
@@ -139,17 +134,19 @@ def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> Sp
     return _compressed(row[kept], target[kept], weight[kept], math.prod(operator.in_shape))
 
 
-def _convolution(operator: ConvOperator, choice: Choice | Form) -> tuple[Convolution, SparseRows]:
+def _convolution(
+    operator: ConvOperator, choice: Choice | Form
+) -> tuple[eventnet.Convolution, eventnet.SparseRows]:
     """Rows (channel, kernel row, kernel column), the kernel mirrored; also as compressed rows."""
     weight = operator.weight[:, :, ::-1, ::-1]
     by_source = _by_source(weight, operator.groups)
     sparse = _sparse(_spread_groups(by_source, operator.groups))
     dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
-    convolution = Convolution(
+    convolution = eventnet.Convolution(
         in_shape=operator.in_shape,
         out_shape=operator.out_shape,
-        rows=DenseRows(np.array(by_source, order="C")) if dense else sparse,
+        rows=eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse,
         bias=_own(operator.bias),
         kernel=(weight.shape[2], weight.shape[3]),
         stride=operator.stride,
@@ -178,26 +175,26 @@ def _spread_groups(by_source: Array, groups: int) -> Array:
     return spread.reshape(channels * height * width, -1)
 
 
-def _sparse(dense: Array) -> SparseRows:
+def _sparse(dense: Array) -> eventnet.SparseRows:
     """The nonzero entries of (rows, targets), row by row."""
     row, target = np.nonzero(dense)
     return _compressed(row, target, dense[row, target], len(dense))
 
 
-def _compressed(row: Array, target: Array, weight: Array, count: int) -> SparseRows:
+def _compressed(row: Array, target: Array, weight: Array, count: int) -> eventnet.SparseRows:
     """Compressed rows of entries sorted by row and target."""
     starts = np.zeros(count + 1, np.uint32)
     starts[1:] = np.cumsum(np.bincount(row, minlength=count))
-    return SparseRows(starts, target.astype(np.uint32), weight.astype(np.float32))
+    return eventnet.SparseRows(starts, target.astype(np.uint32), weight.astype(np.float32))
 
 
-def channel_last_order(shape: Shape) -> Array:
+def channel_last_order(shape: eventnet.Shape) -> Array:
     """order[k]: channel-major index of the neuron with channel-last index k."""
     order = np.arange(math.prod(shape)).reshape(shape)
     return (order if len(shape) == 1 else order.transpose(1, 2, 0)).reshape(-1)
 
 
-def _places(shape: Shape) -> Array:
+def _places(shape: eventnet.Shape) -> Array:
     """The inverse of `channel_last_order`."""
     places = np.empty(math.prod(shape), np.int64)
     places[channel_last_order(shape)] = np.arange(len(places))
@@ -209,7 +206,7 @@ def channel_last_mask(live: Array) -> Array:
     return np.ascontiguousarray(live.reshape(-1)[channel_last_order(live.shape)])
 
 
-def _flat(live: Array | None, shape: Shape) -> Array:
+def _flat(live: Array | None, shape: eventnet.Shape) -> Array:
     return np.ones(math.prod(shape), np.bool_) if live is None else channel_last_mask(live)
 
 
@@ -227,9 +224,9 @@ def _row_bytes(rows: int, synapses: int) -> int:
     return 4 * (rows + 1) + 8 * synapses
 
 
-def _bytes(convolution: Convolution) -> int:
+def _bytes(convolution: eventnet.Convolution) -> int:
     rows = convolution.rows
-    arrays = (rows.weight,) if isinstance(rows, DenseRows) else rows.arrays
+    arrays = (rows.weight,) if isinstance(rows, eventnet.DenseRows) else rows.arrays
     return sum(array.nbytes for array in arrays) + _bias_bytes(convolution.bias)
 
 

@@ -18,16 +18,7 @@ from onnx import TensorProto, helper
 from soul_deploy.base.errors import LimitError, UsageError
 from soul_deploy.base.files import write_atomically
 from soul_deploy.export.onnx import neuron as onnx_neuron
-from soul_deploy.export.onnx.nodes import (
-    BATCH,
-    OUTPUT,
-    Builder,
-    InputMode,
-    Outputs,
-    functions,
-    spell,
-    spikes_name,
-)
+from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.lowering.deploy import Deployed, lower
@@ -37,9 +28,12 @@ from soul_deploy.runtime.equations import NeuronEquation
 FORMAT = "soul-deploy/onnx/1"
 Sides = tuple[int | str, ...]
 MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
-INPUT_MODES: tuple[InputMode, ...] = ("static", "sequence")  # of files with all steps inside
-OUTPUTS: tuple[Outputs, ...] = ("logits", "spikes")
-ENCODINGS: dict[InputMode, str] = {
+INPUT_MODES: tuple[onnx_nodes.InputMode, ...] = (
+    "static",
+    "sequence",
+)  # of files with all steps inside
+OUTPUTS: tuple[onnx_nodes.Outputs, ...] = ("logits", "spikes")
+ENCODINGS: dict[onnx_nodes.InputMode, str] = {
     "static": "one image shown at every step",
     "sequence": "sequence",
     "step": "one frame, or the same image again, per call",
@@ -50,8 +44,8 @@ def build_onnx(
     model: Model,
     *,
     opset: int = 18,
-    input_mode: InputMode = "static",
-    outputs: Outputs = "logits",
+    input_mode: onnx_nodes.InputMode = "static",
+    outputs: onnx_nodes.Outputs = "logits",
     source_sha256: str | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of `model`; the same input gives the same bytes.
@@ -70,9 +64,9 @@ def build_onnx(
     ):
         if given not in valid:
             raise UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
-    builder = Builder(model.graph, fitting(model, opset), opset, input_mode=input_mode)
+    builder = onnx_nodes.Builder(model.graph, fitting(model, opset), opset, input_mode=input_mode)
     for node in model.graph.nodes:
-        spell(builder, node)
+        onnx_nodes.spell(builder, node)
     yielded = _spike_outputs(builder) if outputs == "spikes" else []
     built = _assemble(builder, input_mode, yielded)
     properties = metadata(model, builder.lowered.equations, input_mode, source_sha256)
@@ -98,26 +92,30 @@ def fitting(model: Model, opset: int) -> Deployed:
     return lowered
 
 
-def input_shape(graph: SpikingGraph, input_mode: InputMode) -> tuple[int | str, ...]:
+def input_shape(graph: SpikingGraph, input_mode: onnx_nodes.InputMode) -> tuple[int | str, ...]:
     """The file's input shape with its named axes."""
-    leading = (graph.time_steps, BATCH) if input_mode == "sequence" else (BATCH,)
+    leading = (
+        (graph.time_steps, onnx_nodes.BATCH) if input_mode == "sequence" else (onnx_nodes.BATCH,)
+    )
     return (*leading, *graph.input.shape)
 
 
-def output_entries(graph: SpikingGraph, outputs: Outputs) -> list[tuple[str, Sides]]:
+def output_entries(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> list[tuple[str, Sides]]:
     """Names and shapes of a sequence file's outputs."""
-    entries: list[tuple[str, Sides]] = [(OUTPUT, (BATCH, graph.readout.classes))]
+    entries: list[tuple[str, Sides]] = [
+        (onnx_nodes.OUTPUT, (onnx_nodes.BATCH, graph.readout.classes))
+    ]
     if outputs == "spikes":
         for node in graph.populations:
-            shape: Sides = (graph.time_steps, BATCH, *graph.shapes[node.name])
-            entries.append((spikes_name(node.name), shape))
+            shape: Sides = (graph.time_steps, onnx_nodes.BATCH, *graph.shapes[node.name])
+            entries.append((onnx_nodes.spikes_name(node.name), shape))
     return entries
 
 
-def _spike_outputs(b: Builder) -> list[onnx.ValueInfoProto]:
+def _spike_outputs(b: onnx_nodes.Builder) -> list[onnx.ValueInfoProto]:
     """Every population's spikes with the time axis apart."""
     for node in b.graph.populations:
-        name = spikes_name(node.name)
+        name = onnx_nodes.spikes_name(node.name)
         sides = (b.graph.time_steps, -1, *b.graph.shapes[node.name])
         b.op("Reshape", [b.value(node.name), b.integers(f"{name}.shape", *sides)], name)
     entries = output_entries(b.graph, "spikes")[1:]
@@ -125,7 +123,7 @@ def _spike_outputs(b: Builder) -> list[onnx.ValueInfoProto]:
 
 
 def _assemble(
-    b: Builder, input_mode: InputMode, yielded: list[onnx.ValueInfoProto]
+    b: onnx_nodes.Builder, input_mode: onnx_nodes.InputMode, yielded: list[onnx.ValueInfoProto]
 ) -> onnx.ModelProto:
     graph, given = b.graph, b.graph.input.name
     shape = input_shape(graph, input_mode)
@@ -134,7 +132,7 @@ def _assemble(
         [helper.make_tensor_value_info(given, TensorProto.FLOAT, shape)],
         [
             helper.make_tensor_value_info(
-                OUTPUT, TensorProto.FLOAT, (BATCH, graph.readout.classes)
+                onnx_nodes.OUTPUT, TensorProto.FLOAT, (onnx_nodes.BATCH, graph.readout.classes)
             ),
             *yielded,
         ],
@@ -143,7 +141,10 @@ def _assemble(
 
 
 def assemble(
-    b: Builder, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto], doc: str
+    b: onnx_nodes.Builder,
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    doc: str,
 ) -> onnx.ModelProto:
     """The model of what was built, between these inputs and outputs."""
     drawn = helper.make_graph(
@@ -155,7 +156,7 @@ def assemble(
     ]
     return helper.make_model(
         drawn,
-        functions=functions(b),
+        functions=onnx_nodes.functions(b),
         opset_imports=opsets,
         ir_version=ir_version_for(opsets),
         producer_name="soul-deploy",
@@ -167,7 +168,7 @@ def assemble(
 def metadata(
     model: Model,
     equations: Mapping[str, NeuronEquation],
-    input_mode: InputMode,
+    input_mode: onnx_nodes.InputMode,
     source_sha256: str | None,
 ) -> dict[str, str]:
     """The file's metadata_props: strings, nested values as JSON."""
@@ -205,8 +206,8 @@ def export_onnx(
     path: Path | str,
     *,
     opset: int = 18,
-    input_mode: InputMode = "static",
-    outputs: Outputs = "logits",
+    input_mode: onnx_nodes.InputMode = "static",
+    outputs: onnx_nodes.Outputs = "logits",
     source_sha256: str | None = None,
 ) -> onnx.ModelProto:
     """Write `build_onnx`'s model to `path` atomically and return it.

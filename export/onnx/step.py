@@ -15,13 +15,7 @@ import onnx
 from onnx import TensorProto, ValueInfoProto, helper
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.export.onnx.model import (
-    assemble,
-    fitting,
-    input_shape,
-    metadata,
-    write_onnx,
-)
+from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, Builder, spell, value_name
 from soul_deploy.ir.graph import Shape, SpikingGraph
 from soul_deploy.lowering.deploy import lower
@@ -97,13 +91,13 @@ def build_step(
             spell(builder, node)
     if builder.counter:
         _count(builder, graph.time_steps)
-    built = assemble(
+    built = onnx_model.assemble(
         builder,
         [_declared(*entry) for entry in step_inputs(model, static_input)],
         [_declared(*entry) for entry in step_outputs(model)],
         "Spiking network, one time step; its state goes in and comes out.",
     )
-    properties = metadata(model, builder.lowered.equations, "step", source_sha256)
+    properties = onnx_model.metadata(model, builder.lowered.equations, "step", source_sha256)
     properties |= _description(model, static_input)
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
@@ -124,8 +118,8 @@ def build_currents(
     given = currents_of(graph)
     for name in graph.static[1:]:
         spell(builder, graph[name])
-    shape = input_shape(graph, "step")
-    built = assemble(
+    shape = onnx_model.input_shape(graph, "step")
+    built = onnx_model.assemble(
         builder,
         [_declared(graph.input.name, shape)],
         [
@@ -134,7 +128,7 @@ def build_currents(
         ],
         "What a static image determines once: the currents that every step takes.",
     )
-    properties = metadata(model, {}, "step", source_sha256) | {"input_mode": CURRENTS}
+    properties = onnx_model.metadata(model, {}, "step", source_sha256) | {"input_mode": CURRENTS}
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
     return built
@@ -152,7 +146,7 @@ def _builder(model: Model, opset: int) -> Builder:
     states = states_of(model)
     return Builder(
         model.graph.with_time_steps(1),
-        fitting(model, opset),
+        onnx_model.fitting(model, opset),
         opset,
         input_mode="step",
         membranes={state.population: (state.input, state.output) for state in states},
@@ -215,11 +209,11 @@ def export_step(
 ) -> None:
     """Write `build_step`'s model to `path` atomically. Raises what it raises, and OSError."""
     built = build_step(model, opset=opset, static_input=static_input, source_sha256=source_sha256)
-    write_onnx(path, built)
+    onnx_model.write_onnx(path, built)
 
 
 def export_currents(
     model: Model, path: Path, *, opset: int = 18, source_sha256: str | None = None
 ) -> None:
     """Write `build_currents`' model to `path` atomically. Raises what it raises, and OSError."""
-    write_onnx(path, build_currents(model, opset=opset, source_sha256=source_sha256))
+    onnx_model.write_onnx(path, build_currents(model, opset=opset, source_sha256=source_sha256))

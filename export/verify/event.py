@@ -19,12 +19,7 @@ from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.lowering.fan_out import CountedLayer, fanout
-from soul_deploy.lowering.linear_operators import (
-    Composed,
-    ConvOperator,
-    MatrixOperator,
-    ReadoutOperator,
-)
+from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator, ReadoutOperator
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.inputs import to_channel_last
@@ -71,7 +66,7 @@ def static_problems(
             problems += _layer_problems(golden, network, stored, layer, before)
         else:
             problems += _node_problems(graph, stored)
-    problems += _readout_problems(graph, events.readout, layers[-1].composed)
+    problems += _readout_problems(lowered, events.readout)
     problems += _fanout_problems(network, layers[-1], None)
     return tuple(problems)
 
@@ -208,13 +203,12 @@ def _matrix_problems(
     yield from _optional_problems(f"{name}: bias", found.bias, op.bias)
 
 
-def _readout_problems(
-    graph: SpikingGraph, stored: eventnet.ReadoutLayer, composed: Composed
-) -> Iterator[str]:
+def _readout_problems(lowered: Deployed, stored: eventnet.ReadoutLayer) -> Iterator[str]:
+    node = lowered.graph.readout
+    composed = lowered.operator(node.name)
     op = composed.operator
     assert isinstance(op, ReadoutOperator)
-    node = graph.readout
-    divisor = node.divisor(graph.shapes[node.inputs[0]], 1)
+    divisor = node.divisor(lowered.graph.shapes[node.inputs[0]], 1)
     ours = (node.name, composed.source, op.in_shape, node.classes, op.space, op.votes, divisor)
     theirs = (stored.name, stored.source, stored.in_shape, stored.classes, stored.space)
     yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)

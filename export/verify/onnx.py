@@ -16,27 +16,10 @@ from soul_deploy.base.files import Array
 from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
 from soul_deploy.equivalence.engines import LayerRun, Run
 from soul_deploy.equivalence.golden import sources
+from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import neuron as onnx_neuron
+from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.onnx.model import (
-    FORMAT,
-    INPUT_MODES,
-    OUTPUTS,
-    build_onnx,
-    input_shape,
-    output_entries,
-)
-from soul_deploy.export.onnx.nodes import (
-    OUTPUT,
-    InputMode,
-    Outputs,
-    bias_name,
-    mask_name,
-    pattern_name,
-    spikes_name,
-    value_name,
-    weight_name,
-)
 from soul_deploy.export.onnx.opsets import OPSETS, opset_of
 from soul_deploy.export.verify.onnx_counts import OnnxCounter
 from soul_deploy.lowering.deploy import lower
@@ -49,15 +32,15 @@ def properties(model: ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-def input_mode_of(model: ModelProto) -> InputMode:
+def input_mode_of(model: ModelProto) -> onnx_nodes.InputMode:
     """Raises FileFormatError for a file without our metadata."""
     found = properties(model)
-    if found.get("format") != FORMAT:
+    if found.get("format") != onnx_model.FORMAT:
         raise FileFormatError(
             f"an ONNX file of format {found.get('format')!r}; verified are files that "
-            f"`soul-deploy export onnx` wrote ({FORMAT})"
+            f"`soul-deploy export onnx` wrote ({onnx_model.FORMAT})"
         )
-    modes: tuple[InputMode, ...] = (*INPUT_MODES, "step")
+    modes: tuple[onnx_nodes.InputMode, ...] = (*onnx_model.INPUT_MODES, "step")
     for mode in modes:
         if found.get("input_mode") == mode:
             return mode
@@ -73,11 +56,11 @@ def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
     raise FileFormatError(f"static_input {given!r} in the file's metadata")
 
 
-def outputs_of(model: ModelProto) -> Outputs:
+def outputs_of(model: ModelProto) -> onnx_nodes.Outputs:
     """What a file yields; files from before there was a choice yield logits. Raises
     FileFormatError."""
     given = properties(model).get("outputs", "logits")
-    for known in OUTPUTS:
+    for known in onnx_model.OUTPUTS:
         if given == known:
             return known
     raise FileFormatError(f"outputs {given!r} in the file's metadata")
@@ -100,7 +83,7 @@ def static_problems(
 
 
 def _header_problems(
-    golden: Model, file: ModelProto, mode: InputMode, source_sha256: str | None
+    golden: Model, file: ModelProto, mode: onnx_nodes.InputMode, source_sha256: str | None
 ) -> Iterator[str]:
     graph, found = golden.graph, properties(file)
     if opset_of(file) not in OPSETS:
@@ -120,8 +103,8 @@ def _header_problems(
     kind = found.get("input_kind", KIND_OF_OLD_FILES)
     if kind != golden.info.input_kind:
         yield f"metadata input_kind is {kind!r}, the model says {golden.info.input_kind!r}"
-    inputs = [(graph.input.name, input_shape(graph, mode))]
-    outputs = output_entries(graph, outputs_of(file))
+    inputs = [(graph.input.name, onnx_model.input_shape(graph, mode))]
+    outputs = onnx_model.output_entries(graph, outputs_of(file))
     if mode == "step":
         inputs = onnx_step.step_inputs(golden, static_input_of(file))
         outputs = onnx_step.step_outputs(golden)
@@ -154,17 +137,17 @@ def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
 
 def _expected_arrays(golden: Model, absent: tuple[str, ...]) -> Iterator[tuple[str, Array | None]]:
     for node, synapses in lower(golden).synapses.items():
-        yield weight_name(node), None if node in absent else synapses.weight
-        yield bias_name(node), None if node in absent else synapses.bias
+        yield onnx_nodes.weight_name(node), None if node in absent else synapses.weight
+        yield onnx_nodes.bias_name(node), None if node in absent else synapses.bias
     patterns = lower(golden).patterns
     for population in golden.graph.populations:
         name, pattern = population.name, patterns.get(population.name)
         mask = golden.neuron_masks.get(name)
-        yield mask_name(name), None if mask is None else mask.astype(np.float32)
+        yield onnx_nodes.mask_name(name), None if mask is None else mask.astype(np.float32)
         if pattern is not None:
             sides = [1] * (len(golden.graph.shapes[name]) - 1)
             pattern = pattern.astype(np.float32).reshape(len(pattern), 1, -1, *sides)
-        yield pattern_name(name), pattern
+        yield onnx_nodes.pattern_name(name), pattern
 
 
 def _array_problem(name: str, found: Array, expected: Array) -> Iterator[str]:
@@ -200,14 +183,18 @@ def _rounded(constants: Mapping[str, float]) -> dict[str, float]:
     return {name: float(np.float32(constants[name])) for name in sorted(constants)}
 
 
-def _structure_problems(golden: Model, file: ModelProto, mode: InputMode) -> Iterator[str]:
+def _structure_problems(
+    golden: Model, file: ModelProto, mode: onnx_nodes.InputMode
+) -> Iterator[str]:
     """Every node, constant and function against the graph spelled anew."""
     if mode == "step":
         given = static_input_of(file)
         expected = onnx_step.build_step(golden, opset=opset_of(file), static_input=given)
     else:
         outputs = outputs_of(file)
-        expected = build_onnx(golden, opset=opset_of(file), input_mode=mode, outputs=outputs)
+        expected = onnx_model.build_onnx(
+            golden, opset=opset_of(file), input_mode=mode, outputs=outputs
+        )
     for kind, ours, theirs in (
         ("node", expected.graph.node, file.graph.node),
         ("initializer", expected.graph.initializer, file.graph.initializer),
@@ -234,7 +221,7 @@ class OnnxExecution:
 
     def value(self, node: str) -> str:
         """The tensor that holds a node's value."""
-        return value_name(self.graph, node, self.mode)
+        return onnx_nodes.value_name(self.graph, node, self.mode)
 
     def run(self, images: Tensor) -> Run:
         """The whole file, with every population as an additional output if it is none yet."""
@@ -249,7 +236,9 @@ class OnnxExecution:
             self._sessions[""] = open_session(whole)
         session = self._sessions[""]
         given = {self.graph.input.name: self._external(images)}
-        logits, *merged = session.run([OUTPUT, *(self.value(name) for name in names)], given)
+        logits, *merged = session.run(
+            [onnx_nodes.OUTPUT, *(self.value(name) for name in names)], given
+        )
         pairs = zip(names, merged, strict=True)
         spikes = {name: self._steps(array).bool() for name, array in pairs}
         return Run(spikes, torch.from_numpy(logits))
@@ -258,7 +247,7 @@ class OnnxExecution:
         """The file as it is; operations are counted from the spikes that it yields."""
         if "" not in self._sessions:
             self._sessions[""] = open_session(self.file)
-        wanted = [OUTPUT, *map(spikes_name, names)]
+        wanted = [onnx_nodes.OUTPUT, *map(onnx_nodes.spikes_name, names)]
         given = {self.graph.input.name: self._external(images)}
         logits, *yielded = map(torch.from_numpy, self._sessions[""].run(wanted, given))
         spikes = dict(zip(names, yielded, strict=True))
@@ -269,7 +258,7 @@ class OnnxExecution:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
         feeding = sources(self.graph, layer)
         readout = layer == self.graph.readout.name
-        output = OUTPUT if readout else self.value(layer)
+        output = onnx_nodes.OUTPUT if readout else self.value(layer)
         if layer not in self._sessions:
             names = [self._cut_name(name) for name in feeding]
             self._sessions[layer] = open_session(self._extractor.extract_model(names, [output]))

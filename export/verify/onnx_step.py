@@ -13,15 +13,8 @@ from soul_deploy.base.errors import ValidityError
 from soul_deploy.base.files import Array
 from soul_deploy.equivalence.engines import Execution, LayerRun, Run
 from soul_deploy.equivalence.golden import sources
+from soul_deploy.export.onnx import step as onnx_step
 from soul_deploy.export.onnx.nodes import OUTPUT, value_name
-from soul_deploy.export.onnx.step import (
-    COUNTER_IN,
-    COUNTER_OUT,
-    State,
-    build_currents,
-    currents_of,
-    states_of,
-)
 from soul_deploy.export.verify.onnx import (
     OnnxExecution,
     input_mode_of,
@@ -47,7 +40,7 @@ class StepExecution:
 
     def __init__(self, file: ModelProto, golden: Model) -> None:
         self.file, self.model, self.graph = file, golden, golden.graph
-        self.states = {state.population: state for state in states_of(golden)}
+        self.states = {state.population: state for state in onnx_step.states_of(golden)}
         self.from_image = static_input_of(file) == "image"
         self.counted = golden.for_one_t
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
@@ -77,14 +70,14 @@ class StepExecution:
         if layer not in self._sessions:
             given = [*feeds[0], *(state.input for state in states)]
             wanted = [output, *(state.output for state in states)]
-            given += [COUNTER_IN] if self._counter_in(layer) else []
+            given += [onnx_step.COUNTER_IN] if self._counter_in(layer) else []
             self._sessions[layer] = open_session(self._extractor.extract_model(given, wanted))
         (found,) = self._loop(layer, feeds, states, [output])
         result = torch.from_numpy(found)
         return LayerRun(_mean(result) if readout else result.bool())
 
     def _loop(
-        self, key: str, feeds: Sequence[Feed], states: Sequence[State], wanted: list[str]
+        self, key: str, feeds: Sequence[Feed], states: Sequence[onnx_step.State], wanted: list[str]
     ) -> list[Array]:
         """The wanted outputs of all steps, each (T, batch, ...); states start at rest."""
         session = self._sessions[key]
@@ -92,16 +85,16 @@ class StepExecution:
         held: Feed = {s.input: np.full((batch, *s.shape), s.initial, np.float32) for s in states}
         returned = {state.output: state.input for state in states}
         if self._counter_in(key):
-            held[COUNTER_IN] = np.zeros(1, np.int64)
+            held[onnx_step.COUNTER_IN] = np.zeros(1, np.int64)
         if not key and self.counted:
-            returned[COUNTER_OUT] = COUNTER_IN
+            returned[onnx_step.COUNTER_OUT] = onnx_step.COUNTER_IN
         steps: list[list[Array]] = []
         for t, feed in enumerate(feeds):
             results = session.run([*wanted, *returned], feed | held)
             steps.append(results[: len(wanted)])
             held |= dict(zip(returned.values(), results[len(wanted) :], strict=True))
-            if key and COUNTER_IN in held:
-                held[COUNTER_IN] = np.full(1, t + 1, np.int64)
+            if key and onnx_step.COUNTER_IN in held:
+                held[onnx_step.COUNTER_IN] = np.full(1, t + 1, np.int64)
         return [np.stack(arrays) for arrays in zip(*steps, strict=True)]
 
     def _counter_in(self, layer: str) -> bool:
@@ -126,8 +119,8 @@ class StepExecution:
 
     def _currents(self, images: Tensor) -> Feed:
         if CURRENTS_SESSION not in self._sessions:
-            self._sessions[CURRENTS_SESSION] = open_session(build_currents(self.model))
-        names = [self._value(name) for name in currents_of(self.graph)]
+            self._sessions[CURRENTS_SESSION] = open_session(onnx_step.build_currents(self.model))
+        names = [self._value(name) for name in onnx_step.currents_of(self.graph)]
         given = {self.graph.input.name: images.contiguous().numpy()}
         found = self._sessions[CURRENTS_SESSION].run(names, given)
         return dict(zip(names, found, strict=True))
@@ -150,7 +143,7 @@ class StepExecution:
 
     def _still_before(self, layer: str) -> Iterator[str]:
         """The file's inputs that reach `layer` without passing a population."""
-        given = (self.graph.input.name,) if self.from_image else currents_of(self.graph)
+        given = (self.graph.input.name,) if self.from_image else onnx_step.currents_of(self.graph)
         seen, pending = set(), list(self.graph[layer].inputs)
         while pending:
             name = pending.pop()

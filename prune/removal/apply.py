@@ -7,13 +7,7 @@ import numpy as np
 
 from soul_deploy.base.files import Array
 from soul_deploy.base.memory import require_memory
-from soul_deploy.ir.graph import (
-    Node,
-    Projection,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
+from soul_deploy.ir import graph as ir
 from soul_deploy.model.file import check_state
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune.removal.connections import source_member, with_bias
@@ -48,7 +42,7 @@ def remove(
     needed = removal_bytes(model, plan)
     require_memory("the removal", needed, max_memory, "Give more with --max_memory")
     graph, state = model.graph, dict(model.state)
-    changed: dict[str, Node] = {}
+    changed: dict[str, ir.Node] = {}
     for projection in graph.projections:
         name = projection.name
         state = dict(with_bias(state, projection, plan.bias.get(name)))
@@ -75,22 +69,24 @@ def remove(
     )
 
 
-def _narrower(graph: SpikingGraph, changed: Mapping[str, Node], plan: RemovalPlan) -> SpikingGraph:
+def _narrower(
+    graph: ir.SpikingGraph, changed: Mapping[str, ir.Node], plan: RemovalPlan
+) -> ir.SpikingGraph:
     """The graph with its changed nodes, and a scatter behind each scattered branch."""
     places = {layer.population: _scatter(layer) for layer in plan.layers if layer.scattered}
-    nodes: list[Node] = []
+    nodes: list[ir.Node] = []
     for node in graph.nodes:
         inputs = tuple(places[i].name if i in places else i for i in node.inputs)
         nodes.append(replace(changed.get(node.name, node), inputs=inputs))
         if node.name in places:
             nodes.append(places[node.name])
-    return SpikingGraph(tuple(nodes), graph.time_steps)
+    return ir.SpikingGraph(tuple(nodes), graph.time_steps)
 
 
-def _scatter(layer: LayerRemoval) -> Scatter:
+def _scatter(layer: LayerRemoval) -> ir.Scatter:
     stream = layer.columns
     index = tuple(stream.index(channel) for channel in layer.kept)
-    return Scatter(f"{layer.population}.scatter", (layer.population,), len(stream), index)
+    return ir.Scatter(f"{layer.population}.scatter", (layer.population,), len(stream), index)
 
 
 def _sliced(masks: Mapping[str, Array], plan: RemovalPlan, part: Part) -> dict[str, Array]:
@@ -106,7 +102,9 @@ def _sliced(masks: Mapping[str, Array], plan: RemovalPlan, part: Part) -> dict[s
 class _Cut:
     """Which rows and columns of one projection or readout stay; None: all."""
 
-    def __init__(self, graph: SpikingGraph, node: Projection | Readout, plan: RemovalPlan) -> None:
+    def __init__(
+        self, graph: ir.SpikingGraph, node: ir.Projection | ir.Readout, plan: RemovalPlan
+    ) -> None:
         self.node = node
         rows = _changed(plan, node.name)
         self.rows: Sequence[int] | None = None if rows is None else rows.kept

@@ -20,15 +20,7 @@ from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.deploy import equation_of
 from soul_deploy.lowering.footprint import require_planning
 from soul_deploy.model.model import Model, Validity
-from soul_deploy.prune.channel_groups import (
-    RESIDUAL,
-    ChannelGroup,
-    Residual,
-    channel_groups,
-    keeps_channels,
-    reaches_readout,
-    scatter_branches,
-)
+from soul_deploy.prune import channel_groups as grouping
 from soul_deploy.prune.removal.connections import Connections, with_bias
 from soul_deploy.prune.removal.constants import (
     ConstantResponse,
@@ -45,7 +37,7 @@ def plan_removal(
     model: Model,
     *,
     round_to: int = 1,
-    residual: Residual = "coupled",
+    residual: grouping.Residual = "coupled",
     max_memory: int | None = None,
 ) -> RemovalPlan:
     """Decide what can be removed from a masked or zeroed network.
@@ -59,8 +51,8 @@ def plan_removal(
     """
     if round_to < 1:
         raise UsageError(f"round_to {round_to} must be at least 1")
-    if residual not in RESIDUAL:
-        raise UnknownNameError("residual", residual, RESIDUAL)
+    if residual not in grouping.RESIDUAL:
+        raise UnknownNameError("residual", residual, grouping.RESIDUAL)
     require_planning(model.graph, machine_memory() if max_memory is None else max_memory)
     return _Planner(model, residual).plan(round_to)
 
@@ -68,9 +60,11 @@ def plan_removal(
 class _Planner:
     """`live` shrinks until nothing more can go; `bias` collects what folded channels add."""
 
-    def __init__(self, model: Model, residual: Residual) -> None:
+    def __init__(self, model: Model, residual: grouping.Residual) -> None:
         self.graph, self.model, self.residual = model.graph, model, residual
-        self.groups = [_restricted(group, residual) for group in channel_groups(self.graph)]
+        self.groups = [
+            _restricted(group, residual) for group in grouping.channel_groups(self.graph)
+        ]
         self.group_of = {name: group for group in self.groups for name in group.nodes}
         self.cut = [group for group in self.groups if group.whole is None]
         self.live = {group.name: np.ones(group.channels, bool) for group in self.groups}
@@ -122,10 +116,10 @@ class _Planner:
                 "input. Prune less, or keep at least one channel"
             )
 
-    def _remove(self, group: ChannelGroup, found: Mapping[int, Rule]) -> bool:
+    def _remove(self, group: grouping.ChannelGroup, found: Mapping[int, Rule]) -> bool:
         new = {c: rule for c, rule in found.items() if self.live[group.name][c]}
         if new and len(new) == int(self.live[group.name].sum()):
-            if not reaches_readout(self.graph, group.nodes):
+            if not grouping.reaches_readout(self.graph, group.nodes):
                 raise RemovalError(
                     f"{group.title}: all of its remaining channels could go "
                     f"({', '.join(sorted(set(new.values())))}); the output would not depend on "
@@ -208,7 +202,7 @@ class _Planner:
                     self.bias[reader] = self.bias.get(reader, 0.0) + added
         return changed
 
-    def _silent(self, group: ChannelGroup) -> dict[int, Rule]:
+    def _silent(self, group: grouping.ChannelGroup) -> dict[int, Rule]:
         """Channels that are 0 for whoever reads the group."""
         sources = {source for source, _ in group.readers}
         zero = np.all([self.known[name].zero for name in sources], axis=0)
@@ -220,7 +214,7 @@ class _Planner:
             masked |= off.get(name, False)
         return {int(c): "masked" if masked[c] else "silent" for c in np.flatnonzero(zero)}
 
-    def _seen(self, group: ChannelGroup) -> Array:
+    def _seen(self, group: grouping.ChannelGroup) -> Array:
         """Which channels have a nonzero synapse to something live, and are not always 0 there."""
         seen: Array = np.zeros(group.channels, bool)
         for source, reader in group.readers:
@@ -234,13 +228,13 @@ class _Planner:
         rows = self.connections.rows(self.graph.projection(reader))
         return np.asarray((self.live[self.group_of[reader].name] & rows) @ used)
 
-    def _generate(self, group: ChannelGroup) -> None:
+    def _generate(self, group: grouping.ChannelGroup) -> None:
         """Channels that are left with a constant current: their pattern is all they are."""
         (name,) = group.populations
         constant = ~np.isnan(self.known[self.graph[name].inputs[0]].value)
         candidates = [int(c) for c in np.flatnonzero(constant & self.live[group.name])]
         if candidates and len(candidates) == int(self.live[group.name].sum()):
-            if not reaches_readout(self.graph, group.nodes):
+            if not grouping.reaches_readout(self.graph, group.nodes):
                 raise RemovalError(
                     f"{name}: all of its remaining channels spike in a fixed pattern; the output "
                     "would not depend on the input. Prune less, or keep at least one channel's "
@@ -251,7 +245,7 @@ class _Planner:
             pattern = self.responses[name][1].pattern
             self.generated[name] = {c: tuple(map(bool, pattern[:, c])) for c in candidates}
 
-    def _round(self, group: ChannelGroup, multiple: int) -> None:
+    def _round(self, group: grouping.ChannelGroup, multiple: int) -> None:
         """Take channels back, lowest index first, until the count is a multiple (or all are)."""
         rules = self.rules[group.name]
         back = sorted(c for c, rule in rules.items() if rule != "folded")
@@ -261,9 +255,9 @@ class _Planner:
             del rules[c]
             self.live[group.name][c] = True
 
-    def _scatter(self, group: ChannelGroup, multiple: int) -> None:
+    def _scatter(self, group: grouping.ChannelGroup, multiple: int) -> None:
         """Silent channels of single branches; every branch keeps one, and the stream its own."""
-        for name in scatter_branches(self.graph, group):
+        for name in grouping.scatter_branches(self.graph, group):
             known, live = self.known[name], self.live[group.name]
             silent = [int(c) for c in np.flatnonzero(live & known.zero)]
             kept = int(live.sum()) - len(silent)
@@ -330,7 +324,7 @@ known_of.refuse(
 
 @known_of.on(ir.MaxPool, ir.Flatten)
 def _same(node: ir.Node, plan: _Planner) -> Known:
-    if keeps_channels(plan.graph, node):
+    if grouping.keeps_channels(plan.graph, node):
         return plan.known[node.inputs[0]]
     return Known.nothing(plan.graph.shapes[node.name][0])
 
@@ -340,7 +334,7 @@ def _is_new(found: list[LayerRemoval], source: ir.Node) -> bool:
     return not any(entry.projection == source.name for entry in found)
 
 
-def _restricted(group: ChannelGroup, residual: Residual) -> ChannelGroup:
+def _restricted(group: grouping.ChannelGroup, residual: grouping.Residual) -> grouping.ChannelGroup:
     if residual == "internal" and not group.free and group.whole is None:
         return replace(group, whole="part of a residual stream (residual internal)")
     return group

@@ -162,7 +162,7 @@ compose_behind.refuse(
 
 
 @compose_behind.on(ir.Flatten)
-def _flatten(node: ir.Flatten, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
+def _flatten(node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
     return replace(operator, in_shape=in_shape)
 
 

@@ -5,7 +5,7 @@ A neuron without inputs is not dead, since its bias may make it fire.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,9 +27,7 @@ class _Backwards:
 
     graph: SpikingGraph
     operator: Callable[[str], Composed]
-    neuron_masks: Mapping[str, Array]
     read: dict[str, Array]
-    live: dict[str, Array] = field(default_factory=dict)
 
 
 def live_neurons(
@@ -40,64 +38,68 @@ def live_neurons(
     operator: gives the linear operator of a projection or of the readout.
     """
     read = {name: np.zeros(shape, bool) for name, shape in graph.shapes.items()}
-    walk = _Backwards(graph, operator, neuron_masks, read)
+    walk = _Backwards(graph, operator, read)
     for node in reversed(graph.nodes):
-        mark_read(node, walk)
-    return {node.name: walk.live[node.name] for node in graph.populations}
+        if node.name in neuron_masks:
+            read[node.name] = read[node.name] & neuron_masks[node.name]
+        weighs = node.projects or node is graph.readout
+        for name in (operator(node.name).source,) if weighs else node.inputs:
+            read[name] |= needed(node, walk).reshape(graph.shapes[name])
+    return {node.name: read[node.name] for node in graph.populations}
 
 
 @operation_table(ir.Node)
-def mark_read(node: ir.Node, walk: _Backwards) -> None:
-    """Mark what a node needs of its inputs for those of its own values that are read."""
+def needed(node: ir.Node, walk: _Backwards) -> Array:
+    """What a node needs of each input for those of its own values that are read: bool.
+
+    Average pooling and flattening are composed into projections, which read past them; here it is
+    what else reads them.
+    """
     raise no_entry(node, "the search for live neurons")
 
 
-mark_read.on(ir.Input)(lambda node, walk: None)
+needed.on(ir.Input, ir.Merge, ir.Flatten)(lambda node, walk: walk.read[node.name])
+needed.on(ir.Scatter)(lambda node, walk: walk.read[node.name][list(node.index)])
 
 
-@mark_read.on(ir.Population)
-def _neurons(node: ir.Population, walk: _Backwards) -> None:
-    read, mask = walk.read[node.name], walk.neuron_masks.get(node.name)
-    walk.live[node.name] = read if mask is None else read & mask
-    (source,) = node.inputs
-    walk.read[source] |= walk.live[node.name][: walk.graph.shapes[source][0]]
+@needed.on(ir.Population)
+def _neurons(node: ir.Population, walk: _Backwards) -> Array:
+    return walk.read[node.name][: walk.graph.shapes[node.inputs[0]][0]]
 
 
-@mark_read.on(ir.Projection)
-def _synapses(node: ir.Projection, walk: _Backwards) -> None:
-    composed = walk.operator(node.name)
-    walk.read[composed.source] |= fanout(composed.operator, walk.read[node.name]) > 0
+@needed.on(ir.Projection)
+def _synapses(node: ir.Projection, walk: _Backwards) -> Array:
+    return np.asarray(fanout(walk.operator(node.name).operator, walk.read[node.name]) > 0)
 
 
-@mark_read.on(ir.Readout)
-def _readout(node: ir.Readout, walk: _Backwards) -> None:
-    composed = walk.operator(node.name)
-    assert isinstance(composed.operator, ReadoutOperator)
-    walk.read[composed.source] |= _read_by_readout(composed.operator)
+@needed.on(ir.AdaptiveAvgPool)
+def _whole_map(node: ir.AdaptiveAvgPool, walk: _Backwards) -> Array:
+    return np.full(walk.graph.shapes[node.inputs[0]], walk.read[node.name].any())
 
 
-# Average pooling and flattening are composed into projections, which read past them; here it is
-# what else reads them.
-@mark_read.on(ir.Merge, ir.Flatten)
-def _same_values(node: ir.Node, walk: _Backwards) -> None:
-    for name in node.inputs:
-        walk.read[name] |= walk.read[node.name].reshape(walk.graph.shapes[name])
+@needed.on(ir.Pool)
+def _covered(node: ir.Pool, walk: _Backwards) -> Array:
+    """Input positions inside the window of at least one pooled neuron that is read."""
+    channels, height, width = walk.graph.shapes[node.inputs[0]]
+    kernel = torch.ones(channels, 1, *node.kernel, dtype=torch.float64)
+    pooled = torch.from_numpy(np.ascontiguousarray(walk.read[node.name])).double()[None]
+    full = F.conv_transpose2d(pooled, kernel, None, node.stride, groups=channels)[0]
+    inside = full[:, node.padding[0] :, node.padding[1] :][:, :height, :width]
+    covered = np.zeros((channels, height, width), bool)
+    covered[:, : inside.shape[1], : inside.shape[2]] = inside.numpy() > 0.5
+    return covered
 
 
-@mark_read.on(ir.Pool)
-def _windows(node: ir.Pool, walk: _Backwards) -> None:
-    (name,) = node.inputs
-    walk.read[name] |= _covered(node, walk.read[node.name], walk.graph.shapes[name])
-
-
-@mark_read.on(ir.AdaptiveAvgPool)
-def _whole_map(node: ir.AdaptiveAvgPool, walk: _Backwards) -> None:
-    walk.read[node.inputs[0]] |= walk.read[node.name].any()
-
-
-@mark_read.on(ir.Scatter)
-def _places(node: ir.Scatter, walk: _Backwards) -> None:
-    walk.read[node.inputs[0]] |= walk.read[node.name][list(node.index)]
+@needed.on(ir.Readout)
+def _readout(node: ir.Readout, walk: _Backwards) -> Array:
+    operator = walk.operator(node.name).operator
+    assert isinstance(operator, ReadoutOperator)
+    if operator.weight is None:
+        return np.ones(operator.in_shape, bool)
+    used = (operator.weight != 0).any(axis=0)
+    if operator.space:
+        used = np.broadcast_to(used[:, None, None], operator.in_shape)
+    return np.asarray(used.reshape(operator.in_shape))
 
 
 def live_values(graph: SpikingGraph, neuron_masks: Mapping[str, Array]) -> dict[str, Array | None]:
@@ -146,24 +148,3 @@ def _joined(node: ir.Merge, inputs: list[Array]) -> Array:
         return inputs[0]
     join = np.logical_or if node.function == "add" else np.logical_and
     return np.asarray(join.reduce(inputs))
-
-
-def _read_by_readout(operator: ReadoutOperator) -> Array:
-    if operator.weight is None:
-        return np.ones(operator.in_shape, bool)
-    used = (operator.weight != 0).any(axis=0)
-    if operator.space:
-        used = np.broadcast_to(used[:, None, None], operator.in_shape)
-    return np.asarray(used.reshape(operator.in_shape))
-
-
-def _covered(node: ir.Pool, read: Array, shape: ir.Shape) -> Array:
-    """Input positions inside the window of at least one pooled neuron that is read."""
-    channels, height, width = shape
-    kernel = torch.ones(channels, 1, *node.kernel, dtype=torch.float64)
-    pooled = torch.from_numpy(np.ascontiguousarray(read)).double()[None]
-    full = F.conv_transpose2d(pooled, kernel, None, node.stride, groups=channels)[0]
-    inside = full[:, node.padding[0] :, node.padding[1] :][:, :height, :width]
-    covered = np.zeros((channels, height, width), bool)
-    covered[:, : inside.shape[1], : inside.shape[2]] = inside.numpy() > 0.5
-    return covered

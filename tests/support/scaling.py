@@ -22,7 +22,7 @@ from soul_deploy.ir.neurons import ANALOG
 from soul_deploy.ir.nodes import OPS
 from soul_deploy.lowering.fan_out import targets_of
 from soul_deploy.lowering.linear_operators import compose_behind
-from soul_deploy.lowering.liveness import can_hold, mark_read
+from soul_deploy.lowering.liveness import can_hold, needed
 from soul_deploy.nn.graph_module import compute
 from soul_deploy.nn.operations import modules_of, unweighed
 from soul_deploy.prune.removal.planner import known_of
@@ -47,10 +47,6 @@ class Scale(Node):
         return self.parts
 
 
-def _same_values(node: Scale, walk: Any) -> None:
-    walk.read[node.inputs[0]] |= walk.read[node.name]
-
-
 def _composed(node: Scale, operator: Any, in_shape: Shape, name: str) -> Any:
     return replace(operator, weight=operator.weight / np.float32(node.parts))
 
@@ -73,7 +69,7 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
     (compute, _image_by_image),
     (unweighed, lambda node, x: x / node.parts),
     (compose_behind, _composed),
-    (mark_read, _same_values),
+    (needed, lambda node, walk: walk.read[node.name]),
     (can_hold, lambda node, inputs: None),
     (targets_of, lambda node, graph, neuron_masks: None),
     (reach, lambda node, walk: walk.before(node)),

@@ -17,13 +17,13 @@ import numpy as np
 
 from soul_deploy.base.files import Array
 from soul_deploy.base.tables import Table
-from soul_deploy.runtime.bench.timing import Schedule, time_in_turns
+from soul_deploy.runtime.bench.timing import TimingSchedule, time_in_turns
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.format.network import Convolution, DenseRows, SparseRows, SpikingLayer
+from soul_deploy.runtime.format.network import ConvSynapses, DenseRows, SparseRows, SpikingLayer
 from soul_deploy.runtime.format.validate import MAX_STEPS
-from soul_deploy.runtime.plan.layer_plan import aligned, prepare
+from soul_deploy.runtime.plan.layer_plan import aligned, plan_layer
 from soul_deploy.runtime.plan.partition import Call, run_calls
-from soul_deploy.runtime.plan.stages import current_room, spiking_stage
+from soul_deploy.runtime.plan.regions import currents_shape, spiking_region
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 CHANNELS, SIDE = 256, 32
@@ -38,7 +38,9 @@ class Crossing:
     dense_ms: float
 
 
-def calibrate(rate: float, time_steps: int, schedule: Schedule, seed: int) -> tuple[Crossing, ...]:
+def calibrate(
+    rate: float, time_steps: int, schedule: TimingSchedule, seed: int
+) -> tuple[Crossing, ...]:
     """Time a 3×3 layer, 256→256 channels at 32×32, whose inputs fire at `rate`; one thread."""
     rng = np.random.default_rng(seed)
     shape = (time_steps, SIDE * SIDE, CHANNELS)
@@ -72,14 +74,14 @@ def _runner(rows: SparseRows | DenseRows, values: Array) -> Callable[[Array], ob
 def _calls(rows: SparseRows | DenseRows, values: Array) -> tuple[Call, ...]:
     shape = (CHANNELS, SIDE, SIDE)
     geometry = ((3, 3), (1, 1), (1, 1), (1, 1), 1, (SIDE, SIDE))
-    synapses = Convolution(shape, shape, rows, None, *geometry)
+    synapses = ConvSynapses(shape, shape, rows, None, *geometry)
     neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, 0.0, "gt")
     layer = SpikingLayer("layer", "layer.conv", "input", "spike", 1, synapses, neuron)
-    ready, size = prepare(layer), math.prod(shape)
-    current = aligned(current_room(layer, ready, len(values)), np.float32)
+    ready, size = plan_layer(layer), math.prod(shape)
+    current = aligned(currents_shape(layer, ready, len(values)), np.float32)
     v, spikes = aligned((size,), np.float32), aligned(values.shape, np.uint8)
-    (calls,) = spiking_stage(
-        layer, ready, values, current, v, spikes, neuron=neuron, carry=False, parts=1
+    (calls,) = spiking_region(
+        layer, ready, values, current, v, spikes, neuron=neuron, carry=False, partitions=1
     )
     return calls
 
@@ -121,7 +123,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"--time_step {given.time_step}: give 1 to {MAX_STEPS}")
     if given.iterations < 1:
         parser.error(f"--iterations {given.iterations}: give at least 1")
-    found = calibrate(given.rate, given.time_step, Schedule(2, given.iterations), given.seed)
+    found = calibrate(given.rate, given.time_step, TimingSchedule(2, given.iterations), given.seed)
     document = {"schema": "soul-deploy/calibration/1", "rate": given.rate}
     document |= {"time_steps": given.time_step, "crossover": crossover(found)}
     document |= {"layers": [asdict(item) for item in found]}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from soul_deploy.analysis.reference_network import Reference, reference_model
+from soul_deploy.analysis.reference_network import ReferenceNetwork, reference_model
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.runtime.bench.engines import OnnxRuntimeEngine
@@ -52,7 +52,7 @@ def times_of(infer: Callable[[int, Images], object]) -> Iterator[float]:
         yield median(lambda: infer(threads, x), 9 if batch == 1 else 1)  # noqa: B023
 
 
-def event_times(wanted: Reference) -> tuple[list[float], float]:
+def event_times(wanted: ReferenceNetwork) -> tuple[list[float], float]:
     """Milliseconds by setting, and SynOps of one image."""
     events = build_event_network(reference_model(wanted))
     by_threads = {threads: Network(events, threads) for threads in (1, 2)}
@@ -64,7 +64,7 @@ def event_times(wanted: Reference) -> tuple[list[float], float]:
 def dense_times() -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
-        export_onnx(reference_model(Reference()), path)
+        export_onnx(reference_model(ReferenceNetwork()), path)
         engines = {threads: OnnxRuntimeEngine(path, threads) for threads in (1, 2)}
         for engine in engines.values():
             engine.load()
@@ -85,7 +85,7 @@ def main() -> None:
     points = []
     for density in DENSITIES:
         for rate in RATES:
-            found, synops = event_times(Reference(density=density, rate=rate))
+            found, synops = event_times(ReferenceNetwork(density=density, rate=rate))
             row(f"{density:.1%}", f"{rate:.0%}", f"{synops / 1e6:,.1f} M", *found)
             if density < 0.12:
                 points.append((synops / 1e6, found[0]))
@@ -96,7 +96,7 @@ def main() -> None:
     row("T", "SynOps", "ms")
     row("---:", "---:", "---:")
     for steps in STEPS:
-        found, synops = event_times(Reference(density=0.02, time_steps=steps))
+        found, synops = event_times(ReferenceNetwork(density=0.02, time_steps=steps))
         row(steps, f"{synops / 1e6:,.1f} M", found[0])
 
 

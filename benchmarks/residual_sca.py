@@ -1,4 +1,4 @@
-"""SCA on residual networks at 3×32×32, T = 4: prune, remove, export, and the three gates.
+"""SCA on residual networks at 3×32×32, T = 4: prune, remove, export, and the three checks.
 
     python benchmarks/residual_sca.py
 
@@ -62,7 +62,7 @@ def synops(model: Model, images: torch.Tensor) -> int:
 
 
 def run(name: str, residual: Residual, data: Data) -> bool:
-    """Train, prune by SCA, remove, export, verify one network; whether all gates passed."""
+    """Train, prune by SCA, remove, export, verify one network; whether all checks passed."""
     torch.manual_seed(1)
     network, graph = create(name, NetworkOptions((3, 32, 32), 10, NeuronSpec(), 4))
     module = GraphModule(graph)

@@ -34,18 +34,18 @@ from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import EventNetwork
-from soul_deploy.runtime.kernels.config import AHEAD, FASTMATH
+from soul_deploy.runtime.kernels.config import FASTMATH, PREFETCH_ROWS
 from soul_deploy.runtime.kernels.simd import add_row
 from soul_deploy.runtime.kernels.time_vectorised import (
     MOST_LANES,
     Kernel,
     convolve_lanes,
-    fetch_row,
     multiply_lanes,
+    prefetch_row,
 )
 from soul_deploy.runtime.ops.counted_run import count
-from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
-from soul_deploy.runtime.plan.layer_plan import Prepared, prepare_all
+from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, plan_layers
 from soul_deploy.runtime.plan.partition import Call
 
 SHARE_OF_SYNOPS = 0.8
@@ -89,7 +89,7 @@ def roof_of(call: Call) -> tuple[Call, Passes] | None:
     if call.kernel is convolve_lanes(lanes):
         passes, ahead, (targets, weight) = _of_convolution(call.arguments), 0, call.arguments[2:4]
     elif call.kernel is multiply_lanes(lanes):
-        passes, ahead = _of_matrix(call.arguments), AHEAD
+        passes, ahead = _of_matrix(call.arguments), PREFETCH_ROWS
         targets, weight = call.arguments[4:6]
     else:
         return None
@@ -198,7 +198,7 @@ def repeat_lanes(lanes: int) -> Kernel:
         for i in range(count):
             if ahead > 0 and i + np.uint64(ahead) < count:
                 j = np.uint64(i + np.uint64(ahead))
-                fetch_row(targets, weight, begins[j], ends[j])
+                prefetch_row(targets, weight, begins[j], ends[j])
             add_row(out, bases[i], targets, weight, begins[i], ends[i], amounts, events[i], lanes)
 
     return repeat
@@ -220,10 +220,10 @@ def measure_roof(path: Path, x: Array, runs: int) -> dict[str, Any]:
     Raises MissingFileError, FileFormatError, LimitError, ValidityError.
     """
     events = load_event_network(path)
-    prepared, samples = prepare_all(events), samples_of(events, x)
-    workspace = workspace_for(events, prepared, samples[0])
-    calls = [call for stage in workspace.stages for call in stage[0]]
-    places = synapse_calls(calls, prepared)
+    plans, samples = plan_layers(events), samples_of(events, x)
+    buffers = buffers_for(events, plans, samples[0])
+    calls = [call for region in buffers.regions for call in region[0]]
+    places = synapse_calls(calls, plans)
     counts = count(Network(events, 1), x)
     synops = {layer.name: counts[layer.projection].synops for layer in events.projected}
     run_timed(calls)  # the spikes that roofs are listed for
@@ -237,27 +237,25 @@ def measure_roof(path: Path, x: Array, runs: int) -> dict[str, Any]:
     return {"roof": entries, "not_synapse_share": float(1 - share)}
 
 
-def workspace_for(
-    events: EventNetwork, prepared: Mapping[str, Prepared], sample: Array
-) -> Workspace:
+def buffers_for(events: EventNetwork, plans: Mapping[str, LayerPlan], sample: Array) -> Buffers:
     """A workspace of one part that holds a sample, (T or 1, positions, channels)."""
-    workspace = build_workspace(
-        events, prepared, input_steps=len(sample), steps=events.time_steps, carry=False
+    buffers = build_buffers(
+        events, plans, input_steps=len(sample), steps=events.time_steps, carry=False
     )
-    workspace.values[events.input_name][...] = sample
-    return workspace
+    buffers.values[events.input_name][...] = sample
+    return buffers
 
 
-def synapse_calls(calls: Sequence[Call], prepared: Mapping[str, Prepared]) -> dict[str, int]:
+def synapse_calls(calls: Sequence[Call], plans: Mapping[str, LayerPlan]) -> dict[str, int]:
     """Which call is a layer's synapses, by the layer's name: the one that reads its rows."""
     return {
-        name: next(i for i, call in enumerate(calls) if _reads(call, ready))
-        for name, ready in prepared.items()
+        name: next(i for i, call in enumerate(calls) if _reads(call, plan))
+        for name, plan in plans.items()
     }
 
 
-def _reads(call: Call, ready: Prepared) -> bool:
-    return any(given is array for given in call.arguments for array in ready.arrays)
+def _reads(call: Call, plan: LayerPlan) -> bool:
+    return any(given is array for given in call.arguments for array in plan.arrays)
 
 
 def largest(synops: Mapping[str, int]) -> list[str]:

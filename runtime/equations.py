@@ -1,7 +1,7 @@
 """The dynamics of one neuron, written once.
 
 Each function below is plain arithmetic on its arguments. PyTorch calls them with tensors, numba
-compiles them on float32 scalars, the exporters spell the same operations in their format. No
+compiles them on float32 scalars, the exporters emit the same operations in their format. No
 function holds a constant: a Python literal would promote a float32 scalar to float64.
 
 The *form* of the charge matters in the last bit, so it is a field of the neuron: two expressions
@@ -119,7 +119,7 @@ FIRE: dict[FireRule, Callable[[Value, Value], Value]] = {"gt": fire_gt, "ge": fi
 
 
 def reset_target(v_threshold: float, v_reset: float | None, v_subtract: float | None) -> float:
-    """What a reset needs: v_reset, or with soft reset (None) what a spike takes off."""
+    """The reset constant: v_reset, or with soft reset (None) the amount that a spike subtracts."""
     if v_reset is not None:
         return v_reset
     return v_threshold if v_subtract is None else v_subtract
@@ -146,7 +146,7 @@ class NeuronEquation:
 
     @property
     def target(self) -> float:
-        """What the reset needs: v_reset, or with soft reset what a spike takes off."""
+        """The reset constant: v_reset, or with soft reset the amount that a spike subtracts."""
         return reset_target(self.v_threshold, self.v_reset, self.v_subtract)
 
     @property

@@ -30,7 +30,7 @@ from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
 from soul_deploy.prune.unstructured.search import SearchStoppedError
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.engine.thread_team import Crew
+from soul_deploy.runtime.engine.thread_team import ThreadTeam
 from soul_deploy.runtime.ops.counted_run import count, fan_out
 from soul_deploy.training.state import TrainingCursor
 
@@ -121,7 +121,7 @@ def check_streams(network: Network, x: Array, copied_after: int) -> None:
 @given(chains(max_groups=1), st.integers(1, 6), st.integers(0, 2**16))
 @settings(max_examples=25)
 def test_streams_of_any_chain_are_copied_whole(spec: ChainSpec, after: int, seed: int) -> None:
-    """Packed and mapped populations, generated channels, removals of one T."""
+    """Compacted and dense populations, constant-pattern channels, removals of one T."""
     thinned = pruned(build(spec), spec.seed)
     try:
         model = remove(thinned, plan_removal(thinned))
@@ -196,19 +196,19 @@ def test_workers_go_on_with_a_stream() -> None:
 
 def test_buffers_are_not_copied() -> None:
     network = network_of(1)
-    (workspace, *_) = next(iter(network._spare.values()))
+    (buffers, *_) = next(iter(network._spare.values()))
     for made in COPIES.values():
         with pytest.raises(UsageError, match="copy its network, which builds its own"):
-            made(workspace)
+            made(buffers)
 
 
 @each_copy
-def test_a_copied_crew_has_threads_of_its_own(made: Copy) -> None:
-    crew = Crew(2)
-    crew.each(lambda thread, meet: None)
-    other, seen = made(crew), []
-    other.each(lambda thread, meet: seen.append(thread))
-    assert sorted(seen) == [0, 1] and other is not crew
+def test_a_copied_team_has_threads_of_its_own(made: Copy) -> None:
+    team = ThreadTeam(2)
+    team.each(lambda thread, barrier: None)
+    other, seen = made(team), []
+    other.each(lambda thread, barrier: seen.append(thread))
+    assert sorted(seen) == [0, 1] and other is not team
 
 
 def thinned() -> Model:

@@ -83,7 +83,7 @@ def build_event_network(
         readout=_readout(parts.lowered),
         fixed_steps=model.for_one_t,
         reset_per_sample=info.validity.reset_per_sample,
-        normalization=None if norm is None else eventnet.Normalization(norm.mean, norm.std),
+        normalization=None if norm is None else eventnet.PixelNormalization(norm.mean, norm.std),
         classes=info.classes,
         source_sha256=source_sha256,
         input_kind=info.input_kind,
@@ -124,7 +124,7 @@ def refuse_unsupported(graph: SpikingGraph) -> None:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What layers are made from; neurons that no output depends on are masked in `lowered`."""
+    """What layers are built from; neurons that no output depends on are masked in `lowered`."""
 
     lowered: Deployed
     choice: storage_format.Choice
@@ -204,10 +204,10 @@ def _scatter_layer(parts: _Parts, node: ir.Scatter) -> eventnet.ScatterLayer:
 
 def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     """The fields that layers with synapses share; `live` is that of the currents."""
-    graph, composed = parts.lowered.graph, parts.lowered.operator(projection)
-    operator, edge = composed.operator, graph.edges[composed.source]
+    graph, linear = parts.lowered.graph, parts.lowered.operator(projection)
+    operator, edge = linear.operator, graph.edges[linear.source]
     assert not isinstance(operator, ReadoutOperator)
-    before = parts.lowered.live_values[composed.source]
+    before = parts.lowered.live_values[linear.source]
     form = parts.forms.get(projection)
     matrix = not isinstance(operator, ConvOperator)
     possible = storage_format.MATRIX_FORMS if matrix else storage_format.CONVOLUTION_FORMS
@@ -223,7 +223,7 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     else:
         synapses, weighed = storage_format.represent_matrix(operator, before, current, *how)
     return {
-        "source": composed.source,
+        "source": linear.source,
         "edge": edge.kind,
         "bound": edge.bound,
         "synapses": synapses,
@@ -269,15 +269,15 @@ def _pool_layer(parts: _Parts, node: ir.MaxPool) -> eventnet.PoolLayer:
 
 def _readout(lowered: Deployed) -> eventnet.ReadoutLayer:
     graph, node = lowered.graph, lowered.graph.readout
-    composed = lowered.operator(node.name)
-    operator = composed.operator
+    linear = lowered.operator(node.name)
+    operator = linear.operator
     assert isinstance(operator, ReadoutOperator)
     weight = operator.weight
     if weight is not None and not operator.space:
         weight = weight[:, storage_format.channel_last_order(operator.in_shape)]
     return eventnet.ReadoutLayer(
         name=node.name,
-        source=composed.source,
+        source=linear.source,
         in_shape=operator.in_shape,
         classes=node.classes,
         space=operator.space,

@@ -10,16 +10,16 @@ import numpy as np
 
 from soul_deploy.base.errors import LimitError
 from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.network import Convolution, Matrix, Pair, SparseRows
-from soul_deploy.runtime.format.tap_tables import axis_runs
+from soul_deploy.runtime.format.network import ConvSynapses, MatrixSynapses, Pair, SparseRows
+from soul_deploy.runtime.format.tap_tables import tap_table
 from soul_deploy.runtime.format.validate import MAX_SYNAPSES
-from soul_deploy.runtime.kernels.explicit_rows import count_rows, fill_rows
+from soul_deploy.runtime.kernels.explicit_rows import count_row_synapses, fill_rows
 
 Tables = tuple[Pair, int, int, Array, Array, Array, Array, Array, Array]
 
 
 def row_lengths(
-    convolution: Convolution, rows: SparseRows, source_live: Array, live: Array
+    convolution: ConvSynapses, rows: SparseRows, source_live: Array, live: Array
 ) -> Array:
     """int64 (n_in,): synapses of each explicit row, channel-last.
 
@@ -27,13 +27,13 @@ def row_lengths(
     """
     lengths = np.empty(math.prod(convolution.in_shape), np.int64)
     starts, targets = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
-    count_rows(starts, targets, *_tables(convolution), source_live, live, lengths)
+    count_row_synapses(starts, targets, *_tables(convolution), source_live, live, lengths)
     return lengths
 
 
 def explicit_form(
-    convolution: Convolution, rows: SparseRows, source_live: Array, live: Array
-) -> Matrix:
+    convolution: ConvSynapses, rows: SparseRows, source_live: Array, live: Array
+) -> MatrixSynapses:
     """The convolution as a matrix of compressed rows; as `row_lengths`.
 
     Raises LimitError for more synapses than row starts can count.
@@ -50,7 +50,7 @@ def explicit_form(
     first, to = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
     tables = _tables(convolution)
     fill_rows(first, to, rows.weight, *tables, source_live, live, targets, weight)
-    return Matrix(
+    return MatrixSynapses(
         convolution.in_shape,
         convolution.out_shape,
         SparseRows(starts, targets, weight),
@@ -58,8 +58,8 @@ def explicit_form(
     )
 
 
-def _tables(convolution: Convolution) -> Tables:
-    y, x = (axis_runs(convolution, axis, merge=False) for axis in (0, 1))
+def _tables(convolution: ConvSynapses) -> Tables:
+    y, x = (tap_table(convolution, axis, merge=False) for axis in (0, 1))
     channels, _, width = convolution.out_shape
     first = y.first.astype(np.int64), x.first.astype(np.int64)
     kernel = convolution.kernel

@@ -118,7 +118,7 @@ def represent_matrix(
             "explicit", _row_bytes(weight.shape[1], synapses) + bias, synapses, not dense
         ),
     )
-    return eventnet.Matrix(
+    return eventnet.MatrixSynapses(
         operator.in_shape, operator.out_shape, rows, _own(operator.bias)
     ), weighed
 
@@ -136,14 +136,14 @@ def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> ev
 
 def _convolution(
     operator: ConvOperator, choice: Choice | Form
-) -> tuple[eventnet.Convolution, eventnet.SparseRows]:
+) -> tuple[eventnet.ConvSynapses, eventnet.SparseRows]:
     """Rows (channel, kernel row, kernel column), the kernel mirrored; also as compressed rows."""
     weight = operator.weight[:, :, ::-1, ::-1]
     by_source = _by_source(weight, operator.groups)
     sparse = _sparse(_spread_groups(by_source, operator.groups))
     dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
-    convolution = eventnet.Convolution(
+    convolution = eventnet.ConvSynapses(
         in_shape=operator.in_shape,
         out_shape=operator.out_shape,
         rows=eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse,
@@ -224,7 +224,7 @@ def _row_bytes(rows: int, synapses: int) -> int:
     return 4 * (rows + 1) + 8 * synapses
 
 
-def _bytes(convolution: eventnet.Convolution) -> int:
+def _bytes(convolution: eventnet.ConvSynapses) -> int:
     rows = convolution.rows
     arrays = (rows.weight,) if isinstance(rows, eventnet.DenseRows) else rows.arrays
     return sum(array.nbytes for array in arrays) + _bias_bytes(convolution.bias)

@@ -1,4 +1,4 @@
-"""What a NIR graph does not say: how long a step is, when neurons fire, how they reset.
+"""Conventions that a NIR graph leaves open: length of a step, firing rule, reset.
 
 A caller may say it. What nobody says is assumed as NIR's own equations have it, and each assumption
 is a sentence that goes with the model. A step with which a graph makes no sense is not assumed.

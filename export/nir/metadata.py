@@ -1,4 +1,4 @@
-"""What stands beside the nodes of a NIR graph: T, dt, and how its output becomes class scores."""
+"""Metadata of a NIR graph: T, dt, and how its output becomes class scores."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,9 @@ class Description:
     readout: Readout | None
 
 
-def describe(metadata: Mapping[str, Any], time_steps: int | None, dt: float | None) -> Description:
+def described_graph(
+    metadata: Mapping[str, Any], time_steps: int | None, dt: float | None
+) -> Description:
     """From the metadata of a graph; what is given comes first.
 
     Raises UsageError if T is neither given nor stored, or a value is out of range, and

@@ -34,7 +34,7 @@ RESERVED = {*dir(GraphModule), *vars(nn.Module())} | {
 
 
 @dataclass(frozen=True)
-class Value:
+class NirValue:
     """A NIR node's value: our node's value times a factor."""
 
     name: str
@@ -54,9 +54,9 @@ class Reader:
     made: list[ir.Node] = field(default_factory=list)
     state: dict[str, Array] = field(default_factory=dict)
     last: str | None = None
-    values: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, NirValue] = field(default_factory=dict)
     shapes: dict[str, ir.Shape] = field(default_factory=dict)
-    sums: dict[tuple[str, ...], Value] = field(default_factory=dict)
+    sums: dict[tuple[str, ...], NirValue] = field(default_factory=dict)
 
     def name(self, key: str) -> str:
         """Our name of a NIR node: the one in its metadata, made safe as a module's name."""
@@ -67,7 +67,7 @@ class Reader:
             raise FileFormatError(f"two NIR nodes are called {name!r}")
         return name
 
-    def put(self, node: ir.Node, **arrays: Array | None) -> Value:
+    def put(self, node: ir.Node, **arrays: Array | None) -> NirValue:
         """Append a node of ours with its weights. Raises FileFormatError if it does not fit."""
         try:
             shape = node.output_shape([self.shapes[name] for name in node.inputs])
@@ -78,9 +78,9 @@ class Reader:
         for part, array in arrays.items():
             if array is not None:
                 self.state[f"{node.name}.{part}"] = array
-        return Value(node.name)
+        return NirValue(node.name)
 
-    def arriving(self, key: str) -> Value:
+    def arriving(self, key: str) -> NirValue:
         """The value that arrives at a NIR node: one source's, or the merge of several."""
         sources = tuple(a for a, b in self.graph.edges if b == key)
         if not sources:
@@ -91,14 +91,14 @@ class Reader:
             values = [self.values[source] for source in sources]
             factor = values[0].factor
             if any(value.factor != factor for value in values):
-                values = [Value(self.settled(key, value)) for value in values]
+                values = [NirValue(self.settled(key, value)) for value in values]
                 factor = 1.0
             names = tuple(value.name for value in values)
-            made = self.put(ir.Merge(f"{self.name(key)}.sum", names, "add"))
-            self.sums[sources] = Value(made.name, factor)
+            node = self.put(ir.Merge(f"{self.name(key)}.sum", names, "add"))
+            self.sums[sources] = NirValue(node.name, factor)
         return self.sums[sources]
 
-    def settled(self, key: str, value: Value, gain: float = 1.0) -> str:
+    def settled(self, key: str, value: NirValue, gain: float = 1.0) -> str:
         """Put a value's factor and `gain` into the synapses before it; its name.
 
         Raises UnsupportedGraphError if there are none, or something beside `key` reads them.
@@ -148,7 +148,7 @@ def read_node(reader: Reader, key: str) -> None:
         reader.values[key] = value
 
 
-def _input(r: Reader, key: str, node: Any) -> Value:
+def _input(r: Reader, key: str, node: Any) -> NirValue:
     if r.made:
         raise UnsupportedGraphError(f"{key}: a second input; supported is one")
     shape = _integers(node.input_type["input"])
@@ -165,29 +165,29 @@ def _output(r: Reader, key: str, node: Any) -> None:
     r.last = r.settled(key, r.arriving(key))
 
 
-def _linear(r: Reader, key: str, node: Any) -> Value:
+def _linear(r: Reader, key: str, node: Any) -> NirValue:
     weight = np.asarray(node.weight, np.float64)
     if weight.ndim != 2:
         raise UnsupportedGraphError(f"{key}: weight of shape {weight.shape}; supported: (out, in)")
     source, bias = r.arriving(key), _bias(getattr(node, "bias", None))
     features, width = weight.shape
-    made = ir.Linear(r.name(key), (source.name,), bias is not None, None, width, features)
-    return r.put(made, weight=(weight * source.factor).astype(np.float32), bias=bias)
+    projection = ir.Linear(r.name(key), (source.name,), bias is not None, None, width, features)
+    return r.put(projection, weight=(weight * source.factor).astype(np.float32), bias=bias)
 
 
 def _bias(bias: Any) -> Array | None:
     """float32; None where all are 0, which NIR's convolution cannot leave out."""
-    found = None if bias is None else np.asarray(bias, np.float32)
-    return found if found is not None and found.any() else None
+    array = None if bias is None else np.asarray(bias, np.float32)
+    return array if array is not None and array.any() else None
 
 
-def _convolution(r: Reader, key: str, node: Any) -> Value:
+def _convolution(r: Reader, key: str, node: Any) -> NirValue:
     weight, groups = np.asarray(node.weight, np.float64), int(node.groups)
     kernel, dilation = _pair(weight.shape[2:]), _pair(node.dilation)
     stride = _pair(node.stride)
     padding = _padding(key, node.padding, kernel, stride, dilation)
     source, bias = r.arriving(key), _bias(node.bias)
-    made = ir.Convolution(
+    projection = ir.Convolution(
         r.name(key),
         (source.name,),
         bias is not None,
@@ -200,7 +200,7 @@ def _convolution(r: Reader, key: str, node: Any) -> Value:
         dilation,
         groups,
     )
-    return r.put(made, weight=(weight * source.factor).astype(np.float32), bias=bias)
+    return r.put(projection, weight=(weight * source.factor).astype(np.float32), bias=bias)
 
 
 def _padding(
@@ -219,20 +219,20 @@ def _padding(
     return dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
 
 
-def _avg_pool(r: Reader, key: str, node: Any) -> Value:
+def _avg_pool(r: Reader, key: str, node: Any) -> NirValue:
     source = r.arriving(key)
     sides = _pair(node.kernel_size), _pair(node.stride), _pair(node.padding)
-    return Value(r.put(ir.AvgPool(r.name(key), (source.name,), *sides)).name, source.factor)
+    return NirValue(r.put(ir.AvgPool(r.name(key), (source.name,), *sides)).name, source.factor)
 
 
-def _sum_pool(r: Reader, key: str, node: Any) -> Value:
+def _sum_pool(r: Reader, key: str, node: Any) -> NirValue:
     """A mean times the window's size."""
     mean = _avg_pool(r, key, node)
     height, width = _pair(node.kernel_size)
-    return Value(mean.name, mean.factor * height * width)
+    return NirValue(mean.name, mean.factor * height * width)
 
 
-def _flatten(r: Reader, key: str, node: Any) -> Value:
+def _flatten(r: Reader, key: str, node: Any) -> NirValue:
     source = r.arriving(key)
     sides = len(r.shapes[source.name])
     first, last = int(node.start_dim) % sides, int(node.end_dim) % sides
@@ -242,19 +242,19 @@ def _flatten(r: Reader, key: str, node: Any) -> Value:
         raise UnsupportedGraphError(
             f"{key}: flattens axes {first} to {last} of {r.shapes[source.name]}; supported is all"
         )
-    return Value(r.put(ir.Flatten(r.name(key), (source.name,))).name, source.factor)
+    return NirValue(r.put(ir.Flatten(r.name(key), (source.name,))).name, source.factor)
 
 
-def _scale(r: Reader, key: str, node: Any) -> Value:
+def _scale(r: Reader, key: str, node: Any) -> NirValue:
     source = r.arriving(key)
-    return Value(source.name, source.factor * _uniform(key, "scale", node.scale))
+    return NirValue(source.name, source.factor * _uniform(key, "scale", node.scale))
 
 
-def _lif(r: Reader, key: str, node: Any) -> Value:
+def _lif(r: Reader, key: str, node: Any) -> NirValue:
     return _population(r, key, node, _numbers(key, node))
 
 
-def _cuba_lif(r: Reader, key: str, node: Any) -> Value:
+def _cuba_lif(r: Reader, key: str, node: Any) -> NirValue:
     """With tau_syn = dt the synaptic current is w_in times the input, and the neuron a LIF."""
     tau_syn = _uniform(key, "tau_syn", node.tau_syn)
     dt = r.conventions.dt
@@ -294,15 +294,15 @@ def _readout_of_membranes(key: str, what: str) -> UnsupportedGraphError:
 
 def _all_numbers(graph: Any) -> list[NirNeuron]:
     """The numbers of all neurons of a graph that can be read."""
-    found = []
+    numbers = []
     for key, node in graph.nodes.items():
         if type(node).__name__ in NEURONS:
             with suppress(UnsupportedGraphError):
-                found.append(_numbers(key, node))
-    return found
+                numbers.append(_numbers(key, node))
+    return numbers
 
 
-def _population(r: Reader, key: str, node: Any, neuron: NirNeuron) -> Value:
+def _population(r: Reader, key: str, node: Any, neuron: NirNeuron) -> NirValue:
     own, gain = _own_neuron(r, key, node, neuron), 1.0
     if own is None:
         spec, gain = _neuron_of_others(r, key, node, neuron)
@@ -321,7 +321,7 @@ def _neuron_of_others(
     return from_nir(key, neuron, said.dt, said.fire_of(key, node), said.reset_of(neuron))
 
 
-def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> ir.NeuronSpec | None:
+def _own_neuron(r: Reader, key: str, node: Any, neuron: NirNeuron) -> ir.NeuronSpec | None:
     """The neuron as it was before export, from the metadata. Raises FileFormatError unless it is
     the neuron that the node's numbers say."""
     text = node.metadata.get(nir_library.POPULATION)
@@ -336,9 +336,9 @@ def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> ir.NeuronSp
         expected = to_nir(key, spec.equation(decay), r.conventions.dt)
     except (KeyError, TypeError, ValueError, AssertionError, UsageError) as error:
         raise FileFormatError(f"{key}: its metadata cannot be read ({error!r})") from error
-    if not expected.close_to(found):
+    if not expected.close_to(neuron):
         raise FileFormatError(
-            f"{key}: {found} are not the numbers of the neuron in its metadata at dt "
+            f"{key}: {neuron} are not the numbers of the neuron in its metadata at dt "
             f"{r.conventions.dt:g}, {expected}; remove the metadata if they were changed on purpose"
         )
     return spec
@@ -346,14 +346,14 @@ def _own_neuron(r: Reader, key: str, node: Any, found: NirNeuron) -> ir.NeuronSp
 
 def _uniform(key: str, what: str, values: Any) -> float:
     """The one value of an array. Raises UnsupportedGraphError if there are several."""
-    found = np.unique(np.asarray(values, np.float64))
-    if found.size != 1 or not np.isfinite(found[0]):
-        low, high = (found.min(), found.max()) if found.size else (0, 0)
+    distinct = np.unique(np.asarray(values, np.float64))
+    if distinct.size != 1 or not np.isfinite(distinct[0]):
+        low, high = (distinct.min(), distinct.max()) if distinct.size else (0, 0)
         raise UnsupportedGraphError(
-            f"{key}: {what} has {found.size} values from {low:g} to {high:g}; supported is one "
+            f"{key}: {what} has {distinct.size} values from {low:g} to {high:g}; supported is one "
             "finite value for the whole population"
         )
-    return float(found[0])
+    return float(distinct[0])
 
 
 def _integers(values: Any) -> tuple[int, ...]:
@@ -365,7 +365,7 @@ def _pair(value: Any) -> ir.Pair:
     return (sides[0], sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 
 
-READERS: dict[str, Callable[[Reader, str, Any], Value | None]] = {
+READERS: dict[str, Callable[[Reader, str, Any], NirValue | None]] = {
     "Input": _input,
     "Output": _output,
     "Affine": _linear,

@@ -56,11 +56,11 @@ def check_texts(file: File) -> None:
     be the same one. Not for the caller's own process: the library may not come back.
     """
     with opened(file) as source:
-        found, allowed = 0, _allowed(source)
+        text_bytes, allowed = 0, _allowed(source)
         for item in _datasets(source):
             for block in _blocks(item) if item.dtype.hasobject else ():
-                found += sum(len(text) for text in np.ravel(block) if isinstance(text, bytes))
-                if found > allowed:
+                text_bytes += sum(len(text) for text in np.ravel(block) if isinstance(text, bytes))
+                if text_bytes > allowed:
                     raise FileFormatError(f"its texts take more than {allowed:,} bytes")
 
 

@@ -19,7 +19,7 @@ from soul_deploy.base.errors import (
 from soul_deploy.base.files import Array, File, OpenFile, opened
 from soul_deploy.base.input_rule import InputKind
 from soul_deploy.export.nir.conventions import Conventions
-from soul_deploy.export.nir.metadata import Description, describe, with_readout
+from soul_deploy.export.nir.metadata import Description, described_graph, with_readout
 from soul_deploy.export.nir.neuron import ResetRule
 from soul_deploy.export.nir.nodes import Reader, read_node
 from soul_deploy.export.nir.package import DEFAULT_DT, check_sizes, nir_package
@@ -86,7 +86,7 @@ def import_nir(
             f"{len(graph.nodes)} nodes and {len(graph.edges)} edges; their product may be at most "
             f"{MAX_TURNS}, since the edges are walked for every node"
         )
-    described = describe(graph.metadata, time_steps, dt)
+    described = described_graph(graph.metadata, time_steps, dt)
     known = described.dt is not None
     said = Conventions(DEFAULT_DT if described.dt is None else described.dt, known, fire, reset)
     reader = Reader(graph, said)

@@ -56,9 +56,9 @@ class _Writer:
         self.edges += [(source, key) for source in sources]
         return key
 
-    def put(self, node: ir.Node, made: Any) -> None:
+    def put(self, node: ir.Node, nir_node: Any) -> None:
         """Append the NIR node that is our single-input node."""
-        self.outlets[node.name] = (self.add(node.name, made, self.outlets[node.inputs[0]]),)
+        self.outlets[node.name] = (self.add(node.name, nir_node, self.outlets[node.inputs[0]]),)
 
     def shape(self, node: ir.Node) -> tuple[int, ...]:
         return self.model.graph.shapes[node.name]
@@ -88,7 +88,7 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
                 f"{node.name}: nothing reads it, so that NIR would make it a second output"
             )
     sha256 = source_sha256 or ""
-    return nir.NIRGraph(writer.nodes, writer.edges, metadata=metadata(model, dt, sha256))
+    return nir.NIRGraph(writer.nodes, writer.edges, metadata=nir_metadata(model, dt, sha256))
 
 
 @operation_table(ir.Node)
@@ -129,17 +129,17 @@ def _convolution(node: ir.Convolution, w: _Writer) -> None:
     synapses = w.folded[node.name]
     _, height, width = w.model.graph.shapes[node.inputs[0]]
     bias = np.zeros(node.channels, np.float32) if synapses.bias is None else synapses.bias
-    made = w.nir.Conv2d(
+    nir_node = w.nir.Conv2d(
         (height, width), synapses.weight, node.stride, node.padding, node.dilation, 1, bias
     )
-    found = tuple(int(side) for side in made.output_type["output"])
-    if found != w.shape(node):
+    sides = tuple(int(side) for side in nir_node.output_type["output"])
+    if sides != w.shape(node):
         raise UnsupportedGraphError(
             f"{node.name}: a kernel of {node.kernel[0]}×{node.kernel[1]}, whose output the package "
-            f"nir {w.nir.version} takes for {found}, not {w.shape(node)}, since it only looks at "
+            f"nir {w.nir.version} takes for {sides}, not {w.shape(node)}, since it only looks at "
             f"the height; readers would refuse the file. {INSTEAD.capitalize()}"
         )
-    w.put(node, made)
+    w.put(node, nir_node)
 
 
 @append.on(ir.Linear)
@@ -171,12 +171,14 @@ def _population(node: ir.Population, w: _Writer) -> None:
         for key, value in asdict(numbers).items()
         if value is not None and (numbers.tau is not None or key != "v_leak")
     }
-    made = w.nir.IF(**full) if numbers.tau is None else w.nir.LIF(**full)
-    made.metadata[nir_library.POPULATION] = json.dumps(node_to_json(node))
-    made.metadata["fire"] = rule(w.equations[node.name])
+    nir_node = w.nir.IF(**full) if numbers.tau is None else w.nir.LIF(**full)
+    nir_node.metadata[nir_library.POPULATION] = json.dumps(node_to_json(node))
+    nir_node.metadata["fire"] = rule(w.equations[node.name])
     if node.neuron.learned:
-        made.metadata[nir_library.DECAY_PARAMETER] = repr(float(w.model.state[f"{node.name}.w"]))
-    w.put(node, made)
+        nir_node.metadata[nir_library.DECAY_PARAMETER] = repr(
+            float(w.model.state[f"{node.name}.w"])
+        )
+    w.put(node, nir_node)
 
 
 @append.on(ir.AvgPool)
@@ -259,7 +261,7 @@ def rule(equation: NeuronEquation) -> str:
     return "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
 
 
-def metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
+def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
     """The graph's metadata: strings, nested values as JSON."""
     graph, info = model.graph, model.info
     rules = {rule(equation) for equation in lower(model).equations.values()}

@@ -58,18 +58,20 @@ def build_onnx(
     installed onnx is too old for it), UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
-    for what, given, valid in (
+    for what, inputs, valid in (
         ("input mode", input_mode, INPUT_MODES),
         ("outputs", outputs, OUTPUTS),
     ):
-        if given not in valid:
-            raise UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
-    builder = onnx_nodes.Builder(model.graph, fitting(model, opset), opset, input_mode=input_mode)
+        if inputs not in valid:
+            raise UsageError(f"{what} {inputs!r}; valid: {', '.join(valid)}")
+    builder = onnx_nodes.OnnxBuilder(
+        model.graph, fitting(model, opset), opset, input_mode=input_mode
+    )
     for node in model.graph.nodes:
-        onnx_nodes.spell(builder, node)
+        onnx_nodes.emit(builder, node)
     yielded = _spike_outputs(builder) if outputs == "spikes" else []
     built = _assemble(builder, input_mode, yielded)
-    properties = metadata(model, builder.lowered.equations, input_mode, source_sha256)
+    properties = onnx_metadata(model, builder.lowered.equations, input_mode, source_sha256)
     properties["outputs"] = outputs
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
@@ -112,7 +114,7 @@ def output_entries(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> list[tup
     return entries
 
 
-def _spike_outputs(b: onnx_nodes.Builder) -> list[onnx.ValueInfoProto]:
+def _spike_outputs(b: onnx_nodes.OnnxBuilder) -> list[onnx.ValueInfoProto]:
     """Every population's spikes with the time axis apart."""
     for node in b.graph.populations:
         name = onnx_nodes.spikes_name(node.name)
@@ -123,7 +125,7 @@ def _spike_outputs(b: onnx_nodes.Builder) -> list[onnx.ValueInfoProto]:
 
 
 def _assemble(
-    b: onnx_nodes.Builder, input_mode: onnx_nodes.InputMode, yielded: list[onnx.ValueInfoProto]
+    b: onnx_nodes.OnnxBuilder, input_mode: onnx_nodes.InputMode, yielded: list[onnx.ValueInfoProto]
 ) -> onnx.ModelProto:
     graph, given = b.graph, b.graph.input.name
     shape = input_shape(graph, input_mode)
@@ -141,7 +143,7 @@ def _assemble(
 
 
 def assemble(
-    b: onnx_nodes.Builder,
+    b: onnx_nodes.OnnxBuilder,
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
     doc: str,
@@ -165,7 +167,7 @@ def assemble(
     )
 
 
-def metadata(
+def onnx_metadata(
     model: Model,
     equations: Mapping[str, NeuronEquation],
     input_mode: onnx_nodes.InputMode,

@@ -1,4 +1,4 @@
-"""One time step of a neuron as an ONNX function, spelled exactly as `runtime.equations` does.
+"""One time step of a neuron as an ONNX function, with the operations of `runtime.equations` does.
 
 A model-local function per neuron model, (v, x) -> (spike, v after reset), keeps the file readable
 in a viewer: its attributes are the neuron's constants. Every operation, and its order, is that of

@@ -32,7 +32,7 @@ Outputs = Literal["logits", "spikes"]
 
 @brief
 @dataclass
-class Builder:
+class OnnxBuilder:
     """An ONNX graph being built of `graph`, with the numbers that `lowered` has.
 
     In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
@@ -113,11 +113,11 @@ def mask_name(population: str) -> str:
 
 
 def pattern_name(population: str) -> str:
-    """The initializer that holds a population's generated channels."""
+    """The initializer that holds a population's constant-pattern channels."""
     return f"{population}.pattern"
 
 
-def _synapses(b: Builder, name: str) -> list[str]:
+def _synapses(b: OnnxBuilder, name: str) -> list[str]:
     synapses = b.lowered.synapses[name]
     names = [b.constant(weight_name(name), synapses.weight)]
     if synapses.bias is not None:
@@ -130,20 +130,20 @@ def _pads(padding: ir.Pair) -> list[int]:
 
 
 @operation_table(ir.Node)
-def append(node: ir.Node, b: Builder) -> None:
+def append(node: ir.Node, b: OnnxBuilder) -> None:
     """Append the node's ONNX spelling to what is being built."""
     raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
 
 
 @append.on(ir.Input)
-def _input(node: ir.Input, b: Builder) -> None:
+def _input(node: ir.Input, b: OnnxBuilder) -> None:
     if b.input_mode == "sequence":
         merged = b.integers(f"{node.name}.merged_shape", -1, *node.shape)
         b.op("Reshape", [node.name, merged], b.value(node.name))
 
 
 @append.on(ir.Convolution)
-def _convolution(node: ir.Convolution, b: Builder) -> None:
+def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
     b.op(
         "Conv",
         [b.source(node), *_synapses(b, node.name)],
@@ -157,30 +157,30 @@ def _convolution(node: ir.Convolution, b: Builder) -> None:
 
 
 @append.on(ir.Linear)
-def _linear(node: ir.Linear, b: Builder) -> None:
+def _linear(node: ir.Linear, b: OnnxBuilder) -> None:
     b.op("Gemm", [b.source(node), *_synapses(b, node.name)], b.value(node.name), transB=1)
 
 
 @append.on(ir.MaxPool)
-def _max_pool(node: ir.MaxPool, b: Builder) -> None:
+def _max_pool(node: ir.MaxPool, b: OnnxBuilder) -> None:
     sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": _pads(node.padding)}
     b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
 
 
 @append.on(ir.AvgPool)
-def _avg_pool(node: ir.AvgPool, b: Builder) -> None:
+def _avg_pool(node: ir.AvgPool, b: OnnxBuilder) -> None:
     _average(b, node, node.kernel, node.stride, node.padding)
 
 
 def _average(
-    b: Builder, node: ir.Node, kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair = (0, 0)
+    b: OnnxBuilder, node: ir.Node, kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair = (0, 0)
 ) -> None:
     sides = {"kernel_shape": kernel, "strides": stride, "pads": _pads(padding)}
     b.op("AveragePool", [b.source(node)], b.value(node.name), count_include_pad=1, **sides)
 
 
 @append.on(ir.AdaptiveAvgPool)
-def _adaptive(node: ir.AdaptiveAvgPool, b: Builder) -> None:
+def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
     """Windows that tile evenly are an average pooling, others a matrix over the positions."""
     tile = even_window(node, b.graph.shapes[node.inputs[0]])
     if tile is not None:
@@ -200,12 +200,12 @@ def _adaptive(node: ir.AdaptiveAvgPool, b: Builder) -> None:
 
 
 @append.on(ir.Flatten)
-def _flatten(node: ir.Flatten, b: Builder) -> None:
+def _flatten(node: ir.Flatten, b: OnnxBuilder) -> None:
     b.op("Flatten", [b.source(node)], b.value(node.name), axis=1)
 
 
 @append.on(ir.Population)
-def _population(node: ir.Population, b: Builder) -> None:
+def _population(node: ir.Population, b: OnnxBuilder) -> None:
     """The neuron's function, called T times; spikes leave merged, T-major."""
     name, value = node.name, b.value(node.name)
     stages = [f"{name}.fired"]
@@ -220,7 +220,7 @@ def _population(node: ir.Population, b: Builder) -> None:
         b.op("Mul", [fired, b.constant(mask_name(name), mask.astype(np.float32))], value)
 
 
-def _fire(b: Builder, node: ir.Population, output: str) -> str:
+def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
     """Charge, fire, reset; spikes of all steps (T·batch, ...)."""
     current, name, steps = b.source(node), node.name, b.graph.time_steps
     equation = b.lowered.equations[name]
@@ -240,7 +240,7 @@ def _fire(b: Builder, node: ir.Population, output: str) -> str:
     return b.op("Concat", spikes, output, axis=0)
 
 
-def _at_rest(b: Builder, name: str, rest: float) -> str:
+def _at_rest(b: OnnxBuilder, name: str, rest: float) -> str:
     """The initial membrane. It is not a constant, so that ONNX Runtime cannot simplify the first
     step and move what is left of it into the convolution's weights (ConvAddFusion, ConvMulFusion):
     a product rounded at another place is another number."""
@@ -248,7 +248,7 @@ def _at_rest(b: Builder, name: str, rest: float) -> str:
     return b.op("ConstantOfShape", [f"{name}.current_shape"], f"{name}.membrane", value=value)
 
 
-def _append_pattern(b: Builder, node: ir.Population, fired: str, output: str) -> str:
+def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str) -> str:
     """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
     name, space = node.name, b.graph.shapes[node.name][1:]
     pattern = b.lowered.patterns[name].astype(np.float32)
@@ -277,7 +277,7 @@ def _step(equation: NeuronEquation, inputs: list[str], outputs: list[str]) -> No
     return node
 
 
-def _split(b: Builder, current: str, name: str, steps: int) -> list[str]:
+def _split(b: OnnxBuilder, current: str, name: str, steps: int) -> list[str]:
     outputs = [f"{name}.current.{t}" for t in range(steps)]
     node = helper.make_node("Split", [current], outputs, name=f"{name}.split", axis=0)
     if b.opset >= 18:  # before, the number of equal parts is the number of outputs
@@ -287,7 +287,7 @@ def _split(b: Builder, current: str, name: str, steps: int) -> list[str]:
 
 
 @append.on(ir.Merge)
-def _merge(node: ir.Merge, b: Builder) -> None:
+def _merge(node: ir.Merge, b: OnnxBuilder) -> None:
     """Two branches at a time, left to right, as `soul_deploy.nn.layers.merged`."""
     name = node.name
     values = [_at_every_step(b, node, place) for place in range(len(node.inputs))]
@@ -300,7 +300,7 @@ def _merge(node: ir.Merge, b: Builder) -> None:
         result = b.op("Add" if node.function == "add" else "Mul", [result, branch], output)
 
 
-def _at_every_step(b: Builder, node: ir.Merge, place: int) -> str:
+def _at_every_step(b: OnnxBuilder, node: ir.Merge, place: int) -> str:
     """A branch's value; one without a time axis is repeated where it meets one that has it."""
     source, steps = node.inputs[place], b.graph.time_steps
     if source not in b.static or b.static.issuperset(node.inputs) or steps == 1:
@@ -311,7 +311,7 @@ def _at_every_step(b: Builder, node: ir.Merge, place: int) -> str:
 
 
 @append.on(ir.Scatter)
-def _scatter(node: ir.Scatter, b: Builder) -> None:
+def _scatter(node: ir.Scatter, b: OnnxBuilder) -> None:
     """A channel of zeros behind the others, and each wide channel picked from among these."""
     name, rank = node.name, 1 + len(b.graph.shapes[node.name])
     behind = [int(axis == 1) for axis in range(rank)]
@@ -323,7 +323,7 @@ def _scatter(node: ir.Scatter, b: Builder) -> None:
 
 
 @append.on(ir.Readout)
-def _readout(node: ir.Readout, b: Builder) -> None:
+def _readout(node: ir.Readout, b: OnnxBuilder) -> None:
     """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
     into the matrix product (MatMulScaleFusion)."""
     name, shape = node.name, b.graph.shapes[node.inputs[0]]
@@ -347,7 +347,7 @@ def _readout(node: ir.Readout, b: Builder) -> None:
         b.op("Add", [scaled, *bias], OUTPUT)
 
 
-def _counts(b: Builder, name: str, source: str, shape: ir.Shape) -> str:
+def _counts(b: OnnxBuilder, name: str, source: str, shape: ir.Shape) -> str:
     """Sums over space, then over time: (T·batch, C, H, W) to (batch, C)."""
     if len(shape) == 3:
         source = _sum(b, source, f"{name}.space_sum", 2, 3)
@@ -359,12 +359,12 @@ def _counts(b: Builder, name: str, source: str, shape: ir.Shape) -> str:
     return _sum(b, steps, f"{name}.counts", 0)
 
 
-def _sum(b: Builder, source: str, output: str, *axes: int) -> str:
+def _sum(b: OnnxBuilder, source: str, output: str, *axes: int) -> str:
     inputs = [source, b.integers(f"{output}.axes", *axes)]
     return b.op("ReduceSum", inputs, output, keepdims=0)
 
 
-def spell(b: Builder, node: ir.Node) -> None:
+def emit(b: OnnxBuilder, node: ir.Node) -> None:
     """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
     append(node, b)
     if node is not b.graph.readout:
@@ -373,7 +373,7 @@ def spell(b: Builder, node: ir.Node) -> None:
         raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
 
 
-def functions(b: Builder) -> list[onnx.FunctionProto]:
+def functions(b: OnnxBuilder) -> list[onnx.FunctionProto]:
     """One function per neuron model in use, by name."""
     called = {node.op_type for node in b.nodes if node.domain == onnx_neuron.DOMAIN}
     known = {onnx_neuron.function_name(e): e for e in b.lowered.equations.values()}

@@ -1,4 +1,4 @@
-"""What is in an ONNX file, as JSON data; `soul-deploy inspect` finds this by its dotted name."""
+"""The contents of an ONNX file as JSON data; `soul-deploy inspect` imports this by dotted name."""
 
 import json
 from collections import Counter
@@ -36,16 +36,16 @@ def read_onnx(file: File, *, max_memory: int | None = None) -> ModelProto:
     return model
 
 
-def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
+def describe_onnx(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
     """Opsets, inputs and outputs, operators, weights and metadata of an ONNX file.
 
     max_memory: as in `read_onnx`. Raises MissingFileError, FileFormatError, LimitError.
     """
     model, path = read_onnx(file, max_memory=max_memory), path_of(file)
     try:
-        found = _contents(model)
-        json.dumps(found)  # names that are no text come out as bytes
-        return found
+        contents = _contents(model)
+        json.dumps(contents)  # names that are no text come out as bytes
+        return contents
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise FileFormatError(f"{path}: an ONNX file that cannot be read ({error!r})") from error
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.export.onnx import model as onnx_model
-from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, Builder, spell, value_name
+from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, OnnxBuilder, emit, value_name
 from soul_deploy.ir.graph import Shape, SpikingGraph
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
@@ -85,10 +85,10 @@ def build_step(
     if static_input == "current":
         _require_currents(graph)
     builder = _builder(model, opset)
-    given = graph.static if static_input == "current" else (graph.input.name,)
+    inputs = graph.static if static_input == "current" else (graph.input.name,)
     for node in graph.nodes:
-        if node.name not in given:
-            spell(builder, node)
+        if node.name not in inputs:
+            emit(builder, node)
     if builder.counter:
         _count(builder, graph.time_steps)
     built = onnx_model.assemble(
@@ -97,7 +97,7 @@ def build_step(
         [_declared(*entry) for entry in step_outputs(model)],
         "Spiking network, one time step; its state goes in and comes out.",
     )
-    properties = onnx_model.metadata(model, builder.lowered.equations, "step", source_sha256)
+    properties = onnx_model.onnx_metadata(model, builder.lowered.equations, "step", source_sha256)
     properties |= _description(model, static_input)
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
@@ -115,20 +115,22 @@ def build_currents(
     graph = model.graph
     _require_currents(graph)
     builder = _builder(model, opset)
-    given = currents_of(graph)
+    inputs = currents_of(graph)
     for name in graph.static[1:]:
-        spell(builder, graph[name])
+        emit(builder, graph[name])
     shape = onnx_model.input_shape(graph, "step")
     built = onnx_model.assemble(
         builder,
         [_declared(graph.input.name, shape)],
         [
             _declared(value_name(graph, name, "step"), (BATCH, *graph.shapes[name]))
-            for name in given
+            for name in inputs
         ],
         "What a static image determines once: the currents that every step takes.",
     )
-    properties = onnx_model.metadata(model, {}, "step", source_sha256) | {"input_mode": CURRENTS}
+    properties = onnx_model.onnx_metadata(model, {}, "step", source_sha256) | {
+        "input_mode": CURRENTS
+    }
     helper.set_model_props(built, dict(sorted(properties.items())))
     onnx.checker.check_model(built, full_check=True)
     return built
@@ -142,9 +144,9 @@ def _require_currents(graph: SpikingGraph) -> None:
         )
 
 
-def _builder(model: Model, opset: int) -> Builder:
+def _builder(model: Model, opset: int) -> OnnxBuilder:
     states = states_of(model)
-    return Builder(
+    return OnnxBuilder(
         model.graph.with_time_steps(1),
         onnx_model.fitting(model, opset),
         opset,
@@ -160,9 +162,9 @@ Entry = tuple[str, tuple[int | str, ...]]
 def step_inputs(model: Model, static_input: StaticInput) -> list[Entry]:
     """The step file's inputs, name and shape with its named axis: frame or currents, states."""
     graph = model.graph
-    given = currents_of(graph) if static_input == "current" else (graph.input.name,)
+    inputs = currents_of(graph) if static_input == "current" else (graph.input.name,)
     entries: list[Entry] = [
-        (value_name(graph, name, "step"), (BATCH, *graph.shapes[name])) for name in given
+        (value_name(graph, name, "step"), (BATCH, *graph.shapes[name])) for name in inputs
     ]
     entries += [(state.input, (BATCH, *state.shape)) for state in states_of(model)]
     return entries + ([(COUNTER_IN, (1,))] if model.for_one_t else [])
@@ -180,14 +182,14 @@ def _declared(name: str, shape: tuple[int | str, ...]) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _count(b: Builder, time_steps: int) -> None:
+def _count(b: OnnxBuilder, time_steps: int) -> None:
     """t + 1, by way of a table of T entries: a step beyond T finds none and is an error."""
     table = b.constant("t.one_per_step", np.ones(time_steps, np.int64))
     b.op("Add", [COUNTER_IN, b.op("Gather", [table, COUNTER_IN], "t.one", axis=0)], COUNTER_OUT)
 
 
 def _description(model: Model, static_input: StaticInput) -> dict[str, str]:
-    """What the caller needs to loop, as metadata."""
+    """Metadata for the caller's loop over steps."""
     pairs: list[dict[str, Any]] = [asdict(state) for state in states_of(model)]
     counter = {"input": COUNTER_IN, "output": COUNTER_OUT, "initial": 0}
     return {

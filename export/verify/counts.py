@@ -6,10 +6,10 @@ from typing import Any
 from soul_deploy.data.images import Images, images_for
 from soul_deploy.equivalence.comparison import Comparison
 from soul_deploy.equivalence.engines import Comparer
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.event.build import build_event_network
-from soul_deploy.export.verify.event import EventExecution, static_problems
+from soul_deploy.export.verify.event import EventExecution, event_problems
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network
@@ -62,14 +62,16 @@ class CountCheck:
 
 
 def verify_counts(model: Model, images: Images) -> CountCheck:
-    """Build the event network of `model`, and compare its counts on `images` by the three gates.
+    """Build the event network of `model`, and compare its counts on `images` by the three checks.
 
     Raises UnsupportedGraphError for a model that cannot be an event network, and what `images_for`
     raises.
     """
-    golden = Golden(lower(model).trimmed.model)
+    reference = ReferenceModel(lower(model).trimmed.model)
     network = Network(build_event_network(model))
-    static = not static_problems(golden.model, network)
+    static = not event_problems(reference.model, network)
     with compiling_announced():
         given, _ = images_for(model, images)
-        return CountCheck(static, Comparer(golden).both(EventExecution(network, golden), given))
+        return CountCheck(
+            static, Comparer(reference).both(EventExecution(network, reference), given)
+        )

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
-from soul_deploy.equivalence.engines import LayerRun, Run
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event.build import layer_names
 from soul_deploy.export.event.storage_format import channel_last_mask
 from soul_deploy.export.verify.explicit_rows import explicit_problems
@@ -36,21 +36,21 @@ from soul_deploy.runtime.ops.counting import (
 from soul_deploy.runtime.plan.layer_plan import aligned
 from soul_deploy.runtime.plan.layout import channel_last
 from soul_deploy.runtime.plan.partition import run_calls
-from soul_deploy.runtime.plan.stages import readout_stage
+from soul_deploy.runtime.plan.regions import readout_region
 
 
-def static_problems(
-    golden: Model, network: Network, source_sha256: str | None = None
+def event_problems(
+    reference: Model, network: Network, source_sha256: str | None = None
 ) -> tuple[str, ...]:
-    """Gate 1: what in the event network is not exactly what the graph says.
+    """The static check: every difference between the event network and the graph, in words.
 
-    Rows are spelled out as dense operators and compared number by number (explicit ones synapse by
+    Rows are expanded to dense operators and compared number by number (explicit ones synapse by
     synapse); the fan-out map that the stored rows give must be the graph's, entry by entry. Neurons
     that no output depends on are expected to be masked.
     """
-    lowered = lower(golden).trimmed
-    events, graph = network.events, golden.graph
-    problems = list(_header_problems(golden, events, source_sha256))
+    lowered = lower(reference).trimmed
+    events, graph = network.events, reference.graph
+    problems = list(_header_problems(reference, events, source_sha256))
     expected = list(layer_names(graph))
     found = [layer.name for layer in events.layers]
     if expected != found:
@@ -62,8 +62,8 @@ def static_problems(
             problems += _population_problems(lowered, stored)
         if isinstance(stored, eventnet.Synaptic) and stored.name in by_name:
             layer = by_name[stored.name]
-            before = live[layer.composed.source]
-            problems += _layer_problems(golden, network, stored, layer, before)
+            before = live[layer.linear.source]
+            problems += _layer_problems(reference, network, stored, layer, before)
         else:
             problems += _node_problems(graph, stored)
     problems += _readout_problems(lowered, events.readout)
@@ -71,21 +71,21 @@ def static_problems(
     return tuple(problems)
 
 
-def _differs(what: str, found: object, expected: object) -> Iterator[str]:
-    if found != expected:
-        yield f"{what} is {found}, the graph says {expected}"
+def _differs(what: str, stored: object, expected: object) -> Iterator[str]:
+    if stored != expected:
+        yield f"{what} is {stored}, the graph says {expected}"
 
 
 def _header_problems(
-    golden: Model, events: eventnet.EventNetwork, source_sha256: str | None
+    reference: Model, events: eventnet.EventNetwork, source_sha256: str | None
 ) -> Iterator[str]:
-    graph, info = golden.graph, golden.info
+    graph, info = reference.graph, reference.info
     yield from _differs("T", events.time_steps, graph.time_steps)
     yield from _differs("the input's name", events.input_name, graph.input.name)
     yield from _differs("the input shape", events.input_shape, graph.input.shape)
     yield from _differs("the kind of input", events.input_kind, info.input_kind)
     yield from _differs("class names", events.classes, info.classes)
-    fixed = golden.for_one_t
+    fixed = reference.for_one_t
     yield from _differs("validity for one T only", events.fixed_steps, fixed)
     reset = info.validity.reset_per_sample
     yield from _differs("validity with reset only", events.reset_per_sample, reset)
@@ -112,8 +112,8 @@ def _node_problems(graph: SpikingGraph, stored: eventnet.Layer) -> Iterator[str]
         index = np.array(getattr(node, *compared), np.uint32)
         yield from _array_problems(f"{name}: index", stored.index, index)
     elif compared:
-        found, expected = (tuple(getattr(n, c) for c in compared) for n in (stored, node))
-        yield from _differs(f"{name}: {', '.join(compared)}", found, expected)
+        geometry, expected = (tuple(getattr(n, c) for c in compared) for n in (stored, node))
+        yield from _differs(f"{name}: {', '.join(compared)}", geometry, expected)
 
 
 @operation_table(ir.Node)
@@ -132,7 +132,7 @@ stored_as.on(ir.Scatter)(lambda _: (eventnet.ScatterLayer, ("index",)))
 
 
 def _population_problems(lowered: Deployed, stored: eventnet.Firing) -> Iterator[str]:
-    """Equation, live neurons and generated channels."""
+    """Equation, live neurons and constant-pattern channels."""
     name, live = stored.name, lowered.live_values[stored.name]
     yield from _differs(f"{name}: neuron", stored.neuron, lowered.equations.get(name))
     mask = None if live is None else channel_last_mask(live)
@@ -143,23 +143,23 @@ def _population_problems(lowered: Deployed, stored: eventnet.Firing) -> Iterator
 
 
 def _layer_problems(
-    golden: Model,
+    reference: Model,
     network: Network,
     stored: eventnet.Synaptic,
     layer: CountedLayer,
     before: Array | None,
 ) -> Iterator[str]:
     """before: where the source can hold events; None: everywhere."""
-    name, operator = stored.name, layer.composed.operator
+    name, operator = stored.name, layer.linear.operator
     yield from _differs(f"{name}: projection", stored.projection, layer.name)
-    yield from _differs(f"{name}: source", stored.source, layer.composed.source)
+    yield from _differs(f"{name}: source", stored.source, layer.linear.source)
     edge = (stored.edge, stored.bound)
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
     if not isinstance(stored, eventnet.Firing):
         live = None if layer.live is None else channel_last_mask(layer.live)
         yield from _optional_problems(f"{name}: live targets", stored.live, live)
-    yield from _differs(f"{name}: output shape", stored.out_shape, golden.graph.shapes[name])
-    if isinstance(operator, ConvOperator) and isinstance(stored.synapses, eventnet.Matrix):
+    yield from _differs(f"{name}: output shape", stored.out_shape, reference.graph.shapes[name])
+    if isinstance(operator, ConvOperator) and isinstance(stored.synapses, eventnet.MatrixSynapses):
         problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
     elif isinstance(operator, ConvOperator):
         problems = list(_convolution_problems(name, stored, operator))
@@ -172,14 +172,14 @@ def _layer_problems(
 
 
 def _convolution_problems(name: str, stored: eventnet.Synaptic, op: ConvOperator) -> Iterator[str]:
-    found = stored.synapses
-    assert isinstance(found, eventnet.Convolution)
+    conv = stored.synapses
+    assert isinstance(conv, eventnet.ConvSynapses)
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
     ours = (op.in_shape, op.stride, op.padding, op.dilation, op.groups, reach)
-    theirs = (found.in_shape, found.stride, found.padding, found.dilation, found.groups)
-    yield from _differs(f"{name}: geometry", (*theirs, found.reach), ours)
-    yield from _array_problems(f"{name}: weights", convolution_weight(found), op.weight)
-    yield from _optional_problems(f"{name}: bias", found.bias, op.bias)
+    theirs = (conv.in_shape, conv.stride, conv.padding, conv.dilation, conv.groups)
+    yield from _differs(f"{name}: geometry", (*theirs, conv.reach), ours)
+    yield from _array_problems(f"{name}: weights", convolution_weight(conv), op.weight)
+    yield from _optional_problems(f"{name}: bias", conv.bias, op.bias)
 
 
 def _matrix_problems(
@@ -190,26 +190,26 @@ def _matrix_problems(
     live: Array | None,
 ) -> Iterator[str]:
     """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
-    found = stored.synapses
-    if not isinstance(found, eventnet.Matrix):
+    matrix = stored.synapses
+    if not isinstance(matrix, eventnet.MatrixSynapses):
         yield f"{name}: stored as a convolution, the graph says matrix"
         return
-    yield from _differs(f"{name}: input shape", found.in_shape, op.in_shape)
+    yield from _differs(f"{name}: input shape", matrix.in_shape, op.in_shape)
     weight = op.weight
-    if isinstance(found.rows, eventnet.SparseRows):
+    if isinstance(matrix.rows, eventnet.SparseRows):
         weight = weight if before is None else weight * before.reshape(-1)
         weight = weight if live is None else weight * live.reshape(-1, 1)
-    yield from _array_problems(f"{name}: weights", matrix_weight(found), weight)
-    yield from _optional_problems(f"{name}: bias", found.bias, op.bias)
+    yield from _array_problems(f"{name}: weights", matrix_weight(matrix), weight)
+    yield from _optional_problems(f"{name}: bias", matrix.bias, op.bias)
 
 
 def _readout_problems(lowered: Deployed, stored: eventnet.ReadoutLayer) -> Iterator[str]:
     node = lowered.graph.readout
-    composed = lowered.operator(node.name)
-    op = composed.operator
+    linear = lowered.operator(node.name)
+    op = linear.operator
     assert isinstance(op, ReadoutOperator)
     divisor = node.divisor(lowered.graph.shapes[node.inputs[0]], 1)
-    ours = (node.name, composed.source, op.in_shape, node.classes, op.space, op.votes, divisor)
+    ours = (node.name, linear.source, op.in_shape, node.classes, op.space, op.votes, divisor)
     theirs = (stored.name, stored.source, stored.in_shape, stored.classes, stored.space)
     yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)
     weight = stored.weight
@@ -221,24 +221,25 @@ def _readout_problems(lowered: Deployed, stored: eventnet.ReadoutLayer) -> Itera
 
 def _fanout_problems(network: Network, layer: CountedLayer, before: Array | None) -> Iterator[str]:
     """From where events can come; rows of the other neurons may be left out."""
-    expected, found = fanout(layer.composed.operator, layer.live), fan_out(network, layer.name)
-    if before is not None and found.shape == before.shape:
-        expected, found = expected * before, found * before
-    yield from _array_problems(f"{layer.name}: fan-out map", found, expected)
+    expected, stored_map = fanout(layer.linear.operator, layer.live), fan_out(network, layer.name)
+    if before is not None and stored_map.shape == before.shape:
+        expected, stored_map = expected * before, stored_map * before
+    yield from _array_problems(f"{layer.name}: fan-out map", stored_map, expected)
 
 
-def _optional_problems(what: str, found: Array | None, expected: Array | None) -> Iterator[str]:
-    if (found is None) != (expected is None):
-        yield f"{what}: {'missing' if found is None else 'stored, but the graph has none'}"
-    elif found is not None and expected is not None:
-        yield from _array_problems(what, found, expected)
+def _optional_problems(what: str, stored: Array | None, expected: Array | None) -> Iterator[str]:
+    if (stored is None) != (expected is None):
+        yield f"{what}: {'missing' if stored is None else 'stored, but the graph has none'}"
+    elif stored is not None and expected is not None:
+        yield from _array_problems(what, stored, expected)
 
 
-def _array_problems(what: str, found: Array, expected: Array) -> Iterator[str]:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        yield f"{what}: {found.dtype}{found.shape}, the graph says {expected.dtype}{expected.shape}"
-    elif not np.array_equal(found, expected):
-        yield f"{what}: {int((found != expected).sum())} of {expected.size} entries differ"
+def _array_problems(what: str, stored: Array, expected: Array) -> Iterator[str]:
+    if stored.shape != expected.shape or stored.dtype != expected.dtype:
+        differing = f"{stored.dtype}{stored.shape}, the graph says {expected.dtype}{expected.shape}"
+        yield f"{what}: {differing}"
+    elif not np.array_equal(stored, expected):
+        yield f"{what}: {int((stored != expected).sum())} of {expected.size} entries differ"
 
 
 def _dense(rows: eventnet.Rows, count: int, width: int) -> Array:
@@ -251,31 +252,31 @@ def _dense(rows: eventnet.Rows, count: int, width: int) -> Array:
     return dense
 
 
-def convolution_weight(found: eventnet.Convolution) -> Array:
+def convolution_weight(conv: eventnet.ConvSynapses) -> Array:
     """The stored rows as (C_out, C_in / groups, kh, kw), the kernel unmirrored.
 
     Synapses stored across groups stay visible: they make the result differ in shape.
     """
-    channels, out, (kh, kw) = found.in_shape[0], found.out_shape[0], found.kernel
-    dense = _dense(found.rows, channels * kh * kw, out).reshape(channels, kh, kw, -1)
+    channels, out, (kh, kw) = conv.in_shape[0], conv.out_shape[0], conv.kernel
+    dense = _dense(conv.rows, channels * kh * kw, out).reshape(channels, kh, kw, -1)
     dense = dense[:, ::-1, ::-1]
-    inner, share = channels // found.groups, out // found.groups
+    inner, share = channels // conv.groups, out // conv.groups
     weight = np.zeros((out, inner, kh, kw), np.float32)
     used = 0
-    for g in range(found.groups):
+    for g in range(conv.groups):
         part = dense[g * inner : (g + 1) * inner]
-        if not isinstance(found.rows, eventnet.DenseRows):
+        if not isinstance(conv.rows, eventnet.DenseRows):
             part = part[..., g * share : (g + 1) * share]
         weight[g * share : (g + 1) * share] = part.transpose(3, 0, 1, 2)
         used += int(np.count_nonzero(part))
     return weight if used == int(np.count_nonzero(dense)) else dense
 
 
-def matrix_weight(found: eventnet.Matrix) -> Array:
+def matrix_weight(matrix: eventnet.MatrixSynapses) -> Array:
     """The stored rows as (n_out, n_in), both sides channel-major."""
-    size = math.prod(found.in_shape), math.prod(found.out_shape)
-    by_target = _channel_major(_dense(found.rows, *size), found.out_shape)
-    return np.ascontiguousarray(_channel_major(by_target.T, found.in_shape))
+    size = math.prod(matrix.in_shape), math.prod(matrix.out_shape)
+    by_target = _channel_major(_dense(matrix.rows, *size), matrix.out_shape)
+    return np.ascontiguousarray(_channel_major(by_target.T, matrix.in_shape))
 
 
 def _channel_major(values: Array, shape: ir.Shape) -> Array:
@@ -290,24 +291,24 @@ def _channel_major(values: Array, shape: ir.Shape) -> Array:
 class EventExecution:
     """The event runtime as an execution to compare; it also counts."""
 
-    def __init__(self, network: Network, golden: Golden) -> None:
-        self.network, self.golden = network, golden
+    def __init__(self, network: Network, reference: ReferenceModel) -> None:
+        self.network, self.reference = network, reference
         self._given: Mapping[str, Signal] = {}
-        self._known: dict[str, Signal] = {}  # of the golden
+        self._known: dict[str, Signal] = {}  # of the reference
         self._held: dict[str, Array] = {}  # of this network
         self._counted: set[str] = set()
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         counted = count_run(self.network, images.numpy())
         recording = counted.recording
         spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
-        return Run(spikes, torch.from_numpy(recording.logits), counted.counts)
+        return ExecutionRun(spikes, torch.from_numpy(recording.logits), counted.counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """A population (with all that stands between it and others' spikes), or the readout.
 
         What stands between runs on this network, once for the same `values`; counts are taken on
-        the golden's.
+        the reference's.
         """
         events = self.network.events
         if values is not self._given:
@@ -315,8 +316,8 @@ class EventExecution:
             self._counted = set()
         if layer == events.readout.name:
             scores = self._scores(self._value(events.readout.source))
-            given = self._by_position(events.readout, self._golden(events.readout.source))
-            counted = {layer: readout_steps(events.readout, given)}
+            fed = self._by_position(events.readout, self._reference_value(events.readout.source))
+            counted = {layer: readout_steps(events.readout, fed)}
             return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
         stored = events.by_name[layer]
         spikes = self._run(stored)
@@ -326,28 +327,28 @@ class EventExecution:
     def _counts(
         self, parts: Iterable[eventnet.Layer], spikes: Array | None
     ) -> dict[str, StepCounts]:
-        """What the parts count on the golden's values; spikes: of the one with neurons."""
+        """Counts of layers on the reference's values; spikes: of the population among them."""
         counted = {}
         for part in parts:
-            found = StepCounts()
+            counts = StepCounts()
             if isinstance(part, eventnet.Firing):
                 assert spikes is not None
-                found += neuron_steps(part, spikes)
+                counts += neuron_steps(part, spikes)
             if isinstance(part, eventnet.Synaptic):
-                given = self._by_position(part, self._golden(part.source))
-                counted[part.projection] = found + projection_steps(part, given)
+                fed = self._by_position(part, self._reference_value(part.source))
+                counted[part.projection] = counts + projection_steps(part, fed)
             elif isinstance(part, eventnet.PoolLayer):
-                given = self._by_position(part, self._golden(part.source))
-                counted[part.name] = pooling_steps(part, given)
+                fed = self._by_position(part, self._reference_value(part.source))
+                counted[part.name] = pooling_steps(part, fed)
             elif isinstance(part, eventnet.PopulationLayer):
-                counted[part.name] = found
+                counted[part.name] = counts
         return counted
 
     def _by_position(
-        self, part: eventnet.Synaptic | eventnet.PoolLayer | eventnet.ReadoutLayer, held: Array
+        self, part: eventnet.Synaptic | eventnet.PoolLayer | eventnet.ReadoutLayer, recorded: Array
     ) -> Array:
         """(B, steps, positions, channels), as the runtime holds it, of a node's values."""
-        by_step = held if held.ndim == len(part.in_shape) + 2 else held[None]
+        by_step = recorded if recorded.ndim == len(part.in_shape) + 2 else recorded[None]
         kind, _ = self.network.events.edges[part.source]
         values = by_step.astype(np.float32 if kind == "analog" else np.uint8)
         return np.swapaxes(to_channel_last(values, part.in_shape), 0, 1)
@@ -357,7 +358,7 @@ class EventExecution:
         return self.network.run_layer(stored.name, *inputs)
 
     def _value(self, name: str) -> Array:
-        """What a layer held: recorded, or run from what was recorded."""
+        """The values of a layer: recorded, or computed from recorded values."""
         if name in self._given:
             return self._given[name].tensor.numpy()
         if name not in self._held:
@@ -365,9 +366,9 @@ class EventExecution:
         return self._held[name]
 
     @torch.no_grad()
-    def _golden(self, name: str) -> Array:
-        """What the golden's node held."""
-        self._known |= self.golden.module.evaluate(self._known, [name])
+    def _reference_value(self, name: str) -> Array:
+        """The recorded or computed value of a node of the reference."""
+        self._known |= self.reference.module.evaluate(self._known, [name])
         array: Array = self._known[name].tensor.numpy()
         return array
 
@@ -376,9 +377,9 @@ class EventExecution:
         for name in stored.sources:
             if name not in self._given and name not in self._counted:
                 self._counted.add(name)
-                found = self.network.events.by_name[name]
-                yield found
-                yield from self._between(found)
+                layer = self.network.events.by_name[name]
+                yield layer
+                yield from self._between(layer)
 
     def _scores(self, inputs: Array) -> Tensor:
         """The readout on spikes (T, B, ...), sample by sample."""
@@ -386,10 +387,10 @@ class EventExecution:
         steps, batch = inputs.shape[:2]
         source = aligned((steps, *channel_last(readout.in_shape)), np.uint8)
         scores = aligned((readout.classes,), np.float32)
-        stage = readout_stage(readout, source, scores)
+        region = readout_region(readout, source, scores)
         result = np.empty((batch, readout.classes), np.float32)
         for b in range(batch):
             source[...] = to_channel_last(inputs[:, b], readout.in_shape)
-            run_calls(stage[0])
+            run_calls(region[0])
             result[b] = scores
         return torch.from_numpy(result)

@@ -1,4 +1,4 @@
-"""Gate 1 for explicit rows: every stored synapse is one that the convolution has, none is missing.
+"""The static check of explicit rows: they hold all synapses of the convolution and no others.
 
 If every row holds as many synapses as the graph's fan-out map says, all distinct, each with the
 weight that the definition gives for its pair of neurons, then the rows are exactly the graph's.
@@ -12,38 +12,41 @@ from soul_deploy.base.files import Array
 from soul_deploy.export.event.storage_format import channel_last_mask
 from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.linear_operators import ConvOperator
-from soul_deploy.runtime.format.network import Matrix, Shape, SparseRows
+from soul_deploy.runtime.format.network import MatrixSynapses, Shape, SparseRows
 
 CHUNK = 1 << 22  # synapses looked at together
 
 
 def explicit_problems(
-    name: str, found: Matrix, op: ConvOperator, before: Array | None, live: Array | None
+    name: str, synapses: MatrixSynapses, op: ConvOperator, before: Array | None, live: Array | None
 ) -> Iterator[str]:
     """What differs; before, live: bool masks of the source and the targets, None: all."""
-    if not isinstance(found.rows, SparseRows):
+    if not isinstance(synapses.rows, SparseRows):
         yield f"{name}: stored as a dense matrix, the graph says convolution"
         return
-    if (found.in_shape, found.out_shape) != (op.in_shape, op.out_shape):
-        ours, theirs = f"{op.in_shape} to {op.out_shape}", f"{found.in_shape} to {found.out_shape}"
+    if (synapses.in_shape, synapses.out_shape) != (op.in_shape, op.out_shape):
+        ours, theirs = (
+            f"{op.in_shape} to {op.out_shape}",
+            f"{synapses.in_shape} to {synapses.out_shape}",
+        )
         yield f"{name}: rows lead from {theirs}, the graph says {ours}"
         return
     expected = fanout(op, live) * (True if before is None else before)
-    lengths: Array = np.diff(found.rows.starts.astype(np.int64))
+    lengths: Array = np.diff(synapses.rows.starts.astype(np.int64))
     channels, height, width = op.in_shape
     by_source = np.moveaxis(lengths.reshape(height, width, channels), -1, 0)
     wrong = int((by_source != expected).sum())
     if wrong:
         yield f"{name}: {wrong} rows have another number of synapses than the graph says"
-    differing = sum(_wrong_synapses(found.rows, op, live, at) for at in _chunks(found.rows))
+    differing = sum(_wrong_synapses(synapses.rows, op, live, at) for at in _chunks(synapses.rows))
     if differing:
-        yield f"{name}: {differing} of {found.rows.synapses} synapses differ from the graph's"
-    if (found.bias is None) != (op.bias is None) or not _equal(found.bias, op.bias):
+        yield f"{name}: {differing} of {synapses.rows.synapses} synapses differ from the graph's"
+    if (synapses.bias is None) != (op.bias is None) or not _equal(synapses.bias, op.bias):
         yield f"{name}: bias differs from the graph's"
 
 
-def _equal(found: Array | None, expected: Array | None) -> bool:
-    return found is None or expected is None or np.array_equal(found, expected)
+def _equal(stored: Array | None, expected: Array | None) -> bool:
+    return stored is None or expected is None or np.array_equal(stored, expected)
 
 
 def _chunks(rows: SparseRows) -> Iterator[slice]:

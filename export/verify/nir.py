@@ -6,16 +6,16 @@ import numpy as np
 
 from soul_deploy.base.files import File
 from soul_deploy.equivalence.engines import Execution, ModelExecution
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 
 
-def opened(
-    golden: Golden, file: File, source_sha256: str | None
+def open_nir(
+    reference: ReferenceModel, file: File, source_sha256: str | None
 ) -> tuple[tuple[str, ...], Execution | None]:
-    """The static gate's problems, and the network read back from the file if there are none.
+    """The static check's problems, and the network read back from the file if there are none.
 
     Raises what `read_nir` and `import_nir` raise.
     """
@@ -29,26 +29,26 @@ def opened(
     if "time_steps" in graph.metadata:
         imported = import_nir(graph)
     else:  # of another tool: read as the model was, if it came from there
-        read_with = golden.model.info.provenance.get("nir")
+        read_with = reference.model.info.provenance.get("nir")
         said = read_with if isinstance(read_with, dict) else {}
         rules = {name: said.get(name) for name in ("dt", "fire", "reset")}
-        imported = import_nir(graph, time_steps=golden.graph.time_steps, **rules)
-    problems += static_problems(golden.model, imported)
+        imported = import_nir(graph, time_steps=reference.graph.time_steps, **rules)
+    problems += nir_problems(reference.model, imported)
     return tuple(problems), None if problems else ModelExecution(imported)
 
 
-def static_problems(golden: Model, imported: Model) -> Iterator[str]:
-    """Gate 1: T, shapes, every folded weight and every neuron's numbers, exactly."""
-    ours, theirs = golden.graph, imported.graph
-    for what, mine, found in (
+def nir_problems(reference: Model, imported: Model) -> Iterator[str]:
+    """The static check: T, shapes, every folded weight and every neuron's numbers, exactly."""
+    ours, theirs = reference.graph, imported.graph
+    for what, mine, imported_value in (
         ("time_steps", ours.time_steps, theirs.time_steps),
         ("input", ours.input.shape, theirs.input.shape),
-        ("input_kind", golden.info.input_kind, imported.info.input_kind),
+        ("input_kind", reference.info.input_kind, imported.info.input_kind),
         ("classes", ours.readout.classes, theirs.readout.classes),
     ):
-        if mine != found:
-            yield f"{what}: {found} in the file, the model says {mine}"
-    expected, found_neurons = lower(golden).equations, lower(imported).equations
+        if mine != imported_value:
+            yield f"{what}: {imported_value} in the file, the model says {mine}"
+    expected, found_neurons = lower(reference).equations, lower(imported).equations
     for name in sorted(set(expected) ^ set(found_neurons)):
         yield f"{name}: {'missing' if name in expected else 'not in the model'}"
     for name in sorted(set(expected) & set(found_neurons)):
@@ -56,16 +56,16 @@ def static_problems(golden: Model, imported: Model) -> Iterator[str]:
             yield f"{name}: shape {theirs.shapes[name]}, the model says {ours.shapes[name]}"
         if expected[name] != found_neurons[name]:
             yield f"{name}: {found_neurons[name]}, the model says {expected[name]}"
-    yield from _weight_problems(golden, imported)
+    yield from _weight_problems(reference, imported)
 
 
-def _weight_problems(golden: Model, imported: Model) -> Iterator[str]:
-    expected, found = lower(golden).synapses, lower(imported).synapses
-    for name in sorted(set(expected) ^ set(found)):
+def _weight_problems(reference: Model, imported: Model) -> Iterator[str]:
+    expected, folded = lower(reference).synapses, lower(imported).synapses
+    for name in sorted(set(expected) ^ set(folded)):
         yield f"{name}: {'missing' if name in expected else 'not in the model'}"
-    for name in sorted(set(expected) & set(found)):
+    for name in sorted(set(expected) & set(folded)):
         for part in ("weight", "bias"):
-            mine, theirs = getattr(expected[name], part), getattr(found[name], part)
+            mine, theirs = getattr(expected[name], part), getattr(folded[name], part)
             mine = None if part == "bias" and mine is not None and not mine.any() else mine
             if (mine is None) != (theirs is None) or (
                 mine is not None and not np.array_equal(mine, theirs)

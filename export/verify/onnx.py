@@ -14,8 +14,8 @@ from torch import Tensor
 from soul_deploy.base.errors import FileFormatError, ValidityError
 from soul_deploy.base.files import Array
 from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
-from soul_deploy.equivalence.engines import LayerRun, Run
-from soul_deploy.equivalence.golden import sources
+from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
+from soul_deploy.equivalence.reference import sources
 from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
@@ -48,7 +48,7 @@ def input_mode_of(model: ModelProto) -> onnx_nodes.InputMode:
 
 
 def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
-    """What a step file takes as input. Raises FileFormatError."""
+    """The kind of input that a step file takes. Raises FileFormatError."""
     given = properties(model).get("static_input")
     for known in onnx_step.STATIC_INPUTS:
         if given == known:
@@ -66,26 +66,26 @@ def outputs_of(model: ModelProto) -> onnx_nodes.Outputs:
     raise FileFormatError(f"outputs {given!r} in the file's metadata")
 
 
-def static_problems(
-    golden: Model, file: ModelProto, source_sha256: str | None = None
+def onnx_problems(
+    reference: Model, file: ModelProto, source_sha256: str | None = None
 ) -> tuple[str, ...]:
-    """Gate 1: what in the file is not exactly what the graph says; empty if all of it is.
+    """The static check: every difference between the file and the graph, in words.
 
-    source_sha256: digest of the golden's file, if known.
+    source_sha256: digest of the reference's file, if known.
     """
     mode = input_mode_of(file)
     problems = [
-        *_header_problems(golden, file, mode, source_sha256),
-        *_weight_problems(golden, file),
-        *_neuron_problems(golden, file, 1 if mode == "step" else golden.graph.time_steps),
+        *_header_problems(reference, file, mode, source_sha256),
+        *_weight_problems(reference, file),
+        *_neuron_problems(reference, file, 1 if mode == "step" else reference.graph.time_steps),
     ]
-    return tuple(problems or _structure_problems(golden, file, mode))
+    return tuple(problems or _structure_problems(reference, file, mode))
 
 
 def _header_problems(
-    golden: Model, file: ModelProto, mode: onnx_nodes.InputMode, source_sha256: str | None
+    reference: Model, file: ModelProto, mode: onnx_nodes.InputMode, source_sha256: str | None
 ) -> Iterator[str]:
-    graph, found = golden.graph, properties(file)
+    graph, found = reference.graph, properties(file)
     if opset_of(file) not in OPSETS:
         yield f"opset {opset_of(file)}; supported: {OPSETS[0]} to {OPSETS[-1]}"
     stored = found.get("source_sha256", "")
@@ -101,13 +101,13 @@ def _header_problems(
         if found.get(key) != value:
             yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
     kind = found.get("input_kind", KIND_OF_OLD_FILES)
-    if kind != golden.info.input_kind:
-        yield f"metadata input_kind is {kind!r}, the model says {golden.info.input_kind!r}"
+    if kind != reference.info.input_kind:
+        yield f"metadata input_kind is {kind!r}, the model says {reference.info.input_kind!r}"
     inputs = [(graph.input.name, onnx_model.input_shape(graph, mode))]
     outputs = onnx_model.output_entries(graph, outputs_of(file))
     if mode == "step":
-        inputs = onnx_step.step_inputs(golden, static_input_of(file))
-        outputs = onnx_step.step_outputs(golden)
+        inputs = onnx_step.step_inputs(reference, static_input_of(file))
+        outputs = onnx_step.step_outputs(reference)
     for values, entries in ((file.graph.input, inputs), (file.graph.output, outputs)):
         declared = [(v.name, _declared_shape(v)) for v in values]
         if declared != entries:
@@ -119,13 +119,13 @@ def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(side.dim_param or side.dim_value for side in sides)
 
 
-def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
+def _weight_problems(reference: Model, file: ModelProto) -> Iterator[str]:
     """Weights, biases, masks and patterns against what the model holds, number by number."""
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
     absent: tuple[str, ...] = ()
     if properties(file).get("static_input") == "current":
-        absent = golden.graph.static
-    for name, expected in _expected_arrays(golden, absent):
+        absent = reference.graph.static
+    for name, expected in _expected_arrays(reference, absent):
         if expected is None:
             if name in stored:
                 yield f"{name}: stored, but the graph has none"
@@ -135,40 +135,42 @@ def _weight_problems(golden: Model, file: ModelProto) -> Iterator[str]:
             yield from _array_problem(name, numpy_helper.to_array(stored[name]), expected)
 
 
-def _expected_arrays(golden: Model, absent: tuple[str, ...]) -> Iterator[tuple[str, Array | None]]:
-    for node, synapses in lower(golden).synapses.items():
+def _expected_arrays(
+    reference: Model, absent: tuple[str, ...]
+) -> Iterator[tuple[str, Array | None]]:
+    for node, synapses in lower(reference).synapses.items():
         yield onnx_nodes.weight_name(node), None if node in absent else synapses.weight
         yield onnx_nodes.bias_name(node), None if node in absent else synapses.bias
-    patterns = lower(golden).patterns
-    for population in golden.graph.populations:
+    patterns = lower(reference).patterns
+    for population in reference.graph.populations:
         name, pattern = population.name, patterns.get(population.name)
-        mask = golden.neuron_masks.get(name)
+        mask = reference.neuron_masks.get(name)
         yield onnx_nodes.mask_name(name), None if mask is None else mask.astype(np.float32)
         if pattern is not None:
-            sides = [1] * (len(golden.graph.shapes[name]) - 1)
+            sides = [1] * (len(reference.graph.shapes[name]) - 1)
             pattern = pattern.astype(np.float32).reshape(len(pattern), 1, -1, *sides)
         yield onnx_nodes.pattern_name(name), pattern
 
 
-def _array_problem(name: str, found: Array, expected: Array) -> Iterator[str]:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+def _array_problem(name: str, stored: Array, expected: Array) -> Iterator[str]:
+    if stored.shape != expected.shape or stored.dtype != expected.dtype:
         yield (
-            f"{name}: {found.dtype}{found.shape}, the graph says {expected.dtype}{expected.shape}"
+            f"{name}: {stored.dtype}{stored.shape}, the graph says {expected.dtype}{expected.shape}"
         )
-    elif not np.array_equal(found, expected):
-        count = int((found != expected).sum())
+    elif not np.array_equal(stored, expected):
+        count = int((stored != expected).sum())
         yield f"{name}: {count} of {expected.size} values differ from the folded weights"
 
 
-def _neuron_problems(golden: Model, file: ModelProto, steps: int) -> Iterator[str]:
+def _neuron_problems(reference: Model, file: ModelProto, steps: int) -> Iterator[str]:
     """Every population is T calls of its equation's function, with its numbers, in a chain."""
-    graph = golden.graph
+    graph = reference.graph
     calls: dict[str, list[NodeProto]] = {node.name: [] for node in graph.populations}
     for node in file.graph.node:
         owner = node.output[0].rsplit(".spike.", 1)[0]
         if node.domain == onnx_neuron.DOMAIN and owner in calls:
             calls[owner].append(node)
-    for name, equation in lower(golden).equations.items():
+    for name, equation in lower(reference).equations.items():
         found = calls[name]
         if len(found) != steps:
             yield f"{name}: {len(found)} steps, the graph says T = {steps}"
@@ -184,16 +186,16 @@ def _rounded(constants: Mapping[str, float]) -> dict[str, float]:
 
 
 def _structure_problems(
-    golden: Model, file: ModelProto, mode: onnx_nodes.InputMode
+    reference: Model, file: ModelProto, mode: onnx_nodes.InputMode
 ) -> Iterator[str]:
-    """Every node, constant and function against the graph spelled anew."""
+    """Every node, constant and function against the graph emitted anew."""
     if mode == "step":
         given = static_input_of(file)
-        expected = onnx_step.build_step(golden, opset=opset_of(file), static_input=given)
+        expected = onnx_step.build_step(reference, opset=opset_of(file), static_input=given)
     else:
         outputs = outputs_of(file)
         expected = onnx_model.build_onnx(
-            golden, opset=opset_of(file), input_mode=mode, outputs=outputs
+            reference, opset=opset_of(file), input_mode=mode, outputs=outputs
         )
     for kind, ours, theirs in (
         ("node", expected.graph.node, file.graph.node),
@@ -201,21 +203,21 @@ def _structure_problems(
         ("function", expected.functions, file.functions),
     ):
         wanted = {item.name: item for item in ours}
-        found = {item.name: item for item in theirs}
-        for name in sorted(set(wanted) ^ set(found)):
+        by_name = {item.name: item for item in theirs}
+        for name in sorted(set(wanted) ^ set(by_name)):
             yield f"{kind} {name!r}: {'missing' if name in wanted else 'not in the graph'}"
-        for name in wanted.keys() & found.keys():
-            if wanted[name] != found[name]:
+        for name in wanted.keys() & by_name.keys():
+            if wanted[name] != by_name[name]:
                 yield f"{kind} {name!r} is not what the graph says"
 
 
 class OnnxExecution:
     """An ONNX file in ONNX Runtime, whole or cut at populations."""
 
-    def __init__(self, file: ModelProto, golden: Model) -> None:
-        self.file, self.graph = file, golden.graph
+    def __init__(self, file: ModelProto, reference: Model) -> None:
+        self.file, self.graph = file, reference.graph
         self.mode = input_mode_of(file)
-        self.counter = OnnxCounter(file, golden) if outputs_of(file) == "spikes" else None
+        self.counter = OnnxCounter(file, reference) if outputs_of(file) == "spikes" else None
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._extractor = Extractor(file)
 
@@ -223,7 +225,7 @@ class OnnxExecution:
         """The tensor that holds a node's value."""
         return onnx_nodes.value_name(self.graph, node, self.mode)
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         """The whole file, with every population as an additional output if it is none yet."""
         names = [node.name for node in self.graph.populations]
         if self.counter is not None:
@@ -235,24 +237,24 @@ class OnnxExecution:
             whole.graph.output.extend(known[self.value(name)] for name in names)
             self._sessions[""] = open_session(whole)
         session = self._sessions[""]
-        given = {self.graph.input.name: self._external(images)}
+        feed = {self.graph.input.name: self._external(images)}
         logits, *merged = session.run(
-            [onnx_nodes.OUTPUT, *(self.value(name) for name in names)], given
+            [onnx_nodes.OUTPUT, *(self.value(name) for name in names)], feed
         )
         pairs = zip(names, merged, strict=True)
         spikes = {name: self._steps(array).bool() for name, array in pairs}
-        return Run(spikes, torch.from_numpy(logits))
+        return ExecutionRun(spikes, torch.from_numpy(logits))
 
-    def _run_yielding(self, counter: OnnxCounter, names: list[str], images: Tensor) -> Run:
+    def _run_yielding(self, counter: OnnxCounter, names: list[str], images: Tensor) -> ExecutionRun:
         """The file as it is; operations are counted from the spikes that it yields."""
         if "" not in self._sessions:
             self._sessions[""] = open_session(self.file)
         wanted = [onnx_nodes.OUTPUT, *map(onnx_nodes.spikes_name, names)]
-        given = {self.graph.input.name: self._external(images)}
-        logits, *yielded = map(torch.from_numpy, self._sessions[""].run(wanted, given))
+        feed = {self.graph.input.name: self._external(images)}
+        logits, *yielded = map(torch.from_numpy, self._sessions[""].run(wanted, feed))
         spikes = dict(zip(names, yielded, strict=True))
         counts = counter.count(images, spikes)
-        return Run({n: s.bool() for n, s in spikes.items()}, logits, counts)
+        return ExecutionRun({n: s.bool() for n, s in spikes.items()}, logits, counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -262,8 +264,8 @@ class OnnxExecution:
         if layer not in self._sessions:
             names = [self._cut_name(name) for name in feeding]
             self._sessions[layer] = open_session(self._extractor.extract_model(names, [output]))
-        given = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
-        (result,) = self._sessions[layer].run([output], given)
+        feed = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
+        (result,) = self._sessions[layer].run([output], feed)
         return LayerRun(torch.from_numpy(result) if readout else self._steps(result).bool())
 
     def _cut_name(self, name: str) -> str:

@@ -21,14 +21,14 @@ from soul_deploy.runtime.ops.counters import LayerCounts
 
 
 class OnnxCounter:
-    """Counts what a file's spikes cost; `golden` gives the graph and runs what has no weights."""
+    """Counts operations from a file's spikes; `reference` gives the graph and runs other nodes."""
 
-    def __init__(self, file: ModelProto, golden: Model) -> None:
-        self.file, self.graph, self.module = file, golden.graph, golden.module()
+    def __init__(self, file: ModelProto, reference: Model) -> None:
+        self.file, self.graph, self.module = file, reference.graph, reference.module()
 
     @cached_property
     def entries(self) -> tuple[Counted, ...]:
-        """What there is to count, from the file's own weights, biases and masks."""
+        """The layers to count, from the file's own weights, biases and masks."""
         stored = {t.name: t for t in self.file.graph.initializer}
         read = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
         folded = {

@@ -1,4 +1,4 @@
-"""A step file in ONNX Runtime, looped over T steps, so that the gates see it as a whole run."""
+"""A step file in ONNX Runtime, looped over T steps, so that the checks see it as a whole run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from soul_deploy.base.errors import ValidityError
 from soul_deploy.base.files import Array
-from soul_deploy.equivalence.engines import Execution, LayerRun, Run
-from soul_deploy.equivalence.golden import sources
+from soul_deploy.equivalence.engines import Execution, ExecutionRun, LayerRun
+from soul_deploy.equivalence.reference import sources
 from soul_deploy.export.onnx import step as onnx_step
 from soul_deploy.export.onnx.nodes import OUTPUT, value_name
 from soul_deploy.export.verify.onnx import (
@@ -27,26 +27,26 @@ from soul_deploy.nn.graph_module import Signal
 Feed = dict[str, Array]
 
 
-def execution(file: ModelProto, golden: Model) -> Execution:
+def execution(file: ModelProto, reference: Model) -> Execution:
     """An ONNX file of either mode, ready to be compared with its model."""
     if input_mode_of(file) == "step":
-        return StepExecution(file, golden)
-    return OnnxExecution(file, golden)
+        return StepExecution(file, reference)
+    return OnnxExecution(file, reference)
 
 
 class StepExecution:
     """A step file, whole or cut at populations. What a static image determines, where the file
     takes that instead of the image, is computed by the model's own `build_currents`."""
 
-    def __init__(self, file: ModelProto, golden: Model) -> None:
-        self.file, self.model, self.graph = file, golden, golden.graph
-        self.states = {state.population: state for state in onnx_step.states_of(golden)}
+    def __init__(self, file: ModelProto, reference: Model) -> None:
+        self.file, self.model, self.graph = file, reference, reference.graph
+        self.states = {state.population: state for state in onnx_step.states_of(reference)}
         self.from_image = static_input_of(file) == "image"
-        self.counted = golden.for_one_t
+        self.counted = reference.for_one_t
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._extractor = Extractor(file)
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         """T calls from rest, with every population as an additional output."""
         names = list(self.states)
         if "" not in self._sessions:
@@ -59,7 +59,7 @@ class StepExecution:
         found = self._loop("", self._frames(images), list(self.states.values()), outputs)
         scores, *spikes = map(torch.from_numpy, found)
         named = {name: steps.bool() for name, steps in zip(names, spikes, strict=True)}
-        return Run(named, _mean(scores))
+        return ExecutionRun(named, _mean(scores))
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -68,10 +68,10 @@ class StepExecution:
         output = OUTPUT if readout else self._value(layer)
         feeds = self._feeds(layer, values)
         if layer not in self._sessions:
-            given = [*feeds[0], *(state.input for state in states)]
+            feed = [*feeds[0], *(state.input for state in states)]
             wanted = [output, *(state.output for state in states)]
-            given += [onnx_step.COUNTER_IN] if self._counter_in(layer) else []
-            self._sessions[layer] = open_session(self._extractor.extract_model(given, wanted))
+            feed += [onnx_step.COUNTER_IN] if self._counter_in(layer) else []
+            self._sessions[layer] = open_session(self._extractor.extract_model(feed, wanted))
         (found,) = self._loop(layer, feeds, states, [output])
         result = torch.from_numpy(found)
         return LayerRun(_mean(result) if readout else result.bool())
@@ -82,19 +82,21 @@ class StepExecution:
         """The wanted outputs of all steps, each (T, batch, ...); states start at rest."""
         session = self._sessions[key]
         batch = len(next(iter(feeds[0].values())))
-        held: Feed = {s.input: np.full((batch, *s.shape), s.initial, np.float32) for s in states}
+        state_values: Feed = {
+            s.input: np.full((batch, *s.shape), s.initial, np.float32) for s in states
+        }
         returned = {state.output: state.input for state in states}
         if self._counter_in(key):
-            held[onnx_step.COUNTER_IN] = np.zeros(1, np.int64)
+            state_values[onnx_step.COUNTER_IN] = np.zeros(1, np.int64)
         if not key and self.counted:
             returned[onnx_step.COUNTER_OUT] = onnx_step.COUNTER_IN
         steps: list[list[Array]] = []
         for t, feed in enumerate(feeds):
-            results = session.run([*wanted, *returned], feed | held)
+            results = session.run([*wanted, *returned], feed | state_values)
             steps.append(results[: len(wanted)])
-            held |= dict(zip(returned.values(), results[len(wanted) :], strict=True))
-            if key and onnx_step.COUNTER_IN in held:
-                held[onnx_step.COUNTER_IN] = np.full(1, t + 1, np.int64)
+            state_values |= dict(zip(returned.values(), results[len(wanted) :], strict=True))
+            if key and onnx_step.COUNTER_IN in state_values:
+                state_values[onnx_step.COUNTER_IN] = np.full(1, t + 1, np.int64)
         return [np.stack(arrays) for arrays in zip(*steps, strict=True)]
 
     def _counter_in(self, layer: str) -> bool:
@@ -104,7 +106,7 @@ class StepExecution:
         return any(node.name == layer and node.generated for node in self.graph.populations)
 
     def _frames(self, images: Tensor) -> list[Feed]:
-        """What the file takes at each step, for static images or a sequence."""
+        """The input of the file at each step, for static images or a sequence."""
         static = images.dim() == len(self.graph.input.shape) + 1
         steps = self.graph.time_steps
         if self.from_image:
@@ -121,12 +123,12 @@ class StepExecution:
         if CURRENTS_SESSION not in self._sessions:
             self._sessions[CURRENTS_SESSION] = open_session(onnx_step.build_currents(self.model))
         names = [self._value(name) for name in onnx_step.currents_of(self.graph)]
-        given = {self.graph.input.name: images.contiguous().numpy()}
-        found = self._sessions[CURRENTS_SESSION].run(names, given)
-        return dict(zip(names, found, strict=True))
+        feed = {self.graph.input.name: images.contiguous().numpy()}
+        currents = self._sessions[CURRENTS_SESSION].run(names, feed)
+        return dict(zip(names, currents, strict=True))
 
     def _feeds(self, layer: str, values: Mapping[str, Signal]) -> list[Feed]:
-        """What feeds `layer` at each step."""
+        """The values that feed `layer` at each step."""
         feeding = sources(self.graph, layer)
         feeds: list[Feed] = [{} for _ in range(self.graph.time_steps)]
         for name in feeding:

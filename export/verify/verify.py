@@ -1,14 +1,14 @@
-"""Proof that an exported file is the network it came from: three gates.
+"""Proof that an exported file is the network it came from: three checks.
 
 1. Static: every stored structure equals what the graph says, exactly. An event network lacks the
-   neurons that no output depends on; that the model without them gives the same scores to the bit
-   is checked here too, and it is what the event network is compared with.
-2. Layer by layer, each fed with the golden's recorded inputs: spikes equal but for flips that
-   rounding explains, operation counts equal as integers.
-3. End to end: every difference traced to a first flipped neuron near its threshold, logits equal
-   within the limit on samples without a flip.
+   neurons that no output depends on: it is compared with the model without these neurons, and the
+   scores of that model must equal the model's own to the bit.
+2. Layer by layer, teacher-forced with the reference's recorded inputs: spikes equal but for
+   mismatches that rounding explains, operation counts equal as integers.
+3. End to end: every difference traced to a first spike mismatch near the threshold, logits equal
+   within the limit on samples without a mismatch.
 
-Gates that find no difference prove nothing about populations that never fired; what follows, says
+Checks that find no difference prove nothing about populations that never fired: see
 `soul_deploy.equivalence.verdict`.
 """
 
@@ -35,7 +35,7 @@ from soul_deploy.equivalence.comparison import (
     verdict_text,
 )
 from soul_deploy.equivalence.engines import BATCH, Comparer, Execution
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.onnx.opsets import require_opened
 from soul_deploy.export.onnx.reader import read_onnx
@@ -56,10 +56,10 @@ SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "
 @brief
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport(Shown):
-    """What the three gates found.
+    """What the three checks found.
 
-    problems: of gate 1, static. comparison: gates 2 and 3; None where gate 1 failed. images: what
-    the file was run on. allow_silent: populations may stay silent.
+    problems: of check 1, static. comparison: checks 2 and 3; None where check 1 failed. images:
+    what the file was run on. allow_silent: populations may stay silent.
     """
 
     artifact: str
@@ -80,21 +80,21 @@ class VerifyReport(Shown):
 
     @property
     def verdict(self) -> Verdict:
-        """Failed where the static gate failed, else what gates 2 and 3 prove."""
+        """Failed where the static check failed, else what checks 2 and 3 prove."""
         return Verdict.FAILED if self.comparison is None else self.comparison.verdict
 
     @property
     def passed(self) -> bool:
-        """Whether all three gates passed, and proved something: the verdict is `passed`."""
+        """Whether all three checks passed, and proved something: the verdict is `passed`."""
         return self.verdict is Verdict.PASSED
 
     @property
     def silent(self) -> tuple[str, ...]:
-        """Populations in which no neuron of the golden ever spiked: they are untested."""
+        """Populations in which no neuron of the reference ever spiked: they are untested."""
         return () if self.comparison is None else self.comparison.silent
 
     def parts(self) -> list[Table | str]:
-        """The images, spikes by layer, a line for each gate and finding, the verdict."""
+        """The images, spikes by layer, a line for each check and finding, the verdict."""
         static = f"1 static: {passed_text(not self.problems)}"
         static += "" if self.problems else ", every stored structure equals the graph"
         lines = [static, *first_lines(self.problems)]
@@ -142,7 +142,7 @@ def verify(
     batch: int = BATCH,
     allow_silent: bool = False,
 ) -> VerifyReport:
-    """Run the three gates on an ONNX, event or NIR file; the verdict is in the report.
+    """Run the three checks on an ONNX, event or NIR file; the verdict is in the report.
 
     images: (B, C, H, W), or (T, B, C, H, W) for a sequence, as `images_for` takes them. kind: by
     the file's name and content if not given. source_sha256: digest of the model's file, if the
@@ -157,11 +157,11 @@ def verify(
     if not count:
         raise UsageError("no samples to verify on; give at least one")
     with OpenFile(path) as source:
-        kind = kind or kind_of(source)
-        reference = Golden(lower(model).trimmed.model if kind == "event" else model)
+        kind = kind or artifact_kind(source)
+        reference = ReferenceModel(lower(model).trimmed.model if kind == "event" else model)
         problems, ready = _open(kind, reference, source, source_sha256)
     if kind == "event":
-        problems += _changed_outputs(Golden(model), reference, given, batch)
+        problems += _changed_outputs(ReferenceModel(model), reference, given, batch)
     found = None
     if ready is not None and not problems:
         found = Comparer(reference).both(ready, given, batch, allow_silent=allow_silent)
@@ -177,20 +177,20 @@ def verify(
 
 
 def _changed_outputs(
-    golden: Golden, without: Golden, images: Tensor, batch: int
+    reference: ReferenceModel, without: ReferenceModel, images: Tensor, batch: int
 ) -> tuple[str, ...]:
     """Whether leaving out the neurons that nothing depends on changed a score."""
-    axis = 0 if golden.module.as_signal(images).static else 1
+    axis = 0 if reference.module.as_signal(images).static else 1
     for part in torch.split(images, batch, dim=axis):
-        scores, fewer = golden.record(part)[1], without.record(part)[1]
+        scores, fewer = reference.record(part)[1], without.record(part)[1]
         if not torch.equal(scores, fewer):
             largest = float((scores - fewer).abs().max())
             return (f"without neurons that nothing reads the scores differ by up to {largest:g}",)
     return ()
 
 
-def kind_of(artifact: File) -> Kind:
-    """What kind of file it is. Raises MissingFileError, or FileFormatError for a model file."""
+def artifact_kind(artifact: File) -> Kind:
+    """The kind of the file. Raises MissingFileError, or FileFormatError for a model file."""
     with opened(artifact) as source:
         if is_model_file(source):
             raise FileFormatError(
@@ -207,18 +207,18 @@ def kind_of(artifact: File) -> Kind:
 
 
 def _open(
-    kind: Kind, golden: Golden, artifact: OpenFile, source_sha256: str | None
+    kind: Kind, reference: ReferenceModel, artifact: OpenFile, source_sha256: str | None
 ) -> tuple[tuple[str, ...], Execution | None]:
-    """The static gate's problems, and the file ready to run if there are none."""
+    """The static check's problems, and the file ready to run if there are none."""
     if kind == "onnx":
         file = read_onnx(artifact)
-        problems = onnx_check.static_problems(golden.model, file, source_sha256)
+        problems = onnx_check.onnx_problems(reference.model, file, source_sha256)
         if problems:
             return problems, None
         require_opened(file, artifact.path)
-        return (), execution(file, golden.model)
+        return (), execution(file, reference.model)
     if kind == "nir":
-        return nir_check.opened(golden, artifact, source_sha256)
+        return nir_check.open_nir(reference, artifact, source_sha256)
     network = load(artifact)
-    problems = event_check.static_problems(golden.model, network, source_sha256)
-    return problems, None if problems else event_check.EventExecution(network, golden)
+    problems = event_check.event_problems(reference.model, network, source_sha256)
+    return problems, None if problems else event_check.EventExecution(network, reference)

@@ -19,7 +19,7 @@ Part = Callable[[LayerRemoval], tuple[int, ...]]
 
 def removal_bytes(model: Model, plan: RemovalPlan) -> int:
     """Bytes that `remove` takes besides the model: copies of its weights, at most all of them, and
-    the patterns of generated channels.
+    the patterns of constant-pattern channels.
     """
     steps = model.graph.time_steps
     patterns = sum(4 * steps * len(layer.generated) for layer in plan.layers)

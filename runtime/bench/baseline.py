@@ -10,7 +10,7 @@ _INPUT = re.compile(r"(.*), (static|sequence), \d+ samples, (T = \d+)")
 
 
 def key_of(entry: Document) -> Key:
-    """What one entry measures."""
+    """The key that identifies the measurement of one entry."""
     return entry["engine"], entry["threads"], entry["batch_size"]
 
 
@@ -69,19 +69,21 @@ def _network_differs(before: Document, now: Document) -> list[str]:
 
 def _whole_differs(document: Document, baseline: Document) -> list[str]:
     """Input, T, the random input's seed, the reference network, the processor."""
-    was, this = (_INPUT.fullmatch(str(found.get("input"))) for found in (baseline, document))
+    was, this = (
+        _INPUT.fullmatch(str(differences.get("input"))) for differences in (baseline, document)
+    )
     parts = (
         [] if was is None or this is None else list(zip(was.groups(), this.groups(), strict=True))
     )
-    found = [f"the input was {old}, now {new}" for old, new in parts if old != new]
+    differences = [f"the input was {old}, now {new}" for old, new in parts if old != new]
     for key, what in (("seed", "the seed"), ("reference", "the reference network")):
         old, new = baseline.get(key), document.get(key)
         if old != new and (key != "seed" or _random(document)):
-            found.append(f"{what} was {old}, now {new}")
+            differences.append(f"{what} was {old}, now {new}")
     cpus = [item.get("environment", {}).get("cpu") for item in (baseline, document)]
     if cpus[0] != cpus[1]:
-        found.append(f"the processor was {cpus[0]}, now {cpus[1]}")
-    return found
+        differences.append(f"the processor was {cpus[0]}, now {cpus[1]}")
+    return differences
 
 
 def _random(document: Document) -> bool:

@@ -19,7 +19,7 @@ from soul_deploy.runtime.bench.inputs import (
 )
 from soul_deploy.runtime.bench.report import BenchReport
 from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchConfig, Progress, run_bench
-from soul_deploy.runtime.io.inspect import kind_of
+from soul_deploy.runtime.io.inspect import kind_of_file
 
 PLACES = {"model": ("model", "compact"), "onnx": ("onnx", "onnx_compact"), "event": ("event",)}
 
@@ -76,7 +76,7 @@ def files_of(paths: Sequence[Path | str]) -> BenchFiles:
     """Each file by what it is. Raises UsageError, MissingFileError, FileFormatError."""
     found: dict[str, Path] = {}
     for path in map(Path, paths):
-        kind = kind_of(path)
+        kind = kind_of_file(path)
         place = next((place for place in PLACES[kind] if place not in found), None)
         if place is None:
             raise UsageError(f"{path}: at most {len(PLACES[kind])} files of the kind {kind}")

@@ -47,7 +47,7 @@ def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
 
 
 def probe(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
-    """What `measure_fresh` measures, in this process."""
+    """The measurement of `measure_fresh`, in this process."""
     x = np.load(batch, allow_pickle=False)
     import_ms = milliseconds(lambda: import_libraries(spec, threads))
     engine = spec.create(threads)

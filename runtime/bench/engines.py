@@ -1,4 +1,4 @@
-"""What `bench` times: each engine is a small object that loads one file and runs batches.
+"""The engines that `bench` times: each loads one file and runs batches.
 
 The engines that need PyTorch stand outside this package and are found by dotted name.
 """
@@ -45,7 +45,7 @@ class OnnxRuntimeEngine:
 
     def load(self) -> None:
         """Create the session. Raises MissingFileError, FileFormatError."""
-        self.session = open_session(self.path, self.threads)
+        self.session = open_engine_session(self.path, self.threads)
         self.input_name = self.session.get_inputs()[0].name
         self.rank = len(self.session.get_inputs()[0].shape)
 
@@ -60,7 +60,7 @@ class OnnxRuntimeEngine:
         return result
 
 
-def open_session(path: Path, threads: int) -> Any:
+def open_engine_session(path: Path, threads: int) -> Any:
     """An onnxruntime session. Raises MissingFileError, FileFormatError, UsageError."""
     require_file(path)
     ort = load_object("onnxruntime:InferenceSession", "running an ONNX file")

@@ -1,4 +1,4 @@
-"""What `bench` needs before it can time: the files of each engine, and an input that fits them."""
+"""Inputs of `bench`: the files of each engine, and samples that fit the files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from soul_deploy.base.input_rule import (
     KIND_OF_OLD_FILES,
     InputKind,
     InputRule,
-    array_of,
+    input_array,
     is_input_kind,
     normalise,
     numbers_of,
@@ -26,9 +26,9 @@ from soul_deploy.base.input_rule import (
 )
 from soul_deploy.base.lazy import load_object
 from soul_deploy.base.terminal import say
-from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_session
+from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_engine_session
 from soul_deploy.runtime.io.images import read_array
-from soul_deploy.runtime.io.inspect import MODEL_FORMAT, kind_of
+from soul_deploy.runtime.io.inspect import MODEL_FORMAT, kind_of_file
 
 RANDOM = "random"
 
@@ -43,7 +43,7 @@ class BenchFiles:
     onnx_compact: Path | None = None
     event: Path | None = None
 
-    def given(self, network: str, file: str) -> Path | None:
+    def given_file(self, network: str, file: str) -> Path | None:
         """The file given for "dense" or "compact" and "model", "onnx" or "event"."""
         return {
             ("dense", "model"): self.model,
@@ -85,14 +85,14 @@ def _source(name: str, files: BenchFiles) -> tuple[str, Path] | None:
     """("use", file) or ("export", model file) of an engine."""
     kind = ENGINES[name]
     network = kind.network or ("compact" if files.compact or not files.model else "dense")
-    given = files.given(network, kind.file)
-    if given is not None:
-        return "use", given
-    model = files.given(network, "model")
+    given_file = files.given_file(network, kind.file)
+    if given_file is not None:
+        return "use", given_file
+    model = files.given_file(network, "model")
     return ("export", model) if model is not None and kind.file != "model" else None
 
 
-def network_of(name: str, files: BenchFiles) -> str:
+def network_of_engine(name: str, files: BenchFiles) -> str:
     """Which network an engine runs. An event file names the model file that it came from."""
     network = ENGINES[name].network
     if network is not None:
@@ -119,7 +119,7 @@ def prepare_engines(
         kind = ENGINES[name]
         if action == "export":
             path = _export(path, kind.file, folder)
-        specs.append(EngineSpec(name, network_of(name, files), kind.target, path))
+        specs.append(EngineSpec(name, network_of_engine(name, files), kind.target, path))
     return tuple(specs)
 
 
@@ -134,14 +134,14 @@ def _export(model: Path, file: str, folder: Path) -> Path:
     if not target.exists():
         write = load_object(writer, purpose)
         with OpenFile(model) as source:
-            found, sha256 = read(source), source.sha256()
-        write(found, target, source_sha256=sha256)
+            network, sha256 = read(source), source.sha256()
+        write(network, target, source_sha256=sha256)
     return target
 
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What an artifact says about its input.
+    """The facts about a network's input that an artifact stores.
 
     steps, input_kind: None for an ONNX file that doesn't say.
     """
@@ -159,7 +159,7 @@ class NetworkFacts:
 def facts_of(path: Path) -> NetworkFacts:
     """Read from the file's description. Raises MissingFileError, FileFormatError."""
     with OpenFile(path) as source:
-        return _facts(source, kind_of(source))
+        return _facts(source, kind_of_file(source))
 
 
 def _facts(source: OpenFile, kind: str) -> NetworkFacts:
@@ -226,7 +226,7 @@ def foreign_files(files: BenchFiles) -> list[str]:
 
 
 def _onnx_facts(path: Path) -> NetworkFacts:
-    session = open_session(path, 1)
+    session = open_engine_session(path, 1)
     known = session.get_modelmeta().custom_metadata_map
     shape = session.get_inputs()[0].shape
     if "input_shape" in known:
@@ -269,7 +269,7 @@ def common_rule(facts: Sequence[NetworkFacts]) -> InputRule:
 
 
 def input_samples(
-    given: str | object, data_dir: Path, rule: InputRule, count: int, seed: int
+    name_or_path: str | object, data_dir: Path, rule: InputRule, count: int, seed: int
 ) -> tuple[Array, int]:
     """(samples, batch axis): an array, `random`, a data set's name, or a .npy file.
 
@@ -277,15 +277,15 @@ def input_samples(
     its first `count` test images. A .npy file is read as `run` reads it.
     Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
     """
-    if not isinstance(given, str):
-        values = numbers_of(array_of(given, rule), rule)
+    if not isinstance(name_or_path, str):
+        values = numbers_of(input_array(name_or_path, rule), rule)
         return values, values.ndim - len(rule.shape) - 1
-    if given.lower() == RANDOM:
+    if name_or_path.lower() == RANDOM:
         return random_inputs(rule, count, seed), 0
-    if given.lower().endswith(".npy"):
-        samples = read_array(Path(given), rule)
+    if name_or_path.lower().endswith(".npy"):
+        samples = read_array(Path(name_or_path), rule)
         return samples.values, 1 if samples.sequence else 0
-    return dataset_samples(given, data_dir, rule, count), 0
+    return dataset_samples(name_or_path, data_dir, rule, count), 0
 
 
 def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> Array:

@@ -19,7 +19,7 @@ class ReferenceRequest:
     def write(self, folder: Path, images: int) -> tuple[Path, Path]:
         """Its model file and `images` images for it, in `folder`. Raises UsageError."""
         purpose = "making the reference network"
-        reference = load_object("soul_deploy.analysis.reference_network:Reference", purpose)
+        reference = load_object("soul_deploy.analysis.reference_network:ReferenceNetwork", purpose)
         write = load_object("soul_deploy.analysis.reference_network:write_reference", purpose)
         density = 1.0 if self.density is None and self.connectivity is None else self.density
         wanted = reference(
@@ -29,5 +29,5 @@ class ReferenceRequest:
             time_steps=4 if self.time_step is None else self.time_step,
             seed=self.seed,
         )
-        found: tuple[Path, Path] = write(folder, images, wanted)
-        return found
+        paths: tuple[Path, Path] = write(folder, images, wanted)
+        return paths

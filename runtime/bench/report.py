@@ -80,8 +80,8 @@ class BenchReport(Shown):
     @property
     def entries(self) -> Sequence[Document]:
         """One for each engine, number of threads and batch size; times in ms."""
-        found: Sequence[Document] = self.document["entries"]
-        return found
+        env: Sequence[Document] = self.document["entries"]
+        return env
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -98,14 +98,14 @@ class BenchReport(Shown):
     def parts(self) -> list[Table | str]:
         """Times, costs of a fresh process, agreement, speed-ups over the baseline, the machine."""
         document = self.document
-        found: list[Table | str] = [_times(self.entries, self.percentiles)]
+        env: list[Table | str] = [_times(self.entries, self.percentiles)]
         if any(entry["load_ms"] is not None for entry in self.entries):
-            found.append(_fresh(self.entries))
+            env.append(_fresh(self.entries))
         if document["agreement"]:
-            found.append(_agreement(document["agreement"]))
+            env.append(_agreement(document["agreement"]))
         if document.get("comparison"):
-            found.append(_comparison(document["comparison"]))
-        return [*found, *_environment(document)]
+            env.append(_comparison(document["comparison"]))
+        return [*env, *_environment(document)]
 
 
 def _times(entries: Sequence[Document], percentiles: Sequence[float]) -> Table:
@@ -178,19 +178,19 @@ def _comparison(comparison: Sequence[Document]) -> Table:
 
 
 def _environment(document: Document) -> list[str]:
-    found = document["environment"]
-    versions = ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)
+    env = document["environment"]
+    versions = ", ".join(f"{name} {v}" for name, v in env["versions"].items() if v)
     reference = reference_engine(document["entries"])
     return [
         *([f"vs ORT: median time of {reference} over this one's."] if reference else []),
         f"Input: {document['input']}.",
-        f"{found['cpu']}, {found['cores']} cores, {found['time']}, Python {found['python']}.",
+        f"{env['cpu']}, {env['cores']} cores, {env['time']}, Python {env['python']}.",
         f"{versions}.",
-        *_warnings(found),
+        *_warnings(env),
     ]
 
 
-def _warnings(found: Document) -> list[str]:
-    busy = found["load_average"] > 0.5
-    text = f"The machine was busy before the start (load {found['load_average']:g}): times are high"
+def _warnings(env: Document) -> list[str]:
+    busy = env["load_average"] > 0.5
+    text = f"The machine was busy before the start (load {env['load_average']:g}): times are high"
     return [f"{text} and scatter; measure again on a quiet one."] if busy else []

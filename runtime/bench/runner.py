@@ -17,7 +17,7 @@ from soul_deploy.base.errors import UsageError, ValidityError
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.bench.cold_start import Fresh, measure_fresh
 from soul_deploy.runtime.bench.engines import Engine, EngineSpec, largest_difference
-from soul_deploy.runtime.bench.timing import Schedule, percentile, time_in_turns
+from soul_deploy.runtime.bench.timing import TimingSchedule, percentile, time_in_turns
 
 SCHEMA = "soul-deploy/bench/1"
 MAX_BATCHES = 8
@@ -41,7 +41,7 @@ class BenchConfig:
     engines: tuple[str, ...] = ()
     threads: tuple[int, ...] = (1,)
     batch_sizes: tuple[int, ...] = (1,)
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: TimingSchedule = field(default_factory=TimingSchedule)
     percentiles: tuple[float, ...] = (50, 90, 99)
     fresh: bool = True
     seed: int = 2025
@@ -81,7 +81,7 @@ def run_bench(
     agreement: dict[str, dict[str, Any]] = {}
     for threads in config.threads:
         progress(f"loading {len(specs)} engines, threads {threads}")
-        engines = {spec: load(spec, threads) for spec in specs}
+        engines = {spec: load_engine(spec, threads) for spec in specs}
         for size in config.batch_sizes:
             batches = split_batches(samples, size, axis)
             progress(f"timing {len(engines)} engines, threads {threads}, batch {size}")
@@ -96,7 +96,7 @@ def run_bench(
     }
 
 
-def load(spec: EngineSpec, threads: int) -> Engine:
+def load_engine(spec: EngineSpec, threads: int) -> Engine:
     """A loaded engine."""
     engine = spec.create(threads)
     engine.load()
@@ -121,7 +121,7 @@ def time_engines(
             progress(f"{spec.name} in a fresh process, threads {threads}")
             fresh = fresh_costs(spec, threads, batches[0])
         entries.append(
-            entry(spec, threads, batch_size, times[spec.name], config.percentiles, fresh)
+            engine_entry(spec, threads, batch_size, times[spec.name], config.percentiles, fresh)
         )
     return entries
 
@@ -134,7 +134,7 @@ def fresh_costs(spec: EngineSpec, threads: int, batch: Array) -> Fresh:
         return measure_fresh(spec, threads, path)
 
 
-def entry(
+def engine_entry(
     spec: EngineSpec,
     threads: int,
     batch_size: int,

@@ -24,13 +24,13 @@ from soul_deploy.base.files import Array
 from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     CurrentLayer,
     DenseRows,
     EventNetwork,
     Firing,
     Layer,
-    Matrix,
+    MatrixSynapses,
     MergeLayer,
     PoolLayer,
     PopulationLayer,
@@ -64,13 +64,13 @@ class SparseProduct:
     def currents(self, values: Array) -> Array:
         """(n_out,) from (n_in,)."""
         if self.patches is None:
-            found: Array = self.weight @ values
+            currents: Array = self.weight @ values
         else:
             columns = np.append(values, np.float32(0))[self.patches]
-            found = np.ascontiguousarray((self.weight @ columns).T).reshape(-1)
+            currents = np.ascontiguousarray((self.weight @ columns).T).reshape(-1)
         if len(self.bias):
-            found = (found.reshape(-1, len(self.bias)) + self.bias).reshape(-1)
-        return found
+            currents = (currents.reshape(-1, len(self.bias)) + self.bias).reshape(-1)
+        return currents
 
 
 @operation_table(Synapses)
@@ -79,13 +79,13 @@ def product_of(synapses: Synapses) -> SparseProduct:
     raise product_of.unknown(synapses)
 
 
-@product_of.on(Matrix)
-def _(matrix: Matrix) -> SparseProduct:
+@product_of.on(MatrixSynapses)
+def _(matrix: MatrixSynapses) -> SparseProduct:
     return _product(matrix, math.prod(matrix.out_shape), None)
 
 
-@product_of.on(Convolution)
-def _(convolution: Convolution) -> SparseProduct:
+@product_of.on(ConvSynapses)
+def _(convolution: ConvSynapses) -> SparseProduct:
     table = gather_table(convolution)
     patches = np.ascontiguousarray(table.reshape(len(table), -1).T.astype(np.intp))
     return _product(convolution, convolution.out_shape[0], patches)
@@ -126,7 +126,7 @@ class _Population:
     v: Array
 
     def step(self, current: Array, step: int) -> Array:
-        """Spikes of the output, generated channels included, as float32."""
+        """Spikes of the output, constant-pattern channels included, as float32."""
         layer = self.layer
         spike, self.v = layer.neuron.step(self.v, current)
         by_position = spike.reshape(-1, layer.current_shape[0])
@@ -153,31 +153,31 @@ def pool(layer: PoolLayer, values: Array, *, analog: bool) -> Array:
     padded = np.full((height + 2 * top, width + 2 * left, channels), lowest, np.float32)
     padded[top : top + height, left : left + width] = values.reshape(height, width, channels)
     _, rows, columns = layer.out_shape
-    found = np.full((rows, columns, channels), lowest, np.float32)
+    pooled = np.full((rows, columns, channels), lowest, np.float32)
     for y in range(layer.kernel[0]):
         for x in range(layer.kernel[1]):
             window = padded[y : y + rows * down : down, x : x + columns * right : right]
-            np.maximum(found, window[:rows, :columns], out=found)
-    return found.reshape(-1)
+            np.maximum(pooled, window[:rows, :columns], out=pooled)
+    return pooled.reshape(-1)
 
 
 def merge(layer: MergeLayer, branches: list[Array]) -> Array:
     """Branches element by element, left to right."""
-    found, *others = branches
+    merged, *others = branches
     for other in others:
         if layer.function == "add":
-            found = found + other
+            merged = merged + other
         else:
-            found = found * (other if layer.function == "and" else 1 - other)
-    return found
+            merged = merged * (other if layer.function == "and" else 1 - other)
+    return merged
 
 
-def scatter(layer: ScatterLayer, values: Array) -> Array:
+def scatter_wide(layer: ScatterLayer, values: Array) -> Array:
     """Channels into a wide map, zeros elsewhere."""
     by_position = values.reshape(-1, layer.in_shape[0])
-    found = np.zeros((len(by_position), layer.out_shape[0]), np.float32)
-    found[:, layer.index] = by_position
-    return found.reshape(-1)
+    wide = np.zeros((len(by_position), layer.out_shape[0]), np.float32)
+    wide[:, layer.index] = by_position
+    return wide.reshape(-1)
 
 
 Step = Callable[[Mapping[str, Array]], Array]
@@ -214,7 +214,7 @@ def _(layer: MergeLayer, network: EventNetwork) -> Step:
 
 @step_of.on(ScatterLayer)
 def _(layer: ScatterLayer, network: EventNetwork) -> Step:
-    return lambda values: scatter(layer, values[layer.source])
+    return lambda values: scatter_wide(layer, values[layer.source])
 
 
 def scores_of(readout: ReadoutLayer, total: Array, steps: int) -> Array:
@@ -222,10 +222,10 @@ def scores_of(readout: ReadoutLayer, total: Array, steps: int) -> Array:
     sums = total.reshape(-1, readout.in_shape[0]).sum(0) if readout.space else total
     scale = np.float32(readout.scale(steps))
     if readout.weight is None:
-        found = sums.reshape(readout.classes, readout.votes).sum(1) * scale
+        scores = sums.reshape(readout.classes, readout.votes).sum(1) * scale
     else:
-        found = (readout.weight @ sums) * scale
-    return np.asarray(found if readout.bias is None else found + readout.bias, np.float32)
+        scores = (readout.weight @ sums) * scale
+    return np.asarray(scores if readout.bias is None else scores + readout.bias, np.float32)
 
 
 class ScipyEngine:

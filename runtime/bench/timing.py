@@ -16,7 +16,7 @@ STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TimingSchedule:
     """How often each engine runs.
 
     warmup      runs before anything is measured, per engine
@@ -35,7 +35,7 @@ class Schedule:
 def time_in_turns(
     runs: Mapping[str, Callable[[Array], object]],
     batches: Sequence[Array],
-    schedule: Schedule,
+    schedule: TimingSchedule,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every measured run, by engine.
@@ -63,7 +63,7 @@ def _time_block(
     batches: Sequence[Array],
     times: list[float],
     least: int,
-    schedule: Schedule,
+    schedule: TimingSchedule,
 ) -> None:
     time.sleep(REST_SECONDS)
     collecting = gc.isenabled()

@@ -1,4 +1,4 @@
-"""What goes into a network, and how it lies in memory: channel-last, sample by sample."""
+"""Inputs of a network: checked, normalised, and stored channel-last, sample by sample."""
 
 import warnings
 
@@ -6,25 +6,25 @@ import numpy as np
 
 from soul_deploy.base.errors import NetworkWarning, ValidityError
 from soul_deploy.base.files import Array
-from soul_deploy.base.input_rule import array_of, looks_like_pixels, numbers_of
+from soul_deploy.base.input_rule import input_array, looks_like_pixels, numbers_of
 from soul_deploy.runtime.format.network import EventNetwork, Layer, ReadoutLayer, Shape
 
 
 def input_of(network: EventNetwork, x: object) -> Array:
     """`x` as an array (B, ...) or (T, B, ...) that the network takes. Raises ValidityError."""
-    given, shape = array_of(x, network.rule), network.input_shape
-    static = given.ndim == len(shape) + 1
-    if given.shape[-len(shape) :] != shape or given.ndim - len(shape) not in (1, 2):
+    array, shape = input_array(x, network.rule), network.input_shape
+    static = array.ndim == len(shape) + 1
+    if array.shape[-len(shape) :] != shape or array.ndim - len(shape) not in (1, 2):
         raise ValidityError(
-            f"input {given.shape} given; this network takes (batch, {sides(shape)}), or "
+            f"input {array.shape} given; this network takes (batch, {sides(shape)}), or "
             f"({network.time_steps}, batch, {sides(shape)}) for a sequence"
         )
-    if not static and len(given) != network.time_steps:
+    if not static and len(array) != network.time_steps:
         raise ValidityError(
-            f"a sequence of {len(given)} steps given; this network runs T = {network.time_steps} "
+            f"a sequence of {len(array)} steps given; this network runs T = {network.time_steps} "
             "steps"
         )
-    return given
+    return array
 
 
 def samples_of(network: EventNetwork, x: object) -> Array:
@@ -34,12 +34,12 @@ def samples_of(network: EventNetwork, x: object) -> Array:
 
 def frame_of(network: EventNetwork, x: object) -> Array:
     """`x` as an array (B, ...) of one step. Raises ValidityError."""
-    given, shape = array_of(x, network.rule), network.input_shape
-    if given.ndim != len(shape) + 1 or given.shape[1:] != shape:
+    array, shape = input_array(x, network.rule), network.input_shape
+    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
         raise ValidityError(
-            f"a step of {given.shape} given; this network takes (batch, {sides(shape)}) per step"
+            f"a step of {array.shape} given; this network takes (batch, {sides(shape)}) per step"
         )
-    return given
+    return array
 
 
 class InputReader:
@@ -62,9 +62,9 @@ class InputReader:
         values = self._numbers(frame_of(self.network, x))
         return to_channel_last(values, self.network.input_shape)
 
-    def _numbers(self, given: Array) -> Array:
-        values = numbers_of(given, self.network.rule)
-        if given.dtype.kind == "f" and not self._warned:
+    def _numbers(self, array: Array) -> Array:
+        values = numbers_of(array, self.network.rule)
+        if array.dtype.kind == "f" and not self._warned:
             text = looks_like_pixels(values, self.network.rule)
             if text is not None:
                 self._warned = True
@@ -100,8 +100,8 @@ def source_values(
             f"{network.time_steps} steps"
         )
     if source == network.input_name:
-        given = array_of(inputs, network.rule, f"{target.name}: the input")
-        return by_sample(network, numbers_of(given, network.rule, f"{target.name}: the input"))
+        array = input_array(inputs, network.rule, f"{target.name}: the input")
+        return by_sample(network, numbers_of(array, network.rule, f"{target.name}: the input"))
     if kind == "analog":
         values = inputs.astype(np.float32)
         if not np.isfinite(values).all():
@@ -140,8 +140,8 @@ def to_channel_major(values: Array, shape: Shape) -> Array:
 def by_step(values: Array, shape: Shape) -> Array:
     """(B, T, positions, channels) to (T, B, C, H, W) or (T, B, N)."""
     batch, steps = values.shape[:2]
-    found: Array = values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape)
-    return found
+    stepwise: Array = values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape)
+    return stepwise
 
 
 def sides(shape: Shape) -> str:

@@ -1,7 +1,7 @@
 """Running an event network: `load(path)`, then `network.run(images)`.
 
-Weights are shared and never written; every run takes a workspace of buffers and membranes of its
-own, so one network may be used from several threads.
+Weights are shared and never written; every run takes buffers and membranes of its own, so one
+network may be used from several threads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,16 +23,16 @@ from soul_deploy.runtime.engine.inputs import (
 )
 from soul_deploy.runtime.engine.single_layer import run_one
 from soul_deploy.runtime.engine.streaming import Stream, StreamState
-from soul_deploy.runtime.engine.thread_team import Crew
+from soul_deploy.runtime.engine.thread_team import ThreadTeam
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import EventNetwork, Layer
 from soul_deploy.runtime.format.validate import MAX_THREADS
-from soul_deploy.runtime.kernels.barrier import Meet
-from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
+from soul_deploy.runtime.kernels.barrier import Barrier
+from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
 from soul_deploy.runtime.plan.estimate import require_running
-from soul_deploy.runtime.plan.layer_plan import prepare_all
-from soul_deploy.runtime.plan.layout import channel_last, packing_of, unpacked
-from soul_deploy.runtime.plan.partition import parts_of
+from soul_deploy.runtime.plan.layer_plan import plan_layers
+from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
+from soul_deploy.runtime.plan.partition import partitions_of
 
 
 def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
@@ -82,7 +82,7 @@ class Network:
     events: EventNetwork
     threads: int = 0
     max_memory: int | None = None
-    _spare: dict[tuple[int, int], list[Workspace]] = field(
+    _spare: dict[tuple[int, int], list[Buffers]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -93,9 +93,9 @@ class Network:
                 f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
             )
         require_running(self.events, self.max_memory)
-        self._prepared = prepare_all(self.events)
-        self._crew = Crew(self.threads) if self.threads > 1 else None
-        self._build = partial(build_workspace, self.events, self._prepared)
+        self._plans = plan_layers(self.events)
+        self._team = ThreadTeam(self.threads) if self.threads > 1 else None
+        self._build = partial(build_buffers, self.events, self._plans)
         self._reader = InputReader(self.events)
         self._stream = self.stream()
 
@@ -147,82 +147,86 @@ class Network:
         """
         samples = self._reader.samples(x)
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
-        crew = self._crew
-        if crew is None:
+        team = self._team
+        if team is None:
             self._run_into(samples, logits)
         elif len(samples) < self.threads:
-            with self._workspace(samples.shape[1], self.threads) as workspace:
-                crew.together(
-                    lambda thread, meet: self._run_part(workspace, samples, logits, thread, meet)
+            with self._buffers(samples.shape[1], self.threads) as buffers:
+                team.parallel(
+                    lambda thread, barrier: self._run_partition(
+                        buffers, samples, logits, thread, barrier
+                    )
                 )
         else:
-            bounds = [part.of(len(samples)) for part in parts_of(self.threads)]
+            bounds = [partition.of(len(samples)) for partition in partitions_of(self.threads)]
             shares = [(samples[first:last], logits[first:last]) for first, last in bounds]
-            crew.each(lambda share, meet: self._run_into(*shares[share], meet))
+            team.each(lambda share, barrier: self._run_into(*shares[share], barrier))
         return logits
 
-    def _run_into(self, samples: Array, logits: Array, meet: Meet = lambda: None) -> None:
+    def _run_into(self, samples: Array, logits: Array, barrier: Barrier = lambda: None) -> None:
         """One sample after the other, on this thread."""
-        with self._workspace(samples.shape[1], 1) as workspace:
-            self._run_part(workspace, samples, logits, 0, meet)
+        with self._buffers(samples.shape[1], 1) as buffers:
+            self._run_partition(buffers, samples, logits, 0, barrier)
 
-    def _run_part(
-        self, workspace: Workspace, samples: Array, logits: Array, part: int, meet: Meet
+    def _run_partition(
+        self, buffers: Buffers, samples: Array, logits: Array, partition: int, barrier: Barrier
     ) -> None:
-        """One sample after the other, one part of every stage."""
-        arrival = workspace.values[self.events.input_name]
+        """One sample after the other, one partition of every region."""
+        arrival = buffers.values[self.events.input_name]
         for sample, row in zip(samples, logits, strict=True):
-            if part == 0:
+            if partition == 0:
                 arrival[...] = sample
-            meet()
-            workspace.run(part, meet)
-            if part == 0:
-                row[...] = workspace.scores
+            barrier()
+            buffers.run(partition, barrier)
+            if partition == 0:
+                row[...] = buffers.scores
 
     def run_recorded(self, x: Array) -> Recording:
         """As `run`, and every population's spikes in PyTorch's channel-major layout."""
         names = [layer.name for layer in self.events.populations]
-        held, logits = self.run_held(x, names)
-        return Recording(self.spikes_of(held), logits)
+        recorded, logits = self.run_recording_values(x, names)
+        return Recording(self.spikes_of(recorded), logits)
 
-    def run_held(self, x: Array, names: Iterable[str]) -> tuple[dict[str, Array], Array]:
-        """What the input and the named layers held, (B, steps, positions, channels), and scores."""
+    def run_recording_values(
+        self, x: Array, names: Iterable[str]
+    ) -> tuple[dict[str, Array], Array]:
+        """Values of the input and the named layers, (B, steps, positions, channels), and scores."""
         samples = self._reader.samples(x)
         logits = np.empty((len(samples), self.events.readout.classes), np.float32)
-        held: dict[str, Array] = {}
-        with self._workspace(samples.shape[1], 1) as workspace:
+        recorded: dict[str, Array] = {}
+        with self._buffers(samples.shape[1], 1) as buffers:
             for b, sample in enumerate(samples):
-                workspace.values[self.events.input_name][...] = sample
-                workspace.run()
-                logits[b] = workspace.scores
+                buffers.values[self.events.input_name][...] = sample
+                buffers.run()
+                logits[b] = buffers.scores
                 for name in names:
-                    values = self._values(workspace, name)
-                    if name not in held:
-                        held[name] = np.empty((len(samples), *values.shape), values.dtype)
-                    held[name][b] = values
-        for name in set(names) - set(held):  # no samples
+                    values = self._values(buffers, name)
+                    if name not in recorded:
+                        recorded[name] = np.empty((len(samples), *values.shape), values.dtype)
+                    recorded[name][b] = values
+        for name in set(names) - set(recorded):  # no samples
             positions, channels = channel_last(self.events.by_name[name].out_shape)
-            held[name] = np.empty((0, self.time_steps, positions, channels), np.uint8)
-        return held | {self.events.input_name: samples}, logits
+            recorded[name] = np.empty((0, self.time_steps, positions, channels), np.uint8)
+        return recorded | {self.events.input_name: samples}, logits
 
-    def _values(self, workspace: Workspace, name: str) -> Array:
+    def _values(self, buffers: Buffers, name: str) -> Array:
         """A layer's map, from wherever the run left it."""
-        if name in workspace.packed:
+        if name in buffers.compacted:
             layer = self.events.by_name[name]
-            packing = packing_of(layer)
-            assert packing is not None
-            return unpacked(layer, packing, workspace.packed[name])
-        return workspace.values[name]
+            layout = layout_of(layer)
+            assert layout is not None
+            return dense_map(layer, layout, buffers.compacted[name])
+        return buffers.values[name]
 
-    def spikes_of(self, held: Mapping[str, Array]) -> dict[str, Array]:
+    def spikes_of(self, recorded: Mapping[str, Array]) -> dict[str, Array]:
         """bool (T, B, ...) of every population."""
         return {
-            layer.name: by_step(held[layer.name], layer.out_shape).astype(np.bool_)
+            layer.name: by_step(recorded[layer.name], layer.out_shape).astype(np.bool_)
             for layer in self.events.populations
         }
 
     def run_layer(self, name: str, *inputs: Array) -> Array:
-        """What one layer gives for what its sources held; membranes start at rest.
+        """Run one layer on values of its sources; membranes start at rest.
 
         name: a layer, or a projection with its population. inputs: one per source, each
         (T, B, ...) in the source's shape, or (B, ...) for an analog value that is the same at every
@@ -236,18 +240,18 @@ class Network:
                 f"{', '.join(layer.sources)}"
             )
         pairs = zip(layer.sources, inputs, strict=True)
-        values = [source_values(self.events, layer, source, given) for source, given in pairs]
+        values = [source_values(self.events, layer, source, array) for source, array in pairs]
         kind, _ = self.events.edges[layer.name]
-        out = run_one(self.events, self._prepared, layer, values)
-        found = by_step(out, layer.out_shape)
+        out = run_one(self.events, self._plans, layer, values)
+        stepwise = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
-            alike: Array = found[0]
+            alike: Array = stepwise[0]
             return alike
-        return found.astype(np.bool_) if kind == "spike" else found
+        return stepwise.astype(np.bool_) if kind == "spike" else stepwise
 
     def stream(self) -> Stream:
         """A stream at rest, apart from all others."""
-        return Stream(self.events, self._prepared, self._reader)
+        return Stream(self.events, self._plans, self._reader)
 
     def step(self, x: Array | None = None) -> Array:
         """`Stream.step` of the network's own stream, which copies of the network go on with."""
@@ -258,18 +262,18 @@ class Network:
         self._stream.reset()
 
     @contextmanager
-    def _workspace(self, input_steps: int, parts: int) -> Iterator[Workspace]:
-        """A workspace nobody else uses; as many as one run needs are kept for the next."""
-        spare = self._spare.setdefault((input_steps, parts), [])
+    def _buffers(self, input_steps: int, partitions: int) -> Iterator[Buffers]:
+        """Buffers that no other run uses; as many as one run needs are kept for the next run."""
+        spare = self._spare.setdefault((input_steps, partitions), [])
         try:
-            workspace = spare.pop()
+            buffers = spare.pop()
         except IndexError:
-            workspace = self._build(
-                input_steps=input_steps, steps=self.time_steps, carry=False, parts=parts
+            buffers = self._build(
+                input_steps=input_steps, steps=self.time_steps, carry=False, partitions=partitions
             )
-        yield workspace
-        if len(spare) < (self.threads if parts == 1 else 1):
-            spare.append(workspace)
+        yield buffers
+        if len(spare) < (self.threads if partitions == 1 else 1):
+            spare.append(buffers)
 
     def layer(self, name: str) -> Layer:
         for layer in self.events.layers:

@@ -10,8 +10,8 @@ from soul_deploy.base.errors import ValidityError
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.engine.inputs import InputReader
 from soul_deploy.runtime.format.network import EventNetwork
-from soul_deploy.runtime.plan.buffers import Workspace, build_workspace
-from soul_deploy.runtime.plan.layer_plan import Prepared, prepare_all
+from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, plan_layers
 
 
 @brief
@@ -39,14 +39,14 @@ class Stream:
     events      the network
     prepared    its layers with synapses
     reader      reads the inputs of a step
-    workspaces  one per sample of the batch; none before the first step
+    samples     one per sample of the batch; none before the first step
     steps       done since the start or the last `reset`
     """
 
     events: EventNetwork
-    prepared: Mapping[str, Prepared] = field(repr=False)
+    prepared: Mapping[str, LayerPlan] = field(repr=False)
     reader: InputReader = field(repr=False)
-    workspaces: list[Workspace] = field(default_factory=list, init=False)
+    samples: list[Buffers] = field(default_factory=list, init=False)
     steps: int = field(default=0, init=False)
 
     def __getstate__(self) -> tuple[EventNetwork, StreamState]:
@@ -54,7 +54,7 @@ class Stream:
 
     def __setstate__(self, state: tuple[EventNetwork, StreamState]) -> None:
         self.events, running = state
-        self.prepared, self.reader = prepare_all(self.events), InputReader(self.events)
+        self.prepared, self.reader = plan_layers(self.events), InputReader(self.events)
         self.resume(running)
 
     def step(self, x: Array | None = None) -> Array:
@@ -70,7 +70,7 @@ class Stream:
 
     def reset(self) -> None:
         """The next `step` starts at rest, with any batch size."""
-        self.workspaces, self.steps = [], 0
+        self.samples, self.steps = [], 0
 
     def advance(self, shown: Array | None) -> Array:
         """As `step`, of inputs (B, positions, channels) that were read; None: those before."""
@@ -82,60 +82,59 @@ class Stream:
             )
         self.reset()  # what an interruption leaves half done is nobody's next step
         scores = np.empty((len(workspaces), self.events.readout.classes), np.float32)
-        for b, (workspace, row) in enumerate(zip(workspaces, scores, strict=True)):
-            workspace.generate(done)
+        for b, (buffers, row) in enumerate(zip(workspaces, scores, strict=True)):
+            buffers.set_patterns(done)
             if shown is None:
-                workspace.repeat()
+                buffers.repeat()
             else:
-                workspace.values[self.events.input_name][0] = shown[b]
-                workspace.run()
-            row[...] = workspace.scores
-        self.workspaces, self.steps = workspaces, done + 1
+                buffers.values[self.events.input_name][0] = shown[b]
+                buffers.run()
+            row[...] = buffers.scores
+        self.samples, self.steps = workspaces, done + 1
         return scores
 
     def warm_up(self) -> None:
         """Run a blank step beside the stream, so that no later one waits for a kernel."""
-        workspace = self._workspace()
-        workspace.values[self.events.input_name][...] = 0
-        workspace.generate(0)
-        workspace.run()
-        workspace.repeat()
+        buffers = self._workspace()
+        buffers.values[self.events.input_name][...] = 0
+        buffers.set_patterns(0)
+        buffers.run()
+        buffers.repeat()
 
     def state(self) -> StreamState:
         """Copies of what the next step depends on; everything else follows from it."""
-        workspaces = self.workspaces  # none while another thread is in the middle of a step
+        workspaces = self.samples  # none while another thread is in the middle of a step
         return StreamState(
             self.steps if workspaces else 0,
-            tuple(workspace.values[self.events.input_name].copy() for workspace in workspaces),
+            tuple(buffers.values[self.events.input_name].copy() for buffers in workspaces),
             tuple(
-                {name: v.copy() for name, v in workspace.membranes.items()}
-                for workspace in workspaces
+                {name: v.copy() for name, v in buffers.membranes.items()} for buffers in workspaces
             ),
         )
 
     def resume(self, state: StreamState) -> None:
         """Go on from `state`."""
-        self.workspaces, self.steps = [self._workspace() for _ in state.inputs], state.steps
-        for workspace, shown, membranes in zip(
-            self.workspaces, state.inputs, state.membranes, strict=True
+        self.samples, self.steps = [self._workspace() for _ in state.inputs], state.steps
+        for buffers, shown, membranes in zip(
+            self.samples, state.inputs, state.membranes, strict=True
         ):
-            workspace.values[self.events.input_name][...] = shown
+            buffers.values[self.events.input_name][...] = shown
             for name, v in membranes.items():
-                workspace.membranes[name][...] = v
-            workspace.settle()
+                buffers.membranes[name][...] = v
+            buffers.run_static()
 
-    def _running(self, batch: int | None) -> list[Workspace]:
+    def _running(self, batch: int | None) -> list[Buffers]:
         """The running workspaces, or new ones, for a batch of that size; None: no new input."""
         if not self.steps:
             if batch is None:
                 raise ValidityError("the first step of a stream needs an input")
             return [self._workspace() for _ in range(batch)]
-        if batch not in (None, len(self.workspaces)):
+        if batch not in (None, len(self.samples)):
             raise ValidityError(
-                f"a batch of {batch} given, but the stream runs {len(self.workspaces)}; call "
+                f"a batch of {batch} given, but the stream runs {len(self.samples)}; call "
                 "reset() first"
             )
-        return self.workspaces
+        return self.samples
 
-    def _workspace(self) -> Workspace:
-        return build_workspace(self.events, self.prepared, input_steps=1, steps=1, carry=True)
+    def _workspace(self) -> Buffers:
+        return build_buffers(self.events, self.prepared, input_steps=1, steps=1, carry=True)

@@ -1,7 +1,7 @@
-"""Threads that go through the stages of one sample together.
+"""A thread team: threads that run the regions of one sample in parallel.
 
-Every thread runs its part of a stage and then waits until the others have done theirs. The wait
-spins, because stages take a fraction of a millisecond, less than the system takes to wake a thread;
+Every thread runs its partition of a region and then waits at a barrier for the other threads. The
+wait spins, because a region takes a fraction of a millisecond, less than waking a thread takes;
 after `barrier.SPINS` it gives way between looks, so that more threads than cores still get on.
 
 Threads stay on a core of their own if there are as many as the process may use: otherwise the
@@ -17,20 +17,20 @@ from weakref import finalize
 
 from soul_deploy.base.environment import physical_cores
 from soul_deploy.base.errors import LimitError
-from soul_deploy.runtime.kernels.barrier import Meet, barrier_for
+from soul_deploy.runtime.kernels.barrier import Barrier, barrier_for
 
 
-class _Job:
-    """What each thread does once, whoever asks it how often."""
+class _TeamTask:
+    """Work that each thread of a team runs once, however often it is asked to."""
 
-    def __init__(self, threads: int, work: Callable[[int], None], let_go: Callable[[], None]):
-        self.work, self.let_go = work, let_go
+    def __init__(self, threads: int, work: Callable[[int], None], cancel: Callable[[], None]):
+        self.work, self.cancel = work, cancel
         self.taken, self.finished = [False] * threads, [False] * threads
         self.failures: list[BaseException] = []
         self.news: SimpleQueue[None] = SimpleQueue()
 
     def do(self, thread: int) -> None:
-        """This thread's part, unless it has been done."""
+        """Run the work of this thread, unless this thread has run it."""
         if self.taken[thread]:
             return
         self.taken[thread] = True
@@ -38,7 +38,7 @@ class _Job:
             self.work(thread)
         except BaseException as failure:
             self.failures.append(failure)
-            self.let_go()
+            self.cancel()
         self.finished[thread] = True
         self.news.put(None)
 
@@ -48,13 +48,13 @@ class _Job:
             self.news.get()
 
 
-Inboxes = tuple["SimpleQueue[_Job | None]", ...]
+Inboxes = tuple["SimpleQueue[_TeamTask | None]", ...]
 
 
-class Crew:
-    """`threads` threads for one caller at a time. They end when nothing holds the crew any more.
+class ThreadTeam:
+    """`threads` threads for one caller at a time. The threads end when the team is collected.
 
-    concurrent.futures would not do: a stage needs all threads at once, and Ctrl-C in the middle of
+    concurrent.futures would not do: a region needs all threads at once, and Ctrl-C in the middle of
     its waiting leaves locks behind.
     """
 
@@ -64,21 +64,21 @@ class Crew:
         self._lock = threading.Lock()
         self._inboxes: Inboxes = ()
 
-    def __reduce__(self) -> tuple[type["Crew"], tuple[int]]:
-        """A copy is another crew of as many threads, which start when they are needed."""
-        return Crew, (self.threads,)
+    def __reduce__(self) -> tuple[type["ThreadTeam"], tuple[int]]:
+        """A copy is another team of as many threads, which start when they are needed."""
+        return ThreadTeam, (self.threads,)
 
-    def together(self, work: Callable[[int, Meet], None]) -> None:
-        """work(thread, meet) on every thread; meet() returns when all have called it.
+    def parallel(self, work: Callable[[int, Barrier], None]) -> None:
+        """Call work(thread, barrier) on every thread; barrier() returns when all have called it.
 
-        Raises what the first thread that failed raised; the others are let go. Raises LimitError if
-        the system gives no more threads.
+        Raises what the first thread that failed raised; the others are cancelled. Raises LimitError
+        if the system gives no more threads.
         """
         barrier = barrier_for(self.threads)
-        self._run(lambda thread: work(thread, lambda: barrier.wait(thread)), barrier.break_up)
+        self._run(lambda thread: work(thread, lambda: barrier.wait(thread)), barrier.abort)
 
-    def each(self, work: Callable[[int, Meet], None]) -> None:
-        """As `together`, but meet() waits for nobody; it only ends the work if another failed."""
+    def each(self, work: Callable[[int, Barrier], None]) -> None:
+        """As `parallel`, but barrier() does not wait: it raises if another thread failed."""
         over = threading.Event()
 
         def go_on() -> None:
@@ -87,25 +87,25 @@ class Crew:
 
         self._run(lambda thread: work(thread, go_on), over.set)
 
-    def _run(self, work: Callable[[int], None], let_go: Callable[[], None]) -> None:
+    def _run(self, work: Callable[[int], None], cancel: Callable[[], None]) -> None:
         if self._process != os.getpid():  # a fork takes neither threads nor owners of locks along
             self._process, self._lock, self._inboxes = os.getpid(), threading.Lock(), ()
-        job, stopped = _Job(self.threads, work, let_go), None
+        task, interrupted_by = _TeamTask(self.threads, work, cancel), None
         with self._lock:
             inboxes = self._inboxes = self._inboxes or self._start()
             while True:
                 try:
-                    if stopped is not None:
-                        let_go()
+                    if interrupted_by is not None:
+                        cancel()
                     for inbox in inboxes:
-                        inbox.put(job)
-                    job.wait()
+                        inbox.put(task)
+                    task.wait()
                     break
                 except BaseException as interruption:
-                    stopped = interruption  # the threads still use the caller's buffers
-        if stopped is not None:
-            raise stopped
-        _raise_first(job.failures)
+                    interrupted_by = interruption  # the threads still use the caller's buffers
+        if interrupted_by is not None:
+            raise interrupted_by
+        _raise_first(task.failures)
 
     def _start(self) -> Inboxes:
         inboxes: Inboxes = tuple(SimpleQueue() for _ in range(self.threads))
@@ -114,8 +114,10 @@ class Crew:
         pinned = len(cores) == self.threads and hasattr(os, "sched_setaffinity")
         try:
             for thread, inbox in enumerate(inboxes):
-                given = (thread, inbox, cores[thread] if pinned else None)
-                threading.Thread(target=_serve, args=given, name="soul-deploy", daemon=True).start()
+                arguments = (thread, inbox, cores[thread] if pinned else None)
+                threading.Thread(
+                    target=_serve, args=arguments, name="soul-deploy", daemon=True
+                ).start()
         except RuntimeError as error:
             dismissal()
             raise LimitError(
@@ -128,14 +130,14 @@ class Crew:
         return inboxes
 
 
-def _serve(thread: int, inbox: "SimpleQueue[_Job | None]", core: int | None) -> None:
-    """A thread's life. Between jobs it holds nothing, so that crews can be collected."""
+def _serve(thread: int, inbox: "SimpleQueue[_TeamTask | None]", core: int | None) -> None:
+    """The loop of a thread. Between tasks it refers to no team, so that teams can be collected."""
     if core is not None:
         with suppress(OSError):  # the system may refuse; then it runs where the system puts it
             os.sched_setaffinity(0, {core})
-    while (job := inbox.get()) is not None:
-        job.do(thread)
-        del job
+    while (task := inbox.get()) is not None:
+        task.do(thread)
+        del task
 
 
 def _dismiss(inboxes: Inboxes) -> None:

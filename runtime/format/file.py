@@ -22,7 +22,7 @@ from soul_deploy.runtime.format.layer_codec import (
     plain,
     read_entry,
 )
-from soul_deploy.runtime.format.network import EventNetwork, Layer, Normalization, ReadoutLayer
+from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormalization, ReadoutLayer
 from soul_deploy.runtime.format.validate import require
 
 FORMAT = "soul-deploy/event/1"
@@ -93,7 +93,7 @@ def _network(document: Mapping[str, Any], tensors: Tensors) -> EventNetwork:
         reset_per_sample=v.truth(document["validity"]["reset_per_sample"]),
         normalization=None
         if norm is None
-        else Normalization(v.numbers(norm["mean"]), v.numbers(norm["std"])),
+        else PixelNormalization(v.numbers(norm["mean"]), v.numbers(norm["std"])),
         classes=tuple(v.text(name) for name in v.items(document["classes"])),
         source_sha256=v.optional(v.text, document["source_sha256"]),
         input_kind=document.get("input_kind", KIND_OF_OLD_FILES),

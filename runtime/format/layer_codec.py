@@ -28,9 +28,9 @@ from soul_deploy.runtime.format.layers import (
 )
 from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
 from soul_deploy.runtime.format.synapses import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
-    Matrix,
+    MatrixSynapses,
     Rows,
     SparseRows,
     Synapses,
@@ -240,16 +240,16 @@ def read_synapses(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
     raise NotImplementedError(f"{read_synapses.name}: {entry['operation']!r}")
 
 
-@read_synapses.on(Convolution)
+@read_synapses.on(ConvSynapses)
 def _(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
     keys = ("kernel", "stride", "padding", "dilation", "reach")
     pairs = {key: v.pair(entry[key]) for key in keys}
-    return Convolution(*_shapes(entry), rows, bias, groups=v.integer(entry["groups"]), **pairs)
+    return ConvSynapses(*_shapes(entry), rows, bias, groups=v.integer(entry["groups"]), **pairs)
 
 
-@read_synapses.on(Matrix)
+@read_synapses.on(MatrixSynapses)
 def _(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
-    return Matrix(*_shapes(entry), rows, bias)
+    return MatrixSynapses(*_shapes(entry), rows, bias)
 
 
 def _rows(name: str, kind: Any, tensors: Tensors) -> Rows:

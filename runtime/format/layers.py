@@ -30,7 +30,7 @@ from soul_deploy.runtime.format.validate import (
 
 @dataclass(frozen=True)
 class Alternative:
-    """A representation that was weighed at export; for people to read, nothing runs by it.
+    """A representation that the export considered; informative, execution does not depend on it.
 
     kind       "dense", "sparse" or "explicit"
     bytes      size of its rows and bias
@@ -56,7 +56,7 @@ def require_grid(name: str, grid: int | None) -> None:
 
 
 class Firing(Layer):
-    """What layers with neurons have in common; their fields are described at SpikingLayer."""
+    """The base class of layers with neurons; SpikingLayer describes the fields."""
 
     stateful: ClassVar[bool] = True
     neuron: NeuronEquation
@@ -64,7 +64,7 @@ class Firing(Layer):
 
     @property
     def current_shape(self) -> Shape:
-        """Shape of the current: the output without generated channels."""
+        """Shape of the current: the output without constant-pattern channels."""
         raise NotImplementedError
 
     def _check_neurons(self) -> None:
@@ -72,7 +72,7 @@ class Firing(Layer):
         if self.pattern is not None:
             require(
                 self.pattern.ndim == 2 and self.pattern.size > 0,
-                f"{self.name}: pattern {self.pattern.shape} is not (T, generated channels)",
+                f"{self.name}: pattern {self.pattern.shape} is not (T, constant-pattern channels)",
             )
             require_array(f"{self.name}: pattern", self.pattern, np.uint8, self.pattern.shape)
             require(self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1")
@@ -96,7 +96,7 @@ class Firing(Layer):
 
     @property
     def generated(self) -> int:
-        """Number of generated channels, G."""
+        """Number of constant-pattern channels, G."""
         return 0 if self.pattern is None else self.pattern.shape[1]
 
     @property
@@ -206,8 +206,8 @@ class SpikingLayer(Synaptic, Firing):
     grid        k: weights and biases are multiples of 2^-k, or None
     live        bool (n,), channel-last, over the whole output: neurons that exist. The others are
                 neither updated nor do they spike, and no explicit row leads to them. None: all
-    pattern     uint8 (T, G) of 0/1: the spikes, at live positions, of G generated channels. These
-                stand behind those of the current, without synapses or state. None: there are none
+    pattern     uint8 (T, G) of 0/1: the spikes, at live positions, of G constant-pattern channels.
+                They stand behind those of the current, without synapses or state. None: G is 0
     alternatives  the representations weighed at export
     """
 

@@ -36,9 +36,9 @@ from soul_deploy.runtime.format.layers import (
 )
 from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ReadoutLayer, ScatterLayer
 from soul_deploy.runtime.format.synapses import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
-    Matrix,
+    MatrixSynapses,
     Pair,
     Rows,
     Shape,
@@ -56,7 +56,7 @@ from soul_deploy.runtime.format.validate import (
 
 __all__ = [
     "Alternative",
-    "Convolution",
+    "ConvSynapses",
     "CurrentLayer",
     "DenseRows",
     "Edge",
@@ -65,10 +65,10 @@ __all__ = [
     "Firing",
     "Layer",
     "MapLayer",
-    "Matrix",
+    "MatrixSynapses",
     "MergeLayer",
-    "Normalization",
     "Pair",
+    "PixelNormalization",
     "PoolLayer",
     "PopulationLayer",
     "ReadoutLayer",
@@ -86,7 +86,7 @@ L = TypeVar("L", bound=Layer)
 
 
 @dataclass(frozen=True)
-class Normalization:
+class PixelNormalization:
     """Per-channel mean and standard deviation of pixels in [0, 1].
 
     The runtime applies them to uint8; whoever gives floating-point numbers has done so.
@@ -125,7 +125,7 @@ class EventNetwork:
     readout: ReadoutLayer
     fixed_steps: bool = False
     reset_per_sample: bool = False
-    normalization: Normalization | None = None
+    normalization: PixelNormalization | None = None
     classes: tuple[str, ...] = ()
     source_sha256: str | None = None
     input_kind: InputKind = KIND_OF_OLD_FILES
@@ -181,7 +181,7 @@ class EventNetwork:
             )
 
     def _check_place(self, layer: "Layer | ReadoutLayer", shapes: Mapping[str, Shape]) -> None:
-        """What comes before must feed it, with the right shape."""
+        """The layer's sources must be earlier layers, with the shape that the layer takes."""
         name = layer.name
         require(name not in shapes, f"two layers are called {name!r}")
         for source in layer.sources:
@@ -193,7 +193,7 @@ class EventNetwork:
 
     @cached_property
     def rule(self) -> InputRule:
-        """What the numbers given to it mean."""
+        """The rule that says what the numbers of an input mean."""
         norm = self.normalization
         mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
         return InputRule(self.input_shape, self.time_steps, mean, std, kind=self.input_kind)
@@ -206,11 +206,11 @@ class EventNetwork:
     @cached_property
     def static(self) -> frozenset[str]:
         """The input, and layers with the same value at every step of a static input."""
-        found = {self.input_name}
+        static = {self.input_name}
         for layer in self.layers:
-            if not layer.stateful and found.issuperset(layer.sources):
-                found.add(layer.name)
-        return frozenset(found)
+            if not layer.stateful and static.issuperset(layer.sources):
+                static.add(layer.name)
+        return frozenset(static)
 
     @property
     def spiking_layers(self) -> tuple[SpikingLayer, ...]:

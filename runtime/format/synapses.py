@@ -5,8 +5,8 @@ An object that exists is valid (see network.py). Maps are channel-last: neuron (
 *from* one neuron, or from one channel at one kernel position, since an event is processed by adding
 its rows to its targets.
 
-A `Convolution` is the implicit form: its rows are shared by all positions. A `Matrix` of compressed
-rows is the explicit form: one row per presynaptic neuron, only synapses between live neurons.
+`ConvSynapses` are the implicit form: all positions share the rows. `MatrixSynapses` of compressed
+rows are the explicit form: one row per presynaptic neuron, only synapses between live neurons.
 """
 
 import math
@@ -181,7 +181,7 @@ class Synapses:
 
 @brief
 @dataclass(frozen=True)
-class Convolution(Synapses):
+class ConvSynapses(Synapses):
     """Synapses of a 2-D convolution, zero padding.
 
     Row (c, i, j) holds the weights from input channel c at kernel position (kh-1-i, kw-1-j): the
@@ -264,7 +264,7 @@ class Convolution(Synapses):
 
 @brief
 @dataclass(frozen=True)
-class Matrix(Synapses):
+class MatrixSynapses(Synapses):
     """Synapses of a matrix: row j holds the weights from neuron j (channel-last index).
 
     rows    DenseRows (n_in, n_out) or SparseRows of n_in rows; targets are channel-last indices

@@ -1,8 +1,8 @@
-"""Which kernel positions an input position meets, along one axis, as tables.
+"""Tap tables: which kernel indices join an input position to which outputs, along one axis.
 
-Everything about borders, strides, paddings and dilations is decided here once; the kernels only
-follow runs. A run says: kernel indices tap, tap + 1, ... (of the mirrored kernel) reach outputs
-out, out + step, ...
+Borders, strides, paddings and dilations are computed here once; the kernels only read the tables.
+An entry says: kernel indices tap, tap + 1, ... (of the mirrored kernel) reach outputs out,
+out + 1, ...
 """
 
 import math
@@ -12,16 +12,16 @@ import numpy as np
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.network import Convolution
+from soul_deploy.runtime.format.network import ConvSynapses
 
 
 @brief
 @dataclass(frozen=True)
-class AxisRuns:
-    """Runs of one axis: input position p has runs first[p] .. first[p + 1].
+class TapTable:
+    """The tap table of one axis: input position p has the entries first[p] .. first[p + 1].
 
     first  uint32 (positions + 1,)
-    tap, out, length  int64 (runs,): first kernel index, first output index, how many
+    tap, out, length  int64 (entries,): first kernel index, first output index, how many
     """
 
     first: Array
@@ -31,8 +31,8 @@ class AxisRuns:
 
 
 @dataclass(frozen=True)
-class _Meetings:
-    """What each input position of an axis meets, as an arithmetic progression.
+class _TapRanges:
+    """The taps of each input position of an axis, as an arithmetic progression.
 
     tap, out, count  int64 (positions,): the first (mirrored) kernel index, its output, how many
     tap_step, out_step  from one to the next
@@ -45,10 +45,10 @@ class _Meetings:
     out_step: int
 
 
-def _meetings(
-    convolution: Convolution, axis: int, outputs: tuple[int, int] | None = None
-) -> _Meetings:
-    """Position p meets kernel index j at output o where p + padding = stride · o + dilation · j.
+def _tap_ranges(
+    convolution: ConvSynapses, axis: int, outputs: tuple[int, int] | None = None
+) -> _TapRanges:
+    """Kernel index j joins position p to output o where p + padding = stride · o + dilation · j.
 
     Modulo the stride, that leaves every `stride / gcd`-th j; the outputs bound it on both sides.
     """
@@ -65,55 +65,55 @@ def _meetings(
     count = np.maximum(0, (last - first) // step + 1)
     count[shift % common != 0] = 0
     count[convolution.reach[axis] :] = 0
-    return _Meetings(
+    return _TapRanges(
         kernel - 1 - last, (shift - dilation * last) // stride, count, step, dilation // common
     )
 
 
-def run_count(convolution: Convolution, axis: int, *, merge: bool) -> int:
-    """How many runs `axis_runs` gives; nothing of their number is made."""
-    count = _meetings(convolution, axis).count
+def tap_count(convolution: ConvSynapses, axis: int, *, merge: bool) -> int:
+    """How many entries `tap_table` has, computed without the table."""
+    count = _tap_ranges(convolution, axis).count
     return int(np.count_nonzero(count) if merge else count.sum())
 
 
-def axis_runs(
-    convolution: Convolution, axis: int, *, merge: bool, outputs: tuple[int, int] | None = None
-) -> AxisRuns:
-    """Runs along `axis` (0 rows, 1 columns); `merge` joins neighbours (only for stride 1).
+def tap_table(
+    convolution: ConvSynapses, axis: int, *, merge: bool, outputs: tuple[int, int] | None = None
+) -> TapTable:
+    """The table of `axis` (0 rows, 1 columns); `merge` joins neighbouring taps (stride 1 only).
 
-    outputs: keep those that reach outputs from the first to below the second; None: all.
+    outputs: (first, last) of the outputs whose taps are kept, last excluded; None: all outputs.
     """
     assert convolution.stride[axis] == 1 or not merge
-    found = _meetings(convolution, axis, outputs)
-    first = np.zeros(len(found.count) + 1, np.uint32)
+    ranges = _tap_ranges(convolution, axis, outputs)
+    first = np.zeros(len(ranges.count) + 1, np.uint32)
     if merge:
-        met = found.count > 0
+        met = ranges.count > 0
         np.cumsum(met, out=first[1:])
-        return AxisRuns(first, found.tap[met], found.out[met], found.count[met])
-    np.cumsum(found.count, out=first[1:])
-    position, index = _each(found)
-    tap = found.tap[position] + found.tap_step * index
-    out = found.out[position] + found.out_step * index
-    return AxisRuns(first, tap, out, np.ones(len(tap), np.int64))
+        return TapTable(first, ranges.tap[met], ranges.out[met], ranges.count[met])
+    np.cumsum(ranges.count, out=first[1:])
+    position, index = _each(ranges)
+    tap = ranges.tap[position] + ranges.tap_step * index
+    out = ranges.out[position] + ranges.out_step * index
+    return TapTable(first, tap, out, np.ones(len(tap), np.int64))
 
 
-def _each(found: _Meetings) -> tuple[Array, Array]:
-    """int64 (meetings,): the input position of each, and which one of that position it is."""
-    position = np.repeat(np.arange(len(found.count)), found.count)
-    before = np.cumsum(found.count) - found.count
+def _each(ranges: _TapRanges) -> tuple[Array, Array]:
+    """int64 (taps,) each: the input position of a tap, and its index among that position's taps."""
+    position = np.repeat(np.arange(len(ranges.count)), ranges.count)
+    before = np.cumsum(ranges.count) - ranges.count
     return position, np.arange(len(position)) - before[position]
 
 
-def tap_table(convolution: Convolution, axis: int) -> Array:
-    """int64 (positions, kernel): 1 where an input position meets a (mirrored) kernel index."""
+def tap_incidence(convolution: ConvSynapses, axis: int) -> Array:
+    """int64 (positions, kernel): 1 where a (mirrored) kernel index reaches an output."""
     table = np.zeros((convolution.in_shape[1 + axis], convolution.kernel[axis]), np.int64)
-    found = _meetings(convolution, axis)
-    position, index = _each(found)
-    table[position, found.tap[position] + found.tap_step * index] = 1
+    ranges = _tap_ranges(convolution, axis)
+    position, index = _each(ranges)
+    table[position, ranges.tap[position] + ranges.tap_step * index] = 1
     return table
 
 
-def gather_table(convolution: Convolution) -> Array:
+def gather_table(convolution: ConvSynapses) -> Array:
     """uint32 (OH·OW, groups, C / groups · kh · kw): for each output position its inputs.
 
     Inputs are in the order of the rows (channel, mirrored kernel row, column), as indices into the
@@ -129,7 +129,7 @@ def gather_table(convolution: Convolution) -> Array:
     return table.reshape(len(rows) * len(columns), convolution.groups, -1)
 
 
-def _positions(convolution: Convolution, axis: int) -> Array:
+def _positions(convolution: ConvSynapses, axis: int) -> Array:
     """int64 (outputs, kernel): the input position under each mirrored kernel index, or -1."""
     index = np.arange(convolution.kernel[axis] - 1, -1, -1, dtype=np.int64)
     start = np.arange(convolution.out_shape[1 + axis], dtype=np.int64) * convolution.stride[axis]
@@ -138,10 +138,10 @@ def _positions(convolution: Convolution, axis: int) -> Array:
     return np.where((under >= 0) & (under < reach), under, -1)
 
 
-def taps_met(convolution: Convolution, axis: int) -> Array:
+def taps_met(convolution: ConvSynapses, axis: int) -> Array:
     """bool (kernel,): (mirrored) kernel indices under which any input position ever lies.
 
-    The others hold stored weights that lead nowhere. No turn per position or index is taken.
+    Weights of the other indices reach no output. Computed without a loop over the positions.
     """
     kernel, stride = convolution.kernel[axis], convolution.stride[axis]
     taps = convolution.dilation[axis] * np.arange(kernel - 1, -1, -1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What the event runtime relies on, as checks that raise; kernels index without any."""
+"""Checks of all assumptions of the event runtime; kernels index without checks."""
 
 import math
 from typing import Literal

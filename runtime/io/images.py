@@ -22,7 +22,7 @@ from soul_deploy.base.errors import (
 from soul_deploy.base.files import Array, OpenFile, require_file
 from soul_deploy.base.input_rule import (
     InputRule,
-    array_of,
+    input_array,
     looks_like_pixels,
     normalise,
     numbers_of,
@@ -136,9 +136,9 @@ def read_array(path: Path, rule: InputRule) -> Samples:
         raise
     except Exception as error:  # its header is a Python literal, which fails in a dozen ways
         raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
-    given = _shaped(path, array_of(array, rule, str(path)), rule)
-    values = numbers_of(given, rule, str(path))
-    text = looks_like_pixels(values, rule) if given.dtype.kind == "f" else None
+    batch = _shaped(path, input_array(array, rule, str(path)), rule)
+    values = numbers_of(batch, rule, str(path))
+    text = looks_like_pixels(values, rule) if batch.dtype.kind == "f" else None
     if text is not None:
         warnings.warn(NetworkWarning(text), stacklevel=2)
     sequence = values.ndim == len(rule.shape) + 2

@@ -1,4 +1,4 @@
-"""What is in a file, as JSON data: model files, event networks, ONNX files. No PyTorch."""
+"""The contents of a file as JSON data: model files, event networks, ONNX files. No PyTorch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,14 +25,14 @@ from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
 from soul_deploy.base.lazy import load_object
 from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     CurrentLayer,
     Edge,
     EventNetwork,
     Firing,
     Layer,
     MapLayer,
-    Matrix,
+    MatrixSynapses,
     PopulationLayer,
     ReadoutLayer,
     SpikingLayer,
@@ -48,14 +48,14 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 READABLE = "soul-deploy model files and event networks (.safetensors), and ONNX files (.onnx)"
 
 
-def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
+def describe_file(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
     """The contents of a file, by what it is: "model", "event" or "onnx".
 
     max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of json_text.py.
     Raises MissingFileError, LimitError, or FileFormatError for anything else or a damaged file.
     """
     with opened(file) as source:
-        kind = kind_of(source, max_memory=max_memory)
+        kind = kind_of_file(source, max_memory=max_memory)
         head = {
             "schema": SCHEMA,
             "kind": kind,
@@ -65,7 +65,7 @@ def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
         }
         if kind == "onnx":
             what = "inspecting an ONNX file"
-            reader = load_object("soul_deploy.export.onnx.reader:describe", what)
+            reader = load_object("soul_deploy.export.onnx.reader:describe_onnx", what)
             contents: dict[str, Any] = reader(source, max_memory=max_memory)
             return head | contents
         if kind == "event":
@@ -74,10 +74,10 @@ def describe(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
         return head | describe_model(read_tensors(source, max_memory=max_memory))
 
 
-def kind_of(file: File, *, max_memory: int | None = None) -> str:
+def kind_of_file(file: File, *, max_memory: int | None = None) -> str:
     """ "model", "event" or "onnx", from the file's first bytes and its metadata.
 
-    max_memory: as in `describe`. Raises MissingFileError, FileFormatError, LimitError.
+    max_memory: as in `describe_file`. Raises MissingFileError, FileFormatError, LimitError.
     """
     with opened(file) as source:
         start, suffix = source.start(9), source.path.suffix
@@ -88,15 +88,15 @@ def kind_of(file: File, *, max_memory: int | None = None) -> str:
         raise FileFormatError(f"{source} is {_guess(start)}; readable: {READABLE}")
 
 
-def _kind_of_tensors(found: TensorFile) -> str:
+def _kind_of_tensors(tensor_file: TensorFile) -> str:
     kinds = {eventfile.FORMAT: "event", MODEL_FORMAT: "model"}
-    document = found.description()
+    document = tensor_file.description()
     name = document.get("format") if isinstance(document, dict) else None
     if isinstance(name, str) and name in kinds:
         return kinds[name]
     what = "without soul-deploy metadata" if name is None else f"of format {name!r}"
     raise FileFormatError(
-        f"{found.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
+        f"{tensor_file.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
         f"{MODEL_FORMAT} and {eventfile.FORMAT}"
     )
 
@@ -132,12 +132,12 @@ def _guess(start: bytes) -> str:
     return "of an unknown format"
 
 
-def describe_model(found: TensorFile) -> dict[str, Any]:
+def describe_model(tensor_file: TensorFile) -> dict[str, Any]:
     """A model file: its graph as rows, its description, its size. Raises FileFormatError."""
-    document = found.document(MODEL_FORMAT)
-    if digest(found.tensors) != document.get("digest"):
+    document = tensor_file.document(MODEL_FORMAT)
+    if digest(tensor_file.tensors) != document.get("digest"):
         raise FileFormatError(
-            f"{found.path}: its tensors do not match their digest; the file is damaged"
+            f"{tensor_file.path}: its tensors do not match their digest; the file is damaged"
         )
     try:
         graph_class = load_object("soul_deploy.ir.graph:SpikingGraph", "inspecting a model file")
@@ -147,15 +147,15 @@ def describe_model(found: TensorFile) -> dict[str, Any]:
             "stage": info["stage"],
             "time_steps": graph.time_steps,
             "input_shape": list(graph.input.shape),
-            "layers": _model_layers(graph, found.tensors),
-            **_totals(found.tensors),
+            "layers": _model_layers(graph, tensor_file.tensors),
+            **_totals(tensor_file.tensors),
             "input_kind": info.get("input_kind", KIND_OF_OLD_FILES),
             **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
             "digest": document["digest"],
         }
     except (KeyError, TypeError) as error:
         raise FileFormatError(
-            f"{found.path}: its description cannot be read ({error!r})"
+            f"{tensor_file.path}: its description cannot be read ({error!r})"
         ) from error
 
 
@@ -285,13 +285,13 @@ def stored_synapses(synapses: Synapses) -> int:
     raise stored_synapses.unknown(synapses)
 
 
-@stored_synapses.on(Matrix)
-def _(matrix: Matrix) -> int:
+@stored_synapses.on(MatrixSynapses)
+def _(matrix: MatrixSynapses) -> int:
     return matrix.rows.synapses
 
 
-@stored_synapses.on(Convolution)
-def _(convolution: Convolution) -> int:
+@stored_synapses.on(ConvSynapses)
+def _(convolution: ConvSynapses) -> int:
     lengths = convolution.rows.lengths.reshape(convolution.in_shape[0], *convolution.kernel)
     met = np.multiply.outer(taps_met(convolution, 0), taps_met(convolution, 1))
     return int(lengths[:, met].sum())

@@ -21,27 +21,27 @@ FORMS = {
 }
 
 
-def report(found: Description) -> list[Table | str]:
+def inspect_report(described: Description) -> list[Table | str]:
     """What `soul-deploy inspect` prints, of what `inspect.describe` found."""
-    facts, tables = {"model": _model, "event": _event, "onnx": _onnx}[found["kind"]](found)
+    facts, tables = {"model": _model, "event": _event, "onnx": _onnx}[described["kind"]](described)
     width = max(len(name) for name, _ in facts)
     shown = [(name, value) for name, value in facts if value not in (None, "")]
     return [*(f"{name:<{width}}  {value}" for name, value in shown), "", *tables]
 
 
-def _model(found: Description) -> tuple[Facts, list[Table]]:
-    layers = found["layers"]
+def _model(described: Description) -> tuple[Facts, list[Table]]:
+    layers = described["layers"]
     neurons = {row["what"] for row in layers if row["operation"] == "population"}
     alike = next(iter(neurons)) if len(neurons) == 1 else None
-    assumed = found["provenance"].get(ASSUMPTIONS)
+    assumed = described["provenance"].get(ASSUMPTIONS)
     facts = [
-        ("model file", f"{found['path']}, {_size(found['bytes'])}, {found['stage']}"),
-        *_network_facts(found),
-        ("parameters", _share(found["nonzeros"], found["parameters"])),
+        ("model file", f"{described['path']}, {_size(described['bytes'])}, {described['stage']}"),
+        *_network_facts(described),
+        ("parameters", _share(described["nonzeros"], described["parameters"])),
         ("neurons", alike),
-        ("made from", _provenance(found["provenance"])),
+        ("made from", _provenance(described["provenance"])),
         *(("assumed", str(text)) for text in (assumed if isinstance(assumed, list) else [])),
-        ("sha256", found["sha256"]),
+        ("sha256", described["sha256"]),
     ]
     columns = ["layer", "operation", "what", "shape", "edge", "parameters", "nonzero", "kept"]
     rows = [
@@ -61,17 +61,17 @@ def _model(found: Description) -> tuple[Facts, list[Table]]:
     return facts, [Table("Graph", columns[:shown], [row[:shown] for row in rows])]
 
 
-def _event(found: Description) -> tuple[Facts, list[Table]]:
-    layers = found["layers"]
+def _event(described: Description) -> tuple[Facts, list[Table]]:
+    layers = described["layers"]
     generated = [row for row in layers if row["generated"]]
     facts = [
-        ("event network", f"{found['path']}, {_size(found['bytes'])}"),
-        *_network_facts(found),
-        ("size", f"{found['neurons']:,} neurons, {found['synapses']:,} stored synapses"),
+        ("event network", f"{described['path']}, {_size(described['bytes'])}"),
+        *_network_facts(described),
+        ("size", f"{described['neurons']:,} neurons, {described['synapses']:,} stored synapses"),
         *_neuron_facts({row["layer"]: row["neuron"] for row in layers}),
         ("generated", ", ".join(f"{r['generated']} channels of {r['layer']}" for r in generated)),
-        ("made from", f"model file with sha256 {found['source_sha256'] or 'unknown'}"),
-        ("digest", f"{found['digest']} (checked)"),
+        ("made from", f"model file with sha256 {described['source_sha256'] or 'unknown'}"),
+        ("digest", f"{described['digest']} (checked)"),
     ]
     columns = ["layer", "operation", "from", "shape", "neurons", "edge", "kind", "rows"]
     columns += ["synapses", "kB"]
@@ -95,23 +95,23 @@ def _event(found: Description) -> tuple[Facts, list[Table]]:
     return facts, [Table("Layers", columns, rows), *more]
 
 
-def _onnx(found: Description) -> tuple[Facts, list[Table]]:
+def _onnx(described: Description) -> tuple[Facts, list[Table]]:
     values = [
         [what, value["name"], value["dtype"], _shape(value["shape"])]
         for what in ("input", "output")
-        for value in found[f"{what}s"]
+        for value in described[f"{what}s"]
     ]
-    operators = ", ".join(f"{name} {count}" for name, count in found["operators"].items())
-    opsets = ", ".join(f"{name} {number}" for name, number in found["opsets"].items())
-    place = ", weights in another file" if found["external_data"] else ""
+    operators = ", ".join(f"{name} {count}" for name, count in described["operators"].items())
+    opsets = ", ".join(f"{name} {number}" for name, number in described["opsets"].items())
+    place = ", weights in another file" if described["external_data"] else ""
     facts = [
-        ("ONNX file", f"{found['path']}, {_size(found['bytes'])}{place}"),
-        ("producer", found["producer"]),
-        ("opset", f"{opsets} (IR {found['ir_version']})"),
-        ("nodes", f"{found['nodes']:,}: {operators}"),
-        ("weights", _share(found["nonzeros"], found["parameters"])),
-        *_onnx_metadata(found["metadata"]),
-        ("sha256", found["sha256"]),
+        ("ONNX file", f"{described['path']}, {_size(described['bytes'])}{place}"),
+        ("producer", described["producer"]),
+        ("opset", f"{opsets} (IR {described['ir_version']})"),
+        ("nodes", f"{described['nodes']:,}: {operators}"),
+        ("weights", _share(described["nonzeros"], described["parameters"])),
+        *_onnx_metadata(described["metadata"]),
+        ("sha256", described["sha256"]),
     ]
     return facts, [Table("Inputs and outputs", ["", "name", "dtype", "shape"], values)]
 
@@ -157,15 +157,15 @@ def representation_table(layers: Sequence[Description]) -> Table:
     return Table("Representation of the synapses", columns, rows)
 
 
-def _network_facts(found: Description) -> Facts:
-    classes, kind = list(found["classes"]), found["input_kind"]
-    images = f"images, {_normalization(found['normalization'])}"
+def _network_facts(described: Description) -> Facts:
+    classes, kind = list(described["classes"]), described["input_kind"]
+    images = f"images, {_normalization(described['normalization'])}"
     what = images if kind == "images" else f"{kind}, as they are"
     return [
-        ("time steps T", found["time_steps"]),
-        ("input", f"{_shape(found['input_shape'])}, {what}"),
+        ("time steps T", described["time_steps"]),
+        ("input", f"{_shape(described['input_shape'])}, {what}"),
         ("classes", _some(classes) if classes else "no names stored"),
-        ("valid for", _validity(found["validity"])),
+        ("valid for", _validity(described["validity"])),
     ]
 
 

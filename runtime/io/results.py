@@ -54,9 +54,9 @@ def result(
             rows.append(row)
         if counts:
             counted = count_run(network, samples.values)
-            for layer, found in counted.counts.items():
-                sums[layer] = sums.get(layer, LayerCounts()) + found
-                executed = counted.executed.get(layer, found.synops)
+            for layer, layer_counts in counted.counts.items():
+                sums[layer] = sums.get(layer, LayerCounts()) + layer_counts
+                executed = counted.executed.get(layer, layer_counts.synops)
                 additions[layer] = additions.get(layer, 0) + executed
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -67,10 +67,10 @@ def result(
     if counts:
         document["samples"] = len(rows)
         document["counts"] = {
-            layer: {**asdict(found), "synops_executed": additions[layer]}
-            for layer, found in sums.items()
+            layer: {**asdict(layer_counts), "synops_executed": additions[layer]}
+            for layer, layer_counts in sums.items()
         }
-        activities = {layer: Activity(found) for layer, found in sums.items()}
+        activities = {layer: Activity(layer_counts) for layer, layer_counts in sums.items()}
         document["energy"] = [ops_energy(activities).to_json()]
     return document
 

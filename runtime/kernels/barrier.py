@@ -1,4 +1,4 @@
-"""A barrier that spins: where the threads of one run meet, several times a millisecond."""
+"""A barrier that spins: threads of one run wait for each other, several times a millisecond."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ def _add_atomically(typing: Any, counter: Any, amount: Any) -> Any:
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def arrive(counter: Array) -> None:
-    """One thread more."""
+    """Add one to the counter: one thread more has arrived."""
     _add_atomically(counter, 1)  # type: ignore[call-arg]
 
 
@@ -49,25 +49,25 @@ def spin(counter: Array, goal: int, looks: int) -> int:
 
 
 class SpinBarrier:
-    """Where `threads` threads meet, again and again."""
+    """A barrier for `threads` threads that may be passed again and again."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._counter = np.zeros(1, np.int64)
-        self._meetings = [0] * threads
+        self._rounds = [0] * threads
 
     def wait(self, thread: int) -> None:
         """Return when all threads have come. Raises BrokenBarrierError if one never will."""
-        self._meetings[thread] += 1
-        goal = self._meetings[thread] * self.threads
+        self._rounds[thread] += 1
+        goal = self._rounds[thread] * self.threads
         arrive(self._counter)
         while (seen := spin(self._counter, goal, SPINS)) < goal:
             time.sleep(0)
         if seen >= BROKEN:
             raise threading.BrokenBarrierError
 
-    def break_up(self) -> None:
-        """Let nobody wait any more: the thread that calls this won't come."""
+    def abort(self) -> None:
+        """Release every thread that waits, with BrokenBarrierError, now and later."""
         self._counter[0] = BROKEN
 
 
@@ -86,9 +86,9 @@ class _PlainBarrier:
         """As SpinBarrier.wait."""
         self._barrier.wait()
 
-    def break_up(self) -> None:
+    def abort(self) -> None:
         """As SpinBarrier.break_up."""
         self._barrier.abort()
 
 
-Meet = Callable[[], None]
+Barrier = Callable[[], None]

@@ -29,7 +29,7 @@ STAMP = "soul_deploy_kernels.sha256"
 
 
 def _nothing() -> None:
-    """What is compiled to see whether there is a folder for kernels, and which."""
+    """An empty kernel: compiling it shows the folder where kernels are kept."""
 
 
 def _folder() -> Path | None:
@@ -46,8 +46,8 @@ def sources_stamp(folders: Iterable[Path]) -> str:
     sha = hashlib.sha256(f"bounds checks {config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
-            found = path.stat()
-            sha.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+            status = path.stat()
+            sha.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return sha.hexdigest()
 
 

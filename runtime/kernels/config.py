@@ -3,17 +3,17 @@
 FASTMATH = False
 """Never on: a reordered or contracted sum can land on the other side of a threshold."""
 
-BLOCK = 1024
-"""Neurons that a sweep carries through all steps at once, so that their state stays in L1."""
+NEURON_BLOCK = 1024
+"""Neurons that a neuron update carries through all steps at once; their state stays in L1."""
 
 SOURCE_BLOCK = 64
 """Presynaptic neurons of a matrix whose rows are used at all steps before the next ones."""
 
 LANE_BLOCK = 256
-"""As BLOCK, for currents whose steps stand side by side and are turned first."""
+"""As NEURON_BLOCK, for currents whose steps stand side by side and are transposed first."""
 
-PASS_BLOCK = 1024
+SPIKE_BLOCK = 1024
 """Presynaptic neurons of a matrix of which those that fire at any step are listed at once."""
 
-AHEAD = 4
-"""Rows of a matrix whose cache lines are asked for before they are needed."""
+PREFETCH_ROWS = 4
+"""Rows of a matrix whose cache lines are prefetched before they are needed."""

@@ -32,8 +32,8 @@ def count_convolution(
     """Walk the rows of every event of one step.
 
     values (H·W, C); starts, targets: nonzero weights by (channel, kernel position), targets are
-    output channels; runs of length 1. live (n,) bool. touched (n,) uint8, zero before; counts int64
-    (2,): adds synapses, synapses times value.
+    output channels; tap tables with entries of length 1. live (n,) bool. touched (n,) uint8, zero
+    before; counts int64 (2,): adds synapses, synapses times value.
     """
     columns, channels = len(x_first) - 1, values.shape[1]
     for position in range(values.shape[0]):

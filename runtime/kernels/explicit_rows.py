@@ -8,7 +8,7 @@ from soul_deploy.runtime.kernels.config import FASTMATH
 
 
 @njit(cache=CACHE, fastmath=FASTMATH)
-def count_rows(
+def count_row_synapses(
     starts: Array,
     targets: Array,
     kernel: tuple[int, int],
@@ -26,7 +26,7 @@ def count_rows(
 ) -> None:
     """lengths[j] int64 (n_in,): synapses from input j, if it is live, onto live targets.
 
-    starts, targets: rows by (channel, kernel position); runs of length 1 (tap_tables.py).
+    starts, targets: rows by (channel, kernel position); tap tables with entries of length 1.
     source_live (n_in,), live (n_out,) bool; all channel-last.
     """
     columns, channels = len(x_first) - 1, len(lengths) // ((len(y_first) - 1) * (len(x_first) - 1))
@@ -63,7 +63,7 @@ def fill_rows(
     out_targets: Array,
     out_weight: Array,
 ) -> None:
-    """The synapses that `count_rows` counted, row after row, targets rising."""
+    """The synapses that `count_row_synapses` counted, row after row, targets rising."""
     columns, at = len(x_first) - 1, 0
     channels = len(source_live) // ((len(y_first) - 1) * (len(x_first) - 1))
     for j in range(len(source_live)):

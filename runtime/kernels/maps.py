@@ -1,9 +1,9 @@
 """Maps to maps and to scores: the compiled loops without synapses.
 
 As synapses.py: pure functions over arrays that were checked before. Loops with `first` and `last`
-compute that part of their output. Those of merges and of scattering compute columns (scatter:
-positions) from `begin` to `end`; their maps are (T, n), and one with a single step is the same at
-every step.
+compute the outputs from `first` to below `last`. Those of merges and of scattering compute columns
+(scatter: positions) from `begin` to `end`; their maps are (T, n), and one with a single step is the
+same at every step.
 """
 
 import numpy as np
@@ -12,22 +12,22 @@ from numba.extending import register_jitable
 
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import BLOCK, FASTMATH
+from soul_deploy.runtime.kernels.config import FASTMATH, NEURON_BLOCK
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-def pick(current: Array, index: Array, first: int, last: int, out: Array) -> None:
-    """The currents of live neurons: out[t, i] = current[t, index[i]], i from `first` to `last`."""
+def gather_currents(current: Array, index: Array, first: int, last: int, out: Array) -> None:
+    """Gather currents of live neurons: out[t, i] = current[t, index[i]], `first` <= i < `last`."""
     for t in range(len(current)):
         for i in range(first, last):
             out[t, i] = current[t, np.uint64(index[i])]
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-def place(spikes: Array, index: Array, first: int, last: int, out: Array) -> None:
-    """Spikes of live neurons into the map: out[t, index[i]] = spikes[t, i]; out (T, n)."""
-    for begin in range(first, last, BLOCK):
-        end = min(begin + BLOCK, last)
+def scatter_spikes(spikes: Array, index: Array, first: int, last: int, out: Array) -> None:
+    """Scatter spikes of live neurons into the map: out[t, index[i]] = spikes[t, i]; out (T, n)."""
+    for begin in range(first, last, NEURON_BLOCK):
+        end = min(begin + NEURON_BLOCK, last)
         for t in range(len(spikes)):
             source, to = spikes[t], out[t]
             for i in range(np.uint64(begin), np.uint64(end)):
@@ -35,8 +35,8 @@ def place(spikes: Array, index: Array, first: int, last: int, out: Array) -> Non
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-def silence(spikes: Array, index: Array, first: int, last: int) -> None:
-    """No spikes of dead neurons: spikes[t, index[i]] = 0, i from `first` to `last`."""
+def mask_out(spikes: Array, index: Array, first: int, last: int) -> None:
+    """Mask the spikes of dead neurons out: spikes[t, index[i]] = 0, i from `first` to `last`."""
     for t in range(len(spikes)):
         fired = spikes[t]
         for i in range(np.uint64(first), np.uint64(last)):
@@ -104,7 +104,7 @@ def max_pool_analog(
     last: int,
     out: Array,
 ) -> None:
-    """As `max_pool` for float32 values of any sign; every window meets a value."""
+    """As `max_pool` for float32 values of any sign; every window holds a value."""
     lowest = np.float32(-np.inf)
     pool_into(values, columns, kernel, stride, padding, out_columns, first, last, lowest, out)
 

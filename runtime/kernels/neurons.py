@@ -18,31 +18,35 @@ from soul_deploy.runtime.equations import (
     reset_soft,
 )
 from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import BLOCK, FASTMATH, LANE_BLOCK
-from soul_deploy.runtime.kernels.simd import TURNED, turn
+from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, NEURON_BLOCK
+from soul_deploy.runtime.kernels.simd import TRANSPOSED, transpose
 
-Sweep = Callable[..., None]
+NeuronUpdate = Callable[..., None]
 
 
 @cache
-def sweep_kernel(charge: ChargeForm, fire: FireRule, soft_reset: bool, lanes: int = 0) -> Sweep:
-    """The compiled sweep of one equation form; see `_make_sweep` for its arguments.
+def update_kernel(
+    charge: ChargeForm, fire: FireRule, soft_reset: bool, lanes: int = 0
+) -> NeuronUpdate:
+    """The compiled update of one equation form; see `_make_update` for its arguments.
 
     lanes: of currents that stand side by side (time_vectorised.py); 0: one step after the other.
     """
     reset = reset_soft if soft_reset else reset_hard
     if lanes:
-        return _make_lane_sweep(CHARGE[charge], FIRE[fire], reset, lanes)
-    return _make_sweep(CHARGE[charge], FIRE[fire], reset)
+        return _make_lane_update(CHARGE[charge], FIRE[fire], reset, lanes)
+    return _make_update(CHARGE[charge], FIRE[fire], reset)
 
 
-def sweep_of(neuron: NeuronEquation, lanes: int = 0) -> Sweep:
-    """The compiled sweep of a neuron; lanes as in `sweep_kernel`."""
-    return sweep_kernel(neuron.charge, neuron.fire, neuron.v_reset is None, lanes)
+def update_of(neuron: NeuronEquation, lanes: int = 0) -> NeuronUpdate:
+    """The compiled update of a neuron; lanes as in `update_kernel`."""
+    return update_kernel(neuron.charge, neuron.fire, neuron.v_reset is None, lanes)
 
 
-def sweep_numbers(neuron: NeuronEquation) -> tuple[np.float32, np.float32, np.float32, np.float32]:
-    """(constant, threshold, rest, reset target) as float32, in the order the sweep takes them."""
+def update_constants(
+    neuron: NeuronEquation,
+) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+    """(constant, threshold, rest, reset target) as float32, in the order the update takes them."""
     return (
         np.float32(neuron.constant),
         np.float32(neuron.v_threshold),
@@ -51,11 +55,11 @@ def sweep_numbers(neuron: NeuronEquation) -> tuple[np.float32, np.float32, np.fl
     )
 
 
-def _make_sweep(
+def _make_update(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any]
-) -> Sweep:
+) -> NeuronUpdate:
     @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-    def sweep(
+    def update(
         current: Array,
         constant: np.float32,
         threshold: np.float32,
@@ -74,8 +78,8 @@ def _make_sweep(
         """
         steps = len(spikes)
         repeated = current.shape[0] == 1
-        for first in range(begin, end, BLOCK):
-            last = min(first + BLOCK, end)
+        for first in range(begin, end, NEURON_BLOCK):
+            last = min(first + NEURON_BLOCK, end)
             membrane = v[first:last]
             if not carry:
                 membrane[:] = rest
@@ -88,14 +92,14 @@ def _make_sweep(
                     fired[i] = spike
                     membrane[i] = reset(h, np.float32(spike), target)
 
-    return sweep
+    return update
 
 
-def _make_lane_sweep(
+def _make_lane_update(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any], lanes: int
-) -> Sweep:
+) -> NeuronUpdate:
     @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-    def sweep(
+    def update(
         current: Array,
         constant: np.float32,
         threshold: np.float32,
@@ -108,16 +112,16 @@ def _make_lane_sweep(
         end: int,
         arriving: Array,
     ) -> None:
-        """As the other sweep, for current (n, lanes).
+        """As the other update, for current (n, lanes).
 
-        arriving: scratch (lanes, LANE_BLOCK), where the currents of a block of neurons are turned
-        to stand step after step.
+        arriving: scratch (lanes, LANE_BLOCK), where the currents of a block of
+        neurons are transposed: row t holds step t.
         """
         for first in range(begin, end, LANE_BLOCK):
             size = min(LANE_BLOCK, end - first)
-            whole = size - size % TURNED
-            for i in range(0, whole, TURNED):
-                turn(current, first + i, arriving, i, lanes)
+            whole = size - size % TRANSPOSED
+            for i in range(0, whole, TRANSPOSED):
+                transpose(current, first + i, arriving, i, lanes)
             for i in range(whole, size):
                 for t in range(lanes):
                     arriving[t, i] = current[first + i, t]
@@ -132,4 +136,4 @@ def _make_lane_sweep(
                     fired[i] = spike
                     membrane[i] = reset(h, np.float32(spike), target)
 
-    return sweep
+    return update

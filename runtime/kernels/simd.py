@@ -20,10 +20,10 @@ from numba.extending import intrinsic
 from soul_deploy.base.files import Array
 
 UNROLLED = 4
-"""Synapses per turn of the innermost loop."""
+"""Synapses per iteration of the innermost loop."""
 
-TURNED = 8
-"""Neurons whose lanes are turned at once."""
+TRANSPOSED = 8
+"""Neurons whose lanes are transposed at once."""
 
 WIDE = ir.IntType(64)
 
@@ -61,8 +61,8 @@ class _Emitter:
         """value · factor."""
         return self.builder.mul(value, WIDE(factor))
 
-    def everywhere(self, value: Any, vector: Any) -> Any:
-        """A float in every lane."""
+    def splat(self, value: Any, vector: Any) -> Any:
+        """A vector that holds `value` in every lane."""
         nothing = ir.Constant(vector, ir.Undefined)
         mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
         one = self.builder.insert_element(nothing, value, ir.IntType(32)(0))
@@ -74,7 +74,7 @@ def floats(count: int) -> Any:
     return ir.VectorType(ir.FloatType(), count)
 
 
-def _add_row_plainly(
+def _plain_add_row(
     out: Array,
     base: int,
     targets: Array,
@@ -114,19 +114,19 @@ def _vector_add_row(
 
 
 def _emit_add_row(e: _Emitter, lanes: int) -> None:
-    """The loop over a row, `UNROLLED` synapses per turn, then the rest one by one."""
+    """The loop over a row, `UNROLLED` synapses per iteration, then the rest one by one."""
     b, vector = e.builder, floats(lanes)
     targets, weight = e.array(2).data, e.array(3).data
     first = b.gep(e.array(0).data, [e.times(e.index(1), lanes)])
     begin, end = e.index(4), e.index(5)
-    place = e.vector_at(e.array(6).data, e.times(e.index(7), lanes), vector)
-    factors = b.load(place, align=4)
+    pointer = e.vector_at(e.array(6).data, e.times(e.index(7), lanes), vector)
+    factors = b.load(pointer, align=4)
 
     def add(k: Any) -> None:
         target = b.zext(b.load(b.gep(targets, [k])), WIDE)
-        place = e.vector_at(first, e.times(target, lanes), vector)
-        product = b.fmul(e.everywhere(b.load(b.gep(weight, [k])), vector), factors)
-        b.store(b.fadd(b.load(place, align=4), product), place, align=4)
+        pointer = e.vector_at(first, e.times(target, lanes), vector)
+        product = b.fmul(e.splat(b.load(b.gep(weight, [k])), vector), factors)
+        b.store(b.fadd(b.load(pointer, align=4), product), pointer, align=4)
 
     even = b.add(begin, b.and_(b.sub(end, begin), WIDE(-UNROLLED)))
     with cgutils.for_range_slice(b, begin, even, WIDE(UNROLLED), WIDE) as (k, _):
@@ -136,57 +136,57 @@ def _emit_add_row(e: _Emitter, lanes: int) -> None:
         add(k)
 
 
-def _put_plainly(out: Array, neuron: int, value: float, lanes: int) -> None:
+def _plain_broadcast_store(out: Array, neuron: int, value: float, lanes: int) -> None:
     """out[neuron] = value in every lane; out (n, lanes)."""
     out[neuron] = value
 
 
 @intrinsic(prefer_literal=True)
-def _vector_put(typing: Any, out: Any, neuron: Any, value: Any, lanes: Any) -> Any:
+def _vector_broadcast_store(typing: Any, out: Any, neuron: Any, value: Any, lanes: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e, vector = _Emitter(context, builder, signature, args), floats(lanes.literal_value)
-        place = e.vector_at(e.array(0).data, e.times(e.index(1), vector.count), vector)
-        builder.store(e.everywhere(args[2], vector), place, align=4)
+        pointer = e.vector_at(e.array(0).data, e.times(e.index(1), vector.count), vector)
+        builder.store(e.splat(args[2], vector), pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(out, neuron, value, lanes), generate
 
 
-def _turn_plainly(current: Array, neuron: int, arriving: Array, place: int, lanes: int) -> None:
-    """arriving[:, place + i] = current[neuron + i] for i below TURNED; current (n, lanes)."""
-    arriving[:, place : place + TURNED] = current[neuron : neuron + TURNED].T
+def _plain_transpose(current: Array, neuron: int, arriving: Array, index: int, lanes: int) -> None:
+    """arriving[:, index + i] = current[neuron + i] for i below TRANSPOSED; current (n, lanes)."""
+    arriving[:, index : index + TRANSPOSED] = current[neuron : neuron + TRANSPOSED].T
 
 
 @intrinsic(prefer_literal=True)
-def _vector_turn(
-    typing: Any, current: Any, neuron: Any, arriving: Any, place: Any, lanes: Any
+def _vector_transpose(
+    typing: Any, current: Any, neuron: Any, arriving: Any, index: Any, lanes: Any
 ) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _emit_turn(_Emitter(context, builder, signature, args), lanes.literal_value)
+        _emit_transpose(_Emitter(context, builder, signature, args), lanes.literal_value)
         return context.get_dummy_value()
 
-    return types.void(current, neuron, arriving, place, lanes), generate
+    return types.void(current, neuron, arriving, index, lanes), generate
 
 
-def _emit_turn(e: _Emitter, lanes: int) -> None:
-    b, block, row = e.builder, floats(TURNED * lanes), floats(TURNED)
+def _emit_transpose(e: _Emitter, lanes: int) -> None:
+    b, block, row = e.builder, floats(TRANSPOSED * lanes), floats(TRANSPOSED)
     source = e.vector_at(e.array(0).data, e.times(e.index(1), lanes), block)
     values, nothing = b.load(source, align=4), ir.Constant(block, ir.Undefined)
     arriving = e.array(2)
     pitch = b.extract_value(arriving.shape, 1)
     for t in range(lanes):
-        picked = [i * lanes + t for i in range(TURNED)]
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), TURNED), picked)
+        sources = [i * lanes + t for i in range(TRANSPOSED)]
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), TRANSPOSED), sources)
         to = e.vector_at(arriving.data, b.add(e.times(pitch, t), e.index(3)), row)
         b.store(b.shuffle_vector(values, nothing, mask), to, align=4)
 
 
-def _fetch_plainly(array: Array, place: int) -> None:
-    """Ask for the cache line of array[place] before it is needed; no effect on any value."""
+def _plain_prefetch(array: Array, index: int) -> None:
+    """Prefetch the cache line of array[index]; changes no value."""
 
 
 @intrinsic
-def _prefetch(typing: Any, array: Any, place: Any) -> Any:
+def _vector_prefetch(typing: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = _Emitter(context, builder, signature, args)
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -199,17 +199,17 @@ def _prefetch(typing: Any, array: Any, place: Any) -> Any:
         builder.call(prefetch, [line, number(0), number(3), number(1)])  # to read, soon, data
         return context.get_dummy_value()
 
-    return types.void(array, place), generate
+    return types.void(array, index), generate
 
 
-add_row: Any = _vector_add_row if compiled() else _add_row_plainly
-"""add_row(out, base, targets, weight, begin, end, amounts, event, lanes): `_add_row_plainly`."""
+add_row: Any = _vector_add_row if compiled() else _plain_add_row
+"""add_row(out, base, targets, weight, begin, end, amounts, event, lanes): `_plain_add_row`."""
 
-put: Any = _vector_put if compiled() else _put_plainly
-"""put(out, neuron, value, lanes): `_put_plainly`."""
+broadcast_store: Any = _vector_broadcast_store if compiled() else _plain_broadcast_store
+"""broadcast_store(out, neuron, value, lanes): `_plain_broadcast_store`."""
 
-turn: Any = _vector_turn if compiled() else _turn_plainly
-"""turn(current, neuron, arriving, place, lanes): `_turn_plainly`."""
+transpose: Any = _vector_transpose if compiled() else _plain_transpose
+"""transpose(current, neuron, arriving, index, lanes): `_plain_transpose`."""
 
-fetch: Any = _prefetch if compiled() else _fetch_plainly
-"""fetch(array, place): `_fetch_plainly`."""
+prefetch: Any = _vector_prefetch if compiled() else _plain_prefetch
+"""prefetch(array, index): `_plain_prefetch`."""

@@ -105,9 +105,9 @@ def start_currents(out: Array, bias: Array, first: int, last: int) -> None:
             out[t, first:last] = np.float32(0)
         else:
             for start in range(first, last, width):
-                part = out[t, start : start + width]
+                piece = out[t, start : start + width]
                 for k in range(width):
-                    part[k] = bias[k]
+                    piece[k] = bias[k]
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
@@ -131,8 +131,8 @@ def convolve_dense(
     """Add the rows of every event to its targets; dense rows.
 
     values (T, H·W, C); weight (C, kh, kw, C_out / groups), mirrored; out (T, OH·OW·C_out).
-    y_*, x_*: runs of the axes (tap_tables.py), rows unmerged; a merged run of columns is one
-    contiguous piece of both the kernel and the output, so it is added at once.
+    y_*, x_*: tap tables of the axes (tap_tables.py), rows unmerged; a merged entry of columns is
+    one contiguous piece of both the kernel and the output, so it is added at once.
     rows, amounts: scratch (C,).
     """
     channels, kernel_height, kernel_width, width = weight.shape
@@ -206,8 +206,8 @@ def convolve_sparse(
     out_width: int,
     out_channels: int,
     pitch: tuple[int, int],
-    y_runs: tuple[Array, Array, Array, Array],
-    x_runs: tuple[Array, Array, Array, Array],
+    y_taps: tuple[Array, Array, Array, Array],
+    x_taps: tuple[Array, Array, Array, Array],
     rows: Array,
     amounts: Array,
     out: Array,
@@ -215,12 +215,12 @@ def convolve_sparse(
     """Add the rows of every event to its targets; compressed rows (channel, kernel position).
 
     targets: output channel, plus kernel row · pitch[0] and kernel column · pitch[1]. The pitches
-    are the distances between the outputs of neighbouring kernel indices if the runs are merged, so
-    that one base serves a whole run, and 0 if every run has length 1. *_runs: first, tap, out and
-    length of an axis (tap_tables.py).
+    are the distances between the outputs of neighbouring kernel indices if taps are merged, so that
+    one base serves a whole entry, and 0 if every entry has length 1. *_taps: first, tap, out and
+    length of an axis's tap table (tap_tables.py).
     rows, amounts: scratch (C,).
     """
-    (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_runs, x_runs
+    (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_taps, x_taps
     height, columns = len(y_first) - 1, len(x_first) - 1
     for y in range(height):
         for x in range(columns):

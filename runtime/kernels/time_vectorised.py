@@ -17,8 +17,8 @@ from numba.extending import register_jitable
 
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import AHEAD, FASTMATH, PASS_BLOCK
-from soul_deploy.runtime.kernels.simd import add_row, fetch, put
+from soul_deploy.runtime.kernels.config import FASTMATH, PREFETCH_ROWS, SPIKE_BLOCK
+from soul_deploy.runtime.kernels.simd import add_row, broadcast_store, prefetch
 
 Kernel = Callable[..., None]
 
@@ -86,14 +86,14 @@ def start_lanes(lanes: int) -> Kernel:
             return
         for begin in range(first, last, width):
             for k in range(width):
-                put(out, begin + k, bias[k], lanes)
+                broadcast_store(out, begin + k, bias[k], lanes)
 
     return start
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-def pick_lanes(current: Array, index: Array, first: int, last: int, out: Array) -> None:
-    """The currents of live neurons: out[i] = current[index[i]], i from `first` to `last`."""
+def gather_lanes(current: Array, index: Array, first: int, last: int, out: Array) -> None:
+    """Gather the currents of live neurons: out[i] = current[index[i]], i from `first` to `last`."""
     for i in range(first, last):
         source = current[np.uint64(index[i])]
         for t in range(out.shape[1]):
@@ -118,14 +118,14 @@ def convolve_lanes(lanes: int) -> Kernel:
         out_width: int,
         out_channels: int,
         pitch: tuple[int, int],
-        y_runs: tuple[Array, Array, Array, Array],
-        x_runs: tuple[Array, Array, Array, Array],
+        y_taps: tuple[Array, Array, Array, Array],
+        x_taps: tuple[Array, Array, Array, Array],
         seen: Array,
         rows: Array,
         amounts: Array,
         out: Array,
     ) -> None:
-        (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_runs, x_runs
+        (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_taps, x_taps
         height, columns, channels = len(y_first) - 1, len(x_first) - 1, values.shape[2]
         taps = np.uint64(kernel[0] * kernel[1])
         for y in range(height):
@@ -155,11 +155,11 @@ def convolve_lanes(lanes: int) -> Kernel:
 
 
 @register_jitable
-def fetch_row(targets: Array, weight: Array, begin: np.uint32, end: np.uint32) -> None:
-    """Ask for a row's cache lines: 16 weights each."""
+def prefetch_row(targets: Array, weight: Array, begin: np.uint32, end: np.uint32) -> None:
+    """Prefetch a row's cache lines: 16 weights each."""
     for k in range(np.uint64(begin), np.uint64(end), np.uint64(16)):
-        fetch(targets, k)
-        fetch(weight, k)
+        prefetch(targets, k)
+        prefetch(weight, k)
 
 
 @cache
@@ -180,13 +180,13 @@ def multiply_lanes(lanes: int) -> Kernel:
         out: Array,
     ) -> None:
         size = values.shape[2]
-        for first in range(0, size, PASS_BLOCK):
-            last = min(first + PASS_BLOCK, size)
+        for first in range(0, size, SPIKE_BLOCK):
+            last = min(first + SPIKE_BLOCK, size)
             count = collect_passes(values, 0, first, last, seen, rows, amounts)
             for e in range(count):
-                if e + AHEAD < count:
-                    j = np.uint64(rows[e + AHEAD])
-                    fetch_row(targets, weight, starts[j], ends[j])
+                if e + PREFETCH_ROWS < count:
+                    j = np.uint64(rows[e + PREFETCH_ROWS])
+                    prefetch_row(targets, weight, starts[j], ends[j])
                 j = np.uint64(rows[e])
                 add_row(out, bases[j], targets, weight, starts[j], ends[j], amounts, e, lanes)
 

@@ -92,9 +92,9 @@ def count_recorded(
     require_counting(events, network.max_memory)
     needed = {events.readout.source, *(layer.source for layer in events.projected)}
     needed |= {layer.name for layer in events.populations}
-    held, logits = network.run_held(x, needed - {events.input_name})
-    spikes = network.spikes_of(held)
-    counts, executed = count_layers(events, held, spikes)
+    recorded, logits = network.run_recording_values(x, needed - {events.input_name})
+    spikes = network.spikes_of(recorded)
+    counts, executed = count_layers(events, recorded, spikes)
     return counts, executed, Recording(spikes, logits)
 
 
@@ -152,11 +152,11 @@ def _projection(network: Network, name: str) -> Synaptic | None:
 
 
 def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, LayerCounts]:
-    held: dict[str, Array] = {network.events.input_name: x}
-    held |= recording.spikes
+    recorded: dict[str, Array] = {network.events.input_name: x}
+    recorded |= recording.spikes
     found: dict[str, LayerCounts] = {}
     for layer in network.events.maps:
-        found |= map_counts(layer, partial(_value, network, held))
+        found |= map_counts(layer, partial(_value, network, recorded))
     return found
 
 
@@ -177,19 +177,19 @@ def _(layer: MergeLayer | ScatterLayer, held: object) -> dict[str, LayerCounts]:
     return {}
 
 
-def pooled_values(layer: PoolLayer, held: Array) -> Array:
-    """What a pooling's source held, (T, B, C, H, W) or (B, C, H, W), as (B, steps, H·W, C)."""
-    by_step = held if held.ndim == 5 else held[None]
+def pooled_values(layer: PoolLayer, values: Array) -> Array:
+    """Values of a pooling's source, (T, B, C, H, W) or (B, C, H, W), as (B, steps, H·W, C)."""
+    by_step = values if values.ndim == 5 else values[None]
     return np.swapaxes(to_channel_last(by_step, layer.in_shape), 0, 1)
 
 
-def _value(network: Network, held: dict[str, Array], name: str) -> Array:
+def _value(network: Network, recorded: dict[str, Array], name: str) -> Array:
     """A layer's values, run from what was recorded where they were not."""
-    if name not in held:
+    if name not in recorded:
         layer = network.events.by_name[name]
-        inputs = [_value(network, held, source) for source in layer.sources]
-        held[name] = network.run_layer(name, *inputs)
-    return held[name]
+        inputs = [_value(network, recorded, source) for source in layer.sources]
+        recorded[name] = network.run_layer(name, *inputs)
+    return recorded[name]
 
 
 def _require_bounds(network: Network, x: Array, counts: Mapping[str, LayerCounts]) -> None:

@@ -73,7 +73,7 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class CountLimits:
-    """What the structure alone says about a layer's counts.
+    """Bounds of a layer's counts that follow from its structure.
 
     slots     executed steps × samples
     bound     the largest value that an event can have; None: an analog edge

@@ -1,8 +1,8 @@
 """Operation counts of the event network, from the very rows that it executes.
 
-Counting is a separate pass over recorded events, so that running costs nothing extra. Only
-nonzero weights onto live targets count: in dense rows they are found first, and rows shared by all
-positions also lead to neurons that are not live. What is executed all the same is told apart.
+Counting is a separate pass over recorded events, so that running costs nothing extra. SynOps count
+nonzero weights onto live neurons only. The kernels execute more additions: zeros of dense rows, and
+weights of shared rows onto dead neurons. `count_additions` counts all additions that are executed.
 Definitions: docs/counting.md.
 """
 
@@ -42,7 +42,7 @@ from soul_deploy.runtime.ops.fan_out import (
 
 
 def projection_steps(layer: Synaptic, values: Array) -> StepCounts:
-    """What the events of a layer's source cost. values (B, T or 1, positions, channels).
+    """Counts of a projection for the events of its source. values (B, T or 1, positions, channels).
 
     Raises VerificationError for values that the edge cannot hold.
     """
@@ -103,9 +103,11 @@ def limits_of(layer: Synaptic, slots: int) -> CountLimits:
 
 
 def neuron_steps(layer: Firing, spikes_out: Array) -> StepCounts:
-    """Updates and spikes; spikes_out (T, B, ...), generated channels behind the others."""
+    """Updates and spikes; spikes_out (T, B, ...), constant-pattern channels behind the others."""
     steps, batch = spikes_out.shape[:2]
-    of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # generated channels are not updated
+    of_neurons = spikes_out[
+        :, :, : layer.current_shape[0]
+    ]  # constant-pattern channels are not updated
     fired = np.count_nonzero(of_neurons.reshape(steps, batch, -1), axis=2).astype(np.int64)
     updates = np.full((steps, batch), layer.neurons, np.int64)
     return StepCounts({"neuron_updates": updates, "spikes_out": fired})
@@ -120,8 +122,8 @@ def pooling_steps(layer: PoolLayer, values: Array) -> StepCounts:
     """Nonzero inputs × the windows that hold them; values (B, T or 1, positions, channels)."""
     rows, columns = (_windows(layer, axis) for axis in (0, 1))
     windows = np.outer(rows, columns).reshape(1, 1, -1)
-    found: Array = (np.count_nonzero(values, axis=3) * windows).sum(axis=2, dtype=np.int64)
-    return StepCounts({"pool_ops": np.ascontiguousarray(found.T)})
+    windowed: Array = (np.count_nonzero(values, axis=3) * windows).sum(axis=2, dtype=np.int64)
+    return StepCounts({"pool_ops": np.ascontiguousarray(windowed.T)})
 
 
 def _windows(layer: PoolLayer, axis: int) -> Array:
@@ -130,8 +132,8 @@ def _windows(layer: PoolLayer, axis: int) -> Array:
     first = np.arange(layer.out_shape[1 + axis]) * layer.stride[axis] - layer.padding[axis]
     begins = np.bincount(np.clip(first, 0, side), minlength=side + 1)
     ends = np.bincount(np.clip(first + layer.kernel[axis], 0, side), minlength=side + 1)
-    held: Array = np.cumsum(begins - ends)[:side].astype(np.int64)
-    return held
+    covering: Array = np.cumsum(begins - ends)[:side].astype(np.int64)
+    return covering
 
 
 def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> LayerCounts:
@@ -172,7 +174,7 @@ def readout_steps(readout: ReadoutLayer, values: Array) -> StepCounts:
     events = sums != 0
     reached = events.astype(np.int64) @ nonzero.T.astype(np.int64)
     biased = 0 if readout.bias is None else int(np.count_nonzero(readout.bias))
-    found = {
+    counted = {
         "events_in": np.count_nonzero(events, axis=1).astype(np.int64),
         "spikes_in": sums.sum(axis=1),
         "synops_events": (events * lengths).sum(axis=1),
@@ -180,24 +182,26 @@ def readout_steps(readout: ReadoutLayer, values: Array) -> StepCounts:
         "touched": np.count_nonzero(reached, axis=1).astype(np.int64),
         "bias_adds": np.full(len(sums), biased, np.int64),
     }
-    return StepCounts({name: array[None] for name, array in found.items()})
+    return StepCounts({name: array[None] for name, array in counted.items()})
 
 
 def count_layers(
-    events: EventNetwork, held: Mapping[str, Array], spikes: Mapping[str, Array]
+    events: EventNetwork, recorded: Mapping[str, Array], spikes: Mapping[str, Array]
 ) -> tuple[dict[str, LayerCounts], dict[str, int]]:
     """Counts by projection, population without one, and readout; additions by projection.
 
-    held: what sources held, (B, steps, positions, channels). spikes: of populations, (T, B, ...).
+    recorded: values of each source, (B, steps, positions, channels). spikes: of each population,
+    (T, B, ...).
     """
     counts: dict[str, LayerCounts] = {}
     for layer in events.layers:
-        counts |= counts_of(layer, held, spikes)
+        counts |= counts_of(layer, recorded, spikes)
     executed = {
-        layer.projection: count_additions(layer, held[layer.source]) for layer in events.projected
+        layer.projection: count_additions(layer, recorded[layer.source])
+        for layer in events.projected
     }
     readout = events.readout
-    counts[readout.name] = count_readout(readout, held[readout.source])
+    counts[readout.name] = count_readout(readout, recorded[readout.source])
     return counts, executed
 
 

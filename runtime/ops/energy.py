@@ -17,7 +17,7 @@ from soul_deploy.runtime.ops.counters import LayerCounts
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What operations cost: integers in `unit`; mac = mul + add."""
+    """Energy per operation: integers in `unit`; mac = mul + add."""
 
     unit: Literal["0.1pJ", "0.01pJ"]
     mac: int
@@ -37,7 +37,7 @@ OPTIONAL_TERMS = ("bias", "neurons", "graded")
 
 @dataclass(frozen=True)
 class Activity:
-    """What is charged: a layer's counts, and what kind of layer it is.
+    """The counts of a layer that cost energy, and the kind of the layer.
 
     graded: its events can have values above 1. leaky: its neurons multiply once per update.
     analog: values that a layer with analog inputs reads and writes, weights that it holds; all 0
@@ -176,7 +176,7 @@ def best_reuse(layer: Activity) -> int:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryModel:
     """A hierarchy: (bytes, 0.1 pJ per 32 bits) of rising levels, then DRAM."""
 
     levels: tuple[tuple[int, str, int], ...]
@@ -191,9 +191,9 @@ class Memory:
 
 
 KB = 1024
-MEMORY: Mapping[str, Memory] = {
-    "eie45": Memory(((KB * KB, "on chip", 50),), 6400),
-    "horowitz45": Memory(
+MEMORY: Mapping[str, MemoryModel] = {
+    "eie45": MemoryModel(((KB * KB, "on chip", 50),), 6400),
+    "horowitz45": MemoryModel(
         ((8 * KB, "8 kB", 50), (32 * KB, "32 kB", 100), (KB * KB, "1 MB", 500)), 6500
     ),
 }
@@ -228,8 +228,10 @@ class MemoryEnergy:
             "terms": {"arithmetic": self.arithmetic, "memory": self.value - self.arithmetic},
             "accesses": dict(self.counts),
             "placement": {
-                layer: {array: {"level": at, "bytes": size} for array, (at, size) in found.items()}
-                for layer, found in self.placement.items()
+                layer: {
+                    array: {"level": at, "bytes": size} for array, (at, size) in levels_of.items()
+                }
+                for layer, levels_of in self.placement.items()
             },
         }
 
@@ -256,15 +258,15 @@ def memory_energy(
     spent = saved = 0
     placement: dict[str, dict[str, tuple[str, int]]] = {}
     for name, layer in layers.items():
-        held = arrays[name]
-        places = {array: hierarchy.level(size) for array, size in held.sizes.items()}
-        placement[name] = {a: (places[a][0], size) for a, size in held.sizes.items()}
-        found = accesses(layer, held.rows, lazy=lazy)
-        cost = {kind: n * places[ACCESSES[kind]][1] for kind, n in found.items() if n}
+        stored = arrays[name]
+        places = {array: hierarchy.level(size) for array, size in stored.sizes.items()}
+        placement[name] = {a: (places[a][0], size) for a, size in stored.sizes.items()}
+        access_counts = accesses(layer, stored.rows, lazy=lazy)
+        cost = {kind: n * places[ACCESSES[kind]][1] for kind, n in access_counts.items() if n}
         spent += sum(cost.values())
         once = zip(("inputs", "membranes", "synapses"), layer.analog, strict=True)
         reused = sum(n * places[array][1] for array, n in once if n)
         saved += sum(cost.get(k, 0) for k in ("in_read", "w_read", "out_write")) - reused
-        counts = {kind: counts[kind] + n for kind, n in found.items()}
+        counts = {kind: counts[kind] + n for kind, n in access_counts.items()}
     base = ops_energy(layers, "fp32", ("neurons",)).value
     return MemoryEnergy(memory, base, counts, base + spent, base + spent - saved, placement)

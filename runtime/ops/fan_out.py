@@ -11,14 +11,14 @@ import numpy as np
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
-    Matrix,
+    MatrixSynapses,
     Rows,
     SparseRows,
     Synapses,
 )
-from soul_deploy.runtime.format.tap_tables import AxisRuns, axis_runs, tap_table
+from soul_deploy.runtime.format.tap_tables import TapTable, tap_incidence, tap_table
 from soul_deploy.runtime.kernels.counting import count_convolution, count_matrix
 
 
@@ -60,15 +60,15 @@ def _fanout(synapses: Synapses, starts: Array, targets: Array, live: Array | Non
     raise _fanout.unknown(synapses)
 
 
-@_fanout.on(Convolution)
-def _(synapses: Convolution, starts: Array, targets: Array, live: Array | None) -> Array:
+@_fanout.on(ConvSynapses)
+def _(synapses: ConvSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
     if live is None:
         return _spread(synapses, np.diff(starts))
     return _onto_live(synapses, starts, targets, live)
 
 
-@_fanout.on(Matrix)
-def _(synapses: Matrix, starts: Array, targets: Array, live: Array | None) -> Array:
+@_fanout.on(MatrixSynapses)
+def _(synapses: MatrixSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
     if live is None:
         return from_channel_last(np.diff(starts), synapses.in_shape)
     before = np.zeros(len(targets) + 1, np.int64)
@@ -90,26 +90,26 @@ def _dense_additions(synapses: Synapses, neurons: int) -> Array:
     raise _dense_additions.unknown(synapses)
 
 
-@_dense_additions.on(Matrix)
-def _(synapses: Matrix, neurons: int) -> Array:
+@_dense_additions.on(MatrixSynapses)
+def _(synapses: MatrixSynapses, neurons: int) -> Array:
     return np.full(synapses.in_shape, neurons, np.int64)
 
 
-@_dense_additions.on(Convolution)
-def _(synapses: Convolution, neurons: int) -> Array:
+@_dense_additions.on(ConvSynapses)
+def _(synapses: ConvSynapses, neurons: int) -> Array:
     share = synapses.out_shape[0] // synapses.groups
     return _spread(synapses, np.full(synapses.row_count, share, np.int64))
 
 
-def _spread(synapses: Convolution, lengths: Array) -> Array:
+def _spread(synapses: ConvSynapses, lengths: Array) -> Array:
     """Row lengths summed over the rows that lead into the output from each position."""
     per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
-    rows, columns = tap_table(synapses, 0), tap_table(synapses, 1)
+    rows, columns = tap_incidence(synapses, 0), tap_incidence(synapses, 1)
     spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
     return spread
 
 
-def _onto_live(synapses: Convolution, starts: Array, targets: Array, live: Array) -> Array:
+def _onto_live(synapses: ConvSynapses, starts: Array, targets: Array, live: Array) -> Array:
     """One kernel position at a time: (channels × output channels) times the live outputs met."""
     (channels, height, width), (outputs, *_), (kh, kw) = (
         synapses.in_shape,
@@ -118,7 +118,7 @@ def _onto_live(synapses: Convolution, starts: Array, targets: Array, live: Array
     )
     alive = live.reshape(synapses.out_shape[1], synapses.out_shape[2], outputs).astype(np.float64)
     found = np.zeros((channels, height, width), np.float64)
-    rows, columns = axis_runs(synapses, 0, merge=False), axis_runs(synapses, 1, merge=False)
+    rows, columns = tap_table(synapses, 0, merge=False), tap_table(synapses, 1, merge=False)
     by_row, by_column = _by_tap(rows, kh), _by_tap(columns, kw)
     for i, (y, oy) in enumerate(by_row):
         for j, (x, ox) in enumerate(by_column):
@@ -133,7 +133,7 @@ def _onto_live(synapses: Convolution, starts: Array, targets: Array, live: Array
     return found.astype(np.int64)
 
 
-def _by_tap(runs: AxisRuns, kernel: int) -> list[tuple[Array, Array]]:
+def _by_tap(runs: TapTable, kernel: int) -> list[tuple[Array, Array]]:
     """Of every kernel index: the input positions that meet it, and the outputs there."""
     counts: Array = np.diff(runs.first.astype(np.int64))
     position = np.repeat(np.arange(len(counts)), counts)
@@ -158,15 +158,15 @@ def walk_of(synapses: Synapses) -> Walk:
     raise walk_of.unknown(synapses)
 
 
-@walk_of.on(Matrix)
-def _(synapses: Matrix) -> Walk:
+@walk_of.on(MatrixSynapses)
+def _(synapses: MatrixSynapses) -> Walk:
     return lambda values, *rest: count_matrix(values.reshape(-1), *rest)
 
 
-@walk_of.on(Convolution)
-def _(synapses: Convolution) -> Walk:
-    y = axis_runs(synapses, 0, merge=False)
-    x = axis_runs(synapses, 1, merge=False)
+@walk_of.on(ConvSynapses)
+def _(synapses: ConvSynapses) -> Walk:
+    y = tap_table(synapses, 0, merge=False)
+    x = tap_table(synapses, 1, merge=False)
     channels, _, width = synapses.out_shape
     tables = (synapses.kernel, width, channels, y.first, y.tap, y.out, x.first, x.tap, x.out)
 

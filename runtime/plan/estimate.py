@@ -1,7 +1,7 @@
-"""What running an event network takes besides its file's arrays, before any of it is made.
+"""Memory that running an event network takes besides its file's arrays, computed beforehand.
 
 A few bytes can describe maps, tables and buffers of gigabytes. Each number here is an upper bound
-that follows from the description alone: the tables that say which inputs a kernel position meets,
+that follows from the description alone: tap and gather tables,
 buffers of one sample on one thread, and what building them needs meanwhile.
 """
 
@@ -11,24 +11,24 @@ from collections.abc import Mapping
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.memory import RAISE_IT, WORK_BYTES, require_memory
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     CurrentLayer,
     EdgeKind,
     EventNetwork,
     Firing,
     Layer,
     MapLayer,
-    Matrix,
+    MatrixSynapses,
     PopulationLayer,
     SpikingLayer,
     Synapses,
     Synaptic,
 )
-from soul_deploy.runtime.format.tap_tables import run_count
+from soul_deploy.runtime.format.tap_tables import tap_count
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
 
-RUN_BYTES = 24 + 64  # of a run in a table, and what computing it takes meanwhile
-PLACE_BYTES = 8 + 40  # of a neuron in a packed population, kept and meanwhile
+TAP_BYTES = 24 + 64  # of an entry in a tap table, and what computing it takes meanwhile
+LIVE_NEURON_BYTES = 8 + 40  # of a neuron in a compacted population, kept and meanwhile
 EVENT_BYTES = 8 + 5 + 4 * MOST_LANES  # scratch for an event that a kernel collects
 
 
@@ -44,30 +44,30 @@ def require_counting(network: EventNetwork, max_memory: int | None = None) -> No
 
 def require_products(network: EventNetwork, max_memory: int | None = None) -> None:
     """As `require_running`, with the table of every convolution gathered, in 64 bits."""
-    found = running_bytes(network)
+    by_layer = running_bytes(network)
     for layer in network.projected:
-        found[layer.name] += 2 * gather_bytes(layer.synapses)
-    _require("running this network on CSR products", found, max_memory)
+        by_layer[layer.name] += 2 * gather_bytes(layer.synapses)
+    _require("running this network on CSR products", by_layer, max_memory)
 
 
 def _require(what: str, by_layer: Mapping[str, int], max_memory: int | None) -> None:
     most = max(by_layer, key=by_layer.__getitem__)
-    told = f"{what} (most of all {most}: {by_layer[most]:,} bytes besides the file's arrays)"
+    what_runs = f"{what} (most of all {most}: {by_layer[most]:,} bytes besides the file's arrays)"
     allowed = WORK_BYTES if max_memory is None else max_memory
-    require_memory(told, sum(by_layer.values()), allowed, RAISE_IT)
+    require_memory(what_runs, sum(by_layer.values()), allowed, RAISE_IT)
 
 
 def running_bytes(network: EventNetwork) -> dict[str, int]:
     """Bytes by layer: tables, and buffers for all steps of one sample."""
     steps = network.time_steps
-    found = {network.input_name: 4 * steps * math.prod(network.input_shape)}
+    by_layer = {network.input_name: 4 * steps * math.prod(network.input_shape)}
     for layer in network.layers:
         analog = network.edges[layer.name][0] == "analog"
-        found[layer.name] = steps * math.prod(layer.out_shape) * (4 if analog else 1)
-        found[layer.name] += layer_bytes(layer, steps)
+        by_layer[layer.name] = steps * math.prod(layer.out_shape) * (4 if analog else 1)
+        by_layer[layer.name] += layer_bytes(layer, steps)
     readout = network.readout
-    found[readout.name] = 8 * readout.sums + 4 * readout.classes
-    return found
+    by_layer[readout.name] = 8 * readout.sums + 4 * readout.classes
+    return by_layer
 
 
 @operation_table(Layer)
@@ -88,14 +88,14 @@ def _(layer: SpikingLayer, steps: int) -> int:
 
 @layer_bytes.on(PopulationLayer)
 def _population_bytes(layer: Firing, steps: int) -> int:
-    """Membranes; if packed, also places, currents and spikes of the live neurons."""
+    """Membranes; if compacted, also indices, currents and spikes of the live neurons."""
     neurons = math.prod(layer.current_shape)
     if layer.live is None and layer.pattern is None:
         return 4 * neurons
     live = neurons if layer.updated is None else layer.neurons
-    packed = (steps + 4 * _columns_of(steps)) * live
+    compacted = (steps + 4 * _columns_of(steps)) * live
     generated = 2 * steps * math.prod(layer.out_shape) if layer.generated else 0
-    return 4 * neurons + PLACE_BYTES * math.prod(layer.out_shape) + packed + generated
+    return 4 * neurons + LIVE_NEURON_BYTES * math.prod(layer.out_shape) + compacted + generated
 
 
 @layer_bytes.on(CurrentLayer)
@@ -111,14 +111,14 @@ def synapse_bytes(synapses: Synapses, edge: EdgeKind) -> int:
     raise synapse_bytes.unknown(synapses)
 
 
-@synapse_bytes.on(Matrix)
-def _(matrix: Matrix, edge: EdgeKind) -> int:
-    """The bias of a packed matrix is repeated over its columns."""
+@synapse_bytes.on(MatrixSynapses)
+def _(matrix: MatrixSynapses, edge: EdgeKind) -> int:
+    """The bias of a compacted matrix is repeated over its columns."""
     return 8 * math.prod(matrix.out_shape) + EVENT_BYTES * math.prod(matrix.in_shape)
 
 
-@synapse_bytes.on(Convolution)
-def _(convolution: Convolution, edge: EdgeKind) -> int:
+@synapse_bytes.on(ConvSynapses)
+def _(convolution: ConvSynapses, edge: EdgeKind) -> int:
     scratch = EVENT_BYTES * convolution.row_count
     sparse = not convolution.rows.dense
     if not sparse and edge == "analog":
@@ -126,9 +126,9 @@ def _(convolution: Convolution, edge: EdgeKind) -> int:
     stride, dilation = convolution.stride, convolution.dilation
     merged = sparse and stride == (1, 1)
     contiguous = stride[1] == 1 and dilation[1] == 1 and convolution.groups == 1
-    rows = run_count(convolution, 0, merge=merged)
-    across = run_count(convolution, 1, merge=merged or (contiguous and not sparse))
-    return scratch + RUN_BYTES * (rows + across)
+    rows = tap_count(convolution, 0, merge=merged)
+    across = tap_count(convolution, 1, merge=merged or (contiguous and not sparse))
+    return scratch + TAP_BYTES * (rows + across)
 
 
 def _columns_of(steps: int) -> int:
@@ -144,26 +144,26 @@ def gather_bytes(synapses: Synapses) -> int:
     raise gather_bytes.unknown(synapses)
 
 
-@gather_bytes.on(Matrix)
-def _(matrix: Matrix) -> int:
+@gather_bytes.on(MatrixSynapses)
+def _(matrix: MatrixSynapses) -> int:
     return 0
 
 
-@gather_bytes.on(Convolution)
-def _(convolution: Convolution) -> int:
+@gather_bytes.on(ConvSynapses)
+def _(convolution: ConvSynapses) -> int:
     positions = math.prod(convolution.out_shape[1:]) * math.prod(convolution.kernel)
     return (12 * convolution.in_shape[0] + 32) * positions
 
 
 def counting_bytes(network: EventNetwork) -> dict[str, int]:
-    """Bytes by layer: every meeting of a position with a kernel index, and maps of fan-outs."""
-    found = {network.readout.name: 8 * network.readout.sums}
+    """Bytes by layer: unmerged tap tables, and maps of fan-outs."""
+    by_layer = {network.readout.name: 8 * network.readout.sums}
     for layer in network.projected:
         inputs, outputs = math.prod(layer.in_shape), math.prod(layer.current_shape)
         maps = 3 * 8 * inputs + (3 * 8 + 3) * outputs
         masked = layer.updated is not None
-        found[layer.name] = maps + walk_bytes(layer.synapses, masked=masked)
-    return found
+        by_layer[layer.name] = maps + walk_bytes(layer.synapses, masked=masked)
+    return by_layer
 
 
 @operation_table(Synapses)
@@ -172,15 +172,15 @@ def walk_bytes(synapses: Synapses, *, masked: bool) -> int:
     raise walk_bytes.unknown(synapses)
 
 
-@walk_bytes.on(Matrix)
-def _(matrix: Matrix, *, masked: bool) -> int:
+@walk_bytes.on(MatrixSynapses)
+def _(matrix: MatrixSynapses, *, masked: bool) -> int:
     return 0
 
 
-@walk_bytes.on(Convolution)
-def _(convolution: Convolution, *, masked: bool) -> int:
+@walk_bytes.on(ConvSynapses)
+def _(convolution: ConvSynapses, *, masked: bool) -> int:
     (channels, height, width), (kh, kw) = convolution.in_shape, convolution.kernel
-    runs = sum(run_count(convolution, axis, merge=False) for axis in (0, 1))
+    entries = sum(tap_count(convolution, axis, merge=False) for axis in (0, 1))
     tables = 8 * (height * kh + width * kw) + 8 * channels * max(height * kw, kh * width)
     onto_live = 8 * channels * convolution.out_shape[0] if masked else 0
-    return RUN_BYTES * runs + tables + onto_live
+    return TAP_BYTES * entries + tables + onto_live

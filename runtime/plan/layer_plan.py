@@ -1,7 +1,7 @@
-"""From layers to kernels: which kernel runs, and the tables it follows.
+"""Layer plans: which kernel runs the synapses of a layer, and the arrays that the kernel reads.
 
-Preparation copies a layer's rows into private memory; this is shared and never written again. A
-layer's calls (stages.py) take the tables of their part of the layer from here.
+A plan copies a layer's rows into aligned memory; all runs share the copies, none writes to them.
+The regions of a layer (regions.py) take the tables of each partition from the plan.
 """
 
 import math
@@ -16,52 +16,52 @@ from soul_deploy.base.brief import brief
 from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
     EdgeKind,
     EventNetwork,
     Layer,
-    Matrix,
+    MatrixSynapses,
     Rows,
     Shape,
     SparseRows,
     Synapses,
     Synaptic,
 )
-from soul_deploy.runtime.format.tap_tables import axis_runs, gather_table
+from soul_deploy.runtime.format.tap_tables import gather_table, tap_table
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels.time_vectorised import lanes_for
 from soul_deploy.runtime.plan.layout import (
-    Packing,
-    packed_rows,
-    packing_of,
-    reads_packed,
-    silenced_of,
+    CompactLayout,
+    compact_rows,
+    layout_of,
+    masked_out_index,
+    reads_compacted,
 )
-from soul_deploy.runtime.plan.partition import Part
+from soul_deploy.runtime.plan.partition import Partition
 
 ALIGNMENT = 64
-LANED = (kernels.convolve_sparse, kernels.multiply_sparse)
+TIME_VECTORISED = (kernels.convolve_sparse, kernels.multiply_sparse)
 """Kernels with a form that does all steps at once."""
 
-NOTHING = np.zeros(0, np.float32)
+EMPTY = np.zeros(0, np.float32)
 
 
 @brief
 @dataclass(frozen=True)
-class Prepared:
-    """A projection ready to run: kernel(values, *tables, *scratch, out) adds its synapses.
+class LayerPlan:
+    """The plan of a projection: kernel(values, *tables, *scratch, out) adds its synapses.
 
-    arrays    private copies of the rows: (weight,), or (starts, targets, weight) of a convolution,
+    arrays    aligned copies of the rows: (weight,), or (starts, targets, weight) of a convolution,
               or (starts, bases, targets, weight) of a matrix (`based_rows`); a dense analog
               convolution also has its gather table
     bias      (m,) float32 that repeats over the columns of the currents, or empty
     columns   of the currents that the kernel leaves: the current's neurons, or the packed ones
     unit      columns that stay together: parts of the layer are made of these
     neurons   that are updated
-    packing   of the population, if there is one and it is packed
-    source    packing of the source, if the kernel takes that source's spikes packed
-    silenced  neurons that are updated with the others, but whose spikes are taken out; None: none
+    layout    of the population, if there is one and it is packed
+    source_layout packing of the source, if the kernel takes that source's spikes packed
+    masked_out neurons that are updated with the others, but whose spikes are taken out; None: none
     """
 
     synapses: Synapses
@@ -71,29 +71,31 @@ class Prepared:
     columns: int
     unit: int
     neurons: int
-    packing: Packing | None = None
-    source: Packing | None = None
-    silenced: Array | None = None
+    layout: CompactLayout | None = None
+    source_layout: CompactLayout | None = None
+    masked_out: Array | None = None
 
     @property
-    def picked(self) -> Array | None:
-        """Which currents to take over before the neurons, if not all of them."""
+    def gather_index(self) -> Array | None:
+        """Index of the currents to gather before the neuron update; None: all currents."""
         return (
-            None if self.packing is None or self.columns == self.neurons else self.packing.updated
+            None
+            if self.layout is None or self.columns == self.neurons
+            else self.layout.gather_index
         )
 
     def lanes(self, steps: int) -> int:
         """Lanes over time that the synapses run on for so many different steps; 0: none."""
-        return lanes_for(steps) if self.kernel in LANED else 0
+        return lanes_for(steps) if self.kernel in TIME_VECTORISED else 0
 
-    def bounds(self, part: Part) -> tuple[int, int]:
-        """(first, last) of the columns of the currents that belong to a part."""
-        first, last = part.of(self.columns // self.unit)
+    def bounds(self, partition: Partition) -> tuple[int, int]:
+        """(first, last) of the columns of the currents that belong to a partition."""
+        first, last = partition.of(self.columns // self.unit)
         return first * self.unit, last * self.unit
 
-    def bias_of(self, part: Part) -> Array:
-        """What repeats over the columns of a part."""
-        first, last = self.bounds(part)
+    def bias_of(self, partition: Partition) -> Array:
+        """The bias that repeats over the columns of a partition."""
+        first, last = self.bounds(partition)
         return self.bias[first:last] if len(self.bias) == self.columns else self.bias
 
 
@@ -105,54 +107,56 @@ def aligned(shape: Shape, dtype: npt.DTypeLike) -> Array:
     return raw[offset : offset + size].view(dtype).reshape(shape)
 
 
-def private(array: Array | None) -> Array:
+def aligned_copy(array: Array | None) -> Array:
     """An aligned copy; empty float32 for None. Read-only maps are slow to pass to kernels."""
     if array is None:
-        return NOTHING
+        return EMPTY
     copy = aligned(array.shape, array.dtype)
     copy[...] = array
     return copy
 
 
-def prepare(layer: Synaptic, source: Layer | None = None) -> Prepared:
-    """Copy the rows of a layer's projection.
+def plan_layer(layer: Synaptic, source: Layer | None = None) -> LayerPlan:
+    """The plan of a layer's projection, with copies of its rows.
 
-    source: the layer it reads; None for the input.
+    source: the layer that `layer` reads; None for the network's input.
     """
     return prepare_synapses(layer.synapses, layer, source)
 
 
 @operation_table(Synapses)
-def prepare_synapses(synapses: Synapses, layer: Synaptic, source: Layer | None) -> Prepared:
-    """As `prepare`, of the layer's synapses."""
+def prepare_synapses(synapses: Synapses, layer: Synaptic, source: Layer | None) -> LayerPlan:
+    """As `plan_layer`, of the layer's synapses."""
     raise prepare_synapses.unknown(synapses)
 
 
-@prepare_synapses.on(Convolution)
-def _(convolution: Convolution, layer: Synaptic, source: Layer | None) -> Prepared:
-    packing = packing_of(layer)
+@prepare_synapses.on(ConvSynapses)
+def _(convolution: ConvSynapses, layer: Synaptic, source: Layer | None) -> LayerPlan:
+    layout = layout_of(layer)
     kernel, arrays = convolution_kernel(convolution.rows, convolution, layer.edge)
     columns = math.prod(layer.current_shape)
     unit = columns // convolution.out_shape[1]
-    neurons = columns if packing is None else len(packing.updated)
-    return Prepared(
-        convolution, kernel, arrays, private(convolution.bias), columns, unit, neurons, packing,
-        silenced=silenced_of(layer),
+    neurons = columns if layout is None else len(layout.gather_index)
+    return LayerPlan(
+        convolution, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons, layout,
+        masked_out=masked_out_index(layer),
     )  # fmt: skip
 
 
-@prepare_synapses.on(Matrix)
-def _(matrix: Matrix, layer: Synaptic, source: Layer | None) -> Prepared:
+@prepare_synapses.on(MatrixSynapses)
+def _(matrix: MatrixSynapses, layer: Synaptic, source: Layer | None) -> LayerPlan:
     """Rows and columns of live neurons only."""
-    packing = packing_of(layer)
-    read = packing_of(source) if source is not None and reads_packed(layer, source) else None
+    layout = layout_of(layer)
+    read = layout_of(source) if source is not None and reads_compacted(layer, source) else None
     bias, columns = matrix.bias, math.prod(matrix.out_shape)
-    if packing is not None and bias is not None:
-        bias = np.tile(bias, columns // len(bias))[packing.updated]
-    kernel, arrays = matrix_kernel(matrix.rows, read, packing, columns)
-    columns = columns if packing is None else len(packing.updated)
+    if layout is not None and bias is not None:
+        bias = np.tile(bias, columns // len(bias))[layout.gather_index]
+    kernel, arrays = matrix_kernel(matrix.rows, read, layout, columns)
+    columns = columns if layout is None else len(layout.gather_index)
     unit = len(bias) if bias is not None and 0 < len(bias) < columns else 1
-    return Prepared(matrix, kernel, arrays, private(bias), columns, unit, columns, packing, read)
+    return LayerPlan(
+        matrix, kernel, arrays, aligned_copy(bias), columns, unit, columns, layout, read
+    )
 
 
 Kernel = tuple[Callable[..., None], tuple[Array, ...]]
@@ -161,44 +165,51 @@ Kernel = tuple[Callable[..., None], tuple[Array, ...]]
 
 @operation_table(Rows)
 def matrix_kernel(
-    rows: Rows, source: Packing | None, target: Packing | None, columns: int
+    rows: Rows, source: CompactLayout | None, target: CompactLayout | None, columns: int
 ) -> Kernel:
     """The kernel of a matrix and its rows, of live neurons on sides that are packed."""
     raise matrix_kernel.unknown(rows)
 
 
 @matrix_kernel.on(DenseRows)
-def _(rows: DenseRows, source: Packing | None, target: Packing | None, columns: int) -> Kernel:
-    weight = rows.weight if source is None else rows.weight[source.placed]
-    weight = weight if target is None else weight[:, target.updated]
-    return kernels.multiply_dense, (private(weight),)
+def _(
+    rows: DenseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
+) -> Kernel:
+    weight = rows.weight if source is None else rows.weight[source.scatter_index]
+    weight = weight if target is None else weight[:, target.gather_index]
+    return kernels.multiply_dense, (aligned_copy(weight),)
 
 
 @matrix_kernel.on(SparseRows)
-def _(rows: SparseRows, source: Packing | None, target: Packing | None, columns: int) -> Kernel:
-    return kernels.multiply_sparse, based_rows(packed_rows(rows, source, target, columns))
+def _(
+    rows: SparseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
+) -> Kernel:
+    return kernels.multiply_sparse, based_rows(compact_rows(rows, source, target, columns))
 
 
 @operation_table(Rows)
-def convolution_kernel(rows: Rows, convolution: Convolution, edge: EdgeKind) -> Kernel:
+def convolution_kernel(rows: Rows, convolution: ConvSynapses, edge: EdgeKind) -> Kernel:
     """The kernel of a convolution and its rows."""
     raise convolution_kernel.unknown(rows)
 
 
 @convolution_kernel.on(SparseRows)
-def _(rows: SparseRows, convolution: Convolution, edge: EdgeKind) -> Kernel:
-    starts, targets, weight = (private(array) for array in rows.arrays)
+def _(rows: SparseRows, convolution: ConvSynapses, edge: EdgeKind) -> Kernel:
+    starts, targets, weight = (aligned_copy(array) for array in rows.arrays)
     if convolution.stride == (1, 1):
         targets += _tap_offsets(convolution, starts)
     return kernels.convolve_sparse, (starts, targets, weight)
 
 
 @convolution_kernel.on(DenseRows)
-def _(rows: DenseRows, convolution: Convolution, edge: EdgeKind) -> Kernel:
+def _(rows: DenseRows, convolution: ConvSynapses, edge: EdgeKind) -> Kernel:
     if edge == "analog":
         by_group = rows.weight.reshape(convolution.groups, -1, rows.weight.shape[-1])
-        return kernels.convolve_analog, (private(by_group), private(gather_table(convolution)))
-    return kernels.convolve_dense, (private(rows.weight),)
+        return kernels.convolve_analog, (
+            aligned_copy(by_group),
+            aligned_copy(gather_table(convolution)),
+        )
+    return kernels.convolve_dense, (aligned_copy(rows.weight),)
 
 
 def based_rows(rows: SparseRows) -> tuple[Array, Array, Array, Array]:
@@ -213,58 +224,63 @@ def based_rows(rows: SparseRows) -> tuple[Array, Array, Array, Array]:
     bases[filled] = targets[starts[filled]]
     reach = targets[starts[filled + 1] - 1] - bases[filled]
     if int(reach.max(initial=0)) >= 1 << 16:
-        return private(starts), np.zeros_like(bases), private(targets), private(rows.weight)
+        return (
+            aligned_copy(starts),
+            np.zeros_like(bases),
+            aligned_copy(targets),
+            aligned_copy(rows.weight),
+        )
     near = (targets - np.repeat(bases, np.diff(starts))).astype(np.uint16)
-    return private(starts), bases, private(near), private(rows.weight)
+    return aligned_copy(starts), bases, aligned_copy(near), aligned_copy(rows.weight)
 
 
-def tables_of(prepared: Prepared, part: Part) -> tuple[Any, ...]:
-    """Arguments of the kernel between the values and the scratch, for one part of the layer."""
-    return synapse_tables(prepared.synapses, prepared, part)
+def tables_of(plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+    """Arguments of the kernel between the values and the scratch, for one partition."""
+    return synapse_tables(plan.synapses, plan, partition)
 
 
 @operation_table(Synapses)
-def synapse_tables(synapses: Synapses, prepared: Prepared, part: Part) -> tuple[Any, ...]:
+def synapse_tables(synapses: Synapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
     """As `tables_of`, of the layer's synapses."""
     raise synapse_tables.unknown(synapses)
 
 
-@synapse_tables.on(Matrix)
-def _(matrix: Matrix, prepared: Prepared, part: Part) -> tuple[Any, ...]:
-    first, last = prepared.bounds(part)
-    if prepared.kernel is kernels.multiply_dense:
-        return *prepared.arrays, first, last
-    starts, bases, targets, weight = prepared.arrays
-    if part.count == 1:
+@synapse_tables.on(MatrixSynapses)
+def _(matrix: MatrixSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+    first, last = plan.bounds(partition)
+    if plan.kernel is kernels.multiply_dense:
+        return *plan.arrays, first, last
+    starts, bases, targets, weight = plan.arrays
+    if partition.count == 1:
         return starts[:-1], starts[1:], bases, targets, weight
     absolute = np.repeat(bases, np.diff(starts)) + targets
-    return *part_of_rows(starts, absolute, first, last), bases, targets, weight
+    return *rows_of_partition(starts, absolute, first, last), bases, targets, weight
 
 
-@synapse_tables.on(Convolution)
-def _(convolution: Convolution, prepared: Prepared, part: Part) -> tuple[Any, ...]:
-    rows = part.of(convolution.out_shape[1])
+@synapse_tables.on(ConvSynapses)
+def _(convolution: ConvSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+    rows = partition.of(convolution.out_shape[1])
     channels, _, columns = convolution.out_shape
-    if prepared.kernel is kernels.convolve_analog:
-        weight, sources = prepared.arrays
+    if plan.kernel is kernels.convolve_analog:
+        weight, sources = plan.arrays
         return weight, convolution.groups, sources, rows[0] * columns, rows[1] * columns
-    if prepared.kernel is kernels.convolve_dense:
+    if plan.kernel is kernels.convolve_dense:
         contiguous = (
             convolution.stride[1] == 1 and convolution.dilation[1] == 1 and convolution.groups == 1
         )
-        y = axis_runs(convolution, 0, merge=False, outputs=rows)
-        x = axis_runs(convolution, 1, merge=contiguous)
+        y = tap_table(convolution, 0, merge=False, outputs=rows)
+        x = tap_table(convolution, 1, merge=contiguous)
         geometry = (convolution.groups, columns, channels)
-        return *prepared.arrays, *geometry, y.first, y.tap, y.out, x.first, x.tap, x.out, x.length
+        return *plan.arrays, *geometry, y.first, y.tap, y.out, x.first, x.tap, x.out, x.length
     merge = convolution.stride == (1, 1)
-    y = axis_runs(convolution, 0, merge=merge, outputs=rows)
-    x = axis_runs(convolution, 1, merge=merge)
-    runs = ((y.first, y.tap, y.out, y.length), (x.first, x.tap, x.out, x.length))
+    y = tap_table(convolution, 0, merge=merge, outputs=rows)
+    x = tap_table(convolution, 1, merge=merge)
+    tables = ((y.first, y.tap, y.out, y.length), (x.first, x.tap, x.out, x.length))
     pitches = convolution.pitches if merge else (0, 0)
-    return *prepared.arrays, convolution.kernel, columns, channels, pitches, *runs
+    return *plan.arrays, convolution.kernel, columns, channels, pitches, *tables
 
 
-def part_of_rows(starts: Array, targets: Array, first: int, last: int) -> tuple[Array, Array]:
+def rows_of_partition(starts: Array, targets: Array, first: int, last: int) -> tuple[Array, Array]:
     """Where each row's targets from `first` to below `last` begin and end, uint32 (rows,) each.
 
     Targets are sorted within a row.
@@ -276,7 +292,7 @@ def part_of_rows(starts: Array, targets: Array, first: int, last: int) -> tuple[
     return starts[:-1] + below[0], starts[:-1] + below[1]
 
 
-def _tap_offsets(convolution: Convolution, starts: Array) -> Array:
+def _tap_offsets(convolution: ConvSynapses, starts: Array) -> Array:
     """uint32 (synapses,): kernel row · pitch + kernel column · pitch of each synapse."""
     height, width = convolution.kernel
     pitch_y, pitch_x = convolution.pitches
@@ -286,8 +302,9 @@ def _tap_offsets(convolution: Convolution, starts: Array) -> Array:
     return np.repeat(per_row, lengths)
 
 
-def prepare_all(network: EventNetwork) -> dict[str, Prepared]:
-    """`prepare` for every layer with synapses, by name."""
+def plan_layers(network: EventNetwork) -> dict[str, LayerPlan]:
+    """`plan_layer` for every layer with synapses, by name."""
     return {
-        layer.name: prepare(layer, network.by_name.get(layer.source)) for layer in network.projected
+        layer.name: plan_layer(layer, network.by_name.get(layer.source))
+        for layer in network.projected
     }

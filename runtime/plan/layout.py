@@ -1,9 +1,12 @@
-"""Live neurons side by side: what is neither updated nor spikes takes no room while running.
+"""The dense and the compacted layout of a population's currents, membranes and spikes.
 
-A population without dead neurons and without generated channels runs on its map, (T, positions,
-channels). So does one behind a convolution's shared rows with few dead neurons: these are updated
-as well, and their spikes taken out. Any other keeps currents, membranes and spikes of its live
-neurons only, packed: (T, L). Its map is filled from them where something reads the map.
+Dense: the map itself, (T, positions, channels). Compacted: the L live neurons side by side, (T, L);
+the spikes are scattered into a map if a layer reads the map.
+
+- A population without dead neurons and without constant-pattern channels is dense.
+- A population behind a convolution with shared rows, of which few neurons are dead, is dense: its
+  dead neurons are updated as well, and their spikes are masked out.
+- Every other population is compacted.
 """
 
 from dataclasses import dataclass
@@ -31,8 +34,8 @@ def channel_last(shape: Shape) -> tuple[int, int]:
     return (shape[1] * shape[2], shape[0]) if len(shape) == 3 else (1, shape[0])
 
 
-MAPPED_FROM = 0.4
-"""Share of live neurons from which on a population behind shared rows runs on its map.
+DENSE_FROM = 0.4
+"""Share of live neurons from which on a population behind shared rows is dense.
 
 6Conv2FC, one image on one thread: 13.1 → 9.4 ms with 90 % of the neurons of the first five layers
 live, 7.0 → 6.5 ms with half, no gain with a quarter."""
@@ -40,70 +43,70 @@ live, 7.0 → 6.5 ms with half, no gain with a quarter."""
 
 @brief
 @dataclass(frozen=True)
-class Packing:
-    """Where the L live neurons of a population stand, in channel-last order.
+class CompactLayout:
+    """The L live neurons of a compacted population, in channel-last order.
 
-    updated  uint32 (L,): index among the neurons of the current
-    placed   uint32 (L,): index in the map, which generated channels widen
+    gather_index   uint32 (L,): index among the neurons of the current
+    scatter_index  uint32 (L,): index in the map, which also holds constant-pattern channels
     """
 
-    updated: Array
-    placed: Array
+    gather_index: Array
+    scatter_index: Array
 
 
 @operation_table(Layer)
-def packing_of(layer: Layer) -> Packing | None:
-    """None for a population that runs on its map, and for what is no population."""
-    raise packing_of.unknown(layer)
+def layout_of(layer: Layer) -> CompactLayout | None:
+    """The layout of a compacted population; None for a dense one and for other layers."""
+    raise layout_of.unknown(layer)
 
 
-@packing_of.on(CurrentLayer, MapLayer)
+@layout_of.on(CurrentLayer, MapLayer)
 def _(layer: CurrentLayer | MapLayer) -> None:
     return None
 
 
-@packing_of.on(SpikingLayer)
-def _(layer: SpikingLayer) -> Packing | None:
-    return None if silenced_of(layer) is not None else _packed(layer)
+@layout_of.on(SpikingLayer)
+def _(layer: SpikingLayer) -> CompactLayout | None:
+    return None if masked_out_index(layer) is not None else _packed(layer)
 
 
-@packing_of.on(PopulationLayer)
-def _packed(layer: Firing) -> Packing | None:
+@layout_of.on(PopulationLayer)
+def _packed(layer: Firing) -> CompactLayout | None:
     if layer.live is None and layer.pattern is None:
         return None
     (positions, wide), channels = channel_last(layer.out_shape), layer.current_shape[0]
     live = np.ones(positions * wide, np.bool_) if layer.live is None else layer.live
     position, channel = np.nonzero(live.reshape(positions, wide)[:, :channels])
-    return Packing(
+    return CompactLayout(
         (position * channels + channel).astype(np.uint32),
         (position * wide + channel).astype(np.uint32),
     )
 
 
-def silenced_of(layer: Synaptic) -> Array | None:
-    """uint32: where the dead neurons stand in the map of a population that runs on it with them."""
+def masked_out_index(layer: Synaptic) -> Array | None:
+    """uint32: index of the dead neurons in the map of a dense population that has dead neurons."""
     if not (layer.stateful and layer.synapses.shared):
         return None
-    if layer.live is None or layer.pattern is not None or layer.live.mean() < MAPPED_FROM:
+    if layer.live is None or layer.pattern is not None or layer.live.mean() < DENSE_FROM:
         return None
     return np.flatnonzero(~layer.live).astype(np.uint32)
 
 
-def reads_packed(layer: Synaptic, source: Layer | None) -> bool:
-    """Whether the layer's rows belong to its source's live neurons alone.
+def reads_compacted(layer: Synaptic, source: Layer | None) -> bool:
+    """Whether the layer has rows for its source's live neurons only and reads compacted spikes.
 
-    So it is for a matrix behind a packed population; behind generated channels it reads the map.
+    A matrix behind a compacted population does; behind constant-pattern channels it reads the map.
     """
     return (
         not layer.synapses.shared
         and source is not None
-        and packing_of(source) is not None
+        and layout_of(source) is not None
         and source.pattern is None
     )
 
 
-def generated_spikes(layer: Layer) -> Array:
-    """uint8 (T, positions, G): the stored pattern at the live positions of generated channels."""
+def pattern_spikes(layer: Layer) -> Array:
+    """uint8 (T, positions, G): the stored pattern at the live positions of its channels."""
     assert layer.pattern is not None
     spikes = layer.pattern[:, None, :]
     positions, wide = channel_last(layer.out_shape)
@@ -113,29 +116,29 @@ def generated_spikes(layer: Layer) -> Array:
     return np.asarray(spikes * live, np.uint8)
 
 
-def unpacked(layer: Layer, packing: Packing, spikes: Array) -> Array:
+def dense_map(layer: Layer, layout: CompactLayout, spikes: Array) -> Array:
     """The map (T, positions, channels), uint8, of the spikes (T, L) of a whole run."""
     steps, (positions, wide) = len(spikes), channel_last(layer.out_shape)
     full: Array = np.zeros((steps, positions * wide), np.uint8)
-    full[:, packing.placed] = spikes
+    full[:, layout.scatter_index] = spikes
     full = full.reshape(steps, positions, wide)
     if layer.pattern is not None:
-        full[:, :, -layer.pattern.shape[1] :] = generated_spikes(layer)
+        full[:, :, -layer.pattern.shape[1] :] = pattern_spikes(layer)
     return full
 
 
-def packed_rows(
-    rows: SparseRows, source: Packing | None, target: Packing | None, targets: int
+def compact_rows(
+    rows: SparseRows, source: CompactLayout | None, target: CompactLayout | None, targets: int
 ) -> SparseRows:
-    """Rows of the live presynaptic neurons onto packed targets; the others hold nothing.
+    """Rows of the live presynaptic neurons, with targets numbered in the compacted layout.
 
-    source, target: None where that side is not packed. targets: neurons of the current.
+    source, target: None if that side is dense. targets: neurons of the current.
     """
     starts, listed = rows.starts, rows.targets
     if source is not None:
-        starts = np.append(starts[source.placed], starts[-1])
+        starts = np.append(starts[source.scatter_index], starts[-1])
     if target is not None:
         renumbered = np.zeros(targets, np.uint32)
-        renumbered[target.updated] = np.arange(len(target.updated), dtype=np.uint32)
+        renumbered[target.gather_index] = np.arange(len(target.gather_index), dtype=np.uint32)
         listed = renumbered[listed]
     return SparseRows(starts, listed, rows.weight)

@@ -1,7 +1,7 @@
-"""Equal shares of a layer, each owned by one thread.
+"""Partitions: equal shares of a layer's outputs, each computed by one thread.
 
-A part computes its own outputs and nothing else, with every sum in the same order as when the whole
-layer is done at once. So the number of parts changes no bit, and parts need no locks.
+Every sum of a partition has the order that it has when one thread computes the whole layer. So the
+number of partitions changes no bit, and partitions need no locks.
 """
 
 from collections.abc import Callable
@@ -10,23 +10,23 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Part:
+class Partition:
     """Share `index` of `count`."""
 
     index: int
     count: int
 
     def of(self, size: int) -> tuple[int, int]:
-        """(first, last) of the share of `size` things that stand in a row."""
+        """(first, last) of the share of `size` consecutive outputs, last excluded."""
         return size * self.index // self.count, size * (self.index + 1) // self.count
 
 
-WHOLE = Part(0, 1)
+WHOLE = Partition(0, 1)
 
 
-def parts_of(count: int) -> tuple[Part, ...]:
+def partitions_of(count: int) -> tuple[Partition, ...]:
     """All shares."""
-    return tuple(Part(i, count) for i in range(count))
+    return tuple(Partition(i, count) for i in range(count))
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Call:
     arguments: tuple[Any, ...]
 
 
-Stage = tuple[tuple[Call, ...], ...]
-"""What may run at the same time: calls by part, each part's in order."""
+Region = tuple[tuple[Call, ...], ...]
+"""A region of kernel launches: for each partition its kernel calls, in order.
+
+Threads run the partitions of one region at the same time and wait for each other at its end."""
 
 
 def run_calls(calls: tuple[Call, ...]) -> None:

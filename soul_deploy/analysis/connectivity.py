@@ -148,9 +148,9 @@ def _pool(node: ir.Pool, walk: _Forwards) -> Tensor:
 
 @reach.on(ir.Projection)
 def _projection(node: ir.Projection, walk: _Forwards) -> Tensor:
-    graph, composed = walk.lowered.graph, walk.lowered.operator(node.name)
-    assert not isinstance(composed.operator, ReadoutOperator)
-    fed = arrivals(composed.operator, walk.reachable[composed.source])
+    graph, linear = walk.lowered.graph, walk.lowered.operator(node.name)
+    assert not isinstance(linear.operator, ReadoutOperator)
+    fed = arrivals(linear.operator, walk.reachable[linear.source])
     fed = fed.reshape(1, *graph.shapes[node.name])
     live = live_targets(graph, walk.lowered.model.neuron_masks, node.name)
     fed = fed if live is None else fed * torch.from_numpy(live.astype(np.float64))
@@ -160,7 +160,7 @@ def _projection(node: ir.Projection, walk: _Forwards) -> Tensor:
 
 @reach.on(ir.Population)
 def _neurons(node: ir.Population, walk: _Forwards) -> Tensor:
-    """No neuron stands behind a generated channel."""
+    """No neuron stands behind a constant-pattern channel."""
     current, masks = walk.before(node), walk.lowered.model.neuron_masks
     found = torch.cat([current, current.new_zeros(1, node.generated, *current.shape[2:])], dim=1)
     if node.name in masks:

@@ -1,4 +1,4 @@
-"""What a network would cost without sparsity, from its graph alone: no data, no weights.
+"""Operations of a network without sparsity, from its graph alone: no data, no weights.
 
 Operations, not synapses: each projection is taken on its own input, pooled where the graph pools,
 as tools that count multiplications per layer do. What synapses a network could have, average

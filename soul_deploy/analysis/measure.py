@@ -41,7 +41,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Original:
-    """What denominators are taken from: the network before anything was removed.
+    """The network before removal, which the denominators of a report are taken from.
 
     neurons: of each population. weights, synapses: of each projection and the readout's head, with
     none of them 0; average pooling is composed into the synapses, as it is into stored ones.
@@ -176,8 +176,8 @@ def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
 
 def _require_fewer(original: Original, name: str, what: str, here: int, there: int) -> None:
     if here > there:
-        found = f"has {there:,} {what} in {name}, and this network {here:,}"
-        raise _not_the_original(original, found)
+        text = f"has {there:,} {what} in {name}, and this network {here:,}"
+        raise _not_the_original(original, text)
 
 
 def _not_the_original(original: Original, found: str) -> UsageError:
@@ -204,7 +204,7 @@ def _require_ordered(layer: LayerReport, compat: CompatCounts) -> None:
 
 @torch.no_grad()
 def fired(model: Model, images: Tensor, chunk: int = CHUNK) -> dict[str, int]:
-    """Spikes of every population, of neurons that nothing reads too, generated channels too."""
+    """Spikes of every population, with neurons that nothing reads and constant-pattern channels."""
     module = model.module()
     axis = 0 if module.as_signal(images).static else 1
     totals = {node.name: 0 for node in model.graph.populations}
@@ -216,7 +216,7 @@ def fired(model: Model, images: Tensor, chunk: int = CHUNK) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the entries of a report are made from."""
+    """Recorded values and counts that the entries of a report are computed from."""
 
     model: Model
     trimmed: Deployed
@@ -236,7 +236,7 @@ class _Run:
 
     @cached_property
     def once(self) -> frozenset[str]:
-        """What is executed once per image."""
+        """Layers that are executed once per image."""
         return frozenset(self.graph.static if self.static else ())
 
     def layer(self, entry: Counted, counts: LayerCounts) -> LayerReport:
@@ -255,8 +255,8 @@ class _Run:
         )
 
     def _projection(self, entry: CountedLayer, counts: LayerCounts) -> LayerReport:
-        name, source, graph = entry.name, entry.composed.source, self.graph
-        operator = entry.composed.operator
+        name, source, graph = entry.name, entry.linear.source, self.graph
+        operator = entry.linear.operator
         if isinstance(operator, ReadoutOperator):
             executions, once = self.samples, False
         else:
@@ -292,7 +292,7 @@ class _Run:
     def _arrays(self, entry: CountedLayer, stored: int, synapses: Synapses | None) -> Arrays:
         """Explicit rows: 4 bytes each of index and weight. Implicit: the weights, zeros too."""
         shapes = self.graph.shapes
-        read, written = (math.prod(shapes[name]) for name in (entry.composed.source, entry.name))
+        read, written = (math.prod(shapes[name]) for name in (entry.linear.source, entry.name))
         weights = 0 if synapses is None else synapses.weight.size
         rows: Rows = "explicit" if 2 * stored <= weights else "implicit"
         rows = rows if self.rows is None else self.rows

@@ -55,7 +55,7 @@ class CompatCounts:
 @brief
 @dataclass(frozen=True)
 class LayerInput:
-    """What a layer's input held: `values / scale`, whole numbers (n, *shape); None: analog.
+    """Values of a layer's input: `values / scale`, whole numbers (n, *shape); None: analog.
 
     scale: the area of the average pooling windows between the spikes and the layer, or 1.
     nonzero: bool (n, *shape). binary: a spike edge, so 0/1.
@@ -83,9 +83,9 @@ def compat_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, Com
     return totals
 
 
-def compat_layer(model: Model, name: str, held: Signal) -> CompatCounts:
+def compat_layer(model: Model, name: str, signal: Signal) -> CompatCounts:
     """Counts of one projection, or of the readout's head, for what its source node held."""
-    return _rules(model)[name].count(model.module(), held)
+    return _rules(model)[name].count(model.module(), signal)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class _Rule:
     stored: Array
     live: Array
 
-    def count(self, module: GraphModule, held: Signal) -> CompatCounts:
-        found = layer_input(self.graph, module, self.node, held)
-        return count_compat(self, found, static=held.static)
+    def count(self, module: GraphModule, signal: Signal) -> CompatCounts:
+        arriving = layer_input(self.graph, module, self.node, signal)
+        return count_compat(self, arriving, static=signal.static)
 
 
 def _rules(model: Model) -> dict[str, _Rule]:
@@ -132,17 +132,17 @@ def _maps(model: Model, node: Node, synapses: Synapses) -> tuple[Array, Array, A
     return fanout(ones), fanout(operator), fanout(operator, live)
 
 
-def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, held: Signal) -> LayerInput:
+def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, signal: Signal) -> LayerInput:
     """The input of a projection, or the sums that the readout's head weighs."""
     source, between = walk_back(graph, node.name)
     edge = graph.edges[source]
     scale = math.prod(pool.denominator(graph.shapes[pool.inputs[0]]) for pool in between)
-    exact = Signal(held.tensor.double(), held.static)
+    exact = Signal(signal.tensor.double(), signal.static)
     values = module.evaluate({source: exact}, [node.inputs[0]])[node.inputs[0]].tensor
     if node is graph.readout:
         values = values.sum(0)
         values = values.sum(dim=(2, 3)) if values.dim() == 4 else values
-    elif not held.static:
+    elif not signal.static:
         values = values.flatten(0, 1)
     if edge.kind == "analog":
         return LayerInput(values != 0, None, 1, False)

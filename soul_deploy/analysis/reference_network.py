@@ -30,8 +30,8 @@ BISECTIONS = 24
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the reference network is.
+class ReferenceNetwork:
+    """The sizes, densities and rates of a reference network.
 
     density       share of nonzero weights, or None with `connectivity`
     connectivity  share of the dense synapses that are left, or None
@@ -57,7 +57,7 @@ class Reference:
                 raise UsageError(f"{name} {value:g} must be above 0 and at most 1")
 
 
-def reference_model(wanted: Reference) -> Model:
+def reference_model(wanted: ReferenceNetwork) -> Model:
     """The network: random weights and masks from the seed, then every layer set to its rate.
 
     Convolutions get batch norm statistics from their own currents and one bias for all channels;
@@ -81,7 +81,7 @@ def reference_model(wanted: Reference) -> Model:
     return replace(Model(graph, arrays_of(module.state_dict()), {}, info), neuron_masks=masks)
 
 
-def write_reference(folder: Path, images: int, wanted: Reference) -> tuple[Path, Path]:
+def write_reference(folder: Path, images: int, wanted: ReferenceNetwork) -> tuple[Path, Path]:
     """Write the model file and `images` random images (N, C, H, W) of the kind it was set on."""
     model, inputs = folder / "reference.safetensors", folder / "reference.npy"
     save(reference_model(wanted), model)
@@ -111,7 +111,7 @@ def _draw_weights(
     module: GraphModule,
     graph: SpikingGraph,
     masks: Mapping[str, Array],
-    wanted: Reference,
+    wanted: ReferenceNetwork,
     rng: np.random.Generator,
 ) -> None:
     """Normal weights, of which those with the lowest of another random number are kept."""
@@ -184,8 +184,8 @@ def _set_drive(
     """One bias (behind batch norm) or one factor (without) at which the layer fires at `rate`."""
     neuron = module.get_submodule(population.name)
     assert isinstance(neuron, SpikingNeuron)
-    gate = module.neuron_gates.get(population.name)
-    live = torch.ones(()) if gate is None else gate()
+    multiplier = module.neuron_gates.get(population.name)
+    live = torch.ones(()) if multiplier is None else multiplier()
     biased = projection.norm is not None
     low, high = (-8.0, 8.0) if biased else (0.0, 1024.0 / float(current.tensor.std() + 1e-9))
 

@@ -94,11 +94,11 @@ class OpsReport(Shown):
     @property
     def totals(self) -> dict[str, int]:
         """Counters, dense equivalents and repeated multiplications of the whole network."""
-        found = asdict(sum((layer.counts for layer in self.layers), LayerCounts()))
+        summed = asdict(sum((layer.counts for layer in self.layers), LayerCounts()))
         for layer in self.layers:
             for key, value in layer.dense_totals(self.samples, self.time_steps).items():
-                found[key] = found.get(key, 0) + value
-        return found
+                summed[key] = summed.get(key, 0) + value
+        return summed
 
     def structure(self) -> dict[str, int]:
         """Sizes, summed over layers."""

@@ -1,4 +1,4 @@
-"""Operation counts of the PyTorch golden, as exact integers.
+"""Operation counts of the PyTorch reference, as exact integers.
 
 SynOps are the product of the fan-out map with the spikes: sums of 64-bit integers, in whatever
 order. Definitions: docs/counting.md.
@@ -34,7 +34,9 @@ from soul_deploy.runtime.ops.counters import (
 )
 
 
-def count_layer(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) -> LayerCounts:
+def count_recorded_layer(
+    layer: CountedLayer, source: Tensor, spikes_out: Tensor | None
+) -> LayerCounts:
     """`layer_steps`, summed over time and samples."""
     return layer_steps(layer, source, spikes_out).total()
 
@@ -46,17 +48,19 @@ def layer_steps(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) 
     image. spikes_out: (T, B, *out_shape) of the population behind, or None.
     Raises VerificationError for values that the edge cannot hold, or counts that cannot be.
     """
-    operator = layer.composed.operator
+    operator = layer.linear.operator
     require_edge_values(layer.name, source.numpy(), layer.edge.bound)
     if isinstance(operator, ReadoutOperator):
         return _readout_steps(layer, operator, source)
-    found = _synapse_steps(layer, operator, source)
+    counted = _synapse_steps(layer, operator, source)
     if spikes_out is not None:
-        current = spikes_out[:, :, : operator.out_shape[0]]  # generated channels are not updated
-        found += _neuron_steps(current, layer.targets)
+        current = spikes_out[
+            :, :, : operator.out_shape[0]
+        ]  # constant-pattern channels are not updated
+        counted += _neuron_steps(current, layer.targets)
     slots = len(source.reshape(-1, *operator.in_shape))
-    require_bounds(layer.name, found.total(), _limits(layer, operator, slots))
-    return found
+    require_bounds(layer.name, counted.total(), _limits(layer, operator, slots))
+    return counted
 
 
 def _synapse_steps(
@@ -131,7 +135,7 @@ def _readout_steps(layer: CountedLayer, operator: ReadoutOperator, source: Tenso
     touched = torch.zeros(len(counts))
     if operator.weight is not None:
         touched = (events.double() @ nonzero(operator.weight).t() > 0.5).sum(1)
-    found = {
+    counted = {
         "events_in": events.sum(1),
         "spikes_in": counts.sum(1),
         "synops_events": events @ reach,
@@ -139,16 +143,16 @@ def _readout_steps(layer: CountedLayer, operator: ReadoutOperator, source: Tenso
         "touched": touched,
         "bias_adds": torch.full((len(counts),), layer.biased),
     }
-    return StepCounts({name: _by_step(values, 1) for name, values in found.items()})
+    return StepCounts({name: _by_step(values, 1) for name, values in counted.items()})
 
 
 def population_steps(layer: CountedPopulation, spikes_out: Tensor) -> StepCounts:
-    """Updates and spikes of (T, B, *shape), generated channels behind them left out."""
+    """Updates and spikes of (T, B, *shape), constant-pattern channels behind them left out."""
     neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
     return _neuron_steps(spikes_out[:, :, : layer.shape[0]], neurons)
 
 
-def pooling_steps(layer: CountedPooling, source: Tensor) -> StepCounts:
+def counted_pooling_steps(layer: CountedPooling, source: Tensor) -> StepCounts:
     """Nonzero inputs of all windows; source (T, B, C, H, W), or (B, C, H, W) for a static image."""
     values = source if source.dim() == 5 else source[None]
     events = (values != 0).double().flatten(0, 1)
@@ -193,6 +197,6 @@ def count_steps(layer: Counted, values: Mapping[str, Tensor]) -> StepCounts:
     if isinstance(layer, CountedPopulation):
         return population_steps(layer, values[layer.name])
     if isinstance(layer, CountedPooling):
-        return pooling_steps(layer, values[layer.source])
+        return counted_pooling_steps(layer, values[layer.source])
     spikes = None if layer.population is None else values[layer.population]
-    return layer_steps(layer, values[layer.composed.source], spikes)
+    return layer_steps(layer, values[layer.linear.source], spikes)

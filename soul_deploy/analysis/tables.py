@@ -128,9 +128,9 @@ def _placement(report: "OpsReport") -> Table:
     rows: list[list[object]] = []
     for energy in report.memory:
         for layer, arrays in energy.placement.items():
-            held = ", ".join(f"{a} {size:,} B {at}" for a, (at, size) in arrays.items() if size)
-            if held:
-                rows.append([layer, energy.memory, held])
+            stored = ", ".join(f"{a} {size:,} B {at}" for a, (at, size) in arrays.items() if size)
+            if stored:
+                rows.append([layer, energy.memory, stored])
     return Table("Where arrays stand (bytes)", ["layer", "model", "what"], rows)
 
 
@@ -141,9 +141,9 @@ def _constants(preset: str) -> str:
 
 
 def _levels(memory: str) -> str:
-    found = MEMORY[memory]
-    named = [f"{name} {cost / 10:g}" for _, name, cost in found.levels]
-    return ", ".join([*named, f"DRAM {found.dram / 10:g}"]) + " pJ per 32 bits"
+    hierarchy = MEMORY[memory]
+    named = [f"{name} {cost / 10:g}" for _, name, cost in hierarchy.levels]
+    return ", ".join([*named, f"DRAM {hierarchy.dram / 10:g}"]) + " pJ per 32 bits"
 
 
 def _energy(picojoules: float) -> str:

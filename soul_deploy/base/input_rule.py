@@ -74,7 +74,7 @@ def _by_channel(rule: InputRule) -> tuple[Array, Array]:
     )
 
 
-def array_of(x: object, rule: InputRule, what: str = "the input") -> Array:
+def input_array(x: object, rule: InputRule, what: str = "the input") -> Array:
     """`x` as an array whose numbers have a meaning to the network. Raises ValidityError."""
     try:
         given = np.asarray(x)
@@ -96,7 +96,7 @@ def array_of(x: object, rule: InputRule, what: str = "the input") -> Array:
 def numbers_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
     """float32 of the same shape, (..., *rule.shape): what the network computes with.
 
-    given: from `array_of`. Raises ValidityError for values that are not finite in float32.
+    given: from `input_array`. Raises ValidityError for values that are not finite in float32.
     """
     if rule.kind == "images" and given.dtype == np.uint8:
         return normalise(given, rule)

@@ -115,7 +115,7 @@ def _abandon(stream: TextIO | None) -> None:
             os.close(null)
 
 
-def prepare() -> None:
+def show_as_ascii() -> None:
     """Let both streams show in ASCII what their encoding lacks, whoever writes to them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

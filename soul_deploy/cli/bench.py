@@ -35,7 +35,7 @@ from soul_deploy.runtime.bench.inputs import (
 from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
 from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchConfig
-from soul_deploy.runtime.bench.timing import Schedule
+from soul_deploy.runtime.bench.timing import TimingSchedule
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         engines=engines,
         threads=read_threads(values["threads"]),
         batch_sizes=positive_integers("--batch_size", values["batch_size"]),
-        schedule=Schedule(values["warmup"], values["iterations"], duration),
+        schedule=TimingSchedule(values["warmup"], values["iterations"], duration),
         percentiles=read_percentiles(values["percentiles"]),
         fresh=values["fresh"],
         seed=values["seed"],

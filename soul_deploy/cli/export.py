@@ -24,7 +24,7 @@ from soul_deploy.export.event.storage_format import CHOICES, CONVOLUTION_FORMS, 
 from soul_deploy.export.onnx.model import INPUT_MODES, OUTPUTS, export_onnx
 from soul_deploy.export.onnx.opsets import OPSETS, require_opset
 from soul_deploy.export.onnx.step import STATIC_INPUTS, export_currents, export_step
-from soul_deploy.export.verify.verify import kind_of
+from soul_deploy.export.verify.verify import artifact_kind
 from soul_deploy.runtime.io.inspect import representations
 
 
@@ -225,7 +225,7 @@ def verify(
     is proven about it.
     """
     source = Source.load(model_path, time_step)
-    kind = kind_of(artifact)
+    kind = artifact_kind(artifact)
     images = checking.check_images(source.model, check_on)
     paths = (artifact, artifact)
     report = checking.check_file(kind, source, paths, images, check_on, allow_silent)

@@ -30,9 +30,9 @@ from soul_deploy.base.terminal import (
     flush,
     hold_descriptors,
     one_line,
-    prepare,
     say,
     show,
+    show_as_ascii,
 )
 from soul_deploy.cli.commands import COMMANDS, GROUPS
 from soul_deploy.cli.messages import messages_printed
@@ -184,7 +184,7 @@ class LazyGroup(Speaking, click.Group):
         """As click's, but that errors are printed as everything else is."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        prepare()
+        show_as_ascii()
         if FILES in sys.modules:
             sys.modules[FILES].written.clear()
         try:

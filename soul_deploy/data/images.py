@@ -9,7 +9,7 @@ from torch import Tensor
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
-from soul_deploy.base.input_rule import array_of, numbers_of
+from soul_deploy.base.input_rule import input_array, numbers_of
 from soul_deploy.data.datasets import Data, require_kind
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import is_static
@@ -30,7 +30,7 @@ def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
         return fitted(model, images).normalise(images.test.images), 0
     given = images.detach().cpu() if isinstance(images, Tensor) else images
     rule = model.input_rule
-    numbers = numbers_of(array_of(given, rule, "images"), rule, "images")
+    numbers = numbers_of(input_array(given, rule, "images"), rule, "images")
     found = torch.from_numpy(np.ascontiguousarray(numbers))
     return found, 0 if is_static(model.graph, found) else 1
 

@@ -14,7 +14,7 @@ from soul_deploy.equivalence.spikes import LayerSpikes
 from soul_deploy.equivalence.verdict import Verdict, untested, verdict_of
 
 LOGIT_LIMIT = 1e-5
-PRINTED = 10  # flips and problems in the text; the JSON has more
+PRINTED = 10  # spike mismatches and problems in the text; the JSON has more
 
 
 @brief
@@ -22,7 +22,7 @@ PRINTED = 10  # flips and problems in the text; the JSON has more
 class CheckResult:
     """What one check found; `counted` says whether operation counts were compared.
 
-    logit_difference: the largest on samples without a flip; logit_difference_flipped on others.
+    logit_difference: the largest on samples without a mismatch; logit_difference_flipped on others.
     agreeing: samples of the same class. differences: counts that flipped spikes changed.
     """
 
@@ -121,7 +121,7 @@ class Comparison(Shown):
 
     @property
     def verdict(self) -> Verdict:
-        """Inconclusive where nothing differs but a population of the golden never fired."""
+        """Inconclusive where nothing differs but a population of the reference never fired."""
         agree = self.forced.passed and self.end_to_end.passed
         samples = min(self.forced.samples, self.end_to_end.samples)
         return verdict_of(agree, samples, self.silent, allow_silent=self.allow_silent)
@@ -132,7 +132,7 @@ class Comparison(Shown):
 
     @property
     def silent(self) -> tuple[str, ...]:
-        """Populations of which no neuron of the golden ever fired: nothing is known about them."""
+        """Populations of which no neuron of the reference ever fired: nothing is known of them."""
         return tuple(layer.layer for layer in self.end_to_end.layers if layer.silent)
 
     def parts(self) -> list[Table | str]:
@@ -224,7 +224,7 @@ def verdict_text(verdict: Verdict, silent: Sequence[str]) -> str:
 
 
 def _counts_text(whole: CheckResult) -> str:
-    """Counts of an execution against those of its own spikes, and against the golden's."""
+    """Counts of an execution against those of its own spikes, and against the reference's."""
     if not whole.counted:
         return "not counted by this engine"
     wrong = len(whole.mismatches) + sum(d.difference != d.explained for d in whole.differences)

@@ -1,4 +1,4 @@
-"""Comparing operation counts: an execution's against those of the PyTorch golden."""
+"""Comparing operation counts: an execution's against those of the PyTorch reference."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import count_layer, count_steps
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.analysis.synops import count_recorded_layer, count_steps
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import Counted, CountedLayer
 from soul_deploy.lowering.linear_operators import ReadoutOperator
@@ -38,9 +38,9 @@ class CountMismatch:
 
 @dataclass(frozen=True)
 class CountDifference:
-    """By how much flipped spikes changed a count: the execution's minus the golden's.
+    """By how much spike mismatches changed a count: the execution's minus the reference's.
 
-    explained: what the flipped spikes' fan-out adds up to; the same, or something is wrong.
+    explained: the summed fan-out of the mismatches; equal to the difference in a correct execution.
     """
 
     layer: str
@@ -66,14 +66,14 @@ class CountDifference:
 
 @dataclass(frozen=True)
 class CountComparer:
-    """Compares counts with what `golden` counts on the same values."""
+    """Compares counts with what `reference` counts on the same values."""
 
-    golden: Golden
+    reference: ReferenceModel
 
     @cached_property
     def counted(self) -> dict[str, Counted]:
-        """What there is to count, by name."""
-        return {layer.name: layer for layer in lower(self.golden.model).counted}
+        """The layers that are counted, by name."""
+        return {layer.name: layer for layer in lower(self.reference.model).counted}
 
     def mismatches(
         self,
@@ -83,23 +83,23 @@ class CountComparer:
     ) -> list[CountMismatch]:
         """Counts by name against ours: sums, or step by step and sample by sample.
 
-        known: values of the golden's nodes, to which those that are computed here are added.
+        known: values of the reference's nodes, to which those that are computed here are added.
         spikes: the execution's own, bool (T, B, ...), of the populations that are counted.
         """
-        found: list[CountMismatch] = []
+        unequal: list[CountMismatch] = []
         for name, theirs in counts.items():
             if name not in self.counted:
-                found.append(CountMismatch(name, MISSING, 0, 1))
+                unequal.append(CountMismatch(name, MISSING, 0, 1))
                 continue
             ours = self._expected(self.counted[name], known, spikes)
             if isinstance(theirs, StepCounts):
-                found += _step_mismatches(name, ours, theirs)
+                unequal += _step_mismatches(name, ours, theirs)
             else:
-                found += _mismatches(name, ours.total(), theirs)
-        return found
+                unequal += _mismatches(name, ours.total(), theirs)
+        return unequal
 
     def missing(self, names: set[str]) -> list[CountMismatch]:
-        """What was not counted at all."""
+        """One mismatch for each layer that was not counted."""
         return [CountMismatch(name, MISSING, 1, 0) for name in self.counted if name not in names]
 
     @torch.no_grad()
@@ -114,28 +114,28 @@ class CountComparer:
         return count_steps(layer, values)
 
     def _value(self, name: str, known: dict[str, Signal]) -> Tensor:
-        known |= self.golden.module.evaluate(known, [name])
+        known |= self.reference.module.evaluate(known, [name])
         return known[name].tensor
 
     @torch.no_grad()
     def differences(
         self,
         counts: Mapping[str, LayerCounts],
-        golden: dict[str, Signal],
+        reference: dict[str, Signal],
         own: dict[str, Signal],
     ) -> list[CountDifference]:
-        """Where an execution's synaptic counts are not the golden's, and what its spikes explain.
+        """Synaptic counts that differ from the reference's, and the part that its spikes explain.
 
-        golden, own: values of the input and all populations, the golden's and the execution's.
+        reference, own: values of the input and all populations, by either.
         """
-        found: list[CountDifference] = []
+        changed: list[CountDifference] = []
         for name, theirs in counts.items():
             layer = self.counted.get(name)
             if isinstance(layer, CountedLayer):
-                before, after = (self._value(layer.composed.source, v) for v in (golden, own))
-                ours = count_layer(layer, before, None)
-                found += _differences(layer, ours, theirs, before, after)
-        return found
+                before, after = (self._value(layer.linear.source, v) for v in (reference, own))
+                ours = count_recorded_layer(layer, before, None)
+                changed += _differences(layer, ours, theirs, before, after)
+        return changed
 
 
 def _mismatches(name: str, ours: LayerCounts, theirs: LayerCounts) -> list[CountMismatch]:
@@ -160,7 +160,7 @@ def _differences(
     layer: CountedLayer, ours: LayerCounts, theirs: LayerCounts, before: Tensor, after: Tensor
 ) -> Iterator[CountDifference]:
     """Counts are linear in what arrives, so a difference is the fan-out of what differs."""
-    if isinstance(layer.composed.operator, ReadoutOperator):
+    if isinstance(layer.linear.operator, ReadoutOperator):
         before, after = _readout_sums(layer, before), _readout_sums(layer, after)
     events = (after != 0).to(torch.int64) - (before != 0).to(torch.int64)
     changes = {"macs_effective": events}
@@ -178,7 +178,7 @@ def _differences(
 
 
 def _readout_sums(layer: CountedLayer, source: Tensor) -> Tensor:
-    operator = layer.composed.operator
+    operator = layer.linear.operator
     assert isinstance(operator, ReadoutOperator)
     sums = source.to(torch.int64).sum(0)
     return sums.sum(dim=(2, 3)) if operator.space else sums

@@ -1,9 +1,9 @@
 """Two executions of one network: are they the same?
 
 `compare` answers it for two models, `Comparer` for a model and an `Execution`, which engines offer.
-`forced`: layer by layer, each layer fed with what the golden recorded. `end_to_end`: each execution
-on its own spikes, every difference traced to the first flipped neuron. Spikes are compared by
-`soul_deploy.equivalence.spikes`, and what was found is a `soul_deploy.equivalence.comparison`.
+`forced`: layer by layer, each layer fed with what the reference recorded. `end_to_end`: each
+execution on its own spikes, every difference traced to the first flipped neuron. Spikes are
+compared by `soul_deploy.equivalence.spikes`; the result is a `soul_deploy.equivalence.comparison`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ from soul_deploy.base.files import Array
 from soul_deploy.data.images import Images, images_for
 from soul_deploy.equivalence.comparison import CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
-from soul_deploy.equivalence.golden import Golden, entries, sources
-from soul_deploy.equivalence.spikes import Flip, LayerSpikes, Upstream, compare_population
+from soul_deploy.equivalence.reference import ReferenceModel, entries, sources
+from soul_deploy.equivalence.spikes import LayerSpikes, SpikeMismatch, Upstream, compare_population
 from soul_deploy.ir.graph import Input
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
@@ -47,7 +47,7 @@ class LayerRun:
 
 @brief
 @dataclass(frozen=True)
-class Run:
+class ExecutionRun:
     """A whole run: bool spikes (T, B, ...) per population, logits (B, classes), counts if any."""
 
     spikes: Mapping[str, Tensor]
@@ -56,9 +56,9 @@ class Run:
 
 
 class Execution(Protocol):
-    """An engine with one network loaded. Populations have the golden's names."""
+    """An engine with one network loaded. Populations have the reference's names."""
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         """On static images (B, C, H, W) or a sequence (T, B, C, H, W)."""
         ...
 
@@ -71,12 +71,12 @@ class ModelExecution:
     """Another PyTorch model, such as the compact one, as an execution."""
 
     def __init__(self, model: Model) -> None:
-        self.reference = Golden(model)
+        self.reference = ReferenceModel(model)
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         values, logits = self.reference.record(images)
         names = [node.name for node in self.reference.graph.populations]
-        return Run({name: values[name].tensor.bool() for name in names}, logits)
+        return ExecutionRun({name: values[name].tensor.bool() for name in names}, logits)
 
     @torch.no_grad()
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
@@ -88,47 +88,47 @@ class ModelExecution:
 @brief
 @dataclass(frozen=True)
 class Comparer:
-    """Compares executions with `golden`.
+    """Compares executions with `reference`.
 
-    kept: for executions with channels removed, the golden's channels that are left, by population.
+    kept: by population, channels of the reference that an execution with removed channels has.
     """
 
-    golden: Golden
+    reference: ReferenceModel
     kept: Mapping[str, Array] = field(default_factory=dict)
 
     @cached_property
     def counts(self) -> CountComparer:
-        return CountComparer(self.golden)
+        return CountComparer(self.reference)
 
     def forced(self, other: Execution, images: Tensor, batch: int = BATCH) -> CheckResult:
-        """Gate 2: every layer on the golden's recorded inputs."""
+        """Layer by layer: every layer on the reference's recorded inputs."""
         total = CheckResult()
         for offset, part in self._batches(images, batch):
-            values, logits = self.golden.record(part)
+            values, logits = self.reference.record(part)
             total += self._forced_batch(other, offset, values, logits)
         return total
 
     def end_to_end(self, other: Execution, images: Tensor, batch: int = BATCH) -> CheckResult:
-        """Gate 3: every execution on its own spikes."""
+        """End to end: every execution on its own spikes."""
         total = CheckResult()
         for offset, part in self._batches(images, batch):
-            values, logits = self.golden.record(part)
+            values, logits = self.reference.record(part)
             total += self._run_batch(other.run(part), offset, values, logits)
         return total
 
     def both(
         self, other: Execution, images: Tensor, batch: int = BATCH, *, allow_silent: bool = False
     ) -> Comparison:
-        """Gates 2 and 3."""
+        """Checks 2 and 3."""
         return Comparison(
             forced=self.forced(other, images, batch),
             end_to_end=self.end_to_end(other, images, batch),
-            time_steps=self.golden.graph.time_steps,
+            time_steps=self.reference.graph.time_steps,
             allow_silent=allow_silent,
         )
 
     def _batches(self, images: Tensor, batch: int) -> Iterator[tuple[int, Tensor]]:
-        axis = 0 if self.golden.module.as_signal(images).static else 1
+        axis = 0 if self.reference.module.as_signal(images).static else 1
         if images.shape[axis] == 0:
             raise UsageError("no samples to compare; give at least one")
         offset = 0
@@ -139,19 +139,21 @@ class Comparer:
     def _forced_batch(
         self, other: Execution, offset: int, values: dict[str, Signal], logits: Tensor
     ) -> CheckResult:
-        given, known = self._kept_values(values), dict(values)
+        kept, known = self._kept_values(values), dict(values)
         layers: list[LayerSpikes] = []
         mismatches: list[CountMismatch] = []
         names: set[str] = set()
-        for node in self.golden.graph.populations:
-            run = other.run_layer(node.name, given)
+        for node in self.reference.graph.populations:
+            run = other.run_layer(node.name, kept)
             keep = self._keep(node.name)
-            found, _ = compare_population(self.golden, node.name, values, run.output, keep, offset)
-            layers.append(found)
+            spikes, _ = compare_population(
+                self.reference, node.name, values, run.output, keep, offset
+            )
+            layers.append(spikes)
             counts = run.counts or {}
             mismatches += self.counts.mismatches(counts, known, {node.name: run.output})
             names |= set(counts)
-        run = other.run_layer(self.golden.graph.readout.name, given)
+        run = other.run_layer(self.reference.graph.readout.name, kept)
         counts = run.counts or {}
         mismatches += self.counts.mismatches(counts, known, {})
         names |= set(counts)
@@ -164,14 +166,14 @@ class Comparer:
         )
 
     def _run_batch(
-        self, run: Run, offset: int, values: dict[str, Signal], logits: Tensor
+        self, run: ExecutionRun, offset: int, values: dict[str, Signal], logits: Tensor
     ) -> CheckResult:
         layers: list[LayerSpikes] = []
-        firsts: dict[str, Mapping[int, Flip]] = {}
-        for node in self.golden.graph.populations:
+        firsts: dict[str, Mapping[int, SpikeMismatch]] = {}
+        for node in self.reference.graph.populations:
             upstream = self._upstream(node.name, values, run.spikes, firsts, offset)
-            found, first = compare_population(
-                self.golden,
+            spikes, first = compare_population(
+                self.reference,
                 node.name,
                 values,
                 run.spikes[node.name],
@@ -179,7 +181,7 @@ class Comparer:
                 offset,
                 upstream,
             )
-            layers.append(found)
+            layers.append(spikes)
             firsts[node.name] = first
         flipped = np.zeros(len(logits), bool)
         flipped[[sample - offset for first in firsts.values() for sample in first]] = True
@@ -193,39 +195,39 @@ class Comparer:
         )
 
     def _counts(
-        self, run: Run, values: Mapping[str, Signal]
+        self, run: ExecutionRun, values: Mapping[str, Signal]
     ) -> tuple[tuple[CountMismatch, ...], tuple[CountDifference, ...]]:
         """Its counts must be what its own spikes say, and differ from ours by what these do."""
         if run.counts is None:
             return (), ()
         own = dict(values)
         own |= {name: Signal(spikes.float(), False) for name, spikes in run.spikes.items()}
-        found = self.counts.mismatches(run.counts, own, run.spikes)
-        found += self.counts.missing(set(run.counts))
-        return tuple(found), tuple(self.counts.differences(run.counts, dict(values), own))
+        mismatches = self.counts.mismatches(run.counts, own, run.spikes)
+        mismatches += self.counts.missing(set(run.counts))
+        return tuple(mismatches), tuple(self.counts.differences(run.counts, dict(values), own))
 
     def _upstream(
         self,
         name: str,
         values: Mapping[str, Signal],
         spikes: Mapping[str, Tensor],
-        firsts: Mapping[str, Mapping[int, Flip]],
+        firsts: Mapping[str, Mapping[int, SpikeMismatch]],
         offset: int,
     ) -> Upstream | None:
-        """From which step on the inputs of `name` differ, sample by sample, and the flip behind."""
-        feeding = [s for s in sources(self.golden.graph, name) if firsts.get(s)]
+        """The step from which the inputs of `name` differ, by sample, and the mismatch behind."""
+        feeding = [s for s in sources(self.reference.graph, name) if firsts.get(s)]
         if not feeding:
             return None
         theirs = dict(values) | {s: self._widened(s, values[s], spikes[s]) for s in feeding}
         step: Tensor | None = None
-        for entry in entries(self.golden.graph, name):
+        for entry in entries(self.reference.graph, name):
             differs = self._entry(entry, values) != self._entry(entry, theirs)
             by_step = differs.flatten(2).any(dim=2)
             never = torch.ones_like(by_step[:1])
             first = torch.cat([by_step, never]).to(torch.uint8).argmax(dim=0)
             step = first if step is None else torch.minimum(step, first)
         assert step is not None
-        causes: dict[int, Flip] = {}
+        causes: dict[int, SpikeMismatch] = {}
         for source in feeding:
             for sample, flip in firsts[source].items():
                 if sample not in causes or flip.step < causes[sample].step:
@@ -234,16 +236,16 @@ class Comparer:
 
     def _entry(self, entry: str, values: Mapping[str, Signal]) -> Tensor:
         """An entry's value over time; pooling and merging stand between it and the spikes."""
-        signal = self.golden.module.evaluate(values, [entry])[entry]
-        steps = self.golden.graph.time_steps
+        signal = self.reference.module.evaluate(values, [entry])[entry]
+        steps = self.reference.graph.time_steps
         return signal.tensor.expand(steps, *signal.tensor.shape) if signal.static else signal.tensor
 
-    def _widened(self, name: str, golden: Signal, spikes: Tensor) -> Signal:
-        """An execution's spikes among the golden's; removed channels differ from nothing."""
+    def _widened(self, name: str, reference: Signal, spikes: Tensor) -> Signal:
+        """An execution's spikes among the reference's; removed channels differ from nothing."""
         keep = self._keep(name)
         if keep is None:
             return Signal(spikes.float(), False)
-        return Signal(golden.tensor.index_copy(2, keep, spikes.to(golden.tensor)), False)
+        return Signal(reference.tensor.index_copy(2, keep, spikes.to(reference.tensor)), False)
 
     def _keep(self, name: str) -> Tensor | None:
         return torch.from_numpy(np.asarray(self.kept[name])) if name in self.kept else None
@@ -258,18 +260,18 @@ class Comparer:
         return kept
 
 
-def _compare_logits(golden: Tensor, other: Tensor, flipped: Array) -> CheckResult:
+def _compare_logits(reference: Tensor, other: Tensor, flipped: Array) -> CheckResult:
     """Samples of the same class, and the largest difference on unflipped and flipped ones."""
-    found = CheckResult(samples=len(golden), flipped_samples=int(flipped.sum()))
-    if golden.shape != other.shape:
+    found = CheckResult(samples=len(reference), flipped_samples=int(flipped.sum()))
+    if reference.shape != other.shape:
         infinite = float("inf")
         return replace(found, logit_difference=infinite, logit_difference_flipped=infinite)
-    difference = (golden.double() - other.double()).abs().amax(dim=1).numpy()
+    difference = (reference.double() - other.double()).abs().amax(dim=1).numpy()
     return replace(
         found,
         logit_difference=float(difference[~flipped].max(initial=0.0)),
         logit_difference_flipped=float(difference[flipped].max(initial=0.0)),
-        agreeing=int((golden.argmax(dim=1) == other.argmax(dim=1)).sum()),
+        agreeing=int((reference.argmax(dim=1) == other.argmax(dim=1)).sum()),
     )
 
 
@@ -282,10 +284,11 @@ def compare(
     batch: int = BATCH,
     allow_silent: bool = False,
 ) -> Comparison:
-    """Whether `model_b` (masked, compact) does what `model_a`, the golden, does on `images`.
+    """Whether `model_b` (masked, compact) does what `model_a`, the reference, does on `images`.
 
     images: (B, C, H, W) or (T, B, C, H, W) as `images_for` takes them. kept: for each population
-    that lost channels, the golden's channels (indices) that are left; `RemovalPlan.kept_channels`.
+    that lost channels, the reference's channels (indices) that are left, as
+    `RemovalPlan.kept_channels` gives them.
     allow_silent: pass also where a population of those left never fires; without, such a
     comparison is inconclusive.
     Raises UsageError if the populations or the channels don't correspond, and what `images_for`
@@ -294,24 +297,24 @@ def compare(
     kept = kept or {}
     _check_correspondence(model_a, model_b, kept)
     given, _ = images_for(model_a, images)
-    comparer, execution = Comparer(Golden(model_a), kept), ModelExecution(model_b)
+    comparer, execution = Comparer(ReferenceModel(model_a), kept), ModelExecution(model_b)
     return comparer.both(execution, given, batch, allow_silent=allow_silent)
 
 
-def _check_correspondence(golden: Model, other: Model, kept: Mapping[str, Array]) -> None:
-    if golden.graph.time_steps != other.graph.time_steps:
+def _check_correspondence(reference: Model, other: Model, kept: Mapping[str, Array]) -> None:
+    if reference.graph.time_steps != other.graph.time_steps:
         raise UsageError(
-            f"T = {golden.graph.time_steps} and T = {other.graph.time_steps} steps; compare models "
-            "of the same T"
+            f"T = {reference.graph.time_steps} and T = {other.graph.time_steps} steps; compare "
+            "models of the same T"
         )
-    shapes = golden.graph.shapes
-    for node in (*golden.graph.of_type(Input), *golden.graph.populations):
+    shapes = reference.graph.shapes
+    for node in (*reference.graph.of_type(Input), *reference.graph.populations):
         shape = shapes[node.name]
         if node.name in kept:
             shape = (len(kept[node.name]), *shape[1:])
-        found = other.graph.shapes.get(node.name)
-        if found != shape:
+        theirs = other.graph.shapes.get(node.name)
+        if theirs != shape:
             raise UsageError(
-                f"{node.name}: the other model has {found}, expected {shape}; say which channels "
+                f"{node.name}: the other model has {theirs}, expected {shape}; say which channels "
                 "are left (kept)"
             )

@@ -1,9 +1,9 @@
-"""Comparing spikes: flips, and how far the golden's membrane was from its threshold there.
+"""Comparing spikes: mismatches, and the distance of the reference's membrane from its threshold.
 
 A sum in another order rounds differently, and one that lands on the other side of the threshold
-is another spike. So a difference is *explained* only if the golden's membrane, recomputed in
-float64, lies so close to the threshold that rounding can decide. After a neuron's first flip its
-own membrane differs, so each neuron is compared up to that flip.
+is another spike. So a difference is *explained* only if the reference's membrane, recomputed in
+float64, lies so close to the threshold that rounding can decide. After a neuron's first mismatch
+its own membrane differs, so each neuron is compared up to that mismatch.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ from torch import Tensor
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import VerificationError
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.nn.graph_module import Signal
 
-LISTED = 100  # flips kept per layer; all are counted
+LISTED = 100  # mismatches kept per layer; all are counted
 
 
 @dataclass(frozen=True)
-class Flip:
-    """The first step at which one neuron's spike differs from the golden's.
+class SpikeMismatch:
+    """The first step at which one neuron's spike differs from the reference's.
 
-    layer      the population; neuron: its index (C, H, W) or (N,) in the golden
-    fired      whether the golden fired
-    distance   the golden's membrane before reset, in float64, minus the threshold
-    allowance  the distance up to which rounding explains the flip
-    cause      end to end: the first flip upstream, if the neuron's inputs differed by then
+    layer      the population; neuron: its index (C, H, W) or (N,) in the reference
+    fired      whether the reference fired
+    distance   the reference's membrane before reset, in float64, minus the threshold
+    allowance  the distance up to which rounding explains the mismatch
+    cause      end to end: the first mismatch upstream, if the neuron's inputs differed by then
     """
 
     layer: str
@@ -39,7 +39,7 @@ class Flip:
     fired: bool
     distance: float
     allowance: float
-    cause: "Flip | None" = None
+    cause: "SpikeMismatch | None" = None
 
     @property
     def near(self) -> bool:
@@ -70,9 +70,9 @@ class LayerSpikes:
 
     neurons        per sample
     golden_spikes, other_spikes   sums over steps, samples and neurons
-    driven_spikes  of golden_spikes, those of neurons; generated channels fire without one
-    differing      (step, sample, neuron) entries that differ, those after a first flip included
-    flipped        (sample, neuron) pairs with a flip
+    driven_spikes  of golden_spikes, those of neurons; constant-pattern channels fire without one
+    differing      (step, sample, neuron) entries that differ, those after a first mismatch included
+    flipped        (sample, neuron) pairs with a mismatch
     unexplained    of these, without an explanation
     flips          the first LISTED of them, unexplained ones first
     """
@@ -86,7 +86,7 @@ class LayerSpikes:
     differing: int
     flipped: int
     unexplained: int
-    flips: tuple[Flip, ...]
+    flips: tuple[SpikeMismatch, ...]
 
     @property
     def passed(self) -> bool:
@@ -94,7 +94,7 @@ class LayerSpikes:
 
     @property
     def silent(self) -> bool:
-        """No neuron of the golden ever fired: the comparison says nothing about this layer."""
+        """No neuron of the reference ever fired: the comparison says nothing about this layer."""
         return self.driven_spikes == 0
 
     def __add__(self, other: "LayerSpikes") -> "LayerSpikes":
@@ -113,50 +113,50 @@ class LayerSpikes:
         )
 
 
-def _listed(flips: tuple[Flip, ...]) -> tuple[Flip, ...]:
-    return tuple(sorted(flips, key=lambda flip: (flip.explained, flip.sample, flip.step))[:LISTED])
+def _listed(mismatches: tuple[SpikeMismatch, ...]) -> tuple[SpikeMismatch, ...]:
+    return tuple(sorted(mismatches, key=lambda m: (m.explained, m.sample, m.step))[:LISTED])
 
 
 @brief
 @dataclass(frozen=True)
-class Differences:
-    """First flips of one population: index (F, 1 + ndim) of (sample, neuron), step (F,)."""
+class FirstDifferences:
+    """First mismatches of one population: index (F, 1 + ndim) of (sample, neuron), step (F,)."""
 
     index: Tensor
     step: Tensor
 
 
-def first_differences(golden: Tensor, other: Tensor) -> Differences:
+def first_differences(reference: Tensor, other: Tensor) -> FirstDifferences:
     """Where bool spikes (T, B, ...) first differ, neuron by neuron."""
-    differs = golden != other
+    differs = reference != other
     index = differs.any(dim=0).nonzero()
     first = differs.to(torch.uint8).argmax(dim=0)
-    return Differences(index, first[tuple(index.t())])
+    return FirstDifferences(index, first[tuple(index.t())])
 
 
 @brief
 @dataclass(frozen=True)
 class Upstream:
     """Per sample of a batch: the first step at which a layer's inputs differ (T if never), and
-    the first flip behind that, by sample number."""
+    the first mismatch behind that, by sample number."""
 
     step: Tensor
-    causes: Mapping[int, Flip]
+    causes: Mapping[int, SpikeMismatch]
 
 
 @torch.no_grad()
 def compare_population(
-    golden: Golden,
+    reference: ReferenceModel,
     name: str,
     values: Mapping[str, Signal],
     other: Tensor,
     keep: Tensor | None = None,
     offset: int = 0,
     upstream: Upstream | None = None,
-) -> tuple[LayerSpikes, dict[int, Flip]]:
-    """Compare one population's spikes; also the first flip of every sample that has one.
+) -> tuple[LayerSpikes, dict[int, SpikeMismatch]]:
+    """Compare one population's spikes; also the first mismatch of every sample that has one.
 
-    values: the golden's, as recorded. other: bool spikes (T, B, C, ...). keep: the golden's
+    values: the reference's, as recorded. other: bool spikes (T, B, C, ...). keep: the reference's
     channels that `other` holds, if not all. offset: number of the batch's first sample. upstream:
     end to end, from when on the inputs differ. Raises VerificationError if shapes differ.
     """
@@ -167,10 +167,10 @@ def compare_population(
             f"{name}: spikes {other.dtype}{tuple(other.shape)}, the golden has "
             f"{ours.dtype}{tuple(ours.shape)} (T, batch, neurons); they are not the same network"
         )
-    found = first_differences(ours, other)
-    judged = _judge(golden, name, values, keep, found, upstream)
+    first = first_differences(ours, other)
+    judged = _judge(reference, name, values, keep, first, upstream)
     steps, channels = len(ours), torch.arange(ours.shape[2]) if keep is None else keep
-    driven = channels < golden.graph.shapes[golden.graph[name].inputs[0]][0]
+    driven = channels < reference.graph.shapes[reference.graph[name].inputs[0]][0]
     summary = LayerSpikes(
         name,
         ours.numel() // (steps * ours.shape[1]),
@@ -179,19 +179,19 @@ def compare_population(
         int(other.sum()),
         int(ours[:, :, driven].sum()),
         int((ours != other).sum()),
-        len(found.step),
+        len(first.step),
         int((~judged.explained).sum()),
         (),
     )
-    make = _FlipMaker(name, found, judged, ours, keep, offset, upstream)
-    order = np.lexsort((found.step, found.index[:, 0], judged.explained))
-    flips = tuple(make(int(i)) for i in order[:LISTED])
-    return replace(summary, flips=flips), make.firsts()
+    make = _MismatchMaker(name, first, judged, ours, keep, offset, upstream)
+    order = np.lexsort((first.step, first.index[:, 0], judged.explained))
+    mismatches = tuple(make(int(i)) for i in order[:LISTED])
+    return replace(summary, flips=mismatches), make.firsts()
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """Per first flip: distance, allowance, whether inputs differed by then, whether explained."""
+    """By first mismatch: distance, allowance, whether inputs differed before, whether explained."""
 
     distance: Tensor
     allowance: Tensor
@@ -200,51 +200,51 @@ class _Judged:
 
 
 def _judge(
-    golden: Golden,
+    reference: ReferenceModel,
     name: str,
     values: Mapping[str, Signal],
     keep: Tensor | None,
-    found: Differences,
+    first: FirstDifferences,
     upstream: Upstream | None,
 ) -> _Judged:
-    sample = found.index[:, 0]
+    sample = first.index[:, 0]
     if not len(sample):
         nothing, none = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
         return _Judged(nothing, nothing, none, none)
     samples = torch.unique(sample)
-    distance, allowance = golden.margins(name, values, samples)
+    distance, allowance = reference.margins(name, values, samples)
     if keep is not None:
         distance, allowance = distance.index_select(2, keep), allowance.index_select(2, keep)
-    at = (found.step, torch.searchsorted(samples, sample), *found.index[:, 1:].t())
+    at = (first.step, torch.searchsorted(samples, sample), *first.index[:, 1:].t())
     here, allowed = distance[at], allowance[at]
     traced = torch.zeros_like(sample, dtype=torch.bool)
     if upstream is not None:
-        traced = found.step >= upstream.step[sample]
+        traced = first.step >= upstream.step[sample]
     return _Judged(here, allowed, traced, traced | (here.abs() <= allowed))
 
 
 @dataclass(frozen=True)
-class _FlipMaker:
-    """Turns rows of the arrays into Flip records, as far as they are wanted."""
+class _MismatchMaker:
+    """Turns rows of the arrays into SpikeMismatch records, as far as they are wanted."""
 
     name: str
-    found: Differences
+    first: FirstDifferences
     judged: _Judged
     ours: Tensor
     keep: Tensor | None
     offset: int
     upstream: Upstream | None
 
-    def __call__(self, i: int) -> Flip:
-        sample, channel, *place = (int(k) for k in self.found.index[i])
-        step = int(self.found.step[i])
+    def __call__(self, i: int) -> SpikeMismatch:
+        sample, channel, *place = (int(k) for k in self.first.index[i])
+        step = int(self.first.step[i])
         fired = bool(self.ours[(step, sample, channel, *place)])
         if self.keep is not None:
             channel = int(self.keep[channel])
         cause = None
         if self.upstream is not None and bool(self.judged.traced[i]):
             cause = self.upstream.causes.get(sample + self.offset)
-        return Flip(
+        return SpikeMismatch(
             self.name,
             step,
             sample + self.offset,
@@ -255,10 +255,10 @@ class _FlipMaker:
             cause,
         )
 
-    def firsts(self) -> dict[int, Flip]:
-        """The first flip of each sample; of several at one step, the one nearest to threshold."""
-        sample = self.found.index[:, 0].numpy()
-        order = np.lexsort((self.judged.distance.abs(), self.found.step, sample))
+    def firsts(self) -> dict[int, SpikeMismatch]:
+        """The first mismatch of each sample; of several at one step, the nearest to threshold."""
+        sample = self.first.index[:, 0].numpy()
+        order = np.lexsort((self.judged.distance.abs(), self.first.step, sample))
         _, begin = np.unique(sample[order], return_index=True)
-        flips = (self(int(order[i])) for i in begin)
-        return {flip.sample: flip for flip in flips}
+        mismatches = (self(int(order[i])) for i in begin)
+        return {m.sample: m for m in mismatches}

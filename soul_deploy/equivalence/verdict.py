@@ -1,4 +1,4 @@
-"""What a comparison proves: three verdicts, given here and nowhere else.
+"""The three verdicts on a comparison, computed in this module only.
 
 Two networks that both stay silent agree on every spike, and nothing is known about either: the
 weights in front of a population that never fired may be anything that keeps it silent. Such a

@@ -38,7 +38,7 @@ class Stale:
 
 
 @dataclass
-class Memory:
+class TensorMemory:
     """Whose memory each traced value lies in, and who changed it last.
 
     Operations are told in the order in which they run.

@@ -61,22 +61,22 @@ def _find(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
         with _current_folder():
-            found: Any = importlib.import_module(module_name)
+            value: Any = importlib.import_module(module_name)
     except Exception as error:
         raise UsageError(
             f"model {name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}; "
             "it is looked for in the current folder and among the installed packages"
         ) from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             raise UsageError(f"model {name!r}: module {module_name!r} has no {attribute!r}")
-        found = getattr(found, part)
-    if not callable(found):
+        value = getattr(value, part)
+    if not callable(value):
         raise UsageError(
-            f"model {name!r} is a {type(found).__name__}; it must be a function or class that "
+            f"model {name!r} is a {type(value).__name__}; it must be a function or class that "
             "makes the network"
         )
-    factory: Callable[..., Any] = found
+    factory: Callable[..., Any] = value
     return factory
 
 

@@ -17,7 +17,7 @@ from soul_deploy.base.errors import NetworkWarning, UsageError, VerificationErro
 from soul_deploy.base.input_rule import InputKind
 from soul_deploy.frontend.side_by_side import (
     Difference,
-    Run,
+    TracedRun,
     difference,
     from_rest,
     run_graph,
@@ -126,7 +126,7 @@ class _Pair:
     module: GraphModule
     takes: Takes
 
-    def run(self, x: Tensor) -> tuple[Run, Run]:
+    def run(self, x: Tensor) -> tuple[TracedRun, TracedRun]:
         """The network's own run and the graph's."""
         return run_own(self.network, self.module.graph, self.takes, x), run_graph(self.module, x)
 
@@ -137,7 +137,7 @@ class _Pair:
         network = copy.deepcopy(self.network).double()
         return _Pair(network, double.double().eval(), self.takes)
 
-    def difference(self, own: Run, ours: Run) -> Difference:
+    def difference(self, own: TracedRun, ours: TracedRun) -> Difference:
         populations = self.module.graph.populations
         thresholds = {node.name: node.neuron.v_threshold for node in populations}
         return difference(own, ours, thresholds, TOLERANCE)
@@ -165,9 +165,9 @@ def _compare_on(pair: _Pair, x: Tensor, scale: float) -> set[str]:
     fired: set[str] = set()
     for piece in _pieces(pair.module.graph, x):
         own, ours = pair.run(piece)
-        found = pair.difference(own, ours)
-        if found.any:
-            _require_rounding(pair, piece, scale, found)
+        difference = pair.difference(own, ours)
+        if difference.any:
+            _require_rounding(pair, piece, scale, difference)
         fired |= {name for name, trace in ours.populations.items() if trace.spikes.any()}
     return fired
 
@@ -179,7 +179,7 @@ def _pieces(graph: SpikingGraph, x: Tensor) -> Iterator[Tensor]:
     yield from torch.split(x, samples, dim=0 if x.dim() == len(graph.input.shape) + 1 else 1)
 
 
-def _require_rounding(pair: _Pair, x: Tensor, scale: float, found: Difference) -> None:
+def _require_rounding(pair: _Pair, x: Tensor, scale: float, difference: Difference) -> None:
     """Raise VerificationError unless a difference is rounding.
 
     Another order of summation moves a sum across a threshold; in float64 that is as good as
@@ -193,6 +193,6 @@ def _require_rounding(pair: _Pair, x: Tensor, scale: float, found: Difference) -
             f"{type(pair.network).__name__}: its graph does not compute what it computes ({exact}"
             f"{on}). Its forward does something that cannot be traced; give it without that"
         )
-    if found.of_outputs:
-        text = f"the graph is the same in float64; in float32 {found}"
+    if difference.of_outputs:
+        text = f"the graph is the same in float64; in float32 {difference}"
         warnings.warn(NetworkWarning(text), stacklevel=6)

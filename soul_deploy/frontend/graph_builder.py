@@ -12,16 +12,16 @@ from torch import fx, nn
 
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.frontend import tracer as fxtracer
-from soul_deploy.frontend.aliasing import Memory, changes_in_place
-from soul_deploy.frontend.module_kinds import kind_of, step_mode
+from soul_deploy.frontend.aliasing import TensorMemory, changes_in_place
+from soul_deploy.frontend.module_kinds import module_kind, step_mode
 from soul_deploy.frontend.module_rules import CONVERTERS
 from soul_deploy.ir import graph as ir
 from soul_deploy.ir.graph import SpikingGraph
 
 
 @dataclass(frozen=True)
-class Value:
-    """What a traced operation returns.
+class TracedValue:
+    """The value that a traced operation returns.
 
     name     the graph node that holds it
     lead     leading axes: 2 for (T, B, ...), 1 for (B, ...)
@@ -42,7 +42,7 @@ def _told(node: fx.Node) -> str:
     return str(target if isinstance(target, str) else getattr(target, "__name__", target))
 
 
-class Builder:
+class GraphBuilder:
     """Walks the traced operations once and collects graph nodes."""
 
     def __init__(
@@ -54,10 +54,10 @@ class Builder:
         self.input_lead = input_lead
         self.nodes: dict[str, ir.Node] = {}
         self.shapes: dict[str, ir.Shape] = {}
-        self.values: dict[fx.Node, Value] = {}
+        self.values: dict[fx.Node, TracedValue] = {}
         self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
         self.used: set[str] = set()
-        self.memory = Memory()
+        self.memory = TensorMemory()
 
     def build(self, traced: fx.Graph, functions: Any) -> SpikingGraph:
         """The graph; `functions(builder, node)` handles whatever is no module and no input."""
@@ -110,12 +110,14 @@ class Builder:
 
     def _take_input(self, node: fx.Node) -> None:
         if "input" not in self.nodes:
-            self.add(node, ir.Input("input", (), self.input_shape), Value("input", self.input_lead))
+            self.add(
+                node, ir.Input("input", (), self.input_shape), TracedValue("input", self.input_lead)
+            )
 
     def call(self, node: fx.Node, path: str, args: Sequence[Any]) -> None:
         """One call of a module."""
         module = self.modules[path]
-        kind = kind_of(module)
+        kind = module_kind(module)
         if kind is None:
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
         if path in self.used:
@@ -131,7 +133,7 @@ class Builder:
         self._convert(node, path, kind, module, values)
 
     def _convert(
-        self, node: fx.Node, path: str, kind: str, module: Any, values: list[Value]
+        self, node: fx.Node, path: str, kind: str, module: Any, values: list[TracedValue]
     ) -> None:
         source = values[0]
         if kind == "Merge":
@@ -152,17 +154,17 @@ class Builder:
             self._add_converted(node, path, kind, module, source)
 
     def _add_converted(
-        self, node: fx.Node, path: str, kind: str, module: Any, source: Value
+        self, node: fx.Node, path: str, kind: str, module: Any, source: TracedValue
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
-        made = CONVERTERS[kind](path, (source.name,), module)
+        converted = CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
-        if made.fires:
+        if converted.fires:
             after = self._fire(node, path, module, source)
-        self.add(node, made, after)
+        self.add(node, converted, after)
 
-    def _fire(self, node: fx.Node, path: str, module: Any, source: Value) -> Value:
+    def _fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
         if source.folded or source.mean:
             what = "with time folded into the batch" if source.folded else "after the mean over T"
             raise self.unsupported(
@@ -176,9 +178,9 @@ class Builder:
                 f"neuron {path!r} in step mode {mode!r} with {given} as its input "
                 "(spikingjelly.activation_based.functional.set_step_mode sets all modules)",
             )
-        return Value(path, 1 if mode == "s" else 2)
+        return TracedValue(path, 1 if mode == "s" else 2)
 
-    def _attach_norm(self, node: fx.Node, source: Value, path: str, module: Any) -> None:
+    def _attach_norm(self, node: fx.Node, source: TracedValue, path: str, module: Any) -> None:
         normed = self.nodes[source.name].with_norm(ir.BatchNorm(path, module.eps, module.momentum))
         (argument,) = node.args
         alone = isinstance(argument, fx.Node) and len(argument.users) == 1
@@ -193,17 +195,17 @@ class Builder:
         self.nodes[source.name] = normed
         self.values[node] = source
 
-    def _vote(self, node: fx.Node, path: str, module: Any, source: Value) -> None:
+    def _vote(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
         (neurons, *rest) = self.shapes[source.name]
         if rest or neurons % module.voting_size:
             raise self.unsupported(
                 node, f"{path!r}: a vote of {module.voting_size} on {self.shapes[source.name]}"
             )
         classes = neurons // module.voting_size
-        made = ir.Readout(path, (source.name,), classes, False, False, module.voting_size)
-        self.add(node, made, replace(source, name=path))
+        readout = ir.Readout(path, (source.name,), classes, False, False, module.voting_size)
+        self.add(node, readout, replace(source, name=path))
 
-    def merge(self, node: fx.Node, name: str, function: Any, values: list[Value]) -> None:
+    def merge(self, node: fx.Node, name: str, function: Any, values: list[TracedValue]) -> None:
         """Element by element; a branch without time is the same at every step."""
         if any(value.mean or value.inverse for value in values):
             raise self.unsupported(node, f"{name!r} of values averaged over time or inverted")
@@ -211,17 +213,17 @@ class Builder:
             raise self.unsupported(node, f"{name!r} of a sequence and a folded one")
         lead = max(value.lead for value in values)
         made = ir.Merge(name, tuple(value.name for value in values), function)
-        self.add(node, made, Value(name, lead, values[0].folded))
+        self.add(node, made, TracedValue(name, lead, values[0].folded))
 
     def flatten(
         self,
         node: fx.Node,
-        source: Value,
+        source: TracedValue,
         name: str,
         start: int,
         end: int,
         *,
-        after: Value | None = None,
+        after: TracedValue | None = None,
     ) -> None:
         """`flatten(start, end)` of a value: all its own axes, or time into the batch."""
         shape = self.shapes[source.name]
@@ -239,7 +241,7 @@ class Builder:
         else:
             self.add(node, ir.Flatten(name, (source.name,)), replace(after or source, name=name))
 
-    def add(self, node: fx.Node, made: ir.Node, value: Value) -> None:
+    def add(self, node: fx.Node, made: ir.Node, value: TracedValue) -> None:
         """Put a graph node in and remember it as the result of `node`."""
         try:
             shape = made.output_shape([self.shapes[name] for name in made.inputs])
@@ -249,14 +251,14 @@ class Builder:
         self.shapes[made.name] = shape
         self.values[node] = value
 
-    def value(self, node: fx.Node, argument: Any) -> Value:
+    def value(self, node: fx.Node, argument: Any) -> TracedValue:
         """What an argument holds; constants, sizes and inverted spikes are refused."""
-        found = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if found is None or found.inverse:
-            what = "1 - x outside x * (1 - y)" if found else "a constant or a second input"
+        value = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        if value is None or value.inverse:
+            what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
             name = node.target if isinstance(node.target, str) else node.name
             raise self.unsupported(node, f"{name!r} with {what}")
-        return found
+        return value
 
     def unsupported(self, node: fx.Node, what: str) -> UnsupportedGraphError:
         """The refusal, with the module, the line and what is supported."""
@@ -286,11 +288,11 @@ class Builder:
         return graph
 
     def _readout(self, node: fx.Node, returned: str) -> ir.Readout:
-        made, shape = self.nodes[returned], self.shapes[returned]
-        head = made.as_head(self._before_mean(made.inputs[0])) if made.inputs else None
+        last, shape = self.nodes[returned], self.shapes[returned]
+        head = last.as_head(self._before_mean(last.inputs[0])) if last.inputs else None
         if head is not None:
             return head
-        if made.projects or len(shape) != 1:
+        if last.projects or len(shape) != 1:
             raise self.unsupported(node, f"an output of {returned!r} with shape {shape}")
         name = "readout" if "readout" not in self.modules else "readout_of_spikes"
         return ir.Readout(name, (self._before_mean(returned),), shape[0], False, False, 1)

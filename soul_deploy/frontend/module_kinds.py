@@ -1,4 +1,4 @@
-"""What a PyTorch module is to a tracer: its kind, by class.
+"""The kind of a PyTorch module for the tracer, by class.
 
 A subclass with methods of its own may compute something else, so it has no kind and is refused.
 Classes of SpikingJelly are known by where they are defined and what they are called; it is never
@@ -44,7 +44,7 @@ KINDS: dict[type[nn.Module], str] = {
 }
 
 
-def kind_of(module: nn.Module) -> str | None:
+def module_kind(module: nn.Module) -> str | None:
     """The module's kind, or None: it is traced into, if it has code of its own."""
     for cls in type(module).__mro__:
         if cls in KINDS:
@@ -142,7 +142,7 @@ def check_unchanged(path: str, module: nn.Module) -> None:
         )
 
 
-def neuron_spec(path: str, module: Any) -> NeuronSpec:
+def module_neuron_spec(path: str, module: Any) -> NeuronSpec:
     """The neuron of a SpikingNeuron or of one of SpikingJelly's nodes, exactly as it computes.
 
     SpikingJelly fires at the threshold, and has other charge forms in 0.0.0.0.14 (all neurons in

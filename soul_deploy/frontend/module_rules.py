@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend.module_kinds import NEURONS, neuron_spec
+from soul_deploy.frontend.module_kinds import NEURONS, module_neuron_spec
 from soul_deploy.ir import graph as ir
 
 
@@ -40,7 +40,7 @@ def _linear(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
 
 
 def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
-    return ir.Population(path, inputs, neuron_spec(path, module))
+    return ir.Population(path, inputs, module_neuron_spec(path, module))
 
 
 def _max_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:

@@ -26,7 +26,7 @@ SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes a
 @brief
 @dataclass(frozen=True)
 class Trace:
-    """What one population did, each (T, B, ...): current, membrane after reset, spikes (bool)."""
+    """Values of one population, each (T, B, ...): current, membrane after reset, bool spikes."""
 
     current: Tensor
     membrane: Tensor
@@ -35,14 +35,14 @@ class Trace:
 
 @brief
 @dataclass(frozen=True)
-class Run:
+class TracedRun:
     """One run: what each population did, by name, and the class scores (B, classes)."""
 
     populations: Mapping[str, Trace]
     logits: Tensor
 
 
-def run_graph(module: GraphModule, example: Tensor) -> Run:
+def run_graph(module: GraphModule, example: Tensor) -> TracedRun:
     """The graph on (B, C, H, W) or (T, B, C, H, W)."""
     graph = module.graph
     membranes: dict[str, list[Tensor]] = {node.name: [] for node in graph.populations}
@@ -55,17 +55,17 @@ def run_graph(module: GraphModule, example: Tensor) -> Run:
             lambda name, t, spikes, v: membranes[name].append(v),
         )
     steps = graph.time_steps
-    found = {}
+    traces = {}
     for name, source in wanted.items():
         signal = values[source]
         current = signal.tensor.expand(steps, *signal.tensor.shape)
         current = current if signal.static else signal.tensor
         spikes = values[name].tensor.bool()
-        found[name] = Trace(current, torch.stack(membranes[name]), spikes)
-    return Run(found, values[readout].tensor)
+        traces[name] = Trace(current, torch.stack(membranes[name]), spikes)
+    return TracedRun(traces, values[readout].tensor)
 
 
-def run_own(network: nn.Module, graph: SpikingGraph, takes: Takes, example: Tensor) -> Run:
+def run_own(network: nn.Module, graph: SpikingGraph, takes: Takes, example: Tensor) -> TracedRun:
     """The network itself, from rest; its state is as before afterwards.
 
     A population that it does not run is missing.
@@ -88,7 +88,7 @@ def run_own(network: nn.Module, graph: SpikingGraph, takes: Takes, example: Tens
             scores = network(x)
     scores = scores.mean(0) if scores.dim() == 3 else scores
     traces = {name: ear.trace() for name, ear in heard.items() if ear.spikes}
-    return Run(traces, scores.cpu())
+    return TracedRun(traces, scores.cpu())
 
 
 @dataclass
@@ -222,7 +222,7 @@ class Difference:
 
 
 def difference(
-    own: Run, ours: Run, thresholds: Mapping[str, float], tolerance: float
+    own: TracedRun, ours: TracedRun, thresholds: Mapping[str, float], tolerance: float
 ) -> Difference:
     """Compare two runs; currents and membranes by `tolerance` times a population's largest."""
     spikes, currents, membranes = {}, {}, {}

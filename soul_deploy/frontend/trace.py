@@ -10,7 +10,7 @@ from typing import Literal
 from torch import fx, nn
 
 from soul_deploy.frontend.function_rules import handle
-from soul_deploy.frontend.graph_builder import Builder
+from soul_deploy.frontend.graph_builder import GraphBuilder
 from soul_deploy.frontend.module_kinds import check_at_rest, check_unchanged
 from soul_deploy.frontend.tracer import is_multi_step, run_symbolically, takes_steps
 from soul_deploy.ir.graph import Shape, SpikingGraph
@@ -47,7 +47,7 @@ def trace_with_input(network: nn.Module, input_shape: Shape, time_steps: int) ->
     operations = run_symbolically(network)
     takes = _input_of(network, operations)
     lead = 2 if takes == "sequence" else 1
-    graph = Builder(network, input_shape, time_steps, lead).build(operations, handle)
+    graph = GraphBuilder(network, input_shape, time_steps, lead).build(operations, handle)
     return Traced(graph, takes)
 
 

@@ -24,7 +24,7 @@ from soul_deploy.frontend.module_kinds import (
     is_closed,
     is_reset,
     is_stateful,
-    kind_of,
+    module_kind,
     step_mode,
 )
 
@@ -88,7 +88,7 @@ class Tracer(fx.Tracer):
         return _Symbol(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return kind_of(m) is not None or is_closed(m)
+        return module_kind(m) is not None or is_closed(m)
 
     def call_module(
         self,
@@ -97,7 +97,7 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        kind, path = kind_of(m), self.path_of_module(m)
+        kind, path = module_kind(m), self.path_of_module(m)
         if kind in CONTAINERS:
             return self._enter(m, str(kind), *args)
         try:

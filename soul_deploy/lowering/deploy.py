@@ -14,7 +14,7 @@ from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import MaxPool, Population, SpikingGraph
 from soul_deploy.lowering import fan_out
 from soul_deploy.lowering.fold_batch_norm import Synapses, fold
-from soul_deploy.lowering.linear_operators import Composed, compose
+from soul_deploy.lowering.linear_operators import LinearProjection, lower_projection
 from soul_deploy.lowering.liveness import live_neurons, live_values
 from soul_deploy.model.model import Model
 from soul_deploy.nn.neuron import learned_decay
@@ -33,16 +33,16 @@ class Deployed:
 
     model: Model
     synapses: Mapping[str, Synapses]
-    _operators: dict[str, Composed] = field(default_factory=dict, repr=False, compare=False)
+    _operators: dict[str, LinearProjection] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def graph(self) -> SpikingGraph:
         return self.model.graph
 
-    def operator(self, name: str) -> Composed:
-        """The linear operator of a projection or of the readout. Raises as `compose`."""
+    def operator(self, name: str) -> LinearProjection:
+        """The linear operator of a projection or of the readout. Raises as `lower_projection`."""
         if name not in self._operators:
-            self._operators[name] = compose(self.graph, self.synapses, name)
+            self._operators[name] = lower_projection(self.graph, self.synapses, name)
         return self._operators[name]
 
     @cached_property
@@ -53,7 +53,7 @@ class Deployed:
 
     @cached_property
     def patterns(self) -> Mapping[str, Array]:
-        """The stored spikes, (T, generated), of populations with generated channels, by name."""
+        """Stored spikes (T, generated) of populations with constant-pattern channels, by name."""
         names = (node.name for node in self.graph.populations if node.generated)
         return {name: self.model.state[f"{name}.pattern"] for name in names}
 
@@ -81,10 +81,10 @@ class Deployed:
         )
 
     def _layer(self, name: str) -> fan_out.CountedLayer:
-        graph, composed = self.graph, self.operator(name)
+        graph, linear = self.graph, self.operator(name)
         behind = fan_out.population_behind(graph, name)
         live = fan_out.live_targets(graph, self.model.neuron_masks, name)
-        return fan_out.CountedLayer(name, composed, graph.edges[composed.source], behind, live)
+        return fan_out.CountedLayer(name, linear, graph.edges[linear.source], behind, live)
 
     @cached_property
     def counted(self) -> tuple[fan_out.Counted, ...]:

@@ -1,4 +1,4 @@
-"""What a network is counted by, and the fan-out of each neuron.
+"""The layers that a network's operations are counted by, and the fan-out of each neuron.
 
 The fan-out map of a projection holds, for each presynaptic neuron, how many nonzero synapses reach
 a target inside the output. All convolutions here are of zeros and ones in float64 on the CPU, so
@@ -22,8 +22,8 @@ from soul_deploy.ir import graph as ir
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.linear_operators import (
-    Composed,
     ConvOperator,
+    LinearProjection,
     MatrixOperator,
     ReadoutOperator,
 )
@@ -38,24 +38,24 @@ class CountedLayer:
     """
 
     name: str
-    composed: Composed
+    linear: LinearProjection
     edge: ir.Edge
     population: str | None
     live: Array | None = None
 
     @property
     def source(self) -> str:
-        return self.composed.source
+        return self.linear.source
 
     @cached_property
     def fanout(self) -> Array:
         """Synapses onto live targets from each input (see `fanout`)."""
-        return fanout(self.composed.operator, self.live)
+        return fanout(self.linear.operator, self.live)
 
     @property
     def targets(self) -> int:
         """How many live targets there are."""
-        operator = self.composed.operator
+        operator = self.linear.operator
         if isinstance(operator, ReadoutOperator):
             return 0 if operator.weight is None else len(operator.weight)
         return int(np.prod(operator.out_shape) if self.live is None else self.live.sum())
@@ -63,7 +63,7 @@ class CountedLayer:
     @property
     def biased(self) -> int:
         """How many live targets have a bias that is not 0."""
-        operator = self.composed.operator
+        operator = self.linear.operator
         if operator.bias is None:
             return 0
         if isinstance(operator, ReadoutOperator):
@@ -130,7 +130,7 @@ def live_targets(
         below = targets_of(graph[name], graph, neuron_masks)
         if below is None:
             return None
-        live |= below[: shape[0]]  # generated channels have no current
+        live |= below[: shape[0]]  # constant-pattern channels have no current
     return None if live.all() else live
 
 

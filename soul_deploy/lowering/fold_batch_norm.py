@@ -70,6 +70,6 @@ def _weight_and_bias(
 
 
 def _masked(synapses: Synapses, keep: Array) -> Synapses:
-    gate = keep.astype(np.float32)
-    weight = synapses.weight * gate.reshape(-1, *([1] * (synapses.weight.ndim - 1)))
-    return Synapses(weight, None if synapses.bias is None else synapses.bias * gate)
+    mask = keep.astype(np.float32)
+    weight = synapses.weight * mask.reshape(-1, *([1] * (synapses.weight.ndim - 1)))
+    return Synapses(weight, None if synapses.bias is None else synapses.bias * mask)

@@ -1,4 +1,4 @@
-"""What planning a removal and composing a network take, from its graph alone.
+"""Memory that planning a removal and lowering a network take, computed from the graph.
 
 Maps of a few bytes in a file can be gigabytes of masks and fan-outs, and T steps of nothing are T
 turns. So this is looked at before the first of them is made.
@@ -18,17 +18,17 @@ CURRENT_BYTES = 12  # of a value of a convolution's current on a constant input,
 
 def planning_bytes(graph: SpikingGraph) -> dict[str, int]:
     """Bytes by node, besides the weights."""
-    found = {}
+    by_node = {}
     for node in graph.nodes:
         shape = graph.shapes[node.name]
-        found[node.name] = VALUE_BYTES * math.prod(shape)
+        by_node[node.name] = VALUE_BYTES * math.prod(shape)
         if node.fires:
-            found[node.name] += STEP_BYTES * graph.time_steps * shape[0]
+            by_node[node.name] += STEP_BYTES * graph.time_steps * shape[0]
     for projection in graph.projections:
         if projection.extent:
             values = projection.out_channels * math.prod(projection.extent)
-            found[projection.name] += CURRENT_BYTES * values
-    return found
+            by_node[projection.name] += CURRENT_BYTES * values
+    return by_node
 
 
 def require_planning(graph: SpikingGraph, max_memory: int | None = None) -> None:

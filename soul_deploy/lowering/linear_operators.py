@@ -1,4 +1,4 @@
-"""From graph to linear operators: average pooling and flattening composed into the projection.
+"""Linear-operator lowering: average pooling and flattening go into the projection's operator.
 
 Average pooling is linear, so pooling followed by a projection is one projection onto the spikes
 before the pooling. The edge stays a spike edge: what arrives are events, not fractions.
@@ -81,14 +81,16 @@ Operator: TypeAlias = ConvOperator | MatrixOperator
 
 @brief
 @dataclass(frozen=True)
-class Composed:
-    """What a projection or readout is, seen from `source`, the last node that holds values."""
+class LinearProjection:
+    """The operator of a projection or readout on `source`, the last node that holds values."""
 
     source: str
     operator: ConvOperator | MatrixOperator | ReadoutOperator
 
 
-def compose(graph: SpikingGraph, folded: Mapping[str, Synapses], name: str) -> Composed:
+def lower_projection(
+    graph: SpikingGraph, folded: Mapping[str, Synapses], name: str
+) -> LinearProjection:
     """The linear operator from a projection's (or readout's) source to its output.
 
     The source is the nearest node before it that is no average pooling and no flattening. Raises
@@ -96,9 +98,9 @@ def compose(graph: SpikingGraph, folded: Mapping[str, Synapses], name: str) -> C
     """
     source, between = walk_back(graph, name)
     if name == graph.readout.name:
-        return Composed(source, _compose_readout(graph, folded, source, between))
+        return LinearProjection(source, _lower_readout(graph, folded, source, between))
     operator = base_operator(graph[name], graph, folded[name])
-    return Composed(source, _behind_all(operator, graph, between, name))
+    return LinearProjection(source, _behind_all(operator, graph, between, name))
 
 
 def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
@@ -113,7 +115,7 @@ def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
 
 @operation_table(ir.Projection)
 def base_operator(node: ir.Node, graph: SpikingGraph, synapses: Synapses) -> Operator:
-    """A projection's operator on its own input, nothing composed into it."""
+    """A projection's operator on its own input, without the pooling before it."""
     raise no_entry(node, "linear-operator lowering")
 
 
@@ -298,7 +300,7 @@ def _matrix_behind_pool(
     return replace(operator, weight=weight, in_shape=in_shape)
 
 
-def _compose_readout(
+def _lower_readout(
     graph: SpikingGraph, folded: Mapping[str, Synapses], source: str, between: list[ir.Node]
 ) -> ReadoutOperator:
     node = graph.readout

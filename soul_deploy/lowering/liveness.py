@@ -17,7 +17,7 @@ from soul_deploy.ir import graph as ir
 from soul_deploy.ir.graph import SpikingGraph
 from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering.fan_out import fanout
-from soul_deploy.lowering.linear_operators import Composed, ReadoutOperator
+from soul_deploy.lowering.linear_operators import LinearProjection, ReadoutOperator
 from soul_deploy.nn.operations import unweighed
 
 
@@ -26,12 +26,14 @@ class _Backwards:
     """The pass from the readout back; read: which of each node's values are read so far."""
 
     graph: SpikingGraph
-    operator: Callable[[str], Composed]
+    operator: Callable[[str], LinearProjection]
     read: dict[str, Array]
 
 
 def live_neurons(
-    graph: SpikingGraph, operator: Callable[[str], Composed], neuron_masks: Mapping[str, Array]
+    graph: SpikingGraph,
+    operator: Callable[[str], LinearProjection],
+    neuron_masks: Mapping[str, Array],
 ) -> dict[str, Array]:
     """Population -> bool of its shape: the fixpoint, found in one pass from the readout back.
 

@@ -60,7 +60,7 @@ class ChannelMask:
         return {"keep": self.keep, "gain": None}
 
 
-Gate = Callable[[], Tensor]
+MaskMultiplier = Callable[[], Tensor]
 """What a mask multiplies with: 0/1 when it is hard, between 0 and 1 while it is searched for."""
 
 
@@ -83,16 +83,17 @@ class GraphModule(nn.Module):
     Output: class scores (B, classes). State is reset at every call.
 
     `channel_masks` (population or projection -> mask) act on the current, behind batch norm;
-    `weight_gates` (projection -> gate of the weight's shape) on the weights; `neuron_gates`
-    (population -> gate of the population's shape) on the spikes, after firing and reset.
+    `weight_gates` (projection -> mask multiplier of the weight's shape) on the weights;
+    `neuron_gates` (population -> mask multiplier of the population's shape) on the spikes, after
+    firing and reset.
     """
 
     def __init__(self, graph: SpikingGraph) -> None:
         super().__init__()
         self.graph = graph
         self.channel_masks: dict[str, ChannelMask] = {}
-        self.weight_gates: dict[str, Gate] = {}
-        self.neuron_gates: dict[str, Gate] = {}
+        self.weight_gates: dict[str, MaskMultiplier] = {}
+        self.neuron_gates: dict[str, MaskMultiplier] = {}
         for node in graph.nodes:
             for path, module in modules_of(node, graph):
                 self._place(path, module)
@@ -179,8 +180,8 @@ class GraphModule(nn.Module):
         spikes = neuron.simulate(source.tensor, static=source.static, observe=see)
         if node.generated:
             spikes = _append_pattern(spikes, neuron.get_buffer("pattern"))
-        gate = self.neuron_gates.get(node.name)
-        return Signal(spikes if gate is None else spikes * gate(), False)
+        multiplier = self.neuron_gates.get(node.name)
+        return Signal(spikes if multiplier is None else spikes * multiplier(), False)
 
     def _project(self, node: ir.Projection, x: Tensor) -> Tensor:
         y = self._weigh(node, x)
@@ -195,12 +196,12 @@ class GraphModule(nn.Module):
 
     def _weigh(self, node: ir.Projection, x: Tensor) -> Tensor:
         layer = self.get_submodule(node.name)
-        gate = self.weight_gates.get(node.name)
-        if gate is None:
+        multiplier = self.weight_gates.get(node.name)
+        if multiplier is None:
             plain: Tensor = layer(x)
             return plain
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        weight = layer.weight * gate()
+        weight = layer.weight * multiplier()
         gated: Tensor = functional_call(layer, {"weight": weight}, (x,))
         return gated
 
@@ -298,7 +299,7 @@ def require_floats(x: Tensor) -> None:
 
 
 def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
-    """Generated channels behind the others: (T, B, C, ...) and (T, G) to (T, B, C + G, ...)."""
+    """Append constant-pattern channels: (T, B, C, ...) and (T, G) to (T, B, C + G, ...)."""
     steps, batch, _, *space = spikes.shape
     generated = pattern.to(spikes).reshape(steps, 1, -1, *([1] * len(space)))
     return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)

@@ -59,11 +59,11 @@ class SpikingNeuron(nn.Module):
             spike = fire_with_surrogate(
                 v, spec.v_threshold, spec.fire, spec.surrogate, spec.surrogate_alpha
             )
-            gate = spike.detach() if spec.detach_reset else spike
+            reset_spike = spike.detach() if spec.detach_reset else spike
             if spec.v_reset is None:
-                v = reset_soft(v, gate, spec.reset_target)
+                v = reset_soft(v, reset_spike, spec.reset_target)
             else:
-                v = reset_hard(v, gate, spec.reset_target)
+                v = reset_hard(v, reset_spike, spec.reset_target)
             spikes.append(spike)
             if observe is not None:
                 observe(t, spike, v)

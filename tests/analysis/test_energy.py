@@ -181,13 +181,13 @@ def test_masks_never_add_work_and_reports_add_up(spec: ChainSpec, seed: int) -> 
 
 def test_pooling_operations_by_hand() -> None:
     """Three spikes in a 3×3 map under 2×2 windows of stride 1: corner 1, edge 2, middle 4."""
-    from soul_deploy.analysis.synops import pooling_steps
+    from soul_deploy.analysis.synops import counted_pooling_steps
     from soul_deploy.lowering.fan_out import CountedPooling
 
     x = torch.zeros(1, 1, 1, 3, 3)
     x[0, 0, 0, 0, 0] = x[0, 0, 0, 0, 1] = x[0, 0, 0, 1, 1] = 1
     layer = CountedPooling("pool", "s", (2, 2), (1, 1), (0, 0))
-    assert pooling_steps(layer, x).values["pool_ops"].tolist() == [[7]]
+    assert counted_pooling_steps(layer, x).values["pool_ops"].tolist() == [[7]]
 
 
 # The command.

@@ -16,7 +16,7 @@ from soul_deploy.analysis import measure
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.cli.main import root
 from soul_deploy.equivalence.engines import Comparer
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import build_onnx
 from soul_deploy.export.verify.counts import verify_counts
@@ -62,7 +62,7 @@ def test_onnx_files_yield_the_same_counts(spec: ResidualSpec, seed: int) -> None
     model, x = masked(residual_model(spec), seed, neurons=True), residual_images(spec)
     execution = OnnxExecution(build_onnx(model, outputs="spikes"), model)
     assert execution.run(x).counts == count_model(model, x)
-    whole = Comparer(Golden(model)).end_to_end(execution, x)
+    whole = Comparer(ReferenceModel(model)).end_to_end(execution, x)
     assert whole.counted
     assert whole.passed
 

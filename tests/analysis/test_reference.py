@@ -9,7 +9,11 @@ import torch
 from click.testing import CliRunner
 
 from soul_deploy.analysis.connectivity import measure_connectivity
-from soul_deploy.analysis.reference_network import Reference, reference_model, write_reference
+from soul_deploy.analysis.reference_network import (
+    ReferenceNetwork,
+    reference_model,
+    write_reference,
+)
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
@@ -19,7 +23,7 @@ SMALL = {"width": 16, "hidden": 64, "image": (3, 16, 16), "seed": 7}
 
 @pytest.mark.parametrize("rate", [0.08, 0.2])
 def test_every_layer_fires_at_the_rate(rate: float) -> None:
-    model = reference_model(Reference(density=0.3, rate=rate, time_steps=6, **SMALL))  # type: ignore[arg-type]
+    model = reference_model(ReferenceNetwork(density=0.3, rate=rate, time_steps=6, **SMALL))  # type: ignore[arg-type]
     kept = np.mean([(a != 0).mean() for n, a in model.state.items() if n.endswith("0.weight")])
     assert kept == pytest.approx(0.3, abs=0.03)
     image = torch.from_numpy(_images(model.input_shape))
@@ -34,7 +38,7 @@ def _images(shape: tuple[int, ...]) -> Array:
 
 
 def test_the_pruned_network_has_the_connectivity_and_half_of_the_neurons() -> None:
-    wanted = Reference(density=None, connectivity=0.05, rate=0.1, **SMALL)  # type: ignore[arg-type]
+    wanted = ReferenceNetwork(density=None, connectivity=0.05, rate=0.1, **SMALL)  # type: ignore[arg-type]
     model = reference_model(wanted)
     weights = {n.name: model.state[f"{n.name}.weight"] for n in model.graph.projections}
     share = measure_connectivity(model.graph, weights, model.neuron_masks).share
@@ -46,7 +50,7 @@ def test_the_pruned_network_has_the_connectivity_and_half_of_the_neurons() -> No
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
-    wanted = Reference(density=0.1, **SMALL)  # type: ignore[arg-type]
+    wanted = ReferenceNetwork(density=0.1, **SMALL)  # type: ignore[arg-type]
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_reference(tmp_path / name, 3, wanted)
@@ -65,7 +69,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
 )
 def test_wrong_wishes(fields: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Reference(**fields)  # type: ignore[arg-type]
+        ReferenceNetwork(**fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -86,10 +90,10 @@ def test_wrong_options(words: list[str], message: str) -> None:
 def test_the_bench_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import soul_deploy.analysis.reference_network as module
 
-    def small(**fields: object) -> Reference:
-        return Reference(**{**fields, **SMALL})  # type: ignore[arg-type]
+    def small(**fields: object) -> ReferenceNetwork:
+        return ReferenceNetwork(**{**fields, **SMALL})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "Reference", small)
+    monkeypatch.setattr(module, "ReferenceNetwork", small)
     words = ["--reference", "--density", "0.1", "--engines", "onnxruntime-dense,event"]
     words += ["--iterations", "3", "--warmup", "1", "--no_fresh", "--format", "json"]
     result = CliRunner().invoke(root, ["bench", "sparse", *words])

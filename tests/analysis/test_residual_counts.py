@@ -364,7 +364,7 @@ def test_a_scattered_branch_is_live_at_its_places() -> None:
 
 
 def test_connectivity_counts_whole_synapses_of_neurons_that_the_input_reaches() -> None:
-    """Nothing reaches a generated channel; a pooled map that one neuron of four reaches is reached,
+    """Nothing reaches a constant-pattern channel; a pooled map is reached if one neuron of four is,
     once."""
     nodes: list[Node] = [
         Input("input", (), (1, 2, 2)),

@@ -44,9 +44,9 @@ from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.runtime.format.network import Convolution as EventConvolution
+from soul_deploy.runtime.format.network import ConvSynapses as EventConvolution
 from soul_deploy.runtime.format.network import DenseRows
-from soul_deploy.runtime.format.tap_tables import tap_table, taps_met
+from soul_deploy.runtime.format.tap_tables import tap_incidence, taps_met
 from soul_deploy.runtime.io.inspect import describe_event
 
 LIF = NeuronSpec()
@@ -218,7 +218,7 @@ def test_the_taps_that_are_met_are_those_of_the_tables(
     rows = DenseRows(np.ones((1, kernel, 1, 1), np.float32))
     sides = (kernel, 1), (stride, 1), (padding, 0), (dilation, 1)
     made = EventConvolution((1, size, 1), (1, out, 1), rows, None, *sides, 1, (min(reach, size), 1))
-    assert taps_met(made, 0).tolist() == tap_table(made, 0).any(axis=0).tolist()
+    assert taps_met(made, 0).tolist() == tap_incidence(made, 0).any(axis=0).tolist()
     assert taps_met(made, 1).tolist() == [True]
 
 

@@ -156,7 +156,7 @@ def test_average_pooling_before() -> None:
 
 def by_hand(model: Model, source: torch.Tensor) -> int:
     """SynOps by plain loops over every synapse of every event."""
-    op, mask = layer_of(model).composed.operator, model.neuron_masks.get("q")
+    op, mask = layer_of(model).linear.operator, model.neuron_masks.get("q")
     assert isinstance(op, ConvOperator)
     geometry = (op.stride, op.padding, op.dilation, op.groups, op.out_shape, op.reach)
     total = 0
@@ -247,6 +247,6 @@ def test_other_tools_counts_add_up() -> None:
 def test_fanout_ignores_what_lies_beyond_reach() -> None:
     """An incomplete last window of a pooling is dropped: nothing leaves those inputs."""
     model = worked_model(side=4)
-    op = layer_of(model).composed.operator
+    op = layer_of(model).linear.operator
     assert isinstance(op, ConvOperator)
     assert fanout(op).sum() == 192

@@ -19,10 +19,10 @@ from soul_deploy.base.tables import Table
 from soul_deploy.data.datasets import Data, Split
 from soul_deploy.model.model import Normalization
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.runtime.bench.timing import Schedule
+from soul_deploy.runtime.bench.timing import TimingSchedule
 
 PIXELS = random_pixels(4)
-QUICK = BenchConfig(schedule=Schedule(0, 2), fresh=False)
+QUICK = BenchConfig(schedule=TimingSchedule(0, 2), fresh=False)
 
 
 @pytest.fixture(scope="module")

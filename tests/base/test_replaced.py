@@ -39,7 +39,7 @@ from soul_deploy.runtime.bench.runner import SCHEMA
 from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.io.images import InputRule, read_array
-from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 Make = Callable[[Path, float], None]
@@ -144,9 +144,9 @@ KINDS: dict[str, tuple[str, Make, Read]] = {
         lambda p: bytes_of(load_state_dict(p)),
     ),
     "onnx": (".onnx", make_onnx, lambda p: read_onnx(p).SerializeToString()),
-    "inspected model": (".safetensors", make_model, describe),
-    "inspected event": (".safetensors", make_event, describe),
-    "inspected onnx": (".onnx", make_onnx, describe),
+    "inspected model": (".safetensors", make_model, describe_file),
+    "inspected event": (".safetensors", make_event, describe_file),
+    "inspected onnx": (".onnx", make_onnx, describe_file),
     "array": (".npy", make_array, lambda p: read_array(p, RULE).values.tobytes()),
     "baseline": (".json", make_baseline, load_baseline),
 }

@@ -16,7 +16,7 @@ from deployed import SHAPE, Files, make_files, small_model
 
 import soul_deploy
 from soul_deploy.analysis.measure import Measured, count, original_of
-from soul_deploy.analysis.reference_network import Reference, reference_model
+from soul_deploy.analysis.reference_network import ReferenceNetwork, reference_model
 from soul_deploy.base.brief import brief, brief_text
 from soul_deploy.data.datasets import load_data
 from soul_deploy.export.event.build import build_event_network
@@ -40,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def large() -> Model:
-    model = reference_model(Reference(density=0.3, width=16, hidden=64, image=(3, 16, 16)))
+    model = reference_model(ReferenceNetwork(density=0.3, width=16, hidden=64, image=(3, 16, 16)))
     model = replace(model, channel_masks=random_masks(model, 3))
     return replace(model, neuron_masks=random_neuron_masks(model, 4))
 
@@ -55,7 +55,7 @@ def held(model: Model) -> Iterator[Any]:
     yield from network.events.layers
     yield from (layer.synapses for layer in network.events.projected)
     yield from (layer.synapses.rows for layer in network.events.projected)
-    yield from network._prepared.values()
+    yield from network._plans.values()
     yield from (network.events.readout, network._build(input_steps=1, steps=1, carry=False))
     yield from (model, model.graph, model.info, model.graph.input, *model.graph.nodes)
     module = model.module()

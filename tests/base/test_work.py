@@ -34,19 +34,19 @@ from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.file import load_event_network, save_event_network
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
     EdgeKind,
     EventNetwork,
     Layer,
-    Matrix,
+    MatrixSynapses,
     PoolLayer,
     ReadoutLayer,
     SparseRows,
     SpikingLayer,
 )
-from soul_deploy.runtime.format.tap_tables import axis_runs, gather_table, run_count, tap_table
-from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.format.tap_tables import gather_table, tap_count, tap_incidence, tap_table
+from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.runtime.ops.counted_run import count, fan_out
 from soul_deploy.runtime.plan.estimate import (
     counting_bytes,
@@ -74,7 +74,7 @@ def chain(
 
 def convolution(
     shape: tuple[int, int, int], kernel: tuple[int, int], padding: tuple[int, int], **more: Any
-) -> Convolution:
+) -> ConvSynapses:
     """One channel to one, weights of 1; stride and dilation 1 unless given."""
     stride, dilation = more.get("stride", (1, 1)), more.get("dilation", (1, 1))
     sides = (
@@ -86,7 +86,7 @@ def convolution(
     if more.get("sparse"):
         starts = np.arange(count + 1, dtype=np.uint32)
         rows = SparseRows(starts, np.zeros(count, np.uint32), np.ones(count, np.float32))
-    return Convolution(
+    return ConvSynapses(
         shape, (1, *sides), rows, None, kernel, stride, padding, dilation, 1, shape[1:]
     )
 
@@ -129,17 +129,17 @@ def test_tables_are_those_of_the_definition() -> None:
             for o in range(outputs)
             if p + padding == stride * o + dilation * j
         ]
-        runs = axis_runs(made, 0, merge=False)
+        runs = tap_table(made, 0, merge=False)
         counts: Array = np.diff(runs.first.astype(np.int64))
         table = np.stack([np.repeat(np.arange(side), counts), runs.tap, runs.out], axis=1)
         assert np.array_equal(table, np.array(met).reshape(-1, 3))
-        assert run_count(made, 0, merge=False) == len(met)
+        assert tap_count(made, 0, merge=False) == len(met)
         expected = np.full((outputs, kernel), side)
         table = np.zeros((side, kernel))
         for p, tap, o in met:
             expected[o, tap], table[p, tap] = p, 1
         assert np.array_equal(gather_table(made).reshape(outputs, kernel), expected)
-        assert np.array_equal(tap_table(made, 0), table)
+        assert np.array_equal(tap_incidence(made, 0), table)
     assert seen > 200
 
 
@@ -201,7 +201,7 @@ def test_a_table_larger_than_memory_is_refused_before_it_is_made(tmp_path: Path)
     assert (done.exit_code, told in done.stderr) == (1, True)
     with bounded(), pytest.raises(LimitError, match="on CSR products"):
         ScipyEngine(path, 1).load()
-    assert describe(path)["kind"] == "event", "looking at it is no run"
+    assert describe_file(path)["kind"] == "event", "looking at it is no run"
 
 
 def test_the_limit_is_raised_and_lowered(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_what_is_taken_is_what_was_estimated() -> None:
     rows = DenseRows(np.ones((3, 5, 5, 1), np.float32))
     out = (1, side, side)
     geometry = ((5, 5), (1, 1), (2, 2), (1, 1), 1, shape[1:])
-    first = spiking("a", "input", Convolution(shape, out, rows, None, *geometry))
+    first = spiking("a", "input", ConvSynapses(shape, out, rows, None, *geometry))
     made = chain(
         first,
         PoolLayer("p", "a", out, (1, 1, 1), (side, side), (1, 1), (0, 0)),
@@ -310,10 +310,10 @@ def _zero_layer(graph: SpikingGraph, node: Population, before: Any) -> SpikingLa
         rows = DenseRows(np.zeros((shape[0], *projection.kernel, out[0]), np.float32))
         geometry = projection.kernel, projection.stride, projection.padding, projection.dilation
         reach = shape[1], shape[2]
-        made: Any = Convolution(shape, out, rows, None, *geometry, 1, reach)
+        made: Any = ConvSynapses(shape, out, rows, None, *geometry, 1, reach)
     else:
         size = math.prod(shape), math.prod(out)
-        made = Matrix(shape, out, DenseRows(np.zeros(size, np.float32)), None)
+        made = MatrixSynapses(shape, out, DenseRows(np.zeros(size, np.float32)), None)
     return spiking(node.name, source, made)
 
 

@@ -35,13 +35,13 @@ from soul_deploy.ir.graph import (
 from soul_deploy.ir.graph import Convolution as GraphConvolution
 from soul_deploy.ir.graph import MaxPool as GraphMaxPool
 from soul_deploy.lowering.fold_batch_norm import fold
-from soul_deploy.lowering.linear_operators import ConvOperator, as_matrix, compose
+from soul_deploy.lowering.linear_operators import ConvOperator, as_matrix, lower_projection
 from soul_deploy.model.file import expected_shapes, load, load_state_dict, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.bench.report import load_baseline
 from soul_deploy.runtime.format.file import load_event_network
-from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.training.checkpoint import Checkpoint, _content, read_checkpoint, write_checkpoint
 
 LISTS = "[" + "[]," * 20_000_000 + "[]]"
@@ -60,7 +60,7 @@ def signed(path: Path, document: Any, tensors: Any) -> None:
 @pytest.mark.parametrize("kind", ["event", "model", "checkpoint", "header", "baseline", "onnx"])
 def test_sixty_megabytes_of_empty_lists(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("x.onnx" if kind == "onnx" else "x.safetensors")
-    readers: list[Any] = [describe]
+    readers: list[Any] = [describe_file]
     if kind == "event":
         export_event(small_model(), path)
         readers.append(load_event_network)
@@ -185,14 +185,14 @@ def test_composing_is_bounded_before_it_is_made(
     pool = AvgPool("p", ("input",), kernel, stride)
     graph, folded = pooled(pool, (1, side, side))
     with bounded(), pytest.raises(LimitError, match="at most 268435456 elements are supported"):
-        compose(graph, folded, "c")
+        lower_projection(graph, folded, "c")
 
 
 def test_large_windows_are_composed_at_once() -> None:
     pool = AvgPool("p", ("input",), (2000, 2000), (2000, 2000))
     graph, folded = pooled(pool, (1, 2000, 2000))
     with bounded():
-        operator: Any = compose(graph, folded, "c").operator
+        operator: Any = lower_projection(graph, folded, "c").operator
     assert operator.weight.shape == (1, 1, 2000, 2000)
     assert np.allclose(operator.weight.sum(dtype=np.float64), 1.0)
 
@@ -218,7 +218,7 @@ def test_onnx_files_of_nothing_but_nodes(tmp_path: Path) -> None:
         length >>= 7
     path = tmp_path / "x.onnx"
     path.write_bytes(b"\x08\x08\x3a" + bytes(varint) + graph)
-    for read in (read_onnx, describe):
+    for read in (read_onnx, describe_file):
         with bounded(), pytest.raises(LimitError, match=r"more than 335,544 nodes, values and"):
             read(path)
     done = CliRunner().invoke(root, ["inspect", str(path)])

@@ -9,7 +9,7 @@ import pytest
 from chains import ChainSpec, build, chains, images, random_neuron_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roof import Passes, largest, main, roof_of, run_timed, synapse_calls, workspace_for
+from roof import Passes, buffers_for, largest, main, roof_of, run_timed, synapse_calls
 from test_event import sparsified
 from test_live_neurons import small
 
@@ -21,7 +21,7 @@ from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.kernels.time_vectorised import convolve_lanes, multiply_lanes
 from soul_deploy.runtime.ops.counted_run import additions
-from soul_deploy.runtime.plan.layer_plan import prepare_all
+from soul_deploy.runtime.plan.layer_plan import plan_layers
 
 
 def compare(network: EventNetwork, x: Array) -> list[Passes]:
@@ -31,10 +31,10 @@ def compare(network: EventNetwork, x: Array) -> list[Passes]:
     """
     running = Network(network, 1)
     recorded = running.run_recorded(x[:1]).spikes
-    prepared = prepare_all(network)
-    workspace = workspace_for(network, prepared, samples_of(network, x[:1])[0])
-    calls = [call for stage in workspace.stages for call in stage[0]]
-    places, found = synapse_calls(calls, prepared), []
+    plans = plan_layers(network)
+    buffers = buffers_for(network, plans, samples_of(network, x[:1])[0])
+    calls = [call for region in buffers.regions for call in region[0]]
+    places, found = synapse_calls(calls, plans), []
     assert len(set(places.values())) == len(network.projected)
     run_timed(calls)
     for name, place in places.items():
@@ -75,10 +75,10 @@ def test_the_roof_makes_the_layers_additions(spec: ChainSpec, choice: Choice, de
 def test_both_kinds_of_rows_have_a_roof(choice: Choice, kernel: object) -> None:
     model = sparsified(small(padding=1), 1)
     network = build_event_network(model, representation=choice)
-    prepared = prepare_all(network)
+    plans = plan_layers(network)
     x = 8 * np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)
-    workspace = workspace_for(network, prepared, samples_of(network, x)[0])
-    calls = [call for stage in workspace.stages for call in stage[0]]
+    buffers = buffers_for(network, plans, samples_of(network, x)[0])
+    calls = [call for region in buffers.regions for call in region[0]]
     assert kernel in [call.kernel for call in calls]
     (passes,) = compare(network, x)
     assert passes.synapses == 80

@@ -12,7 +12,7 @@ from deployed import SHAPE, STEPS, Files, make_files, small_model
 from soul_deploy.cli.main import root
 from soul_deploy.model.file import save
 from soul_deploy.runtime.bench.engines import ENGINES
-from soul_deploy.runtime.bench.inputs import BenchFiles, choose_engines, facts_of, network_of
+from soul_deploy.runtime.bench.inputs import BenchFiles, choose_engines, facts_of, network_of_engine
 
 ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
 
@@ -49,9 +49,9 @@ def test_all_engines_that_the_files_allow_are_chosen() -> None:
 
 def test_an_event_file_is_known_by_the_model_it_came_from(files: Files) -> None:
     both = {"model": files.masked, "compact": files.compact}
-    assert network_of("event", BenchFiles(**both, event=files.masked_event)) == "dense"
-    assert network_of("event", BenchFiles(**both, event=files.compact_event)) == "compact"
-    assert network_of("event", BenchFiles(model=files.masked)) == "dense"
+    assert network_of_engine("event", BenchFiles(**both, event=files.masked_event)) == "dense"
+    assert network_of_engine("event", BenchFiles(**both, event=files.compact_event)) == "compact"
+    assert network_of_engine("event", BenchFiles(model=files.masked)) == "dense"
 
 
 def test_every_kind_of_file_tells_its_input(files: Files) -> None:

@@ -15,13 +15,13 @@ from soul_deploy.base.errors import UsageError, VerificationError
 from soul_deploy.equivalence.comparison import CheckResult
 from soul_deploy.equivalence.engines import (
     Comparer,
+    ExecutionRun,
     LayerRun,
     ModelExecution,
-    Run,
     compare,
 )
-from soul_deploy.equivalence.golden import Golden, entries, sources
-from soul_deploy.equivalence.spikes import Flip, first_differences
+from soul_deploy.equivalence.reference import ReferenceModel, entries, sources
+from soul_deploy.equivalence.spikes import SpikeMismatch, first_differences
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir.graph import Input, Linear, NeuronSpec, Population, Readout, SpikingGraph
 from soul_deploy.ir.neurons import NeuronFamily
@@ -60,7 +60,7 @@ class Tampered(ModelExecution):
         super().__init__(model)
         self.change = change
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         run = super().run(images)
         return replace(run, spikes={n: self.change(n, s) for n, s in run.spikes.items()})
 
@@ -71,12 +71,12 @@ class Tampered(ModelExecution):
         return replace(run, output=self.change(layer, run.output))
 
 
-def forced(golden: Model, other: Model, x: Tensor) -> CheckResult:
-    return Comparer(Golden(golden)).forced(ModelExecution(other), x)
+def forced(reference: Model, other: Model, x: Tensor) -> CheckResult:
+    return Comparer(ReferenceModel(reference)).forced(ModelExecution(other), x)
 
 
-def end_to_end(golden: Model, other: Model, x: Tensor) -> CheckResult:
-    return Comparer(Golden(golden)).end_to_end(ModelExecution(other), x)
+def end_to_end(reference: Model, other: Model, x: Tensor) -> CheckResult:
+    return Comparer(ReferenceModel(reference)).end_to_end(ModelExecution(other), x)
 
 
 # Neuron "1" at weight 1 charges to 1.0 at step 0: exactly its threshold. "gt" stays silent there.
@@ -88,7 +88,7 @@ def test_a_flip_at_the_threshold_is_explained_and_listed() -> None:
     assert found.passed
     first = found.layers[0]
     assert (first.flipped, first.unexplained, first.samples, first.neurons) == (2, 0, 2, 1)
-    assert first.flips[0] == Flip("1", 0, 0, (0,), False, 0.0, 1e-5)
+    assert first.flips[0] == SpikeMismatch("1", 0, 0, (0,), False, 0.0, 1e-5)
     assert str(first.flips[0]) == (
         "1[0] sample 0 step 0: golden is silent, distance +0 (allowed 1e-05)"
     )
@@ -116,7 +116,7 @@ def test_flips_downstream_are_traced_to_the_first_one() -> None:
 
 def test_a_flip_before_the_inputs_differ_must_explain_itself() -> None:
     """Neuron "3" charges by 0.4: flipped by force at step 0, its inputs differ only at step 1."""
-    golden = two_layers(first=1.5, second=0.4)
+    reference = two_layers(first=1.5, second=0.4)
 
     def change(name: str, spikes: Tensor) -> Tensor:
         spikes = spikes.clone()
@@ -126,16 +126,16 @@ def test_a_flip_before_the_inputs_differ_must_explain_itself() -> None:
             spikes[0] = ~spikes[0]
         return spikes
 
-    found = Comparer(Golden(golden)).end_to_end(Tampered(golden, change), ONES)
+    found = Comparer(ReferenceModel(reference)).end_to_end(Tampered(reference, change), ONES)
     assert not found.passed
     assert found.layers[1].unexplained == 2
     assert found.layers[1].flips[0].cause is None
 
 
 def test_a_flip_far_from_the_threshold_is_not_explained() -> None:
-    golden = two_layers(first=1.5, second=0.4)
-    flipped = Tampered(golden, lambda name, s: ~s if name == "3" else s)
-    comparer = Comparer(Golden(golden))
+    reference = two_layers(first=1.5, second=0.4)
+    flipped = Tampered(reference, lambda name, s: ~s if name == "3" else s)
+    comparer = Comparer(ReferenceModel(reference))
     found = comparer.forced(flipped, ONES)
     assert not found.passed
     assert [layer.passed for layer in found.layers] == [True, False]
@@ -153,9 +153,9 @@ def test_a_flip_far_from_the_threshold_is_not_explained() -> None:
     ],
 )
 def test_another_weight_or_neuron_is_not_explained(other: Model) -> None:
-    golden = two_layers(first=0.995, second=0.7)
-    assert not forced(golden, other, ONES).passed
-    assert not compare(golden, other, ONES).passed
+    reference = two_layers(first=0.995, second=0.7)
+    assert not forced(reference, other, ONES).passed
+    assert not compare(reference, other, ONES).passed
 
 
 def test_the_allowance_grows_with_the_sum_of_magnitudes() -> None:
@@ -166,9 +166,9 @@ def test_the_allowance_grows_with_the_sum_of_magnitudes() -> None:
     module = GraphModule(trace(network, (2,), 2))
     with torch.no_grad():
         module.get_parameter("0.weight").copy_(torch.tensor([[1000.0, -999.0]]))
-    golden = Golden(from_module(module, ModelInfo()))
-    values, _ = golden.record(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
-    distance, allowance = golden.margins("1", values, torch.tensor([0, 1]))
+    reference = ReferenceModel(from_module(module, ModelInfo()))
+    values, _ = reference.record(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    distance, allowance = reference.margins("1", values, torch.tensor([0, 1]))
     # At step 1 the membrane is 2 (no spike at 1.0 with "gt"); the second sample never moves.
     np.testing.assert_array_equal(distance[:, :, 0], [[0, -1], [1, -1]])
     np.testing.assert_allclose(allowance[:, 0, 0], 4 * 2.0**-24 * 1999)
@@ -176,10 +176,10 @@ def test_the_allowance_grows_with_the_sum_of_magnitudes() -> None:
 
 
 def test_the_allowance_remembers_earlier_steps() -> None:
-    golden = Golden(two_layers(first=1000.0))
+    reference = ReferenceModel(two_layers(first=1000.0))
     frames = torch.tensor([1.0, 0.0, 0.0]).reshape(3, 1, 1)
-    values, _ = golden.record(frames)
-    _, allowance = golden.margins("1", values, torch.tensor([0]))
+    values, _ = reference.record(frames)
+    _, allowance = reference.margins("1", values, torch.tensor([0]))
     np.testing.assert_allclose(allowance[:, 0, 0], 4 * 2.0**-24 * 1000)
 
 
@@ -189,11 +189,11 @@ def clear_of(spec: ChainSpec) -> Tensor:
     There, the float64 membrane must say exactly what fired.
     """
     model, x = build(spec), images(spec)
-    golden = Golden(model)
-    values, _ = golden.record(x)
+    reference = ReferenceModel(model)
+    values, _ = reference.record(x)
     found = []
     for node in model.graph.populations:
-        distance, allowance = golden.margins(node.name, values, torch.arange(spec.batch))
+        distance, allowance = reference.margins(node.name, values, torch.arange(spec.batch))
         clear = distance.abs() > allowance
         fired = values[node.name].tensor.bool()
         assert torch.equal((distance > 0)[clear], fired[clear])
@@ -232,10 +232,10 @@ def test_rounding_explains_next_to_nothing(family: NeuronFamily) -> None:
 @given(chains())
 def test_a_spike_flipped_by_force_is_found(spec: ChainSpec) -> None:
     model, x = build(spec), images(spec)
-    golden = Golden(model)
-    values, _ = golden.record(x)
+    reference = ReferenceModel(model)
+    values, _ = reference.record(x)
     name = model.graph.populations[-1].name
-    distance, allowance = golden.margins(name, values, torch.arange(spec.batch))
+    distance, allowance = reference.margins(name, values, torch.arange(spec.batch))
     far = distance.abs() > allowance
     assume(bool(far.any()))
     place = tuple(int(i) for i in far.nonzero()[-1])
@@ -246,8 +246,8 @@ def test_a_spike_flipped_by_force_is_found(spec: ChainSpec) -> None:
             spikes[place] = ~spikes[place]
         return spikes
 
-    comparer, wrong = Comparer(golden), Tampered(model, change)
-    assert Comparer(golden).forced(ModelExecution(model), x).flipped == 0
+    comparer, wrong = Comparer(reference), Tampered(model, change)
+    assert Comparer(reference).forced(ModelExecution(model), x).flipped == 0
     for found in (comparer.forced(wrong, x), comparer.end_to_end(wrong, x)):
         assert found.flipped == found.unexplained == 1
         (flip,) = found.layers[-1].flips
@@ -280,7 +280,7 @@ def test_a_changed_layer_is_found_where_it_is(spec: ChainSpec, which: int) -> No
 
 
 def with_a_pattern(*pattern: int) -> Model:
-    """1 input, neuron "1" and a generated channel beside it, head of 2 classes."""
+    """1 input, neuron "1" and a constant-pattern channel beside it, head of 2 classes."""
     nodes = (
         Input("input", (), (1,)),
         Linear("0", ("input",), False, None, 1, 1),
@@ -294,9 +294,9 @@ def with_a_pattern(*pattern: int) -> Model:
 
 
 def test_a_generated_channel_has_no_membrane_that_could_explain_another_pattern() -> None:
-    golden = with_a_pattern(0, 1, 1)
-    assert compare(golden, golden, ONES).passed
-    found = compare(golden, with_a_pattern(1, 1, 1), ONES)
+    reference = with_a_pattern(0, 1, 1)
+    assert compare(reference, reference, ONES).passed
+    found = compare(reference, with_a_pattern(1, 1, 1), ONES)
     for gate in (found.forced, found.end_to_end):
         assert gate.layers[0].unexplained == 2 and not gate.passed
         (flip, _) = gate.layers[0].flips
@@ -305,7 +305,7 @@ def test_a_generated_channel_has_no_membrane_that_could_explain_another_pattern(
 
 def test_flips_are_numbered_over_batches() -> None:
     x = torch.tensor([[2.0], [1.0], [2.0], [1.0], [1.0]])
-    comparer = Comparer(Golden(AT_THRESHOLD))
+    comparer = Comparer(ReferenceModel(AT_THRESHOLD))
     found = comparer.end_to_end(ModelExecution(FIRES_AT_IT), x, batch=2)
     assert found.samples == 5
     assert [flip.sample for flip in found.layers[0].flips] == [1, 3, 4]
@@ -314,9 +314,9 @@ def test_flips_are_numbered_over_batches() -> None:
 
 
 def test_first_differences_are_found_per_neuron() -> None:
-    golden = torch.tensor([[[0, 1, 0]], [[1, 1, 0]], [[0, 0, 0]]], dtype=torch.bool)
+    reference = torch.tensor([[[0, 1, 0]], [[1, 1, 0]], [[0, 0, 0]]], dtype=torch.bool)
     other = torch.tensor([[[0, 0, 0]], [[0, 0, 0]], [[0, 0, 0]]], dtype=torch.bool)
-    found = first_differences(golden, other)
+    found = first_differences(reference, other)
     assert found.index.tolist() == [[0, 0], [0, 1]]
     assert found.step.tolist() == [1, 0]
 
@@ -345,7 +345,7 @@ def test_a_difference_that_max_pooling_hides_is_no_excuse() -> None:
             spikes[1] = True
         return spikes
 
-    comparer = Comparer(Golden(model))
+    comparer = Comparer(ReferenceModel(model))
     found = comparer.end_to_end(Tampered(model, change), torch.ones(1, 1, 1, 2))
     assert found.layers[1].unexplained == 1
     assert entries(model.graph, "4") == ("2",)
@@ -356,15 +356,15 @@ def test_logits_beyond_the_limit_fail() -> None:
     class Off(ModelExecution):
         by = 0.0
 
-        def run(self, images: Tensor) -> Run:
+        def run(self, images: Tensor) -> ExecutionRun:
             run = super().run(images)
             return replace(run, logits=run.logits + self.by)
 
-    golden = two_layers(first=1.5)
-    execution = Off(golden)
+    reference = two_layers(first=1.5)
+    execution = Off(reference)
     for by, passed in ((5e-6, True), (2e-5, False), (float("nan"), False)):
         execution.by = by
-        found = Comparer(Golden(golden)).end_to_end(execution, ONES)
+        found = Comparer(ReferenceModel(reference)).end_to_end(execution, ONES)
         assert found.passed is passed
 
 
@@ -393,14 +393,14 @@ def test_models_with_channels_removed_are_compared_on_those_left() -> None:
     wide.load_state_dict(weights)
     cut = {"0.weight": weights["0.weight"][kept], "0.bias": weights["0.bias"][kept]}
     narrow.load_state_dict(weights | cut | {"2.weight": weights["2.weight"][:, kept]})
-    golden, other = (from_module(_loaded(net), ModelInfo()) for net in (wide, narrow))
+    reference, other = (from_module(_loaded(net), ModelInfo()) for net in (wide, narrow))
     x = torch.randn(6, 3)
-    agreed = compare(golden, other, x, {"1": kept})
+    agreed = compare(reference, other, x, {"1": kept})
     assert agreed.passed
     assert agreed.end_to_end.layers[0].golden_spikes > 0
-    assert not compare(golden, other, x, {"1": np.array([0, 2, 4])}).passed
+    assert not compare(reference, other, x, {"1": np.array([0, 2, 4])}).passed
     with pytest.raises(UsageError, match=r"1: the other model has \(3,\), expected \(5,\)"):
-        compare(golden, other, x)
+        compare(reference, other, x)
 
 
 def _loaded(network: nn.Sequential) -> GraphModule:
@@ -410,11 +410,11 @@ def _loaded(network: nn.Sequential) -> GraphModule:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    golden = two_layers()
+    reference = two_layers()
     with pytest.raises(UsageError, match="T = 3 and T = 4 steps"):
-        compare(golden, two_layers(time_steps=4), ONES)
+        compare(reference, two_layers(time_steps=4), ONES)
     with pytest.raises(UsageError, match="no samples to compare"):
-        forced(golden, golden, torch.zeros(0, 1))
-    short = Tampered(golden, lambda name, spikes: spikes[:2])
+        forced(reference, reference, torch.zeros(0, 1))
+    short = Tampered(reference, lambda name, spikes: spikes[:2])
     with pytest.raises(VerificationError, match="not the same network"):
-        Comparer(Golden(golden)).forced(short, ONES)
+        Comparer(ReferenceModel(reference)).forced(short, ONES)

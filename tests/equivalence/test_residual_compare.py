@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from soul_deploy.equivalence.engines import Comparer, ModelExecution, Run, compare
-from soul_deploy.equivalence.golden import ROUNDING, Golden, entries, sources
+from soul_deploy.equivalence.engines import Comparer, ExecutionRun, ModelExecution, compare
+from soul_deploy.equivalence.reference import ROUNDING, ReferenceModel, entries, sources
 from soul_deploy.ir.graph import (
     Input,
     Linear,
@@ -63,9 +63,9 @@ def test_what_feeds_a_merge_of_currents() -> None:
 
 
 def test_the_membrane_is_that_of_all_branches_together() -> None:
-    golden = Golden(currents_meet(1, -1000.0, 1000.5))
-    values, _ = golden.record(ONE)
-    distance, allowance = golden.margins("c", values, torch.tensor([0]))
+    reference = ReferenceModel(currents_meet(1, -1000.0, 1000.5))
+    values, _ = reference.record(ONE)
+    distance, allowance = reference.margins("c", values, torch.tensor([0]))
     assert distance.item() == -0.5
     assert allowance.item() == ROUNDING * 2000.5
 
@@ -80,9 +80,9 @@ def test_the_bias_of_a_weighed_current_is_part_of_the_allowance() -> None:
     ]
     model = model_of(1, nodes, stem=[[-500]], again=[[2]], head=[[1], [0]])
     model.state["stem.bias"] = np.array([500], np.float32)  # type: ignore[index]
-    golden = Golden(model)
-    values, _ = golden.record(ONE)
-    distance, allowance = golden.margins("c", values, torch.tensor([0]))
+    reference = ReferenceModel(model)
+    values, _ = reference.record(ONE)
+    distance, allowance = reference.margins("c", values, torch.tensor([0]))
     assert distance.item() == -1
     assert allowance.item() == ROUNDING * 2000
 
@@ -94,7 +94,7 @@ class Tampered(ModelExecution):
         super().__init__(model)
         self.steps = steps
 
-    def run(self, images: torch.Tensor) -> Run:
+    def run(self, images: torch.Tensor) -> ExecutionRun:
         run = super().run(images)
         spikes = {name: array.clone() for name, array in run.spikes.items()}
         for name, step in self.steps.items():
@@ -106,9 +106,9 @@ class Tampered(ModelExecution):
 def test_a_static_image_explains_nothing(step: int, unexplained: int) -> None:
     """Population "a" differs from step 2 on; an earlier difference of "c" has no cause."""
     model = currents_meet(3, 0.2, 0.2)
-    golden = Golden(model)
+    reference = ReferenceModel(model)
     spikes = {"a": 2, "c": step}
-    found = Comparer(golden).end_to_end(Tampered(model, spikes), ONE)
+    found = Comparer(reference).end_to_end(Tampered(model, spikes), ONE)
     by_name = {layer.layer: layer for layer in found.layers}
     assert by_name["c"].flipped == 1
     assert by_name["c"].unexplained == unexplained
@@ -140,10 +140,10 @@ def spikes_meet(spec: NeuronSpec, *, narrow: bool) -> Model:
 
 def test_differences_are_traced_through_a_merge_with_removed_channels() -> None:
     """At the threshold "p" and "q" fire by >= only; that is near, and what follows is traced."""
-    golden = spikes_meet(IF, narrow=False)
+    reference = spikes_meet(IF, narrow=False)
     x, kept = ONE, {"q": np.array([1, 2])}
-    assert compare(golden, spikes_meet(IF, narrow=True), x, kept).passed
-    found = compare(golden, spikes_meet(replace(IF, fire="ge"), narrow=True), x, kept)
+    assert compare(reference, spikes_meet(IF, narrow=True), x, kept).passed
+    found = compare(reference, spikes_meet(replace(IF, fire="ge"), narrow=True), x, kept)
     layers = {layer.layer: layer for layer in found.end_to_end.layers}
     assert layers["p"].flipped == layers["q"].flipped == 1
     assert layers["r"].flipped == 1

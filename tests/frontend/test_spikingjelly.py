@@ -20,7 +20,7 @@ from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.frontend.factory import build_network
-from soul_deploy.frontend.module_kinds import neuron_spec
+from soul_deploy.frontend.module_kinds import module_neuron_spec
 from soul_deploy.ir.graph import AdaptiveAvgPool, NeuronSpec
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
@@ -196,7 +196,7 @@ def test_a_neuron_has_the_bits_of_spikingjellys(
     if grid:
         current = (current * grid).round() / grid
     theirs = node(step_mode="m", store_v_seq=True, **settings_of)
-    ours = SpikingNeuron(neuron_spec("n", theirs), steps)
+    ours = SpikingNeuron(module_neuron_spec("n", theirs), steps)
     if ours.spec.learned:
         ours.load_state_dict(theirs.state_dict())
     seen: list[Tensor] = []
@@ -218,7 +218,7 @@ def test_a_neuron_has_the_bits_of_spikingjellys(
 def test_a_neuron_at_its_threshold_fires() -> None:
     theirs = neuron.IFNode(step_mode="m")
     assert theirs(torch.ones(1, 1)).item() == 1
-    spec = neuron_spec("n", theirs)
+    spec = module_neuron_spec("n", theirs)
     assert SpikingNeuron(spec, 1)(torch.ones(1, 1, 1)).item() == 1
     assert SpikingNeuron(NeuronSpec("if"), 1)(torch.ones(1, 1, 1)).item() == 0
 
@@ -248,7 +248,7 @@ def test_spikingjelly_0_has_other_forms(
 ) -> None:
     """Its neurons stood in one file (0.0.0.0.14, LIFNode's jit_eval functions)."""
     old = type("LIFNode", (neuron.LIFNode,), {"__module__": "spikingjelly.activation_based.neuron"})
-    spec = neuron_spec("n", old(tau=3.0, v_reset=None if soft else 0.0, decay_input=decay))
+    spec = module_neuron_spec("n", old(tau=3.0, v_reset=None if soft else 0.0, decay_input=decay))
     equation = spec.equation()
     assert (equation.charge, equation.constant) == (charge, constant)
     x = torch.randn(5, 40)
@@ -422,17 +422,17 @@ def test_surrogates_are_carried_or_named() -> None:
         "rectangle": (surrogate.Rect(4.0), 0.25),
     }
     for name, (function, alpha) in known.items():
-        spec = neuron_spec("n", neuron.IFNode(surrogate_function=function))
+        spec = module_neuron_spec("n", neuron.IFNode(surrogate_function=function))
         assert (spec.surrogate, spec.surrogate_alpha) == (name, alpha)
     with pytest.warns(UserWarning, match="n: surrogate function Erf is not known here"):
-        neuron_spec("n", neuron.IFNode(surrogate_function=surrogate.Erf()))
+        module_neuron_spec("n", neuron.IFNode(surrogate_function=surrogate.Erf()))
     soft = neuron.IFNode(surrogate_function=surrogate.Sigmoid(spiking=False))
     with pytest.raises(UnsupportedGraphError, match="n: its surrogate function is in non-spiking"):
-        neuron_spec("n", soft)
+        module_neuron_spec("n", soft)
     half = neuron.LIFNode()
     half._neuron_precision = (torch.float16, "fp16", "fp16")
     with pytest.raises(UnsupportedGraphError, match="n: a neuron with a precision of its own"):
-        neuron_spec("n", half)
+        module_neuron_spec("n", half)
 
 
 @pytest.mark.parametrize("name", ["atan", "sigmoid", "rectangle"])
@@ -444,7 +444,7 @@ def test_gradients_are_spikingjellys(name: str) -> None:
         detach_reset=True,
         surrogate_function=functions[name] or surrogate.Rect(0.5),
     )
-    ours = SpikingNeuron(neuron_spec("n", theirs), 4)
+    ours = SpikingNeuron(module_neuron_spec("n", theirs), 4)
     torch.manual_seed(0)
     current = torch.randn(4, 300)
     weight = torch.randn(4, 300)

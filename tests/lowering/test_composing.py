@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy.analysis.synops import count_layer
+from soul_deploy.analysis.synops import count_recorded_layer
 from soul_deploy.ir.graph import (
     SPIKE,
     AdaptiveAvgPool,
@@ -31,7 +31,7 @@ from soul_deploy.lowering.linear_operators import (
     ConvOperator,
     MatrixOperator,
     ReadoutOperator,
-    compose,
+    lower_projection,
 )
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn.graph_module import GraphModule, Signal
@@ -106,12 +106,12 @@ def test_the_composed_operator_equals_the_layers(graph: SpikingGraph, seed: int)
     folded = fold(graph, arrays_of(module.state_dict()), {})
     module.load_state_dict({k: v.float().double() for k, v in module.state_dict().items()})
     spikes = (torch.rand(3, *graph.shapes["s"]) < 0.4).double()
-    composed = compose(graph, folded, "p")
-    assert composed.source == "s"
-    assert not isinstance(composed.operator, ReadoutOperator)
+    linear = lower_projection(graph, folded, "p")
+    assert linear.source == "s"
+    assert not isinstance(linear.operator, ReadoutOperator)
     with torch.no_grad():
         expected = module.evaluate({"s": Signal(spikes, True)}, ["p"])["p"].tensor
-    torch.testing.assert_close(_apply(composed.operator, spikes), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(_apply(linear.operator, spikes), expected, rtol=0, atol=1e-6)
 
 
 @given(pooled_projections(), st.integers(0, 1000))
@@ -120,7 +120,7 @@ def test_the_fanout_map_counts_every_synapse(graph: SpikingGraph, seed: int) -> 
     module = GraphModule(graph)
     state = arrays_of(module.state_dict())
     state["p.weight"] = state["p.weight"] * (rng.random(state["p.weight"].shape) < 0.5)
-    operator = compose(graph, fold(graph, state, {}), "p").operator
+    operator = lower_projection(graph, fold(graph, state, {}), "p").operator
     assert not isinstance(operator, ReadoutOperator)
     weights_as_ones = _replace_weight(operator)
     basis = torch.eye(int(np.prod(operator.in_shape))).reshape(-1, *operator.in_shape)
@@ -141,7 +141,9 @@ def test_a_readout_behind_a_pooling_is_composed_too(pool: Node) -> None:
     nodes: list[Node] = [Input("input", (), (2, 6, 6)), Population("s", ("input",), NeuronSpec())]
     graph = _graph([*nodes, pool], classes=3)
     module = GraphModule(graph)
-    operator = compose(graph, fold(graph, arrays_of(module.state_dict()), {}), "head").operator
+    operator = lower_projection(
+        graph, fold(graph, arrays_of(module.state_dict()), {}), "head"
+    ).operator
     assert isinstance(operator, ReadoutOperator)
     assert operator.weight is not None and operator.bias is not None
     spikes = (torch.rand(2, 1, 2, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
@@ -175,7 +177,9 @@ def test_what_a_pooling_drops_reaches_nothing() -> None:
         torch.manual_seed(0)
         module = GraphModule(graph).double()
         module.load_state_dict({k: v.float().double() for k, v in module.state_dict().items()})
-        operator = compose(graph, fold(graph, arrays_of(module.state_dict()), {}), "p").operator
+        operator = lower_projection(
+            graph, fold(graph, arrays_of(module.state_dict()), {}), "p"
+        ).operator
         assert not isinstance(operator, ReadoutOperator)
         basis = torch.eye(int(np.prod(operator.in_shape))).reshape(-1, *operator.in_shape)
         with torch.no_grad():
@@ -212,17 +216,20 @@ def test_the_worked_example_of_the_counting_page() -> None:
     spikes = torch.zeros(2, 1, *shape)
     for t, c, y, x in [(0, 0, 0, 0), (0, 0, 1, 1), (0, 1, 0, 2), (1, 0, 3, 3), (1, 1, 2, 2)]:
         spikes[t, 0, c, y, x] = 1
-    from soul_deploy.lowering.linear_operators import Composed
+    from soul_deploy.lowering.linear_operators import LinearProjection
 
-    layer = CountedLayer("p", Composed("s", operator), SPIKE, None)
-    counts = count_layer(layer, spikes, None)
+    layer = CountedLayer("p", LinearProjection("s", operator), SPIKE, None)
+    counts = count_recorded_layer(layer, spikes, None)
     assert (counts.events_in, counts.spikes_in) == (5, 5)
     assert counts.synops == counts.synops_events == 31
     dense = ConvOperator(
         np.ones_like(weight), None, (1, 1), (1, 1), (1, 1), 1, shape, shape, (4, 4)
     )
     assert (
-        count_layer(CountedLayer("p", Composed("s", dense), SPIKE, None), spikes, None).synops == 64
+        count_recorded_layer(
+            CountedLayer("p", LinearProjection("s", dense), SPIKE, None), spikes, None
+        ).synops
+        == 64
     )
     assert fanout(operator).sum() == 192
 
@@ -258,9 +265,9 @@ def test_a_current_may_be_the_source() -> None:
         ]
     )
     folded = fold(graph, arrays_of(GraphModule(graph).state_dict()), {})
-    composed = compose(graph, folded, "b")
-    assert composed.source == "a"
-    np.testing.assert_array_equal(composed.operator.weight, folded["b"].weight)
+    linear = lower_projection(graph, folded, "b")
+    assert linear.source == "a"
+    np.testing.assert_array_equal(linear.operator.weight, folded["b"].weight)
 
 
 def test_a_model_folds_its_masks_into_zero_rows() -> None:

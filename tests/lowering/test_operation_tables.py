@@ -165,9 +165,9 @@ def test_a_new_operation_goes_the_whole_way(tmp_path: Path) -> None:
         assert 0 < spikes["p"].float().mean() < 1 and 0 < spikes["q"].float().mean() < 1
         file.save(model, tmp_path / "net.safetensors")
         assert file.load(tmp_path / "net.safetensors").graph == model.graph
-        composed = lower(model).operator("b")
-        assert composed.source == "p"
-        np.testing.assert_array_equal(composed.operator.weight, model.state["b.weight"] / 2)
+        linear = lower(model).operator("b")
+        assert linear.source == "p"
+        np.testing.assert_array_equal(linear.operator.weight, model.state["b.weight"] / 2)
         counts = count_model(lower(model).trimmed.model, x)
         assert counts["b"].spikes_in == int(spikes["p"][:, :, [0, 1, 3]].sum())
         assert compat_model(model, x)["b"].neurobench_macs > 0

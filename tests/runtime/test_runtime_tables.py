@@ -26,18 +26,18 @@ from soul_deploy.runtime.format.network import (
     EventNetwork,
     Layer,
     MapLayer,
-    Matrix,
+    MatrixSynapses,
     ReadoutLayer,
     Rows,
     Shape,
     SpikingLayer,
     Synapses,
 )
-from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.runtime.ops.counted_run import count_run, map_counts
 from soul_deploy.runtime.ops.counters import LayerCounts
 from soul_deploy.runtime.plan.partition import Call
-from soul_deploy.runtime.plan.stages import map_stage
+from soul_deploy.runtime.plan.regions import map_region
 
 for module in pkgutil.walk_packages(soul_deploy.runtime.__path__, "soul_deploy.runtime."):
     importlib.import_module(module.name)
@@ -113,7 +113,7 @@ def inverting() -> Iterator[None]:
     def _(name: str, entry: Mapping[str, Any], tensors: object) -> Invert:
         return Invert(name, entry["source"], tuple(entry["shape"]))
 
-    @map_stage.on(Invert)
+    @map_region.on(Invert)
     def _(layer: Invert, sources: list[Array], out: Array, *, parts: int) -> Any:
         call = Call(lambda source, to: np.subtract(1, source, out=to), (sources[0], out))
         return ((call,),)
@@ -127,14 +127,14 @@ def inverting() -> Iterator[None]:
         return lambda values: 1 - values[layer.source]
 
     yield
-    for table in (read_layer, map_stage, map_counts, step_of):
+    for table in (read_layer, map_region, map_counts, step_of):
         table.forget(Invert)
 
 
 def network_of() -> EventNetwork:
     weight = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     neuron = NeuronEquation("integrate", 1.0, 1.0, 0.0, "ge")
-    synapses = Matrix((4,), (6,), DenseRows(weight), None)
+    synapses = MatrixSynapses((4,), (6,), DenseRows(weight), None)
     layers = (
         SpikingLayer("sn", "fc", "input", "analog", None, synapses, neuron),
         Invert("not", "sn", (6,)),
@@ -146,7 +146,7 @@ def network_of() -> EventNetwork:
 def test_an_added_layer_is_named_where_it_is_missing() -> None:
     assert missing(Invert) == {
         "format.layer_codec.read_layer",
-        "plan.stages.map_stage",
+        "plan.regions.map_stage",
         "ops.counted_run.map_counts",
         "bench.scipy_engine.step_of",
     }
@@ -185,4 +185,8 @@ def test_an_added_layer_with_entries_runs(tmp_path: Path) -> None:
     engine = ScipyEngine(path, 1)
     engine.load()
     np.testing.assert_allclose(engine.infer(x), scores, rtol=1e-6)
-    assert [row["operation"] for row in describe(path)["layers"]] == ["matrix", "invert", "readout"]
+    assert [row["operation"] for row in describe_file(path)["layers"]] == [
+        "matrix",
+        "invert",
+        "readout",
+    ]

@@ -47,7 +47,7 @@ from soul_deploy.export.nir import trial as nir_trial
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx
-from soul_deploy.export.onnx.reader import describe as describe_onnx
+from soul_deploy.export.onnx.reader import describe_onnx as describe_onnx
 from soul_deploy.ir.graph import NeuronSpec
 from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.model.model import Model
@@ -59,7 +59,7 @@ from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network, save_event_network
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.io.images import InputRule, read_array, read_image
-from soul_deploy.runtime.io.inspect import describe
+from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.training.checkpoint import _content, read_checkpoint
 
 Damage = Callable[[Rng, Path], tuple[str, bool]]
@@ -290,7 +290,9 @@ def checkpoint_target(folder: Path) -> Target:
 def inspect_target(folder: Path) -> Target:
     files = [*folder.glob("*.safetensors"), *folder.glob("*.onnx")]
     damage = raw([path.read_bytes() for path in sorted(files)])
-    return Target("inspect", ".safetensors", damage, describe, lambda found, _: json_data(found))
+    return Target(
+        "inspect", ".safetensors", damage, describe_file, lambda found, _: json_data(found)
+    )
 
 
 def json_data(found: Any) -> None:

@@ -14,12 +14,12 @@ from naive import charged
 from soul_deploy.base.files import Array
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     CurrentLayer,
     DenseRows,
     EventNetwork,
     Layer,
-    Matrix,
+    MatrixSynapses,
     MergeLayer,
     PoolLayer,
     PopulationLayer,
@@ -41,12 +41,12 @@ def matrix_of(synapses: Synapses) -> Array:
     """float64 (inputs, outputs), both channel-last."""
     sizes = math.prod(synapses.in_shape), math.prod(synapses.out_shape)
     found = np.zeros(sizes)
-    if isinstance(synapses, Matrix):
+    if isinstance(synapses, MatrixSynapses):
         for j in range(sizes[0]):
             for target, weight in _row(synapses.rows, j):
                 found[j, target] += weight
         return found
-    assert isinstance(synapses, Convolution)
+    assert isinstance(synapses, ConvSynapses)
     channels, height, width = synapses.in_shape
     kernel = synapses.kernel
     for c in range(channels):
@@ -64,7 +64,7 @@ def matrix_of(synapses: Synapses) -> Array:
     return found
 
 
-def len_out(synapses: Convolution) -> int:
+def len_out(synapses: ConvSynapses) -> int:
     """Output channels."""
     return synapses.out_shape[0]
 
@@ -77,7 +77,7 @@ def _row(rows: Rows, j: int) -> list[tuple[int, float]]:
     return [(int(rows.targets[k]), float(rows.weight[k])) for k in span]
 
 
-def _channels(conv: Convolution, c: int, i: int, j: int) -> list[tuple[int, float]]:
+def _channels(conv: ConvSynapses, c: int, i: int, j: int) -> list[tuple[int, float]]:
     if isinstance(conv.rows, SparseRows):
         return _row(conv.rows, (c * conv.kernel[0] + i) * conv.kernel[1] + j)
     share = conv.out_shape[0] // conv.groups
@@ -85,7 +85,7 @@ def _channels(conv: Convolution, c: int, i: int, j: int) -> list[tuple[int, floa
     return [(first + k, float(w)) for k, w in enumerate(conv.rows.weight[c, i, j]) if w != 0]
 
 
-def _output(conv: Convolution, y: int, x: int, ki: int, kj: int) -> int | None:
+def _output(conv: ConvSynapses, y: int, x: int, ki: int, kj: int) -> int | None:
     """The output position that input (y, x) reaches through kernel position (ki, kj)."""
     place = []
     for axis, (at, k) in enumerate(((y, ki), (x, kj))):

@@ -51,7 +51,7 @@ def _composed(node: Scale, operator: Any, in_shape: Shape, name: str) -> Any:
     return replace(operator, weight=operator.weight / np.float32(node.parts))
 
 
-def _onnx(node: Scale, b: onnx_nodes.Builder) -> None:
+def _onnx(node: Scale, b: onnx_nodes.OnnxBuilder) -> None:
     factor = b.constant(f"{node.name}.factor", np.array(1 / node.parts, np.float32))
     b.op("Mul", [b.source(node), factor], b.value(node.name))
 

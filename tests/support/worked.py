@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.other_tools import CompatCounts, compat_layer
-from soul_deploy.analysis.synops import count_layer
+from soul_deploy.analysis.synops import count_recorded_layer
 from soul_deploy.base.files import Array
 from soul_deploy.ir.graph import (
     AvgPool,
@@ -110,7 +110,7 @@ def counts_of(model: Model, source: Tensor) -> LayerCounts:
     """Its counts for what its source held, three output spikes assumed."""
     out = torch.zeros(2, 1, *model.graph.shapes["q"])
     out.view(-1)[[0, 1, -1]] = 1
-    return count_layer(layer_of(model), source, out)
+    return count_recorded_layer(layer_of(model), source, out)
 
 
 def compat_of(model: Model, source: Tensor) -> CompatCounts:

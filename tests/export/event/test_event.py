@@ -47,7 +47,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.format.network import DenseRows, SparseRows
 from soul_deploy.runtime.ops.counted_run import count_layer, count_run, fan_out
-from soul_deploy.runtime.plan.buffers import Workspace
+from soul_deploy.runtime.plan.buffers import Buffers
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 SOUL = FIXTURES / "spikingvgg5_lif.safetensors"
@@ -131,7 +131,7 @@ def test_fanout_maps_are_the_graphs(spec: ChainSpec, sparse: bool) -> None:
     for layer in layers_of(model):
         found = fan_out(network, layer.name)
         assert found.dtype == np.int64
-        expected, before = fanout(layer.composed.operator, layer.live), live[layer.composed.source]
+        expected, before = fanout(layer.linear.operator, layer.live), live[layer.linear.source]
         if (
             before is not None and found.shape == before.shape
         ):  # rows of dead neurons may be left out
@@ -376,15 +376,15 @@ def test_an_interrupted_step_ends_the_stream(monkeypatch: pytest.MonkeyPatch) ->
     first, second = network.step(x), network.step(x)
     network.reset()
     np.testing.assert_array_equal(network.step(x), first)
-    run, seen = Workspace.run, []
+    run, seen = Buffers.run, []
 
-    def interrupted(workspace: Workspace) -> None:
+    def interrupted(buffers: Buffers) -> None:
         seen.append(1)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        run(workspace)
+        run(buffers)
 
-    monkeypatch.setattr(Workspace, "run", interrupted)
+    monkeypatch.setattr(Buffers, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         network.step(x)
     with pytest.raises(ValidityError, match="the first step of a stream needs an input"):
@@ -393,7 +393,7 @@ def test_an_interrupted_step_ends_the_stream(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(network.step(x), second)
 
 
-def test_workspaces_of_one_run_are_kept() -> None:
+def test_buffers_of_one_run_are_kept() -> None:
     network = Network(build_event_network(small_model()), threads=2)
     x = np.zeros((4, 2, 5, 5), np.float32)
     with ThreadPoolExecutor(6) as pool:

@@ -1,4 +1,4 @@
-"""Dead neurons, generated channels and explicit rows in the event network."""
+"""Dead neurons, constant-pattern channels and explicit rows in the event network."""
 
 import math
 import tracemalloc
@@ -25,7 +25,7 @@ from soul_deploy.export.event.storage_format import (
     channel_last_mask,
     represent_convolution,
 )
-from soul_deploy.export.verify.event import static_problems
+from soul_deploy.export.verify.event import event_problems
 from soul_deploy.export.verify.explicit_rows import explicit_problems
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.ir.graph import (
@@ -46,9 +46,9 @@ from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.format import network as eventnet
-from soul_deploy.runtime.format.network import Matrix, SparseRows, SpikingLayer
+from soul_deploy.runtime.format.network import MatrixSynapses, SparseRows, SpikingLayer
 from soul_deploy.runtime.ops.counted_run import additions, count, count_run
-from soul_deploy.runtime.plan.layout import packing_of, silenced_of
+from soul_deploy.runtime.plan.layout import layout_of, masked_out_index
 
 Array = npt.NDArray[Any]
 choices = st.sampled_from(CHOICES)
@@ -73,13 +73,13 @@ def test_masked_neurons_neither_run_nor_spike(
     golden, live = lower(model).trimmed.model.module().record(x), lower(model).trimmed.live_values
     np.testing.assert_array_equal(found.logits, model.module().record(x).logits.numpy())
     np.testing.assert_array_equal(network.run(x.numpy()), found.logits)
-    with network._workspace(spec.time_steps if sequence else 1, 1) as workspace:
+    with network._buffers(spec.time_steps if sequence else 1, 1) as buffers:
         for layer in network.events.spiking_layers:
             spikes, mask = found.spikes[layer.name], live[layer.name]
             np.testing.assert_array_equal(spikes, golden.spikes[layer.name].numpy())
             alive = math.prod(layer.out_shape) if mask is None else int(mask.sum())
-            held = math.prod(layer.out_shape) if packing_of(layer) is None else alive
-            assert len(workspace.membranes[layer.name]) == held and layer.neurons == alive
+            held = math.prod(layer.out_shape) if layout_of(layer) is None else alive
+            assert len(buffers.membranes[layer.name]) == held and layer.neurons == alive
             assert mask is None or not spikes[:, :, ~mask].any()
     if not sequence:
         counted(network, model, x)
@@ -127,7 +127,7 @@ def test_a_layer_without_live_neurons_runs() -> None:
 def small(
     *between: Node, generated: int = 0, steps: int = 4, padding: int = 0, channels: int = 3
 ) -> Model:
-    """Convolution, generated channels behind it, `between`, a convolution, a linear head."""
+    """Convolution, constant-pattern channels behind it, `between`, a convolution, a linear head."""
     wide = 4 + generated
     last = between[-1].name if between else "p1"
     nodes = (
@@ -268,7 +268,7 @@ def operators(draw: st.DrawFn) -> tuple[ConvOperator, Array, Array]:
 def test_explicit_rows_are_the_definition(drawn: tuple[ConvOperator, Array, Array]) -> None:
     operator, before, live = drawn
     found, weighed = represent_convolution(operator, before, live, "explicit")
-    assert isinstance(found, Matrix)
+    assert isinstance(found, MatrixSynapses)
     rows = found.rows
     assert isinstance(rows, SparseRows)
     sources, targets = naive.channel_last(operator.in_shape), naive.channel_last(operator.out_shape)
@@ -299,7 +299,7 @@ def test_explicit_rows_are_the_definition(drawn: tuple[ConvOperator, Array, Arra
 def test_a_wrong_explicit_row_is_seen(drawn: tuple[ConvOperator, Array, Array], seed: int) -> None:
     operator, before, live = drawn
     found, _ = represent_convolution(operator, before, live, "explicit")
-    assert isinstance(found, Matrix)
+    assert isinstance(found, MatrixSynapses)
     rows = found.rows
     assert isinstance(rows, SparseRows)
     if not rows.synapses:
@@ -409,13 +409,13 @@ def test_gate_1_sees_a_wrong_mask_or_pattern(choice: Choice) -> None:
     keep[0, 0, 0] = False
     model = replace(model, neuron_masks={"p1": keep})
     events = build_event_network(model, representation=choice)
-    assert static_problems(model, Network(events)) == ()
+    assert event_problems(model, Network(events)) == ()
     layer = events.spiking_layers[0]
     assert layer.live is not None
     assert layer.pattern is not None
     live, pattern = layer.live.copy(), layer.pattern.copy()
     pattern[0, 0] ^= 1
-    assert isinstance(layer.synapses, eventnet.Convolution) or choice == "explicit"
+    assert isinstance(layer.synapses, eventnet.ConvSynapses) or choice == "explicit"
     spoiled = {"p1: live neurons: missing": replace(layer, live=None)}
     spoiled["p1: generated spikes: 1 of 4 entries differ"] = replace(layer, pattern=pattern)
     if choice != "explicit":
@@ -424,7 +424,7 @@ def test_gate_1_sees_a_wrong_mask_or_pattern(choice: Choice) -> None:
     for text, wrong in spoiled.items():
         changed = replace(events, layers=(wrong, *events.layers[1:]))
         if text.endswith("missing") or choice != "explicit":
-            problems = static_problems(model, Network(changed))
+            problems = event_problems(model, Network(changed))
             assert text in problems
 
 
@@ -436,12 +436,9 @@ def test_verify_says_when_leaving_neurons_out_changes_a_score(
     export_event(model, path)
     assert verify(model, path, x).passed
 
-    def too_many(model: Model) -> Model:
-        masks = {"p1": np.zeros((4, 6, 6), np.bool_), "p2": model.neuron_masks["p2"]}
-        return replace(model, neuron_masks=masks)
-
-    monkeypatch.setattr("soul_deploy.export.verify.verify.deployed", too_many)
-    report = verify(model, path, x)
+    too_few = {"p1": np.zeros((4, 6, 6), np.bool_), "p2": model.neuron_masks["p2"]}
+    monkeypatch.setattr("soul_deploy.lowering.deploy.live_neurons", lambda *_: too_few)
+    report = verify(replace(model), path, x)
     assert not report.passed
     assert any("that nothing reads the scores differ by" in text for text in report.problems)
 
@@ -459,19 +456,19 @@ def test_packing_numbers_live_neurons_in_channel_last_order() -> None:
     keep = np.ones((5, 6, 6), np.bool_)
     keep[2, 0, 0] = keep[4, 1, 1] = False
     layer = build_event_network(replace(model, neuron_masks={"p1": keep})).spiking_layers[0]
-    packing = packing_of(layer)
-    assert packing is not None
-    assert packing.updated[:5].tolist() == [0, 1, 3, 4, 5]
-    assert packing.placed[:5].tolist() == [0, 1, 3, 5, 6]
-    assert len(packing.updated) == layer.neurons == 143
+    layout = layout_of(layer)
+    assert layout is not None
+    assert layout.gather_index[:5].tolist() == [0, 1, 3, 4, 5]
+    assert layout.scatter_index[:5].tolist() == [0, 1, 3, 5, 6]
+    assert len(layout.gather_index) == layer.neurons == 143
     mask = channel_last_mask(keep)
     np.testing.assert_array_equal(layer.live, mask)
-    assert packing_of(build_event_network(small()).spiking_layers[1]) is None
-    assert packing_of(None) is None
+    assert layout_of(build_event_network(small()).spiking_layers[1]) is None
+    assert layout_of(None) is None
 
 
 @pytest.mark.parametrize("choice", ["implicit", "explicit"])
-def test_few_dead_neurons_behind_shared_rows_are_updated_and_silenced(choice: Choice) -> None:
+def test_few_dead_neurons_behind_shared_rows_are_updated_and_masked_out(choice: Choice) -> None:
     """The dead ones fire by their currents, and nobody sees it; many dead ones are left out."""
     x = 8 * np.random.default_rng(0).random((2, 2, 6, 6)).astype(np.float32)
     free = Network(build_event_network(small()), 1).run_recorded(x).spikes["p2"]
@@ -481,16 +478,16 @@ def test_few_dead_neurons_behind_shared_rows_are_updated_and_silenced(choice: Ch
         network = Network(build_event_network(model, representation=choice), 1)
         layer = network.events.spiking_layers[1]
         on_map = rate == 0.9 and choice == "implicit"
-        assert (packing_of(layer) is None) == (silenced_of(layer) is not None) == on_map
+        assert (layout_of(layer) is None) == (masked_out_index(layer) is not None) == on_map
         spikes = network.run_recorded(x).spikes["p2"]
         assert free[:, :, ~model.neuron_masks["p2"]].any()
         np.testing.assert_array_equal(spikes, free * model.neuron_masks["p2"])
         updates = count(network, x)["c2"].neuron_updates
         assert updates == 2 * 4 * model.neuron_masks["p2"].sum()
     layer = build_event_network(masked_small(0.9), representation="implicit").spiking_layers[1]
-    silenced = silenced_of(layer)
-    assert silenced is not None and layer.live is not None
-    assert silenced.tolist() == [i for i, lives in enumerate(layer.live) if not lives]
+    masked_out = masked_out_index(layer)
+    assert masked_out is not None and layer.live is not None
+    assert masked_out.tolist() == [i for i, lives in enumerate(layer.live) if not lives]
 
 
 def test_a_mask_of_another_length_is_refused() -> None:

@@ -27,13 +27,13 @@ from soul_deploy.base.errors import (
 )
 from soul_deploy.cli.main import root
 from soul_deploy.equivalence.engines import Comparer, ModelExecution
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import build_nir, export_nir
 from soul_deploy.export.onnx.model import build_onnx
-from soul_deploy.export.verify.nir import static_problems
+from soul_deploy.export.verify.nir import nir_problems
 from soul_deploy.export.verify.onnx import OnnxExecution
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.frontend.trace import trace
@@ -250,7 +250,7 @@ def readable(spec: ChainSpec) -> ChainSpec:
 def test_there_and_back_is_the_same_network(spec: ChainSpec) -> None:
     model, x = build(readable(spec)), images(spec)
     back = import_nir(build_nir(model))
-    assert not list(static_problems(model, back))
+    assert not list(nir_problems(model, back))
     neurons = [node.neuron for node in model.graph.populations]
     assert [node.neuron for node in back.graph.populations] == neurons
     assert back.graph.readout.describe() == model.graph.readout.describe()
@@ -266,7 +266,7 @@ def test_there_and_back_with_batch_norm(spec: ChainSpec) -> None:
     assume(all(pool.kind != "adaptive" for pool in pools))
     model, x = build(readable(spec)), images(spec)
     back = import_nir(build_nir(model))
-    comparer, execution = Comparer(Golden(model)), ModelExecution(back)
+    comparer, execution = Comparer(ReferenceModel(model)), ModelExecution(back)
     assert comparer.forced(execution, x, 4).passed
     assert comparer.end_to_end(execution, x, 4).passed
 
@@ -280,8 +280,8 @@ def test_residual_networks_there_and_back(spec: ResidualSpec) -> None:
     )
     model, x = residual_model(spec), residual_images(spec)
     back = import_nir(build_nir(model))
-    assert not list(static_problems(model, back))
-    comparer, execution = Comparer(Golden(model)), ModelExecution(back)
+    assert not list(nir_problems(model, back))
+    comparer, execution = Comparer(ReferenceModel(model)), ModelExecution(back)
     assert comparer.forced(execution, x, 4).passed
     assert comparer.end_to_end(execution, x, 4).passed
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from soul_deploy.analysis.synops import count_model, count_steps
 from soul_deploy.base.errors import FileFormatError, UsageError
-from soul_deploy.equivalence.engines import Comparer, LayerRun, Run
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.verify.event import EventExecution
-from soul_deploy.export.verify.onnx import OnnxExecution, outputs_of, static_problems
+from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems, outputs_of
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer, needed_values
@@ -40,7 +40,7 @@ def test_counts_from_the_file_are_the_goldens(spec: ChainSpec, seed: int) -> Non
     model = pruned(build(spec), seed, constants=False)
     model = replace(model, neuron_masks=random_neuron_masks(model, seed))
     file, x = build_onnx(model, outputs="spikes"), images(spec)
-    assert not static_problems(model, file)
+    assert not onnx_problems(model, file)
     run = OnnxExecution(file, model).run(x)
     assert run.counts == count_model(model, x)
 
@@ -68,7 +68,7 @@ def test_a_file_with_another_weight_pattern_counts_otherwise() -> None:
     weight = numpy_helper.to_array(tensor).copy()
     weight[:, weight.any(axis=0)] = 0
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
-    whole = Comparer(Golden(MODEL)).end_to_end(OnnxExecution(file, MODEL), X)
+    whole = Comparer(ReferenceModel(MODEL)).end_to_end(OnnxExecution(file, MODEL), X)
     assert "synops" in {m.count for m in whole.mismatches}
     assert not whole.passed
 
@@ -106,14 +106,14 @@ class Flipping(EventExecution):
 
     counted = True
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         run = super().run(images)
         spikes = dict(run.spikes)
         spikes["2"] = spikes["2"].clone()
         spikes["2"][PLACE] ^= True
         if not self.counted:
             return replace(run, spikes=spikes)
-        return replace(run, spikes=spikes, counts=counts_of(self.golden.model, images, spikes))
+        return replace(run, spikes=spikes, counts=counts_of(self.reference.model, images, spikes))
 
     def run_layer(self, layer: str, values: object) -> LayerRun:
         return super().run_layer(layer, values)  # type: ignore[arg-type]
@@ -133,9 +133,9 @@ def counts_of(model: Model, x: Tensor, spikes: dict[str, Tensor]) -> dict[str, L
 
 
 def test_differences_are_the_fan_out_of_what_flipped() -> None:
-    golden = Golden(MODEL)
-    execution = Flipping(Network(build_event_network(MODEL)), golden)
-    whole = Comparer(golden).end_to_end(execution, X)
+    reference = ReferenceModel(MODEL)
+    execution = Flipping(Network(build_event_network(MODEL)), reference)
+    whole = Comparer(reference).end_to_end(execution, X)
     assert not whole.mismatches
     assert whole.counts_agree
     changed = {(d.layer, d.count): d for d in whole.differences}
@@ -151,9 +151,9 @@ def test_differences_are_the_fan_out_of_what_flipped() -> None:
 
 def test_counts_that_flips_do_not_explain_fail() -> None:
     """Another spike was reported than was counted."""
-    golden = Golden(MODEL)
-    execution = Flipping(Network(build_event_network(MODEL)), golden)
+    reference = ReferenceModel(MODEL)
+    execution = Flipping(Network(build_event_network(MODEL)), reference)
     execution.counted = False
-    whole = Comparer(golden).end_to_end(execution, X)
+    whole = Comparer(reference).end_to_end(execution, X)
     assert whole.mismatches
     assert not whole.counts_agree

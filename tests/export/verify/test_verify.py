@@ -13,15 +13,15 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import FileFormatError, MissingFileError, ValidityError
-from soul_deploy.equivalence.engines import Comparer, LayerRun, Run
-from soul_deploy.equivalence.golden import Golden
+from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
+from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.verify import event as event_check
 from soul_deploy.export.verify.event import EventExecution
-from soul_deploy.export.verify.onnx import OnnxExecution, static_problems
-from soul_deploy.export.verify.verify import kind_of, verify
+from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems
+from soul_deploy.export.verify.verify import artifact_kind, verify
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir.graph import NeuronSpec
 from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
@@ -30,7 +30,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
     EventNetwork,
     Layer,
@@ -68,7 +68,7 @@ X = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(6))
 
 
 def comparer() -> Comparer:
-    return Comparer(Golden(GOLDEN))
+    return Comparer(ReferenceModel(GOLDEN))
 
 
 @pytest.mark.parametrize("kind", ["onnx", "event"])
@@ -77,7 +77,7 @@ def test_a_right_artifact_passes_all_gates(kind: str, tmp_path: Path) -> None:
     (export_onnx if kind == "onnx" else export_event)(GOLDEN, path)
     report = verify(GOLDEN, path, X)
     assert report.passed
-    assert report.kind == kind == kind_of(path)
+    assert report.kind == kind == artifact_kind(path)
     assert report.forced is not None
     assert report.forced.counted is (kind == "event")
     assert report.silent == ()
@@ -155,7 +155,7 @@ def test_a_wrong_onnx_file_fails_the_static_gate(
     spoil: Callable[[ModelProto], None], tmp_path: Path
 ) -> None:
     file = build_onnx(GOLDEN)
-    assert static_problems(GOLDEN, file) == ()
+    assert onnx_problems(GOLDEN, file) == ()
     spoil(file)
     path = tmp_path / "wrong.onnx"
     onnx.save(file, path)
@@ -272,8 +272,8 @@ def test_a_wrong_event_network_fails_the_static_gate(
     spoil: Callable[[EventNetwork], EventNetwork],
 ) -> None:
     events = build_event_network(GOLDEN)
-    assert event_check.static_problems(GOLDEN, Network(events)) == ()
-    problems = event_check.static_problems(GOLDEN, Network(spoil(events)))
+    assert event_check.event_problems(GOLDEN, Network(events)) == ()
+    problems = event_check.event_problems(GOLDEN, Network(spoil(events)))
     assert any(WRONG_EVENTS[spoil] in problem for problem in problems), problems
 
 
@@ -281,13 +281,15 @@ def test_a_wrong_event_network_fails_the_static_gate(
 def test_a_wrong_event_network_fails_when_it_runs(
     spoil: Callable[[EventNetwork], EventNetwork],
 ) -> None:
-    execution = EventExecution(Network(spoil(build_event_network(GOLDEN))), Golden(GOLDEN))
+    execution = EventExecution(Network(spoil(build_event_network(GOLDEN))), ReferenceModel(GOLDEN))
     assert comparer().forced(execution, X).unexplained > 0
     assert not comparer().end_to_end(execution, X).passed
 
 
 def test_a_synapse_less_is_seen_in_the_counts() -> None:
-    execution = EventExecution(Network(_event_zero(build_event_network(GOLDEN))), Golden(GOLDEN))
+    execution = EventExecution(
+        Network(_event_zero(build_event_network(GOLDEN))), ReferenceModel(GOLDEN)
+    )
     found = comparer().forced(execution, X)
     assert {"synops", "synops_events"} <= {m.count for m in found.mismatches if m.layer == "8"}
     assert "8: synops is" in str(next(m for m in found.mismatches if m.count == "synops"))
@@ -305,7 +307,7 @@ def one_more(counts: StepCounts) -> StepCounts:
 class Miscounting(EventExecution):
     """Runs rightly, counts wrongly."""
 
-    def run(self, images: Tensor) -> Run:
+    def run(self, images: Tensor) -> ExecutionRun:
         run = super().run(images)
         assert run.counts is not None
         wrong = {name: replace(c, touched=c.touched + 1) for name, c in run.counts.items()}
@@ -318,7 +320,7 @@ class Miscounting(EventExecution):
 
 
 def test_wrong_counts_fail_by_themselves() -> None:
-    execution = Miscounting(Network(build_event_network(GOLDEN)), Golden(GOLDEN))
+    execution = Miscounting(Network(build_event_network(GOLDEN)), ReferenceModel(GOLDEN))
     forced, whole = comparer().forced(execution, X), comparer().end_to_end(execution, X)
     assert {m.count for m in forced.mismatches} == {"spikes_out"}
     assert {m.place for m in forced.mismatches} == {(GOLDEN.graph.time_steps - 1, len(X) - 1)}
@@ -390,6 +392,6 @@ def test_stored_rows_are_spelled_out_as_they_were() -> None:
     info = ModelInfo(normalization=Normalization((0.5,) * 4, (0.1,) * 4))
     events = build_event_network(from_module(module, info))
     (layer,) = events.spiking_layers
-    assert isinstance(layer.synapses, Convolution)
+    assert isinstance(layer.synapses, ConvSynapses)
     assert not isinstance(layer.synapses.rows, DenseRows)
     np.testing.assert_array_equal(event_check.convolution_weight(layer.synapses), weight.numpy())

@@ -23,11 +23,11 @@ from soul_deploy.runtime.bench.report import compare_with, reference_speedups
 from soul_deploy.runtime.bench.runner import (
     MAX_BATCHES,
     compare_engines,
-    entry,
+    engine_entry,
     merge_agreement,
     split_batches,
 )
-from soul_deploy.runtime.bench.timing import Schedule, percentile, time_in_turns
+from soul_deploy.runtime.bench.timing import TimingSchedule, percentile, time_in_turns
 
 ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
 
@@ -40,7 +40,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 # The schedule
 
 
-def recorded(schedule: Schedule, batches: int = 3) -> tuple[list[str], dict[str, list[float]]]:
+def recorded(
+    schedule: TimingSchedule, batches: int = 3
+) -> tuple[list[str], dict[str, list[float]]]:
     calls: list[str] = []
     runs = {name: lambda x, name=name: calls.append(f"{name}{int(x[0])}") for name in "ab"}
     times = time_in_turns(runs, [np.array([k]) for k in range(batches)], schedule)
@@ -48,7 +50,7 @@ def recorded(schedule: Schedule, batches: int = 3) -> tuple[list[str], dict[str,
 
 
 def test_engines_take_turns_and_each_block_starts_with_a_run_that_is_not_measured() -> None:
-    calls, times = recorded(Schedule(warmup=2, iterations=3, rounds=2))
+    calls, times = recorded(TimingSchedule(warmup=2, iterations=3, rounds=2))
     warm = ["a0", "a1", "b0", "b1"]
     first = ["a0", "a0", "a1", "b0", "b0", "b1"]  # one unmeasured, then two
     second = ["a2", "a2", "b2", "b2"]  # one unmeasured, then the third
@@ -64,7 +66,7 @@ def test_exactly_the_asked_number_of_runs_is_measured(
 
     rest, timing.REST_SECONDS = timing.REST_SECONDS, 0.0
     try:
-        calls, times = recorded(Schedule(warmup, iterations, None, rounds))
+        calls, times = recorded(TimingSchedule(warmup, iterations, None, rounds))
     finally:
         timing.REST_SECONDS = rest
     assert {len(measured) for measured in times.values()} == {iterations}
@@ -73,7 +75,7 @@ def test_exactly_the_asked_number_of_runs_is_measured(
 
 
 def test_a_duration_measures_at_least_the_iterations() -> None:
-    _, times = recorded(Schedule(0, 4, seconds=1e-9, rounds=2))
+    _, times = recorded(TimingSchedule(0, 4, seconds=1e-9, rounds=2))
     assert all(len(measured) >= 4 for measured in times.values())
 
 
@@ -128,7 +130,7 @@ def spec_of(path: Path, name: str = "event", network: str = "compact") -> Engine
 def test_an_entry_holds_what_its_runs_say(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
-    found = entry(spec_of(path), 2, 4, [3.0, 1.0, 2.0], [25], None)
+    found = engine_entry(spec_of(path), 2, 4, [3.0, 1.0, 2.0], [25], None)
     assert (found["p25_ms"], found["p50_ms"], found["min_ms"], found["max_ms"]) == (1.5, 2, 1, 3)
     assert found["items_per_s"] == 4 / 0.002
     assert (found["file_bytes"], found["runs"], found["mean_ms"]) == (5, 3, 2)

@@ -18,7 +18,7 @@ from soul_deploy.export.event.build import build_event_network
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine, pool, product_of
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
     EventNetwork,
     PoolLayer,
@@ -57,7 +57,7 @@ def test_residual_networks(spec: ResidualSpec, neurons: bool) -> None:
 def test_a_grouped_convolution_by_hand() -> None:
     """Two groups of one channel, kernel (1, 2), stored mirrored; the right border sees a zero."""
     weight = np.array([[[[1.0], [10.0]]], [[[2.0], [20.0]]]], np.float32)
-    synapses = Convolution(
+    synapses = ConvSynapses(
         (2, 1, 2),
         (2, 1, 2),
         DenseRows(weight),

@@ -38,7 +38,7 @@ from soul_deploy.export.onnx.step import (
     export_step,
     states_of,
 )
-from soul_deploy.export.verify.onnx import static_problems
+from soul_deploy.export.verify.onnx import onnx_problems
 from soul_deploy.export.verify.onnx_step import StepExecution
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.ir.graph import NeuronSpec
@@ -310,9 +310,9 @@ def test_a_repeated_step_does_not_run_the_first_layer() -> None:
     network.step(frames(1)[0].numpy())
     stream = network._stream
     assert stream is not None
-    for workspace in stream.workspaces:
-        assert [len(calls) for stage in workspace.still for calls in stage] == [2]
-        workspace.values["input"][...] = np.nan  # nothing may read it
+    for buffers in stream.samples:
+        assert [len(calls) for region in buffers.static_regions for calls in region] == [2]
+        buffers.values["input"][...] = np.nan  # nothing may read it
     assert np.isfinite(network.step()).all()
 
 
@@ -344,11 +344,11 @@ def changed(built: onnx.ModelProto) -> Iterator[tuple[str, str]]:
 def test_the_static_gate_sees_a_changed_step_file() -> None:
     model = small()
     built = build_step(model)
-    assert static_problems(model, built) == ()
+    assert onnx_problems(model, built) == ()
     for what, text in changed(built):
-        problems = static_problems(model, built)
+        problems = onnx_problems(model, built)
         assert any(text in problem for problem in problems), (what, problems)
-    assert static_problems(model, built) == ()
+    assert onnx_problems(model, built) == ()
 
 
 def test_a_file_of_currents_runs_no_sequences() -> None:

@@ -16,19 +16,19 @@ from chains import ChainSpec, build, chains, images, random_neuron_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soul_deploy.analysis.reference_network import Reference, reference_model
+from soul_deploy.analysis.reference_network import ReferenceNetwork, reference_model
 from soul_deploy.base.environment import physical_cores
 from soul_deploy.base.errors import LimitError, UsageError
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.engine.thread_team import Crew
+from soul_deploy.runtime.engine.thread_team import ThreadTeam
 from soul_deploy.runtime.format.validate import MAX_THREADS
-from soul_deploy.runtime.kernels.barrier import Meet, SpinBarrier, _PlainBarrier
+from soul_deploy.runtime.kernels.barrier import Barrier, SpinBarrier, _PlainBarrier
 from soul_deploy.runtime.kernels.simd import compiled
 
 BARRIERS = (SpinBarrier, _PlainBarrier) if compiled() else (_PlainBarrier,)
-SMALL = Reference(density=0.3, width=4, hidden=8, image=(3, 8, 8))
+SMALL = ReferenceNetwork(density=0.3, width=4, hidden=8, image=(3, 8, 8))
 
 
 @given(
@@ -101,18 +101,18 @@ def test_nobody_passes_before_all_have_come(kind: type[SpinBarrier], threads: in
 
 
 def test_a_thread_that_fails_lets_the_others_go() -> None:
-    crew = Crew(3)
+    team = ThreadTeam(3)
 
-    def work(thread: int, meet: Meet) -> None:
-        meet()
+    def work(thread: int, barrier: Barrier) -> None:
+        barrier()
         if thread == 1:
             raise ArithmeticError("thread 1 gave up")
-        meet()
+        barrier()
 
     with pytest.raises(ArithmeticError, match="thread 1 gave up"):
-        crew.together(work)
+        team.parallel(work)
     seen: list[int] = []
-    crew.together(lambda thread, meet: seen.append(thread))
+    team.parallel(lambda thread, barrier: seen.append(thread))
     assert sorted(seen) == [0, 1, 2]
 
 
@@ -126,17 +126,17 @@ def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
         start(thread)
         started.append(thread)
 
-    crew = Crew(3)
+    team = ThreadTeam(3)
     with (
         monkeypatch.context() as patch,
         pytest.raises(LimitError, match="3 threads asked, and the"),
     ):
         patch.setattr(threading.Thread, "start", refuse)
-        crew.each(lambda thread, meet: None)
+        team.each(lambda thread, barrier: None)
     assert len(started) == 2
     _wait_for_the_end(started)
     seen: list[int] = []
-    crew.each(lambda thread, meet: seen.append(thread))
+    team.each(lambda thread, barrier: seen.append(thread))
     assert sorted(seen) == [0, 1, 2]
 
 
@@ -145,14 +145,14 @@ def test_a_core_that_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch)
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    crew, seen = Crew(len(physical_cores())), []
+    team, seen = ThreadTeam(len(physical_cores())), []
 
-    def work(thread: int, meet: Meet) -> None:
-        meet()
+    def work(thread: int, barrier: Barrier) -> None:
+        barrier()
         seen.append(thread)
 
-    crew.together(work)
-    assert sorted(seen) == list(range(crew.threads))
+    team.parallel(work)
+    assert sorted(seen) == list(range(team.threads))
 
 
 def _wait_for_the_end(threads: Iterable[threading.Thread]) -> None:
@@ -191,18 +191,18 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 def test_ctrl_c_waits_for_the_threads() -> None:
     """They use the caller's buffers, and one that waits at the barrier is let go."""
-    crew, running, interrupted = Crew(2), threading.Event(), threading.Event()
+    team, running, interrupted = ThreadTeam(2), threading.Event(), threading.Event()
     state: list[str] = []
 
-    def work(thread: int, meet: Meet) -> None:
+    def work(thread: int, barrier: Barrier) -> None:
         if thread == 1:
             running.set()
         else:
             interrupted.wait(60)  # so the work cannot be over before
             time.sleep(0.3)  # whoever does not wait is seen
             state.append("done")
-        meet()
-        meet()
+        barrier()
+        barrier()
 
     def interrupt() -> None:
         running.wait(60)
@@ -214,13 +214,13 @@ def test_ctrl_c_waits_for_the_threads() -> None:
     try:
         sender.start()
         with pytest.raises(KeyboardInterrupt):
-            crew.together(work)
+            team.parallel(work)
     finally:
         sender.join()
         signal.signal(signal.SIGINT, before)
     assert state == ["done"]
     seen: list[int] = []
-    crew.each(lambda thread, meet: seen.append(thread))
+    team.each(lambda thread, barrier: seen.append(thread))
     assert sorted(seen) == [0, 1]
 
 
@@ -233,9 +233,9 @@ def test_a_number_of_threads_that_cannot_be(threads: Any) -> None:
 
 def test_a_process_with_threads_ends() -> None:
     code = (
-        "from soul_deploy.runtime.engine.thread_team import Crew\n"
-        "crew = Crew(2)\n"
-        "crew.each(lambda share, meet: print(f'{share}\\n', end='', flush=True))\n"
+        "from soul_deploy.runtime.engine.thread_team import ThreadTeam\n"
+        "team = ThreadTeam(2)\n"
+        "team.each(lambda share, barrier: print(f'{share}\\n', end='', flush=True))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=60

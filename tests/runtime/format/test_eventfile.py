@@ -16,11 +16,11 @@ from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.file import FORMAT, load_event_network, save_event_network
 from soul_deploy.runtime.format.network import (
     Alternative,
-    Convolution,
+    ConvSynapses,
     DenseRows,
     EventNetwork,
-    Matrix,
-    Normalization,
+    MatrixSynapses,
+    PixelNormalization,
     PoolLayer,
     ReadoutLayer,
     SparseRows,
@@ -42,12 +42,12 @@ def example() -> EventNetwork:
         return NeuronEquation("soul_lif_decay", 2.0, 1.0, v_reset, "gt")
 
     square: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-    first = Convolution(
+    first = ConvSynapses(
         (1, 4, 4), (2, 4, 4), DenseRows(f(1, 3, 3, 2)), f(2), (3, 3), reach=(4, 4), **square
     )
     starts = np.cumsum([0, *([1, 0, 2] * 6)]).astype(np.uint32)
     targets = np.array([1, 0, 2] * 6, np.uint32)
-    second = Convolution(
+    second = ConvSynapses(
         (2, 2, 2),
         (3, 2, 2),
         SparseRows(starts, targets, f(18)),
@@ -60,7 +60,7 @@ def example() -> EventNetwork:
         np.array([0, 2, 2, *[3] * 14], np.uint32), np.array([0, 3, 1], np.uint32), f(3)
     )
     live = np.ones(16, np.bool_)
-    live[[3, 5]] = False  # the generated channel at position 0, and a neuron at position 1
+    live[[3, 5]] = False  # the constant-pattern channel at position 0, and a neuron at position 1
     pattern = np.array([[0], [1], [1]], np.uint8)
     weighed = Alternative("sparse", 200, 30, True), Alternative("explicit", 900, 20, False)
     layers = (
@@ -84,12 +84,18 @@ def example() -> EventNetwork:
             "p2",
             "spike",
             1,
-            Matrix((4, 2, 2), (4,), rows, f(4)),
+            MatrixSynapses((4, 2, 2), (4,), rows, f(4)),
             neuron(-0.5),
             live=np.array([1, 1, 0, 1], np.bool_),
         ),
         SpikingLayer(
-            "p4", "l2", "p3", "spike", 1, Matrix((4,), (6,), DenseRows(f(4, 6)), None), neuron(0.0)
+            "p4",
+            "l2",
+            "p3",
+            "spike",
+            1,
+            MatrixSynapses((4,), (6,), DenseRows(f(4, 6)), None),
+            neuron(0.0),
         ),
     )
     return EventNetwork(
@@ -99,7 +105,7 @@ def example() -> EventNetwork:
         layers,
         ReadoutLayer("head", "p4", (6,), 2, False, f(2, 6), f(2), 1, 1),
         fixed_steps=True,
-        normalization=Normalization((0.5,), (0.25,)),
+        normalization=PixelNormalization((0.5,), (0.25,)),
         classes=("cat", "dog"),
         source_sha256="0" * 64,
     )  # fmt: skip
@@ -334,11 +340,11 @@ def test_a_kernel_that_spans_more_than_32_bits_is_refused(axis: int) -> None:
         np.array([0, 1, 2], np.uint32), np.array([5, 7], np.uint32), np.ones(2, np.float32)
     )
 
-    def layer(dilation: int) -> Convolution:
+    def layer(dilation: int) -> ConvSynapses:
         side = 1 << 15 | 1
         along = ((side, 1), (2, 1), (dilation, 1), (side - dilation, 1))
         sides, kernel, spread, out = (pair if axis == 0 else pair[::-1] for pair in along)
-        return Convolution(
+        return ConvSynapses(
             in_shape=(1, *sides), out_shape=(channels, *out), rows=rows, bias=None, kernel=kernel,
             stride=(1, 1), padding=(0, 0), dilation=spread, groups=1, reach=sides,
         )  # fmt: skip

@@ -15,14 +15,14 @@ from soul_deploy.base.errors import FileFormatError, LimitError, UsageError, Val
 from soul_deploy.base.files import METADATA_KEY, digest, read_tensors, write_tensors
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.export.event.build import export_event
-from soul_deploy.export.verify.event import static_problems
+from soul_deploy.export.verify.event import event_problems
 from soul_deploy.ir.graph import NeuronSpec
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.format.file import FORMAT, load_event_network
 from soul_deploy.runtime.format.map_layers import MergeLayer
-from soul_deploy.runtime.io.inspect import describe
-from soul_deploy.runtime.io.inspect_tables import report
+from soul_deploy.runtime.io.inspect import describe_file
+from soul_deploy.runtime.io.inspect_tables import inspect_report
 from soul_deploy.runtime.ops.counted_run import count, fan_out
 
 Document = dict[str, Any]
@@ -70,7 +70,7 @@ def test_round_trip(tmp_path: Path, style: str) -> None:
 def test_the_layers_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     export_event(model_of("ms"), path)
-    found = describe(path)
+    found = describe_file(path)
     rows = {row["layer"]: row for row in found["layers"]}
     assert rows["b0.merge"]["source"] == "b0.0.conv1, b0.1.wide, b0.short"
     assert [rows[n]["operation"] for n in ("stem", "pool", "b0.1.wide", "b0.merge", "last_sn")] == [
@@ -82,7 +82,7 @@ def test_the_layers_are_shown(tmp_path: Path) -> None:
     ]
     assert rows["stem"]["neurons"] == 0
     assert rows["last_sn"]["neuron"] is not None
-    text = drawn(report(found))
+    text = drawn(inspect_report(found))
     assert "b0.merge" in text
     assert "population" in text
 
@@ -250,7 +250,7 @@ def test_gate_1_sees_another_structure(paths: dict[str, Path], name: str) -> Non
         for layer in events.layers
     ]
     model = model_of(style)
-    assert static_problems(model, Network(events)) == ()
-    problems = static_problems(model, Network(replace(events, layers=tuple(layers))))
+    assert event_problems(model, Network(events)) == ()
+    problems = event_problems(model, Network(replace(events, layers=tuple(layers))))
     assert len(problems) == 1
     assert problems[0].startswith(text), problems

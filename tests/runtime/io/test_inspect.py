@@ -21,8 +21,8 @@ from soul_deploy.export.event.build import export_event
 from soul_deploy.ir.graph import Population
 from soul_deploy.model.file import load
 from soul_deploy.runtime.equations import CHARGE, NeuronEquation
-from soul_deploy.runtime.io.inspect import describe
-from soul_deploy.runtime.io.inspect_tables import FORMS, neuron_text, report
+from soul_deploy.runtime.io.inspect import describe_file
+from soul_deploy.runtime.io.inspect_tables import FORMS, inspect_report, neuron_text
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_live_neurons_and_generated_channels_are_shown(tmp_path: Path) -> None:
     assert f"{row['neurons']:,}" in text and f"{dense['additions']:,}" in text
     shown = {**row, "generated": 2}
     assert f"2 channels of {row['layer']}" in drawn(
-        report({**found, "layers": [shown, *found["layers"][1:]]})
+        inspect_report({**found, "layers": [shown, *found["layers"][1:]]})
     )
 
 
@@ -141,7 +141,7 @@ def test_a_foreign_onnx_file_is_shown_too(tmp_path: Path) -> None:
     )
     path = tmp_path / "foreign"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), str(path))
-    found = describe(path)
+    found = describe_file(path)
     assert found["inputs"][0]["shape"] == ["n", None, 3]
     assert (found["operators"], found["parameters"]) == ({"Relu": 1}, 0)
     assert "1: Relu 1" in printed("inspect", path)

@@ -34,7 +34,7 @@ DENSE = {  # DenseRows: checks.require_array
     ],
 }
 BIAS = {"a bias is as long as the output": ["bias length", "matrix bias"]}
-GEOMETRY = {  # synapses.Convolution: every tap of tap_tables.py stays inside the output
+GEOMETRY = {  # synapses.ConvSynapses: every tap of tap_tables.py stays inside the output
     "sides are positive": ["empty side", "two sides", "flat convolution"],
     "kernel, stride, dilation from 1, padding from 0": [
         *("kernel", "stride", "dilation", "padding", "long pair"),
@@ -44,7 +44,7 @@ GEOMETRY = {  # synapses.Convolution: every tap of tap_tables.py stays inside th
     "no event beyond reach has targets": ["reach"],
     "a source has the shape that its reader takes": ["in shape", "source shape", "source"],
 }
-PACKED = {  # layout.py renumbers live neurons only
+COMPACTED = {  # layout.py renumbers live neurons only
     "a live mask is bool, one per neuron": ["live length", "live dtype"],
     "no row leads to or from a neuron that is not live": ["dead target", "dead source"],
     "patterns are (T, channels) of 0 and 1": [
@@ -75,30 +75,30 @@ FAMILIES = {
     "convolve_dense": [DENSE, BIAS, GEOMETRY, EVENTS],
     "convolve_analog": [DENSE, BIAS, GEOMETRY, EVENTS],
     "convolve_sparse": [ROWS, BIAS, GEOMETRY, EVENTS],
-    "multiply_dense": [DENSE, BIAS, PACKED, EVENTS],
-    "multiply_sparse": [ROWS, BIAS, PACKED, EVENTS],
+    "multiply_dense": [DENSE, BIAS, COMPACTED, EVENTS],
+    "multiply_sparse": [ROWS, BIAS, COMPACTED, EVENTS],
     "start": [BIAS],
     "convolve": [ROWS, BIAS, GEOMETRY, EVENTS],
-    "multiply": [ROWS, BIAS, PACKED, EVENTS],
-    "repeat": [ROWS, BIAS, GEOMETRY, PACKED, EVENTS],
+    "multiply": [ROWS, BIAS, COMPACTED, EVENTS],
+    "repeat": [ROWS, BIAS, GEOMETRY, COMPACTED, EVENTS],
     "arrive": [],
     "spin": [],
-    "pick": [PACKED],
-    "place": [PACKED],
-    "silence": [PACKED],
+    "gather": [COMPACTED],
+    "scatter_spikes": [COMPACTED],
+    "mask_out": [COMPACTED],
     "max_pool": [POOL, GEOMETRY],
     "sum_spikes": [READOUT],
     "score": [READOUT],
     "vote": [READOUT],
-    "sweep": [NEURON, PACKED],
+    "update": [NEURON, COMPACTED],
     "add_": [MERGE],
     "both": [MERGE],
     "first_without_second": [MERGE],
-    "scatter": [SCATTER],
+    "scatter_channels": [SCATTER],
     "count_convolution": [GEOMETRY, DENSE, ROWS],
     "count_matrix": [DENSE, ROWS],
-    "count_rows": [ROWS, GEOMETRY, PACKED],
-    "fill_rows": [ROWS, GEOMETRY, PACKED],
+    "count_row_synapses": [ROWS, GEOMETRY, COMPACTED],
+    "fill_rows": [ROWS, GEOMETRY, COMPACTED],
 }
 REFUSED = {**test_residual_files.DAMAGE, **test_eventfile.DAMAGE}
 

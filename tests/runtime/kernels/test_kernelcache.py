@@ -16,13 +16,13 @@ from soul_deploy.runtime.kernels.cache import STAMP, forget_stale, sources_stamp
 FIRES = """
 import numpy as np
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
+from soul_deploy.runtime.kernels.neurons import update_constants, update_of
 
 neuron = NeuronEquation("integrate", 1.0, 1.0, 0.0, "gt")
 v, spikes = np.zeros(1, np.float32), np.zeros((1, 1), np.uint8)
 current = np.full((1, 1), 1.0, np.float32)
-sweep_of(neuron)(current, *sweep_numbers(neuron), False, v, spikes, 0, 1)
-print(spikes[0, 0], sum(sweep_of(neuron).stats.cache_hits.values()))
+update_of(neuron)(current, *update_constants(neuron), False, v, spikes, 0, 1)
+print(spikes[0, 0], sum(update_of(neuron).stats.cache_hits.values()))
 """
 
 
@@ -60,10 +60,10 @@ def test_without_a_folder_kernels_are_compiled_each_time(tmp_path: Path) -> None
         "from numba.core import caching\n"
         "caching.CacheImpl._locator_classes = []\n"
         "from soul_deploy.runtime.kernels.cache import CACHE\n"
-        "from soul_deploy.runtime.kernels.maps import place\n"
+        "from soul_deploy.runtime.kernels.maps import scatter_spikes\n"
         "from soul_deploy.runtime.kernels.cache import compiling_message\n"
-        "print(CACHE, place.stats.cache_path)\n"
-        "print(compiling_message(place.stats.cache_path))\n"
+        "print(CACHE, scatter_spikes.stats.cache_path)\n"
+        "print(compiling_message(scatter_spikes.stats.cache_path))\n"
     )
     said = ran(code, ROOT)
     assert said[:2] == ["False", "None"]

@@ -20,10 +20,10 @@ from soul_deploy import runtime
 from soul_deploy.runtime.engine.inputs import to_channel_last, to_channel_major
 from soul_deploy.runtime.equations import FIRE, ChargeForm, NeuronEquation
 from soul_deploy.runtime.format.network import (
-    Convolution,
+    ConvSynapses,
     DenseRows,
     EdgeKind,
-    Matrix,
+    MatrixSynapses,
     PoolLayer,
     ReadoutLayer,
     Rows,
@@ -34,20 +34,20 @@ from soul_deploy.runtime.format.network import (
 )
 from soul_deploy.runtime.kernels import maps as mapping
 from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, PASS_BLOCK, SOURCE_BLOCK
-from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
-from soul_deploy.runtime.kernels.time_vectorised import lanes_for, pick_lanes
+from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, SOURCE_BLOCK, SPIKE_BLOCK
+from soul_deploy.runtime.kernels.neurons import update_constants, update_of
+from soul_deploy.runtime.kernels.time_vectorised import gather_lanes, lanes_for
 from soul_deploy.runtime.ops import counting
 from soul_deploy.runtime.ops.fan_out import fanout_map
-from soul_deploy.runtime.plan.layer_plan import prepare
-from soul_deploy.runtime.plan.partition import Stage, run_calls
-from soul_deploy.runtime.plan.stages import (
-    current_room,
-    current_stage,
+from soul_deploy.runtime.plan.layer_plan import plan_layer
+from soul_deploy.runtime.plan.partition import Region, run_calls
+from soul_deploy.runtime.plan.regions import (
+    current_region,
+    currents_shape,
     lanes_of,
-    map_stage,
-    place_stage,
-    readout_stage,
+    map_region,
+    readout_region,
+    scatter_spikes_region,
 )
 
 Array = npt.NDArray[Any]
@@ -120,9 +120,9 @@ def _axis(draw: st.DrawFn) -> tuple[int, ...]:
 @st.composite
 def matrix_cases(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 2**20)))
-    shapes = st.sampled_from(((3,), (2 * SOURCE_BLOCK + 3,), (2, 3, 2), (9,), (PASS_BLOCK + 7,)))
+    shapes = st.sampled_from(((3,), (2 * SOURCE_BLOCK + 3,), (2, 3, 2), (9,), (SPIKE_BLOCK + 7,)))
     in_shape = draw(shapes)
-    out_shape = draw(shapes if math.prod(in_shape) < PASS_BLOCK else st.sampled_from(((3,), (9,))))
+    out_shape = draw(shapes if math.prod(in_shape) < SPIKE_BLOCK else st.sampled_from(((3,), (9,))))
     kind = draw(st.sampled_from(KINDS))
     size = math.prod(out_shape), math.prod(in_shape)
     return Case(
@@ -154,14 +154,14 @@ def layer_of(case: Case, neuron: NeuronEquation = SILENT) -> SpikingLayer:
         rows = stored(listed, (len(listed), math.prod(out_shape)), sparse=case.sparse)
         order = naive.channel_last(out_shape)
         bias = None if case.bias is None else np.ascontiguousarray(case.bias[order])
-        synapses = Matrix(in_shape, out_shape, rows, bias)
+        synapses = MatrixSynapses(in_shape, out_shape, rows, bias)
     else:
         g = case.geometry
         kernel = case.weight.shape[2:]
         listed = naive.convolution_rows(case.weight, g["groups"])
         shape = (in_shape[0], *kernel, out_shape[0] // g["groups"])
         rows = stored(listed, shape, sparse=case.sparse)
-        synapses = Convolution(
+        synapses = ConvSynapses(
             in_shape, out_shape, rows, case.bias, (kernel[0], kernel[1]), g["stride"],
             g["padding"], g["dilation"], g["groups"], g["reach"],
         )  # fmt: skip
@@ -169,9 +169,9 @@ def layer_of(case: Case, neuron: NeuronEquation = SILENT) -> SpikingLayer:
     return SpikingLayer("p", "c", "s", case.kind, bound, synapses, neuron)
 
 
-def run_in_turn(stage: Stage) -> None:
+def run_in_turn(region: Region) -> None:
     """All parts, last first: their order must not matter."""
-    for calls in reversed(stage):
+    for calls in reversed(region):
         run_calls(calls)
 
 
@@ -179,10 +179,10 @@ def currents(case: Case, parts: int = 1) -> Array:
     """What the bias and synapse kernels make of the case, channel-major (T, ...)."""
     layer = layer_of(case)
     source = np.ascontiguousarray(to_channel_last(case.values, layer.in_shape))
-    ready, size = prepare(layer), math.prod(layer.out_shape)
-    current = np.full(current_room(layer, ready, len(source)), np.nan, np.float32)
+    ready, size = plan_layer(layer), math.prod(layer.out_shape)
+    current = np.full(currents_shape(layer, ready, len(source)), np.nan, np.float32)
     lanes = lanes_of(layer, ready, len(source))
-    run_in_turn(current_stage(layer, ready, source, current, lanes=lanes, parts=parts))
+    run_in_turn(current_region(layer, ready, source, current, lanes=lanes, partitions=parts))
     by_step = np.ascontiguousarray(current.T[: len(source)]) if lanes else current
     shape = layer.out_shape
     by_channel = by_step.reshape(len(source), -1, shape[0] if len(shape) == 3 else size)
@@ -246,7 +246,7 @@ def equations(draw: st.DrawFn) -> NeuronEquation:
 
 
 @given(equations(), st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 2**20))
-def test_sweep_equals_the_equation_bit_for_bit(
+def test_the_update_equals_the_equation_bit_for_bit(
     neuron: NeuronEquation, steps: int, repeated: bool, carry: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -256,8 +256,8 @@ def test_sweep_equals_the_equation_bit_for_bit(
     v = rng.normal(0, 0.5, 37).astype(np.float32)
     start = v.copy() if carry else np.full(37, neuron.rest, np.float32)
     spikes = np.empty((steps, 37), np.uint8)
-    sweep_of(neuron)(current, *sweep_numbers(neuron), carry, v, spikes, 0, 20)
-    sweep_of(neuron)(current, *sweep_numbers(neuron), carry, v, spikes, 20, 37)
+    update_of(neuron)(current, *update_constants(neuron), carry, v, spikes, 0, 20)
+    update_of(neuron)(current, *update_constants(neuron), carry, v, spikes, 20, 37)
     expected, last = naive.simulate(
         current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
         neuron.fire, start,
@@ -273,7 +273,7 @@ def test_sweep_equals_the_equation_bit_for_bit(
 
 
 @given(equations(), st.integers(2, 9), st.booleans(), st.integers(0, 2**20))
-def test_lane_sweep_equals_the_sweep_step_by_step(
+def test_the_lane_update_equals_the_update_step_by_step(
     neuron: NeuronEquation, steps: int, carry: bool, seed: int
 ) -> None:
     """Currents (n, lanes) give the same spikes and membranes; spare lanes are ignored."""
@@ -286,8 +286,8 @@ def test_lane_sweep_equals_the_sweep_step_by_step(
     side_by_side[:, :steps] = current.T
     spikes, turned = np.empty((steps, n), np.uint8), np.empty((lanes, LANE_BLOCK), np.float32)
     for bounds in ((300, n), (0, 300)):
-        sweep_of(neuron, lanes)(
-            side_by_side, *sweep_numbers(neuron), carry, v, spikes, *bounds, turned
+        update_of(neuron, lanes)(
+            side_by_side, *update_constants(neuron), carry, v, spikes, *bounds, turned
         )
     expected, last = naive.simulate(
         current, steps, neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
@@ -301,11 +301,11 @@ def test_lane_sweep_equals_the_sweep_step_by_step(
 def test_pick_lanes(steps: int, live: list[bool], seed: int) -> None:
     lanes, index = lanes_for(steps), np.flatnonzero(live).astype(np.uint32)
     current = dyadic((len(live), lanes), np.random.default_rng(seed))
-    picked = np.full((len(index), lanes), np.nan, np.float32)
+    gathered = np.full((len(index), lanes), np.nan, np.float32)
     half = len(index) // 2
-    pick_lanes(current, index, half, len(index), picked)
-    pick_lanes(current, index, 0, half, picked)
-    np.testing.assert_array_equal(picked, current[np.array(live)])
+    gather_lanes(current, index, half, len(index), gathered)
+    gather_lanes(current, index, 0, half, gathered)
+    np.testing.assert_array_equal(gathered, current[np.array(live)])
 
 
 @pytest.mark.parametrize(("steps", "lanes"), [(1, 0), (2, 4), (4, 4), (5, 8), (16, 16), (17, 0)])
@@ -313,11 +313,11 @@ def test_lanes_for(steps: int, lanes: int) -> None:
     assert lanes_for(steps) == lanes
 
 
-def test_a_sweep_covers_neurons_beyond_one_block() -> None:
+def test_an_update_covers_neurons_beyond_one_block() -> None:
     neuron = NeuronEquation("integrate", 1.0, 1.0, None, "ge")
     current = np.linspace(0, 2, 2500, dtype=np.float32)[None]
     spikes, v = np.empty((2, 2500), np.uint8), np.empty(2500, np.float32)
-    sweep_of(neuron)(current, *sweep_numbers(neuron), False, v, spikes, 0, 2500)
+    update_of(neuron)(current, *update_constants(neuron), False, v, spikes, 0, 2500)
     np.testing.assert_array_equal(
         spikes, [current[0] >= 1, current[0] - (current[0] >= 1) + current[0] >= 1]
     )
@@ -339,7 +339,7 @@ def test_max_pool(
     pool = PoolLayer("m", "s", shape[1:], expected.shape[1:], kernel, stride, padding)
     source = np.ascontiguousarray(to_channel_last(spikes, shape[1:]))
     out = np.empty((shape[0], math.prod(expected.shape[2:]), shape[1]), np.uint8)
-    run_in_turn(map_stage(pool, [source], out, parts=1 + seed % 3))
+    run_in_turn(map_region(pool, [source], out, partitions=1 + seed % 3))
     np.testing.assert_array_equal(to_channel_major(out, pool.out_shape), expected)
 
 
@@ -348,18 +348,18 @@ def test_pick_and_place(steps: int, live: list[bool], seed: int) -> None:
     rng = np.random.default_rng(seed)
     index = np.flatnonzero(live).astype(np.uint32)
     current = dyadic((steps, len(live)), rng)
-    picked = np.full((steps, len(index)), np.nan, np.float32)
+    gathered = np.full((steps, len(index)), np.nan, np.float32)
     half = len(index) // 2
-    mapping.pick(current, index, 0, half, picked)
-    mapping.pick(current, index, half, len(index), picked)
+    mapping.gather_currents(current, index, 0, half, gathered)
+    mapping.gather_currents(current, index, half, len(index), gathered)
     spikes = values_of("spike", (steps, len(index)), rng)
     full = np.zeros((steps, len(live)), np.uint8)
-    run_in_turn(place_stage(spikes, index, full, parts=1 + seed % 3))
+    run_in_turn(scatter_spikes_region(spikes, index, full, partitions=1 + seed % 3))
     for t in range(steps):
         at = 0
         for i, kept in enumerate(live):
             assert full[t, i] == (spikes[t, at] if kept else 0)
-            assert not kept or picked[t, at] == current[t, i]
+            assert not kept or gathered[t, at] == current[t, i]
             at += kept
 
 
@@ -369,12 +369,12 @@ def test_silence(steps: int, dead: list[bool], seed: int) -> None:
     index = np.flatnonzero(dead).astype(np.uint32)
     spikes = values_of("spike", (steps, len(dead)), rng)
     found, half = spikes.copy(), len(index) // 2
-    mapping.silence(found, index, 0, half)
+    mapping.mask_out(found, index, 0, half)
     for t in range(steps):
         for i in range(len(dead)):
-            silenced = dead[i] and sum(dead[:i]) < half
-            assert found[t, i] == (0 if silenced else spikes[t, i])
-    mapping.silence(found, index, half, len(index))
+            masked_out = dead[i] and sum(dead[:i]) < half
+            assert found[t, i] == (0 if masked_out else spikes[t, i])
+    mapping.mask_out(found, index, half, len(index))
     np.testing.assert_array_equal(found, spikes * ~np.array(dead))
 
 
@@ -388,7 +388,7 @@ def test_readout(linear: bool, biased: bool, steps: int, seed: int) -> None:
     layer = ReadoutLayer("h", "s", (6, 2, 3), 3, True, weight, bias, votes, 6 * votes)
     scores = np.empty(3, np.float32)
     source = np.ascontiguousarray(to_channel_last(spikes, layer.in_shape))
-    run_in_turn(readout_stage(layer, source, scores))
+    run_in_turn(readout_region(layer, source, scores))
     sums = naive.sum_spikes(spikes)
     scale = 1.0 / (steps * 6 * votes)
     expected = (
@@ -441,12 +441,12 @@ import numpy as np
 from soul_deploy.runtime.kernels.config import LANE_BLOCK
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.kernels.time_vectorised import multiply_lanes, start_lanes
-from soul_deploy.runtime.kernels.neurons import sweep_numbers, sweep_of
+from soul_deploy.runtime.kernels.neurons import update_constants, update_of
 neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, None, "ge")
-numbers = sweep_numbers(neuron)
+numbers = update_constants(neuron)
 v, current = np.zeros(3, np.float32), np.ones((1, 3), np.float32)
 spikes = np.zeros((2, 3), np.uint8)
-sweep_of(neuron)(current, *numbers, False, v, spikes, 0, 3)
+update_of(neuron)(current, *numbers, False, v, spikes, 0, 3)
 lanes, turned = np.ones((3, 4), np.float32), np.zeros((4, LANE_BLOCK), np.float32)
 start_lanes(4)(lanes, np.ones(3, np.float32), 0, 3)
 starts = np.array([0, 2], np.uint32)
@@ -454,8 +454,8 @@ rows = (starts[:-1], starts[1:], np.zeros(1, np.int64), np.array([0, 2], np.uint
 scratch = (np.zeros(1, np.uint8), np.zeros(1, np.uint32), np.zeros((1, 4), np.float32))
 values = np.ones((2, 1, 1), np.uint8)
 multiply_lanes(4)(values, *rows, np.ones(2, np.float32), *scratch, lanes)
-sweep_of(neuron, 4)(lanes, *numbers, False, v, spikes, 0, 3, turned)
-for kernel in (sweep_of(neuron), sweep_of(neuron, 4), start_lanes(4), multiply_lanes(4)):
+update_of(neuron, 4)(lanes, *numbers, False, v, spikes, 0, 3, turned)
+for kernel in (update_of(neuron), update_of(neuron, 4), start_lanes(4), multiply_lanes(4)):
     print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 

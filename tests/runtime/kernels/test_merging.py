@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from soul_deploy.runtime.engine.inputs import to_channel_last, to_channel_major
 from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
-from soul_deploy.runtime.plan.partition import Stage, run_calls
-from soul_deploy.runtime.plan.stages import map_stage
+from soul_deploy.runtime.plan.partition import Region, run_calls
+from soul_deploy.runtime.plan.regions import map_region
 
 Array = npt.NDArray[Any]
 KINDS = ("spike", "graded", "analog")
@@ -33,7 +33,7 @@ def branches_of(
     return [values(rng, k, n, shape) for k, n in zip(kinds, lengths, strict=True)]
 
 
-def run_in_turn(stage: Stage) -> None:
+def run_in_turn(stage: Region) -> None:
     """All parts, last first: their order must not matter."""
     for calls in reversed(stage):
         run_calls(calls)
@@ -57,7 +57,7 @@ def test_merges(function: Any, count: int, steps: int, seed: int) -> None:
     layer = MergeLayer("m", tuple(map(str, range(count))), function, shape)
     out = np.full((len(expected), 8, 3), 7, expected.dtype)
     sources = [contiguous(b, shape) for b in branches]
-    run_in_turn(map_stage(layer, sources, out, parts=1 + seed % 3))
+    run_in_turn(map_region(layer, sources, out, partitions=1 + seed % 3))
     found = to_channel_major(out, shape)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
@@ -70,7 +70,7 @@ def test_scatter(kind: str, places: set[int], seed: int) -> None:
     given_values = values(rng, kind, 2, shape)
     out = np.zeros((2, 6, 6), given_values.dtype)
     layer = ScatterLayer("s", "p", shape, wide, np.array(index, np.uint32))
-    run_in_turn(map_stage(layer, [contiguous(given_values, shape)], out, parts=1 + seed % 3))
+    run_in_turn(map_region(layer, [contiguous(given_values, shape)], out, partitions=1 + seed % 3))
     expected = naive.scatter(given_values, index, 6)
     np.testing.assert_array_equal(to_channel_major(out, wide), expected)
 
@@ -90,5 +90,5 @@ def test_analog_max_pool(
     expected = naive.max_pool_analog(given_values, kernel, stride, padding)
     layer = PoolLayer("p", "c", shape, expected.shape[1:], kernel, stride, padding)
     out = np.zeros((2, expected[0, 0].size, 2), np.float32)
-    run_in_turn(map_stage(layer, [contiguous(given_values, shape)], out, parts=1 + seed % 3))
+    run_in_turn(map_region(layer, [contiguous(given_values, shape)], out, partitions=1 + seed % 3))
     np.testing.assert_array_equal(to_channel_major(out, layer.out_shape), expected)

@@ -1,6 +1,6 @@
-"""The golden: the PyTorch original that every execution is compared with, and its margins.
+"""The reference: the PyTorch original that every execution is compared with, and its margins.
 
-A spike may differ only where the golden's membrane, recomputed in float64, is closer to the
+A spike may differ only where the reference's membrane, recomputed in float64, is closer to the
 threshold than the rounding of a float32 sum can move it.
 """
 
@@ -29,13 +29,13 @@ def entries(graph: SpikingGraph, name: str) -> tuple[str, ...]:
 
     They hold the population's input before any sum of weights: input, spikes, or those pooled.
     """
-    found: list[str] = []
+    names: list[str] = []
     for source in graph[name].inputs:
         if _has_projection(graph, source):
-            found += entries(graph, source)
+            names += entries(graph, source)
         else:
-            found.append(source)
-    return tuple(dict.fromkeys(found))
+            names.append(source)
+    return tuple(dict.fromkeys(names))
 
 
 def _has_projection(graph: SpikingGraph, name: str) -> bool:
@@ -46,16 +46,16 @@ def _has_projection(graph: SpikingGraph, name: str) -> bool:
 
 
 def sources(graph: SpikingGraph, name: str) -> tuple[str, ...]:
-    """The populations (or the input) that feed `name`, nothing spiking in between."""
-    found: list[str] = []
+    """The populations (or the input) that feed `name` through nodes without neurons."""
+    names: list[str] = []
     for source in graph[name].inputs:
         node = graph[source]
         own = node.fires or not node.inputs
-        found += [source] if own else sources(graph, source)
-    return tuple(dict.fromkeys(found))
+        names += [source] if own else sources(graph, source)
+    return tuple(dict.fromkeys(names))
 
 
-class Golden:
+class ReferenceModel:
     """The PyTorch original that everything is compared with, in float32 and in float64."""
 
     def __init__(self, model: Model) -> None:
@@ -105,9 +105,9 @@ class Golden:
         """Distance to threshold and allowance of population `name`, both (T, S, ...) float64.
 
         values: as recorded; samples: indices (S,) of the samples to look at. The membrane is
-        recomputed from the recorded inputs, its resets taught by the recorded spikes. The
+        recomputed from the recorded inputs, its resets teacher-forced by the recorded spikes. The
         allowance at a step is that of the largest Σ|w·x| up to it: the membrane remembers.
-        Generated channels have no membrane, and an infinite distance.
+        Constant-pattern channels have no membrane, and an infinite distance.
         """
         known = {s: _select(values[s], samples) for s in sources(self.graph, name)}
         spikes = _select(values[name], samples).tensor
@@ -118,13 +118,13 @@ class Golden:
         neuron = self.double.get_submodule(name)
         assert isinstance(neuron, SpikingNeuron)
         charged = spikes[:, :, : self.graph.shapes[current_of][0]]
-        distance = _taught_distance(neuron, current, charged)
+        distance = _teacher_forced_distance(neuron, current, charged)
         allowance = ROUNDING * _over_time(summed, len(spikes)).cummax(dim=0).values
         allowance = allowance.clamp(min=LEAST_ALLOWANCE * neuron.spec.v_threshold)
-        generated = torch.full_like(spikes[:, :, charged.shape[2] :], torch.inf)
+        constant_patterns = torch.full_like(spikes[:, :, charged.shape[2] :], torch.inf)
         return (
-            torch.cat([distance, generated], dim=2),
-            torch.cat([allowance, torch.zeros_like(generated)], dim=2),
+            torch.cat([distance, constant_patterns], dim=2),
+            torch.cat([allowance, torch.zeros_like(constant_patterns)], dim=2),
         )
 
 
@@ -139,7 +139,7 @@ def _over_time(signal: Signal, steps: int) -> Tensor:
     return signal.tensor.expand(steps, *signal.tensor.shape)
 
 
-def _taught_distance(neuron: SpikingNeuron, current: Signal, spikes: Tensor) -> Tensor:
+def _teacher_forced_distance(neuron: SpikingNeuron, current: Signal, spikes: Tensor) -> Tensor:
     """The charged membrane minus the threshold at every step, reset by the given spikes."""
     equation = neuron.equation()
     x = _over_time(current, len(spikes))

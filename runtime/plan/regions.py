@@ -1,0 +1,232 @@
+"""Layers bound to buffers: regions of kernel launches, split into partitions."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from soul_deploy.base.dispatch import operation_table
+from soul_deploy.base.files import Array
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.format.network import (
+    ConvSynapses,
+    MapLayer,
+    MatrixSynapses,
+    MergeLayer,
+    PoolLayer,
+    ReadoutLayer,
+    ScatterLayer,
+    Shape,
+    Synapses,
+    Synaptic,
+)
+from soul_deploy.runtime.kernels import maps as mapping
+from soul_deploy.runtime.kernels import synapses as kernels
+from soul_deploy.runtime.kernels.config import LANE_BLOCK
+from soul_deploy.runtime.kernels.neurons import update_constants, update_of
+from soul_deploy.runtime.kernels.time_vectorised import (
+    convolve_lanes,
+    gather_lanes,
+    multiply_lanes,
+    start_lanes,
+)
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, aligned_copy, tables_of
+from soul_deploy.runtime.plan.partition import Call, Partition, Region, partitions_of
+
+
+def lanes_of(layer: Synaptic, plan: LayerPlan, steps: int) -> int:
+    """Lanes that a spiking layer's currents have for so many different steps of its source."""
+    return 0 if layer.edge == "analog" else plan.lanes(steps)
+
+
+def currents_shape(layer: Synaptic, plan: LayerPlan, steps: int) -> Shape:
+    """Shape of a spiking layer's currents: (n, lanes), or (T, n)."""
+    lanes = lanes_of(layer, plan, steps)
+    return (plan.columns, lanes) if lanes else (steps, plan.columns)
+
+
+def current_region(
+    layer: Synaptic, plan: LayerPlan, source: Array, current: Array, *, lanes: int, partitions: int
+) -> Region:
+    """Bias and synapses.
+
+    source (T or 1, positions, channels) or compacted (T, L'); current (T or 1, plan.columns), or
+    (plan.columns, lanes).
+    """
+    return tuple(
+        _current_calls(layer, plan, source, current, lanes, partition)
+        for partition in partitions_of(partitions)
+    )
+
+
+def _current_calls(
+    layer: Synaptic,
+    plan: LayerPlan,
+    source: Array,
+    current: Array,
+    lanes: int,
+    partition: Partition,
+) -> tuple[Call, ...]:
+    first, last = plan.bounds(partition)
+    values, events = values_of(layer.synapses, source)
+    start, kernel = (start_lanes(lanes) if lanes else kernels.start_currents), plan.kernel
+    scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
+    if lanes:
+        make = multiply_lanes if kernel is kernels.multiply_sparse else convolve_lanes
+        kernel = make(lanes)
+        amounts = np.zeros((events, lanes), np.float32)
+        scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
+    arguments = (values, *tables_of(plan, partition), *scratch, current)
+    return (Call(start, (current, plan.bias_of(partition), first, last)), Call(kernel, arguments))
+
+
+@operation_table(Synapses)
+def values_of(synapses: Synapses, source: Array) -> tuple[Array, int]:
+    """The source as the kernel sees it, and how many events it collects at once at most."""
+    raise values_of.unknown(synapses)
+
+
+@values_of.on(MatrixSynapses)
+def _(matrix: MatrixSynapses, source: Array) -> tuple[Array, int]:
+    flat = source.reshape(len(source), 1, source.size // len(source))
+    return flat, flat.shape[2]
+
+
+@values_of.on(ConvSynapses)
+def _(convolution: ConvSynapses, source: Array) -> tuple[Array, int]:
+    return source, source.shape[2] * math.prod(convolution.kernel)
+
+
+def spiking_region(
+    layer: Synaptic,
+    plan: LayerPlan,
+    source: Array,
+    current: Array,
+    v: Array,
+    spikes: Array,
+    *,
+    neuron: NeuronEquation,
+    carry: bool,
+    partitions: int,
+) -> Region:
+    """Bias, synapses, neurons.
+
+    source and current as in `current_region`, current of the shape `currents_shape`; v (L,), spikes
+    (T, positions, C) or compacted (T, L).
+    """
+    lanes = lanes_of(layer, plan, len(source))
+    currents = current_region(layer, plan, source, current, lanes=lanes, partitions=partitions)
+    bounds = [plan.bounds(partition) for partition in partitions_of(partitions)]
+    neurons = neuron_region(
+        neuron, current, plan.gather_index, v, spikes, carry=carry, lanes=lanes, bounds=bounds,
+        masked_out=plan.masked_out,
+    )  # fmt: skip
+    return tuple(a + b for a, b in zip(currents, neurons, strict=True))
+
+
+def neuron_region(
+    neuron: NeuronEquation,
+    current: Array,
+    gather: Array | None,
+    v: Array,
+    spikes: Array,
+    *,
+    carry: bool,
+    lanes: int,
+    bounds: Sequence[tuple[int, int]],
+    masked_out: Array | None = None,
+) -> Region:
+    """Neurons on their currents, (T or 1, n) or (n, lanes).
+
+    gather: of the live neurons' currents, None: all n. bounds: columns of the currents, by
+    partition. masked_out: index of neurons whose spikes are set to 0, None: none.
+    """
+    arriving = current
+    if gather is not None:
+        shape = (len(v), lanes) if lanes else (len(current), len(v))
+        arriving = aligned(shape, np.float32)
+        bounds = [_index_between(gather, pair) for pair in bounds]
+    fired, update = spikes.reshape(len(spikes), len(v)), update_of(neuron, lanes)
+    region = []
+    for first, last in bounds:
+        calls: list[Call] = []
+        if gather is not None:
+            kernel = gather_lanes if lanes else mapping.gather_currents
+            calls.append(Call(kernel, (current, gather, first, last, arriving)))
+        scratch: tuple[Any, ...] = (aligned((lanes, LANE_BLOCK), np.float32),) if lanes else ()
+        numbers = update_constants(neuron)
+        calls.append(Call(update, (arriving, *numbers, carry, v, fired, first, last, *scratch)))
+        if masked_out is not None:
+            masked_part = _index_between(masked_out, (first, last))
+            calls.append(Call(mapping.mask_out, (fired, masked_out, *masked_part)))
+        region.append(tuple(calls))
+    return tuple(region)
+
+
+def _index_between(index: Array, bounds: tuple[int, int]) -> tuple[int, int]:
+    """(first, last) of the entries of a rising index between two columns of the currents."""
+    first, last = np.searchsorted(index, bounds)
+    return int(first), int(last)
+
+
+def scatter_spikes_region(spikes: Array, scatter: Array, flat: Array, *, partitions: int) -> Region:
+    """Scatter spikes (T, L) of live neurons into their map (T, n)."""
+    shares = (partition.of(len(scatter)) for partition in partitions_of(partitions))
+    return tuple(
+        (Call(mapping.scatter_spikes, (spikes, scatter, *share, flat)),) for share in shares
+    )
+
+
+@operation_table(MapLayer)
+def map_region(layer: MapLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+    """A layer without synapses and neurons: (T or 1, positions, channels) each, `out` zeroed."""
+    raise map_region.unknown(layer)
+
+
+@map_region.on(PoolLayer)
+def _(layer: PoolLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+    """Max pooling of spikes or analog values."""
+    (source,) = sources
+    kernel = mapping.max_pool_analog if source.dtype.kind == "f" else mapping.max_pool
+    windows = (layer.kernel, layer.stride, layer.padding)
+    arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2])
+    shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))
+    return tuple((Call(kernel, (*arguments, *share, out)),) for share in shares)
+
+
+@map_region.on(MergeLayer)
+def _(layer: MergeLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+    """Maps to one, left to right."""
+    add = mapping.add_currents if out.dtype.kind == "f" else mapping.add_events
+    kernel = {"add": add, "and": mapping.both, "iand": mapping.first_without_second}[layer.function]
+    start, *others = (source.reshape(len(source), -1) for source in sources)
+    to, region = out.reshape(len(out), -1), []
+    for partition in partitions_of(partitions):
+        calls, first = [], start
+        for other in others:
+            calls.append(Call(kernel, (first, other, *partition.of(to.shape[1]), to)))
+            first = to
+        region.append(tuple(calls))
+    return tuple(region)
+
+
+@map_region.on(ScatterLayer)
+def _(layer: ScatterLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+    """Channels into a map that is 0 everywhere else."""
+    (source,) = sources
+    index = aligned_copy(layer.index)
+    shares = (partition.of(source.shape[1]) for partition in partitions_of(partitions))
+    return tuple((Call(mapping.scatter, (source, index, *share, out)),) for share in shares)
+
+
+def readout_region(readout: ReadoutLayer, source: Array, scores: Array) -> Region:
+    """Sums, then scores."""
+    spikes = source if readout.space else source.reshape(len(source), 1, -1)
+    sums = np.empty(readout.sums, np.int64)
+    scale = np.float32(readout.scale(len(source)))
+    summing = Call(mapping.sum_spikes, (spikes, sums))
+    if readout.weight is None:
+        return ((summing, Call(mapping.vote, (sums, readout.votes, scale, scores))),)
+    weight, bias = aligned_copy(readout.weight.T), aligned_copy(readout.bias)
+    return ((summing, Call(mapping.score, (sums, weight, bias, scale, scores))),)

@@ -114,7 +114,7 @@ def inverting() -> Iterator[None]:
         return Invert(name, entry["source"], tuple(entry["shape"]))
 
     @map_region.on(Invert)
-    def _(layer: Invert, sources: list[Array], out: Array, *, parts: int) -> Any:
+    def _(layer: Invert, sources: list[Array], out: Array, *, partitions: int) -> Any:
         call = Call(lambda source, to: np.subtract(1, source, out=to), (sources[0], out))
         return ((call,),)
 
@@ -146,14 +146,14 @@ def network_of() -> EventNetwork:
 def test_an_added_layer_is_named_where_it_is_missing() -> None:
     assert missing(Invert) == {
         "format.layer_codec.read_layer",
-        "plan.regions.map_stage",
+        "plan.regions.map_region",
         "ops.counted_run.map_counts",
         "bench.scipy_engine.step_of",
     }
 
 
 def test_an_added_layer_without_entries_does_not_run() -> None:
-    with pytest.raises(NotImplementedError, match=r"plan\.stages\.map_stage: Invert has no"):
+    with pytest.raises(NotImplementedError, match=r"plan\.regions\.map_region: Invert has no"):
         Network(network_of(), 1).run(np.zeros((1, 4), np.float32))
 
 

@@ -464,7 +464,6 @@ def test_packing_numbers_live_neurons_in_channel_last_order() -> None:
     mask = channel_last_mask(keep)
     np.testing.assert_array_equal(layer.live, mask)
     assert layout_of(build_event_network(small()).spiking_layers[1]) is None
-    assert layout_of(None) is None
 
 
 @pytest.mark.parametrize("choice", ["implicit", "explicit"])

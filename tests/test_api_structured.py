@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from searching import few, network, small_graph
 from test_api_train import arrays, same_weights, stopped
+from test_distributed import torchrun
 
 import soul_deploy
 from soul_deploy import (
@@ -150,3 +151,35 @@ def test_masks_of_single_neurons_stay() -> None:
     result = soul_deploy.prune_structured(start, arrays(), HALF, QUICK, layers=["sa"])
     assert np.array_equal(result.masked.neuron_masks["sb"], keep)
     assert result.compact is not None and "sb" in result.compact.neuron_masks
+
+
+JOB = """
+import os
+from pathlib import Path
+import torch.distributed
+import soul_deploy
+from test_api_structured import QUICK, arrays, pruned
+from dataclasses import replace
+dense, kept = soul_deploy.DensePhase(1), soul_deploy.Checkpoints(Path("kept"), every=1)
+result = pruned(dense=dense, checkpoints=kept, log=Path("log.jsonl"))
+rank = torch.distributed.get_rank()
+soul_deploy.save_model(Path(f"masked{rank}.safetensors"), result.masked)
+again = pruned(dense=dense, checkpoints=replace(kept, resume=True))
+assert again.accuracies == result.accuracies
+soul_deploy.train(result.compact, arrays(), replace(QUICK, epochs=1), device="cpu")
+torch.distributed.destroy_process_group()
+os._exit(0)  # gloo's threads may abort an interpreter that ends
+"""
+
+
+def test_two_processes_return_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(JOB)
+    started = torchrun(tmp_path, str(script), path=Path(__file__).parent)
+    out, said = started.communicate(timeout=300)
+    assert started.returncode == 0, said
+    assert out == ""
+    one, other = (load_model(tmp_path / f"masked{rank}.safetensors") for rank in (0, 1))
+    assert same_weights(one, other) and same_masks(one, other)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    assert len(list((tmp_path / "kept").iterdir())) == 2

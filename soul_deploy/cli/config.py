@@ -57,7 +57,7 @@ def neuron_spec(choice: NetworkChoice) -> NeuronSpec:
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
-def config_of(options: LearningOptions) -> TrainConfig:
+def recipe_of(options: LearningOptions) -> TrainConfig:
     """The training that the options describe. Raises UnknownNameError or UsageError."""
     return TrainConfig(
         optimizer=_known("optimizer", options.optimizer, OPTIMIZERS),

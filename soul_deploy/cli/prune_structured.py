@@ -190,7 +190,7 @@ def structured(
     come back by the gradient of their batch-norm scale. At the end the masked network and a
     compact one without the pruned channels are written.
     """
-    task, training = resolve.task_of(network, data, learning.seed), resolve.config_of(learning)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
     start = None if path is None else open_start(path, task, explicit_flags(context))
@@ -205,13 +205,13 @@ def structured(
         _preview(run.output_format, model, loaded if start else None, config, training, asked)
         return
     resolve.warn_of_replacing(files["Masked model"], "prune structured")
-    begun = {"task": asdict(task), "model_path": None if path is None else file_sha256(path)}
-    asked["dense"] = _dense(learning.epochs, files) if start is None else None
-    asked["checkpoints"] = resolve.checkpoints_of(keeping, _checkpoints(task, run), **begun)
-    result = pipeline.prune_structured(
-        model, loaded, config, training, log=files["Epochs"], **asked
-    )
-    _finish(result, files, run.output_format, data.data_dir)
+    sha256, folder = path and file_sha256(path), _checkpoints(task, run)
+    kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
+    dense = _dense(learning.epochs, files) if start is None else None
+    asked |= {"dense": dense, "checkpoints": kept, "log": files["Epochs"]}
+    result = pipeline.prune_structured(model, loaded, config, training, **asked)
+    with kept.watching():
+        _finish(result, files, run.output_format, data.data_dir)
 
 
 def _start_file(mode: str, path: Path | None) -> Path | None:

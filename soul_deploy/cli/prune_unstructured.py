@@ -87,7 +87,7 @@ def unstructured(
     """
     given = explicit_flags(context)
     _check(mode, searching, masking, given)
-    task, training = resolve.task_of(network, data, learning.seed), resolve.config_of(learning)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config = searching.config(masking)
     start = _opened(model_path, task, run, given)
     task = task if start is None else start.task
@@ -244,8 +244,8 @@ def _carry_out(job: Job, data_dir: Path) -> None:
             kept = _kept(job, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
         raise SoulDeployError(f"{stop}{kept}") from stop
-    if distributed.hand_over():
-        with job.checkpoints.watching():
+    with job.checkpoints.watching():
+        if distributed.hand_over():
             _print_outcome(job, result, _write(job, result), data_dir)
 
 

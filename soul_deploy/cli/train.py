@@ -37,7 +37,7 @@ def train(
     The best epoch is chosen on a validation split of the training images; the test images are
     used once, at the end.
     """
-    config, task = resolve.config_of(learning), resolve.task_of(network, data, learning.seed)
+    config, task = resolve.recipe_of(learning), resolve.task_of(network, data, learning.seed)
     device = resolve.prepare(run)
     path, log = _model_path(task, run), train_log(run.log_dir, task)
     folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
@@ -45,15 +45,17 @@ def train(
     loaded = resolve.load_task_data(data)
     if input_kind is not None:
         require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
+    kept = resolve.checkpoints_of(keeping, folder, task=asdict(task))
     result = training.train(
         *(resolve.new_model(task, loaded), loaded, config),
         device=device.type,
-        checkpoints=resolve.checkpoints_of(keeping, folder, task=asdict(task)),
+        checkpoints=kept,
         log=log,
     )
-    if distributed.hand_over():
-        save_model(path, result.model)
-        _print(result, path, task, run.output_format, data.data_dir)
+    with kept.watching():
+        if distributed.hand_over():
+            save_model(path, result.model)
+            _print(result, path, task, run.output_format, data.data_dir)
 
 
 def _model_path(task: resolve.Task, run: options.RunOptions) -> Path:

@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 
 # name -> "module:attribute", or the module itself; the imports for type checkers say the same.
 _NAMES = {
+    "BenchConfig": "runtime.bench.runner:BenchConfig",
     "Checkpoints": "training.checkpoint_manager:Checkpoints",
     "DensePhase": "prune.structured.pipeline:DensePhase",
+    "EnergyChoice": "analysis.measure:EnergyChoice",
     "FinetuneConfig": "prune.unstructured.config:FinetuneConfig",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
@@ -53,6 +55,7 @@ _OLD = ("load_model", "save_model", "trace")
 
 if TYPE_CHECKING:
     from soul_deploy.analysis.connectivity import connectivity as connectivity
+    from soul_deploy.analysis.measure import EnergyChoice as EnergyChoice
     from soul_deploy.analysis.measure import count as count
     from soul_deploy.base import errors as errors
     from soul_deploy.data.given import as_data as as_data
@@ -87,6 +90,7 @@ if TYPE_CHECKING:
     from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured
     from soul_deploy.prune.unstructured.pipeline import prune_unstructured as prune_unstructured
     from soul_deploy.runtime.bench.bench import bench as bench
+    from soul_deploy.runtime.bench.runner import BenchConfig as BenchConfig
     from soul_deploy.runtime.engine import network as _network
     from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints
     from soul_deploy.training.train import TrainResult as TrainResult

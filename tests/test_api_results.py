@@ -14,13 +14,11 @@ import torch
 from deployed import SHAPE, STEPS, Files, make_files, random_pixels
 
 import soul_deploy
-from soul_deploy import Model, errors, load
-from soul_deploy.analysis.measure import EnergyChoice
+from soul_deploy import BenchConfig, EnergyChoice, Model, errors, load
 from soul_deploy.base.tables import Table
 from soul_deploy.data.datasets import Data, Split
 from soul_deploy.model.model import Normalization
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.runtime.bench.runner import BenchConfig
 from soul_deploy.runtime.bench.timing import Schedule
 
 PIXELS = random_pixels(4)
@@ -141,6 +139,12 @@ def test_images_that_mean_nothing_are_refused(masked: Model, images: Any, messag
         soul_deploy.count(masked, images)
 
 
+def test_verify_refuses_another_shape(masked: Model, files: Files) -> None:
+    for shape in ((5,), SHAPE, (STEPS + 1, 2, *SHAPE)):
+        with pytest.raises(errors.ValidityError, match=r"takes \(batch|a sequence of 4 steps"):
+            soul_deploy.verify(masked, files.masked_onnx, np.zeros(shape, np.float32))
+
+
 def test_another_data_set_is_refused(masked: Model) -> None:
     split = Split(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     data = Data("grey", split, split, split, ("a",), Normalization((0.0,), (1.0,)))
@@ -226,8 +230,7 @@ def test_a_device_can_bench(files: Files) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from soul_deploy import bench\n"
-        "from soul_deploy.runtime.bench.runner import BenchConfig\n"
+        "from soul_deploy import BenchConfig, bench\n"
         "config = BenchConfig(engines=('event',), fresh=False)\n"
         "print(len(bench([sys.argv[1]], 'random', config).entries))\n"
         "assert not {'torch', 'onnx'} & set(sys.modules)\n"

@@ -20,7 +20,7 @@ from soul_deploy.cli.main import root
 from soul_deploy.model.file import load
 from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.io.images import InputRule, normalise, read_array
-from soul_deploy.runtime.io.results import best, count_rows
+from soul_deploy.runtime.io.results import best, count_table
 from soul_deploy.runtime.ops.counted_run import count_run
 
 RULE = InputRule(SHAPE, STEPS, NORM.mean, NORM.std)
@@ -151,7 +151,8 @@ def test_counts_are_shown_per_inference_with_a_total() -> None:
         ),
         0,
     )
-    columns, rows = count_rows({"a": {**counts, "synops": 3}, "b": {**counts, "synops": 4000}}, 2)
+    table = count_table({"a": {**counts, "synops": 3}, "b": {**counts, "synops": 4000}}, 2)
+    columns, rows = table.columns, table.rows
     assert columns[2] == "SynOps"
     assert [(row[0], row[2]) for row in rows] == [("a", "1.5"), ("b", "2,000"), ("total", "2,002")]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base.files import Array
+from soul_deploy.base.tables import Table
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.io.images import Samples
@@ -98,16 +99,15 @@ COUNT_COLUMNS = {
 }
 
 
-def count_rows(
-    counts: Mapping[str, Mapping[str, int]], samples: int
-) -> tuple[list[str], list[list[object]]]:
-    """Columns and rows per inference, with a line for the whole network."""
+def count_table(counts: Mapping[str, Mapping[str, int]], samples: int) -> Table:
+    """Counts per inference, with a row for the whole network."""
     total = {key: sum(found[key] for found in counts.values()) for key in COUNT_COLUMNS}
     rows: list[list[object]] = [
         [layer, *(mean_text(found[key], samples) for key in COUNT_COLUMNS)]
         for layer, found in {**counts, "total": total}.items()
     ]
-    return ["layer", *COUNT_COLUMNS.values()], rows
+    columns = ["layer", *COUNT_COLUMNS.values()]
+    return Table(f"Per inference (mean of {samples:,})", columns, rows)
 
 
 def mean_text(total: int, samples: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from soul_deploy.base.errors import UsageError
+from soul_deploy.base.tables import Table
 from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.parsing import SoulCommand
 
@@ -104,7 +105,6 @@ def _warn(text: str) -> None:
 
 def run_report(found: dict[str, Any]) -> str:
     """The text that `soul-deploy run` prints."""
-    from soul_deploy.base.tables import Table
     from soul_deploy.cli.text_table import drawn
 
     rows = [
@@ -116,17 +116,16 @@ def run_report(found: dict[str, Any]) -> str:
         Table(f"T = {found['time_steps']}", ["file", "class", "score"], rows)
     ]
     if any("steps" in row for row in found["results"]):
-        parts.append(Table("Step by step", *_step_rows(found)))
+        parts.append(_step_table(found))
     if "counts" in found:
-        from soul_deploy.runtime.io.results import count_rows, energy_line
+        from soul_deploy.runtime.io.results import count_table, energy_line
 
-        title = f"Per inference (mean of {found['samples']:,})"
-        parts.append(Table(title, *count_rows(found["counts"], found["samples"])))
+        parts.append(count_table(found["counts"], found["samples"]))
         parts += [energy_line(entry, found["samples"]) for entry in found["energy"]]
     return drawn(parts)
 
 
-def _step_rows(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
+def _step_table(found: dict[str, Any]) -> Table:
     """The best class of the mean so far, its score at this step and its mean so far."""
     rows: list[list[object]] = []
     for row in found["results"]:
@@ -137,4 +136,5 @@ def _step_rows(found: dict[str, Any]) -> tuple[list[str], list[list[object]]]:
             name = found["classes"][best] if found["classes"] else str(best)
             shown = f"{scores[best]:.4f}", f"{sums[best] / t:.4f}"
             rows.append([row["input"] if t == 1 else "", t, name, *shown])
-    return ["file", "step", "class so far", "score of the step", "mean so far"], rows
+    columns = ["file", "step", "class so far", "score of the step", "mean so far"]
+    return Table("Step by step", columns, rows)

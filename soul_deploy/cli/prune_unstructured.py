@@ -246,8 +246,8 @@ def _carry_out(job: Job, data_dir: Path) -> None:
             kept = _kept(job, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
         raise SoulDeployError(f"{stop}{kept}") from stop
-    if distributed.hand_over():
-        with job.checkpoints.watching():
+    with job.checkpoints.watching():
+        if distributed.hand_over():
             _print_outcome(job, result, _write(job, result), data_dir)
 
 

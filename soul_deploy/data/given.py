@@ -13,7 +13,6 @@ from soul_deploy.base.errors import DataError, UsageError
 from soul_deploy.data.datasets import (
     Data,
     Split,
-    load_data,
     load_data_for,
     require_kind,
     stratified_parts,
@@ -43,7 +42,8 @@ def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None
     """
     folder = Path("data") if data_dir is None else data_dir
     if isinstance(data, str):
-        found = load_data(data, folder) if model is None else _named(data, folder, model)
+        shape = () if model is None else model.input_shape
+        found = load_data_for(shape, data, folder)
     else:
         found = data if isinstance(data, Data) else _given(data, model)
     if model is not None:
@@ -66,10 +66,6 @@ def check_data(whose: str | Path, model: Model, data: Data) -> None:
                 "give the data set that it was trained on with --dataset_name"
                 + ("; leave --size out" if what == "images of" and data.stored_side else "")
             )
-
-
-def _named(name: str, folder: Path, model: Model) -> Data:
-    return load_data_for(model.input_shape, name, folder)
 
 
 def _given(data: Any, model: Model | None) -> Data:

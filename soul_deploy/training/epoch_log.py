@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import FileFormatError
 from soul_deploy.base.files import write_text
 from soul_deploy.base.progress import status
 from soul_deploy.training.messages import note
@@ -59,21 +58,20 @@ class EpochLog:
             self._on_epoch(result)
 
     def results(self) -> tuple[EpochResult, ...]:
-        """Of all epochs so far. Raises FileFormatError for other lines, of a checkpoint."""
-        try:
-            entries = [{**json.loads(line)} for line in self._lines]
-        except (ValueError, TypeError) as error:
-            raise FileFormatError(f"the epochs' lines cannot be read ({error})") from error
-        plain = [{k: v for k, v in entry.items() if k != "note"} for entry in entries]
-        return tuple(record_of(EpochResult, entry) for entry in plain)
+        """Of all epochs so far."""
+        plain = [json.loads(line) for line in self._lines]
+        return tuple(
+            record_of(EpochResult, {k: entry[k] for k in entry if k != "note"}) for entry in plain
+        )
 
     def state(self) -> Tree:
         """The lines so far."""
         return {"lines": list(self._lines)}
 
     def restore(self, tree: Tree) -> None:
-        """Go on after these lines."""
+        """Go on after these lines. Raises ValueError, TypeError or FileFormatError for others."""
         self._lines = [str(line) for line in list_of(tree, "lines")]
+        self.results()
 
 
 @contextmanager

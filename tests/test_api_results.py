@@ -106,7 +106,9 @@ def test_removed_channels_have_to_be_named(masked: Model, compact: Model) -> Non
 
 def test_pixels_arrays_tensors_and_data_are_the_same_images(masked: Model) -> None:
     rule = masked.input_rule
-    mean, std = (np.float32(values).reshape(3, 1, 1) for values in (rule.mean, rule.std))
+    mean, std = (
+        np.asarray(values, np.float32).reshape(3, 1, 1) for values in (rule.mean, rule.std)
+    )
     floats = (PIXELS.astype(np.float32) / np.float32(255) - mean) / std
     labels = torch.arange(4)
     split = Split(torch.from_numpy(PIXELS), labels)

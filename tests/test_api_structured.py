@@ -67,7 +67,7 @@ def test_one_call_prunes_and_removes(capfd: pytest.CaptureFixture[str]) -> None:
     html = result._repr_html_()
     assert "<table" in html and f"{before:,}" in html
     with pytest.raises(FrozenInstanceError):
-        result.synops = None
+        result.synops = None  # type: ignore[misc]
 
 
 def test_the_command_gives_the_same_bits_and_the_same_plan(

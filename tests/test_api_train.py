@@ -58,7 +58,7 @@ def test_a_graph_and_arrays_give_a_trained_model(capfd: pytest.CaptureFixture[st
     assert json.loads(json.dumps(result.to_dict()))["best_epoch"] == result.best.epoch
     assert len(repr(result)) < 120 and f"test {result.test_accuracy:.2%}" in repr(result)
     with pytest.raises(FrozenInstanceError):
-        result.test_accuracy = 1.0
+        result.test_accuracy = 1.0  # type: ignore[misc]
 
 
 def test_messages_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Prune single weights and neurons until a fifth of the synapses is left."""
+"""Prune single weights and neurons until three tenths of the synapses is left."""
 
 from soul_deploy import (
     FinetuneConfig,
@@ -12,7 +12,7 @@ from soul_deploy import (
 
 dense = load("dense.safetensors")
 search = SearchConfig(
-    target_connectivity=0.2, prune_lr=0.02, finetune=FinetuneConfig(epochs=1, learning_rate=1e-3)
+    target_connectivity=0.3, prune_lr=0.02, finetune=FinetuneConfig(epochs=2, learning_rate=2e-3)
 )
 print(plan_unstructured(dense, search).to_dict()["layers"])  # what would be masked
 result = prune_unstructured(dense, "digits", search, TrainConfig(epochs=2))

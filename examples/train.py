@@ -13,12 +13,12 @@ model = create(
     classes=10,
     time_steps=2,
     neuron=NeuronSpec("lif", tau=2.0),
-    hidden=64,
+    hidden=128,
 )
 result = train(
     model,
     "digits",  # or (images, labels), a torch Dataset, {"train": …, "validation": …, "test": …}
-    TrainConfig(epochs=4, learning_rate=0.003),
+    TrainConfig(epochs=4, learning_rate=0.002),
     on_epoch=lambda epoch: print(f"{epoch.epoch}: {epoch.validation_accuracy:.1%}"),
     checkpoints=Checkpoints(Path("checkpoints"), resume=True),  # goes on after a kill
 )

@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 # name -> "module:attribute", or the module itself; the imports for type checkers say the same.
 _NAMES = {
     "BenchConfig": "runtime.bench.runner:BenchConfig",
-    "EnergyChoice": "analysis.measure:EnergyChoice",
     "Checkpoints": "training.checkpoint_manager:Checkpoints",
     "DensePhase": "prune.structured.pipeline:DensePhase",
+    "EnergyChoice": "analysis.measure:EnergyChoice",
     "FinetuneConfig": "prune.unstructured.config:FinetuneConfig",
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",

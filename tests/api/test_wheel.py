@@ -23,7 +23,7 @@ def run(folder: Path, *command: object, **variables: object) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=folder,
-        env=os.environ | {name: str(value) for name, value in variables.items()},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | {n: str(v) for n, v in variables.items()},
         capture_output=True,
         text=True,
         timeout=SECONDS,

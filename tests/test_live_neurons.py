@@ -40,7 +40,7 @@ from soul_deploy.ir.graph import (
     Readout,
     SpikingGraph,
 )
-from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.lowering.linear_operators import ConvOperator
 from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
@@ -436,11 +436,11 @@ def test_verify_says_when_leaving_neurons_out_changes_a_score(
     export_event(model, path)
     assert verify(model, path, x).passed
 
-    def too_many(model: Model) -> Model:
+    def too_many(model: Model) -> Deployed:
         masks = {"p1": np.zeros((4, 6, 6), np.bool_), "p2": model.neuron_masks["p2"]}
-        return replace(model, neuron_masks=masks)
+        return lower(replace(model, neuron_masks=masks))
 
-    monkeypatch.setattr("soul_deploy.export.verify.verify.deployed", too_many)
+    monkeypatch.setattr("soul_deploy.export.verify.verify.lower", too_many)
     report = verify(model, path, x)
     assert not report.passed
     assert any("that nothing reads the scores differ by" in text for text in report.problems)

@@ -1,6 +1,6 @@
 """Applying a removal plan: rows and columns are cut, names stay. Short, so that it is not wrong."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -47,9 +47,9 @@ def remove(
         name = projection.name
         state = dict(with_bias(state, projection, plan.bias.get(name)))
         biased = replace(projection, bias=f"{name}.bias" in state)
-        _Cut(graph, biased, plan).apply(state)
+        _cut(graph, biased, plan, state)
         changed[name] = biased.resized(state[f"{name}.weight"].shape)
-    _Cut(graph, graph.readout, plan).apply(state)
+    _cut(graph, graph.readout, plan, state)
     populations = {node.name: node for node in graph.populations}
     for layer in plan.layers:
         if layer.generated:
@@ -99,34 +99,23 @@ def _sliced(masks: Mapping[str, Array], plan: RemovalPlan, part: Part) -> dict[s
     return {name: keep for name, keep in sliced.items() if not keep.all()}
 
 
-class _Cut:
-    """Which rows and columns of one projection or readout stay; None: all."""
-
-    def __init__(
-        self, graph: ir.SpikingGraph, node: ir.Projection | ir.Readout, plan: RemovalPlan
-    ) -> None:
-        self.node = node
-        rows = _changed(plan, node.name)
-        self.rows: Sequence[int] | None = None if rows is None else rows.kept
-        source = source_member(graph, node.name)
-        before = None if source is None else _changed(plan, source)
-        self.columns: Sequence[int] | None = None if before is None else before.columns
-        self.channels = 0 if before is None else before.channels
-
-    def apply(self, state: dict[str, Array]) -> None:
-        """Cut weight, bias and batch norm in `state`."""
-        node = self.node
-        if not node.weighs:
-            return
-        name = f"{node.name}.weight"
-        if self.rows is not None:
-            for entry in node.row_tensors:
-                state[entry] = state[entry].take(self.rows, axis=0)
-        if self.columns is not None:
-            weight = state[name]
-            blocks = weight.reshape(len(weight), self.channels, -1).take(self.columns, axis=1)
-            sides = (len(self.columns), *weight.shape[2:]) if weight.ndim == 4 else (-1,)
-            state[name] = blocks.reshape(len(weight), *sides)
+def _cut(
+    graph: ir.SpikingGraph,
+    node: ir.Projection | ir.Readout,
+    plan: RemovalPlan,
+    state: dict[str, Array],
+) -> None:
+    """Cut rows and columns of one node in `state`: weight, bias, batch norm."""
+    rows, source = _changed(plan, node.name), source_member(graph, node.name)
+    before = None if source is None else _changed(plan, source)
+    if rows is not None:
+        for entry in node.row_tensors:
+            state[entry] = state[entry].take(rows.kept, axis=0)
+    if before is not None and node.weighs:
+        weight = state[f"{node.name}.weight"]
+        blocks = weight.reshape(len(weight), before.channels, -1).take(before.columns, axis=1)
+        sides = (len(before.columns), *weight.shape[2:]) if weight.ndim == 4 else (-1,)
+        state[f"{node.name}.weight"] = blocks.reshape(len(weight), *sides)
 
 
 def _changed(plan: RemovalPlan, name: str) -> LayerRemoval | None:

@@ -10,8 +10,11 @@ from functools import cached_property
 import torch
 
 from soul_deploy.base.brief import brief
+from soul_deploy.base.dispatch import operation_table
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import MaxPool, Population, SpikingGraph
+from soul_deploy.ir import graph as ir
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.node import no_entry
 from soul_deploy.lowering import fan_out
 from soul_deploy.lowering.fold_batch_norm import Synapses, fold
 from soul_deploy.lowering.linear_operators import LinearProjection, lower_projection
@@ -76,46 +79,53 @@ class Deployed:
     @cached_property
     def layers(self) -> tuple[fan_out.CountedLayer, ...]:
         """Every projection, then the readout, in execution order."""
-        return tuple(
-            self._layer(node.name) for node in (*self.graph.projections, self.graph.readout)
-        )
-
-    def _layer(self, name: str) -> fan_out.CountedLayer:
-        graph, linear = self.graph, self.operator(name)
-        behind = fan_out.population_behind(graph, name)
-        live = fan_out.live_targets(graph, self.model.neuron_masks, name)
-        return fan_out.CountedLayer(name, linear, graph.edges[linear.source], behind, live)
+        return tuple(_layer(node, self) for node in (*self.graph.projections, self.graph.readout))
 
     @cached_property
     def counted(self) -> tuple[fan_out.Counted, ...]:
         """What it is counted by: projections, populations without one, poolings, the readout."""
-        poolings = [
-            fan_out.CountedPooling(
-                node.name, node.inputs[0], node.kernel, node.stride, node.padding
-            )
-            for node in self.graph.of_type(MaxPool)
-        ]
-        return (*self.layers[:-1], *self._other_populations(), *poolings, self.layers[-1])
-
-    def _other_populations(self) -> list[fan_out.CountedPopulation]:
-        """Every population that no entry of `layers` has, in execution order."""
-        have = {layer.population for layer in self.layers}
-        found = []
-        for node in self.graph.populations:
-            if node.name not in have:
-                shape, live = (
-                    self.graph.shapes[node.inputs[0]],
-                    self.model.neuron_masks.get(node.name),
-                )
-                found.append(
-                    fan_out.CountedPopulation(
-                        node.name, shape, None if live is None else live[: shape[0]]
-                    )
-                )
-        return found
+        *projections, readout = self.layers
+        have = {layer.name for layer in self.layers}
+        others = [counted_as(node, self) for node in self.graph.nodes if node.name not in have]
+        found = [entry for entry in others if entry is not None]
+        return (*projections, *sorted(found, key=lambda entry: entry.population is None), readout)
 
 
-def equation_of(population: Population, state: Mapping[str, Array]) -> NeuronEquation:
+@operation_table(ir.Node)
+def counted_as(node: ir.Node, lowered: Deployed) -> fan_out.Counted | None:
+    """What a node is counted by; None where it has no operations of its own."""
+    raise no_entry(node, "counting")
+
+
+counted_as.on(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter)(
+    lambda node, lowered: None
+)
+
+
+@counted_as.on(ir.Projection, ir.Readout)
+def _layer(node: ir.Node, lowered: Deployed) -> fan_out.CountedLayer:
+    graph, linear = lowered.graph, lowered.operator(node.name)
+    behind = fan_out.population_behind(graph, node.name)
+    live = fan_out.live_targets(graph, lowered.model.neuron_masks, node.name)
+    return fan_out.CountedLayer(node.name, linear, graph.edges[linear.source], behind, live)
+
+
+@counted_as.on(ir.MaxPool)
+def _pooling(node: ir.MaxPool, lowered: Deployed) -> fan_out.CountedPooling:
+    (source,) = node.inputs
+    return fan_out.CountedPooling(node.name, source, node.kernel, node.stride, node.padding)
+
+
+@counted_as.on(ir.Population)
+def _neurons(node: ir.Population, lowered: Deployed) -> fan_out.CountedPopulation | None:
+    """None for the only population behind a projection: both are one entry."""
+    if node.name in {layer.population for layer in lowered.layers}:
+        return None
+    shape, live = lowered.graph.shapes[node.inputs[0]], lowered.model.neuron_masks.get(node.name)
+    return fan_out.CountedPopulation(node.name, shape, None if live is None else live[: shape[0]])
+
+
+def equation_of(population: ir.Population, state: Mapping[str, Array]) -> NeuronEquation:
     """The equation of one population; a learned decay is read from `state`, in float32."""
     if not population.neuron.learned:
         return population.neuron.equation()

@@ -251,27 +251,7 @@ compute.refuse(
 
 @compute.on(ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter)
 def _plain(node: ir.Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
-    return _image_by_image(lambda images: unweighed(node, images), *inputs)
-
-
-@compute.on(ir.Projection)
-def _synapses(
-    node: ir.Projection, module: GraphModule, inputs: list[Signal], observe: object
-) -> Signal:
-    return _image_by_image(lambda images: module._project(node, images), *inputs)
-
-
-def _image_by_image(function: Callable[[Tensor], Tensor], source: Signal) -> Signal:
-    if source.static:
-        return Signal(function(source.tensor), True)
-    return Signal(split_time(function(source.tensor.flatten(0, 1)), source.tensor), False)
-
-
-@compute.on(ir.Population)
-def _spikes(
-    node: ir.Population, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
-) -> Signal:
-    return module._fire(node, inputs[0], observe)
+    return image_by_image(lambda images: unweighed(node, images), *inputs)
 
 
 @compute.on(ir.Merge)
@@ -280,9 +260,26 @@ def _merged(node: ir.Merge, module: GraphModule, inputs: list[Signal], observe: 
     return Signal(result, all(signal.static for signal in inputs))
 
 
-@compute.on(ir.Readout)
-def _scores(node: ir.Readout, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
-    return Signal(module._read(node, inputs[0].tensor, per_step=False), True)
+compute.on(ir.Population)(
+    lambda node, module, inputs, observe: module._fire(node, *inputs, observe)
+)
+compute.on(ir.Projection)(
+    lambda node, module, inputs, observe: image_by_image(
+        lambda images: module._project(node, images), *inputs
+    )
+)
+compute.on(ir.Readout)(
+    lambda node, module, inputs, observe: Signal(
+        module._read(node, inputs[0].tensor, per_step=False), True
+    )
+)
+
+
+def image_by_image(function: Callable[[Tensor], Tensor], source: Signal) -> Signal:
+    """`function` of the images (N, ...) of all steps."""
+    if source.static:
+        return Signal(function(source.tensor), True)
+    return Signal(split_time(function(source.tensor.flatten(0, 1)), source.tensor), False)
 
 
 def require_floats(x: Tensor) -> None:

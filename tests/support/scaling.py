@@ -20,6 +20,7 @@ from soul_deploy.export.verify.event import stored_as
 from soul_deploy.ir.graph import Edge, Node, Shape
 from soul_deploy.ir.neurons import ANALOG
 from soul_deploy.ir.nodes import OPS
+from soul_deploy.lowering.deploy import counted_as
 from soul_deploy.lowering.fan_out import targets_of
 from soul_deploy.lowering.linear_operators import compose_behind
 from soul_deploy.lowering.liveness import can_hold, needed
@@ -74,6 +75,7 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
     (targets_of, lambda node, graph, neuron_masks: None),
     (reach, lambda node, walk: walk.before(node)),
     (known_of, lambda node, plan: plan.known[node.inputs[0]].averaged()),
+    (counted_as, lambda node, lowered: None),
     (layer_maker, lambda node, graph: None),
     (stored_as, lambda node: (None, ())),
     (onnx_nodes.append, _onnx),

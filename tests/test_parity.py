@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from parity import (
-    Drawn,
-    drawn_networks,
-    from_json,
-    problem,
-    search,
-    store,
-    to_json,
-)
+from parity import Drawn, drawn_networks, from_json, problem, search, store, to_json
 from places import COUNTEREXAMPLES
 
 

@@ -59,10 +59,7 @@ def represent_convolution(
     before they are made, for more; "auto" keeps the shared rows instead.
     """
     shared, sparse = _convolution(operator, choice)
-    sources, targets = (
-        _flat(source_live, operator.in_shape),
-        _flat(live, operator.out_shape),
-    )
+    sources, targets = (_flat(source_live, operator.in_shape), _flat(live, operator.out_shape))
     executed = int((additions_map(shared, 0) * _or_one(source_live)).sum())
     if source_live is None and live is None:
         explicit = int(fanout_map(shared).sum())

@@ -10,12 +10,7 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from soul_deploy.base.errors import (
-    FileFormatError,
-    LimitError,
-    UnsupportedGraphError,
-    UsageError,
-)
+from soul_deploy.base.errors import FileFormatError, LimitError, UnsupportedGraphError, UsageError
 from soul_deploy.base.files import Array, File, OpenFile, opened
 from soul_deploy.base.input_rule import InputKind
 from soul_deploy.export.nir.conventions import Conventions

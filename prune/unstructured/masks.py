@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    Convolution,
-    Node,
-    Population,
-    SpikingGraph,
-)
+from soul_deploy.ir.graph import Convolution, Node, Population, SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, HardGate
 from soul_deploy.prune.unstructured.loss import Coefficients

@@ -6,12 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.errors import (
-    FileFormatError,
-    UnknownNameError,
-    UsageError,
-    ValidityError,
-)
+from soul_deploy.base.errors import FileFormatError, UnknownNameError, UsageError, ValidityError
 from soul_deploy.base.files import Array, OpenFile, file_sha256, parse_json, read_tensors
 from soul_deploy.base.input_rule import (
     INPUT_KINDS,

@@ -65,11 +65,7 @@ def split_batches(samples: Array, batch_size: int, axis: int) -> list[Array]:
 
 
 def run_bench(
-    specs: Sequence[EngineSpec],
-    config: BenchConfig,
-    samples: Array,
-    axis: int,
-    progress: Progress,
+    specs: Sequence[EngineSpec], config: BenchConfig, samples: Array, axis: int, progress: Progress
 ) -> dict[str, Any]:
     """Time every engine with its file; the result as JSON data of the schema SCHEMA.
 
@@ -199,8 +195,7 @@ def merge_agreement(known: dict[str, dict[str, Any]], found: Sequence[Mapping[st
     """Add comparisons to `known`, by engine: samples summed, the largest difference kept."""
     for item in found:
         old = known.setdefault(
-            item["engine"],
-            {**item, "samples": 0, "classes_agree": 0, "max_logit_difference": 0.0},
+            item["engine"], {**item, "samples": 0, "classes_agree": 0, "max_logit_difference": 0.0}
         )
         old["samples"] += item["samples"]
         old["classes_agree"] += item["classes_agree"]

@@ -16,11 +16,7 @@ from soul_deploy.base.environment import physical_cores
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.base.files import Array, File
 from soul_deploy.base.input_rule import normalise
-from soul_deploy.runtime.engine.inputs import (
-    InputReader,
-    by_step,
-    source_values,
-)
+from soul_deploy.runtime.engine.inputs import InputReader, by_step, source_values
 from soul_deploy.runtime.engine.single_layer import run_one
 from soul_deploy.runtime.engine.streaming import Stream, StreamState
 from soul_deploy.runtime.engine.thread_team import ThreadTeam

@@ -320,7 +320,6 @@ class PopulationLayer(Firing):
     def edge_of(self, arriving: Sequence[Edge]) -> Edge:
         kind, _ = arriving[0]
         require(
-            kind == "analog",
-            f"{self.name}: neurons take a current, but {self.source} is {kind}",
+            kind == "analog", f"{self.name}: neurons take a current, but {self.source} is {kind}"
         )
         return "spike", 1

@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import (
-    FileFormatError,
-    NetworkWarning,
-    SoulDeployError,
-    ValidityError,
-)
+from soul_deploy.base.errors import FileFormatError, NetworkWarning, SoulDeployError, ValidityError
 from soul_deploy.base.files import Array, OpenFile, require_file
 from soul_deploy.base.input_rule import (
     InputRule,

@@ -245,11 +245,7 @@ def _(layer: SpikingLayer, edge: Edge) -> dict[str, Any]:
 
 
 def _neurons_of(layer: Firing) -> dict[str, Any]:
-    return {
-        "neurons": layer.neurons,
-        "generated": layer.generated,
-        "neuron": asdict(layer.neuron),
-    }
+    return {"neurons": layer.neurons, "generated": layer.generated, "neuron": asdict(layer.neuron)}
 
 
 @layer_row.on(CurrentLayer)

@@ -29,12 +29,7 @@ def step_scores(network: Network, samples: Samples) -> Array:
 
 
 def result(
-    network: Network,
-    groups: Sequence[Samples],
-    *,
-    top: int,
-    stream: bool,
-    counts: bool,
+    network: Network, groups: Sequence[Samples], *, top: int, stream: bool, counts: bool
 ) -> dict[str, Any]:
     """Everything that `soul-deploy run` says, as JSON data of the schema SCHEMA.
 

@@ -37,13 +37,7 @@ def lanes_for(steps: int) -> int:
 
 @register_jitable
 def collect_passes(
-    values: Array,
-    position: int,
-    first: int,
-    last: int,
-    seen: Array,
-    rows: Array,
-    amounts: Array,
+    values: Array, position: int, first: int, last: int, seen: Array, rows: Array, amounts: Array
 ) -> np.int64:
     """List the neurons that fire at any step, and their values at all steps; return how many.
 

@@ -283,9 +283,7 @@ def _largest_current(
     sizes = [
         math.prod(
             currents_shape(
-                layer,
-                plans[layer.name],
-                input_steps if layer.source in network.static else steps,
+                layer, plans[layer.name], input_steps if layer.source in network.static else steps
             )
         )
         for layer in network.spiking_layers

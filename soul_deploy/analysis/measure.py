@@ -323,8 +323,5 @@ class _Run:
         return {
             "neurons": size if mask is None else int(mask.sum()),
             "neurons_original": every,
-            "activation": (
-                self.fired[population],
-                self.samples * self.graph.time_steps * every,
-            ),
+            "activation": (self.fired[population], self.samples * self.graph.time_steps * every),
         }

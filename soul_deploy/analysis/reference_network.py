@@ -132,10 +132,7 @@ def _draw_weights(
 
 
 def _density_for(
-    graph: SpikingGraph,
-    ranks: Mapping[str, Array],
-    masks: Mapping[str, Array],
-    connectivity: float,
+    graph: SpikingGraph, ranks: Mapping[str, Array], masks: Mapping[str, Array], connectivity: float
 ) -> float:
     """The density at which the exact connectivity is as wanted, within 0.5 %."""
     dense = dense_synapses(graph)

@@ -83,9 +83,7 @@ class OperationTable(Generic[Result]):
 _tables: list[OperationTable[Any]] = []
 
 
-def operation_table(
-    family: type,
-) -> Callable[[Callable[..., Result]], OperationTable[Result]]:
+def operation_table(family: type) -> Callable[[Callable[..., Result]], OperationTable[Result]]:
     """Make the decorated function a table over the subclasses of `family`.
 
     The function itself is called for operations without an entry; it should raise.

@@ -27,11 +27,7 @@ from soul_deploy.cli.parsing import (
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.runtime.bench.bench import time_files
 from soul_deploy.runtime.bench.engines import ENGINES
-from soul_deploy.runtime.bench.inputs import (
-    RANDOM,
-    BenchFiles,
-    choose_engines,
-)
+from soul_deploy.runtime.bench.inputs import RANDOM, BenchFiles, choose_engines
 from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
 from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchConfig

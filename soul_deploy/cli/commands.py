@@ -8,10 +8,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train": ("soul_deploy.cli.train:train", "Train a spiking network."),
     "verify": ("soul_deploy.cli.export:verify", "Prove that an exported file equals its model."),
-    "energy": (
-        "soul_deploy.cli.energy:energy",
-        "Count operations exactly, estimate their energy.",
-    ),
+    "energy": ("soul_deploy.cli.energy:energy", "Count operations exactly, estimate their energy."),
     "inspect": ("soul_deploy.cli.run:inspect", "Print what is in a model, event or ONNX file."),
     "run": ("soul_deploy.cli.run:run", "Run an event network on images or a .npy file."),
 }
@@ -50,10 +47,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "import": (
         "Read a network that another tool wrote.",
         {
-            "nir": (
-                "soul_deploy.cli.nir:import_command",
-                "Read a NIR graph as a model file.",
-            ),
+            "nir": ("soul_deploy.cli.nir:import_command", "Read a NIR graph as a model file."),
             "torch": (
                 "soul_deploy.cli.import_torch:import_command",
                 "Make a model file of a PyTorch network of yours.",
@@ -62,11 +56,6 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     ),
     "bench": (
         "Time engines side by side.",
-        {
-            "sparse": (
-                "soul_deploy.cli.bench:sparse",
-                "PyTorch, ONNX Runtime, event runtime.",
-            )
-        },
+        {"sparse": ("soul_deploy.cli.bench:sparse", "PyTorch, ONNX Runtime, event runtime.")},
     ),
 }

@@ -75,9 +75,7 @@ def seed_option(text: str | None = None, heading: str = "Training") -> Decorator
 
 
 def threads_option(
-    text: str | None = "CPU threads. [default: PyTorch's]",
-    kind: Any = int,
-    **settings: Any,
+    text: str | None = "CPU threads. [default: PyTorch's]", kind: Any = int, **settings: Any
 ) -> Decorator:
     """--threads."""
     return option("--threads", type=kind, help=text, **settings)

@@ -150,11 +150,7 @@ class Task:
     def network_options(self, data: Data) -> zoo.NetworkOptions:
         """What the zoo needs to build the network for this data set."""
         return zoo.NetworkOptions(
-            data.input_shape,
-            len(data.classes),
-            self.neuron,
-            self.time_steps,
-            **asdict(self.sizes),
+            data.input_shape, len(data.classes), self.neuron, self.time_steps, **asdict(self.sizes)
         )
 
 

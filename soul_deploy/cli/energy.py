@@ -28,13 +28,7 @@ from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.verify.counts import CountCheck, verify_counts
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.ops.energy import (
-    ARITHMETIC,
-    DROPPED,
-    MEMORY,
-    OPTIONAL_TERMS,
-    dropped_hint,
-)
+from soul_deploy.runtime.ops.energy import ARITHMETIC, DROPPED, MEMORY, OPTIONAL_TERMS, dropped_hint
 
 SPLITS = ("train", "validation", "test")
 
@@ -183,11 +177,7 @@ def counted(
     if wanted.time_step is not None:
         model = model.with_time_steps(wanted.time_step)
     images, labels, name = _images(model, wanted)
-    data = {
-        "name": name,
-        "split": wanted.split,
-        "arch": model.info.provenance.get("model", ""),
-    }
+    data = {"name": name, "split": wanted.split, "arch": model.info.provenance.get("model", "")}
     measured = Measured(path=str(path), sha256=sha256, artifact_bytes=size, data=data)
     report = count(
         model, images, labels=labels, original=original, energy=choice, measured=measured

@@ -17,13 +17,7 @@ from soul_deploy.cli import common_options as common
 from soul_deploy.cli.common_options import option
 from soul_deploy.cli.options import input_kind_option, option_group, size_option
 from soul_deploy.cli.output import data_flags, print_import
-from soul_deploy.cli.parsing import (
-    ListOption,
-    SoulCommand,
-    explicit_flags,
-    require_steps,
-    words,
-)
+from soul_deploy.cli.parsing import ListOption, SoulCommand, explicit_flags, require_steps, words
 from soul_deploy.cli.progress import remark_on, warnings_told
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, require_kind
 from soul_deploy.frontend.factory import build_network
@@ -249,11 +243,7 @@ def _advice(data: Data | None, model_path: Path | None) -> str:
 
 
 def _info(
-    factory: str,
-    data: Data | None,
-    model: Model,
-    assumptions: list[str],
-    input_kind: str | None,
+    factory: str, data: Data | None, model: Model, assumptions: list[str], input_kind: str | None
 ) -> ModelInfo:
     made = {**model.info.provenance, "model": factory, "command": "import torch"}
     made |= {"assumptions": assumptions} if assumptions else {}

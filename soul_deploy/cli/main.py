@@ -26,14 +26,7 @@ from soul_deploy.base.errors import (
 )
 from soul_deploy.base.lazy import missing
 from soul_deploy.base.progress import status, watched
-from soul_deploy.base.terminal import (
-    flush,
-    hold_descriptors,
-    one_line,
-    say,
-    show,
-    show_as_ascii,
-)
+from soul_deploy.base.terminal import flush, hold_descriptors, one_line, say, show, show_as_ascii
 from soul_deploy.cli.commands import COMMANDS, GROUPS
 from soul_deploy.cli.messages import messages_printed
 from soul_deploy.cli.parsing import Speaking

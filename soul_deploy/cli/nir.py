@@ -22,9 +22,7 @@ from soul_deploy.training.messages import note
 
 
 @click.command(
-    "nir",
-    cls=SoulCommand,
-    example="export nir model.safetensors -o net.nir --input random",
+    "nir", cls=SoulCommand, example="export nir model.safetensors -o net.nir --input random"
 )
 @export_options()
 @option(

@@ -155,8 +155,7 @@ def _checkpoints(task: resolve.Task, run: options.RunOptions) -> Path:
 
 
 @click.command(
-    cls=SoulCommand,
-    example="prune structured --model spikingvgg5 --dataset_name digits --epochs 2",
+    cls=SoulCommand, example="prune structured --model spikingvgg5 --dataset_name digits --epochs 2"
 )
 @option(
     *("--mode", "-mode"),
@@ -274,7 +273,7 @@ def _finish(
     document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")} | {
         "files": {
             what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
-        },
+        }
     }
     (before, after), tested = result.parameters, result.accuracies
     rows: list[tuple[object, ...]] = [*result.layers, ("parameters", before, before, after)]

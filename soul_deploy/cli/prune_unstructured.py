@@ -17,12 +17,7 @@ from soul_deploy.cli import options
 from soul_deploy.cli.common_options import FILE, dry_run_option, option
 from soul_deploy.cli.output import folder_flags, print_files, print_result
 from soul_deploy.cli.parsing import SoulCommand, existing_indexes, explicit_flags
-from soul_deploy.cli.search_options import (
-    MaskOptions,
-    SearchOptions,
-    mask_options,
-    search_options,
-)
+from soul_deploy.cli.search_options import MaskOptions, SearchOptions, mask_options, search_options
 from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import Data

@@ -94,14 +94,8 @@ def _asked(task: Task, explicit: Collection[str]) -> dict[str, Asked]:
     """
     fields: dict[str, tuple[str, Any]] = {}
     if not is_dotted(task.model):
-        fields |= {
-            "model": ("model", task.model),
-            "neuron": ("neuron_type", task.neuron.family),
-        }
-    fields |= {
-        "data": ("dataset_name", task.data),
-        "time_steps": ("time_step", task.time_steps),
-    }
+        fields |= {"model": ("model", task.model), "neuron": ("neuron_type", task.neuron.family)}
+    fields |= {"data": ("dataset_name", task.data), "time_steps": ("time_step", task.time_steps)}
     return {
         field: Asked(f"--{flag}", value, flag in explicit)
         for field, (flag, value) in fields.items()
@@ -180,9 +174,7 @@ def _from_state_dict(path: Path, task: Task, data: Data, name: SoulName | None) 
 def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str]) -> Task:
     made = model.info.provenance
     neuron = model.graph.populations[0].neuron
-    pairs: list[tuple[str, Any, Any]] = [
-        ("model", task.model, made.get("model", task.model)),
-    ]
+    pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
     pairs += [
         (flag, getattr(task.sizes, field), made.get(flag, getattr(task.sizes, field)))
         for flag, field in SIZE_FLAGS.items()

@@ -10,13 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from soul_deploy.base.errors import DataError, UsageError
-from soul_deploy.data.datasets import (
-    Data,
-    Split,
-    load_data_for,
-    require_kind,
-    stratified_parts,
-)
+from soul_deploy.data.datasets import Data, Split, load_data_for, require_kind, stratified_parts
 from soul_deploy.model.model import Model
 
 DataLike: TypeAlias = Data | str | tuple[Any, Any] | Dataset[Any] | Mapping[str, Any]

@@ -17,14 +17,7 @@ from typing import Any, TypeVar
 
 from soul_deploy.base.brief import brief
 from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.ir.neurons import (
-    ANALOG,
-    SPIKE,
-    Edge,
-    NeuronFamily,
-    NeuronSpec,
-    SurrogateName,
-)
+from soul_deploy.ir.neurons import ANALOG, SPIKE, Edge, NeuronFamily, NeuronSpec, SurrogateName
 from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape
 from soul_deploy.ir.nodes import (
     Convolution,
@@ -191,10 +184,7 @@ class SpikingGraph:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `from_json` reads it back."""
-        return {
-            "time_steps": self.time_steps,
-            "nodes": [node_to_json(node) for node in self.nodes],
-        }
+        return {"time_steps": self.time_steps, "nodes": [node_to_json(node) for node in self.nodes]}
 
     @staticmethod
     def from_json(data: Any) -> "SpikingGraph":

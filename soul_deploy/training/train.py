@@ -134,11 +134,7 @@ def data_for(model: Model, data: DataLike, config: TrainConfig) -> Data:
 
 
 def train_module(
-    module: GraphModule,
-    data: Data,
-    config: TrainConfig,
-    manager: CheckpointManager,
-    log: EpochLog,
+    module: GraphModule, data: Data, config: TrainConfig, manager: CheckpointManager, log: EpochLog
 ) -> tuple[tuple[EpochResult, ...], EpochResult]:
     """Train in place; `module` ends with the best epoch's weights. Returns all epochs and it."""
     best, history = BestState(), History()

@@ -71,18 +71,10 @@ def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
             f"{options.width_per_group} are for sewresnet50; leave them at 1 and 64"
         )
     shared = SewOptions(
-        options.neuron,
-        options.time_steps,
-        options.connect,
-        options.groups,
-        options.width_per_group,
+        options.neuron, options.time_steps, options.connect, options.groups, options.width_per_group
     )
     return SewResNet(
-        depth,
-        shared,
-        input_shape=options.input_shape,
-        classes=options.classes,
-        stem=options.stem,
+        depth, shared, input_shape=options.input_shape, classes=options.classes, stem=options.stem
     )
 
 
@@ -94,11 +86,7 @@ def _ms_resnet(depth: int, options: NetworkOptions) -> nn.Module:
         )
     shared = MsOptions(options.neuron, options.time_steps, options.groups, options.width_per_group)
     return MsResNet(
-        depth,
-        shared,
-        input_shape=options.input_shape,
-        classes=options.classes,
-        stem=options.stem,
+        depth, shared, input_shape=options.input_shape, classes=options.classes, stem=options.stem
     )
 
 

@@ -59,10 +59,7 @@ def test_published_sums(acs: int, macs: int, millijoules: float) -> None:
 
 def test_presets_are_integers_of_their_unit() -> None:
     values = {p: ops_energy(activity(10, 1), p) for p in ARITHMETIC}
-    assert {p: e.picojoules for p, e in values.items()} == {
-        "fp32": 13.6,
-        "int8": 0.53,
-    }
+    assert {p: e.picojoules for p, e in values.items()} == {"fp32": 13.6, "int8": 0.53}
     assert values["int8"].to_json() == {
         "model": "ops45_int8",
         "estimate": True,
@@ -273,12 +270,7 @@ def test_one_network_is_one_report(models: tuple[Path, ...]) -> None:
     assert document["schema"] == "soul-deploy/ops-report/2"
     assert document["check"] is None
     assert 0 <= document["dataset"].pop("correct") <= 6
-    assert document["dataset"] == {
-        "name": "digits",
-        "split": "test",
-        "arch": "",
-        "n_samples": 6,
-    }
+    assert document["dataset"] == {"name": "digits", "split": "test", "arch": "", "n_samples": 6}
 
 
 def test_text_csv_and_markdown(models: tuple[Path, ...]) -> None:

@@ -136,8 +136,7 @@ def test_spikingjelly(name: str) -> None:
     ours = compat_model(model, x)
     module = model.module()
     values = module.evaluate(
-        {"input": module.as_signal(x)},
-        [node.inputs[0] for node in model.graph.projections],
+        {"input": module.as_signal(x)}, [node.inputs[0] for node in model.graph.projections]
     )
     synops, macs = 0, 0
     for node in model.graph.projections:
@@ -222,9 +221,5 @@ def test_linear_networks_agree_everywhere() -> None:
     """No border, no mask, no zero weight: all rules that count events give one number."""
     x = (torch.rand(3, 4, 7, generator=torch.Generator().manual_seed(1)) < 0.4).float()
     found = on(Linear("p", ("s",), False, None, 7, 5), x)
-    numbers = {
-        found.neurobench_acs,
-        found.spikingjelly_synops,
-        found.upr_sops,
-    }
+    numbers = {found.neurobench_acs, found.spikingjelly_synops, found.upr_sops}
     assert numbers == {int(x.sum()) * 5}

@@ -237,8 +237,7 @@ def scattered() -> Model:
 
 
 @pytest.mark.parametrize(
-    ("function", "expected"),
-    [("add", None), ("and", [False, True]), ("iand", [True, False])],
+    ("function", "expected"), [("add", None), ("and", [False, True]), ("iand", [True, False])]
 )
 def test_where_a_merge_can_be_nonzero(function: MergeFunction, expected: list[bool] | None) -> None:
     masks = {"p": np.array([False, True])}

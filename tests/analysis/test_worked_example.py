@@ -113,8 +113,7 @@ def test_memory_accesses_are_292() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stride", "padding", "ours", "unmasked", "valid"),
-    [(2, 1, 7, 9, 16), (1, 0, 8, 12, 24)],
+    ("stride", "padding", "ours", "unmasked", "valid"), [(2, 1, 7, 9, 16), (1, 0, 8, 12, 24)]
 )
 def test_strides_and_paddings(
     stride: int, padding: int, ours: int, unmasked: int, valid: int

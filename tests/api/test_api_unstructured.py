@@ -72,11 +72,7 @@ def bits(model: Model | None) -> str:
 
 
 def test_the_function_gives_the_bits_of_the_command(
-    result: PruneResult,
-    model: Model,
-    digits: Data,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    result: PruneResult, model: Model, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(READERS, "digits", lambda data_dir, download: digits)
     monkeypatch.chdir(tmp_path)
@@ -120,11 +116,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_a_stopped_run_resumed_from_python_ends_with_the_same_bits(
-    stop_after: int,
-    result: PruneResult,
-    model: Model,
-    arrays: Mapping[str, Any],
-    tmp_path: Path,
+    stop_after: int, result: PruneResult, model: Model, arrays: Mapping[str, Any], tmp_path: Path
 ) -> None:
     epochs: list[SearchEpoch] = []
 

@@ -115,10 +115,7 @@ def test_soul_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Monkey
     result = call("prune", "structured", *words)
     assert result.exit_code == 0, result.output
     stem = "saved_models/pruned_spikingvgg9_lif_cifar10_T4_2025"
-    masked, compact = (
-        load(Path(f"{stem}.safetensors")),
-        load(Path(f"{stem}_compact.safetensors")),
-    )
+    masked, compact = (load(Path(f"{stem}.safetensors")), load(Path(f"{stem}_compact.safetensors")))
     channels = sum(len(keep) for keep in masked.channel_masks.values())
     assert sum(int(keep.sum()) for keep in masked.channel_masks.values()) == round(0.9 * channels)
     assert compact.info.stage == "compact"

@@ -10,16 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from places import FIXTURES
-from searching import (
-    QUICK,
-    SMALL,
-    STEERED,
-    STEM,
-    call,
-    few,
-    pruning_of,
-    search_of,
-)
+from searching import QUICK, SMALL, STEERED, STEM, call, few, pruning_of, search_of
 
 from soul_deploy.base.errors import FileFormatError, SoulDeployError
 from soul_deploy.cli.main import root

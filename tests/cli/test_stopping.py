@@ -136,11 +136,7 @@ def stopped_in(work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Res
 )
 @pytest.mark.parametrize("error", [FileFormatError("cannot be traced"), AttributeError("utils")])
 def test_a_stop_that_comes_out_as_another_error_is_a_stop(
-    number: signal.Signals,
-    code: int,
-    line: str,
-    error: Exception,
-    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, code: int, line: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work() -> None:
         try:

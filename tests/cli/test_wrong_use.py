@@ -134,11 +134,7 @@ THREADED = (
 
 @pytest.mark.parametrize("line", THREADED)
 def test_threads_are_bounded(files: Files, line: str) -> None:
-    known = {
-        "EVENT": files.compact_event,
-        "MODEL": files.compact,
-        "ONNX": files.compact_onnx,
-    }
+    known = {"EVENT": files.compact_event, "MODEL": files.compact, "ONNX": files.compact_onnx}
     words = [known.get(word, word) for word in line.split()]
     text = refused(*words, "--threads", 257)
     assert "threads 257: the limit is 256; give 1 to 256" in text

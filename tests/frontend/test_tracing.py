@@ -215,10 +215,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
         lambda n, x: n.sn1(n.bn(y := n.conv(x)) + y).mean((0, 3, 4)),
         "batch norm 'bn' that does not directly follow",
     ),
-    "another subtraction": (
-        lambda n, x: (s := n.spikes(x)) * (2 - s),
-        r"operation sub\(2, sn2\)",
-    ),
+    "another subtraction": (lambda n, x: (s := n.spikes(x)) * (2 - s), r"operation sub\(2, sn2\)"),
     "spikes subtracted": (lambda n, x: (s := n.spikes(x)) - s, r"operation sub\(sn2, sn2\)"),
     "an addition behind the mean": (
         lambda n, x: n.spikes(x).mean(0) + n.spikes(x).mean(0),

@@ -11,12 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from soul_deploy.base.errors import (
-    FileFormatError,
-    FileWriteError,
-    MissingFileError,
-    PathKindError,
-)
+from soul_deploy.base.errors import FileFormatError, FileWriteError, MissingFileError, PathKindError
 from soul_deploy.base.files import (
     METADATA_KEY,
     digest,
@@ -144,10 +139,7 @@ def retensored(path: Path, name: str, array: np.ndarray | None) -> Path:
     ],
 )
 def test_a_changed_tensor_is_refused(
-    path: Path,
-    name: str,
-    array: np.ndarray | None,
-    message: str,
+    path: Path, name: str, array: np.ndarray | None, message: str
 ) -> None:
     with pytest.raises(FileFormatError, match=message):
         load(retensored(path, name, array))

@@ -103,9 +103,7 @@ def sign_document(document: Any, tensors: Any) -> Any:
 
 
 def tensor_files(
-    files: list[TensorFile],
-    contents: list[bytes],
-    sign: Callable[[Any, Any], Any] = sign_document,
+    files: list[TensorFile], contents: list[bytes], sign: Callable[[Any, Any], Any] = sign_document
 ) -> Damage:
     """Ours: bytes, header, description and arrays; the last two signed again."""
     unsigned = raw(contents)

@@ -23,12 +23,7 @@ from soul_deploy.ir.graph import (
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.loss import coefficients
-from soul_deploy.prune.unstructured.masks import (
-    Masks,
-    MaskStart,
-    make_masks,
-    maskable_neurons,
-)
+from soul_deploy.prune.unstructured.masks import Masks, MaskStart, make_masks, maskable_neurons
 from soul_deploy.prune.unstructured.pruning import Pruning
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.trainer import TrainConfig

@@ -523,9 +523,7 @@ def from_snntorch(tmp_path: Path) -> Iterator[tuple[Path, Tensor, Tensor]]:
         yield path, x, torch.stack([network(frame) for frame in x])
 
 
-def test_a_graph_that_snntorch_wrote_comes_in(
-    from_snntorch: tuple[Path, Tensor, Tensor],
-) -> None:
+def test_a_graph_that_snntorch_wrote_comes_in(from_snntorch: tuple[Path, Tensor, Tensor]) -> None:
     path, x, expected = from_snntorch
     model = import_nir(read_nir(path), time_steps=STEPS)
     assert expected.sum() > STEPS
@@ -657,10 +655,7 @@ FOREIGN: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
         "lif: tau 0.5 must be at least 1 step",
     ),
     "slow synapses": (
-        lambda: (
-            linear(),
-            nir.CubaLIF(*(np.full(7, v) for v in (3e-4, 2e-4, 1.0, 0.0, 1.0))),
-        ),
+        lambda: (linear(), nir.CubaLIF(*(np.full(7, v) for v in (3e-4, 2e-4, 1.0, 0.0, 1.0)))),
         "cubalif: a CubaLIF with tau_syn 0.0003 s, whose synaptic current outlasts",
     ),
     "a factor without a place": (

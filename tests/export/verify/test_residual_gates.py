@@ -8,14 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from residual import (
-    ResidualSpec,
-    calibrated,
-    masked,
-    residual_images,
-    residual_model,
-    residuals,
-)
+from residual import ResidualSpec, calibrated, masked, residual_images, residual_model, residuals
 from torch import Tensor
 
 from soul_deploy.analysis.synops import count_model

@@ -229,11 +229,7 @@ TINY = ["-dataset", "digits", "-T", "1", "-b", "60", "--prune_epochs", "1"]
 
 @pytest.mark.parametrize(
     ("network", "how"),
-    [
-        ("SEWResNet18", "coupled"),
-        ("sewresnet18", "scatter"),
-        ("msresnet18", "Coupled"),
-    ],
+    [("SEWResNet18", "coupled"), ("sewresnet18", "scatter"), ("msresnet18", "Coupled")],
 )
 @pytest.mark.usefixtures("few_digits")
 def test_the_command_prunes_residual_networks(network: str, how: str) -> None:

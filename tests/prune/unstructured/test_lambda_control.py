@@ -7,10 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import (
-    masks_of,
-    small_module,
-)
+from searching import masks_of, small_module
 
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.base.errors import SoulDeployError, UsageError
@@ -23,9 +20,7 @@ from soul_deploy.prune.unstructured.lambda_control import (
     within_band,
 )
 from soul_deploy.prune.unstructured.loss import Objective
-from soul_deploy.prune.unstructured.masks import (
-    MaskStart,
-)
+from soul_deploy.prune.unstructured.masks import MaskStart
 
 
 def test_the_meter_counts_exactly_and_estimates_soft_gates() -> None:
@@ -61,10 +56,7 @@ def test_a_pruned_start_weight_counts_as_pruned() -> None:
     assert layers[0].live == layers[0].dense * 3 // 4
 
 
-@given(
-    st.floats(0.01, 0.9),
-    st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=40),
-)
+@given(st.floats(0.01, 0.9), st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=40))
 def test_lambda_rises_above_and_falls_below_the_wanted_curve(
     target: float, shares: list[float]
 ) -> None:

@@ -141,9 +141,7 @@ def test_every_neuron_is_equal_to_the_bit(neuron: NeuronSpec) -> None:
     """One product per current: nothing but the neuron can differ. Membranes are compared too."""
     torch.manual_seed(3)
     network = nn.Sequential(
-        layers.Conv2d(1, 5, 1, bias=False),
-        SpikingNeuron(neuron, 6),
-        layers.RateReadout(5, 2),
+        layers.Conv2d(1, 5, 1, bias=False), SpikingNeuron(neuron, 6), layers.RateReadout(5, 2)
     )
     model, x = model_of(network, (1, 4, 4), 6), torch.randn(6, 3, 1, 4, 4) * 2
     membranes: list[Tensor] = []

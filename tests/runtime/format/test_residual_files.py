@@ -138,11 +138,7 @@ DAMAGE: dict[str, tuple[str, Change, str]] = {
         "last_sn: takes|neurons ta",
     ),
     "live neurons": ("ms", entry("last_sn", "live", 1), "last_sn: live is .* announced"),
-    "population live": (
-        "ms",
-        tensor("last_sn/live", lambda a: a[:-1]),
-        "last_sn: live is bool",
-    ),
+    "population live": ("ms", tensor("last_sn/live", lambda a: a[:-1]), "last_sn: live is bool"),
     "threshold": (
         "ms",
         entry(

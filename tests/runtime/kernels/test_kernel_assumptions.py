@@ -22,7 +22,7 @@ from soul_deploy.runtime.format.file import load_event_network
 ROWS = {  # SparseRows: checks.require_sparse_rows
     "starts are uint32, one more than rows": ["starts length"],
     "starts rise from 0 to the number of synapses": [
-        *("starts fall", "starts end early", "starts begin late"),
+        *("starts fall", "starts end early", "starts begin late")
     ],
     "targets are uint32 and inside the output": ["target beyond", "matrix target", "targets dtype"],
     "targets of a row are different ones": ["row order", "twice"],
@@ -30,14 +30,14 @@ ROWS = {  # SparseRows: checks.require_sparse_rows
 }
 DENSE = {  # DenseRows: checks.require_array
     "weights are float32, contiguous, of the geometry's shape": [
-        *("weight dtype", "weight shape", "matrix shape"),
-    ],
+        *("weight dtype", "weight shape", "matrix shape")
+    ]
 }
 BIAS = {"a bias is as long as the output": ["bias length", "matrix bias"]}
 GEOMETRY = {  # synapses.ConvSynapses: every tap of tap_tables.py stays inside the output
     "sides are positive": ["empty side", "two sides", "flat convolution"],
     "kernel, stride, dilation from 1, padding from 0": [
-        *("kernel", "stride", "dilation", "padding", "long pair"),
+        *("kernel", "stride", "dilation", "padding", "long pair")
     ],
     "the output has no positions that no input reaches": ["out shape"],
     "groups divide the channels": ["groups"],
@@ -48,12 +48,12 @@ COMPACTED = {  # layout.py renumbers live neurons only
     "a live mask is bool, one per neuron": ["live length", "live dtype"],
     "no row leads to or from a neuron that is not live": ["dead target", "dead source"],
     "patterns are (T, channels) of 0 and 1": [
-        *("pattern steps", "pattern values", "pattern dtype", "pattern sides", "pattern width"),
+        *("pattern steps", "pattern values", "pattern dtype", "pattern sides", "pattern width")
     ],
 }
 NEURON = {
     "numbers are finite in float32, the threshold above 0, no division by 0": [
-        *("threshold", "threshold below float32", "huge constant", "constant", "reset"),
+        *("threshold", "threshold below float32", "huge constant", "constant", "reset")
     ],
     "the equation is a known one": ["charge", "fire"],
 }

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.base.tables import Table
 from soul_deploy.runtime.bench.timing import TimingSchedule, time_in_turns
 from soul_deploy.runtime.equations import NeuronEquation

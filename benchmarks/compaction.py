@@ -15,7 +15,7 @@ import tracemalloc
 import numpy as np
 import torch
 
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import parameters, remove

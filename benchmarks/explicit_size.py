@@ -19,7 +19,7 @@ import numpy as np
 
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.export.event.build import build_event_network
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.runtime.format.file import save_event_network

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from soul_deploy.base.brief import brief
+from soul_deploy.base import Array, brief
 from soul_deploy.base.errors import SoulDeployError
-from soul_deploy.base.files import Array
 from soul_deploy.base.tables import Table
 from soul_deploy.runtime.bench import inputs
 from soul_deploy.runtime.bench.reference import ReferenceRequest

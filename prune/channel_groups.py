@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from soul_deploy.base.errors import UnknownNameError
-from soul_deploy.ir.graph import Node, SpikingGraph
+from soul_deploy.ir import Node, SpikingGraph
 
 Residual = Literal["internal", "coupled", "scatter"]
 """What may change in a stream group: nothing, the whole group at once, or single branches too."""

@@ -18,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
-from soul_deploy.base import errors
+from soul_deploy.base import Array, errors
 from soul_deploy.base.errors import RemovalError, UsageError, ValidityError
-from soul_deploy.base.files import Array
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.nn.graph_module import GraphModule

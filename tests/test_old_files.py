@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from places import FIXTURES
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.cli.main import root
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.model.file import load

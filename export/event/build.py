@@ -11,20 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import UnknownNameError, UnsupportedGraphError, UsageError
-from soul_deploy.base.memory import WORK_BYTES
+from soul_deploy import ir
+from soul_deploy.base import dispatch, errors, memory
 from soul_deploy.export.event import storage_format
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering.deploy import Deployed, lower
-from soul_deploy.lowering.fan_out import live_targets, population_behind
-from soul_deploy.lowering.footprint import require_planning
-from soul_deploy.lowering.linear_operators import ConvOperator, ReadoutOperator, walk_back
+from soul_deploy.lowering import deploy, fan_out, footprint, linear_operators
 from soul_deploy.model.model import Model
+from soul_deploy.runtime.format import file
 from soul_deploy.runtime.format import network as eventnet
-from soul_deploy.runtime.format.file import save_event_network
 
 
 def export_event(
@@ -47,7 +40,7 @@ def export_event(
         rows=rows,
         max_memory=max_memory,
     )
-    save_event_network(path, network)
+    file.save_event_network(path, network)
     return network
 
 
@@ -70,10 +63,10 @@ def build_event_network(
     sizes beyond the runtime's, UnknownNameError and UsageError for `rows` that cannot be.
     """
     refuse_unsupported(model.graph)
-    require_planning(model.graph, max(WORK_BYTES, max_memory or 0))
+    footprint.require_planning(model.graph, max(memory.WORK_BYTES, max_memory or 0))
     graph, info = model.graph, model.info
     forms = _forms(graph, rows or {})
-    parts = _Parts(lower(model).trimmed, representation, max_memory, forms)
+    parts = _Parts(deploy.lower(model).trimmed, representation, max_memory, forms)
     norm = info.normalization
     return eventnet.EventNetwork(
         input_name=graph.input.name,
@@ -90,7 +83,7 @@ def build_event_network(
     )
 
 
-def layer_names(graph: SpikingGraph) -> tuple[str, ...]:
+def layer_names(graph: ir.SpikingGraph) -> tuple[str, ...]:
     """The nodes that are layers of the event network, in execution order.
 
     A projection that feeds one population and nothing else is part of that population's layer.
@@ -98,26 +91,26 @@ def layer_names(graph: SpikingGraph) -> tuple[str, ...]:
     return tuple(node.name for node in graph.nodes if layer_maker(node, graph) is not None)
 
 
-def refuse_unsupported(graph: SpikingGraph) -> None:
+def refuse_unsupported(graph: ir.SpikingGraph) -> None:
     """Raise UnsupportedGraphError for what the event runtime has no layer for."""
     for node in graph.nodes:
         for name in node.inputs:
             source, edge = graph[name], graph.edges[name]
             takes_all = node.projects or node.composable or node is graph.readout
             if source.composable and not takes_all:
-                raise UnsupportedGraphError(
+                raise errors.UnsupportedGraphError(
                     f"{node.name}: its input {name!r} is no projection ({source.op}); the event "
                     "runtime composes average pooling and flattening into a projection, so a "
                     "projection must follow them"
                 )
             if node.fires and edge.kind != "analog":
-                raise UnsupportedGraphError(
+                raise errors.UnsupportedGraphError(
                     f"{node.name}: its input {name!r} is no current but {edge.kind} values "
                     f"({source.op}); put a convolution or a linear layer in between"
                 )
-    source_name, _ = walk_back(graph, graph.readout.name)
+    source_name, _ = linear_operators.walk_back(graph, graph.readout.name)
     if graph.edges[source_name].kind == "analog":
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{graph.readout.name}: reads analog values from {source_name!r}; a readout sums spikes"
         )
 
@@ -126,7 +119,7 @@ def refuse_unsupported(graph: SpikingGraph) -> None:
 class _Parts:
     """What layers are built from; neurons that no output depends on are masked in `lowered`."""
 
-    lowered: Deployed
+    lowered: deploy.Deployed
     choice: storage_format.Choice
     max_memory: int | None
     forms: Mapping[str, storage_format.Form] = field(default_factory=dict)
@@ -134,29 +127,31 @@ class _Parts:
 
 
 def _forms(
-    graph: SpikingGraph, rows: Mapping[str, storage_format.Form]
+    graph: ir.SpikingGraph, rows: Mapping[str, storage_format.Form]
 ) -> dict[str, storage_format.Form]:
     """`rows` by projection."""
     projections = [node.name for node in graph.projections]
     known = {name: name for name in projections}
     for name in projections:
-        known[population_behind(graph, name) or name] = name
+        known[fan_out.population_behind(graph, name) or name] = name
     forms: dict[str, storage_format.Form] = {}
     for name, form in rows.items():
         if name not in known:
-            raise UnknownNameError("layer of --rows", name, projections)
+            raise errors.UnknownNameError("layer of --rows", name, projections)
         if forms.setdefault(known[name], form) != form:
-            raise UsageError(f"--rows {name}={form}: {known[name]} was given as another form too")
+            raise errors.UsageError(
+                f"--rows {name}={form}: {known[name]} was given as another form too"
+            )
     return forms
 
 
 Maker = Callable[[_Parts, Any], eventnet.Layer]
 
 
-@operation_table(ir.Node)
-def layer_maker(node: ir.Node, graph: SpikingGraph) -> Maker | None:
+@dispatch.operation_table(ir.Node)
+def layer_maker(node: ir.Node, graph: ir.SpikingGraph) -> Maker | None:
     """What makes the node's layer; None where it has none, but is part of another's."""
-    raise no_entry(node, "event export")
+    raise ir.no_entry(node, "event export")
 
 
 layer_maker.on(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
@@ -168,14 +163,14 @@ layer_maker.on(ir.Scatter)(lambda node, graph: _scatter_layer)
 
 
 @layer_maker.on(ir.Projection)
-def _of_projection(node: ir.Projection, graph: SpikingGraph) -> Maker | None:
-    return None if population_behind(graph, node.name) else _current_layer
+def _of_projection(node: ir.Projection, graph: ir.SpikingGraph) -> Maker | None:
+    return None if fan_out.population_behind(graph, node.name) else _current_layer
 
 
 @layer_maker.on(ir.Population)
-def _of_population(node: ir.Population, graph: SpikingGraph) -> Maker:
+def _of_population(node: ir.Population, graph: ir.SpikingGraph) -> Maker:
     (source,) = node.inputs
-    fused = graph[source].projects and population_behind(graph, source)
+    fused = graph[source].projects and fan_out.population_behind(graph, source)
     return _spiking_layer if fused else _population_layer
 
 
@@ -206,19 +201,19 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     """The fields that layers with synapses share; `live` is that of the currents."""
     graph, linear = parts.lowered.graph, parts.lowered.operator(projection)
     operator, edge = linear.operator, graph.edges[linear.source]
-    assert not isinstance(operator, ReadoutOperator)
+    assert not isinstance(operator, linear_operators.ReadoutOperator)
     before = parts.lowered.live_values[linear.source]
     form = parts.forms.get(projection)
-    matrix = not isinstance(operator, ConvOperator)
+    matrix = not isinstance(operator, linear_operators.ConvOperator)
     possible = storage_format.MATRIX_FORMS if matrix else storage_format.CONVOLUTION_FORMS
     if form is not None and form not in possible:
         what = "a matrix" if matrix else "a convolution"
-        raise UsageError(
+        raise errors.UsageError(
             f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
         )
     how = form or parts.choice, parts.max_memory
-    current = live_targets(graph, parts.lowered.model.neuron_masks, projection)
-    if isinstance(operator, ConvOperator):
+    current = fan_out.live_targets(graph, parts.lowered.model.neuron_masks, projection)
+    if isinstance(operator, linear_operators.ConvOperator):
         synapses, weighed = storage_format.represent_convolution(operator, before, current, *how)
     else:
         synapses, weighed = storage_format.represent_matrix(operator, before, current, *how)
@@ -267,11 +262,11 @@ def _pool_layer(parts: _Parts, node: ir.MaxPool) -> eventnet.PoolLayer:
     )
 
 
-def _readout(lowered: Deployed) -> eventnet.ReadoutLayer:
+def _readout(lowered: deploy.Deployed) -> eventnet.ReadoutLayer:
     graph, node = lowered.graph, lowered.graph.readout
     linear = lowered.operator(node.name)
     operator = linear.operator
-    assert isinstance(operator, ReadoutOperator)
+    assert isinstance(operator, linear_operators.ReadoutOperator)
     weight = operator.weight
     if weight is not None and not operator.space:
         weight = weight[:, storage_format.channel_last_order(operator.in_shape)]

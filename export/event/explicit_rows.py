@@ -8,18 +8,15 @@ import math
 
 import numpy as np
 
-from soul_deploy.base.errors import LimitError
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.network import ConvSynapses, MatrixSynapses, Pair, SparseRows
-from soul_deploy.runtime.format.tap_tables import tap_table
-from soul_deploy.runtime.format.validate import MAX_SYNAPSES
+from soul_deploy.base import Array, errors
+from soul_deploy.runtime.format import network, tap_tables, validate
 from soul_deploy.runtime.kernels.explicit_rows import count_row_synapses, fill_rows
 
-Tables = tuple[Pair, int, int, Array, Array, Array, Array, Array, Array]
+Tables = tuple[network.Pair, int, int, Array, Array, Array, Array, Array, Array]
 
 
 def row_lengths(
-    convolution: ConvSynapses, rows: SparseRows, source_live: Array, live: Array
+    convolution: network.ConvSynapses, rows: network.SparseRows, source_live: Array, live: Array
 ) -> Array:
     """int64 (n_in,): synapses of each explicit row, channel-last.
 
@@ -32,17 +29,17 @@ def row_lengths(
 
 
 def explicit_form(
-    convolution: ConvSynapses, rows: SparseRows, source_live: Array, live: Array
-) -> MatrixSynapses:
+    convolution: network.ConvSynapses, rows: network.SparseRows, source_live: Array, live: Array
+) -> network.MatrixSynapses:
     """The convolution as a matrix of compressed rows; as `row_lengths`.
 
     Raises LimitError for more synapses than row starts can count.
     """
     lengths = row_lengths(convolution, rows, source_live, live)
     total = int(lengths.sum())
-    if total > MAX_SYNAPSES:
-        raise LimitError(
-            f"{total} explicit synapses; the limit is {MAX_SYNAPSES}. Use implicit rows"
+    if total > validate.MAX_SYNAPSES:
+        raise errors.LimitError(
+            f"{total} explicit synapses; the limit is {validate.MAX_SYNAPSES}. Use implicit rows"
         )
     starts = np.zeros(len(lengths) + 1, np.uint32)
     starts[1:] = np.cumsum(lengths)
@@ -50,16 +47,16 @@ def explicit_form(
     first, to = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
     tables = _tables(convolution)
     fill_rows(first, to, rows.weight, *tables, source_live, live, targets, weight)
-    return MatrixSynapses(
+    return network.MatrixSynapses(
         convolution.in_shape,
         convolution.out_shape,
-        SparseRows(starts, targets, weight),
+        network.SparseRows(starts, targets, weight),
         convolution.bias,
     )
 
 
-def _tables(convolution: ConvSynapses) -> Tables:
-    y, x = (tap_table(convolution, axis, merge=False) for axis in (0, 1))
+def _tables(convolution: network.ConvSynapses) -> Tables:
+    y, x = (tap_tables.tap_table(convolution, axis, merge=False) for axis in (0, 1))
     channels, _, width = convolution.out_shape
     first = y.first.astype(np.int64), x.first.astype(np.int64)
     kernel = convolution.kernel

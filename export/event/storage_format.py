@@ -15,8 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from soul_deploy.base.files import Array
-from soul_deploy.base.memory import require_memory
+from soul_deploy.base import Array, memory
 from soul_deploy.export.event.explicit_rows import explicit_form, row_lengths
 from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator
 from soul_deploy.runtime.format import network as eventnet
@@ -72,7 +71,7 @@ def represent_convolution(
     better = size <= allowed and explicit / EXPLICIT_RATE < slow
     chosen = choice == "explicit" or (choice == "auto" and better)
     if chosen:
-        require_memory("the explicit form", size, max_memory, INSTEAD)
+        memory.require_memory("the explicit form", size, max_memory, INSTEAD)
     weighed = (
         eventnet.Alternative(kind, _bytes(shared), executed, not chosen),
         eventnet.Alternative("explicit", size, explicit, chosen),
@@ -106,7 +105,7 @@ def represent_matrix(
     else:
         # Row, target and order of each entry are sorted as 64-bit numbers.
         needed = _row_bytes(weight.shape[1], synapses) + 40 * synapses
-        require_memory("the explicit form", needed, max_memory, INSTEAD)
+        memory.require_memory("the explicit form", needed, max_memory, INSTEAD)
         sources = _flat(source_live, operator.in_shape)
         rows = _matrix_rows(operator, sources, _flat(live, operator.out_shape))
     weighed = (

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.export.nir.neuron import NirNeuron, ResetRule, close
 from soul_deploy.export.nir.package import DEFAULT_DT
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.runtime.equations import FireRule
 
 RULES: Mapping[str, FireRule] = {"v > v_threshold": "gt", "v >= v_threshold": "ge"}

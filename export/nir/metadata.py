@@ -7,15 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.base.files import Array, parse_json
-from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, errors, files, input_rule
 from soul_deploy.export.nir.package import FORMAT, vote_weight
-from soul_deploy.ir.graph import Node, Readout, Shape
-from soul_deploy.ir.serde import node_from_json
-from soul_deploy.model.file import info_from_json
-from soul_deploy.model.model import ModelInfo
+from soul_deploy.model import file, model
 
 State = Mapping[str, Array]
 
@@ -31,8 +26,8 @@ class Description:
 
     time_steps: int
     dt: float | None
-    info: ModelInfo
-    readout: Readout | None
+    info: model.ModelInfo
+    readout: ir.Readout | None
 
 
 def described_graph(
@@ -45,46 +40,50 @@ def described_graph(
     """
     stored = _stored(metadata) if metadata.get("format") == FORMAT else None
     if time_steps is None and stored is None:
-        raise UsageError("the NIR graph does not say how many steps it runs; give --time_step")
+        raise errors.UsageError(
+            "the NIR graph does not say how many steps it runs; give --time_step"
+        )
     dt = stored.dt if dt is None and stored is not None else dt
     if dt is not None and not (dt > 0 and math.isfinite(dt)):
-        raise UsageError(f"dt {dt} must be above 0 seconds")
+        raise errors.UsageError(f"dt {dt} must be above 0 seconds")
     if stored is not None:
         return replace(stored, dt=dt, time_steps=time_steps or stored.time_steps)
     assert time_steps is not None
-    return Description(time_steps, dt, ModelInfo(), None)
+    return Description(time_steps, dt, model.ModelInfo(), None)
 
 
 def _stored(metadata: Mapping[str, Any]) -> Description:
     try:
         names = ("normalization", "classes", "provenance", "validity")
-        info = info_from_json(
+        info = file.info_from_json(
             {"stage": metadata["stage"]}
             | {name: _data(metadata, name) for name in names}
-            | {"input_kind": metadata.get("input_kind", KIND_OF_OLD_FILES)}
+            | {"input_kind": metadata.get("input_kind", input_rule.KIND_OF_OLD_FILES)}
         )
-        readout = node_from_json(_data(metadata, "readout"))
-        if not isinstance(readout, Readout):
+        readout = ir.node_from_json(_data(metadata, "readout"))
+        if not isinstance(readout, ir.Readout):
             raise ValueError(f"readout {readout.op!r}")
         return Description(int(metadata["time_steps"]), float(metadata["dt"]), info, readout)
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise FileFormatError(f"the NIR graph's metadata cannot be read ({error!r})") from error
+    except (KeyError, TypeError, ValueError, errors.UsageError) as error:
+        raise errors.FileFormatError(
+            f"the NIR graph's metadata cannot be read ({error!r})"
+        ) from error
 
 
 def _data(metadata: Mapping[str, Any], name: str) -> Any:
     text = metadata[name]
     if not isinstance(text, str | bytes):
         raise TypeError(f"{name} is no text")
-    return parse_json(text, f"the NIR graph's {name}")
+    return files.parse_json(text, f"the NIR graph's {name}")
 
 
 def with_readout(
-    nodes: tuple[Node, ...],
-    shapes: Mapping[str, Shape],
+    nodes: tuple[ir.Node, ...],
+    shapes: Mapping[str, ir.Shape],
     state: State,
     last: str,
     described: Description,
-) -> tuple[tuple[Node, ...], dict[str, Array]]:
+) -> tuple[tuple[ir.Node, ...], dict[str, Array]]:
     """The nodes with a readout at the end, and the state it leaves.
 
     The last node, whose output NIR puts out at every step, is a population, whose rates are the
@@ -92,19 +91,19 @@ def with_readout(
     """
     node = next(node for node in nodes if node.name == last)
     if any(last in other.inputs for other in nodes):
-        raise UnsupportedGraphError(f"{last}: both the output and inside the network")
+        raise errors.UnsupportedGraphError(f"{last}: both the output and inside the network")
     if node.fires:
         return (*nodes, _rates(node, shapes[last])), dict(state)
     source, dropped = _before_mean(nodes, shapes, node.inputs[0]) if node.inputs else ("", ())
     head, own = node.as_head(source), described.readout
     if head is None:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{last}: an output of {node.op!r}; supported are outputs of spiking neurons, or of a "
             "linear or affine node that weighs their spikes"
         )
     kept = tuple(n for n in nodes if n.name not in {last, *dropped})
     if own is not None and not _is_head(own, head, state):
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{last} is not the readout that the metadata describes ({own.describe()})"
         )
     if own is not None and not own.linear:
@@ -113,7 +112,7 @@ def with_readout(
     return (*kept, head), dict(state)
 
 
-def _is_head(own: Readout, head: Readout, state: State) -> bool:
+def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:
     if own.linear or own.classes != head.classes:
         return own.classes == head.classes
     weight = state[f"{head.name}.weight"]
@@ -122,16 +121,16 @@ def _is_head(own: Readout, head: Readout, state: State) -> bool:
     return np.array_equal(weight, vote_weight(own.classes, own.votes))
 
 
-def _rates(node: Node, shape: Shape) -> Readout:
+def _rates(node: ir.Node, shape: ir.Shape) -> ir.Readout:
     if len(shape) != 1:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: an output of {shape}; class scores need a vector"
         )
-    return Readout("readout", (node.name,), shape[0], linear=False, bias=False)
+    return ir.Readout("readout", (node.name,), shape[0], linear=False, bias=False)
 
 
 def _before_mean(
-    nodes: tuple[Node, ...], shapes: Mapping[str, Shape], name: str
+    nodes: tuple[ir.Node, ...], shapes: Mapping[str, ir.Shape], name: str
 ) -> tuple[str, tuple[str, ...]]:
     """What a mean over the whole map and a flattening read, and their names; else `name`."""
     by_name = {node.name: node for node in nodes}
@@ -144,5 +143,5 @@ def _before_mean(
     return pool.inputs[0], (pool.name, flatten.name)
 
 
-def _readers(nodes: tuple[Node, ...], name: str) -> int:
+def _readers(nodes: tuple[ir.Node, ...], name: str) -> int:
     return sum(name in node.inputs for node in nodes)

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation
 
 TOLERANCE = 1e-6  # relative; other tools write float32

@@ -9,14 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.base.files import Array, parse_json
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, errors, files
 from soul_deploy.export.nir import package as nir_library
 from soul_deploy.export.nir.conventions import Conventions
 from soul_deploy.export.nir.neuron import NirNeuron, from_nir, to_nir
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.serde import node_from_json
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import learned_decay
 
@@ -64,15 +61,15 @@ class Reader:
         if name.split(".")[0] in RESERVED:
             name = f"node_{name}"
         if name in self.shapes:
-            raise FileFormatError(f"two NIR nodes are called {name!r}")
+            raise errors.FileFormatError(f"two NIR nodes are called {name!r}")
         return name
 
     def put(self, node: ir.Node, **arrays: Array | None) -> NirValue:
         """Append a node of ours with its weights. Raises FileFormatError if it does not fit."""
         try:
             shape = node.output_shape([self.shapes[name] for name in node.inputs])
-        except (UsageError, ValueError, IndexError) as error:
-            raise FileFormatError(f"the NIR graph does not fit together: {error}") from error
+        except (errors.UsageError, ValueError, IndexError) as error:
+            raise errors.FileFormatError(f"the NIR graph does not fit together: {error}") from error
         self.made.append(node)
         self.shapes[node.name] = shape
         for part, array in arrays.items():
@@ -84,7 +81,7 @@ class Reader:
         """The value that arrives at a NIR node: one source's, or the merge of several."""
         sources = tuple(a for a, b in self.graph.edges if b == key)
         if not sources:
-            raise UnsupportedGraphError(f"{key}: nothing feeds it")
+            raise errors.UnsupportedGraphError(f"{key}: nothing feeds it")
         if len(sources) == 1:
             return self.values[sources[0]]
         if sources not in self.sums:
@@ -114,7 +111,7 @@ class Reader:
                 self._scale(key, source, factor)
             return
         if not (node.projects and self._readers(name) == 1):
-            raise UnsupportedGraphError(
+            raise errors.UnsupportedGraphError(
                 f"{key}: what arrives is scaled by {factor:g}, and there are no synapses before it "
                 f"that only it reads ({name}), so the factor has no place"
             )
@@ -142,7 +139,9 @@ def read_node(reader: Reader, key: str) -> None:
     if kind in INTEGRATORS:
         raise _readout_of_membranes(key, f"NIR {kind} is not supported")
     if kind not in READERS:
-        raise UnsupportedGraphError(f"{key}: NIR {kind} is not supported; supported: {SUPPORTED}")
+        raise errors.UnsupportedGraphError(
+            f"{key}: NIR {kind} is not supported; supported: {SUPPORTED}"
+        )
     value = READERS[kind](reader, key, node)
     if value is not None:
         reader.values[key] = value
@@ -150,10 +149,10 @@ def read_node(reader: Reader, key: str) -> None:
 
 def _input(r: Reader, key: str, node: Any) -> NirValue:
     if r.made:
-        raise UnsupportedGraphError(f"{key}: a second input; supported is one")
+        raise errors.UnsupportedGraphError(f"{key}: a second input; supported is one")
     shape = _integers(node.input_type["input"])
     if len(shape) not in (1, 3):
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{key}: an input of {shape}; supported: (C, H, W) and (N,), without time and batch"
         )
     return r.put(ir.Input(r.name(key), (), shape))
@@ -161,14 +160,16 @@ def _input(r: Reader, key: str, node: Any) -> NirValue:
 
 def _output(r: Reader, key: str, node: Any) -> None:
     if r.last is not None:
-        raise UnsupportedGraphError(f"{key}: a second output; supported is one")
+        raise errors.UnsupportedGraphError(f"{key}: a second output; supported is one")
     r.last = r.settled(key, r.arriving(key))
 
 
 def _linear(r: Reader, key: str, node: Any) -> NirValue:
     weight = np.asarray(node.weight, np.float64)
     if weight.ndim != 2:
-        raise UnsupportedGraphError(f"{key}: weight of shape {weight.shape}; supported: (out, in)")
+        raise errors.UnsupportedGraphError(
+            f"{key}: weight of shape {weight.shape}; supported: (out, in)"
+        )
     source, bias = r.arriving(key), _bias(getattr(node, "bias", None))
     features, width = weight.shape
     projection = ir.Linear(r.name(key), (source.name,), bias is not None, None, width, features)
@@ -212,7 +213,7 @@ def _padding(
     if text == "valid":
         return 0, 0
     if stride != (1, 1) or any(d * (k - 1) % 2 for k, d in zip(kernel, dilation, strict=True)):
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{key}: padding 'same' with stride {stride} and kernel {kernel} is not the same on "
             "both sides; supported is symmetric padding"
         )
@@ -239,7 +240,7 @@ def _flatten(r: Reader, key: str, node: Any) -> NirValue:
     if first == last:
         return source
     if (first, last) != (0, sides - 1):
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{key}: flattens axes {first} to {last} of {r.shapes[source.name]}; supported is all"
         )
     return NirValue(r.put(ir.Flatten(r.name(key), (source.name,))).name, source.factor)
@@ -260,7 +261,7 @@ def _cuba_lif(r: Reader, key: str, node: Any) -> NirValue:
     dt = r.conventions.dt
     if abs(tau_syn / dt - 1) > 1e-6:
         what = "outlasts" if tau_syn > dt else "is shorter than"
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{key}: a CubaLIF with tau_syn {tau_syn:g} s, whose synaptic current {what} a step "
             f"of {dt:g} s; supported is tau_syn = dt (--dt {tau_syn:g}, if the tool's step is as "
             "long), or a LIF"
@@ -285,8 +286,8 @@ def _numbers(key: str, node: Any) -> NirNeuron:
     return NirNeuron(tau, r, leak, threshold, reset)
 
 
-def _readout_of_membranes(key: str, what: str) -> UnsupportedGraphError:
-    return UnsupportedGraphError(
+def _readout_of_membranes(key: str, what: str) -> errors.UnsupportedGraphError:
+    return errors.UnsupportedGraphError(
         f"{key}: {what}: neurons that never fire, whose membrane is read, are not supported; "
         "supported outputs are spikes, and an affine node that weighs spikes"
     )
@@ -297,7 +298,7 @@ def _all_numbers(graph: Any) -> list[NirNeuron]:
     numbers = []
     for key, node in graph.nodes.items():
         if type(node).__name__ in NEURONS:
-            with suppress(UnsupportedGraphError):
+            with suppress(errors.UnsupportedGraphError):
                 numbers.append(_numbers(key, node))
     return numbers
 
@@ -328,16 +329,16 @@ def _own_neuron(r: Reader, key: str, node: Any, neuron: NirNeuron) -> ir.NeuronS
     if text is None:
         return None
     try:
-        population = node_from_json(parse_json(text, f"{key}: its metadata"))
+        population = ir.node_from_json(files.parse_json(text, f"{key}: its metadata"))
         assert isinstance(population, ir.Population)
         spec, decay = population.neuron, None
         if spec.learned:
             decay = learned_decay(torch.tensor(float(node.metadata[nir_library.DECAY_PARAMETER])))
         expected = to_nir(key, spec.equation(decay), r.conventions.dt)
-    except (KeyError, TypeError, ValueError, AssertionError, UsageError) as error:
-        raise FileFormatError(f"{key}: its metadata cannot be read ({error!r})") from error
+    except (KeyError, TypeError, ValueError, AssertionError, errors.UsageError) as error:
+        raise errors.FileFormatError(f"{key}: its metadata cannot be read ({error!r})") from error
     if not expected.close_to(neuron):
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{key}: {neuron} are not the numbers of the neuron in its metadata at dt "
             f"{r.conventions.dt:g}, {expected}; remove the metadata if they were changed on purpose"
         )
@@ -349,7 +350,7 @@ def _uniform(key: str, what: str, values: Any) -> float:
     distinct = np.unique(np.asarray(values, np.float64))
     if distinct.size != 1 or not np.isfinite(distinct[0]):
         low, high = (distinct.min(), distinct.max()) if distinct.size else (0, 0)
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{key}: {what} has {distinct.size} values from {low:g} to {high:g}; supported is one "
             "finite value for the whole population"
         )

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from soul_deploy.base import Array
 from soul_deploy.base.errors import FileFormatError, UsageError
-from soul_deploy.base.files import Array, File, OpenFile, opened
+from soul_deploy.base.files import File, OpenFile, opened
 
 FORMAT = "soul-deploy/nir/1"
 DEFAULT_DT = 1e-4  # seconds per step; fixed in snnTorch's reader, the default of SpikingJelly's

@@ -10,16 +10,10 @@ from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from soul_deploy.base.errors import FileFormatError, LimitError, UnsupportedGraphError, UsageError
-from soul_deploy.base.files import Array, File, OpenFile, opened
-from soul_deploy.base.input_rule import InputKind
-from soul_deploy.export.nir.conventions import Conventions
-from soul_deploy.export.nir.metadata import Description, described_graph, with_readout
-from soul_deploy.export.nir.neuron import ResetRule
+from soul_deploy.base import Array, errors, files, input_rule
+from soul_deploy.export.nir import conventions, metadata, neuron, package, trial
 from soul_deploy.export.nir.nodes import Reader, read_node
-from soul_deploy.export.nir.package import DEFAULT_DT, check_sizes, nir_package
-from soul_deploy.export.nir.trial import try_reading
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import check_state
 from soul_deploy.model.model import Model, with_input_kind
 from soul_deploy.runtime.equations import FireRule
@@ -27,28 +21,30 @@ from soul_deploy.runtime.equations import FireRule
 MAX_TURNS = 1 << 27
 
 
-def read_nir(file: File) -> Any:
+def read_nir(file: files.File) -> Any:
     """The `nir.NIRGraph` in a file.
 
     Raises MissingFileError, UsageError if the package nir is missing, and FileFormatError.
     """
-    with opened(file) as source:
-        nir, path = nir_package(), source.path
-        check_sizes(source)
-        try_reading(source)
+    with files.opened(file) as source:
+        nir, path = package.nir_package(), source.path
+        package.check_sizes(source)
+        trial.try_reading(source)
         graph = _graph(nir, source)
     if not isinstance(graph, nir.NIRGraph):
-        raise FileFormatError(f"{path} holds a single {type(graph).__name__}, not a NIR graph")
+        raise errors.FileFormatError(
+            f"{path} holds a single {type(graph).__name__}, not a NIR graph"
+        )
     return graph
 
 
-def _graph(nir: Any, source: OpenFile) -> Any:
+def _graph(nir: Any, source: files.OpenFile) -> Any:
     try:
         with source.again() as stream:
             return nir.read(stream, type_check=False)
     except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
         first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise FileFormatError(f"{source} is not an intact NIR file ({first})") from error
+        raise errors.FileFormatError(f"{source} is not an intact NIR file ({first})") from error
 
 
 def import_nir(
@@ -57,8 +53,8 @@ def import_nir(
     time_steps: int | None = None,
     dt: float | None = None,
     fire: FireRule | None = None,
-    reset: ResetRule | None = None,
-    input_kind: InputKind | None = None,
+    reset: neuron.ResetRule | None = None,
+    input_kind: input_rule.InputKind | None = None,
 ) -> Model:
     """The model of a `nir.NIRGraph`.
 
@@ -77,13 +73,15 @@ def import_nir(
     """
     turns = len(graph.nodes) * len(graph.edges)
     if turns > MAX_TURNS:
-        raise LimitError(
+        raise errors.LimitError(
             f"{len(graph.nodes)} nodes and {len(graph.edges)} edges; their product may be at most "
             f"{MAX_TURNS}, since the edges are walked for every node"
         )
-    described = described_graph(graph.metadata, time_steps, dt)
+    described = metadata.described_graph(graph.metadata, time_steps, dt)
     known = described.dt is not None
-    said = Conventions(DEFAULT_DT if described.dt is None else described.dt, known, fire, reset)
+    said = conventions.Conventions(
+        package.DEFAULT_DT if described.dt is None else described.dt, known, fire, reset
+    )
     reader = Reader(graph, said)
     for key in _ordered(graph):
         _read(reader, key)
@@ -100,18 +98,20 @@ def _read(reader: Reader, key: str) -> None:
         *(KeyError, IndexError, TypeError, ValueError, AttributeError),
         *(ArithmeticError, RecursionError),
     ) as error:
-        raise FileFormatError(f"{key}: a NIR node that cannot be read ({error!r})") from error
+        raise errors.FileFormatError(
+            f"{key}: a NIR node that cannot be read ({error!r})"
+        ) from error
 
 
-def _model(reader: Reader, described: Description) -> Model:
+def _model(reader: Reader, described: metadata.Description) -> Model:
     if reader.last is None:
-        raise UnsupportedGraphError("the NIR graph has no output")
+        raise errors.UnsupportedGraphError("the NIR graph has no output")
     made, state = tuple(reader.made), reader.state
-    nodes, state = with_readout(made, reader.shapes, state, reader.last, described)
+    nodes, state = metadata.with_readout(made, reader.shapes, state, reader.last, described)
     try:
         graph = SpikingGraph(nodes, described.time_steps)
-    except UsageError as error:
-        raise FileFormatError(f"the NIR graph does not fit together: {error}") from error
+    except errors.UsageError as error:
+        raise errors.FileFormatError(f"the NIR graph does not fit together: {error}") from error
     check_state(graph, state, "the NIR graph")
     if described.readout is None:  # our own files say that their last neurons spike
         _require_reachable(graph, state)
@@ -135,7 +135,7 @@ def _require_reachable(graph: SpikingGraph, state: Mapping[str, Array]) -> None:
         largest = largest + state[f"{synapses.name}.bias"]
     reach = graph.time_steps * max(0.0, float(largest.max()))
     if reach < last.neuron.v_threshold:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{last.name}: its membrane stays below {reach:g} in {graph.time_steps} steps, its "
             f"threshold is {last.neuron.v_threshold:g}: output neurons that never fire, whose "
             "membrane is read, are not supported; supported outputs are spikes, and an affine node "
@@ -143,7 +143,7 @@ def _require_reachable(graph: SpikingGraph, state: Mapping[str, Array]) -> None:
         )
 
 
-def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
+def _read_how(reader: Reader, described: metadata.Description) -> dict[str, Any]:
     """What was assumed, and what a graph of another tool was read with."""
     said = reader.conventions
     found: dict[str, Any] = {}
@@ -171,12 +171,14 @@ def _ordered(graph: Any) -> list[str]:
     for source, target in graph.edges:
         for end in (source, target):
             if end not in graph.nodes:
-                raise FileFormatError(f"the NIR graph has an edge to {end!r}, which is no node")
+                raise errors.FileFormatError(
+                    f"the NIR graph has an edge to {end!r}, which is no node"
+                )
         order.add(target, source)
     try:
         return list(order.static_order())
     except CycleError as error:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"a recurrent connection through {' → '.join(error.args[1])}; supported are "
             "feed-forward networks"
         ) from error

@@ -16,17 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import UnsupportedGraphError, UsageError
-from soul_deploy.base.files import write_atomically
+from soul_deploy import ir
+from soul_deploy.base import dispatch, errors, files
+from soul_deploy.export.nir import neuron
 from soul_deploy.export.nir import package as nir_library
-from soul_deploy.export.nir.neuron import to_nir
 from soul_deploy.export.nir.package import DEFAULT_DT, FORMAT, nir_package, vote_weight
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.serde import node_to_json
-from soul_deploy.lowering.deploy import lower
-from soul_deploy.lowering.fold_batch_norm import Synapses
-from soul_deploy.lowering.linear_operators import even_window
+from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
 
@@ -39,7 +34,7 @@ class _Writer:
 
     nir: Any
     model: Model
-    folded: Mapping[str, Synapses]
+    folded: Mapping[str, fold_batch_norm.Synapses]
     equations: Mapping[str, NeuronEquation]
     dt: float
     nodes: dict[str, Any] = field(default_factory=dict)
@@ -77,35 +72,35 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
     """
     nir = nir_package()
     if not dt > 0:
-        raise UsageError(f"dt {dt} must be above 0 seconds")
+        raise errors.UsageError(f"dt {dt} must be above 0 seconds")
     graph = model.graph
-    lowered = lower(model)
+    lowered = deploy.lower(model)
     writer = _Writer(nir, model, deepcopy(dict(lowered.synapses)), lowered.equations, dt)
     for node in graph.nodes:
         append(node, writer)
         if not graph.consumers[node.name] and node is not graph.readout:
-            raise UnsupportedGraphError(
+            raise errors.UnsupportedGraphError(
                 f"{node.name}: nothing reads it, so that NIR would make it a second output"
             )
     sha256 = source_sha256 or ""
     return nir.NIRGraph(writer.nodes, writer.edges, metadata=nir_metadata(model, dt, sha256))
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def append(node: ir.Node, w: _Writer) -> None:
     """Append what NIR has for a node."""
     raise _no_node(node)
 
 
-def _no_node(node: ir.Node) -> UnsupportedGraphError:
+def _no_node(node: ir.Node) -> errors.UnsupportedGraphError:
     said = f"NIR cannot hold {node.op!r} ({node.describe()}); {INSTEAD}"
-    return UnsupportedGraphError(f"{node.name}: {said}")
+    return errors.UnsupportedGraphError(f"{node.name}: {said}")
 
 
 append.refuse(ir.Scatter, error=_no_node)
 append.refuse(
     ir.MaxPool,
-    error=lambda node: UnsupportedGraphError(
+    error=lambda node: errors.UnsupportedGraphError(
         f"{node.name}: max pooling; NIR has none. Train with average pooling or strides, or "
         f"{INSTEAD}"
     ),
@@ -122,7 +117,7 @@ def _input(node: ir.Input, w: _Writer) -> None:
 @append.on(ir.Convolution)
 def _convolution(node: ir.Convolution, w: _Writer) -> None:
     if node.groups != 1:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: a convolution of {node.groups} groups; readers of NIR refuse groups. "
             f"{INSTEAD.capitalize()}"
         )
@@ -134,7 +129,7 @@ def _convolution(node: ir.Convolution, w: _Writer) -> None:
     )
     sides = tuple(int(side) for side in nir_node.output_type["output"])
     if sides != w.shape(node):
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: a kernel of {node.kernel[0]}×{node.kernel[1]}, whose output the package "
             f"nir {w.nir.version} takes for {sides}, not {w.shape(node)}, since it only looks at "
             f"the height; readers would refuse the file. {INSTEAD.capitalize()}"
@@ -147,7 +142,7 @@ def _linear(node: ir.Linear, w: _Writer) -> None:
     w.put(node, _affine(w.nir, w.folded[node.name]))
 
 
-def _affine(nir: Any, synapses: Synapses) -> Any:
+def _affine(nir: Any, synapses: fold_batch_norm.Synapses) -> Any:
     if synapses.bias is None:
         return nir.Linear(synapses.weight)
     return nir.Affine(synapses.weight, synapses.bias)
@@ -156,23 +151,23 @@ def _affine(nir: Any, synapses: Synapses) -> Any:
 @append.on(ir.Population)
 def _population(node: ir.Population, w: _Writer) -> None:
     if node.generated:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: {node.generated} channels generated from a stored pattern; NIR has no "
             f"node that depends on the step. {INSTEAD.capitalize()}"
         )
     if node.name in w.model.neuron_masks:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: masked neurons; NIR has no node that silences some neurons of a "
             f"population. {INSTEAD.capitalize()}"
         )
-    numbers = to_nir(node.name, w.equations[node.name], w.dt)
+    numbers = neuron.to_nir(node.name, w.equations[node.name], w.dt)
     full = {
         key: np.full(w.shape(node), value)
         for key, value in asdict(numbers).items()
         if value is not None and (numbers.tau is not None or key != "v_leak")
     }
     nir_node = w.nir.IF(**full) if numbers.tau is None else w.nir.LIF(**full)
-    nir_node.metadata[nir_library.POPULATION] = json.dumps(node_to_json(node))
+    nir_node.metadata[nir_library.POPULATION] = json.dumps(ir.node_to_json(node))
     nir_node.metadata["fire"] = rule(w.equations[node.name])
     if node.neuron.learned:
         nir_node.metadata[nir_library.DECAY_PARAMETER] = repr(
@@ -189,9 +184,9 @@ def _avg_pool(node: ir.AvgPool, w: _Writer) -> None:
 @append.on(ir.AdaptiveAvgPool)
 def _adaptive(node: ir.AdaptiveAvgPool, w: _Writer) -> None:
     _, height, width = w.model.graph.shapes[node.inputs[0]]
-    window = even_window(node, (1, height, width))
+    window = linear_operators.even_window(node, (1, height, width))
     if window is None:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: adaptive pooling of {height}×{width} to {node.size[0]}×{node.size[1]}, "
             f"whose windows differ in size; NIR pools with one window. {INSTEAD.capitalize()}"
         )
@@ -213,7 +208,7 @@ def _merge(node: ir.Merge, w: _Writer) -> None:
     """A sum is edges into whatever reads it. A branch that comes twice needs a node of its own,
     since an edge exists once: a scaling by 1."""
     if node.function != "add":
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: {node.function} of spikes; NIR can only add. Train with "
             f"connect_function ADD, or {INSTEAD}"
         )
@@ -249,7 +244,7 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
     head = (
         w.folded[node.name]
         if node.linear
-        else Synapses(vote_weight(node.classes, node.votes), None)
+        else fold_batch_norm.Synapses(vote_weight(node.classes, node.votes), None)
     )
     key = w.add(node.name, _affine(w.nir, head), sources)
     w.nodes["output"] = w.nir.Output(output_type={"output": np.array((node.classes,))})
@@ -264,13 +259,13 @@ def rule(equation: NeuronEquation) -> str:
 def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
     """The graph's metadata: strings, nested values as JSON."""
     graph, info = model.graph, model.info
-    rules = {rule(equation) for equation in lower(model).equations.values()}
+    rules = {rule(equation) for equation in deploy.lower(model).equations.values()}
     nested: dict[str, Any] = {
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),
         "validity": asdict(info.validity),
         "provenance": dict(info.provenance),
-        "readout": node_to_json(graph.readout),
+        "readout": ir.node_to_json(graph.readout),
         "versions": {"soul-deploy": version("soul-deploy"), "nir": nir_package().version},
     }
     text = {
@@ -296,5 +291,5 @@ def export_nir(
     Raises what `build_nir` raises, and OSError if the file cannot be written.
     """
     graph = build_nir(model, dt=dt, source_sha256=source_sha256)
-    write_atomically(path, lambda temporary: nir_package().write(temporary, graph))
+    files.write_atomically(path, lambda temporary: nir_package().write(temporary, graph))
     return graph

@@ -15,12 +15,11 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from soul_deploy.base.errors import LimitError, UsageError
-from soul_deploy.base.files import write_atomically
+from soul_deploy.base import errors, files
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
@@ -63,7 +62,7 @@ def build_onnx(
         ("outputs", outputs, OUTPUTS),
     ):
         if inputs not in valid:
-            raise UsageError(f"{what} {inputs!r}; valid: {', '.join(valid)}")
+            raise errors.UsageError(f"{what} {inputs!r}; valid: {', '.join(valid)}")
     builder = onnx_nodes.OnnxBuilder(
         model.graph, fitting(model, opset), opset, input_mode=input_mode
     )
@@ -87,7 +86,7 @@ def fitting(model: Model, opset: int) -> Deployed:
     lowered = lower(model)
     size = sum(s.weight.nbytes for s in lowered.synapses.values())
     if size > MAX_BYTES:
-        raise LimitError(
+        raise errors.LimitError(
             f"{size} bytes of weights; one ONNX file holds at most {MAX_BYTES}. Remove channels "
             "first"
         )
@@ -227,8 +226,8 @@ def write_onnx(path: Path | str, built: onnx.ModelProto) -> None:
     """Write atomically. Raises LimitError for a file too large, and OSError."""
     data = built.SerializeToString(deterministic=True)
     if len(data) > MAX_BYTES:
-        raise LimitError(f"{len(data)} bytes; one ONNX file holds at most {MAX_BYTES}")
-    write_atomically(path, lambda temporary: _write(temporary, data))
+        raise errors.LimitError(f"{len(data)} bytes; one ONNX file holds at most {MAX_BYTES}")
+    files.write_atomically(path, lambda temporary: _write(temporary, data))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -13,15 +13,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.base.files import Array
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import neuron as onnx_neuron
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.lowering.deploy import Deployed
-from soul_deploy.lowering.linear_operators import adaptive_rows, even_window
+from soul_deploy.lowering import deploy, linear_operators
 from soul_deploy.runtime.equations import NeuronEquation
 
 BATCH, MERGED = "batch", "time_batch"
@@ -39,8 +34,8 @@ class OnnxBuilder:
     return to it, and `counter` names the input that says which step it is, if anything needs it.
     """
 
-    graph: SpikingGraph
-    lowered: Deployed
+    graph: ir.SpikingGraph
+    lowered: deploy.Deployed
     opset: int
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
@@ -84,7 +79,7 @@ class OnnxBuilder:
         self.values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
 
-def value_name(graph: SpikingGraph, node: str, input_mode: InputMode) -> str:
+def value_name(graph: ir.SpikingGraph, node: str, input_mode: InputMode) -> str:
     """The tensor that holds a node's value: the node's name, unless the file's own input or
     output is called so."""
     merged = node == graph.input.name and input_mode == "sequence"
@@ -129,10 +124,10 @@ def _pads(padding: ir.Pair) -> list[int]:
     return [*padding, *padding]
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def append(node: ir.Node, b: OnnxBuilder) -> None:
     """Append the node's ONNX spelling to what is being built."""
-    raise UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
+    raise errors.UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
 
 
 @append.on(ir.Input)
@@ -182,12 +177,15 @@ def _average(
 @append.on(ir.AdaptiveAvgPool)
 def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
     """Windows that tile evenly are an average pooling, others a matrix over the positions."""
-    tile = even_window(node, b.graph.shapes[node.inputs[0]])
+    tile = linear_operators.even_window(node, b.graph.shapes[node.inputs[0]])
     if tile is not None:
         _average(b, node, tile, tile)
         return
     _, height, width = b.graph.shapes[node.inputs[0]]
-    rows = np.kron(adaptive_rows(height, node.size[0]), adaptive_rows(width, node.size[1]))
+    rows = np.kron(
+        linear_operators.adaptive_rows(height, node.size[0]),
+        linear_operators.adaptive_rows(width, node.size[1]),
+    )
     name = node.name
     pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
     flat = b.op(
@@ -370,7 +368,9 @@ def emit(b: OnnxBuilder, node: ir.Node) -> None:
     if node is not b.graph.readout:
         b.declare(node)
     elif b.static.issuperset(node.inputs):
-        raise UnsupportedGraphError(f"{node.name}: no spiking layer stands before the readout")
+        raise errors.UnsupportedGraphError(
+            f"{node.name}: no spiking layer stands before the readout"
+        )
 
 
 def functions(b: OnnxBuilder) -> list[onnx.FunctionProto]:

@@ -8,46 +8,46 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from soul_deploy.base.errors import FileFormatError
-from soul_deploy.base.files import File, opened, parse_json, path_of
-from soul_deploy.export.onnx.opsets import require_readable
-from soul_deploy.export.onnx.size import require_structure
+from soul_deploy.base import errors, files
+from soul_deploy.export.onnx import opsets, size
 
 
-def read_onnx(file: File, *, max_memory: int | None = None) -> ModelProto:
+def read_onnx(file: files.File, *, max_memory: int | None = None) -> ModelProto:
     """The model in a file, checked.
 
     max_memory: bytes that its structure may take; None: DESCRIPTION_BYTES. Raises
     MissingFileError, FileFormatError, LimitError.
     """
-    path = path_of(file)
+    path = files.path_of(file)
     try:
-        with opened(file) as source:
-            require_structure(source, max_memory)
+        with files.opened(file) as source:
+            size.require_structure(source, max_memory)
             source.stream.seek(0)
             model = onnx.load(source.stream, load_external_data=False)
-        require_readable(model, path)
+        opsets.require_readable(model, path)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} is not an intact ONNX file ({first}); it may be truncated or of another format"
         ) from error
     return model
 
 
-def describe_onnx(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
+def describe_onnx(file: files.File, *, max_memory: int | None = None) -> dict[str, Any]:
     """Opsets, inputs and outputs, operators, weights and metadata of an ONNX file.
 
     max_memory: as in `read_onnx`. Raises MissingFileError, FileFormatError, LimitError.
     """
-    model, path = read_onnx(file, max_memory=max_memory), path_of(file)
+    model, path = read_onnx(file, max_memory=max_memory), files.path_of(file)
     try:
         contents = _contents(model)
         json.dumps(contents)  # names that are no text come out as bytes
         return contents
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise FileFormatError(f"{path}: an ONNX file that cannot be read ({error!r})") from error
+        raise errors.FileFormatError(
+            f"{path}: an ONNX file that cannot be read ({error!r})"
+        ) from error
 
 
 def _contents(model: ModelProto) -> dict[str, Any]:
@@ -100,6 +100,6 @@ def _parsed(text: str) -> Any:
     if not text.startswith(("{", "[", "null")):
         return text
     try:
-        return parse_json(text, "its metadata")
-    except FileFormatError:
+        return files.parse_json(text, "its metadata")
+    except errors.FileFormatError:
         return text

@@ -5,27 +5,24 @@ from typing import Any
 
 from onnx import ModelProto
 
-from soul_deploy.base.errors import LimitError
-from soul_deploy.base.json_text import DESCRIPTION_BYTES
-from soul_deploy.base.memory import RAISE_IT
-from soul_deploy.base.opening import OpenFile
+from soul_deploy.base import errors, json_text, memory, opening
 
 MESSAGE_BYTES = 400  # of a node, a value or the like: in Python's parser, and in the checker's
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 
 
-def require_structure(source: OpenFile, max_memory: int | None = None) -> None:
+def require_structure(source: opening.OpenFile, max_memory: int | None = None) -> None:
     """Raise LimitError if nodes, attributes, values and so on take more than `max_memory` bytes.
 
     None: DESCRIPTION_BYTES. What is no ONNX file is left to the parser.
     """
-    allowed = DESCRIPTION_BYTES if max_memory is None else max_memory
+    allowed = json_text.DESCRIPTION_BYTES if max_memory is None else max_memory
     most = allowed // MESSAGE_BYTES
     for count, _ in enumerate(_messages(source.data.data), 1):
         if count > most:
-            raise LimitError(
+            raise errors.LimitError(
                 f"{source} has more than {most:,} nodes, values and other parts, which need more "
-                f"than {allowed:,} bytes of memory. {RAISE_IT}"
+                f"than {allowed:,} bytes of memory. {memory.RAISE_IT}"
             )
 
 

@@ -16,8 +16,8 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.export.onnx import model as onnx_model
-from soul_deploy.export.onnx.nodes import BATCH, OUTPUT, OnnxBuilder, emit, value_name
-from soul_deploy.ir.graph import Shape, SpikingGraph
+from soul_deploy.export.onnx import nodes
+from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 
@@ -88,7 +88,7 @@ def build_step(
     inputs = graph.static if static_input == "current" else (graph.input.name,)
     for node in graph.nodes:
         if node.name not in inputs:
-            emit(builder, node)
+            nodes.emit(builder, node)
     if builder.counter:
         _count(builder, graph.time_steps)
     built = onnx_model.assemble(
@@ -117,13 +117,13 @@ def build_currents(
     builder = _builder(model, opset)
     inputs = currents_of(graph)
     for name in graph.static[1:]:
-        emit(builder, graph[name])
+        nodes.emit(builder, graph[name])
     shape = onnx_model.input_shape(graph, "step")
     built = onnx_model.assemble(
         builder,
         [_declared(graph.input.name, shape)],
         [
-            _declared(value_name(graph, name, "step"), (BATCH, *graph.shapes[name]))
+            _declared(nodes.value_name(graph, name, "step"), (nodes.BATCH, *graph.shapes[name]))
             for name in inputs
         ],
         "What a static image determines once: the currents that every step takes.",
@@ -144,9 +144,9 @@ def _require_currents(graph: SpikingGraph) -> None:
         )
 
 
-def _builder(model: Model, opset: int) -> OnnxBuilder:
+def _builder(model: Model, opset: int) -> nodes.OnnxBuilder:
     states = states_of(model)
-    return OnnxBuilder(
+    return nodes.OnnxBuilder(
         model.graph.with_time_steps(1),
         onnx_model.fitting(model, opset),
         opset,
@@ -164,16 +164,17 @@ def step_inputs(model: Model, static_input: StaticInput) -> list[Entry]:
     graph = model.graph
     inputs = currents_of(graph) if static_input == "current" else (graph.input.name,)
     entries: list[Entry] = [
-        (value_name(graph, name, "step"), (BATCH, *graph.shapes[name])) for name in inputs
+        (nodes.value_name(graph, name, "step"), (nodes.BATCH, *graph.shapes[name]))
+        for name in inputs
     ]
-    entries += [(state.input, (BATCH, *state.shape)) for state in states_of(model)]
+    entries += [(state.input, (nodes.BATCH, *state.shape)) for state in states_of(model)]
     return entries + ([(COUNTER_IN, (1,))] if model.for_one_t else [])
 
 
 def step_outputs(model: Model) -> list[Entry]:
     """The step file's outputs: this step's scores, then the states."""
-    entries: list[Entry] = [(OUTPUT, (BATCH, model.graph.readout.classes))]
-    entries += [(state.output, (BATCH, *state.shape)) for state in states_of(model)]
+    entries: list[Entry] = [(nodes.OUTPUT, (nodes.BATCH, model.graph.readout.classes))]
+    entries += [(state.output, (nodes.BATCH, *state.shape)) for state in states_of(model)]
     return entries + ([(COUNTER_OUT, (1,))] if model.for_one_t else [])
 
 
@@ -182,7 +183,7 @@ def _declared(name: str, shape: tuple[int | str, ...]) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _count(b: OnnxBuilder, time_steps: int) -> None:
+def _count(b: nodes.OnnxBuilder, time_steps: int) -> None:
     """t + 1, by way of a table of T entries: a step beyond T finds none and is an error."""
     table = b.constant("t.one_per_step", np.ones(time_steps, np.int64))
     b.op("Add", [COUNTER_IN, b.op("Gather", [table, COUNTER_IN], "t.one", axis=0)], COUNTER_OUT)

@@ -7,36 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
+from soul_deploy import ir
+from soul_deploy.base import Array, dispatch
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
-from soul_deploy.export.event.build import layer_names
-from soul_deploy.export.event.storage_format import channel_last_mask
+from soul_deploy.export.event import build, storage_format
 from soul_deploy.export.verify.explicit_rows import explicit_problems
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering.deploy import Deployed, lower
-from soul_deploy.lowering.fan_out import CountedLayer, fanout
-from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator, ReadoutOperator
+from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format import network as eventnet
-from soul_deploy.runtime.ops.counted_run import count_run, fan_out
-from soul_deploy.runtime.ops.counters import StepCounts
-from soul_deploy.runtime.ops.counting import (
-    neuron_steps,
-    pooling_steps,
-    projection_steps,
-    readout_steps,
-)
-from soul_deploy.runtime.plan.layer_plan import aligned
-from soul_deploy.runtime.plan.layout import channel_last
-from soul_deploy.runtime.plan.partition import run_calls
-from soul_deploy.runtime.plan.regions import readout_region
+from soul_deploy.runtime.ops import counted_run, counters, counting
+from soul_deploy.runtime.plan import layer_plan, layout, partition, regions
 
 
 def event_problems(
@@ -48,10 +32,10 @@ def event_problems(
     synapse); the fan-out map that the stored rows give must be the graph's, entry by entry. Neurons
     that no output depends on are expected to be masked.
     """
-    lowered = lower(reference).trimmed
+    lowered = deploy.lower(reference).trimmed
     events, graph = network.events, reference.graph
     problems = list(_header_problems(reference, events, source_sha256))
-    expected = list(layer_names(graph))
+    expected = list(build.layer_names(graph))
     found = [layer.name for layer in events.layers]
     if expected != found:
         return (*problems, f"layers {found}, the graph says {expected}")
@@ -99,7 +83,7 @@ def _header_problems(
         )
 
 
-def _node_problems(graph: SpikingGraph, stored: eventnet.Layer) -> Iterator[str]:
+def _node_problems(graph: ir.SpikingGraph, stored: eventnet.Layer) -> Iterator[str]:
     """A layer without synapses against its node."""
     node, name = graph[stored.name], stored.name
     yield from _differs(f"{name}: sources", stored.sources, node.inputs)
@@ -116,10 +100,10 @@ def _node_problems(graph: SpikingGraph, stored: eventnet.Layer) -> Iterator[str]
         yield from _differs(f"{name}: {', '.join(compared)}", geometry, expected)
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def stored_as(node: ir.Node) -> tuple[type[eventnet.Layer] | None, tuple[str, ...]]:
     """The kind of layer without synapses that a node is, and the fields that both have."""
-    raise no_entry(node, "verification of event files")
+    raise ir.no_entry(node, "verification of event files")
 
 
 stored_as.on(ir.Input, ir.Projection, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
@@ -131,11 +115,11 @@ stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, ("function",)))
 stored_as.on(ir.Scatter)(lambda _: (eventnet.ScatterLayer, ("index",)))
 
 
-def _population_problems(lowered: Deployed, stored: eventnet.Firing) -> Iterator[str]:
+def _population_problems(lowered: deploy.Deployed, stored: eventnet.Firing) -> Iterator[str]:
     """Equation, live neurons and constant-pattern channels."""
     name, live = stored.name, lowered.live_values[stored.name]
     yield from _differs(f"{name}: neuron", stored.neuron, lowered.equations.get(name))
-    mask = None if live is None else channel_last_mask(live)
+    mask = None if live is None else storage_format.channel_last_mask(live)
     yield from _optional_problems(f"{name}: live neurons", stored.live, mask)
     pattern = lowered.patterns.get(name)
     pattern = None if pattern is None else np.asarray(pattern, np.uint8)
@@ -146,7 +130,7 @@ def _layer_problems(
     reference: Model,
     network: Network,
     stored: eventnet.Synaptic,
-    layer: CountedLayer,
+    layer: fan_out.CountedLayer,
     before: Array | None,
 ) -> Iterator[str]:
     """before: where the source can hold events; None: everywhere."""
@@ -156,22 +140,26 @@ def _layer_problems(
     edge = (stored.edge, stored.bound)
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
     if not isinstance(stored, eventnet.Firing):
-        live = None if layer.live is None else channel_last_mask(layer.live)
+        live = None if layer.live is None else storage_format.channel_last_mask(layer.live)
         yield from _optional_problems(f"{name}: live targets", stored.live, live)
     yield from _differs(f"{name}: output shape", stored.out_shape, reference.graph.shapes[name])
-    if isinstance(operator, ConvOperator) and isinstance(stored.synapses, eventnet.MatrixSynapses):
+    if isinstance(operator, linear_operators.ConvOperator) and isinstance(
+        stored.synapses, eventnet.MatrixSynapses
+    ):
         problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
-    elif isinstance(operator, ConvOperator):
+    elif isinstance(operator, linear_operators.ConvOperator):
         problems = list(_convolution_problems(name, stored, operator))
     else:
-        assert isinstance(operator, MatrixOperator)
+        assert isinstance(operator, linear_operators.MatrixOperator)
         problems = list(_matrix_problems(name, stored, operator, before, layer.live))
     yield from problems
     if not problems:
         yield from _fanout_problems(network, layer, before)
 
 
-def _convolution_problems(name: str, stored: eventnet.Synaptic, op: ConvOperator) -> Iterator[str]:
+def _convolution_problems(
+    name: str, stored: eventnet.Synaptic, op: linear_operators.ConvOperator
+) -> Iterator[str]:
     conv = stored.synapses
     assert isinstance(conv, eventnet.ConvSynapses)
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
@@ -185,7 +173,7 @@ def _convolution_problems(name: str, stored: eventnet.Synaptic, op: ConvOperator
 def _matrix_problems(
     name: str,
     stored: eventnet.Synaptic,
-    op: MatrixOperator,
+    op: linear_operators.MatrixOperator,
     before: Array | None,
     live: Array | None,
 ) -> Iterator[str]:
@@ -203,11 +191,11 @@ def _matrix_problems(
     yield from _optional_problems(f"{name}: bias", matrix.bias, op.bias)
 
 
-def _readout_problems(lowered: Deployed, stored: eventnet.ReadoutLayer) -> Iterator[str]:
+def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -> Iterator[str]:
     node = lowered.graph.readout
     linear = lowered.operator(node.name)
     op = linear.operator
-    assert isinstance(op, ReadoutOperator)
+    assert isinstance(op, linear_operators.ReadoutOperator)
     divisor = node.divisor(lowered.graph.shapes[node.inputs[0]], 1)
     ours = (node.name, linear.source, op.in_shape, node.classes, op.space, op.votes, divisor)
     theirs = (stored.name, stored.source, stored.in_shape, stored.classes, stored.space)
@@ -219,9 +207,14 @@ def _readout_problems(lowered: Deployed, stored: eventnet.ReadoutLayer) -> Itera
     yield from _optional_problems("readout: bias", stored.bias, op.bias)
 
 
-def _fanout_problems(network: Network, layer: CountedLayer, before: Array | None) -> Iterator[str]:
+def _fanout_problems(
+    network: Network, layer: fan_out.CountedLayer, before: Array | None
+) -> Iterator[str]:
     """From where events can come; rows of the other neurons may be left out."""
-    expected, stored_map = fanout(layer.linear.operator, layer.live), fan_out(network, layer.name)
+    expected, stored_map = (
+        fan_out.fanout(layer.linear.operator, layer.live),
+        counted_run.fan_out(network, layer.name),
+    )
     if before is not None and stored_map.shape == before.shape:
         expected, stored_map = expected * before, stored_map * before
     yield from _array_problems(f"{layer.name}: fan-out map", stored_map, expected)
@@ -299,7 +292,7 @@ class EventExecution:
         self._counted: set[str] = set()
 
     def run(self, images: Tensor) -> ExecutionRun:
-        counted = count_run(self.network, images.numpy())
+        counted = counted_run.count_run(self.network, images.numpy())
         recording = counted.recording
         spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
         return ExecutionRun(spikes, torch.from_numpy(recording.logits), counted.counts)
@@ -317,7 +310,7 @@ class EventExecution:
         if layer == events.readout.name:
             scores = self._scores(self._value(events.readout.source))
             fed = self._by_position(events.readout, self._reference_value(events.readout.source))
-            counted = {layer: readout_steps(events.readout, fed)}
+            counted = {layer: counting.readout_steps(events.readout, fed)}
             return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
         stored = events.by_name[layer]
         spikes = self._run(stored)
@@ -326,20 +319,20 @@ class EventExecution:
 
     def _counts(
         self, parts: Iterable[eventnet.Layer], spikes: Array | None
-    ) -> dict[str, StepCounts]:
+    ) -> dict[str, counters.StepCounts]:
         """Counts of layers on the reference's values; spikes: of the population among them."""
         counted = {}
         for part in parts:
-            counts = StepCounts()
+            counts = counters.StepCounts()
             if isinstance(part, eventnet.Firing):
                 assert spikes is not None
-                counts += neuron_steps(part, spikes)
+                counts += counting.neuron_steps(part, spikes)
             if isinstance(part, eventnet.Synaptic):
                 fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.projection] = counts + projection_steps(part, fed)
+                counted[part.projection] = counts + counting.projection_steps(part, fed)
             elif isinstance(part, eventnet.PoolLayer):
                 fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.name] = pooling_steps(part, fed)
+                counted[part.name] = counting.pooling_steps(part, fed)
             elif isinstance(part, eventnet.PopulationLayer):
                 counted[part.name] = counts
         return counted
@@ -385,12 +378,12 @@ class EventExecution:
         """The readout on spikes (T, B, ...), sample by sample."""
         readout = self.network.events.readout
         steps, batch = inputs.shape[:2]
-        source = aligned((steps, *channel_last(readout.in_shape)), np.uint8)
-        scores = aligned((readout.classes,), np.float32)
-        region = readout_region(readout, source, scores)
+        source = layer_plan.aligned((steps, *layout.channel_last(readout.in_shape)), np.uint8)
+        scores = layer_plan.aligned((readout.classes,), np.float32)
+        region = regions.readout_region(readout, source, scores)
         result = np.empty((batch, readout.classes), np.float32)
         for b in range(batch):
             source[...] = to_channel_last(inputs[:, b], readout.in_shape)
-            run_calls(region[0])
+            partition.run_calls(region[0])
             result[b] = scores
         return torch.from_numpy(result)

@@ -8,17 +8,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.export.event.storage_format import channel_last_mask
-from soul_deploy.lowering.fan_out import fanout
-from soul_deploy.lowering.linear_operators import ConvOperator
+from soul_deploy.lowering import fan_out, linear_operators
 from soul_deploy.runtime.format.network import MatrixSynapses, Shape, SparseRows
 
 CHUNK = 1 << 22  # synapses looked at together
 
 
 def explicit_problems(
-    name: str, synapses: MatrixSynapses, op: ConvOperator, before: Array | None, live: Array | None
+    name: str,
+    synapses: MatrixSynapses,
+    op: linear_operators.ConvOperator,
+    before: Array | None,
+    live: Array | None,
 ) -> Iterator[str]:
     """What differs; before, live: bool masks of the source and the targets, None: all."""
     if not isinstance(synapses.rows, SparseRows):
@@ -31,7 +34,7 @@ def explicit_problems(
         )
         yield f"{name}: rows lead from {theirs}, the graph says {ours}"
         return
-    expected = fanout(op, live) * (True if before is None else before)
+    expected = fan_out.fanout(op, live) * (True if before is None else before)
     lengths: Array = np.diff(synapses.rows.starts.astype(np.int64))
     channels, height, width = op.in_shape
     by_source = np.moveaxis(lengths.reshape(height, width, channels), -1, 0)
@@ -54,7 +57,9 @@ def _chunks(rows: SparseRows) -> Iterator[slice]:
         yield slice(first, min(first + CHUNK, rows.synapses))
 
 
-def _wrong_synapses(rows: SparseRows, op: ConvOperator, live: Array | None, at: slice) -> int:
+def _wrong_synapses(
+    rows: SparseRows, op: linear_operators.ConvOperator, live: Array | None, at: slice
+) -> int:
     """Synapses whose weight is not the kernel's for their pair of neurons."""
     numbers = np.arange(at.start, at.stop)
     source = np.searchsorted(rows.starts, numbers, side="right") - 1
@@ -79,7 +84,9 @@ def _place(index: Array, shape: Shape) -> tuple[Array, Array, Array]:
     return index % channels, position // width, position % width
 
 
-def _tap(op: ConvOperator, axis: int, place: Array, out: Array) -> tuple[Array, Array]:
+def _tap(
+    op: linear_operators.ConvOperator, axis: int, place: Array, out: Array
+) -> tuple[Array, Array]:
     """The kernel index between an input and an output position, and whether there is one."""
     offset = place - out * op.stride[axis] + op.padding[axis]
     tap = offset // op.dilation[axis]

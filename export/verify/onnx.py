@@ -11,16 +11,14 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.utils import Extractor
 from torch import Tensor
 
-from soul_deploy.base.errors import FileFormatError, ValidityError
-from soul_deploy.base.files import Array
-from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
+from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sources
 from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
+from soul_deploy.export.onnx import opsets
 from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.onnx.opsets import OPSETS, opset_of
 from soul_deploy.export.verify.onnx_counts import OnnxCounter
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
@@ -36,7 +34,7 @@ def input_mode_of(model: ModelProto) -> onnx_nodes.InputMode:
     """Raises FileFormatError for a file without our metadata."""
     found = properties(model)
     if found.get("format") != onnx_model.FORMAT:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"an ONNX file of format {found.get('format')!r}; verified are files that "
             f"`soul-deploy export onnx` wrote ({onnx_model.FORMAT})"
         )
@@ -44,7 +42,7 @@ def input_mode_of(model: ModelProto) -> onnx_nodes.InputMode:
     for mode in modes:
         if found.get("input_mode") == mode:
             return mode
-    raise FileFormatError(f"input_mode {found.get('input_mode')!r} in the file's metadata")
+    raise errors.FileFormatError(f"input_mode {found.get('input_mode')!r} in the file's metadata")
 
 
 def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
@@ -53,7 +51,7 @@ def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
     for known in onnx_step.STATIC_INPUTS:
         if given == known:
             return known
-    raise FileFormatError(f"static_input {given!r} in the file's metadata")
+    raise errors.FileFormatError(f"static_input {given!r} in the file's metadata")
 
 
 def outputs_of(model: ModelProto) -> onnx_nodes.Outputs:
@@ -63,7 +61,7 @@ def outputs_of(model: ModelProto) -> onnx_nodes.Outputs:
     for known in onnx_model.OUTPUTS:
         if given == known:
             return known
-    raise FileFormatError(f"outputs {given!r} in the file's metadata")
+    raise errors.FileFormatError(f"outputs {given!r} in the file's metadata")
 
 
 def onnx_problems(
@@ -86,8 +84,8 @@ def _header_problems(
     reference: Model, file: ModelProto, mode: onnx_nodes.InputMode, source_sha256: str | None
 ) -> Iterator[str]:
     graph, found = reference.graph, properties(file)
-    if opset_of(file) not in OPSETS:
-        yield f"opset {opset_of(file)}; supported: {OPSETS[0]} to {OPSETS[-1]}"
+    if opsets.opset_of(file) not in opsets.OPSETS:
+        yield f"opset {opsets.opset_of(file)}; supported: {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}"
     stored = found.get("source_sha256", "")
     if source_sha256 and stored and stored != source_sha256:
         yield (
@@ -100,7 +98,7 @@ def _header_problems(
     for key, value in expected.items():
         if found.get(key) != value:
             yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
-    kind = found.get("input_kind", KIND_OF_OLD_FILES)
+    kind = found.get("input_kind", input_rule.KIND_OF_OLD_FILES)
     if kind != reference.info.input_kind:
         yield f"metadata input_kind is {kind!r}, the model says {reference.info.input_kind!r}"
     inputs = [(graph.input.name, onnx_model.input_shape(graph, mode))]
@@ -191,11 +189,11 @@ def _structure_problems(
     """Every node, constant and function against the graph emitted anew."""
     if mode == "step":
         given = static_input_of(file)
-        expected = onnx_step.build_step(reference, opset=opset_of(file), static_input=given)
+        expected = onnx_step.build_step(reference, opset=opsets.opset_of(file), static_input=given)
     else:
         outputs = outputs_of(file)
         expected = onnx_model.build_onnx(
-            reference, opset=opset_of(file), input_mode=mode, outputs=outputs
+            reference, opset=opsets.opset_of(file), input_mode=mode, outputs=outputs
         )
     for kind, ours, theirs in (
         ("node", expected.graph.node, file.graph.node),
@@ -281,7 +279,7 @@ class OnnxExecution:
         """Images as the file's input takes them; a static image is repeated for a sequence."""
         static = images.dim() == len(self.graph.input.shape) + 1
         if self.mode == "static" and not static:
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"a sequence {tuple(images.shape)} given; this file takes static images. Export "
                 "it for sequences to run them"
             )

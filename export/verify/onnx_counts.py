@@ -12,9 +12,7 @@ from torch import Tensor
 
 from soul_deploy.analysis.synops import count_steps
 from soul_deploy.export.onnx.nodes import bias_name, mask_name, weight_name
-from soul_deploy.lowering.deploy import lower_synapses
-from soul_deploy.lowering.fan_out import Counted, needed_values
-from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import LayerCounts
@@ -27,12 +25,14 @@ class OnnxCounter:
         self.file, self.graph, self.module = file, reference.graph, reference.module()
 
     @cached_property
-    def entries(self) -> tuple[Counted, ...]:
+    def entries(self) -> tuple[fan_out.Counted, ...]:
         """The layers to count, from the file's own weights, biases and masks."""
         stored = {t.name: t for t in self.file.graph.initializer}
         read = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
         folded = {
-            node.name: Synapses(read[weight_name(node.name)], read.get(bias_name(node.name)))
+            node.name: fold_batch_norm.Synapses(
+                read[weight_name(node.name)], read.get(bias_name(node.name))
+            )
             for node in (*self.graph.projections, self.graph.readout)
             if weight_name(node.name) in read
         }
@@ -41,7 +41,7 @@ class OnnxCounter:
             for node in self.graph.populations
             if mask_name(node.name) in read
         }
-        return lower_synapses(self.graph, folded, masks).counted
+        return deploy.lower_synapses(self.graph, folded, masks).counted
 
     @torch.no_grad()
     def count(self, images: Tensor, spikes: dict[str, Tensor]) -> dict[str, LayerCounts]:
@@ -50,7 +50,7 @@ class OnnxCounter:
         known[self.graph.input.name] = self.module.as_signal(images)
         counts = {}
         for entry in self.entries:
-            known |= self.module.evaluate(known, needed_values(entry))
-            values = {name: known[name].tensor for name in needed_values(entry)}
+            known |= self.module.evaluate(known, fan_out.needed_values(entry))
+            values = {name: known[name].tensor for name in fan_out.needed_values(entry)}
             counts[entry.name] = count_steps(entry, values).total()
         return counts

@@ -9,18 +9,12 @@ from onnx import ModelProto
 from onnx.utils import Extractor
 from torch import Tensor
 
-from soul_deploy.base.errors import ValidityError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import Execution, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sources
+from soul_deploy.export.onnx import nodes
 from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.onnx.nodes import OUTPUT, value_name
-from soul_deploy.export.verify.onnx import (
-    OnnxExecution,
-    input_mode_of,
-    open_session,
-    static_input_of,
-)
+from soul_deploy.export.verify import onnx
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 
@@ -29,9 +23,9 @@ Feed = dict[str, Array]
 
 def execution(file: ModelProto, reference: Model) -> Execution:
     """An ONNX file of either mode, ready to be compared with its model."""
-    if input_mode_of(file) == "step":
+    if onnx.input_mode_of(file) == "step":
         return StepExecution(file, reference)
-    return OnnxExecution(file, reference)
+    return onnx.OnnxExecution(file, reference)
 
 
 class StepExecution:
@@ -41,7 +35,7 @@ class StepExecution:
     def __init__(self, file: ModelProto, reference: Model) -> None:
         self.file, self.model, self.graph = file, reference, reference.graph
         self.states = {state.population: state for state in onnx_step.states_of(reference)}
-        self.from_image = static_input_of(file) == "image"
+        self.from_image = onnx.static_input_of(file) == "image"
         self.counted = reference.for_one_t
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._extractor = Extractor(file)
@@ -54,8 +48,8 @@ class StepExecution:
             whole.CopyFrom(self.file)
             known = {value.name: value for value in self.file.graph.value_info}
             whole.graph.output.extend(known[self._value(name)] for name in names)
-            self._sessions[""] = open_session(whole)
-        outputs = [OUTPUT, *map(self._value, names)]
+            self._sessions[""] = onnx.open_session(whole)
+        outputs = [nodes.OUTPUT, *map(self._value, names)]
         found = self._loop("", self._frames(images), list(self.states.values()), outputs)
         scores, *spikes = map(torch.from_numpy, found)
         named = {name: steps.bool() for name, steps in zip(names, spikes, strict=True)}
@@ -65,13 +59,13 @@ class StepExecution:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
         readout = layer == self.graph.readout.name
         states = [] if readout else [self.states[layer]]
-        output = OUTPUT if readout else self._value(layer)
+        output = nodes.OUTPUT if readout else self._value(layer)
         feeds = self._feeds(layer, values)
         if layer not in self._sessions:
             feed = [*feeds[0], *(state.input for state in states)]
             wanted = [output, *(state.output for state in states)]
             feed += [onnx_step.COUNTER_IN] if self._counter_in(layer) else []
-            self._sessions[layer] = open_session(self._extractor.extract_model(feed, wanted))
+            self._sessions[layer] = onnx.open_session(self._extractor.extract_model(feed, wanted))
         (found,) = self._loop(layer, feeds, states, [output])
         result = torch.from_numpy(found)
         return LayerRun(_mean(result) if readout else result.bool())
@@ -113,7 +107,7 @@ class StepExecution:
             shown = [images] * steps if static else list(images)
             return [{self.graph.input.name: frame.contiguous().numpy()} for frame in shown]
         if not static:
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"a sequence {tuple(images.shape)} given; this file takes the currents of a static "
                 "image. Export it with static_input image to run sequences"
             )
@@ -121,7 +115,9 @@ class StepExecution:
 
     def _currents(self, images: Tensor) -> Feed:
         if CURRENTS_SESSION not in self._sessions:
-            self._sessions[CURRENTS_SESSION] = open_session(onnx_step.build_currents(self.model))
+            self._sessions[CURRENTS_SESSION] = onnx.open_session(
+                onnx_step.build_currents(self.model)
+            )
         names = [self._value(name) for name in onnx_step.currents_of(self.graph)]
         feed = {self.graph.input.name: images.contiguous().numpy()}
         currents = self._sessions[CURRENTS_SESSION].run(names, feed)
@@ -156,7 +152,7 @@ class StepExecution:
                 pending.extend(self.graph[name].inputs)
 
     def _value(self, node: str) -> str:
-        return value_name(self.graph, node, "step")
+        return nodes.value_name(self.graph, node, "step")
 
 
 CURRENTS_SESSION = "currents of the image"

@@ -19,10 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import FileFormatError, UsageError
-from soul_deploy.base.files import File, OpenFile, opened
-from soul_deploy.base.tables import Shown, Table
+from soul_deploy.base import brief, errors, files, tables
 from soul_deploy.data.images import Images, images_for
 from soul_deploy.equivalence.comparison import (
     LOGIT_LIMIT,
@@ -37,12 +34,11 @@ from soul_deploy.equivalence.comparison import (
 from soul_deploy.equivalence.engines import BATCH, Comparer, Execution
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.equivalence.verdict import Verdict
-from soul_deploy.export.onnx.opsets import require_opened
-from soul_deploy.export.onnx.reader import read_onnx
+from soul_deploy.export.onnx import opsets, reader
 from soul_deploy.export.verify import event as event_check
 from soul_deploy.export.verify import nir as nir_check
 from soul_deploy.export.verify import onnx as onnx_check
-from soul_deploy.export.verify.onnx_step import execution
+from soul_deploy.export.verify import onnx_step
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import load
@@ -55,7 +51,7 @@ SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "
 
 @brief
 @dataclass(frozen=True, kw_only=True)
-class VerifyReport(Shown):
+class VerifyReport(tables.Shown):
     """What the three checks found.
 
     problems: of check 1, static. comparison: checks 2 and 3; None where check 1 failed. images:
@@ -93,7 +89,7 @@ class VerifyReport(Shown):
         """Populations in which no neuron of the reference ever spiked: they are untested."""
         return () if self.comparison is None else self.comparison.silent
 
-    def parts(self) -> list[Table | str]:
+    def parts(self) -> list[tables.Table | str]:
         """The images, spikes by layer, a line for each check and finding, the verdict."""
         static = f"1 static: {passed_text(not self.problems)}"
         static += "" if self.problems else ", every stored structure equals the graph"
@@ -155,8 +151,8 @@ def verify(
     path, (given, axis) = Path(path), images_for(model, images)
     count = given.shape[axis]
     if not count:
-        raise UsageError("no samples to verify on; give at least one")
-    with OpenFile(path) as source:
+        raise errors.UsageError("no samples to verify on; give at least one")
+    with files.OpenFile(path) as source:
         kind = kind or artifact_kind(source)
         reference = ReferenceModel(lower(model).trimmed.model if kind == "event" else model)
         problems, ready = _open(kind, reference, source, source_sha256)
@@ -189,11 +185,11 @@ def _changed_outputs(
     return ()
 
 
-def artifact_kind(artifact: File) -> Kind:
+def artifact_kind(artifact: files.File) -> Kind:
     """The kind of the file. Raises MissingFileError, or FileFormatError for a model file."""
-    with opened(artifact) as source:
+    with files.opened(artifact) as source:
         if is_model_file(source):
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{source} is a model file, as MODEL is; what is verified was exported from it: "
                 "ONNX, an event network or NIR (`soul-deploy export onnx`, `event`, `nir`)"
             )
@@ -207,16 +203,16 @@ def artifact_kind(artifact: File) -> Kind:
 
 
 def _open(
-    kind: Kind, reference: ReferenceModel, artifact: OpenFile, source_sha256: str | None
+    kind: Kind, reference: ReferenceModel, artifact: files.OpenFile, source_sha256: str | None
 ) -> tuple[tuple[str, ...], Execution | None]:
     """The static check's problems, and the file ready to run if there are none."""
     if kind == "onnx":
-        file = read_onnx(artifact)
+        file = reader.read_onnx(artifact)
         problems = onnx_check.onnx_problems(reference.model, file, source_sha256)
         if problems:
             return problems, None
-        require_opened(file, artifact.path)
-        return (), execution(file, reference.model)
+        opsets.require_opened(file, artifact.path)
+        return (), onnx_step.execution(file, reference.model)
     if kind == "nir":
         return nir_check.open_nir(reference, artifact, source_sha256)
     network = load(artifact)

@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from soul_deploy.base.files import Array
-from soul_deploy.base.memory import require_memory
-from soul_deploy.ir import graph as ir
+from soul_deploy import ir
+from soul_deploy.base import Array, memory
 from soul_deploy.model.file import check_state
 from soul_deploy.model.model import Model, Validity
-from soul_deploy.prune.removal.connections import source_member, with_bias
+from soul_deploy.prune.removal import connections, planner
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan
-from soul_deploy.prune.removal.planner import plan_removal
 
 Part = Callable[[LayerRemoval], tuple[int, ...]]
 
@@ -38,14 +36,14 @@ def remove(
     behind it.
     """
     if plan is None:
-        plan = plan_removal(model, max_memory=max_memory)
+        plan = planner.plan_removal(model, max_memory=max_memory)
     needed = removal_bytes(model, plan)
-    require_memory("the removal", needed, max_memory, "Give more with --max_memory")
+    memory.require_memory("the removal", needed, max_memory, "Give more with --max_memory")
     graph, state = model.graph, dict(model.state)
     changed: dict[str, ir.Node] = {}
     for projection in graph.projections:
         name = projection.name
-        state = dict(with_bias(state, projection, plan.bias.get(name)))
+        state = dict(connections.with_bias(state, projection, plan.bias.get(name)))
         biased = replace(projection, bias=f"{name}.bias" in state)
         _cut(graph, biased, plan, state)
         changed[name] = biased.resized(state[f"{name}.weight"].shape)
@@ -106,7 +104,7 @@ def _cut(
     state: dict[str, Array],
 ) -> None:
     """Cut rows and columns of one node in `state`: weight, bias, batch norm."""
-    rows, source = _changed(plan, node.name), source_member(graph, node.name)
+    rows, source = _changed(plan, node.name), connections.source_member(graph, node.name)
     before = None if source is None else _changed(plan, source)
     if rows is not None:
         for entry in node.row_tensors:

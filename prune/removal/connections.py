@@ -5,8 +5,8 @@ from functools import cached_property
 
 import numpy as np
 
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Projection, SpikingGraph
+from soul_deploy.base import Array
+from soul_deploy.ir import Projection, SpikingGraph
 from soul_deploy.model.model import Model
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Merge, Projection, Scatter
+from soul_deploy.base import Array, brief
+from soul_deploy.ir import Merge, Projection, Scatter
 from soul_deploy.runtime.equations import NeuronEquation
 
 FOREVER = 4096  # steps within which a membrane that will never fire comes to rest

@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Convolution, Linear, Node, Projection
-from soul_deploy.ir.node import no_entry
+from soul_deploy.base import Array, dispatch
+from soul_deploy.ir import Convolution, Linear, Node, Projection, no_entry
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
 from soul_deploy.prune.channel_groups import ChannelGroup
@@ -40,7 +38,7 @@ def foldable(model: Model, name: str, channels: Array) -> Array:
     return np.zeros(len(channels), bool)
 
 
-@operation_table(Projection)
+@dispatch.operation_table(Projection)
 def meets_ones(node: Node, maps: Tensor) -> Array:
     """bool (n,): whether each window of `node` holds ones only; maps (n, 1, H, W) or (n, inputs).
 

@@ -19,9 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.files import Array
-from soul_deploy.base.tables import Shown, Table
+from soul_deploy.base import Array, brief, tables
 from soul_deploy.model.model import Validity
 
 Rule = Literal["masked", "silent", "unread", "folded", "scattered"]
@@ -77,7 +75,7 @@ class LayerRemoval:
 
 @brief
 @dataclass(frozen=True)
-class RemovalPlan(Shown):
+class RemovalPlan(tables.Shown):
     """One entry per population and per current of a stream, and what the removal is valid for.
 
     bias: projection -> (out,) float64, what folded channels add to its output before batch norm.
@@ -113,7 +111,7 @@ class RemovalPlan(Shown):
         text = f"Nothing to remove: no channel of {original} is masked, silent or unread"
         return text if copy is None else f"{text}; {copy} is a copy of it"
 
-    def parts(self) -> list[Table | str]:
+    def parts(self) -> list[tables.Table | str]:
         """A row per layer, and notes; what nothing was removed by has no column."""
         always = ("channels", "kept", "weights", "weights after")
         rows = {layer.population: _numbers(layer) for layer in self.layers}
@@ -124,7 +122,7 @@ class RemovalPlan(Shown):
             [layer, *(row[name] for name in shown)]
             for layer, row in [*rows.items(), ("total", totals)]
         ]
-        return [Table("Removal plan", ["layer", *shown], lines), *self._notes()]
+        return [tables.Table("Removal plan", ["layer", *shown], lines), *self._notes()]
 
     def _notes(self) -> list[str]:
         notes = [

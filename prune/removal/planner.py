@@ -11,25 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import RemovalError, UnknownNameError, UsageError
-from soul_deploy.base.files import Array
-from soul_deploy.base.memory import machine_memory
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering.deploy import equation_of
-from soul_deploy.lowering.footprint import require_planning
+from soul_deploy import ir
+from soul_deploy.base import Array, dispatch, errors, memory
+from soul_deploy.lowering import deploy, footprint
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune import channel_groups as grouping
-from soul_deploy.prune.removal.connections import Connections, with_bias
-from soul_deploy.prune.removal.constants import (
-    ConstantResponse,
-    Known,
-    constant_current,
-    merged,
-    respond,
-)
-from soul_deploy.prune.removal.folds import added_bias, foldable
+from soul_deploy.prune.removal import connections, constants, folds
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
 
 
@@ -50,10 +37,12 @@ def plan_removal(
     last channel: the output would then not depend on the input.
     """
     if round_to < 1:
-        raise UsageError(f"round_to {round_to} must be at least 1")
+        raise errors.UsageError(f"round_to {round_to} must be at least 1")
     if residual not in grouping.RESIDUAL:
-        raise UnknownNameError("residual", residual, grouping.RESIDUAL)
-    require_planning(model.graph, machine_memory() if max_memory is None else max_memory)
+        raise errors.UnknownNameError("residual", residual, grouping.RESIDUAL)
+    footprint.require_planning(
+        model.graph, memory.machine_memory() if max_memory is None else max_memory
+    )
     return _Planner(model, residual).plan(round_to)
 
 
@@ -72,11 +61,11 @@ class _Planner:
         self.generated: dict[str, dict[int, tuple[bool, ...]]] = {}
         self.scattered: dict[str, list[int]] = {}
         self.bias: dict[str, Array] = {}
-        self.known: dict[str, Known] = {}
-        self.responses: dict[str, tuple[Array, ConstantResponse]] = {}
+        self.known: dict[str, constants.Known] = {}
+        self.responses: dict[str, tuple[Array, constants.ConstantResponse]] = {}
         self.needs_time_steps = False
         width = {user: g.channels for g in self.groups for _, user in g.readers}
-        self.connections = Connections(model, width)
+        self.connections = connections.Connections(model, width)
 
     def plan(self, round_to: int) -> RemovalPlan:
         while self._pass():
@@ -111,7 +100,7 @@ class _Planner:
         source = self.graph.readout.inputs[0]
         seen = self.live[self.group_of[source].name] & ~self.known[source].zero
         if not seen.any():
-            raise RemovalError(
+            raise errors.RemovalError(
                 f"{source}: none of its channels ever spikes; the output would not depend on the "
                 "input. Prune less, or keep at least one channel"
             )
@@ -120,7 +109,7 @@ class _Planner:
         new = {c: rule for c, rule in found.items() if self.live[group.name][c]}
         if new and len(new) == int(self.live[group.name].sum()):
             if not grouping.reaches_readout(self.graph, group.nodes):
-                raise RemovalError(
+                raise errors.RemovalError(
                     f"{group.title}: all of its remaining channels could go "
                     f"({', '.join(sorted(set(new.values())))}); the output would not depend on "
                     "the input. Prune less, or keep at least one channel"
@@ -144,7 +133,7 @@ class _Planner:
                 folded |= self._fold(node)
         return folded
 
-    def current(self, node: ir.Projection) -> Known:
+    def current(self, node: ir.Projection) -> constants.Known:
         """Rows without live input, or masked: a constant."""
         source, used = node.inputs[0], self.connections.used(node.name)
         live, known = self.live[self.group_of[source].name], self.known[source]
@@ -154,15 +143,15 @@ class _Planner:
         if on is not None:
             constant, lasting = constant | ~on, lasting | ~on
         if not constant.any():
-            return Known.nothing(len(constant))
-        state = with_bias(self.model.state, node, self.bias.get(node.name))
-        current = constant_current(node, state, on)
-        return Known(np.where(constant, current, np.float32(np.nan)), lasting)
+            return constants.Known.nothing(len(constant))
+        state = connections.with_bias(self.model.state, node, self.bias.get(node.name))
+        current = constants.constant_current(node, state, on)
+        return constants.Known(np.where(constant, current, np.float32(np.nan)), lasting)
 
-    def spikes(self, node: ir.Population) -> Known:
+    def spikes(self, node: ir.Population) -> constants.Known:
         """Channels that never spike: on their constant current, or because all are masked."""
         current = self.known[node.inputs[0]]
-        known = Known.nothing(self.graph.shapes[node.name][0])
+        known = constants.Known.nothing(self.graph.shapes[node.name][0])
         constant = np.flatnonzero(~np.isnan(current.value))
         if len(constant):
             response = self._respond(node, current.value)
@@ -174,13 +163,13 @@ class _Planner:
             known.value[off], known.lasting[off] = 0, True
         return known
 
-    def _respond(self, node: ir.Population, current: Array) -> ConstantResponse:
+    def _respond(self, node: ir.Population, current: Array) -> constants.ConstantResponse:
         """Neurons on their constant currents; nothing is said of the channels without one."""
         before = self.responses.get(node.name)
         if before is None or not np.array_equal(before[0], current, equal_nan=True):
             given = np.where(np.isnan(current), np.float32(0), current)
-            equation = equation_of(node, self.model.state)
-            before = current, respond(equation, given, self.graph.time_steps)
+            equation = deploy.equation_of(node, self.model.state)
+            before = current, constants.respond(equation, given, self.graph.time_steps)
             self.responses[node.name] = before
         return before[1]
 
@@ -191,14 +180,14 @@ class _Planner:
             return False
         live, response = self.live[group.name], self.responses[node.name][1]
         able = response.always & ~np.isnan(current.value) & ~self.known[node.name].zero & live
-        able[able] = foldable(self.model, node.name, np.flatnonzero(able))
+        able[able] = folds.foldable(self.model, node.name, np.flatnonzero(able))
         found = [int(c) for c in np.flatnonzero(able)]
         rules: dict[int, Rule] = dict.fromkeys(found, "folded")
         changed = self._remove(group, rules) if found else False
         for channel in found:
             if not live[channel]:
                 self.needs_time_steps |= not current.lasting[channel]
-                for reader, added in added_bias(self.model, group, channel):
+                for reader, added in folds.added_bias(self.model, group, channel):
                     self.bias[reader] = self.bias.get(reader, 0.0) + added
         return changed
 
@@ -235,7 +224,7 @@ class _Planner:
         candidates = [int(c) for c in np.flatnonzero(constant & self.live[group.name])]
         if candidates and len(candidates) == int(self.live[group.name].sum()):
             if not grouping.reaches_readout(self.graph, group.nodes):
-                raise RemovalError(
+                raise errors.RemovalError(
                     f"{name}: all of its remaining channels spike in a fixed pattern; the output "
                     "would not depend on the input. Prune less, or keep at least one channel's "
                     "inputs"
@@ -303,30 +292,33 @@ class _Planner:
         return replace(entry, projection=projection.name, synapses=size, synapses_after=after)
 
 
-@operation_table(ir.Node)
-def known_of(node: ir.Node, plan: _Planner) -> Known:
+@dispatch.operation_table(ir.Node)
+def known_of(node: ir.Node, plan: _Planner) -> constants.Known:
     """What is known of a node's output, from what is known of its inputs."""
-    raise no_entry(node, "planning of a removal")
+    raise ir.no_entry(node, "planning of a removal")
 
 
-known_of.on(ir.Input)(lambda node, plan: Known.nothing(node.shape[0]))
+known_of.on(ir.Input)(lambda node, plan: constants.Known.nothing(node.shape[0]))
 known_of.on(ir.Projection)(lambda node, plan: plan.current(node))
 known_of.on(ir.Population)(lambda node, plan: plan.spikes(node))
 known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
     lambda node, plan: plan.known[node.inputs[0]].averaged()
 )
 known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
-known_of.on(ir.Merge)(lambda node, plan: merged(node, [plan.known[name] for name in node.inputs]))
+known_of.on(ir.Merge)(
+    lambda node, plan: constants.merged(node, [plan.known[name] for name in node.inputs])
+)
 known_of.refuse(
-    ir.Readout, error=lambda node: RemovalError(f"{node.name}: nothing can be removed behind it")
+    ir.Readout,
+    error=lambda node: errors.RemovalError(f"{node.name}: nothing can be removed behind it"),
 )
 
 
 @known_of.on(ir.MaxPool, ir.Flatten)
-def _same(node: ir.Node, plan: _Planner) -> Known:
+def _same(node: ir.Node, plan: _Planner) -> constants.Known:
     if grouping.keeps_channels(plan.graph, node):
         return plan.known[node.inputs[0]]
-    return Known.nothing(plan.graph.shapes[node.name][0])
+    return constants.Known.nothing(plan.graph.shapes[node.name][0])
 
 
 def _is_new(found: list[LayerRemoval], source: ir.Node) -> bool:

@@ -5,32 +5,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.base.progress import status
-from soul_deploy.data.datasets import Data
-from soul_deploy.data.given import DataLike
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.base import errors, progress
+from soul_deploy.data import datasets, given
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual
-from soul_deploy.prune.removal.apply import remove
-from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.result import PruneResult
-from soul_deploy.prune.structured.sca import (
-    ChannelPruning,
-    PruneStep,
-    ScaConfig,
-    check,
-    plan_of_weights,
-)
-from soul_deploy.prune.structured.selection import ChannelPlan
+from soul_deploy.prune.structured import sca, selection
 from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.training import checkpoint_manager, trainer
 from soul_deploy.training import train as dense_training
-from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints, managed
 from soul_deploy.training.device import module_of, prepare_device
 from soul_deploy.training.epoch_log import EpochLog, OnEpoch, epoch_log
 from soul_deploy.training.state import Bundle, Tree, number_of
-from soul_deploy.training.trainer import EpochResult, Tick, TrainConfig, accuracy
 
 
 @dataclass(frozen=True)
@@ -49,17 +38,17 @@ class DensePhase:
 
 def prune_structured(
     model: Model | SpikingGraph,
-    data: DataLike,
-    config: ScaConfig = ScaConfig(),
-    training: TrainConfig = TrainConfig(),
+    data: given.DataLike,
+    config: sca.ScaConfig = sca.ScaConfig(),
+    training: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     layers: Sequence[str] | None = None,
     dense: DensePhase | None = None,
     device: str = "auto",
-    checkpoints: Checkpoints | None = None,
+    checkpoints: checkpoint_manager.Checkpoints | None = None,
     log: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    on_batch: Tick | None = None,
+    on_batch: trainer.Tick | None = None,
 ) -> PruneResult:
     """Prune channels by spiking channel activity, then remove them; `model` stays as it is.
 
@@ -83,14 +72,14 @@ def prune_structured(
         epochs = config.schedule.epochs
         with epoch_log("prune", epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told:
             run.loop(manager, told, tested)
-        status("prune structured: removing and testing")
+        progress.status("prune structured: removing and testing")
         return run.result(tested.value, told.results())
 
 
 def _begin(
     model: Model | SpikingGraph,
-    config: ScaConfig,
-    training: TrainConfig,
+    config: sca.ScaConfig,
+    training: trainer.TrainConfig,
     layers: Sequence[str] | None,
     device: str,
 ) -> tuple[Model, GraphModule, tuple[str, ...]]:
@@ -98,12 +87,12 @@ def _begin(
     place, start = prepare_device(device), dense_training.with_weights(model, training.seed)
     module = module_of(start, place)
     names = chosen_layers(start.graph, config, layers)
-    check(module, config, names)
+    sca.check(module, config, names)
     return start, module, names
 
 
 def chosen_layers(
-    graph: SpikingGraph, config: ScaConfig, layers: Sequence[str] | None
+    graph: SpikingGraph, config: sca.ScaConfig, layers: Sequence[str] | None
 ) -> tuple[str, ...]:
     """The populations to prune, in forward order; `layers` None: all that can be.
 
@@ -114,11 +103,11 @@ def chosen_layers(
     names = tuple(node.name for node in graph.populations)
     for name in layers or ():
         if name not in names:
-            raise UnknownNameError("layer", name, names)
+            raise errors.UnknownNameError("layer", name, names)
     chosen = tuple(name for name in names if name in (able if layers is None else layers))
     refused = [name for name in chosen if name not in able]
     if refused or not chosen:
-        raise UsageError(
+        raise errors.UsageError(
             f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
             "layer can if its current comes from one convolution or linear layer of its own, if "
             "it belongs to no residual stream (or with --residual coupled or scatter), and if its "
@@ -146,9 +135,9 @@ class _Run:
 
     start: Model
     module: GraphModule
-    data: Data
-    config: ScaConfig
-    training: TrainConfig
+    data: datasets.Data
+    config: sca.ScaConfig
+    training: trainer.TrainConfig
     names: tuple[str, ...]
     dense: DensePhase | None
 
@@ -161,8 +150,10 @@ class _Run:
     def dense_epochs(self) -> int:
         return 0 if self.dense is None else self.dense.epochs
 
-    def manager(self, checkpoints: Checkpoints | None) -> CheckpointManager:
-        return managed(
+    def manager(
+        self, checkpoints: checkpoint_manager.Checkpoints | None
+    ) -> checkpoint_manager.CheckpointManager:
+        return checkpoint_manager.managed(
             *(("train", "prune"), checkpoints, self.module, self.data, "prune structured"),
             recipe=self.training.recorded(),
             epochs=self.dense_epochs,
@@ -170,7 +161,10 @@ class _Run:
         )
 
     def dense_accuracy(
-        self, manager: CheckpointManager, on_epoch: OnEpoch | None, on_batch: Tick | None
+        self,
+        manager: checkpoint_manager.CheckpointManager,
+        on_epoch: OnEpoch | None,
+        on_batch: trainer.Tick | None,
     ) -> _DenseAccuracy:
         """Train the dense network, if that is asked for and still to be done, and test it."""
         result = None
@@ -189,11 +183,15 @@ class _Run:
         if result is not None:
             return _DenseAccuracy(result.test_accuracy)
         resumed = manager.starts_in("prune")
-        return _DenseAccuracy(0.0 if resumed else accuracy(self.module, self.data, self.data.test))
+        return _DenseAccuracy(
+            0.0 if resumed else trainer.accuracy(self.module, self.data, self.data.test)
+        )
 
-    def loop(self, manager: CheckpointManager, log: EpochLog, dense: _DenseAccuracy) -> None:
+    def loop(
+        self, manager: checkpoint_manager.CheckpointManager, log: EpochLog, dense: _DenseAccuracy
+    ) -> None:
         """Prune; the module ends with its final masks."""
-        pruning = ChannelPruning(
+        pruning = sca.ChannelPruning(
             *(self.module, self.data, self.training, self.config, self.names),
             tick=log.tick,
             after_step=manager.after_step,
@@ -203,10 +201,10 @@ class _Run:
                 log.epoch(step.result, _note(step))
                 manager.after_epoch()
 
-    def result(self, dense: float, history: tuple[EpochResult, ...]) -> PruneResult:
+    def result(self, dense: float, history: tuple[trainer.EpochResult, ...]) -> PruneResult:
         """Test, remove, test again."""
         module, test = self.module, self.data.test
-        accuracies = {"dense": dense, "masked": accuracy(module, self.data, test)}
+        accuracies = {"dense": dense, "masked": trainer.accuracy(module, self.data, test)}
         how = dense_training.provenance(
             *(self.start, self.data, self.training, self.dense_epochs),
             command="prune structured",
@@ -214,21 +212,21 @@ class _Run:
             accuracy=dict(accuracies),
         )
         masked = dense_training.with_info(self.start, module, self.data, "masked", how)
-        plan = plan_removal(masked, residual=_removal(self.config))
-        compact = remove(masked, plan)
+        plan = planner.plan_removal(masked, residual=_removal(self.config))
+        compact = apply.remove(masked, plan)
         smaller = module_of(compact, next(module.parameters()).device)
-        accuracies["compact"] = accuracy(smaller, self.data, test)
+        accuracies["compact"] = trainer.accuracy(smaller, self.data, test)
         return PruneResult(
             masked=masked, compact=compact, plan=plan, history=history, accuracies=accuracies
         )
 
 
-def _removal(config: ScaConfig) -> Residual:
+def _removal(config: sca.ScaConfig) -> Residual:
     """Streams lose what is dead in all members anyway; single branches only if asked for."""
     return "scatter" if config.residual == "scatter" else "coupled"
 
 
-def _note(step: PruneStep) -> str:
+def _note(step: sca.PruneStep) -> str:
     """The epoch's results are those before its update of the masks."""
     plan = step.plan
     return "" if plan is None else f"after it {plan.kept} of {plan.total} channels stay"
@@ -247,7 +245,7 @@ class StructuredPlan:
     updates: Mapping[int, int]
     channels: int
     layers: tuple[tuple[str, int, bool, int, int | str, int | str], ...]
-    measured: ChannelPlan | None = None
+    measured: selection.ChannelPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
@@ -267,9 +265,9 @@ class StructuredPlan:
 
 def plan_structured(
     model: Model | SpikingGraph,
-    data: DataLike | None = None,
-    config: ScaConfig = ScaConfig(),
-    training: TrainConfig = TrainConfig(),
+    data: given.DataLike | None = None,
+    config: sca.ScaConfig = sca.ScaConfig(),
+    training: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     layers: Sequence[str] | None = None,
     device: str = "auto",
@@ -283,12 +281,15 @@ def plan_structured(
     measured = None
     if data is not None:
         loaded = dense_training.data_for(start, data, training)
-        measured = plan_of_weights(module, loaded, training, config, names)
+        measured = sca.plan_of_weights(module, loaded, training, config, names)
     return _preview(start.graph, config, names, measured)
 
 
 def _preview(
-    graph: SpikingGraph, config: ScaConfig, names: Sequence[str], measured: ChannelPlan | None
+    graph: SpikingGraph,
+    config: sca.ScaConfig,
+    names: Sequence[str],
+    measured: selection.ChannelPlan | None,
 ) -> StructuredPlan:
     units = config.units(graph, names)
     total = sum(unit.channels for unit in units)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from soul_deploy import distributed
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.base.errors import UnknownNameError
-from soul_deploy.data.datasets import Data
-from soul_deploy.data.sampler import share_of
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.data import datasets, sampler
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.structured.schedule import PruneSchedule
@@ -44,17 +43,8 @@ from soul_deploy.prune.structured.units import (
     by_mask,
     pruning_units,
 )
+from soul_deploy.training import trainer
 from soul_deploy.training.state import Bundle, Tree
-from soul_deploy.training.trainer import (
-    BestState,
-    EpochResult,
-    Tick,
-    TrainConfig,
-    Training,
-    accuracy,
-    backward,
-    begin_training,
-)
 
 RegrowWeights = Literal["retain", "zero"]
 REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
@@ -104,7 +94,7 @@ class ScaConfig:
 class PruneStep:
     """One epoch of the loop. `plan`: the masks set after it, or None."""
 
-    result: EpochResult
+    result: trainer.EpochResult
     plan: ChannelPlan | None
 
 
@@ -124,19 +114,19 @@ class ChannelPruning:
     def __init__(
         self,
         module: GraphModule,
-        data: Data,
-        recipe: TrainConfig,
+        data: datasets.Data,
+        recipe: trainer.TrainConfig,
         sca: ScaConfig,
         names: Sequence[str],
-        tick: Tick | None = None,
+        tick: trainer.Tick | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
         check(module, sca, names)
         self.sca = sca
         self._measurement = _Measurement(module, sca, names)
         self._statistics = self._measurement.statistics
-        self._best = BestState()
-        self._training = Training(
+        self._best = trainer.BestState()
+        self._training = trainer.Training(
             *(module, data, replace(recipe, epochs=sca.schedule.epochs)),
             hooks=self._statistics,
             tick=tick,
@@ -166,10 +156,10 @@ class ChannelPruning:
         distributed.assert_ranks_agree("after the new masks", training.module, [ratio])
         return plan
 
-    def _offer(self, result: EpochResult) -> None:
+    def _offer(self, result: trainer.EpochResult) -> None:
         module, data = self._training.module, self._training.data
         if result.epoch == self.sca.schedule.last_update:
-            masked = accuracy(module, data, data.validation)
+            masked = trainer.accuracy(module, data, data.validation)
             self._best.offer(module, replace(result, validation_accuracy=masked))
         elif result.epoch > self.sca.schedule.last_update:
             self._best.offer(module, result)
@@ -189,7 +179,11 @@ class ChannelPruning:
 
 
 def plan_of_weights(
-    module: GraphModule, data: Data, recipe: TrainConfig, sca: ScaConfig, names: Sequence[str]
+    module: GraphModule,
+    data: datasets.Data,
+    recipe: trainer.TrainConfig,
+    sca: ScaConfig,
+    names: Sequence[str],
 ) -> ChannelPlan:
     """The final plan that the present weights would give, measured over one epoch without learning.
 
@@ -197,11 +191,11 @@ def plan_of_weights(
     """
     check(module, sca, names)
     measurement = _Measurement(module, sca, names)
-    begin_training(module, recipe)
+    trainer.begin_training(module, recipe)
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
         module.zero_grad()
-        share = share_of(data.train.select(index), distributed.current())
-        backward(module, data, share, measurement.statistics)
+        share = sampler.share_of(data.train.select(index), distributed.current())
+        trainer.backward(module, data, share, measurement.statistics)
     return measurement.decide(sca.schedule.ratio)
 
 

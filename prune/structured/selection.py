@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.base.errors import SoulDeployError, UsageError
-from soul_deploy.ir.graph import Population, SpikingGraph
+from soul_deploy.ir import Population, SpikingGraph
 
 Values = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering.fan_out import population_behind
 from soul_deploy.prune.channel_groups import (
     ChannelGroup,

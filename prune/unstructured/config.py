@@ -5,14 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, errors
 from soul_deploy.prune.channel_groups import Residual, residual_name
-from soul_deploy.prune.unstructured.lambda_control import check_target
-from soul_deploy.prune.unstructured.loss import RULES, CoefficientRule, Criterion, Objective
-from soul_deploy.prune.unstructured.masks import Layers, MaskStart, Temperature
-from soul_deploy.training.lr_schedules import Schedule
-from soul_deploy.training.trainer import OPTIMIZERS, TrainConfig
+from soul_deploy.prune.unstructured import lambda_control, loss, masks
+from soul_deploy.training import lr_schedules, trainer
 
 STEERED_START = (0.1, 0.1, 0.0, 0.0)
 """How alphas begin when connectivity is steered: the hard masks' then falls from 100 %."""
@@ -25,12 +21,14 @@ class FinetuneConfig:
 
     epochs: int = 200
     learning_rate: float = 1e-4
-    schedule: Schedule = field(default_factory=lambda: Schedule("constant"))
+    schedule: lr_schedules.Schedule = field(
+        default_factory=lambda: lr_schedules.Schedule("constant")
+    )
     reset_optimizer: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
-            raise UsageError(f"epoch_finetune {self.epochs} must be at least 1")
+            raise errors.UsageError(f"epoch_finetune {self.epochs} must be at least 1")
         _require_rate("finetune_lr", self.learning_rate)
 
 
@@ -57,12 +55,12 @@ class SearchConfig:
     round_to, residual   as `plan_removal` takes them
     """
 
-    weight_prune_layers: Layers = None
-    neuron_prune_layers: Layers = None
+    weight_prune_layers: masks.Layers = None
+    neuron_prune_layers: masks.Layers = None
     target_connectivity: float | None = None
     penalty_lmbda: float | None = None
-    penalty_coef: CoefficientRule = "authors"
-    criterion: Criterion = "mse"
+    penalty_coef: loss.CoefficientRule = "authors"
+    criterion: loss.Criterion = "mse"
     tet: bool = False
     tet_phi: float = 1.0
     tet_lambda: float = 0.0
@@ -79,52 +77,54 @@ class SearchConfig:
     def __post_init__(self) -> None:
         lmbda, decay = self.penalty_lmbda, self.prune_weight_decay
         if lmbda is not None and not (math.isfinite(lmbda) and lmbda >= 0):
-            raise UsageError(f"penalty_lmbda {lmbda} must be a finite number from 0")
+            raise errors.UsageError(f"penalty_lmbda {lmbda} must be a finite number from 0")
         if lmbda == 0 and self.target_connectivity is not None:
-            raise UsageError(
+            raise errors.UsageError(
                 "penalty_lmbda 0 cannot be steered to a target_connectivity; leave one of them out"
             )
-        check_target(self.target_connectivity)
+        lambda_control.check_target(self.target_connectivity)
         for name in ("accumulate_step", "round_to"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)} must be at least 1")
+                raise errors.UsageError(f"{name} {getattr(self, name)} must be at least 1")
         if self.prune_lr is not None:
             _require_rate("prune_lr", self.prune_lr)
         if not 0 <= decay < math.inf:
-            raise UsageError(f"prune_weight_decay {decay} must not be negative, and finite")
+            raise errors.UsageError(f"prune_weight_decay {decay} must not be negative, and finite")
         for name, given, valid in (
-            ("penalty_coef", self.penalty_coef, RULES),
-            ("prune_optimizer", self.prune_optimizer, (None, *OPTIMIZERS)),
+            ("penalty_coef", self.penalty_coef, loss.RULES),
+            ("prune_optimizer", self.prune_optimizer, (None, *trainer.OPTIMIZERS)),
         ):
             if given not in valid:
-                raise UnknownNameError(name, str(given), [str(v) for v in valid if v is not None])
+                raise errors.UnknownNameError(
+                    name, str(given), [str(v) for v in valid if v is not None]
+                )
         residual_name(self.residual)
         for checked in (self.objective, self.temperature(1), self.mask_start(0)):
             assert checked is not None, "each of them has raised UsageError before"
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> loss.Objective:
         """The task's loss. Raises UsageError."""
-        return Objective(self.criterion, self.tet, self.tet_phi, self.tet_lambda)
+        return loss.Objective(self.criterion, self.tet, self.tet_phi, self.tet_lambda)
 
-    def temperature(self, epochs: int) -> Temperature:
+    def temperature(self, epochs: int) -> masks.Temperature:
         """The masks' temperature over a search of so many epochs. Raises UsageError."""
-        return Temperature.of(self.temp_scheduler, epochs)
+        return masks.Temperature.of(self.temp_scheduler, epochs)
 
-    def mask_start(self, seed: int, known: Mapping[str, Array] | None = None) -> MaskStart:
+    def mask_start(self, seed: int, known: Mapping[str, Array] | None = None) -> masks.MaskStart:
         """How alphas begin; known: those of an earlier search. Raises UsageError."""
         factors = self.mask_init_factor
         if factors is None:
             factors = (0.0,) * 4 if self.target_connectivity is None else STEERED_START
         if len(factors) != 4:
-            raise UsageError(
+            raise errors.UsageError(
                 "mask_init_factor takes 4 numbers (weights mean, neurons mean, weights std, "
                 f"neurons std), got {len(factors)}"
             )
         weights, neurons, weight_std, neuron_std = factors
-        return MaskStart(weights, neurons, weight_std, neuron_std, seed, known or {})
+        return masks.MaskStart(weights, neurons, weight_std, neuron_std, seed, known or {})
 
-    def mask_training(self, training: TrainConfig) -> TrainConfig:
+    def mask_training(self, training: trainer.TrainConfig) -> trainer.TrainConfig:
         """How the masks are trained beside weights that are trained as `training` says."""
         rate = self.prune_lr
         return replace(
@@ -140,7 +140,7 @@ class SearchConfig:
         automatic = self.penalty_lmbda is None and self.target_connectivity is None
         return LAMBDA if automatic else self.penalty_lmbda
 
-    def recorded(self, training: TrainConfig) -> dict[str, Any]:
+    def recorded(self, training: trainer.TrainConfig) -> dict[str, Any]:
         """The search and the fine-tuning as files hold them; plain JSON data."""
         return {
             "search": {
@@ -158,4 +158,4 @@ class SearchConfig:
 
 def _require_rate(name: str, rate: float) -> None:
     if not 0 < rate < math.inf:
-        raise UsageError(f"{name} {rate} must be above 0 and finite")
+        raise errors.UsageError(f"{name} {rate} must be above 0 and finite")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.connectivity import Connectivity, dense_synapses, measure_connectivity
-from soul_deploy.ir.graph import Node, Population, Projection, SpikingGraph
+from soul_deploy.ir import Node, Population, Projection, SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.masks import Masks, SoftMask
 

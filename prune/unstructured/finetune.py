@@ -6,9 +6,8 @@ import torch
 
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
+from soul_deploy.training import lr_schedules, trainer
 from soul_deploy.training import state as saved
-from soul_deploy.training import trainer
-from soul_deploy.training.lr_schedules import make_scheduler
 from soul_deploy.training.state import TrainingCursor, Tree, tree_of
 
 
@@ -21,7 +20,9 @@ class FinetuneLoop:
             pruning.optimizer = trainer.make_optimizer(pruning.module, pruning.training)
         for group in pruning.optimizer.param_groups:
             group["lr"] = group["initial_lr"] = config.learning_rate
-        self._scheduler = make_scheduler(config.schedule, pruning.optimizer, config.epochs)
+        self._scheduler = lr_schedules.make_scheduler(
+            config.schedule, pruning.optimizer, config.epochs
+        )
         self._best = trainer.BestState()
         self._cursor = TrainingCursor()
 

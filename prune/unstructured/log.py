@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import FileFormatError, UsageError
-from soul_deploy.base.files import write_text
+from soul_deploy.base import errors, files
 from soul_deploy.prune.unstructured.pruning import SearchEpoch
 from soul_deploy.training.state import Tree, list_of
 
@@ -83,8 +82,8 @@ class Recorder:
         self.rows.append(row)
         if self._path is not None:
             lines = [json.dumps(entry) for entry in self.rows]
-            write_text(self._path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-            write_text(self._path.with_suffix(".csv"), self._csv())
+            files.write_text(self._path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
+            files.write_text(self._path.with_suffix(".csv"), self._csv())
         if self._writer is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "epoch":
@@ -99,7 +98,9 @@ class Recorder:
         """Go on after these rows. Raises FileFormatError for rows of another table."""
         rows = list_of(tree, "rows")
         if not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
-            raise FileFormatError("rows of the table of epochs: other columns than this version's")
+            raise errors.FileFormatError(
+                "rows of the table of epochs: other columns than this version's"
+            )
         self.rows = rows
 
     def _csv(self) -> str:
@@ -113,7 +114,7 @@ class Recorder:
 def check_tensorboard(wanted: bool) -> None:
     """Raise UsageError if it is wanted and not installed."""
     if wanted and find_spec("tensorboard") is None:
-        raise UsageError(
+        raise errors.UsageError(
             "--tensorboard: the package tensorboard is not installed; "
             "pip install 'soul-deploy[tensorboard]', or use the CSV in --log_dir"
         )

@@ -15,23 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soul_deploy import ir
 from soul_deploy.analysis.connectivity import dense_synapses
 from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Flatten,
-    Linear,
-    MaxPool,
-    Merge,
-    Projection,
-    Scatter,
-    SpikingGraph,
-)
 from soul_deploy.nn.graph_module import GraphModule
 
-PASSING = (MaxPool, AvgPool, AdaptiveAvgPool, Flatten, Merge, Scatter)
+PASSING = (ir.MaxPool, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter)
 CoefficientRule = Literal["authors", "exact"]
 RULES: tuple[CoefficientRule, ...] = get_args(CoefficientRule)
 Criterion = Literal["mse", "ce"]
@@ -46,7 +35,7 @@ class Coefficients:
     neurons: Mapping[str, float]
 
 
-def coefficients(graph: SpikingGraph, rule: CoefficientRule) -> Coefficients:
+def coefficients(graph: ir.SpikingGraph, rule: CoefficientRule) -> Coefficients:
     """e_w and e_n of every projection and population.
 
     authors  e_w = H_in·W_in / stride², 1 for a linear layer or a convolution that covers its
@@ -74,33 +63,33 @@ def coefficients(graph: SpikingGraph, rule: CoefficientRule) -> Coefficients:
     )
 
 
-def _authors_weight(graph: SpikingGraph, node: Projection) -> float:
-    if not isinstance(node, Convolution) or prod(graph.shapes[node.name][1:]) == 1:
+def _authors_weight(graph: ir.SpikingGraph, node: ir.Projection) -> float:
+    if not isinstance(node, ir.Convolution) or prod(graph.shapes[node.name][1:]) == 1:
         return 1.0
     _, height, width = graph.shapes[node.inputs[0]]
     return height * width / prod(node.stride)
 
 
-def _authors_fanout(node: Projection) -> float:
-    if isinstance(node, Convolution):
+def _authors_fanout(node: ir.Projection) -> float:
+    if isinstance(node, ir.Convolution):
         return node.channels * prod(node.kernel) / prod(node.stride)
-    assert isinstance(node, Linear), node
+    assert isinstance(node, ir.Linear), node
     return float(node.features)
 
 
-def _consumers(graph: SpikingGraph, name: str) -> list[Projection]:
+def _consumers(graph: ir.SpikingGraph, name: str) -> list[ir.Projection]:
     """Projections that read a population, each once, through pooling, flattening and merges.
 
     A residual stream hands every member's spikes to all that read it further on.
     """
-    found: list[Projection] = []
+    found: list[ir.Projection] = []
     pending, seen = list(graph.consumers[name]), set[str]()
     while pending:
         node = graph[pending.pop()]
         if node.name in seen:
             continue
         seen.add(node.name)
-        if isinstance(node, Projection):
+        if isinstance(node, ir.Projection):
             found.append(node)
         elif isinstance(node, PASSING):
             pending.extend(graph.consumers[node.name])

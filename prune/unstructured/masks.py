@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Convolution, Node, Population, SpikingGraph
+from soul_deploy.base import Array, brief, errors
+from soul_deploy.ir import Convolution, Node, Population, SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, HardGate
 from soul_deploy.prune.unstructured.loss import Coefficients
@@ -124,10 +122,10 @@ class MaskStart:
     def __post_init__(self) -> None:
         means = (self.weight_mean, self.neuron_mean)
         if not all(math.isfinite(mean) for mean in means):
-            raise UsageError(f"mask_init_factor: the means {means} must be finite")
+            raise errors.UsageError(f"mask_init_factor: the means {means} must be finite")
         spreads = (self.weight_std, self.neuron_std)
         if not all(math.isfinite(spread) and spread >= 0 for spread in spreads):
-            raise UsageError(
+            raise errors.UsageError(
                 f"mask_init_factor: the standard deviations {spreads} (the last two numbers) must "
                 "be finite and not negative"
             )
@@ -154,7 +152,7 @@ def make_masks(
         if name in start.known:
             alpha = torch.from_numpy(np.array(start.known[name], np.float32))
         if alpha.shape != shape:
-            raise UsageError(f"mask of {name}: shape {tuple(alpha.shape)}, needs {shape}")
+            raise errors.UsageError(f"mask of {name}: shape {tuple(alpha.shape)}, needs {shape}")
         return SoftMask(nn.Parameter(alpha.to(device)), cost)
 
     weight, neuron = (start.weight_mean, start.weight_std), (start.neuron_mean, start.neuron_std)
@@ -176,7 +174,7 @@ def require_covered(known: Iterable[str], chosen: Iterable[str]) -> None:
     """Raise UsageError if a layer that was masked before is not among those `chosen` now."""
     unused = sorted(set(known) - set(chosen))
     if unused:
-        raise UsageError(
+        raise errors.UsageError(
             f"the model was masked before in {', '.join(unused)}, which is not among the layers "
             "chosen now; choose these layers too, or start from a dense or compact model"
         )
@@ -201,7 +199,7 @@ def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
     refused = [name for name in names if name not in able]
     if refused:
         valid = [str(i) for i, node in enumerate(nodes) if node.name in able]
-        raise UsageError(
+        raise errors.UsageError(
             f"neuron_prune_layers: {', '.join(refused)} cannot be masked, its spikes are the "
             f"network's output; valid: {', '.join(valid)}"
         )
@@ -215,7 +213,7 @@ def _chosen(option: str, layers: Layers, names: Sequence[str]) -> tuple[str, ...
     for layer in layers:
         if layer not in by_word:
             valid = [f"{index} ({name})" for index, name in enumerate(names)]
-            raise UnknownNameError(f"layer in {option}", str(layer), valid)
+            raise errors.UnknownNameError(f"layer in {option}", str(layer), valid)
     chosen = {by_word[layer] for layer in layers}
     return tuple(name for name in names if name in chosen)
 
@@ -279,10 +277,10 @@ class Temperature:
     def __post_init__(self) -> None:
         ends = (*self.weights, *self.neurons)
         if not all(math.isfinite(end) and end > 0 for end in ends):
-            raise UsageError(f"temp_scheduler: temperatures must be above 0, got {ends}")
+            raise errors.UsageError(f"temp_scheduler: temperatures must be above 0, got {ends}")
         first, last = self.span
         if not (math.isfinite(first) and math.isfinite(last) and 0 <= first < last):
-            raise UsageError(
+            raise errors.UsageError(
                 f"temp_scheduler: T0 = {first:g} and Tmax = {last:g} epochs; 0 <= T0 < Tmax is "
                 "needed"
             )
@@ -297,7 +295,7 @@ class Temperature:
             w_first, n_first, w_last, n_last, start, end = numbers
             return Temperature((w_first, w_last), (n_first, n_last), (start, end))
         if len(numbers) not in (2, 4):
-            raise UsageError(
+            raise errors.UsageError(
                 f"temp_scheduler takes 2 numbers (init final), 4 (init final T0 Tmax) or 6 "
                 f"(w_init n_init w_final n_final T0 Tmax), got {len(numbers)}"
             )

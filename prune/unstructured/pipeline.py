@@ -9,31 +9,25 @@ from typing import Any, Literal
 
 import torch
 
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.files import digest
-from soul_deploy.base.progress import status
+from soul_deploy.base import errors, files, progress
 from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import DataLike
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, from_module
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.removal.apply import remove
-from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.unstructured import loss
 from soul_deploy.prune.unstructured import masks as masking
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.finetune import FinetuneLoop
 from soul_deploy.prune.unstructured.log import Recorder, note_of
-from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
 from soul_deploy.prune.unstructured.search import SearchLoop
+from soul_deploy.training import checkpoint_manager, messages, state, trainer
 from soul_deploy.training import train as dense_training
-from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints, managed
 from soul_deploy.training.device import module_of, prepare_device
 from soul_deploy.training.epoch_log import epoch_log
-from soul_deploy.training.messages import warn
-from soul_deploy.training.state import Bundle
-from soul_deploy.training.trainer import Tick, TrainConfig, accuracy, device_of
 
 COMMAND = "prune unstructured"
 PHASES = ("search", "finetune")
@@ -92,7 +86,7 @@ def plan_unstructured(
     if model.channel_masks or (model.neuron_masks and not model.alphas):
         where = "the model" if path is None else path
         command = f"soul-deploy prune compact {'FILE' if path is None else quote(str(path))}"
-        raise UsageError(
+        raise errors.UsageError(
             f"{where} is a masked network; start from a dense one, from its compact one "
             f"({command}) if that has no masks left, or from the masked result of an earlier "
             "prune unstructured"
@@ -102,8 +96,10 @@ def plan_unstructured(
     neurons = masking.chosen_neurons(graph, config.neuron_prune_layers)
     masking.require_covered(model.alphas, (*weights, *neurons))
     if config.target_connectivity is not None and not weights:
-        raise UsageError("target_connectivity needs weight masks; leave --not_prune_weight out")
-    costs, rows = coefficients(graph, config.penalty_coef), []
+        raise errors.UsageError(
+            "target_connectivity needs weight masks; leave --not_prune_weight out"
+        )
+    costs, rows = loss.coefficients(graph, config.penalty_coef), []
     kinds: tuple[tuple[Kind, Any, Any, Any], ...] = (
         ("weights", graph.projections, weights, costs.weights),
         ("neurons", graph.populations, neurons, costs.neurons),
@@ -120,14 +116,14 @@ def prune_unstructured(
     model: Model | SpikingGraph,
     data: DataLike,
     config: SearchConfig = SearchConfig(),
-    training: TrainConfig = TrainConfig(),
+    training: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     device: str = "auto",
-    checkpoints: Checkpoints | None = None,
+    checkpoints: checkpoint_manager.Checkpoints | None = None,
     log: Path | None = None,
     tensorboard: bool = False,
     on_epoch: OnEpoch | None = None,
-    on_batch: Tick | None = None,
+    on_batch: trainer.Tick | None = None,
 ) -> PruneResult:
     """Prune single weights and neurons of `model` by trainable masks, then remove what died.
 
@@ -150,8 +146,10 @@ def prune_unstructured(
     if checkpoints is None or checkpoints.settings is None:
         own = ("mask_init_factor", "round_to", "residual")
         asked["masking"] = {name: getattr(config, name) for name in own} | plan.to_dict()
-        asked["alphas"] = digest(dict(start.alphas))
-    manager = managed(PHASES, checkpoints, pruning.module, given, COMMAND, **asked)
+        asked["alphas"] = files.digest(dict(start.alphas))
+    manager = checkpoint_manager.managed(
+        PHASES, checkpoints, pruning.module, given, COMMAND, **asked
+    )
     with manager.watching():
         return _Run(pruning, manager, recorder, on_epoch, on_batch).result()
 
@@ -160,7 +158,7 @@ def _pruning(
     start: Model,
     data: Data,
     config: SearchConfig,
-    training: TrainConfig,
+    training: trainer.TrainConfig,
     plan: MaskPlan,
     device: torch.device,
 ) -> Pruning:
@@ -170,7 +168,7 @@ def _pruning(
         module,
         plan.masked("weights"),
         plan.masked("neurons"),
-        coefficients(start.graph, config.penalty_coef),
+        loss.coefficients(start.graph, config.penalty_coef),
         config.mask_start(training.seed, start.alphas),
     )
     pruning = Pruning(module, data, training, config, masks)
@@ -185,10 +183,10 @@ class _Run:
     """A search that goes its way, and who is told of it."""
 
     pruning: Pruning
-    manager: CheckpointManager
+    manager: checkpoint_manager.CheckpointManager
     recorder: Recorder
     on_epoch: OnEpoch | None
-    on_batch: Tick | None
+    on_batch: trainer.Tick | None
 
     def result(self) -> PruneResult:
         """Train, remove, test."""
@@ -196,16 +194,16 @@ class _Run:
         before = pruning.synops(from_module(module, pruning.info))
         accuracies = {"start": self._accuracy(module)}
         self._train()
-        status(f"{COMMAND}: removing and testing")
+        progress.status(f"{COMMAND}: removing and testing")
         accuracies["masked"] = self._accuracy(module)
         provenance = {**pruning.info.provenance, "accuracy": dict(accuracies)}
         masked = pruning.hard_model(replace(pruning.info, provenance=provenance))
         plan = compact = None
         if pruning.masks.parameters():
             config = pruning.config
-            plan = plan_removal(masked, round_to=config.round_to, residual=config.residual)
-            compact = remove(masked, plan)
-            accuracies["compact"] = self._accuracy(module_of(compact, device_of(module)))
+            plan = planner.plan_removal(masked, round_to=config.round_to, residual=config.residual)
+            compact = apply.remove(masked, plan)
+            accuracies["compact"] = self._accuracy(module_of(compact, trainer.device_of(module)))
         return PruneResult(
             masked=masked,
             compact=compact,
@@ -228,7 +226,7 @@ class _Run:
         if finetune is not None:
             self._follow(FinetuneLoop(pruning, finetune), "finetune", finetune.epochs)
         elif pruning.masks.parameters():
-            warn(
+            messages.warn(
                 "not fine-tuned: the batch norms' running statistics belong to the soft masks of "
                 "the search; give --finetune"
             )
@@ -236,7 +234,7 @@ class _Run:
     def _follow(self, loop: SearchLoop | FinetuneLoop, label: str, epochs: int) -> None:
         with epoch_log(label, epochs, None, on_batch=self.on_batch) as log:
             self.pruning.tick = log.tick
-            parts = Bundle({"loop": loop, "recorder": self.recorder, "log": log})
+            parts = state.Bundle({"loop": loop, "recorder": self.recorder, "log": log})
             with self.manager.loop(label, parts):
                 for epoch in loop.run():
                     log.epoch(epoch.result, note_of(epoch))
@@ -246,4 +244,4 @@ class _Run:
                     self.manager.after_epoch()
 
     def _accuracy(self, module: GraphModule) -> float:
-        return accuracy(module, self.pruning.data, self.pruning.data.test)
+        return trainer.accuracy(module, self.pruning.data, self.pruning.data.test)

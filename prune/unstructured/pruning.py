@@ -18,17 +18,15 @@ from torch.optim import Optimizer
 from soul_deploy import distributed
 from soul_deploy.analysis.connectivity import Connectivity
 from soul_deploy.analysis.synops import count_model
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.base.errors import SoulDeployError
-from soul_deploy.data.datasets import Data
-from soul_deploy.data.sampler import DataOrder, Share, epoch_batches
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.data import datasets, sampler
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import reaches_readout
+from soul_deploy.prune.unstructured import connectivity_meter, lambda_control
 from soul_deploy.prune.unstructured.config import SearchConfig
-from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
-from soul_deploy.prune.unstructured.lambda_control import Adjustment
 from soul_deploy.prune.unstructured.masks import Masks
 from soul_deploy.training import state as saved
 from soul_deploy.training import trainer
@@ -61,7 +59,7 @@ class SearchEpoch:
     model: Model = field(compare=False)
     dead: str | None = None
     """What the output needs and has no synapse left: a layer, or the neurons of a class."""
-    adjustment: Adjustment | None = None
+    adjustment: lambda_control.Adjustment | None = None
 
 
 class Pruning:
@@ -70,7 +68,7 @@ class Pruning:
     def __init__(
         self,
         module: GraphModule,
-        data: Data,
+        data: datasets.Data,
         training: TrainConfig,
         config: SearchConfig,
         masks: Masks,
@@ -87,7 +85,7 @@ class Pruning:
         self.mask_optimizer = (
             trainer.OPTIMIZERS[how.optimizer](parameters, how) if parameters else None
         )
-        self.meter = ConnectivityMeter(module, masks)
+        self.meter = connectivity_meter.ConnectivityMeter(module, masks)
         self.lmbda = config.first_lmbda
         self.info = ModelInfo(
             stage="masked" if parameters else "dense",
@@ -95,7 +93,7 @@ class Pruning:
             classes=data.classes,
             input_kind=data.input_kind,
         )
-        self._order = DataOrder(len(data.train), training.batch_size, training.seed)
+        self._order = sampler.DataOrder(len(data.train), training.batch_size, training.seed)
         self._sample = data.normalise(data.validation.images[:COUNTED_IMAGES])
 
     def hard_model(self, info: ModelInfo | None = None) -> Model:
@@ -114,7 +112,7 @@ class Pruning:
         return sum(layer.synops for layer in counts.values()) / len(self._sample)
 
     def measure(
-        self, phase: str, result: EpochResult, adjustment: Adjustment | None = None
+        self, phase: str, result: EpochResult, adjustment: lambda_control.Adjustment | None = None
     ) -> SearchEpoch:
         """What is told of an epoch; the module has the phase's masks then."""
         start = time.perf_counter()
@@ -170,7 +168,7 @@ class Pruning:
         start, size = time.perf_counter() - cursor.seconds, self.config.accumulate_step
         epoch = first_epoch + cursor.epoch
         split, augment = self.data.train, self.training.augment
-        batches = epoch_batches(split, self._order, augment, epoch, distributed.current())
+        batches = sampler.epoch_batches(split, self._order, augment, epoch, distributed.current())
         while (first := cursor.step * size) < len(batches):
             group = range(first, min(first + size, len(batches)))
             for optimizer in self.optimizers():
@@ -200,7 +198,9 @@ class Pruning:
         cursor.next_epoch()
         return EpochResult(cursor.epoch, loss, hits, validation, rate, seconds)
 
-    def _backward(self, share: Share, group: int, penalised: Penalised) -> tuple[float, int]:
+    def _backward(
+        self, share: sampler.Share, group: int, penalised: Penalised
+    ) -> tuple[float, int]:
         """Add this process's share of a batch; the whole batch's task loss and correct samples."""
         device = next(self.module.parameters()).device
         labels = share.own.labels.to(device)

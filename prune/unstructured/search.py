@@ -7,21 +7,11 @@ from torch import Tensor
 
 from soul_deploy.base.errors import SoulDeployError, TargetError
 from soul_deploy.model.model import Model
-from soul_deploy.prune.unstructured.lambda_control import (
-    BALANCE,
-    FAR,
-    SETTLED,
-    UPDATES,
-    Adjustment,
-    LambdaControl,
-    adjust,
-    balanced_lambda,
-)
+from soul_deploy.prune.unstructured import lambda_control
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
+from soul_deploy.training import lr_schedules, trainer
 from soul_deploy.training import state as saved
-from soul_deploy.training.lr_schedules import make_scheduler
 from soul_deploy.training.state import TrainingCursor, Tree, tree_of
-from soul_deploy.training.trainer import accuracy
 
 
 class SearchStoppedError(SoulDeployError):
@@ -40,7 +30,7 @@ class SearchLoop:
         pruning.masks.attach(pruning.module)
         self._schedule = pruning.training.schedule
         self._schedulers = [
-            make_scheduler(self._schedule, optimizer, self.epochs)
+            lr_schedules.make_scheduler(self._schedule, optimizer, self.epochs)
             for optimizer in pruning.optimizers()
         ]
         self._control = _Control(pruning)
@@ -61,7 +51,7 @@ class SearchLoop:
             if self._schedule.moves_after(cursor.epoch):
                 for scheduler in self._schedulers:
                     scheduler.step()
-            soft = accuracy(pruning.module, pruning.data, pruning.data.validation)
+            soft = trainer.accuracy(pruning.module, pruning.data, pruning.data.validation)
             adjustment = self._correct(cursor.epoch + 1)
             result = pruning.finished(cursor, rate, soft)
             measured = pruning.measure("search", result, adjustment)
@@ -71,16 +61,16 @@ class SearchLoop:
                 raise SearchStoppedError(_death_note(measured), self._last_good)
             yield measured
 
-    def _correct(self, epochs: int) -> Adjustment | None:
+    def _correct(self, epochs: int) -> lambda_control.Adjustment | None:
         """Bring the connectivity within the band at the end, and before if lambda has failed to."""
         meter, final = self.pruning.meter, epochs == self.epochs
         target = self.pruning.config.target_connectivity
-        if target is None or epochs / self.epochs < SETTLED:
+        if target is None or epochs / self.epochs < lambda_control.SETTLED:
             return None
-        if not final and abs(meter.exact().share - target) <= FAR * target:
+        if not final and abs(meter.exact().share - target) <= lambda_control.FAR * target:
             return None
         try:
-            return adjust(self.pruning.masks, target, meter.exact)
+            return lambda_control.adjust(self.pruning.masks, target, meter.exact)
         except TargetError as error:
             if not final:
                 return None
@@ -138,8 +128,8 @@ class _Control:
         self.step = 0
         self.per_epoch = pruning.steps_per_epoch()
         self.total = self.per_epoch * pruning.training.epochs
-        self.interval = max(1, self.total // UPDATES)
-        self.steering: LambdaControl | None = None
+        self.interval = max(1, self.total // lambda_control.UPDATES)
+        self.steering: lambda_control.LambdaControl | None = None
         self.temperature = pruning.config.temperature(pruning.training.epochs)
         pruning.masks.heat(*self.temperature.at(0))
 
@@ -150,10 +140,10 @@ class _Control:
             return task * weight
         target = pruning.config.target_connectivity
         if target is not None and self.steering is None:
-            balance = balanced_lambda(task * weight, pruning.masks)
+            balance = lambda_control.balanced_lambda(task * weight, pruning.masks)
             if pruning.lmbda is None:
-                pruning.lmbda = BALANCE * balance
-            self.steering = LambdaControl(target, pruning.lmbda, balance)
+                pruning.lmbda = lambda_control.BALANCE * balance
+            self.steering = lambda_control.LambdaControl(target, pruning.lmbda, balance)
         assert pruning.lmbda is not None, "lambda is only open when there is a target"
         return (task + pruning.lmbda * pruning.masks.penalty()) * weight
 
@@ -175,7 +165,7 @@ class _Control:
         self.step, target = saved.count_of(tree, "step"), self.pruning.config.target_connectivity
         steering = tree_of(tree, "steering")
         if steering and target is not None:
-            self.steering = LambdaControl.restored(target, steering)
+            self.steering = lambda_control.LambdaControl.restored(target, steering)
 
 
 def _death_note(epoch: SearchEpoch) -> str:

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from soul_deploy.base.errors import SoulDeployError
-from soul_deploy.base.terminal import show
-from soul_deploy.runtime.bench.engines import EngineSpec
-from soul_deploy.runtime.bench.timing import milliseconds, peak_memory_mb
+from soul_deploy.base import errors, terminal
+from soul_deploy.runtime.bench import engines, timing
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Fresh:
     rss_mb: float
 
 
-def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
+def measure_fresh(spec: engines.EngineSpec, threads: int, batch: Path) -> Fresh:
     """Import, load and run `batch` (a .npy file) once in a process of its own.
 
     Raises SoulDeployError with the process's last line if it fails.
@@ -42,21 +40,21 @@ def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
     )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SoulDeployError(f"the engine {spec.name} failed in a fresh process: {reason}")
+        raise errors.SoulDeployError(f"the engine {spec.name} failed in a fresh process: {reason}")
     return Fresh(**json.loads(done.stdout))
 
 
-def probe(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
+def probe(spec: engines.EngineSpec, threads: int, batch: Path) -> Fresh:
     """The measurement of `measure_fresh`, in this process."""
     x = np.load(batch, allow_pickle=False)
-    import_ms = milliseconds(lambda: import_libraries(spec, threads))
+    import_ms = timing.milliseconds(lambda: import_libraries(spec, threads))
     engine = spec.create(threads)
-    load_ms = milliseconds(engine.load)
-    first_ms = milliseconds(lambda: engine.infer(x))
-    return Fresh(import_ms, load_ms, first_ms, peak_memory_mb())
+    load_ms = timing.milliseconds(engine.load)
+    first_ms = timing.milliseconds(lambda: engine.infer(x))
+    return Fresh(import_ms, load_ms, first_ms, timing.peak_memory_mb())
 
 
-def import_libraries(spec: EngineSpec, threads: int) -> None:
+def import_libraries(spec: engines.EngineSpec, threads: int) -> None:
     """Import the engine's own module and what it needs."""
     for name in spec.create(threads).imports:
         import_module(name)
@@ -65,8 +63,8 @@ def import_libraries(spec: EngineSpec, threads: int) -> None:
 def main() -> None:
     """Read what to run from the argument, print the result as JSON."""
     name, network, target, path, threads, batch = json.loads(sys.argv[1])
-    spec = EngineSpec(name, network, target, Path(path))
-    show(json.dumps(asdict(probe(spec, threads, Path(batch)))))
+    spec = engines.EngineSpec(name, network, target, Path(path))
+    terminal.show(json.dumps(asdict(probe(spec, threads, Path(batch)))))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from soul_deploy.base.errors import FileFormatError, ValidityError
-from soul_deploy.base.files import Array, require_file
-from soul_deploy.base.lazy import load_object
+from soul_deploy.base import Array, errors, files, lazy
 
 
 class Engine(Protocol):
@@ -52,7 +50,7 @@ class OnnxRuntimeEngine:
     def infer(self, x: Array) -> Array:
         """As Engine. Raises ValidityError for a sequence where an image is expected, or so."""
         if x.ndim != self.rank:
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"{self.path} takes {describe_inputs(self.session)}, but the input is "
                 f"{x.shape}; export it with the other input mode or give other input"
             )
@@ -62,9 +60,9 @@ class OnnxRuntimeEngine:
 
 def open_engine_session(path: Path, threads: int) -> Any:
     """An onnxruntime session. Raises MissingFileError, FileFormatError, UsageError."""
-    require_file(path)
-    ort = load_object("onnxruntime:InferenceSession", "running an ONNX file")
-    options = load_object("onnxruntime:SessionOptions", "running an ONNX file")()
+    files.require_file(path)
+    ort = lazy.load_object("onnxruntime:InferenceSession", "running an ONNX file")
+    options = lazy.load_object("onnxruntime:SessionOptions", "running an ONNX file")()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = import_module("onnxruntime").ExecutionMode.ORT_SEQUENTIAL
@@ -82,7 +80,9 @@ def open_engine_session(path: Path, threads: int) -> Any:
         failures.RuntimeException,
     ) as error:
         first = str(error).strip().splitlines()[0]
-        raise FileFormatError(f"{path} is not an ONNX file that can be run ({first})") from error
+        raise errors.FileFormatError(
+            f"{path} is not an ONNX file that can be run ({first})"
+        ) from error
 
 
 def describe_inputs(session: Any) -> str:
@@ -151,7 +151,9 @@ class EngineSpec:
 
     def create(self, threads: int) -> Engine:
         """The engine, not loaded. Raises UsageError if its packages are missing."""
-        engine: Engine = load_object(self.target, f"the engine {self.name}")(self.path, threads)
+        engine: Engine = lazy.load_object(self.target, f"the engine {self.name}")(
+            self.path, threads
+        )
         return engine
 
 

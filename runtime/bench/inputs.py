@@ -6,24 +6,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.errors import FileFormatError, UnknownNameError, UsageError, ValidityError
-from soul_deploy.base.files import Array, OpenFile, file_sha256, parse_json, read_tensors
-from soul_deploy.base.input_rule import (
-    INPUT_KINDS,
-    KIND_OF_OLD_FILES,
-    InputKind,
-    InputRule,
-    input_array,
-    is_input_kind,
-    normalise,
-    numbers_of,
-    random_inputs,
-)
-from soul_deploy.base.lazy import load_object
-from soul_deploy.base.terminal import say
+from soul_deploy.base import Array, errors, input_rule, lazy, terminal
+from soul_deploy.base.files import OpenFile, file_sha256, parse_json, read_tensors
 from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_engine_session
-from soul_deploy.runtime.io.images import read_array
-from soul_deploy.runtime.io.inspect import MODEL_FORMAT, kind_of_file
+from soul_deploy.runtime.io import images, inspect
 
 RANDOM = "random"
 
@@ -52,16 +38,16 @@ def choose_engines(names: Sequence[str], files: BenchFiles) -> tuple[str, ...]:
     """The asked engines, or all that `files` allow. Raises UnknownNameError, UsageError."""
     for name in names:
         if name not in ENGINES:
-            raise UnknownNameError("engine", name, ENGINES)
+            raise errors.UnknownNameError("engine", name, ENGINES)
     chosen = tuple(dict.fromkeys(names)) or tuple(n for n in ENGINES if _source(n, files))
     if not chosen:
-        raise UsageError(
+        raise errors.UsageError(
             "no file to time; give --model and --compact (model files), or artifacts with --onnx, "
             "--onnx_compact, --event"
         )
     for name in chosen:
         if not _source(name, files):
-            raise UsageError(f"the engine {name} needs {_needs(name)}")
+            raise errors.UsageError(f"the engine {name} needs {_needs(name)}")
     return chosen
 
 
@@ -120,14 +106,14 @@ def prepare_engines(
 
 def _export(model: Path, file: str, folder: Path) -> Path:
     purpose = f"exporting {model}"
-    read = load_object("soul_deploy.model.file:load", purpose)
+    read = lazy.load_object("soul_deploy.model.file:load", purpose)
     writer, suffix = {
         "onnx": ("soul_deploy.export.onnx.model:export_onnx", ".onnx"),
         "event": ("soul_deploy.export.event.build:export_event", ".event.safetensors"),
     }[file]
     target = folder / f"{model.stem}{suffix}"
     if not target.exists():
-        write = load_object(writer, purpose)
+        write = lazy.load_object(writer, purpose)
         with OpenFile(model) as source:
             network, sha256 = read(source), source.sha256()
         write(network, target, source_sha256=sha256)
@@ -148,13 +134,13 @@ class NetworkFacts:
     source_sha256: str | None = None
     sequence: bool | None = None
     is_model: bool = False
-    input_kind: InputKind | None = None
+    input_kind: input_rule.InputKind | None = None
 
 
 def facts_of(path: Path) -> NetworkFacts:
     """Read from the file's description. Raises MissingFileError, FileFormatError."""
     with OpenFile(path) as source:
-        return _facts(source, kind_of_file(source))
+        return _facts(source, inspect.kind_of_file(source))
 
 
 def _facts(source: OpenFile, kind: str) -> NetworkFacts:
@@ -172,8 +158,8 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
             network.source_sha256,
             input_kind=network.input_kind,
         )
-    document = read_tensors(source).document(MODEL_FORMAT)
-    graph = load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file").from_json(
+    document = read_tensors(source).document(inspect.MODEL_FORMAT)
+    graph = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file").from_json(
         document["graph"]
     )
     info = document["info"]
@@ -183,14 +169,16 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
         graph.input.shape,
         info["normalization"],
         is_model=True,
-        input_kind=_kind_of(path, info.get("input_kind", KIND_OF_OLD_FILES)),
+        input_kind=_kind_of(path, info.get("input_kind", input_rule.KIND_OF_OLD_FILES)),
     )
 
 
-def _kind_of(path: Path, stored: object) -> InputKind:
+def _kind_of(path: Path, stored: object) -> input_rule.InputKind:
     """Raises FileFormatError."""
-    if not is_input_kind(stored):
-        raise FileFormatError(f"{path}: input kind {stored!r}; known: {', '.join(INPUT_KINDS)}")
+    if not input_rule.is_input_kind(stored):
+        raise errors.FileFormatError(
+            f"{path}: input kind {stored!r}; known: {', '.join(input_rule.INPUT_KINDS)}"
+        )
     return stored
 
 
@@ -239,12 +227,12 @@ def _onnx_facts(path: Path) -> NetworkFacts:
     )
 
 
-def common_rule(facts: Sequence[NetworkFacts]) -> InputRule:
+def common_rule(facts: Sequence[NetworkFacts]) -> input_rule.InputRule:
     """The input that all files take. Raises ValidityError if they differ in T or size."""
     first = next((item for item in facts if item.steps is not None), facts[0])
     for item in facts:
         if item.shape != first.shape or item.steps not in (None, first.steps):
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"{first.path} takes {first.shape} at T = {first.steps}, but {item.path} takes "
                 f"{item.shape} at T = {item.steps}; only networks of the same input and T can be "
                 "compared"
@@ -252,19 +240,21 @@ def common_rule(facts: Sequence[NetworkFacts]) -> InputRule:
     kinds = {item.input_kind: item.path for item in facts if item.input_kind}
     if len(kinds) > 1:
         named = ", but ".join(f"{path} takes {kind}" for kind, path in kinds.items())
-        raise ValidityError(f"{named}; only networks of the same kind of input can be compared")
+        raise errors.ValidityError(
+            f"{named}; only networks of the same kind of input can be compared"
+        )
     norm = next((item.normalization for item in facts if item.normalization), None)
-    return InputRule(
+    return input_rule.InputRule(
         first.shape,
         first.steps or 1,
         () if norm is None else tuple(norm["mean"]),
         () if norm is None else tuple(norm["std"]),
-        kind=next(iter(kinds), KIND_OF_OLD_FILES),
+        kind=next(iter(kinds), input_rule.KIND_OF_OLD_FILES),
     )
 
 
 def input_samples(
-    name_or_path: str | object, data_dir: Path, rule: InputRule, count: int, seed: int
+    name_or_path: str | object, data_dir: Path, rule: input_rule.InputRule, count: int, seed: int
 ) -> tuple[Array, int]:
     """(samples, batch axis): an array, `random`, a data set's name, or a .npy file.
 
@@ -273,28 +263,28 @@ def input_samples(
     Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
     """
     if not isinstance(name_or_path, str):
-        values = numbers_of(input_array(name_or_path, rule), rule)
+        values = input_rule.numbers_of(input_rule.input_array(name_or_path, rule), rule)
         return values, values.ndim - len(rule.shape) - 1
     if name_or_path.lower() == RANDOM:
-        return random_inputs(rule, count, seed), 0
+        return input_rule.random_inputs(rule, count, seed), 0
     if name_or_path.lower().endswith(".npy"):
-        samples = read_array(Path(name_or_path), rule)
+        samples = images.read_array(Path(name_or_path), rule)
         return samples.values, 1 if samples.sequence else 0
     return dataset_samples(name_or_path, data_dir, rule, count), 0
 
 
-def dataset_samples(name: str, data_dir: Path, rule: InputRule, count: int) -> Array:
+def dataset_samples(name: str, data_dir: Path, rule: input_rule.InputRule, count: int) -> Array:
     """The first `count` test images, normalised as the networks' files say, or the data set."""
-    load_data = load_object("soul_deploy.data.datasets:load_data_for", f"--input {name}")
+    load_data = lazy.load_object("soul_deploy.data.datasets:load_data_for", f"--input {name}")
     data: Any = load_data(rule.shape, name, data_dir)
     if data.remark:
-        say(data.remark, err=True)
+        terminal.say(data.remark, err=True)
     if tuple(data.input_shape) != rule.shape:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{name} has images of {tuple(data.input_shape)}, the networks take {rule.shape}"
         )
     if data.input_kind != rule.kind:
-        raise ValidityError(f"{name} holds {data.input_kind}, the networks take {rule.kind}")
+        raise errors.ValidityError(f"{name} holds {data.input_kind}, the networks take {rule.kind}")
     if not rule.mean:
         rule = replace(rule, mean=data.normalization.mean, std=data.normalization.std)
-    return normalise(data.test.images[:count].numpy(), rule)
+    return input_rule.normalise(data.test.images[:count].numpy(), rule)

@@ -6,11 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import FileFormatError
-from soul_deploy.base.files import OpenFile, parse_json
-from soul_deploy.base.json_text import require_length
-from soul_deploy.base.tables import Shown, Table
+from soul_deploy.base import brief, errors, files, json_text, tables
 from soul_deploy.runtime.bench.baseline import differences, is_entry, key_of
 from soul_deploy.runtime.bench.runner import SCHEMA
 
@@ -20,17 +16,19 @@ REFERENCES = ("onnxruntime-compact", "onnxruntime-dense")
 
 def load_baseline(path: Path) -> dict[str, Any]:
     """An earlier result. Raises MissingFileError, FileFormatError."""
-    with OpenFile(path) as source:
-        require_length(str(path), source.size, None)
-        document = parse_json(source.start(source.size), str(path))
+    with files.OpenFile(path) as source:
+        json_text.require_length(str(path), source.size, None)
+        document = files.parse_json(source.start(source.size), str(path))
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} is not a result of bench; needed: a file of schema {SCHEMA}, written with "
             "--output"
         )
     entries = document.get("entries")
     if not isinstance(entries, list) or not all(map(is_entry, entries)):
-        raise FileFormatError(f"{path} has entries that cannot be read; measure the baseline again")
+        raise errors.FileFormatError(
+            f"{path} has entries that cannot be read; measure the baseline again"
+        )
     return document
 
 
@@ -68,7 +66,7 @@ def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int]
 
 @brief
 @dataclass(frozen=True)
-class BenchReport(Shown):
+class BenchReport(tables.Shown):
     """Times of engines side by side, as JSON data of the schema `runner.SCHEMA`.
 
     percentiles: those that the table shows, in percent.
@@ -95,10 +93,10 @@ class BenchReport(Shown):
         }
         return replace(self, document={**self.document, **more})
 
-    def parts(self) -> list[Table | str]:
+    def parts(self) -> list[tables.Table | str]:
         """Times, costs of a fresh process, agreement, speed-ups over the baseline, the machine."""
         document = self.document
-        env: list[Table | str] = [_times(self.entries, self.percentiles)]
+        env: list[tables.Table | str] = [_times(self.entries, self.percentiles)]
         if any(entry["load_ms"] is not None for entry in self.entries):
             env.append(_fresh(self.entries))
         if document["agreement"]:
@@ -108,7 +106,7 @@ class BenchReport(Shown):
         return [*env, *_environment(document)]
 
 
-def _times(entries: Sequence[Document], percentiles: Sequence[float]) -> Table:
+def _times(entries: Sequence[Document], percentiles: Sequence[float]) -> tables.Table:
     speedups = reference_speedups(entries)
     shares = [f"p{share:g}" for share in percentiles]
     columns = ["engine", "network", "threads", "batch", *(f"{s} ms" for s in shares)]
@@ -125,7 +123,7 @@ def _times(entries: Sequence[Document], percentiles: Sequence[float]) -> Table:
                 entry["runs"],
             ]
         )
-    return Table("Time per batch", columns, rows)
+    return tables.Table("Time per batch", columns, rows)
 
 
 def ms(value: float) -> str:
@@ -133,7 +131,7 @@ def ms(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _fresh(entries: Sequence[Document]) -> Table:
+def _fresh(entries: Sequence[Document]) -> tables.Table:
     columns = ["engine", "threads", "batch", "import ms", "load ms", "first run ms"]
     rows: list[list[object]] = [
         [
@@ -144,10 +142,10 @@ def _fresh(entries: Sequence[Document]) -> Table:
         ]
         for entry in entries
     ]
-    return Table("In a fresh process", [*columns, "memory MB", "file MB"], rows)
+    return tables.Table("In a fresh process", [*columns, "memory MB", "file MB"], rows)
 
 
-def _agreement(agreement: Sequence[Document]) -> Table:
+def _agreement(agreement: Sequence[Document]) -> tables.Table:
     rows: list[list[object]] = [
         [
             item["engine"],
@@ -157,12 +155,12 @@ def _agreement(agreement: Sequence[Document]) -> Table:
         ]
         for item in agreement
     ]
-    return Table(
+    return tables.Table(
         "Do they agree?", ["engine", "against", "same class", "largest score difference"], rows
     )
 
 
-def _comparison(comparison: Sequence[Document]) -> Table:
+def _comparison(comparison: Sequence[Document]) -> tables.Table:
     rows: list[list[object]] = [
         [
             *(item["engine"], item["threads"], item["batch_size"]),
@@ -170,7 +168,7 @@ def _comparison(comparison: Sequence[Document]) -> Table:
         ]
         for item in comparison
     ]
-    return Table(
+    return tables.Table(
         "Against the baseline",
         ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"],
         rows,

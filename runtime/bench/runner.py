@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from soul_deploy.base import Array, errors
 from soul_deploy.base.environment import environment
-from soul_deploy.base.errors import UsageError, ValidityError
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.bench.cold_start import Fresh, measure_fresh
+from soul_deploy.runtime.bench import cold_start, timing
 from soul_deploy.runtime.bench.engines import Engine, EngineSpec, largest_difference
-from soul_deploy.runtime.bench.timing import TimingSchedule, percentile, time_in_turns
 
 SCHEMA = "soul-deploy/bench/1"
 MAX_BATCHES = 8
@@ -41,7 +39,7 @@ class BenchConfig:
     engines: tuple[str, ...] = ()
     threads: tuple[int, ...] = (1,)
     batch_sizes: tuple[int, ...] = (1,)
-    schedule: TimingSchedule = field(default_factory=TimingSchedule)
+    schedule: timing.TimingSchedule = field(default_factory=timing.TimingSchedule)
     percentiles: tuple[float, ...] = (50, 90, 99)
     fresh: bool = True
     seed: int = 2025
@@ -55,7 +53,7 @@ def split_batches(samples: Array, batch_size: int, axis: int) -> list[Array]:
     """
     count = samples.shape[axis]
     if count < batch_size:
-        raise UsageError(
+        raise errors.UsageError(
             f"batch size {batch_size} asked, but the input holds {count} samples; give more "
             "samples or a smaller batch"
         )
@@ -109,7 +107,7 @@ def time_engines(
 ) -> list[dict[str, Any]]:
     """One entry per engine for one number of threads and one batch size."""
     runs = {spec.name: engine.infer for spec, engine in engines.items()}
-    times = time_in_turns(runs, batches, config.schedule)
+    times = timing.time_in_turns(runs, batches, config.schedule)
     entries = []
     for spec in engines:
         fresh = None
@@ -122,12 +120,12 @@ def time_engines(
     return entries
 
 
-def fresh_costs(spec: EngineSpec, threads: int, batch: Array) -> Fresh:
+def fresh_costs(spec: EngineSpec, threads: int, batch: Array) -> cold_start.Fresh:
     """`measure_fresh` on an array."""
     with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
         path = Path(folder) / "batch.npy"
         np.save(path, batch, allow_pickle=False)
-        return measure_fresh(spec, threads, path)
+        return cold_start.measure_fresh(spec, threads, path)
 
 
 def engine_entry(
@@ -136,11 +134,11 @@ def engine_entry(
     batch_size: int,
     times: Sequence[float],
     percentiles: Sequence[float],
-    fresh: Fresh | None,
+    fresh: cold_start.Fresh | None,
 ) -> dict[str, Any]:
     """One measurement as JSON data: times in ms, items_per_s = batch size / median time."""
     shares = sorted({50.0, 90.0, 99.0, *map(float, percentiles)})
-    median = percentile(times, 50)
+    median = timing.percentile(times, 50)
     costs = dict.fromkeys(("import_ms", "load_ms", "first_ms", "rss_mb"))
     return {
         "engine": spec.name,
@@ -154,7 +152,7 @@ def engine_entry(
         "std_ms": float(np.std(times)),
         "min_ms": min(times),
         "max_ms": max(times),
-        **{f"p{share:g}_ms": percentile(times, share) for share in shares},
+        **{f"p{share:g}_ms": timing.percentile(times, share) for share in shares},
         "items_per_s": batch_size * 1000 / median,
         **(costs if fresh is None else asdict(fresh)),
     }
@@ -173,7 +171,7 @@ def compare_engines(
             continue
         against, expected = first[spec.network]
         if scores.shape != expected.shape:
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"{spec.name} gives scores {scores.shape}, {against} {expected.shape}; these "
                 f"files are not the same {spec.network} network"
             )

@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.runtime.engine.inputs import samples_of
-from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.format import file, tap_tables
 from soul_deploy.runtime.format.network import (
     ConvSynapses,
     CurrentLayer,
@@ -42,7 +40,6 @@ from soul_deploy.runtime.format.network import (
     Synapses,
     Synaptic,
 )
-from soul_deploy.runtime.format.tap_tables import gather_table
 from soul_deploy.runtime.plan.estimate import require_products
 
 
@@ -73,7 +70,7 @@ class SparseProduct:
         return currents
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def product_of(synapses: Synapses) -> SparseProduct:
     """A projection as a CSR product."""
     raise product_of.unknown(synapses)
@@ -86,7 +83,7 @@ def _(matrix: MatrixSynapses) -> SparseProduct:
 
 @product_of.on(ConvSynapses)
 def _(convolution: ConvSynapses) -> SparseProduct:
-    table = gather_table(convolution)
+    table = tap_tables.gather_table(convolution)
     patches = np.ascontiguousarray(table.reshape(len(table), -1).T.astype(np.intp))
     return _product(convolution, convolution.out_shape[0], patches)
 
@@ -98,7 +95,7 @@ def _product(synapses: Synapses, targets: int, patches: Array | None) -> SparseP
     return SparseProduct(weight, patches, bias)
 
 
-@operation_table(Rows)
+@dispatch.operation_table(Rows)
 def _by_source(rows: Rows, sizes: tuple[int, int], groups: int) -> Any:
     """CSR (rows, targets) as stored, zeros left out; channels of a group are a block of it."""
     raise _by_source.unknown(rows)
@@ -184,7 +181,7 @@ Step = Callable[[Mapping[str, Array]], Array]
 """From the maps of one step by name: a layer's map, or what arrives at its neurons."""
 
 
-@operation_table(Layer)
+@dispatch.operation_table(Layer)
 def step_of(layer: Layer, network: EventNetwork) -> Step:
     """What computes one step of a layer."""
     raise step_of.unknown(layer)
@@ -241,7 +238,7 @@ class ScipyEngine:
 
     def load(self) -> None:
         """Read and check the event file. Raises MissingFileError, FileFormatError, LimitError."""
-        self.prepare(load_event_network(self.path))
+        self.prepare(file.load_event_network(self.path))
 
     def prepare(self, network: EventNetwork) -> None:
         """Make the products of a network."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 
 REST_SECONDS = 0.02
 """Pause before each block: worker threads of the engine before stop spinning meanwhile."""

@@ -4,23 +4,21 @@ import warnings
 
 import numpy as np
 
-from soul_deploy.base.errors import NetworkWarning, ValidityError
-from soul_deploy.base.files import Array
-from soul_deploy.base.input_rule import input_array, looks_like_pixels, numbers_of
+from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.runtime.format.network import EventNetwork, Layer, ReadoutLayer, Shape
 
 
 def input_of(network: EventNetwork, x: object) -> Array:
     """`x` as an array (B, ...) or (T, B, ...) that the network takes. Raises ValidityError."""
-    array, shape = input_array(x, network.rule), network.input_shape
+    array, shape = input_rule.input_array(x, network.rule), network.input_shape
     static = array.ndim == len(shape) + 1
     if array.shape[-len(shape) :] != shape or array.ndim - len(shape) not in (1, 2):
-        raise ValidityError(
+        raise errors.ValidityError(
             f"input {array.shape} given; this network takes (batch, {sides(shape)}), or "
             f"({network.time_steps}, batch, {sides(shape)}) for a sequence"
         )
     if not static and len(array) != network.time_steps:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"a sequence of {len(array)} steps given; this network runs T = {network.time_steps} "
             "steps"
         )
@@ -29,14 +27,14 @@ def input_of(network: EventNetwork, x: object) -> Array:
 
 def samples_of(network: EventNetwork, x: object) -> Array:
     """(B, T or 1, positions, channels) float32, pixels normalised. Raises ValidityError."""
-    return by_sample(network, numbers_of(input_of(network, x), network.rule))
+    return by_sample(network, input_rule.numbers_of(input_of(network, x), network.rule))
 
 
 def frame_of(network: EventNetwork, x: object) -> Array:
     """`x` as an array (B, ...) of one step. Raises ValidityError."""
-    array, shape = input_array(x, network.rule), network.input_shape
+    array, shape = input_rule.input_array(x, network.rule), network.input_shape
     if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"a step of {array.shape} given; this network takes (batch, {sides(shape)}) per step"
         )
     return array
@@ -63,12 +61,14 @@ class InputReader:
         return to_channel_last(values, self.network.input_shape)
 
     def _numbers(self, array: Array) -> Array:
-        values = numbers_of(array, self.network.rule)
+        values = input_rule.numbers_of(array, self.network.rule)
         if array.dtype.kind == "f" and not self._warned:
-            text = looks_like_pixels(values, self.network.rule)
+            text = input_rule.looks_like_pixels(values, self.network.rule)
             if text is not None:
                 self._warned = True
-                warnings.warn(NetworkWarning(text), stacklevel=4)  # whoever called the network
+                warnings.warn(
+                    errors.NetworkWarning(text), stacklevel=4
+                )  # whoever called the network
         return values
 
 
@@ -90,26 +90,28 @@ def source_values(
     shape, inputs = target.in_shape, np.asarray(inputs)
     static = kind == "analog" and inputs.ndim == len(shape) + 1
     if inputs.ndim - len(shape) not in (2 - static, 2) or inputs.shape[-len(shape) :] != shape:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{target.name}: inputs {inputs.shape} given; it takes ({network.time_steps}, batch, "
             f"{sides(shape)})"
         )
     if not static and len(inputs) != network.time_steps:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{target.name}: {len(inputs)} steps given; this network runs T = "
             f"{network.time_steps} steps"
         )
     if source == network.input_name:
-        array = input_array(inputs, network.rule, f"{target.name}: the input")
-        return by_sample(network, numbers_of(array, network.rule, f"{target.name}: the input"))
+        array = input_rule.input_array(inputs, network.rule, f"{target.name}: the input")
+        return by_sample(
+            network, input_rule.numbers_of(array, network.rule, f"{target.name}: the input")
+        )
     if kind == "analog":
         values = inputs.astype(np.float32)
         if not np.isfinite(values).all():
-            raise ValidityError(f"{target.name}: inputs that are not finite given")
+            raise errors.ValidityError(f"{target.name}: inputs that are not finite given")
         return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
     values = inputs.astype(np.uint8)
     if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
-        raise ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
+        raise errors.ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
     values = np.swapaxes(to_channel_last(values, shape), 0, 1)
     _check_dead(target.name, network.by_name[source], values)
     return values
@@ -119,7 +121,7 @@ def _check_dead(target: str, source: Layer, values: Array) -> None:
     if source.live_neurons is not None:
         dead = values.reshape(*values.shape[:2], -1)[..., ~source.live_neurons]
         if dead.any():
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"{target}: spikes given of neurons of {source.name} that are not live"
             )
 

@@ -11,27 +11,19 @@ from functools import partial
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.environment import physical_cores
-from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.base.files import Array, File
+from soul_deploy.base import Array, brief, environment, errors, files
 from soul_deploy.base.input_rule import normalise
+from soul_deploy.runtime.engine import single_layer, streaming, thread_team
 from soul_deploy.runtime.engine.inputs import InputReader, by_step, source_values
-from soul_deploy.runtime.engine.single_layer import run_one
-from soul_deploy.runtime.engine.streaming import Stream, StreamState
-from soul_deploy.runtime.engine.thread_team import ThreadTeam
-from soul_deploy.runtime.format.file import load_event_network
-from soul_deploy.runtime.format.network import EventNetwork, Layer
-from soul_deploy.runtime.format.validate import MAX_THREADS
+from soul_deploy.runtime.format import file, network, validate
 from soul_deploy.runtime.kernels.barrier import Barrier
+from soul_deploy.runtime.plan import estimate, layer_plan
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
-from soul_deploy.runtime.plan.estimate import require_running
-from soul_deploy.runtime.plan.layer_plan import plan_layers
 from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
 from soul_deploy.runtime.plan.partition import partitions_of
 
 
-def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
+def load(path: files.File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
     """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
 
     If it takes images, give pixels as uint8, which it normalises as the file says, or normalised
@@ -40,7 +32,7 @@ def load(path: File, threads: int = 0, *, max_memory: int | None = None) -> "Net
     sample, one thread); None: 128 MiB and 4 GiB (DESCRIPTION_BYTES, WORK_BYTES).
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
-    return Network(load_event_network(path, max_memory=max_memory), threads, max_memory)
+    return Network(file.load_event_network(path, max_memory=max_memory), threads, max_memory)
 
 
 @brief
@@ -75,7 +67,7 @@ class Network:
     max_memory: as in `load`; LimitError is raised before anything larger is made.
     """
 
-    events: EventNetwork
+    events: network.EventNetwork
     threads: int = 0
     max_memory: int | None = None
     _spare: dict[tuple[int, int], list[Buffers]] = field(
@@ -83,23 +75,25 @@ class Network:
     )
 
     def __post_init__(self) -> None:
-        self.threads = self.threads or min(len(physical_cores()), MAX_THREADS)
-        if not isinstance(self.threads, int) or not 1 <= self.threads <= MAX_THREADS:
-            raise UsageError(
-                f"{self.threads!r} threads asked; give 1 to {MAX_THREADS}, or 0 for all"
+        self.threads = self.threads or min(len(environment.physical_cores()), validate.MAX_THREADS)
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= validate.MAX_THREADS:
+            raise errors.UsageError(
+                f"{self.threads!r} threads asked; give 1 to {validate.MAX_THREADS}, or 0 for all"
             )
-        require_running(self.events, self.max_memory)
-        self._plans = plan_layers(self.events)
-        self._team = ThreadTeam(self.threads) if self.threads > 1 else None
+        estimate.require_running(self.events, self.max_memory)
+        self._plans = layer_plan.plan_layers(self.events)
+        self._team = thread_team.ThreadTeam(self.threads) if self.threads > 1 else None
         self._build = partial(build_buffers, self.events, self._plans)
         self._reader = InputReader(self.events)
         self._stream = self.stream()
 
-    def __getstate__(self) -> tuple[EventNetwork, int, int | None, StreamState]:
+    def __getstate__(self) -> tuple[network.EventNetwork, int, int | None, streaming.StreamState]:
         """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
         return self.events, self.threads, self.max_memory, self._stream.state()
 
-    def __setstate__(self, state: tuple[EventNetwork, int, int | None, StreamState]) -> None:
+    def __setstate__(
+        self, state: tuple[network.EventNetwork, int, int | None, streaming.StreamState]
+    ) -> None:
         self.events, self.threads, self.max_memory, running = state
         self._spare = {}
         self.__post_init__()
@@ -231,23 +225,23 @@ class Network:
         """
         layer = self.layer(name)
         if len(inputs) != len(layer.sources):
-            raise UsageError(
+            raise errors.UsageError(
                 f"{name}: {len(inputs)} inputs given; it takes {len(layer.sources)}: "
                 f"{', '.join(layer.sources)}"
             )
         pairs = zip(layer.sources, inputs, strict=True)
         values = [source_values(self.events, layer, source, array) for source, array in pairs]
         kind, _ = self.events.edges[layer.name]
-        out = run_one(self.events, self._plans, layer, values)
+        out = single_layer.run_one(self.events, self._plans, layer, values)
         stepwise = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
             alike: Array = stepwise[0]
             return alike
         return stepwise.astype(np.bool_) if kind == "spike" else stepwise
 
-    def stream(self) -> Stream:
+    def stream(self) -> streaming.Stream:
         """A stream at rest, apart from all others."""
-        return Stream(self.events, self._plans, self._reader)
+        return streaming.Stream(self.events, self._plans, self._reader)
 
     def step(self, x: Array | None = None) -> Array:
         """`Stream.step` of the network's own stream, which copies of the network go on with."""
@@ -271,8 +265,8 @@ class Network:
         if len(spare) < (self.threads if partitions == 1 else 1):
             spare.append(buffers)
 
-    def layer(self, name: str) -> Layer:
+    def layer(self, name: str) -> network.Layer:
         for layer in self.events.layers:
             if name in layer.names:
                 return layer
-        raise UnknownNameError("layer", name, (layer.name for layer in self.events.layers))
+        raise errors.UnknownNameError("layer", name, (layer.name for layer in self.events.layers))

@@ -4,22 +4,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.format.network import EventNetwork, Layer
-from soul_deploy.runtime.plan.buffers import Builder, bind
-from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned
-from soul_deploy.runtime.plan.partition import run_calls
+from soul_deploy.runtime.plan import buffers, layer_plan, partition
 
 
 def run_one(
-    network: EventNetwork, plan: Mapping[str, LayerPlan], layer: Layer, values: list[Array]
+    network: EventNetwork,
+    plan: Mapping[str, layer_plan.LayerPlan],
+    layer: Layer,
+    values: list[Array],
 ) -> Array:
     """The layer's map for every sample, (B, T or 1, positions, channels), from rest.
 
     plan: of the network's layers with synapses. values: per source (B, T or 1, positions,
     channels). Analog values have one step if all sources have.
     """
-    builder = Builder(network, plan, network.time_steps, False, 1, EMPTY)
+    builder = buffers.Builder(network, plan, network.time_steps, False, 1, layer_plan.EMPTY)
     builder.read = {layer.name}
     samples, sources = dict(zip(layer.sources, values, strict=True)), builder.maps
     ready = plan.get(layer.name)
@@ -27,14 +28,14 @@ def run_one(
         index, sources = ready.source_layout.scatter_index, builder.compacted
         samples = {name: v.reshape(*v.shape[:2], -1)[..., index] for name, v in samples.items()}
     for name, v in samples.items():
-        sources[name] = aligned(v.shape[1:], v.dtype)
-    bind(layer, builder)
+        sources[name] = layer_plan.aligned(v.shape[1:], v.dtype)
+    buffers.bind(layer, builder)
     out = builder.maps[layer.name]
     maps = np.empty((len(values[0]), *out.shape), out.dtype)
     for b, row in enumerate(maps):
         for name, v in samples.items():
             sources[name][...] = v[b]
         for region in builder.regions:
-            run_calls(region[0])
+            partition.run_calls(region[0])
         row[...] = out
     return maps

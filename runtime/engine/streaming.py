@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import ValidityError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.engine.inputs import InputReader
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
@@ -76,7 +74,7 @@ class Stream:
         """As `step`, of inputs (B, positions, channels) that were read; None: those before."""
         workspaces, done = self._running(None if shown is None else len(shown)), self.steps
         if self.events.fixed_steps and done >= self.events.time_steps:
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"step {done + 1} asked, but this network is valid for T = "
                 f"{self.events.time_steps} steps from rest; call reset() first"
             )
@@ -127,10 +125,10 @@ class Stream:
         """The running workspaces, or new ones, for a batch of that size; None: no new input."""
         if not self.steps:
             if batch is None:
-                raise ValidityError("the first step of a stream needs an input")
+                raise errors.ValidityError("the first step of a stream needs an input")
             return [self._workspace() for _ in range(batch)]
         if batch not in (None, len(self.samples)):
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"a batch of {batch} given, but the stream runs {len(self.samples)}; call "
                 "reset() first"
             )

@@ -15,8 +15,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from weakref import finalize
 
-from soul_deploy.base.environment import physical_cores
-from soul_deploy.base.errors import LimitError
+from soul_deploy.base import environment, errors
 from soul_deploy.runtime.kernels.barrier import Barrier, barrier_for
 
 
@@ -110,7 +109,7 @@ class ThreadTeam:
     def _start(self) -> Inboxes:
         inboxes: Inboxes = tuple(SimpleQueue() for _ in range(self.threads))
         dismissal = finalize(self, _dismiss, inboxes)
-        cores = physical_cores()
+        cores = environment.physical_cores()
         pinned = len(cores) == self.threads and hasattr(os, "sched_setaffinity")
         try:
             for thread, inbox in enumerate(inboxes):
@@ -120,7 +119,7 @@ class ThreadTeam:
                 ).start()
         except RuntimeError as error:
             dismissal()
-            raise LimitError(
+            raise errors.LimitError(
                 f"{self.threads} threads asked, and the system gives no more ({error}); load the "
                 "network with fewer threads"
             ) from error

@@ -10,20 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.errors import FileFormatError, LimitError
-from soul_deploy.base.files import Array, File, digest, read_tensors, write_tensors
-from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
+from soul_deploy.base import Array, errors, files, input_rule
 from soul_deploy.runtime.format import json_values as v
-from soul_deploy.runtime.format.layer_codec import (
-    Entry,
-    Tensors,
-    arrays_of,
-    header_of,
-    plain,
-    read_entry,
-)
+from soul_deploy.runtime.format import layer_codec, validate
 from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormalization, ReadoutLayer
-from soul_deploy.runtime.format.validate import require
 
 FORMAT = "soul-deploy/event/1"
 
@@ -31,34 +21,42 @@ FORMAT = "soul-deploy/event/1"
 def save_event_network(path: Path | str, network: EventNetwork) -> None:
     """Write an event network atomically."""
     tensors = _tensors(network)
-    write_tensors(path, tensors, {"format": FORMAT, "digest": digest(tensors), **_header(network)})
+    files.write_tensors(
+        path, tensors, {"format": FORMAT, "digest": files.digest(tensors), **_header(network)}
+    )
 
 
-def load_event_network(file: File, *, max_memory: int | None = None) -> EventNetwork:
+def load_event_network(file: files.File, *, max_memory: int | None = None) -> EventNetwork:
     """Read an event network; its digest, shapes, index ranges and values are checked.
 
     max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of json_text.py.
     Raises MissingFileError, FileFormatError (naming the file and what is wrong in it), or
     LimitError for sizes beyond the runtime's.
     """
-    opened = read_tensors(file, max_memory=max_memory)
+    opened = files.read_tensors(file, max_memory=max_memory)
     path = opened.path
     document = opened.document(FORMAT)
-    if digest(opened.tensors) != document.get("digest"):
-        raise FileFormatError(f"{path}: its tensors do not match their digest; the file is damaged")
+    if files.digest(opened.tensors) != document.get("digest"):
+        raise errors.FileFormatError(
+            f"{path}: its tensors do not match their digest; the file is damaged"
+        )
     try:
         return _network(document, opened.tensors)
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    except LimitError as error:
-        raise LimitError(f"{path}: {error}") from error
+    except errors.FileFormatError as error:
+        raise errors.FileFormatError(f"{path}: {error}") from error
+    except errors.LimitError as error:
+        raise errors.LimitError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise FileFormatError(f"{path}: its description cannot be read ({error!r})") from error
+        raise errors.FileFormatError(
+            f"{path}: its description cannot be read ({error!r})"
+        ) from error
 
 
 def _tensors(network: EventNetwork) -> dict[str, Array]:
     parts: tuple[Layer | ReadoutLayer, ...] = (*network.layers, network.readout)
-    return {f"{part.name}/{key}": a for part in parts for key, a in arrays_of(part).items()}
+    return {
+        f"{part.name}/{key}": a for part in parts for key, a in layer_codec.arrays_of(part).items()
+    }
 
 
 def _header(network: EventNetwork) -> dict[str, Any]:
@@ -76,18 +74,20 @@ def _header(network: EventNetwork) -> dict[str, Any]:
         "input_kind": network.input_kind,
         "classes": list(network.classes),
         "source_sha256": network.source_sha256,
-        "layers": [header_of(layer) for layer in network.layers],
-        "readout": plain(network.readout),
+        "layers": [layer_codec.header_of(layer) for layer in network.layers],
+        "readout": layer_codec.plain(network.readout),
     }
 
 
-def _network(document: Mapping[str, Any], tensors: Tensors) -> EventNetwork:
+def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> EventNetwork:
     norm = document["normalization"]
     network = EventNetwork(
         input_name=v.text(document["input"]["name"]),
         input_shape=v.integers(document["input"]["shape"]),
         time_steps=v.integer(document["time_steps"]),
-        layers=tuple(read_entry(entry, tensors) for entry in v.items(document["layers"])),
+        layers=tuple(
+            layer_codec.read_entry(entry, tensors) for entry in v.items(document["layers"])
+        ),
         readout=_readout(document["readout"], tensors),
         fixed_steps=v.truth(document["validity"]["fixed_steps"]),
         reset_per_sample=v.truth(document["validity"]["reset_per_sample"]),
@@ -96,15 +96,15 @@ def _network(document: Mapping[str, Any], tensors: Tensors) -> EventNetwork:
         else PixelNormalization(v.numbers(norm["mean"]), v.numbers(norm["std"])),
         classes=tuple(v.text(name) for name in v.items(document["classes"])),
         source_sha256=v.optional(v.text, document["source_sha256"]),
-        input_kind=document.get("input_kind", KIND_OF_OLD_FILES),
+        input_kind=document.get("input_kind", input_rule.KIND_OF_OLD_FILES),
         digest=v.text(document["digest"]),
     )
     surplus = sorted(set(tensors) - set(_tensors(network)))
-    require(not surplus, f"tensors that belong to no layer: {', '.join(surplus[:3])}")
+    validate.require(not surplus, f"tensors that belong to no layer: {', '.join(surplus[:3])}")
     return network
 
 
-def _readout(entry: Entry, tensors: Tensors) -> ReadoutLayer:
+def _readout(entry: layer_codec.Entry, tensors: layer_codec.Tensors) -> ReadoutLayer:
     name = v.text(entry["name"])
     return ReadoutLayer(
         name=name,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.format.validate import Edge, Shape
 
 

@@ -12,21 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import FileFormatError, LimitError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import json_values as v
+from soul_deploy.runtime.format import layers, map_layers, validate
 from soul_deploy.runtime.format.layer import Layer, MapLayer
-from soul_deploy.runtime.format.layers import (
-    Alternative,
-    CurrentLayer,
-    Firing,
-    PopulationLayer,
-    SpikingLayer,
-    Synaptic,
-)
-from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
 from soul_deploy.runtime.format.synapses import (
     ConvSynapses,
     DenseRows,
@@ -35,7 +25,6 @@ from soul_deploy.runtime.format.synapses import (
     SparseRows,
     Synapses,
 )
-from soul_deploy.runtime.format.validate import require
 
 Entry = Mapping[str, Any]
 """A layer's JSON data."""
@@ -81,7 +70,7 @@ def _neuron_header(neuron: NeuronEquation) -> dict[str, Any]:
     return found if taken is None else found | {"v_reset": {SUBTRACT: taken}}
 
 
-@operation_table(Layer)
+@dispatch.operation_table(Layer)
 def header_of(layer: Layer) -> dict[str, Any]:
     """A layer as JSON data."""
     raise header_of.unknown(layer)
@@ -92,22 +81,22 @@ def _(layer: MapLayer) -> dict[str, Any]:
     return {"operation": layer.operation, **plain(layer)}
 
 
-@header_of.on(PopulationLayer)
-def _(layer: PopulationLayer) -> dict[str, Any]:
+@header_of.on(layers.PopulationLayer)
+def _(layer: layers.PopulationLayer) -> dict[str, Any]:
     return {"operation": layer.operation, **plain(layer), **_firing_counts(layer)}
 
 
-@header_of.on(SpikingLayer)
-def _(layer: SpikingLayer) -> dict[str, Any]:
+@header_of.on(layers.SpikingLayer)
+def _(layer: layers.SpikingLayer) -> dict[str, Any]:
     return _synaptic_header(layer, _firing_counts(layer))
 
 
-@header_of.on(CurrentLayer)
-def _(layer: CurrentLayer) -> dict[str, Any]:
+@header_of.on(layers.CurrentLayer)
+def _(layer: layers.CurrentLayer) -> dict[str, Any]:
     return _synaptic_header(layer, _live_count(layer))
 
 
-def _synaptic_header(layer: Synaptic, counts: dict[str, int | None]) -> dict[str, Any]:
+def _synaptic_header(layer: layers.Synaptic, counts: dict[str, int | None]) -> dict[str, Any]:
     synapses = layer.synapses
     return {
         "operation": layer.operation + synapses.kind,
@@ -120,55 +109,55 @@ def _synaptic_header(layer: Synaptic, counts: dict[str, int | None]) -> dict[str
     }
 
 
-def _live_count(layer: Synaptic | Firing) -> dict[str, int | None]:
+def _live_count(layer: layers.Synaptic | layers.Firing) -> dict[str, int | None]:
     return {"live": None if layer.live is None else int(layer.live.sum())}
 
 
-def _firing_counts(layer: Firing) -> dict[str, int | None]:
+def _firing_counts(layer: layers.Firing) -> dict[str, int | None]:
     return _live_count(layer) | {"generators": layer.generated or None}
 
 
 def read_entry(entry: Entry, tensors: Tensors) -> Layer:
     """The layer of an entry. Raises what `load_event_network` catches."""
     name, operation = v.text(entry["name"]), entry["operation"]
-    kinds = {kind.operation: kind for kind in read_layer.kinds if issubclass(kind, Synaptic)}
+    kinds = {kind.operation: kind for kind in read_layer.kinds if issubclass(kind, layers.Synaptic)}
     known = {kind.operation: kind for kind in read_layer.kinds if kind not in kinds.values()}
     synapses = {kind.kind: kind for kind in read_synapses.kinds}
     named = {prefix + key: kind for prefix, kind in kinds.items() for key in synapses} | known
-    require(
+    validate.require(
         isinstance(operation, str) and operation in named,
         f"{name}: operation {operation!r}; known: {', '.join([*synapses, *known])}",
     )
     return read_layer.of(named[operation])(name, entry, tensors)
 
 
-@operation_table(Layer)
+@dispatch.operation_table(Layer)
 def read_layer(name: str, entry: Entry, tensors: Tensors) -> Layer:
     """The layer of an entry; the table is asked by class, `read_layer.of`."""
     raise NotImplementedError(f"{read_layer.name}: {entry['operation']!r}")
 
 
-@read_layer.on(PoolLayer)
+@read_layer.on(map_layers.PoolLayer)
 def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
     pairs = [v.pair(entry[key]) for key in ("kernel", "stride", "padding")]
-    return PoolLayer(name, v.text(entry["source"]), *_shapes(entry), *pairs)
+    return map_layers.PoolLayer(name, v.text(entry["source"]), *_shapes(entry), *pairs)
 
 
-@read_layer.on(MergeLayer)
+@read_layer.on(map_layers.MergeLayer)
 def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
     sources = tuple(v.text(source) for source in v.items(entry["sources"]))
-    return MergeLayer(name, sources, entry["function"], v.integers(entry["shape"]))
+    return map_layers.MergeLayer(name, sources, entry["function"], v.integers(entry["shape"]))
 
 
-@read_layer.on(ScatterLayer)
+@read_layer.on(map_layers.ScatterLayer)
 def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
     (index,) = _required(name, tensors, ("index",))
-    return ScatterLayer(name, v.text(entry["source"]), *_shapes(entry), index)
+    return map_layers.ScatterLayer(name, v.text(entry["source"]), *_shapes(entry), index)
 
 
-@read_layer.on(PopulationLayer)
+@read_layer.on(layers.PopulationLayer)
 def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
-    layer = PopulationLayer(
+    layer = layers.PopulationLayer(
         name,
         v.text(entry["source"]),
         v.integers(entry["in_shape"]),
@@ -180,9 +169,9 @@ def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
     return layer
 
 
-@read_layer.on(SpikingLayer)
+@read_layer.on(layers.SpikingLayer)
 def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
-    layer = SpikingLayer(
+    layer = layers.SpikingLayer(
         **_projection(name, entry, tensors),
         projection=v.text(entry["projection"]),
         neuron=_neuron(entry["neuron"]),
@@ -192,24 +181,24 @@ def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
     return layer
 
 
-@read_layer.on(CurrentLayer)
+@read_layer.on(layers.CurrentLayer)
 def _(name: str, entry: Entry, tensors: Tensors) -> Layer:
-    layer = CurrentLayer(**_projection(name, entry, tensors))
+    layer = layers.CurrentLayer(**_projection(name, entry, tensors))
     _check_announced(name, _live_count(layer), entry)
     return layer
 
 
 def _projection(name: str, entry: Entry, tensors: Tensors) -> dict[str, Any]:
     """The fields that all layers with synapses have."""
-    operation = entry["operation"].removeprefix(CurrentLayer.operation)
+    operation = entry["operation"].removeprefix(layers.CurrentLayer.operation)
     (kind,) = (kind for kind in read_synapses.kinds if kind.kind == operation)
     source = v.text(entry["source"])
     try:
         rows, bias = _rows(name, entry["rows"], tensors), tensors.get(f"{name}/bias")
         synapses = read_synapses.of(kind)(entry, rows, bias)
-    except (FileFormatError, LimitError) as error:
+    except (errors.FileFormatError, errors.LimitError) as error:
         raise type(error)(f"{name}: {error}") from error
-    require(
+    validate.require(
         entry["synapses"] == synapses.rows.synapses,
         f"{name}: {synapses.rows.synapses} synapses stored, {entry['synapses']!r} announced",
     )
@@ -228,13 +217,13 @@ def _projection(name: str, entry: Entry, tensors: Tensors) -> dict[str, Any]:
 def _check_announced(name: str, found: Mapping[str, int | None], entry: Entry) -> None:
     """The description says how many neurons are live and how many channels generated."""
     for key, count in found.items():
-        require(
+        validate.require(
             entry[key] == count,
             f"{name}: {key} is {count} by its tensors, {entry[key]!r} announced",
         )
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def read_synapses(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
     """The synapses of an entry; the table is asked by class, `read_synapses.of`."""
     raise NotImplementedError(f"{read_synapses.name}: {entry['operation']!r}")
@@ -254,13 +243,13 @@ def _(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
 
 def _rows(name: str, kind: Any, tensors: Tensors) -> Rows:
     found = [rows for rows in ROWS if rows.kind == kind]
-    require(found, f"rows {kind!r}; known: {', '.join(rows.kind for rows in ROWS)}")
+    validate.require(found, f"rows {kind!r}; known: {', '.join(rows.kind for rows in ROWS)}")
     return found[0](*_required(name, tensors, [item.name for item in fields(found[0])]))
 
 
 def _required(name: str, tensors: Tensors, keys: Sequence[str]) -> list[Array]:
     for key in keys:
-        require(f"{name}/{key}" in tensors, f"tensor {name}/{key} is missing")
+        validate.require(f"{name}/{key}" in tensors, f"tensor {name}/{key} is missing")
     return [tensors[f"{name}/{key}"] for key in keys]
 
 
@@ -268,8 +257,8 @@ def _shapes(entry: Entry) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return v.integers(entry["in_shape"]), v.integers(entry["out_shape"])
 
 
-def _alternative(entry: Entry) -> Alternative:
-    return Alternative(
+def _alternative(entry: Entry) -> layers.Alternative:
+    return layers.Alternative(
         v.text(entry["kind"]),
         v.integer(entry["bytes"]),
         v.integer(entry["additions"]),

@@ -12,20 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.format.layer import Layer
+from soul_deploy.runtime.format import layer, validate
 from soul_deploy.runtime.format.synapses import Shape, Synapses
-from soul_deploy.runtime.format.validate import (
-    Edge,
-    EdgeKind,
-    require,
-    require_array,
-    require_edge,
-    require_neuron,
-    require_shape,
-)
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Alternative:
     chosen: bool
 
     def __post_init__(self) -> None:
-        require(
+        validate.require(
             self.kind in ("dense", "sparse", "explicit") and min(self.bytes, self.additions) >= 0,
             f"alternative {self.kind!r} of {self.bytes} bytes and {self.additions} additions",
         )
@@ -52,10 +42,10 @@ class Alternative:
 
 def require_grid(name: str, grid: int | None) -> None:
     """Raise FileFormatError for a grid that float32 does not have."""
-    require(grid is None or 0 <= grid <= 60, f"{name}: grid {grid} not in 0..60")
+    validate.require(grid is None or 0 <= grid <= 60, f"{name}: grid {grid} not in 0..60")
 
 
-class Firing(Layer):
+class Firing(layer.Layer):
     """The base class of layers with neurons; SpikingLayer describes the fields."""
 
     stateful: ClassVar[bool] = True
@@ -68,23 +58,29 @@ class Firing(Layer):
         raise NotImplementedError
 
     def _check_neurons(self) -> None:
-        require_neuron(self.name, self.neuron)
+        validate.require_neuron(self.name, self.neuron)
         if self.pattern is not None:
-            require(
+            validate.require(
                 self.pattern.ndim == 2 and self.pattern.size > 0,
                 f"{self.name}: pattern {self.pattern.shape} is not (T, constant-pattern channels)",
             )
-            require_array(f"{self.name}: pattern", self.pattern, np.uint8, self.pattern.shape)
-            require(self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1")
-            require_shape(f"{self.name}: output shape", self.out_shape)
+            validate.require_array(
+                f"{self.name}: pattern", self.pattern, np.uint8, self.pattern.shape
+            )
+            validate.require(
+                self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1"
+            )
+            validate.require_shape(f"{self.name}: output shape", self.out_shape)
         if self.live is not None:
-            require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
+            validate.require_array(
+                f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),)
+            )
 
     def check_steps(self, time_steps: int, *, fixed: bool) -> None:
         """A pattern has T steps, and nothing is known beyond them."""
         if self.pattern is not None:
             steps = len(self.pattern)
-            require(
+            validate.require(
                 steps == time_steps and fixed,
                 f"{self.name}: a pattern of {steps} steps needs a network that is valid for "
                 f"T = {steps} only",
@@ -118,7 +114,7 @@ class Firing(Layer):
         return math.prod(self.current_shape) if self.updated is None else int(self.updated.sum())
 
 
-class Synaptic(Layer):
+class Synaptic(layer.Layer):
     """What layers with synapses have in common; their fields are described at SpikingLayer.
 
     operation  what files put before the kind of the synapses
@@ -126,7 +122,7 @@ class Synaptic(Layer):
 
     what: ClassVar[str] = "a projection"
     source: str
-    edge: EdgeKind
+    edge: validate.EdgeKind
     bound: int | None
     synapses: Synapses
     grid: int | None
@@ -152,29 +148,29 @@ class Synaptic(Layer):
 
     def _check_synapses(self) -> None:
         """Raise FileFormatError for an edge or a grid that cannot be."""
-        require_edge(self.name, self.edge, self.bound)
+        validate.require_edge(self.name, self.edge, self.bound)
         require_grid(self.name, self.grid)
 
     def _check_targets(self) -> None:
         """Raise FileFormatError if an explicit row leads to a target that is not live."""
         rows = self.synapses.explicit_rows
         if self.updated is not None and rows is not None:
-            require(
+            validate.require(
                 self.updated[rows.targets].all(),
                 f"{self.name}: a synapse leads to a neuron that is not live",
             )
 
-    def check_source(self, source: Layer) -> None:
+    def check_source(self, source: layer.Layer) -> None:
         """Rows of dead presynaptic neurons are left out when rows are packed: they are empty."""
         rows, live = self.synapses.explicit_rows, source.live_neurons
         if rows is not None and live is not None:
-            require(
+            validate.require(
                 not rows.lengths[~live].any(),
                 f"{self.name}: a synapse comes from a neuron of {source.name} that is not live",
             )
 
-    def _check_arriving(self, arriving: Edge) -> None:
-        require(
+    def _check_arriving(self, arriving: validate.Edge) -> None:
+        validate.require(
             (self.edge, self.bound) == arriving,
             f"{self.name}: a {self.edge} edge from {self.source} with bound {self.bound}; "
             f"what leaves there is {arriving[0]} with bound {arriving[1]}",
@@ -215,7 +211,7 @@ class SpikingLayer(Synaptic, Firing):
     name: str
     projection: str
     source: str
-    edge: EdgeKind
+    edge: validate.EdgeKind
     bound: int | None
     synapses: Synapses
     neuron: NeuronEquation
@@ -233,7 +229,7 @@ class SpikingLayer(Synaptic, Firing):
     def names(self) -> tuple[str, ...]:
         return self.name, self.projection
 
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
         self._check_arriving(arriving[0])
         return "spike", 1
 
@@ -251,7 +247,7 @@ class CurrentLayer(Synaptic):
     operation: ClassVar[str] = "current_"
     name: str
     source: str
-    edge: EdgeKind
+    edge: validate.EdgeKind
     bound: int | None
     synapses: Synapses
     grid: int | None = None
@@ -261,7 +257,9 @@ class CurrentLayer(Synaptic):
     def __post_init__(self) -> None:
         self._check_synapses()
         if self.live is not None:
-            require_array(f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),))
+            validate.require_array(
+                f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),)
+            )
         self._check_targets()
 
     @property
@@ -283,7 +281,7 @@ class CurrentLayer(Synaptic):
         """How many targets an event's dense row is added to: all."""
         return math.prod(self.out_shape)
 
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
         self._check_arriving(arriving[0])
         return "analog", None
 
@@ -306,7 +304,7 @@ class PopulationLayer(Firing):
     pattern: Array | None = None
 
     def __post_init__(self) -> None:
-        require_shape(f"{self.name}: current", self.in_shape)
+        validate.require_shape(f"{self.name}: current", self.in_shape)
         self._check_neurons()
 
     @property
@@ -317,9 +315,9 @@ class PopulationLayer(Firing):
     def current_shape(self) -> Shape:
         return self.in_shape
 
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
         kind, _ = arriving[0]
-        require(
+        validate.require(
             kind == "analog", f"{self.name}: neurons take a current, but {self.source} is {kind}"
         )
         return "spike", 1

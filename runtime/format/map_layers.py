@@ -7,49 +7,37 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.layer import MapLayer
-from soul_deploy.runtime.format.synapses import Pair, Shape
-from soul_deploy.runtime.format.validate import (
-    MAX_NEURONS,
-    MAX_STEPS,
-    Edge,
-    require,
-    require_array,
-    require_edge,
-    require_pair,
-    require_shape,
-)
+from soul_deploy.base import Array, brief
+from soul_deploy.runtime.format import layer, synapses, validate
 
 MergeFunction = Literal["add", "and", "iand"]
 
 
 @dataclass(frozen=True)
-class PoolLayer(MapLayer):
+class PoolLayer(layer.MapLayer):
     """Maximum over windows of a map; of spikes: OR. Padding never is the maximum."""
 
     operation: ClassVar[str] = "max_pool"
     what: ClassVar[str] = "a pooling"
     name: str
     source: str
-    in_shape: Shape
-    out_shape: Shape
-    kernel: Pair
-    stride: Pair
-    padding: Pair
+    in_shape: synapses.Shape
+    out_shape: synapses.Shape
+    kernel: synapses.Pair
+    stride: synapses.Pair
+    padding: synapses.Pair
 
     def __post_init__(self) -> None:
-        require_shape("input shape", self.in_shape)
-        require_shape("output shape", self.out_shape)
-        require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
+        validate.require_shape("input shape", self.in_shape)
+        validate.require_shape("output shape", self.out_shape)
+        validate.require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0)):
-            require_pair(f"{self.name}: {name}", getattr(self, name), low)
+            validate.require_pair(f"{self.name}: {name}", getattr(self, name), low)
         sides = tuple(
             (self.in_shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
             for i in (0, 1)
         )
-        require(
+        validate.require(
             self.out_shape == (self.in_shape[0], *sides),
             f"{self.name}: output {self.out_shape} does not follow from input {self.in_shape}",
         )
@@ -58,8 +46,8 @@ class PoolLayer(MapLayer):
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
 
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
-        require(
+    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
+        validate.require(
             arriving[0][0] != "analog"
             or all(2 * self.padding[i] <= self.kernel[i] for i in (0, 1)),
             f"{self.name}: padding {self.padding} beyond half the kernel {self.kernel} "
@@ -69,7 +57,7 @@ class PoolLayer(MapLayer):
 
 
 @dataclass(frozen=True)
-class MergeLayer(MapLayer):
+class MergeLayer(layer.MapLayer):
     """Two or more maps of one shape, element by element, left to right.
 
     add   the sum: of spikes and graded values a graded edge, with an analog one analog
@@ -82,43 +70,43 @@ class MergeLayer(MapLayer):
     name: str
     sources: tuple[str, ...]
     function: MergeFunction
-    shape: Shape
+    shape: synapses.Shape
 
     def __post_init__(self) -> None:
-        require_shape(f"{self.name}: shape", self.shape)
-        require(
+        validate.require_shape(f"{self.name}: shape", self.shape)
+        validate.require(
             self.function in ("add", "and", "iand"),
             f"{self.name}: function {self.function!r}; known: add, and, iand",
         )
         count = len(self.sources)
-        require(
+        validate.require(
             count == 2 or (count > 2 and self.function != "iand"),
             f"{self.name}: {self.function} of {count} branches",
         )
 
     @property
-    def in_shape(self) -> Shape:
+    def in_shape(self) -> synapses.Shape:
         return self.shape
 
     @property
-    def out_shape(self) -> Shape:
+    def out_shape(self) -> synapses.Shape:
         return self.shape
 
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
         kinds = {kind for kind, _ in arriving}
         if self.function != "add":
-            require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
+            validate.require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
             return "spike", 1
         if "analog" in kinds:
             return "analog", None
         bound = sum(bound or 0 for _, bound in arriving)
-        require_edge(self.name, "graded", bound)
+        validate.require_edge(self.name, "graded", bound)
         return "graded", bound
 
 
 @brief
 @dataclass(frozen=True)
-class ScatterLayer(MapLayer):
+class ScatterLayer(layer.MapLayer):
     """Channels of a narrow map put into a wide one, zeros elsewhere.
 
     index  uint32 (channels,): the place of each input channel, rising
@@ -128,15 +116,15 @@ class ScatterLayer(MapLayer):
     what: ClassVar[str] = "a scattering"
     name: str
     source: str
-    in_shape: Shape
-    out_shape: Shape
+    in_shape: synapses.Shape
+    out_shape: synapses.Shape
     index: Array
 
     def __post_init__(self) -> None:
-        require_shape("input shape", self.in_shape)
-        require_shape("output shape", self.out_shape)
-        require_array(f"{self.name}: index", self.index, np.uint32, self.in_shape[:1])
-        require(
+        validate.require_shape("input shape", self.in_shape)
+        validate.require_shape("output shape", self.out_shape)
+        validate.require_array(f"{self.name}: index", self.index, np.uint32, self.in_shape[:1])
+        validate.require(
             self.in_shape[1:] == self.out_shape[1:]
             and (self.index[1:] > self.index[:-1]).all()
             and int(self.index[-1]) < self.out_shape[0],
@@ -148,7 +136,7 @@ class ScatterLayer(MapLayer):
     def sources(self) -> tuple[str, ...]:
         return (self.source,)
 
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
         return arriving[0]
 
 
@@ -166,7 +154,7 @@ class ReadoutLayer:
 
     name: str
     source: str
-    in_shape: Shape
+    in_shape: synapses.Shape
     classes: int
     space: bool
     weight: Array | None
@@ -175,26 +163,29 @@ class ReadoutLayer:
     divisor: int
 
     def __post_init__(self) -> None:
-        require_shape("readout input", self.in_shape)
-        require(self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes")
-        require(
-            1 <= self.divisor <= MAX_NEURONS * MAX_STEPS, f"{self.name}: divisor {self.divisor}"
+        validate.require_shape("readout input", self.in_shape)
+        validate.require(
+            self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes"
         )
-        require(
+        validate.require(
+            1 <= self.divisor <= validate.MAX_NEURONS * validate.MAX_STEPS,
+            f"{self.name}: divisor {self.divisor}",
+        )
+        validate.require(
             len(self.in_shape) == 3 or not self.space,
             f"{self.name}: a sum over space of {self.in_shape}",
         )
         if self.weight is not None:
             shape = (self.classes, self.sums)
-            require_array(f"{self.name}: weights", self.weight, np.float32, shape)
-            require(self.votes == 1, f"{self.name}: votes together with weights")
+            validate.require_array(f"{self.name}: weights", self.weight, np.float32, shape)
+            validate.require(self.votes == 1, f"{self.name}: votes together with weights")
         else:
-            require(
+            validate.require(
                 self.space == (len(self.in_shape) == 3) and self.sums == self.classes * self.votes,
                 f"{self.name}: {self.sums} sums for {self.classes} classes of {self.votes} votes",
             )
         if self.bias is not None:
-            require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
+            validate.require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -16,15 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import LimitError
-from soul_deploy.base.input_rule import (
-    INPUT_KINDS,
-    KIND_OF_OLD_FILES,
-    InputKind,
-    InputRule,
-    is_input_kind,
-)
+from soul_deploy.base import brief, errors, input_rule
 from soul_deploy.runtime.format.layer import Layer, MapLayer
 from soul_deploy.runtime.format.layers import (
     Alternative,
@@ -128,7 +120,7 @@ class EventNetwork:
     normalization: PixelNormalization | None = None
     classes: tuple[str, ...] = ()
     source_sha256: str | None = None
-    input_kind: InputKind = KIND_OF_OLD_FILES
+    input_kind: input_rule.InputKind = input_rule.KIND_OF_OLD_FILES
     digest: str | None = field(default=None, compare=False)
     edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
 
@@ -136,7 +128,7 @@ class EventNetwork:
         require_shape("input shape", self.input_shape)
         require(self.time_steps >= 1, f"time_steps {self.time_steps} is not at least 1")
         if self.time_steps > MAX_STEPS:
-            raise LimitError(f"T = {self.time_steps}; the limit is {MAX_STEPS} steps")
+            raise errors.LimitError(f"T = {self.time_steps}; the limit is {MAX_STEPS} steps")
         require(
             len(self.classes) in (0, self.readout.classes),
             f"{len(self.classes)} class names for {self.readout.classes} classes",
@@ -160,7 +152,7 @@ class EventNetwork:
         )
         for name, shape in shapes.items():
             if self.time_steps * math.prod(shape) > MAX_VALUES:
-                raise LimitError(
+                raise errors.LimitError(
                     f"{name}: {self.time_steps} steps of {shape} given; the limit is {MAX_VALUES} "
                     "values"
                 )
@@ -168,8 +160,11 @@ class EventNetwork:
 
     def _check_input(self) -> None:
         """The kind is known, and only pixels are normalised, channel by channel."""
-        kinds, norm = ", ".join(INPUT_KINDS), self.normalization
-        require(is_input_kind(self.input_kind), f"input kind {self.input_kind!r}; known: {kinds}")
+        kinds, norm = ", ".join(input_rule.INPUT_KINDS), self.normalization
+        require(
+            input_rule.is_input_kind(self.input_kind),
+            f"input kind {self.input_kind!r}; known: {kinds}",
+        )
         if norm is not None:
             require(
                 self.input_kind == "images",
@@ -192,11 +187,13 @@ class EventNetwork:
             )
 
     @cached_property
-    def rule(self) -> InputRule:
+    def rule(self) -> input_rule.InputRule:
         """The rule that says what the numbers of an input mean."""
         norm = self.normalization
         mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
-        return InputRule(self.input_shape, self.time_steps, mean, std, kind=self.input_kind)
+        return input_rule.InputRule(
+            self.input_shape, self.time_steps, mean, std, kind=self.input_kind
+        )
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:

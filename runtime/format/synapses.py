@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import LimitError
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.validate import (
-    MAX_SYNAPSES,
-    require,
-    require_array,
-    require_pair,
-    require_shape,
-    require_sparse_rows,
-)
+from soul_deploy.base import Array, brief, errors
+from soul_deploy.runtime.format import validate
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -99,7 +90,7 @@ class DenseRows(Rows):
         return lengths
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
-        require_array("weights", self.weight, np.float32, shape)
+        validate.require_array("weights", self.weight, np.float32, shape)
 
 
 @brief
@@ -138,9 +129,9 @@ class SparseRows(Rows):
         return self
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
-        if count >= MAX_SYNAPSES:
-            raise LimitError(f"{count} rows; the limit is {MAX_SYNAPSES}")
-        require_sparse_rows(name, self.arrays, count, width)
+        if count >= validate.MAX_SYNAPSES:
+            raise errors.LimitError(f"{count} rows; the limit is {validate.MAX_SYNAPSES}")
+        validate.require_sparse_rows(name, self.arrays, count, width)
 
 
 @dataclass(frozen=True)
@@ -203,14 +194,14 @@ class ConvSynapses(Synapses):
     reach: Pair
 
     def __post_init__(self) -> None:
-        require_shape("input shape", self.in_shape)
-        require_shape("output shape", self.out_shape)
-        require(
+        validate.require_shape("input shape", self.in_shape)
+        validate.require_shape("output shape", self.out_shape)
+        validate.require(
             len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps"
         )
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-            require_pair(name, getattr(self, name), low)
-        require(
+            validate.require_pair(name, getattr(self, name), low)
+        validate.require(
             self.groups >= 1
             and self.in_shape[0] % self.groups == 0
             and self.out_shape[0] % self.groups == 0,
@@ -220,15 +211,15 @@ class ConvSynapses(Synapses):
         for axis in (0, 1):
             self._check_axis(axis)
         spread = self.out_shape[0] + sum((self.kernel[i] - 1) * self.pitches[i] for i in (0, 1))
-        if spread > MAX_SYNAPSES:  # targets are counted from the first one in 32 bits
-            raise LimitError(
+        if spread > validate.MAX_SYNAPSES:  # targets are counted from the first one in 32 bits
+            raise errors.LimitError(
                 f"the kernel spans {spread} outputs (kernel {self.kernel}, dilation "
-                f"{self.dilation}, output {self.out_shape}); the limit is {MAX_SYNAPSES}"
+                f"{self.dilation}, output {self.out_shape}); the limit is {validate.MAX_SYNAPSES}"
             )
         shape = (self.in_shape[0], *self.kernel, self.out_shape[0] // self.groups)
         self.rows.check("convolution", shape, self.row_count, self.out_shape[0])
         if self.bias is not None:
-            require_array("bias", self.bias, np.float32, self.out_shape[:1])
+            validate.require_array("bias", self.bias, np.float32, self.out_shape[:1])
 
     @property
     def row_count(self) -> int:
@@ -251,10 +242,12 @@ class ConvSynapses(Synapses):
     def _check_axis(self, axis: int) -> None:
         size, out = self.in_shape[1 + axis], self.out_shape[1 + axis]
         reach = self.reach[axis]
-        require(0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}")
+        validate.require(
+            0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}"
+        )
         span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         largest = (size + 2 * self.padding[axis] - span) // self.stride[axis] + 1
-        require(
+        validate.require(
             out <= largest,
             f"output {self.out_shape} does not follow from input {self.in_shape}, kernel "
             f"{self.kernel}, stride {self.stride}, padding {self.padding}, dilation "
@@ -275,13 +268,15 @@ class MatrixSynapses(Synapses):
     shared: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_shape("input shape", self.in_shape)
-        require_shape("output shape", self.out_shape)
+        validate.require_shape("input shape", self.in_shape)
+        validate.require_shape("output shape", self.out_shape)
         size = math.prod(self.in_shape), math.prod(self.out_shape)
         self.rows.check("matrix", size, *size)
         if self.bias is not None:
             shared = self.bias.shape == self.out_shape[:1]
-            require_array("bias", self.bias, np.float32, self.out_shape[:1] if shared else size[1:])
+            validate.require_array(
+                "bias", self.bias, np.float32, self.out_shape[:1] if shared else size[1:]
+            )
 
     @property
     def explicit_rows(self) -> SparseRows | None:

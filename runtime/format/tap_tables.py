@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief
 from soul_deploy.runtime.format.network import ConvSynapses
 
 

@@ -6,8 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from soul_deploy.base.errors import FileFormatError, LimitError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, errors
 from soul_deploy.runtime.equations import CHARGE, FIRE, NeuronEquation
 
 Shape = tuple[int, ...]
@@ -29,7 +28,7 @@ Edge = tuple[EdgeKind, int | None]
 def require(condition: object, message: str) -> None:
     """Raise FileFormatError with `message` unless the condition holds."""
     if not condition:
-        raise FileFormatError(message)
+        raise errors.FileFormatError(message)
 
 
 def require_array(name: str, array: Array, dtype: npt.DTypeLike, shape: Shape) -> None:
@@ -48,9 +47,9 @@ def require_shape(name: str, shape: Shape) -> None:
     require(len(shape) in (1, 3), f"{name} {shape} is neither (C, H, W) nor (N,)")
     require(min(shape) >= 1, f"{name} {shape} has an empty side")
     if len(shape) == 3 and max(shape[1:]) > MAX_SIDE:
-        raise LimitError(f"{name} {shape} is a map of more than {MAX_SIDE} positions a side")
+        raise errors.LimitError(f"{name} {shape} is a map of more than {MAX_SIDE} positions a side")
     if math.prod(shape) > MAX_NEURONS:
-        raise LimitError(
+        raise errors.LimitError(
             f"{name} {shape} is {math.prod(shape)} neurons; the limit is {MAX_NEURONS}"
         )
 
@@ -123,4 +122,6 @@ def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:
     )
     require(valid, f"{name}: a {edge} edge with bound {bound}")
     if bound is not None and bound > MAX_GRADED:
-        raise LimitError(f"{name}: values up to {bound}; an event carries at most {MAX_GRADED}")
+        raise errors.LimitError(
+            f"{name}: values up to {bound}; an event carries at most {MAX_GRADED}"
+        )

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import FileFormatError, NetworkWarning, SoulDeployError, ValidityError
-from soul_deploy.base.files import Array, OpenFile, require_file
+from soul_deploy.base import Array, brief, errors, files
 from soul_deploy.base.input_rule import (
     InputRule,
     input_array,
@@ -51,7 +49,7 @@ def read_samples(paths: Sequence[Path], rule: InputRule) -> list[Samples]:
     groups: list[Samples] = []
     images: list[Path] = []
     for path in paths:
-        require_file(path)
+        files.require_file(path)
         if path.suffix.lower() == ".npy":
             groups.append(read_array(path, rule))
         else:
@@ -69,22 +67,22 @@ def read_image(path: Path, rule: InputRule) -> Array:
     Raises MissingFileError, FileFormatError, ValidityError if the network takes none.
     """
     if rule.kind != "images":
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{path}: the network takes {rule.kind}, not images; give a .npy array of them"
         )
     mode = MODES.get(rule.shape[0]) if len(rule.shape) == 3 else None
     if mode is None:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{path}: the network takes {rule.shape}, which is no grey or RGB image; give a .npy "
             "array"
         )
     height, width = rule.shape[1:]
     try:
         image = _decoded(path, mode, None if rule.resize else (width, height))
-    except ValidityError:
+    except errors.ValidityError:
         raise
     except Exception as error:  # decoders fail in a dozen ways on foreign bytes
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} is not an image that can be read ({error}); readable: "
             f"{', '.join(IMAGE_FORMATS)}, and .npy arrays"
         ) from error
@@ -108,7 +106,7 @@ def _decoded(path: Path, mode: str, size: tuple[int, int] | None) -> "Image":
         warnings.simplefilter("ignore")  # of metadata that is not used
         with opening(path, formats=IMAGE_FORMATS) as opened:
             if size is not None and size != opened.size:
-                raise ValidityError(
+                raise errors.ValidityError(
                     f"{path} is {opened.size[0]}×{opened.size[1]} pixels (width × height), the "
                     f"network takes {size[0]}×{size[1]}; give --resize to scale it"
                 )
@@ -125,24 +123,24 @@ def read_array(path: Path, rule: InputRule) -> Samples:
     Raises MissingFileError, FileFormatError, ValidityError.
     """
     try:
-        with OpenFile(path) as source:
+        with files.OpenFile(path) as source:
             array = _mapped(source)
-    except SoulDeployError:
+    except errors.SoulDeployError:
         raise
     except Exception as error:  # its header is a Python literal, which fails in a dozen ways
-        raise FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
+        raise errors.FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
     batch = _shaped(path, input_array(array, rule, str(path)), rule)
     values = numbers_of(batch, rule, str(path))
     text = looks_like_pixels(values, rule) if batch.dtype.kind == "f" else None
     if text is not None:
-        warnings.warn(NetworkWarning(text), stacklevel=2)
+        warnings.warn(errors.NetworkWarning(text), stacklevel=2)
     sequence = values.ndim == len(rule.shape) + 2
     count = values.shape[1 if sequence else 0]
     names = tuple(f"{path}[{index}]" for index in range(count))
     return Samples(names, values, sequence)
 
 
-def _mapped(source: OpenFile) -> Array:
+def _mapped(source: files.OpenFile) -> Array:
     """Mapped, so that a header that announces more than the file holds is refused.
 
     Raises ValueError and whatever numpy does for what is no .npy file.
@@ -168,15 +166,15 @@ def _shaped(path: Path, array: Array, rule: InputRule) -> Array:
     leading = array.ndim - len(rule.shape)
     sides = ", ".join(map(str, rule.shape))
     if leading not in (0, 1, 2) or array.shape[leading:] != rule.shape:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{path} holds {array.shape}; the network takes ({sides}), (batch, {sides}) or "
             f"({rule.time_steps}, batch, {sides})"
         )
     if leading == 2 and array.shape[0] != rule.time_steps:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{path} holds a sequence of {array.shape[0]} steps; the network runs T = "
             f"{rule.time_steps}"
         )
     if 0 in array.shape:
-        raise ValidityError(f"{path} holds no samples: {array.shape}")
+        raise errors.ValidityError(f"{path} holds no samples: {array.shape}")
     return array[None] if leading == 0 else array

@@ -7,23 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.container import read_header
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import FileFormatError, SoulDeployError
-from soul_deploy.base.files import (
-    METADATA_KEY,
-    Array,
-    File,
-    TensorFile,
-    digest,
-    opened,
-    parse_json,
-    path_of,
-    read_tensors,
-)
-from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
-from soul_deploy.base.lazy import load_object
+from soul_deploy.base import Array, container, dispatch, errors, files, input_rule, lazy
 from soul_deploy.runtime.format import file as eventfile
+from soul_deploy.runtime.format import tap_tables
 from soul_deploy.runtime.format.network import (
     ConvSynapses,
     CurrentLayer,
@@ -39,7 +25,6 @@ from soul_deploy.runtime.format.network import (
     Synapses,
     Synaptic,
 )
-from soul_deploy.runtime.format.tap_tables import taps_met
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
@@ -48,13 +33,13 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 READABLE = "soul-deploy model files and event networks (.safetensors), and ONNX files (.onnx)"
 
 
-def describe_file(file: File, *, max_memory: int | None = None) -> dict[str, Any]:
+def describe_file(file: files.File, *, max_memory: int | None = None) -> dict[str, Any]:
     """The contents of a file, by what it is: "model", "event" or "onnx".
 
     max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of json_text.py.
     Raises MissingFileError, LimitError, or FileFormatError for anything else or a damaged file.
     """
-    with opened(file) as source:
+    with files.opened(file) as source:
         kind = kind_of_file(source, max_memory=max_memory)
         head = {
             "schema": SCHEMA,
@@ -65,58 +50,58 @@ def describe_file(file: File, *, max_memory: int | None = None) -> dict[str, Any
         }
         if kind == "onnx":
             what = "inspecting an ONNX file"
-            reader = load_object("soul_deploy.export.onnx.reader:describe_onnx", what)
+            reader = lazy.load_object("soul_deploy.export.onnx.reader:describe_onnx", what)
             contents: dict[str, Any] = reader(source, max_memory=max_memory)
             return head | contents
         if kind == "event":
             network = eventfile.load_event_network(source, max_memory=max_memory)
             return head | describe_event(network)
-        return head | describe_model(read_tensors(source, max_memory=max_memory))
+        return head | describe_model(files.read_tensors(source, max_memory=max_memory))
 
 
-def kind_of_file(file: File, *, max_memory: int | None = None) -> str:
+def kind_of_file(file: files.File, *, max_memory: int | None = None) -> str:
     """ "model", "event" or "onnx", from the file's first bytes and its metadata.
 
     max_memory: as in `describe_file`. Raises MissingFileError, FileFormatError, LimitError.
     """
-    with opened(file) as source:
+    with files.opened(file) as source:
         start, suffix = source.start(9), source.path.suffix
         if suffix == ".safetensors" or start[8:9] == b"{":
-            return _kind_of_tensors(read_tensors(source, max_memory=max_memory))
+            return _kind_of_tensors(files.read_tensors(source, max_memory=max_memory))
         if suffix == ".onnx" or start[:1] == b"\x08":
             return "onnx"
-        raise FileFormatError(f"{source} is {_guess(start)}; readable: {READABLE}")
+        raise errors.FileFormatError(f"{source} is {_guess(start)}; readable: {READABLE}")
 
 
-def _kind_of_tensors(tensor_file: TensorFile) -> str:
+def _kind_of_tensors(tensor_file: files.TensorFile) -> str:
     kinds = {eventfile.FORMAT: "event", MODEL_FORMAT: "model"}
     document = tensor_file.description()
     name = document.get("format") if isinstance(document, dict) else None
     if isinstance(name, str) and name in kinds:
         return kinds[name]
     what = "without soul-deploy metadata" if name is None else f"of format {name!r}"
-    raise FileFormatError(
+    raise errors.FileFormatError(
         f"{tensor_file.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
         f"{MODEL_FORMAT} and {eventfile.FORMAT}"
     )
 
 
-def is_model_file(file: File) -> bool:
+def is_model_file(file: files.File) -> bool:
     """Whether the file says that it is a model file; no more of it is looked at."""
     try:
-        with opened(file) as source:
-            text = read_header(source).metadata.get(METADATA_KEY, "")
-        document = parse_json(text, "its metadata")
-    except SoulDeployError:
+        with files.opened(file) as source:
+            text = container.read_header(source).metadata.get(files.METADATA_KEY, "")
+        document = files.parse_json(text, "its metadata")
+    except errors.SoulDeployError:
         return False
     return isinstance(document, dict) and document.get("format") == MODEL_FORMAT
 
 
-def require_event_network(file: File) -> None:
+def require_event_network(file: files.File) -> None:
     """Raise FileFormatError for a model file, saying what makes an event network of it."""
     if is_model_file(file):
-        path = path_of(file)
-        raise FileFormatError(
+        path = files.path_of(file)
+        raise errors.FileFormatError(
             f"{path} is a model file, which needs PyTorch; `soul-deploy export event "
             f"{quote(str(path))}` makes an event network of it, which this command runs"
         )
@@ -132,15 +117,17 @@ def _guess(start: bytes) -> str:
     return "of an unknown format"
 
 
-def describe_model(tensor_file: TensorFile) -> dict[str, Any]:
+def describe_model(tensor_file: files.TensorFile) -> dict[str, Any]:
     """A model file: its graph as rows, its description, its size. Raises FileFormatError."""
     document = tensor_file.document(MODEL_FORMAT)
-    if digest(tensor_file.tensors) != document.get("digest"):
-        raise FileFormatError(
+    if files.digest(tensor_file.tensors) != document.get("digest"):
+        raise errors.FileFormatError(
             f"{tensor_file.path}: its tensors do not match their digest; the file is damaged"
         )
     try:
-        graph_class = load_object("soul_deploy.ir.graph:SpikingGraph", "inspecting a model file")
+        graph_class = lazy.load_object(
+            "soul_deploy.ir.graph:SpikingGraph", "inspecting a model file"
+        )
         graph = graph_class.from_json(document["graph"])
         info = document["info"]
         return {
@@ -149,12 +136,12 @@ def describe_model(tensor_file: TensorFile) -> dict[str, Any]:
             "input_shape": list(graph.input.shape),
             "layers": _model_layers(graph, tensor_file.tensors),
             **_totals(tensor_file.tensors),
-            "input_kind": info.get("input_kind", KIND_OF_OLD_FILES),
+            "input_kind": info.get("input_kind", input_rule.KIND_OF_OLD_FILES),
             **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
             "digest": document["digest"],
         }
     except (KeyError, TypeError) as error:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{tensor_file.path}: its description cannot be read ({error!r})"
         ) from error
 
@@ -222,7 +209,7 @@ def describe_event(network: EventNetwork) -> dict[str, Any]:
     }
 
 
-@operation_table(Layer)
+@dispatch.operation_table(Layer)
 def layer_row(layer: Layer, edge: Edge) -> dict[str, Any]:
     """One layer; edge: what arrives from its first source."""
     raise layer_row.unknown(layer)
@@ -272,7 +259,7 @@ def _synaptic_row(layer: Synaptic, *_: object) -> dict[str, Any]:
     }
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def stored_synapses(synapses: Synapses) -> int:
     """Nonzero weights that lead from neuron to neuron; one that many positions share counts once.
 
@@ -289,7 +276,9 @@ def _(matrix: MatrixSynapses) -> int:
 @stored_synapses.on(ConvSynapses)
 def _(convolution: ConvSynapses) -> int:
     lengths = convolution.rows.lengths.reshape(convolution.in_shape[0], *convolution.kernel)
-    met = np.multiply.outer(taps_met(convolution, 0), taps_met(convolution, 1))
+    met = np.multiply.outer(
+        tap_tables.taps_met(convolution, 0), tap_tables.taps_met(convolution, 1)
+    )
     return int(lengths[:, met].sum())
 
 

@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.files import Array
-from soul_deploy.base.tables import Table
+from soul_deploy.base import Array, tables
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.io.images import Samples
-from soul_deploy.runtime.ops.counted_run import count_run
-from soul_deploy.runtime.ops.counters import LayerCounts
-from soul_deploy.runtime.ops.energy import UNITS, Activity, ops_energy
+from soul_deploy.runtime.ops import counted_run, counters, energy
 
 SCHEMA = "soul-deploy/run/1"
 
@@ -37,7 +34,7 @@ def result(
     counts: also count operations, summed over the samples.
     """
     rows: list[dict[str, Any]] = []
-    sums: dict[str, LayerCounts] = {}
+    sums: dict[str, counters.LayerCounts] = {}
     additions: dict[str, int] = {}
     for samples in groups:
         steps = step_scores(network, samples) if stream else None
@@ -48,9 +45,9 @@ def result(
                 row["steps"] = steps[:, index].tolist()
             rows.append(row)
         if counts:
-            counted = count_run(network, samples.values)
+            counted = counted_run.count_run(network, samples.values)
             for layer, layer_counts in counted.counts.items():
-                sums[layer] = sums.get(layer, LayerCounts()) + layer_counts
+                sums[layer] = sums.get(layer, counters.LayerCounts()) + layer_counts
                 executed = counted.executed.get(layer, layer_counts.synops)
                 additions[layer] = additions.get(layer, 0) + executed
     document: dict[str, Any] = {
@@ -65,8 +62,8 @@ def result(
             layer: {**asdict(layer_counts), "synops_executed": additions[layer]}
             for layer, layer_counts in sums.items()
         }
-        activities = {layer: Activity(layer_counts) for layer, layer_counts in sums.items()}
-        document["energy"] = [ops_energy(activities).to_json()]
+        activities = {layer: energy.Activity(layer_counts) for layer, layer_counts in sums.items()}
+        document["energy"] = [energy.ops_energy(activities).to_json()]
     return document
 
 
@@ -94,7 +91,7 @@ COUNT_COLUMNS = {
 }
 
 
-def count_table(counts: Mapping[str, Mapping[str, int]], samples: int) -> Table:
+def count_table(counts: Mapping[str, Mapping[str, int]], samples: int) -> tables.Table:
     """Counts per inference, with a row for the whole network."""
     total = {key: sum(found[key] for found in counts.values()) for key in COUNT_COLUMNS}
     rows: list[list[object]] = [
@@ -102,7 +99,7 @@ def count_table(counts: Mapping[str, Mapping[str, int]], samples: int) -> Table:
         for layer, found in {**counts, "total": total}.items()
     ]
     columns = ["layer", *COUNT_COLUMNS.values()]
-    return Table(f"Per inference (mean of {samples:,})", columns, rows)
+    return tables.Table(f"Per inference (mean of {samples:,})", columns, rows)
 
 
 def mean_text(total: int, samples: int) -> str:
@@ -113,7 +110,7 @@ def mean_text(total: int, samples: int) -> str:
 
 def energy_line(entry: Mapping[str, Any], samples: int) -> str:
     """An estimate per inference with its constants, from an entry of the result's `energy`."""
-    parts, costs = UNITS[entry["unit"]], entry["constants"]
+    parts, costs = energy.UNITS[entry["unit"]], entry["constants"]
     nanojoules = entry["value_int"] / parts / samples / 1e3
     return (
         f"Energy, estimated ({entry['model']}: {costs['mac'] / parts:g} pJ/MAC, "

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.kernels.cache import CACHE
 from soul_deploy.runtime.kernels.config import FASTMATH
 from soul_deploy.runtime.kernels.simd import compiled

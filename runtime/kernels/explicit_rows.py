@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.kernels.cache import CACHE
 from soul_deploy.runtime.kernels.config import FASTMATH
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.equations import (
     CHARGE,
     FIRE,

@@ -17,7 +17,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 
 UNROLLED = 4
 """Synapses per iteration of the innermost loop."""

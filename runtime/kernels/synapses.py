@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.kernels.cache import CACHE
 from soul_deploy.runtime.kernels.config import FASTMATH, SOURCE_BLOCK
 

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.kernels.cache import CACHE
 from soul_deploy.runtime.kernels.config import FASTMATH, PREFETCH_ROWS, SPIKE_BLOCK
 from soul_deploy.runtime.kernels.simd import add_row, broadcast_store, prefetch

@@ -11,10 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.engine.inputs import source_values, to_channel_last
 from soul_deploy.runtime.engine.network import Network, Recording
 from soul_deploy.runtime.format.network import (
@@ -24,15 +21,7 @@ from soul_deploy.runtime.format.network import (
     ScatterLayer,
     Synaptic,
 )
-from soul_deploy.runtime.ops.counters import LayerCounts, require_bounds
-from soul_deploy.runtime.ops.counting import (
-    count_layers,
-    count_readout,
-    counts_of,
-    limits_of,
-    pooling_steps,
-    readout_fanout,
-)
+from soul_deploy.runtime.ops import counters, counting
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 from soul_deploy.runtime.plan.estimate import require_counting
 
@@ -46,7 +35,7 @@ class CountedRun:
     synapses onto neurons that are not live among them).
     """
 
-    counts: Mapping[str, LayerCounts]
+    counts: Mapping[str, counters.LayerCounts]
     executed: Mapping[str, int]
     recording: Recording
 
@@ -65,7 +54,7 @@ def count_run(network: Network, x: Array) -> CountedRun:
     return CountedRun(counts, executed, recording)
 
 
-def count(network: Network, x: Array) -> dict[str, LayerCounts]:
+def count(network: Network, x: Array) -> dict[str, counters.LayerCounts]:
     """Operation counts of running `x` on `network`, summed over samples.
 
     x: as `Network.run` takes it. By projection, population without a projection of its own, and
@@ -74,7 +63,9 @@ def count(network: Network, x: Array) -> dict[str, LayerCounts]:
     return count_executed(network, x)[0]
 
 
-def count_executed(network: Network, x: Array) -> tuple[dict[str, LayerCounts], dict[str, int]]:
+def count_executed(
+    network: Network, x: Array
+) -> tuple[dict[str, counters.LayerCounts], dict[str, int]]:
     """As `count`, and by projection the synaptic additions that were executed.
 
     These include zeros in dense rows and synapses onto neurons that are not live; analog inputs are
@@ -86,7 +77,7 @@ def count_executed(network: Network, x: Array) -> tuple[dict[str, LayerCounts], 
 
 def count_recorded(
     network: Network, x: Array
-) -> tuple[dict[str, LayerCounts], dict[str, int], Recording]:
+) -> tuple[dict[str, counters.LayerCounts], dict[str, int], Recording]:
     """As `count_executed`, and the run that was counted."""
     events = network.events
     require_counting(events, network.max_memory)
@@ -94,13 +85,13 @@ def count_recorded(
     needed |= {layer.name for layer in events.populations}
     recorded, logits = network.run_recording_values(x, needed - {events.input_name})
     spikes = network.spikes_of(recorded)
-    counts, executed = count_layers(events, recorded, spikes)
+    counts, executed = counting.count_layers(events, recorded, spikes)
     return counts, executed, Recording(spikes, logits)
 
 
 def count_layer(
     network: Network, name: str, inputs: Array, spikes_out: Array | None = None
-) -> LayerCounts:
+) -> counters.LayerCounts:
     """Counts of one projection (or the readout) for what its source held, as `Network.run_layer`.
 
     spikes_out: the population's spikes for these inputs, if the caller has them; otherwise the
@@ -110,7 +101,7 @@ def count_layer(
     require_counting(events, network.max_memory)
     if name == events.readout.name:
         values = source_values(events, events.readout, events.readout.source, inputs)
-        return count_readout(events.readout, values)
+        return counting.count_readout(events.readout, values)
     layer, projected = network.layer(name), _projection(network, name)
     spikes, held = {}, {}
     if layer.stateful:
@@ -118,7 +109,7 @@ def count_layer(
         spikes[layer.name] = fired
     if projected is not None:
         held[projected.source] = source_values(events, layer, projected.source, inputs)
-    return sum(counts_of(layer, held, spikes).values(), LayerCounts())
+    return sum(counting.counts_of(layer, held, spikes).values(), counters.LayerCounts())
 
 
 def fan_out(network: Network, name: str) -> Array:
@@ -128,7 +119,7 @@ def fan_out(network: Network, name: str) -> Array:
     Raises UsageError for a layer without synapses.
     """
     if name == network.events.readout.name:
-        return readout_fanout(network.events.readout)
+        return counting.readout_fanout(network.events.readout)
     layer = _synaptic(network, name)
     return fanout_map(layer.synapses, layer.updated)
 
@@ -142,7 +133,7 @@ def additions(network: Network, name: str) -> Array:
 def _synaptic(network: Network, name: str) -> Synaptic:
     layer = _projection(network, name)
     if layer is None:
-        raise UsageError(f"{name} is {network.layer(name).what}; it has no synapses")
+        raise errors.UsageError(f"{name} is {network.layer(name).what}; it has no synapses")
     require_counting(network.events, network.max_memory)
     return layer
 
@@ -151,29 +142,29 @@ def _projection(network: Network, name: str) -> Synaptic | None:
     return next((layer for layer in network.events.projected if name in layer.names), None)
 
 
-def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, LayerCounts]:
+def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, counters.LayerCounts]:
     recorded: dict[str, Array] = {network.events.input_name: x}
     recorded |= recording.spikes
-    found: dict[str, LayerCounts] = {}
+    found: dict[str, counters.LayerCounts] = {}
     for layer in network.events.maps:
         found |= map_counts(layer, partial(_value, network, recorded))
     return found
 
 
-@operation_table(MapLayer)
-def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, LayerCounts]:
+@dispatch.operation_table(MapLayer)
+def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
     """What a layer without synapses and neurons counts, by name; held: what a layer held."""
     raise map_counts.unknown(layer)
 
 
 @map_counts.on(PoolLayer)
-def _(layer: PoolLayer, held: Callable[[str], Array]) -> dict[str, LayerCounts]:
+def _(layer: PoolLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
     values = pooled_values(layer, held(layer.source))
-    return {layer.name: pooling_steps(layer, values).total()}
+    return {layer.name: counting.pooling_steps(layer, values).total()}
 
 
 @map_counts.on(MergeLayer, ScatterLayer)
-def _(layer: MergeLayer | ScatterLayer, held: object) -> dict[str, LayerCounts]:
+def _(layer: MergeLayer | ScatterLayer, held: object) -> dict[str, counters.LayerCounts]:
     return {}
 
 
@@ -192,11 +183,13 @@ def _value(network: Network, recorded: dict[str, Array], name: str) -> Array:
     return recorded[name]
 
 
-def _require_bounds(network: Network, x: Array, counts: Mapping[str, LayerCounts]) -> None:
+def _require_bounds(network: Network, x: Array, counts: Mapping[str, counters.LayerCounts]) -> None:
     events = network.events
     static = x.ndim == len(events.input_shape) + 1
     batch = x.shape[0] if static else x.shape[1]
     for layer in events.projected:
         once = static and layer.source in events.static
         slots = batch * (1 if once else network.time_steps)
-        require_bounds(layer.name, counts[layer.projection], limits_of(layer, slots))
+        counters.require_bounds(
+            layer.name, counts[layer.projection], counting.limits_of(layer, slots)
+        )

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import VerificationError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, errors
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def require_bounds(layer: str, counts: LayerCounts, limits: CountLimits) -> None
         rules.append(("0", 0, name, getattr(c, name)))
     for small, low, large, high in rules:
         if low > high:
-            raise VerificationError(
+            raise errors.VerificationError(
                 f"{layer}: {small} is {low}, more than {large}, {high}; the counts are wrong. "
                 "Please report this with the file"
             )
@@ -122,7 +120,7 @@ def require_edge_values(layer: str, values: Array, bound: int | None) -> None:
         return
     low, high = values.min(), values.max()
     if low < 0 or high > bound or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
-        raise VerificationError(
+        raise errors.VerificationError(
             f"{layer}: values from {low:g} to {high:g} arrived on an edge that holds whole numbers "
             f"from 0 to {bound}; its kind follows from the graph, so the execution is wrong"
         )

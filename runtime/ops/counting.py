@@ -12,46 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.network import (
-    CurrentLayer,
-    EventNetwork,
-    Firing,
-    Layer,
-    MapLayer,
-    PoolLayer,
-    PopulationLayer,
-    ReadoutLayer,
-    SpikingLayer,
-    Synaptic,
-)
-from soul_deploy.runtime.ops.counters import (
-    CountLimits,
-    LayerCounts,
-    StepCounts,
-    require_edge_values,
-)
-from soul_deploy.runtime.ops.fan_out import (
-    additions_map,
-    fanout_map,
-    from_channel_last,
-    nonzero_rows,
-    walk_of,
-)
+from soul_deploy.base import Array, dispatch
+from soul_deploy.runtime.format import network
+from soul_deploy.runtime.ops import counters, fan_out
 
 
-def projection_steps(layer: Synaptic, values: Array) -> StepCounts:
+def projection_steps(layer: network.Synaptic, values: Array) -> counters.StepCounts:
     """Counts of a projection for the events of its source. values (B, T or 1, positions, channels).
 
     Raises VerificationError for values that the edge cannot hold.
     """
-    require_edge_values(layer.name, values, edge_bound(layer))
+    counters.require_edge_values(layer.name, values, edge_bound(layer))
     synapses = layer.synapses
-    starts, targets = nonzero_rows(synapses)
+    starts, targets = fan_out.nonzero_rows(synapses)
     touched = np.zeros(math.prod(layer.current_shape), np.uint8)
     live = np.ones(len(touched), np.bool_) if layer.updated is None else layer.updated
-    walk = walk_of(synapses)
+    walk = fan_out.walk_of(synapses)
     batch, steps = values.shape[:2]
     walked = np.zeros((steps, batch, 3), np.int64)  # synapses, synapses times value, touched
     for b, t in np.ndindex(batch, steps):
@@ -60,9 +36,9 @@ def projection_steps(layer: Synaptic, values: Array) -> StepCounts:
         walked[t, b, 2] = np.count_nonzero(touched)
     biased = np.full((steps, batch), biased_targets(layer), np.int64)
     if layer.edge == "analog":
-        return StepCounts({"macs_effective": walked[..., 0], "bias_adds": biased})
+        return counters.StepCounts({"macs_effective": walked[..., 0], "bias_adds": biased})
     by_step = values.swapaxes(0, 1).reshape(steps, batch, -1)
-    return StepCounts(
+    return counters.StepCounts(
         {
             "events_in": np.count_nonzero(by_step, axis=2).astype(np.int64),
             "spikes_in": by_step.sum(axis=2, dtype=np.int64),
@@ -74,12 +50,12 @@ def projection_steps(layer: Synaptic, values: Array) -> StepCounts:
     )
 
 
-def edge_bound(layer: Synaptic) -> int | None:
+def edge_bound(layer: network.Synaptic) -> int | None:
     """The largest value that can arrive; None: an analog edge."""
     return None if layer.edge == "analog" else layer.bound or 1
 
 
-def biased_targets(layer: Synaptic) -> int:
+def biased_targets(layer: network.Synaptic) -> int:
     """Live targets whose bias is not 0."""
     bias = layer.synapses.bias
     if bias is None:
@@ -89,20 +65,20 @@ def biased_targets(layer: Synaptic) -> int:
     return int(np.count_nonzero(biased if layer.updated is None else biased & layer.updated))
 
 
-def count_projection(layer: Synaptic, values: Array) -> LayerCounts:
+def count_projection(layer: network.Synaptic, values: Array) -> counters.LayerCounts:
     """`projection_steps`, summed."""
     return projection_steps(layer, values).total()
 
 
-def limits_of(layer: Synaptic, slots: int) -> CountLimits:
+def limits_of(layer: network.Synaptic, slots: int) -> counters.CountLimits:
     """What its structure allows in `slots` = executed steps × samples."""
     synapses, size = layer.synapses, math.prod(layer.current_shape)
     live = size if layer.updated is None else int(layer.updated.sum())
-    stored = int(fanout_map(synapses, layer.updated).sum())
-    return CountLimits(slots, edge_bound(layer), stored, live, synapses.most_targets)
+    stored = int(fan_out.fanout_map(synapses, layer.updated).sum())
+    return counters.CountLimits(slots, edge_bound(layer), stored, live, synapses.most_targets)
 
 
-def neuron_steps(layer: Firing, spikes_out: Array) -> StepCounts:
+def neuron_steps(layer: network.Firing, spikes_out: Array) -> counters.StepCounts:
     """Updates and spikes; spikes_out (T, B, ...), constant-pattern channels behind the others."""
     steps, batch = spikes_out.shape[:2]
     of_neurons = spikes_out[
@@ -110,23 +86,23 @@ def neuron_steps(layer: Firing, spikes_out: Array) -> StepCounts:
     ]  # constant-pattern channels are not updated
     fired = np.count_nonzero(of_neurons.reshape(steps, batch, -1), axis=2).astype(np.int64)
     updates = np.full((steps, batch), layer.neurons, np.int64)
-    return StepCounts({"neuron_updates": updates, "spikes_out": fired})
+    return counters.StepCounts({"neuron_updates": updates, "spikes_out": fired})
 
 
-def count_neurons(layer: Firing, spikes_out: Array) -> LayerCounts:
+def count_neurons(layer: network.Firing, spikes_out: Array) -> counters.LayerCounts:
     """`neuron_steps`, summed."""
     return neuron_steps(layer, spikes_out).total()
 
 
-def pooling_steps(layer: PoolLayer, values: Array) -> StepCounts:
+def pooling_steps(layer: network.PoolLayer, values: Array) -> counters.StepCounts:
     """Nonzero inputs × the windows that hold them; values (B, T or 1, positions, channels)."""
     rows, columns = (_windows(layer, axis) for axis in (0, 1))
     windows = np.outer(rows, columns).reshape(1, 1, -1)
     windowed: Array = (np.count_nonzero(values, axis=3) * windows).sum(axis=2, dtype=np.int64)
-    return StepCounts({"pool_ops": np.ascontiguousarray(windowed.T)})
+    return counters.StepCounts({"pool_ops": np.ascontiguousarray(windowed.T)})
 
 
-def _windows(layer: PoolLayer, axis: int) -> Array:
+def _windows(layer: network.PoolLayer, axis: int) -> Array:
     """int64 (side,): how many windows hold each position along one axis."""
     side = layer.in_shape[1 + axis]
     first = np.arange(layer.out_shape[1 + axis]) * layer.stride[axis] - layer.padding[axis]
@@ -136,36 +112,38 @@ def _windows(layer: PoolLayer, axis: int) -> Array:
     return covering
 
 
-def count_spiking(layer: SpikingLayer, values: Array, spikes_out: Array) -> LayerCounts:
+def count_spiking(
+    layer: network.SpikingLayer, values: Array, spikes_out: Array
+) -> counters.LayerCounts:
     """Both of a projection with a population behind it."""
     return count_projection(layer, values) + count_neurons(layer, spikes_out)
 
 
-def count_additions(layer: Synaptic, values: Array) -> int:
+def count_additions(layer: network.Synaptic, values: Array) -> int:
     """Additions executed for events (B, T, positions, channels); 0 for an analog input."""
     if layer.edge == "analog":
         return 0
     events = np.count_nonzero(values, axis=(0, 1)).reshape(-1)
-    by_source = from_channel_last(events, layer.in_shape)
-    return int((by_source * additions_map(layer.synapses, layer.neurons)).sum())
+    by_source = fan_out.from_channel_last(events, layer.in_shape)
+    return int((by_source * fan_out.additions_map(layer.synapses, layer.neurons)).sum())
 
 
-def readout_sums(readout: ReadoutLayer, values: Array) -> Array:
+def readout_sums(readout: network.ReadoutLayer, values: Array) -> Array:
     """int64 (B, sums) from (B, T, positions, channels)."""
     over_time: Array = values.sum(axis=1, dtype=np.int64)
     return over_time.sum(axis=1) if readout.space else over_time.reshape(len(values), -1)
 
 
-def readout_fanout(readout: ReadoutLayer) -> Array:
+def readout_fanout(readout: network.ReadoutLayer) -> Array:
     """int64: nonzero weights of each sum; (C,) over space, otherwise in the input's shape."""
     if readout.weight is None:
         lengths = np.zeros(readout.sums, np.int64)
     else:
         lengths = np.count_nonzero(readout.weight, axis=0).astype(np.int64)
-    return lengths if readout.space else from_channel_last(lengths, readout.in_shape)
+    return lengths if readout.space else fan_out.from_channel_last(lengths, readout.in_shape)
 
 
-def readout_steps(readout: ReadoutLayer, values: Array) -> StepCounts:
+def readout_steps(readout: network.ReadoutLayer, values: Array) -> counters.StepCounts:
     """The head's inputs are graded: sums over time (and space). One step, (1, B)."""
     sums = readout_sums(readout, values)
     weight = readout.weight
@@ -182,18 +160,18 @@ def readout_steps(readout: ReadoutLayer, values: Array) -> StepCounts:
         "touched": np.count_nonzero(reached, axis=1).astype(np.int64),
         "bias_adds": np.full(len(sums), biased, np.int64),
     }
-    return StepCounts({name: array[None] for name, array in counted.items()})
+    return counters.StepCounts({name: array[None] for name, array in counted.items()})
 
 
 def count_layers(
-    events: EventNetwork, recorded: Mapping[str, Array], spikes: Mapping[str, Array]
-) -> tuple[dict[str, LayerCounts], dict[str, int]]:
+    events: network.EventNetwork, recorded: Mapping[str, Array], spikes: Mapping[str, Array]
+) -> tuple[dict[str, counters.LayerCounts], dict[str, int]]:
     """Counts by projection, population without one, and readout; additions by projection.
 
     recorded: values of each source, (B, steps, positions, channels). spikes: of each population,
     (T, B, ...).
     """
-    counts: dict[str, LayerCounts] = {}
+    counts: dict[str, counters.LayerCounts] = {}
     for layer in events.layers:
         counts |= counts_of(layer, recorded, spikes)
     executed = {
@@ -205,34 +183,34 @@ def count_layers(
     return counts, executed
 
 
-@operation_table(Layer)
+@dispatch.operation_table(network.Layer)
 def counts_of(
-    layer: Layer, held: Mapping[str, Array], spikes: Mapping[str, Array]
-) -> dict[str, LayerCounts]:
+    layer: network.Layer, held: Mapping[str, Array], spikes: Mapping[str, Array]
+) -> dict[str, counters.LayerCounts]:
     """What the synapses and neurons of a layer count, as `count_layers`."""
     raise counts_of.unknown(layer)
 
 
-@counts_of.on(SpikingLayer)
-def _(layer: SpikingLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+@counts_of.on(network.SpikingLayer)
+def _(layer: network.SpikingLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
     return {layer.projection: count_spiking(layer, held[layer.source], spikes[layer.name])}
 
 
-@counts_of.on(CurrentLayer)
-def _(layer: CurrentLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+@counts_of.on(network.CurrentLayer)
+def _(layer: network.CurrentLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
     return {layer.projection: count_projection(layer, held[layer.source])}
 
 
-@counts_of.on(PopulationLayer)
-def _(layer: PopulationLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+@counts_of.on(network.PopulationLayer)
+def _(layer: network.PopulationLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
     return {layer.name: count_neurons(layer, spikes[layer.name])}
 
 
-@counts_of.on(MapLayer)
-def _(layer: MapLayer, held: Any, spikes: Any) -> dict[str, LayerCounts]:
+@counts_of.on(network.MapLayer)
+def _(layer: network.MapLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
     return {}
 
 
-def count_readout(readout: ReadoutLayer, values: Array) -> LayerCounts:
+def count_readout(readout: network.ReadoutLayer, values: Array) -> counters.LayerCounts:
     """`readout_steps`, summed."""
     return readout_steps(readout, values).total()

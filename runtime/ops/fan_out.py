@@ -8,37 +8,28 @@ from itertools import pairwise
 
 import numpy as np
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.network import (
-    ConvSynapses,
-    DenseRows,
-    MatrixSynapses,
-    Rows,
-    SparseRows,
-    Synapses,
-)
-from soul_deploy.runtime.format.tap_tables import TapTable, tap_incidence, tap_table
+from soul_deploy.base import Array, dispatch
+from soul_deploy.runtime.format import network, tap_tables
 from soul_deploy.runtime.kernels.counting import count_convolution, count_matrix
 
 
-def nonzero_rows(synapses: Synapses) -> tuple[Array, Array]:
+def nonzero_rows(synapses: network.Synapses) -> tuple[Array, Array]:
     """(starts int64, targets int64) of the nonzero weights: neurons, or output channels."""
     return _nonzero(synapses.rows, synapses)
 
 
-@operation_table(Rows)
-def _nonzero(rows: Rows, synapses: Synapses) -> tuple[Array, Array]:
+@dispatch.operation_table(network.Rows)
+def _nonzero(rows: network.Rows, synapses: network.Synapses) -> tuple[Array, Array]:
     raise _nonzero.unknown(rows)
 
 
-@_nonzero.on(SparseRows)
-def _(rows: SparseRows, synapses: Synapses) -> tuple[Array, Array]:
+@_nonzero.on(network.SparseRows)
+def _(rows: network.SparseRows, synapses: network.Synapses) -> tuple[Array, Array]:
     return rows.starts.astype(np.int64), rows.targets.astype(np.int64)
 
 
-@_nonzero.on(DenseRows)
-def _(rows: DenseRows, synapses: Synapses) -> tuple[Array, Array]:
+@_nonzero.on(network.DenseRows)
+def _(rows: network.DenseRows, synapses: network.Synapses) -> tuple[Array, Array]:
     flat = rows.weight.reshape(synapses.row_count, -1)
     row, target = np.nonzero(flat)
     starts = np.zeros(len(flat) + 1, np.int64)
@@ -47,7 +38,7 @@ def _(rows: DenseRows, synapses: Synapses) -> tuple[Array, Array]:
     return starts, (target + block * flat.shape[1]).astype(np.int64)
 
 
-def fanout_map(synapses: Synapses, live: Array | None = None) -> Array:
+def fanout_map(synapses: network.Synapses, live: Array | None = None) -> Array:
     """int64 map in the input's shape: nonzero synapses onto live neurons, per presynaptic neuron.
 
     live: bool (n,), channel-last, over the current's neurons; None: all.
@@ -55,20 +46,20 @@ def fanout_map(synapses: Synapses, live: Array | None = None) -> Array:
     return _fanout(synapses, *nonzero_rows(synapses), live)
 
 
-@operation_table(Synapses)
-def _fanout(synapses: Synapses, starts: Array, targets: Array, live: Array | None) -> Array:
+@dispatch.operation_table(network.Synapses)
+def _fanout(synapses: network.Synapses, starts: Array, targets: Array, live: Array | None) -> Array:
     raise _fanout.unknown(synapses)
 
 
-@_fanout.on(ConvSynapses)
-def _(synapses: ConvSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
+@_fanout.on(network.ConvSynapses)
+def _(synapses: network.ConvSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
     if live is None:
         return _spread(synapses, np.diff(starts))
     return _onto_live(synapses, starts, targets, live)
 
 
-@_fanout.on(MatrixSynapses)
-def _(synapses: MatrixSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
+@_fanout.on(network.MatrixSynapses)
+def _(synapses: network.MatrixSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
     if live is None:
         return from_channel_last(np.diff(starts), synapses.in_shape)
     before = np.zeros(len(targets) + 1, np.int64)
@@ -76,7 +67,7 @@ def _(synapses: MatrixSynapses, starts: Array, targets: Array, live: Array | Non
     return from_channel_last(before[starts[1:]] - before[starts[:-1]], synapses.in_shape)
 
 
-def additions_map(synapses: Synapses, neurons: int) -> Array:
+def additions_map(synapses: network.Synapses, neurons: int) -> Array:
     """int64 map in the input's shape: additions that an event of each presynaptic neuron costs.
 
     Zeros in dense rows are added too, and so are synapses of shared rows onto neurons that are not
@@ -85,31 +76,31 @@ def additions_map(synapses: Synapses, neurons: int) -> Array:
     return _dense_additions(synapses, neurons) if synapses.rows.dense else fanout_map(synapses)
 
 
-@operation_table(Synapses)
-def _dense_additions(synapses: Synapses, neurons: int) -> Array:
+@dispatch.operation_table(network.Synapses)
+def _dense_additions(synapses: network.Synapses, neurons: int) -> Array:
     raise _dense_additions.unknown(synapses)
 
 
-@_dense_additions.on(MatrixSynapses)
-def _(synapses: MatrixSynapses, neurons: int) -> Array:
+@_dense_additions.on(network.MatrixSynapses)
+def _(synapses: network.MatrixSynapses, neurons: int) -> Array:
     return np.full(synapses.in_shape, neurons, np.int64)
 
 
-@_dense_additions.on(ConvSynapses)
-def _(synapses: ConvSynapses, neurons: int) -> Array:
+@_dense_additions.on(network.ConvSynapses)
+def _(synapses: network.ConvSynapses, neurons: int) -> Array:
     share = synapses.out_shape[0] // synapses.groups
     return _spread(synapses, np.full(synapses.row_count, share, np.int64))
 
 
-def _spread(synapses: ConvSynapses, lengths: Array) -> Array:
+def _spread(synapses: network.ConvSynapses, lengths: Array) -> Array:
     """Row lengths summed over the rows that lead into the output from each position."""
     per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
-    rows, columns = tap_incidence(synapses, 0), tap_incidence(synapses, 1)
+    rows, columns = tap_tables.tap_incidence(synapses, 0), tap_tables.tap_incidence(synapses, 1)
     spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
     return spread
 
 
-def _onto_live(synapses: ConvSynapses, starts: Array, targets: Array, live: Array) -> Array:
+def _onto_live(synapses: network.ConvSynapses, starts: Array, targets: Array, live: Array) -> Array:
     """One kernel position at a time: (channels × output channels) times the live outputs met."""
     (channels, height, width), (outputs, *_), (kh, kw) = (
         synapses.in_shape,
@@ -118,7 +109,10 @@ def _onto_live(synapses: ConvSynapses, starts: Array, targets: Array, live: Arra
     )
     alive = live.reshape(synapses.out_shape[1], synapses.out_shape[2], outputs).astype(np.float64)
     found = np.zeros((channels, height, width), np.float64)
-    rows, columns = tap_table(synapses, 0, merge=False), tap_table(synapses, 1, merge=False)
+    rows, columns = (
+        tap_tables.tap_table(synapses, 0, merge=False),
+        tap_tables.tap_table(synapses, 1, merge=False),
+    )
     by_row, by_column = _by_tap(rows, kh), _by_tap(columns, kw)
     for i, (y, oy) in enumerate(by_row):
         for j, (x, ox) in enumerate(by_column):
@@ -133,7 +127,7 @@ def _onto_live(synapses: ConvSynapses, starts: Array, targets: Array, live: Arra
     return found.astype(np.int64)
 
 
-def _by_tap(runs: TapTable, kernel: int) -> list[tuple[Array, Array]]:
+def _by_tap(runs: tap_tables.TapTable, kernel: int) -> list[tuple[Array, Array]]:
     """Of every kernel index: the input positions that meet it, and the outputs there."""
     counts: Array = np.diff(runs.first.astype(np.int64))
     position = np.repeat(np.arange(len(counts)), counts)
@@ -153,20 +147,20 @@ Walk = Callable[[Array, Array, Array, Array, Array, Array], None]
 """A counting kernel: (values of a step, starts, targets, live, touched, counts)."""
 
 
-@operation_table(Synapses)
-def walk_of(synapses: Synapses) -> Walk:
+@dispatch.operation_table(network.Synapses)
+def walk_of(synapses: network.Synapses) -> Walk:
     raise walk_of.unknown(synapses)
 
 
-@walk_of.on(MatrixSynapses)
-def _(synapses: MatrixSynapses) -> Walk:
+@walk_of.on(network.MatrixSynapses)
+def _(synapses: network.MatrixSynapses) -> Walk:
     return lambda values, *rest: count_matrix(values.reshape(-1), *rest)
 
 
-@walk_of.on(ConvSynapses)
-def _(synapses: ConvSynapses) -> Walk:
-    y = tap_table(synapses, 0, merge=False)
-    x = tap_table(synapses, 1, merge=False)
+@walk_of.on(network.ConvSynapses)
+def _(synapses: network.ConvSynapses) -> Walk:
+    y = tap_tables.tap_table(synapses, 0, merge=False)
+    x = tap_tables.tap_table(synapses, 1, merge=False)
     channels, _, width = synapses.out_shape
     tables = (synapses.kernel, width, channels, y.first, y.tap, y.out, x.first, x.tap, x.out)
 

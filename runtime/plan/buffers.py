@@ -7,10 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.format.network import (
     CurrentLayer,
     EventNetwork,
@@ -85,7 +82,9 @@ class Buffers:
 
     def __reduce__(self) -> NoReturn:
         """Raise UsageError: a copy's calls would write to buffers that nobody reads."""
-        raise UsageError("a workspace cannot be copied; copy its network, which builds its own")
+        raise errors.UsageError(
+            "a workspace cannot be copied; copy its network, which builds its own"
+        )
 
     def set_patterns(self, step: int) -> None:
         """In a stream: write the spikes of constant-pattern channels at `step` into their maps."""
@@ -248,7 +247,7 @@ class Builder:
             shown[...] = self.patterns[layer.name][1][: len(shown)]
 
 
-@operation_table(Layer)
+@dispatch.operation_table(Layer)
 def bind(layer: Layer, builder: Builder) -> None:
     """Buffers and calls of one layer; those of its sources are there."""
     raise bind.unknown(layer)

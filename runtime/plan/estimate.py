@@ -8,8 +8,7 @@ buffers of one sample on one thread, and what building them needs meanwhile.
 import math
 from collections.abc import Mapping
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.memory import RAISE_IT, WORK_BYTES, require_memory
+from soul_deploy.base import dispatch, memory
 from soul_deploy.runtime.format.network import (
     ConvSynapses,
     CurrentLayer,
@@ -53,8 +52,8 @@ def require_products(network: EventNetwork, max_memory: int | None = None) -> No
 def _require(what: str, by_layer: Mapping[str, int], max_memory: int | None) -> None:
     most = max(by_layer, key=by_layer.__getitem__)
     what_runs = f"{what} (most of all {most}: {by_layer[most]:,} bytes besides the file's arrays)"
-    allowed = WORK_BYTES if max_memory is None else max_memory
-    require_memory(what_runs, sum(by_layer.values()), allowed, RAISE_IT)
+    allowed = memory.WORK_BYTES if max_memory is None else max_memory
+    memory.require_memory(what_runs, sum(by_layer.values()), allowed, memory.RAISE_IT)
 
 
 def running_bytes(network: EventNetwork) -> dict[str, int]:
@@ -70,7 +69,7 @@ def running_bytes(network: EventNetwork) -> dict[str, int]:
     return by_layer
 
 
-@operation_table(Layer)
+@dispatch.operation_table(Layer)
 def layer_bytes(layer: Layer, steps: int) -> int:
     """Bytes that running a layer takes besides its map."""
     raise layer_bytes.unknown(layer)
@@ -105,7 +104,7 @@ def _projection_bytes(layer: Synaptic, steps: int) -> int:
     return 4 * columns * _columns_of(steps) + synapse_bytes(layer.synapses, layer.edge)
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def synapse_bytes(synapses: Synapses, edge: EdgeKind) -> int:
     """Scratch for the events of one position, and tables."""
     raise synapse_bytes.unknown(synapses)
@@ -136,7 +135,7 @@ def _columns_of(steps: int) -> int:
     return max(steps, min(steps + 3, MOST_LANES))
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def gather_bytes(synapses: Synapses) -> int:
     """The table of `gather_table`: one number per output position and input under it, and two
     copies meanwhile.
@@ -166,7 +165,7 @@ def counting_bytes(network: EventNetwork) -> dict[str, int]:
     return by_layer
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def walk_bytes(synapses: Synapses, *, masked: bool) -> int:
     """The tables that counting walks. masked: whether some targets are not live."""
     raise walk_bytes.unknown(synapses)

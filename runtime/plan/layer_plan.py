@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.runtime.format.network import (
     ConvSynapses,
     DenseRows,
@@ -30,7 +28,7 @@ from soul_deploy.runtime.format.network import (
 )
 from soul_deploy.runtime.format.tap_tables import gather_table, tap_table
 from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels.time_vectorised import lanes_for
+from soul_deploy.runtime.kernels import time_vectorised
 from soul_deploy.runtime.plan.layout import (
     CompactLayout,
     compact_rows,
@@ -86,7 +84,7 @@ class LayerPlan:
 
     def lanes(self, steps: int) -> int:
         """Lanes over time that the synapses run on for so many different steps; 0: none."""
-        return lanes_for(steps) if self.kernel in TIME_VECTORISED else 0
+        return time_vectorised.lanes_for(steps) if self.kernel in TIME_VECTORISED else 0
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """(first, last) of the columns of the currents that belong to a partition."""
@@ -124,7 +122,7 @@ def plan_layer(layer: Synaptic, source: Layer | None = None) -> LayerPlan:
     return prepare_synapses(layer.synapses, layer, source)
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def prepare_synapses(synapses: Synapses, layer: Synaptic, source: Layer | None) -> LayerPlan:
     """As `plan_layer`, of the layer's synapses."""
     raise prepare_synapses.unknown(synapses)
@@ -163,7 +161,7 @@ Kernel = tuple[Callable[..., None], tuple[Array, ...]]
 """A kernel, and its `arrays` in Prepared."""
 
 
-@operation_table(Rows)
+@dispatch.operation_table(Rows)
 def matrix_kernel(
     rows: Rows, source: CompactLayout | None, target: CompactLayout | None, columns: int
 ) -> Kernel:
@@ -187,7 +185,7 @@ def _(
     return kernels.multiply_sparse, based_rows(compact_rows(rows, source, target, columns))
 
 
-@operation_table(Rows)
+@dispatch.operation_table(Rows)
 def convolution_kernel(rows: Rows, convolution: ConvSynapses, edge: EdgeKind) -> Kernel:
     """The kernel of a convolution and its rows."""
     raise convolution_kernel.unknown(rows)
@@ -239,7 +237,7 @@ def tables_of(plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
     return synapse_tables(plan.synapses, plan, partition)
 
 
-@operation_table(Synapses)
+@dispatch.operation_table(Synapses)
 def synapse_tables(synapses: Synapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
     """As `tables_of`, of the layer's synapses."""
     raise synapse_tables.unknown(synapses)

@@ -13,23 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.runtime.format.network import (
-    CurrentLayer,
-    Firing,
-    Layer,
-    MapLayer,
-    PopulationLayer,
-    Shape,
-    SparseRows,
-    SpikingLayer,
-    Synaptic,
-)
+from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.runtime.format import network
 
 
-def channel_last(shape: Shape) -> tuple[int, int]:
+def channel_last(shape: network.Shape) -> tuple[int, int]:
     """(positions, channels) of a population's values."""
     return (shape[1] * shape[2], shape[0]) if len(shape) == 3 else (1, shape[0])
 
@@ -54,24 +42,24 @@ class CompactLayout:
     scatter_index: Array
 
 
-@operation_table(Layer)
-def layout_of(layer: Layer) -> CompactLayout | None:
+@dispatch.operation_table(network.Layer)
+def layout_of(layer: network.Layer) -> CompactLayout | None:
     """The layout of a compacted population; None for a dense one and for other layers."""
     raise layout_of.unknown(layer)
 
 
-@layout_of.on(CurrentLayer, MapLayer)
-def _(layer: CurrentLayer | MapLayer) -> None:
+@layout_of.on(network.CurrentLayer, network.MapLayer)
+def _(layer: network.CurrentLayer | network.MapLayer) -> None:
     return None
 
 
-@layout_of.on(SpikingLayer)
-def _(layer: SpikingLayer) -> CompactLayout | None:
+@layout_of.on(network.SpikingLayer)
+def _(layer: network.SpikingLayer) -> CompactLayout | None:
     return None if masked_out_index(layer) is not None else _packed(layer)
 
 
-@layout_of.on(PopulationLayer)
-def _packed(layer: Firing) -> CompactLayout | None:
+@layout_of.on(network.PopulationLayer)
+def _packed(layer: network.Firing) -> CompactLayout | None:
     if layer.live is None and layer.pattern is None:
         return None
     (positions, wide), channels = channel_last(layer.out_shape), layer.current_shape[0]
@@ -83,7 +71,7 @@ def _packed(layer: Firing) -> CompactLayout | None:
     )
 
 
-def masked_out_index(layer: Synaptic) -> Array | None:
+def masked_out_index(layer: network.Synaptic) -> Array | None:
     """uint32: index of the dead neurons in the map of a dense population that has dead neurons."""
     if not (layer.stateful and layer.synapses.shared):
         return None
@@ -92,7 +80,7 @@ def masked_out_index(layer: Synaptic) -> Array | None:
     return np.flatnonzero(~layer.live).astype(np.uint32)
 
 
-def reads_compacted(layer: Synaptic, source: Layer | None) -> bool:
+def reads_compacted(layer: network.Synaptic, source: network.Layer | None) -> bool:
     """Whether the layer has rows for its source's live neurons only and reads compacted spikes.
 
     A matrix behind a compacted population does; behind constant-pattern channels it reads the map.
@@ -105,7 +93,7 @@ def reads_compacted(layer: Synaptic, source: Layer | None) -> bool:
     )
 
 
-def pattern_spikes(layer: Layer) -> Array:
+def pattern_spikes(layer: network.Layer) -> Array:
     """uint8 (T, positions, G): the stored pattern at the live positions of its channels."""
     assert layer.pattern is not None
     spikes = layer.pattern[:, None, :]
@@ -116,7 +104,7 @@ def pattern_spikes(layer: Layer) -> Array:
     return np.asarray(spikes * live, np.uint8)
 
 
-def dense_map(layer: Layer, layout: CompactLayout, spikes: Array) -> Array:
+def dense_map(layer: network.Layer, layout: CompactLayout, spikes: Array) -> Array:
     """The map (T, positions, channels), uint8, of the spikes (T, L) of a whole run."""
     steps, (positions, wide) = len(spikes), channel_last(layer.out_shape)
     full: Array = np.zeros((steps, positions * wide), np.uint8)
@@ -128,8 +116,11 @@ def dense_map(layer: Layer, layout: CompactLayout, spikes: Array) -> Array:
 
 
 def compact_rows(
-    rows: SparseRows, source: CompactLayout | None, target: CompactLayout | None, targets: int
-) -> SparseRows:
+    rows: network.SparseRows,
+    source: CompactLayout | None,
+    target: CompactLayout | None,
+    targets: int,
+) -> network.SparseRows:
     """Rows of the live presynaptic neurons, with targets numbered in the compacted layout.
 
     source, target: None if that side is dense. targets: neurons of the current.
@@ -141,4 +132,4 @@ def compact_rows(
         renumbered = np.zeros(targets, np.uint32)
         renumbered[target.gather_index] = np.arange(len(target.gather_index), dtype=np.uint32)
         listed = renumbered[listed]
-    return SparseRows(starts, listed, rows.weight)
+    return network.SparseRows(starts, listed, rows.weight)

@@ -6,48 +6,36 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.format.network import (
-    ConvSynapses,
-    MapLayer,
-    MatrixSynapses,
-    MergeLayer,
-    PoolLayer,
-    ReadoutLayer,
-    ScatterLayer,
-    Shape,
-    Synapses,
-    Synaptic,
-)
+from soul_deploy.runtime.format import network
+from soul_deploy.runtime.kernels import config, time_vectorised
 from soul_deploy.runtime.kernels import maps as mapping
 from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels.config import LANE_BLOCK
 from soul_deploy.runtime.kernels.neurons import update_constants, update_of
-from soul_deploy.runtime.kernels.time_vectorised import (
-    convolve_lanes,
-    gather_lanes,
-    multiply_lanes,
-    start_lanes,
-)
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, aligned_copy, tables_of
 from soul_deploy.runtime.plan.partition import Call, Partition, Region, partitions_of
 
 
-def lanes_of(layer: Synaptic, plan: LayerPlan, steps: int) -> int:
+def lanes_of(layer: network.Synaptic, plan: LayerPlan, steps: int) -> int:
     """Lanes that a spiking layer's currents have for so many different steps of its source."""
     return 0 if layer.edge == "analog" else plan.lanes(steps)
 
 
-def currents_shape(layer: Synaptic, plan: LayerPlan, steps: int) -> Shape:
+def currents_shape(layer: network.Synaptic, plan: LayerPlan, steps: int) -> network.Shape:
     """Shape of a spiking layer's currents: (n, lanes), or (T, n)."""
     lanes = lanes_of(layer, plan, steps)
     return (plan.columns, lanes) if lanes else (steps, plan.columns)
 
 
 def current_region(
-    layer: Synaptic, plan: LayerPlan, source: Array, current: Array, *, lanes: int, partitions: int
+    layer: network.Synaptic,
+    plan: LayerPlan,
+    source: Array,
+    current: Array,
+    *,
+    lanes: int,
+    partitions: int,
 ) -> Region:
     """Bias and synapses.
 
@@ -61,7 +49,7 @@ def current_region(
 
 
 def _current_calls(
-    layer: Synaptic,
+    layer: network.Synaptic,
     plan: LayerPlan,
     source: Array,
     current: Array,
@@ -70,10 +58,17 @@ def _current_calls(
 ) -> tuple[Call, ...]:
     first, last = plan.bounds(partition)
     values, events = values_of(layer.synapses, source)
-    start, kernel = (start_lanes(lanes) if lanes else kernels.start_currents), plan.kernel
+    start, kernel = (
+        (time_vectorised.start_lanes(lanes) if lanes else kernels.start_currents),
+        plan.kernel,
+    )
     scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
     if lanes:
-        make = multiply_lanes if kernel is kernels.multiply_sparse else convolve_lanes
+        make = (
+            time_vectorised.multiply_lanes
+            if kernel is kernels.multiply_sparse
+            else time_vectorised.convolve_lanes
+        )
         kernel = make(lanes)
         amounts = np.zeros((events, lanes), np.float32)
         scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
@@ -81,25 +76,25 @@ def _current_calls(
     return (Call(start, (current, plan.bias_of(partition), first, last)), Call(kernel, arguments))
 
 
-@operation_table(Synapses)
-def values_of(synapses: Synapses, source: Array) -> tuple[Array, int]:
+@dispatch.operation_table(network.Synapses)
+def values_of(synapses: network.Synapses, source: Array) -> tuple[Array, int]:
     """The source as the kernel sees it, and how many events it collects at once at most."""
     raise values_of.unknown(synapses)
 
 
-@values_of.on(MatrixSynapses)
-def _(matrix: MatrixSynapses, source: Array) -> tuple[Array, int]:
+@values_of.on(network.MatrixSynapses)
+def _(matrix: network.MatrixSynapses, source: Array) -> tuple[Array, int]:
     flat = source.reshape(len(source), 1, source.size // len(source))
     return flat, flat.shape[2]
 
 
-@values_of.on(ConvSynapses)
-def _(convolution: ConvSynapses, source: Array) -> tuple[Array, int]:
+@values_of.on(network.ConvSynapses)
+def _(convolution: network.ConvSynapses, source: Array) -> tuple[Array, int]:
     return source, source.shape[2] * math.prod(convolution.kernel)
 
 
 def spiking_region(
-    layer: Synaptic,
+    layer: network.Synaptic,
     plan: LayerPlan,
     source: Array,
     current: Array,
@@ -152,9 +147,11 @@ def neuron_region(
     for first, last in bounds:
         calls: list[Call] = []
         if gather is not None:
-            kernel = gather_lanes if lanes else mapping.gather_currents
+            kernel = time_vectorised.gather_lanes if lanes else mapping.gather_currents
             calls.append(Call(kernel, (current, gather, first, last, arriving)))
-        scratch: tuple[Any, ...] = (aligned((lanes, LANE_BLOCK), np.float32),) if lanes else ()
+        scratch: tuple[Any, ...] = (
+            (aligned((lanes, config.LANE_BLOCK), np.float32),) if lanes else ()
+        )
         numbers = update_constants(neuron)
         calls.append(Call(update, (arriving, *numbers, carry, v, fired, first, last, *scratch)))
         if masked_out is not None:
@@ -178,14 +175,16 @@ def scatter_spikes_region(spikes: Array, scatter: Array, flat: Array, *, partiti
     )
 
 
-@operation_table(MapLayer)
-def map_region(layer: MapLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+@dispatch.operation_table(network.MapLayer)
+def map_region(
+    layer: network.MapLayer, sources: Sequence[Array], out: Array, *, partitions: int
+) -> Region:
     """A layer without synapses and neurons: (T or 1, positions, channels) each, `out` zeroed."""
     raise map_region.unknown(layer)
 
 
-@map_region.on(PoolLayer)
-def _(layer: PoolLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+@map_region.on(network.PoolLayer)
+def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
     """Max pooling of spikes or analog values."""
     (source,) = sources
     kernel = mapping.max_pool_analog if source.dtype.kind == "f" else mapping.max_pool
@@ -195,8 +194,10 @@ def _(layer: PoolLayer, sources: Sequence[Array], out: Array, *, partitions: int
     return tuple((Call(kernel, (*arguments, *share, out)),) for share in shares)
 
 
-@map_region.on(MergeLayer)
-def _(layer: MergeLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+@map_region.on(network.MergeLayer)
+def _(
+    layer: network.MergeLayer, sources: Sequence[Array], out: Array, *, partitions: int
+) -> Region:
     """Maps to one, left to right."""
     add = mapping.add_currents if out.dtype.kind == "f" else mapping.add_events
     kernel = {"add": add, "and": mapping.both, "iand": mapping.first_without_second}[layer.function]
@@ -211,8 +212,10 @@ def _(layer: MergeLayer, sources: Sequence[Array], out: Array, *, partitions: in
     return tuple(region)
 
 
-@map_region.on(ScatterLayer)
-def _(layer: ScatterLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
+@map_region.on(network.ScatterLayer)
+def _(
+    layer: network.ScatterLayer, sources: Sequence[Array], out: Array, *, partitions: int
+) -> Region:
     """Channels into a map that is 0 everywhere else."""
     (source,) = sources
     index = aligned_copy(layer.index)
@@ -220,7 +223,7 @@ def _(layer: ScatterLayer, sources: Sequence[Array], out: Array, *, partitions: 
     return tuple((Call(mapping.scatter, (source, index, *share, out)),) for share in shares)
 
 
-def readout_region(readout: ReadoutLayer, source: Array, scores: Array) -> Region:
+def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) -> Region:
     """Sums, then scores."""
     spikes = source if readout.space else source.reshape(len(source), 1, -1)
     sums = np.empty(readout.sums, np.int64)

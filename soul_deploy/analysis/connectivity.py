@@ -16,17 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.base.tables import Shown, Table
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering.deploy import Deployed, lower, lower_synapses
-from soul_deploy.lowering.fan_out import arrivals, fanout, live_targets
-from soul_deploy.lowering.fold_batch_norm import Synapses
-from soul_deploy.lowering.linear_operators import ReadoutOperator
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, dispatch, tables
+from soul_deploy.lowering import deploy, fan_out, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
 
@@ -42,7 +34,7 @@ class LayerConnectivity:
 
 @brief
 @dataclass(frozen=True)
-class Connectivity(Shown):
+class Connectivity(tables.Shown):
     """Exact integers per projection; `share` is live over dense for the whole network."""
 
     layers: tuple[LayerConnectivity, ...]
@@ -65,13 +57,13 @@ class Connectivity(Shown):
         layers = [asdict(layer) for layer in self.layers]
         return {"live": self.live, "dense": self.dense, "share": self.share, "layers": layers}
 
-    def parts(self) -> list[Table | str]:
+    def parts(self) -> list[tables.Table | str]:
         """A row per projection and the total."""
         found = [*self.layers, LayerConnectivity("total", self.live, self.dense)]
         rows: list[list[object]] = [
             [row.projection, row.live, row.dense, _share_text(row)] for row in found
         ]
-        return [Table("Connectivity", ["layer", "synapses", "dense", "connectivity"], rows)]
+        return [tables.Table("Connectivity", ["layer", "synapses", "dense", "connectivity"], rows)]
 
 
 def _share_text(row: LayerConnectivity) -> str:
@@ -84,14 +76,14 @@ def connectivity(model: Model, original: Model | None = None) -> Connectivity:
     original: the unpruned network, whose synapses are the dense ones; the model's graph if None.
     Raises LimitError for a composed matrix that is too large.
     """
-    synapses = lower(model).synapses
+    synapses = deploy.lower(model).synapses
     weights = {node.name: synapses[node.name].weight for node in model.graph.projections}
     dense = None if original is None else dense_synapses(original.graph)
     return measure_connectivity(model.graph, weights, model.neuron_masks, dense)
 
 
 def measure_connectivity(
-    graph: SpikingGraph,
+    graph: ir.SpikingGraph,
     weights: Mapping[str, Array],
     neuron_masks: Mapping[str, Array],
     dense: Mapping[str, int] | None = None,
@@ -103,8 +95,8 @@ def measure_connectivity(
     are those of the unpruned network, so a compact network needs the original's).
     """
     totals = dense_synapses(graph) if dense is None else dense
-    folded = {name: Synapses(weight, None) for name, weight in weights.items()}
-    walk = _Forwards(lower_synapses(graph, folded, neuron_masks))
+    folded = {name: fold_batch_norm.Synapses(weight, None) for name, weight in weights.items()}
+    walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks))
     for node in graph.nodes:
         walk.reachable[node.name] = reach(node, walk)
     return Connectivity(
@@ -120,7 +112,7 @@ class _Forwards:
     input. live: synapses by projection.
     """
 
-    lowered: Deployed
+    lowered: deploy.Deployed
     reachable: dict[str, Tensor] = field(default_factory=dict)
     live: dict[str, int] = field(default_factory=dict)
 
@@ -129,10 +121,10 @@ class _Forwards:
         return self.reachable[node.inputs[0]]
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def reach(node: ir.Node, walk: _Forwards) -> Tensor:
     """Which of a node's values the input reaches: 0/1 (1, *shape)."""
-    raise no_entry(node, "connectivity")
+    raise ir.no_entry(node, "connectivity")
 
 
 reach.on(ir.Input)(lambda node, walk: torch.ones(1, *node.shape, dtype=torch.float64))
@@ -149,10 +141,10 @@ def _pool(node: ir.Pool, walk: _Forwards) -> Tensor:
 @reach.on(ir.Projection)
 def _projection(node: ir.Projection, walk: _Forwards) -> Tensor:
     graph, linear = walk.lowered.graph, walk.lowered.operator(node.name)
-    assert not isinstance(linear.operator, ReadoutOperator)
-    fed = arrivals(linear.operator, walk.reachable[linear.source])
+    assert not isinstance(linear.operator, linear_operators.ReadoutOperator)
+    fed = fan_out.arrivals(linear.operator, walk.reachable[linear.source])
     fed = fed.reshape(1, *graph.shapes[node.name])
-    live = live_targets(graph, walk.lowered.model.neuron_masks, node.name)
+    live = fan_out.live_targets(graph, walk.lowered.model.neuron_masks, node.name)
     fed = fed if live is None else fed * torch.from_numpy(live.astype(np.float64))
     walk.live[node.name] = int(fed.sum().item())
     return (fed != 0).double()
@@ -177,7 +169,7 @@ def _merge(node: ir.Merge, walk: _Forwards) -> Tensor:
     return first
 
 
-def dense_synapses(graph: SpikingGraph, *, head: bool = False) -> dict[str, int]:
+def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, int]:
     """Synapses of every projection with no weight 0 and no neuron masked, by name.
 
     head: of the readout's head too. Of the very operators whose stored synapses are counted,
@@ -188,6 +180,9 @@ def dense_synapses(graph: SpikingGraph, *, head: bool = False) -> dict[str, int]
     shapes = {node.name: node.weight_shape for node in graph.projections}
     if head:
         shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
-    ones = {name: Synapses(np.ones(shape, np.float32), None) for name, shape in shapes.items()}
-    lowered = lower_synapses(graph, ones, {})
-    return {name: int(fanout(lowered.operator(name).operator).sum()) for name in ones}
+    ones = {
+        name: fold_batch_norm.Synapses(np.ones(shape, np.float32), None)
+        for name, shape in shapes.items()
+    }
+    lowered = deploy.lower_synapses(graph, ones, {})
+    return {name: int(fan_out.fanout(lowered.operator(name).operator).sum()) for name in ones}

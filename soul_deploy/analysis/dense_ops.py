@@ -8,8 +8,7 @@ pooling composed as in those that it stores, is `soul_deploy.analysis.connectivi
 from dataclasses import dataclass
 
 from soul_deploy.base.dispatch import operation_table
-from soul_deploy.ir.graph import Convolution, Linear, Projection, SpikingGraph
-from soul_deploy.ir.node import no_entry
+from soul_deploy.ir import Convolution, Linear, Projection, SpikingGraph, no_entry
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.connectivity import dense_synapses
+from soul_deploy.analysis import connectivity, other_tools, report, synops
 from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
-from soul_deploy.analysis.other_tools import CompatCounts, compat_model, total_compat
-from soul_deploy.analysis.report import LayerReport, OpsReport
-from soul_deploy.analysis.synops import count_model
-from soul_deploy.base.errors import UsageError, VerificationError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, errors
 from soul_deploy.data.images import Images, images_for
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.lowering.deploy import Deployed, lower
+from soul_deploy.ir import SpikingGraph
+from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
 from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation
-from soul_deploy.lowering.fold_batch_norm import Synapses
-from soul_deploy.lowering.linear_operators import ReadoutOperator
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops.counters import LayerCounts
 from soul_deploy.runtime.ops.energy import (
@@ -57,8 +51,10 @@ def original_of(name: str, model: Model) -> Original:
     """The denominators that `model` gives."""
     graph = model.graph
     neurons = {p.name: int(np.prod(graph.shapes[p.name])) for p in graph.populations}
-    weights = {node: synapses.weight.size for node, synapses in lower(model).synapses.items()}
-    return Original(name, neurons, weights, dense_synapses(graph, head=True))
+    weights = {
+        node: synapses.weight.size for node, synapses in deploy.lower(model).synapses.items()
+    }
+    return Original(name, neurons, weights, connectivity.dense_synapses(graph, head=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +94,7 @@ def count(
     original: Model | Original | None = None,
     energy: EnergyChoice | None = None,
     measured: Measured | None = None,
-) -> OpsReport:
+) -> report.OpsReport:
     """Run `model` on images (B, C, H, W) or (T, B, C, H, W), and count everything.
 
     images: as `images_for` takes them. labels: (B,), to say how many samples get their class.
@@ -114,7 +110,7 @@ def count(
     activities = {layer.name: layer.activity for layer in layers}
     arrays = {layer.name: layer.arrays for layer in layers}
     correct = {} if labels is None else {"correct": _correct(model, given, axis, labels)}
-    return OpsReport(
+    return report.OpsReport(
         path=measured.path,
         sha256=measured.sha256,
         stage=model.info.stage,
@@ -133,15 +129,15 @@ def count(
 
 def _counted(
     model: Model, images: Tensor, axis: int, original: Original, rows: Rows | None
-) -> tuple[tuple[LayerReport, ...], CompatCounts]:
+) -> tuple[tuple[report.LayerReport, ...], other_tools.CompatCounts]:
     """Entries in the graph's order, and the whole network's counts by other tools' rules."""
     graph = model.graph
     _require_same_layers(graph, original)
-    trimmed, compat = lower(model).trimmed, compat_model(model, images)
+    trimmed, compat = deploy.lower(model).trimmed, other_tools.compat_model(model, images)
     samples, spikes = images.shape[axis], fired(model, images)
     run = _Run(model, trimmed, original, samples, axis == 0, rows, spikes)
     live = trimmed.model
-    counts = count_model(live, images)
+    counts = synops.count_model(live, images)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     entries = sorted(trimmed.counted, key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
@@ -150,7 +146,7 @@ def _counted(
         _require_fewer(original, layer.name, "synapses", layer.synapses, layer.synapses_dense)
         if layer.name in compat:
             _require_ordered(layer, compat[layer.name])
-    return layers, total_compat(compat)
+    return layers, other_tools.total_compat(compat)
 
 
 @torch.no_grad()
@@ -180,14 +176,14 @@ def _require_fewer(original: Original, name: str, what: str, here: int, there: i
         raise _not_the_original(original, text)
 
 
-def _not_the_original(original: Original, found: str) -> UsageError:
-    return UsageError(
+def _not_the_original(original: Original, found: str) -> errors.UsageError:
+    return errors.UsageError(
         f"{original.name} {found}; firing rates and sparsities need the network that this one came "
         "from. Give it first, or with --original"
     )
 
 
-def _require_ordered(layer: LayerReport, compat: CompatCounts) -> None:
+def _require_ordered(layer: report.LayerReport, compat: other_tools.CompatCounts) -> None:
     """On the same spikes, each rule that leaves out more counts no more."""
     if layer.edge is None or layer.edge.kind != "spike" or layer.op == "readout":
         return
@@ -196,7 +192,7 @@ def _require_ordered(layer: LayerReport, compat: CompatCounts) -> None:
         return  # average pooling is composed into it: others see fewer, larger values
     order = [c.synops_events, compat.neurobench_acs, compat.spikingjelly_synops]
     if order != sorted(order):
-        raise VerificationError(
+        raise errors.VerificationError(
             f"{layer.name}: SynOps {order[0]}, with masked targets {order[1]}, with zero weights "
             f"{order[2]} must not fall; the counts are wrong. Please report this with the file"
         )
@@ -219,7 +215,7 @@ class _Run:
     """Recorded values and counts that the entries of a report are computed from."""
 
     model: Model
-    trimmed: Deployed
+    trimmed: deploy.Deployed
     original: Original
     samples: int
     static: bool
@@ -239,13 +235,13 @@ class _Run:
         """Layers that are executed once per image."""
         return frozenset(self.graph.static if self.static else ())
 
-    def layer(self, entry: Counted, counts: LayerCounts) -> LayerReport:
+    def layer(self, entry: Counted, counts: LayerCounts) -> report.LayerReport:
         """One entry of the report."""
         if isinstance(entry, CountedLayer):
             return self._projection(entry, counts)
         size = 4 * math.prod(self.graph.shapes[entry.name])
         sizes = {} if isinstance(entry, CountedPooling) else {"membranes": size, "events": size}
-        return LayerReport(
+        return report.LayerReport(
             name=entry.name,
             op=self.graph[entry.name].op,
             counts=counts,
@@ -254,10 +250,10 @@ class _Run:
             **self._neurons(entry.name if isinstance(entry, CountedPopulation) else None),
         )
 
-    def _projection(self, entry: CountedLayer, counts: LayerCounts) -> LayerReport:
+    def _projection(self, entry: CountedLayer, counts: LayerCounts) -> report.LayerReport:
         name, source, graph = entry.name, entry.linear.source, self.graph
         operator = entry.linear.operator
-        if isinstance(operator, ReadoutOperator):
+        if isinstance(operator, linear_operators.ReadoutOperator):
             executions, once = self.samples, False
         else:
             once = source in self.once
@@ -272,7 +268,7 @@ class _Run:
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])
             analog = (read, executions * entry.targets, self.samples * kept)
-        return LayerReport(
+        return report.LayerReport(
             name=name,
             op=graph[name].op,
             edge=entry.edge,
@@ -289,7 +285,9 @@ class _Run:
             **self._neurons(entry.population),
         )
 
-    def _arrays(self, entry: CountedLayer, stored: int, synapses: Synapses | None) -> Arrays:
+    def _arrays(
+        self, entry: CountedLayer, stored: int, synapses: fold_batch_norm.Synapses | None
+    ) -> Arrays:
         """Explicit rows: 4 bytes each of index and weight. Implicit: the weights, zeros too."""
         shapes = self.graph.shapes
         read, written = (math.prod(shapes[name]) for name in (entry.linear.source, entry.name))

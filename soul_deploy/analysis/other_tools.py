@@ -22,14 +22,9 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import VerificationError
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Node, SpikingGraph
-from soul_deploy.lowering.deploy import lower
-from soul_deploy.lowering.fan_out import fanout, live_targets
-from soul_deploy.lowering.fold_batch_norm import Synapses
-from soul_deploy.lowering.linear_operators import base_operator, walk_back
+from soul_deploy.base import Array, brief, errors
+from soul_deploy.ir import Node, SpikingGraph
+from soul_deploy.lowering import deploy, fan_out, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 
@@ -110,31 +105,33 @@ class _Rule:
 
 def _rules(model: Model) -> dict[str, _Rule]:
     graph = model.graph
-    folded = lower(model).synapses
+    folded = deploy.lower(model).synapses
     dense = dense_ops(graph)
     rules = {}
     for node in (*graph.projections, graph.readout):
         if not node.weighs:
             continue
         maps = _maps(model, node, folded[node.name])
-        source, _ = walk_back(graph, node.name)
+        source, _ = linear_operators.walk_back(graph, node.name)
         rules[node.name] = _Rule(graph, node, source, dense[node.name], *maps)
     return rules
 
 
-def _maps(model: Model, node: Node, synapses: Synapses) -> tuple[Array, Array, Array]:
+def _maps(
+    model: Model, node: Node, synapses: fold_batch_norm.Synapses
+) -> tuple[Array, Array, Array]:
     if node is model.graph.readout:
         columns: Array = (synapses.weight != 0).sum(axis=0, dtype=np.int64)
         return np.full_like(columns, len(synapses.weight)), columns, columns
-    operator = base_operator(node, model.graph, synapses)
+    operator = linear_operators.base_operator(node, model.graph, synapses)
     ones = replace(operator, weight=np.ones_like(operator.weight))
-    live = live_targets(model.graph, model.neuron_masks, node.name)
-    return fanout(ones), fanout(operator), fanout(operator, live)
+    live = fan_out.live_targets(model.graph, model.neuron_masks, node.name)
+    return fan_out.fanout(ones), fan_out.fanout(operator), fan_out.fanout(operator, live)
 
 
 def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, signal: Signal) -> LayerInput:
     """The input of a projection, or the sums that the readout's head weighs."""
-    source, between = walk_back(graph, node.name)
+    source, between = linear_operators.walk_back(graph, node.name)
     edge = graph.edges[source]
     scale = math.prod(pool.denominator(graph.shapes[pool.inputs[0]]) for pool in between)
     exact = Signal(signal.tensor.double(), signal.static)
@@ -148,7 +145,7 @@ def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, signal: Si
         return LayerInput(values != 0, None, 1, False)
     whole = (values * scale).round()
     if (whole - values * scale).abs().max() > 1e-6:
-        raise VerificationError(f"{node.name}: pooled spikes are no multiples of 1/{scale}")
+        raise errors.VerificationError(f"{node.name}: pooled spikes are no multiples of 1/{scale}")
     binary = edge.kind == "spike" and scale == 1 and node is not graph.readout
     return LayerInput(values != 0, whole.to(torch.int64), scale, binary)
 

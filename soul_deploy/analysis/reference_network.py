@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivity
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.files import Array, write_atomically
-from soul_deploy.ir.graph import NeuronSpec, Population, Projection, Shape, SpikingGraph
+from soul_deploy.base import Array, errors, files
+from soul_deploy.ir import NeuronSpec, Population, Projection, Shape, SpikingGraph
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.nn.graph_module import GraphModule, HardGate, Signal
@@ -50,11 +49,11 @@ class ReferenceNetwork:
 
     def __post_init__(self) -> None:
         if (self.density is None) == (self.connectivity is None):
-            raise UsageError("give either density or connectivity, not both and not neither")
+            raise errors.UsageError("give either density or connectivity, not both and not neither")
         for name in ("density", "connectivity", "rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise UsageError(f"{name} {value:g} must be above 0 and at most 1")
+                raise errors.UsageError(f"{name} {value:g} must be above 0 and at most 1")
 
 
 def reference_model(wanted: ReferenceNetwork) -> Model:
@@ -87,7 +86,7 @@ def write_reference(folder: Path, images: int, wanted: ReferenceNetwork) -> tupl
     save(reference_model(wanted), model)
     rng = np.random.default_rng(wanted.seed + 1)
     drawn = rng.standard_normal((images, *wanted.image)).astype(np.float32)
-    write_atomically(inputs, lambda temporary: _save_array(temporary, drawn))
+    files.write_atomically(inputs, lambda temporary: _save_array(temporary, drawn))
     return model, inputs
 
 
@@ -143,7 +142,9 @@ def _density_for(
         if abs(found - connectivity) <= 0.005 * connectivity:
             return density
         density = min(1.0, density * connectivity / found)
-    raise UsageError(f"connectivity {connectivity:g} cannot be reached with half of the neurons")
+    raise errors.UsageError(
+        f"connectivity {connectivity:g} cannot be reached with half of the neurons"
+    )
 
 
 def _set_rates(module: GraphModule, image: Signal, rate: float) -> None:

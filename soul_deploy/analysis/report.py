@@ -10,16 +10,13 @@ from fractions import Fraction
 from importlib.metadata import version
 from typing import Any
 
-from soul_deploy.analysis.dense_ops import DenseOps
-from soul_deploy.analysis.other_tools import CompatCounts
-from soul_deploy.analysis.tables import report_parts
-from soul_deploy.base.brief import brief
+from soul_deploy.analysis import dense_ops, other_tools, tables
+from soul_deploy.base import brief
 from soul_deploy.base.tables import Shown, Table
-from soul_deploy.ir.graph import Edge
-from soul_deploy.runtime.ops.counters import LayerCounts
-from soul_deploy.runtime.ops.energy import Activity, Arrays, MemoryEnergy, OpsEnergy
+from soul_deploy.ir import Edge
+from soul_deploy.runtime.ops import counters, energy
 
-NO_OPS = DenseOps(0, 0)
+NO_OPS = dense_ops.DenseOps(0, 0)
 SCHEMA = "soul-deploy/ops-report/2"
 CONVENTIONS = {
     "border": "valid",
@@ -46,16 +43,16 @@ class LayerReport:
 
     name: str
     op: str
-    counts: LayerCounts
-    activity: Activity
-    arrays: Arrays
+    counts: counters.LayerCounts
+    activity: energy.Activity
+    arrays: energy.Arrays
     neurons: int
     neurons_original: int
     activation: tuple[int, int]
     edge: Edge | None = None
     static: bool = False
     executions: int = 0
-    dense: DenseOps = NO_OPS
+    dense: dense_ops.DenseOps = NO_OPS
     synapses: int = 0
     synapses_dense: int = 0
     weights_nz: int = 0
@@ -85,16 +82,16 @@ class OpsReport(Shown):
     time_steps: int
     original: str
     layers: tuple[LayerReport, ...]
-    compat: CompatCounts
+    compat: other_tools.CompatCounts
     footprint: int
     artifact_bytes: int
-    ops: tuple[OpsEnergy, ...]
-    memory: tuple[MemoryEnergy, ...]
+    ops: tuple[energy.OpsEnergy, ...]
+    memory: tuple[energy.MemoryEnergy, ...]
 
     @property
     def totals(self) -> dict[str, int]:
         """Counters, dense equivalents and repeated multiplications of the whole network."""
-        summed = asdict(sum((layer.counts for layer in self.layers), LayerCounts()))
+        summed = asdict(sum((layer.counts for layer in self.layers), counters.LayerCounts()))
         for layer in self.layers:
             for key, value in layer.dense_totals(self.samples, self.time_steps).items():
                 summed[key] = summed.get(key, 0) + value
@@ -113,7 +110,7 @@ class OpsReport(Shown):
 
     def parts(self) -> list[Table | str]:
         """Layers, totals, estimates with their constants, other tools' rules; per inference."""
-        return report_parts(self)
+        return tables.report_parts(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data of SCHEMA: exact sums over the samples."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base.files import Array
-from soul_deploy.lowering.deploy import lower
+from soul_deploy.base import Array
+from soul_deploy.lowering import deploy, linear_operators
 from soul_deploy.lowering.fan_out import (
     Counted,
     CountedLayer,
@@ -22,26 +22,21 @@ from soul_deploy.lowering.fan_out import (
     needed_values,
     nonzero,
 )
-from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator, ReadoutOperator
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
-from soul_deploy.runtime.ops.counters import (
-    CountLimits,
-    LayerCounts,
-    StepCounts,
-    require_bounds,
-    require_edge_values,
-)
+from soul_deploy.runtime.ops import counters
 
 
 def count_recorded_layer(
     layer: CountedLayer, source: Tensor, spikes_out: Tensor | None
-) -> LayerCounts:
+) -> counters.LayerCounts:
     """`layer_steps`, summed over time and samples."""
     return layer_steps(layer, source, spikes_out).total()
 
 
-def layer_steps(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) -> StepCounts:
+def layer_steps(
+    layer: CountedLayer, source: Tensor, spikes_out: Tensor | None
+) -> counters.StepCounts:
     """Counts of one layer by step and sample.
 
     source: what the layer's source node holds, (T, B, *in_shape), or (B, *in_shape) for a static
@@ -49,8 +44,8 @@ def layer_steps(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) 
     Raises VerificationError for values that the edge cannot hold, or counts that cannot be.
     """
     operator = layer.linear.operator
-    require_edge_values(layer.name, source.numpy(), layer.edge.bound)
-    if isinstance(operator, ReadoutOperator):
+    counters.require_edge_values(layer.name, source.numpy(), layer.edge.bound)
+    if isinstance(operator, linear_operators.ReadoutOperator):
         return _readout_steps(layer, operator, source)
     counted = _synapse_steps(layer, operator, source)
     if spikes_out is not None:
@@ -59,13 +54,15 @@ def layer_steps(layer: CountedLayer, source: Tensor, spikes_out: Tensor | None) 
         ]  # constant-pattern channels are not updated
         counted += _neuron_steps(current, layer.targets)
     slots = len(source.reshape(-1, *operator.in_shape))
-    require_bounds(layer.name, counted.total(), _limits(layer, operator, slots))
+    counters.require_bounds(layer.name, counted.total(), _limits(layer, operator, slots))
     return counted
 
 
 def _synapse_steps(
-    layer: CountedLayer, operator: ConvOperator | MatrixOperator, source: Tensor
-) -> StepCounts:
+    layer: CountedLayer,
+    operator: linear_operators.ConvOperator | linear_operators.MatrixOperator,
+    source: Tensor,
+) -> counters.StepCounts:
     batch = source.shape[-len(operator.in_shape) - 1]
     values = source.reshape(-1, *operator.in_shape)
     steps = len(values) // batch if batch else 1
@@ -74,9 +71,9 @@ def _synapse_steps(
     biased = np.full((steps, batch), layer.biased, np.int64)
     synapses = _by_step(events @ reach, steps)
     if layer.edge.kind == "analog":
-        return StepCounts({"macs_effective": synapses, "bias_adds": biased})
+        return counters.StepCounts({"macs_effective": synapses, "bias_adds": biased})
     whole = values.flatten(1).to(torch.int64)
-    return StepCounts(
+    return counters.StepCounts(
         {
             "events_in": _by_step(events.sum(1), steps),
             "spikes_in": _by_step(whole.sum(1), steps),
@@ -94,26 +91,32 @@ def _by_step(counts: Tensor, steps: int) -> Array:
     return array
 
 
-def _neuron_steps(spikes: Tensor, neurons: int) -> StepCounts:
+def _neuron_steps(spikes: Tensor, neurons: int) -> counters.StepCounts:
     """Updates and spikes of (T, B, ...)."""
     steps, batch = spikes.shape[:2]
     fired: Array = spikes.flatten(2).sum(2).to(torch.int64).numpy()
     updates = np.full((steps, batch), neurons, np.int64)
-    return StepCounts({"neuron_updates": updates, "spikes_out": fired})
+    return counters.StepCounts({"neuron_updates": updates, "spikes_out": fired})
 
 
 def _limits(
-    layer: CountedLayer, operator: ConvOperator | MatrixOperator, slots: int
-) -> CountLimits:
+    layer: CountedLayer,
+    operator: linear_operators.ConvOperator | linear_operators.MatrixOperator,
+    slots: int,
+) -> counters.CountLimits:
     fan_out = int(np.prod(operator.out_shape))
-    if isinstance(operator, ConvOperator):
+    if isinstance(operator, linear_operators.ConvOperator):
         out, _, height, width = operator.weight.shape
         fan_out = out // operator.groups * height * width
     bound = layer.edge.bound
-    return CountLimits(slots, bound, int(layer.fanout.sum()), layer.targets, fan_out)
+    return counters.CountLimits(slots, bound, int(layer.fanout.sum()), layer.targets, fan_out)
 
 
-def _touched(operator: ConvOperator | MatrixOperator, events: Tensor, live: Array | None) -> Tensor:
+def _touched(
+    operator: linear_operators.ConvOperator | linear_operators.MatrixOperator,
+    events: Tensor,
+    live: Array | None,
+) -> Tensor:
     """Live targets that at least one event reaches, per image; in chunks, to bound memory."""
     totals = [torch.zeros(0, dtype=torch.int64)]
     for part in torch.split(events, 64):
@@ -124,7 +127,9 @@ def _touched(operator: ConvOperator | MatrixOperator, events: Tensor, live: Arra
     return torch.cat(totals)
 
 
-def _readout_steps(layer: CountedLayer, operator: ReadoutOperator, source: Tensor) -> StepCounts:
+def _readout_steps(
+    layer: CountedLayer, operator: linear_operators.ReadoutOperator, source: Tensor
+) -> counters.StepCounts:
     """The head's edge is graded: its inputs are the counts over time (and space). One step."""
     counts = source.to(torch.int64).sum(0)
     if operator.space:
@@ -143,32 +148,32 @@ def _readout_steps(layer: CountedLayer, operator: ReadoutOperator, source: Tenso
         "touched": touched,
         "bias_adds": torch.full((len(counts),), layer.biased),
     }
-    return StepCounts({name: _by_step(values, 1) for name, values in counted.items()})
+    return counters.StepCounts({name: _by_step(values, 1) for name, values in counted.items()})
 
 
-def population_steps(layer: CountedPopulation, spikes_out: Tensor) -> StepCounts:
+def population_steps(layer: CountedPopulation, spikes_out: Tensor) -> counters.StepCounts:
     """Updates and spikes of (T, B, *shape), constant-pattern channels behind them left out."""
     neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
     return _neuron_steps(spikes_out[:, :, : layer.shape[0]], neurons)
 
 
-def counted_pooling_steps(layer: CountedPooling, source: Tensor) -> StepCounts:
+def counted_pooling_steps(layer: CountedPooling, source: Tensor) -> counters.StepCounts:
     """Nonzero inputs of all windows; source (T, B, C, H, W), or (B, C, H, W) for a static image."""
     values = source if source.dim() == 5 else source[None]
     events = (values != 0).double().flatten(0, 1)
     # A sum over windows: of a mean, only the divisor is another.
     sums = F.avg_pool2d(events, layer.kernel, layer.stride, layer.padding, divisor_override=1)
-    return StepCounts({"pool_ops": _by_step(sums.flatten(1).sum(1).round(), len(values))})
+    return counters.StepCounts({"pool_ops": _by_step(sums.flatten(1).sum(1).round(), len(values))})
 
 
 @torch.no_grad()
-def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, LayerCounts]:
+def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, counters.LayerCounts]:
     """Counts of `model` on images (B, C, H, W) or (T, B, C, H, W), summed: per projection, per
     population without a projection of its own, per max pooling, and of the readout.
     """
     module = model.module()
-    layers = lower(model).counted
-    totals = {layer.name: LayerCounts() for layer in layers}
+    layers = deploy.lower(model).counted
+    totals = {layer.name: counters.LayerCounts() for layer in layers}
     axis = 0 if module.as_signal(images).static else 1
     for part in torch.split(images, chunk, dim=axis):
         for name, counts in count_batch(module, layers, part).items():
@@ -178,7 +183,7 @@ def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, Laye
 
 def count_batch(
     module: GraphModule, layers: Sequence[Counted], images: Tensor
-) -> dict[str, LayerCounts]:
+) -> dict[str, counters.LayerCounts]:
     """Counts per layer for one batch, (B, C, H, W) static or (T, B, C, H, W)."""
     graph = module.graph
     known = {graph.input.name: module.as_signal(images)}
@@ -192,7 +197,7 @@ def count_batch(
     }
 
 
-def count_steps(layer: Counted, values: Mapping[str, Tensor]) -> StepCounts:
+def count_steps(layer: Counted, values: Mapping[str, Tensor]) -> counters.StepCounts:
     """Counts of one entry by step and sample, from the values of the nodes it needs."""
     if isinstance(layer, CountedPopulation):
         return population_steps(layer, values[layer.name])

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from soul_deploy.base.tables import Table
-from soul_deploy.base.terminal import one_line
+from soul_deploy.base import tables, terminal
 from soul_deploy.runtime.ops.counters import COUNTERS
 from soul_deploy.runtime.ops.energy import MEMORY, UNITS, arithmetic, memory_energy, ops_energy
 
@@ -37,13 +36,13 @@ PAPER_COLUMNS = (
 )
 
 
-def report_parts(report: "OpsReport") -> list[Table | str]:
+def report_parts(report: "OpsReport") -> list[tables.Table | str]:
     """Tables for people: layers, totals, estimates with their constants, other tools' rules."""
     rows = [_layer_row(report, layer) for layer in report.layers]
     rows.append(_total_row(report))
     title = f"{report.path} ({report.stage}), per inference, mean of {report.samples:,} samples"
-    parts: list[Table | str] = [Table(title, LAYER_COLUMNS, rows), *_facts(report)]
-    parts.append(Table("Energy, estimated", ["model", "per inference", "constants"], [
+    parts: list[tables.Table | str] = [tables.Table(title, LAYER_COLUMNS, rows), *_facts(report)]
+    parts.append(tables.Table("Energy, estimated", ["model", "per inference", "constants"], [
         *([f"ops45 {e.preset}", _energy(e.picojoules / report.samples), _constants(e.preset)]
           for e in report.ops),
         *([e.memory, _energy(e.value / 10 / report.samples), _levels(e.memory)]
@@ -51,7 +50,7 @@ def report_parts(report: "OpsReport") -> list[Table | str]:
     ]))  # fmt: skip
     if report.memory:
         parts.append(_placement(report))
-    parts.append(Table("By other tools' rules", ["rule", "per inference"], _compat(report)))
+    parts.append(tables.Table("By other tools' rules", ["rule", "per inference"], _compat(report)))
     return [*parts, CONVENTIONS_LINE]
 
 
@@ -124,14 +123,14 @@ def _compat(report: "OpsReport") -> list[list[object]]:
     ]  # fmt: skip
 
 
-def _placement(report: "OpsReport") -> Table:
+def _placement(report: "OpsReport") -> tables.Table:
     rows: list[list[object]] = []
     for energy in report.memory:
         for layer, arrays in energy.placement.items():
             stored = ", ".join(f"{a} {size:,} B {at}" for a, (at, size) in arrays.items() if size)
             if stored:
                 rows.append([layer, energy.memory, stored])
-    return Table("Where arrays stand (bytes)", ["layer", "model", "what"], rows)
+    return tables.Table("Where arrays stand (bytes)", ["layer", "model", "what"], rows)
 
 
 def _constants(preset: str) -> str:
@@ -187,7 +186,7 @@ def markdown(reports: Sequence["OpsReport"]) -> str:
     dense = Fraction(reports[0].totals["synops"], reports[0].samples) if reports else None
     lines = [["File", *PAPER_COLUMNS], ["---"] * (1 + len(PAPER_COLUMNS))]
     lines += [[report.path, *paper_row(report, dense)] for report in reports]
-    table = [one_line("| " + " | ".join(cells) + " |") for cells in lines]
+    table = [terminal.one_line("| " + " | ".join(cells) + " |") for cells in lines]
     return "\n".join([*table, "", CONVENTIONS_LINE + ". Energy is an estimate."])
 
 

@@ -5,8 +5,7 @@ loaded. What is needed was measured (peak of a small network, kernels compiled a
 the system reserves a stack and an arena of its own for each thread.
 """
 
-from soul_deploy.base.environment import physical_cores
-from soul_deploy.base.errors import LimitError
+from soul_deploy.base import environment, errors
 
 ONE_THREAD = 350 << 20
 EACH_MORE = 72 << 20  # 8 MiB of stack, 64 MiB of arena
@@ -31,13 +30,13 @@ def needed(threads: int) -> int:
 def require_address_space(threads: int) -> None:
     """Raise LimitError if the process may map less than so many threads need; 0: one per core."""
     most = limit()
-    threads = threads or len(physical_cores())
+    threads = threads or len(environment.physical_cores())
     if most is None or most >= needed(threads):
         return
     advice = "Raise the limit"
     if threads > 1 and most >= needed(1):
         advice += " or give --threads 1"
-    raise LimitError(
+    raise errors.LimitError(
         f"this process may map {most >> 10:,} kB of memory (ulimit -v); kernels on {threads} "
         f"thread{'s' if threads > 1 else ''} need at least {needed(threads) >> 10:,} kB. {advice}"
     )

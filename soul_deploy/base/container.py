@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.errors import FileFormatError
-from soul_deploy.base.json_text import parse_json, require_length
-from soul_deploy.base.opening import Array, OpenFile
+from soul_deploy.base import Array, errors, json_text, opening
 
 DTYPES = {
     "F32": "<f4",
@@ -58,7 +56,7 @@ class Header:
     length: int
 
 
-def read_header(file: OpenFile, max_memory: int | None = None) -> Header:
+def read_header(file: opening.OpenFile, max_memory: int | None = None) -> Header:
     """The header, checked: its arrays lie side by side and fill the file.
 
     max_memory: bytes that it may take as data; None: DESCRIPTION_BYTES of json_text.py.
@@ -73,30 +71,30 @@ def read_header(file: OpenFile, max_memory: int | None = None) -> Header:
         places = {name: _place(name, entry) for name, entry in found.items()}
         _require_filled(places, file.size - 8 - len(raw))
     except _BrokenError as error:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{file} is not an intact safetensors file ({error}); it may be truncated or of "
             "another format"
         ) from error
     except _DtypeError as error:
-        raise FileFormatError(f"{file}: {error}") from error
+        raise errors.FileFormatError(f"{file}: {error}") from error
     return Header(places, metadata, 8 + len(raw))
 
 
-def _header_bytes(file: OpenFile, max_memory: int | None) -> bytes:
+def _header_bytes(file: opening.OpenFile, max_memory: int | None) -> bytes:
     _require(file.size >= 8, f"{file.size} bytes, no room for a header")
     length = int.from_bytes(file.data[:8].tobytes(), "little")
     _require(length <= MAX_HEADER, f"a header of {length} bytes; at most {MAX_HEADER} are read")
     _require(8 + length <= file.size, f"a header of {length} bytes in {file.size}")
     start = file.data[8 : 8 + min(length, 64)].tobytes()
     _require(start.lstrip(b" \t\r\n").startswith(b"{"), "its header is no JSON object")
-    require_length(f"{file}: its header", length, max_memory)
+    json_text.require_length(f"{file}: its header", length, max_memory)
     return file.data[8 : 8 + length].tobytes()
 
 
 def _parsed(raw: bytes, what: str, max_memory: int | None) -> dict[str, Any]:
     try:
-        found = parse_json(raw, what, max_memory=max_memory, strict=True)
-    except FileFormatError as error:
+        found = json_text.parse_json(raw, what, max_memory=max_memory, strict=True)
+    except errors.FileFormatError as error:
         raise _BrokenError(str(error.__cause__)) from error
     if not isinstance(found, dict):
         raise _BrokenError("its header is no JSON object")
@@ -141,7 +139,7 @@ def _require(holds: bool, problem: str) -> None:
         raise _BrokenError(problem)
 
 
-def map_arrays(file: OpenFile, header: Header) -> dict[str, Array]:
+def map_arrays(file: opening.OpenFile, header: Header) -> dict[str, Array]:
     """Views of the mapped file, read-only. Raises FileFormatError for sides that numpy lacks."""
     data = file.data[header.length :]
     arrays = {}
@@ -150,7 +148,7 @@ def map_arrays(file: OpenFile, header: Header) -> dict[str, Array]:
             view = data[place.begin : place.end].view(DTYPES[place.dtype])
             arrays[name] = view.reshape(place.shape)
         except (ValueError, OverflowError) as error:
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{file}: tensor {name!r} cannot be mapped in the shape {place.shape} ({error})"
             ) from error
     return arrays

@@ -20,21 +20,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.container import map_arrays, read_header
-from soul_deploy.base.errors import (
-    FileFormatError,
-    FileWriteError,
-    PathKindError,
-    UnconfirmedWriteError,
-    UsageError,
-)
+from soul_deploy.base import Array, brief, container, errors
 from soul_deploy.base.json_text import parse_json
-from soul_deploy.base.opening import Array, File, OpenFile, opened, path_of, require_file
+from soul_deploy.base.opening import File, OpenFile, opened, path_of, require_file
 
 # Whoever reads or writes files finds the path's part here too.
 __all__ = [
-    "Array",
     "File",
     "OpenFile",
     "TensorFile",
@@ -81,7 +72,7 @@ class TensorFile:
         if text is None:
             return None
         if self.metadata.get(CHECKSUM_KEY) != _text_sha256(text):
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{self.path}: its description does not match its checksum; the file is damaged, "
                 "or older than this version: make it again"
             )
@@ -93,14 +84,14 @@ class TensorFile:
         Raises FileFormatError for a file without our metadata or of another kind or version.
         """
         if METADATA_KEY not in self.metadata:
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{self.path} is a safetensors file without soul-deploy metadata; expected "
                 f"{format_name}. Bare weights are loaded with a model name (--model)"
             )
         document = self.description()
         found = document.get("format") if isinstance(document, dict) else None
         if found != format_name:
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{self.path} is of format {found!r}; this command reads {format_name!r}"
             )
         assert isinstance(document, dict)
@@ -110,17 +101,19 @@ class TensorFile:
 def require_output(path: Path) -> Path:
     """`path` if a file can be there: no folder, and not below a file. Raises PathKindError."""
     if path == Path():
-        raise PathKindError("an empty path (or the current folder) given to write to; name a file")
+        raise errors.PathKindError(
+            "an empty path (or the current folder) given to write to; name a file"
+        )
     with suppress(OSError):  # a name that is too long, ...: writing says so
         if path.is_dir():
-            raise PathKindError(
+            raise errors.PathKindError(
                 f"{path} is a folder, and what is written is a file; give the name of a file in it"
             )
         if path.exists() and not path.is_file():
-            raise PathKindError(f"{path} is no regular file; give another place")
+            raise errors.PathKindError(f"{path} is no regular file; give another place")
         above = next(folder for folder in path.parents if folder.exists())
         if not above.is_dir():
-            raise PathKindError(
+            raise errors.PathKindError(
                 f"{path} cannot be written: {above} is not a folder; give another place"
             )
     return path
@@ -142,7 +135,7 @@ def require_writable(*paths: Path) -> None:
             os.close(handle)
             Path(name).unlink()
         except OSError as error:
-            raise FileWriteError(
+            raise errors.FileWriteError(
                 f"{path} cannot be written: {error.strerror or error}. Nothing was begun; give "
                 "another place, or make this one writable"
             ) from error
@@ -163,7 +156,7 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
 def refuse_itself(output: Path, model: Path) -> None:
     """Raise UsageError if `output` is the model that is read: nothing replaces its own source."""
     if output.resolve() == model.resolve():
-        raise UsageError(f"{output} is the model itself; give another --output")
+        raise errors.UsageError(f"{output} is the model itself; give another --output")
 
 
 def read_tensors(file: File, *, max_memory: int | None = None) -> TensorFile:
@@ -174,14 +167,16 @@ def read_tensors(file: File, *, max_memory: int | None = None) -> TensorFile:
     not an intact safetensors file with dtypes that we use and finite floating-point values.
     """
     with opened(file) as source:
-        header = read_header(source, max_memory)
-        tensors = map_arrays(source, header)
+        header = container.read_header(source, max_memory)
+        tensors = container.map_arrays(source, header)
     path = source.path
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FileFormatError(f"{path}: tensor {name!r} holds values that are not finite")
+            raise errors.FileFormatError(
+                f"{path}: tensor {name!r} holds values that are not finite"
+            )
         if array.dtype == np.bool_ and array.size and int(array.view(np.uint8).max()) > 1:
-            raise FileFormatError(f"{path}: tensor {name!r} holds bytes other than 0 and 1")
+            raise errors.FileFormatError(f"{path}: tensor {name!r} holds bytes other than 0 and 1")
     return TensorFile(path, tensors, header.metadata, max_memory)
 
 
@@ -256,7 +251,7 @@ def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
         _write_and_rename(path, write)
     except (OSError, SafetensorError) as error:
         left = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-        raise FileWriteError(
+        raise errors.FileWriteError(
             f"{path} cannot be written: {_reason(error)}. Free some space or give another place; "
             f"what was there is unchanged{left}"
         ) from error
@@ -271,8 +266,8 @@ def _reason(error: Exception) -> object:
     return getattr(error, "strerror", None) or error
 
 
-def _unconfirmed(path: Path, error: OSError) -> UnconfirmedWriteError:
-    return UnconfirmedWriteError(
+def _unconfirmed(path: Path, error: OSError) -> errors.UnconfirmedWriteError:
+    return errors.UnconfirmedWriteError(
         f"{path} is written and in place, but the system did not confirm that a power cut cannot "
         f"take it back ({_reason(error)}, for the folder {path.parent}). Check the disk, and that "
         "the folder may be read; then write again"

@@ -14,8 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeGuard, get_args
 
 import numpy as np
 
-from soul_deploy.base.errors import UsageError, ValidityError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, errors
 
 InputKind: TypeAlias = Literal["images", "counts", "spikes", "values"]
 INPUT_KINDS: tuple[InputKind, ...] = get_args(InputKind)
@@ -53,11 +52,15 @@ def normalise(pixels: Array, rule: InputRule) -> Array:
     """
     pixels = np.asarray(pixels)
     if rule.kind != "images":
-        raise UsageError(f"this network takes {rule.kind}, which are not normalised; only pixels")
+        raise errors.UsageError(
+            f"this network takes {rule.kind}, which are not normalised; only pixels"
+        )
     if pixels.dtype != np.uint8:
-        raise ValidityError(f"{pixels.dtype} given to normalise; pixels are uint8, 0 to 255")
+        raise errors.ValidityError(f"{pixels.dtype} given to normalise; pixels are uint8, 0 to 255")
     if pixels.shape[-len(rule.shape) :] != rule.shape:
-        raise ValidityError(f"pixels of {pixels.shape} given; this network takes {rule.shape}")
+        raise errors.ValidityError(
+            f"pixels of {pixels.shape} given; this network takes {rule.shape}"
+        )
     scaled = pixels.astype(np.float32) / np.float32(255)
     if not rule.mean:
         return scaled
@@ -79,14 +82,14 @@ def input_array(x: object, rule: InputRule, what: str = "the input") -> Array:
     try:
         given = np.asarray(x)
     except ValueError as error:
-        raise ValidityError(f"{what} is no array ({error}); give one of float32") from error
+        raise errors.ValidityError(f"{what} is no array ({error}); give one of float32") from error
     if given.dtype.kind not in "biuf":
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{what} holds no numbers: an input of {given.dtype} given; give real numbers, best "
             "float32"
         )
     if rule.kind == "images" and given.dtype != np.uint8 and given.dtype.kind != "f":
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{what} holds {given.dtype}; needed: floating-point values (normalised) or uint8 "
             "pixels, since the network takes images"
         )
@@ -101,11 +104,11 @@ def numbers_of(given: Array, rule: InputRule, what: str = "the input") -> Array:
     if rule.kind == "images" and given.dtype == np.uint8:
         return normalise(given, rule)
     if given.dtype.kind == "f" and not _finite(given):
-        raise ValidityError(f"{what} holds values that are not finite; give real numbers")
+        raise errors.ValidityError(f"{what} holds values that are not finite; give real numbers")
     with np.errstate(over="ignore"):
         values: Array = given.astype(np.float32, copy=False)
     if values.dtype != given.dtype and not _finite(values):
-        raise ValidityError(
+        raise errors.ValidityError(
             f"{what} holds {given.dtype} values beyond float32, in which networks run (3.4e38): "
             "values that are not finite; check its scaling"
         )

@@ -6,8 +6,7 @@ Three bytes (`[],`) become an object of 64 bytes and its place, so that a text's
 import json
 from typing import Any
 
-from soul_deploy.base.errors import FileFormatError, LimitError
-from soul_deploy.base.memory import RAISE_IT
+from soul_deploy.base import errors, memory
 
 DESCRIPTION_BYTES = 128 << 20
 """What the data of one text may take, unless the caller allows more. The descriptions of networks
@@ -54,15 +53,15 @@ def parse_json(
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"), **hooks)
     except (ValueError, RecursionError) as error:  # too many digits are a plain ValueError
-        raise FileFormatError(f"{what} is not JSON ({error})") from error
+        raise errors.FileFormatError(f"{what} is not JSON ({error})") from error
 
 
 def _require(what: str, needed: int, max_memory: int | None) -> None:
     allowed = DESCRIPTION_BYTES if max_memory is None else max_memory
     if needed > allowed:
-        raise LimitError(
+        raise errors.LimitError(
             f"{what}, as JSON data, needs {needed:,} bytes of memory; allowed are {allowed:,}. "
-            f"{RAISE_IT}"
+            f"{memory.RAISE_IT}"
         )
 
 

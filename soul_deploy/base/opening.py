@@ -15,14 +15,13 @@ from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from soul_deploy.base import Array
 from soul_deploy.base.errors import FileFormatError, MissingFileError, PathKindError
 
-Array = npt.NDArray[Any]
 # Windows tells text from bytes, and a pipe would wait for its writer.
 FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 

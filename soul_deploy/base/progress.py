@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.terminal import STATUS, is_terminal, say
+from soul_deploy.base import errors, terminal
 
 VARIABLE = "SOUL_DEPLOY_PROGRESS"
 EVERY = 10.0  # seconds between two lines
@@ -50,7 +49,7 @@ class Progress:
             self._draw(now)
         elif now - self._last >= self._every:
             self._last = now
-            say(self.line(now), err=True)
+            terminal.say(self.line(now), err=True)
 
     def said(self) -> None:
         """Something else was just said of the work."""
@@ -70,7 +69,7 @@ class Progress:
     def _draw(self, now: float) -> None:
         if now - self._begun >= LOOK:  # short work draws nothing
             self._last = now
-            STATUS.set(self.line(now))
+            terminal.STATUS.set(self.line(now))
 
 
 def duration(seconds: float) -> str:
@@ -109,7 +108,7 @@ def watched(name: str, *, quiet: bool = False) -> Iterator[None]:
     if quiet or not every:
         yield
         return
-    drawn = is_terminal(err=True) and os.environ.get("TERM") != "dumb"
+    drawn = terminal.is_terminal(err=True) and os.environ.get("TERM") != "dumb"
     progress, ended = Progress(name, every, drawn=drawn), Event()
     _current.append(progress)
     watch = Thread(target=_watch, args=(progress, ended, min(every, LOOK)), daemon=True)
@@ -120,7 +119,7 @@ def watched(name: str, *, quiet: bool = False) -> Iterator[None]:
         ended.set()
         watch.join(LOOK)
         _current.remove(progress)
-        STATUS.set("")
+        terminal.STATUS.set("")
 
 
 def _watch(progress: Progress, ended: Event, pause: float) -> None:
@@ -142,7 +141,7 @@ def interval(environment: "os._Environ[str] | dict[str, str]") -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise UsageError(
+        raise errors.UsageError(
             f"{VARIABLE} is {given!r}; give the seconds between two lines about long work, 0 for "
             "none of them, or unset it"
         )

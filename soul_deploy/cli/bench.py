@@ -9,37 +9,24 @@ from typing import Any
 
 import click
 
-from soul_deploy.base.errors import UsageError
+from soul_deploy.base import errors, progress, terminal, warned
 from soul_deploy.base.files import require_writable, write_text
-from soul_deploy.base.progress import status
-from soul_deploy.base.terminal import say, show
-from soul_deploy.base.warned import warnings_said
 from soul_deploy.cli import common_options as common
+from soul_deploy.cli import parsing, text_table
 from soul_deploy.cli.common_options import option
-from soul_deploy.cli.parsing import (
-    ListOption,
-    SoulCommand,
-    positive_integers,
-    require_steps,
-    require_threads,
-    words,
-)
-from soul_deploy.cli.text_table import drawn
+from soul_deploy.runtime.bench import inputs, runner, timing
 from soul_deploy.runtime.bench.bench import time_files
 from soul_deploy.runtime.bench.engines import ENGINES
-from soul_deploy.runtime.bench.inputs import RANDOM, BenchFiles, choose_engines
 from soul_deploy.runtime.bench.reference import ReferenceRequest
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
-from soul_deploy.runtime.bench.runner import MAX_BATCHES, BenchConfig
-from soul_deploy.runtime.bench.timing import TimingSchedule
 
 
 @dataclass(frozen=True)
 class BenchRequest:
     """What was asked, checked."""
 
-    files: BenchFiles
-    config: BenchConfig
+    files: inputs.BenchFiles
+    config: runner.BenchConfig
     given_input: str
     reference: ReferenceRequest | None
 
@@ -50,7 +37,7 @@ def _instrument(flag: str) -> Callable[[Any], Any]:
     def refuse(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
         if wanted:
             name = flag.removeprefix("--")
-            raise UsageError(
+            raise errors.UsageError(
                 f"{flag} is a script of its own now; run python benchmarks/{name}.py, which is in "
                 "soul-deploy's repository"
             )
@@ -96,20 +83,22 @@ def _timing_options() -> common.Decorator:
 
     return common.options(
         option("--engines", "--backend", help=engines),
-        common.threads_option("List of numbers.", cls=ListOption, kind=str, default="1"),
-        option(*batch, cls=ListOption, default="1"),
-        option("--input", "given_input", default=RANDOM, help=source, heading="Data"),
+        common.threads_option("List of numbers.", cls=parsing.ListOption, kind=str, default="1"),
+        option(*batch, cls=parsing.ListOption, default="1"),
+        option("--input", "given_input", default=inputs.RANDOM, help=source, heading="Data"),
         common.data_dir_option(),
         number("--warmup", 0, 5, "Runs."),
         number("--iterations", 1, 50),
         option("--duration", type=float, help=duration),
-        option("--percentiles", cls=ListOption, default="50 90 99"),
+        option("--percentiles", cls=parsing.ListOption, default="50 90 99"),
         common.seed_option("Of the random input.", "Data"),
         option("--fresh/--no_fresh", default=True, help=fresh),
     )
 
 
-@click.command(cls=SoulCommand, example="bench sparse --reference --density 0.02 --engines event")
+@click.command(
+    cls=parsing.SoulCommand, example="bench sparse --reference --density 0.02 --engines event"
+)
 @_network_options()
 @_timing_options()
 @_instrument("--roof")
@@ -129,7 +118,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         require_writable(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
-    with warnings_said(_warn), compiling_announced():
+    with warned.warnings_said(_warn), compiling_announced():
         report = bench(request)
     if baseline is not None:
         report = report.against(baseline)
@@ -138,28 +127,30 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     text = json.dumps(report.to_dict(), indent=1)
     if output is not None:
         write_text(output, text + "\n")
-    show(text if style == "json" else drawn(report))
+    terminal.show(text if style == "json" else text_table.drawn(report))
     if output is not None:
-        say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
+        terminal.say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 
 
 def read_request(values: dict[str, Any]) -> BenchRequest:
     """Options as a request. Raises UsageError, UnknownNameError."""
-    files = BenchFiles(
+    files = inputs.BenchFiles(
         **{key: values[key] for key in ("model", "compact", "onnx", "onnx_compact", "event")}
     )
     reference = read_reference(values, files)
     if reference is not None:
-        files = BenchFiles(model=Path("reference.safetensors"))  # written when the bench begins
+        files = inputs.BenchFiles(
+            model=Path("reference.safetensors")
+        )  # written when the bench begins
     duration = values["duration"]
     if duration is not None and not 0 < duration <= 3600:
-        raise UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
-    engines = choose_engines(read_engines(values["engines"]), files)
-    config = BenchConfig(
+        raise errors.UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
+    engines = inputs.choose_engines(read_engines(values["engines"]), files)
+    config = runner.BenchConfig(
         engines=engines,
         threads=read_threads(values["threads"]),
-        batch_sizes=positive_integers("--batch_size", values["batch_size"]),
-        schedule=TimingSchedule(values["warmup"], values["iterations"], duration),
+        batch_sizes=parsing.positive_integers("--batch_size", values["batch_size"]),
+        schedule=timing.TimingSchedule(values["warmup"], values["iterations"], duration),
         percentiles=read_percentiles(values["percentiles"]),
         fresh=values["fresh"],
         seed=values["seed"],
@@ -168,19 +159,21 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     return BenchRequest(files, config, values["given_input"], reference)
 
 
-def read_reference(values: dict[str, Any], files: BenchFiles) -> ReferenceRequest | None:
+def read_reference(values: dict[str, Any], files: inputs.BenchFiles) -> ReferenceRequest | None:
     """The reference network asked for. Raises UsageError for options that don't belong together."""
-    require_steps("--time_step", values["time_step"])
+    parsing.require_steps("--time_step", values["time_step"])
     fields = {key: values[key] for key in ("density", "connectivity", "rate", "time_step")}
     given = [f"--{key}" for key, value in fields.items() if value is not None]
     if not values["reference"]:
         if given:
-            raise UsageError(f"{', '.join(given)}: these describe the network of --reference")
+            raise errors.UsageError(
+                f"{', '.join(given)}: these describe the network of --reference"
+            )
         return None
-    if files != BenchFiles():
-        raise UsageError("--reference makes its own network; leave out the files")
-    if values["given_input"] != RANDOM:
-        raise UsageError("--reference makes its own input; leave out --input")
+    if files != inputs.BenchFiles():
+        raise errors.UsageError("--reference makes its own network; leave out the files")
+    if values["given_input"] != inputs.RANDOM:
+        raise errors.UsageError("--reference makes its own input; leave out --input")
     return ReferenceRequest(**fields, seed=values["seed"])
 
 
@@ -188,9 +181,9 @@ def read_engines(text: str | None) -> list[str]:
     """Names of engines; none if the option was not given. Raises UsageError for an empty list."""
     if text is None:
         return []
-    names = [word.lower() for word in words(text)]
+    names = [word.lower() for word in parsing.words(text)]
     if not names:
-        raise UsageError(
+        raise errors.UsageError(
             f"--engines {text!r}: the list is empty; give some of {', '.join(ENGINES)}, or leave "
             "the option out"
         )
@@ -199,40 +192,42 @@ def read_engines(text: str | None) -> list[str]:
 
 def read_threads(text: str) -> tuple[int, ...]:
     """Numbers of threads. Raises UsageError."""
-    threads = positive_integers("--threads", text)
-    require_threads(max(threads))
+    threads = parsing.positive_integers("--threads", text)
+    parsing.require_threads(max(threads))
     return threads
 
 
 def read_percentiles(text: str) -> tuple[float, ...]:
     """Numbers from 0 to 100. Raises UsageError."""
     try:
-        shares = tuple(dict.fromkeys(float(word) for word in words(text)))
+        shares = tuple(dict.fromkeys(float(word) for word in parsing.words(text)))
     except ValueError:
         shares = ()
     if not shares or not all(0 <= share <= 100 for share in shares):
-        raise UsageError(f"--percentiles {text!r}: give numbers from 0 to 100, such as 50 90 99")
+        raise errors.UsageError(
+            f"--percentiles {text!r}: give numbers from 0 to 100, such as 50 90 99"
+        )
     return shares
 
 
 def bench(request: BenchRequest) -> BenchReport:
     """Export what is missing, check that the files fit together, time them."""
     with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
-        status("bench: preparing")
+        progress.status("bench: preparing")
         files, images, config = request.files, request.given_input, request.config
         if request.reference is not None:
-            count = max(config.batch_sizes) * MAX_BATCHES
+            count = max(config.batch_sizes) * runner.MAX_BATCHES
             model, path = request.reference.write(Path(folder), count)
-            files, images = BenchFiles(model=model), str(path)
+            files, images = inputs.BenchFiles(model=model), str(path)
         report = time_files(
-            files, images, config, Path(folder), lambda text: status(f"bench: {text}")
+            files, images, config, Path(folder), lambda text: progress.status(f"bench: {text}")
         )
         document = dict(report.document)
     if request.reference is not None:
-        told_input = document["input"].replace(images, RANDOM, 1)
+        told_input = document["input"].replace(images, inputs.RANDOM, 1)
         document |= {"reference": asdict(request.reference), "input": told_input}
     return replace(report, document=document)
 
 
 def _warn(text: str) -> None:
-    say(f"Warning: {text}", err=True)
+    terminal.say(f"Warning: {text}", err=True)

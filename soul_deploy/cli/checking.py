@@ -10,30 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import UsageError, VerificationError
-from soul_deploy.base.files import (
-    OpenFile,
-    refuse_itself,
-    require_file,
-    require_output,
-    require_writable,
-    write_atomically,
-)
-from soul_deploy.base.input_rule import random_inputs
-from soul_deploy.base.progress import status
-from soul_deploy.base.terminal import say, show
-from soul_deploy.cli.options import CheckOptions
+from soul_deploy.base import brief, errors, files, input_rule, progress, terminal
+from soul_deploy.cli import options, parsing
 from soul_deploy.cli.output import data_flags, print_files
-from soul_deploy.cli.parsing import require_steps
 from soul_deploy.cli.progress import remark_on
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import load_data_for
 from soul_deploy.data.images import fitted
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
+from soul_deploy.export.verify import onnx
 from soul_deploy.export.verify import verify as gates
-from soul_deploy.export.verify.onnx import input_mode_of, static_input_of
 from soul_deploy.export.verify.verify import Kind, VerifyReport
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
@@ -56,8 +43,8 @@ class Source:
 
     @staticmethod
     def load(path: Path, time_step: int | None, max_memory: int | None = None) -> "Source":
-        require_steps("time_step", time_step)
-        with OpenFile(path) as source:
+        parsing.require_steps("time_step", time_step)
+        with files.OpenFile(path) as source:
             model, sha256 = load(source, max_memory=max_memory), source.sha256()
         if time_step is not None:
             model = model.with_time_steps(time_step)
@@ -68,10 +55,10 @@ def target_of(output: Path | None, model_path: Path, suffix: str) -> Path:
     """Where the exported file goes; whether it can be written is found out before the model is
     read. Raises MissingFileError, PathKindError, UsageError (the model itself), FileWriteError.
     """
-    require_file(model_path)
+    files.require_file(model_path)
     target = output or model_path.with_suffix(suffix)
-    refuse_itself(target, model_path)
-    require_writable(target)
+    files.refuse_itself(target, model_path)
+    files.require_writable(target)
     return target
 
 
@@ -80,7 +67,7 @@ def write_checked(
     source: Source,
     target: Path,
     write: Callable[[Path], None],
-    check_on: CheckOptions,
+    check_on: options.CheckOptions,
     check: bool,
     layers: list[dict[str, Any]] | None = None,
     beside: Callable[[], Mapping[str, Path]] = dict,
@@ -91,28 +78,28 @@ def write_checked(
     layers: filled by `write`, the representation of each layer, to be printed. beside: writes what
     belongs to the file, once that is in place.
     """
-    refuse_itself(require_output(target), source.path)
+    files.refuse_itself(files.require_output(target), source.path)
     images = check_images(source.model, check_on) if check else None
     reports: list[VerifyReport] = []
 
     def write_and_check(temporary: Path) -> None:
-        status(f"export: writing {target}")
+        progress.status(f"export: writing {target}")
         write(temporary)
         if images is not None:
             reports.append(check_file(kind, source, (temporary, target), images, check_on))
             if reports[-1].verdict is Verdict.FAILED:
-                show(drawn(reports[-1]), err=True)
-                raise VerificationError(
+                terminal.show(drawn(reports[-1]), err=True)
+                raise errors.VerificationError(
                     f"the exported {kind} file is not what {source.path} says; it was not kept"
                 )
 
-    write_atomically(target, write_and_check)
+    files.write_atomically(target, write_and_check)
     others = beside()
     report = reports[0] if reports else None
     if report is not None and report.verdict is Verdict.INCONCLUSIVE:
-        say(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
+        terminal.say(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
     if check_on.output_format == "json":
-        show(as_json(_export_json(kind, source, target, report, layers)))
+        terminal.show(as_json(_export_json(kind, source, target, report, layers)))
     else:
         _print_export(kind, source, target, report, layers, check_on, others)
 
@@ -144,19 +131,19 @@ def _print_export(
     target: Path,
     report: VerifyReport | None,
     layers: list[dict[str, Any]] | None,
-    check_on: CheckOptions,
+    check_on: options.CheckOptions,
     others: Mapping[str, Path],
 ) -> None:
     if layers is not None:
-        show(drawn([representation_table(layers)]))
+        terminal.show(drawn([representation_table(layers)]))
     if report is not None:
-        show(drawn(report))
+        terminal.show(drawn(report))
     shown = report is not None and kind != "nir"
     following = ["inspect", target] if shown else _verifying(source, target, check_on)
     print_files("table", {TITLES[kind]: target, **others}, following)
 
 
-def _verifying(source: Source, target: Path, check_on: CheckOptions) -> list[object]:
+def _verifying(source: Source, target: Path, check_on: options.CheckOptions) -> list[object]:
     """Words that verify a file on what this command was given."""
     steps = [] if source.time_step is None else ["--time_step", source.time_step]
     name = check_on.dataset_name or source.model.info.provenance.get("data")
@@ -180,14 +167,14 @@ def check_file(
     source: Source,
     paths: tuple[Path, Path],
     chosen: tuple[Tensor, str],
-    check_on: CheckOptions,
+    check_on: options.CheckOptions,
     allow_silent: bool = False,
 ) -> VerifyReport:
     """The gates on the chosen images; paths: where the file is, and how it will be called."""
     if check_on.threads is not None:
         torch.set_num_threads(check_on.threads)
     (path, shown), (images, described) = paths, chosen
-    status(f"verifying {shown} on {described}")
+    progress.status(f"verifying {shown} on {described}")
     if kind == "onnx" and _takes_frames(path):
         steps = source.model.graph.time_steps
         images, frames = _moving(images, steps)
@@ -219,21 +206,23 @@ def _moving(images: Tensor, steps: int) -> tuple[Tensor, str]:
 def _takes_frames(path: Path) -> bool:
     """Whether an ONNX file can be shown another frame at every step."""
     file = read_onnx(path)
-    mode = input_mode_of(file)
-    return mode == "sequence" or (mode == "step" and static_input_of(file) == "image")
+    mode = onnx.input_mode_of(file)
+    return mode == "sequence" or (mode == "step" and onnx.static_input_of(file) == "image")
 
 
-def check_images(model: Model, check_on: CheckOptions) -> tuple[Tensor, str]:
+def check_images(model: Model, check_on: options.CheckOptions) -> tuple[Tensor, str]:
     """Normalised images (N, C, H, W), or numbers of the model's kind, and what they are.
 
     Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
     """
     if check_on.source.lower() == "random":
-        drawn = torch.from_numpy(random_inputs(model.input_rule, check_on.samples, check_on.seed))
+        drawn = torch.from_numpy(
+            input_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
+        )
         return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
     name = check_on.dataset_name or model.info.provenance.get("data")
     if not isinstance(name, str):
-        raise UsageError(
+        raise errors.UsageError(
             "the model file does not say which data it was trained on; give --dataset_name, or "
             "--input random to verify on random pixels"
         )

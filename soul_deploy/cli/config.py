@@ -9,9 +9,8 @@ import torch
 from click.core import ParameterSource
 from torch import nn
 
-from soul_deploy import distributed
-from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
-from soul_deploy.base.files import require_writable
+from soul_deploy import distributed, ir
+from soul_deploy.base import errors, files
 from soul_deploy.cli.options import (
     DataOptions,
     LearningOptions,
@@ -20,54 +19,45 @@ from soul_deploy.cli.options import (
     RunOptions,
 )
 from soul_deploy.cli.progress import remark_on, warnings_told
-from soul_deploy.data.datasets import Data, canonical_data_name, load_data, load_data_for
-from soul_deploy.data.sampler import SHIFT
+from soul_deploy.data import datasets, sampler
 from soul_deploy.frontend.factory import is_dotted
-from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
-from soul_deploy.ir.neurons import SOUL_NEURONS, NeuronFamily
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
-from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.nn.surrogate import DEFAULT_ALPHA
-from soul_deploy.training.checkpoint_manager import Checkpoints
-from soul_deploy.training.device import prepare_device
-from soul_deploy.training.lr_schedules import parse_schedule
-from soul_deploy.training.messages import warn
-from soul_deploy.training.train import how_trained
-from soul_deploy.training.trainer import OPTIMIZERS, TrainConfig
+from soul_deploy.nn import graph_module, surrogate
+from soul_deploy.training import checkpoint_manager, device, lr_schedules, messages, train, trainer
 from soul_deploy.zoo import registry as zoo
-from soul_deploy.zoo.resnet_blocks import Stem
+from soul_deploy.zoo import resnet_blocks
 
-NEURONS = tuple(SOUL_NEURONS)
+NEURONS = tuple(ir.SOUL_NEURONS)
 
 
-def neuron_spec(choice: NetworkChoice) -> NeuronSpec:
+def neuron_spec(choice: NetworkChoice) -> ir.NeuronSpec:
     """The neuron that the options describe: Soul's of that name, but for what was given.
 
     Raises UnknownNameError or UsageError.
     """
-    family: NeuronFamily = _known("neuron", choice.neuron_type, NEURONS)
+    family: ir.NeuronFamily = _known("neuron", choice.neuron_type, NEURONS)
     given = choice.constants()
     for name, kind, valid in (
-        ("surrogate", "surrogate", DEFAULT_ALPHA),
+        ("surrogate", "surrogate", surrogate.DEFAULT_ALPHA),
         ("fire", "firing rule", ("gt", "ge")),
     ):
         if name in given:
             given[name] = _known(kind, given[name], valid)
-    spec = replace(SOUL_NEURONS[family], **given)
-    return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
+    spec = replace(ir.SOUL_NEURONS[family], **given)
+    return replace(spec, surrogate_alpha=surrogate.DEFAULT_ALPHA[spec.surrogate])
 
 
-def recipe_of(options: LearningOptions) -> TrainConfig:
+def recipe_of(options: LearningOptions) -> trainer.TrainConfig:
     """The training that the options describe. Raises UnknownNameError or UsageError."""
-    return TrainConfig(
-        optimizer=_known("optimizer", options.optimizer, OPTIMIZERS),
+    return trainer.TrainConfig(
+        optimizer=_known("optimizer", options.optimizer, trainer.OPTIMIZERS),
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         momentum=options.momentum,
-        schedule=parse_schedule([options.scheduler]),
+        schedule=lr_schedules.parse_schedule([options.scheduler]),
         batch_size=options.batch_size,
-        augment=_known("augmentation", options.augment.replace("-", "_"), SHIFT),
+        augment=_known("augmentation", options.augment.replace("-", "_"), sampler.SHIFT),
         l1=options.l1,
         seed=options.seed,
         freeze_batch_norm=options.freeze_batch_norm,
@@ -77,19 +67,21 @@ def recipe_of(options: LearningOptions) -> TrainConfig:
 
 def _known(kind: str, given: str, valid: Any) -> Any:
     if given.lower() not in valid:
-        raise UnknownNameError(kind, given, valid)
+        raise errors.UnknownNameError(kind, given, valid)
     return given.lower()
 
 
 def prepare(run: RunOptions) -> torch.device:
     """`prepare_device` as the options say."""
-    return prepare_device(run.device, run.threads, run.process_timeout)
+    return device.prepare_device(run.device, run.threads, run.process_timeout)
 
 
-def checkpoints_of(keeping: ResumeOptions, folder: Path, **start: Any) -> Checkpoints:
+def checkpoints_of(
+    keeping: ResumeOptions, folder: Path, **start: Any
+) -> checkpoint_manager.Checkpoints:
     """The checkpoints in `folder`. start: what the run begins with, name -> JSON value."""
     resume = True if keeping.resume == "auto" else keeping.resume or False
-    return Checkpoints(folder, keeping.save_steps, resume, settings=start)
+    return checkpoint_manager.Checkpoints(folder, keeping.save_steps, resume, settings=start)
 
 
 @dataclass(frozen=True)
@@ -98,10 +90,10 @@ class Sizes:
 
     hidden: int
     width: int
-    connect: MergeFunction
+    connect: ir.MergeFunction
     groups: int
     width_per_group: int
-    stem: Stem
+    stem: resnet_blocks.Stem
 
 
 SIZE_FLAGS = {
@@ -120,10 +112,10 @@ def sizes_of(choice: NetworkChoice) -> Sizes:
     return Sizes(
         choice.hidden,
         choice.width,
-        _known("connect_function", choice.connect_function, get_args(MergeFunction)),
+        _known("connect_function", choice.connect_function, get_args(ir.MergeFunction)),
         choice.groups,
         choice.width_per_group,
-        _known("stem", choice.stem, get_args(Stem)),
+        _known("stem", choice.stem, get_args(resnet_blocks.Stem)),
     )
 
 
@@ -132,7 +124,7 @@ class Task:
     """A checked choice of network and data set, before anything is read or built."""
 
     model: str
-    neuron: NeuronSpec
+    neuron: ir.NeuronSpec
     data: str
     time_steps: int
     sizes: Sizes
@@ -147,7 +139,7 @@ class Task:
             name = f"{self.model}_{self.neuron.family}"
         return f"{name}_{self.data}_T{self.time_steps}_{self.seed}"
 
-    def network_options(self, data: Data) -> zoo.NetworkOptions:
+    def network_options(self, data: datasets.Data) -> zoo.NetworkOptions:
         """What the zoo needs to build the network for this data set."""
         return zoo.NetworkOptions(
             data.input_shape, len(data.classes), self.neuron, self.time_steps, **asdict(self.sizes)
@@ -161,7 +153,7 @@ def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
     return Task(
         zoo.canonical_name(network.model),
         neuron_spec(network),
-        canonical_data_name(data.dataset_name),
+        datasets.canonical_data_name(data.dataset_name),
         network.time_step,
         sizes_of(network),
         seed,
@@ -177,7 +169,7 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
         name for name, source in sources.items() if source not in (None, ParameterSource.DEFAULT)
     )
     if given:
-        raise UsageError(
+        raise errors.UsageError(
             f"--{given[0]} given, but {model!r} brings its own neurons and sizes; "
             "leave the flag out"
         )
@@ -194,44 +186,44 @@ def require_outputs(*paths: Path) -> None:
     Of several processes only the main one looks, since only that one writes.
     """
     if distributed.current().is_main:
-        require_writable(*paths)
+        files.require_writable(*paths)
 
 
-def load_task_data(options: DataOptions, taken: Shape | None = None) -> Data:
+def load_task_data(options: DataOptions, taken: ir.Shape | None = None) -> datasets.Data:
     """The data set that the options name; of several processes, the main one downloads it.
 
     taken: (C, H, W) that the network of a model file takes. Raises as `load_data`.
     """
     name, folder = options.dataset_name, options.data_dir
 
-    def load(main: bool) -> Data:
+    def load(main: bool) -> datasets.Data:
         download = options.download and main
         if options.size is None and taken is not None:
-            return load_data_for(taken, name, folder, download=download)
-        return load_data(name, folder, download=download, size=options.size)
+            return datasets.load_data_for(taken, name, folder, download=download)
+        return datasets.load_data(name, folder, download=download, size=options.size)
 
     loaded = distributed.main_first(load) if options.download else load(False)
     return remark_on(loaded, "; --size chooses another side" if taken is None else "")
 
 
-def create_network(task: Task, data: Data) -> tuple[nn.Module, SpikingGraph]:
+def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.SpikingGraph]:
     """The task's network and its graph, warnings told as the command's own."""
     shown = f"soul-deploy import torch {task.model} --dataset_name {task.data}"
     with warnings_told(f"`{shown}` compares on images"):
         return zoo.create(task.model, task.network_options(data))
 
 
-def new_module(task: Task, data: Data) -> GraphModule:
+def new_module(task: Task, data: datasets.Data) -> graph_module.GraphModule:
     """The task's network, freshly initialised from its seed."""
     torch.manual_seed(task.seed)
     network, graph = create_network(task, data)
-    module = GraphModule(graph)
+    module = graph_module.GraphModule(graph)
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     return module
 
 
-def new_model(task: Task, data: Data) -> Model:
+def new_model(task: Task, data: datasets.Data) -> Model:
     """The task's network, freshly initialised from its seed."""
     norm, kind = data.normalization, data.input_kind
     info = ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind)
@@ -247,19 +239,19 @@ def facts(task: Task) -> dict[str, Any]:
     }
 
 
-def provenance(task: Task, config: TrainConfig, epochs: int, **more: Any) -> dict[str, Any]:
+def provenance(task: Task, config: trainer.TrainConfig, epochs: int, **more: Any) -> dict[str, Any]:
     """What a model file says about how it was made; plain JSON data."""
-    return {**facts(task), **how_trained(config, epochs), **more}
+    return {**facts(task), **train.how_trained(config, epochs), **more}
 
 
 def warn_of_replacing(path: Path, command: str) -> None:
     """Say so if the result of another command stands where this one's will go."""
     try:
         made = load(path).info.provenance.get("command")
-    except SoulDeployError:  # none, or a damaged one, which is no loss
+    except errors.SoulDeployError:  # none, or a damaged one, which is no loss
         return
     if made is not None and made != command:
-        warn(
+        messages.warn(
             f"{path} is the result of {made}, which this run will replace; stop it and give "
             "another --model_dir to keep both"
         )

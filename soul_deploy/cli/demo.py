@@ -9,15 +9,8 @@ from typing import Any
 
 import click
 
-from soul_deploy.base.files import require_writable
-from soul_deploy.base.lazy import load_object
-from soul_deploy.base.progress import status
-from soul_deploy.base.tables import Table
-from soul_deploy.base.terminal import one_line, show
-from soul_deploy.cli.common_options import dry_run_option, output_option, threads_option
-from soul_deploy.cli.main import root
-from soul_deploy.cli.parsing import SoulCommand
-from soul_deploy.cli.text_table import drawn
+from soul_deploy.base import files, lazy, progress, tables, terminal
+from soul_deploy.cli import common_options, main, parsing, text_table
 from soul_deploy.runtime.format.validate import MAX_THREADS
 
 COUNTED_IMAGES = 200
@@ -112,33 +105,33 @@ def _deploy(places: Places, branch: str) -> list[list[str]]:
     ]
 
 
-@click.command(cls=SoulCommand, example="demo --dry_run")
-@output_option(
+@click.command(cls=parsing.SoulCommand, example="demo --dry_run")
+@common_options.output_option(
     "Folder for all files; existing ones are replaced.",
     click.Path(path_type=Path, file_okay=False),
     default=Path("demo"),
 )
-@threads_option(None, click.IntRange(1, MAX_THREADS), default=2)
-@dry_run_option("Print the commands, run none.")
+@common_options.threads_option(None, click.IntRange(1, MAX_THREADS), default=2)
+@common_options.dry_run_option("Print the commands, run none.")
 def demo(output: Path, threads: int, dry_run: bool) -> None:
     """Train a SpikingVGG on 5,000 real digits, prune it by both methods, export, verify, time.
 
     About 8 minutes on 2 cores. Each step is a command that you could type.
     """
     if not dry_run:
-        load_object("torch:Tensor", "soul-deploy demo")
+        lazy.load_object("torch:Tensor", "soul-deploy demo")
     places = Places(output)
     if not dry_run:
-        require_writable(*places.results())
+        files.require_writable(*places.results())
     begun = time.monotonic()
     for arguments in commands(places, threads):
-        show(f"\n$ soul-deploy {one_line(shlex.join(arguments))}")
+        terminal.show(f"\n$ soul-deploy {terminal.one_line(shlex.join(arguments))}")
         if not dry_run:
-            root.main(arguments, prog_name="soul-deploy", standalone_mode=False)
+            main.root.main(arguments, prog_name="soul-deploy", standalone_mode=False)
     if not dry_run:
-        status("demo: the table of all of it")
-        show("\n" + summary(places))
-        show(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
+        progress.status("demo: the table of all of it")
+        terminal.show("\n" + summary(places))
+        terminal.show(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
 
 
 def summary(places: Places) -> str:
@@ -151,8 +144,8 @@ def summary(places: Places) -> str:
         columns.append(_column(model, event, timings[branch], "compact"))
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     title = "Before and after (times: one image, one thread, median)"
-    table = Table(title, ["what", "dense", *BRANCHES], rows)
-    return drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
+    table = tables.Table(title, ["what", "dense", *BRANCHES], rows)
+    return text_table.drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
 
 
 def _column(

@@ -9,19 +9,13 @@ import click
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.measure import EnergyChoice, Measured, Original, count, original_of
+from soul_deploy.analysis import measure, tables
 from soul_deploy.analysis.report import SCHEMA, OpsReport
-from soul_deploy.analysis.tables import csv_text, markdown
-from soul_deploy.base.errors import UnsupportedGraphError, UsageError, VerificationError
-from soul_deploy.base.files import OpenFile
-from soul_deploy.base.progress import status
-from soul_deploy.base.terminal import show
+from soul_deploy.base import errors, files, progress, terminal
 from soul_deploy.cli import common_options as common
+from soul_deploy.cli import options, parsing, text_table
 from soul_deploy.cli.common_options import choice, option
-from soul_deploy.cli.options import model_steps_option
-from soul_deploy.cli.parsing import SoulCommand, require_steps, require_threads
 from soul_deploy.cli.progress import remark_on
-from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import load_data_for
 from soul_deploy.data.images import fitted
 from soul_deploy.equivalence.verdict import Verdict
@@ -53,7 +47,7 @@ class Counted:
         """The report and one line about the check."""
         line = f"Counters not compared with the event runtime: {self.why}"
         line = line if self.check is None else self.check.line()
-        return drawn([*self.report.parts(), line])
+        return text_table.drawn([*self.report.parts(), line])
 
 
 class PresetChoice(click.Choice[str]):
@@ -88,7 +82,7 @@ def _energy_options() -> common.Decorator:
             "--split", type=choice(SPLITS), default="test", help="Which images.", heading="Data"
         ),
         option("--samples", type=samples, default=200, help="Images.", heading="Data"),
-        model_steps_option(),
+        options.model_steps_option(),
         option("--preset", "presets", multiple=True, type=arithmetic, help=preset),
         option("--term", "terms", multiple=True, type=choice(OPTIONAL_TERMS), help=term),
         option("--memory", "memories", multiple=True, type=choice(list(MEMORY)), help=memory),
@@ -106,7 +100,7 @@ def _energy_options() -> common.Decorator:
     )
 
 
-@click.command(cls=SoulCommand, example="energy model.safetensors --dataset_name digits")
+@click.command(cls=parsing.SoulCommand, example="energy model.safetensors --dataset_name digits")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=common.FILE)
 @_energy_options()
 def energy(
@@ -132,24 +126,24 @@ def energy(
     integers and, unless told not to, compared with those of the event runtime; energy is an
     estimate from the constants that are printed. Exits with 1 if counts differ.
     """
-    require_steps("time_step", time_step)
-    require_threads(threads)
+    parsing.require_steps("time_step", time_step)
+    parsing.require_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
-    choice = EnergyChoice(
-        presets=presets or EnergyChoice.presets,
+    choice = measure.EnergyChoice(
+        presets=presets or measure.EnergyChoice.presets,
         terms=terms,
-        memories=memories or EnergyChoice.memories,
+        memories=memories or measure.EnergyChoice.memories,
         rows=None if rows == "auto" else rows,
     )
     wanted = Wanted(dataset_name, data_dir, download, split, samples, time_step)
     first = original or models[0]
-    denominators = original_of(str(first), load(first))
+    denominators = measure.original_of(str(first), load(first))
     found = [counted(path, denominators, wanted, choice, check) for path in models]
-    show(_shown(found, output_format))
+    terminal.show(_shown(found, output_format))
     failed = [item.report.path for item in found if item.failed]
     if failed:
-        raise VerificationError(
+        raise errors.VerificationError(
             f"the event runtime counts differently for {', '.join(failed)}; see the report, and "
             "verify an event file of it to find out where"
         )
@@ -168,25 +162,29 @@ class Wanted:
 
 
 def counted(
-    path: Path, original: Original, wanted: Wanted, choice: EnergyChoice, check: bool
+    path: Path,
+    original: measure.Original,
+    wanted: Wanted,
+    choice: measure.EnergyChoice,
+    check: bool,
 ) -> Counted:
     """The report of one model file."""
-    status(f"energy: counting {path}")
-    with OpenFile(path) as source:
+    progress.status(f"energy: counting {path}")
+    with files.OpenFile(path) as source:
         model, sha256, size = load(source), source.sha256(), source.size
     if wanted.time_step is not None:
         model = model.with_time_steps(wanted.time_step)
     images, labels, name = _images(model, wanted)
     data = {"name": name, "split": wanted.split, "arch": model.info.provenance.get("model", "")}
-    measured = Measured(path=str(path), sha256=sha256, artifact_bytes=size, data=data)
-    report = count(
+    measured = measure.Measured(path=str(path), sha256=sha256, artifact_bytes=size, data=data)
+    report = measure.count(
         model, images, labels=labels, original=original, energy=choice, measured=measured
     )
     if not check:
         return Counted(report, None, "not asked for")
     try:
         return Counted(report, verify_counts(model, images))
-    except UnsupportedGraphError as error:
+    except errors.UnsupportedGraphError as error:
         return Counted(report, None, str(error))
 
 
@@ -194,7 +192,7 @@ def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
     """Normalised images, labels and the data set's name. Raises UsageError if they do not fit."""
     name = wanted.dataset_name or model.info.provenance.get("data")
     if not isinstance(name, str):
-        raise UsageError(
+        raise errors.UsageError(
             "the model file does not say which data it was trained on; give --dataset_name"
         )
     data = load_data_for(model.input_shape, name, wanted.data_dir, download=wanted.download)
@@ -208,9 +206,9 @@ def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
 def _shown(found: list[Counted], output_format: str) -> str:
     reports = [item.report for item in found]
     if output_format == "csv":
-        return csv_text(reports)
+        return tables.csv_text(reports)
     if output_format == "markdown":
-        return markdown(reports)
+        return tables.markdown(reports)
     if output_format == "json":
         documents = [item.to_dict() for item in found]
         whole = documents[0] if len(found) == 1 else {"schema": SCHEMA, "reports": documents}

@@ -7,23 +7,15 @@ from typing import Any
 
 import click
 
-from soul_deploy.base.errors import InconclusiveError, UsageError, VerificationError
-from soul_deploy.base.files import require_writable
-from soul_deploy.base.memory import parse_bytes
-from soul_deploy.base.terminal import show
-from soul_deploy.cli import checking, options
+from soul_deploy.base import errors, files, memory, terminal
+from soul_deploy.cli import checking, options, parsing, text_table
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
 from soul_deploy.cli.common_options import FILE, Decorator, choice, option
 from soul_deploy.cli.options import CheckOptions, export_options
-from soul_deploy.cli.parsing import SoulCommand
-from soul_deploy.cli.text_table import drawn
 from soul_deploy.equivalence.verdict import Verdict
-from soul_deploy.export.event.build import export_event
-from soul_deploy.export.event.storage_format import CHOICES, CONVOLUTION_FORMS, Form
-from soul_deploy.export.onnx.model import INPUT_MODES, OUTPUTS, export_onnx
-from soul_deploy.export.onnx.opsets import OPSETS, require_opset
-from soul_deploy.export.onnx.step import STATIC_INPUTS, export_currents, export_step
+from soul_deploy.export.event import build, storage_format
+from soul_deploy.export.onnx import model, opsets, step
 from soul_deploy.export.verify.verify import artifact_kind
 from soul_deploy.runtime.io.inspect import representations
 
@@ -40,16 +32,18 @@ class OnnxOptions:
 
     def __post_init__(self) -> None:
         if self.mode == "step" and self.input_mode != "static":
-            raise UsageError("--input_mode is for --mode sequence; a step takes one frame")
+            raise errors.UsageError("--input_mode is for --mode sequence; a step takes one frame")
         if self.mode == "step" and self.outputs != "logits":
-            raise UsageError("--outputs spikes is for --mode sequence; a step yields its membranes")
+            raise errors.UsageError(
+                "--outputs spikes is for --mode sequence; a step yields its membranes"
+            )
         if self.mode != "step" and self.static_input != "image":
-            raise UsageError("--static_input current is for --mode step")
+            raise errors.UsageError("--static_input current is for --mode step")
 
     def write(self, source: Source, path: Path) -> None:
         """Export the model to `path`. Raises what the exporters raise."""
         if self.mode == "step":
-            export_step(
+            step.export_step(
                 source.model,
                 path,
                 opset=self.opset,
@@ -57,7 +51,7 @@ class OnnxOptions:
                 source_sha256=source.sha256,
             )
             return
-        export_onnx(
+        model.export_onnx(
             source.model,
             path,
             opset=self.opset,
@@ -72,8 +66,8 @@ def _onnx_options() -> Decorator:
         return option(flag, type=choice(valid), default=valid[0], help=text)
 
     opset = (
-        f"Version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}; new ones need a new onnx and, "
-        "for --check, onnxruntime."
+        f"Version of ONNX's operators, {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}; new ones need a "
+        "new onnx and, for --check, onnxruntime."
     )
     taken = "static: one image shown at every step; sequence: T frames. For --mode sequence."
     mode = "sequence: all steps inside. step: one step, for streams; membranes go in and come out."
@@ -89,14 +83,16 @@ def _onnx_options() -> Decorator:
         "form",
         OnnxOptions,
         option("--opset", type=int, default=18, help=opset),
-        one_of("--input_mode", INPUT_MODES, taken),
+        one_of("--input_mode", model.INPUT_MODES, taken),
         one_of("--mode", ["sequence", "step"], mode),
-        one_of("--static_input", STATIC_INPUTS, shown),
-        one_of("--outputs", OUTPUTS, yielded),
+        one_of("--static_input", step.STATIC_INPUTS, shown),
+        one_of("--outputs", model.OUTPUTS, yielded),
     )
 
 
-@click.command(cls=SoulCommand, example="export onnx model.safetensors -o net.onnx --input random")
+@click.command(
+    cls=parsing.SoulCommand, example="export onnx model.safetensors -o net.onnx --input random"
+)
 @export_options()
 @_onnx_options()
 def onnx(
@@ -112,11 +108,11 @@ def onnx(
     All T steps are inside (or one, with --mode step), batch norm is folded, the batch axis is
     dynamic.
     """
-    require_opset(form.opset, run=check)
+    opsets.require_opset(form.opset, run=check)
     target = target_of(output, model_path, ".onnx")
     currents = target.with_suffix(".currents.onnx")
     if form.static_input == "current":
-        require_writable(currents)
+        files.require_writable(currents)
     source = Source.load(model_path, time_step)
 
     def write(path: Path) -> None:
@@ -125,7 +121,7 @@ def onnx(
     def write_currents() -> dict[str, Path]:
         if form.static_input != "current":
             return {}
-        export_currents(source.model, currents, opset=form.opset, source_sha256=source.sha256)
+        step.export_currents(source.model, currents, opset=form.opset, source_sha256=source.sha256)
         return {"Currents": currents}
 
     write_checked("onnx", source, target, write, check_on, check, beside=write_currents)
@@ -140,7 +136,7 @@ def _event_options() -> Decorator:
         "The form of one layer's rows: dense, sparse (shared and compressed, convolutions only) "
         "or explicit. May be repeated; --representation is for the other layers."
     )
-    kind = choice(CHOICES)
+    kind = choice(storage_format.CHOICES)
     return common.options(
         option("--representation", type=kind, default="auto", help=representation),
         option("--rows", multiple=True, metavar="LAYER=FORM", help=rows),
@@ -149,7 +145,7 @@ def _event_options() -> Decorator:
 
 
 @click.command(
-    cls=SoulCommand, example="export event model.safetensors -o net.event --input random"
+    cls=parsing.SoulCommand, example="export event model.safetensors -o net.event --input random"
 )
 @export_options()
 @_event_options()
@@ -167,13 +163,13 @@ def event(
 
     Masked neurons, and neurons that no output depends on, are left out.
     """
-    allowed, forms = parse_bytes(max_memory), read_forms(rows)
+    allowed, forms = memory.parse_bytes(max_memory), read_forms(rows)
     target = target_of(output, model_path, ".event.safetensors")
     source = Source.load(model_path, time_step, allowed)
     layers: list[dict[str, Any]] = []
 
     def write(path: Path) -> None:
-        network = export_event(
+        network = build.export_event(
             source.model,
             path,
             source_sha256=source.sha256,
@@ -186,22 +182,25 @@ def event(
     write_checked("event", source, target, write, check_on, check, layers)
 
 
-def read_forms(given: Sequence[str]) -> dict[str, Form]:
+def read_forms(given: Sequence[str]) -> dict[str, storage_format.Form]:
     """LAYER=FORM words as a mapping. Raises UsageError."""
-    forms: dict[str, Form] = {}
+    forms: dict[str, storage_format.Form] = {}
     for word in given:
         layer, equals, form = word.rpartition("=")
-        found = next((known for known in CONVOLUTION_FORMS if known == form.lower()), None)
+        found = next(
+            (known for known in storage_format.CONVOLUTION_FORMS if known == form.lower()), None
+        )
         if not equals or not layer or found is None:
-            raise UsageError(
-                f"--rows {word}: give LAYER=FORM, where FORM is {', '.join(CONVOLUTION_FORMS)}"
+            raise errors.UsageError(
+                f"--rows {word}: give LAYER=FORM, where FORM is "
+                f"{', '.join(storage_format.CONVOLUTION_FORMS)}"
             )
         if forms.setdefault(layer, found) != found:
-            raise UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
+            raise errors.UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
     return forms
 
 
-@click.command(cls=SoulCommand, example="verify model.safetensors net.event --input random")
+@click.command(cls=parsing.SoulCommand, example="verify model.safetensors net.event --input random")
 @click.argument("model_path", metavar="MODEL", type=FILE)
 @click.argument("artifact", metavar="ARTIFACT", type=FILE)
 @options.model_steps_option()
@@ -230,11 +229,11 @@ def verify(
     paths = (artifact, artifact)
     report = checking.check_file(kind, source, paths, images, check_on, allow_silent)
     if check_on.output_format == "json":
-        show(checking.as_json(report.to_dict()))
+        terminal.show(checking.as_json(report.to_dict()))
     else:
-        show(drawn(report))
+        terminal.show(text_table.drawn(report))
     if report.verdict is Verdict.FAILED:
-        raise VerificationError(f"{artifact} is not what {model_path} says; see the report")
+        raise errors.VerificationError(f"{artifact} is not what {model_path} says; see the report")
     if report.verdict is Verdict.INCONCLUSIVE:
         why = checking.inconclusive(report, model_path)
-        raise InconclusiveError(f"{why}; where they cannot fire, give --allow_silent")
+        raise errors.InconclusiveError(f"{why}; where they cannot fire, give --allow_silent")

@@ -9,20 +9,16 @@ import click
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base.errors import FileFormatError, UsageError
-from soul_deploy.base.files import require_file, require_writable
-from soul_deploy.base.input_rule import KIND_OF_OLD_FILES
-from soul_deploy.base.progress import status
+from soul_deploy.base import errors, files, input_rule, progress
 from soul_deploy.cli import common_options as common
+from soul_deploy.cli import options, parsing
 from soul_deploy.cli.common_options import option
-from soul_deploy.cli.options import input_kind_option, option_group, size_option
 from soul_deploy.cli.output import data_flags, print_import
-from soul_deploy.cli.parsing import ListOption, SoulCommand, explicit_flags, require_steps, words
 from soul_deploy.cli.progress import remark_on, warnings_told
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, require_kind
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.frontend.from_torch import from_torch
-from soul_deploy.ir.graph import Shape
+from soul_deploy.ir import Shape
 from soul_deploy.model.file import load_state_dict, save
 from soul_deploy.model.model import Model, ModelInfo, with_input_kind
 from soul_deploy.runtime.io.inspect import is_model_file
@@ -48,7 +44,7 @@ class InputOptions:
         """The data set, or None. Raises UsageError, and as `load_data`."""
         if self.dataset_name is None:
             if self.size is not None:
-                raise UsageError("size belongs to a data set; give --input_shape instead")
+                raise errors.UsageError("size belongs to a data set; give --input_shape instead")
             return None
         loaded = load_data(self.dataset_name, self.data_dir, download=self.download, size=self.size)
         remark_on(loaded, "; --size chooses another side")
@@ -60,13 +56,15 @@ class InputOptions:
         """(C, H, W) and the number of classes. Raises UsageError."""
         if data is not None:
             if self.input_shape is not None or self.classes is not None:
-                raise UsageError("the data set says input_shape and classes; leave these flags out")
+                raise errors.UsageError(
+                    "the data set says input_shape and classes; leave these flags out"
+                )
             return data.input_shape, len(data.classes)
         if self.input_shape is None or self.classes is None:
-            raise UsageError("give --dataset_name, or --input_shape and --classes")
-        sides = tuple(int(w) if w.isdecimal() else 0 for w in words(self.input_shape))
+            raise errors.UsageError("give --dataset_name, or --input_shape and --classes")
+        sides = tuple(int(w) if w.isdecimal() else 0 for w in parsing.words(self.input_shape))
         if len(sides) != 3 or 0 in sides or self.classes < 1:
-            raise UsageError(
+            raise errors.UsageError(
                 f"input_shape {self.input_shape!r} and classes {self.classes}: give channels, "
                 "height and width, each at least 1, and at least one class"
             )
@@ -85,15 +83,15 @@ def _import_options() -> common.Decorator:
         option("--model_path", type=common.FILE, help=weights, heading="Files"),
         common.output_option("Where the model file goes.  [default: FACTORY.safetensors]"),
         common.steps_option("Time steps T.", 4),
-        option_group(
+        options.option_group(
             "given",
             InputOptions,
             common.dataset_option(data),
             common.data_place_options(),
-            size_option(),
-            option("--input_shape", cls=ListOption, help=shape),
+            options.size_option(),
+            option("--input_shape", cls=parsing.ListOption, help=shape),
             option("--classes", type=int, help="Without a data set: how many classes."),
-            input_kind_option("the data set's, or images"),
+            options.input_kind_option("the data set's, or images"),
             heading="Data",
         ),
         common.format_option(),
@@ -102,7 +100,7 @@ def _import_options() -> common.Decorator:
 
 @click.command(
     "torch",
-    cls=SoulCommand,
+    cls=parsing.SoulCommand,
     example="import torch mynets:make --input_shape 1 32 32 --classes 10 -o model.safetensors",
 )
 @_import_options()
@@ -122,21 +120,21 @@ def import_command(
     with those of classes, input_shape and time_steps that it accepts. The graph is compared with
     the network itself before anything is written.
     """
-    require_steps("time_step", time_step)
+    parsing.require_steps("time_step", time_step)
     target = output or Path(f"{factory.rpartition(':')[2]}.safetensors")
-    if model_path is not None and target.resolve() == require_file(model_path).resolve():
-        raise UsageError(f"{target} holds the weights themselves; give another --output")
-    require_writable(target)
+    if model_path is not None and target.resolve() == files.require_file(model_path).resolve():
+        raise errors.UsageError(f"{target} holds the weights themselves; give another --output")
+    files.require_writable(target)
     weights = Weights.of(model_path)
     if weights is not None:
-        time_step = weights.steps(time_step, given.dataset_name, explicit_flags(context))
+        time_step = weights.steps(time_step, given.dataset_name, parsing.explicit_flags(context))
     data = given.data()
     shape, count = given.sizes(data)
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     if model_path is not None:
         load_weights(network, model_path)
     with warnings_told(_advice(data, model_path)):
-        status("import torch: comparing the graph with the network")
+        progress.status("import torch: comparing the graph with the network")
         model = from_torch(network, shape, time_step, example=_examples(data))
     _check_classes(factory, model, count)
     told = [] if weights is None else weights.assumed(model, factory)
@@ -192,16 +190,16 @@ class Weights:
 def _check_classes(factory: str, model: Model, count: int) -> None:
     found = model.graph.readout.classes
     if found != count:
-        raise UsageError(f"{factory} gives {found} class scores; {count} are needed")
+        raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a state dict, all of it. Raises FileFormatError naming what does not fit."""
     try:
         state = {name: torch.from_numpy(array) for name, array in load_state_dict(path).items()}
-    except FileFormatError as error:
+    except errors.FileFormatError as error:
         if isinstance(error.__cause__, UnpicklingError):
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{path} is not a file of weights alone: it holds objects whose code would run, "
                 "such as a whole network, or it is no file of PyTorch's. Save the weights with "
                 "torch.save(network.state_dict(), path), or as safetensors"
@@ -223,7 +221,7 @@ def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None
     ]
     if found:
         more = f" and {len(found) - 3} more" if found[3:] else ""
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} does not fit the network: {'; '.join(found[:3])}{more}. Give the weights of "
             "this very network"
         )
@@ -248,7 +246,9 @@ def _info(
     made = {**model.info.provenance, "model": factory, "command": "import torch"}
     made |= {"assumptions": assumptions} if assumptions else {}
     if data is None:
-        return with_input_kind(ModelInfo(provenance=made), input_kind or KIND_OF_OLD_FILES)
+        return with_input_kind(
+            ModelInfo(provenance=made), input_kind or input_rule.KIND_OF_OLD_FILES
+        )
     made |= {"data": data.name}
     return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)
 

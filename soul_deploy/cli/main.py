@@ -15,21 +15,8 @@ import click
 
 from soul_deploy import __version__
 from soul_deploy.base import address_space as addressspace
-from soul_deploy.base.errors import (
-    InconclusiveError,
-    InterruptedRunError,
-    LimitError,
-    OutputError,
-    ReaderGoneError,
-    SoulDeployError,
-    UsageError,
-)
-from soul_deploy.base.lazy import missing
-from soul_deploy.base.progress import status, watched
-from soul_deploy.base.terminal import flush, hold_descriptors, one_line, say, show, show_as_ascii
-from soul_deploy.cli.commands import COMMANDS, GROUPS
-from soul_deploy.cli.messages import messages_printed
-from soul_deploy.cli.parsing import Speaking
+from soul_deploy.base import errors, lazy, progress, terminal
+from soul_deploy.cli import commands, messages, parsing
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an operation or a check failed; 2 a given value breaks a rule; 3 "
@@ -63,7 +50,7 @@ class _WrongUse(click.ClickException):
 class _Unproven(click.ClickException):
     """A check that proves nothing: "Inconclusive: ..." on stderr, exit code 3."""
 
-    exit_code = InconclusiveError.exit_code
+    exit_code = errors.InconclusiveError.exit_code
 
 
 class _Stopped(click.ClickException):
@@ -116,11 +103,11 @@ class Stopping:
             return  # `timeout` sends it to the process and to its group; one is enough
         self.number = number
         if self._importing:
-            say(_stopped_by(number), err=True)
+            terminal.say(_stopped_by(number), err=True)
             os._exit(128 + number)
         if number == signal.SIGINT:
             raise _CtrlC
-        raise InterruptedRunError(_stopped_by(number), number)
+        raise errors.InterruptedRunError(_stopped_by(number), number)
 
 
 STOPPING = Stopping()
@@ -131,7 +118,7 @@ def _stopped_by(number: int) -> str:
     return f"stopped by {name}"
 
 
-class LazyGroup(Speaking, click.Group):
+class LazyGroup(parsing.Speaking, click.Group):
     """A group whose commands are imported when they are used; help comes from the table above."""
 
     def __init__(self, entries: dict[str, tuple[str, str]], **options: Any) -> None:
@@ -145,17 +132,17 @@ class LazyGroup(Speaking, click.Group):
         if cmd_name not in self.entries:
             return super().get_command(ctx, cmd_name)
         if _speaker() and cmd_name not in SHARED:
-            raise UsageError(
+            raise errors.UsageError(
                 f"{cmd_name} runs in one process, and torchrun started several; start it without "
                 f"torchrun, which is for {', '.join(SHARED)}"
             )
-        status(f"{ctx.command_path} {cmd_name}")
+        progress.status(f"{ctx.command_path} {cmd_name}")
         module, _, attribute = self.entries[cmd_name][0].partition(":")
         try:
             with STOPPING.importing(), _told_if_starved(cmd_name):
                 command = getattr(import_module(module), attribute)
         except ImportError as error:
-            raise missing(f"{ctx.command_path} {cmd_name}", error) from error
+            raise lazy.missing(f"{ctx.command_path} {cmd_name}", error) from error
         assert isinstance(command, click.Command)
         return command
 
@@ -177,7 +164,7 @@ class LazyGroup(Speaking, click.Group):
         """As click's, but that errors are printed as everything else is."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
-        show_as_ascii()
+        terminal.show_as_ascii()
         if FILES in sys.modules:
             sys.modules[FILES].written.clear()
         try:
@@ -186,7 +173,7 @@ class LazyGroup(Speaking, click.Group):
             _tell(error)
             code = error.exit_code
         except click.Abort:
-            say("Aborted!", err=True)
+            terminal.say("Aborted!", err=True)
             code = 1
         sys.exit(code)
 
@@ -194,7 +181,7 @@ class LazyGroup(Speaking, click.Group):
         """As click's; help and version are printed in it."""
         try:
             return super().make_context(*arguments, **extra)
-        except SoulDeployError as error:
+        except errors.SoulDeployError as error:
             raise _as_click(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -202,9 +189,9 @@ class LazyGroup(Speaking, click.Group):
             if ctx.parent is not None:
                 return super().invoke(ctx)
             quiet = bool(_speaker()) and os.environ.get("RANK") != "0"
-            with messages_printed(), watched(ctx.command_path, quiet=quiet):
+            with messages.messages_printed(), progress.watched(ctx.command_path, quiet=quiet):
                 return super().invoke(ctx)
-        except InterruptedRunError as error:
+        except errors.InterruptedRunError as error:
             raise _Stopped(f"{_speaker()}{error}", error.exit_code) from error
         except KeyboardInterrupt as error:
             text = _stopped_by(signal.SIGINT)
@@ -216,21 +203,21 @@ class LazyGroup(Speaking, click.Group):
                 text = _stopped_by(STOPPING.number)
                 raise _Stopped(f"{_speaker()}{text}", 128 + STOPPING.number) from error
             if isinstance(error, ImportError):
-                error = missing(f"{ctx.command_path} {ctx.invoked_subcommand}", error)
+                error = lazy.missing(f"{ctx.command_path} {ctx.invoked_subcommand}", error)
             if isinstance(error, MemoryError):
                 raise _Failure(f"{_speaker()}{_starved(error)}") from error
-            if not isinstance(error, SoulDeployError):
+            if not isinstance(error, errors.SoulDeployError):
                 raise
             raise _as_click(error) from error
 
 
-def _as_click(error: SoulDeployError) -> Exception:
+def _as_click(error: errors.SoulDeployError) -> Exception:
     """What click is to end with."""
-    if isinstance(error, ReaderGoneError):
+    if isinstance(error, errors.ReaderGoneError):
         return click.exceptions.Exit(error.exit_code)  # as `head` wants it: without a word
-    if isinstance(error, OutputError):
+    if isinstance(error, errors.OutputError):
         return _Failure(f"{_speaker()}{_files_written()}the report could not be printed: {error}")
-    kinds = {UsageError.exit_code: _WrongUse, InconclusiveError.exit_code: _Unproven}
+    kinds = {errors.UsageError.exit_code: _WrongUse, errors.InconclusiveError.exit_code: _Unproven}
     kind = kinds.get(error.exit_code, _Failure)
     return kind(f"{_speaker()}{error}")
 
@@ -246,16 +233,16 @@ def _files_written(most: int = 3) -> str:
 def _tell(error: click.ClickException) -> None:
     """Print what click would, names in it as they are, on one line."""
     if isinstance(error, _Stopped):
-        say(error.message, err=True)
+        terminal.say(error.message, err=True)
         return
     if isinstance(error, _Unproven):
-        say(f"Inconclusive: {error.message}", err=True)
+        terminal.say(f"Inconclusive: {error.message}", err=True)
         return
     if not isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        vars(error)["message"] = one_line(error.message)  # click declares it final
+        vars(error)["message"] = terminal.one_line(error.message)  # click declares it final
     text = io.StringIO()
     error.show(text)
-    show(text.getvalue().removesuffix("\n"), err=True)
+    terminal.show(text.getvalue().removesuffix("\n"), err=True)
 
 
 @contextmanager
@@ -269,7 +256,7 @@ def _told_if_starved(command: str) -> Iterator[None]:
         most = addressspace.limit()
         if most is None:
             raise
-        raise LimitError(
+        raise errors.LimitError(
             f"the libraries of {command} cannot be loaded ({str(error) or 'no memory'}); this "
             f"process may map {most >> 10:,} kB of memory (ulimit -v). Raise the limit"
         ) from error
@@ -290,13 +277,13 @@ def _speaker() -> str:
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        say(f"soul-deploy, version {__version__}")
+        terminal.say(f"soul-deploy, version {__version__}")
         ctx.exit()
 
 
 def _root() -> LazyGroup:
     root = LazyGroup(
-        COMMANDS,
+        commands.COMMANDS,
         name="soul-deploy",
         help="Take a trained spiking network to where it runs: prune, remove, export, prove.",
         epilog=EXIT_CODES,
@@ -310,7 +297,7 @@ def _root() -> LazyGroup:
         callback=_print_version,
         help="Show the version and exit.",
     )(root)
-    for name, (line, entries) in GROUPS.items():
+    for name, (line, entries) in commands.GROUPS.items():
         root.add_command(LazyGroup(entries, name=name, help=line))
     return root
 
@@ -320,7 +307,7 @@ root = _root()
 
 def main() -> None:
     """Entry point of the console script."""
-    hold_descriptors()
+    terminal.hold_descriptors()
     STOPPING.watch()
     if sys.argv[1:2] and sys.argv[1] in WITHOUT_BLAS:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -338,5 +325,5 @@ def _leave(code: object) -> None:
     A thread of gloo that still wants Python then would abort it, and torchrun would end the others
     for that, the one that writes the results among them.
     """
-    flush()
+    terminal.flush()
     os._exit(0 if code is None else code if isinstance(code, int) else 1)

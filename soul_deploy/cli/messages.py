@@ -4,8 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from soul_deploy.base.progress import said
-from soul_deploy.base.terminal import say
+from soul_deploy.base import progress, terminal
 
 LOGGER = logging.getLogger("soul_deploy")
 
@@ -15,8 +14,8 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "Warning: " if record.levelno >= logging.WARNING else ""
-        say(prefix + record.getMessage(), err=True)
-        said()
+        terminal.say(prefix + record.getMessage(), err=True)
+        progress.said()
 
 
 @contextmanager

@@ -13,18 +13,11 @@ from typing import Any
 
 import click
 
-from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.base.input_rule import INPUT_KINDS
+from soul_deploy.base import errors, input_rule
 from soul_deploy.cli import common_options as common
+from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import FILE, Command, Decorator, choice, option
-from soul_deploy.cli.parsing import (
-    ListOption,
-    require_least,
-    require_seed,
-    require_steps,
-    require_threads,
-)
-from soul_deploy.ir.neurons import SOUL_NEURONS
+from soul_deploy.ir import SOUL_NEURONS
 
 
 def option_group(
@@ -82,7 +75,7 @@ def input_kind_option(default: str) -> Decorator:
     """--input_kind of the commands that make models; default: what counts without it, in words."""
     return option(
         "--input_kind",
-        type=click.Choice(INPUT_KINDS),
+        type=click.Choice(input_rule.INPUT_KINDS),
         help="What the network is given. images: uint8 are pixels and are normalised; counts, "
         f"spikes, values: numbers are taken as they are.  [default: {default}]",
         heading="Data",
@@ -112,10 +105,10 @@ class NetworkChoice:
 
     def __post_init__(self) -> None:
         if self.coding_schema.lower() != "direct":
-            raise UnknownNameError("coding", self.coding_schema, ["direct"])
-        require_steps("time_step", self.time_step)
+            raise errors.UnknownNameError("coding", self.coding_schema, ["direct"])
+        parsing.require_steps("time_step", self.time_step)
         for name in ("hidden", "width", "groups", "width_per_group"):
-            require_least(1, **{name: getattr(self, name)})
+            parsing.require_least(1, **{name: getattr(self, name)})
 
     def constants(self) -> dict[str, Any]:
         """The neuron's constants that were given, by NeuronSpec's names. Raises UsageError."""
@@ -197,7 +190,9 @@ def _reset(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"v_reset {text!r} is neither a number nor none (soft reset)") from None
+        raise errors.UsageError(
+            f"v_reset {text!r} is neither a number nor none (soft reset)"
+        ) from None
 
 
 def _souls(name: str) -> str:
@@ -249,7 +244,9 @@ def learning_options(*, epochs: int, batch_size: int, scheduler: str = "cosine")
         option("--epochs", "-epochs", type=int, default=epochs, help="Epochs."),
         option("--batch_size", "-b", type=int, default=batch_size, help=samples),
         option("--optimizer", "-optimizer", default="adam", help="adam, sgd, adamw or rmsprop."),
-        option("--scheduler", "-scheduler", cls=ListOption, default=scheduler, help=schedules),
+        option(
+            "--scheduler", "-scheduler", cls=parsing.ListOption, default=scheduler, help=schedules
+        ),
         option("--learning_rate", "-lr", type=float, default=1e-3),
         option("--weight_decay", "-wd", type=float, default=0.0),
         option("--momentum", "-momentum", type=float, default=0.9, help="For sgd and rmsprop."),
@@ -274,10 +271,10 @@ class RunOptions:
     output_format: str
 
     def __post_init__(self) -> None:
-        require_threads(self.threads)
-        require_least(0, workers=self.workers)
+        parsing.require_threads(self.threads)
+        parsing.require_least(0, workers=self.workers)
         if not 1 <= self.process_timeout <= 86400:
-            raise UsageError(
+            raise errors.UsageError(
                 f"process_timeout {self.process_timeout:g} must be from 1 to 86400 seconds"
             )
 
@@ -315,7 +312,7 @@ class ResumeOptions:
     resume: str | None
 
     def __post_init__(self) -> None:
-        require_least(1, save_steps=self.save_steps)
+        parsing.require_least(1, save_steps=self.save_steps)
 
 
 def resume_options() -> Decorator:
@@ -349,9 +346,9 @@ class CheckOptions:
     output_format: str
 
     def __post_init__(self) -> None:
-        require_least(1, samples=self.samples, batch=self.batch)
-        require_threads(self.threads)
-        require_seed(self.seed)
+        parsing.require_least(1, samples=self.samples, batch=self.batch)
+        parsing.require_threads(self.threads)
+        parsing.require_seed(self.seed)
 
 
 def check_options() -> Decorator:

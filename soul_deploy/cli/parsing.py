@@ -11,8 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.terminal import show
+from soul_deploy.base import errors, terminal
 
 HEADINGS = ("Data", "Network", "Method", "Training", "Files", "Output", "Other")
 """The headings of help, in order."""
@@ -51,7 +50,7 @@ class Speaking(click.Command):
 
 def _print_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        show(ctx.get_help())
+        terminal.show(ctx.get_help())
         ctx.exit()
 
 
@@ -149,13 +148,13 @@ def require_least(least: int, **values: int | None) -> None:
     """Raise UsageError unless each of the numbers given, if any, is at least `least`."""
     for name, value in values.items():
         if value is not None and value < least:
-            raise UsageError(f"{name} {value} must be at least {least}")
+            raise errors.UsageError(f"{name} {value} must be at least {least}")
 
 
 def require_seed(seed: int) -> None:
     """Raise UsageError unless PyTorch takes the seed."""
     if not 0 <= seed < 2**63:
-        raise UsageError(f"seed {seed} must be from 0 to 2^63 - 1")
+        raise errors.UsageError(f"seed {seed} must be from 0 to 2^63 - 1")
 
 
 def require_steps(name: str, steps: int | None) -> None:
@@ -164,7 +163,9 @@ def require_steps(name: str, steps: int | None) -> None:
 
     require_least(1, **{name: steps})
     if steps is not None and steps > MAX_STEPS:
-        raise UsageError(f"{name} {steps}: the limit is {MAX_STEPS} steps; give 1 to {MAX_STEPS}")
+        raise errors.UsageError(
+            f"{name} {steps}: the limit is {MAX_STEPS} steps; give 1 to {MAX_STEPS}"
+        )
 
 
 def require_threads(threads: int | None) -> None:
@@ -173,7 +174,9 @@ def require_threads(threads: int | None) -> None:
 
     require_least(1, threads=threads)
     if threads is not None and threads > MAX_THREADS:
-        raise UsageError(f"threads {threads}: the limit is {MAX_THREADS}; give 1 to {MAX_THREADS}")
+        raise errors.UsageError(
+            f"threads {threads}: the limit is {MAX_THREADS}; give 1 to {MAX_THREADS}"
+        )
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -187,7 +190,7 @@ def positive_integers(name: str, text: str) -> tuple[int, ...]:
     bad = [word for word in found if not word.isdecimal() or int(word) < 1]
     if bad or not found:
         what = f"{bad[0]!r} is not an integer from 1" if bad else "the list is empty"
-        raise UsageError(f"{name} {text!r}: {what}; give for example 1 4 or [1, 4]")
+        raise errors.UsageError(f"{name} {text!r}: {what}; give for example 1 4 or [1, 4]")
     return tuple(dict.fromkeys(map(int, found)))
 
 
@@ -202,7 +205,7 @@ def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
     bad = [token for token in tokens if not token.isdecimal()]
     if bad or not tokens:
         what = f"{bad[0]!r} is not an index" if bad else "the list is empty"
-        raise UsageError(
+        raise errors.UsageError(
             f"{name} {text!r}: {what}; give integers from 0, such as 0 1 2 or [0, 1, 2], or all"
         )
     return tuple(dict.fromkeys(int(token) for token in tokens))
@@ -222,5 +225,5 @@ def existing_indexes(
     given = ", ".join(map(str, missing))
     valid = f"this network has {count} {what}, 0 to {count - 1}"
     if not kept:
-        raise UsageError(f"{name}: none of {given} exists; {valid}")
+        raise errors.UsageError(f"{name}: none of {given} exists; {valid}")
     return kept, f"{name}: {given} ignored; {valid}" if missing else None

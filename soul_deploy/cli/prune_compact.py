@@ -6,26 +6,21 @@ from pathlib import Path
 
 import click
 
-from soul_deploy.base.files import OpenFile, refuse_itself, require_file, require_writable
-from soul_deploy.base.memory import WORK_BYTES, parse_bytes
-from soul_deploy.base.progress import status
-from soul_deploy.base.terminal import say, show
+from soul_deploy.base import files, memory, progress, terminal
 from soul_deploy.cli import common_options as common
+from soul_deploy.cli import parsing, text_table
 from soul_deploy.cli.common_options import DATA_DIR
 from soul_deploy.cli.output import data_flags, print_next
-from soul_deploy.cli.parsing import SoulCommand
-from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
-from soul_deploy.prune.removal.apply import parameters, remove
+from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.removal.plan import RemovalPlan
-from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.training.messages import note
 
 
-@click.command(cls=SoulCommand, example="prune compact model.safetensors --dry_run")
+@click.command(cls=parsing.SoulCommand, example="prune compact model.safetensors --dry_run")
 @click.argument("model_path", metavar="MODEL", type=common.FILE)
 @common.output_option("Where the compact model goes.  [default: MODEL_compact.safetensors]")
 @common.option("--residual", default="coupled", help=REMOVAL_HELP)
@@ -44,18 +39,18 @@ def compact(
 
     The outputs stay the same. The plan says which channels go and why.
     """
-    allowed = parse_bytes(max_memory)
-    require_file(model_path)
+    allowed = memory.parse_bytes(max_memory)
+    files.require_file(model_path)
     target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")
     if not dry_run:
-        refuse_itself(target, model_path)
-        require_writable(target)
-    status(f"prune compact: planning the removal from {model_path}")
-    with OpenFile(model_path) as source:
+        files.refuse_itself(target, model_path)
+        files.require_writable(target)
+    progress.status(f"prune compact: planning the removal from {model_path}")
+    with files.OpenFile(model_path) as source:
         model, sha256 = load(source, max_memory=allowed), source.sha256()
-    limit = WORK_BYTES if allowed is None else allowed
-    plan = plan_removal(model, residual=residual_name(residual), max_memory=limit)
-    smaller = remove(model, plan, max_memory=allowed)
+    limit = memory.WORK_BYTES if allowed is None else allowed
+    plan = planner.plan_removal(model, residual=residual_name(residual), max_memory=limit)
+    smaller = apply.remove(model, plan, max_memory=allowed)
     if not dry_run:
         provenance = {**model.info.provenance, "compacted_from_sha256": sha256}
         smaller = replace(smaller, info=replace(smaller.info, provenance=provenance))
@@ -63,12 +58,14 @@ def compact(
     if not plan.removes:
         note(plan.whole_note(None if dry_run else target, model_path))
     if style == "json":
-        show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
+        terminal.show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
         return
-    show(drawn(plan))
-    say(f"Parameters: {parameters(model.state):,} → {parameters(smaller.state):,}")
+    terminal.show(text_table.drawn(plan))
+    terminal.say(
+        f"Parameters: {apply.parameters(model.state):,} → {apply.parameters(smaller.state):,}"
+    )
     if not dry_run:
-        say(f"Wrote {target} ({target.stat().st_size:,} bytes)")
+        terminal.say(f"Wrote {target} ({target.stat().st_size:,} bytes)")
         known = model.info.provenance.get("data")
         found = known if is_here(known, DATA_DIR) else None
         print_next(["export", "event", target, *data_flags(found, DATA_DIR)])
@@ -81,7 +78,10 @@ def summary(
     return {
         "schema": "soul-deploy/removal/1",
         "path": None if path is None else str(path),
-        "parameters": {"before": parameters(model.state), "after": parameters(smaller.state)},
+        "parameters": {
+            "before": apply.parameters(model.state),
+            "after": apply.parameters(smaller.state),
+        },
         "valid_for_time_steps": plan.validity.time_steps,
         "layers": [
             {

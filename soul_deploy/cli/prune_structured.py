@@ -8,37 +8,19 @@ from typing import Any
 import click
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
-from soul_deploy.base.terminal import say
+from soul_deploy.cli import common_options, options, output, parsing, start_model, train
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options
-from soul_deploy.cli.common_options import FILE, Decorator, dry_run_option, option
-from soul_deploy.cli.output import folder_flags, print_files, print_result
-from soul_deploy.cli.parsing import (
-    ListOption,
-    SoulCommand,
-    existing_indexes,
-    explicit_flags,
-    parse_indexes,
-)
-from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
-from soul_deploy.cli.train import train_log
 from soul_deploy.data.datasets import Data
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL
 from soul_deploy.prune.result import PruneResult
-from soul_deploy.prune.structured import pipeline
-from soul_deploy.prune.structured.sca import NAMED, REGROW_WEIGHTS, ScaConfig
-from soul_deploy.prune.structured.schedule import RAMPS, PruneSchedule
-from soul_deploy.prune.structured.scores import SCORES, WINDOWS
-from soul_deploy.prune.structured.selection import Guard
-from soul_deploy.training.checkpoint import checkpoint_path
-from soul_deploy.training.messages import note, warn
+from soul_deploy.prune.structured import pipeline, sca, schedule, scores, selection
+from soul_deploy.training import checkpoint, messages, trainer
 from soul_deploy.training.train import TrainResult
-from soul_deploy.training.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -64,16 +46,16 @@ class ScaOptions:
 
     def indexes(self) -> tuple[int, ...] | None:
         """The chosen layers, or None for all. Raises UsageError."""
-        return parse_indexes("pruning_nodes", self.pruning_nodes)
+        return parsing.parse_indexes("pruning_nodes", self.pruning_nodes)
 
-    def config(self, epochs: int) -> ScaConfig:
+    def config(self, epochs: int) -> sca.ScaConfig:
         """SCA as asked for; `epochs` is the length of its loop unless prune_epochs is given.
 
         Raises UsageError.
         """
-        names: Any = {name: _plain(getattr(self, name)) for name in ("prune_ramp", *NAMED)}
-        return ScaConfig(
-            schedule=PruneSchedule(
+        names: Any = {name: _plain(getattr(self, name)) for name in ("prune_ramp", *sca.NAMED)}
+        return sca.ScaConfig(
+            schedule=schedule.PruneSchedule(
                 ratio=self.prune_ratio,
                 regrow_ratio=self.regrow_ratio,
                 epochs=epochs if self.prune_epochs is None else self.prune_epochs,
@@ -82,7 +64,7 @@ class ScaOptions:
                 warmup=self.prune_warmup,
                 ramp=names.pop("prune_ramp"),
             ),
-            guard=Guard(self.min_channels, self.min_keep, self.round_to),
+            guard=selection.Guard(self.min_channels, self.min_keep, self.round_to),
             **names,
         )
 
@@ -91,13 +73,13 @@ def _plain(text: str) -> str:
     return text.lower().replace("-", "_")
 
 
-def sca_options() -> Decorator:
+def sca_options() -> common_options.Decorator:
     """--pruning_nodes (Soul's) and the flags of SCA that Soul has hard-coded or lacks."""
 
-    def number(flag: str, kind: type, default: object, text: str) -> Decorator:
+    def number(flag: str, kind: type, default: object, text: str) -> common_options.Decorator:
         return click.option(flag, type=kind, default=default, show_default=True, help=text)
 
-    def name(flag: str, valid: tuple[str, ...], text: str) -> Decorator:
+    def name(flag: str, valid: tuple[str, ...], text: str) -> common_options.Decorator:
         help_text = f"{text} [{'|'.join(valid)}]"
         return click.option(flag, default=valid[0], show_default=True, help=help_text)
 
@@ -106,7 +88,7 @@ def sca_options() -> Decorator:
         ScaOptions,
         click.option(
             *("--pruning_nodes", "-nodes"),
-            cls=ListOption,
+            cls=parsing.ListOption,
             default="all",
             show_default=True,
             help="Spiking layers to prune, counted from 0 in forward order: 0 1 2 or [0, 1, 2].",
@@ -115,13 +97,19 @@ def sca_options() -> Decorator:
         number("--regrow_ratio", float, 0.1, "q: share that comes back by gradient; p + q < 1."),
         number("--prune_interval", int, 1, "Epochs from one mask update to the next."),
         number("--prune_warmup", int, 0, "Epochs before the first interval."),
-        name("--prune_ramp", RAMPS, "How the share rises to p over the updates."),
+        name("--prune_ramp", schedule.RAMPS, "How the share rises to p over the updates."),
         number("--prune_epochs", int, None, "Length of the pruning loop. [default: --epochs]"),
         number("--finetune_epochs", int, 0, "Epochs with frozen masks at the loop's end."),
-        name("--score", SCORES, "What keeps a channel: spikes + |membrane|, or one of them."),
-        name("--score_window", WINDOWS, "Batches that count into the score (Soul: last_batch)."),
-        name("--regrow_window", WINDOWS, "Batches that count into the regrowth gradient."),
-        name("--regrow_weights", REGROW_WEIGHTS, "Weights with which a channel comes back."),
+        name(
+            "--score", scores.SCORES, "What keeps a channel: spikes + |membrane|, or one of them."
+        ),
+        name(
+            "--score_window",
+            scores.WINDOWS,
+            "Batches that count into the score (Soul: last_batch).",
+        ),
+        name("--regrow_window", scores.WINDOWS, "Batches that count into the regrowth gradient."),
+        name("--regrow_weights", sca.REGROW_WEIGHTS, "Weights with which a channel comes back."),
         number("--min_channels", int, 1, "Channels that every layer keeps."),
         number("--min_keep", float, 0.0, "Share of its channels that every layer keeps."),
         number("--round_to", int, 1, "Kept counts are raised to a multiple of this."),
@@ -140,13 +128,13 @@ def outputs(
     pruned = run.model_dir / f"pruned_{task.stem}.safetensors"
     dense = {
         "Dense model": run.model_dir / f"best_{task.stem}.safetensors",
-        "Dense epochs": train_log(run.log_dir, task),
+        "Dense epochs": train.train_log(run.log_dir, task),
     }
     return (dense if trained else {}) | {
         "Masked model": pruned,
         "Compact model": pruned.with_name(f"{pruned.stem}_compact{pruned.suffix}"),
         "Epochs": run.log_dir / f"prune_{task.stem}.jsonl",
-        "Checkpoint": checkpoint_path(_checkpoints(task, run)),
+        "Checkpoint": checkpoint.checkpoint_path(_checkpoints(task, run)),
     }
 
 
@@ -155,20 +143,22 @@ def _checkpoints(task: resolve.Task, run: options.RunOptions) -> Path:
 
 
 @click.command(
-    cls=SoulCommand, example="prune structured --model spikingvgg5 --dataset_name digits --epochs 2"
+    cls=parsing.SoulCommand,
+    example="prune structured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
-@option(
+@common_options.option(
     *("--mode", "-mode"),
     default="train",
     help="train: --epochs dense epochs first; load: go on from --model_path.",
 )
-@option(
+@common_options.option(
     *("--model_path", "-model_path"),
-    type=FILE,
-    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict. " + NAME_HELP,
+    type=common_options.FILE,
+    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict. "
+    + start_model.NAME_HELP,
     heading="Files",
 )
-@dry_run_option("Print the plan and stop; no file is written.")
+@common_options.dry_run_option("Print the plan and stop; no file is written.")
 @options.network_options("spikingvgg16")
 @options.data_options()
 @sca_options()
@@ -197,7 +187,11 @@ def structured(
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
-    start = None if path is None else open_start(path, task, explicit_flags(context))
+    start = (
+        None
+        if path is None
+        else start_model.open_start(path, task, parsing.explicit_flags(context))
+    )
     task = task if start is None else start.task
     files = outputs(task, run, trained=start is None)
     if not dry_run:
@@ -220,29 +214,35 @@ def structured(
 
 def _start_file(mode: str, path: Path | None) -> Path | None:
     if mode.lower() not in ("train", "load"):
-        raise UnknownNameError("mode", mode, ("train", "load"))
+        raise errors.UnknownNameError("mode", mode, ("train", "load"))
     if mode.lower() == "train":
         if path is not None:
-            raise UsageError("--model_path belongs to --mode load; mode train starts from nothing")
+            raise errors.UsageError(
+                "--model_path belongs to --mode load; mode train starts from nothing"
+            )
         return None
     if path is None:
-        raise UsageError("--mode load needs --model_path, the file to start from")
+        raise errors.UsageError("--mode load needs --model_path, the file to start from")
     return require_file(path)
 
 
-def _model(task: resolve.Task, start: Start | None, data: Data) -> Model:
+def _model(task: resolve.Task, start: start_model.Start | None, data: Data) -> Model:
     if start is None:
         return resolve.new_model(task, data)
     model = start.network(data)
-    return replace(model, info=replace(model.info, provenance=resolve.facts(task) | assumed(start)))
+    return replace(
+        model, info=replace(model.info, provenance=resolve.facts(task) | start_model.assumed(start))
+    )
 
 
 def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:
     """Names of the populations to prune, or None for all; a warning for unknown indexes."""
     names = [node.name for node in graph.populations]
-    chosen, warning = existing_indexes("pruning_nodes", indexes, len(names), "spiking layers")
+    chosen, warning = parsing.existing_indexes(
+        "pruning_nodes", indexes, len(names), "spiking layers"
+    )
     if warning:
-        warn(warning)
+        messages.warn(warning)
     return None if indexes is None else tuple(names[index] for index in chosen)
 
 
@@ -268,7 +268,7 @@ def _finish(
     save(result.masked, files["Masked model"])
     save(result.compact, files["Compact model"])
     if not result.plan.removes:
-        note(result.plan.whole_note(files["Compact model"], files["Masked model"]))
+        messages.note(result.plan.whole_note(files["Compact model"], files["Masked model"]))
     told = result.to_dict()
     document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")} | {
         "files": {
@@ -280,17 +280,17 @@ def _finish(
     accuracy_row = [f"{tested[kind]:.2%}" for kind in ("dense", "masked", "compact")]
     rows.append(("test accuracy", *accuracy_row))
     columns, title = ("layer", "before", "masked", "compact"), "Structured pruning"
-    print_result(output_format, "soul-deploy/prune/1", document, title, columns, rows)
-    words = ["export", "event", files["Compact model"], *folder_flags(data_dir)]
-    print_files(output_format, files, words)
+    output.print_result(output_format, "soul-deploy/prune/1", document, title, columns, rows)
+    words = ["export", "event", files["Compact model"], *output.folder_flags(data_dir)]
+    output.print_files(output_format, files, words)
 
 
 def _preview(
     output_format: str,
     model: Model,
     data: Data | None,
-    config: ScaConfig,
-    training: TrainConfig,
+    config: sca.ScaConfig,
+    training: trainer.TrainConfig,
     asked: Mapping[str, Any],
 ) -> None:
     """What would be pruned and when; with weights at hand, how many channels would stay."""
@@ -299,10 +299,10 @@ def _preview(
         return
     columns = ("layer", "index", "pruned", "channels", "at least", "kept now")
     schema, title = "soul-deploy/prune-plan/1", "Channel plan"
-    print_result(output_format, schema, plan.to_dict(), title, columns, plan.layers)
+    output.print_result(output_format, schema, plan.to_dict(), title, columns, plan.layers)
     if output_format != "json":
         last = config.schedule.last_update
-        say(
+        terminal.say(
             f"{len(plan.updates)} mask updates in {config.schedule.epochs} epochs, the last after "
             f"epoch {last}: {plan.updates[last]} of {plan.channels} channels stay"
         )

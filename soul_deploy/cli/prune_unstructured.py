@@ -9,44 +9,28 @@ from typing import Any
 import click
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import SoulDeployError, UnknownNameError
+from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
-from soul_deploy.base.terminal import say, show
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options
+from soul_deploy.cli import options, output, parsing, start_model, text_table
 from soul_deploy.cli.common_options import FILE, dry_run_option, option
-from soul_deploy.cli.output import folder_flags, print_files, print_result
-from soul_deploy.cli.parsing import SoulCommand, existing_indexes, explicit_flags
 from soul_deploy.cli.search_options import MaskOptions, SearchOptions, mask_options, search_options
-from soul_deploy.cli.start_model import NAME_HELP, Start, assumed, open_start
-from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import Data
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import parameters
 from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.unstructured import masks, pipeline, pruning, search
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.log import check_tensorboard
-from soul_deploy.prune.unstructured.masks import survivors
-from soul_deploy.prune.unstructured.pipeline import (
-    COMMAND,
-    MaskPlan,
-    plan_unstructured,
-    prune_unstructured,
-)
-from soul_deploy.prune.unstructured.pruning import SearchEpoch
-from soul_deploy.prune.unstructured.search import SearchStoppedError
-from soul_deploy.training.checkpoint import checkpoint_path
-from soul_deploy.training.checkpoint_manager import Checkpoints
-from soul_deploy.training.messages import note, warn
-from soul_deploy.training.trainer import TrainConfig
+from soul_deploy.training import checkpoint, checkpoint_manager, messages, trainer
 
 SCHEMA = "soul-deploy/prune-unstructured/1"
 
 
 @click.command(
-    cls=SoulCommand,
+    cls=parsing.SoulCommand,
     example="prune unstructured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
 @option(*("--mode", "-mode"), default="search", help="search, as in Soul's script.")
@@ -54,7 +38,7 @@ SCHEMA = "soul-deploy/prune-unstructured/1"
     *("--model_path", "-model_path"),
     type=FILE,
     help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict. "
-    + NAME_HELP,
+    + start_model.NAME_HELP,
     heading="Files",
 )
 @dry_run_option("Print what would be masked; no file is written.")
@@ -85,7 +69,7 @@ def unstructured(
     --finetune the network is then trained on with the masks fixed. At the end the masked network
     and a compact one without its dead channels are written.
     """
-    given = explicit_flags(context)
+    given = parsing.explicit_flags(context)
     _check(mode, searching, masking, given)
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config = searching.config(masking)
@@ -97,7 +81,7 @@ def unstructured(
     loaded = resolve.load_task_data(resolve.data_of(task, data), taken)
     model = _model(task, start, loaded, masking)
     config = replace(config, **_layers(masking, model.graph))
-    plan = plan_unstructured(model, config, path=model_path)
+    plan = pipeline.plan_unstructured(model, config, path=model_path)
     if not dry_run:
         places = Places(task, run, masked=any(row.entries for row in plan.layers))
         asked = _settings(task, start, masking)
@@ -113,22 +97,24 @@ def _check(
 ) -> None:
     """Raise UsageError for what needs no network to be seen wrong; tell what does nothing."""
     if mode.lower() != "search":
-        raise UnknownNameError("mode", mode, ("search",))
+        raise errors.UnknownNameError("mode", mode, ("search",))
     masking.indexes()
     check_tensorboard(searching.tensorboard)
     idle = searching.idle(given)
     if idle:
-        warn(f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused")
+        messages.warn(
+            f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused"
+        )
 
 
 def _opened(
     path: Path | None, task: resolve.Task, run: options.RunOptions, given: Collection[str]
-) -> Start | None:
+) -> start_model.Start | None:
     """The file to start from, once the device and the other processes are there."""
     if path is not None:
         require_file(path)
     resolve.prepare(run)
-    return None if path is None else open_start(path, task, given)
+    return None if path is None else start_model.open_start(path, task, given)
 
 
 @dataclass(frozen=True)
@@ -164,7 +150,7 @@ class Places:
         return [
             *(self.model(kind) for kind in kinds),
             *(self.compact, self.log, self.log.with_suffix(".csv")),
-            checkpoint_path(self.checkpoints),
+            checkpoint.checkpoint_path(self.checkpoints),
         ]
 
 
@@ -175,10 +161,10 @@ class Job:
     model: Model
     data: Data
     config: SearchConfig
-    training: TrainConfig
+    training: trainer.TrainConfig
     places: Places
     searching: SearchOptions
-    checkpoints: Checkpoints
+    checkpoints: checkpoint_manager.Checkpoints
     fresh: bool = field(kw_only=True)
 
     def described(self, model: Model, accuracies: Mapping[str, float]) -> Model:
@@ -191,18 +177,22 @@ class Job:
         return {k: v for k, v in accuracies.items() if k != "start" or not self.fresh}
 
 
-def _model(task: resolve.Task, start: Start | None, data: Data, masking: MaskOptions) -> Model:
+def _model(
+    task: resolve.Task, start: start_model.Start | None, data: Data, masking: MaskOptions
+) -> Model:
     """Where the search starts, knowing what its results will tell of that."""
     model = resolve.new_model(task, data) if start is None else start.network(data)
     made = resolve.facts(task) | {
         "masking": asdict(masking),
         "start": None if start is None else str(start.path),
-        **assumed(start),
+        **start_model.assumed(start),
     }
     return replace(model, info=replace(model.info, provenance=made))
 
 
-def _settings(task: resolve.Task, start: Start | None, masking: MaskOptions) -> dict[str, Any]:
+def _settings(
+    task: resolve.Task, start: start_model.Start | None, masking: MaskOptions
+) -> dict[str, Any]:
     """What a run begins with, besides what `prune_unstructured` is given."""
     path = None if start is None else file_sha256(start.path)
     return {"task": asdict(task), "masking": asdict(masking), "model_path": path}
@@ -219,16 +209,16 @@ def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
         option = f"{name}_prune_layers"
         found[option] = () if left_out else indexes
         if indexes is not None and not left_out:
-            found[option], warning = existing_indexes(option, indexes, len(nodes), what)
+            found[option], warning = parsing.existing_indexes(option, indexes, len(nodes), what)
             if warning:
-                warn(warning)
+                messages.warn(warning)
     return found
 
 
 def _carry_out(job: Job, data_dir: Path) -> None:
-    resolve.warn_of_replacing(job.places.result, COMMAND)
+    resolve.warn_of_replacing(job.places.result, pipeline.COMMAND)
     try:
-        result = prune_unstructured(
+        result = pipeline.prune_unstructured(
             job.model,
             job.data,
             job.config,
@@ -239,23 +229,23 @@ def _carry_out(job: Job, data_dir: Path) -> None:
             tensorboard=job.searching.tensorboard,
             on_epoch=partial(_save_latest, job) if job.searching.save_latest else None,
         )
-    except SearchStoppedError as stop:
+    except search.SearchStoppedError as stop:
         with job.checkpoints.watching():
             kept = _kept(job, stop)
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
-        raise SoulDeployError(f"{stop}{kept}") from stop
+        raise errors.SoulDeployError(f"{stop}{kept}") from stop
     with job.checkpoints.watching():
         if distributed.hand_over():
             _print_outcome(job, result, _write(job, result), data_dir)
 
 
-def _save_latest(job: Job, epoch: SearchEpoch) -> None:
+def _save_latest(job: Job, epoch: pruning.SearchEpoch) -> None:
     if distributed.current().is_main:
         latest = job.described(epoch.model, {"validation": epoch.hard_accuracy})
         save(latest, job.places.model("latest"))
 
 
-def _kept(job: Job, stop: SearchStoppedError) -> str:
+def _kept(job: Job, stop: search.SearchStoppedError) -> str:
     if not distributed.current().is_main:
         return ""
     if stop.last_good is None:
@@ -274,15 +264,15 @@ def _write(job: Job, result: PruneResult) -> dict[str, Path]:
         files["Compact model"] = places.compact
         save(job.described(result.compact, accuracies), places.compact)
         if not result.plan.removes:
-            note(result.plan.whole_note(places.compact, places.result))
+            messages.note(result.plan.whole_note(places.compact, places.result))
     return files | {"Table of epochs": places.log.with_suffix(".csv")}
 
 
-def _print_preview(output_format: str, plan: MaskPlan) -> None:
+def _print_preview(output_format: str, plan: pipeline.MaskPlan) -> None:
     """What would be masked, and what each entry costs."""
     document = plan.to_dict()
     rows = [tuple(row.values()) for row in document["layers"]]
-    print_result(
+    output.print_result(
         output_format,
         "soul-deploy/mask-plan/1",
         document,
@@ -297,7 +287,7 @@ def _print_outcome(
 ) -> None:
     """Survivors, connectivity, SynOps, accuracies, files, the next command."""
     output_format, compact = job.places.run.output_format, result.compact
-    connectivity, layers = result.connectivity, survivors(result.masked)
+    connectivity, layers = result.connectivity, masks.survivors(result.masked)
     assert connectivity is not None
     tested, (before, after) = job.told(result.accuracies), result.synops or (0.0, 0.0)
     document = {
@@ -318,15 +308,19 @@ def _print_outcome(
     }
     rows = [(row.projection, *_shares(row.weights), *_shares(row.neurons)) for row in layers]
     columns, schema = ("layer", "weights", "kept", "neurons", "kept"), SCHEMA
-    print_result(output_format, schema, document, "Survivors", columns, rows)
+    output.print_result(output_format, schema, document, "Survivors", columns, rows)
     if output_format == "json":
         return
-    show(drawn(connectivity))
+    terminal.show(text_table.drawn(connectivity))
     fewer = f" ({before / after:.1f}× fewer)" if after else ""
-    say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
-    say(f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}")
+    terminal.say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
+    terminal.say(
+        f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}"
+    )
     path = files["Model" if compact is None else "Compact model"]
-    print_files(output_format, files, ["export", "event", path, *folder_flags(data_dir)])
+    output.print_files(
+        output_format, files, ["export", "event", path, *output.folder_flags(data_dir)]
+    )
 
 
 def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:

@@ -7,12 +7,10 @@ from typing import Any
 
 import click
 
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.tables import Table
-from soul_deploy.base.terminal import say, show
+from soul_deploy.base import errors, tables, terminal
 from soul_deploy.cli import common_options as common
+from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import option
-from soul_deploy.cli.parsing import SoulCommand
 
 MAX_MEMORY = common.max_memory_option(
     "Refuse a file that would take more memory than its size explains, before it is taken: "
@@ -20,7 +18,7 @@ MAX_MEMORY = common.max_memory_option(
 )
 
 
-@click.command(cls=SoulCommand, example="inspect net.event")
+@click.command(cls=parsing.SoulCommand, example="inspect net.event")
 @click.argument("path", metavar="FILE", type=common.FILE)
 @MAX_MEMORY
 @common.format_option("style")
@@ -35,7 +33,7 @@ def inspect(path: Path, max_memory: str | None, style: str) -> None:
     from soul_deploy.runtime.io.inspect_tables import inspect_report
 
     found = describe_file(path, max_memory=parse_bytes(max_memory))
-    show(json.dumps(found, indent=1) if style == "json" else drawn(inspect_report(found)))
+    terminal.show(json.dumps(found, indent=1) if style == "json" else drawn(inspect_report(found)))
 
 
 def _run_options() -> common.Decorator:
@@ -63,7 +61,7 @@ def _run_options() -> common.Decorator:
     )
 
 
-@click.command(cls=SoulCommand, example="run net.event image.png --counts")
+@click.command(cls=parsing.SoulCommand, example="run net.event image.png --counts")
 @click.argument("path", metavar="NETWORK", type=common.FILE)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, type=common.FILE, required=True)
 @_run_options()
@@ -79,9 +77,9 @@ def run(path: Path, inputs: tuple[Path, ...], threads: int, style: str, **wanted
 
     require_address_space(1 if wanted["stream"] else threads)
     if wanted["stream"] and threads > 1:
-        raise UsageError("--stream runs on one thread; leave out --threads")
+        raise errors.UsageError("--stream runs on one thread; leave out --threads")
     found = _results(path, inputs, threads, **wanted)
-    show(json.dumps(found, indent=1) if style == "json" else run_report(found))
+    terminal.show(json.dumps(found, indent=1) if style == "json" else run_report(found))
 
 
 def _results(
@@ -115,7 +113,7 @@ def _results(
 
 
 def _warn(text: str) -> None:
-    say(f"Warning: {text}", err=True)
+    terminal.say(f"Warning: {text}", err=True)
 
 
 def run_report(found: dict[str, Any]) -> str:
@@ -127,8 +125,8 @@ def run_report(found: dict[str, Any]) -> str:
         for row in found["results"]
         for rank, entry in enumerate(row["top"])
     ]
-    parts: list[Table | str] = [
-        Table(f"T = {found['time_steps']}", ["file", "class", "score"], rows)
+    parts: list[tables.Table | str] = [
+        tables.Table(f"T = {found['time_steps']}", ["file", "class", "score"], rows)
     ]
     if any("steps" in row for row in found["results"]):
         parts.append(_step_table(found))
@@ -140,7 +138,7 @@ def run_report(found: dict[str, Any]) -> str:
     return drawn(parts)
 
 
-def _step_table(found: dict[str, Any]) -> Table:
+def _step_table(found: dict[str, Any]) -> tables.Table:
     """The best class of the mean so far, its score at this step and its mean so far."""
     rows: list[list[object]] = []
     for row in found["results"]:
@@ -152,4 +150,4 @@ def _step_table(found: dict[str, Any]) -> Table:
             shown = f"{scores[best]:.4f}", f"{sums[best] / t:.4f}"
             rows.append([row["input"] if t == 1 else "", t, name, *shown])
     columns = ["file", "step", "class so far", "score of the step", "mean so far"]
-    return Table("Step by step", columns, rows)
+    return tables.Table("Step by step", columns, rows)

@@ -7,14 +7,11 @@ from typing import TypeVar
 import click
 
 from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.cli.common_options import Decorator
-from soul_deploy.cli.options import option_group
-from soul_deploy.cli.parsing import ListOption, parse_indexes, words
+from soul_deploy.cli import common_options, options, parsing
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import CRITERIA, RULES
-from soul_deploy.training.lr_schedules import parse_schedule
-from soul_deploy.training.trainer import OPTIMIZERS
+from soul_deploy.training import lr_schedules, trainer
 
 NameT = TypeVar("NameT", bound=str)
 
@@ -35,8 +32,8 @@ class MaskOptions:
     def indexes(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """The chosen projections and populations, each None for the default. Raises UsageError."""
         return (
-            parse_indexes("weight_prune_layers", self.weight_prune_layers),
-            parse_indexes("neuron_prune_layers", self.neuron_prune_layers),
+            parsing.parse_indexes("weight_prune_layers", self.weight_prune_layers),
+            parsing.parse_indexes("neuron_prune_layers", self.neuron_prune_layers),
         )
 
 
@@ -66,7 +63,7 @@ class SearchOptions:
     def config(self, masking: MaskOptions) -> SearchConfig:
         """The search as asked for, of all layers. Raises UsageError."""
         start, optimizer = masking.mask_init_factor, self.prune_optimizer
-        schedule = parse_schedule([self.finetune_lr_scheduler])
+        schedule = lr_schedules.parse_schedule([self.finetune_lr_scheduler])
         finetune = FinetuneConfig(
             self.epoch_finetune, self.finetune_lr, schedule, self.reset_optimizer
         )
@@ -81,7 +78,7 @@ class SearchOptions:
             temp_scheduler=numbers("temp_scheduler", self.temp_scheduler),
             mask_init_factor=None if start is None else numbers("mask_init_factor", start),
             accumulate_step=self.accumulate_step,
-            prune_optimizer=choice("prune_optimizer", optimizer, tuple(OPTIMIZERS))
+            prune_optimizer=choice("prune_optimizer", optimizer, tuple(trainer.OPTIMIZERS))
             if optimizer
             else None,
             prune_lr=self.prune_lr,
@@ -99,7 +96,7 @@ class SearchOptions:
 
 def numbers(name: str, text: str) -> tuple[float, ...]:
     """The numbers of a list such as `5 1000` or `[5, 1000]`. Raises UsageError."""
-    found = words(text)
+    found = parsing.words(text)
     try:
         return tuple(float(word) for word in found)
     except ValueError:
@@ -114,21 +111,21 @@ def choice(name: str, given: str, valid: tuple[NameT, ...]) -> NameT:
     raise UnknownNameError(name, given, valid)
 
 
-def _flag(*names: str, text: str) -> Decorator:
+def _flag(*names: str, text: str) -> common_options.Decorator:
     return click.option(*names, is_flag=True, help=text)
 
 
-def _value(name: str, kind: type, default: object, text: str) -> Decorator:
+def _value(name: str, kind: type, default: object, text: str) -> common_options.Decorator:
     return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 
-def _list(name: str, default: str, text: str) -> Decorator:
-    return click.option(name, cls=ListOption, default=default, show_default=True, help=text)
+def _list(name: str, default: str, text: str) -> common_options.Decorator:
+    return click.option(name, cls=parsing.ListOption, default=default, show_default=True, help=text)
 
 
-def mask_options() -> Decorator:
+def mask_options() -> common_options.Decorator:
     """Soul's flags of what is pruned, and --penalty_coef, --round_to, --residual."""
-    return option_group(
+    return options.option_group(
         "masking",
         MaskOptions,
         _list(
@@ -147,7 +144,7 @@ def mask_options() -> Decorator:
         _flag("--not_prune_neuron", text="No neuron masks; without both kinds it only trains."),
         click.option(
             "--mask_init_factor",
-            cls=ListOption,
+            cls=parsing.ListOption,
             default=None,
             help="Start of the mask parameters: weights mean, neurons mean, weights std, neurons "
             "std. [default: 0 0 0 0; with a target 0.1 0.1 0 0, so that all are kept at first]",
@@ -163,9 +160,9 @@ def mask_options() -> Decorator:
     )
 
 
-def search_options() -> Decorator:
+def search_options() -> common_options.Decorator:
     """Soul's flags of the search, and --target_connectivity, --reset_optimizer, --tensorboard."""
-    return option_group(
+    return options.option_group(
         "searching",
         SearchOptions,
         _value("--criterion", str, "MSE", "MSE (one-hot targets) or CE."),

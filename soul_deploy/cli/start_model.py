@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.errors import FileFormatError, UsageError
-from soul_deploy.base.files import METADATA_KEY, OpenFile, read_tensors
-from soul_deploy.cli.config import SIZE_FLAGS, Task, create_network
-from soul_deploy.cli.options import CONSTANTS, constant_text
+from soul_deploy.base import errors, files
+from soul_deploy.cli import config, options
 from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import check_data
 from soul_deploy.frontend.factory import is_dotted
-from soul_deploy.ir.graph import NeuronSpec, Shape
-from soul_deploy.ir.neurons import SOUL_NEURONS
+from soul_deploy.ir import SOUL_NEURONS, NeuronSpec, Shape
 from soul_deploy.model.file import check_state, load, load_state_dict
 from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.training.messages import note
@@ -25,7 +22,7 @@ NAME_HELP = (
     "What a state dict's name says of network, neuron, data set and T, as Soul names files, holds "
     "where no flag is given; flags that say something else are refused."
 )
-NEURON_FLAGS = {"neuron_type": "family", **{name: name for name in CONSTANTS}}
+NEURON_FLAGS = {"neuron_type": "family", **{name: name for name in options.CONSTANTS}}
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Start:
     """
 
     path: Path
-    task: Task
+    task: config.Task
     model: Model | None = None
     name: SoulName | None = None
     assumptions: tuple[str, ...] = ()
@@ -56,7 +53,7 @@ class Start:
         return model
 
 
-def open_start(path: Path, task: Task, explicit: Collection[str]) -> Start:
+def open_start(path: Path, task: config.Task, explicit: Collection[str]) -> Start:
     """The file to start from, and the task that it belongs to; what was assumed is said.
 
     A model file brings its own graph; flags in `explicit` (given by the user) that contradict it
@@ -64,8 +61,11 @@ def open_start(path: Path, task: Task, explicit: Collection[str]) -> Start:
     data set and T holds where no flag was given, and flags that contradict it are refused. Raises
     UsageError or FileFormatError.
     """
-    with OpenFile(path) as source:
-        own = path.suffix == ".safetensors" and METADATA_KEY in read_tensors(source).metadata
+    with files.OpenFile(path) as source:
+        own = (
+            path.suffix == ".safetensors"
+            and files.METADATA_KEY in files.read_tensors(source).metadata
+        )
         model = load(source) if own else None
     if model is not None:
         task = _task_of_file(path, model, task, explicit)
@@ -88,7 +88,7 @@ def assumed(start: Start | None) -> dict[str, list[str]]:
     return {"assumptions": found} if found else {}
 
 
-def _asked(task: Task, explicit: Collection[str]) -> dict[str, Asked]:
+def _asked(task: config.Task, explicit: Collection[str]) -> dict[str, Asked]:
     """What a name is compared with. A network of the user's own has a name and neurons of its own,
     which are compared when it is built.
     """
@@ -102,13 +102,15 @@ def _asked(task: Task, explicit: Collection[str]) -> dict[str, Asked]:
     }
 
 
-def _with_taken(task: Task, taken: Mapping[str, Any], explicit: Collection[str]) -> Task:
+def _with_taken(
+    task: config.Task, taken: Mapping[str, Any], explicit: Collection[str]
+) -> config.Task:
     """The task as the file's name says; constants that no flag gives are those of its neuron."""
     others = {field: value for field, value in taken.items() if field != "neuron"}
     task = replace(task, **others)
     if "neuron" not in taken:
         return task
-    given = {flag: getattr(task.neuron, flag) for flag in CONSTANTS if flag in explicit}
+    given = {flag: getattr(task.neuron, flag) for flag in options.CONSTANTS if flag in explicit}
     if "surrogate" in given:
         given["surrogate_alpha"] = task.neuron.surrogate_alpha
     return replace(task, neuron=replace(SOUL_NEURONS[taken["neuron"]], **given))
@@ -116,7 +118,7 @@ def _with_taken(task: Task, taken: Mapping[str, Any], explicit: Collection[str])
 
 def _assumptions(
     path: Path,
-    task: Task,
+    task: config.Task,
     name: SoulName | None,
     taken: Mapping[str, Any],
     explicit: Collection[str],
@@ -131,7 +133,7 @@ def _assumptions(
         []
         if own
         else [
-            f"{flag} {constant_text(getattr(neuron, flag))}"
+            f"{flag} {options.constant_text(getattr(neuron, flag))}"
             for flag in _read_by(neuron)
             if flag not in explicit
         ]
@@ -152,17 +154,17 @@ def _assumptions(
 def _read_by(neuron: NeuronSpec) -> tuple[str, ...]:
     """The constants that decide a neuron's spikes: PLIF has learned its tau, IF has none."""
     unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "lif": ()}[neuron.family]
-    return tuple(flag for flag in CONSTANTS if flag not in (*unread, "surrogate"))
+    return tuple(flag for flag in options.CONSTANTS if flag not in (*unread, "surrogate"))
 
 
-def _from_state_dict(path: Path, task: Task, data: Data, name: SoulName | None) -> Model:
+def _from_state_dict(path: Path, task: config.Task, data: Data, name: SoulName | None) -> Model:
     state = load_state_dict(path)
-    _, graph = create_network(task, data)
+    _, graph = config.create_network(task, data)
     require_neurons(path, name, [node.neuron.family for node in graph.populations])
     try:
         check_state(graph, state, str(path))
-    except FileFormatError as error:
-        raise FileFormatError(
+    except errors.FileFormatError as error:
+        raise errors.FileFormatError(
             f"{error}. It was read as {task.model} for {task.data} (input {data.input_shape}), "
             f"hidden {task.sizes.hidden}; give --model, --hidden and --dataset_name of its training"
         ) from error
@@ -171,22 +173,26 @@ def _from_state_dict(path: Path, task: Task, data: Data, name: SoulName | None) 
     return Model(graph, arrays, info=info)
 
 
-def _task_of_file(path: Path, model: Model, task: Task, explicit: Collection[str]) -> Task:
+def _task_of_file(
+    path: Path, model: Model, task: config.Task, explicit: Collection[str]
+) -> config.Task:
     made = model.info.provenance
     neuron = model.graph.populations[0].neuron
     pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
     pairs += [
         (flag, getattr(task.sizes, field), made.get(flag, getattr(task.sizes, field)))
-        for flag, field in SIZE_FLAGS.items()
+        for flag, field in config.SIZE_FLAGS.items()
     ]
-    found_sizes = {SIZE_FLAGS[flag]: found for flag, _, found in pairs if flag in SIZE_FLAGS}
+    found_sizes = {
+        config.SIZE_FLAGS[flag]: found for flag, _, found in pairs if flag in config.SIZE_FLAGS
+    }
     pairs += [
         (flag, getattr(task.neuron, field), getattr(neuron, field))
         for flag, field in NEURON_FLAGS.items()
     ]
     for flag, given, found in pairs:
         if flag in explicit and given != found:
-            raise UsageError(
+            raise errors.UsageError(
                 f"--{flag} {given} given, but {path} holds a network with {flag} {found}; "
                 "leave the flag out"
             )

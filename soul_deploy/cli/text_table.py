@@ -12,8 +12,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from soul_deploy.base.tables import Shown, Table, format_cell
-from soul_deploy.base.terminal import is_terminal, one_line, printable
+from soul_deploy.base import tables, terminal
 
 LEFT = (
     *("name", "layer", "operation", "kind", "engine", "file", "rule", "edge", "what", ""),
@@ -24,13 +23,13 @@ LONGEST_NUMBER = 12  # with its unit
 LONGEST_NAME = 20  # of a name that is not broken
 
 
-def drawn(parts: Iterable[Table | str] | Shown) -> str:
+def drawn(parts: Iterable[tables.Table | str] | tables.Shown) -> str:
     """Tables and lines as `soul-deploy` prints them; control characters in lines as escapes."""
     return "\n".join(
         text_table(part.title, part.columns, part.rows)
-        if isinstance(part, Table)
-        else one_line(part)
-        for part in (parts.parts() if isinstance(parts, Shown) else parts)
+        if isinstance(part, tables.Table)
+        else terminal.one_line(part)
+        for part in (parts.parts() if isinstance(parts, tables.Shown) else parts)
     )
 
 
@@ -42,8 +41,8 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     characters and ends of lines in cells, columns and title are shown as escapes, what standard
     output cannot encode in ASCII.
     """
-    title, columns = printable(title), [printable(column) for column in columns]
-    cells = [[printable(format_cell(cell)) for cell in row] for row in rows]
+    title, columns = terminal.printable(title), [terminal.printable(column) for column in columns]
+    cells = [[terminal.printable(tables.format_cell(cell)) for cell in row] for row in rows]
     lines = [list(columns), *cells]
     natural = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
     least = [
@@ -117,4 +116,4 @@ def _columns(
 def _width() -> int:
     """A terminal's columns (COLUMNS goes first); 400 into a file or a pipe, at least 100."""
     columns = shutil.get_terminal_size((400, 24)).columns
-    return max(columns, 40 if is_terminal() else 100)
+    return max(columns, 40 if terminal.is_terminal() else 100)

@@ -7,18 +7,15 @@ import click
 
 from soul_deploy import distributed
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options
-from soul_deploy.cli.output import folder_flags, print_files, print_result
-from soul_deploy.cli.parsing import SoulCommand
+from soul_deploy.cli import options, output, parsing
 from soul_deploy.data.datasets import require_kind
 from soul_deploy.model.file import save
+from soul_deploy.training import checkpoint, trainer
 from soul_deploy.training import train as training
-from soul_deploy.training.checkpoint import checkpoint_path
-from soul_deploy.training.trainer import EpochResult
 
 
 @click.command(
-    cls=SoulCommand, example="train --model spikingvgg5 --dataset_name digits --epochs 2"
+    cls=parsing.SoulCommand, example="train --model spikingvgg5 --dataset_name digits --epochs 2"
 )
 @options.network_options("spikingvgg9")
 @options.data_options()
@@ -43,7 +40,7 @@ def train(
     device = resolve.prepare(run)
     path, log = _model_path(task, run), train_log(run.log_dir, task)
     folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
-    resolve.require_outputs(path, log, checkpoint_path(folder))
+    resolve.require_outputs(path, log, checkpoint.checkpoint_path(folder))
     loaded = resolve.load_task_data(data)
     if input_kind is not None:
         require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
@@ -72,7 +69,7 @@ def train_log(log_dir: Path, task: resolve.Task) -> Path:
 def _print(
     result: training.TrainResult, path: Path, task: resolve.Task, output_format: str, data_dir: Path
 ) -> None:
-    print_result(
+    output.print_result(
         output_format,
         "soul-deploy/train/1",
         {"model": str(path), "bytes": path.stat().st_size, **result.to_dict()},
@@ -83,17 +80,17 @@ def _print(
             ("test", "", "", f"{result.test_accuracy:.2%}", f"epoch {result.best.epoch}"),
         ],
     )
-    print_files(
+    output.print_files(
         output_format,
         {"Model": path},
         [
             *("prune", "structured", "--mode", "load", "--model_path", path),
-            *("--dataset_name", task.data, *folder_flags(data_dir), "--prune_ratio", 0.5),
+            *("--dataset_name", task.data, *output.folder_flags(data_dir), "--prune_ratio", 0.5),
         ],
     )
 
 
-def _row(result: EpochResult) -> tuple[object, ...]:
+def _row(result: trainer.EpochResult) -> tuple[object, ...]:
     return (
         result.epoch,
         result.loss,

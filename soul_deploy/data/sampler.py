@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy import distributed
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.data.datasets import Split
 from soul_deploy.distributed import Group
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.base.tables import Shown, Table
 from soul_deploy.equivalence.counts import CountDifference, CountMismatch
 from soul_deploy.equivalence.spikes import LayerSpikes

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from soul_deploy.analysis.synops import count_recorded_layer, count_steps
 from soul_deploy.equivalence.reference import ReferenceModel
-from soul_deploy.lowering.deploy import lower
-from soul_deploy.lowering.fan_out import Counted, CountedLayer
-from soul_deploy.lowering.linear_operators import ReadoutOperator
+from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import COUNTERS, LayerCounts, StepCounts
 
@@ -71,9 +69,9 @@ class CountComparer:
     reference: ReferenceModel
 
     @cached_property
-    def counted(self) -> dict[str, Counted]:
+    def counted(self) -> dict[str, fan_out.Counted]:
         """The layers that are counted, by name."""
-        return {layer.name: layer for layer in lower(self.reference.model).counted}
+        return {layer.name: layer for layer in deploy.lower(self.reference.model).counted}
 
     def mismatches(
         self,
@@ -104,7 +102,7 @@ class CountComparer:
 
     @torch.no_grad()
     def _expected(
-        self, layer: Counted, known: dict[str, Signal], spikes: Mapping[str, Tensor]
+        self, layer: fan_out.Counted, known: dict[str, Signal], spikes: Mapping[str, Tensor]
     ) -> StepCounts:
         values = {}
         if layer.source is not None:
@@ -131,7 +129,7 @@ class CountComparer:
         changed: list[CountDifference] = []
         for name, theirs in counts.items():
             layer = self.counted.get(name)
-            if isinstance(layer, CountedLayer):
+            if isinstance(layer, fan_out.CountedLayer):
                 before, after = (self._value(layer.linear.source, v) for v in (reference, own))
                 ours = count_recorded_layer(layer, before, None)
                 changed += _differences(layer, ours, theirs, before, after)
@@ -157,10 +155,14 @@ def _step_mismatches(name: str, ours: StepCounts, theirs: StepCounts) -> Iterato
 
 
 def _differences(
-    layer: CountedLayer, ours: LayerCounts, theirs: LayerCounts, before: Tensor, after: Tensor
+    layer: fan_out.CountedLayer,
+    ours: LayerCounts,
+    theirs: LayerCounts,
+    before: Tensor,
+    after: Tensor,
 ) -> Iterator[CountDifference]:
     """Counts are linear in what arrives, so a difference is the fan-out of what differs."""
-    if isinstance(layer.linear.operator, ReadoutOperator):
+    if isinstance(layer.linear.operator, linear_operators.ReadoutOperator):
         before, after = _readout_sums(layer, before), _readout_sums(layer, after)
     events = (after != 0).to(torch.int64) - (before != 0).to(torch.int64)
     changes = {"macs_effective": events}
@@ -177,8 +179,8 @@ def _differences(
             yield CountDifference(layer.name, count, difference, explained)
 
 
-def _readout_sums(layer: CountedLayer, source: Tensor) -> Tensor:
+def _readout_sums(layer: fan_out.CountedLayer, source: Tensor) -> Tensor:
     operator = layer.linear.operator
-    assert isinstance(operator, ReadoutOperator)
+    assert isinstance(operator, linear_operators.ReadoutOperator)
     sums = source.to(torch.int64).sum(0)
     return sums.sum(dim=(2, 3)) if operator.space else sums

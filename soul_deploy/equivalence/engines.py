@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.data.images import Images, images_for
 from soul_deploy.equivalence.comparison import CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
 from soul_deploy.equivalence.reference import ReferenceModel, entries, sources
 from soul_deploy.equivalence.spikes import LayerSpikes, SpikeMismatch, Upstream, compare_population
-from soul_deploy.ir.graph import Input
+from soul_deploy.ir import Input
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import LayerCounts, StepCounts
@@ -130,7 +128,7 @@ class Comparer:
     def _batches(self, images: Tensor, batch: int) -> Iterator[tuple[int, Tensor]]:
         axis = 0 if self.reference.module.as_signal(images).static else 1
         if images.shape[axis] == 0:
-            raise UsageError("no samples to compare; give at least one")
+            raise errors.UsageError("no samples to compare; give at least one")
         offset = 0
         for part in torch.split(images, batch, dim=axis):
             yield offset, part
@@ -303,7 +301,7 @@ def compare(
 
 def _check_correspondence(reference: Model, other: Model, kept: Mapping[str, Array]) -> None:
     if reference.graph.time_steps != other.graph.time_steps:
-        raise UsageError(
+        raise errors.UsageError(
             f"T = {reference.graph.time_steps} and T = {other.graph.time_steps} steps; compare "
             "models of the same T"
         )
@@ -314,7 +312,7 @@ def _check_correspondence(reference: Model, other: Model, kept: Mapping[str, Arr
             shape = (len(kept[node.name]), *shape[1:])
         theirs = other.graph.shapes.get(node.name)
         if theirs != shape:
-            raise UsageError(
+            raise errors.UsageError(
                 f"{node.name}: the other model has {theirs}, expected {shape}; say which channels "
                 "are left (kept)"
             )

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.ir.graph import Node, SpikingGraph
-from soul_deploy.lowering.deploy import lower
-from soul_deploy.lowering.fan_out import population_behind
+from soul_deploy.ir import Node, SpikingGraph
+from soul_deploy.lowering import deploy, fan_out
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -75,10 +74,10 @@ class ReferenceModel:
         Biases are left out where nothing but one population reads the current; in other currents
         they are part of what following projections weigh.
         """
-        folded = lower(self.model).synapses
+        folded = deploy.lower(self.model).synapses
         plain: dict[str, Node] = {}
         for p in self.graph.projections:
-            alone = population_behind(self.graph, p.name) is not None
+            alone = fan_out.population_behind(self.graph, p.name) is not None
             plain[p.name] = replace(
                 p, bias=not alone and folded[p.name].bias is not None, norm=None
             )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.base.errors import VerificationError
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.nn.graph_module import Signal

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir.graph import Shape
+from soul_deploy.ir import Shape
 
 
 def is_dotted(name: str) -> bool:

@@ -13,8 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base.errors import NetworkWarning, UsageError, VerificationError
-from soul_deploy.base.input_rule import InputKind
+from soul_deploy.base import errors, input_rule
 from soul_deploy.frontend.side_by_side import (
     Difference,
     TracedRun,
@@ -24,7 +23,7 @@ from soul_deploy.frontend.side_by_side import (
     run_own,
 )
 from soul_deploy.frontend.trace import Takes, Traced, trace_with_input
-from soul_deploy.ir.graph import Shape, SpikingGraph
+from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
 from soul_deploy.nn.graph_module import GraphModule, require_floats
 
@@ -39,7 +38,7 @@ def from_torch(
     time_steps: int,
     *,
     example: Tensor | None = None,
-    input_kind: InputKind = "images",
+    input_kind: input_rule.InputKind = "images",
 ) -> Model:
     """The network with its weights, under the names that it has in `network`'s state dict.
 
@@ -105,12 +104,12 @@ def _check_weights(network: nn.Module) -> None:
     for name, tensor in network.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
             if tensor.dtype != torch.float32:
-                raise UsageError(
+                raise errors.UsageError(
                     f"weight {name} is {tensor.dtype}; give the network in float32, as "
                     "network.float() makes it"
                 )
             if not torch.isfinite(tensor).all():
-                raise UsageError(f"weight {name} holds values that are not finite")
+                raise errors.UsageError(f"weight {name} holds values that are not finite")
 
 
 def _example(graph: SpikingGraph, given: Tensor | None) -> Tensor:
@@ -156,7 +155,7 @@ def _compare(pair: _Pair, example: Tensor) -> tuple[str, ...]:
             f"{', '.join(silent[:3])}{' and more' if silent[3:] else ''} did not fire on the "
             "example, so what follows was compared on zeros"
         )
-        warnings.warn(NetworkWarning(text, "give images as example="), stacklevel=4)
+        warnings.warn(errors.NetworkWarning(text, "give images as example="), stacklevel=4)
     return tuple(silent)
 
 
@@ -189,10 +188,10 @@ def _require_rounding(pair: _Pair, x: Tensor, scale: float, difference: Differen
     exact = double.difference(*double.run(x.double()))
     if exact.any:
         on = "" if scale == 1 else f", on the example times {scale:g}"
-        raise VerificationError(
+        raise errors.VerificationError(
             f"{type(pair.network).__name__}: its graph does not compute what it computes ({exact}"
             f"{on}). Its forward does something that cannot be traced; give it without that"
         )
     if difference.of_outputs:
         text = f"the graph is the same in float64; in float32 {difference}"
-        warnings.warn(NetworkWarning(text), stacklevel=6)
+        warnings.warn(errors.NetworkWarning(text), stacklevel=6)

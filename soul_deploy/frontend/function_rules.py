@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import fx
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend.graph_builder import GraphBuilder, TracedValue
-from soul_deploy.frontend.module_rules import adaptive_pool
-from soul_deploy.frontend.tracer import each_step, fold_time, owner_of, whole_sequence
-from soul_deploy.ir.graph import AdaptiveAvgPool, Flatten
+from soul_deploy.frontend import graph_builder, module_rules, tracer
+from soul_deploy.ir import AdaptiveAvgPool, Flatten
 
 
-def handle(builder: GraphBuilder, node: fx.Node) -> None:
+def handle(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     """One operation that is no module. Raises UnsupportedGraphError."""
     handler = HANDLERS.get(node.target)
     if handler is None or node.op not in ("call_function", "call_method"):
@@ -33,13 +31,13 @@ def _name(node: fx.Node) -> str:
     return str(target if isinstance(target, str) else getattr(target, "__name__", target))
 
 
-def _only_sizes(builder: GraphBuilder, node: fx.Node) -> bool:
+def _only_sizes(builder: graph_builder.GraphBuilder, node: fx.Node) -> bool:
     """Arithmetic on sizes: T * B and the like."""
     inputs = node.all_input_nodes
     return bool(inputs) and all(source in builder.sizes for source in inputs)
 
 
-def _unknown(builder: GraphBuilder, node: fx.Node) -> UnsupportedGraphError:
+def _unknown(builder: graph_builder.GraphBuilder, node: fx.Node) -> UnsupportedGraphError:
     shown = ", ".join([*map(str, node.args), *(f"{k}={v}" for k, v in node.kwargs.items())])
     return builder.unsupported(node, f"operation {_name(node)}({shown})")
 
@@ -48,26 +46,26 @@ def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> A
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _source(builder: GraphBuilder, node: fx.Node) -> TracedValue:
+def _source(builder: graph_builder.GraphBuilder, node: fx.Node) -> graph_builder.TracedValue:
     return builder.value(node, _argument(node, 0, "input"))
 
 
-def _add(builder: GraphBuilder, node: fx.Node) -> None:
+def _add(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     if node.kwargs or len(node.args) != 2:
         raise _unknown(builder, node)
     values = [builder.value(node, argument) for argument in node.args]
     builder.merge(node, _fresh(builder, node, "add"), "add", values)
 
 
-def _fresh(builder: GraphBuilder, node: fx.Node, stem: str) -> str:
+def _fresh(builder: graph_builder.GraphBuilder, node: fx.Node, stem: str) -> str:
     """A name for an operation without a module: that of the module whose forward it is in."""
-    path = owner_of(node)
+    path = tracer.owner_of(node)
     name = f"{path}.{stem}" if path else stem
     taken = name in builder.nodes or name in builder.modules
     return f"{name}_{len(builder.nodes)}" if taken else name
 
 
-def _subtract(builder: GraphBuilder, node: fx.Node) -> None:
+def _subtract(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     """1 - y, the one subtraction there is: half of IAND."""
     one, argument = (*node.args, None, None)[:2]
     if isinstance(one, fx.Node) or one != 1:
@@ -75,7 +73,7 @@ def _subtract(builder: GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = replace(builder.value(node, argument), inverse=True)
 
 
-def _multiply(builder: GraphBuilder, node: fx.Node) -> None:
+def _multiply(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     found = [builder.values.get(a) if isinstance(a, fx.Node) else None for a in node.args]
     if len(found) != 2 or None in found or node.kwargs:
         raise _unknown(builder, node)
@@ -87,12 +85,12 @@ def _multiply(builder: GraphBuilder, node: fx.Node) -> None:
     builder.merge(node, _fresh(builder, node, function), function, [*plain, *inverted])
 
 
-def _flatten(builder: GraphBuilder, node: fx.Node) -> None:
+def _flatten(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     start, end = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
     builder.flatten(node, _source(builder, node), _fresh(builder, node, "flatten"), start, end)
 
 
-def _view(builder: GraphBuilder, node: fx.Node) -> None:
+def _view(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     """Views that merge a value's own axes, or time and batch, or split these again."""
     source, sides = _source(builder, node), node.args[1:]
     if len(sides) == 1 and isinstance(sides[0], (tuple, list)):
@@ -108,7 +106,7 @@ def _view(builder: GraphBuilder, node: fx.Node) -> None:
 
 
 def _matches(
-    builder: GraphBuilder, sides: tuple[Any, ...], lead: int, shape: tuple[int, ...]
+    builder: graph_builder.GraphBuilder, sides: tuple[Any, ...], lead: int, shape: tuple[int, ...]
 ) -> bool:
     if len(sides) != lead + len(shape):
         return False
@@ -120,7 +118,12 @@ def _matches(
 
 
 def _reshape(
-    builder: GraphBuilder, node: fx.Node, source: TracedValue, lead: int, *, flat: bool
+    builder: graph_builder.GraphBuilder,
+    node: fx.Node,
+    source: graph_builder.TracedValue,
+    lead: int,
+    *,
+    flat: bool,
 ) -> None:
     after = replace(source, lead=lead, folded=lead == 1 and (source.folded or source.lead == 2))
     if not flat:
@@ -130,14 +133,14 @@ def _reshape(
     builder.add(node, Flatten(name, (source.name,)), replace(after, name=name))
 
 
-def _unflatten(builder: GraphBuilder, node: fx.Node) -> None:
+def _unflatten(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     source, axis = _source(builder, node), _argument(node, 1, "dim")
     if axis != 0 or not source.folded:
         raise _unknown(builder, node)
     builder.values[node] = replace(source, lead=2, folded=False)
 
 
-def _mean(builder: GraphBuilder, node: fx.Node) -> None:
+def _mean(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     source, axes = _source(builder, node), _argument(node, 1, "dim")
     if axes is None:
         raise _unknown(builder, node)
@@ -162,20 +165,22 @@ def _mean(builder: GraphBuilder, node: fx.Node) -> None:
             builder.add(node, Flatten(flat, (pool,)), replace(after, name=flat))
 
 
-def _adaptive(builder: GraphBuilder, node: fx.Node) -> None:
+def _adaptive(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     source = _source(builder, node)
     name = _fresh(builder, node, "adaptive_avg_pool2d")
     size = _argument(node, 1, "output_size")
-    builder.add(node, adaptive_pool(name, (source.name,), size), replace(source, name=name))
+    builder.add(
+        node, module_rules.adaptive_pool(name, (source.name,), size), replace(source, name=name)
+    )
 
 
-def _dropout(builder: GraphBuilder, node: fx.Node) -> None:
+def _dropout(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     if _argument(node, 2, "training", True) is not False:
         raise builder.unsupported(node, "dropout that is on in evaluation (training=True)")
     builder.values[node] = _source(builder, node)
 
 
-def _unsqueeze(builder: GraphBuilder, node: fx.Node) -> None:
+def _unsqueeze(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     """An image gets a time axis of length 1, which `repeat` or `expand` makes T."""
     source, axis = _source(builder, node), _argument(node, 1, "dim")
     if axis != 0 or source.lead != 1 or source.folded or source.mean:
@@ -183,7 +188,7 @@ def _unsqueeze(builder: GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = replace(source, lead=2)
 
 
-def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
+def _repeat(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     source, sides = _source(builder, node), node.args[1:]
     if len(sides) == 1 and isinstance(sides[0], (tuple, list)):
         sides = tuple(sides[0])
@@ -198,31 +203,31 @@ def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = source
 
 
-def _size(builder: GraphBuilder, node: fx.Node) -> None:
+def _size(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     if node.target is getattr and node.args[1] != "shape":
         raise _unknown(builder, node)
     builder.sizes.add(node)
 
 
-def _item(builder: GraphBuilder, node: fx.Node) -> None:
+def _item(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     """Of sizes it is handled before; of a value it is a step or a channel taken out."""
     raise _unknown(builder, node)
 
 
-def _same(builder: GraphBuilder, node: fx.Node) -> None:
+def _same(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = _source(builder, node)
 
 
-def _fold(builder: GraphBuilder, node: fx.Node) -> None:
+def _fold(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     source = _source(builder, node)
-    builder.values[node] = replace(source, lead=1, folded=node.target is fold_time)
+    builder.values[node] = replace(source, lead=1, folded=node.target is tracer.fold_time)
 
 
-def _unfold(builder: GraphBuilder, node: fx.Node) -> None:
+def _unfold(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = replace(_source(builder, node), lead=2, folded=False)
 
 
-Handler = Callable[[GraphBuilder, fx.Node], None]
+Handler = Callable[[graph_builder.GraphBuilder, fx.Node], None]
 HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), _subtract),
@@ -235,8 +240,8 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys(("repeat", "expand"), _repeat),
     **dict.fromkeys((getattr, "size"), _size),
     operator.getitem: _item,
-    **dict.fromkeys((fold_time, each_step), _fold),
-    whole_sequence: _unfold,
+    **dict.fromkeys((tracer.fold_time, tracer.each_step), _fold),
+    tracer.whole_sequence: _unfold,
     F.adaptive_avg_pool2d: _adaptive,
     F.dropout: _dropout,
     "contiguous": _same,

@@ -10,13 +10,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
+from soul_deploy.frontend import aliasing, module_kinds, module_rules
 from soul_deploy.frontend import tracer as fxtracer
-from soul_deploy.frontend.aliasing import TensorMemory, changes_in_place
-from soul_deploy.frontend.module_kinds import module_kind, step_mode
-from soul_deploy.frontend.module_rules import CONVERTERS
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
 
 
 @dataclass(frozen=True)
@@ -57,9 +54,9 @@ class GraphBuilder:
         self.values: dict[fx.Node, TracedValue] = {}
         self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
         self.used: set[str] = set()
-        self.memory = TensorMemory()
+        self.memory = aliasing.TensorMemory()
 
-    def build(self, traced: fx.Graph, functions: Any) -> SpikingGraph:
+    def build(self, traced: fx.Graph, functions: Any) -> ir.SpikingGraph:
         """The graph; `functions(builder, node)` handles whatever is no module and no input."""
         for node in traced.nodes:
             if node.op == "placeholder":
@@ -87,7 +84,7 @@ class GraphBuilder:
                 "make a new value)",
             )
         self.memory.made(node, self._within(node))
-        if changes_in_place(node) and self.memory.owner(node).op == "placeholder":
+        if aliasing.changes_in_place(node) and self.memory.owner(node).op == "placeholder":
             raise self.unsupported(
                 node, f"an operation in place ({_told(node)}) on the network's own input, which"
             )
@@ -95,7 +92,7 @@ class GraphBuilder:
     def _within(self, node: fx.Node) -> fx.Node | None:
         """The value in whose memory a value lies, or may lie; None if it surely has its own."""
         sources = [source for source in node.all_input_nodes if source not in self.sizes]
-        if not sources or changes_in_place(node):
+        if not sources or aliasing.changes_in_place(node):
             return sources[0] if sources else None
         made, source = self.values.get(node), self.values.get(sources[0])
         if made is None or source is None:
@@ -117,7 +114,7 @@ class GraphBuilder:
     def call(self, node: fx.Node, path: str, args: Sequence[Any]) -> None:
         """One call of a module."""
         module = self.modules[path]
-        kind = module_kind(module)
+        kind = module_kinds.module_kind(module)
         if kind is None:
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
         if path in self.used:
@@ -147,7 +144,7 @@ class GraphBuilder:
         elif kind == "LastThree":
             self.flatten(node, source, path, source.lead, -1)
         elif kind == "Flatten":
-            lead = 1 if step_mode(module) == "m" else source.lead
+            lead = 1 if module_kinds.step_mode(module) == "m" else source.lead
             inner = replace(source, lead=lead)
             self.flatten(node, inner, path, module.start_dim, module.end_dim, after=source)
         else:
@@ -158,7 +155,7 @@ class GraphBuilder:
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
-        converted = CONVERTERS[kind](path, (source.name,), module)
+        converted = module_rules.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:
             after = self._fire(node, path, module, source)
@@ -170,7 +167,7 @@ class GraphBuilder:
             raise self.unsupported(
                 node, f"neuron {path!r} {what} (its state runs along time), which"
             )
-        mode = step_mode(module)
+        mode = module_kinds.step_mode(module)
         if mode is not None and (mode == "m") != (source.lead == 2):
             given = "a sequence (T, B, ...)" if source.lead == 2 else "one step (B, ...)"
             raise self.unsupported(
@@ -266,7 +263,7 @@ class GraphBuilder:
             f"{what} is not supported ({fxtracer.place_of(node)}); supported: {fxtracer.SUPPORTED}"
         )
 
-    def _finish(self, node: fx.Node) -> SpikingGraph:
+    def _finish(self, node: fx.Node) -> ir.SpikingGraph:
         (returned,) = node.args
         if not isinstance(returned, fx.Node):
             raise self.unsupported(node, "a forward that returns more than the class scores")
@@ -281,7 +278,7 @@ class GraphBuilder:
                 pending.extend(nodes[name].inputs)
         nodes.pop(readout.name)
         kept = [made for made in nodes.values() if made.name in needed or not made.inputs]
-        graph = SpikingGraph((*kept, readout), self.time_steps)
+        graph = ir.SpikingGraph((*kept, readout), self.time_steps)
         source = readout.inputs[0]
         if not readout.linear and graph.edges[source].kind == "analog":
             raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")

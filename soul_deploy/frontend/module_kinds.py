@@ -11,11 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError
-from soul_deploy.ir.graph import NeuronSpec, SurrogateName
-from soul_deploy.ir.neurons import NeuronFamily
-from soul_deploy.nn import layers
-from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.nn import layers, neuron
 
 SPIKINGJELLY = "spikingjelly.activation_based"
 SHARED = (
@@ -23,13 +21,21 @@ SHARED = (
     *("AdaptiveAvgPool2d", "Flatten", "Dropout", "Dropout2d"),
 )
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
-NEURONS: dict[str, NeuronFamily] = {"IFNode": "if", "LIFNode": "lif", "ParametricLIFNode": "plif"}
-SURROGATES: dict[str, SurrogateName] = {"ATan": "atan", "Sigmoid": "sigmoid", "Rect": "rectangle"}
+NEURONS: dict[str, ir.NeuronFamily] = {
+    "IFNode": "if",
+    "LIFNode": "lif",
+    "ParametricLIFNode": "plif",
+}
+SURROGATES: dict[str, ir.SurrogateName] = {
+    "ATan": "atan",
+    "Sigmoid": "sigmoid",
+    "Rect": "rectangle",
+}
 
 HARMLESS = ("__init__", "extra_repr", "reset_parameters")  # methods that compute nothing
 
 KINDS: dict[type[nn.Module], str] = {
-    SpikingNeuron: "SpikingNeuron",
+    neuron.SpikingNeuron: "SpikingNeuron",
     layers.RateReadout: "RateReadout",
     layers.VoteReadout: "VoteReadout",
     layers.Merge: "Merge",
@@ -142,13 +148,13 @@ def check_unchanged(path: str, module: nn.Module) -> None:
         )
 
 
-def module_neuron_spec(path: str, module: Any) -> NeuronSpec:
+def module_neuron_spec(path: str, module: Any) -> ir.NeuronSpec:
     """The neuron of a SpikingNeuron or of one of SpikingJelly's nodes, exactly as it computes.
 
     SpikingJelly fires at the threshold, and has other charge forms in 0.0.0.0.14 (all neurons in
     one file) than in 2.x. Raises UnsupportedGraphError for what changes its arithmetic.
     """
-    if isinstance(module, SpikingNeuron):
+    if isinstance(module, neuron.SpikingNeuron):
         return module.spec
     family = NEURONS[type(module).__name__]
     if not getattr(module.surrogate_function, "spiking", True):
@@ -166,7 +172,7 @@ def module_neuron_spec(path: str, module: Any) -> NeuronSpec:
         )
     surrogate, alpha = _surrogate(path, module.surrogate_function)
     flat = type(module).__module__ == f"{SPIKINGJELLY}.neuron"
-    return NeuronSpec(
+    return ir.NeuronSpec(
         family=family,
         tau=_tau(module),
         decay_input=bool(getattr(module, "decay_input", True)),
@@ -187,7 +193,7 @@ def _tau(module: Any) -> float:
     return float(getattr(module, "tau", 2.0))
 
 
-def _surrogate(path: str, function: Any) -> tuple[SurrogateName, float]:
+def _surrogate(path: str, function: Any) -> tuple[ir.SurrogateName, float]:
     """Name and width; they matter only if the network is trained further."""
     name = type(function).__name__
     if name not in SURROGATES:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend.module_kinds import NEURONS, module_neuron_spec
-from soul_deploy.ir import graph as ir
 
 
 def pair(value: Any) -> tuple[int, int]:

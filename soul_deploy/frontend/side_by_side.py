@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base.brief import brief
-from soul_deploy.frontend.module_kinds import is_stateful, step_mode
+from soul_deploy.base import brief
+from soul_deploy.frontend import module_kinds, tracer
 from soul_deploy.frontend.trace import Takes
-from soul_deploy.frontend.tracer import evaluating
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 
@@ -76,7 +75,7 @@ def run_own(network: nn.Module, graph: SpikingGraph, takes: Takes, example: Tens
     steps = graph.time_steps
     with (
         torch.no_grad(),
-        evaluating(network),
+        tracer.evaluating(network),
         from_rest(network),
         _listening(network, graph) as heard,
     ):
@@ -126,7 +125,7 @@ def _membranes_kept(neurons: Iterable[Any]) -> Iterator[None]:
     """SpikingJelly's neurons keep the membrane of every step of a sequence, for as long as this."""
     kept: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = []
     for neuron in neurons:
-        if step_mode(neuron) == "m":
+        if module_kinds.step_mode(neuron) == "m":
             attributes = vars(neuron)
             kept.append((attributes, dict(attributes), dict(attributes["_memories_rv"])))
             neuron.store_v_seq = True
@@ -145,7 +144,7 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
         taken.append(inputs[0].detach().clone())
 
     def after(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        one = step_mode(module) == "s"
+        one = module_kinds.step_mode(module) == "s"
         spikes, current = output.detach().bool(), taken.pop()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
@@ -163,9 +162,9 @@ def _membrane(module: Any, current: Tensor) -> Tensor:
         static = current.dim() in (2, 4)
         module.simulate(current, static=static, observe=lambda t, spikes, v: seen.append(v))
         return torch.stack(seen)
-    last: Tensor = module.v if step_mode(module) == "s" else module.v_seq
+    last: Tensor = module.v if module_kinds.step_mode(module) == "s" else module.v_seq
     kept = last.detach().clone()
-    return kept.unsqueeze(0) if step_mode(module) == "s" else kept
+    return kept.unsqueeze(0) if module_kinds.step_mode(module) == "s" else kept
 
 
 @contextmanager
@@ -173,7 +172,7 @@ def from_rest(network: nn.Module) -> Iterator[None]:
     """SpikingJelly keeps membranes between calls: start at rest, and put back what was there."""
     kept: list[tuple[Any, dict[str, Any]]] = []
     for module in network.modules():
-        if is_stateful(module):
+        if module_kinds.is_stateful(module):
             attributes = vars(module)
             kept.append((module, attributes["_memories"]))
             attributes["_memories"] = copy.copy(attributes["_memories_rv"])

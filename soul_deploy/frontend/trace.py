@@ -9,11 +9,8 @@ from typing import Literal
 
 from torch import fx, nn
 
-from soul_deploy.frontend.function_rules import handle
-from soul_deploy.frontend.graph_builder import GraphBuilder
-from soul_deploy.frontend.module_kinds import check_at_rest, check_unchanged
-from soul_deploy.frontend.tracer import is_multi_step, run_symbolically, takes_steps
-from soul_deploy.ir.graph import Shape, SpikingGraph
+from soul_deploy.frontend import function_rules, graph_builder, module_kinds, tracer
+from soul_deploy.ir import Shape, SpikingGraph
 
 Takes = Literal["image", "sequence", "step"]
 
@@ -42,20 +39,22 @@ def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGra
 def trace_with_input(network: nn.Module, input_shape: Shape, time_steps: int) -> Traced:
     """As `trace`, with what the network's own forward takes."""
     for path, module in network.named_modules():
-        check_unchanged(path, module)
-    check_at_rest(network)
-    operations = run_symbolically(network)
+        module_kinds.check_unchanged(path, module)
+    module_kinds.check_at_rest(network)
+    operations = tracer.run_symbolically(network)
     takes = _input_of(network, operations)
     lead = 2 if takes == "sequence" else 1
-    graph = GraphBuilder(network, input_shape, time_steps, lead).build(operations, handle)
+    graph = graph_builder.GraphBuilder(network, input_shape, time_steps, lead).build(
+        operations, function_rules.handle
+    )
     return Traced(graph, takes)
 
 
 def _input_of(network: nn.Module, operations: fx.Graph) -> Takes:
     """SpikingJelly's networks take sequences, unless they repeat the image themselves."""
-    if takes_steps(network):
+    if tracer.takes_steps(network):
         return "step"
     repeats = any(
         getattr(node.target, "__name__", node.target) == "unsqueeze" for node in operations.nodes
     )
-    return "sequence" if is_multi_step(network) and not repeats else "image"
+    return "sequence" if tracer.is_multi_step(network) and not repeats else "image"

@@ -19,14 +19,7 @@ from torch import fx, nn
 from torch.fx.graph import inplace_methods
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend.module_kinds import (
-    CONTAINERS,
-    is_closed,
-    is_reset,
-    is_stateful,
-    module_kind,
-    step_mode,
-)
+from soul_deploy.frontend import module_kinds
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d right after them, spiking neurons (SpikingNeuron; "
@@ -88,7 +81,7 @@ class Tracer(fx.Tracer):
         return _Symbol(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_kind(m) is not None or is_closed(m)
+        return module_kinds.module_kind(m) is not None or module_kinds.is_closed(m)
 
     def call_module(
         self,
@@ -97,8 +90,8 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        kind, path = module_kind(m), self.path_of_module(m)
-        if kind in CONTAINERS:
+        kind, path = module_kinds.module_kind(m), self.path_of_module(m)
+        if kind in module_kinds.CONTAINERS:
             return self._enter(m, str(kind), *args)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -110,7 +103,7 @@ class Tracer(fx.Tracer):
         marks: tuple[Callable[[Any], Any], ...] = (fold_time, whole_sequence)
         if kind == "MultiStepContainer" or getattr(container, "stateful", False):
             marks = (each_step, whole_sequence)
-        if step_mode(container) == "s":
+        if module_kinds.step_mode(container) == "s":
             return _through(container, x)
         inner = _through(container, self.create_proxy("call_function", marks[0], (x,), {}))
         return self.create_proxy("call_function", marks[1], (inner,), {})
@@ -156,7 +149,7 @@ class _Memories(dict[str, Any]):
         self._path, self._resets = path, resets
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if not is_reset(value, self._resets.get(name)):
+        if not module_kinds.is_reset(value, self._resets.get(name)):
             raise UnsupportedGraphError(
                 f"the state of {self._path!r} is set outside its neuron ({name}); a neuron starts "
                 "at rest, and only spikes leave it"
@@ -180,7 +173,7 @@ def _hidden_state(network: nn.Module) -> Iterator[None]:
     """SpikingJelly keeps state in `_memories`; put stand-ins there, and the state back after."""
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path, module in network.named_modules():
-        memories = vars(module).get("_memories") if is_stateful(module) else None
+        memories = vars(module).get("_memories") if module_kinds.is_stateful(module) else None
         if isinstance(memories, dict):
             kept.append((vars(module), memories))
             resets = vars(module).get("_memories_rv", {})
@@ -257,10 +250,14 @@ def _line(file: str, number: Any, code: str | None) -> str:
 
 def takes_steps(network: nn.Module) -> bool:
     """Whether SpikingJelly's modules of this network all run one step at a time."""
-    modes = {step_mode(module) for module in network.modules() if is_stateful(module)}
+    modes = {
+        module_kinds.step_mode(module)
+        for module in network.modules()
+        if module_kinds.is_stateful(module)
+    }
     return bool(modes) and not is_multi_step(network)
 
 
 def is_multi_step(network: nn.Module) -> bool:
     """Whether any SpikingJelly module takes whole sequences."""
-    return any(step_mode(module) == "m" for module in network.modules())
+    return any(module_kinds.step_mode(module) == "m" for module in network.modules())

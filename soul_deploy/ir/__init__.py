@@ -1,1 +1,27 @@
-"""The spiking graph as frozen data: nodes, edges, neurons, JSON."""
+"""The spiking graph as frozen data: nodes, edges, neurons, JSON. Others import from here."""
+
+from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.neurons import (
+    SOUL_NEURONS,
+    Edge,
+    FormName,
+    NeuronFamily,
+    NeuronSpec,
+    SurrogateName,
+)
+from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape, no_entry
+from soul_deploy.ir.nodes import (
+    OPS,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    Merge,
+    MergeFunction,
+    Population,
+    Projection,
+    Readout,
+    Scatter,
+)
+from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool, Pool
+from soul_deploy.ir.serde import node_from_json, node_to_json

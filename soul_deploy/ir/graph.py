@@ -15,7 +15,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
 from soul_deploy.ir.neurons import ANALOG, SPIKE, Edge, NeuronFamily, NeuronSpec, SurrogateName
 from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape

@@ -8,41 +8,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from soul_deploy.base.brief import brief
+from soul_deploy.base import brief
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir.neurons import ANALOG, SPIKE, Edge, NeuronSpec
-from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape, positive
-from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool
+from soul_deploy.ir import neurons, node, pools
 
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 MergeFunction = Literal["add", "and", "iand"]
 
 
 @dataclass(frozen=True)
-class Input(Node):
+class Input(node.Node):
     """The network's input: a static image (B, C, H, W) or a sequence (T, B, C, H, W)."""
 
     op: ClassVar[str] = "input"
     arity: ClassVar[int | None] = 0
-    shape: Shape
+    shape: node.Shape
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         return self.shape
 
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return ANALOG
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        return neurons.ANALOG
 
 
 @dataclass(frozen=True)
-class Projection(Node):
+class Projection(node.Node):
     """Synapses: weights, an optional bias, an optional batch norm."""
 
     projects: ClassVar[bool] = True
     bias: bool
-    norm: BatchNorm | None
+    norm: node.BatchNorm | None
 
     @property
-    def weight_shape(self) -> Shape:
+    def weight_shape(self) -> node.Shape:
         return (self.out_channels, *self.columns)
 
     @property
@@ -56,29 +54,29 @@ class Projection(Node):
         raise NotImplementedError
 
     @property
-    def columns(self) -> Shape:
+    def columns(self) -> node.Shape:
         """The shape of one row of the weight tensor."""
         raise NotImplementedError
 
     @property
-    def extent(self) -> Shape:
+    def extent(self) -> node.Shape:
         """The sides of the window that one output position sees; () for a vector."""
         return ()
 
-    def resized(self, weight: Shape) -> "Projection":
+    def resized(self, weight: node.Shape) -> "Projection":
         """The same operation for a weight tensor of this shape."""
         raise NotImplementedError
 
-    def with_norm(self, norm: BatchNorm) -> Node | None:
+    def with_norm(self, norm: node.BatchNorm) -> node.Node | None:
         return None if self.norm else replace(self, norm=norm)
 
-    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
+    def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
         shapes = dict.fromkeys(self.row_tensors, self.weight_shape[:1])
         shapes[f"{self.name}.weight"] = self.weight_shape
         return shapes | ({f"{self.norm.name}.num_batches_tracked": ()} if self.norm else {})
 
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return ANALOG
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        return neurons.ANALOG
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,10 @@ class Convolution(Projection):
     op: ClassVar[str] = "convolution"
     in_channels: int
     channels: int
-    kernel: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    kernel: node.Pair
+    stride: node.Pair = (1, 1)
+    padding: node.Pair = (0, 0)
+    dilation: node.Pair = (1, 1)
     groups: int = 1
 
     @property
@@ -99,18 +97,18 @@ class Convolution(Projection):
         return self.channels
 
     @property
-    def columns(self) -> Shape:
+    def columns(self) -> node.Shape:
         return (self.in_channels // self.groups, *self.kernel)
 
     @property
-    def extent(self) -> Shape:
+    def extent(self) -> node.Shape:
         return tuple(1 + self.dilation[i] * (self.kernel[i] - 1) for i in (0, 1))
 
-    def resized(self, weight: Shape) -> "Convolution":
+    def resized(self, weight: node.Shape) -> "Convolution":
         inputs = weight[1] * self.groups
         return replace(self, channels=weight[0], in_channels=inputs)
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         (shape,) = inputs
         groups = self.groups
         if groups < 1 or self.in_channels % groups or self.channels % groups:
@@ -126,7 +124,7 @@ class Convolution(Projection):
             (shape[1 + i] + 2 * self.padding[i] - self.extent[i]) // self.stride[i] + 1
             for i in (0, 1)
         )
-        return (self.channels, *positive(self.name, sides, shape))
+        return (self.channels, *node.positive(self.name, sides, shape))
 
     def describe(self) -> str:
         text = f"{self.in_channels}→{self.channels}, {self.kernel[0]}×{self.kernel[1]}"
@@ -150,17 +148,17 @@ class Linear(Projection):
         return self.features
 
     @property
-    def columns(self) -> Shape:
+    def columns(self) -> node.Shape:
         return (self.in_features,)
 
     def as_head(self, source: str) -> "Readout | None":
         head = Readout(self.name, (source,), self.features, True, self.bias)
         return None if self.norm else head
 
-    def resized(self, weight: Shape) -> "Linear":
+    def resized(self, weight: node.Shape) -> "Linear":
         return replace(self, features=weight[0], in_features=weight[1])
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if inputs[0] != (self.in_features,):
             raise UsageError(
                 f"{self.name}: input {inputs[0]}, but the layer needs ({self.in_features},)"
@@ -172,7 +170,7 @@ class Linear(Projection):
 
 
 @dataclass(frozen=True)
-class Population(Node):
+class Population(node.Node):
     """Spiking neurons, one per element of the input current.
 
     generated  channels appended behind those of the current: they fire a stored pattern
@@ -182,19 +180,19 @@ class Population(Node):
     op: ClassVar[str] = "population"
     fires: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
-    neuron: NeuronSpec
+    neuron: neurons.NeuronSpec
     generated: int = 0
 
-    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
-        decay: dict[str, Shape] = {f"{self.name}.w": ()} if self.neuron.learned else {}
+    def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
+        decay: dict[str, node.Shape] = {f"{self.name}.w": ()} if self.neuron.learned else {}
         pattern = {f"{self.name}.pattern": (time_steps, self.generated)} if self.generated else {}
         return decay | pattern
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         return (inputs[0][0] + self.generated, *inputs[0][1:])
 
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return SPIKE
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        return neurons.SPIKE
 
     def describe(self) -> str:
         n = self.neuron
@@ -207,7 +205,7 @@ class Population(Node):
 
 
 @dataclass(frozen=True)
-class Flatten(Node):
+class Flatten(node.Node):
     """(C, H, W) to (C·H·W,), channel-major."""
 
     op: ClassVar[str] = "flatten"
@@ -215,12 +213,12 @@ class Flatten(Node):
     reshapes: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         return (math.prod(inputs[0]),)
 
 
 @dataclass(frozen=True)
-class Merge(Node):
+class Merge(node.Node):
     """Two or more branches, element by element: what residual networks do.
 
     add   their sum: of spikes a graded edge (0 .. number of branches), of currents a current
@@ -244,7 +242,7 @@ class Merge(Node):
         second = self.function == "iand" and self.inputs[1] == branch
         return self.inputs.count(branch) == 1 and (self.function == "add" or second)
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if self.function not in ("add", "and", "iand"):
             raise UsageError(f"{self.name}: function {self.function!r}; valid: add, and, iand")
         if len(inputs) < 2 or (self.function == "iand" and len(inputs) != 2):
@@ -253,15 +251,15 @@ class Merge(Node):
             raise UsageError(f"{self.name}: its branches have different shapes {list(inputs)}")
         return inputs[0]
 
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
         if self.function == "add":
             if any(edge.kind == "analog" for edge in inputs):
-                return ANALOG
-            return Edge("graded", sum(edge.bound or 0 for edge in inputs))
+                return neurons.ANALOG
+            return neurons.Edge("graded", sum(edge.bound or 0 for edge in inputs))
         if any(edge.kind != "spike" for edge in inputs):
             kinds = ", ".join(edge.kind for edge in inputs)
             raise UsageError(f"{self.name}: {self.function} needs spikes, its inputs are {kinds}")
-        return SPIKE
+        return neurons.SPIKE
 
     def describe(self) -> str:
         return f"{self.function} of {len(self.inputs)} branches"
@@ -269,7 +267,7 @@ class Merge(Node):
 
 @brief
 @dataclass(frozen=True)
-class Scatter(Node):
+class Scatter(node.Node):
     """Channels of a narrow branch put where they belong in a wide stream, zeros elsewhere.
 
     index  the place of each input channel among `channels`; ascending
@@ -280,7 +278,7 @@ class Scatter(Node):
     channels: int
     index: tuple[int, ...]
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         (shape,) = inputs
         inside = all(0 <= place < self.channels for place in self.index)
         if shape[0] != len(self.index) or not inside or list(self.index) != sorted(set(self.index)):
@@ -295,7 +293,7 @@ class Scatter(Node):
 
 
 @dataclass(frozen=True)
-class Readout(Node):
+class Readout(node.Node):
     """Class scores from spikes: sum first, scale last.
 
     Over time and space the spikes are summed to integers; `linear`, if any, weighs them; the
@@ -323,11 +321,11 @@ class Readout(Node):
         names = (f"{self.name}.weight", f"{self.name}.bias")
         return names[: self.linear + (self.linear and self.bias)]
 
-    def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
-        shapes: tuple[Shape, ...] = (self.classes, inputs[0][0]), (self.classes,)
+    def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
+        shapes: tuple[node.Shape, ...] = (self.classes, inputs[0][0]), (self.classes,)
         return dict(zip(self.row_tensors, shapes, strict=False))
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if self.classes < 1 or self.votes < 1:
             raise UsageError(f"{self.name}: {self.classes} classes of {self.votes} votes")
         if not self.linear and inputs[0][0] != self.classes * self.votes:
@@ -336,13 +334,13 @@ class Readout(Node):
             )
         return (self.classes,)
 
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return ANALOG
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        return neurons.ANALOG
 
     def as_head(self, source: str) -> "Readout":
         return self
 
-    def divisor(self, shape: Shape, time_steps: int) -> int:
+    def divisor(self, shape: node.Shape, time_steps: int) -> int:
         """T · H · W · votes for an input of `shape`."""
         space = shape[1] * shape[2] if len(shape) == 3 else 1
         return time_steps * space * self.votes
@@ -352,16 +350,16 @@ class Readout(Node):
         return f"mean over time and space, {kind}, {self.classes} classes"
 
 
-OPS: dict[str, type[Node]] = {
+OPS: dict[str, type[node.Node]] = {
     cls.op: cls
     for cls in (
         Input,
         Convolution,
         Linear,
         Population,
-        MaxPool,
-        AvgPool,
-        AdaptiveAvgPool,
+        pools.MaxPool,
+        pools.AvgPool,
+        pools.AdaptiveAvgPool,
         Flatten,
         Merge,
         Readout,

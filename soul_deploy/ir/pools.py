@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir.neurons import ANALOG, Edge
-from soul_deploy.ir.node import Node, Pair, Shape, positive
+from soul_deploy.ir import neurons, node
 
 
 @dataclass(frozen=True)
-class Pool(Node):
+class Pool(node.Node):
     """A window sliding over a map; floor division at the far border."""
 
     keeps_channels: ClassVar[bool] = True
-    kernel: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
+    kernel: node.Pair
+    stride: node.Pair
+    padding: node.Pair = (0, 0)
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         shape = inputs[0]
         if len(shape) != 3:
             raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {shape}")
@@ -31,7 +30,7 @@ class Pool(Node):
             (shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
             for i in (0, 1)
         )
-        return (shape[0], *positive(self.name, sides, shape))
+        return (shape[0], *node.positive(self.name, sides, shape))
 
     def describe(self) -> str:
         return f"{self.kernel[0]}×{self.kernel[1]}, stride {self.stride[0]}×{self.stride[1]}"
@@ -51,40 +50,40 @@ class AvgPool(Pool):
     op: ClassVar[str] = "avg_pool"
     composable: ClassVar[bool] = True
 
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return ANALOG
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        return neurons.ANALOG
 
-    def averages_all(self, in_shape: Shape) -> bool:
+    def averages_all(self, in_shape: node.Shape) -> bool:
         return self.kernel == in_shape[1:] and self.padding == (0, 0)
 
-    def denominator(self, in_shape: Shape) -> int:
+    def denominator(self, in_shape: node.Shape) -> int:
         return math.prod(self.kernel)
 
 
 @dataclass(frozen=True)
-class AdaptiveAvgPool(Node):
+class AdaptiveAvgPool(node.Node):
     """Mean over windows that tile the input to a given output size."""
 
     op: ClassVar[str] = "adaptive_avg_pool"
     composable: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
-    size: Pair
+    size: node.Pair
 
-    def output_shape(self, inputs: Sequence[Shape]) -> Shape:
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if len(inputs[0]) != 3:
             raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {inputs[0]}")
-        return (inputs[0][0], *positive(self.name, self.size, inputs[0]))
+        return (inputs[0][0], *node.positive(self.name, self.size, inputs[0]))
 
-    def output_edge(self, inputs: Sequence[Edge]) -> Edge:
-        return ANALOG
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        return neurons.ANALOG
 
     def describe(self) -> str:
         return f"to {self.size[0]}×{self.size[1]}"
 
-    def averages_all(self, in_shape: Shape) -> bool:
+    def averages_all(self, in_shape: node.Shape) -> bool:
         return self.size == (1, 1)
 
-    def denominator(self, in_shape: Shape) -> int:
+    def denominator(self, in_shape: node.Shape) -> int:
         areas = 1
         for side, count in zip(in_shape[1:], self.size, strict=True):
             spans = {-(-(o + 1) * side // count) - o * side // count for o in range(count)}

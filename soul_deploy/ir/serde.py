@@ -4,9 +4,8 @@ import math
 from dataclasses import fields
 from typing import Any
 
-from soul_deploy.ir.neurons import NeuronSpec
+from soul_deploy.ir import neurons, nodes
 from soul_deploy.ir.node import BatchNorm, Node
-from soul_deploy.ir.nodes import OPS
 
 SUBTRACT = "v_subtract"
 
@@ -16,7 +15,7 @@ def node_to_json(node: Node) -> dict[str, Any]:
     values: dict[str, Any] = {"op": node.op}
     for item in fields(node):
         value = getattr(node, item.name)
-        if isinstance(value, (NeuronSpec, BatchNorm)):
+        if isinstance(value, (neurons.NeuronSpec, BatchNorm)):
             value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
             if value.get(SUBTRACT, 0.0) is None:
                 del value[SUBTRACT]  # few have it, and earlier versions do not know it
@@ -37,7 +36,7 @@ def bounded_integer(value: Any) -> int:
 def node_from_json(entry: Any) -> Node:
     """The node of `node_to_json`. Raises ValueError, KeyError or TypeError if it is none."""
     values = dict(entry)
-    cls = OPS[values.pop("op")]
+    cls = nodes.OPS[values.pop("op")]
     known = {item.name for item in fields(cls)}
     if set(values) != known:
         raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")
@@ -81,7 +80,7 @@ def _sides(name: str, value: Any) -> tuple[int, ...]:
     return sides
 
 
-def _spec_from_json(data: Any) -> NeuronSpec:
+def _spec_from_json(data: Any) -> neurons.NeuronSpec:
     for name in ("tau", "v_threshold", "surrogate_alpha"):
         data[name] = float(data[name])
     data["v_reset"] = None if data["v_reset"] is None else float(data["v_reset"])
@@ -90,7 +89,7 @@ def _spec_from_json(data: Any) -> NeuronSpec:
     for name in ("decay_input", "detach_reset"):
         if not isinstance(data[name], bool):
             raise ValueError(f"{name} {data[name]!r} is not true or false")
-    return NeuronSpec(**data)
+    return neurons.NeuronSpec(**data)
 
 
 def _norm_from_json(data: Any) -> BatchNorm:

@@ -9,15 +9,9 @@ from functools import cached_property
 
 import torch
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering import fan_out
-from soul_deploy.lowering.fold_batch_norm import Synapses, fold
-from soul_deploy.lowering.linear_operators import LinearProjection, lower_projection
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.lowering import fan_out, fold_batch_norm, linear_operators
 from soul_deploy.lowering.liveness import live_neurons, live_values
 from soul_deploy.model.model import Model
 from soul_deploy.nn.neuron import learned_decay
@@ -35,17 +29,21 @@ class Deployed:
     """
 
     model: Model
-    synapses: Mapping[str, Synapses]
-    _operators: dict[str, LinearProjection] = field(default_factory=dict, repr=False, compare=False)
+    synapses: Mapping[str, fold_batch_norm.Synapses]
+    _operators: dict[str, linear_operators.LinearProjection] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
-    def graph(self) -> SpikingGraph:
+    def graph(self) -> ir.SpikingGraph:
         return self.model.graph
 
-    def operator(self, name: str) -> LinearProjection:
+    def operator(self, name: str) -> linear_operators.LinearProjection:
         """The linear operator of a projection or of the readout. Raises as `lower_projection`."""
         if name not in self._operators:
-            self._operators[name] = lower_projection(self.graph, self.synapses, name)
+            self._operators[name] = linear_operators.lower_projection(
+                self.graph, self.synapses, name
+            )
         return self._operators[name]
 
     @cached_property
@@ -91,10 +89,10 @@ class Deployed:
         return (*projections, *sorted(found, key=lambda entry: entry.population is None), readout)
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def counted_as(node: ir.Node, lowered: Deployed) -> fan_out.Counted | None:
     """What a node is counted by; None where it has no operations of its own."""
-    raise no_entry(node, "counting")
+    raise ir.no_entry(node, "counting")
 
 
 counted_as.on(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter)(
@@ -141,7 +139,7 @@ def lower(model: Model) -> Deployed:
     kept: Deployed | None = vars(model).get(CACHE)
     if kept is None:
         # Of a twin: a model that its own lowered form holds would only be freed by the collector.
-        synapses = fold(model.graph, model.state, model.channel_masks)
+        synapses = fold_batch_norm.fold(model.graph, model.state, model.channel_masks)
         for array in (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None):
             array.setflags(write=False)  # whoever hands it out as their own gives a copy
         kept = vars(model)[CACHE] = Deployed(replace(model), synapses)
@@ -149,7 +147,9 @@ def lower(model: Model) -> Deployed:
 
 
 def lower_synapses(
-    graph: SpikingGraph, synapses: Mapping[str, Synapses], neuron_masks: Mapping[str, Array]
+    graph: ir.SpikingGraph,
+    synapses: Mapping[str, fold_batch_norm.Synapses],
+    neuron_masks: Mapping[str, Array],
 ) -> Deployed:
     """The lowered form of deployed weights that are no model's, by node name."""
     return Deployed(Model(graph, {}, neuron_masks=neuron_masks), synapses)

@@ -15,18 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering.linear_operators import (
-    ConvOperator,
-    LinearProjection,
-    MatrixOperator,
-    ReadoutOperator,
-)
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, dispatch
+from soul_deploy.lowering import linear_operators
 
 
 @brief
@@ -38,7 +29,7 @@ class CountedLayer:
     """
 
     name: str
-    linear: LinearProjection
+    linear: linear_operators.LinearProjection
     edge: ir.Edge
     population: str | None
     live: Array | None = None
@@ -56,7 +47,7 @@ class CountedLayer:
     def targets(self) -> int:
         """How many live targets there are."""
         operator = self.linear.operator
-        if isinstance(operator, ReadoutOperator):
+        if isinstance(operator, linear_operators.ReadoutOperator):
             return 0 if operator.weight is None else len(operator.weight)
         return int(np.prod(operator.out_shape) if self.live is None else self.live.sum())
 
@@ -66,7 +57,7 @@ class CountedLayer:
         operator = self.linear.operator
         if operator.bias is None:
             return 0
-        if isinstance(operator, ReadoutOperator):
+        if isinstance(operator, linear_operators.ReadoutOperator):
             return int((operator.bias != 0).sum())
         sides = [1] * (len(operator.out_shape) - 1)
         biased = np.broadcast_to((operator.bias != 0).reshape(-1, *sides), operator.out_shape)
@@ -111,14 +102,14 @@ def needed_values(entry: Counted) -> tuple[str, ...]:
     return tuple(name for name in (entry.source, entry.population) if name is not None)
 
 
-def population_behind(graph: SpikingGraph, projection: str) -> str | None:
+def population_behind(graph: ir.SpikingGraph, projection: str) -> str | None:
     """The population that a projection feeds, if it feeds nothing else."""
     consumers = graph.consumers[projection]
     return consumers[0] if len(consumers) == 1 and graph[consumers[0]].fires else None
 
 
 def live_targets(
-    graph: SpikingGraph, neuron_masks: Mapping[str, Array], current: str
+    graph: ir.SpikingGraph, neuron_masks: Mapping[str, Array], current: str
 ) -> Array | None:
     """Where a current reaches an unmasked neuron, directly or through merges; None: everywhere.
 
@@ -134,12 +125,12 @@ def live_targets(
     return None if live.all() else live
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def targets_of(
-    node: ir.Node, graph: SpikingGraph, neuron_masks: Mapping[str, Array]
+    node: ir.Node, graph: ir.SpikingGraph, neuron_masks: Mapping[str, Array]
 ) -> Array | None:
     """Where a current that a node reads reaches an unmasked neuron; None: everywhere."""
-    raise no_entry(node, "the search for live targets")
+    raise ir.no_entry(node, "the search for live targets")
 
 
 targets_of.on(ir.Population)(lambda node, graph, neuron_masks: neuron_masks.get(node.name))
@@ -150,15 +141,18 @@ targets_of.on(
 
 
 def fanout(
-    operator: ConvOperator | MatrixOperator | ReadoutOperator, live: Array | None = None
+    operator: linear_operators.ConvOperator
+    | linear_operators.MatrixOperator
+    | linear_operators.ReadoutOperator,
+    live: Array | None = None,
 ) -> Array:
     """Synapses onto live targets from each input: int64 of the input's shape.
 
     For a readout that sums over space first, (C,). live: bool of the output's shape; None: all.
     """
-    if isinstance(operator, ConvOperator):
+    if isinstance(operator, linear_operators.ConvOperator):
         return _conv_fanout(operator, live)
-    if isinstance(operator, ReadoutOperator):
+    if isinstance(operator, linear_operators.ReadoutOperator):
         shape = operator.in_shape[:1] if operator.space else operator.in_shape
         if operator.weight is None:
             return np.zeros(shape, np.int64)
@@ -176,7 +170,7 @@ def nonzero(weight: Array) -> Tensor:
     return torch.from_numpy((weight != 0).astype(np.float64))
 
 
-def _conv_fanout(op: ConvOperator, live: Array | None) -> Array:
+def _conv_fanout(op: linear_operators.ConvOperator, live: Array | None) -> Array:
     """Transposed convolution of ones: how many live outputs each input position reaches."""
     targets = torch.ones(1, *op.out_shape, dtype=torch.float64)
     if live is not None:
@@ -191,9 +185,11 @@ def _conv_fanout(op: ConvOperator, live: Array | None) -> Array:
     return result.numpy()
 
 
-def arrivals(op: ConvOperator | MatrixOperator, events: Tensor) -> Tensor:
+def arrivals(
+    op: linear_operators.ConvOperator | linear_operators.MatrixOperator, events: Tensor
+) -> Tensor:
     """How many events reach each target: events (N, *in_shape) of 0/1 -> (N, *out_shape)."""
-    if isinstance(op, MatrixOperator):
+    if isinstance(op, linear_operators.MatrixOperator):
         return events.flatten(1).double() @ nonzero(op.weight).t()
     x = events[:, :, : op.reach[0], : op.reach[1]].double()
     needed: list[int] = []

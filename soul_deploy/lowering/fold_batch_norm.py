@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import Projection, Readout, SpikingGraph
+from soul_deploy.base import Array, brief, errors
+from soul_deploy.ir import Projection, Readout, SpikingGraph
 
 
 @brief
@@ -55,7 +53,7 @@ def _fold_one(node: Projection, state: Mapping[str, Array]) -> Synapses:
     folded = weight.astype(np.float64) * scale.reshape(-1, *([1] * (weight.ndim - 1)))
     shift = beta + (offset - mean) * scale
     if max(np.abs(folded).max(initial=0), np.abs(shift).max(initial=0)) > np.finfo(np.float32).max:
-        raise UnsupportedGraphError(
+        raise errors.UnsupportedGraphError(
             f"{node.name}: with its batch norm {name} folded in, weights or bias leave float32; "
             "its statistics or weights are damaged, or training diverged"
         )

@@ -6,9 +6,8 @@ turns. So this is looked at before the first of them is made.
 
 import math
 
-from soul_deploy.base.errors import LimitError
-from soul_deploy.base.memory import RAISE_IT, WORK_BYTES, require_memory
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.base import errors, memory
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.runtime.format.validate import MAX_STEPS
 
 VALUE_BYTES = 32  # of a map's value: masks, fan-outs in float64 and copies
@@ -34,9 +33,9 @@ def planning_bytes(graph: SpikingGraph) -> dict[str, int]:
 def require_planning(graph: SpikingGraph, max_memory: int | None = None) -> None:
     """Raise LimitError for a network that takes more than allowed; None: WORK_BYTES."""
     if graph.time_steps > MAX_STEPS:
-        raise LimitError(f"T = {graph.time_steps}; the limit is {MAX_STEPS} steps")
+        raise errors.LimitError(f"T = {graph.time_steps}; the limit is {MAX_STEPS} steps")
     by_node = planning_bytes(graph)
     most = max(by_node, key=by_node.__getitem__)
     told = f"planning with this network (most of all {most}: {by_node[most]:,} bytes)"
-    allowed = WORK_BYTES if max_memory is None else max_memory
-    require_memory(told, sum(by_node.values()), allowed, RAISE_IT)
+    allowed = memory.WORK_BYTES if max_memory is None else max_memory
+    memory.require_memory(told, sum(by_node.values()), allowed, memory.RAISE_IT)

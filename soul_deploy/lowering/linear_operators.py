@@ -11,13 +11,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import LimitError, UnsupportedGraphError
-from soul_deploy.base.files import Array
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.lowering.fold_batch_norm import Synapses
 
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
@@ -89,7 +84,7 @@ class LinearProjection:
 
 
 def lower_projection(
-    graph: SpikingGraph, folded: Mapping[str, Synapses], name: str
+    graph: ir.SpikingGraph, folded: Mapping[str, Synapses], name: str
 ) -> LinearProjection:
     """The linear operator from a projection's (or readout's) source to its output.
 
@@ -103,7 +98,7 @@ def lower_projection(
     return LinearProjection(source, _behind_all(operator, graph, between, name))
 
 
-def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
+def walk_back(graph: ir.SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
     """The source's name, and the composable nodes between, nearest to node `name` first."""
     between: list[ir.Node] = []
     current = graph[graph[name].inputs[0]]
@@ -113,14 +108,14 @@ def walk_back(graph: SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
     return current.name, between
 
 
-@operation_table(ir.Projection)
-def base_operator(node: ir.Node, graph: SpikingGraph, synapses: Synapses) -> Operator:
+@dispatch.operation_table(ir.Projection)
+def base_operator(node: ir.Node, graph: ir.SpikingGraph, synapses: Synapses) -> Operator:
     """A projection's operator on its own input, without the pooling before it."""
-    raise no_entry(node, "linear-operator lowering")
+    raise ir.no_entry(node, "linear-operator lowering")
 
 
 @base_operator.on(ir.Convolution)
-def _convolution(node: ir.Convolution, graph: SpikingGraph, synapses: Synapses) -> ConvOperator:
+def _convolution(node: ir.Convolution, graph: ir.SpikingGraph, synapses: Synapses) -> ConvOperator:
     in_shape = graph.shapes[node.inputs[0]]
     return ConvOperator(
         synapses.weight,
@@ -136,28 +131,28 @@ def _convolution(node: ir.Convolution, graph: SpikingGraph, synapses: Synapses) 
 
 
 @base_operator.on(ir.Linear)
-def _linear(node: ir.Linear, graph: SpikingGraph, synapses: Synapses) -> MatrixOperator:
+def _linear(node: ir.Linear, graph: ir.SpikingGraph, synapses: Synapses) -> MatrixOperator:
     shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
     return MatrixOperator(synapses.weight, synapses.bias, *shapes)
 
 
 def _behind_all(
-    operator: Operator, graph: SpikingGraph, between: list[ir.Node], name: str
+    operator: Operator, graph: ir.SpikingGraph, between: list[ir.Node], name: str
 ) -> Operator:
     for node in between:
         operator = compose_behind(node, operator, graph.shapes[node.inputs[0]], name)
     return operator
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def compose_behind(node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
     """The operator that takes the input of a composable node instead of its output."""
-    raise no_entry(node, "linear-operator lowering")
+    raise ir.no_entry(node, "linear-operator lowering")
 
 
 compose_behind.refuse(
     *(ir.Input, ir.Projection, ir.Population, ir.MaxPool, ir.Merge, ir.Scatter, ir.Readout),
-    error=lambda node: UnsupportedGraphError(
+    error=lambda node: errors.UnsupportedGraphError(
         f"{node.name}: {node.op} cannot be composed into a projection"
     ),
 )
@@ -301,7 +296,7 @@ def _matrix_behind_pool(
 
 
 def _lower_readout(
-    graph: SpikingGraph, folded: Mapping[str, Synapses], source: str, between: list[ir.Node]
+    graph: ir.SpikingGraph, folded: Mapping[str, Synapses], source: str, between: list[ir.Node]
 ) -> ReadoutOperator:
     node = graph.readout
     shape = graph.shapes[node.inputs[0]]
@@ -323,7 +318,7 @@ def _lower_readout(
 
 def _bounded(name: str, shape: tuple[int, int]) -> None:
     if shape[0] * shape[1] > MAX_ELEMENTS:
-        raise LimitError(
+        raise errors.LimitError(
             f"{name}: composing its average pooling needs a {shape[0]} × {shape[1]} matrix; "
             f"at most {MAX_ELEMENTS} elements are supported. Use a pooling whose windows tile "
             "the map, or a smaller input"

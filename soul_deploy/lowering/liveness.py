@@ -11,13 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.files import Array
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
-from soul_deploy.lowering.fan_out import fanout
-from soul_deploy.lowering.linear_operators import LinearProjection, ReadoutOperator
+from soul_deploy import ir
+from soul_deploy.base import Array, dispatch
+from soul_deploy.lowering import fan_out, linear_operators
 from soul_deploy.nn.operations import unweighed
 
 
@@ -25,14 +21,14 @@ from soul_deploy.nn.operations import unweighed
 class _Backwards:
     """The pass from the readout back; read: which of each node's values are read so far."""
 
-    graph: SpikingGraph
-    operator: Callable[[str], LinearProjection]
+    graph: ir.SpikingGraph
+    operator: Callable[[str], linear_operators.LinearProjection]
     read: dict[str, Array]
 
 
 def live_neurons(
-    graph: SpikingGraph,
-    operator: Callable[[str], LinearProjection],
+    graph: ir.SpikingGraph,
+    operator: Callable[[str], linear_operators.LinearProjection],
     neuron_masks: Mapping[str, Array],
 ) -> dict[str, Array]:
     """Population -> bool of its shape: the fixpoint, found in one pass from the readout back.
@@ -50,14 +46,14 @@ def live_neurons(
     return {node.name: read[node.name] for node in graph.populations}
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def needed(node: ir.Node, walk: _Backwards) -> Array:
     """What a node needs of each input for those of its own values that are read: bool.
 
     Average pooling and flattening are composed into projections, which read past them; here it is
     what else reads them.
     """
-    raise no_entry(node, "the search for live neurons")
+    raise ir.no_entry(node, "the search for live neurons")
 
 
 needed.on(ir.Input, ir.Merge, ir.Flatten)(lambda node, walk: walk.read[node.name])
@@ -71,7 +67,7 @@ def _neurons(node: ir.Population, walk: _Backwards) -> Array:
 
 @needed.on(ir.Projection)
 def _synapses(node: ir.Projection, walk: _Backwards) -> Array:
-    return np.asarray(fanout(walk.operator(node.name).operator, walk.read[node.name]) > 0)
+    return np.asarray(fan_out.fanout(walk.operator(node.name).operator, walk.read[node.name]) > 0)
 
 
 @needed.on(ir.AdaptiveAvgPool)
@@ -95,7 +91,7 @@ def _covered(node: ir.Pool, walk: _Backwards) -> Array:
 @needed.on(ir.Readout)
 def _readout(node: ir.Readout, walk: _Backwards) -> Array:
     operator = walk.operator(node.name).operator
-    assert isinstance(operator, ReadoutOperator)
+    assert isinstance(operator, linear_operators.ReadoutOperator)
     if operator.weight is None:
         return np.ones(operator.in_shape, bool)
     used = (operator.weight != 0).any(axis=0)
@@ -104,7 +100,9 @@ def _readout(node: ir.Readout, walk: _Backwards) -> Array:
     return np.asarray(used.reshape(operator.in_shape))
 
 
-def live_values(graph: SpikingGraph, neuron_masks: Mapping[str, Array]) -> dict[str, Array | None]:
+def live_values(
+    graph: ir.SpikingGraph, neuron_masks: Mapping[str, Array]
+) -> dict[str, Array | None]:
     """Where each node that holds values can be nonzero, bool of its shape; None: everywhere.
 
     A population's neuron mask; behind it a max pooling's windows that hold an unmasked neuron, the
@@ -128,10 +126,10 @@ def live_values(graph: SpikingGraph, neuron_masks: Mapping[str, Array]) -> dict[
     return live
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def can_hold(node: ir.Node, inputs: list[Array]) -> Array | None:
     """Where a node without weights can be nonzero, from where its inputs can; None: everywhere."""
-    raise no_entry(node, "the search for live values")
+    raise ir.no_entry(node, "the search for live values")
 
 
 can_hold.on(

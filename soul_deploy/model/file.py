@@ -12,19 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from soul_deploy.base.container import read_header
-from soul_deploy.base.errors import FileFormatError
-from soul_deploy.base.files import (
-    Array,
-    File,
-    OpenFile,
-    digest,
-    opened,
-    read_tensors,
-    write_tensors,
-)
-from soul_deploy.base.input_rule import INPUT_KINDS, KIND_OF_OLD_FILES, is_input_kind
-from soul_deploy.ir.graph import Shape, SpikingGraph
+from soul_deploy.base import Array, container, errors, files, input_rule
+from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, Normalization, State, Validity
 from soul_deploy.model.state_dict import read_state_dict
 from soul_deploy.nn.graph_module import GraphModule
@@ -42,32 +31,34 @@ def save(model: Model, path: Path | str) -> None:
     tensors |= {ALPHA + name: alpha for name, alpha in model.alphas.items()}
     document = {
         "format": FORMAT,
-        "digest": digest(tensors),
+        "digest": files.digest(tensors),
         "graph": model.graph.to_json(),
         "info": asdict(model.info),
     }
-    write_tensors(path, tensors, document)
+    files.write_tensors(path, tensors, document)
 
 
-def load(file: File, *, max_memory: int | None = None) -> Model:
+def load(file: files.File, *, max_memory: int | None = None) -> Model:
     """Read a model file; its graph, shapes, digest and values are checked.
 
     max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of
     soul_deploy/base/json_text.py. Raises MissingFileError, FileFormatError, LimitError.
     """
-    found = read_tensors(file, max_memory=max_memory)
+    found = files.read_tensors(file, max_memory=max_memory)
     path = found.path
     document = found.document(FORMAT)
-    if digest(found.tensors) != document.get("digest"):
-        raise FileFormatError(f"{path}: its tensors do not match their digest; the file is damaged")
+    if files.digest(found.tensors) != document.get("digest"):
+        raise errors.FileFormatError(
+            f"{path}: its tensors do not match their digest; the file is damaged"
+        )
     try:
         graph = SpikingGraph.from_json(document.get("graph"))
         info = info_from_json(document["info"])
         check_info(graph, info)
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
+    except errors.FileFormatError as error:
+        raise errors.FileFormatError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path}: its description cannot be read ({str(error)[:200]})"
         ) from error
     state = _under(WEIGHT, found.tensors)
@@ -77,7 +68,9 @@ def load(file: File, *, max_memory: int | None = None) -> Model:
     known = (WEIGHT, CHANNEL_MASK, NEURON_MASK, ALPHA)
     surplus = sorted(name for name in found.tensors if not name.startswith(known))
     if surplus:
-        raise FileFormatError(f"{path}: tensors that belong to nothing: {', '.join(surplus[:3])}")
+        raise errors.FileFormatError(
+            f"{path}: tensors that belong to nothing: {', '.join(surplus[:3])}"
+        )
     check_state(graph, state, str(path))
     _check_names(graph, path)
     _check_masks(model, path)
@@ -108,9 +101,11 @@ def _check_names(graph: SpikingGraph, path: Path) -> None:
         with torch.device("meta"):
             found = set(GraphModule(graph).state_dict())
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise FileFormatError(f"{path}: its layers' names cannot be used ({error})") from error
+        raise errors.FileFormatError(
+            f"{path}: its layers' names cannot be used ({error})"
+        ) from error
     if len(set(owners)) != len(owners) or found != set(expected_shapes(graph)):
-        raise FileFormatError(f"{path}: two layers' names are in each other's way")
+        raise errors.FileFormatError(f"{path}: two layers' names are in each other's way")
 
 
 def check_state(graph: SpikingGraph, state: State, where: str) -> None:
@@ -124,18 +119,18 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
     ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{where}: {kind} weights {', '.join(names[:3])}{more}; "
                 "they do not belong to this network"
             )
     for name, shape in expected.items():
         if state[name].shape != shape:
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{where}: weight {name} has shape {state[name].shape}, the network needs {shape}"
             )
         counter = name.endswith(".num_batches_tracked")
         if state[name].dtype.kind not in ("iu" if counter else "f"):
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{where}: weight {name} is {state[name].dtype}, the network needs "
                 f"{'an integer' if counter else 'floating point'}"
             )
@@ -143,14 +138,16 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
         if node.norm is not None:
             variance = state[f"{node.norm.name}.running_var"]
             if (variance < 0).any() or (variance + node.norm.eps <= 0).any():
-                raise FileFormatError(
+                raise errors.FileFormatError(
                     f"{where}: {node.norm.name} holds a variance that is not "
                     "above 0, or a negative variance"
                 )
     for population in graph.populations:
         pattern = state.get(f"{population.name}.pattern")
         if pattern is not None and not np.isin(pattern, (0, 1)).all():
-            raise FileFormatError(f"{where}: {population.name}.pattern holds other than 0 and 1")
+            raise errors.FileFormatError(
+                f"{where}: {population.name}.pattern holds other than 0 and 1"
+            )
 
 
 def _check_masks(model: Model, path: Path) -> None:
@@ -161,11 +158,13 @@ def _check_masks(model: Model, path: Path) -> None:
     for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
         on_spikes = model.neuron_masks.get(name) is keep
         if name not in (populations if on_spikes else fed):
-            raise FileFormatError(f"{path}: a mask for {name!r}, which is no layer of its graph")
+            raise errors.FileFormatError(
+                f"{path}: a mask for {name!r}, which is no layer of its graph"
+            )
         needed = graph.shapes[name if on_spikes else graph.masked_projection(name)]
         needed = needed if on_spikes else needed[:1]
         if keep.shape != needed or keep.dtype != np.bool_:
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs bool{needed}"
             )
 
@@ -177,7 +176,7 @@ def _check_alphas(model: Model, path: Path) -> None:
     for name, alpha in model.alphas.items():
         needed = shapes.get(name)
         if alpha.shape != needed or alpha.dtype != np.float32:
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{path}: mask parameters of {name} are {alpha.dtype}{alpha.shape}, "
                 f"need float32{needed}"
             )
@@ -195,9 +194,9 @@ def info_from_json(data: Any) -> ModelInfo:
         raise ValueError(f"classes {classes!r} are not names")
     if not isinstance(reset, bool) or not isinstance(made, dict):
         raise ValueError(f"reset_per_sample {reset!r}, provenance {made!r}")
-    kind = data.get("input_kind", KIND_OF_OLD_FILES)
-    if not is_input_kind(kind):
-        raise ValueError(f"input_kind {kind!r}; known: {', '.join(INPUT_KINDS)}")
+    kind = data.get("input_kind", input_rule.KIND_OF_OLD_FILES)
+    if not input_rule.is_input_kind(kind):
+        raise ValueError(f"input_kind {kind!r}; known: {', '.join(input_rule.INPUT_KINDS)}")
     norm = data["normalization"]
     normalization = None if norm is None else _normalization(norm["mean"], norm["std"])
     return ModelInfo(
@@ -228,25 +227,25 @@ def check_info(graph: SpikingGraph, info: ModelInfo) -> None:
         raise ValueError(f"normalization of {len(norm.mean)} channels for {graph.input.shape}")
 
 
-def load_state_dict(file: File) -> dict[str, Array]:
+def load_state_dict(file: files.File) -> dict[str, Array]:
     """A state dict from a model file, bare safetensors, or a `.pt` / `.pth` pickle of tensors.
 
     A dict that holds its state dict under 'model' or 'state_dict' is unwrapped. Pickles go through
     `torch.load(weights_only=True)`, which refuses everything but tensors and plain containers.
     Raises MissingFileError or FileFormatError.
     """
-    with opened(file) as source:
+    with files.opened(file) as source:
         if not _is_safetensors(source):
             return read_state_dict(source)
-        tensors = read_tensors(source).tensors
+        tensors = files.read_tensors(source).tensors
     return _under(WEIGHT, tensors) or dict(tensors)
 
 
-def _is_safetensors(source: OpenFile) -> bool:
+def _is_safetensors(source: files.OpenFile) -> bool:
     if source.path.suffix == ".safetensors":
         return True
     try:
-        read_header(source)
-    except FileFormatError:
+        container.read_header(source)
+    except errors.FileFormatError:
         return False
     return True

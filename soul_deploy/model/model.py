@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.errors import UnknownNameError, UsageError, ValidityError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.base.input_rule import (
     INPUT_KINDS,
     KIND_OF_OLD_FILES,
@@ -18,7 +16,7 @@ from soul_deploy.base.input_rule import (
     InputRule,
     is_input_kind,
 )
-from soul_deploy.ir.graph import Shape, SpikingGraph
+from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
 State: TypeAlias = Mapping[str, Array]
@@ -93,7 +91,7 @@ class Model:
         """The same network for another T. Raises ValidityError if its removal forbids that."""
         valid = self.info.validity.time_steps
         if valid is not None and time_steps != valid:
-            raise ValidityError(
+            raise errors.ValidityError(
                 f"T = {time_steps} asked, but channels were removed that are silent only within "
                 f"T = {valid} steps; run it with T = {valid}, or remove again for another T"
             )
@@ -138,9 +136,9 @@ def with_input_kind(info: ModelInfo, kind: str) -> ModelInfo:
     Raises UnknownNameError, or UsageError if pixels are normalised for what takes no images.
     """
     if not is_input_kind(kind):
-        raise UnknownNameError("input kind", kind, INPUT_KINDS)
+        raise errors.UnknownNameError("input kind", kind, INPUT_KINDS)
     if kind != "images" and info.normalization is not None:
-        raise UsageError(
+        raise errors.UsageError(
             f"input_kind {kind} given, but a normalisation of pixels is stored, which images have; "
             "leave input_kind out"
         )

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, UntypedStorage
 
-from soul_deploy.base.errors import FileFormatError
-from soul_deploy.base.files import Array, OpenFile
+from soul_deploy.base import Array, errors, files
 
 ARCHIVE = b"PK\x03\x04"  # torch.load takes a file for an archive by its first bytes alone
 FREE_BYTES, LARGEST_RATIO = 1 << 20, 4  # what arrays may take, by the file's size
@@ -31,7 +30,7 @@ ADVICE = "Save it again with torch.save of a current PyTorch"
 class Storages:
     """What `torch.load` allocates for the values of a file, added up while it does."""
 
-    def __init__(self, file: OpenFile) -> None:
+    def __init__(self, file: files.OpenFile) -> None:
         self.path, self.size = file.path, file.size
         self._taken: list[UntypedStorage] = []  # kept, so that their addresses stay theirs
         self._places: set[int] = set()
@@ -41,7 +40,7 @@ class Storages:
         """As map_location: it stays where it is. Raises FileFormatError beyond the file's size."""
         self._bytes += storage.nbytes()
         if self._bytes > self.size:
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"{self.path} announces {self._bytes:,} bytes of values in {self.size:,} bytes; it "
                 f"is damaged. {ADVICE}"
             )
@@ -57,7 +56,7 @@ class Storages:
         return tensor.numel() == 0 or tensor.untyped_storage().data_ptr() in self._places
 
 
-def read_state_dict(file: OpenFile) -> dict[str, Array]:
+def read_state_dict(file: files.OpenFile) -> dict[str, Array]:
     """A dict of tensors, or what it holds under 'model' or 'state_dict'.
 
     Raises FileFormatError for everything else, and before memory is taken that the file's size
@@ -71,43 +70,45 @@ def read_state_dict(file: OpenFile) -> dict[str, Array]:
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
-        raise FileFormatError(f"{path} does not hold a state dict (a dict of name to tensor)")
+        raise errors.FileFormatError(
+            f"{path} does not hold a state dict (a dict of name to tensor)"
+        )
     for name, tensor in loaded.items():
         _check_plain(storages, name, tensor)
     taken = sum(map(_bytes_of, loaded.values()))
     allowed = FREE_BYTES + LARGEST_RATIO * storages.size
     if taken > allowed:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path}: its {len(loaded):,} tensors share values and would take {taken:,} bytes; at "
             f"most {allowed:,} are read from {storages.size:,} bytes. Save each tensor once"
         )
     return {name: _array(path, name, tensor) for name, tensor in loaded.items()}
 
 
-def _load(file: OpenFile, storages: Storages) -> Any:
+def _load(file: files.OpenFile, storages: Storages) -> Any:
     path = file.path
     try:
         keys = _checked(file)
         with file.again() as stream:
             loaded = torch.load(stream, map_location=storages.take, weights_only=True)
-    except FileFormatError:
+    except errors.FileFormatError:
         raise
     except Exception as error:  # foreign bytes make the unpickler fail in a dozen ways
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} is not a file of weights ({first}). Readable: soul-deploy model files, "
             "safetensors, and .pt/.pth state dicts that hold nothing but tensors"
         ) from error
     # What no key names stays as it was allocated: unset memory.
     if keys is not None and len(keys) != len(storages):
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} announces {len(storages)} blocks of values and holds {len(keys)}; it is "
             f"damaged. {ADVICE}"
         )
     return loaded
 
 
-def _checked(file: OpenFile) -> set[str] | None:
+def _checked(file: files.OpenFile) -> set[str] | None:
     """What can be told without unpickling; the keys of the blocks that a legacy file holds."""
     if file.start(len(ARCHIVE)) == ARCHIVE:
         _check_archive(file)
@@ -126,9 +127,11 @@ def _check_pickle(path: Path, stream: Any, *, legacy: bool) -> None:
     last = ""
     for code, told, _ in pickletools.genops(stream):
         if isinstance(told, str) and told.split()[-1:] == ["bytearray"]:
-            raise FileFormatError(f"{path} asks for a bytearray; weights are tensors. {ADVICE}")
+            raise errors.FileFormatError(
+                f"{path} asks for a bytearray; weights are tensors. {ADVICE}"
+            )
         if legacy and code.code == "Q" and last != "Nt":  # (..., no part of another), its id
-            raise FileFormatError(f"{path} holds parts of blocks of values. {ADVICE}")
+            raise errors.FileFormatError(f"{path} holds parts of blocks of values. {ADVICE}")
         if code.code not in UNSAID:
             last = (last + code.code)[-2:]
 
@@ -141,11 +144,13 @@ def _keys(path: Path, stream: Any) -> set[str]:
     )
     keys = [text for _, text in told if isinstance(text, str)]
     if KEY_LIST.fullmatch(said) is None or len(set(keys)) != len(keys):
-        raise FileFormatError(f"{path}: its list of values is not one of torch.save. {ADVICE}")
+        raise errors.FileFormatError(
+            f"{path}: its list of values is not one of torch.save. {ADVICE}"
+        )
     return set(keys)
 
 
-def _check_archive(file: OpenFile) -> None:
+def _check_archive(file: files.OpenFile) -> None:
     """Raise FileFormatError for a zip archive with packed entries: torch.save packs none, so that
     what is read is never larger than the file.
     """
@@ -161,18 +166,18 @@ def _check_archive(file: OpenFile) -> None:
                         with archive.open(entry) as stream:
                             _check_pickle(path, stream, legacy=False)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise FileFormatError(f"{path} is not an intact archive ({error})") from error
+        raise errors.FileFormatError(f"{path} is not an intact archive ({error})") from error
     if not ends:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} is not an intact archive: its directory is not at its end. {ADVICE}"
         )
     if packed or stored > size:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{path} is an archive that unpacks to more than it holds; it was not opened"
         )
 
 
-def _one_directory(file: OpenFile) -> bool:
+def _one_directory(file: files.OpenFile) -> bool:
     """Whether the archive's directory ends right before its last records, where every reader finds
     it: PyTorch's could see another one than ours, with packed entries.
     """
@@ -196,16 +201,16 @@ def _check_plain(storages: Storages, name: str, tensor: Tensor) -> None:
     """Raise FileFormatError for what is no plain tensor, or claims more values than it stores."""
     plain = tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized)
     if not plain or tensor.device.type != "cpu":
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{storages.path}: {name} is no plain tensor ({tensor.layout}, {tensor.dtype})"
         )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{storages.path}: {name} claims {tuple(tensor.shape)}, more values than the file "
             "stores"
         )
     if not storages.hold(tensor):
-        raise FileFormatError(f"{storages.path}: {name} has no values in the file. {ADVICE}")
+        raise errors.FileFormatError(f"{storages.path}: {name} has no values in the file. {ADVICE}")
 
 
 def _bytes_of(tensor: Tensor) -> int:
@@ -218,5 +223,5 @@ def _array(path: Path, name: str, tensor: Tensor) -> Array:
     whole = tensor.detach()
     array = (whole.float() if whole.is_floating_point() else whole).numpy().copy()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise FileFormatError(f"{path}: {name} holds values that are not finite")
+        raise errors.FileFormatError(f"{path}: {name} holds values that are not finite")
     return array

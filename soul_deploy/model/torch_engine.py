@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.model.file import load
 
 

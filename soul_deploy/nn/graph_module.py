@@ -11,15 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from soul_deploy.base.brief import brief
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import UsageError, ValidityError
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
-from soul_deploy.nn.layers import merged, spike_counts, split_time, vote_counts
+from soul_deploy import ir
+from soul_deploy.base import brief, dispatch, errors
+from soul_deploy.nn import layers, operations
 from soul_deploy.nn.neuron import SpikingNeuron
-from soul_deploy.nn.operations import modules_of, unweighed
 
 StepObserver = Callable[[str, int, Tensor, Tensor], None]
 """Called with (population, t, spikes (B, ...), membrane potential after reset (B, ...))."""
@@ -88,14 +83,14 @@ class GraphModule(nn.Module):
     firing and reset.
     """
 
-    def __init__(self, graph: SpikingGraph) -> None:
+    def __init__(self, graph: ir.SpikingGraph) -> None:
         super().__init__()
         self.graph = graph
         self.channel_masks: dict[str, ChannelMask] = {}
         self.weight_gates: dict[str, MaskMultiplier] = {}
         self.neuron_gates: dict[str, MaskMultiplier] = {}
         for node in graph.nodes:
-            for path, module in modules_of(node, graph):
+            for path, module in operations.modules_of(node, graph):
                 self._place(path, module)
 
     def _place(self, path: str, module: nn.Module) -> None:
@@ -227,36 +222,37 @@ class GraphModule(nn.Module):
     def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
         steps = 1 if per_step else self.graph.time_steps
         scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
-        counts = spike_counts(spikes, per_step=per_step)
+        counts = layers.spike_counts(spikes, per_step=per_step)
         if not node.linear:
-            return vote_counts(counts, node.votes) * scale
+            return layers.vote_counts(counts, node.votes) * scale
         head = self.get_submodule(node.name)
         assert isinstance(head, nn.Linear)
         scores = counts @ head.weight.t() * scale
         return scores if head.bias is None else scores + head.bias
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def compute(
     node: ir.Node, module: GraphModule, inputs: list[Signal], observe: StepObserver | None
 ) -> Signal:
     """The output of a node of `module`'s graph, from its inputs."""
-    raise no_entry(node, "GraphModule")
+    raise ir.no_entry(node, "GraphModule")
 
 
 compute.refuse(
-    ir.Input, error=lambda node: UsageError("the network's input is needed for what was asked")
+    ir.Input,
+    error=lambda node: errors.UsageError("the network's input is needed for what was asked"),
 )
 
 
 @compute.on(ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter)
 def _plain(node: ir.Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
-    return image_by_image(lambda images: unweighed(node, images), *inputs)
+    return image_by_image(lambda images: operations.unweighed(node, images), *inputs)
 
 
 @compute.on(ir.Merge)
 def _merged(node: ir.Merge, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
-    result = merged(node.function, [signal.tensor for signal in inputs])
+    result = layers.merged(node.function, [signal.tensor for signal in inputs])
     return Signal(result, all(signal.static for signal in inputs))
 
 
@@ -279,7 +275,7 @@ def image_by_image(function: Callable[[Tensor], Tensor], source: Signal) -> Sign
     """`function` of the images (N, ...) of all steps."""
     if source.static:
         return Signal(function(source.tensor), True)
-    return Signal(split_time(function(source.tensor.flatten(0, 1)), source.tensor), False)
+    return Signal(layers.split_time(function(source.tensor.flatten(0, 1)), source.tensor), False)
 
 
 def require_floats(x: Tensor) -> None:
@@ -289,7 +285,7 @@ def require_floats(x: Tensor) -> None:
     of a model, which a module does not have.
     """
     if not x.is_floating_point():
-        raise ValidityError(
+        raise errors.ValidityError(
             f"an input of {x.dtype} given; PyTorch modules take floating-point numbers: normalise "
             "pixels first, and convert other integers with .float()"
         )
@@ -306,20 +302,20 @@ def _sides(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def is_static(graph: SpikingGraph, x: Tensor) -> bool:
+def is_static(graph: ir.SpikingGraph, x: Tensor) -> bool:
     """Whether `x` is (B, *shape), the same at all steps, and not a sequence (T, B, *shape).
 
     Raises ValidityError for another T or shape.
     """
     shape, steps = graph.input.shape, graph.time_steps
     if tuple(x.shape[-len(shape) :]) != shape or x.dim() not in (len(shape) + 1, len(shape) + 2):
-        raise ValidityError(
+        raise errors.ValidityError(
             f"input {tuple(x.shape)} given; this network takes (batch, {_sides(shape)}), or "
             f"({steps}, batch, {_sides(shape)}) for a sequence"
         )
     static = x.dim() == len(shape) + 1
     if not static and len(x) != steps:
-        raise ValidityError(
+        raise errors.ValidityError(
             f"a sequence of {len(x)} steps given; this network runs T = {steps} steps"
         )
     return static

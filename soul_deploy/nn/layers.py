@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from soul_deploy.ir.graph import MergeFunction
+from soul_deploy.ir import MergeFunction
 
 
 def split_time(merged: Tensor, sequence: Tensor) -> Tensor:

@@ -8,16 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.surrogate import fire_with_surrogate, surrogate_gradient
-from soul_deploy.runtime.equations import (
-    CHARGE,
-    FIRE,
-    ChargeForm,
-    NeuronEquation,
-    reset_hard,
-    reset_soft,
-)
+from soul_deploy.runtime import equations
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called after each step with (t, spikes, membrane potential after reset), both (B, ...)."""
@@ -51,7 +44,7 @@ class SpikingNeuron(nn.Module):
             return spikes_of_all
         constant = self._constant()
         rest = 0.0 if spec.v_reset is None else spec.v_reset
-        charge = CHARGE[spec.charge]
+        charge = equations.CHARGE[spec.charge]
         v = torch.full_like(current if static else current[0], rest)
         spikes: list[Tensor] = []
         for t in range(steps):
@@ -61,9 +54,9 @@ class SpikingNeuron(nn.Module):
             )
             reset_spike = spike.detach() if spec.detach_reset else spike
             if spec.v_reset is None:
-                v = reset_soft(v, reset_spike, spec.reset_target)
+                v = equations.reset_soft(v, reset_spike, spec.reset_target)
             else:
-                v = reset_hard(v, reset_spike, spec.reset_target)
+                v = equations.reset_hard(v, reset_spike, spec.reset_target)
             spikes.append(spike)
             if observe is not None:
                 observe(t, spike, v)
@@ -75,7 +68,7 @@ class SpikingNeuron(nn.Module):
         decay = self.w.sigmoid()
         return 1.0 - decay if self.spec.charge == "leak_multiply" else decay
 
-    def equation(self) -> NeuronEquation:
+    def equation(self) -> equations.NeuronEquation:
         """The neuron as deployed, with its learned decay in float32."""
         if not self.spec.learned:
             return self.spec.equation()
@@ -89,7 +82,7 @@ def _differentiated(current: Tensor) -> bool:
     return torch.is_grad_enabled() and current.requires_grad
 
 
-SLOPES: dict[ChargeForm, Callable[[float], tuple[float, float]]] = {
+SLOPES: dict[equations.ChargeForm, Callable[[float], tuple[float, float]]] = {
     "integrate": lambda a: (1.0, 1.0),
     "soul_lif_decay": lambda a: (1.0 - 1.0 / a, 1.0 / a),
     "soul_lif": lambda a: (1.0 - 1.0 / a, 1.0),
@@ -118,7 +111,11 @@ class _Unrolled(torch.autograd.Function):
         observe: Observer | None,
     ) -> Tensor:
         rest = 0.0 if spec.v_reset is None else spec.v_reset
-        charge, fire, constant = CHARGE[spec.charge], FIRE[spec.fire], spec.fixed_constant
+        charge, fire, constant = (
+            equations.CHARGE[spec.charge],
+            equations.FIRE[spec.fire],
+            spec.fixed_constant,
+        )
         first = current if static else current[0]
         charged = current.new_empty((steps, *first.shape))
         spikes = torch.empty_like(charged)
@@ -127,9 +124,9 @@ class _Unrolled(torch.autograd.Function):
             h = charge(v, current if static else current[t], constant, rest)
             charged[t], spikes[t] = h, fire(h, spec.v_threshold)
             if spec.v_reset is None:
-                v = reset_soft(h, spikes[t], spec.reset_target)
+                v = equations.reset_soft(h, spikes[t], spec.reset_target)
             else:
-                v = reset_hard(h, spikes[t], spec.reset_target)
+                v = equations.reset_hard(h, spikes[t], spec.reset_target)
             if observe is not None:
                 observe(t, spikes[t], v)
         ctx.save_for_backward(charged, spikes)

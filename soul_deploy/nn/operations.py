@@ -6,18 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soul_deploy.base.dispatch import operation_table
-from soul_deploy.base.errors import UsageError
-from soul_deploy.ir import graph as ir
-from soul_deploy.ir.graph import SpikingGraph
-from soul_deploy.ir.node import no_entry
+from soul_deploy import ir
+from soul_deploy.base import dispatch, errors
 from soul_deploy.nn.neuron import SpikingNeuron
 
 
-@operation_table(ir.Node)
-def modules_of(node: ir.Node, graph: SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+@dispatch.operation_table(ir.Node)
+def modules_of(node: ir.Node, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
     """The PyTorch modules that hold a node's tensors, and their paths."""
-    raise no_entry(node, "GraphModule")
+    raise ir.no_entry(node, "GraphModule")
 
 
 modules_of.on(ir.Input, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter)(
@@ -26,14 +23,14 @@ modules_of.on(ir.Input, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Sc
 
 
 @modules_of.on(ir.Convolution)
-def _convolution(node: ir.Convolution, graph: SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+def _convolution(node: ir.Convolution, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
     sides = node.kernel, node.stride, node.padding, node.dilation
     yield node.name, nn.Conv2d(node.in_channels, node.channels, *sides, node.groups, node.bias)
     yield from _norm(node, nn.BatchNorm2d)
 
 
 @modules_of.on(ir.Linear)
-def _linear(node: ir.Linear, graph: SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+def _linear(node: ir.Linear, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
     yield node.name, nn.Linear(node.in_features, node.features, node.bias)
     yield from _norm(node, nn.BatchNorm1d)
 
@@ -44,7 +41,7 @@ def _norm(node: ir.Projection, kind: type[nn.Module]) -> Iterable[tuple[str, nn.
 
 
 @modules_of.on(ir.Population)
-def _neurons(node: ir.Population, graph: SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+def _neurons(node: ir.Population, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
     neuron = SpikingNeuron(node.neuron, graph.time_steps)
     if node.generated:
         neuron.register_buffer("pattern", torch.zeros(graph.time_steps, node.generated))
@@ -52,21 +49,23 @@ def _neurons(node: ir.Population, graph: SpikingGraph) -> Iterable[tuple[str, nn
 
 
 @modules_of.on(ir.Readout)
-def _head(node: ir.Readout, graph: SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+def _head(node: ir.Readout, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
     if node.linear:
         inputs = graph.shapes[node.inputs[0]][0]
         yield node.name, nn.Linear(inputs, node.classes, bias=node.bias)
 
 
-@operation_table(ir.Node)
+@dispatch.operation_table(ir.Node)
 def unweighed(node: ir.Node, x: Tensor) -> Tensor:
     """The output (N, ...) of a node without weights or state, of one input (N, ...)."""
-    raise no_entry(node, "GraphModule")
+    raise ir.no_entry(node, "GraphModule")
 
 
 unweighed.refuse(
     *(ir.Input, ir.Projection, ir.Population, ir.Merge, ir.Readout),
-    error=lambda node: UsageError(f"{node.name}: {node.op} is more than a function of one input"),
+    error=lambda node: errors.UsageError(
+        f"{node.name}: {node.op} is more than a function of one input"
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soul_deploy.ir.graph import SurrogateName
+from soul_deploy.ir import SurrogateName
 from soul_deploy.runtime.equations import FIRE, FireRule
 
 DEFAULT_ALPHA: dict[SurrogateName, float] = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0}

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.errors import FileFormatError, FileWriteError
-from soul_deploy.base.files import Array, File, digest, read_tensors, write_tensors
+from soul_deploy.base import Array, errors, files
 from soul_deploy.training.state import Tree, join_tree, split_tree, text_of, tree_of
 
 FORMAT = "soul-deploy/checkpoint/1"
@@ -47,7 +46,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     arrays, facts = split_tree(checkpoint.state)
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FileWriteError(
+            raise errors.FileWriteError(
                 f"{path}: {name} holds values that are not finite: the run has diverged, and this "
                 "checkpoint was not written. The one before stays; start again with a lower "
                 "learning rate"
@@ -60,22 +59,22 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "state": facts,
     }
     document = described | {"sha256": _content(described, arrays)}
-    write_tensors(path, arrays, document)
+    files.write_tensors(path, arrays, document)
 
 
-def read_checkpoint(file: File) -> Checkpoint:
+def read_checkpoint(file: files.File) -> Checkpoint:
     """Read and compare the sha256 over everything.
 
     Raises MissingFileError, FileFormatError for a file that is damaged or something else, or
     LimitError for a description that takes too much memory.
     """
-    opened = read_tensors(file)
+    opened = files.read_tensors(file)
     path = opened.path
     document = opened.document(FORMAT)
     found = document.pop("sha256", None)
     try:
         if found != _content(document, opened.tensors):
-            raise FileFormatError("its content does not match its sha256; it is damaged")
+            raise errors.FileFormatError("its content does not match its sha256; it is damaged")
         return Checkpoint(
             tree_of(document, "settings"),
             tree_of(document, "environment"),
@@ -83,13 +82,13 @@ def read_checkpoint(file: File) -> Checkpoint:
             join_tree(opened.tensors, tree_of(document, "state")),
             found,
         )
-    except (FileFormatError, RecursionError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
+    except (errors.FileFormatError, RecursionError) as error:
+        raise errors.FileFormatError(f"{path}: {error}") from error
 
 
 def _content(document: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
     text = json.dumps(document, sort_keys=True)
-    return hashlib.sha256(f"{text}|{digest(arrays)}".encode()).hexdigest()
+    return hashlib.sha256(f"{text}|{files.digest(arrays)}".encode()).hexdigest()
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -20,16 +20,9 @@ from typing import Any
 import torch
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import (
-    FileFormatError,
-    InterruptedRunError,
-    LimitError,
-    MissingFileError,
-    UsageError,
-)
-from soul_deploy.base.files import digest
+from soul_deploy.base import errors, files
 from soul_deploy.data.datasets import Data
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training.checkpoint import (
     Checkpoint,
@@ -63,7 +56,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
-            raise UsageError(f"every {self.every} must be at least 1")
+            raise errors.UsageError(f"every {self.every} must be at least 1")
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -73,7 +66,7 @@ class Checkpoints:
         """
 
         def receive(number: int, frame: FrameType | None) -> None:
-            raise InterruptedRunError(_stopped(number, checkpoints_in(self.folder)), number)
+            raise errors.InterruptedRunError(_stopped(number, checkpoints_in(self.folder)), number)
 
         with _signals_caught(receive):
             yield
@@ -116,7 +109,7 @@ def content_of(data: Data) -> dict[str, Any]:
         for name, split in parts.items()
         for kind in ("images", "labels")
     }
-    return {"name": data.name, "sha256": digest(arrays)}
+    return {"name": data.name, "sha256": files.digest(arrays)}
 
 
 def network_of(graph: SpikingGraph) -> str:
@@ -152,15 +145,15 @@ def find_checkpoint(folder: Path, resume: bool | str | Path) -> tuple[Path, Chec
     for path in reversed(paths):
         try:
             return path, read_checkpoint(path)
-        except (FileFormatError, LimitError) as error:
+        except (errors.FileFormatError, errors.LimitError) as error:
             warn(f"{error}; trying the checkpoint before it")
     if paths:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"none of the {len(paths)} checkpoints in {folder} is intact; leave --resume out to "
             "start from the beginning"
         )
     if resume is not True:
-        raise MissingFileError(f"no checkpoint in {folder}; check the path")
+        raise errors.MissingFileError(f"no checkpoint in {folder}; check the path")
     note(f"no checkpoint in {folder} yet: starting from the beginning")
     return None
 
@@ -174,7 +167,7 @@ def check_settings(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any
             f"{name} was {found.get(name)!r}, now {asked.get(name)!r}" for name in different[:3]
         )
         more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
-        raise UsageError(
+        raise errors.UsageError(
             f"--resume {path}: {first}{more}. A run goes on with the settings it began with; give "
             "them again, or leave --resume out to start from the beginning"
         )
@@ -208,7 +201,9 @@ class CheckpointManager:
             path, checkpoint = found
             check_settings(path, checkpoint.settings, self.run.settings)
             if checkpoint.phase not in self.run.phases:
-                raise FileFormatError(f"{path}: this command has no phase {checkpoint.phase!r}")
+                raise errors.FileFormatError(
+                    f"{path}: this command has no phase {checkpoint.phase!r}"
+                )
             note(f"resuming from {path}, in phase {checkpoint.phase}")
             _warn_of_environment(checkpoint.environment, self.run.environment)
             self._source, self._found = path, checkpoint
@@ -249,14 +244,16 @@ class CheckpointManager:
             part.restore(tree_of(checkpoint.state, "run"))
             restore_random_states(tree_of(checkpoint.state, "random"))
         except (
-            FileFormatError,
+            errors.FileFormatError,
             ArithmeticError,
             LookupError,
             RuntimeError,
             TypeError,
             ValueError,
         ) as error:
-            raise FileFormatError(f"{self._source} does not fit this run: {error}") from error
+            raise errors.FileFormatError(
+                f"{self._source} does not fit this run: {error}"
+            ) from error
 
     def after_step(self) -> None:
         """After each optimizer step, when the state is that of a whole number of steps."""
@@ -302,7 +299,7 @@ class CheckpointManager:
 
     def _stop(self, number: int) -> None:
         if number:
-            raise InterruptedRunError(_stopped(number, self._good), number)
+            raise errors.InterruptedRunError(_stopped(number, self._good), number)
 
     @contextmanager
     def watching(self) -> Iterator["CheckpointManager"]:
@@ -377,7 +374,9 @@ def managed(
     """The manager of a run of `module` on `data`. asked: name -> what else decides the result."""
     start = None if checkpoints is None else checkpoints.settings
     if start is None:
-        start = {"start": digest({k: v.cpu().numpy() for k, v in module.state_dict().items()})}
+        start = {
+            "start": files.digest({k: v.cpu().numpy() for k, v in module.state_dict().items()})
+        }
     settings = plain_settings(
         command=command, **start, **asked, network=network_of(module.graph), data=content_of(data)
     )

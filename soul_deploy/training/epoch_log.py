@@ -7,13 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from soul_deploy import distributed
-from soul_deploy.base.files import write_text
-from soul_deploy.base.progress import status
-from soul_deploy.training.messages import note
+from soul_deploy.base import files, progress
+from soul_deploy.training import messages, trainer
 from soul_deploy.training.state import Tree, list_of, record_of
-from soul_deploy.training.trainer import EpochResult, Tick
 
-OnEpoch = Callable[[EpochResult], None]
+OnEpoch = Callable[[trainer.EpochResult], None]
 """Called after each epoch with its result."""
 
 
@@ -27,7 +25,7 @@ class EpochLog:
         path: Path | None,
         *,
         on_epoch: OnEpoch | None = None,
-        on_batch: Tick | None = None,
+        on_batch: trainer.Tick | None = None,
     ) -> None:
         self._label, self._epochs, self._path = label, epochs, path
         self._on_epoch, self._on_batch = on_epoch, on_batch
@@ -38,30 +36,31 @@ class EpochLog:
         epoch = len(self._lines)
         share = (epoch * batches + done) / (self._epochs * batches)
         place = f"epoch {epoch + 1} of {self._epochs}, batch {done} of {batches}"
-        status(f"{self._label}: {place}, loss {loss:.3f}", share, self._label)
+        progress.status(f"{self._label}: {place}, loss {loss:.3f}", share, self._label)
         if self._on_batch is not None:
             self._on_batch(done, batches, loss)
 
-    def epoch(self, result: EpochResult, remark: str = "") -> None:
+    def epoch(self, result: trainer.EpochResult, remark: str = "") -> None:
         """After each epoch; the file is rewritten whole, so it is never half a line."""
         entry = asdict(result) | ({"note": remark} if remark else {})
         self._lines.append(json.dumps(entry))
-        note(
+        messages.note(
             f"{self._label} {result.epoch}/{self._epochs}: loss {result.loss:.4f}, "
             f"train {result.train_accuracy:.2%}, validation {result.validation_accuracy:.2%}, "
             f"learning rate {result.learning_rate:.2e}, {result.seconds:.1f} s"
             + (f"; {remark}" if remark else "")
         )
         if self._path is not None:
-            write_text(self._path, "\n".join(self._lines) + "\n")
+            files.write_text(self._path, "\n".join(self._lines) + "\n")
         if self._on_epoch is not None:
             self._on_epoch(result)
 
-    def results(self) -> tuple[EpochResult, ...]:
+    def results(self) -> tuple[trainer.EpochResult, ...]:
         """Of all epochs so far."""
         plain = [json.loads(line) for line in self._lines]
         return tuple(
-            record_of(EpochResult, {k: entry[k] for k in entry if k != "note"}) for entry in plain
+            record_of(trainer.EpochResult, {k: entry[k] for k in entry if k != "note"})
+            for entry in plain
         )
 
     def state(self) -> Tree:
@@ -81,10 +80,10 @@ def epoch_log(
     path: Path | None,
     *,
     on_epoch: OnEpoch | None = None,
-    on_batch: Tick | None = None,
+    on_batch: trainer.Tick | None = None,
 ) -> Iterator[EpochLog]:
     """A running EpochLog; `path`: where its lines are kept, by the main process, or None."""
-    status(f"{label}: begins")
+    progress.status(f"{label}: begins")
     kept = path if distributed.current().is_main else None
     yield EpochLog(label, epochs, kept, on_epoch=on_epoch, on_batch=on_batch)
-    status(f"{label}: done, now what comes after it")
+    progress.status(f"{label}: done, now what comes after it")

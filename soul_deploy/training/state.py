@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from soul_deploy.base.errors import FileFormatError
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array, errors
 from soul_deploy.ir.neurons import LARGEST
 
 Tree: TypeAlias = dict[str, Any]
@@ -120,7 +119,7 @@ def join_tree(arrays: Mapping[str, Array], facts: Tree) -> Tree:
         for folder in folders:
             place = tree_of(place, folder)
         if name in place:
-            raise FileFormatError(f"tensor {path!r} stands where there is already a value")
+            raise errors.FileFormatError(f"tensor {path!r} stands where there is already a value")
         place[name] = array
     return tree
 
@@ -147,7 +146,9 @@ def count_of(tree: Tree, key: str) -> int:
     """The whole number, not negative, under `key`; floats hold it exactly."""
     number: int = _typed(tree, key, int)
     if not _whole(number, MOST):
-        raise FileFormatError(f"{key} is {_short(number)}, needs a whole number from 0 to {MOST}")
+        raise errors.FileFormatError(
+            f"{key} is {_short(number)}, needs a whole number from 0 to {MOST}"
+        )
     return number
 
 
@@ -155,7 +156,7 @@ def number_of(tree: Tree, key: str) -> float:
     """The finite number under `key`."""
     number = _typed(tree, key, (int, float))
     if not _finite(number):
-        raise FileFormatError(f"{key} is {_short(number)}, needs a finite number")
+        raise errors.FileFormatError(f"{key} is {_short(number)}, needs a finite number")
     return float(number)
 
 
@@ -176,7 +177,7 @@ def array_of(tree: Tree, key: str) -> Array:
 def require(holds: bool, problem: str) -> None:
     """Raise FileFormatError, which says `problem`, unless it holds."""
     if not holds:
-        raise FileFormatError(problem)
+        raise errors.FileFormatError(problem)
 
 
 def _whole(value: Any, most: int) -> bool:
@@ -198,9 +199,9 @@ def _short(value: Any) -> str:
 
 def _typed(tree: Tree, key: str, kind: Any) -> Any:
     if key not in tree:
-        raise FileFormatError(f"{key!r} is missing")
+        raise errors.FileFormatError(f"{key!r} is missing")
     if not isinstance(tree[key], kind):
-        raise FileFormatError(f"{key!r} is a {type(tree[key]).__name__}, which does not fit")
+        raise errors.FileFormatError(f"{key!r} is a {type(tree[key]).__name__}, which does not fit")
     return tree[key]
 
 
@@ -208,14 +209,14 @@ def same_names(what: str, has: Mapping[str, Any], saved: Mapping[str, Any]) -> N
     """Raise FileFormatError unless both have the same keys."""
     if set(has) != set(saved):
         odd = sorted(set(has) ^ set(saved))
-        raise FileFormatError(f"{what}: {', '.join(odd[:3])} not on both sides")
+        raise errors.FileFormatError(f"{what}: {', '.join(odd[:3])} not on both sides")
 
 
 def tensor_like(like: Tensor, tree: Tree, key: str) -> Tensor:
     """A copy of the array under `key`. Raises FileFormatError unless it has `like`'s form."""
     tensor = torch.from_numpy(np.array(array_of(tree, key)))
     if tensor.shape != like.shape or tensor.dtype != like.dtype:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"{key} is {tensor.dtype}{tuple(tensor.shape)}, this run needs "
             f"{like.dtype}{tuple(like.shape)}"
         )
@@ -248,18 +249,18 @@ def restore_optimizer(optimizer: Optimizer, tree: Tree) -> None:
     moments: dict[int, Tree] = {}
     for key in tree_of(tree, "moments"):
         if not key.isdecimal() or int(key) >= len(parameters):
-            raise FileFormatError(f"optimizer: no parameter {key!r}")
+            raise errors.FileFormatError(f"optimizer: no parameter {key!r}")
         moments[int(key)] = _moments(tree_of(tree["moments"], key), parameters[int(key)])
     _check_complete(optimizer, moments)
     rates, groups = list_of(tree, "rates"), current["param_groups"]
     if len(rates) != len(groups):
-        raise FileFormatError(f"optimizer: {len(rates)} groups, this run has {len(groups)}")
+        raise errors.FileFormatError(f"optimizer: {len(rates)} groups, this run has {len(groups)}")
     for group, saved in zip(groups, rates, strict=True):
         if not isinstance(saved, dict):
-            raise FileFormatError(f"optimizer: learning rates {saved!r} are none")
+            raise errors.FileFormatError(f"optimizer: learning rates {saved!r} are none")
         group |= {key: number_of(saved, key) for key in saved if key in ("lr", "initial_lr")}
         if any(not 0 <= group[key] <= LARGEST for key in saved if key in ("lr", "initial_lr")):
-            raise FileFormatError(
+            raise errors.FileFormatError(
                 f"optimizer: learning rates {saved} are not from 0 to {LARGEST:g}"
             )
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -280,7 +281,9 @@ def _check_complete(optimizer: Optimizer, moments: Mapping[int, Tree]) -> None:
     for key, found in moments.items():
         there = {name for name, value in found.items() if isinstance(value, Tensor)}
         if set(found) != first or not needed <= there:
-            raise FileFormatError(f"optimizer: parameter {key} has the moments {sorted(found)}")
+            raise errors.FileFormatError(
+                f"optimizer: parameter {key} has the moments {sorted(found)}"
+            )
 
 
 def _moments(tree: Tree, parameter: nn.Parameter) -> Tree:
@@ -293,7 +296,7 @@ def _moments(tree: Tree, parameter: nn.Parameter) -> Tree:
         else:
             found[name] = None if value is None else number_of(tree, name)
     if not (found.get("step") or 0) >= 0:
-        raise FileFormatError(f"optimizer: step {found['step']} is below 0")
+        raise errors.FileFormatError(f"optimizer: step {found['step']} is below 0")
     return found
 
 
@@ -314,11 +317,11 @@ def restore_scheduler(scheduler: LRScheduler, tree: Tree) -> None:
     moving: Tree = {key: count_of(tree, key) for key in tree if key != "rates"}
     rates = [number_of({"learning rate": rate}, "learning rate") for rate in list_of(tree, "rates")]
     if len(rates) != len(scheduler.get_last_lr()):
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"scheduler: {len(rates)} learning rates, needs {len(scheduler.get_last_lr())}"
         )
     if "T_i" in moving and not moving["T_cur"] < moving["T_i"]:
-        raise FileFormatError(
+        raise errors.FileFormatError(
             f"scheduler: epoch {moving['T_cur']} of a period of {moving['T_i']}, needs one before "
             "its end"
         )
@@ -362,7 +365,7 @@ def _place(tree: Tree, key: str, fits: Callable[[list[Any]], bool], needed: str)
     place = list_of(tree, key)
     if not fits(place):
         told = ", ".join(_short(value) for value in place[:4])
-        raise FileFormatError(f"random states: {key} is [{told}], needs {needed}")
+        raise errors.FileFormatError(f"random states: {key} is [{told}], needs {needed}")
     return place
 
 
@@ -384,7 +387,7 @@ def restore_random_states(tree: Tree) -> None:
         np.random.set_state(("MT19937", keys, position, has_gauss, gauss))
         random.setstate((version, tuple(words), following))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise FileFormatError(f"random states: {error}") from error
+        raise errors.FileFormatError(f"random states: {error}") from error
     cuda = tree_of(tree, "cuda")
     if cuda and set(cuda) == set(now["cuda"]):
         torch.cuda.set_rng_state_all(

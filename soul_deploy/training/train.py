@@ -8,31 +8,18 @@ from typing import Any
 
 import torch
 
-from soul_deploy.base.errors import UsageError
-from soul_deploy.base.progress import status
-from soul_deploy.base.tables import Shown, Table
-from soul_deploy.data.datasets import Data
-from soul_deploy.data.given import DataLike, as_data
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.base import errors, progress, tables
+from soul_deploy.data import datasets, given
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints, managed
+from soul_deploy.training import checkpoint_manager, state, trainer
 from soul_deploy.training.device import module_of, prepare_device
 from soul_deploy.training.epoch_log import EpochLog, OnEpoch, epoch_log
-from soul_deploy.training.state import Bundle
-from soul_deploy.training.trainer import (
-    BestState,
-    EpochResult,
-    History,
-    Tick,
-    TrainConfig,
-    Training,
-    accuracy,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult(Shown):
+class TrainResult(tables.Shown):
     """A trained network: the epoch with the highest validation accuracy.
 
     history: one result per epoch. test_accuracy: the share of the test images that `model`
@@ -40,8 +27,8 @@ class TrainResult(Shown):
     """
 
     model: Model
-    best: EpochResult
-    history: tuple[EpochResult, ...]
+    best: trainer.EpochResult
+    history: tuple[trainer.EpochResult, ...]
     test_accuracy: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,7 +40,7 @@ class TrainResult(Shown):
             "epochs": [asdict(result) for result in self.history],
         }
 
-    def parts(self) -> list[Table | str]:
+    def parts(self) -> list[tables.Table | str]:
         """A row per epoch, and the test accuracy."""
         columns = ["epoch", "loss", "training", "validation"]
         rows = [
@@ -61,7 +48,7 @@ class TrainResult(Shown):
             for e in self.history
         ]
         tested = f"Test accuracy of epoch {self.best.epoch}: {self.test_accuracy:.2%}"
-        return [Table("Training", columns, rows), tested]
+        return [tables.Table("Training", columns, rows), tested]
 
     def __repr__(self) -> str:
         best = self.best
@@ -73,14 +60,14 @@ class TrainResult(Shown):
 
 def train(
     model: Model | SpikingGraph,
-    data: DataLike,
-    config: TrainConfig = TrainConfig(),
+    data: given.DataLike,
+    config: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     device: str = "auto",
-    checkpoints: Checkpoints | None = None,
+    checkpoints: checkpoint_manager.Checkpoints | None = None,
     log: Path | None = None,
     on_epoch: OnEpoch | None = None,
-    on_batch: Tick | None = None,
+    on_batch: trainer.Tick | None = None,
 ) -> TrainResult:
     """Train on from the weights of `model`, which stays as it is.
 
@@ -102,13 +89,13 @@ def train(
     loaded = data_for(start, data, config)
     module = module_of(start, place)
     asked = {"recipe": config.recorded(), "epochs": config.epochs}
-    manager = managed(("train",), checkpoints, module, loaded, "train", **asked)
+    manager = checkpoint_manager.managed(("train",), checkpoints, module, loaded, "train", **asked)
     with (
         manager.watching(),
         epoch_log("train", config.epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told,
     ):
         history, best = train_module(module, loaded, config, manager, told)
-        status("train: testing")
+        progress.status("train: testing")
         made = {"command": "train", "best_epoch": best.epoch}
         return trained(start, module, loaded, config, history, best, made)
 
@@ -122,11 +109,11 @@ def with_weights(model: Model | SpikingGraph, seed: int) -> Model:
         return from_module(GraphModule(model), ModelInfo())
 
 
-def data_for(model: Model, data: DataLike, config: TrainConfig) -> Data:
+def data_for(model: Model, data: given.DataLike, config: trainer.TrainConfig) -> datasets.Data:
     """The data as `as_data` reads them. Raises UsageError if `config` cannot move their images."""
-    loaded = as_data(data, model=model)
+    loaded = given.as_data(data, model=model)
     if config.augment != "none" and len(loaded.input_shape) != 3:
-        raise UsageError(
+        raise errors.UsageError(
             f"augment {config.augment} moves images (C, H, W); these samples are "
             f"{loaded.input_shape}: leave it out"
         )
@@ -134,12 +121,16 @@ def data_for(model: Model, data: DataLike, config: TrainConfig) -> Data:
 
 
 def train_module(
-    module: GraphModule, data: Data, config: TrainConfig, manager: CheckpointManager, log: EpochLog
-) -> tuple[tuple[EpochResult, ...], EpochResult]:
+    module: GraphModule,
+    data: datasets.Data,
+    config: trainer.TrainConfig,
+    manager: checkpoint_manager.CheckpointManager,
+    log: EpochLog,
+) -> tuple[tuple[trainer.EpochResult, ...], trainer.EpochResult]:
     """Train in place; `module` ends with the best epoch's weights. Returns all epochs and it."""
-    best, history = BestState(), History()
-    training = Training(module, data, config, tick=log.tick, after_step=manager.after_step)
-    whole = Bundle({"training": training, "best": best, "history": history, "log": log})
+    best, history = trainer.BestState(), trainer.History()
+    training = trainer.Training(module, data, config, tick=log.tick, after_step=manager.after_step)
+    whole = state.Bundle({"training": training, "best": best, "history": history, "log": log})
     with manager.loop("train", whole):
         for result in training.run():
             best.offer(module, result)
@@ -152,14 +143,14 @@ def train_module(
 def trained(
     start: Model,
     module: GraphModule,
-    data: Data,
-    config: TrainConfig,
-    history: tuple[EpochResult, ...],
-    best: EpochResult,
+    data: datasets.Data,
+    config: trainer.TrainConfig,
+    history: tuple[trainer.EpochResult, ...],
+    best: trainer.EpochResult,
     made: Mapping[str, Any],
 ) -> TrainResult:
     """Test the trained module. made: what else its model says about how it was made."""
-    test = accuracy(module, data, data.test)
+    test = trainer.accuracy(module, data, data.test)
     tested = {"validation": best.validation_accuracy, "test": test}
     how = provenance(start, data, config, len(history), **made, accuracy=tested)
     model = with_info(start, module, data, start.info.stage, how)
@@ -167,13 +158,13 @@ def trained(
 
 
 def provenance(
-    start: Model, data: Data, config: TrainConfig, epochs: int, **made: Any
+    start: Model, data: datasets.Data, config: trainer.TrainConfig, epochs: int, **made: Any
 ) -> dict[str, Any]:
     """What a model says about how it was made, as JSON data; the start's own goes first."""
     return {**start.info.provenance, "data": data.name, **how_trained(config, epochs), **made}
 
 
-def how_trained(config: TrainConfig, epochs: int) -> dict[str, Any]:
+def how_trained(config: trainer.TrainConfig, epochs: int) -> dict[str, Any]:
     """The recipe, and the software that followed it."""
     packages = ("soul-deploy", "torch", "numpy")
     return {
@@ -185,7 +176,7 @@ def how_trained(config: TrainConfig, epochs: int) -> dict[str, Any]:
 
 
 def with_info(
-    start: Model, module: GraphModule, data: Data, stage: Any, how: Mapping[str, Any]
+    start: Model, module: GraphModule, data: datasets.Data, stage: Any, how: Mapping[str, Any]
 ) -> Model:
     """A Model of what became of `start` in `module`; its masks of single neurons stay."""
     info = replace(

@@ -22,9 +22,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from soul_deploy import distributed
 from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
-from soul_deploy.data.datasets import Data, Split
-from soul_deploy.data.sampler import SHIFT, Augment, DataOrder, Share, epoch_batches
-from soul_deploy.ir.graph import Convolution
+from soul_deploy.data import datasets, sampler
+from soul_deploy.ir import Convolution
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training.lr_schedules import Schedule, make_scheduler
 from soul_deploy.training.state import (
@@ -65,7 +64,7 @@ class TrainConfig:
     momentum: float = 0.9
     schedule: Schedule = field(default_factory=Schedule)
     batch_size: int = 64
-    augment: Augment = "none"
+    augment: sampler.Augment = "none"
     l1: float = 0.0
     seed: int = 2025
     freeze_batch_norm: bool = False
@@ -83,8 +82,8 @@ class TrainConfig:
             raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
         if self.optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
-        if self.augment not in SHIFT:
-            raise UnknownNameError("augmentation", self.augment, SHIFT)
+        if self.augment not in sampler.SHIFT:
+            raise UnknownNameError("augmentation", self.augment, sampler.SHIFT)
         if self.batch_size < 1:
             raise UsageError(f"batch_size {self.batch_size} must be at least 1")
         if not 0 < self.learning_rate < math.inf:
@@ -150,7 +149,7 @@ class Training:
     def __init__(
         self,
         module: GraphModule,
-        data: Data,
+        data: datasets.Data,
         config: TrainConfig,
         *,
         hooks: BatchHooks | None = None,
@@ -165,7 +164,7 @@ class Training:
         self.scheduler = make_scheduler(config.schedule, self.optimizer, config.epochs)
         self.progress = TrainingCursor()
         self._after_step = after_step
-        self._order = DataOrder(len(data.train), config.batch_size, config.seed)
+        self._order = sampler.DataOrder(len(data.train), config.batch_size, config.seed)
 
     def state(self) -> Tree:
         """Weights, masks, moments, rates and place."""
@@ -211,7 +210,7 @@ class Training:
         config, progress = self.config, self.progress
         begin_training(self.module, config)
         split, group = self.data.train, distributed.current()
-        batches = epoch_batches(split, self._order, config.augment, progress.epoch, group)
+        batches = sampler.epoch_batches(split, self._order, config.augment, progress.epoch, group)
         while progress.step < len(batches):
             share = batches[progress.step]
             self.optimizer.zero_grad()
@@ -237,7 +236,9 @@ def begin_training(module: nn.Module, config: TrainConfig) -> None:
             layer.eval()
 
 
-def backward(module: GraphModule, data: Data, share: Share, hooks: BatchHooks) -> tuple[float, int]:
+def backward(
+    module: GraphModule, data: datasets.Data, share: sampler.Share, hooks: BatchHooks
+) -> tuple[float, int]:
     """Add the batch's gradients; returns its mean loss and how many samples were right.
 
     Of several processes each computes its share; all end with the whole batch's gradients. Raises
@@ -267,7 +268,7 @@ def add_l1(module: GraphModule, strength: float) -> None:
 
 
 @torch.no_grad()
-def accuracy(module: GraphModule, data: Data, split: Split) -> float:
+def accuracy(module: GraphModule, data: datasets.Data, split: datasets.Split) -> float:
     """The share of `split` that an evaluation-mode `module` classifies correctly.
 
     Several processes take whole evaluation batches in turn, so that none of them is computed

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir.graph import NeuronSpec, Shape
+from soul_deploy.ir import NeuronSpec, Shape
 from soul_deploy.nn.layers import Flatten, MaxPool2d, VoteReadout
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.zoo.spiking_vgg import ConvNeuron

@@ -6,10 +6,9 @@ from typing import Any, overload
 from torch import nn
 from typing_extensions import deprecated
 
-from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
+from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.model.model import Model, arrays_of
-from soul_deploy.zoo import registry
-from soul_deploy.zoo.resnet_blocks import Stem
+from soul_deploy.zoo import registry, resnet_blocks
 
 OLD = "soul_deploy.create(name, options) is soul_deploy.create(name, input_shape=, classes=, …) now"
 
@@ -27,7 +26,7 @@ def create(
     connect: MergeFunction = "add",
     groups: int = 1,
     width_per_group: int = 64,
-    stem: Stem = "soul",
+    stem: resnet_blocks.Stem = "soul",
 ) -> Model: ...
 @overload
 @deprecated(OLD)

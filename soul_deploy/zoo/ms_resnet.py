@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from soul_deploy.ir.graph import NeuronSpec, Shape
+from soul_deploy.ir import NeuronSpec, Shape
 from soul_deploy.nn.layers import MaxPool2d, Merge, RateReadout
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.zoo.resnet_blocks import STAGES, Stem, block_convolutions, conv_norm, plan_stages

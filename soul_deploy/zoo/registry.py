@@ -7,15 +7,10 @@ from functools import partial
 from torch import nn
 
 from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.frontend.factory import build_network, check_dotted, is_dotted
-from soul_deploy.frontend.from_torch import examine
+from soul_deploy.frontend import factory, from_torch
 from soul_deploy.frontend.trace import trace
-from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape, SpikingGraph
-from soul_deploy.zoo.conv6fc2 import Cifar10Net
-from soul_deploy.zoo.ms_resnet import MsOptions, MsResNet
-from soul_deploy.zoo.resnet_blocks import STAGES, Stem
-from soul_deploy.zoo.sew_resnet import SewOptions, SewResNet
-from soul_deploy.zoo.spiking_vgg import CONFIGURATIONS, SpikingVGG
+from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
+from soul_deploy.zoo import conv6fc2, ms_resnet, resnet_blocks, sew_resnet, spiking_vgg
 
 
 @dataclass(frozen=True)
@@ -36,13 +31,13 @@ class NetworkOptions:
     connect: MergeFunction = "add"
     groups: int = 1
     width_per_group: int = 64
-    stem: Stem = "soul"
+    stem: resnet_blocks.Stem = "soul"
 
 
 def _spiking_vgg(name: str, options: NetworkOptions) -> nn.Module:
     try:
-        return SpikingVGG(
-            CONFIGURATIONS[name],
+        return spiking_vgg.SpikingVGG(
+            spiking_vgg.CONFIGURATIONS[name],
             input_shape=options.input_shape,
             classes=options.classes,
             neuron=options.neuron,
@@ -54,7 +49,7 @@ def _spiking_vgg(name: str, options: NetworkOptions) -> nn.Module:
 
 
 def _cifar10net(options: NetworkOptions) -> nn.Module:
-    return Cifar10Net(
+    return conv6fc2.Cifar10Net(
         input_shape=options.input_shape,
         classes=options.classes,
         neuron=options.neuron,
@@ -70,10 +65,10 @@ def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
             f"sewresnet{depth} has basic blocks: groups {options.groups} and width_per_group "
             f"{options.width_per_group} are for sewresnet50; leave them at 1 and 64"
         )
-    shared = SewOptions(
+    shared = sew_resnet.SewOptions(
         options.neuron, options.time_steps, options.connect, options.groups, options.width_per_group
     )
-    return SewResNet(
+    return sew_resnet.SewResNet(
         depth, shared, input_shape=options.input_shape, classes=options.classes, stem=options.stem
     )
 
@@ -84,17 +79,19 @@ def _ms_resnet(depth: int, options: NetworkOptions) -> nn.Module:
             f"msresnet{depth} has basic blocks: groups {options.groups} are for msresnet50; leave "
             "them at 1"
         )
-    shared = MsOptions(options.neuron, options.time_steps, options.groups, options.width_per_group)
-    return MsResNet(
+    shared = ms_resnet.MsOptions(
+        options.neuron, options.time_steps, options.groups, options.width_per_group
+    )
+    return ms_resnet.MsResNet(
         depth, shared, input_shape=options.input_shape, classes=options.classes, stem=options.stem
     )
 
 
 NETWORKS: dict[str, Callable[[NetworkOptions], nn.Module]] = {
-    **{name: partial(_spiking_vgg, name) for name in CONFIGURATIONS},
+    **{name: partial(_spiking_vgg, name) for name in spiking_vgg.CONFIGURATIONS},
     "cifar10net": _cifar10net,
-    **{f"sewresnet{depth}": partial(_sew_resnet, depth) for depth in STAGES},
-    **{f"msresnet{depth}": partial(_ms_resnet, depth) for depth in STAGES},
+    **{f"sewresnet{depth}": partial(_sew_resnet, depth) for depth in resnet_blocks.STAGES},
+    **{f"msresnet{depth}": partial(_ms_resnet, depth) for depth in resnet_blocks.STAGES},
 }
 
 
@@ -103,8 +100,8 @@ def canonical_name(name: str) -> str:
 
     Nothing is imported. Raises UnknownNameError or UsageError.
     """
-    if is_dotted(name):
-        check_dotted(name)
+    if factory.is_dotted(name):
+        factory.check_dotted(name)
         return name
     if name.lower() not in NETWORKS:
         raise UnknownNameError("model", name, NETWORKS)
@@ -118,20 +115,20 @@ def create(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]
     it brings its own neurons and widths. Raises UnknownNameError, UsageError or what
     `fromtorch.from_torch` raises.
     """
-    if is_dotted(name):
+    if factory.is_dotted(name):
         return _create_own(name, options)
     network = NETWORKS[canonical_name(name)](options)
     return network, trace(network, options.input_shape, options.time_steps)
 
 
 def _create_own(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]:
-    network = build_network(
+    network = factory.build_network(
         name,
         classes=options.classes,
         input_shape=options.input_shape,
         time_steps=options.time_steps,
     )
-    traced = examine(network, options.input_shape, options.time_steps).traced
+    traced = from_torch.examine(network, options.input_shape, options.time_steps).traced
     found = traced.graph.readout.classes
     if found != options.classes:
         raise UsageError(f"model {name!r} gives {found} class scores; {options.classes} are needed")

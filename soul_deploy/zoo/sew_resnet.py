@@ -8,17 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from soul_deploy.ir.graph import MergeFunction, NeuronSpec, Shape
+from soul_deploy.ir import MergeFunction, NeuronSpec, Shape
 from soul_deploy.nn.layers import MaxPool2d, Merge, RateReadout
 from soul_deploy.nn.neuron import SpikingNeuron
-from soul_deploy.zoo.resnet_blocks import (
-    STAGES,
-    Stem,
-    block_convolutions,
-    conv_norm,
-    initialise,
-    plan_stages,
-)
+from soul_deploy.zoo import resnet_blocks
 
 
 @dataclass(frozen=True)
@@ -43,13 +36,15 @@ class SewBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.depth = len(channels) - 1
-        convolutions = block_convolutions(channels, stride, options.groups, bottleneck=bottleneck)
+        convolutions = resnet_blocks.block_convolutions(
+            channels, stride, options.groups, bottleneck=bottleneck
+        )
         for i, conv in enumerate(convolutions, start=1):
             self.add_module(f"conv{i}", conv)
             self.add_module(f"sn{i}", SpikingNeuron(options.neuron, options.time_steps))
         self.downsample: nn.Module | None = None
         if stride != 1 or channels[0] != channels[-1]:
-            self.downsample = conv_norm(channels[0], channels[-1], 1, stride)
+            self.downsample = resnet_blocks.conv_norm(channels[0], channels[-1], 1, stride)
             self.downsample_sn = SpikingNeuron(options.neuron, options.time_steps)
         self.merge = Merge(options.connect)
 
@@ -76,16 +71,20 @@ class SewResNet(nn.Module):
         *,
         input_shape: Shape,
         classes: int,
-        stem: Stem = "soul",
+        stem: resnet_blocks.Stem = "soul",
     ) -> None:
         super().__init__()
         bottleneck = depth >= 50
         expansion = 4 if bottleneck else 1
         large = stem == "soul"
-        self.conv1 = conv_norm(input_shape[0], 64, 7 if large else 3, 2 if large else 1)
+        self.conv1 = resnet_blocks.conv_norm(
+            input_shape[0], 64, 7 if large else 3, 2 if large else 1
+        )
         self.sn1 = SpikingNeuron(options.neuron, options.time_steps)
         self.maxpool = MaxPool2d(3, 2, 1) if large else nn.Identity()
-        for stage, blocks in enumerate(plan_stages(depth, 64, expansion, first_stride=1)):
+        for stage, blocks in enumerate(
+            resnet_blocks.plan_stages(depth, 64, expansion, first_stride=1)
+        ):
             made = []
             for inputs, planes, stride in blocks:
                 width = planes * options.width_per_group // 64 * options.groups
@@ -95,11 +94,11 @@ class SewResNet(nn.Module):
                 made.append(SewBlock(options, sides, stride, bottleneck=bottleneck))
             self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
         self.head = RateReadout(512 * expansion, classes)
-        initialise(self)
+        resnet_blocks.initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.sn1(self.conv1(x)))
-        for stage in range(1, len(STAGES[18]) + 1):
+        for stage in range(1, len(resnet_blocks.STAGES[18]) + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         scores: Tensor = self.head(x)
         return scores

@@ -14,7 +14,7 @@ from typing import Any
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.data.datasets import READERS
-from soul_deploy.ir.neurons import SOUL_NEURONS
+from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.zoo.registry import NETWORKS
 
 NAMED_NEURONS = frozenset(

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir.graph import NeuronSpec, Shape
+from soul_deploy.ir import NeuronSpec, Shape
 from soul_deploy.nn.layers import AdaptiveAvgPool2d, BatchNorm2d, Conv2d, MaxPool2d, RateReadout
 from soul_deploy.nn.neuron import SpikingNeuron
 

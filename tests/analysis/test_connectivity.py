@@ -3,27 +3,19 @@
 import numpy as np
 import pytest
 
+from soul_deploy import ir
 from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivity
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    Convolution,
-    Input,
-    MaxPool,
-    NeuronSpec,
-    Population,
-    Readout,
-    SpikingGraph,
-)
+from soul_deploy.base import Array
 from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.zoo.registry import NetworkOptions, create
 
-LIF = NeuronSpec()
+LIF = ir.NeuronSpec()
 
 
 OPTIONS = NetworkOptions((3, 32, 32), 10, LIF, 4)
 
 
-def ones(graph: SpikingGraph) -> dict[str, Array]:
+def ones(graph: ir.SpikingGraph) -> dict[str, Array]:
     return {node.name: np.ones(node.weight_shape, np.float32) for node in graph.projections}
 
 
@@ -62,17 +54,17 @@ def test_the_exact_coefficients_follow_the_real_graph() -> None:
     assert list(authors.neurons.values())[1:5] == [1152, 2304, 2304, 2304]
 
 
-def small_graph() -> SpikingGraph:
+def small_graph() -> ir.SpikingGraph:
     """1×4×4 input, 3×3 convolution (padding 1) to 2, max pool 2×2, 1×1 convolution to 1."""
-    return SpikingGraph(
+    return ir.SpikingGraph(
         (
-            Input("input", (), (1, 4, 4)),
-            Convolution("a", ("input",), False, None, 1, 2, (3, 3), padding=(1, 1)),
-            Population("sa", ("a",), LIF),
-            MaxPool("pool", ("sa",), (2, 2), (2, 2)),
-            Convolution("b", ("pool",), False, None, 2, 1, (1, 1)),
-            Population("sb", ("b",), LIF),
-            Readout("head", ("sb",), 1),
+            ir.Input("input", (), (1, 4, 4)),
+            ir.Convolution("a", ("input",), False, None, 1, 2, (3, 3), padding=(1, 1)),
+            ir.Population("sa", ("a",), LIF),
+            ir.MaxPool("pool", ("sa",), (2, 2), (2, 2)),
+            ir.Convolution("b", ("pool",), False, None, 2, 1, (1, 1)),
+            ir.Population("sb", ("b",), LIF),
+            ir.Readout("head", ("sb",), 1),
         ),
         1,
     )

@@ -17,34 +17,22 @@ import torch
 from click.testing import CliRunner
 from naive import targets_of
 
+from soul_deploy import ir
 from soul_deploy.analysis.measure import count
 from soul_deploy.analysis.synops import count_model
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.counts import verify_counts
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Input,
-    Merge,
-    NeuronSpec,
-    Node,
-    Pair,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.nn.graph_module import Signal
 
-LIF = NeuronSpec()
+LIF = ir.NeuronSpec()
 STEPS = 3
 BESIDE = ((1, 1, 5, 2, 1), (1, 1, 5, 2, 2))
 """Map, kernel, stride, padding, dilation: the only output lies beside the map."""
@@ -67,40 +55,40 @@ def geometries() -> Iterator[tuple[int, Axis, Axis]]:
         yield 0, axis, axis
 
 
-def network(rows: Axis, columns: Axis) -> SpikingGraph:
+def network(rows: Axis, columns: Axis) -> ir.SpikingGraph:
     """A 1×1 convolution of the map, its neurons, the convolution b, its neurons."""
     sizes, kernel, stride, padding, dilation = zip(rows, columns, strict=True)
-    return SpikingGraph(
+    return ir.SpikingGraph(
         (
-            Input("input", (), (1, *sizes)),
-            Convolution("a", ("input",), False, None, 1, 2, (1, 1)),
-            Population("sa", ("a",), LIF),
-            Convolution("b", ("sa",), True, None, 2, 3, kernel, stride, padding, dilation),
-            Population("sb", ("b",), LIF),
-            Readout("head", ("sb",), 2),
+            ir.Input("input", (), (1, *sizes)),
+            ir.Convolution("a", ("input",), False, None, 1, 2, (1, 1)),
+            ir.Population("sa", ("a",), LIF),
+            ir.Convolution("b", ("sa",), True, None, 2, 3, kernel, stride, padding, dilation),
+            ir.Population("sb", ("b",), LIF),
+            ir.Readout("head", ("sb",), 2),
         ),
         STEPS,
     )
 
 
-def network_beside(axis: Axis, stem: int = 1) -> SpikingGraph:
+def network_beside(axis: Axis, stem: int = 1) -> ir.SpikingGraph:
     """The same with a convolution of stem×stem first, and a branch that does read its neurons."""
     nodes = list(network(axis, axis).nodes)
-    return SpikingGraph(
+    return ir.SpikingGraph(
         (
-            Input("input", (), (1, stem, stem)),
-            Convolution("a", ("input",), False, None, 1, 2, (stem, stem)),
+            ir.Input("input", (), (1, stem, stem)),
+            ir.Convolution("a", ("input",), False, None, 1, 2, (stem, stem)),
             *nodes[2:-1],
-            Convolution("c", ("sa",), False, None, 2, 3, (1, 1)),
-            Population("sc", ("c",), LIF),
-            Merge("merge", ("sb", "sc"), "add"),
-            Readout("head", ("merge",), 2),
+            ir.Convolution("c", ("sa",), False, None, 2, 3, (1, 1)),
+            ir.Population("sc", ("c",), LIF),
+            ir.Merge("merge", ("sb", "sc"), "add"),
+            ir.Readout("head", ("merge",), 2),
         ),
         STEPS,
     )
 
 
-def model_of(graph: SpikingGraph, number: int) -> Model:
+def model_of(graph: ir.SpikingGraph, number: int) -> Model:
     """Both populations fire whatever arrives; a third of b's weights are 0, some of its neurons
     masked.
     """
@@ -120,13 +108,13 @@ def model_of(graph: SpikingGraph, number: int) -> Model:
     return Model(graph, state, neuron_masks={"sb": keep}, info=ModelInfo())
 
 
-def kernel_of(graph: SpikingGraph, name: str) -> Pair:
+def kernel_of(graph: ir.SpikingGraph, name: str) -> ir.Pair:
     node = graph[name]
-    assert isinstance(node, Convolution)
+    assert isinstance(node, ir.Convolution)
     return node.kernel
 
 
-def images_of(graph: SpikingGraph, number: int) -> torch.Tensor:
+def images_of(graph: ir.SpikingGraph, number: int) -> torch.Tensor:
     """Two images of multiples of 1/4 from 0 to 2, each with a value that makes its neuron fire."""
     rng = np.random.default_rng(number + 1)
     x = rng.integers(0, 9, (2, *graph.input.shape)) / 4
@@ -137,7 +125,7 @@ def images_of(graph: SpikingGraph, number: int) -> torch.Tensor:
 def synapses_of(model: Model) -> list[list[tuple[int, int, int]]]:
     """For each input neuron of b, channel-major: its nonzero synapses onto unmasked neurons."""
     node, live = model.graph["b"], model.neuron_masks["sb"]
-    assert isinstance(node, Convolution)
+    assert isinstance(node, ir.Convolution)
     in_shape, weight = model.graph.shapes["sa"], model.state["b.weight"]
     (channels, height, width), out_shape = in_shape, model.graph.shapes["b"]
     sides = node.stride, node.padding, node.dilation, 1, out_shape, (height, width)
@@ -179,16 +167,18 @@ def test_every_geometry_is_counted_as_plain_loops_count() -> None:
     assert beside >= 2
 
 
-def pooled_network(rows: Axis, columns: Axis, kind: int) -> SpikingGraph:
+def pooled_network(rows: Axis, columns: Axis, kind: int) -> ir.SpikingGraph:
     """`network` with an average pooling to the map: tiles, tiles that drop the last, adaptive."""
     nodes = list(network(rows, columns).nodes)
     height, width = rows[0], columns[0]
-    pool: Node = AvgPool("pool", ("sa",), (2, 2), (2, 2))
+    pool: ir.Node = ir.AvgPool("pool", ("sa",), (2, 2), (2, 2))
     sides = (2 * height + kind % 2, 2 * width + kind % 2)
     if kind == 2:
-        pool, sides = AdaptiveAvgPool("pool", ("sa",), (height, width)), (height + 1, width + 2)
+        pool, sides = ir.AdaptiveAvgPool("pool", ("sa",), (height, width)), (height + 1, width + 2)
     b = replace(nodes[3], inputs=("pool",))
-    return SpikingGraph((Input("input", (), (1, *sides)), *nodes[1:3], pool, b, *nodes[4:]), STEPS)
+    return ir.SpikingGraph(
+        (ir.Input("input", (), (1, *sides)), *nodes[1:3], pool, b, *nodes[4:]), STEPS
+    )
 
 
 def reached(model: Model) -> Array:

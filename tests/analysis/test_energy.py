@@ -18,7 +18,7 @@ from soul_deploy.analysis.measure import Measured, count, original_of
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import UnknownNameError, UsageError, VerificationError
 from soul_deploy.cli.main import root
-from soul_deploy.ir.graph import MaxPool
+from soul_deploy.ir import MaxPool
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, Normalization

@@ -8,29 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from soul_deploy import ir
 from soul_deploy.analysis.measure import count, original_of
 from soul_deploy.analysis.other_tools import CompatCounts, compat_layer, compat_model, total_compat
-from soul_deploy.ir.graph import (
-    AvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 
-IF = NeuronSpec("if")
+IF = ir.NeuronSpec("if")
 
 
-def network(nodes: list[Node], steps: int, seed: int = 0) -> Model:
+def network(nodes: list[ir.Node], steps: int, seed: int = 0) -> Model:
     """Random weights, half of them 0, that make neurons fire."""
-    graph = SpikingGraph(tuple(nodes), steps)
+    graph = ir.SpikingGraph(tuple(nodes), steps)
     module = GraphModule(graph)
     generator = torch.Generator().manual_seed(seed)
     state = {}
@@ -46,15 +35,15 @@ def small() -> Model:
     """Image, two convolutions (stride 2, groups 2), a linear layer, votes; bias on all."""
     return network(
         [
-            Input("input", (), (2, 9, 7)),
-            Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
-            Population("s1", ("c1",), IF),
-            Convolution("c2", ("s1",), True, None, 4, 6, (3, 2), (2, 2), (1, 0), (1, 1), 2),
-            Population("s2", ("c2",), IF),
-            Flatten("flat", ("s2",)),
-            Linear("fc", ("flat",), True, None, 6 * 5 * 3, 6),
-            Population("s3", ("fc",), IF),
-            Readout("vote", ("s3",), 3, False, False, 2),
+            ir.Input("input", (), (2, 9, 7)),
+            ir.Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
+            ir.Population("s1", ("c1",), IF),
+            ir.Convolution("c2", ("s1",), True, None, 4, 6, (3, 2), (2, 2), (1, 0), (1, 1), 2),
+            ir.Population("s2", ("c2",), IF),
+            ir.Flatten("flat", ("s2",)),
+            ir.Linear("fc", ("flat",), True, None, 6 * 5 * 3, 6),
+            ir.Population("s3", ("fc",), IF),
+            ir.Readout("vote", ("s3",), 3, False, False, 2),
         ],
         4,
     )
@@ -64,16 +53,16 @@ def pooled() -> Model:
     """The second convolution reads averages of spikes."""
     return network(
         [
-            Input("input", (), (2, 8, 8)),
-            Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
-            Population("s1", ("c1",), IF),
-            AvgPool("pool", ("s1",), (2, 2), (2, 2)),
-            Convolution("c2", ("pool",), True, None, 4, 6, (3, 3), (1, 1), (1, 1)),
-            Population("s2", ("c2",), IF),
-            Flatten("flat", ("s2",)),
-            Linear("fc", ("flat",), True, None, 6 * 16, 6),
-            Population("s3", ("fc",), IF),
-            Readout("vote", ("s3",), 3, False, False, 2),
+            ir.Input("input", (), (2, 8, 8)),
+            ir.Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
+            ir.Population("s1", ("c1",), IF),
+            ir.AvgPool("pool", ("s1",), (2, 2), (2, 2)),
+            ir.Convolution("c2", ("pool",), True, None, 4, 6, (3, 3), (1, 1), (1, 1)),
+            ir.Population("s2", ("c2",), IF),
+            ir.Flatten("flat", ("s2",)),
+            ir.Linear("fc", ("flat",), True, None, 6 * 16, 6),
+            ir.Population("s3", ("fc",), IF),
+            ir.Readout("vote", ("s3",), 3, False, False, 2),
         ],
         3,
     )
@@ -167,13 +156,16 @@ def upr_sops(weight: Tensor, x: Tensor, mask: Tensor, stride: int, padding: int)
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("pool", [False, True])
 def test_a_rule_written_anew(stride: int, padding: int, pool: bool) -> None:
-    nodes: list[Node] = [Input("input", (), (2, 8, 8)), Population("s", ("input",), IF)]
+    nodes: list[ir.Node] = [ir.Input("input", (), (2, 8, 8)), ir.Population("s", ("input",), IF)]
     if pool:
-        nodes.append(AvgPool("pool", ("s",), (2, 2), (2, 2)))
+        nodes.append(ir.AvgPool("pool", ("s",), (2, 2), (2, 2)))
     last = nodes[-1].name
     sides = ((3, 3), (stride, stride), (padding, padding))
-    nodes += [Convolution("p", (last,), True, None, 2, 3, *sides), Population("q", ("p",), IF)]
-    model = network([*nodes, Readout("head", ("q",), 2)], 2)
+    nodes += [
+        ir.Convolution("p", (last,), True, None, 2, 3, *sides),
+        ir.Population("q", ("p",), IF),
+    ]
+    model = network([*nodes, ir.Readout("head", ("q",), 2)], 2)
     shape = model.graph.shapes["q"]
     mask = np.random.default_rng(3).random(shape) < 0.6
     model = Model(model.graph, model.state, neuron_masks={"q": mask})
@@ -188,22 +180,22 @@ def test_a_rule_written_anew(stride: int, padding: int, pool: bool) -> None:
 # The tools' own unit cases.
 
 
-def one_layer(projection: Node, shape: tuple[int, ...], steps: int) -> Model:
+def one_layer(projection: ir.Node, shape: tuple[int, ...], steps: int) -> Model:
     """Spikes, the projection with all weights 1, a population, a head."""
-    nodes = [Input("input", (), shape), Population("s", ("input",), IF), projection]
-    model = network([*nodes, Population("q", ("p",), IF), Readout("head", ("q",), 2)], steps)
+    nodes = [ir.Input("input", (), shape), ir.Population("s", ("input",), IF), projection]
+    model = network([*nodes, ir.Population("q", ("p",), IF), ir.Readout("head", ("q",), 2)], steps)
     ones = {name: np.ones_like(array) for name, array in model.state.items()}
     return Model(model.graph, ones)
 
 
-def on(projection: Node, x: Tensor) -> CompatCounts:
+def on(projection: ir.Node, x: Tensor) -> CompatCounts:
     """x (T, B, ...)."""
     model = one_layer(projection, tuple(x.shape[2:]), len(x))
     return compat_layer(model, "p", Signal(x, False))
 
 
-def convolution(kernel: tuple[int, int], outputs: int = 1, inputs: int = 1) -> Convolution:
-    return Convolution("p", ("s",), False, None, inputs, outputs, kernel)
+def convolution(kernel: tuple[int, int], outputs: int = 1, inputs: int = 1) -> ir.Convolution:
+    return ir.Convolution("p", ("s",), False, None, inputs, outputs, kernel)
 
 
 def test_unit_cases_of_neurobench() -> None:
@@ -212,7 +204,7 @@ def test_unit_cases_of_neurobench() -> None:
     assert on(convolution((3, 3)), torch.ones(1, 1, 1, 12, 12)).neurobench_acs == 900
     # Conv1d(5, 1, 5) on 10 positions, as a map of height 1.
     assert on(convolution((1, 5), 1, 5), torch.ones(1, 1, 5, 1, 10)).neurobench_acs == 150
-    linear = Linear("p", ("s",), False, None, 20, 5)
+    linear = ir.Linear("p", ("s",), False, None, 20, 5)
     assert on(linear, torch.ones(10, 1, 20)).neurobench_acs == 1000
     assert on(linear, torch.ones(10, 1, 20)).neurobench_dense == 1000
 
@@ -220,6 +212,6 @@ def test_unit_cases_of_neurobench() -> None:
 def test_linear_networks_agree_everywhere() -> None:
     """No border, no mask, no zero weight: all rules that count events give one number."""
     x = (torch.rand(3, 4, 7, generator=torch.Generator().manual_seed(1)) < 0.4).float()
-    found = on(Linear("p", ("s",), False, None, 7, 5), x)
+    found = on(ir.Linear("p", ("s",), False, None, 7, 5), x)
     numbers = {found.neurobench_acs, found.spikingjelly_synops, found.upr_sops}
     assert numbers == {int(x.sum()) * 5}

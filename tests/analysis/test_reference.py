@@ -14,8 +14,8 @@ from soul_deploy.analysis.reference_network import (
     reference_model,
     write_reference,
 )
+from soul_deploy.base import Array
 from soul_deploy.base.errors import UsageError
-from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
 
 SMALL = {"width": 16, "hidden": 64, "image": (3, 16, 16), "seed": 7}

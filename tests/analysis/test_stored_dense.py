@@ -16,28 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
+from soul_deploy import ir
 from soul_deploy.analysis.connectivity import Connectivity, dense_synapses, measure_connectivity
 from soul_deploy.analysis.measure import Measured, count, original_of
 from soul_deploy.analysis.report import OpsReport
+from soul_deploy.base import Array
 from soul_deploy.base.errors import RemovalError, UsageError
-from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.event.storage_format import CHOICES, Choice
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.lowering.fold_batch_norm import fold
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, arrays_of
@@ -49,7 +36,7 @@ from soul_deploy.runtime.format.network import DenseRows
 from soul_deploy.runtime.format.tap_tables import tap_incidence, taps_met
 from soul_deploy.runtime.io.inspect import describe_event
 
-LIF = NeuronSpec()
+LIF = ir.NeuronSpec()
 AVERAGED = ChainSpec(
     input_shape=(1, 3, 3),
     time_steps=1,
@@ -57,7 +44,7 @@ AVERAGED = ChainSpec(
     convolutions=(
         ConvSpec(
             1, (1, 1), (1, 1), (0, 0), (1, 1), 1, bias=False, norm=False,
-            neuron=NeuronSpec(tau=2.0, decay_input=False), pool=PoolSpec("adaptive", (1, 1)),
+            neuron=ir.NeuronSpec(tau=2.0, decay_input=False), pool=PoolSpec("adaptive", (1, 1)),
         ),
     ),
     flatten=False,
@@ -136,16 +123,16 @@ def test_a_head_behind_an_average_has_a_synapse_from_each_neuron_to_each_class()
     assert_never_more(whole, x, "auto")
 
 
-def head_behind(*between: Node, linear: bool = True) -> int:
+def head_behind(*between: ir.Node, linear: bool = True) -> int:
     """Dense synapses of a readout of 2 classes behind 4 channels of 4×4, and those nodes."""
     source = between[-1].name if between else "s"
-    graph = SpikingGraph(
+    graph = ir.SpikingGraph(
         (
-            Input("input", (), (1, 4, 4)),
-            Convolution("a", ("input",), False, None, 1, 4, (1, 1)),
-            Population("s", ("a",), LIF),
+            ir.Input("input", (), (1, 4, 4)),
+            ir.Convolution("a", ("input",), False, None, 1, 4, (1, 1)),
+            ir.Population("s", ("a",), LIF),
             *between,
-            Readout("head", (source,), 2, linear, False, 1 if linear else 2),
+            ir.Readout("head", (source,), 2, linear, False, 1 if linear else 2),
         ),
         1,
     )
@@ -162,40 +149,40 @@ def head_behind(*between: Node, linear: bool = True) -> int:
 def test_what_dense_means_for_a_head() -> None:
     """It weighs sums over space, or each neuron behind an average; votes weigh nothing else."""
     assert head_behind() == 2 * 4
-    assert head_behind(MaxPool("p", ("s",), (2, 2), (2, 2))) == 2 * 4
-    assert head_behind(AdaptiveAvgPool("p", ("s",), (1, 1))) == 2 * 4 * 16
-    assert head_behind(AvgPool("p", ("s",), (2, 2), (2, 2))) == 2 * 4 * 16
-    assert head_behind(AvgPool("p", ("s",), (3, 3), (3, 3))) == 2 * 4 * 9  # the rest is dropped
-    flat = AdaptiveAvgPool("p", ("s",), (2, 2)), Flatten("flat", ("p",))
+    assert head_behind(ir.MaxPool("p", ("s",), (2, 2), (2, 2))) == 2 * 4
+    assert head_behind(ir.AdaptiveAvgPool("p", ("s",), (1, 1))) == 2 * 4 * 16
+    assert head_behind(ir.AvgPool("p", ("s",), (2, 2), (2, 2))) == 2 * 4 * 16
+    assert head_behind(ir.AvgPool("p", ("s",), (3, 3), (3, 3))) == 2 * 4 * 9  # the rest is dropped
+    flat = ir.AdaptiveAvgPool("p", ("s",), (2, 2)), ir.Flatten("flat", ("p",))
     assert head_behind(*flat) == 2 * 4 * 16
     assert head_behind(linear=False) == 0
-    assert head_behind(AdaptiveAvgPool("p", ("s",), (1, 1)), linear=False) == 4 * 16
+    assert head_behind(ir.AdaptiveAvgPool("p", ("s",), (1, 1)), linear=False) == 4 * 16
 
 
 def test_average_pooling_is_composed_into_the_dense_synapses_of_a_projection() -> None:
     """A linear layer behind a mean to 2×2 of 4×4 reads sixteen neurons a channel, not four."""
     nodes = (
-        Input("input", (), (1, 4, 4)),
-        Convolution("a", ("input",), False, None, 1, 3, (1, 1)),
-        Population("s", ("a",), LIF),
-        AvgPool("p", ("s",), (2, 2), (2, 2)),
-        Flatten("flat", ("p",)),
-        Linear("b", ("flat",), False, None, 12, 5),
-        Population("q", ("b",), LIF),
-        Readout("head", ("q",), 2),
+        ir.Input("input", (), (1, 4, 4)),
+        ir.Convolution("a", ("input",), False, None, 1, 3, (1, 1)),
+        ir.Population("s", ("a",), LIF),
+        ir.AvgPool("p", ("s",), (2, 2), (2, 2)),
+        ir.Flatten("flat", ("p",)),
+        ir.Linear("b", ("flat",), False, None, 12, 5),
+        ir.Population("q", ("b",), LIF),
+        ir.Readout("head", ("q",), 2),
     )
-    assert dense_synapses(SpikingGraph(nodes, 1), head=True) == {"a": 48, "b": 240, "head": 10}
+    assert dense_synapses(ir.SpikingGraph(nodes, 1), head=True) == {"a": 48, "b": 240, "head": 10}
 
 
 @pytest.mark.parametrize("choice", ["implicit", "explicit"])
 def test_weights_of_a_kernel_that_no_neuron_lies_under_are_no_synapses(choice: Choice) -> None:
     """Of 3×3 weights with padding 1 on a 1×1 map, only the middle one leads anywhere."""
-    graph = SpikingGraph(
+    graph = ir.SpikingGraph(
         (
-            Input("input", (), (2, 1, 1)),
-            Convolution("a", ("input",), False, None, 2, 3, (3, 3), (1, 1), (1, 1)),
-            Population("s", ("a",), LIF),
-            Readout("head", ("s",), 2),
+            ir.Input("input", (), (2, 1, 1)),
+            ir.Convolution("a", ("input",), False, None, 2, 3, (3, 3), (1, 1), (1, 1)),
+            ir.Population("s", ("a",), LIF),
+            ir.Readout("head", ("s",), 2),
         ),
         1,
     )
@@ -224,13 +211,13 @@ def test_the_taps_that_are_met_are_those_of_the_tables(
 
 def digits_network(folder: Path) -> Path:
     """As AVERAGED, on the digits."""
-    graph = SpikingGraph(
+    graph = ir.SpikingGraph(
         (
-            Input("input", (), (1, 8, 8)),
-            Convolution("a", ("input",), False, None, 1, 2, (1, 1)),
-            Population("s", ("a",), LIF),
-            AdaptiveAvgPool("p", ("s",), (1, 1)),
-            Readout("head", ("p",), 10, bias=False),
+            ir.Input("input", (), (1, 8, 8)),
+            ir.Convolution("a", ("input",), False, None, 1, 2, (1, 1)),
+            ir.Population("s", ("a",), LIF),
+            ir.AdaptiveAvgPool("p", ("s",), (1, 1)),
+            ir.Readout("head", ("p",), 10, bias=False),
         ),
         2,
     )
@@ -271,12 +258,12 @@ def test_an_original_with_fewer_synapses_is_refused() -> None:
 
     def model(kernel: int, padding: int) -> Model:
         sides = (kernel, kernel), (1, 1), (padding, padding)
-        graph = SpikingGraph(
+        graph = ir.SpikingGraph(
             (
-                Input("input", (), (1, 4, 4)),
-                Convolution("a", ("input",), False, None, 1, 2, *sides),
-                Population("s", ("a",), LIF),
-                Readout("head", ("s",), 2),
+                ir.Input("input", (), (1, 4, 4)),
+                ir.Convolution("a", ("input",), False, None, 1, 2, *sides),
+                ir.Population("s", ("a",), LIF),
+                ir.Readout("head", ("s",), 2),
             ),
             1,
         )
@@ -293,12 +280,12 @@ def test_an_original_with_fewer_synapses_is_refused() -> None:
 
 def test_a_layer_without_synapses_has_no_share() -> None:
     """Its only output lies beside the map."""
-    graph = SpikingGraph(
+    graph = ir.SpikingGraph(
         (
-            Input("input", (), (1, 1, 1)),
-            Convolution("a", ("input",), True, None, 1, 2, (1, 1), (5, 5), (2, 2)),
-            Population("s", ("a",), LIF),
-            Readout("head", ("s",), 2),
+            ir.Input("input", (), (1, 1, 1)),
+            ir.Convolution("a", ("input",), True, None, 1, 2, (1, 1), (5, 5), (2, 2)),
+            ir.Population("s", ("a",), LIF),
+            ir.Readout("head", ("s",), 2),
         ),
         1,
     )

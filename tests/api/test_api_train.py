@@ -16,8 +16,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 import soul_deploy
 from soul_deploy import Checkpoints, Model, TrainConfig, TrainResult
+from soul_deploy.base import Array
 from soul_deploy.base.errors import DataError, SoulDeployError, UnknownNameError, UsageError
-from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.given import as_data

@@ -11,7 +11,7 @@ import pytest
 from test_smoke import small_model
 
 import soul_deploy
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.runtime import network
 from soul_deploy.zoo import registry
 

@@ -34,7 +34,7 @@ from soul_deploy.export.nir import trial as nir_trial
 from soul_deploy.export.nir.read import read_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import describe_onnx as describe_onnx
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.runtime.io.images import read_array, read_image
 from soul_deploy.training.state import join_tree, optimizer_state, restore_optimizer, split_tree

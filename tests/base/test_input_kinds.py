@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from soul_deploy import GraphModule, from_torch, load, save
+from soul_deploy.base import Array
 from soul_deploy.base.errors import (
     FileFormatError,
     NetworkWarning,
@@ -24,7 +25,7 @@ from soul_deploy.base.errors import (
     UsageError,
     ValidityError,
 )
-from soul_deploy.base.files import Array, read_tensors, write_tensors
+from soul_deploy.base.files import read_tensors, write_tensors
 from soul_deploy.base.input_rule import INPUT_KINDS, InputKind
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import load_data
@@ -33,7 +34,7 @@ from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import build_nir, export_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.step import export_step
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, ModelInfo, Normalization
 from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron

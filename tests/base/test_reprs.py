@@ -17,11 +17,12 @@ from deployed import SHAPE, Files, make_files, small_model
 import soul_deploy
 from soul_deploy.analysis.measure import Measured, count, original_of
 from soul_deploy.analysis.reference_network import ReferenceNetwork, reference_model
-from soul_deploy.base.brief import brief, brief_text
+from soul_deploy.base import brief
+from soul_deploy.base.brief import brief_text
 from soul_deploy.data.datasets import load_data
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir.graph import Scatter
+from soul_deploy.ir import Scatter
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import remove

@@ -23,15 +23,7 @@ from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.nir.metadata import _is_head
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import read_onnx
-from soul_deploy.ir.graph import (
-    AvgPool,
-    Flatten,
-    Input,
-    NeuronSpec,
-    Population,
-    Readout,
-    SpikingGraph,
-)
+from soul_deploy.ir import AvgPool, Flatten, Input, NeuronSpec, Population, Readout, SpikingGraph
 from soul_deploy.ir.graph import Convolution as GraphConvolution
 from soul_deploy.ir.graph import MaxPool as GraphMaxPool
 from soul_deploy.lowering.fold_batch_norm import fold

@@ -13,7 +13,7 @@ from roof import Passes, buffers_for, largest, main, roof_of, run_timed, synapse
 from test_event import sparsified
 from test_live_neurons import small
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.event.storage_format import Choice
 from soul_deploy.runtime.engine.inputs import samples_of

@@ -14,7 +14,7 @@ from torch import nn
 from soul_deploy.base.files import file_sha256
 from soul_deploy.cli.main import root
 from soul_deploy.frontend.trace import trace
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
 from soul_deploy.nn import layers

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from soul_deploy.base import Array
 from soul_deploy.base.errors import FileFormatError, ValidityError
-from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
 from soul_deploy.model.file import load
 from soul_deploy.runtime.engine.network import load as load_network

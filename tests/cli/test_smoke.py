@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.runtime.engine.network import load as load_network

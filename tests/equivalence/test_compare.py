@@ -11,6 +11,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from soul_deploy import ir
 from soul_deploy.base.errors import UsageError, VerificationError
 from soul_deploy.equivalence.comparison import CheckResult
 from soul_deploy.equivalence.engines import (
@@ -23,19 +24,17 @@ from soul_deploy.equivalence.engines import (
 from soul_deploy.equivalence.reference import ReferenceModel, entries, sources
 from soul_deploy.equivalence.spikes import SpikeMismatch, first_differences
 from soul_deploy.frontend.trace import trace
-from soul_deploy.ir.graph import Input, Linear, NeuronSpec, Population, Readout, SpikingGraph
-from soul_deploy.ir.neurons import NeuronFamily
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
 
-IF = NeuronSpec("if")
+IF = ir.NeuronSpec("if")
 ONES = torch.ones(2, 1)
 
 
 def two_layers(
-    first: float = 1.0, neuron: NeuronSpec = IF, second: float = 1.0, time_steps: int = 3
+    first: float = 1.0, neuron: ir.NeuronSpec = IF, second: float = 1.0, time_steps: int = 3
 ) -> Model:
     """1 input, neuron "1" (weight `first`), neuron "3" (weight `second`), head of 2 classes."""
     network = nn.Sequential(
@@ -80,7 +79,7 @@ def end_to_end(reference: Model, other: Model, x: Tensor) -> CheckResult:
 
 
 # Neuron "1" at weight 1 charges to 1.0 at step 0: exactly its threshold. "gt" stays silent there.
-AT_THRESHOLD, FIRES_AT_IT = two_layers(), two_layers(neuron=NeuronSpec("if", fire="ge"))
+AT_THRESHOLD, FIRES_AT_IT = two_layers(), two_layers(neuron=ir.NeuronSpec("if", fire="ge"))
 
 
 def test_a_flip_at_the_threshold_is_explained_and_listed() -> None:
@@ -149,7 +148,7 @@ def test_a_flip_far_from_the_threshold_is_not_explained() -> None:
     [
         two_layers(first=1.01, second=0.7),
         two_layers(first=0.995, second=1.7),
-        two_layers(first=0.995, second=0.7, neuron=NeuronSpec("lif")),
+        two_layers(first=0.995, second=0.7, neuron=ir.NeuronSpec("lif")),
     ],
 )
 def test_another_weight_or_neuron_is_not_explained(other: Model) -> None:
@@ -201,7 +200,7 @@ def clear_of(spec: ChainSpec) -> Tensor:
     return torch.cat(found)
 
 
-def two_convolutions(neuron: NeuronSpec, side: int, steps: int, seed: int) -> ChainSpec:
+def two_convolutions(neuron: ir.NeuronSpec, side: int, steps: int, seed: int) -> ChainSpec:
     """1 channel, 3×3 and then 1×1, on a map of `side`; no biases."""
     convolutions = tuple(
         ConvSpec(1, (k, k), (1, 1), (0, 0), (1, 1), 1, False, False, neuron, None) for k in (3, 1)
@@ -210,7 +209,7 @@ def two_convolutions(neuron: NeuronSpec, side: int, steps: int, seed: int) -> Ch
 
 
 # One neuron behind one that fires, its weight exactly 1: at its threshold at the only step.
-AT_ITS_THRESHOLD = two_convolutions(NeuronSpec("if", fire="ge"), 3, 1, 0)
+AT_ITS_THRESHOLD = two_convolutions(ir.NeuronSpec("if", fire="ge"), 3, 1, 0)
 
 
 @given(chains())
@@ -220,9 +219,9 @@ def test_margins_agree_with_the_golden_spikes(spec: ChainSpec) -> None:
 
 
 @pytest.mark.parametrize("family", ["if", "lif", "plif"])
-def test_rounding_explains_next_to_nothing(family: NeuronFamily) -> None:
+def test_rounding_explains_next_to_nothing(family: ir.NeuronFamily) -> None:
     """A single neuron may sit at its threshold; of many, all but a few lie far from it."""
-    neuron = NeuronSpec(family, v_threshold=0.7)
+    neuron = ir.NeuronSpec(family, v_threshold=0.7)
     clear = torch.cat([clear_of(two_convolutions(neuron, 9, 6, seed)) for seed in range(5)])
     assert len(clear) == 5 * 2 * 6 * 7 * 7
     assert clear.float().mean() > 0.99
@@ -282,15 +281,15 @@ def test_a_changed_layer_is_found_where_it_is(spec: ChainSpec, which: int) -> No
 def with_a_pattern(*pattern: int) -> Model:
     """1 input, neuron "1" and a constant-pattern channel beside it, head of 2 classes."""
     nodes = (
-        Input("input", (), (1,)),
-        Linear("0", ("input",), False, None, 1, 1),
-        Population("1", ("0",), IF, generated=1),
-        Readout("head", ("1",), 2),
+        ir.Input("input", (), (1,)),
+        ir.Linear("0", ("input",), False, None, 1, 1),
+        ir.Population("1", ("0",), IF, generated=1),
+        ir.Readout("head", ("1",), 2),
     )
-    state = arrays_of(GraphModule(SpikingGraph(nodes, len(pattern))).state_dict())
+    state = arrays_of(GraphModule(ir.SpikingGraph(nodes, len(pattern))).state_dict())
     state["0.weight"] = np.array([[1.5]], np.float32)
     state["1.pattern"] = np.array(pattern, np.float32)[:, None]
-    return Model(SpikingGraph(nodes, len(pattern)), state)
+    return Model(ir.SpikingGraph(nodes, len(pattern)), state)
 
 
 def test_a_generated_channel_has_no_membrane_that_could_explain_another_pattern() -> None:
@@ -380,9 +379,9 @@ def test_models_with_channels_removed_are_compared_on_those_left() -> None:
     def network(width: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Linear(3, width),
-            SpikingNeuron(NeuronSpec(), 4),
+            SpikingNeuron(ir.NeuronSpec(), 4),
             nn.Linear(width, 2),
-            SpikingNeuron(NeuronSpec(), 4),
+            SpikingNeuron(ir.NeuronSpec(), 4),
             layers.RateReadout(2, 2),
         )
 

@@ -7,32 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from soul_deploy import ir
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, ModelExecution, compare
 from soul_deploy.equivalence.reference import ROUNDING, ReferenceModel, entries, sources
-from soul_deploy.ir.graph import (
-    Input,
-    Linear,
-    Merge,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
 from soul_deploy.model.model import Model
 
-IF, ONE = NeuronSpec("if"), torch.ones(1, 1)
+IF, ONE = ir.NeuronSpec("if"), torch.ones(1, 1)
 
 
-def linear(name: str, source: str, inputs: int, outputs: int) -> Linear:
-    return Linear(name, (source,), False, None, inputs, outputs)
+def linear(name: str, source: str, inputs: int, outputs: int) -> ir.Linear:
+    return ir.Linear(name, (source,), False, None, inputs, outputs)
 
 
-def model_of(steps: int, nodes: list[Node], **weights: Any) -> Model:
+def model_of(steps: int, nodes: list[ir.Node], **weights: Any) -> Model:
     state = {f"{name}.weight": np.array(w, np.float32) for name, w in weights.items()}
     state["head.bias"] = np.zeros(2, np.float32)
-    return Model(SpikingGraph(tuple(nodes), steps), state)
+    return Model(ir.SpikingGraph(tuple(nodes), steps), state)
 
 
 def currents_meet(steps: int, stem: float, synapse: float) -> Model:
@@ -40,14 +30,14 @@ def currents_meet(steps: int, stem: float, synapse: float) -> Model:
     return model_of(
         steps,
         [
-            Input("input", (), (1,)),
+            ir.Input("input", (), (1,)),
             linear("stem", "input", 1, 1),
             linear("ca", "input", 1, 1),
-            Population("a", ("ca",), IF),
+            ir.Population("a", ("ca",), IF),
             linear("cb", "a", 1, 1),
-            Merge("m", ("cb", "stem"), "add"),
-            Population("c", ("m",), IF),
-            Readout("head", ("c",), 2),
+            ir.Merge("m", ("cb", "stem"), "add"),
+            ir.Population("c", ("m",), IF),
+            ir.Readout("head", ("c",), 2),
         ],
         stem=[[stem]],
         ca=[[2]],
@@ -71,12 +61,12 @@ def test_the_membrane_is_that_of_all_branches_together() -> None:
 
 
 def test_the_bias_of_a_weighed_current_is_part_of_the_allowance() -> None:
-    nodes: list[Node] = [
-        Input("input", (), (1,)),
+    nodes: list[ir.Node] = [
+        ir.Input("input", (), (1,)),
         replace(linear("stem", "input", 1, 1), bias=True),
         linear("again", "stem", 1, 1),
-        Population("c", ("again",), IF),
-        Readout("head", ("c",), 2),
+        ir.Population("c", ("again",), IF),
+        ir.Readout("head", ("c",), 2),
     ]
     model = model_of(1, nodes, stem=[[-500]], again=[[2]], head=[[1], [0]])
     model.state["stem.bias"] = np.array([500], np.float32)  # type: ignore[index]
@@ -114,22 +104,22 @@ def test_a_static_image_explains_nothing(step: int, unexplained: int) -> None:
     assert by_name["c"].unexplained == unexplained
 
 
-def spikes_meet(spec: NeuronSpec, *, narrow: bool) -> Model:
+def spikes_meet(spec: ir.NeuronSpec, *, narrow: bool) -> Model:
     """Neuron 0 of "q" is silent; narrow: "q" without it, scattered to where its spikes were."""
-    wide: list[Node] = [Scatter("wide", ("q",), 3, (1, 2))] if narrow else []
+    wide: list[ir.Node] = [ir.Scatter("wide", ("q",), 3, (1, 2))] if narrow else []
     return model_of(
         2,
         [
-            Input("input", (), (1,)),
+            ir.Input("input", (), (1,)),
             linear("cp", "input", 1, 3),
-            Population("p", ("cp",), spec),
+            ir.Population("p", ("cp",), spec),
             linear("cq", "input", 1, 2 if narrow else 3),
-            Population("q", ("cq",), spec),
+            ir.Population("q", ("cq",), spec),
             *wide,
-            Merge("m", ("p", "wide" if narrow else "q"), "add"),
+            ir.Merge("m", ("p", "wide" if narrow else "q"), "add"),
             linear("cr", "m", 3, 1),
-            Population("r", ("cr",), IF),
-            Readout("head", ("r",), 2),
+            ir.Population("r", ("cr",), IF),
+            ir.Readout("head", ("r",), 2),
         ],
         cp=[[1], [2], [0]],
         cq=[[1], [0]] if narrow else [[0], [1], [0]],

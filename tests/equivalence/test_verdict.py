@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
+from soul_deploy import ir
 from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.equivalence.engines import compare
@@ -20,17 +21,6 @@ from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.step import export_step
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir.graph import (
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo
 
@@ -45,14 +35,14 @@ def network(scales: Mapping[str, float], *, generated: int = 0) -> Model:
     scales: of the positive weights in front of each population. On pixels that are not black, at 1
     every neuron fires at every step, at 1e-4 none does within T.
     """
-    nodes: list[Node] = [
-        Input("input", (), (1, 8, 8)),
-        Convolution("conv", ("input",), False, None, 1, 2, (3, 3)),
-        Population(HIDDEN, ("conv",), NeuronSpec("if"), generated),
-        Flatten("flat", (HIDDEN,)),
-        Linear("linear", ("flat",), False, None, (2 + generated) * 36, 4),
-        Population(OUT, ("linear",), NeuronSpec("if")),
-        Readout("head", (OUT,), 4),
+    nodes: list[ir.Node] = [
+        ir.Input("input", (), (1, 8, 8)),
+        ir.Convolution("conv", ("input",), False, None, 1, 2, (3, 3)),
+        ir.Population(HIDDEN, ("conv",), ir.NeuronSpec("if"), generated),
+        ir.Flatten("flat", (HIDDEN,)),
+        ir.Linear("linear", ("flat",), False, None, (2 + generated) * 36, 4),
+        ir.Population(OUT, ("linear",), ir.NeuronSpec("if")),
+        ir.Readout("head", (OUT,), 4),
     ]
     state = {
         "conv.weight": np.full((2, 1, 3, 3), 8 * scales[HIDDEN], np.float32),
@@ -63,7 +53,7 @@ def network(scales: Mapping[str, float], *, generated: int = 0) -> Model:
     if generated:
         state[f"{HIDDEN}.pattern"] = np.ones((STEPS, generated), np.float32)
     info = ModelInfo(provenance={"data": "digits"})
-    return Model(SpikingGraph(tuple(nodes), STEPS), state, info=info)
+    return Model(ir.SpikingGraph(tuple(nodes), STEPS), state, info=info)
 
 
 FIRING = network({HIDDEN: 1, OUT: 1})

@@ -16,7 +16,7 @@ from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, load_data
 from soul_deploy.frontend.factory import build_network
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load, save
 from soul_deploy.zoo.registry import NetworkOptions, canonical_name, create
 

@@ -15,7 +15,7 @@ from soul_deploy import from_torch
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, VerificationError
 from soul_deploy.cli.main import root
 from soul_deploy.frontend import from_torch as fromtorch
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load
 from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron

@@ -21,7 +21,7 @@ from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.frontend.module_kinds import module_neuron_spec
-from soul_deploy.ir.graph import AdaptiveAvgPool, NeuronSpec
+from soul_deploy.ir import AdaptiveAvgPool, NeuronSpec
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.nn.neuron import SpikingNeuron

@@ -13,7 +13,7 @@ from soul_deploy.base.errors import UnsupportedGraphError, UsageError, Verificat
 from soul_deploy.frontend import from_torch as fromtorch
 from soul_deploy.frontend.trace import trace
 from soul_deploy.frontend.tracer import SUPPORTED
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn import layers
 from soul_deploy.nn.layers import RateReadout
 from soul_deploy.nn.neuron import SpikingNeuron

@@ -19,28 +19,18 @@ from scaling import ENTRIES, Scale, scaling
 from torch import Tensor
 
 import soul_deploy
+from soul_deploy import ir
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.analysis.other_tools import compat_model
 from soul_deploy.analysis.synops import count_model
+from soul_deploy.base import Array
 from soul_deploy.base.dispatch import OperationTable, tables_over
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.base.files import Array
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.nir.read import import_nir
 from soul_deploy.export.nir.write import build_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir.graph import (
-    Convolution,
-    Input,
-    Merge,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
-from soul_deploy.ir.nodes import OPS
 from soul_deploy.lowering.deploy import CACHE, lower
 from soul_deploy.model import file
 from soul_deploy.model.file import expected_shapes
@@ -58,7 +48,7 @@ def import_everything() -> None:
             importlib.import_module(module.name)
 
 
-def families(kind: type[Node] = Node) -> Iterator[type[Node]]:
+def families(kind: type[ir.Node] = ir.Node) -> Iterator[type[ir.Node]]:
     yield kind
     for below in kind.__subclasses__():
         yield from families(below)
@@ -69,18 +59,18 @@ def missing() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for family in families():
         for table in tables_over(family):
-            names = table.missing(kind for kind in OPS.values() if issubclass(kind, family))
+            names = table.missing(kind for kind in ir.OPS.values() if issubclass(kind, family))
             found |= {table.name.removeprefix("soul_deploy."): names} if names else {}
     return found
 
 
 def test_every_operation_is_entered_or_refused_in_every_table() -> None:
     import_everything()
-    assert len(tables_over(Node)) > 10
+    assert len(tables_over(ir.Node)) > 10
     assert missing() == {}
 
 
-def an_operation(kind: type[Node]) -> Node:
+def an_operation(kind: type[ir.Node]) -> ir.Node:
     values: dict[str, Any] = {item.name: (1, 1) for item in fields(kind)}
     return kind(**values | {"name": "x", "inputs": ("y",)})
 
@@ -89,8 +79,8 @@ def test_what_is_refused_says_why() -> None:
     """A refused operation's message names it, and is no KeyError of a walker."""
     import_everything()
     refused = []
-    for table in tables_over(Node):
-        for kind in OPS.values():
+    for table in tables_over(ir.Node):
+        for kind in ir.OPS.values():
             entry = table.of(kind)
             if entry.__name__ == "refused":
                 with pytest.raises(Exception) as raised:
@@ -106,7 +96,7 @@ INPUT_NEEDED = "the network's input is needed for what was asked"
 
 def test_a_new_operation_is_missing_wherever_it_has_no_entry() -> None:
     import_everything()
-    everywhere = {table.name.removeprefix("soul_deploy.") for table in tables_over(Node)}
+    everywhere = {table.name.removeprefix("soul_deploy.") for table in tables_over(ir.Node)}
     tables: list[OperationTable[Any]] = [table for table, _ in ENTRIES]
     with scaling(without=tables):
         assert missing() == {name: ["Scale"] for name in everywhere}
@@ -115,7 +105,7 @@ def test_a_new_operation_is_missing_wherever_it_has_no_entry() -> None:
             assert missing() == {table.name.removeprefix("soul_deploy."): ["Scale"]}
     with scaling():
         assert missing() == {}
-    assert missing() == {} and Scale.op not in OPS
+    assert missing() == {} and Scale.op not in ir.OPS
 
 
 def test_what_nobody_entered_is_refused_by_name() -> None:
@@ -132,16 +122,16 @@ def test_what_nobody_entered_is_refused_by_name() -> None:
 
 def scaled() -> Model:
     """Convolution, neurons, Scale, convolution, neurons; dyadic, so that every sum is exact."""
-    neuron = NeuronSpec(family="if", v_threshold=1.0)
-    graph = SpikingGraph(
+    neuron = ir.NeuronSpec(family="if", v_threshold=1.0)
+    graph = ir.SpikingGraph(
         (
-            Input("input", (), (2, 6, 6)),
-            Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
-            Population("p", ("a",), neuron),
+            ir.Input("input", (), (2, 6, 6)),
+            ir.Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
+            ir.Population("p", ("a",), neuron),
             Scale("half", ("p",), 2),
-            Convolution("b", ("half",), True, None, 4, 3, (3, 3)),
-            Population("q", ("b",), neuron),
-            Readout("head", ("q",), 5, linear=True, bias=True),
+            ir.Convolution("b", ("half",), True, None, 4, 3, (3, 3)),
+            ir.Population("q", ("b",), neuron),
+            ir.Readout("head", ("q",), 5, linear=True, bias=True),
         ),
         4,
     )
@@ -182,7 +172,7 @@ def test_a_new_operation_goes_the_whole_way(tmp_path: Path) -> None:
         assert compact.graph.shapes["half"] == (3, 6, 6)
         with torch.no_grad():
             assert torch.equal(compact.module()(x), model.module()(x))
-    assert Scale.op not in OPS
+    assert Scale.op not in ir.OPS
 
 
 def test_a_new_operation_in_nir() -> None:
@@ -197,10 +187,10 @@ def test_a_new_operation_is_refused_where_no_projection_follows() -> None:
         model = scaled()
         nodes = {node.name: node for node in model.graph.nodes}
         nodes["half"] = Scale("half", ("a",), 2)
-        nodes["p"] = Population("p", ("half",), NeuronSpec())
-        nodes["b"] = Convolution("b", ("p",), True, None, 4, 3, (3, 3))
+        nodes["p"] = ir.Population("p", ("half",), ir.NeuronSpec())
+        nodes["b"] = ir.Convolution("b", ("p",), True, None, 4, 3, (3, 3))
         order = ("input", "a", "half", "p", "b", "q", "head")
-        graph = SpikingGraph(tuple(nodes[name] for name in order), 4)
+        graph = ir.SpikingGraph(tuple(nodes[name] for name in order), 4)
         with pytest.raises(UnsupportedGraphError, match="p: its input 'half' is no projection"):
             build_event_network(Model(graph, model.state))
 
@@ -252,11 +242,11 @@ def arrays_in(network: EventNetwork) -> list[Array]:
 
 
 def test_merges_say_what_they_need() -> None:
-    merge = Merge("m", ("a", "b"), "add")
+    merge = ir.Merge("m", ("a", "b"), "add")
     assert merge.passes([True, False]) and merge.spares("a") and merge.spares("b")
-    merge = Merge("m", ("a", "b"), "iand")
+    merge = ir.Merge("m", ("a", "b"), "iand")
     assert merge.passes([True, False]) and not merge.passes([False, True])
     assert merge.spares("b") and not merge.spares("a")
-    merge = Merge("m", ("a", "b"), "and")
+    merge = ir.Merge("m", ("a", "b"), "and")
     assert not merge.passes([True, False]) and not merge.spares("a")
-    assert not Merge("m", ("a", "a"), "add").spares("a")
+    assert not ir.Merge("m", ("a", "a"), "add").spares("a")

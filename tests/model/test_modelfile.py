@@ -20,7 +20,7 @@ from soul_deploy.base.files import (
     write_tensors,
 )
 from soul_deploy.cli.main import root
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import FORMAT, expected_shapes, load, load_state_dict, save
 from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, Split
-from soul_deploy.ir.neurons import SOUL_NEURONS
+from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, Normalization
 from soul_deploy.zoo.soul_names import SoulName, read_name

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import soul_deploy.runtime
+from soul_deploy.base import Array
 from soul_deploy.base.dispatch import tables_over
 from soul_deploy.base.errors import FileFormatError
-from soul_deploy.base.files import Array
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine, step_of
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.equations import NeuronEquation

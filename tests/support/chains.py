@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from soul_deploy.frontend.trace import trace
-from soul_deploy.ir.graph import NeuronSpec, Pair, Projection, Shape
+from soul_deploy.ir import NeuronSpec, Pair, Projection, Shape
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule

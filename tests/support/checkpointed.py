@@ -10,7 +10,7 @@ import torch
 from chains import ChainSpec, ConvSpec, LinearSpec, build
 
 from soul_deploy.data.datasets import Data, Split
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, Normalization
 from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep, ScaConfig
 from soul_deploy.prune.structured.schedule import PruneSchedule

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from chains import ChainSpec, ConvSpec, LinearSpec, PoolSpec, build, random_masks
 
-from soul_deploy.base.files import Array, file_sha256
+from soul_deploy.base import Array
+from soul_deploy.base.files import file_sha256
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, Normalization
 from soul_deploy.prune.removal.apply import remove

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 
 Rng = np.random.Generator
 Tensors = dict[str, Array]

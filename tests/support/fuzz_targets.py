@@ -48,7 +48,7 @@ from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import describe_onnx as describe_onnx
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import remove

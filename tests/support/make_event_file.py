@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from soul_deploy.export.event.build import export_event
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.zoo.registry import NetworkOptions, create
 

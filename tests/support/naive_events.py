@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from naive import charged
 
-from soul_deploy.base.files import Array
+from soul_deploy.base import Array
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import (
     ConvSynapses,

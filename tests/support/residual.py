@@ -14,26 +14,8 @@ from chains import INPUT_GRID, TARGET_RATE, WEIGHT_GRID, neurons
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AvgPool,
-    BatchNorm,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    Merge,
-    MergeFunction,
-    NeuronSpec,
-    Node,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-    Shape,
-    SpikingGraph,
-)
+from soul_deploy import ir
+from soul_deploy.base import Array
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -56,7 +38,7 @@ class BlockSpec:
     stride: int
     channels: int
     kernel: int
-    neuron: NeuronSpec
+    neuron: ir.NeuronSpec
 
 
 @dataclass(frozen=True)
@@ -69,8 +51,8 @@ class ResidualSpec:
     """
 
     style: str
-    connect: MergeFunction
-    input_shape: Shape
+    connect: ir.MergeFunction
+    input_shape: ir.Shape
     time_steps: int
     batch: int
     stem_channels: int
@@ -81,7 +63,7 @@ class ResidualSpec:
     classes: int
     norm: bool
     bias: bool
-    neuron: NeuronSpec
+    neuron: ir.NeuronSpec
     dyadic: bool
     seed: int
 
@@ -90,7 +72,7 @@ class ResidualSpec:
 def residuals(draw: st.DrawFn, *, dyadic: bool = False) -> ResidualSpec:
     """Any small residual network; dyadic ones have no batch norm."""
     style = draw(st.sampled_from(("sew", "ms")))
-    connect: MergeFunction = draw(st.sampled_from(("add", "add", "and", "iand")))
+    connect: ir.MergeFunction = draw(st.sampled_from(("add", "add", "and", "iand")))
     blocks = tuple(
         BlockSpec(
             1 if connect == "iand" and style == "sew" else draw(st.integers(1, 2)),
@@ -127,34 +109,34 @@ class _Drawing:
 
     def __init__(self, spec: ResidualSpec) -> None:
         self.spec = spec
-        self.nodes: list[Node] = [Input("input", (), spec.input_shape)]
-        self.shapes: dict[str, Shape] = {"input": spec.input_shape}
+        self.nodes: list[ir.Node] = [ir.Input("input", (), spec.input_shape)]
+        self.shapes: dict[str, ir.Shape] = {"input": spec.input_shape}
 
-    def add(self, node: Node) -> str:
+    def add(self, node: ir.Node) -> str:
         self.nodes.append(node)
         self.shapes[node.name] = node.output_shape([self.shapes[name] for name in node.inputs])
         return node.name
 
     def convolve(self, name: str, source: str, channels: int, kernel: int, stride: int) -> str:
-        norm = BatchNorm(f"{name}_norm") if self.spec.norm else None
+        norm = ir.BatchNorm(f"{name}_norm") if self.spec.norm else None
         sides = (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2)
         inputs = self.shapes[source][0]
         return self.add(
-            Convolution(name, (source,), self.spec.bias, norm, inputs, channels, *sides)
+            ir.Convolution(name, (source,), self.spec.bias, norm, inputs, channels, *sides)
         )
 
-    def fire(self, name: str, source: str, neuron: NeuronSpec) -> str:
-        return self.add(Population(name, (source,), neuron))
+    def fire(self, name: str, source: str, neuron: ir.NeuronSpec) -> str:
+        return self.add(ir.Population(name, (source,), neuron))
 
 
-def graph_of(spec: ResidualSpec) -> SpikingGraph:
+def graph_of(spec: ResidualSpec) -> ir.SpikingGraph:
     """The graph of a drawn network."""
     d = _Drawing(spec)
     stream = d.convolve("stem", "input", spec.stem_channels, 3, 1)
     if spec.style == "sew":
         stream = d.fire("stem_sn", stream, spec.neuron)
     if spec.pool:
-        stream = d.add(MaxPool("pool", (stream,), (3, 3), (2, 2), (1, 1)))
+        stream = d.add(ir.MaxPool("pool", (stream,), (3, 3), (2, 2), (1, 1)))
     for number, block in enumerate(spec.blocks):
         make = _sew_block if spec.style == "sew" else _ms_block
         stream = make(d, f"b{number}", stream, block)
@@ -162,13 +144,13 @@ def graph_of(spec: ResidualSpec) -> SpikingGraph:
         stream = d.fire("last_sn", stream, spec.neuron)
     if spec.ending != "direct":
         if spec.ending == "average" and min(d.shapes[stream][1:]) >= 2:
-            stream = d.add(AvgPool("mean", (stream,), (2, 2), (2, 2)))
-        stream = d.add(Flatten("flat", (stream,)))
+            stream = d.add(ir.AvgPool("mean", (stream,), (2, 2), (2, 2)))
+        stream = d.add(ir.Flatten("flat", (stream,)))
         size = d.shapes[stream][0]
-        stream = d.add(Linear("fc", (stream,), spec.bias, None, size, 5))
+        stream = d.add(ir.Linear("fc", (stream,), spec.bias, None, size, 5))
         stream = d.fire("fc_sn", stream, spec.neuron)
-    d.add(Readout("head", (stream,), spec.classes))
-    return SpikingGraph(tuple(d.nodes), spec.time_steps)
+    d.add(ir.Readout("head", (stream,), spec.classes))
+    return ir.SpikingGraph(tuple(d.nodes), spec.time_steps)
 
 
 def _sew_block(d: _Drawing, name: str, stream: str, block: BlockSpec) -> str:
@@ -188,7 +170,7 @@ def _sew_block(d: _Drawing, name: str, stream: str, block: BlockSpec) -> str:
     if d.shapes[stream] != d.shapes[met[0]]:
         identity = d.convolve(f"{name}.down", stream, block.channels, 1, block.stride)
         identity = d.fire(f"{name}.down_sn", identity, block.neuron)
-    return d.add(Merge(f"{name}.merge", (identity, *met), d.spec.connect))
+    return d.add(ir.Merge(f"{name}.merge", (identity, *met), d.spec.connect))
 
 
 def _ms_block(d: _Drawing, name: str, stream: str, block: BlockSpec) -> str:
@@ -204,7 +186,7 @@ def _ms_block(d: _Drawing, name: str, stream: str, block: BlockSpec) -> str:
     identity = stream
     if d.shapes[stream] != d.shapes[met[0]]:
         identity = d.convolve(f"{name}.short", stream, block.channels, 1, block.stride)
-    return d.add(Merge(f"{name}.merge", (*met, identity), "add"))
+    return d.add(ir.Merge(f"{name}.merge", (*met, identity), "add"))
 
 
 def _widened(d: _Drawing, branch: str, out: str, channels: int) -> str:
@@ -212,7 +194,7 @@ def _widened(d: _Drawing, branch: str, out: str, channels: int) -> str:
     if d.shapes[out][0] == channels:
         return out
     places = tuple(c for c in range(channels) if c != d.spec.seed % channels)
-    return d.add(Scatter(f"{branch}.wide", (out,), channels, places))
+    return d.add(ir.Scatter(f"{branch}.wide", (out,), channels, places))
 
 
 def residual_images(spec: ResidualSpec) -> Tensor:
@@ -260,7 +242,7 @@ def make_it_fire(module: GraphModule, x: Tensor, *, dyadic: bool) -> None:
         neuron = module.get_submodule(node.name)
         assert isinstance(neuron, SpikingNeuron)
         projection = module.graph[source]
-        if isinstance(projection, Projection):
+        if isinstance(projection, ir.Projection):
 
             def miss(scale: float, n: SpikingNeuron = neuron, t: Tensor = signal.tensor,
                      static: bool = signal.static) -> float:  # fmt: skip
@@ -298,14 +280,14 @@ def masked(model: Model, seed: int, *, neurons: bool) -> Model:
     return replace(found, neuron_masks=masks)
 
 
-def _alone(graph: SpikingGraph) -> Iterator[str]:
+def _alone(graph: ir.SpikingGraph) -> Iterator[str]:
     for node in graph.populations:
         source = node.inputs[0]
-        if isinstance(graph[source], Projection) and len(graph.consumers[source]) == 1:
+        if isinstance(graph[source], ir.Projection) and len(graph.consumers[source]) == 1:
             yield node.name
 
 
-def _meeting(graph: SpikingGraph) -> tuple[str, ...]:
+def _meeting(graph: ir.SpikingGraph) -> tuple[str, ...]:
     """Projections whose currents meet others before any neuron."""
     return tuple(
         p.name
@@ -315,7 +297,7 @@ def _meeting(graph: SpikingGraph) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def calibrated(graph: SpikingGraph, x: Tensor, seed: int, rate: float = 0.3) -> Model:
+def calibrated(graph: ir.SpikingGraph, x: Tensor, seed: int, rate: float = 0.3) -> Model:
     """Random weights; batch norm statistics from `x`, and beta such that neurons spike at `rate`.
 
     rate: per population, of (step, neuron) pairs. x: (B, C, H, W).
@@ -324,16 +306,16 @@ def calibrated(graph: SpikingGraph, x: Tensor, seed: int, rate: float = 0.3) -> 
     rng = np.random.default_rng(seed)
     known = {graph.input.name: module.as_signal(x)}
     for node in graph.nodes[1:]:
-        if isinstance(node, Projection):
+        if isinstance(node, ir.Projection):
             _calibrate(module, node, known, rng)
-        elif isinstance(node, Population) and isinstance(graph[node.inputs[0]], Projection):
+        elif isinstance(node, ir.Population) and isinstance(graph[node.inputs[0]], ir.Projection):
             _raise_rate(module, node, known, rate)
         known |= module.evaluate(known, [node.name])
     return from_module(module, ModelInfo(provenance={"data": "random"}))
 
 
 def _calibrate(
-    module: GraphModule, node: Projection, known: dict[str, Signal], rng: np.random.Generator
+    module: GraphModule, node: ir.Projection, known: dict[str, Signal], rng: np.random.Generator
 ) -> None:
     layer = module.get_submodule(node.name)
     assert isinstance(layer, torch.nn.Conv2d) and node.norm is not None
@@ -352,11 +334,11 @@ def _calibrate(
 
 
 def _raise_rate(
-    module: GraphModule, node: Population, known: dict[str, Signal], rate: float
+    module: GraphModule, node: ir.Population, known: dict[str, Signal], rate: float
 ) -> None:
     """Shift beta of the batch norm behind the population's projection, the same for all."""
     projection = module.graph[node.inputs[0]]
-    assert isinstance(projection, Projection) and projection.norm is not None
+    assert isinstance(projection, ir.Projection) and projection.norm is not None
     neuron, norm = module.get_submodule(node.name), module.get_submodule(projection.norm.name)
     assert isinstance(neuron, SpikingNeuron) and isinstance(norm, torch.nn.BatchNorm2d)
     signal = known[projection.name]

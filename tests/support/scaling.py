@@ -17,9 +17,8 @@ from soul_deploy.export.event.build import layer_maker
 from soul_deploy.export.nir import write as nir_write
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.verify.event import stored_as
-from soul_deploy.ir.graph import Edge, Node, Shape
+from soul_deploy.ir import OPS, Edge, Node, Shape
 from soul_deploy.ir.neurons import ANALOG
-from soul_deploy.ir.nodes import OPS
 from soul_deploy.lowering.deploy import counted_as
 from soul_deploy.lowering.fan_out import targets_of
 from soul_deploy.lowering.linear_operators import compose_behind

@@ -7,19 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from click.testing import CliRunner, Result
 
+from soul_deploy import ir
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import Data, load_data
-from soul_deploy.ir.graph import (
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    NeuronSpec,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.loss import coefficients
@@ -29,7 +19,7 @@ from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.trainer import TrainConfig
 from soul_deploy.zoo.registry import NetworkOptions, create
 
-LIF = NeuronSpec()
+LIF = ir.NeuronSpec()
 SMALL = ["--model", "SpikingVGG5", "--hidden", "8", "--dataset_name", "Digits", "-T", "2"]
 QUICK = [*SMALL, "--epochs", "2", "-b", "32", "--threads", "1", "--prune_lr", "0.02"]
 STEERED = ["--criterion", "ce", "--target_connectivity", "0.3", "--temp_scheduler", "5", "200"]
@@ -37,20 +27,20 @@ STEM = "spikingvgg5_lif_digits_T2_2025"
 CONSTANT = Schedule("constant")
 
 
-def small_graph() -> SpikingGraph:
+def small_graph() -> ir.SpikingGraph:
     """2×6×6, two 3×3 convolutions with a max pool between them, a linear layer, a head."""
-    return SpikingGraph(
+    return ir.SpikingGraph(
         (
-            Input("input", (), (2, 6, 6)),
-            Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
-            Population("sa", ("a",), LIF),
-            MaxPool("pool", ("sa",), (2, 2), (2, 2)),
-            Convolution("b", ("pool",), False, None, 4, 3, (3, 3), padding=(1, 1)),
-            Population("sb", ("b",), LIF),
-            Flatten("flat", ("sb",)),
-            Linear("c", ("flat",), True, None, 27, 5),
-            Population("sc", ("c",), LIF),
-            Readout("head", ("sc",), 3, linear=True, bias=True),
+            ir.Input("input", (), (2, 6, 6)),
+            ir.Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
+            ir.Population("sa", ("a",), LIF),
+            ir.MaxPool("pool", ("sa",), (2, 2), (2, 2)),
+            ir.Convolution("b", ("pool",), False, None, 4, 3, (3, 3), padding=(1, 1)),
+            ir.Population("sb", ("b",), LIF),
+            ir.Flatten("flat", ("sb",)),
+            ir.Linear("c", ("flat",), True, None, 27, 5),
+            ir.Population("sc", ("c",), LIF),
+            ir.Readout("head", ("sc",), 3, linear=True, bias=True),
         ),
         2,
     )
@@ -86,7 +76,7 @@ def call(*words: str) -> Result:
 
 def network(data: Data, hidden: int = 8) -> GraphModule:
     torch.manual_seed(7)
-    options = NetworkOptions(data.input_shape, 10, NeuronSpec(), 2, hidden=hidden)
+    options = NetworkOptions(data.input_shape, 10, ir.NeuronSpec(), 2, hidden=hidden)
     built, graph = create("spikingvgg5", options)
     module = GraphModule(graph)
     module.load_state_dict(built.state_dict())

@@ -10,20 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soul_deploy import ir
 from soul_deploy.analysis.other_tools import CompatCounts, compat_layer
 from soul_deploy.analysis.synops import count_recorded_layer
-from soul_deploy.base.files import Array
-from soul_deploy.ir.graph import (
-    AvgPool,
-    Convolution,
-    Input,
-    Merge,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
+from soul_deploy.base import Array
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer
 from soul_deploy.model.model import Model
@@ -40,7 +30,7 @@ DEAD = [(0, 0, 0), (0, 2, 2), (1, 3, 3)]
 
 
 def worked_model(
-    between: Sequence[Node] = (),
+    between: Sequence[ir.Node] = (),
     *,
     weight: Array = WEIGHT,
     stride: int = 1,
@@ -53,14 +43,14 @@ def worked_model(
     last = between[-1].name if between else "s"
     sides = ((3, 3), (stride, stride), (padding, padding), (1, 1), groups)
     nodes = (
-        Input("input", (), (2, side, side)),
-        Population("s", ("input",), NeuronSpec("if")),
+        ir.Input("input", (), (2, side, side)),
+        ir.Population("s", ("input",), ir.NeuronSpec("if")),
         *between,
-        Convolution("p", (last,), True, None, 2, 2, *sides),
-        Population("q", ("p",), NeuronSpec("lif")),
-        Readout("head", ("q",), 2),
+        ir.Convolution("p", (last,), True, None, 2, 2, *sides),
+        ir.Population("q", ("p",), ir.NeuronSpec("lif")),
+        ir.Readout("head", ("q",), 2),
     )
-    graph = SpikingGraph(nodes, time_steps=2)
+    graph = ir.SpikingGraph(nodes, time_steps=2)
     state = {
         "p.weight": weight,
         "p.bias": np.ones(2, np.float32),
@@ -76,12 +66,12 @@ def worked_model(
 
 def pooled() -> Model:
     """A 2×2 average pooling before the convolution."""
-    return worked_model([AvgPool("pool", ("s",), (2, 2), (2, 2))], side=8)
+    return worked_model([ir.AvgPool("pool", ("s",), (2, 2), (2, 2))], side=8)
 
 
 def added(masked: bool = True) -> Model:
     """A sum of two spike branches before the convolution."""
-    return worked_model([Merge("sum", ("s", "s"), "add")], masked=masked)
+    return worked_model([ir.Merge("sum", ("s", "s"), "add")], masked=masked)
 
 
 def events(values: Sequence[float] = (1, 1, 1, 1, 1)) -> Tensor:
@@ -121,7 +111,7 @@ def compat_of(model: Model, source: Tensor) -> CompatCounts:
 def without_bias(model: Model) -> Model:
     """The same network; the convolution has no bias."""
     node = model.graph["p"]
-    assert isinstance(node, Convolution)
+    assert isinstance(node, ir.Convolution)
     graph = model.graph.with_nodes({"p": replace(node, bias=False)})
     return replace(
         model, graph=graph, state={k: v for k, v in model.state.items() if k != "p.bias"}

@@ -26,7 +26,7 @@ from soul_deploy.cli.config import warn_of_replacing
 from soul_deploy.cli.main import root
 from soul_deploy.cli.messages import messages_printed
 from soul_deploy.distributed import Group
-from soul_deploy.ir.graph import NeuronSpec, Population
+from soul_deploy.ir import NeuronSpec, Population
 from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, from_module
 from soul_deploy.prune.unstructured import search as searchloops

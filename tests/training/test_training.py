@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
 from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.data.datasets import Data, load_data
 from soul_deploy.data.sampler import DataOrder, augmented
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.nn.surrogate import fire_with_surrogate

@@ -9,7 +9,7 @@ from places import FIXTURES
 from safetensors import safe_open
 from torch import Tensor
 
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.zoo.registry import NetworkOptions, create

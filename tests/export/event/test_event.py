@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from places import FIXTURES
 from safetensors import safe_open
 
+from soul_deploy import ir
 from soul_deploy.analysis.synops import count_batch
+from soul_deploy.base import Array
 from soul_deploy.base.errors import (
     LimitError,
     UnknownNameError,
@@ -22,23 +24,8 @@ from soul_deploy.base.errors import (
     UsageError,
     ValidityError,
 )
-from soul_deploy.base.files import Array
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.event.storage_format import DENSE_FROM, represent_matrix
-from soul_deploy.ir.graph import (
-    AvgPool,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    Merge,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer, fanout
 from soul_deploy.lowering.linear_operators import MatrixOperator
@@ -179,7 +166,7 @@ def soul_model() -> tuple[Model, dict[str, Any]]:
     x = arrays["input"]
     shape = x.shape[-3:]
     options = NetworkOptions(
-        tuple(shape), len(arrays["logits"][-1]), NeuronSpec(), len(first),
+        tuple(shape), len(arrays["logits"][-1]), ir.NeuronSpec(), len(first),
         weights["pre_logits.fc1.0.weight"].shape[0],
     )  # fmt: skip
     _, graph = create("spikingvgg5", options)
@@ -195,22 +182,22 @@ def test_souls_own_numbers() -> None:
     np.testing.assert_allclose(found.logits, arrays["logits"], atol=1e-5)
 
 
-def small_graph(*, normed: bool = False) -> SpikingGraph:
-    n = NeuronSpec()
-    nodes: tuple[Node, ...] = (
-        Input("input", (), (2, 5, 5)),
-        Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
-        Population("p1", ("c1",), n),
-        MaxPool("m1", ("p1",), (2, 2), (2, 2)),
-        Flatten("flat", ("m1",)),
-        Linear("l1", ("flat",), False, None, 16, 6),
-        Population("p2", ("l1",), n),
-        Readout("head", ("p2",), 3),
+def small_graph(*, normed: bool = False) -> ir.SpikingGraph:
+    n = ir.NeuronSpec()
+    nodes: tuple[ir.Node, ...] = (
+        ir.Input("input", (), (2, 5, 5)),
+        ir.Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
+        ir.Population("p1", ("c1",), n),
+        ir.MaxPool("m1", ("p1",), (2, 2), (2, 2)),
+        ir.Flatten("flat", ("m1",)),
+        ir.Linear("l1", ("flat",), False, None, 16, 6),
+        ir.Population("p2", ("l1",), n),
+        ir.Readout("head", ("p2",), 3),
     )
-    return SpikingGraph(nodes, 4)
+    return ir.SpikingGraph(nodes, 4)
 
 
-def small_model(graph: SpikingGraph | None = None, info: ModelInfo | None = None) -> Model:
+def small_model(graph: ir.SpikingGraph | None = None, info: ModelInfo | None = None) -> Model:
     torch.manual_seed(0)
     graph = graph or small_graph()
     module = GraphModule(graph)
@@ -260,7 +247,7 @@ def test_runs_do_not_share_state() -> None:
     np.testing.assert_array_equal(network.run(x[:0]), np.zeros((0, 3), np.float32))
 
 
-def changed(name: str, node: Node) -> SpikingGraph:
+def changed(name: str, node: ir.Node) -> ir.SpikingGraph:
     return small_graph().with_nodes({name: node})
 
 
@@ -268,53 +255,53 @@ def changed(name: str, node: Node) -> SpikingGraph:
     ("graph", "text"),
     [
         (
-            SpikingGraph(
+            ir.SpikingGraph(
                 (
-                    Input("input", (), (2, 4, 4)),
-                    AvgPool("a", ("input",), (2, 2), (2, 2)),
-                    Population("p", ("a",), NeuronSpec()),
-                    Readout("head", ("p",), 2),
+                    ir.Input("input", (), (2, 4, 4)),
+                    ir.AvgPool("a", ("input",), (2, 2), (2, 2)),
+                    ir.Population("p", ("a",), ir.NeuronSpec()),
+                    ir.Readout("head", ("p",), 2),
                 ),
                 2,
             ),
             "p: its input 'a' is no projection",
         ),
         (
-            SpikingGraph(
+            ir.SpikingGraph(
                 (
-                    Input("input", (), (2, 4, 4)),
-                    Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
-                    Population("p", ("c",), NeuronSpec()),
-                    AvgPool("a", ("p",), (1, 1), (1, 1)),
-                    Merge("m", ("a", "p"), "add"),
-                    Convolution("d", ("m",), False, None, 2, 2, (1, 1)),
-                    Population("q", ("d",), NeuronSpec()),
-                    Readout("head", ("q",), 2),
+                    ir.Input("input", (), (2, 4, 4)),
+                    ir.Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
+                    ir.Population("p", ("c",), ir.NeuronSpec()),
+                    ir.AvgPool("a", ("p",), (1, 1), (1, 1)),
+                    ir.Merge("m", ("a", "p"), "add"),
+                    ir.Convolution("d", ("m",), False, None, 2, 2, (1, 1)),
+                    ir.Population("q", ("d",), ir.NeuronSpec()),
+                    ir.Readout("head", ("q",), 2),
                 ),
                 2,
             ),
             "m: its input 'a' is no projection",
         ),
         (
-            SpikingGraph(
+            ir.SpikingGraph(
                 (
-                    Input("input", (), (2, 4, 4)),
-                    Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
-                    Population("p", ("c",), NeuronSpec()),
-                    Population("q", ("p",), NeuronSpec()),
-                    Readout("head", ("q",), 2),
+                    ir.Input("input", (), (2, 4, 4)),
+                    ir.Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
+                    ir.Population("p", ("c",), ir.NeuronSpec()),
+                    ir.Population("q", ("p",), ir.NeuronSpec()),
+                    ir.Readout("head", ("q",), 2),
                 ),
                 2,
             ),
             "q: its input 'p' is no current but spike values",
         ),
         (
-            SpikingGraph(
+            ir.SpikingGraph(
                 (
-                    Input("input", (), (2, 4, 4)),
-                    Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
-                    AvgPool("a", ("c",), (2, 2), (2, 2)),
-                    Readout("head", ("a",), 2),
+                    ir.Input("input", (), (2, 4, 4)),
+                    ir.Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
+                    ir.AvgPool("a", ("c",), (2, 2), (2, 2)),
+                    ir.Readout("head", ("a",), 2),
                 ),
                 2,
             ),
@@ -322,22 +309,22 @@ def changed(name: str, node: Node) -> SpikingGraph:
         ),
     ],
 )
-def test_what_the_runtime_cannot_run_is_refused(graph: SpikingGraph, text: str) -> None:
+def test_what_the_runtime_cannot_run_is_refused(graph: ir.SpikingGraph, text: str) -> None:
     with pytest.raises(UnsupportedGraphError, match=text):
         build_event_network(small_model(graph))
 
 
 def test_graded_values_beyond_a_byte_are_refused() -> None:
-    nodes: list[Node] = [
-        Input("input", (), (2, 4, 4)),
-        Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
-        Population("p", ("c",), NeuronSpec()),
+    nodes: list[ir.Node] = [
+        ir.Input("input", (), (2, 4, 4)),
+        ir.Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
+        ir.Population("p", ("c",), ir.NeuronSpec()),
     ]
     doubled = "p"
     for k in range(8):
-        nodes.append(Merge(f"m{k}", (doubled, doubled), "add"))
+        nodes.append(ir.Merge(f"m{k}", (doubled, doubled), "add"))
         doubled = f"m{k}"
-    graph = SpikingGraph((*nodes, Readout("head", (doubled,), 2)), 2)
+    graph = ir.SpikingGraph((*nodes, ir.Readout("head", (doubled,), 2)), 2)
     with pytest.raises(LimitError, match="m7: values up to 256; an event carries at most 255"):
         build_event_network(small_model(graph))
 

@@ -15,6 +15,7 @@ from chains import ChainSpec, build, chains, images, random_neuron_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soul_deploy import ir
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import FileFormatError, LimitError, ValidityError
 from soul_deploy.export.event.build import build_event_network, export_event
@@ -28,18 +29,6 @@ from soul_deploy.export.event.storage_format import (
 from soul_deploy.export.verify.event import event_problems
 from soul_deploy.export.verify.explicit_rows import explicit_problems
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir.graph import (
-    AvgPool,
-    Convolution,
-    Input,
-    Linear,
-    MaxPool,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.linear_operators import ConvOperator
 from soul_deploy.model.model import Model, ModelInfo, arrays_of
@@ -125,24 +114,26 @@ def test_a_layer_without_live_neurons_runs() -> None:
 
 
 def small(
-    *between: Node, generated: int = 0, steps: int = 4, padding: int = 0, channels: int = 3
+    *between: ir.Node, generated: int = 0, steps: int = 4, padding: int = 0, channels: int = 3
 ) -> Model:
     """Convolution, constant-pattern channels behind it, `between`, a convolution, a linear head."""
     wide = 4 + generated
     last = between[-1].name if between else "p1"
     nodes = (
-        Input("input", (), (2, 6, 6)),
-        Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
-        Population("p1", ("c1",), NeuronSpec(v_reset=None), generated),
+        ir.Input("input", (), (2, 6, 6)),
+        ir.Convolution("c1", ("input",), True, None, 2, 4, (3, 3), (1, 1), (1, 1)),
+        ir.Population("p1", ("c1",), ir.NeuronSpec(v_reset=None), generated),
         *between,
-        Convolution("c2", (last,), True, None, wide, channels, (2, 2), (1, 1), (padding, padding)),
-        Population("p2", ("c2",), NeuronSpec(tau=4 / 3)),
-        Readout("head", ("p2",), 3),
+        ir.Convolution(
+            "c2", (last,), True, None, wide, channels, (2, 2), (1, 1), (padding, padding)
+        ),
+        ir.Population("p2", ("c2",), ir.NeuronSpec(tau=4 / 3)),
+        ir.Readout("head", ("p2",), 3),
     )
-    return on_a_grid(SpikingGraph(nodes, steps))
+    return on_a_grid(ir.SpikingGraph(nodes, steps))
 
 
-def on_a_grid(graph: SpikingGraph) -> Model:
+def on_a_grid(graph: ir.SpikingGraph) -> Model:
     """Random dyadic weights that let neurons fire, and a pattern that never repeats."""
     rng = np.random.default_rng(4)
     state = {}
@@ -155,8 +146,8 @@ def on_a_grid(graph: SpikingGraph) -> Model:
     return Model(graph, state, info=ModelInfo(provenance={"data": "random"}))
 
 
-MAX = MaxPool("pool", ("p1",), (2, 2), (2, 2))
-AVERAGE = AvgPool("pool", ("p1",), (2, 2), (2, 2))
+MAX = ir.MaxPool("pool", ("p1",), (2, 2), (2, 2))
+AVERAGE = ir.AvgPool("pool", ("p1",), (2, 2), (2, 2))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -164,7 +155,7 @@ AVERAGE = AvgPool("pool", ("p1",), (2, 2), (2, 2))
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_generated_channels(
-    tmp_path: Path, choice: Choice, pool: Node | None, masked: bool, steps: int
+    tmp_path: Path, choice: Choice, pool: ir.Node | None, masked: bool, steps: int
 ) -> None:
     """Their events are delivered and counted; they are not updated, and a mask holds for them."""
     model = small(*([pool] if pool else []), generated=2, steps=steps, padding=1)
@@ -199,14 +190,14 @@ def test_generated_channels(
 def test_generated_channels_in_a_vector() -> None:
     """Behind a linear layer, whose population has a single position."""
     nodes = (
-        Input("input", (), (5,)),
-        Linear("l1", ("input",), True, None, 5, 4),
-        Population("p1", ("l1",), NeuronSpec(), 3),
-        Linear("l2", ("p1",), True, None, 7, 6),
-        Population("p2", ("l2",), NeuronSpec()),
-        Readout("head", ("p2",), 2),
+        ir.Input("input", (), (5,)),
+        ir.Linear("l1", ("input",), True, None, 5, 4),
+        ir.Population("p1", ("l1",), ir.NeuronSpec(), 3),
+        ir.Linear("l2", ("p1",), True, None, 7, 6),
+        ir.Population("p2", ("l2",), ir.NeuronSpec()),
+        ir.Readout("head", ("p2",), 2),
     )
-    model = on_a_grid(SpikingGraph(nodes, 5))
+    model = on_a_grid(ir.SpikingGraph(nodes, 5))
     keep = np.array([1, 0, 1, 1, 1, 0, 1], np.bool_)
     x = torch.randint(-32, 33, (4, 5)) / 32
     for masks in ({}, {"p1": keep}):

@@ -20,7 +20,7 @@ from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import VerifyReport, verify
-from soul_deploy.ir.graph import MergeFunction, NeuronSpec
+from soul_deploy.ir import MergeFunction, NeuronSpec
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual

@@ -23,7 +23,7 @@ from soul_deploy.export.verify.event import EventExecution
 from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems
 from soul_deploy.export.verify.verify import artifact_kind, verify
 from soul_deploy.frontend.trace import trace
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule

@@ -8,49 +8,37 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soul_deploy import ir
 from soul_deploy.base.errors import RemovalError, ValidityError
-from soul_deploy.ir.graph import (
-    AvgPool,
-    BatchNorm,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    SpikingGraph,
-)
-from soul_deploy.ir.neurons import FormName
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
 
-LIF = NeuronSpec()
+LIF = ir.NeuronSpec()
 
 
-def chain(neuron: NeuronSpec = LIF, *, groups: int = 1, time_steps: int = 4) -> SpikingGraph:
+def chain(neuron: ir.NeuronSpec = LIF, *, groups: int = 1, time_steps: int = 4) -> ir.SpikingGraph:
     """Input 2×6×6, conv+norm 4, pool, conv 6 (bias), flatten, linear 5, readout of 3 classes."""
-    nodes: tuple[Node, ...] = (
-        Input("input", (), (2, 6, 6)),
-        Convolution("a", ("input",), False, BatchNorm("a_norm"), 2, 4, (3, 3), padding=(1, 1)),
-        Population("sa", ("a",), neuron),
-        MaxPool("pool", ("sa",), (2, 2), (2, 2)),
-        Convolution("b", ("pool",), True, None, 4, 6, (2, 2), groups=groups),
-        Population("sb", ("b",), neuron),
-        Flatten("flat", ("sb",)),
-        Linear("c", ("flat",), True, None, 24, 5),
-        Population("sc", ("c",), neuron),
-        Readout("head", ("sc",), 3),
+    nodes: tuple[ir.Node, ...] = (
+        ir.Input("input", (), (2, 6, 6)),
+        ir.Convolution(
+            "a", ("input",), False, ir.BatchNorm("a_norm"), 2, 4, (3, 3), padding=(1, 1)
+        ),
+        ir.Population("sa", ("a",), neuron),
+        ir.MaxPool("pool", ("sa",), (2, 2), (2, 2)),
+        ir.Convolution("b", ("pool",), True, None, 4, 6, (2, 2), groups=groups),
+        ir.Population("sb", ("b",), neuron),
+        ir.Flatten("flat", ("sb",)),
+        ir.Linear("c", ("flat",), True, None, 24, 5),
+        ir.Population("sc", ("c",), neuron),
+        ir.Readout("head", ("sc",), 3),
     )
-    return SpikingGraph(nodes, time_steps)
+    return ir.SpikingGraph(nodes, time_steps)
 
 
-def model_of(graph: SpikingGraph, seed: int = 0) -> Model:
+def model_of(graph: ir.SpikingGraph, seed: int = 0) -> Model:
     """Random weights; batch norm statistics that are not neutral."""
     torch.manual_seed(seed)
     module = GraphModule(graph)
@@ -218,9 +206,11 @@ def test_what_reads_only_a_channel_that_is_silent_within_t_is_silent_within_t_on
 
 @pytest.mark.parametrize("tau", [2.0, 50.0, 200.0])
 @pytest.mark.parametrize("form", ["soul", "spikingjelly"])
-def test_below_the_threshold_a_slow_neuron_is_proven_silent_too(tau: float, form: FormName) -> None:
+def test_below_the_threshold_a_slow_neuron_is_proven_silent_too(
+    tau: float, form: ir.FormName
+) -> None:
     """Its membrane tends to 0.5 over hundreds of steps, and stands still there."""
-    model = constant_channel(chain(NeuronSpec(tau=tau, form=form)), 0.5)
+    model = constant_channel(chain(ir.NeuronSpec(tau=tau, form=form)), 0.5)
     plan = plan_removal(model)
     assert plan.layers[1].removed[3] == "silent"
     assert plan.validity == Validity(None, False)
@@ -237,7 +227,7 @@ def test_a_compact_file_rebuilds_its_own_architecture(tmp_path) -> None:  # type
     assert parameters(compact.state) < parameters(model.state)
 
 
-def constant_channel(graph: SpikingGraph, bias: float) -> Model:
+def constant_channel(graph: ir.SpikingGraph, bias: float) -> Model:
     """Channel 3 of sb has no incoming weight and this bias."""
     model = model_of(graph)
     weight, biases = model.state["b.weight"].copy(), model.state["b.bias"].copy()
@@ -251,19 +241,19 @@ def assert_same_outputs(model: Model, compact: Model) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # a folded bias is float32
 
 
-@pytest.mark.parametrize("pool", [MaxPool, AvgPool])
+@pytest.mark.parametrize("pool", [ir.MaxPool, ir.AvgPool])
 def test_a_constant_channel_that_fires_now_and_then_becomes_a_generator(
-    pool: type[MaxPool | AvgPool],
+    pool: type[ir.MaxPool | ir.AvgPool],
 ) -> None:
     """Its pattern F F T F stays behind the kept channels; its synapses and neuron go."""
     graph = chain()
     nodes = [n for n in graph.nodes if n.name not in ("flat", "c")]
     nodes[6:6] = [
         pool("pool2", ("sb",), (2, 2), (2, 2)),
-        Flatten("flat", ("pool2",)),
-        Linear("c", ("flat",), True, None, 6, 5),
+        ir.Flatten("flat", ("pool2",)),
+        ir.Linear("c", ("flat",), True, None, 6, 5),
     ]
-    graph = SpikingGraph(tuple(nodes), 4)
+    graph = ir.SpikingGraph(tuple(nodes), 4)
     model = constant_channel(graph, 1.2)
     plan = plan_removal(model)
     assert plan.layers[1].generated == {3: (False, False, True, False)}
@@ -294,8 +284,8 @@ def test_a_channel_that_fires_at_every_step_is_folded_into_its_consumers_bias() 
 def test_a_fold_into_batch_norm_moves_its_mean() -> None:
     graph = chain()
     linear = graph["c"]
-    assert isinstance(linear, Linear)
-    graph = graph.with_nodes({"c": replace(linear, bias=False, norm=BatchNorm("c_norm"))})
+    assert isinstance(linear, ir.Linear)
+    graph = graph.with_nodes({"c": replace(linear, bias=False, norm=ir.BatchNorm("c_norm"))})
     model = constant_channel(graph, 2.5)
     compact = remove(model, plan_removal(model))
     shift = compact.state["c_norm.running_mean"] - model.state["c_norm.running_mean"]
@@ -307,7 +297,7 @@ def test_a_fold_into_batch_norm_moves_its_mean() -> None:
 def test_a_fold_into_a_layer_without_bias_gives_it_one() -> None:
     graph = chain()
     linear = graph["c"]
-    assert isinstance(linear, Linear)
+    assert isinstance(linear, ir.Linear)
     model = constant_channel(graph.with_nodes({"c": replace(linear, bias=False)}), 2.5)
     compact = remove(model, plan_removal(model))
     assert compact.state["c.bias"].shape == (5,)
@@ -317,9 +307,9 @@ def test_a_fold_into_a_layer_without_bias_gives_it_one() -> None:
 def test_padding_forbids_the_fold_so_the_channel_becomes_a_generator() -> None:
     graph = chain()
     conv = graph["b"]
-    assert isinstance(conv, Convolution)
+    assert isinstance(conv, ir.Convolution)
     padded = replace(conv, padding=(1, 1))
-    linear = Linear("c", ("flat",), True, None, 6 * 16, 5)
+    linear = ir.Linear("c", ("flat",), True, None, 6 * 16, 5)
     graph = graph.with_nodes({"b": padded, "c": linear})
     model = model_of(graph)
     bias, weight = model.state["a_norm.bias"].copy(), model.state["a.weight"].copy()
@@ -384,7 +374,7 @@ def test_round_to_takes_channels_back_without_changing_the_outputs() -> None:
 
 @st.composite
 def masked_models(draw: st.DrawFn) -> Model:
-    neuron = NeuronSpec(
+    neuron = ir.NeuronSpec(
         family=draw(st.sampled_from(["if", "lif", "plif"])),
         tau=draw(st.sampled_from([2.0, 3.0, 1.7])),
         decay_input=draw(st.booleans()),
@@ -393,7 +383,7 @@ def masked_models(draw: st.DrawFn) -> Model:
     )
     graph = chain(neuron, time_steps=draw(st.integers(1, 8)))
     if draw(st.booleans()):
-        graph = graph.with_nodes({"pool": AvgPool("pool", ("sa",), (2, 2), (2, 2))})
+        graph = graph.with_nodes({"pool": ir.AvgPool("pool", ("sa",), (2, 2), (2, 2))})
     model = model_of(graph, draw(st.integers(0, 10_000)))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     masks = {}

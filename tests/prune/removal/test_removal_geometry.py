@@ -17,26 +17,9 @@ import torch
 from blocks import double
 from click.testing import CliRunner
 
-from soul_deploy.base.files import Array
+from soul_deploy import ir
+from soul_deploy.base import Array
 from soul_deploy.cli.main import root
-from soul_deploy.ir.graph import (
-    AdaptiveAvgPool,
-    AvgPool,
-    BatchNorm,
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    MaxPool,
-    Merge,
-    MergeFunction,
-    NeuronSpec,
-    Node,
-    Pair,
-    Population,
-    Readout,
-    SpikingGraph,
-)
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
@@ -44,7 +27,7 @@ from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.plan import RemovalPlan
 from soul_deploy.prune.removal.planner import plan_removal
 
-LIF = NeuronSpec()
+LIF = ir.NeuronSpec()
 STEPS = 3
 LIVE, MASKED, SILENT, UNREAD, ALWAYS, SOMETIMES = (0, 1), 2, 3, 4, 5, 6
 CURRENTS = {SILENT: -1.0, ALWAYS: 9.0, SOMETIMES: 1.2}  # of channels without a live input
@@ -80,14 +63,14 @@ def axes_of(pool: AxisPool) -> list[tuple[int, AxisConv]]:
     ]
 
 
-def pool_node(source: str, pool: AxisPool) -> Node | None:
+def pool_node(source: str, pool: AxisPool) -> ir.Node | None:
     kind, kernel, stride, padding = pool
     if kind == "none":
         return None
     if kind == "adaptive":
-        return AdaptiveAvgPool("pool", (source,), (kernel, kernel))
+        return ir.AdaptiveAvgPool("pool", (source,), (kernel, kernel))
     sides = (kernel, kernel), (stride, stride), (padding, padding)
-    return (MaxPool if kind == "max" else AvgPool)("pool", (source,), *sides)
+    return (ir.MaxPool if kind == "max" else ir.AvgPool)("pool", (source,), *sides)
 
 
 def windows(size: int, pool: AxisPool) -> list[list[int]]:
@@ -132,16 +115,16 @@ def seen_whole(spikes: Array, pool: AxisPool, convs: tuple[AxisConv, AxisConv]) 
     )
 
 
-def conv_b(source: str, convs: tuple[AxisConv, AxisConv], variant: int) -> Convolution:
+def conv_b(source: str, convs: tuple[AxisConv, AxisConv], variant: int) -> ir.Convolution:
     """Seven channels to six; with a bias, without one, or with batch norm."""
     kernel, stride, padding, dilation = zip(*convs, strict=True)
-    norm = BatchNorm("b_norm") if variant == 2 else None
-    return Convolution(
+    norm = ir.BatchNorm("b_norm") if variant == 2 else None
+    return ir.Convolution(
         "b", (source,), variant == 0, norm, 7, 6, kernel, stride, padding, dilation
     )  # fmt: skip
 
 
-def random_state(graph: SpikingGraph, seed: int) -> dict[str, Array]:
+def random_state(graph: ir.SpikingGraph, seed: int) -> dict[str, Array]:
     """Weights on a grid of 1/64, none of them 0; statistics that are not neutral."""
     rng = np.random.default_rng(seed)
     state = arrays_of(GraphModule(graph).state_dict())
@@ -210,25 +193,25 @@ def checked_kinds(plan: RemovalPlan, whole: bool) -> None:
 
 
 def convolved(
-    size: Pair, pool: AxisPool, convs: tuple[AxisConv, AxisConv], variant: int, seed: int
+    size: ir.Pair, pool: AxisPool, convs: tuple[AxisConv, AxisConv], variant: int, seed: int
 ) -> Model:
     """A 1×1 convolution, its neurons, the pooling, convolution b, its neurons, a readout."""
-    nodes: list[Node] = [
-        Input("input", (), (2, *size)),
-        Convolution("a", ("input",), True, None, 2, 7, (1, 1)),
-        Population("sa", ("a",), LIF),
+    nodes: list[ir.Node] = [
+        ir.Input("input", (), (2, *size)),
+        ir.Convolution("a", ("input",), True, None, 2, 7, (1, 1)),
+        ir.Population("sa", ("a",), LIF),
     ]
     between = pool_node("sa", pool)
     nodes += [] if between is None else [between]
-    nodes += [conv_b(nodes[-1].name, convs, variant), Population("sb", ("b",), LIF)]
-    graph = SpikingGraph((*nodes, Readout("head", ("sb",), 3)), STEPS)
+    nodes += [conv_b(nodes[-1].name, convs, variant), ir.Population("sb", ("b",), LIF)]
+    graph = ir.SpikingGraph((*nodes, ir.Readout("head", ("sb",), 3)), STEPS)
     state = random_state(graph, seed)
     set_kinds(state, "a")
     set_rows(state)
     return Model(graph, state, masks_of(("sa",)))
 
 
-def geometries(pool: AxisPool) -> Iterator[tuple[int, Pair, tuple[AxisConv, AxisConv]]]:
+def geometries(pool: AxisPool) -> Iterator[tuple[int, ir.Pair, tuple[AxisConv, AxisConv]]]:
     """(number, map, convolution): each axis geometry with itself, every other with another one."""
     axes = axes_of(pool)
     for number, first in enumerate(axes):
@@ -275,10 +258,10 @@ def test_every_geometry_before_a_linear_layer(pool: AxisPool) -> None:
         source = nodes[-4].name
         places = pooled_size(size[0], pool) * pooled_size(size[1], pool)
         nodes[-3:-2] = [
-            Flatten("flat", (source,)),
-            Linear("b", ("flat",), size[0] % 2 == 0, None, 7 * places, 6),
+            ir.Flatten("flat", (source,)),
+            ir.Linear("b", ("flat",), size[0] % 2 == 0, None, 7 * places, 6),
         ]
-        graph = SpikingGraph(tuple(nodes), STEPS)
+        graph = ir.SpikingGraph(tuple(nodes), STEPS)
         state = random_state(graph, size[0] + 4 * size[1])
         set_kinds(state, "a")
         by_channel = {**state, "b.weight": state["b.weight"].reshape(6, 7, places)}
@@ -291,23 +274,23 @@ def test_every_geometry_before_a_linear_layer(pool: AxisPool) -> None:
 
 
 @pytest.mark.parametrize("function", ["add", "and", "iand"])
-def test_every_geometry_behind_a_merge(function: MergeFunction) -> None:
+def test_every_geometry_behind_a_merge(function: ir.MergeFunction) -> None:
     """Branches with the same constant channels meet: nothing of them is folded."""
     axes = axes_of(POOLS[0])
     for number, (side, conv) in enumerate(axes):
         other = axes[(number * 7 + 3) % len(axes)]
         stem = (True, None, 2, 7, (1, 1))
-        graph = SpikingGraph(
+        graph = ir.SpikingGraph(
             (
-                Input("input", (), (2, side, other[0])),
-                Convolution("a", ("input",), *stem),
-                Population("sa", ("a",), LIF),
-                Convolution("c", ("input",), *stem),
-                Population("sc", ("c",), LIF),
-                Merge("merge", ("sa", "sc"), function),
+                ir.Input("input", (), (2, side, other[0])),
+                ir.Convolution("a", ("input",), *stem),
+                ir.Population("sa", ("a",), LIF),
+                ir.Convolution("c", ("input",), *stem),
+                ir.Population("sc", ("c",), LIF),
+                ir.Merge("merge", ("sa", "sc"), function),
                 conv_b("merge", (conv, other[1]), number % 3),
-                Population("sb", ("b",), LIF),
-                Readout("head", ("sb",), 3),
+                ir.Population("sb", ("b",), LIF),
+                ir.Readout("head", ("sb",), 3),
             ),
             STEPS,
         )

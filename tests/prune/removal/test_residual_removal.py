@@ -11,21 +11,8 @@ from blocks import LIF, Keep, conv, double, kept, masked, model_of, ms, sew, wit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soul_deploy import ir
 from soul_deploy.base.errors import RemovalError, UnknownNameError
-from soul_deploy.ir.graph import (
-    BatchNorm,
-    Convolution,
-    Input,
-    MaxPool,
-    Merge,
-    MergeFunction,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
 from soul_deploy.lowering.fold_batch_norm import fold
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model, Validity
@@ -114,10 +101,10 @@ def test_and_is_zero_where_either_factor_is() -> None:
 
 def test_and_behind_a_projection_loses_the_channel_with_either_factor() -> None:
     nodes = list(sew("and").nodes)
-    nodes[3:3] = [conv("ds", "s0", 4, 4), Population("ds_sn", ("ds",), LIF)]
-    merge = next(node for node in nodes if isinstance(node, Merge))
+    nodes[3:3] = [conv("ds", "s0", 4, 4), ir.Population("ds_sn", ("ds",), LIF)]
+    merge = next(node for node in nodes if isinstance(node, ir.Merge))
     nodes[nodes.index(merge)] = replace(merge, inputs=("ds_sn", "b0.sn2"))
-    graph = SpikingGraph(tuple(nodes), 4)
+    graph = ir.SpikingGraph(tuple(nodes), 4)
     for name in ("ds_sn", "b0__sn2"):
         layers, _ = checked(masked(model_of(graph), **{name: kept(0, 2)}))
         assert layers["ds_sn"].removed == layers["b0.sn2"].removed == {1: "masked", 3: "masked"}
@@ -132,12 +119,12 @@ def test_iand_passes_through_a_zero_branch_and_is_zero_with_the_identity() -> No
 
 
 @pytest.mark.parametrize("function", ["add", "iand"])
-def test_a_scattered_branch_loses_rows_and_the_stream_none(function: MergeFunction) -> None:
+def test_a_scattered_branch_loses_rows_and_the_stream_none(function: ir.MergeFunction) -> None:
     model = masked(model_of(sew(function)), b0__sn2=kept(1, 3))
     layers, compact = checked(model, "scatter")
     assert layers["b0.sn2"].removed == {0: "scattered", 2: "scattered"}
     assert layers["b0.sn2"].columns == (0, 1, 2, 3) and layers["s0"].removed == {}
-    assert compact.graph["b0.sn2.scatter"] == Scatter("b0.sn2.scatter", ("b0.sn2",), 4, (1, 3))
+    assert compact.graph["b0.sn2.scatter"] == ir.Scatter("b0.sn2.scatter", ("b0.sn2",), 4, (1, 3))
     assert compact.graph["b0"].inputs == ("s0", "b0.sn2.scatter")
     assert compact.state["b0.conv2.weight"].shape == (2, 5, 3, 3)
     assert compact.state["head.weight"].shape == (3, 4) and compact.channel_masks == {}
@@ -149,7 +136,7 @@ def test_scatter_places_count_in_the_stream_that_is_left() -> None:
     layers, compact = checked(model, "scatter")
     assert layers["b0.sn2"].removed == {0: "scattered", 2: "masked"}
     scatter = compact.graph["b0.sn2.scatter"]
-    assert isinstance(scatter, Scatter) and (scatter.channels, scatter.index) == (3, (1, 2))
+    assert isinstance(scatter, ir.Scatter) and (scatter.channels, scatter.index) == (3, (1, 2))
 
 
 def test_neither_an_identity_that_is_read_nor_an_and_is_scattered() -> None:
@@ -162,9 +149,9 @@ def test_neither_an_identity_that_is_read_nor_an_and_is_scattered() -> None:
 
 def test_a_branch_that_is_read_apart_from_the_merge_is_not_scattered() -> None:
     nodes = list(sew("add").nodes)[:-1]
-    nodes += [conv("side", "b0.sn2", 4, 4), Population("side_sn", ("side",), LIF)]
-    nodes += [Merge("last", ("b0", "side_sn"), "add"), Readout("head", ("last",), 3)]
-    model = masked(model_of(SpikingGraph(tuple(nodes), 4)), b0__sn2=kept(1, 3))
+    nodes += [conv("side", "b0.sn2", 4, 4), ir.Population("side_sn", ("side",), LIF)]
+    nodes += [ir.Merge("last", ("b0", "side_sn"), "add"), ir.Readout("head", ("last",), 3)]
+    model = masked(model_of(ir.SpikingGraph(tuple(nodes), 4)), b0__sn2=kept(1, 3))
     assert checked(model, "scatter")[0]["b0.sn2"].removed == {}
 
 
@@ -231,7 +218,7 @@ def test_what_is_silent_only_within_t_is_valid_for_t_only() -> None:
 
     graph = sew("add")
     stem = graph["stem"]
-    assert isinstance(stem, Convolution)
+    assert isinstance(stem, ir.Convolution)
     graph = graph.with_nodes({"stem": replace(stem, bias=True)})
     changes = {"b0__conv2__weight": nearly, "b0__conv2__bias": nearly}
     model = masked(with_weights(model_of(graph), **changes), s0=kept(0, 2, 3))
@@ -248,10 +235,10 @@ def nearly_silent(array: Any) -> None:
     array[1] = 1.05 if array.ndim == 1 else 0
 
 
-def biased_sew(function: MergeFunction) -> SpikingGraph:
+def biased_sew(function: ir.MergeFunction) -> ir.SpikingGraph:
     graph = sew(function)
     stem = graph["stem"]
-    assert isinstance(stem, Convolution)
+    assert isinstance(stem, ir.Convolution)
     return graph.with_nodes({"stem": replace(stem, bias=True)})
 
 
@@ -270,7 +257,7 @@ def biased_sew(function: MergeFunction) -> SpikingGraph:
     ],
 )
 def test_where_branches_meet_silence_lasts_as_long_as_what_makes_it(
-    function: MergeFunction, nearly: str, masked_too: str | None, steps: int | None
+    function: ir.MergeFunction, nearly: str, masked_too: str | None, steps: int | None
 ) -> None:
     """Only the head, behind the merge, reads channel 1."""
 
@@ -319,7 +306,7 @@ def test_a_masked_row_is_silent_for_ever_whatever_it_reads() -> None:
 
     graph = sew("add")
     stem = graph["stem"]
-    assert isinstance(stem, Convolution)
+    assert isinstance(stem, ir.Convolution)
     graph = graph.with_nodes({"stem": replace(stem, bias=True)})
     changes = {"stem__weight": nearly, "stem__bias": nearly, "b0__conv1__weight": only_channel_1}
     model = masked(with_weights(model_of(graph), **changes), b0__sn1=kept(1, 2, 3, 4, of=5))
@@ -331,7 +318,7 @@ def test_a_masked_row_is_silent_for_ever_whatever_it_reads() -> None:
 def test_a_stream_stays_whole_where_a_grouped_convolution_reads_it() -> None:
     graph = sew("add")
     first = graph["b0.conv1"]
-    assert isinstance(first, Convolution)
+    assert isinstance(first, ir.Convolution)
     graph = graph.with_nodes(
         {
             "b0.conv1": replace(first, channels=4, groups=2),
@@ -410,7 +397,7 @@ def test_a_scattered_network_reloads_and_is_not_scattered_again(tmp_path) -> Non
 class Block:
     """branches 2: a three-way addition; stride 2 or another width: with a projection."""
 
-    function: MergeFunction
+    function: ir.MergeFunction
     branches: int
     stride: int
     width: int
@@ -418,14 +405,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Drawn:
-    graph: SpikingGraph
+    graph: ir.SpikingGraph
     seed: int
 
 
 @st.composite
 def residual_networks(draw: st.DrawFn, *, dyadic: bool = False) -> Drawn:
     """SEW or MS, up to three blocks; dyadic ones have no batch norm and exact neurons."""
-    neuron = NeuronSpec(
+    neuron = ir.NeuronSpec(
         family=draw(st.sampled_from(["if", "lif"] if dyadic else ["if", "lif", "plif"])),
         tau=2.0 if dyadic else draw(st.sampled_from([2.0, 3.0, 1.7])),
         decay_input=draw(st.booleans()),
@@ -435,7 +422,7 @@ def residual_networks(draw: st.DrawFn, *, dyadic: bool = False) -> Drawn:
     spikes = draw(st.booleans())
     blocks: list[Block] = []
     for _ in range(draw(st.integers(1, 3))):
-        functions: list[MergeFunction] = ["add", "and", "iand"] if spikes else ["add"]
+        functions: list[ir.MergeFunction] = ["add", "and", "iand"] if spikes else ["add"]
         function = draw(st.sampled_from(functions))
         branches = draw(st.integers(1, 2)) if function == "add" else 1
         graded = any(block.function == "add" for block in blocks)
@@ -446,23 +433,23 @@ def residual_networks(draw: st.DrawFn, *, dyadic: bool = False) -> Drawn:
 
 
 class _Builder:
-    def __init__(self, neuron: NeuronSpec, *, norm: bool, spikes: bool) -> None:
+    def __init__(self, neuron: ir.NeuronSpec, *, norm: bool, spikes: bool) -> None:
         self.neuron, self.norm, self.spikes = neuron, norm, spikes
-        self.nodes: list[Node] = []
+        self.nodes: list[ir.Node] = []
 
-    def graph(self, blocks: list[Block], time_steps: int) -> SpikingGraph:
-        self.nodes = [Input("input", (), (2, 6, 6))]
+    def graph(self, blocks: list[Block], time_steps: int) -> ir.SpikingGraph:
+        self.nodes = [ir.Input("input", (), (2, 6, 6))]
         width = 3
         last = self._conv("stem", "input", 2, width)
         if self.spikes:
             last = self._fire("s0", last)
-        last = self._add(MaxPool("pool", (last,), (2, 2), (1, 1)))
+        last = self._add(ir.MaxPool("pool", (last,), (2, 2), (1, 1)))
         for i, block in enumerate(blocks):
             last = self._block(f"b{i}", last, width, block)
             width = block.width if block.stride == 2 else width
         if not self.spikes:
             last = self._fire("sn", last)
-        return SpikingGraph((*self.nodes, Readout("head", (last,), 3)), time_steps)
+        return ir.SpikingGraph((*self.nodes, ir.Readout("head", (last,), 3)), time_steps)
 
     def _block(self, name: str, last: str, width: int, block: Block) -> str:
         out = block.width if block.stride == 2 else width
@@ -477,17 +464,17 @@ class _Builder:
         if block.stride == 2:
             identity = self._conv(f"{name}.down", last, width, out, 2)
             identity = self._fire(f"{name}.down_sn", identity) if self.spikes else identity
-        return self._add(Merge(name, (identity, *ends), block.function))
+        return self._add(ir.Merge(name, (identity, *ends), block.function))
 
     def _conv(self, name: str, source: str, inputs: int, outputs: int, stride: int = 1) -> str:
-        norm = BatchNorm(f"{name}_norm") if self.norm else None
+        norm = ir.BatchNorm(f"{name}_norm") if self.norm else None
         sides = {"bias": not self.norm, "norm": norm, "stride": (stride, stride)}
         return self._add(conv(name, source, inputs, outputs, **sides))
 
     def _fire(self, name: str, source: str) -> str:
-        return self._add(Population(name, (source,), self.neuron))
+        return self._add(ir.Population(name, (source,), self.neuron))
 
-    def _add(self, node: Node) -> str:
+    def _add(self, node: ir.Node) -> str:
         self.nodes.append(node)
         return node.name
 
@@ -502,7 +489,7 @@ def randomly_masked(model: Model, seed: int, *, together: bool) -> Model:
         for name in group.projections:
             own = rng.random(group.channels) < 0.6
             users = model.graph.consumers[name]
-            key = users[0] if isinstance(model.graph[users[0]], Population) else name
+            key = users[0] if isinstance(model.graph[users[0]], ir.Population) else name
             masks[key] = shared if together or group.free else own | shared
             if rng.random() < 0.3:
                 state[f"{name}.weight"][rng.integers(group.channels)] = 0
@@ -534,7 +521,7 @@ def late(model: Model, seed: int) -> Model:
     tried = torch.linspace(0.02, 3, 400)
     for node in model.graph.populations:
         source = model.graph[node.inputs[0]]
-        if isinstance(source, Merge | MaxPool) or f"{source.name}.bias" not in state:
+        if isinstance(source, ir.Merge | ir.MaxPool) or f"{source.name}.bias" not in state:
             continue
         neuron = model.module().get_submodule(node.name)
         assert isinstance(neuron, SpikingNeuron)
@@ -596,7 +583,7 @@ NETWORKS = [("sewresnet18", "add"), ("sewresnet18", "and"), ("sewresnet18", "ian
 
 @pytest.mark.parametrize(("name", "function"), NETWORKS)
 @pytest.mark.parametrize("how", ["coupled", "scatter"])
-def test_networks_of_the_zoo_shrink(name: str, function: MergeFunction, how: Residual) -> None:
+def test_networks_of_the_zoo_shrink(name: str, function: ir.MergeFunction, how: Residual) -> None:
     options = zoo.NetworkOptions((3, 8, 8), 10, LIF, 2, connect=function, stem="small")
     _, graph = zoo.create(name, options)
     model = model_of(graph)

@@ -15,15 +15,7 @@ import torch.nn.functional as F
 import torch_pruning
 from torch import Tensor, nn
 
-from soul_deploy.ir.graph import (
-    Convolution,
-    Flatten,
-    MaxPool,
-    Merge,
-    NeuronSpec,
-    Population,
-    Readout,
-)
+from soul_deploy.ir import Convolution, Flatten, MaxPool, Merge, NeuronSpec, Population, Readout
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.layers import merged

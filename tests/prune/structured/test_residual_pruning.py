@@ -10,24 +10,12 @@ import torch
 from blocks import LIF, conv, model_of, ms, sew
 from click.testing import CliRunner, Result
 
+from soul_deploy import ir
 from soul_deploy.base.errors import UnknownNameError
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, load_data
 from soul_deploy.data.sampler import share_of
 from soul_deploy.distributed import Group
-from soul_deploy.ir.graph import (
-    Convolution,
-    Input,
-    MaxPool,
-    Merge,
-    MergeFunction,
-    NeuronSpec,
-    Node,
-    Population,
-    Readout,
-    Scatter,
-    SpikingGraph,
-)
 from soul_deploy.model.file import load
 from soul_deploy.model.model import ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
@@ -45,7 +33,7 @@ from soul_deploy.zoo.registry import NetworkOptions, create
 DIGITS = (1, 8, 8)
 
 
-def zoo_graph(name: str) -> SpikingGraph:
+def zoo_graph(name: str) -> ir.SpikingGraph:
     return create(name, NetworkOptions((3, 32, 32), 10, LIF, 4, stem="small"))[1]
 
 
@@ -96,7 +84,7 @@ def test_resnet_units_are_counted() -> None:
     ],
 )
 def test_what_goes_around_a_block(
-    function: MergeFunction, closed: list[str], reached: bool
+    function: ir.MergeFunction, closed: list[str], reached: bool
 ) -> None:
     assert reaches_readout(sew(function), closed) == reached
 
@@ -126,16 +114,16 @@ def test_a_projection_that_a_population_reaches_on_two_ways_costs_it_once(
 ) -> None:
     """The stream goes around a pooling and meets it again."""
     nodes = (
-        Input("input", (), (1, 4, 4)),
+        ir.Input("input", (), (1, 4, 4)),
         conv("stem", "input", 1, 2),
-        Population("s", ("stem",), LIF),
-        MaxPool("pool", ("s",), (3, 3), (1, 1), (1, 1)),
-        Merge("both", ("s", "pool"), "add"),
+        ir.Population("s", ("stem",), LIF),
+        ir.MaxPool("pool", ("s",), (3, 3), (1, 1), (1, 1)),
+        ir.Merge("both", ("s", "pool"), "add"),
         conv("c", "both", 2, 5),
-        Population("q", ("c",), LIF),
-        Readout("head", ("q",), 5),
+        ir.Population("q", ("c",), LIF),
+        ir.Readout("head", ("q",), 5),
     )
-    costs = coefficients(SpikingGraph(nodes, 2), rule).neurons
+    costs = coefficients(ir.SpikingGraph(nodes, 2), rule).neurons
     assert costs["s"] == (5 * 9 if rule == "authors" else 5 * 100 / 16) and costs["q"] == 0
 
 
@@ -152,14 +140,14 @@ def digits() -> Data:
     return replace(whole, **parts)
 
 
-def fresh(graph: SpikingGraph) -> GraphModule:
+def fresh(graph: ir.SpikingGraph) -> GraphModule:
     return model_of(graph, 1).module()
 
 
 @pytest.mark.parametrize("how", ["internal", "coupled", "scatter"])
 @pytest.mark.parametrize("graph", [sew("add", "add", shape=DIGITS, classes=10),
                                    ms(shape=DIGITS, classes=10)])  # fmt: skip
-def test_the_loop_masks_whole_units(graph: SpikingGraph, how: Residual, digits: Data) -> None:
+def test_the_loop_masks_whole_units(graph: ir.SpikingGraph, how: Residual, digits: Data) -> None:
     module = fresh(graph)
     names = tuple(node.name for node in graph.populations)
     sca = ScaConfig(PruneSchedule(0.4, 0.1, epochs=3, finetune_epochs=1), residual=how)
@@ -178,7 +166,7 @@ def test_the_loop_masks_whole_units(graph: SpikingGraph, how: Residual, digits: 
     assert compact.channel_masks == {}
     images = digits.normalise(digits.test.images)
     torch.testing.assert_close(compact.module()(images), module(images), rtol=0, atol=1e-5)
-    scattered = any(isinstance(node, Scatter) for node in compact.graph.nodes)
+    scattered = any(isinstance(node, ir.Scatter) for node in compact.graph.nodes)
     assert scattered == (how == "scatter" and "s0" in graph.by_name)
 
 
@@ -242,7 +230,7 @@ def test_the_command_prunes_residual_networks(network: str, how: str) -> None:
     )
     before, after = parameters(masked.state), parameters(compact.state)
     assert after < (0.5 if how.lower() == "coupled" else 0.75) * before
-    scattered = [node for node in compact.graph.nodes if isinstance(node, Scatter)]
+    scattered = [node for node in compact.graph.nodes if isinstance(node, ir.Scatter)]
     assert bool(scattered) == (how == "scatter")
     assert compact.info.provenance["sca"]["residual"] == how.lower()
     again = call("prune", "compact", files["Masked model"]["path"], "--residual", how, "--dry_run")
@@ -274,8 +262,8 @@ def test_the_command_builds_the_variants() -> None:
     graph = load(Path(path)).graph
     grouped = graph["layer1.0.conv2.0"]
     stem = graph["conv1.0"]
-    assert isinstance(grouped, Convolution) and (grouped.groups, grouped.channels) == (2, 16)
-    assert isinstance(stem, Convolution) and stem.kernel == (3, 3)
+    assert isinstance(grouped, ir.Convolution) and (grouped.groups, grouped.channels) == (2, 16)
+    assert isinstance(stem, ir.Convolution) and stem.kernel == (3, 3)
     assert graph["layer1.0.merge"].function == "iand"  # type: ignore[attr-defined]
     made = load(Path(path)).info.provenance
     assert (made["connect_function"], made["stem"], made["width_per_group"]) == ("iand", "small", 8)
@@ -309,27 +297,29 @@ def test_the_command_refuses_what_it_does_not_know(words: list[str], message: st
 def test_classes_are_no_channels_to_prune(residual: Residual) -> None:
     """A readout without weights counts its source's spikes: each channel is a class's vote."""
 
-    def graph(*between: Node, linear: bool) -> SpikingGraph:
+    def graph(*between: ir.Node, linear: bool) -> ir.SpikingGraph:
         last = between[-1].name if between else "sb"
-        return SpikingGraph(
+        return ir.SpikingGraph(
             (
-                Input("input", (), (2, 4, 4)),
-                Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
-                Population("sa", ("a",), NeuronSpec()),
-                Convolution("b", ("sa",), False, None, 4, 4, (3, 3), padding=(1, 1)),
-                Population("sb", ("b",), NeuronSpec()),
+                ir.Input("input", (), (2, 4, 4)),
+                ir.Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
+                ir.Population("sa", ("a",), ir.NeuronSpec()),
+                ir.Convolution("b", ("sa",), False, None, 4, 4, (3, 3), padding=(1, 1)),
+                ir.Population("sb", ("b",), ir.NeuronSpec()),
                 *between,
-                Readout("head", (last,), 4 if linear else 2, linear=linear, bias=linear, votes=2),
+                ir.Readout(
+                    "head", (last,), 4 if linear else 2, linear=linear, bias=linear, votes=2
+                ),
             ),
             2,
         )
 
-    def named(graph: SpikingGraph) -> list[str]:
+    def named(graph: ir.SpikingGraph) -> list[str]:
         return [unit.name for unit in pruning_units(graph, residual)]
 
     pool, merge = (
-        MaxPool("pool", ("sb",), (2, 2), (2, 2)),
-        Merge("sum", ("sb", "sa"), function="add"),
+        ir.MaxPool("pool", ("sb",), (2, 2), (2, 2)),
+        ir.Merge("sum", ("sb", "sa"), function="add"),
     )
     assert voters(graph(pool, linear=True)) == set()
     assert named(graph(pool, linear=True)) == ["sa", "sb"]

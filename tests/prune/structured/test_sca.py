@@ -14,7 +14,7 @@ from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageErro
 from soul_deploy.data.datasets import Data, load_data
 from soul_deploy.data.sampler import share_of
 from soul_deploy.distributed import Group
-from soul_deploy.ir.graph import NeuronSpec, Projection
+from soul_deploy.ir import NeuronSpec, Projection
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured import sca as sca_module
 from soul_deploy.prune.structured.sca import (

@@ -7,7 +7,7 @@ from searching import LIF, masks_of, small_graph, small_module
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import UnknownNameError, UsageError
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.loss import Objective, coefficients
 from soul_deploy.prune.unstructured.masks import (

@@ -13,7 +13,7 @@ from torch import nn
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.sampler import DataOrder
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import ModelInfo
 from soul_deploy.nn.graph_module import GraphModule

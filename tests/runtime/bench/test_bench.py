@@ -12,8 +12,8 @@ from deployed import SHAPE, STEPS, Files, make_files, random_pixels
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soul_deploy.base import Array
 from soul_deploy.base.errors import SoulDeployError, UsageError, ValidityError
-from soul_deploy.base.files import Array
 from soul_deploy.cli.parsing import positive_integers, words
 from soul_deploy.model.torch_engine import TorchEngine
 from soul_deploy.runtime.bench.baseline import differences

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 
+from soul_deploy.base import Array
 from soul_deploy.base.errors import ValidityError
-from soul_deploy.base.files import Array
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine, pool, product_of
 from soul_deploy.runtime.engine.network import Network

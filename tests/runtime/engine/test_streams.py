@@ -26,8 +26,8 @@ from residual import ResidualSpec, masked, residual_images, residual_model, resi
 from test_onnx import CHARGES, LIF, model_of
 from torch import Tensor, nn
 
+from soul_deploy.base import Array
 from soul_deploy.base.errors import RemovalError, UsageError, ValidityError
-from soul_deploy.base.files import Array
 from soul_deploy.cli.main import root
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
@@ -41,7 +41,7 @@ from soul_deploy.export.onnx.step import (
 from soul_deploy.export.verify.onnx import onnx_problems
 from soul_deploy.export.verify.onnx_step import StepExecution
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, Validity
 from soul_deploy.nn import layers

@@ -16,7 +16,7 @@ from soul_deploy.base.files import METADATA_KEY, digest, read_tensors, write_ten
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.verify.event import event_problems
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.format.file import FORMAT, load_event_network

@@ -15,7 +15,7 @@ from numba.core import event as numba_event
 from places import ROOT
 
 from soul_deploy.export.event.build import build_event_network, export_event
-from soul_deploy.ir.graph import Projection
+from soul_deploy.ir import Projection
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.kernels.cache import compiling_announced, compiling_message
 

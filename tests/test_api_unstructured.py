@@ -16,7 +16,7 @@ from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import digest
 from soul_deploy.data.datasets import READERS, Data
 from soul_deploy.model.file import load, save
-from soul_deploy.model.model import Model, ModelInfo, from_module
+from soul_deploy.model.model import Model, ModelInfo, Validity, from_module
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.unstructured.masks import survivors
@@ -231,6 +231,9 @@ def test_a_search_goes_on_from_its_own_result(
 ) -> None:
     still = replace(TRAINING, epochs=1, learning_rate=1e-30)
     config = replace(CONFIG, prune_lr=1e-30, finetune=None)
-    again = prune_unstructured(result.masked, arrays, config, still)
+    valid = Validity(time_steps=2, reset_per_sample=True)
+    start = replace(result.masked, info=replace(result.masked.info, validity=valid))
+    again = prune_unstructured(start, arrays, config, still)
+    assert again.masked.info.validity == again.compact.info.validity == valid
     for name, alpha in result.masked.alphas.items():
         np.testing.assert_array_equal(again.masked.alphas[name], alpha)

@@ -77,8 +77,9 @@ def import_nir(
 
     Raises what `read_nir` raises, UsageError if T is neither given nor stored or the metadata
     contradict what is given, UnsupportedGraphError with the node's name, also where the assumed dt
-    makes no sense, FileFormatError for metadata or shapes that do not fit together, ValidityError for a T that the
-    stored network is not valid for, LimitError for more nodes and edges than can be walked.
+    makes no sense, FileFormatError for metadata or shapes that do not fit together, ValidityError
+    for a T that the stored network is not valid for, LimitError for more nodes and edges than can
+    be walked.
     """
     if isinstance(graph, File):
         graph = read_nir(graph)

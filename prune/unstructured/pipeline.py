@@ -177,7 +177,7 @@ def _pruning(
     pruning = Pruning(module, data, training, config, masks)
     made = {"command": COMMAND, **config.recorded(training), "accuracy": {}}
     how = dense_training.provenance(start, data, training, training.epochs, **made)
-    pruning.info = replace(pruning.info, provenance=how)
+    pruning.info = replace(pruning.info, provenance=how, validity=start.info.validity)
     return pruning
 
 

@@ -1,5 +1,6 @@
 """Times of a model's engines side by side; what is missing is exported."""
 
-from soul_deploy import bench
+from soul_deploy import BenchConfig, bench
 
-print(bench(["dense.safetensors", "compact.safetensors"]).text())
+quick = BenchConfig(engines=("pytorch-dense", "event"), fresh=False)
+print(bench(["dense.safetensors", "compact.safetensors"], config=quick).text())

@@ -56,7 +56,7 @@ def import_nir(
     reset: neuron.ResetRule | None = None,
     input_kind: input_rule.InputKind | None = None,
 ) -> Model:
-    """The model of a `nir.NIRGraph`.
+    """The model of a NIR file, or of a `nir.NIRGraph`.
 
     time_steps: T. dt: seconds per step. fire: "gt" or "ge". reset: "zero" (a spike sets the
     membrane to v_reset), "subtract" (it takes the threshold off in the next step, after the decay,
@@ -66,11 +66,14 @@ def import_nir(
     this package wrote leave nothing to assume.
     input_kind: what the input is; None: as in the metadata, or "images".
 
-    Raises UsageError if T is neither given nor stored or the metadata contradict what is given,
-    UnsupportedGraphError with the node's name, also where the assumed dt makes no sense,
-    FileFormatError for metadata or shapes that do not fit together, ValidityError for a T that the
-    stored network is not valid for, LimitError for more nodes and edges than can be walked.
+    Raises what `read_nir` raises, UsageError if T is neither given nor stored or the metadata
+    contradict what is given, UnsupportedGraphError with the node's name, also where the assumed dt
+    makes no sense, FileFormatError for metadata or shapes that do not fit together, ValidityError
+    for a T that the stored network is not valid for, LimitError for more nodes and edges than can
+    be walked.
     """
+    if isinstance(graph, File):
+        graph = read_nir(graph)
     turns = len(graph.nodes) * len(graph.edges)
     if turns > MAX_TURNS:
         raise errors.LimitError(

@@ -72,7 +72,7 @@ def import_nir(
     for a T that the stored network is not valid for, LimitError for more nodes and edges than can
     be walked.
     """
-    if isinstance(graph, File):
+    if isinstance(graph, files.File):
         graph = read_nir(graph)
     turns = len(graph.nodes) * len(graph.edges)
     if turns > MAX_TURNS:

@@ -134,14 +134,17 @@ def equation_of(population: ir.Population, state: Mapping[str, Array]) -> Neuron
 def lower(model: Model) -> Deployed:
     """The lowered form of `model`, made once and kept with it (a copy of the model makes its own).
 
+    From then on the model's arrays are read-only: a change in place would leave the form as it was.
     Raises UnsupportedGraphError where folding batch norm leaves float32.
     """
     kept: Deployed | None = vars(model).get(CACHE)
     if kept is None:
         # Of a twin: a model that its own lowered form holds would only be freed by the collector.
         synapses = fold_batch_norm.fold(model.graph, model.state, model.channel_masks)
-        for array in (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None):
-            array.setflags(write=False)  # whoever hands it out as their own gives a copy
+        folded = (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None)
+        held = (model.state, model.channel_masks, model.neuron_masks)
+        for array in (*folded, *(a for arrays in held for a in arrays.values())):
+            array.setflags(write=False)  # whoever hands one out as their own gives a copy
         kept = vars(model)[CACHE] = Deployed(replace(model), synapses)
     return kept
 

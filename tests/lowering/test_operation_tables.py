@@ -206,6 +206,15 @@ def test_a_model_is_lowered_once_and_a_copy_by_itself() -> None:
     assert len(pickle.dumps(model)) == len(pickle.dumps(small_model()))
 
 
+def test_arrays_of_a_lowered_model_do_not_change_unseen() -> None:
+    model = small_model()
+    name = f"{model.graph.projections[0].name}.weight"
+    model.state[name][0] = 1  # before the model was lowered: whoever made it may change it
+    lower(model)
+    with pytest.raises(ValueError, match="read-only"):
+        model.state[name][0] = 0
+
+
 def test_a_lowered_model_goes_with_its_model() -> None:
     """No cycle: the arrays of a large model are freed when its last name goes."""
     model = small_model()

@@ -234,6 +234,7 @@ def test_a_search_goes_on_from_its_own_result(
     valid = Validity(time_steps=2, reset_per_sample=True)
     start = replace(result.masked, info=replace(result.masked.info, validity=valid))
     again = prune_unstructured(start, arrays, config, still)
+    assert again.compact is not None
     assert again.masked.info.validity == again.compact.info.validity == valid
     for name, alpha in result.masked.alphas.items():
         np.testing.assert_array_equal(again.masked.alphas[name], alpha)

@@ -26,7 +26,7 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import graph_module, surrogate
 from soul_deploy.training import checkpoint_manager, device, lr_schedules, messages, train, trainer
 from soul_deploy.zoo import registry as zoo
-from soul_deploy.zoo import resnet_blocks
+from soul_deploy.zoo import resnet
 
 NEURONS = tuple(ir.SOUL_NEURONS)
 
@@ -93,7 +93,7 @@ class Sizes:
     connect: ir.MergeFunction
     groups: int
     width_per_group: int
-    stem: resnet_blocks.Stem
+    stem: resnet.Stem
 
 
 SIZE_FLAGS = {
@@ -115,7 +115,7 @@ def sizes_of(choice: NetworkChoice) -> Sizes:
         _known("connect_function", choice.connect_function, get_args(ir.MergeFunction)),
         choice.groups,
         choice.width_per_group,
-        _known("stem", choice.stem, get_args(resnet_blocks.Stem)),
+        _known("stem", choice.stem, get_args(resnet.Stem)),
     )
 
 

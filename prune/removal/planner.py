@@ -16,7 +16,7 @@ from soul_deploy.base import Array, dispatch, errors, memory
 from soul_deploy.lowering import deploy, footprint
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune import channel_groups as grouping
-from soul_deploy.prune.removal import connections, constants, folds
+from soul_deploy.prune.removal import connections, constants
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
 
 
@@ -180,14 +180,14 @@ class _Planner:
             return False
         live, response = self.live[group.name], self.responses[node.name][1]
         able = response.always & ~np.isnan(current.value) & ~self.known[node.name].zero & live
-        able[able] = folds.foldable(self.model, node.name, np.flatnonzero(able))
+        able[able] = constants.foldable(self.model, node.name, np.flatnonzero(able))
         found = [int(c) for c in np.flatnonzero(able)]
         rules: dict[int, Rule] = dict.fromkeys(found, "folded")
         changed = self._remove(group, rules) if found else False
         for channel in found:
             if not live[channel]:
                 self.needs_time_steps |= not current.lasting[channel]
-                for reader, added in folds.added_bias(self.model, group, channel):
+                for reader, added in constants.added_bias(self.model, group, channel):
                     self.bias[reader] = self.bias.get(reader, 0.0) + added
         return changed
 

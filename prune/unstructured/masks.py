@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.ir import Convolution, Node, Population, SpikingGraph
+from soul_deploy.ir import Node, Population, SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, HardGate
 from soul_deploy.prune.unstructured.loss import Coefficients
@@ -86,12 +86,10 @@ class Masks:
 
     def attach_hard(self, module: GraphModule) -> None:
         """Let `module` multiply by 0 and 1, fixed as they are now."""
-        for gates, masks in (
-            (module.weight_gates, self.weights),
-            (module.neuron_gates, self.neurons),
-        ):
-            for name, mask in masks.items():
-                gates[name] = HardGate(mask.keep().to(mask.alpha.dtype))
+        pairs = (module.weight_gates, self.weights), (module.neuron_gates, self.neurons)
+        for gates, masks in pairs:
+            hard = {n: HardGate(mask.keep().to(mask.alpha.dtype)) for n, mask in masks.items()}
+            gates.update(hard)
 
     def shift(self, offset: float) -> None:
         """Add `offset` to every alpha."""
@@ -156,17 +154,11 @@ def make_masks(
         return SoftMask(nn.Parameter(alpha.to(device)), cost)
 
     weight, neuron = (start.weight_mean, start.weight_std), (start.neuron_mean, start.neuron_std)
+    shapes = {node.name: node.weight_shape for node in graph.projections if node.name in weights}
+    masked = [node.name for node in graph.populations if node.name in neurons]
     return Masks(
-        {
-            node.name: mask(node.name, node.weight_shape, *weight, costs.weights[node.name])
-            for node in graph.projections
-            if node.name in weights
-        },
-        {
-            name: mask(name, graph.shapes[name], *neuron, costs.neurons[name])
-            for name in (node.name for node in graph.populations)
-            if name in neurons
-        },
+        {name: mask(name, shape, *weight, costs.weights[name]) for name, shape in shapes.items()},
+        {name: mask(name, graph.shapes[name], *neuron, costs.neurons[name]) for name in masked},
     )
 
 
@@ -193,8 +185,8 @@ def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
     """
     nodes, able = graph.populations, maskable_neurons(graph)
     if layers is None:
-        behind = [n for n in nodes[1:] if isinstance(graph[n.inputs[0]], Convolution)]
-        return tuple(node.name for node in behind if node.name in able)
+        maps = {name for name, shape in graph.shapes.items() if len(shape) == 3}
+        return tuple(node.name for node in nodes[1:] if node.name in maps.intersection(able))
     names = _chosen("neuron_prune_layers", layers, [node.name for node in nodes])
     refused = [name for name in names if name not in able]
     if refused:

@@ -25,7 +25,7 @@ from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import reaches_readout
-from soul_deploy.prune.unstructured import connectivity_meter, lambda_control
+from soul_deploy.prune.unstructured import lambda_control
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.masks import Masks
 from soul_deploy.training import state as saved
@@ -85,7 +85,7 @@ class Pruning:
         self.mask_optimizer = (
             trainer.OPTIMIZERS[how.optimizer](parameters, how) if parameters else None
         )
-        self.meter = connectivity_meter.ConnectivityMeter(module, masks)
+        self.meter = lambda_control.ConnectivityMeter(module, masks)
         self.lmbda = config.first_lmbda
         self.info = ModelInfo(
             stage="masked" if parameters else "dense",

@@ -12,7 +12,8 @@ from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.result import PruneResult, finished
 from soul_deploy.prune.structured import sca, selection
-from soul_deploy.training import checkpoint_manager, train, trainer
+from soul_deploy.training import train, trainer
+from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints
 from soul_deploy.training.messages import EpochLog, OnEpoch
 from soul_deploy.training.state import Bundle, Tree, number_of
 
@@ -42,7 +43,7 @@ def prune_structured(
     layers: Sequence[str] | None = None,
     dense: DensePhase | None = None,
     device: str = "auto",
-    checkpoints: checkpoint_manager.Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     log: Path | None = None,
     on_epoch: OnEpoch | None = None,
     on_batch: trainer.Tick | None = None,
@@ -143,17 +144,12 @@ class _Run:
     def dense_epochs(self) -> int:
         return 0 if self.dense is None else self.dense.epochs
 
-    def manager(
-        self, checkpoints: checkpoint_manager.Checkpoints | None
-    ) -> checkpoint_manager.CheckpointManager:
+    def manager(self, checkpoints: Checkpoints | None) -> CheckpointManager:
         asked = {"recipe": self.work.config.recorded(), "epochs": self.dense_epochs, **self.asked}
         return self.work.manager(("train", "prune"), checkpoints, COMMAND, **asked)
 
     def dense_accuracy(
-        self,
-        manager: checkpoint_manager.CheckpointManager,
-        on_epoch: OnEpoch | None,
-        on_batch: trainer.Tick | None,
+        self, manager: CheckpointManager, on_epoch: OnEpoch | None, on_batch: trainer.Tick | None
     ) -> _DenseAccuracy:
         """Train the dense network, if that is asked for and still to be done, and test it."""
         result, dense, epochs = None, self.dense, self.dense_epochs
@@ -169,9 +165,7 @@ class _Run:
             return _DenseAccuracy(result.test_accuracy)
         return _DenseAccuracy(0.0 if manager.starts_in("prune") else self.work.accuracy())
 
-    def loop(
-        self, manager: checkpoint_manager.CheckpointManager, log: EpochLog, dense: _DenseAccuracy
-    ) -> None:
+    def loop(self, manager: CheckpointManager, log: EpochLog, dense: _DenseAccuracy) -> None:
         """Prune; the module ends with its final masks."""
         work = self.work
         pruning = sca.ChannelPruning(
@@ -246,21 +240,11 @@ def plan_structured(
     Raises as `prune_structured`.
     """
     start, module, names = _begin(model, config, training, layers, device)
-    measured = None
+    graph, measured = start.graph, None
     if data is not None:
         loaded = train.data_for(start, data, training)
         measured = sca.plan_of_weights(module, loaded, training, config, names)
-    return _preview(start.graph, config, names, measured)
-
-
-def _preview(
-    graph: SpikingGraph,
-    config: sca.ScaConfig,
-    names: Sequence[str],
-    measured: selection.ChannelPlan | None,
-) -> StructuredPlan:
     units = config.units(graph, names)
-    total = sum(unit.channels for unit in units)
     unit_of = {name: unit.name for unit in units for name in unit.populations}
     kept = {layer.name: layer for layer in measured.layers} if measured else {}
     rows: list[tuple[str, int, bool, int, int | str, int | str]] = []
@@ -270,6 +254,6 @@ def _preview(
         floor: int | str = config.guard.floor(channels) if pruned else ""
         stays: int | str = int(layer.keep.sum()) if layer else ("" if pruned else channels)
         rows.append((node.name, index, pruned, channels, floor, stays))
-    ratios = config.schedule.ratio_after.items()
+    ratios, total = config.schedule.ratio_after.items(), sum(unit.channels for unit in units)
     updates = {epoch: config.budget(total, ratio).kept for epoch, ratio in ratios}
     return StructuredPlan(updates=updates, channels=total, layers=tuple(rows), measured=measured)

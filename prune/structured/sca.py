@@ -218,7 +218,6 @@ class ChannelPruning:
         return self._parts().state()
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of another loop."""
         self._parts().restore(tree)
 
     def _parts(self) -> Bundle:
@@ -256,17 +255,16 @@ class _Measurement:
         self.units = sca.units(module.graph, names)
         masks = [mask for unit in self.units for mask in unit.masks]
         open_masks(module, masks)
-        measured = [name for unit in self.units for name in unit.populations]
-        self.statistics = sca.statistics(
-            {name: module.graph.shapes[name][0] for name in measured},
-            {name: selection.channels_of(module.graph, name) for name in masks},
-        )
+        graph = module.graph
+        measured = {n: graph.shapes[n][0] for unit in self.units for n in unit.populations}
+        channels = {name: selection.channels_of(graph, name) for name in masks}
+        self.statistics = sca.statistics(measured, channels)
 
     def decide(self, ratio: float) -> selection.ChannelPlan:
         """Which channels of the units stay when `ratio` of all is pruned."""
         measured, units = self.statistics, self.units
-        activity = selection.averaged(measured.scores(), units)
-        gradients = selection.averaged_gradients(measured.gradients(), units)
+        activity = selection.mean_scores(measured.scores(), units)
+        gradients = selection.mean_gradients(measured.gradients(), units)
         budget = self.sca.budget(sum(unit.channels for unit in self.units), ratio)
         return selection.decide(activity, gradients, budget, self.sca.guard)
 

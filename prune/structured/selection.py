@@ -247,20 +247,16 @@ def _of_one(name: str, group: ChannelGroup) -> PruningUnit:
 
 
 def _of_stream(graph: SpikingGraph, group: ChannelGroup) -> PruningUnit:
-    masks = []
-    for projection in group.projections:
-        masks.append(population_behind(graph, projection) or projection)
-    return PruningUnit(group.title, group.channels, tuple(masks), group.populations)
+    masks = tuple(population_behind(graph, name) or name for name in group.projections)
+    return PruningUnit(group.title, group.channels, masks, group.populations)
 
 
-def averaged(values: Mapping[str, Values], units: Iterable[PruningUnit]) -> dict[str, Values]:
+def mean_scores(values: Mapping[str, Values], units: Iterable[PruningUnit]) -> dict[str, Values]:
     """Scores of units from those of populations."""
     return {unit.name: np.mean([values[p] for p in unit.populations], axis=0) for unit in units}
 
 
-def averaged_gradients(
-    values: Mapping[str, Values], units: Iterable[PruningUnit]
-) -> dict[str, Values]:
+def mean_gradients(values: Mapping[str, Values], units: Iterable[PruningUnit]) -> dict[str, Values]:
     """Regrowth gradients of units from those of masks."""
     return {unit.name: np.mean([values[mask] for mask in unit.masks], axis=0) for unit in units}
 

@@ -66,18 +66,16 @@ class Masks:
 
     def heat(self, weights: float, neurons: float) -> None:
         """Set the temperatures."""
-        for mask in self.weights.values():
-            mask.temperature = weights
-        for mask in self.neurons.values():
-            mask.temperature = neurons
+        for masks, temperature in ((self.weights, weights), (self.neurons, neurons)):
+            for mask in masks.values():
+                mask.temperature = temperature
 
     def temperatures(self) -> tuple[float, float]:
         """Of weights and of neurons; 0 where there is no mask."""
-        weights, neurons = (
-            next((mask.temperature for mask in masks.values()), 0.0)
-            for masks in (self.weights, self.neurons)
-        )
-        return weights, neurons
+        weights, neurons = [*self.weights.values()], [*self.neurons.values()]
+        return weights[0].temperature if weights else 0.0, neurons[
+            0
+        ].temperature if neurons else 0.0
 
     def attach(self, module: GraphModule) -> None:
         """Let `module` multiply by the soft masks."""
@@ -212,11 +210,8 @@ def _chosen(option: str, layers: Layers, names: Sequence[str]) -> tuple[str, ...
 
 def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:
     """Populations whose neurons can be masked: fed by synapses, and not the network's output."""
-    return tuple(
-        node.name
-        for node in graph.populations
-        if graph[node.inputs[0]].projects and not _is_output(graph, node)
-    )
+    fed = [node for node in graph.populations if graph[node.inputs[0]].projects]
+    return tuple(node.name for node in fed if not _is_output(graph, node))
 
 
 def _is_output(graph: SpikingGraph, node: Population) -> bool:
@@ -271,11 +266,9 @@ class Temperature:
         if not all(math.isfinite(end) and end > 0 for end in ends):
             raise errors.UsageError(f"temp_scheduler: temperatures must be above 0, got {ends}")
         first, last = self.span
-        if not (math.isfinite(first) and math.isfinite(last) and 0 <= first < last):
-            raise errors.UsageError(
-                f"temp_scheduler: T0 = {first:g} and Tmax = {last:g} epochs; 0 <= T0 < Tmax is "
-                "needed"
-            )
+        if not 0 <= first < last < math.inf:
+            told = f"T0 = {first:g} and Tmax = {last:g} epochs"
+            raise errors.UsageError(f"temp_scheduler: {told}; 0 <= T0 < Tmax is needed")
 
     @staticmethod
     def of(numbers: Sequence[float], epochs: int) -> "Temperature":

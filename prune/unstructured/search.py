@@ -1,6 +1,7 @@
 """The search, in which the temperature rises and lambda may be steered, and the fine-tuning."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,6 @@ class SearchLoop:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of another search."""
         self.pruning.restore(tree_of(tree, "pruning"))
         schedules = tree_of(tree, "schedulers")
         for i, scheduler in enumerate(self._schedulers):
@@ -103,22 +103,22 @@ class SearchLoop:
     def _restored_model(self, tree: Tree) -> Model | None:
         if not tree:
             return None
-        state, neurons, alphas = (
-            {name: np.array(saved.array_of(part, name)) for name in part}
-            for part in (tree_of(tree, kind) for kind in ("weights", "neuron_masks", "alphas"))
-        )
-        graph, info = self.pruning.module.graph, self.pruning.info
-        return Model(graph, state, info=info, neuron_masks=neurons, alphas=alphas)
+        parts = {field: tree_of(tree, kind) for kind, field in SAVED.items()}
+        arrays: dict[str, Any] = {
+            field: {name: np.array(saved.array_of(part, name)) for name in part}
+            for field, part in parts.items()
+        }
+        return Model(self.pruning.module.graph, info=self.pruning.info, **arrays)
+
+
+SAVED = {"weights": "state", "neuron_masks": "neuron_masks", "alphas": "alphas"}
+"""What is saved of the last model that was whole -> field of Model."""
 
 
 def _model_state(model: Model | None) -> Tree:
     if model is None:
         return {}
-    return {
-        "weights": dict(model.state),
-        "neuron_masks": dict(model.neuron_masks),
-        "alphas": dict(model.alphas),
-    }
+    return {kind: dict(getattr(model, field)) for kind, field in SAVED.items()}
 
 
 class _Control:
@@ -162,7 +162,6 @@ class _Control:
         return {"step": self.step, "steering": self.steering.state() if self.steering else {}}
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there."""
         self.step, target = saved.count_of(tree, "step"), self.pruning.config.target_connectivity
         steering = tree_of(tree, "steering")
         if steering and target is not None:
@@ -187,11 +186,9 @@ class FinetuneLoop:
             pruning.optimizer = trainer.make_optimizer(pruning.module, pruning.training)
         for group in pruning.optimizer.param_groups:
             group["lr"] = group["initial_lr"] = config.learning_rate
-        self._scheduler = lr_schedules.make_scheduler(
-            config.schedule, pruning.optimizer, config.epochs
-        )
-        self._best = trainer.BestState()
-        self._cursor = TrainingCursor()
+        parts = config.schedule, pruning.optimizer, config.epochs
+        self._scheduler = lr_schedules.make_scheduler(*parts)
+        self._best, self._cursor = trainer.BestState(), TrainingCursor()
 
     def run(self) -> Iterator[SearchEpoch]:
         """Go on, yielding after each epoch; ends with the best one."""
@@ -215,7 +212,6 @@ class FinetuneLoop:
         return own | self._parts().state()
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of another fine-tuning."""
         self.pruning.restore(tree_of(tree, "pruning"))
         saved.restore_scheduler(self._scheduler, tree_of(tree, "scheduler"))
         self._parts().restore({name: tree_of(tree, name) for name in ("progress", "best")})

@@ -38,8 +38,7 @@ def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None
     """
     folder = Path("data") if data_dir is None else data_dir
     if isinstance(data, str):
-        shape = () if model is None else model.input_shape
-        found = load_data_for(shape, data, folder)
+        found = load_data_for(() if model is None else model.input_shape, data, folder)
     else:
         found = data if isinstance(data, Data) else _given(data, model)
     if model is not None:

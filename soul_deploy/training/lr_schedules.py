@@ -10,7 +10,7 @@ Both spellings work in every command; names are case-insensitive. Stepped once p
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch.optim import Optimizer, lr_scheduler
 
@@ -45,18 +45,14 @@ def parse_schedule(words: Sequence[str]) -> Schedule:
         return Schedule("constant")
     name, *numbers = tokens
     kind = name.lower()
-    if kind not in ("constant", "cosine", "linear", "warmup", "step"):
+    if kind not in get_args(Kind):
         raise UnknownNameError("scheduler", name, SPELLINGS)
-    epochs = tuple(_epoch(name, number) for number in numbers)
-    schedule = Schedule(kind, epochs)  # type: ignore[arg-type]
+    odd = next((number for number in numbers if not number.isdecimal()), None)
+    if odd is not None:
+        raise UsageError(f"scheduler {name}: {odd!r} is not a whole number of epochs")
+    schedule = Schedule(kind, tuple(map(int, numbers)))  # type: ignore[arg-type]
     _check(schedule)
     return schedule
-
-
-def _epoch(name: str, text: str) -> int:
-    if not text.isdecimal():
-        raise UsageError(f"scheduler {name}: {text!r} is not a whole number of epochs")
-    return int(text)
 
 
 def _check(schedule: Schedule) -> None:

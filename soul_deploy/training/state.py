@@ -71,11 +71,9 @@ class TrainingCursor:
     seconds: float = 0.0
 
     def state(self) -> Tree:
-        """As plain data."""
         return asdict(self)
 
     def restore(self, tree: Tree) -> None:
-        """Be as far as `tree` says."""
         vars(self).update(asdict(record_of(TrainingCursor, tree)))
 
     def check(self, epochs: int, steps: int, samples: int) -> None:

@@ -16,6 +16,7 @@ from soul_deploy.model.model import Model, ModelInfo, Stage, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training import checkpoint_manager as keeping
 from soul_deploy.training import state, trainer
+from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints
 from soul_deploy.training.messages import EpochLog, OnEpoch, warn
 
 
@@ -65,7 +66,7 @@ def train(
     config: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     device: str = "auto",
-    checkpoints: keeping.Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     log: Path | None = None,
     on_epoch: OnEpoch | None = None,
     on_batch: trainer.Tick | None = None,
@@ -110,12 +111,8 @@ class Work:
     config: trainer.TrainConfig
 
     def manager(
-        self,
-        phases: tuple[str, ...],
-        checkpoints: keeping.Checkpoints | None,
-        command: str,
-        **asked: Any,
-    ) -> keeping.CheckpointManager:
+        self, phases: tuple[str, ...], checkpoints: Checkpoints | None, command: str, **asked: Any
+    ) -> CheckpointManager:
         """The manager of its checkpoints. asked: name -> what else decides the result."""
         start = None if checkpoints is None else checkpoints.settings
         if start is None:
@@ -125,10 +122,10 @@ class Work:
         network_and_data = {"network": network, "data": keeping.content_of(self.data)}
         settings = keeping.plain_settings(command=command, **start, **asked, **network_and_data)
         run = keeping.Run(phases, settings, keeping.environment_of(place))
-        return keeping.CheckpointManager(run, checkpoints)
+        return CheckpointManager(run, checkpoints)
 
     def learn(
-        self, manager: keeping.CheckpointManager, log: EpochLog
+        self, manager: CheckpointManager, log: EpochLog
     ) -> tuple[tuple[trainer.EpochResult, ...], trainer.EpochResult]:
         """Train; the module ends with the best epoch's weights. Returns all epochs and it."""
         best, history = trainer.BestState(), trainer.History()

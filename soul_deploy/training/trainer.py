@@ -166,7 +166,6 @@ class Training:
         }
 
     def restore(self, tree: saved.Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of another training."""
         restore_module(self.module, saved.tree_of(tree, "module"))
         saved.restore_optimizer(self.optimizer, saved.tree_of(tree, "optimizer"))
         saved.restore_scheduler(self.scheduler, saved.tree_of(tree, "scheduler"))
@@ -332,7 +331,6 @@ class BestState:
         return {"epochs": _plain([self.result] if self.result else []), "weights": self._weights}
 
     def restore(self, tree: saved.Tree) -> None:
-        """Remember that epoch as the best so far."""
         results = _results(saved.list_of(tree, "epochs"))
         kept = saved.tree_of(tree, "weights")
         fits = len(results) < 2 and bool(results) == bool(kept)
@@ -350,11 +348,9 @@ class History:
         self.results: list[EpochResult] = []
 
     def state(self) -> saved.Tree:
-        """As plain data."""
         return {"epochs": _plain(self.results)}
 
     def restore(self, tree: saved.Tree) -> None:
-        """Go on after these."""
         self.results = _results(saved.list_of(tree, "epochs"))
 
 

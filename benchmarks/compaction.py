@@ -20,7 +20,7 @@ from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.prune.structured.selection import pruning_units
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 LIMIT_SECONDS, LIMIT_MEMORY = 2.0, 3.0

@@ -115,19 +115,14 @@ def _root(parent: dict[str, str], name: str) -> str:
 
 
 def _group(graph: SpikingGraph, nodes: list[Node]) -> ChannelGroup:
-    readers = [
-        (node.name, user)
-        for node in nodes
-        for user in graph.consumers[node.name]
-        if graph[user].weighs
-    ]
+    users = [(node.name, user) for node in nodes for user in graph.consumers[node.name]]
     group = ChannelGroup(
         tuple(node.name for node in nodes),
         graph.shapes[nodes[0].name][0],
         _names(node for node in nodes if node.projects),
         _names(node for node in nodes if node.fires),
         _names(node for node in nodes if node.arity is None),
-        tuple(readers),
+        tuple((source, user) for source, user in users if graph[user].weighs),
     )
     fed = [graph.consumers[name] for name in group.projections]
     free = fed == [group.populations] and len(group.populations) == 1 and not group.merges

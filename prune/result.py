@@ -7,8 +7,10 @@ from typing import Any
 from soul_deploy.analysis.connectivity import Connectivity
 from soul_deploy.base.tables import Shown, Table
 from soul_deploy.model.model import Model
-from soul_deploy.prune.removal.apply import parameters
+from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.removal.plan import RemovalPlan
+from soul_deploy.training.train import Work, module_of
+from soul_deploy.training.trainer import device_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +39,15 @@ class PruneResult(Shown):
         """(population, channels before, unmasked channels, channels of the compact network)."""
         kept = {name: int(keep.sum()) for name, keep in self.masked.channel_masks.items()}
         after = (self.compact or self.masked).graph.shapes
-        rows = [
-            (node.name, self.masked.graph.shapes[node.name][0])
-            for node in self.masked.graph.populations
-        ]
-        return tuple(
-            (name, before, kept.get(name, before), after[name][0]) for name, before in rows
-        )
+        graph = self.masked.graph
+        rows = [(node.name, graph.shapes[node.name][0]) for node in graph.populations]
+        return tuple((name, had, kept.get(name, had), after[name][0]) for name, had in rows)
 
     @property
     def parameters(self) -> tuple[int, int]:
         """Trained values of the masked and of the compact network."""
         compact = self.compact or self.masked
-        return parameters(self.masked.state), parameters(compact.state)
+        return apply.parameters(self.masked.state), apply.parameters(compact.state)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data: accuracies, channels, parameters, epochs; no weights."""
@@ -78,3 +76,22 @@ class PruneResult(Shown):
     def __repr__(self) -> str:
         before, after = self.parameters
         return f"PruneResult(parameters {before:,} -> {after:,}; test {self._tested})"
+
+
+def finished(
+    work: Work,
+    masked: Model,
+    accuracies: dict[str, float],
+    removal: Mapping[str, Any] | None,
+    **measured: Any,
+) -> PruneResult:
+    """The result of pruning that made `masked`; removal: as `plan_removal` takes it.
+
+    The compact network is tested too; without `removal` there is none. measured: the other fields.
+    """
+    plan = compact = None
+    if removal is not None:
+        plan = planner.plan_removal(masked, **removal)
+        compact = apply.remove(masked, plan)
+        accuracies["compact"] = work.accuracy(module_of(compact, device_of(work.module)))
+    return PruneResult(masked=masked, compact=compact, plan=plan, accuracies=accuracies, **measured)

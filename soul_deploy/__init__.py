@@ -19,7 +19,7 @@ _NAMES = {
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
     "PruneResult": "prune.result:PruneResult",
-    "PruneSchedule": "prune.structured.schedule:PruneSchedule",
+    "PruneSchedule": "prune.structured.sca:PruneSchedule",
     "ScaConfig": "prune.structured.sca:ScaConfig",
     "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
@@ -83,8 +83,8 @@ if TYPE_CHECKING:
     from soul_deploy.prune.structured.pipeline import DensePhase as DensePhase
     from soul_deploy.prune.structured.pipeline import plan_structured as plan_structured
     from soul_deploy.prune.structured.pipeline import prune_structured as prune_structured
+    from soul_deploy.prune.structured.sca import PruneSchedule as PruneSchedule
     from soul_deploy.prune.structured.sca import ScaConfig as ScaConfig
-    from soul_deploy.prune.structured.schedule import PruneSchedule as PruneSchedule
     from soul_deploy.prune.unstructured.config import FinetuneConfig as FinetuneConfig
     from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
     from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from soul_deploy.data.images import Images, images_for
+from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import Comparison
 from soul_deploy.equivalence.engines import Comparer
 from soul_deploy.equivalence.reference import ReferenceModel

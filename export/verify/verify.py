@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base import brief, errors, files, tables
-from soul_deploy.data.images import Images, images_for
+from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import (
     LOGIT_LIMIT,
     CheckResult,

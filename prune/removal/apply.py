@@ -13,6 +13,7 @@ from soul_deploy.prune.removal import connections, planner
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan
 
 Part = Callable[[LayerRemoval], tuple[int, ...]]
+State = dict[str, Array]
 
 
 def removal_bytes(model: Model, plan: RemovalPlan) -> int:
@@ -58,13 +59,9 @@ def remove(
     narrow = _narrower(graph, changed, plan)
     check_state(narrow, state, "the compact network")
     info = replace(model.info, stage="compact", validity=_stricter(model.info.validity, plan))
-    return Model(
-        narrow,
-        state,
-        _sliced(model.channel_masks, plan, lambda layer: layer.kept),
-        info,
-        _sliced(model.neuron_masks, plan, lambda layer: layer.outputs),
-    )
+    channels = _sliced(model.channel_masks, plan, lambda layer: layer.kept)
+    neurons = _sliced(model.neuron_masks, plan, lambda layer: layer.outputs)
+    return Model(narrow, state, channels, info, neurons)
 
 
 def _narrower(
@@ -89,19 +86,16 @@ def _scatter(layer: LayerRemoval) -> ir.Scatter:
 
 def _sliced(masks: Mapping[str, Array], plan: RemovalPlan, part: Part) -> dict[str, Array]:
     """Masks of what stays; those that mask nothing any more are dropped."""
-    sliced = {}
-    for name, keep in masks.items():
+    sliced = dict(masks)
+    for name in masks:
         layer = plan.layer(name)
-        untouched = layer is None or layer.tied is not None
-        sliced[name] = keep if layer is None or untouched else keep[list(part(layer))]
+        if layer is not None and layer.tied is None:
+            sliced[name] = masks[name][list(part(layer))]
     return {name: keep for name, keep in sliced.items() if not keep.all()}
 
 
 def _cut(
-    graph: ir.SpikingGraph,
-    node: ir.Projection | ir.Readout,
-    plan: RemovalPlan,
-    state: dict[str, Array],
+    graph: ir.SpikingGraph, node: ir.Projection | ir.Readout, plan: RemovalPlan, state: State
 ) -> None:
     """Cut rows and columns of one node in `state`: weight, bias, batch norm."""
     rows, source = _changed(plan, node.name), connections.source_member(graph, node.name)
@@ -124,10 +118,8 @@ def _changed(plan: RemovalPlan, name: str) -> LayerRemoval | None:
 
 def _stricter(old: Validity, plan: RemovalPlan) -> Validity:
     new: Validity = plan.validity
-    return Validity(
-        new.time_steps if new.time_steps is not None else old.time_steps,
-        old.reset_per_sample or new.reset_per_sample,
-    )
+    steps = old.time_steps if new.time_steps is None else new.time_steps
+    return Validity(steps, old.reset_per_sample or new.reset_per_sample)
 
 
 def parameters(state: Mapping[str, Array]) -> int:

@@ -30,10 +30,8 @@ class Connections:
     @cached_property
     def masks(self) -> dict[str, Array]:
         """Projection -> its channel mask, bool (C,)."""
-        graph = self.model.graph
-        return {
-            graph.masked_projection(name): keep for name, keep in self.model.channel_masks.items()
-        }
+        graph, masks = self.model.graph, self.model.channel_masks
+        return {graph.masked_projection(name): keep for name, keep in masks.items()}
 
     @cached_property
     def off(self) -> dict[str, Array]:

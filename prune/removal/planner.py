@@ -16,7 +16,7 @@ from soul_deploy.base import Array, dispatch, errors, memory
 from soul_deploy.lowering import deploy, footprint
 from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune import channel_groups as grouping
-from soul_deploy.prune.removal import connections, constants, folds
+from soul_deploy.prune.removal import connections, constants
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
 
 
@@ -40,9 +40,8 @@ def plan_removal(
         raise errors.UsageError(f"round_to {round_to} must be at least 1")
     if residual not in grouping.RESIDUAL:
         raise errors.UnknownNameError("residual", residual, grouping.RESIDUAL)
-    footprint.require_planning(
-        model.graph, memory.machine_memory() if max_memory is None else max_memory
-    )
+    allowed = memory.machine_memory() if max_memory is None else max_memory
+    footprint.require_planning(model.graph, allowed)
     return _Planner(model, residual).plan(round_to)
 
 
@@ -51,9 +50,8 @@ class _Planner:
 
     def __init__(self, model: Model, residual: grouping.Residual) -> None:
         self.graph, self.model, self.residual = model.graph, model, residual
-        self.groups = [
-            _restricted(group, residual) for group in grouping.channel_groups(self.graph)
-        ]
+        groups = grouping.channel_groups(self.graph)
+        self.groups = [_restricted(group, residual) for group in groups]
         self.group_of = {name: group for group in self.groups for name in group.nodes}
         self.cut = [group for group in self.groups if group.whole is None]
         self.live = {group.name: np.ones(group.channels, bool) for group in self.groups}
@@ -71,20 +69,16 @@ class _Planner:
         while self._pass():
             pass
         self._check_output()
-        free = [group for group in self.cut if group.free]
-        for group in free:
+        for group in filter(lambda group: group.free, self.cut):
             self._generate(group)
         for group in self.cut:
             self._round(group, round_to)
         if self.residual == "scatter":
             for group in self.cut:
                 self._scatter(group, round_to)
-        needs_time_steps = self.needs_time_steps or any(self.generated.values())
-        return RemovalPlan(
-            self._entries(),
-            Validity(self.graph.time_steps if needs_time_steps else None, needs_time_steps),
-            dict(self.bias),
-        )
+        one_t = self.needs_time_steps or any(self.generated.values())
+        validity = Validity(self.graph.time_steps if one_t else None, one_t)
+        return RemovalPlan(self._entries(), validity, dict(self.bias))
 
     def _pass(self) -> bool:
         """One sweep forwards and one backwards; whether anything changed."""
@@ -180,14 +174,14 @@ class _Planner:
             return False
         live, response = self.live[group.name], self.responses[node.name][1]
         able = response.always & ~np.isnan(current.value) & ~self.known[node.name].zero & live
-        able[able] = folds.foldable(self.model, node.name, np.flatnonzero(able))
+        able[able] = constants.foldable(self.model, node.name, np.flatnonzero(able))
         found = [int(c) for c in np.flatnonzero(able)]
         rules: dict[int, Rule] = dict.fromkeys(found, "folded")
         changed = self._remove(group, rules) if found else False
         for channel in found:
             if not live[channel]:
                 self.needs_time_steps |= not current.lasting[channel]
-                for reader, added in folds.added_bias(self.model, group, channel):
+                for reader, added in constants.added_bias(self.model, group, channel):
                     self.bias[reader] = self.bias.get(reader, 0.0) + added
         return changed
 
@@ -271,15 +265,8 @@ class _Planner:
         removed: dict[int, Rule] = dict(self.rules[group.name])
         removed |= dict.fromkeys(self.scattered.get(name, ()), "scattered")
         generated = self.generated.get(name, {})
-        entry = LayerRemoval(
-            name,
-            None,
-            group.channels,
-            dict(sorted(removed.items())),
-            group.whole,
-            generated,
-            stream=None if group.free else group.title,
-        )
+        parts = group.channels, dict(sorted(removed.items())), group.whole, generated
+        entry = LayerRemoval(name, None, *parts, stream=None if group.free else group.title)
         spikes = self.model.neuron_masks.get(name)
         if spikes is not None:
             entry = replace(entry, masked_neurons=int((~spikes[list(entry.outputs)]).sum()))

@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.base import errors, progress
-from soul_deploy.data import datasets, given
+from soul_deploy.data import given
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.channel_groups import Residual
-from soul_deploy.prune.removal import apply, planner
-from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.result import PruneResult, finished
 from soul_deploy.prune.structured import sca, selection
-from soul_deploy.prune.structured.units import pruning_units
-from soul_deploy.training import checkpoint_manager, trainer
-from soul_deploy.training import train as dense_training
-from soul_deploy.training.device import module_of, prepare_device
-from soul_deploy.training.epoch_log import EpochLog, OnEpoch, epoch_log
+from soul_deploy.training import train, trainer
+from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints
+from soul_deploy.training.messages import EpochLog, OnEpoch
 from soul_deploy.training.state import Bundle, Tree, number_of
+
+COMMAND = "prune structured"
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class DensePhase:
 
     epochs: int
     log: Path | None = None
-    on_result: Callable[[dense_training.TrainResult | None], None] | None = None
+    on_result: Callable[[train.TrainResult | None], None] | None = None
 
 
 def prune_structured(
@@ -45,7 +43,7 @@ def prune_structured(
     layers: Sequence[str] | None = None,
     dense: DensePhase | None = None,
     device: str = "auto",
-    checkpoints: checkpoint_manager.Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     log: Path | None = None,
     on_epoch: OnEpoch | None = None,
     on_batch: trainer.Tick | None = None,
@@ -64,15 +62,14 @@ def prune_structured(
     budget that cannot be met, and what `train` raises.
     """
     start, module, names = _begin(model, config, training, layers, device)
-    loaded = dense_training.data_for(start, data, training)
-    parts: dict[str, Any] = {"start": start, "module": module, "names": names, "data": loaded}
-    run = _Run(config=config, training=training, dense=dense, **parts)
+    work = train.Work(start, module, train.data_for(start, data, training), training)
+    run = _Run(work, config, names, dense)
     with run.manager(checkpoints).watching() as manager:
         tested = run.dense_accuracy(manager, on_epoch, on_batch)
         epochs = config.schedule.epochs
-        with epoch_log("prune", epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told:
+        with EpochLog("prune", epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told:
             run.loop(manager, told, tested)
-        progress.status("prune structured: removing and testing")
+        progress.status(f"{COMMAND}: removing and testing")
         return run.result(tested.value, told.results())
 
 
@@ -84,8 +81,8 @@ def _begin(
     device: str,
 ) -> tuple[Model, GraphModule, tuple[str, ...]]:
     """The model with weights, its module on the device, and the populations to prune."""
-    place, start = prepare_device(device), dense_training.with_weights(model, training.seed)
-    module = module_of(start, place)
+    place, start = train.prepare_device(device), train.with_weights(model, training.seed)
+    module = train.module_of(start, place)
     names = chosen_layers(start.graph, config, layers)
     sca.check(module, config, names)
     return start, module, names
@@ -98,7 +95,7 @@ def chosen_layers(
 
     Raises UnknownNameError, or UsageError for those that cannot be pruned by channel.
     """
-    units = pruning_units(graph, config.residual)
+    units = selection.pruning_units(graph, config.residual)
     able = {name for unit in units for name in unit.populations}
     names = tuple(node.name for node in graph.populations)
     for name in layers or ():
@@ -129,15 +126,12 @@ class _DenseAccuracy:
         self.value = number_of(tree, "test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Run:
     """All that was asked for, checked, and the module on its way."""
 
-    start: Model
-    module: GraphModule
-    data: datasets.Data
+    work: train.Work
     config: sca.ScaConfig
-    training: trainer.TrainConfig
     names: tuple[str, ...]
     dense: DensePhase | None
 
@@ -150,49 +144,32 @@ class _Run:
     def dense_epochs(self) -> int:
         return 0 if self.dense is None else self.dense.epochs
 
-    def manager(
-        self, checkpoints: checkpoint_manager.Checkpoints | None
-    ) -> checkpoint_manager.CheckpointManager:
-        return checkpoint_manager.managed(
-            *(("train", "prune"), checkpoints, self.module, self.data, "prune structured"),
-            recipe=self.training.recorded(),
-            epochs=self.dense_epochs,
-            **self.asked,
-        )
+    def manager(self, checkpoints: Checkpoints | None) -> CheckpointManager:
+        asked = {"recipe": self.work.config.recorded(), "epochs": self.dense_epochs, **self.asked}
+        return self.work.manager(("train", "prune"), checkpoints, COMMAND, **asked)
 
     def dense_accuracy(
-        self,
-        manager: checkpoint_manager.CheckpointManager,
-        on_epoch: OnEpoch | None,
-        on_batch: trainer.Tick | None,
+        self, manager: CheckpointManager, on_epoch: OnEpoch | None, on_batch: trainer.Tick | None
     ) -> _DenseAccuracy:
         """Train the dense network, if that is asked for and still to be done, and test it."""
-        result = None
-        if self.dense is not None and not manager.passed("train"):
-            config = replace(self.training, epochs=self.dense.epochs)
-            parts = self.module, self.data, config
-            told = epoch_log(
-                *("train", config.epochs, self.dense.log), on_epoch=on_epoch, on_batch=on_batch
-            )
+        result, dense, epochs = None, self.dense, self.dense_epochs
+        if dense is not None and not manager.passed("train"):
+            work = replace(self.work, config=replace(self.work.config, epochs=epochs))
+            told = EpochLog("train", epochs, dense.log, on_epoch=on_epoch, on_batch=on_batch)
             with told as log:
-                found = dense_training.train_module(*parts, manager, log)
-            made = {"command": "prune structured"}
-            result = dense_training.trained(self.start, *parts, *found, made)
-        if self.dense is not None and self.dense.on_result is not None:
-            self.dense.on_result(result)
+                found = work.learn(manager, log)
+            result = work.result(*found, command=COMMAND)
+        if dense is not None and dense.on_result is not None:
+            dense.on_result(result)
         if result is not None:
             return _DenseAccuracy(result.test_accuracy)
-        resumed = manager.starts_in("prune")
-        return _DenseAccuracy(
-            0.0 if resumed else trainer.accuracy(self.module, self.data, self.data.test)
-        )
+        return _DenseAccuracy(0.0 if manager.starts_in("prune") else self.work.accuracy())
 
-    def loop(
-        self, manager: checkpoint_manager.CheckpointManager, log: EpochLog, dense: _DenseAccuracy
-    ) -> None:
+    def loop(self, manager: CheckpointManager, log: EpochLog, dense: _DenseAccuracy) -> None:
         """Prune; the module ends with its final masks."""
+        work = self.work
         pruning = sca.ChannelPruning(
-            *(self.module, self.data, self.training, self.config, self.names),
+            *(work.module, work.data, work.config, self.config, self.names),
             tick=log.tick,
             after_step=manager.after_step,
         )
@@ -203,27 +180,12 @@ class _Run:
 
     def result(self, dense: float, history: tuple[trainer.EpochResult, ...]) -> PruneResult:
         """Test, remove, test again."""
-        module, test = self.module, self.data.test
-        accuracies = {"dense": dense, "masked": trainer.accuracy(module, self.data, test)}
-        how = dense_training.provenance(
-            *(self.start, self.data, self.training, self.dense_epochs),
-            command="prune structured",
-            **self.asked,
-            accuracy=dict(accuracies),
-        )
-        masked = dense_training.with_info(self.start, module, self.data, "masked", how)
-        plan = planner.plan_removal(masked, residual=_removal(self.config))
-        compact = apply.remove(masked, plan)
-        smaller = module_of(compact, next(module.parameters()).device)
-        accuracies["compact"] = trainer.accuracy(smaller, self.data, test)
-        return PruneResult(
-            masked=masked, compact=compact, plan=plan, history=history, accuracies=accuracies
-        )
-
-
-def _removal(config: sca.ScaConfig) -> Residual:
-    """Streams lose what is dead in all members anyway; single branches only if asked for."""
-    return "scatter" if config.residual == "scatter" else "coupled"
+        accuracies = {"dense": dense, "masked": self.work.accuracy()}
+        made = {"command": COMMAND, **self.asked, "accuracy": dict(accuracies)}
+        masked = self.work.model(self.work.info("masked", self.dense_epochs, **made))
+        # Streams lose what is dead in all members anyway; single branches only if asked for.
+        removal = {"residual": "scatter" if self.config.residual == "scatter" else "coupled"}
+        return finished(self.work, masked, accuracies, removal, history=history)
 
 
 def _note(step: sca.PruneStep) -> str:
@@ -278,21 +240,11 @@ def plan_structured(
     Raises as `prune_structured`.
     """
     start, module, names = _begin(model, config, training, layers, device)
-    measured = None
+    graph, measured = start.graph, None
     if data is not None:
-        loaded = dense_training.data_for(start, data, training)
+        loaded = train.data_for(start, data, training)
         measured = sca.plan_of_weights(module, loaded, training, config, names)
-    return _preview(start.graph, config, names, measured)
-
-
-def _preview(
-    graph: SpikingGraph,
-    config: sca.ScaConfig,
-    names: Sequence[str],
-    measured: selection.ChannelPlan | None,
-) -> StructuredPlan:
     units = config.units(graph, names)
-    total = sum(unit.channels for unit in units)
     unit_of = {name: unit.name for unit in units for name in unit.populations}
     kept = {layer.name: layer for layer in measured.layers} if measured else {}
     rows: list[tuple[str, int, bool, int, int | str, int | str]] = []
@@ -302,6 +254,6 @@ def _preview(
         floor: int | str = config.guard.floor(channels) if pruned else ""
         stays: int | str = int(layer.keep.sum()) if layer else ("" if pruned else channels)
         rows.append((node.name, index, pruned, channels, floor, stays))
-    ratios = config.schedule.ratio_after.items()
+    ratios, total = config.schedule.ratio_after.items(), sum(unit.channels for unit in units)
     updates = {epoch: config.budget(total, ratio).kept for epoch, ratio in ratios}
     return StructuredPlan(updates=updates, channels=total, layers=tuple(rows), measured=measured)

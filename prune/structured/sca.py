@@ -4,8 +4,10 @@ A mask multiplies the batch norm's output, so a masked channel gives no current 
 stay; it can come back. See `soul_deploy.prune.structured.selection` for the rule and its source.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -14,37 +16,78 @@ from torch.optim import Optimizer
 
 from soul_deploy import distributed
 from soul_deploy.base import brief
-from soul_deploy.base.errors import UnknownNameError
+from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.data import datasets, sampler
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
-from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.structured.scores import (
-    SCORES,
-    WINDOWS,
-    ChannelStatistics,
-    Names,
-    Score,
-    Window,
-)
-from soul_deploy.prune.structured.selection import (
-    Budget,
-    ChannelPlan,
-    Guard,
-    channels_of,
-    check_budget,
-    decide,
-)
-from soul_deploy.prune.structured.units import (
-    PruningUnit,
-    averaged,
-    averaged_gradients,
-    by_mask,
-    pruning_units,
-)
+from soul_deploy.prune.structured import scores, selection
 from soul_deploy.training import trainer
 from soul_deploy.training.state import Bundle, Tree
+
+Ramp = Literal["constant", "linear", "cubic"]
+RAMPS: tuple[Ramp, ...] = ("constant", "linear", "cubic")
+
+
+@dataclass(frozen=True)
+class PruneSchedule:
+    """The pruning loop's epochs, counted from 1.
+
+    ratio            p, the pruned fraction of all prunable channels at the end
+    regrow_ratio     q, the fraction of channels chosen by gradient at each update; p + q < 1
+    epochs           length of the loop, the frozen epochs included
+    finetune_epochs  epochs at the end in which the masks stay as they are
+    interval         epochs from one mask update to the next
+    warmup           epochs before the first interval begins
+    ramp             constant: p from the first update on; linear, cubic: rising to p
+    """
+
+    ratio: float = 0.1
+    regrow_ratio: float = 0.1
+    epochs: int = 50
+    finetune_epochs: int = 0
+    interval: int = 1
+    warmup: int = 0
+    ramp: Ramp = "constant"
+
+    def __post_init__(self) -> None:
+        p, q = self.ratio, self.regrow_ratio
+        if not (p >= 0 and q >= 0 and p + q < 1):
+            raise UsageError(
+                f"prune_ratio {p:g} and regrow_ratio {q:g}: neither may be negative, and their "
+                "sum must be below 1"
+            )
+        if self.ramp not in RAMPS:
+            raise UnknownNameError("prune_ramp", self.ramp, RAMPS)
+        if self.interval < 1 or self.warmup < 0 or self.finetune_epochs < 0:
+            raise UsageError(
+                f"prune_interval {self.interval} must be at least 1, prune_warmup {self.warmup} "
+                f"and finetune_epochs {self.finetune_epochs} at least 0"
+            )
+        if not self.ratio_after:
+            raise UsageError(
+                f"no mask update fits into prune_epochs {self.epochs}: the first comes after "
+                f"prune_warmup + prune_interval = {self.warmup + self.interval} epochs, and "
+                f"finetune_epochs {self.finetune_epochs} follow the last"
+            )
+
+    @cached_property
+    def ratio_after(self) -> Mapping[int, float]:
+        """Pruned fraction set by the update after each epoch that has one, in order.
+
+        The cubic ramp is that of Zhu and Gupta, "To prune, or not to prune" (2017), from 0 to p.
+        """
+        last = self.epochs - self.finetune_epochs
+        at = range(self.warmup + self.interval, last + 1, self.interval)
+        done = {epoch: (k + 1) / len(at) for k, epoch in enumerate(at)}
+        power = {"constant": math.inf, "linear": 1, "cubic": 3}[self.ramp]
+        return {epoch: self.ratio * (1 - (1 - x) ** power) for epoch, x in done.items()}
+
+    @property
+    def last_update(self) -> int:
+        """The epoch after which the masks are final."""
+        return max(self.ratio_after)
+
 
 RegrowWeights = Literal["retain", "zero"]
 REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
@@ -63,30 +106,36 @@ class ScaConfig:
     """
 
     schedule: PruneSchedule = field(default_factory=PruneSchedule)
-    guard: Guard = field(default_factory=Guard)
-    score: Score = "spike_membrane"
-    score_window: Window = "epoch"
-    regrow_window: Window = "epoch"
+    guard: selection.Guard = field(default_factory=selection.Guard)
+    score: scores.Score = "spike_membrane"
+    score_window: scores.Window = "epoch"
+    regrow_window: scores.Window = "epoch"
     regrow_weights: RegrowWeights = "retain"
     residual: Residual = "internal"
 
     def __post_init__(self) -> None:
-        valid = (SCORES, WINDOWS, WINDOWS, REGROW_WEIGHTS, RESIDUAL)
+        valid = (scores.SCORES, scores.WINDOWS, scores.WINDOWS, REGROW_WEIGHTS, RESIDUAL)
         for name, choices in zip(NAMED, valid, strict=True):
             if getattr(self, name) not in choices:
                 raise UnknownNameError(name, getattr(self, name), choices)
 
-    def units(self, graph: SpikingGraph, names: Collection[str]) -> tuple[PruningUnit, ...]:
+    def units(
+        self, graph: SpikingGraph, names: Collection[str]
+    ) -> tuple[selection.PruningUnit, ...]:
         """What is decided about when the populations `names` are pruned."""
-        return pruning_units(graph, self.residual, names)
+        return selection.pruning_units(graph, self.residual, names)
 
-    def budget(self, channels: int, ratio: float) -> Budget:
+    def budget(self, channels: int, ratio: float) -> selection.Budget:
         """How many of `channels` stay when `ratio` of them is pruned."""
-        return Budget.of(channels, ratio, self.schedule.regrow_ratio)
+        return selection.Budget.of(channels, ratio, self.schedule.regrow_ratio)
 
-    def statistics(self, names: Names, masks: Names | None = None) -> ChannelStatistics:
+    def statistics(
+        self, names: scores.Names, masks: scores.Names | None = None
+    ) -> scores.ChannelStatistics:
         """A fresh measurement of the populations `names`, and of `masks` if others than theirs."""
-        return ChannelStatistics(names, self.score, self.score_window, self.regrow_window, masks)
+        return scores.ChannelStatistics(
+            names, self.score, self.score_window, self.regrow_window, masks
+        )
 
 
 @brief
@@ -95,13 +144,13 @@ class PruneStep:
     """One epoch of the loop. `plan`: the masks set after it, or None."""
 
     result: trainer.EpochResult
-    plan: ChannelPlan | None
+    plan: selection.ChannelPlan | None
 
 
 def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
     """Raise UsageError before any training if the budget cannot be met."""
     widths = {unit.name: unit.channels for unit in sca.units(module.graph, names)}
-    check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
+    selection.check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
 class ChannelPruning:
@@ -146,10 +195,10 @@ class ChannelPruning:
             yield PruneStep(result, plan)
         self._best.take(self._training.module)
 
-    def _update(self, ratio: float) -> ChannelPlan:
+    def _update(self, ratio: float) -> selection.ChannelPlan:
         """Set the masks that what was measured gives, and begin to measure anew."""
         plan = self._measurement.decide(ratio)
-        masks = by_mask(plan, self._measurement.units)
+        masks = selection.by_mask(plan, self._measurement.units)
         training = self._training
         apply(masks, training.module, training.optimizer, self.sca.regrow_weights)
         self._statistics.reset()
@@ -169,7 +218,6 @@ class ChannelPruning:
         return self._parts().state()
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of another loop."""
         self._parts().restore(tree)
 
     def _parts(self) -> Bundle:
@@ -184,7 +232,7 @@ def plan_of_weights(
     recipe: trainer.TrainConfig,
     sca: ScaConfig,
     names: Sequence[str],
-) -> ChannelPlan:
+) -> selection.ChannelPlan:
     """The final plan that the present weights would give, measured over one epoch without learning.
 
     Batch norm's running statistics move; use a module of its own.
@@ -207,18 +255,18 @@ class _Measurement:
         self.units = sca.units(module.graph, names)
         masks = [mask for unit in self.units for mask in unit.masks]
         open_masks(module, masks)
-        measured = [name for unit in self.units for name in unit.populations]
-        self.statistics = sca.statistics(
-            {name: module.graph.shapes[name][0] for name in measured},
-            {name: channels_of(module.graph, name) for name in masks},
-        )
+        graph = module.graph
+        measured = {n: graph.shapes[n][0] for unit in self.units for n in unit.populations}
+        channels = {name: selection.channels_of(graph, name) for name in masks}
+        self.statistics = sca.statistics(measured, channels)
 
-    def decide(self, ratio: float) -> ChannelPlan:
+    def decide(self, ratio: float) -> selection.ChannelPlan:
         """Which channels of the units stay when `ratio` of all is pruned."""
-        scores = averaged(self.statistics.scores(), self.units)
-        gradients = averaged_gradients(self.statistics.gradients(), self.units)
+        measured, units = self.statistics, self.units
+        activity = selection.mean_scores(measured.scores(), units)
+        gradients = selection.mean_gradients(measured.gradients(), units)
         budget = self.sca.budget(sum(unit.channels for unit in self.units), ratio)
-        return decide(scores, gradients, budget, self.sca.guard)
+        return selection.decide(activity, gradients, budget, self.sca.guard)
 
 
 def open_masks(module: GraphModule, names: Iterable[str]) -> None:
@@ -226,12 +274,15 @@ def open_masks(module: GraphModule, names: Iterable[str]) -> None:
     device = next(module.parameters()).device
     for name in names:
         if name not in module.channel_masks:
-            keep = torch.ones(channels_of(module.graph, name), device=device)
+            keep = torch.ones(selection.channels_of(module.graph, name), device=device)
             module.channel_masks[name] = ChannelMask(keep)
 
 
 def apply(
-    plan: ChannelPlan, module: GraphModule, optimizer: Optimizer, regrow_weights: RegrowWeights
+    plan: selection.ChannelPlan,
+    module: GraphModule,
+    optimizer: Optimizer,
+    regrow_weights: RegrowWeights,
 ) -> None:
     """Set the masks, and clear what the optimizer remembers of masked channels.
 

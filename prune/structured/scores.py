@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import FileFormatError, UnknownNameError
+from soul_deploy.base.errors import UnknownNameError, require
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.selection import Values
 from soul_deploy.training.state import Bundle, Tree, array_of, count_of, tree_of
@@ -50,13 +50,11 @@ class RunningMean:
         return {"count": self.count, "value": self.value}
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError for the mean of other channels."""
         count, value = count_of(tree, "count"), array_of(tree, "value")
         needed = (self.channels if self.channels is not None else value.size,) if count else (0,)
-        if value.shape != needed or value.dtype != np.float64:
-            raise FileFormatError(
-                f"a mean over {count} batches is {value.dtype}{value.shape}, needs float64{needed}"
-            )
+        fits, has = value.shape == needed and value.dtype == np.float64, value.dtype
+        told = f"a mean over {count} batches is {has}{value.shape}, needs float64{needed}"
+        require(fits, told)
         self.count, self.value = count, torch.from_numpy(np.array(value))
 
 
@@ -136,13 +134,10 @@ class ChannelStatistics(BatchHooks):
 
     def state(self) -> Tree:
         """All means so far."""
-        return {
-            "scores": Bundle(self._scores).state(),
-            "gradients": Bundle(self._gradients).state(),
-        }
+        parts = {"scores": self._scores, "gradients": self._gradients}
+        return {name: Bundle(means).state() for name, means in parts.items()}
 
     def restore(self, tree: Tree) -> None:
-        """Go on from these."""
         Bundle(self._scores).restore(tree_of(tree, "scores"))
         Bundle(self._gradients).restore(tree_of(tree, "gradients"))
 

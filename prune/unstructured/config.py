@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from soul_deploy.base import Array, errors
@@ -13,6 +13,7 @@ from soul_deploy.training import lr_schedules, trainer
 STEERED_START = (0.1, 0.1, 0.0, 0.0)
 """How alphas begin when connectivity is steered: the hard masks' then falls from 100 %."""
 LAMBDA = 1e-11
+CONSTANT = lr_schedules.Schedule("constant")
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,7 @@ class FinetuneConfig:
 
     epochs: int = 200
     learning_rate: float = 1e-4
-    schedule: lr_schedules.Schedule = field(
-        default_factory=lambda: lr_schedules.Schedule("constant")
-    )
+    schedule: lr_schedules.Schedule = CONSTANT
     reset_optimizer: bool = False
 
     def __post_init__(self) -> None:
@@ -95,9 +94,8 @@ class SearchConfig:
             ("prune_optimizer", self.prune_optimizer, (None, *trainer.OPTIMIZERS)),
         ):
             if given not in valid:
-                raise errors.UnknownNameError(
-                    name, str(given), [str(v) for v in valid if v is not None]
-                )
+                names = [str(v) for v in valid if v is not None]
+                raise errors.UnknownNameError(name, str(given), names)
         residual_name(self.residual)
         for checked in (self.objective, self.temperature(1), self.mask_start(0)):
             assert checked is not None, "each of them has raised UsageError before"

@@ -1,4 +1,4 @@
-"""Steering the penalty's weight lambda so that a search ends at a wanted connectivity.
+"""Connectivity during a search, and the penalty's weight lambda, by which it ends at a wanted one.
 
 A lambda that suits one data set and one length of training says nothing for another. Here the hard
 masks' connectivity follows a falling curve that reaches the target before the masks have set. From
@@ -9,15 +9,121 @@ the last one if it is more than 10 % off.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from soul_deploy import distributed
-from soul_deploy.analysis.connectivity import Connectivity
-from soul_deploy.base.errors import TargetError, UsageError
-from soul_deploy.prune.unstructured.masks import Masks
-from soul_deploy.training.state import Tree, number_of, require
+from soul_deploy.analysis.connectivity import Connectivity, dense_synapses, measure_connectivity
+from soul_deploy.base import Array
+from soul_deploy.base.errors import TargetError, UsageError, require
+from soul_deploy.ir import Node, Projection, SpikingGraph
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.unstructured.masks import Masks, SoftMask
+from soul_deploy.training.state import Tree, number_of
+
+
+class ConnectivityMeter:
+    """Connectivity of a module under its hard masks: exact, or quickly estimated."""
+
+    def __init__(self, module: GraphModule, masks: Masks) -> None:
+        self.module, self.masks = module, masks
+        self.dense = dense_synapses(module.graph)
+        self.correction = 1.0
+
+    def exact(self) -> Connectivity:
+        """Exact integers; also calibrates the estimate."""
+        found = measure_connectivity(
+            self.module.graph,
+            {node.name: self._effective(node) for node in self.module.graph.projections},
+            {name: mask.keep().cpu().numpy() for name, mask in self.masks.neurons.items()},
+            self.dense,
+        )
+        rough = self._rough(soft=False)
+        if rough > 0 and found.live > 0:
+            self.correction = found.share / rough
+        return found
+
+    def estimate(self) -> float:
+        """The share under the soft masks, by channels; it approaches the hard masks' share.
+
+        Borders and overlapping masks as at the last exact count.
+        """
+        return self._rough(soft=True) * self.correction
+
+    def empty_class(self) -> int | None:
+        """The first class none of whose voting neurons has a kept weight, if any."""
+        graph = self.module.graph
+        voters = graph[graph.readout.inputs[0]]
+        if graph.readout.linear or not voters.fires:
+            return None
+        weights = self._effective(graph.projection(voters.inputs[0]))
+        kept = (weights.reshape(graph.readout.classes, -1) != 0).any(axis=1)
+        return None if kept.all() else int(kept.argmin())
+
+    def _weight(self, node: Projection) -> Tensor:
+        weight = self.module.get_submodule(node.name).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def _effective(self, node: Projection) -> Array:
+        kept = self._weight(node) != 0
+        if node.name in self.masks.weights:
+            kept = kept & self.masks.weights[node.name].keep()
+        return kept.cpu().numpy().astype(np.float32)
+
+    @torch.no_grad()
+    def _rough(self, *, soft: bool) -> float:
+        graph = self.module.graph
+        shares: dict[str, Tensor] = {}
+        live = dense = 0.0
+        for node in graph.projections:
+            positions = prod(graph.shapes[node.name][1:])
+            kept = self._kept_by_channel(node, soft)
+            before = shares.get(_source(graph, node))
+            counts = kept.sum(1) if before is None else kept @ _fitting(before, kept.shape[1])
+            behind = next((n for n in graph.consumers[node.name] if graph[n].fires), "")
+            after = self._neuron_share(behind, counts, soft)
+            live += positions * float((counts * after).sum())
+            dense += positions * self._weight(node).numel()
+            shares[behind] = after * (counts > 0)
+        return live / dense
+
+    def _kept_by_channel(self, node: Projection, soft: bool) -> Tensor:
+        """How many weights are kept between each output and input channel: (out, in)."""
+        mask = self.masks.weights.get(node.name)
+        kept = torch.ones_like(self._weight(node)) if mask is None else _multiplier(mask, soft)
+        if kept.dim() > 2:
+            return kept.flatten(2).sum(2)
+        shape = self.module.graph.shapes.get(_source(self.module.graph, node), ())
+        channels = shape[0] if shape and kept.shape[1] % shape[0] == 0 else kept.shape[1]
+        return kept.reshape(len(kept), channels, -1).sum(2)
+
+    def _neuron_share(self, name: str, like: Tensor, soft: bool) -> Tensor:
+        mask = self.masks.neurons.get(name)
+        if mask is None:
+            return torch.ones_like(like)
+        share = _multiplier(mask, soft)
+        return _fitting(share.flatten(1).mean(1) if share.dim() > 1 else share, len(like))
+
+
+def _multiplier(mask: SoftMask, soft: bool) -> Tensor:
+    return mask() if soft else mask.keep().to(mask.alpha.dtype)
+
+
+def _fitting(share: Tensor, channels: int) -> Tensor:
+    """The share of each channel; the mean where groups or generated channels differ in number."""
+    return share if len(share) == channels else share.mean().expand(channels)
+
+
+def _source(graph: SpikingGraph, node: Node) -> str:
+    before = graph[node.inputs[0]]
+    while not before.fires and before.inputs:
+        before = graph[before.inputs[0]]
+    return before.name
+
 
 BAND = 0.1
 """How far from the target the network may end, relative to it."""
@@ -66,13 +172,8 @@ class LambdaControl:
 
     def state(self) -> Tree:
         """Its value, bounds and memory."""
-        return {
-            "value": self._value,
-            "lowest": self._lowest,
-            "highest": self._highest,
-            "first": self._first,
-            "last": self._last,
-        }
+        names = ("value", "lowest", "highest", "first", "last")
+        return {name: getattr(self, f"_{name}") for name in names}
 
     @staticmethod
     def restored(target: float, tree: Tree) -> "LambdaControl":
@@ -81,9 +182,9 @@ class LambdaControl:
         control._lowest, control._highest = number_of(tree, "lowest"), number_of(tree, "highest")
         control._first = first = None if tree.get("first") is None else number_of(tree, "first")
         control._last = number_of(tree, "last")
+        bounded = 0 <= control._lowest <= control._value <= control._highest
         require(
-            0 <= control._lowest <= control._value <= control._highest
-            and (first is None or 0 <= first <= 1),
+            bounded and (first is None or 0 <= first <= 1),
             f"lambda {control._value:g}, from {control._lowest:g} to {control._highest:g}, first "
             f"connectivity {first}: no state of the controller",
         )
@@ -118,8 +219,7 @@ def balanced_lambda(task: Tensor, masks: Masks) -> float:
     pulls = [pull for pull in found if pull is not None]
     distributed.current().add_up(pulls)
     pushes = torch.autograd.grad(masks.penalty(), parameters)
-    pull = sum(float(g.abs().sum()) for g in pulls)
-    push = sum(float(g.abs().sum()) for g in pushes)
+    pull, push = (sum(float(g.abs().sum()) for g in found) for found in (pulls, pushes))
     if pull == 0 or push == 0:
         return 1e-11 / BALANCE
     return pull / push
@@ -151,9 +251,8 @@ def adjust(masks: Masks, target: float, exact: Callable[[], Connectivity]) -> Ad
                 mask.alpha.copy_(start[id(mask)] + offset)
         return exact().share
 
-    highest = max(float(mask.alpha.detach().max()) for mask in masks)
-    lowest = min(float(mask.alpha.detach().min()) for mask in masks)
-    low, high = -highest, -lowest + 1e-6
+    low = -max(float(mask.alpha.detach().max()) for mask in masks)
+    high = -min(float(mask.alpha.detach().min()) for mask in masks) + 1e-6
     aim = target * (1 - BAND / 2 if before < target else 1 + BAND / 2)
     found: list[tuple[float, float]] = []
     nearest = before

@@ -25,23 +25,14 @@ Row = dict[str, Any]
 def row_of(epoch: SearchEpoch) -> Row:
     """The epoch's row; what only a search has is None in a fine-tuning's, and lambda 0."""
     result, searching = epoch.result, epoch.phase == "search"
-    weights, neurons = epoch.temperature
-    return {
-        "phase": epoch.phase,
-        "epoch": result.epoch,
-        "loss": result.loss,
-        "learning_rate": result.learning_rate,
-        "lambda": epoch.lmbda if searching else 0.0,
-        "weight_temperature": weights if searching else None,
-        "neuron_temperature": neurons if searching else None,
-        "connectivity": epoch.connectivity.share,
-        "synops": epoch.synops,
-        "train_accuracy": result.train_accuracy,
-        "soft_accuracy": result.validation_accuracy if searching else None,
-        "hard_accuracy": epoch.hard_accuracy,
-        "threshold_shift": None if epoch.adjustment is None else epoch.adjustment.offset,
-        "seconds": result.seconds,
-    }
+    values = (
+        *(epoch.phase, result.epoch, result.loss, result.learning_rate),
+        *(epoch.lmbda if searching else 0.0, *(epoch.temperature if searching else (None, None))),
+        *(epoch.connectivity.share, epoch.synops, result.train_accuracy),
+        *(result.validation_accuracy if searching else None, epoch.hard_accuracy),
+        *(None if epoch.adjustment is None else epoch.adjustment.offset, result.seconds),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def note_of(epoch: SearchEpoch) -> str:
@@ -91,16 +82,13 @@ class Recorder:
             self._writer.flush()
 
     def state(self) -> Tree:
-        """The rows so far."""
         return {"rows": list(self.rows)}
 
     def restore(self, tree: Tree) -> None:
         """Go on after these rows. Raises FileFormatError for rows of another table."""
         rows = list_of(tree, "rows")
-        if not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
-            raise errors.FileFormatError(
-                "rows of the table of epochs: other columns than this version's"
-            )
+        fits = all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows)
+        errors.require(fits, "rows of the table of epochs: other columns than this version's")
         self.rows = rows
 
     def _csv(self) -> str:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.analysis.connectivity import dense_synapses
+from soul_deploy.base import dispatch
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.nn.graph_module import GraphModule
 
-PASSING = (ir.MaxPool, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter)
 CoefficientRule = Literal["authors", "exact"]
 RULES: tuple[CoefficientRule, ...] = get_args(CoefficientRule)
 Criterion = Literal["mse", "ce"]
@@ -44,37 +44,36 @@ def coefficients(graph: ir.SpikingGraph, rule: CoefficientRule) -> Coefficients:
     exact    e_w = output positions; e_n = Σ over the consumers of their dense synapses, over the
              number of neurons
     """
+    projections, populations, shapes = graph.projections, graph.populations, graph.shapes
+    readers = {node.name: _consumers(graph, node.name) for node in populations}
     if rule == "authors":
-        return Coefficients(
-            {node.name: _authors_weight(graph, node) for node in graph.projections},
-            {
-                node.name: float(sum(map(_authors_fanout, _consumers(graph, node.name))))
-                for node in graph.populations
-            },
-        )
+        weights = {node.name: _authors_weight(graph, node) for node in projections}
+        fanouts = {name: float(sum(map(_authors_fanout, users))) for name, users in readers.items()}
+        return Coefficients(weights, fanouts)
     synapses = dense_synapses(graph)
-    return Coefficients(
-        {node.name: float(prod(graph.shapes[node.name][1:])) for node in graph.projections},
-        {
-            node.name: sum(synapses[user.name] for user in _consumers(graph, node.name))
-            / prod(graph.shapes[node.name])
-            for node in graph.populations
-        },
-    )
+    positions = {node.name: float(prod(shapes[node.name][1:])) for node in projections}
+    sums = {name: sum(synapses[user.name] for user in users) for name, users in readers.items()}
+    return Coefficients(positions, {name: sums[name] / prod(shapes[name]) for name in sums})
+
+
+@dispatch.operation_table(ir.Projection)
+def positions_to_one(node: ir.Node) -> int:
+    """Input positions to one output position: the product of the strides."""
+    raise ir.no_entry(node, "the penalty's coefficient")
+
+
+positions_to_one.on(ir.Convolution)(lambda node: prod(node.stride))
+positions_to_one.on(ir.Linear)(lambda node: 1)
 
 
 def _authors_weight(graph: ir.SpikingGraph, node: ir.Projection) -> float:
-    if not isinstance(node, ir.Convolution) or prod(graph.shapes[node.name][1:]) == 1:
+    if prod(graph.shapes[node.name][1:]) == 1:
         return 1.0
-    _, height, width = graph.shapes[node.inputs[0]]
-    return height * width / prod(node.stride)
+    return prod(graph.shapes[node.inputs[0]][1:]) / positions_to_one(node)
 
 
 def _authors_fanout(node: ir.Projection) -> float:
-    if isinstance(node, ir.Convolution):
-        return node.channels * prod(node.kernel) / prod(node.stride)
-    assert isinstance(node, ir.Linear), node
-    return float(node.features)
+    return node.out_channels * prod(node.weight_shape[2:]) / positions_to_one(node)
 
 
 def _consumers(graph: ir.SpikingGraph, name: str) -> list[ir.Projection]:
@@ -86,13 +85,11 @@ def _consumers(graph: ir.SpikingGraph, name: str) -> list[ir.Projection]:
     pending, seen = list(graph.consumers[name]), set[str]()
     while pending:
         node = graph[pending.pop()]
-        if node.name in seen:
-            continue
-        seen.add(node.name)
-        if isinstance(node, ir.Projection):
-            found.append(node)
-        elif isinstance(node, PASSING):
+        if node.name not in seen and node.projects:
+            found.append(graph.projection(node.name))
+        elif node.name not in seen and not node.fires:
             pending.extend(graph.consumers[node.name])
+        seen.add(node.name)
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.ir import Convolution, Node, Population, SpikingGraph
+from soul_deploy.ir import Node, Population, SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, HardGate
 from soul_deploy.prune.unstructured.loss import Coefficients
@@ -66,18 +66,16 @@ class Masks:
 
     def heat(self, weights: float, neurons: float) -> None:
         """Set the temperatures."""
-        for mask in self.weights.values():
-            mask.temperature = weights
-        for mask in self.neurons.values():
-            mask.temperature = neurons
+        for masks, temperature in ((self.weights, weights), (self.neurons, neurons)):
+            for mask in masks.values():
+                mask.temperature = temperature
 
     def temperatures(self) -> tuple[float, float]:
         """Of weights and of neurons; 0 where there is no mask."""
-        weights, neurons = (
-            next((mask.temperature for mask in masks.values()), 0.0)
-            for masks in (self.weights, self.neurons)
-        )
-        return weights, neurons
+        weights, neurons = [*self.weights.values()], [*self.neurons.values()]
+        return weights[0].temperature if weights else 0.0, neurons[
+            0
+        ].temperature if neurons else 0.0
 
     def attach(self, module: GraphModule) -> None:
         """Let `module` multiply by the soft masks."""
@@ -86,12 +84,10 @@ class Masks:
 
     def attach_hard(self, module: GraphModule) -> None:
         """Let `module` multiply by 0 and 1, fixed as they are now."""
-        for gates, masks in (
-            (module.weight_gates, self.weights),
-            (module.neuron_gates, self.neurons),
-        ):
-            for name, mask in masks.items():
-                gates[name] = HardGate(mask.keep().to(mask.alpha.dtype))
+        pairs = (module.weight_gates, self.weights), (module.neuron_gates, self.neurons)
+        for gates, masks in pairs:
+            hard = {n: HardGate(mask.keep().to(mask.alpha.dtype)) for n, mask in masks.items()}
+            gates.update(hard)
 
     def shift(self, offset: float) -> None:
         """Add `offset` to every alpha."""
@@ -156,17 +152,11 @@ def make_masks(
         return SoftMask(nn.Parameter(alpha.to(device)), cost)
 
     weight, neuron = (start.weight_mean, start.weight_std), (start.neuron_mean, start.neuron_std)
+    shapes = {node.name: node.weight_shape for node in graph.projections if node.name in weights}
+    masked = [node.name for node in graph.populations if node.name in neurons]
     return Masks(
-        {
-            node.name: mask(node.name, node.weight_shape, *weight, costs.weights[node.name])
-            for node in graph.projections
-            if node.name in weights
-        },
-        {
-            name: mask(name, graph.shapes[name], *neuron, costs.neurons[name])
-            for name in (node.name for node in graph.populations)
-            if name in neurons
-        },
+        {name: mask(name, shape, *weight, costs.weights[name]) for name, shape in shapes.items()},
+        {name: mask(name, graph.shapes[name], *neuron, costs.neurons[name]) for name in masked},
     )
 
 
@@ -193,8 +183,8 @@ def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
     """
     nodes, able = graph.populations, maskable_neurons(graph)
     if layers is None:
-        behind = [n for n in nodes[1:] if isinstance(graph[n.inputs[0]], Convolution)]
-        return tuple(node.name for node in behind if node.name in able)
+        maps = {name for name, shape in graph.shapes.items() if len(shape) == 3}
+        return tuple(node.name for node in nodes[1:] if node.name in maps.intersection(able))
     names = _chosen("neuron_prune_layers", layers, [node.name for node in nodes])
     refused = [name for name in names if name not in able]
     if refused:
@@ -220,11 +210,8 @@ def _chosen(option: str, layers: Layers, names: Sequence[str]) -> tuple[str, ...
 
 def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:
     """Populations whose neurons can be masked: fed by synapses, and not the network's output."""
-    return tuple(
-        node.name
-        for node in graph.populations
-        if graph[node.inputs[0]].projects and not _is_output(graph, node)
-    )
+    fed = [node for node in graph.populations if graph[node.inputs[0]].projects]
+    return tuple(node.name for node in fed if not _is_output(graph, node))
 
 
 def _is_output(graph: SpikingGraph, node: Population) -> bool:
@@ -279,11 +266,9 @@ class Temperature:
         if not all(math.isfinite(end) and end > 0 for end in ends):
             raise errors.UsageError(f"temp_scheduler: temperatures must be above 0, got {ends}")
         first, last = self.span
-        if not (math.isfinite(first) and math.isfinite(last) and 0 <= first < last):
-            raise errors.UsageError(
-                f"temp_scheduler: T0 = {first:g} and Tmax = {last:g} epochs; 0 <= T0 < Tmax is "
-                "needed"
-            )
+        if not 0 <= first < last < math.inf:
+            told = f"T0 = {first:g} and Tmax = {last:g} epochs"
+            raise errors.UsageError(f"temp_scheduler: {told}; 0 <= T0 < Tmax is needed")
 
     @staticmethod
     def of(numbers: Sequence[float], epochs: int) -> "Temperature":

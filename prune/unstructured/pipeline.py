@@ -7,27 +7,18 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-import torch
-
 from soul_deploy.base import errors, files, progress
-from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import DataLike
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, from_module
-from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.removal import apply, planner
-from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.result import PruneResult, finished
 from soul_deploy.prune.unstructured import loss
 from soul_deploy.prune.unstructured import masks as masking
 from soul_deploy.prune.unstructured.config import SearchConfig
-from soul_deploy.prune.unstructured.finetune import FinetuneLoop
 from soul_deploy.prune.unstructured.log import Recorder, note_of
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
-from soul_deploy.prune.unstructured.search import SearchLoop
-from soul_deploy.training import checkpoint_manager, messages, state, trainer
-from soul_deploy.training import train as dense_training
-from soul_deploy.training.device import module_of, prepare_device
-from soul_deploy.training.epoch_log import epoch_log
+from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop
+from soul_deploy.training import checkpoint_manager, messages, state, train, trainer
 
 COMMAND = "prune unstructured"
 PHASES = ("search", "finetune")
@@ -62,17 +53,18 @@ class MaskPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
+        names = ("layer", "masks", "index", "entries", "cost")
         rows = [
-            {
-                "layer": row.layer,
-                "masks": row.kind,
-                "index": row.index,
-                "entries": row.entries,
-                "cost": "" if row.cost is None else f"{row.cost:g}",
-            }
+            (
+                row.layer,
+                row.kind,
+                row.index,
+                row.entries,
+                "" if row.cost is None else f"{row.cost:g}",
+            )
             for row in self.layers
         ]
-        return {"layers": rows}
+        return {"layers": [dict(zip(names, row, strict=True)) for row in rows]}
 
 
 def plan_unstructured(
@@ -96,9 +88,8 @@ def plan_unstructured(
     neurons = masking.chosen_neurons(graph, config.neuron_prune_layers)
     masking.require_covered(model.alphas, (*weights, *neurons))
     if config.target_connectivity is not None and not weights:
-        raise errors.UsageError(
-            "target_connectivity needs weight masks; leave --not_prune_weight out"
-        )
+        needed = "target_connectivity needs weight masks"
+        raise errors.UsageError(f"{needed}; leave --not_prune_weight out")
     costs, rows = loss.coefficients(graph, config.penalty_coef), []
     kinds: tuple[tuple[Kind, Any, Any, Any], ...] = (
         ("weights", graph.projections, weights, costs.weights),
@@ -138,43 +129,33 @@ def prune_unstructured(
     fit, SearchStoppedError, with the last good model, if the search cannot go on, and what `train`
     raises.
     """
-    start, place = dense_training.with_weights(model, training.seed), prepare_device(device)
+    start, place = train.with_weights(model, training.seed), train.prepare_device(device)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
-    given = dense_training.data_for(start, data, training)
-    pruning = _pruning(start, given, config, training, plan, place)
+    given = train.data_for(start, data, training)
+    module = train.module_of(replace(start, neuron_masks={}), place)
+    work = train.Work(start, module, given, training)
+    pruning = _pruning(work, config, plan)
     asked = {"recipe": training.recorded(), **config.recorded(training)}
     if checkpoints is None or checkpoints.settings is None:
         own = ("mask_init_factor", "round_to", "residual")
         asked["masking"] = {name: getattr(config, name) for name in own} | plan.to_dict()
         asked["alphas"] = files.digest(dict(start.alphas))
-    manager = checkpoint_manager.managed(
-        PHASES, checkpoints, pruning.module, given, COMMAND, **asked
-    )
+    manager = work.manager(PHASES, checkpoints, COMMAND, **asked)
     with manager.watching():
-        return _Run(pruning, manager, recorder, on_epoch, on_batch).result()
+        return _Run(work, pruning, manager, recorder, on_epoch, on_batch).result()
 
 
-def _pruning(
-    start: Model,
-    data: Data,
-    config: SearchConfig,
-    training: trainer.TrainConfig,
-    plan: MaskPlan,
-    device: torch.device,
-) -> Pruning:
+def _pruning(work: train.Work, config: SearchConfig, plan: MaskPlan) -> Pruning:
     """The network and its masks; models of it say how they are made."""
-    module = module_of(replace(start, neuron_masks={}), device)
+    graph, training = work.start.graph, work.config
     masks = masking.make_masks(
-        module,
-        plan.masked("weights"),
-        plan.masked("neurons"),
-        loss.coefficients(start.graph, config.penalty_coef),
-        config.mask_start(training.seed, start.alphas),
+        *(work.module, plan.masked("weights"), plan.masked("neurons")),
+        loss.coefficients(graph, config.penalty_coef),
+        config.mask_start(training.seed, work.start.alphas),
     )
-    pruning = Pruning(module, data, training, config, masks)
+    pruning = Pruning(work.module, work.data, training, config, masks)
     made = {"command": COMMAND, **config.recorded(training), "accuracy": {}}
-    how = dense_training.provenance(start, data, training, training.epochs, **made)
-    pruning.info = replace(pruning.info, provenance=how, validity=start.info.validity)
+    pruning.info = work.info(pruning.info.stage, training.epochs, **made)
     return pruning
 
 
@@ -182,6 +163,7 @@ def _pruning(
 class _Run:
     """A search that goes its way, and who is told of it."""
 
+    work: train.Work
     pruning: Pruning
     manager: checkpoint_manager.CheckpointManager
     recorder: Recorder
@@ -190,26 +172,18 @@ class _Run:
 
     def result(self) -> PruneResult:
         """Train, remove, test."""
-        pruning, module = self.pruning, self.pruning.module
-        before = pruning.synops(from_module(module, pruning.info))
-        accuracies = {"start": self._accuracy(module)}
+        work, pruning = self.work, self.pruning
+        before = pruning.synops(from_module(work.module, pruning.info))
+        accuracies = {"start": work.accuracy()}
         self._train()
         progress.status(f"{COMMAND}: removing and testing")
-        accuracies["masked"] = self._accuracy(module)
+        accuracies["masked"] = work.accuracy()
         provenance = {**pruning.info.provenance, "accuracy": dict(accuracies)}
         masked = pruning.hard_model(replace(pruning.info, provenance=provenance))
-        plan = compact = None
-        if pruning.masks.parameters():
-            config = pruning.config
-            plan = planner.plan_removal(masked, round_to=config.round_to, residual=config.residual)
-            compact = apply.remove(masked, plan)
-            accuracies["compact"] = self._accuracy(module_of(compact, trainer.device_of(module)))
-        return PruneResult(
-            masked=masked,
-            compact=compact,
-            plan=plan,
+        removal = {name: getattr(pruning.config, name) for name in ("round_to", "residual")}
+        return finished(
+            *(work, masked, accuracies, removal if pruning.masks.parameters() else None),
             history=tuple(self.recorder.rows),
-            accuracies=accuracies,
             connectivity=pruning.meter.exact(),
             synops=(before, pruning.synops(masked)),
         )
@@ -232,7 +206,7 @@ class _Run:
             )
 
     def _follow(self, loop: SearchLoop | FinetuneLoop, label: str, epochs: int) -> None:
-        with epoch_log(label, epochs, None, on_batch=self.on_batch) as log:
+        with messages.EpochLog(label, epochs, None, on_batch=self.on_batch) as log:
             self.pruning.tick = log.tick
             parts = state.Bundle({"loop": loop, "recorder": self.recorder, "log": log})
             with self.manager.loop(label, parts):
@@ -242,6 +216,3 @@ class _Run:
                     if self.on_epoch is not None:
                         self.on_epoch(epoch)
                     self.manager.after_epoch()
-
-    def _accuracy(self, module: GraphModule) -> float:
-        return trainer.accuracy(module, self.pruning.data, self.pruning.data.test)

@@ -22,10 +22,10 @@ from soul_deploy.base import brief
 from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.data import datasets, sampler
 from soul_deploy.ir import SpikingGraph
-from soul_deploy.model.model import Model, ModelInfo, from_module
+from soul_deploy.model.model import Model, ModelInfo, Stage, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import reaches_readout
-from soul_deploy.prune.unstructured import connectivity_meter, lambda_control
+from soul_deploy.prune.unstructured import lambda_control
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.masks import Masks
 from soul_deploy.training import state as saved
@@ -82,17 +82,13 @@ class Pruning:
         self.tick, self.after_step = tick, after_step
         self.optimizer = trainer.make_optimizer(module, training)
         parameters, how = masks.parameters(), config.mask_training(training)
-        self.mask_optimizer = (
-            trainer.OPTIMIZERS[how.optimizer](parameters, how) if parameters else None
-        )
-        self.meter = connectivity_meter.ConnectivityMeter(module, masks)
+        make = trainer.OPTIMIZERS[how.optimizer]
+        self.mask_optimizer = make(parameters, how) if parameters else None
+        self.meter = lambda_control.ConnectivityMeter(module, masks)
         self.lmbda = config.first_lmbda
-        self.info = ModelInfo(
-            stage="masked" if parameters else "dense",
-            normalization=data.normalization,
-            classes=data.classes,
-            input_kind=data.input_kind,
-        )
+        stage: Stage = "masked" if parameters else "dense"
+        kind = data.input_kind
+        self.info = ModelInfo(stage, data.normalization, data.classes, input_kind=kind)
         self._order = sampler.DataOrder(len(data.train), training.batch_size, training.seed)
         self._sample = data.normalise(data.validation.images[:COUNTED_IMAGES])
 
@@ -126,10 +122,8 @@ class Pruning:
         if searching:
             self.masks.attach(self.module)
         heat = self.masks.temperatures()
-        place = [result.epoch, self.lmbda or 0.0, *heat]
-        distributed.assert_ranks_agree(
-            f"{phase} epoch {result.epoch}", self.module, place, self.masks.parameters()
-        )
+        when, place = f"{phase} epoch {result.epoch}", [result.epoch, self.lmbda or 0.0, *heat]
+        distributed.assert_ranks_agree(when, self.module, place, self.masks.parameters())
         return SearchEpoch(
             phase=phase,
             result=replace(result, seconds=result.seconds + time.perf_counter() - start),
@@ -209,10 +203,8 @@ class Pruning:
         loss = penalised(task, share.weight)
         mean, right = share.whole(task, scores, labels)
         if not (math.isfinite(mean) and loss.isfinite()):
-            raise SoulDeployError(
-                f"training diverged: the loss is {loss.item()}; lower the learning rate or "
-                "penalty_lmbda"
-            )
+            told = f"training diverged: the loss is {loss.item()}"
+            raise SoulDeployError(f"{told}; lower the learning rate or penalty_lmbda")
         (loss / group).backward()  # type: ignore[no-untyped-call]
         return mean, right
 
@@ -230,7 +222,6 @@ class Pruning:
         }
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of other masks."""
         trainer.restore_module(self.module, tree_of(tree, "module"))
         saved.fill(self._alphas(), tree_of(tree, "alphas"), "mask parameters")
         heats = tree_of(tree, "temperatures")

@@ -1,13 +1,16 @@
-"""The search: weights and masks are trained, the temperature rises, and lambda may be steered."""
+"""The search, in which the temperature rises and lambda may be steered, and the fine-tuning."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from soul_deploy.base.errors import SoulDeployError, TargetError
 from soul_deploy.model.model import Model
 from soul_deploy.prune.unstructured import lambda_control
+from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
 from soul_deploy.training import lr_schedules, trainer
 from soul_deploy.training import state as saved
@@ -78,18 +81,16 @@ class SearchLoop:
 
     def state(self) -> Tree:
         """Pruning, schedules, lambda's controller, cursor, and the last model that was whole."""
+        schedulers = {str(i): saved.scheduler_state(s) for i, s in enumerate(self._schedulers)}
         return {
             "pruning": self.pruning.state(),
-            "schedulers": {
-                str(i): saved.scheduler_state(s) for i, s in enumerate(self._schedulers)
-            },
+            "schedulers": schedulers,
             "control": self._control.state(),
             "progress": self._cursor.state(),
             "last_good": _model_state(self._last_good),
         }
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of another search."""
         self.pruning.restore(tree_of(tree, "pruning"))
         schedules = tree_of(tree, "schedulers")
         for i, scheduler in enumerate(self._schedulers):
@@ -102,22 +103,22 @@ class SearchLoop:
     def _restored_model(self, tree: Tree) -> Model | None:
         if not tree:
             return None
-        state, neurons, alphas = (
-            {name: np.array(saved.array_of(part, name)) for name in part}
-            for part in (tree_of(tree, kind) for kind in ("weights", "neuron_masks", "alphas"))
-        )
-        graph, info = self.pruning.module.graph, self.pruning.info
-        return Model(graph, state, info=info, neuron_masks=neurons, alphas=alphas)
+        parts = {field: tree_of(tree, kind) for kind, field in SAVED.items()}
+        arrays: dict[str, Any] = {
+            field: {name: np.array(saved.array_of(part, name)) for name in part}
+            for field, part in parts.items()
+        }
+        return Model(self.pruning.module.graph, info=self.pruning.info, **arrays)
+
+
+SAVED = {"weights": "state", "neuron_masks": "neuron_masks", "alphas": "alphas"}
+"""What is saved of the last model that was whole -> field of Model."""
 
 
 def _model_state(model: Model | None) -> Tree:
     if model is None:
         return {}
-    return {
-        "weights": dict(model.state),
-        "neuron_masks": dict(model.neuron_masks),
-        "alphas": dict(model.alphas),
-    }
+    return {kind: dict(getattr(model, field)) for kind, field in SAVED.items()}
 
 
 class _Control:
@@ -161,7 +162,6 @@ class _Control:
         return {"step": self.step, "steering": self.steering.state() if self.steering else {}}
 
     def restore(self, tree: Tree) -> None:
-        """Go on from there."""
         self.step, target = saved.count_of(tree, "step"), self.pruning.config.target_connectivity
         steering = tree_of(tree, "steering")
         if steering and target is not None:
@@ -175,3 +175,47 @@ def _death_note(epoch: SearchEpoch) -> str:
         f"(lambda {epoch.lmbda:.3g}), so the output no longer depends on the input; lower "
         "penalty_lmbda, or give target_connectivity (a higher one)"
     )
+
+
+class FinetuneLoop:
+    """Fine-tuning under the hard masks of a finished search."""
+
+    def __init__(self, pruning: Pruning, config: FinetuneConfig) -> None:
+        self.pruning, self.config = pruning, config
+        if config.reset_optimizer:
+            pruning.optimizer = trainer.make_optimizer(pruning.module, pruning.training)
+        for group in pruning.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = config.learning_rate
+        parts = config.schedule, pruning.optimizer, config.epochs
+        self._scheduler = lr_schedules.make_scheduler(*parts)
+        self._best, self._cursor = trainer.BestState(), TrainingCursor()
+
+    def run(self) -> Iterator[SearchEpoch]:
+        """Go on, yielding after each epoch; ends with the best one."""
+        pruning, cursor = self.pruning, self._cursor
+        pruning.masks.attach_hard(pruning.module)
+        while cursor.epoch < self.config.epochs:
+            rate = float(pruning.optimizer.param_groups[0]["lr"])
+            searched = pruning.training.epochs  # other data orders than in the search
+            pruning.train_epoch(searched, cursor, torch.mul, lambda: None)
+            if self.config.schedule.moves_after(cursor.epoch):
+                self._scheduler.step()
+            hard = trainer.accuracy(pruning.module, pruning.data, pruning.data.validation)
+            measured = pruning.measure("finetune", pruning.finished(cursor, rate, hard))
+            self._best.offer(pruning.module, measured.result)
+            yield measured
+        self._best.take(pruning.module)
+
+    def state(self) -> Tree:
+        """Pruning, schedule, cursor, the best epoch."""
+        own = {"scheduler": saved.scheduler_state(self._scheduler), "pruning": self.pruning.state()}
+        return own | self._parts().state()
+
+    def restore(self, tree: Tree) -> None:
+        self.pruning.restore(tree_of(tree, "pruning"))
+        saved.restore_scheduler(self._scheduler, tree_of(tree, "scheduler"))
+        self._parts().restore({name: tree_of(tree, name) for name in ("progress", "best")})
+        self.pruning.check(self._cursor, self.config.epochs)
+
+    def _parts(self) -> saved.Bundle:
+        return saved.Bundle({"progress": self._cursor, "best": self._best})

@@ -13,7 +13,7 @@ from torch import Tensor
 from soul_deploy.analysis import connectivity, other_tools, report, synops
 from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
 from soul_deploy.base import Array, errors
-from soul_deploy.data.images import Images, images_for
+from soul_deploy.data.given import Images, images_for
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
 from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation

@@ -153,3 +153,9 @@ class InterruptedRunError(_Copied):
     def __init__(self, message: str, signal_number: int) -> None:
         self.exit_code = 128 + signal_number  # as shells report it: 143, 130
         super().__init__(message)
+
+
+def require(holds: object, problem: str) -> None:
+    """Raise FileFormatError, which says `problem`, unless it holds."""
+    if not holds:
+        raise FileFormatError(problem)

@@ -24,9 +24,9 @@ from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import graph_module, surrogate
-from soul_deploy.training import checkpoint_manager, device, lr_schedules, messages, train, trainer
+from soul_deploy.training import checkpoint_manager, lr_schedules, messages, train, trainer
 from soul_deploy.zoo import registry as zoo
-from soul_deploy.zoo import resnet_blocks
+from soul_deploy.zoo import resnet
 
 NEURONS = tuple(ir.SOUL_NEURONS)
 
@@ -73,7 +73,7 @@ def _known(kind: str, given: str, valid: Any) -> Any:
 
 def prepare(run: RunOptions) -> torch.device:
     """`prepare_device` as the options say."""
-    return device.prepare_device(run.device, run.threads, run.process_timeout)
+    return train.prepare_device(run.device, run.threads, run.process_timeout)
 
 
 def checkpoints_of(
@@ -93,7 +93,7 @@ class Sizes:
     connect: ir.MergeFunction
     groups: int
     width_per_group: int
-    stem: resnet_blocks.Stem
+    stem: resnet.Stem
 
 
 SIZE_FLAGS = {
@@ -115,7 +115,7 @@ def sizes_of(choice: NetworkChoice) -> Sizes:
         _known("connect_function", choice.connect_function, get_args(ir.MergeFunction)),
         choice.groups,
         choice.width_per_group,
-        _known("stem", choice.stem, get_args(resnet_blocks.Stem)),
+        _known("stem", choice.stem, get_args(resnet.Stem)),
     )
 
 
@@ -213,21 +213,14 @@ def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.Spiki
         return zoo.create(task.model, task.network_options(data))
 
 
-def new_module(task: Task, data: datasets.Data) -> graph_module.GraphModule:
+def new_model(task: Task, data: datasets.Data) -> Model:
     """The task's network, freshly initialised from its seed."""
     torch.manual_seed(task.seed)
     network, graph = create_network(task, data)
-    module = graph_module.GraphModule(graph)
-    state = network.state_dict()
+    module, state = graph_module.GraphModule(graph), network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
-    return module
-
-
-def new_model(task: Task, data: datasets.Data) -> Model:
-    """The task's network, freshly initialised from its seed."""
     norm, kind = data.normalization, data.input_kind
-    info = ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind)
-    return from_module(new_module(task, data), info)
+    return from_module(module, ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind))
 
 
 def facts(task: Task) -> dict[str, Any]:
@@ -237,11 +230,6 @@ def facts(task: Task) -> dict[str, Any]:
         **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
     }
-
-
-def provenance(task: Task, config: trainer.TrainConfig, epochs: int, **more: Any) -> dict[str, Any]:
-    """What a model file says about how it was made; plain JSON data."""
-    return {**facts(task), **train.how_trained(config, epochs), **more}
 
 
 def warn_of_replacing(path: Path, command: str) -> None:

@@ -17,7 +17,7 @@ from soul_deploy.cli import options, parsing, text_table
 from soul_deploy.cli.common_options import choice, option
 from soul_deploy.cli.progress import remark_on
 from soul_deploy.data.datasets import load_data_for
-from soul_deploy.data.images import fitted
+from soul_deploy.data.given import fitted
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.verify.counts import CountCheck, verify_counts
 from soul_deploy.model.file import load

@@ -18,7 +18,7 @@ from soul_deploy.model.file import save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL
 from soul_deploy.prune.result import PruneResult
-from soul_deploy.prune.structured import pipeline, sca, schedule, scores, selection
+from soul_deploy.prune.structured import pipeline, sca, scores, selection
 from soul_deploy.training import checkpoint, messages, trainer
 from soul_deploy.training.train import TrainResult
 
@@ -55,7 +55,7 @@ class ScaOptions:
         """
         names: Any = {name: _plain(getattr(self, name)) for name in ("prune_ramp", *sca.NAMED)}
         return sca.ScaConfig(
-            schedule=schedule.PruneSchedule(
+            schedule=sca.PruneSchedule(
                 ratio=self.prune_ratio,
                 regrow_ratio=self.regrow_ratio,
                 epochs=epochs if self.prune_epochs is None else self.prune_epochs,
@@ -97,7 +97,7 @@ def sca_options() -> common_options.Decorator:
         number("--regrow_ratio", float, 0.1, "q: share that comes back by gradient; p + q < 1."),
         number("--prune_interval", int, 1, "Epochs from one mask update to the next."),
         number("--prune_warmup", int, 0, "Epochs before the first interval."),
-        name("--prune_ramp", schedule.RAMPS, "How the share rises to p over the updates."),
+        name("--prune_ramp", sca.RAMPS, "How the share rises to p over the updates."),
         number("--prune_epochs", int, None, "Length of the pruning loop. [default: --epochs]"),
         number("--finetune_epochs", int, 0, "Epochs with frozen masks at the loop's end."),
         name(

@@ -11,8 +11,10 @@ import io
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from soul_deploy.ir import Shape
 from soul_deploy.model.model import Normalization
 
 SPLIT_SEED = 20250
+Names = tuple[str, ...]
 MNIST_NORM = Normalization((0.1307,), (0.3081,))
 SIDES = {"mnist": 32, "fashionmnist": 32}
 """Data sets whose images are scaled, and to which side in pixels by default: Soul's."""
@@ -144,10 +147,9 @@ def _scaled(data: Data, side: int) -> Data:
     data_side = data.input_shape[-1]
     if data_side == side:
         return data
-    train, validation, test = (
-        _resized(part, side) for part in (data.train, data.validation, data.test)
-    )
-    return replace(data, train=train, validation=validation, test=test, stored_side=data_side)
+    parts = ("train", "validation", "test")
+    splits: dict[str, Any] = {name: _resized(getattr(data, name), side) for name in parts}
+    return replace(data, **splits, stored_side=data_side)
 
 
 def require_kind(data: Data, kind: str, whose: str) -> None:
@@ -262,18 +264,14 @@ def _digits(data_dir: Path, download: bool) -> Data:
 
 
 def _idx_data(
-    name: str, folders: tuple[str, ...], classes: tuple[str, ...], norm: Normalization
-) -> Callable[[Path, bool], Data]:
+    name: str, folders: Names, classes: Names, norm: Normalization, data_dir: Path, download: bool
+) -> Data:
     """A data set in MNIST's file format: images of 28×28 pixels."""
-
-    def read(data_dir: Path, download: bool) -> Data:
-        if download:
-            imagefiles.download(name, data_dir)
-        folder = imagefiles.find_idx_folder(name, data_dir, folders)
-        train, test = (Split(*imagefiles.read_idx_pair(folder, part)) for part in ("train", "t10k"))
-        return _with_validation(name, train, test, classes, norm)
-
-    return read
+    if download:
+        imagefiles.download(name, data_dir)
+    folder = imagefiles.find_idx_folder(name, data_dir, folders)
+    train, test = (Split(*imagefiles.read_idx_pair(folder, part)) for part in ("train", "t10k"))
+    return _with_validation(name, train, test, classes, norm)
 
 
 def _resized(split: Split, side: int) -> Split:
@@ -282,33 +280,27 @@ def _resized(split: Split, side: int) -> Split:
     return replace(split, images=images)
 
 
-def _torchvision_data(name: str, norm: Normalization) -> Callable[[Path, bool], Data]:
+def _torchvision_data(name: str, norm: Normalization, data_dir: Path, download: bool) -> Data:
     """A colour data set that torchvision reads after it has compared the files' checksums."""
-
-    def read(data_dir: Path, download: bool) -> Data:
-        train, test, classes = imagefiles.read_torchvision(name, data_dir, download=download)
-        return _with_validation(name, Split(*train), Split(*test), classes, norm)
-
-    return read
+    train, test, classes = imagefiles.read_torchvision(name, data_dir, download=download)
+    return _with_validation(name, Split(*train), Split(*test), classes, norm)
 
 
+COLOURS = {
+    "cifar10": Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "svhn": Normalization((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
 READERS: Mapping[str, Callable[[Path, bool], Data]] = {
     "mnist5k": _mnist5k,
     "digits": _digits,
-    "mnist": _idx_data("mnist", ("MNIST/raw", "mnist", "."), DIGIT_NAMES, MNIST_NORM),
-    "fashionmnist": _idx_data(
+    "mnist": partial(_idx_data, "mnist", ("MNIST/raw", "mnist", "."), DIGIT_NAMES, MNIST_NORM),
+    "fashionmnist": partial(
+        _idx_data,
         "fashionmnist",
         ("FashionMNIST/raw", "fashion-mnist", "."),
         FASHION_NAMES,
         Normalization((0.5,), (0.5,)),
     ),
-    "cifar10": _torchvision_data(
-        "cifar10", Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    ),
-    "cifar100": _torchvision_data(
-        "cifar100", Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-    ),
-    "svhn": _torchvision_data(
-        "svhn", Normalization((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))
-    ),
+    **{name: partial(_torchvision_data, name, norm) for name, norm in COLOURS.items()},
 }

@@ -1,6 +1,7 @@
 """Data as a program has it, as the `Data` that training, pruning and checks work on."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from soul_deploy.base.errors import DataError, UsageError
+from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.data.datasets import Data, Split, load_data_for, require_kind, stratified_parts
 from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import is_static
 
 DataLike: TypeAlias = Data | str | tuple[Any, Any] | Dataset[Any] | Mapping[str, Any]
 """What `as_data` takes."""
@@ -36,8 +38,7 @@ def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None
     """
     folder = Path("data") if data_dir is None else data_dir
     if isinstance(data, str):
-        shape = () if model is None else model.input_shape
-        found = load_data_for(shape, data, folder)
+        found = load_data_for(() if model is None else model.input_shape, data, folder)
     else:
         found = data if isinstance(data, Data) else _given(data, model)
     if model is not None:
@@ -55,7 +56,7 @@ def check_data(whose: str | Path, model: Model, data: Data) -> None:
         ("normalisation", norm or data.normalization, data.normalization),
     ):
         if needs != has:
-            raise UsageError(
+            raise errors.UsageError(
                 f"{whose} needs {what} {needs}, but data set {data.name!r} has {has}; "
                 "give the data set that it was trained on with --dataset_name"
                 + ("; leave --size out" if what == "images of" and data.stored_side else "")
@@ -67,7 +68,7 @@ def _given(data: Any, model: Model | None) -> Data:
     most = max(int(split.labels.max()) for split in splits.values())
     count = most + 1 if model is None else model.graph.readout.classes
     if most >= count:
-        raise DataError(f"labels up to {most} given; the model has {count} classes, from 0")
+        raise errors.DataError(f"labels up to {most} given; the model has {count} classes, from 0")
     info = None if model is None else model.info
     classes = info.classes if info and info.classes else tuple(map(str, range(count)))
     norm, kind = (info.normalization, info.input_kind) if info else (None, "images")
@@ -81,12 +82,14 @@ def _splits(data: Any) -> dict[str, Split]:
         return {"train": _split("train", data)}
     if "train" not in data or not set(data) <= set(SPLITS):
         names = ", ".join(map(str, data)) or "none"
-        raise UsageError(f"data with the splits {names} given; needs train, takes validation, test")
+        raise errors.UsageError(
+            f"data with the splits {names} given; needs train, takes validation, test"
+        )
     splits = {name: _split(name, data[name]) for name in SPLITS if name in data}
     forms = {(split.images.dtype, split.images.shape[1:]) for split in splits.values()}
     if len(forms) > 1:
         told = "; ".join(f"{dtype} {tuple(shape)}" for dtype, shape in forms)
-        raise DataError(f"the splits hold images of different forms: {told}")
+        raise errors.DataError(f"the splits hold images of different forms: {told}")
     return splits
 
 
@@ -96,7 +99,7 @@ def _filled(splits: dict[str, Split]) -> dict[str, Split]:
     train = splits["train"]
     held = len(train) // 10
     if missing and not held:
-        raise DataError(
+        raise errors.DataError(
             f"{len(train)} training samples given; {', '.join(missing)} need at least 10"
         )
     sizes = (len(train) - held * len(missing), *(held for _ in missing))
@@ -110,7 +113,7 @@ def _split(name: str, given: Any) -> Split:
     elif isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         images, labels = _read(given)
     else:
-        raise UsageError(
+        raise errors.UsageError(
             f"{name}: {type(given).__name__} given; needs (images, labels) or a torch Dataset with "
             "a length, of (image, label)"
         )
@@ -120,14 +123,14 @@ def _split(name: str, given: Any) -> Split:
         images = images.float()
     whole = labels.ndim == 1 and not (labels.is_floating_point() or labels.is_complex())
     if images.ndim not in (2, 4) or not whole or len(images) != len(labels) or not len(labels):
-        raise DataError(
+        raise errors.DataError(
             f"{name}: images {tuple(images.shape)} and labels {labels.dtype}{tuple(labels.shape)}; "
             "needs images (N, C, H, W), (N, H, W) or (N, features) and integer labels (N,)"
         )
     if images.dtype not in (torch.uint8, torch.float32) or not images.isfinite().all():
-        raise DataError(f"{name}: images of {images.dtype}; needs uint8 or finite numbers")
+        raise errors.DataError(f"{name}: images of {images.dtype}; needs uint8 or finite numbers")
     if labels.min() < 0:
-        raise DataError(f"{name}: label {int(labels.min())}; labels count from 0")
+        raise errors.DataError(f"{name}: label {int(labels.min())}; labels count from 0")
     return Split(images, labels.long())
 
 
@@ -138,7 +141,7 @@ def _tensor(values: Any) -> Tensor:
     try:
         return torch.from_numpy(np.array(values))
     except (TypeError, ValueError) as error:
-        raise DataError(f"no array of numbers: {str(error)[:200]}") from error
+        raise errors.DataError(f"no array of numbers: {str(error)[:200]}") from error
 
 
 def _read(dataset: Any) -> tuple[Tensor, Tensor]:
@@ -152,5 +155,37 @@ def _read(dataset: Any) -> tuple[Tensor, Tensor]:
         images.append(pixels)
         labels.append(int(label))
     if len({(image.shape, image.dtype) for image in images}) != 1:
-        raise DataError(f"a Dataset of {len(images)} images, not all of one shape and dtype")
+        raise errors.DataError(f"a Dataset of {len(images)} images, not all of one shape and dtype")
     return torch.stack(images), torch.tensor(labels)
+
+
+Images: TypeAlias = Tensor | Array | Data
+
+
+def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
+    """`images` in float32, as `model` takes them, and the batch axis: 0, or 1 for a sequence.
+
+    images: an array or a tensor (B, C, H, W), or (T, B, C, H, W) for a sequence; uint8 are pixels
+    and normalised as the model says, floating-point numbers are taken as they are. Of a data set
+    the test images, normalised as the model says, or else as the data set does.
+    Raises ValidityError for numbers that mean nothing to the model and for another shape or T,
+    UsageError for data that do not fit.
+    """
+    if isinstance(images, Data):
+        return fitted(model, images).normalise(images.test.images), 0
+    given = images.detach().cpu() if isinstance(images, Tensor) else images
+    rule = model.input_rule
+    numbers = input_rule.numbers_of(input_rule.input_array(given, rule, "images"), rule, "images")
+    found = torch.from_numpy(np.ascontiguousarray(numbers))
+    return found, 0 if is_static(model.graph, found) else 1
+
+
+def fitted(model: Model, data: Data) -> Data:
+    """`data` with the model's normalisation, if it has one. Raises UsageError if they don't fit."""
+    if data.input_shape != model.input_shape:
+        raise errors.UsageError(
+            f"{data.name} has images of {data.input_shape}, this model takes {model.input_shape}"
+        )
+    require_kind(data, model.info.input_kind, "the model")
+    norm = model.info.normalization
+    return data if norm is None else replace(data, normalization=norm)

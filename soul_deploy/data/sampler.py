@@ -68,8 +68,7 @@ class Share:
 def share_of(batch: Split, group: Group) -> Share:
     """This process's part of a batch."""
     part = group.part(len(batch))
-    own = Split(batch.images[part.index], batch.labels[part.index])
-    return Share(own, part.weight, len(batch))
+    return Share(Split(batch.images[part.index], batch.labels[part.index]), part.weight, len(batch))
 
 
 @brief

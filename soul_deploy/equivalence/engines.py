@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.data.images import Images, images_for
+from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
 from soul_deploy.equivalence.reference import ReferenceModel, entries, sources

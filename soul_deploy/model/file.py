@@ -19,16 +19,20 @@ from soul_deploy.model.state_dict import read_state_dict
 from soul_deploy.nn.graph_module import GraphModule
 
 FORMAT = "soul-deploy/model/1"
-WEIGHT, CHANNEL_MASK, NEURON_MASK = "weight:", "channel_mask:", "neuron_mask:"
-ALPHA = "alpha:"
+WEIGHT = "weight:"
+PARTS = {
+    WEIGHT: "state",
+    "channel_mask:": "channel_masks",
+    "neuron_mask:": "neuron_masks",
+    "alpha:": "alphas",
+}
+"""What a tensor's name begins with -> the field of Model that it belongs to."""
 
 
 def save(model: Model, path: Path | str) -> None:
     """Write a model file atomically."""
-    tensors = {WEIGHT + name: array for name, array in model.state.items()}
-    tensors |= {CHANNEL_MASK + name: keep for name, keep in model.channel_masks.items()}
-    tensors |= {NEURON_MASK + name: keep for name, keep in model.neuron_masks.items()}
-    tensors |= {ALPHA + name: alpha for name, alpha in model.alphas.items()}
+    held = {prefix: getattr(model, part) for prefix, part in PARTS.items()}
+    tensors = {prefix + n: array for prefix, part in held.items() for n, array in part.items()}
     document = {
         "format": FORMAT,
         "digest": files.digest(tensors),
@@ -47,10 +51,8 @@ def load(file: files.File, *, max_memory: int | None = None) -> Model:
     found = files.read_tensors(file, max_memory=max_memory)
     path = found.path
     document = found.document(FORMAT)
-    if files.digest(found.tensors) != document.get("digest"):
-        raise errors.FileFormatError(
-            f"{path}: its tensors do not match their digest; the file is damaged"
-        )
+    intact = files.digest(found.tensors) == document.get("digest")
+    errors.require(intact, f"{path}: its tensors do not match their digest; the file is damaged")
     try:
         graph = SpikingGraph.from_json(document.get("graph"))
         info = info_from_json(document["info"])
@@ -61,17 +63,12 @@ def load(file: files.File, *, max_memory: int | None = None) -> Model:
         raise errors.FileFormatError(
             f"{path}: its description cannot be read ({str(error)[:200]})"
         ) from error
-    state = _under(WEIGHT, found.tensors)
-    masks = _under(CHANNEL_MASK, found.tensors)
-    neurons, alphas = _under(NEURON_MASK, found.tensors), _under(ALPHA, found.tensors)
-    model = Model(graph, state, masks, info, neurons, alphas)
-    known = (WEIGHT, CHANNEL_MASK, NEURON_MASK, ALPHA)
-    surplus = sorted(name for name in found.tensors if not name.startswith(known))
-    if surplus:
-        raise errors.FileFormatError(
-            f"{path}: tensors that belong to nothing: {', '.join(surplus[:3])}"
-        )
-    check_state(graph, state, str(path))
+    parts = {part: _under(prefix, found.tensors) for prefix, part in PARTS.items()}
+    model = Model(graph, parts.pop("state"), info=info, **parts)
+    surplus = sorted(name for name in found.tensors if not name.startswith(tuple(PARTS)))
+    told = ", ".join(surplus[:3])
+    errors.require(not surplus, f"{path}: tensors that belong to nothing: {told}")
+    check_state(graph, model.state, str(path))
     _check_names(graph, path)
     _check_masks(model, path)
     _check_alphas(model, path)
@@ -84,13 +81,11 @@ def _under(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 def expected_shapes(graph: SpikingGraph) -> dict[str, Shape]:
     """Name and shape of every tensor in the state dict of `graph`'s module."""
-    return {
-        name: shape
-        for node in graph.nodes
-        for name, shape in node.tensors(
-            [graph.shapes[source] for source in node.inputs], graph.time_steps
-        ).items()
-    }
+    shapes: dict[str, Shape] = {}
+    for node in graph.nodes:
+        inputs = [graph.shapes[source] for source in node.inputs]
+        shapes |= node.tensors(inputs, graph.time_steps)
+    return shapes
 
 
 def _check_names(graph: SpikingGraph, path: Path) -> None:
@@ -104,8 +99,8 @@ def _check_names(graph: SpikingGraph, path: Path) -> None:
         raise errors.FileFormatError(
             f"{path}: its layers' names cannot be used ({error})"
         ) from error
-    if len(set(owners)) != len(owners) or found != set(expected_shapes(graph)):
-        raise errors.FileFormatError(f"{path}: two layers' names are in each other's way")
+    apart = len(set(owners)) == len(owners) and found == set(expected_shapes(graph))
+    errors.require(apart, f"{path}: two layers' names are in each other's way")
 
 
 def check_state(graph: SpikingGraph, state: State, where: str) -> None:
@@ -113,41 +108,28 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
     variances, with eps, are above 0.
     """
     expected = expected_shapes(graph)
-    for kind, names in (
-        ("lacks", sorted(set(expected) - set(state))),
-        ("has unknown", sorted(set(state) - set(expected))),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise errors.FileFormatError(
-                f"{where}: {kind} weights {', '.join(names[:3])}{more}; "
-                "they do not belong to this network"
-            )
+    missing, unknown = set(expected) - set(state), set(state) - set(expected)
+    for kind, names in (("lacks", sorted(missing)), ("has unknown", sorted(unknown))):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        told = f"{kind} weights {', '.join(names[:3])}{more}"
+        errors.require(not names, f"{where}: {told}; they do not belong to this network")
     for name, shape in expected.items():
-        if state[name].shape != shape:
-            raise errors.FileFormatError(
-                f"{where}: weight {name} has shape {state[name].shape}, the network needs {shape}"
-            )
-        counter = name.endswith(".num_batches_tracked")
-        if state[name].dtype.kind not in ("iu" if counter else "f"):
-            raise errors.FileFormatError(
-                f"{where}: weight {name} is {state[name].dtype}, the network needs "
-                f"{'an integer' if counter else 'floating point'}"
-            )
-    for node in graph.projections:
-        if node.norm is not None:
-            variance = state[f"{node.norm.name}.running_var"]
-            if (variance < 0).any() or (variance + node.norm.eps <= 0).any():
-                raise errors.FileFormatError(
-                    f"{where}: {node.norm.name} holds a variance that is not "
-                    "above 0, or a negative variance"
-                )
-    for population in graph.populations:
-        pattern = state.get(f"{population.name}.pattern")
-        if pattern is not None and not np.isin(pattern, (0, 1)).all():
-            raise errors.FileFormatError(
-                f"{where}: {population.name}.pattern holds other than 0 and 1"
-            )
+        has, what = state[name], f"{where}: weight {name}"
+        fits = has.shape == shape
+        errors.require(fits, f"{what} has shape {has.shape}, the network needs {shape}")
+        kinds, needed = "f", "floating point"
+        if name.endswith(".num_batches_tracked"):
+            kinds, needed = "iu", "an integer"
+        fits = has.dtype.kind in kinds
+        errors.require(fits, f"{what} is {has.dtype}, the network needs {needed}")
+    for norm in [node.norm for node in graph.projections if node.norm is not None]:
+        variance = state[f"{norm.name}.running_var"]
+        odd = (variance < 0).any() or (variance + norm.eps <= 0).any()
+        told = "a variance that is not above 0, or a negative variance"
+        errors.require(not odd, f"{where}: {norm.name} holds {told}")
+    for name in [f"{node.name}.pattern" for node in graph.populations]:
+        plain = name not in state or np.isin(state[name], (0, 1)).all()
+        errors.require(plain, f"{where}: {name} holds other than 0 and 1")
 
 
 def _check_masks(model: Model, path: Path) -> None:
@@ -157,16 +139,12 @@ def _check_masks(model: Model, path: Path) -> None:
     fed |= {node.name for node in graph.projections}
     for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
         on_spikes = model.neuron_masks.get(name) is keep
-        if name not in (populations if on_spikes else fed):
-            raise errors.FileFormatError(
-                f"{path}: a mask for {name!r}, which is no layer of its graph"
-            )
+        known = name in (populations if on_spikes else fed)
+        errors.require(known, f"{path}: a mask for {name!r}, which is no layer of its graph")
         needed = graph.shapes[name if on_spikes else graph.masked_projection(name)]
         needed = needed if on_spikes else needed[:1]
-        if keep.shape != needed or keep.dtype != np.bool_:
-            raise errors.FileFormatError(
-                f"{path}: mask of {name} is {keep.dtype}{keep.shape}, needs bool{needed}"
-            )
+        has, fits = f"{keep.dtype}{keep.shape}", keep.shape == needed and keep.dtype == np.bool_
+        errors.require(fits, f"{path}: mask of {name} is {has}, needs bool{needed}")
 
 
 def _check_alphas(model: Model, path: Path) -> None:
@@ -174,12 +152,10 @@ def _check_alphas(model: Model, path: Path) -> None:
     shapes = {node.name: node.weight_shape for node in graph.projections}
     shapes |= {node.name: graph.shapes[node.name] for node in graph.populations}
     for name, alpha in model.alphas.items():
-        needed = shapes.get(name)
-        if alpha.shape != needed or alpha.dtype != np.float32:
-            raise errors.FileFormatError(
-                f"{path}: mask parameters of {name} are {alpha.dtype}{alpha.shape}, "
-                f"need float32{needed}"
-            )
+        needed, has = shapes.get(name), f"{alpha.dtype}{alpha.shape}"
+        fits = alpha.shape == needed and alpha.dtype == np.float32
+        told = f"mask parameters of {name} are {has}, need float32{needed}"
+        errors.require(fits, f"{path}: {told}")
 
 
 def info_from_json(data: Any) -> ModelInfo:

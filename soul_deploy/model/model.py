@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.base.input_rule import (
-    INPUT_KINDS,
-    KIND_OF_OLD_FILES,
-    InputKind,
-    InputRule,
-    is_input_kind,
-)
+from soul_deploy.base import input_rule as rules
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
@@ -52,7 +46,7 @@ class ModelInfo:
     classes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     validity: Validity = Validity()
-    input_kind: InputKind = KIND_OF_OLD_FILES
+    input_kind: rules.InputKind = rules.KIND_OF_OLD_FILES
 
 
 @brief
@@ -108,11 +102,11 @@ class Model:
         return self.graph.input.shape
 
     @property
-    def input_rule(self) -> InputRule:
+    def input_rule(self) -> rules.InputRule:
         """What the numbers given to it mean."""
         norm = self.info.normalization
         mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
-        return InputRule(
+        return rules.InputRule(
             self.input_shape, self.graph.time_steps, mean, std, kind=self.info.input_kind
         )
 
@@ -135,8 +129,8 @@ def with_input_kind(info: ModelInfo, kind: str) -> ModelInfo:
 
     Raises UnknownNameError, or UsageError if pixels are normalised for what takes no images.
     """
-    if not is_input_kind(kind):
-        raise errors.UnknownNameError("input kind", kind, INPUT_KINDS)
+    if not rules.is_input_kind(kind):
+        raise errors.UnknownNameError("input kind", kind, rules.INPUT_KINDS)
     if kind != "images" and info.normalization is not None:
         raise errors.UsageError(
             f"input_kind {kind} given, but a normalisation of pixels is stored, which images have; "

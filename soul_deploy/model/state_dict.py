@@ -77,11 +77,11 @@ def read_state_dict(file: files.OpenFile) -> dict[str, Array]:
         _check_plain(storages, name, tensor)
     taken = sum(map(_bytes_of, loaded.values()))
     allowed = FREE_BYTES + LARGEST_RATIO * storages.size
-    if taken > allowed:
-        raise errors.FileFormatError(
-            f"{path}: its {len(loaded):,} tensors share values and would take {taken:,} bytes; at "
-            f"most {allowed:,} are read from {storages.size:,} bytes. Save each tensor once"
-        )
+    errors.require(
+        taken <= allowed,
+        f"{path}: its {len(loaded):,} tensors share values and would take {taken:,} bytes; at "
+        f"most {allowed:,} are read from {storages.size:,} bytes. Save each tensor once",
+    )
     return {name: _array(path, name, tensor) for name, tensor in loaded.items()}
 
 
@@ -143,10 +143,8 @@ def _keys(path: Path, stream: Any) -> set[str]:
         "S" if isinstance(text, str) else code for code, text in told if code not in UNSAID
     )
     keys = [text for _, text in told if isinstance(text, str)]
-    if KEY_LIST.fullmatch(said) is None or len(set(keys)) != len(keys):
-        raise errors.FileFormatError(
-            f"{path}: its list of values is not one of torch.save. {ADVICE}"
-        )
+    plain = KEY_LIST.fullmatch(said) is not None and len(set(keys)) == len(keys)
+    errors.require(plain, f"{path}: its list of values is not one of torch.save. {ADVICE}")
     return set(keys)
 
 
@@ -167,14 +165,10 @@ def _check_archive(file: files.OpenFile) -> None:
                             _check_pickle(path, stream, legacy=False)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise errors.FileFormatError(f"{path} is not an intact archive ({error})") from error
-    if not ends:
-        raise errors.FileFormatError(
-            f"{path} is not an intact archive: its directory is not at its end. {ADVICE}"
-        )
-    if packed or stored > size:
-        raise errors.FileFormatError(
-            f"{path} is an archive that unpacks to more than it holds; it was not opened"
-        )
+    where = "its directory is not at its end"
+    errors.require(ends, f"{path} is not an intact archive: {where}. {ADVICE}")
+    told = f"{path} is an archive that unpacks to more than it holds; it was not opened"
+    errors.require(not packed and stored <= size, told)
 
 
 def _one_directory(file: files.OpenFile) -> bool:
@@ -200,17 +194,12 @@ def _one_directory(file: files.OpenFile) -> bool:
 def _check_plain(storages: Storages, name: str, tensor: Tensor) -> None:
     """Raise FileFormatError for what is no plain tensor, or claims more values than it stores."""
     plain = tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized)
-    if not plain or tensor.device.type != "cpu":
-        raise errors.FileFormatError(
-            f"{storages.path}: {name} is no plain tensor ({tensor.layout}, {tensor.dtype})"
-        )
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise errors.FileFormatError(
-            f"{storages.path}: {name} claims {tuple(tensor.shape)}, more values than the file "
-            "stores"
-        )
-    if not storages.hold(tensor):
-        raise errors.FileFormatError(f"{storages.path}: {name} has no values in the file. {ADVICE}")
+    where, form = f"{storages.path}: {name}", f"({tensor.layout}, {tensor.dtype})"
+    errors.require(plain and tensor.device.type == "cpu", f"{where} is no plain tensor {form}")
+    there = tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    claimed = f"claims {tuple(tensor.shape)}, more values than the file stores"
+    errors.require(there, f"{where} {claimed}")
+    errors.require(storages.hold(tensor), f"{where} has no values in the file. {ADVICE}")
 
 
 def _bytes_of(tensor: Tensor) -> int:

@@ -23,18 +23,17 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, files
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir import SpikingGraph
-from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.training.checkpoint import (
-    Checkpoint,
-    checkpoints_in,
-    following_name,
-    read_checkpoint,
-    write_checkpoint,
-)
+from soul_deploy.training import checkpoint as stored
+from soul_deploy.training.checkpoint import Checkpoint
 from soul_deploy.training.messages import note, warn
 from soul_deploy.training.state import Part, random_states, restore_random_states, tree_of
 
 KEPT = 2
+MISFITS = (
+    *(errors.FileFormatError, ArithmeticError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What `restore` raises for a state of another run."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -66,7 +65,9 @@ class Checkpoints:
         """
 
         def receive(number: int, frame: FrameType | None) -> None:
-            raise errors.InterruptedRunError(_stopped(number, checkpoints_in(self.folder)), number)
+            raise errors.InterruptedRunError(
+                _stopped(number, stored.checkpoints_in(self.folder)), number
+            )
 
         with _signals_caught(receive):
             yield
@@ -87,27 +88,23 @@ class Run:
 
 def plain_settings(**settings: Any) -> dict[str, Any]:
     """Settings as they come back from JSON, nested ones under dotted names."""
+    return _flat("", json.loads(json.dumps(settings, default=str)))
+
+
+def _flat(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{name}.{key}", inner)
-        else:
-            found[name] = value
-
-    for name, value in json.loads(json.dumps(settings, default=str)).items():
-        add(name, value)
+    for name, value in settings.items():
+        path = f"{prefix}{name}"
+        found |= _flat(f"{path}.", value) if isinstance(value, dict) else {path: value}
     return found
 
 
 def content_of(data: Data) -> dict[str, Any]:
     """What the samples are, so that a run never goes on with others."""
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    splits = ("train", "validation", "test")
+    names = [(split, kind) for split in splits for kind in ("images", "labels")]
     arrays = {
-        f"{name}.{kind}": getattr(split, kind).numpy()
-        for name, split in parts.items()
-        for kind in ("images", "labels")
+        f"{split}.{kind}": getattr(getattr(data, split), kind).numpy() for split, kind in names
     }
     return {"name": data.name, "sha256": files.digest(arrays)}
 
@@ -140,11 +137,11 @@ def find_checkpoint(folder: Path, resume: bool | str | Path) -> tuple[Path, Chec
     if resume is not True:
         folder = Path(resume)
         if not folder.is_dir():
-            return folder, read_checkpoint(folder)
-    paths = checkpoints_in(folder)
+            return folder, stored.read_checkpoint(folder)
+    paths = stored.checkpoints_in(folder)
     for path in reversed(paths):
         try:
-            return path, read_checkpoint(path)
+            return path, stored.read_checkpoint(path)
         except (errors.FileFormatError, errors.LimitError) as error:
             warn(f"{error}; trying the checkpoint before it")
     if paths:
@@ -200,17 +197,14 @@ class CheckpointManager:
         if found is not None:
             path, checkpoint = found
             check_settings(path, checkpoint.settings, self.run.settings)
-            if checkpoint.phase not in self.run.phases:
-                raise errors.FileFormatError(
-                    f"{path}: this command has no phase {checkpoint.phase!r}"
-                )
+            known = checkpoint.phase in self.run.phases
+            errors.require(known, f"{path}: this command has no phase {checkpoint.phase!r}")
             note(f"resuming from {path}, in phase {checkpoint.phase}")
             _warn_of_environment(checkpoint.environment, self.run.environment)
             self._source, self._found = path, checkpoint
-        here = self._source is not None and _same_folder(self._source.parent, folder)
-        if self._source is not None and here:
+        if self._source is not None and self._source.parent.resolve() == folder.resolve():
             self._good = [folder / self._source.name]
-        elif distributed.current().is_main and checkpoints_in(folder):
+        elif distributed.current().is_main and stored.checkpoints_in(folder):
             warn(
                 f"{folder} holds checkpoints of an earlier run, which this run will replace; stop "
                 "it and give --resume auto to go on with that one"
@@ -243,17 +237,9 @@ class CheckpointManager:
         try:
             part.restore(tree_of(checkpoint.state, "run"))
             restore_random_states(tree_of(checkpoint.state, "random"))
-        except (
-            errors.FileFormatError,
-            ArithmeticError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise errors.FileFormatError(
-                f"{self._source} does not fit this run: {error}"
-            ) from error
+        except MISFITS as error:
+            told = f"{self._source} does not fit this run: {error}"
+            raise errors.FileFormatError(told) from error
 
     def after_step(self) -> None:
         """After each optimizer step, when the state is that of a whole number of steps."""
@@ -284,11 +270,13 @@ class CheckpointManager:
 
     def _write(self, folder: Path, phase: str, part: Part) -> None:
         state = {"run": part.state(), "random": random_states()}
-        path = following_name(folder)
-        write_checkpoint(path, Checkpoint(self.run.settings, self.run.environment, phase, state))
+        path = stored.following_name(folder)
+        stored.write_checkpoint(
+            path, Checkpoint(self.run.settings, self.run.environment, phase, state)
+        )
         self._good = [*self._good, path][-KEPT:]
         if len(self._good) == KEPT:
-            for old in set(checkpoints_in(folder)) - set(self._good):
+            for old in set(stored.checkpoints_in(folder)) - set(self._good):
                 old.unlink(missing_ok=True)
 
     def _asked(self) -> int:
@@ -352,33 +340,8 @@ def _stopped(number: int, checkpoints: Sequence[Path]) -> str:
     )
 
 
-def _same_folder(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
 def _warn_of_environment(found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     different = [name for name in now if found.get(name) != now[name]]
     if different:
         changes = ", ".join(f"{name} was {found.get(name)}, now {now[name]}" for name in different)
         warn(f"the run began elsewhere ({changes}): its end will differ in rounding")
-
-
-def managed(
-    phases: tuple[str, ...],
-    checkpoints: Checkpoints | None,
-    module: GraphModule,
-    data: Data,
-    command: str,
-    **asked: Any,
-) -> CheckpointManager:
-    """The manager of a run of `module` on `data`. asked: name -> what else decides the result."""
-    start = None if checkpoints is None else checkpoints.settings
-    if start is None:
-        start = {
-            "start": files.digest({k: v.cpu().numpy() for k, v in module.state_dict().items()})
-        }
-    settings = plain_settings(
-        command=command, **start, **asked, network=network_of(module.graph), data=content_of(data)
-    )
-    environment = environment_of(next(module.parameters()).device)
-    return CheckpointManager(Run(phases, settings, environment), checkpoints)

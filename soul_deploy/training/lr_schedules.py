@@ -10,17 +10,9 @@ Both spellings work in every command; names are case-insensitive. Stepped once p
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    LambdaLR,
-    LRScheduler,
-    MultiStepLR,
-    StepLR,
-)
+from torch.optim import Optimizer, lr_scheduler
 
 from soul_deploy.base.errors import UnknownNameError, UsageError
 
@@ -53,18 +45,14 @@ def parse_schedule(words: Sequence[str]) -> Schedule:
         return Schedule("constant")
     name, *numbers = tokens
     kind = name.lower()
-    if kind not in ("constant", "cosine", "linear", "warmup", "step"):
+    if kind not in get_args(Kind):
         raise UnknownNameError("scheduler", name, SPELLINGS)
-    epochs = tuple(_epoch(name, number) for number in numbers)
-    schedule = Schedule(kind, epochs)  # type: ignore[arg-type]
+    odd = next((number for number in numbers if not number.isdecimal()), None)
+    if odd is not None:
+        raise UsageError(f"scheduler {name}: {odd!r} is not a whole number of epochs")
+    schedule = Schedule(kind, tuple(map(int, numbers)))  # type: ignore[arg-type]
     _check(schedule)
     return schedule
-
-
-def _epoch(name: str, text: str) -> int:
-    if not text.isdecimal():
-        raise UsageError(f"scheduler {name}: {text!r} is not a whole number of epochs")
-    return int(text)
 
 
 def _check(schedule: Schedule) -> None:
@@ -79,19 +67,23 @@ def _check(schedule: Schedule) -> None:
         raise UsageError(f"scheduler {kind} takes no numbers, got {' '.join(map(str, epochs))}")
 
 
-def make_scheduler(schedule: Schedule, optimizer: Optimizer, epochs: int) -> LRScheduler:
+def make_scheduler(
+    schedule: Schedule, optimizer: Optimizer, epochs: int
+) -> lr_scheduler.LRScheduler:
     """The PyTorch scheduler of a run of `epochs`; `step` it after epochs where it `moves_after`.
 
     linear: times 0.1 every quarter of the epochs; warmup: cosine with warm restarts, the first
     after a tenth of the epochs, each period twice the one before (Soul, soul/utils/parser).
     """
     if schedule.kind == "linear":
-        return StepLR(optimizer, step_size=max(1, int(epochs * 0.25)), gamma=0.1)
+        return lr_scheduler.StepLR(optimizer, step_size=max(1, int(epochs * 0.25)), gamma=0.1)
     if schedule.kind == "warmup":
-        return CosineAnnealingWarmRestarts(optimizer, T_0=max(1, int(epochs * 0.1)), T_mult=2)
+        return lr_scheduler.CosineAnnealingWarmRestarts(
+            optimizer, T_0=max(1, int(epochs * 0.1)), T_mult=2
+        )
     if schedule.kind == "step":
-        return MultiStepLR(optimizer, list(schedule.epochs), gamma=0.1)
+        return lr_scheduler.MultiStepLR(optimizer, list(schedule.epochs), gamma=0.1)
     if schedule.kind == "cosine":
         period = schedule.epochs[2] if schedule.epochs else epochs
-        return CosineAnnealingLR(optimizer, T_max=period)
-    return LambdaLR(optimizer, lambda epoch: 1.0)
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=period)
+    return lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)

@@ -71,17 +71,15 @@ class TrainingCursor:
     seconds: float = 0.0
 
     def state(self) -> Tree:
-        """As plain data."""
         return asdict(self)
 
     def restore(self, tree: Tree) -> None:
-        """Be as far as `tree` says."""
         vars(self).update(asdict(record_of(TrainingCursor, tree)))
 
     def check(self, epochs: int, steps: int, samples: int) -> None:
         """Raise FileFormatError unless it lies in a run of `epochs` with so many steps each."""
         last = 0 if self.epoch == epochs else steps
-        require(
+        errors.require(
             self.epoch <= epochs and self.step <= last and self.hits <= samples,
             f"epoch {self.epoch}, step {self.step}, {self.hits} right: this run has {epochs} "
             f"epochs of {steps} steps and {samples} samples",
@@ -126,37 +124,31 @@ def join_tree(arrays: Mapping[str, Array], facts: Tree) -> Tree:
 
 def tree_of(tree: Tree, key: str) -> Tree:
     """The tree under `key`. Raises FileFormatError, as the next ones do."""
-    found: Tree = _typed(tree, key, dict)
-    return found
+    return _typed(tree, key, dict)
 
 
 def text_of(tree: Tree, key: str) -> str:
     """The text under `key`."""
-    found: str = _typed(tree, key, str)
-    return found
+    return _typed(tree, key, str)
 
 
 def list_of(tree: Tree, key: str) -> list[Any]:
     """The list under `key`."""
-    found: list[Any] = _typed(tree, key, list)
-    return found
+    return _typed(tree, key, list)
 
 
 def count_of(tree: Tree, key: str) -> int:
     """The whole number, not negative, under `key`; floats hold it exactly."""
-    number: int = _typed(tree, key, int)
-    if not _whole(number, MOST):
-        raise errors.FileFormatError(
-            f"{key} is {_short(number)}, needs a whole number from 0 to {MOST}"
-        )
+    number = _typed(tree, key, int)
+    needed = f"a whole number from 0 to {MOST}"
+    errors.require(_whole(number, MOST), f"{key} is {_short(number)}, needs {needed}")
     return number
 
 
 def number_of(tree: Tree, key: str) -> float:
     """The finite number under `key`."""
-    number = _typed(tree, key, (int, float))
-    if not _finite(number):
-        raise errors.FileFormatError(f"{key} is {_short(number)}, needs a finite number")
+    number: float = _typed(tree, key, int, float)
+    errors.require(_finite(number), f"{key} is {_short(number)}, needs a finite number")
     return float(number)
 
 
@@ -170,14 +162,7 @@ def record_of(kind: type[Record], plain: Any) -> Record:
 
 def array_of(tree: Tree, key: str) -> Array:
     """The array under `key`; a read-only view of the file."""
-    found: Array = _typed(tree, key, np.ndarray)
-    return found
-
-
-def require(holds: bool, problem: str) -> None:
-    """Raise FileFormatError, which says `problem`, unless it holds."""
-    if not holds:
-        raise errors.FileFormatError(problem)
+    return _typed(tree, key, np.ndarray)
 
 
 def _whole(value: Any, most: int) -> bool:
@@ -197,29 +182,25 @@ def _short(value: Any) -> str:
     return f"an integer of {value.bit_length()} bits" if large else repr(value)[:80]
 
 
-def _typed(tree: Tree, key: str, kind: Any) -> Any:
-    if key not in tree:
-        raise errors.FileFormatError(f"{key!r} is missing")
-    if not isinstance(tree[key], kind):
-        raise errors.FileFormatError(f"{key!r} is a {type(tree[key]).__name__}, which does not fit")
-    return tree[key]
+def _typed(tree: Tree, key: str, *kinds: type[Record]) -> Record:
+    errors.require(key in tree, f"{key!r} is missing")
+    found = tree[key]
+    if not isinstance(found, kinds):
+        raise errors.FileFormatError(f"{key!r} is a {type(found).__name__}, which does not fit")
+    return found
 
 
 def same_names(what: str, has: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Raise FileFormatError unless both have the same keys."""
-    if set(has) != set(saved):
-        odd = sorted(set(has) ^ set(saved))
-        raise errors.FileFormatError(f"{what}: {', '.join(odd[:3])} not on both sides")
+    odd = sorted(set(has) ^ set(saved))
+    errors.require(not odd, f"{what}: {', '.join(odd[:3])} not on both sides")
 
 
 def tensor_like(like: Tensor, tree: Tree, key: str) -> Tensor:
     """A copy of the array under `key`. Raises FileFormatError unless it has `like`'s form."""
     tensor = torch.from_numpy(np.array(array_of(tree, key)))
-    if tensor.shape != like.shape or tensor.dtype != like.dtype:
-        raise errors.FileFormatError(
-            f"{key} is {tensor.dtype}{tuple(tensor.shape)}, this run needs "
-            f"{like.dtype}{tuple(like.shape)}"
-        )
+    found, needed = (f"{t.dtype}{tuple(t.shape)}" for t in (tensor, like))
+    errors.require(found == needed, f"{key} is {found}, this run needs {needed}")
     return tensor.to(like.device)
 
 
@@ -232,13 +213,15 @@ def fill(tensors: Mapping[str, Tensor], tree: Tree, what: str) -> None:
         tensor.copy_(found[name])
 
 
+RATES = ("lr", "initial_lr")
+"""What of an optimizer's groups is kept."""
+
+
 def optimizer_state(optimizer: Optimizer) -> Tree:
     """Moments and step counts by parameter number, and the groups' learning rates."""
     state = optimizer.state_dict()
-    rates = [
-        {key: float(group[key]) for key in ("lr", "initial_lr") if key in group}
-        for group in state["param_groups"]
-    ]
+    groups = state["param_groups"]
+    rates = [{key: float(group[key]) for key in RATES if key in group} for group in groups]
     return {"moments": {str(i): dict(m) for i, m in state["state"].items()}, "rates": rates}
 
 
@@ -253,16 +236,17 @@ def restore_optimizer(optimizer: Optimizer, tree: Tree) -> None:
         moments[int(key)] = _moments(tree_of(tree["moments"], key), parameters[int(key)])
     _check_complete(optimizer, moments)
     rates, groups = list_of(tree, "rates"), current["param_groups"]
-    if len(rates) != len(groups):
-        raise errors.FileFormatError(f"optimizer: {len(rates)} groups, this run has {len(groups)}")
+    fits = len(rates) == len(groups)
+    errors.require(fits, f"optimizer: {len(rates)} groups, this run has {len(groups)}")
     for group, saved in zip(groups, rates, strict=True):
         if not isinstance(saved, dict):
             raise errors.FileFormatError(f"optimizer: learning rates {saved!r} are none")
-        group |= {key: number_of(saved, key) for key in saved if key in ("lr", "initial_lr")}
-        if any(not 0 <= group[key] <= LARGEST for key in saved if key in ("lr", "initial_lr")):
+        found = {key: number_of(saved, key) for key in RATES if key in saved}
+        if not all(0 <= rate <= LARGEST for rate in found.values()):
             raise errors.FileFormatError(
                 f"optimizer: learning rates {saved} are not from 0 to {LARGEST:g}"
             )
+        group |= found
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
@@ -280,10 +264,8 @@ def _check_complete(optimizer: Optimizer, moments: Mapping[int, Tree]) -> None:
     first = set(next(iter(moments.values()), needed))
     for key, found in moments.items():
         there = {name for name, value in found.items() if isinstance(value, Tensor)}
-        if set(found) != first or not needed <= there:
-            raise errors.FileFormatError(
-                f"optimizer: parameter {key} has the moments {sorted(found)}"
-            )
+        fits = set(found) == first and needed <= there
+        errors.require(fits, f"optimizer: parameter {key} has the moments {sorted(found)}")
 
 
 def _moments(tree: Tree, parameter: nn.Parameter) -> Tree:
@@ -295,8 +277,8 @@ def _moments(tree: Tree, parameter: nn.Parameter) -> Tree:
             found[name] = tensor_like(like, tree, name)
         else:
             found[name] = None if value is None else number_of(tree, name)
-    if not (found.get("step") or 0) >= 0:
-        raise errors.FileFormatError(f"optimizer: step {found['step']} is below 0")
+    step = found.get("step")
+    errors.require((step or 0) >= 0, f"optimizer: step {step} is below 0")
     return found
 
 
@@ -316,15 +298,12 @@ def restore_scheduler(scheduler: LRScheduler, tree: Tree) -> None:
     same_names("scheduler", scheduler_state(scheduler), tree)
     moving: Tree = {key: count_of(tree, key) for key in tree if key != "rates"}
     rates = [number_of({"learning rate": rate}, "learning rate") for rate in list_of(tree, "rates")]
-    if len(rates) != len(scheduler.get_last_lr()):
-        raise errors.FileFormatError(
-            f"scheduler: {len(rates)} learning rates, needs {len(scheduler.get_last_lr())}"
-        )
-    if "T_i" in moving and not moving["T_cur"] < moving["T_i"]:
-        raise errors.FileFormatError(
-            f"scheduler: epoch {moving['T_cur']} of a period of {moving['T_i']}, needs one before "
-            "its end"
-        )
+    needed = len(scheduler.get_last_lr())
+    errors.require(len(rates) == needed, f"scheduler: {len(rates)} learning rates, needs {needed}")
+    if "T_i" in moving:
+        epoch, period = moving["T_cur"], moving["T_i"]
+        told = f"scheduler: epoch {epoch} of a period of {period}, needs one before its end"
+        errors.require(epoch < period, told)
     # Some kinds read all of their fields from what is loaded.
     scheduler.load_state_dict(scheduler.state_dict() | moving | {"_last_lr": rates})
 
@@ -363,9 +342,8 @@ def _place(tree: Tree, key: str, fits: Callable[[list[Any]], bool], needed: str)
     trip over at a later draw, or read memory that is not theirs.
     """
     place = list_of(tree, key)
-    if not fits(place):
-        told = ", ".join(_short(value) for value in place[:4])
-        raise errors.FileFormatError(f"random states: {key} is [{told}], needs {needed}")
+    told = ", ".join(map(_short, place[:4]))
+    errors.require(fits(place), f"random states: {key} is [{told}], needs {needed}")
     return place
 
 

@@ -1,6 +1,6 @@
-"""`train`: a network and data in, the best epoch's network out."""
+"""`train`: a network and data in, the best epoch's network out; the device that work is done on."""
 
-from collections.abc import Mapping
+import os
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from soul_deploy.base import errors, progress, tables
+from soul_deploy import distributed
+from soul_deploy.base import errors, files, progress, tables
 from soul_deploy.data import datasets, given
 from soul_deploy.ir import SpikingGraph
-from soul_deploy.model.model import Model, ModelInfo, from_module
+from soul_deploy.model.model import Model, ModelInfo, Stage, from_module
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.training import checkpoint_manager, state, trainer
-from soul_deploy.training.device import module_of, prepare_device
-from soul_deploy.training.epoch_log import EpochLog, OnEpoch, epoch_log
+from soul_deploy.training import checkpoint_manager as keeping
+from soul_deploy.training import state, trainer
+from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints
+from soul_deploy.training.messages import EpochLog, OnEpoch, warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def train(
     config: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     device: str = "auto",
-    checkpoints: checkpoint_manager.Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
     log: Path | None = None,
     on_epoch: OnEpoch | None = None,
     on_batch: trainer.Tick | None = None,
@@ -87,17 +89,88 @@ def train(
     """
     place, start = prepare_device(device), with_weights(model, config.seed)
     loaded = data_for(start, data, config)
-    module = module_of(start, place)
+    work = Work(start, module_of(start, place), loaded, config)
     asked = {"recipe": config.recorded(), "epochs": config.epochs}
-    manager = checkpoint_manager.managed(("train",), checkpoints, module, loaded, "train", **asked)
+    manager = work.manager(("train",), checkpoints, "train", **asked)
     with (
         manager.watching(),
-        epoch_log("train", config.epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told,
+        EpochLog("train", config.epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told,
     ):
-        history, best = train_module(module, loaded, config, manager, told)
+        history, best = work.learn(manager, told)
         progress.status("train: testing")
-        made = {"command": "train", "best_epoch": best.epoch}
-        return trained(start, module, loaded, config, history, best, made)
+        return work.result(history, best, command="train", best_epoch=best.epoch)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network on its way: the model that it was, its module, data, how weights are learned."""
+
+    start: Model
+    module: GraphModule
+    data: datasets.Data
+    config: trainer.TrainConfig
+
+    def manager(
+        self, phases: tuple[str, ...], checkpoints: Checkpoints | None, command: str, **asked: Any
+    ) -> CheckpointManager:
+        """The manager of its checkpoints. asked: name -> what else decides the result."""
+        start = None if checkpoints is None else checkpoints.settings
+        if start is None:
+            weights = {name: v.cpu().numpy() for name, v in self.module.state_dict().items()}
+            start = {"start": files.digest(weights)}
+        place, network = trainer.device_of(self.module), keeping.network_of(self.module.graph)
+        network_and_data = {"network": network, "data": keeping.content_of(self.data)}
+        settings = keeping.plain_settings(command=command, **start, **asked, **network_and_data)
+        run = keeping.Run(phases, settings, keeping.environment_of(place))
+        return CheckpointManager(run, checkpoints)
+
+    def learn(
+        self, manager: CheckpointManager, log: EpochLog
+    ) -> tuple[tuple[trainer.EpochResult, ...], trainer.EpochResult]:
+        """Train; the module ends with the best epoch's weights. Returns all epochs and it."""
+        best, history = trainer.BestState(), trainer.History()
+        parts = self.module, self.data, self.config
+        training = trainer.Training(*parts, tick=log.tick, after_step=manager.after_step)
+        whole = state.Bundle({"training": training, "best": best, "history": history, "log": log})
+        with manager.loop("train", whole):
+            for result in training.run():
+                best.offer(self.module, result)
+                history.results.append(result)
+                log.epoch(result)
+                manager.after_epoch()
+        return tuple(history.results), best.take(self.module)
+
+    def accuracy(self, module: GraphModule | None = None) -> float:
+        """The share of the test images that the module, or another one, classifies correctly."""
+        return trainer.accuracy(module or self.module, self.data, self.data.test)
+
+    def result(
+        self, history: tuple[trainer.EpochResult, ...], best: trainer.EpochResult, **made: Any
+    ) -> TrainResult:
+        """Test the trained module. made: what else its model says about how it was made."""
+        test = self.accuracy()
+        tested = {"validation": best.validation_accuracy, "test": test}
+        info = self.info(self.start.info.stage, len(history), **made, accuracy=tested)
+        return TrainResult(model=self.model(info), best=best, history=history, test_accuracy=test)
+
+    def info(self, stage: Stage, epochs: int, **made: Any) -> ModelInfo:
+        """What a model of it says of itself; the start's own provenance goes first, `made` last."""
+        packages, data = ("soul-deploy", "torch", "numpy"), self.data
+        how = {
+            **self.start.info.provenance,
+            "data": data.name,
+            "recipe": self.config.recorded(),
+            "epochs": epochs,
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in packages},
+            **made,
+        }
+        valid, kind = self.start.info.validity, data.input_kind
+        return ModelInfo(stage, data.normalization, data.classes, how, valid, kind)
+
+    def model(self, info: ModelInfo) -> Model:
+        """A Model of the module; the start's masks of single neurons stay."""
+        return replace(from_module(self.module, info), neuron_masks=self.start.neuron_masks)
 
 
 def with_weights(model: Model | SpikingGraph, seed: int) -> Model:
@@ -120,71 +193,42 @@ def data_for(model: Model, data: given.DataLike, config: trainer.TrainConfig) ->
     return loaded
 
 
-def train_module(
-    module: GraphModule,
-    data: datasets.Data,
-    config: trainer.TrainConfig,
-    manager: checkpoint_manager.CheckpointManager,
-    log: EpochLog,
-) -> tuple[tuple[trainer.EpochResult, ...], trainer.EpochResult]:
-    """Train in place; `module` ends with the best epoch's weights. Returns all epochs and it."""
-    best, history = trainer.BestState(), trainer.History()
-    training = trainer.Training(module, data, config, tick=log.tick, after_step=manager.after_step)
-    whole = state.Bundle({"training": training, "best": best, "history": history, "log": log})
-    with manager.loop("train", whole):
-        for result in training.run():
-            best.offer(module, result)
-            history.results.append(result)
-            log.epoch(result)
-            manager.after_epoch()
-    return tuple(history.results), best.take(module)
+DEVICES = ("auto", "cpu", "cuda")
 
 
-def trained(
-    start: Model,
-    module: GraphModule,
-    data: datasets.Data,
-    config: trainer.TrainConfig,
-    history: tuple[trainer.EpochResult, ...],
-    best: trainer.EpochResult,
-    made: Mapping[str, Any],
-) -> TrainResult:
-    """Test the trained module. made: what else its model says about how it was made."""
-    test = trainer.accuracy(module, data, data.test)
-    tested = {"validation": best.validation_accuracy, "test": test}
-    how = provenance(start, data, config, len(history), **made, accuracy=tested)
-    model = with_info(start, module, data, start.info.stage, how)
-    return TrainResult(model=model, best=best, history=history, test_accuracy=test)
+def prepare_device(
+    device: str = "auto", threads: int | None = None, process_timeout: float = 300.0
+) -> torch.device:
+    """Set threads and deterministic kernels, join the processes that torchrun started.
+
+    device: "auto" (a GPU if there is one), "cpu" or "cuda". threads: of the CPU; None: PyTorch's.
+    process_timeout: seconds that a process waits for the others. All of that holds for the whole
+    program. Raises UsageError, or DistributedError if the others cannot be reached.
+    """
+    if device not in DEVICES:
+        raise errors.UnknownNameError("device", device, DEVICES)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise errors.UsageError(
+            "device cuda: PyTorch finds no CUDA device here; use --device cpu or auto"
+        )
+    if distributed.joined():
+        return distributed.current().device
+    place = distributed.join("cuda" if available and device != "cpu" else "cpu", process_timeout)
+    advice = distributed.restart_advice(os.environ)
+    if advice is not None:
+        warn(advice)
+    return place
 
 
-def provenance(
-    start: Model, data: datasets.Data, config: trainer.TrainConfig, epochs: int, **made: Any
-) -> dict[str, Any]:
-    """What a model says about how it was made, as JSON data; the start's own goes first."""
-    return {**start.info.provenance, "data": data.name, **how_trained(config, epochs), **made}
-
-
-def how_trained(config: trainer.TrainConfig, epochs: int) -> dict[str, Any]:
-    """The recipe, and the software that followed it."""
-    packages = ("soul-deploy", "torch", "numpy")
-    return {
-        "recipe": config.recorded(),
-        "epochs": epochs,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
-def with_info(
-    start: Model, module: GraphModule, data: datasets.Data, stage: Any, how: Mapping[str, Any]
-) -> Model:
-    """A Model of what became of `start` in `module`; its masks of single neurons stay."""
-    info = replace(
-        start.info,
-        stage=stage,
-        normalization=data.normalization,
-        classes=data.classes,
-        provenance=how,
-        input_kind=data.input_kind,
-    )
-    return replace(from_module(module, info), neuron_masks=start.neuron_masks)
+def module_of(model: Model, device: torch.device) -> GraphModule:
+    """The model as a module on `device`, masks included; no global random number is drawn."""
+    with torch.random.fork_rng(devices=[]):  # weights that are replaced are drawn first
+        module = model.module().to(device)
+    for mask in module.channel_masks.values():
+        mask.keep = mask.keep.to(device)
+    return module

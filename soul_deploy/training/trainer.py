@@ -21,26 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
+from soul_deploy.base import errors
 from soul_deploy.data import datasets, sampler
 from soul_deploy.ir import Convolution
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.training import state as saved
 from soul_deploy.training.lr_schedules import Schedule, make_scheduler
-from soul_deploy.training.state import (
-    TrainingCursor,
-    Tree,
-    array_of,
-    fill,
-    list_of,
-    optimizer_state,
-    record_of,
-    require,
-    restore_optimizer,
-    restore_scheduler,
-    scheduler_state,
-    split_tree,
-    tree_of,
-)
 
 EVALUATION_BATCH = 256
 Tick = Callable[[int, int, float], None]
@@ -77,23 +63,27 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
-            raise UsageError(f"epochs {self.epochs} must be at least 1")
+            raise errors.UsageError(f"epochs {self.epochs} must be at least 1")
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
+            raise errors.UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
         if self.optimizer not in OPTIMIZERS:
-            raise UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
+            raise errors.UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
         if self.augment not in sampler.SHIFT:
-            raise UnknownNameError("augmentation", self.augment, sampler.SHIFT)
+            raise errors.UnknownNameError("augmentation", self.augment, sampler.SHIFT)
         if self.batch_size < 1:
-            raise UsageError(f"batch_size {self.batch_size} must be at least 1")
+            raise errors.UsageError(f"batch_size {self.batch_size} must be at least 1")
         if not 0 < self.learning_rate < math.inf:
-            raise UsageError(f"learning_rate {self.learning_rate} must be above 0 and finite")
+            raise errors.UsageError(
+                f"learning_rate {self.learning_rate} must be above 0 and finite"
+            )
         for name in ("weight_decay", "momentum", "l1"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise UsageError(f"{name} {value} must not be negative, and finite")
+                raise errors.UsageError(f"{name} {value} must not be negative, and finite")
         if self.momentum >= 1:
-            raise UsageError(f"momentum {self.momentum} must be below 1: it would grow for ever")
+            raise errors.UsageError(
+                f"momentum {self.momentum} must be below 1: it would grow for ever"
+            )
 
 
 OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], TrainConfig], Optimizer]] = {
@@ -162,25 +152,24 @@ class Training:
         self.hooks, self.tick = hooks or BatchHooks(), tick
         self.optimizer = optimizer or make_optimizer(module, config)
         self.scheduler = make_scheduler(config.schedule, self.optimizer, config.epochs)
-        self.progress = TrainingCursor()
+        self.progress = saved.TrainingCursor()
         self._after_step = after_step
         self._order = sampler.DataOrder(len(data.train), config.batch_size, config.seed)
 
-    def state(self) -> Tree:
+    def state(self) -> saved.Tree:
         """Weights, masks, moments, rates and place."""
         return {
             "module": module_state(self.module),
-            "optimizer": optimizer_state(self.optimizer),
-            "scheduler": scheduler_state(self.scheduler),
+            "optimizer": saved.optimizer_state(self.optimizer),
+            "scheduler": saved.scheduler_state(self.scheduler),
             "progress": self.progress.state(),
         }
 
-    def restore(self, tree: Tree) -> None:
-        """Go on from there. Raises FileFormatError if it is the state of another training."""
-        restore_module(self.module, tree_of(tree, "module"))
-        restore_optimizer(self.optimizer, tree_of(tree, "optimizer"))
-        restore_scheduler(self.scheduler, tree_of(tree, "scheduler"))
-        self.progress.restore(tree_of(tree, "progress"))
+    def restore(self, tree: saved.Tree) -> None:
+        restore_module(self.module, saved.tree_of(tree, "module"))
+        saved.restore_optimizer(self.optimizer, saved.tree_of(tree, "optimizer"))
+        saved.restore_scheduler(self.scheduler, saved.tree_of(tree, "scheduler"))
+        self.progress.restore(saved.tree_of(tree, "progress"))
         self.progress.check(self.config.epochs, len(self._order.batches(0)), len(self.data.train))
 
     def run(self) -> Iterator[EpochResult]:
@@ -251,7 +240,9 @@ def backward(
     loss = F.cross_entropy(scores, labels)
     mean, right = share.whole(loss, scores, labels)
     if not math.isfinite(mean):
-        raise SoulDeployError(f"training diverged: the loss is {mean}; lower the learning rate")
+        raise errors.SoulDeployError(
+            f"training diverged: the loss is {mean}; lower the learning rate"
+        )
     (loss * share.weight).backward()  # type: ignore[no-untyped-call]
     distributed.current().add_up_learning(module)
     hooks.after_backward(module)
@@ -296,19 +287,19 @@ def copied_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def module_state(module: GraphModule) -> Tree:
+def module_state(module: GraphModule) -> saved.Tree:
     """Weights, buffers and channel masks."""
     masks = {name: mask.keep for name, mask in module.channel_masks.items()}
     return {"weights": dict(module.state_dict()), "channel_masks": masks}
 
 
-def restore_module(module: GraphModule, tree: Tree) -> None:
+def restore_module(module: GraphModule, tree: saved.Tree) -> None:
     """Copy weights, buffers and channel masks into `module`; its masks must be there already."""
-    fill(module.state_dict(), tree_of(tree, "weights"), "weights")
+    saved.fill(module.state_dict(), saved.tree_of(tree, "weights"), "weights")
     masks = {name: mask.keep for name, mask in module.channel_masks.items()}
-    fill(masks, tree_of(tree, "channel_masks"), "channel masks")
+    saved.fill(masks, saved.tree_of(tree, "channel_masks"), "channel masks")
     odd = [name for name, keep in masks.items() if not ((keep == 0) | (keep == 1)).all()]
-    require(not odd, f"channel masks: {', '.join(odd[:3])} hold other than 0 and 1")
+    errors.require(not odd, f"channel masks: {', '.join(odd[:3])} hold other than 0 and 1")
 
 
 class BestState:
@@ -326,23 +317,28 @@ class BestState:
 
     def take(self, module: nn.Module) -> EpochResult:
         """Load the kept weights into `module`; returns their epoch."""
-        require(self.result is not None, "no epoch was kept as the best; its checkpoint is damaged")
+        errors.require(
+            self.result is not None, "no epoch was kept as the best; its checkpoint is damaged"
+        )
         assert self.result is not None
-        fill(module.state_dict(), split_tree(self._weights)[0], "the best epoch's weights")
+        saved.fill(
+            module.state_dict(), saved.split_tree(self._weights)[0], "the best epoch's weights"
+        )
         return self.result
 
-    def state(self) -> Tree:
+    def state(self) -> saved.Tree:
         """The best epoch and its weights."""
         return {"epochs": _plain([self.result] if self.result else []), "weights": self._weights}
 
-    def restore(self, tree: Tree) -> None:
-        """Remember that epoch as the best so far."""
-        results = _results(list_of(tree, "epochs"))
-        kept = tree_of(tree, "weights")
+    def restore(self, tree: saved.Tree) -> None:
+        results = _results(saved.list_of(tree, "epochs"))
+        kept = saved.tree_of(tree, "weights")
         fits = len(results) < 2 and bool(results) == bool(kept)
-        require(fits, f"the best epoch: {len(results)} results, {len(kept)} weights")
+        errors.require(fits, f"the best epoch: {len(results)} results, {len(kept)} weights")
         self.result = results[0] if results else None
-        self._weights = {name: torch.from_numpy(np.array(array_of(kept, name))) for name in kept}
+        self._weights = {
+            name: torch.from_numpy(np.array(saved.array_of(kept, name))) for name in kept
+        }
 
 
 class History:
@@ -351,18 +347,16 @@ class History:
     def __init__(self) -> None:
         self.results: list[EpochResult] = []
 
-    def state(self) -> Tree:
-        """As plain data."""
+    def state(self) -> saved.Tree:
         return {"epochs": _plain(self.results)}
 
-    def restore(self, tree: Tree) -> None:
-        """Go on after these."""
-        self.results = _results(list_of(tree, "epochs"))
+    def restore(self, tree: saved.Tree) -> None:
+        self.results = _results(saved.list_of(tree, "epochs"))
 
 
-def _plain(results: list[EpochResult]) -> list[Tree]:
+def _plain(results: list[EpochResult]) -> list[saved.Tree]:
     return [asdict(result) for result in results]
 
 
 def _results(plain: list[Any]) -> list[EpochResult]:
-    return [record_of(EpochResult, entry) for entry in plain]
+    return [saved.record_of(EpochResult, entry) for entry in plain]

@@ -8,7 +8,7 @@ from typing_extensions import deprecated
 
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.model.model import Model, arrays_of
-from soul_deploy.zoo import registry, resnet_blocks
+from soul_deploy.zoo import registry, resnet
 
 OLD = "soul_deploy.create(name, options) is soul_deploy.create(name, input_shape=, classes=, …) now"
 
@@ -26,7 +26,7 @@ def create(
     connect: MergeFunction = "add",
     groups: int = 1,
     width_per_group: int = 64,
-    stem: resnet_blocks.Stem = "soul",
+    stem: resnet.Stem = "soul",
 ) -> Model: ...
 @overload
 @deprecated(OLD)

@@ -10,7 +10,7 @@ from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.frontend import factory, from_torch
 from soul_deploy.frontend.trace import trace
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
-from soul_deploy.zoo import conv6fc2, ms_resnet, resnet_blocks, sew_resnet, spiking_vgg
+from soul_deploy.zoo import resnet, vgg
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,7 @@ class NetworkOptions:
     connect: MergeFunction = "add"
     groups: int = 1
     width_per_group: int = 64
-    stem: resnet_blocks.Stem = "soul"
-
-
-def _spiking_vgg(name: str, options: NetworkOptions) -> nn.Module:
-    try:
-        return spiking_vgg.SpikingVGG(
-            spiking_vgg.CONFIGURATIONS[name],
-            input_shape=options.input_shape,
-            classes=options.classes,
-            neuron=options.neuron,
-            time_steps=options.time_steps,
-            hidden=options.hidden,
-        )
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}; give a network with fewer with --model") from error
-
-
-def _cifar10net(options: NetworkOptions) -> nn.Module:
-    return conv6fc2.Cifar10Net(
-        input_shape=options.input_shape,
-        classes=options.classes,
-        neuron=options.neuron,
-        time_steps=options.time_steps,
-        width=options.width,
-        hidden=options.hidden,
-    )
+    stem: resnet.Stem = "soul"
 
 
 def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
@@ -65,12 +40,7 @@ def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
             f"sewresnet{depth} has basic blocks: groups {options.groups} and width_per_group "
             f"{options.width_per_group} are for sewresnet50; leave them at 1 and 64"
         )
-    shared = sew_resnet.SewOptions(
-        options.neuron, options.time_steps, options.connect, options.groups, options.width_per_group
-    )
-    return sew_resnet.SewResNet(
-        depth, shared, input_shape=options.input_shape, classes=options.classes, stem=options.stem
-    )
+    return resnet.SewResNet(depth, options)
 
 
 def _ms_resnet(depth: int, options: NetworkOptions) -> nn.Module:
@@ -79,19 +49,14 @@ def _ms_resnet(depth: int, options: NetworkOptions) -> nn.Module:
             f"msresnet{depth} has basic blocks: groups {options.groups} are for msresnet50; leave "
             "them at 1"
         )
-    shared = ms_resnet.MsOptions(
-        options.neuron, options.time_steps, options.groups, options.width_per_group
-    )
-    return ms_resnet.MsResNet(
-        depth, shared, input_shape=options.input_shape, classes=options.classes, stem=options.stem
-    )
+    return resnet.MsResNet(depth, options)
 
 
 NETWORKS: dict[str, Callable[[NetworkOptions], nn.Module]] = {
-    **{name: partial(_spiking_vgg, name) for name in spiking_vgg.CONFIGURATIONS},
-    "cifar10net": _cifar10net,
-    **{f"sewresnet{depth}": partial(_sew_resnet, depth) for depth in resnet_blocks.STAGES},
-    **{f"msresnet{depth}": partial(_ms_resnet, depth) for depth in resnet_blocks.STAGES},
+    **{name: partial(vgg.SpikingVGG, name) for name in vgg.CONFIGURATIONS},
+    "cifar10net": vgg.Cifar10Net,
+    **{f"sewresnet{depth}": partial(_sew_resnet, depth) for depth in resnet.STAGES},
+    **{f"msresnet{depth}": partial(_ms_resnet, depth) for depth in resnet.STAGES},
 }
 
 

@@ -180,7 +180,7 @@ def test_commands_say_where_they_are(
 
 def test_an_epochs_line_says_learning_rate(capsys: pytest.CaptureFixture[str]) -> None:
     from soul_deploy.cli.messages import messages_printed
-    from soul_deploy.training.epoch_log import EpochLog
+    from soul_deploy.training.messages import EpochLog
 
     with messages_printed():
         EpochLog("train", 3, None).epoch(EpochResult(1, 0.5, 0.25, 0.5, 0.001, 2.0))

@@ -31,9 +31,8 @@ from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, from_module
 from soul_deploy.prune.unstructured import search as searchloops
 from soul_deploy.prune.unstructured.config import FinetuneConfig
-from soul_deploy.prune.unstructured.finetune import FinetuneLoop
 from soul_deploy.prune.unstructured.lambda_control import LambdaControl
-from soul_deploy.prune.unstructured.search import SearchLoop
+from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop
 from soul_deploy.training.checkpoint import checkpoints_in
 from soul_deploy.training.checkpoint_manager import content_of, network_of
 from soul_deploy.training.lr_schedules import Schedule

@@ -22,7 +22,7 @@ from soul_deploy.nn.layers import merged
 from soul_deploy.prune.channel_groups import channel_groups
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.units import pruning_units
+from soul_deploy.prune.structured.selection import pruning_units
 from soul_deploy.zoo import registry as zoo
 
 OPTIONS = zoo.NetworkOptions(

@@ -22,9 +22,8 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, reaches_readout
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import ChannelPruning, ScaConfig, open_masks
-from soul_deploy.prune.structured.schedule import PruneSchedule
-from soul_deploy.prune.structured.units import PruningUnit, pruning_units, voters
+from soul_deploy.prune.structured.sca import ChannelPruning, PruneSchedule, ScaConfig, open_masks
+from soul_deploy.prune.structured.selection import PruningUnit, pruning_units, voters
 from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients
 from soul_deploy.prune.unstructured.masks import maskable_neurons
 from soul_deploy.training.trainer import TrainConfig, backward

@@ -19,12 +19,12 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured import sca as sca_module
 from soul_deploy.prune.structured.sca import (
     ChannelPruning,
+    PruneSchedule,
     ScaConfig,
     apply,
     open_masks,
     plan_of_weights,
 )
-from soul_deploy.prune.structured.schedule import PruneSchedule
 from soul_deploy.prune.structured.scores import ChannelStatistics, Score
 from soul_deploy.prune.structured.selection import (
     Budget,

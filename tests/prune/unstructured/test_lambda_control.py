@@ -11,8 +11,8 @@ from searching import masks_of, small_module
 
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.base.errors import SoulDeployError, UsageError
-from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
 from soul_deploy.prune.unstructured.lambda_control import (
+    ConnectivityMeter,
     LambdaControl,
     adjust,
     balanced_lambda,

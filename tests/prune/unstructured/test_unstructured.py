@@ -18,12 +18,11 @@ from soul_deploy.model.file import load, save
 from soul_deploy.model.model import ModelInfo
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.config import FinetuneConfig
-from soul_deploy.prune.unstructured.finetune import FinetuneLoop
 from soul_deploy.prune.unstructured.lambda_control import within_band
 from soul_deploy.prune.unstructured.loss import Objective, coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
-from soul_deploy.prune.unstructured.search import SearchLoop, SearchStoppedError
+from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop, SearchStoppedError
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.trainer import TrainConfig, accuracy

@@ -173,7 +173,9 @@ class Builder:
     def add_population(self, layer: net.PopulationLayer) -> None:
         layout, source = layout_of(layer), self.maps[layer.source]
         v, spikes = self._neurons(layer, layout, layer.neurons)
-        current, gather = source.reshape(len(source), -1), gather_index_of(layer, layout)
+        current, gather = source.reshape(len(source), -1), None
+        if layout is not None and layer.updated is not None and not layer.updated.all():
+            gather = layout.gather_index
         bounds = [partition.of(current.shape[1]) for partition in partitions_of(self.partitions)]
         region = regions.neuron_region(
             layer.neuron, current, gather, v, spikes, carry=self.carry, lanes=0, bounds=bounds
@@ -251,12 +253,6 @@ def run_layer(
             regions.run_calls(region[0])
         row[...] = out
     return maps
-
-
-def gather_index_of(layer: net.PopulationLayer, layout: CompactLayout | None) -> Array | None:
-    """Index of the currents to gather before the neuron update; None: all currents."""
-    everything = layout is None or layer.updated is None or bool(layer.updated.all())
-    return None if layout is None or everything else layout.gather_index
 
 
 def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> set[str]:

@@ -84,10 +84,6 @@ class LayerPlan:
         everything = self.layout is None or self.columns == self.neurons
         return None if self.layout is None or everything else self.layout.gather_index
 
-    def lanes(self, steps: int) -> int:
-        """Lanes over time that the synapses run on for so many different steps; 0: none."""
-        return time_vectorised.lanes_for(steps) if self.kernel in IN_LANES else 0
-
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """(first, last) of the columns of the currents that belong to a partition."""
         first, last = partition.of(self.columns // self.unit)
@@ -224,16 +220,11 @@ def based_rows(rows: net.SparseRows) -> tuple[Array, Array, Array, Array]:
     return aligned_copy(starts), bases, aligned_copy(targets), aligned_copy(rows.weight)
 
 
-def tables_of(plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
-    """Arguments of the kernel between the values and the scratch, for one partition."""
-    return synapse_tables(plan.synapses, plan, partition)
-
-
 @dispatch.operation_table(net.Synapses)
 def synapse_tables(
     synapses: net.Synapses, plan: LayerPlan, partition: Partition
 ) -> tuple[Any, ...]:
-    """As `tables_of`, of the layer's synapses."""
+    """Arguments of the kernel between the values and the scratch, for one partition."""
     raise synapse_tables.unknown(synapses)
 
 

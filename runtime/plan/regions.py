@@ -37,8 +37,9 @@ def run_calls(calls: tuple[Call, ...]) -> None:
 
 
 def lanes_of(layer: network.Synaptic, plan: LayerPlan, steps: int) -> int:
-    """Lanes that a spiking layer's currents have for so many different steps of its source."""
-    return 0 if layer.edge == "analog" else plan.lanes(steps)
+    """Lanes of a spiking layer's currents, for so many different steps of its source; 0: none."""
+    in_lanes = layer.edge != "analog" and plan.kernel in layer_plan.IN_LANES
+    return time_vectorised.lanes_for(steps) if in_lanes else 0
 
 
 def currents_shape(layer: network.Synaptic, plan: LayerPlan, steps: int) -> network.Shape:
@@ -79,7 +80,7 @@ def _arguments(
     if lanes:
         amounts = np.zeros((events, lanes), np.float32)
         scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
-    return values, *layer_plan.tables_of(plan, partition), *scratch, current
+    return values, *layer_plan.synapse_tables(layer.synapses, plan, partition), *scratch, current
 
 
 @dispatch.operation_table(network.Synapses)

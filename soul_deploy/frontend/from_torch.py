@@ -102,7 +102,9 @@ def from_torch(
         require_floats(example)
     examined = examine(network, input_shape, time_steps, example)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
-    made = {"model": name} | examined.untested_entry
+    made: dict[str, object] = {"model": name}
+    if examined.untested:
+        made["untested"] = list(examined.untested)
     module = examined.module
     return Model(module.graph, arrays_of(module.state_dict()), info=replace(info, provenance=made))
 
@@ -118,11 +120,6 @@ class Examined:
     module: GraphModule
     untested: tuple[str, ...]
 
-    @property
-    def untested_entry(self) -> dict[str, list[str]]:
-        """What a model's provenance says about it: nothing, if everything fired."""
-        return {"untested": list(self.untested)} if self.untested else {}
-
 
 def examine(
     network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
@@ -134,8 +131,11 @@ def examine(
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     pair = _Pair(network, module.eval(), traced.takes)
+    if example is None:
+        made = torch.Generator().manual_seed(2025)
+        example = torch.randn(2, *traced.graph.input.shape, generator=made)
     with from_rest(network):
-        silent = _compare(pair, _example(traced.graph, example))
+        silent = _compare(pair, example.detach().cpu())
     return Examined(traced, module, silent)
 
 
@@ -149,13 +149,6 @@ def _check_weights(network: nn.Module) -> None:
                 )
             if not torch.isfinite(tensor).all():
                 raise errors.UsageError(f"weight {name} holds values that are not finite")
-
-
-def _example(graph: SpikingGraph, given: Tensor | None) -> Tensor:
-    if given is not None:
-        return given.detach().cpu()
-    made = torch.Generator().manual_seed(2025)
-    return torch.randn(2, *graph.input.shape, generator=made)
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,11 @@ def handle(builder: GraphBuilder, node: fx.Node) -> None:
     handler = HANDLERS.get(node.target)
     if handler is None or node.op not in ("call_function", "call_method"):
         raise builder.unsupported(node, f"operation {told(node)}")
-    if _only_sizes(builder, node):
-        builder.sizes.add(node)
-        return
-    handler(builder, node)
-
-
-def _only_sizes(builder: GraphBuilder, node: fx.Node) -> bool:
-    """Arithmetic on sizes: T * B and the like."""
     inputs = node.all_input_nodes
-    return bool(inputs) and all(source in builder.sizes for source in inputs)
+    if inputs and all(source in builder.sizes for source in inputs):  # T * B and the like
+        builder.sizes.add(node)
+    else:
+        handler(builder, node)
 
 
 def _unknown(builder: GraphBuilder, node: fx.Node) -> UnsupportedGraphError:

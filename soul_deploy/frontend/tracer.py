@@ -240,25 +240,16 @@ def _where(module: str | None, frames: Iterable[tuple[Any, ...]]) -> str:
     return f"{where}, {Path(file).name} line {number}: {(code or '').strip()}"
 
 
-def takes_steps(network: nn.Module) -> bool:
-    """Whether SpikingJelly's modules of this network all run one step at a time."""
-    stateful = any(module_kinds.is_stateful(module) for module in network.modules())
-    return stateful and not is_multi_step(network)
-
-
-def is_multi_step(network: nn.Module) -> bool:
-    """Whether any SpikingJelly module takes whole sequences."""
-    return any(module_kinds.step_mode(module) == "m" for module in network.modules())
-
-
 def input_of(network: nn.Module, operations: fx.Graph) -> Takes:
     """SpikingJelly's networks take sequences, unless they repeat the image themselves."""
-    if takes_steps(network):
+    modules = list(network.modules())
+    multi_step = any(module_kinds.step_mode(module) == "m" for module in modules)
+    if not multi_step and any(map(module_kinds.is_stateful, modules)):
         return "step"
     repeats = any(
         getattr(node.target, "__name__", node.target) == "unsqueeze" for node in operations.nodes
     )
-    return "sequence" if is_multi_step(network) and not repeats else "image"
+    return "sequence" if multi_step and not repeats else "image"
 
 
 def changes_in_place(node: fx.Node) -> bool:

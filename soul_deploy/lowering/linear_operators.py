@@ -150,9 +150,9 @@ compose_behind.refuse(
 )
 
 
-@compose_behind.on(ir.Flatten)
-def _flatten(node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
-    return replace(operator, in_shape=in_shape)
+compose_behind.on(ir.Flatten)(
+    lambda node, operator, in_shape, name: replace(operator, in_shape=in_shape)
+)
 
 
 @compose_behind.on(ir.AvgPool)

@@ -5,7 +5,8 @@ of the original network is needed. Node by node it runs the same operations as t
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class ChannelMask:
     """
 
     keep: Tensor
-    gain: Tensor | None = field(default=None)
+    gain: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Tensor | None]:
         """A copy keeps the mask; the gain belongs to a forward pass of the original."""
@@ -208,7 +209,7 @@ class GraphModule(nn.Module):
         gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)
         return gain.reshape(-1, *([1] * (y.dim() - 2)))
 
-    def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
+    def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool = False) -> Tensor:
         steps = 1 if per_step else self.graph.time_steps
         scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
         counts = layers.spike_counts(spikes, per_step=per_step)
@@ -236,7 +237,7 @@ compute.refuse(
 
 @compute.on(ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter)
 def _plain(node: ir.Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
-    return image_by_image(lambda images: operations.unweighed(node, images), *inputs)
+    return image_by_image(partial(operations.unweighed, node), *inputs)
 
 
 @compute.on(ir.Merge)
@@ -245,18 +246,12 @@ def _merged(node: ir.Merge, module: GraphModule, inputs: list[Signal], observe: 
     return Signal(result, all(signal.static for signal in inputs))
 
 
-compute.on(ir.Population)(
-    lambda node, module, inputs, observe: module._fire(node, *inputs, observe)
-)
+compute.on(ir.Population)(lambda node, module, inputs, see: module._fire(node, *inputs, see))
 compute.on(ir.Projection)(
-    lambda node, module, inputs, observe: image_by_image(
-        lambda images: module._project(node, images), *inputs
-    )
+    lambda node, module, inputs, see: image_by_image(partial(module._project, node), *inputs)
 )
 compute.on(ir.Readout)(
-    lambda node, module, inputs, observe: Signal(
-        module._read(node, inputs[0].tensor, per_step=False), True
-    )
+    lambda node, module, inputs, see: Signal(module._read(node, inputs[0].tensor), True)
 )
 
 

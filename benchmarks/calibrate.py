@@ -22,8 +22,7 @@ from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import ConvSynapses, DenseRows, SparseRows, SpikingLayer
 from soul_deploy.runtime.format.validate import MAX_STEPS
 from soul_deploy.runtime.plan.layer_plan import aligned, plan_layer
-from soul_deploy.runtime.plan.partition import Call, run_calls
-from soul_deploy.runtime.plan.regions import currents_shape, spiking_region
+from soul_deploy.runtime.plan.regions import Call, currents_shape, run_calls, spiking_regions
 
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 CHANNELS, SIDE = 256, 32
@@ -80,8 +79,8 @@ def _calls(rows: SparseRows | DenseRows, values: Array) -> tuple[Call, ...]:
     ready, size = plan_layer(layer), math.prod(shape)
     current = aligned(currents_shape(layer, ready, len(values)), np.float32)
     v, spikes = aligned((size,), np.float32), aligned(values.shape, np.uint8)
-    (calls,) = spiking_region(
-        layer, ready, values, current, v, spikes, neuron=neuron, carry=False, partitions=1
+    ((calls,),) = spiking_regions(
+        layer, ready, values, current, v, spikes, carry=False, partitions=1
     )
     return calls
 

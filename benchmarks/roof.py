@@ -33,10 +33,11 @@ from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import EventNetwork
-from soul_deploy.runtime.kernels.config import FASTMATH, PREFETCH_ROWS
+from soul_deploy.runtime.kernels.cache import FASTMATH
 from soul_deploy.runtime.kernels.simd import add_row
 from soul_deploy.runtime.kernels.time_vectorised import (
     MOST_LANES,
+    PREFETCH_ROWS,
     Kernel,
     convolve_lanes,
     multiply_lanes,
@@ -45,7 +46,7 @@ from soul_deploy.runtime.kernels.time_vectorised import (
 from soul_deploy.runtime.ops.counted_run import count
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, plan_layers
-from soul_deploy.runtime.plan.partition import Call
+from soul_deploy.runtime.plan.regions import Call
 
 SHARE_OF_SYNOPS = 0.8
 """The layers with the most SynOps are compared, until they hold this share of all."""

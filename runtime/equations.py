@@ -118,6 +118,16 @@ CHARGE: dict[ChargeForm, Callable[[Value, Value, Value, Value], Value]] = {
 FIRE: dict[FireRule, Callable[[Value, Value], Value]] = {"gt": fire_gt, "ge": fire_ge}
 
 
+def reset_rule(v_reset: float | None) -> Callable[[Value, Value, Value], Value]:
+    """The reset to a value, or the soft one (None)."""
+    return reset_soft if v_reset is None else reset_hard
+
+
+def rest_of(v_reset: float | None) -> float:
+    """r: where the membrane starts, and where it decays to."""
+    return 0.0 if v_reset is None else v_reset
+
+
 def reset_target(v_threshold: float, v_reset: float | None, v_subtract: float | None) -> float:
     """The reset constant: v_reset, or with soft reset (None) the amount that a spike subtracts."""
     if v_reset is not None:
@@ -152,13 +162,11 @@ class NeuronEquation:
     @property
     def rest(self) -> float:
         """r: where the membrane starts, and where it decays to."""
-        return 0.0 if self.v_reset is None else self.v_reset
+        return rest_of(self.v_reset)
 
     def step(self, v: Value, x: Value) -> tuple[Value, Value]:
         """One time step on numpy values or tensors: (v, x) -> (spike as bool, v after reset)."""
         h = CHARGE[self.charge](v, x, self.constant, self.rest)
         spike = FIRE[self.fire](h, self.v_threshold)
         s = spike * (h * 0 + 1)  # the spike in the dtype of v
-        if self.v_reset is None:
-            return spike, reset_soft(h, s, self.target)
-        return spike, reset_hard(h, s, self.target)
+        return spike, reset_rule(self.v_reset)(h, s, self.target)

@@ -6,7 +6,7 @@ from torch import nn
 from typing_extensions import deprecated
 
 from soul_deploy.base.files import File
-from soul_deploy.frontend import trace as tracing
+from soul_deploy.frontend import from_torch as tracing
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model

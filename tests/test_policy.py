@@ -33,7 +33,7 @@ def test_every_kernel_states_the_one_fastmath_constant_and_it_is_off() -> None:
             found.append(name)
             assert not breaks_fastmath_policy(decorator), f"{path.name}: {name}"
     assert len(found) > 5
-    assert import_module("soul_deploy.runtime.kernels.config").FASTMATH is False
+    assert import_module("soul_deploy.runtime.kernels.cache").FASTMATH is False
 
 
 @pytest.mark.parametrize("decorator", ["@njit", "@njit()", "@njit(fastmath=True)"])

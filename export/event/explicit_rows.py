@@ -10,7 +10,7 @@ import numpy as np
 
 from soul_deploy.base import Array, errors
 from soul_deploy.runtime.format import network, tap_tables, validate
-from soul_deploy.runtime.kernels.explicit_rows import count_row_synapses, fill_rows
+from soul_deploy.runtime.kernels.rows import count_row_synapses, fill_rows
 
 Tables = tuple[network.Pair, int, int, Array, Array, Array, Array, Array, Array]
 

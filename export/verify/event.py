@@ -20,7 +20,7 @@ from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.ops import counted_run, counters, counting
-from soul_deploy.runtime.plan import layer_plan, layout, partition, regions
+from soul_deploy.runtime.plan import layer_plan, layout, regions
 
 
 def event_problems(
@@ -384,6 +384,6 @@ class EventExecution:
         result = np.empty((batch, readout.classes), np.float32)
         for b in range(batch):
             source[...] = to_channel_last(inputs[:, b], readout.in_shape)
-            partition.run_calls(region[0])
+            regions.run_calls(region[0])
             result[b] = scores
         return torch.from_numpy(result)

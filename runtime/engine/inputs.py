@@ -10,34 +10,33 @@ from soul_deploy.runtime.format.network import EventNetwork, Layer, ReadoutLayer
 
 def input_of(network: EventNetwork, x: object) -> Array:
     """`x` as an array (B, ...) or (T, B, ...) that the network takes. Raises ValidityError."""
-    array, shape = input_rule.input_array(x, network.rule), network.input_shape
-    static = array.ndim == len(shape) + 1
-    if array.shape[-len(shape) :] != shape or array.ndim - len(shape) not in (1, 2):
-        raise errors.ValidityError(
-            f"input {array.shape} given; this network takes (batch, {sides(shape)}), or "
-            f"({network.time_steps}, batch, {sides(shape)}) for a sequence"
-        )
-    if not static and len(array) != network.time_steps:
-        raise errors.ValidityError(
-            f"a sequence of {len(array)} steps given; this network runs T = {network.time_steps} "
-            "steps"
-        )
+    array = input_rule.input_array(x, network.rule)
+    is_static(array.shape, network.input_shape, network.time_steps)
     return array
+
+
+def is_static(given: Shape, shape: Shape, steps: int) -> bool:
+    """Whether `given` is (B, *shape), the same at all steps, and not a sequence (T, B, *shape).
+
+    steps: T. Raises ValidityError for another T or shape.
+    """
+    if given[-len(shape) :] != shape or len(given) - len(shape) not in (1, 2):
+        raise errors.ValidityError(
+            f"input {given} given; this network takes (batch, {sides(shape)}), or "
+            f"({steps}, batch, {sides(shape)}) for a sequence"
+        )
+    static = len(given) == len(shape) + 1
+    if not static and given[0] != steps:
+        raise errors.ValidityError(
+            f"a sequence of {given[0]} steps given; this network runs T = {steps} steps"
+        )
+    return static
 
 
 def samples_of(network: EventNetwork, x: object) -> Array:
     """(B, T or 1, positions, channels) float32, pixels normalised. Raises ValidityError."""
-    return by_sample(network, input_rule.numbers_of(input_of(network, x), network.rule))
-
-
-def frame_of(network: EventNetwork, x: object) -> Array:
-    """`x` as an array (B, ...) of one step. Raises ValidityError."""
-    array, shape = input_rule.input_array(x, network.rule), network.input_shape
-    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
-        raise errors.ValidityError(
-            f"a step of {array.shape} given; this network takes (batch, {sides(shape)}) per step"
-        )
-    return array
+    values = input_rule.numbers_of(input_of(network, x), network.rule)
+    return by_sample(values, network.input_shape)
 
 
 class InputReader:
@@ -53,12 +52,18 @@ class InputReader:
 
     def samples(self, x: object) -> Array:
         """As `samples_of`."""
-        return by_sample(self.network, self._numbers(input_of(self.network, x)))
+        values = self._numbers(input_of(self.network, x))
+        return by_sample(values, self.network.input_shape)
 
     def frames(self, x: object) -> Array:
         """(B, positions, channels) float32 of one step. Raises ValidityError."""
-        values = self._numbers(frame_of(self.network, x))
-        return to_channel_last(values, self.network.input_shape)
+        array, shape = input_rule.input_array(x, self.network.rule), self.network.input_shape
+        if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+            raise errors.ValidityError(
+                f"a step of {array.shape} given; this network takes (batch, {sides(shape)}) per "
+                "step"
+            )
+        return to_channel_last(self._numbers(array), shape)
 
     def _numbers(self, array: Array) -> Array:
         values = input_rule.numbers_of(array, self.network.rule)
@@ -66,15 +71,13 @@ class InputReader:
             text = input_rule.looks_like_pixels(values, self.network.rule)
             if text is not None:
                 self._warned = True
-                warnings.warn(
-                    errors.NetworkWarning(text), stacklevel=4
-                )  # whoever called the network
+                warning = errors.NetworkWarning(text)
+                warnings.warn(warning, stacklevel=4)  # whoever called the network
         return values
 
 
-def by_sample(network: EventNetwork, values: Array) -> Array:
-    """(B, T or 1, positions, channels) of (B, ...) or (T, B, ...)."""
-    shape = network.input_shape
+def by_sample(values: Array, shape: Shape) -> Array:
+    """(B, T or 1, positions, channels) of (B, *shape) or (T, B, *shape)."""
     static = values.ndim == len(shape) + 1
     return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
 
@@ -100,30 +103,23 @@ def source_values(
             f"{network.time_steps} steps"
         )
     if source == network.input_name:
-        array = input_rule.input_array(inputs, network.rule, f"{target.name}: the input")
-        return by_sample(
-            network, input_rule.numbers_of(array, network.rule, f"{target.name}: the input")
-        )
+        called = f"{target.name}: the input"
+        array = input_rule.input_array(inputs, network.rule, called)
+        return by_sample(input_rule.numbers_of(array, network.rule, called), shape)
     if kind == "analog":
         values = inputs.astype(np.float32)
         if not np.isfinite(values).all():
             raise errors.ValidityError(f"{target.name}: inputs that are not finite given")
-        return np.swapaxes(to_channel_last(values[None] if static else values, shape), 0, 1)
+        return by_sample(values, shape)
     values = inputs.astype(np.uint8)
     if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
         raise errors.ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
-    values = np.swapaxes(to_channel_last(values, shape), 0, 1)
-    _check_dead(target.name, network.by_name[source], values)
+    values, live = by_sample(values, shape), network.by_name[source].live_neurons
+    if live is not None and values.reshape(*values.shape[:2], -1)[..., ~live].any():
+        raise errors.ValidityError(
+            f"{target.name}: spikes given of neurons of {source} that are not live"
+        )
     return values
-
-
-def _check_dead(target: str, source: Layer, values: Array) -> None:
-    if source.live_neurons is not None:
-        dead = values.reshape(*values.shape[:2], -1)[..., ~source.live_neurons]
-        if dead.any():
-            raise errors.ValidityError(
-                f"{target}: spikes given of neurons of {source.name} that are not live"
-            )
 
 
 def to_channel_last(x: Array, shape: Shape) -> Array:

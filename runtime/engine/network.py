@@ -13,14 +13,13 @@ import numpy as np
 
 from soul_deploy.base import Array, brief, environment, errors, files
 from soul_deploy.base.input_rule import normalise
-from soul_deploy.runtime.engine import single_layer, streaming, thread_team
+from soul_deploy.runtime.engine import streaming, thread_team
 from soul_deploy.runtime.engine.inputs import InputReader, by_step, source_values
 from soul_deploy.runtime.format import file, network, validate
 from soul_deploy.runtime.kernels.barrier import Barrier
 from soul_deploy.runtime.plan import estimate, layer_plan
-from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
+from soul_deploy.runtime.plan.buffers import Buffers, build_buffers, run_layer
 from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
-from soul_deploy.runtime.plan.partition import partitions_of
 
 
 def load(path: files.File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
@@ -42,6 +41,9 @@ class Recording:
 
     spikes: Mapping[str, Array]
     logits: Array
+
+
+_State = tuple[network.EventNetwork, int, int | None, streaming.StreamState]
 
 
 @brief
@@ -87,13 +89,11 @@ class Network:
         self._reader = InputReader(self.events)
         self._stream = self.stream()
 
-    def __getstate__(self) -> tuple[network.EventNetwork, int, int | None, streaming.StreamState]:
+    def __getstate__(self) -> "_State":
         """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
         return self.events, self.threads, self.max_memory, self._stream.state()
 
-    def __setstate__(
-        self, state: tuple[network.EventNetwork, int, int | None, streaming.StreamState]
-    ) -> None:
+    def __setstate__(self, state: "_State") -> None:
         self.events, self.threads, self.max_memory, running = state
         self._spare = {}
         self.__post_init__()
@@ -142,13 +142,11 @@ class Network:
             self._run_into(samples, logits)
         elif len(samples) < self.threads:
             with self._buffers(samples.shape[1], self.threads) as buffers:
-                team.parallel(
-                    lambda thread, barrier: self._run_partition(
-                        buffers, samples, logits, thread, barrier
-                    )
-                )
+                team.parallel(partial(self._run_partition, buffers, samples, logits))
         else:
-            bounds = [partition.of(len(samples)) for partition in partitions_of(self.threads)]
+            bounds = [
+                partition.of(len(samples)) for partition in layer_plan.partitions_of(self.threads)
+            ]
             shares = [(samples[first:last], logits[first:last]) for first, last in bounds]
             team.each(lambda share, barrier: self._run_into(*shares[share], barrier))
         return logits
@@ -201,12 +199,12 @@ class Network:
 
     def _values(self, buffers: Buffers, name: str) -> Array:
         """A layer's map, from wherever the run left it."""
-        if name in buffers.compacted:
-            layer = self.events.by_name[name]
-            layout = layout_of(layer)
-            assert layout is not None
-            return dense_map(layer, layout, buffers.compacted[name])
-        return buffers.values[name]
+        if name not in buffers.compacted:
+            return buffers.values[name]
+        layer = self.events.by_name[name]
+        layout = layout_of(layer)
+        assert layout is not None
+        return dense_map(layer, layout, buffers.compacted[name])
 
     def spikes_of(self, recorded: Mapping[str, Array]) -> dict[str, Array]:
         """bool (T, B, ...) of every population."""
@@ -232,7 +230,7 @@ class Network:
         pairs = zip(layer.sources, inputs, strict=True)
         values = [source_values(self.events, layer, source, array) for source, array in pairs]
         kind, _ = self.events.edges[layer.name]
-        out = single_layer.run_one(self.events, self._plans, layer, values)
+        out = run_layer(self.events, self._plans, layer, values)
         stepwise = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
             alike: Array = stepwise[0]

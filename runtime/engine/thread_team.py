@@ -104,7 +104,10 @@ class ThreadTeam:
                     interrupted_by = interruption  # the threads still use the caller's buffers
         if interrupted_by is not None:
             raise interrupted_by
-        _raise_first(task.failures)
+        # The first failure that is not another thread's consequence.
+        task.failures.sort(key=lambda failure: isinstance(failure, threading.BrokenBarrierError))
+        if task.failures:
+            raise task.failures[0]
 
     def _start(self) -> Inboxes:
         inboxes: Inboxes = tuple(SimpleQueue() for _ in range(self.threads))
@@ -142,10 +145,3 @@ def _serve(thread: int, inbox: "SimpleQueue[_TeamTask | None]", core: int | None
 def _dismiss(inboxes: Inboxes) -> None:
     for inbox in inboxes:
         inbox.put(None)
-
-
-def _raise_first(failures: list[BaseException]) -> None:
-    """Raise the first failure, if there is one, that is not another thread's consequence."""
-    failures.sort(key=lambda failure: isinstance(failure, threading.BrokenBarrierError))
-    if failures:
-        raise failures[0]

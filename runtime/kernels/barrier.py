@@ -10,8 +10,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import FASTMATH
+from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
 from soul_deploy.runtime.kernels.simd import compiled
 
 SPINS = 20_000
@@ -87,7 +86,7 @@ class _PlainBarrier:
         self._barrier.wait()
 
     def abort(self) -> None:
-        """As SpinBarrier.break_up."""
+        """As SpinBarrier.abort."""
         self._barrier.abort()
 
 

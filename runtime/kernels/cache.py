@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept, and when they are stale.
+"""How kernels are compiled, where they are kept, and when they are stale.
 
 numba keeps a kernel until the file that it stands in changes. What it inlines from other files (a
 neuron's equation, a constant) may change without that: a source tree that was updated would run
@@ -7,25 +7,39 @@ kernels stand in this folder, since numba has a cache for each folder.
 
 The first run in a new installation takes seconds, so that kernels are compiled is said: numba
 reports, as events, only those that it has to compile.
+
+As soon as any kernel is compiled, or read from disk, numba imports scipy.linalg to know whether a
+kernel could use a BLAS. That loads an OpenBLAS, which reserves memory for every core; where the
+system gives none (`ulimit -v`), it asks again for ever and holds Python's lock meanwhile, so that
+no signal ends it. No kernel of ours multiplies matrices, so numba is without until somebody's
+does: it asks again, by itself, whenever a function that needs a BLAS (`np.dot`) is compiled.
 """
 
 import hashlib
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
+from types import ModuleType
 from typing import Any
 
 from numba import config, njit
 from numba.core.event import Event, Listener, install_listener
 
 from soul_deploy.base.terminal import say
-from soul_deploy.runtime.kernels.blas import defer_blas
-from soul_deploy.runtime.kernels.config import FASTMATH
+
+FASTMATH = False
+"""Never on: a reordered or contracted sum can land on the other side of a threshold."""
 
 STAMP = "soul_deploy_kernels.sha256"
+WITHHELD = "scipy.linalg"
+ASKING = "numba.np.arraymath"
+ANSWER = "_HAVE_BLAS"
 
 
 def _nothing() -> None:
@@ -80,6 +94,40 @@ def _usable() -> bool:
     except OSError:
         return False
     return True
+
+
+class _Withhold:
+    """Says that there is no scipy.linalg, to one thread."""
+
+    def __init__(self) -> None:
+        self._thread = get_ident()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> None:
+        """None, as for any module that others find. Raises ImportError for scipy.linalg."""
+        if name == WITHHELD and get_ident() == self._thread:
+            raise ImportError(f"{name} is not loaded before it is used", name=name)
+
+
+@contextmanager
+def _withheld() -> Iterator[None]:
+    finder: Any = _Withhold()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def defer_blas() -> None:
+    """Let numba believe that there is a BLAS if scipy is installed, without loading it."""
+    if WITHHELD in sys.modules or ASKING in sys.modules:
+        return
+    with _withheld():
+        asking = import_module(ASKING)
+    if hasattr(asking, ANSWER) and find_spec("scipy") is not None:
+        setattr(asking, ANSWER, True)
 
 
 defer_blas()  # every module with kernels imports this one, so none is compiled before

@@ -8,11 +8,10 @@ same at every step.
 
 import numpy as np
 from numba import njit
-from numba.extending import register_jitable
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import FASTMATH, NEURON_BLOCK
+from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+from soul_deploy.runtime.kernels.neurons import NEURON_BLOCK
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
@@ -43,22 +42,16 @@ def mask_out(spikes: Array, index: Array, first: int, last: int) -> None:
             fired[np.uint64(index[i])] = 0
 
 
-@register_jitable
-def pool_into(
-    values: Array,
-    columns: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    out_columns: int,
-    first: int,
-    last: int,
-    lowest: np.uint8 | np.float32,
-    out: Array,
-) -> None:
+@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+def max_pool(
+    values: Array, columns: int, kernel: tuple[int, int], stride: tuple[int, int],
+    padding: tuple[int, int], out_columns: int, lowest: np.uint8 | np.float32, first: int,
+    last: int, out: Array,
+) -> None:  # fmt: skip
     """Maximum over windows, at least `lowest`; values (T, H·W, C), out (T, OH·OW, C).
 
-    Output positions from `first` to `last` are computed.
+    Both uint8, whose maximum is OR of spikes, or float32. Output positions from `first` to `last`
+    are computed.
     """
     steps, positions, channels = values.shape
     height = positions // columns
@@ -73,40 +66,6 @@ def pool_into(
                     source = values[t, y * columns + x]
                     for c in range(channels):
                         target[c] = max(target[c], source[c])
-
-
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-def max_pool(
-    spikes: Array,
-    columns: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    out_columns: int,
-    first: int,
-    last: int,
-    out: Array,
-) -> None:
-    """Maximum over windows; spikes (T, H·W, C) uint8, out (T, OH·OW, C) uint8. Of spikes: OR."""
-    lowest = np.uint8(0)
-    pool_into(spikes, columns, kernel, stride, padding, out_columns, first, last, lowest, out)
-
-
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-def max_pool_analog(
-    values: Array,
-    columns: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    out_columns: int,
-    first: int,
-    last: int,
-    out: Array,
-) -> None:
-    """As `max_pool` for float32 values of any sign; every window holds a value."""
-    lowest = np.float32(-np.inf)
-    pool_into(values, columns, kernel, stride, padding, out_columns, first, last, lowest, out)
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
@@ -186,7 +145,7 @@ def first_without_second(first: Array, second: Array, begin: int, end: int, out:
 
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
-def scatter(values: Array, index: Array, begin: int, end: int, out: Array) -> None:
+def scatter_channels(values: Array, index: Array, begin: int, end: int, out: Array) -> None:
     """out[t, p, index[c]] = values[t, p, c]; values (T, P, C), out (T, P, wide), 0 elsewhere."""
     for t in range(len(values)):
         for p in range(begin, end):

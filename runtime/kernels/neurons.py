@@ -8,51 +8,41 @@ import numpy as np
 from numba import njit
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.equations import (
-    CHARGE,
-    FIRE,
-    ChargeForm,
-    FireRule,
-    NeuronEquation,
-    reset_hard,
-    reset_soft,
-)
-from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, NEURON_BLOCK
+from soul_deploy.runtime import equations
+from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
 from soul_deploy.runtime.kernels.simd import TRANSPOSED, transpose
 
 NeuronUpdate = Callable[..., None]
 
+NEURON_BLOCK = 1024
+"""Neurons that a neuron update carries through all steps at once; their state stays in L1."""
+
+LANE_BLOCK = 256
+"""As NEURON_BLOCK, for currents whose steps stand side by side and are transposed first."""
+
 
 @cache
 def update_kernel(
-    charge: ChargeForm, fire: FireRule, soft_reset: bool, lanes: int = 0
+    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool, lanes: int
 ) -> NeuronUpdate:
     """The compiled update of one equation form; see `_make_update` for its arguments.
 
     lanes: of currents that stand side by side (time_vectorised.py); 0: one step after the other.
     """
-    reset = reset_soft if soft_reset else reset_hard
-    if lanes:
-        return _make_lane_update(CHARGE[charge], FIRE[fire], reset, lanes)
-    return _make_update(CHARGE[charge], FIRE[fire], reset)
+    reset = equations.reset_soft if soft_reset else equations.reset_hard
+    parts = equations.CHARGE[charge], equations.FIRE[fire], reset
+    return _make_lane_update(*parts, lanes) if lanes else _make_update(*parts)
 
 
-def update_of(neuron: NeuronEquation, lanes: int = 0) -> NeuronUpdate:
+def update_of(neuron: equations.NeuronEquation, lanes: int = 0) -> NeuronUpdate:
     """The compiled update of a neuron; lanes as in `update_kernel`."""
     return update_kernel(neuron.charge, neuron.fire, neuron.v_reset is None, lanes)
 
 
-def update_constants(
-    neuron: NeuronEquation,
-) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+def update_constants(neuron: equations.NeuronEquation) -> tuple[np.float32, ...]:
     """(constant, threshold, rest, reset target) as float32, in the order the update takes them."""
-    return (
-        np.float32(neuron.constant),
-        np.float32(neuron.v_threshold),
-        np.float32(neuron.rest),
-        np.float32(neuron.target),
-    )
+    numbers = neuron.constant, neuron.v_threshold, neuron.rest, neuron.target
+    return tuple(map(np.float32, numbers))
 
 
 def _make_update(
@@ -60,17 +50,9 @@ def _make_update(
 ) -> NeuronUpdate:
     @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def update(
-        current: Array,
-        constant: np.float32,
-        threshold: np.float32,
-        rest: np.float32,
-        target: np.float32,
-        carry: bool,
-        v: Array,
-        spikes: Array,
-        begin: int,
-        end: int,
-    ) -> None:
+        current: Array, constant: np.float32, threshold: np.float32, rest: np.float32,
+        target: np.float32, carry: bool, v: Array, spikes: Array, begin: int, end: int,
+    ) -> None:  # fmt: skip
         """Charge, fire and reset the neurons from `begin` to `end` for all steps.
 
         current (T, n) or (1, n), the same at every step; v (n,) is the membrane potential, kept
@@ -100,18 +82,10 @@ def _make_lane_update(
 ) -> NeuronUpdate:
     @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def update(
-        current: Array,
-        constant: np.float32,
-        threshold: np.float32,
-        rest: np.float32,
-        target: np.float32,
-        carry: bool,
-        v: Array,
-        spikes: Array,
-        begin: int,
-        end: int,
+        current: Array, constant: np.float32, threshold: np.float32, rest: np.float32,
+        target: np.float32, carry: bool, v: Array, spikes: Array, begin: int, end: int,
         arriving: Array,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """As the other update, for current (n, lanes).
 
         arriving: scratch (lanes, LANE_BLOCK), where the currents of a block of

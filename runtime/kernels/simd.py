@@ -75,16 +75,9 @@ def floats(count: int) -> Any:
 
 
 def _plain_add_row(
-    out: Array,
-    base: int,
-    targets: Array,
-    weight: Array,
-    begin: int,
-    end: int,
-    amounts: Array,
-    event: int,
-    lanes: int,
-) -> None:
+    out: Array, base: int, targets: Array, weight: Array, begin: int, end: int, amounts: Array,
+    event: int, lanes: int,
+) -> None:  # fmt: skip
     """out[base + targets[k]] += weight[k] · amounts[event], all lanes, k from `begin` to `end`.
 
     out (n, lanes), amounts (events, lanes).
@@ -95,17 +88,9 @@ def _plain_add_row(
 
 @intrinsic(prefer_literal=True)
 def _vector_add_row(
-    typing: Any,
-    out: Any,
-    base: Any,
-    targets: Any,
-    weight: Any,
-    begin: Any,
-    end: Any,
-    amounts: Any,
-    event: Any,
-    lanes: Any,
-) -> Any:
+    typing: Any, out: Any, base: Any, targets: Any, weight: Any, begin: Any, end: Any, amounts: Any,
+    event: Any, lanes: Any,
+) -> Any:  # fmt: skip
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _emit_add_row(_Emitter(context, builder, signature, args), lanes.literal_value)
         return context.get_dummy_value()

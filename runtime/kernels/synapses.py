@@ -17,8 +17,13 @@ from numba import njit
 from numba.extending import register_jitable
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import FASTMATH, SOURCE_BLOCK
+from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+
+SOURCE_BLOCK = 64
+"""Presynaptic neurons of a matrix whose rows are used at all steps before the next ones."""
+
+Taps = tuple[Array, Array, Array, Array]
+"""First, tap, out and length of an axis's tap table (tap_tables.py)."""
 
 
 @register_jitable
@@ -38,16 +43,9 @@ def collect_events(values: Array, first: int, rows: Array, amounts: Array) -> np
 
 @register_jitable
 def add_rows(
-    out: Array,
-    first: int | np.int64,
-    length: int | np.int64,
-    weight: Array,
-    row_size: int,
-    offset: int | np.int64,
-    rows: Array,
-    amounts: Array,
-    count: int | np.int64,
-) -> None:
+    out: Array, first: int | np.int64, length: int | np.int64, weight: Array, row_size: int,
+    offset: int | np.int64, rows: Array, amounts: Array, count: int | np.int64,
+) -> None:  # fmt: skip
     """out[first + k] += amounts[e] · weight[rows[e] · row_size + offset + k], for k below length.
 
     Four rows are added in one pass: the target is loaded and stored once, and its sum is still
@@ -80,14 +78,9 @@ def add_rows(
 
 @register_jitable
 def add_sparse(
-    target: Array,
-    base: int | np.int64,
-    targets: Array,
-    weight: Array,
-    begin: np.uint32,
-    end: np.uint32,
-    amount: np.float32,
-) -> None:
+    target: Array, base: int | np.int64, targets: Array, weight: Array, begin: np.uint32,
+    end: np.uint32, amount: np.float32,
+) -> None:  # fmt: skip
     """target[base + targets[k]] += amount · weight[k] for k from `begin` to `end`."""
     for k in range(np.uint64(begin), np.uint64(end)):
         target[np.uint64(base + np.int64(targets[k]))] += amount * weight[k]
@@ -112,22 +105,10 @@ def start_currents(out: Array, bias: Array, first: int, last: int) -> None:
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def convolve_dense(
-    values: Array,
-    weight: Array,
-    groups: int,
-    out_width: int,
-    out_channels: int,
-    y_first: Array,
-    y_tap: Array,
-    y_out: Array,
-    x_first: Array,
-    x_tap: Array,
-    x_out: Array,
-    x_length: Array,
-    rows: Array,
-    amounts: Array,
-    out: Array,
-) -> None:
+    values: Array, weight: Array, groups: int, out_width: int, out_channels: int, y_first: Array,
+    y_tap: Array, y_out: Array, x_first: Array, x_tap: Array, x_out: Array, x_length: Array,
+    rows: Array, amounts: Array, out: Array,
+) -> None:  # fmt: skip
     """Add the rows of every event to its targets; dense rows.
 
     values (T, H·W, C); weight (C, kh, kw, C_out / groups), mirrored; out (T, OH·OW·C_out).
@@ -161,16 +142,9 @@ def convolve_dense(
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def convolve_analog(
-    values: Array,
-    weight: Array,
-    groups: int,
-    sources: Array,
-    begin: int,
-    end: int,
-    rows: Array,
-    amounts: Array,
-    out: Array,
-) -> None:
+    values: Array, weight: Array, groups: int, sources: Array, begin: int, end: int, rows: Array,
+    amounts: Array, out: Array,
+) -> None:  # fmt: skip
     """As `convolve_dense` for values that are mostly nonzero: each output gathers its inputs.
 
     Output positions from `begin` to `end` are computed.
@@ -198,26 +172,15 @@ def convolve_analog(
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def convolve_sparse(
-    values: Array,
-    starts: Array,
-    targets: Array,
-    weight: Array,
-    kernel: tuple[int, int],
-    out_width: int,
-    out_channels: int,
-    pitch: tuple[int, int],
-    y_taps: tuple[Array, Array, Array, Array],
-    x_taps: tuple[Array, Array, Array, Array],
-    rows: Array,
-    amounts: Array,
-    out: Array,
-) -> None:
+    values: Array, starts: Array, targets: Array, weight: Array, kernel: tuple[int, int],
+    out_width: int, out_channels: int, pitch: tuple[int, int], y_taps: Taps, x_taps: Taps,
+    rows: Array, amounts: Array, out: Array,
+) -> None:  # fmt: skip
     """Add the rows of every event to its targets; compressed rows (channel, kernel position).
 
     targets: output channel, plus kernel row · pitch[0] and kernel column · pitch[1]. The pitches
     are the distances between the outputs of neighbouring kernel indices if taps are merged, so that
-    one base serves a whole entry, and 0 if every entry has length 1. *_taps: first, tap, out and
-    length of an axis's tap table (tap_tables.py).
+    one base serves a whole entry, and 0 if every entry has length 1.
     rows, amounts: scratch (C,).
     """
     (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_taps, x_taps
@@ -232,11 +195,8 @@ def convolve_sparse(
                     row, amount = np.int64(rows[e]) * kernel[0], amounts[e]
                     for a in range(y_first[y], y_first[y + 1]):
                         for b in range(x_first[x], x_first[x + 1]):
-                            base = (
-                                (y_out[a] * out_width + x_out[b]) * out_channels
-                                - y_tap[a] * pitch[0]
-                                - x_tap[b] * pitch[1]
-                            )
+                            base = (y_out[a] * out_width + x_out[b]) * out_channels
+                            base -= y_tap[a] * pitch[0] + x_tap[b] * pitch[1]
                             # Rows of neighbouring columns follow each other; whole kernel rows too.
                             whole = x_length[b] == kernel[1]
                             pieces = 1 if whole else y_length[a]
@@ -267,16 +227,9 @@ def multiply_dense(
 
 @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
 def multiply_sparse(
-    values: Array,
-    starts: Array,
-    ends: Array,
-    bases: Array,
-    targets: Array,
-    weight: Array,
-    rows: Array,
-    amounts: Array,
-    out: Array,
-) -> None:
+    values: Array, starts: Array, ends: Array, bases: Array, targets: Array, weight: Array,
+    rows: Array, amounts: Array, out: Array,
+) -> None:  # fmt: skip
     """Add the compressed row of every event; values (T, 1, n_in), out (T, n_out).
 
     Row j stands from starts[j] to ends[j]; its targets count from bases[j]. rows, amounts: scratch

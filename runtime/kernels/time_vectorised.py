@@ -16,9 +16,9 @@ from numba import njit
 from numba.extending import register_jitable
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE
-from soul_deploy.runtime.kernels.config import FASTMATH, PREFETCH_ROWS, SPIKE_BLOCK
+from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
 from soul_deploy.runtime.kernels.simd import add_row, broadcast_store, prefetch
+from soul_deploy.runtime.kernels.synapses import Taps
 
 Kernel = Callable[..., None]
 
@@ -27,6 +27,12 @@ LANES_TOGETHER = 4
 
 MOST_LANES = 16
 """A cache line of currents per target; with more steps, the kernels go step by step."""
+
+SPIKE_BLOCK = 1024
+"""Presynaptic neurons of a matrix of which those that fire at any step are listed at once."""
+
+PREFETCH_ROWS = 4
+"""Rows of a matrix whose cache lines are prefetched before they are needed."""
 
 
 def lanes_for(steps: int) -> int:
@@ -104,21 +110,10 @@ def convolve_lanes(lanes: int) -> Kernel:
 
     @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def convolve(
-        values: Array,
-        starts: Array,
-        targets: Array,
-        weight: Array,
-        kernel: tuple[int, int],
-        out_width: int,
-        out_channels: int,
-        pitch: tuple[int, int],
-        y_taps: tuple[Array, Array, Array, Array],
-        x_taps: tuple[Array, Array, Array, Array],
-        seen: Array,
-        rows: Array,
-        amounts: Array,
-        out: Array,
-    ) -> None:
+        values: Array, starts: Array, targets: Array, weight: Array, kernel: tuple[int, int],
+        out_width: int, out_channels: int, pitch: tuple[int, int], y_taps: Taps, x_taps: Taps,
+        seen: Array, rows: Array, amounts: Array, out: Array,
+    ) -> None:  # fmt: skip
         (y_first, y_tap, y_out, y_length), (x_first, x_tap, x_out, x_length) = y_taps, x_taps
         height, columns, channels = len(y_first) - 1, len(x_first) - 1, values.shape[2]
         taps = np.uint64(kernel[0] * kernel[1])
@@ -162,17 +157,9 @@ def multiply_lanes(lanes: int) -> Kernel:
 
     @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
     def multiply(
-        values: Array,
-        starts: Array,
-        ends: Array,
-        bases: Array,
-        targets: Array,
-        weight: Array,
-        seen: Array,
-        rows: Array,
-        amounts: Array,
-        out: Array,
-    ) -> None:
+        values: Array, starts: Array, ends: Array, bases: Array, targets: Array, weight: Array,
+        seen: Array, rows: Array, amounts: Array, out: Array,
+    ) -> None:  # fmt: skip
         size = values.shape[2]
         for first in range(0, size, SPIKE_BLOCK):
             last = min(first + SPIKE_BLOCK, size)

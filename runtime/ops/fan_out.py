@@ -10,7 +10,7 @@ import numpy as np
 
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.format import network, tap_tables
-from soul_deploy.runtime.kernels.counting import count_convolution, count_matrix
+from soul_deploy.runtime.kernels.rows import count_convolution, count_matrix
 
 
 def nonzero_rows(synapses: network.Synapses) -> tuple[Array, Array]:

@@ -8,30 +8,12 @@ from typing import NoReturn
 import numpy as np
 
 from soul_deploy.base import Array, brief, dispatch, errors
-from soul_deploy.runtime.format.network import (
-    CurrentLayer,
-    EventNetwork,
-    Firing,
-    Layer,
-    MapLayer,
-    PopulationLayer,
-    SpikingLayer,
-    Synaptic,
-)
+from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.barrier import Barrier
-from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned
+from soul_deploy.runtime.plan import regions
+from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
-from soul_deploy.runtime.plan.partition import Region, partitions_of, run_calls
-from soul_deploy.runtime.plan.regions import (
-    current_region,
-    currents_shape,
-    lanes_of,
-    map_region,
-    neuron_region,
-    readout_region,
-    scatter_spikes_region,
-    spiking_region,
-)
+from soul_deploy.runtime.plan.regions import Region
 
 
 @brief
@@ -67,18 +49,18 @@ class Buffers:
         """
         for region in (*self.static_regions, *self.regions):
             if partition < len(region):
-                run_calls(region[partition])
+                regions.run_calls(region[partition])
             barrier()
 
     def repeat(self) -> None:
         """As `run`, when the input is still the one of the run before; a single partition."""
         for region in self.regions:
-            run_calls(region[0])
+            regions.run_calls(region[0])
 
     def run_static(self) -> None:
         """In a stream: execute the static regions on the input in `values`; `repeat` may follow."""
         for region in self.static_regions:
-            run_calls(region[0])
+            regions.run_calls(region[0])
 
     def __reduce__(self) -> NoReturn:
         """Raise UsageError: a copy's calls would write to buffers that nobody reads."""
@@ -93,14 +75,9 @@ class Buffers:
 
 
 def build_buffers(
-    network: EventNetwork,
-    plans: Mapping[str, LayerPlan],
-    *,
-    input_steps: int,
-    steps: int,
-    carry: bool,
-    partitions: int = 1,
-) -> Buffers:
+    network: net.EventNetwork, plans: Mapping[str, LayerPlan], *, input_steps: int, steps: int,
+    carry: bool, partitions: int = 1,
+) -> Buffers:  # fmt: skip
     """Buffers and calls for `steps` steps. input_steps 1: a static image (or a single step).
 
     carry: membranes are kept between runs instead of starting at rest. partitions: of every region.
@@ -115,9 +92,9 @@ def build_buffers(
     scores = aligned((network.readout.classes,), np.float32)
     source = builder.maps[network.readout.source]
     b = builder
-    regions = (*b.regions, readout_region(network.readout, source, scores))
+    each_step = (*b.regions, regions.readout_region(network.readout, source, scores))
     return Buffers(
-        b.maps, b.compacted, b.membranes, b.patterns, tuple(b.static_regions), regions, scores
+        b.maps, b.compacted, b.membranes, b.patterns, tuple(b.static_regions), each_step, scores
     )
 
 
@@ -128,7 +105,7 @@ class Builder:
     currents: one buffer that serves all layers in turn whose currents only their neurons read.
     """
 
-    network: EventNetwork
+    network: net.EventNetwork
     plans: Mapping[str, LayerPlan]
     steps: int
     carry: bool
@@ -144,24 +121,26 @@ class Builder:
     def __post_init__(self) -> None:
         self.read = read_as_maps(self.network, self.plans)
 
-    def add_current(self, layer: CurrentLayer) -> None:
+    def add_current(self, layer: net.CurrentLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
         out = self._map(layer, len(source))
         flat = out.reshape(len(out), -1)
-        region = current_region(layer, plan, source, flat, lanes=0, partitions=self.partitions)
+        region = regions.current_region(
+            layer, plan, source, flat, lanes=0, partitions=self.partitions
+        )
         (self.static_regions if self._is_static(layer.name) else self.regions).append(region)
 
-    def add_map(self, layer: MapLayer) -> None:
+    def add_map(self, layer: net.MapLayer) -> None:
         sources = [self.maps[name] for name in layer.sources]
         out = self._map(layer, max(map(len, sources)))
-        region = map_region(layer, sources, out, partitions=self.partitions)
+        region = regions.map_region(layer, sources, out, partitions=self.partitions)
         (self.static_regions if self._is_static(layer.name) else self.regions).append(region)
 
     def _is_static(self, name: str) -> bool:
         """In a stream, whether a layer's values change with the input alone."""
         return self.carry and name in self.network.static
 
-    def _map(self, layer: Layer, steps: int) -> Array:
+    def _map(self, layer: net.Layer, steps: int) -> Array:
         """A zeroed map for what the layer gives."""
         kind, _ = self.network.edges[layer.name]
         dtype = np.float32 if kind == "analog" else np.uint8
@@ -169,58 +148,43 @@ class Builder:
         full[...] = 0
         return full
 
-    def _source(self, layer: Synaptic) -> Array:
+    def _source(self, layer: net.Synaptic) -> Array:
         compacted = self.plans[layer.name].source_layout is not None
         return (self.compacted if compacted else self.maps)[layer.source]
 
-    def add_spiking(self, layer: SpikingLayer) -> None:
+    def add_spiking(self, layer: net.SpikingLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
         v, spikes = self._neurons(layer, plan.layout, plan.neurons)
-        shape = currents_shape(layer, plan, len(source))
-        neuron, carry, partitions = layer.neuron, self.carry, self.partitions
-        if self._is_static(layer.source):  # its current must outlast the other layers'
-            current, lanes = aligned(shape, np.float32), lanes_of(layer, plan, len(source))
-            self.static_regions.append(
-                current_region(layer, plan, source, current, lanes=lanes, partitions=partitions)
-            )
-            bounds = [plan.bounds(partition) for partition in partitions_of(partitions)]
-            self.regions.append(
-                neuron_region(
-                    neuron, current, plan.gather_index, v, spikes, carry=carry, lanes=lanes,
-                    bounds=bounds, masked_out=plan.masked_out,
-                )
-            )  # fmt: skip
+        shape = regions.currents_shape(layer, plan, len(source))
+        if static := self._is_static(layer.source):  # its current must outlast the other layers'
+            current = aligned(shape, np.float32)
         else:
             if self.currents.size < math.prod(shape):
                 self.currents = aligned(shape, np.float32).reshape(-1)
             current = self.currents[: math.prod(shape)].reshape(shape)
-            region = spiking_region(
-                layer,
-                plan,
-                source,
-                current,
-                v,
-                spikes,
-                neuron=neuron,
-                carry=carry,
-                partitions=partitions,
-            )
-            self.regions.append(region)
+        *of_input, of_steps = regions.spiking_regions(
+            layer, plan, source, current, v, spikes, carry=self.carry, partitions=self.partitions,
+            apart=static,
+        )  # fmt: skip
+        self.static_regions += of_input
+        self.regions.append(of_steps)
         self._scatter_spikes(layer, plan.layout, spikes)
 
-    def add_population(self, layer: PopulationLayer) -> None:
+    def add_population(self, layer: net.PopulationLayer) -> None:
         layout, source = layout_of(layer), self.maps[layer.source]
         v, spikes = self._neurons(layer, layout, layer.neurons)
-        current, gather = source.reshape(len(source), -1), gather_index_of(layer, layout)
+        current, gather = source.reshape(len(source), -1), None
+        if layout is not None and layer.updated is not None and not layer.updated.all():
+            gather = layout.gather_index
         bounds = [partition.of(current.shape[1]) for partition in partitions_of(self.partitions)]
-        region = neuron_region(
+        region = regions.neuron_region(
             layer.neuron, current, gather, v, spikes, carry=self.carry, lanes=0, bounds=bounds
         )
         self.regions.append(region)
         self._scatter_spikes(layer, layout, spikes)
 
     def _neurons(
-        self, layer: Firing, layout: CompactLayout | None, neurons: int
+        self, layer: net.Firing, layout: CompactLayout | None, neurons: int
     ) -> tuple[Array, Array]:
         """Membranes at rest, and the buffer of the spikes: the map, or (T, L) if compacted."""
         v = self.membranes[layer.name] = aligned((neurons,), np.float32)
@@ -232,40 +196,66 @@ class Builder:
         (self.maps if layout is None else self.compacted)[layer.name] = spikes
         return v, spikes
 
-    def _scatter_spikes(self, layer: Firing, layout: CompactLayout | None, spikes: Array) -> None:
+    def _scatter_spikes(
+        self, layer: net.Firing, layout: CompactLayout | None, spikes: Array
+    ) -> None:
         """If a layer reads the map of a compacted population, scatter the spikes into it."""
         if layout is None or layer.name not in self.read:
             return
         full = self._map(layer, len(spikes))
         flat = full.reshape(len(full), -1)
-        self.regions.append(
-            scatter_spikes_region(spikes, layout.scatter_index, flat, partitions=self.partitions)
+        region = regions.scatter_spikes_region(
+            spikes, layout.scatter_index, flat, partitions=self.partitions
         )
+        self.regions.append(region)
         if layer.pattern is not None:
             shown = full[:, :, layer.current_shape[0] :]
             self.patterns[layer.name] = shown, pattern_spikes(layer)
             shown[...] = self.patterns[layer.name][1][: len(shown)]
 
 
-@dispatch.operation_table(Layer)
-def bind(layer: Layer, builder: Builder) -> None:
+@dispatch.operation_table(net.Layer)
+def bind(layer: net.Layer, builder: Builder) -> None:
     """Buffers and calls of one layer; those of its sources are there."""
     raise bind.unknown(layer)
 
 
-bind.on(SpikingLayer)(lambda layer, builder: builder.add_spiking(layer))
-bind.on(PopulationLayer)(lambda layer, builder: builder.add_population(layer))
-bind.on(CurrentLayer)(lambda layer, builder: builder.add_current(layer))
-bind.on(MapLayer)(lambda layer, builder: builder.add_map(layer))
+bind.on(net.SpikingLayer)(lambda layer, builder: builder.add_spiking(layer))
+bind.on(net.PopulationLayer)(lambda layer, builder: builder.add_population(layer))
+bind.on(net.CurrentLayer)(lambda layer, builder: builder.add_current(layer))
+bind.on(net.MapLayer)(lambda layer, builder: builder.add_map(layer))
 
 
-def gather_index_of(layer: PopulationLayer, layout: CompactLayout | None) -> Array | None:
-    """Index of the currents to gather before the neuron update; None: all currents."""
-    everything = layout is None or layer.updated is None or bool(layer.updated.all())
-    return None if layout is None or everything else layout.gather_index
+def run_layer(
+    network: net.EventNetwork, plans: Mapping[str, LayerPlan], layer: net.Layer, values: list[Array]
+) -> Array:
+    """One layer by itself: its map for every sample, (B, T or 1, positions, channels), from rest.
+
+    plans: of the network's layers with synapses. values: per source (B, T or 1, positions,
+    channels). Analog values have one step if all sources have.
+    """
+    builder = Builder(network, plans, network.time_steps, False, 1, EMPTY)
+    builder.read = {layer.name}
+    samples, sources = dict(zip(layer.sources, values, strict=True)), builder.maps
+    plan = plans.get(layer.name)
+    if plan is not None and plan.source_layout is not None:
+        index, sources = plan.source_layout.scatter_index, builder.compacted
+        samples = {name: v.reshape(*v.shape[:2], -1)[..., index] for name, v in samples.items()}
+    for name, v in samples.items():
+        sources[name] = aligned(v.shape[1:], v.dtype)
+    bind(layer, builder)
+    out = builder.maps[layer.name]
+    maps = np.empty((len(values[0]), *out.shape), out.dtype)
+    for b, row in enumerate(maps):
+        for name, v in samples.items():
+            sources[name][...] = v[b]
+        for region in builder.regions:
+            regions.run_calls(region[0])
+        row[...] = out
+    return maps
 
 
-def read_as_maps(network: EventNetwork, plans: Mapping[str, LayerPlan]) -> set[str]:
+def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> set[str]:
     """Layers whose map some layer reads; a matrix may read the compacted spikes instead."""
     readers = [network.readout.source]
     for layer in network.layers:
@@ -276,15 +266,12 @@ def read_as_maps(network: EventNetwork, plans: Mapping[str, LayerPlan]) -> set[s
 
 
 def _largest_current(
-    network: EventNetwork, plans: Mapping[str, LayerPlan], input_steps: int, steps: int
+    network: net.EventNetwork, plans: Mapping[str, LayerPlan], input_steps: int, steps: int
 ) -> int:
     """Elements of the largest layer's currents; one buffer serves all layers in turn."""
-    sizes = [
-        math.prod(
-            currents_shape(
-                layer, plans[layer.name], input_steps if layer.source in network.static else steps
-            )
-        )
-        for layer in network.spiking_layers
-    ]
-    return max(sizes, default=0)
+    largest = 0
+    for layer in network.spiking_layers:
+        given = input_steps if layer.source in network.static else steps
+        shape = regions.currents_shape(layer, plans[layer.name], given)
+        largest = max(largest, math.prod(shape))
+    return largest

@@ -1,28 +1,15 @@
 """Memory that running an event network takes besides its file's arrays, computed beforehand.
 
 A few bytes can describe maps, tables and buffers of gigabytes. Each number here is an upper bound
-that follows from the description alone: tap and gather tables,
-buffers of one sample on one thread, and what building them needs meanwhile.
+that follows from the description alone: tap and gather tables, buffers of one sample on one
+thread, and what building them needs meanwhile.
 """
 
 import math
 from collections.abc import Mapping
 
 from soul_deploy.base import dispatch, memory
-from soul_deploy.runtime.format.network import (
-    ConvSynapses,
-    CurrentLayer,
-    EdgeKind,
-    EventNetwork,
-    Firing,
-    Layer,
-    MapLayer,
-    MatrixSynapses,
-    PopulationLayer,
-    SpikingLayer,
-    Synapses,
-    Synaptic,
-)
+from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import tap_count
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
 
@@ -31,17 +18,17 @@ LIVE_NEURON_BYTES = 8 + 40  # of a neuron in a compacted population, kept and me
 EVENT_BYTES = 8 + 5 + 4 * MOST_LANES  # scratch for an event that a kernel collects
 
 
-def require_running(network: EventNetwork, max_memory: int | None = None) -> None:
+def require_running(network: net.EventNetwork, max_memory: int | None = None) -> None:
     """Raise LimitError if running takes more than allowed; None: WORK_BYTES of memory.py."""
     _require("running this network", running_bytes(network), max_memory)
 
 
-def require_counting(network: EventNetwork, max_memory: int | None = None) -> None:
+def require_counting(network: net.EventNetwork, max_memory: int | None = None) -> None:
     """As `require_running`, of the tables that counting its operations walks."""
     _require("counting its operations", counting_bytes(network), max_memory)
 
 
-def require_products(network: EventNetwork, max_memory: int | None = None) -> None:
+def require_products(network: net.EventNetwork, max_memory: int | None = None) -> None:
     """As `require_running`, with the table of every convolution gathered, in 64 bits."""
     by_layer = running_bytes(network)
     for layer in network.projected:
@@ -56,7 +43,7 @@ def _require(what: str, by_layer: Mapping[str, int], max_memory: int | None) -> 
     memory.require_memory(what_runs, sum(by_layer.values()), allowed, memory.RAISE_IT)
 
 
-def running_bytes(network: EventNetwork) -> dict[str, int]:
+def running_bytes(network: net.EventNetwork) -> dict[str, int]:
     """Bytes by layer: tables, and buffers for all steps of one sample."""
     steps = network.time_steps
     by_layer = {network.input_name: 4 * steps * math.prod(network.input_shape)}
@@ -69,24 +56,17 @@ def running_bytes(network: EventNetwork) -> dict[str, int]:
     return by_layer
 
 
-@dispatch.operation_table(Layer)
-def layer_bytes(layer: Layer, steps: int) -> int:
+@dispatch.operation_table(net.Layer)
+def layer_bytes(layer: net.Layer, steps: int) -> int:
     """Bytes that running a layer takes besides its map."""
     raise layer_bytes.unknown(layer)
 
 
-@layer_bytes.on(MapLayer)
-def _(layer: MapLayer, steps: int) -> int:
-    return 0
+layer_bytes.on(net.MapLayer)(lambda layer, steps: 0)
 
 
-@layer_bytes.on(SpikingLayer)
-def _(layer: SpikingLayer, steps: int) -> int:
-    return _projection_bytes(layer, steps) + _population_bytes(layer, steps)
-
-
-@layer_bytes.on(PopulationLayer)
-def _population_bytes(layer: Firing, steps: int) -> int:
+@layer_bytes.on(net.PopulationLayer)
+def _population_bytes(layer: net.Firing, steps: int) -> int:
     """Membranes; if compacted, also indices, currents and spikes of the live neurons."""
     neurons = math.prod(layer.current_shape)
     if layer.live is None and layer.pattern is None:
@@ -97,27 +77,32 @@ def _population_bytes(layer: Firing, steps: int) -> int:
     return 4 * neurons + LIVE_NEURON_BYTES * math.prod(layer.out_shape) + compacted + generated
 
 
-@layer_bytes.on(CurrentLayer)
-def _projection_bytes(layer: Synaptic, steps: int) -> int:
+@layer_bytes.on(net.CurrentLayer)
+def _projection_bytes(layer: net.Synaptic, steps: int) -> int:
     """Currents, scratch and tables."""
     columns = math.prod(layer.current_shape)
     return 4 * columns * _columns_of(steps) + synapse_bytes(layer.synapses, layer.edge)
 
 
-@dispatch.operation_table(Synapses)
-def synapse_bytes(synapses: Synapses, edge: EdgeKind) -> int:
+layer_bytes.on(net.SpikingLayer)(
+    lambda layer, steps: _projection_bytes(layer, steps) + _population_bytes(layer, steps)
+)
+
+
+@dispatch.operation_table(net.Synapses)
+def synapse_bytes(synapses: net.Synapses, edge: net.EdgeKind) -> int:
     """Scratch for the events of one position, and tables."""
     raise synapse_bytes.unknown(synapses)
 
 
-@synapse_bytes.on(MatrixSynapses)
-def _(matrix: MatrixSynapses, edge: EdgeKind) -> int:
+@synapse_bytes.on(net.MatrixSynapses)
+def _(matrix: net.MatrixSynapses, edge: net.EdgeKind) -> int:
     """The bias of a compacted matrix is repeated over its columns."""
     return 8 * math.prod(matrix.out_shape) + EVENT_BYTES * math.prod(matrix.in_shape)
 
 
-@synapse_bytes.on(ConvSynapses)
-def _(convolution: ConvSynapses, edge: EdgeKind) -> int:
+@synapse_bytes.on(net.ConvSynapses)
+def _(convolution: net.ConvSynapses, edge: net.EdgeKind) -> int:
     scratch = EVENT_BYTES * convolution.row_count
     sparse = not convolution.rows.dense
     if not sparse and edge == "analog":
@@ -135,26 +120,24 @@ def _columns_of(steps: int) -> int:
     return max(steps, min(steps + 3, MOST_LANES))
 
 
-@dispatch.operation_table(Synapses)
-def gather_bytes(synapses: Synapses) -> int:
+@dispatch.operation_table(net.Synapses)
+def gather_bytes(synapses: net.Synapses) -> int:
     """The table of `gather_table`: one number per output position and input under it, and two
     copies meanwhile.
     """
     raise gather_bytes.unknown(synapses)
 
 
-@gather_bytes.on(MatrixSynapses)
-def _(matrix: MatrixSynapses) -> int:
-    return 0
+gather_bytes.on(net.MatrixSynapses)(lambda matrix: 0)
 
 
-@gather_bytes.on(ConvSynapses)
-def _(convolution: ConvSynapses) -> int:
+@gather_bytes.on(net.ConvSynapses)
+def _(convolution: net.ConvSynapses) -> int:
     positions = math.prod(convolution.out_shape[1:]) * math.prod(convolution.kernel)
     return (12 * convolution.in_shape[0] + 32) * positions
 
 
-def counting_bytes(network: EventNetwork) -> dict[str, int]:
+def counting_bytes(network: net.EventNetwork) -> dict[str, int]:
     """Bytes by layer: unmerged tap tables, and maps of fan-outs."""
     by_layer = {network.readout.name: 8 * network.readout.sums}
     for layer in network.projected:
@@ -165,19 +148,17 @@ def counting_bytes(network: EventNetwork) -> dict[str, int]:
     return by_layer
 
 
-@dispatch.operation_table(Synapses)
-def walk_bytes(synapses: Synapses, *, masked: bool) -> int:
+@dispatch.operation_table(net.Synapses)
+def walk_bytes(synapses: net.Synapses, *, masked: bool) -> int:
     """The tables that counting walks. masked: whether some targets are not live."""
     raise walk_bytes.unknown(synapses)
 
 
-@walk_bytes.on(MatrixSynapses)
-def _(matrix: MatrixSynapses, *, masked: bool) -> int:
-    return 0
+walk_bytes.on(net.MatrixSynapses)(lambda matrix, *, masked: 0)
 
 
-@walk_bytes.on(ConvSynapses)
-def _(convolution: ConvSynapses, *, masked: bool) -> int:
+@walk_bytes.on(net.ConvSynapses)
+def _(convolution: net.ConvSynapses, *, masked: bool) -> int:
     (channels, height, width), (kh, kw) = convolution.in_shape, convolution.kernel
     entries = sum(tap_count(convolution, axis, merge=False) for axis in (0, 1))
     tables = 8 * (height * kh + width * kw) + 8 * channels * max(height * kw, kh * width)

@@ -2,6 +2,10 @@
 
 A plan copies a layer's rows into aligned memory; all runs share the copies, none writes to them.
 The regions of a layer (regions.py) take the tables of each partition from the plan.
+
+Partitions are equal shares of a layer's outputs, each computed by one thread. Every sum of a
+partition has the order that it has when one thread computes the whole layer. So the number of
+partitions changes no bit, and partitions need no locks.
 """
 
 import math
@@ -13,36 +17,37 @@ import numpy as np
 import numpy.typing as npt
 
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.runtime.format.network import (
-    ConvSynapses,
-    DenseRows,
-    EdgeKind,
-    EventNetwork,
-    Layer,
-    MatrixSynapses,
-    Rows,
-    Shape,
-    SparseRows,
-    Synapses,
-    Synaptic,
-)
+from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import gather_table, tap_table
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels import time_vectorised
-from soul_deploy.runtime.plan.layout import (
-    CompactLayout,
-    compact_rows,
-    layout_of,
-    masked_out_index,
-    reads_compacted,
-)
-from soul_deploy.runtime.plan.partition import Partition
+from soul_deploy.runtime.plan import layout as packing
+from soul_deploy.runtime.plan.layout import CompactLayout, layout_of
 
 ALIGNMENT = 64
-TIME_VECTORISED = (kernels.convolve_sparse, kernels.multiply_sparse)
-"""Kernels with a form that does all steps at once."""
-
+IN_LANES = {
+    kernels.convolve_sparse: time_vectorised.convolve_lanes,
+    kernels.multiply_sparse: time_vectorised.multiply_lanes,
+}
+"""The form of a kernel that does all steps at once."""
 EMPTY = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Share `index` of `count`."""
+
+    index: int
+    count: int
+
+    def of(self, size: int) -> tuple[int, int]:
+        """(first, last) of the share of `size` consecutive outputs, last excluded."""
+        return size * self.index // self.count, size * (self.index + 1) // self.count
+
+
+def partitions_of(count: int) -> tuple[Partition, ...]:
+    """All shares."""
+    return tuple(Partition(i, count) for i in range(count))
 
 
 @brief
@@ -62,7 +67,7 @@ class LayerPlan:
     masked_out neurons that are updated with the others, but whose spikes are taken out; None: none
     """
 
-    synapses: Synapses
+    synapses: net.Synapses
     kernel: Callable[..., None]
     arrays: tuple[Array, ...]
     bias: Array
@@ -76,15 +81,8 @@ class LayerPlan:
     @property
     def gather_index(self) -> Array | None:
         """Index of the currents to gather before the neuron update; None: all currents."""
-        return (
-            None
-            if self.layout is None or self.columns == self.neurons
-            else self.layout.gather_index
-        )
-
-    def lanes(self, steps: int) -> int:
-        """Lanes over time that the synapses run on for so many different steps; 0: none."""
-        return time_vectorised.lanes_for(steps) if self.kernel in TIME_VECTORISED else 0
+        everything = self.layout is None or self.columns == self.neurons
+        return None if self.layout is None or everything else self.layout.gather_index
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """(first, last) of the columns of the currents that belong to a partition."""
@@ -97,7 +95,7 @@ class LayerPlan:
         return self.bias[first:last] if len(self.bias) == self.columns else self.bias
 
 
-def aligned(shape: Shape, dtype: npt.DTypeLike) -> Array:
+def aligned(shape: net.Shape, dtype: npt.DTypeLike) -> Array:
     """An uninitialised array whose data starts at a multiple of 64 bytes (a cache line)."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
@@ -114,22 +112,16 @@ def aligned_copy(array: Array | None) -> Array:
     return copy
 
 
-def plan_layer(layer: Synaptic, source: Layer | None = None) -> LayerPlan:
-    """The plan of a layer's projection, with copies of its rows.
-
-    source: the layer that `layer` reads; None for the network's input.
-    """
-    return prepare_synapses(layer.synapses, layer, source)
-
-
-@dispatch.operation_table(Synapses)
-def prepare_synapses(synapses: Synapses, layer: Synaptic, source: Layer | None) -> LayerPlan:
-    """As `plan_layer`, of the layer's synapses."""
+@dispatch.operation_table(net.Synapses)
+def prepare_synapses(
+    synapses: net.Synapses, layer: net.Synaptic, source: net.Layer | None
+) -> LayerPlan:
+    """The plan of a layer with these synapses; as `plan_layer`."""
     raise prepare_synapses.unknown(synapses)
 
 
-@prepare_synapses.on(ConvSynapses)
-def _(convolution: ConvSynapses, layer: Synaptic, source: Layer | None) -> LayerPlan:
+@prepare_synapses.on(net.ConvSynapses)
+def _(convolution: net.ConvSynapses, layer: net.Synaptic, source: net.Layer | None) -> LayerPlan:
     layout = layout_of(layer)
     kernel, arrays = convolution_kernel(convolution.rows, convolution, layer.edge)
     columns = math.prod(layer.current_shape)
@@ -137,15 +129,17 @@ def _(convolution: ConvSynapses, layer: Synaptic, source: Layer | None) -> Layer
     neurons = columns if layout is None else len(layout.gather_index)
     return LayerPlan(
         convolution, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons, layout,
-        masked_out=masked_out_index(layer),
+        masked_out=packing.masked_out_index(layer),
     )  # fmt: skip
 
 
-@prepare_synapses.on(MatrixSynapses)
-def _(matrix: MatrixSynapses, layer: Synaptic, source: Layer | None) -> LayerPlan:
+@prepare_synapses.on(net.MatrixSynapses)
+def _(matrix: net.MatrixSynapses, layer: net.Synaptic, source: net.Layer | None) -> LayerPlan:
     """Rows and columns of live neurons only."""
     layout = layout_of(layer)
-    read = layout_of(source) if source is not None and reads_compacted(layer, source) else None
+    read = (
+        layout_of(source) if source is not None and packing.reads_compacted(layer, source) else None
+    )
     bias, columns = matrix.bias, math.prod(matrix.out_shape)
     if layout is not None and bias is not None:
         bias = np.tile(bias, columns // len(bias))[layout.gather_index]
@@ -161,56 +155,54 @@ Kernel = tuple[Callable[..., None], tuple[Array, ...]]
 """A kernel, and its `arrays` in Prepared."""
 
 
-@dispatch.operation_table(Rows)
+@dispatch.operation_table(net.Rows)
 def matrix_kernel(
-    rows: Rows, source: CompactLayout | None, target: CompactLayout | None, columns: int
+    rows: net.Rows, source: CompactLayout | None, target: CompactLayout | None, columns: int
 ) -> Kernel:
     """The kernel of a matrix and its rows, of live neurons on sides that are packed."""
     raise matrix_kernel.unknown(rows)
 
 
-@matrix_kernel.on(DenseRows)
+@matrix_kernel.on(net.DenseRows)
 def _(
-    rows: DenseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
+    rows: net.DenseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
 ) -> Kernel:
     weight = rows.weight if source is None else rows.weight[source.scatter_index]
     weight = weight if target is None else weight[:, target.gather_index]
     return kernels.multiply_dense, (aligned_copy(weight),)
 
 
-@matrix_kernel.on(SparseRows)
+@matrix_kernel.on(net.SparseRows)
 def _(
-    rows: SparseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
+    rows: net.SparseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
 ) -> Kernel:
-    return kernels.multiply_sparse, based_rows(compact_rows(rows, source, target, columns))
+    return kernels.multiply_sparse, based_rows(packing.compact_rows(rows, source, target, columns))
 
 
-@dispatch.operation_table(Rows)
-def convolution_kernel(rows: Rows, convolution: ConvSynapses, edge: EdgeKind) -> Kernel:
+@dispatch.operation_table(net.Rows)
+def convolution_kernel(rows: net.Rows, convolution: net.ConvSynapses, edge: net.EdgeKind) -> Kernel:
     """The kernel of a convolution and its rows."""
     raise convolution_kernel.unknown(rows)
 
 
-@convolution_kernel.on(SparseRows)
-def _(rows: SparseRows, convolution: ConvSynapses, edge: EdgeKind) -> Kernel:
+@convolution_kernel.on(net.SparseRows)
+def _(rows: net.SparseRows, convolution: net.ConvSynapses, edge: net.EdgeKind) -> Kernel:
     starts, targets, weight = (aligned_copy(array) for array in rows.arrays)
     if convolution.stride == (1, 1):
         targets += _tap_offsets(convolution, starts)
     return kernels.convolve_sparse, (starts, targets, weight)
 
 
-@convolution_kernel.on(DenseRows)
-def _(rows: DenseRows, convolution: ConvSynapses, edge: EdgeKind) -> Kernel:
+@convolution_kernel.on(net.DenseRows)
+def _(rows: net.DenseRows, convolution: net.ConvSynapses, edge: net.EdgeKind) -> Kernel:
     if edge == "analog":
         by_group = rows.weight.reshape(convolution.groups, -1, rows.weight.shape[-1])
-        return kernels.convolve_analog, (
-            aligned_copy(by_group),
-            aligned_copy(gather_table(convolution)),
-        )
+        arrays = aligned_copy(by_group), aligned_copy(gather_table(convolution))
+        return kernels.convolve_analog, arrays
     return kernels.convolve_dense, (aligned_copy(rows.weight),)
 
 
-def based_rows(rows: SparseRows) -> tuple[Array, Array, Array, Array]:
+def based_rows(rows: net.SparseRows) -> tuple[Array, Array, Array, Array]:
     """(starts, bases int64 (rows,), targets, weight): targets count from their row's base.
 
     If no row reaches far, they take 16 bits: rows of a matrix are read from memory, and the fewer
@@ -222,29 +214,22 @@ def based_rows(rows: SparseRows) -> tuple[Array, Array, Array, Array]:
     bases[filled] = targets[starts[filled]]
     reach = targets[starts[filled + 1] - 1] - bases[filled]
     if int(reach.max(initial=0)) >= 1 << 16:
-        return (
-            aligned_copy(starts),
-            np.zeros_like(bases),
-            aligned_copy(targets),
-            aligned_copy(rows.weight),
-        )
-    near = (targets - np.repeat(bases, np.diff(starts))).astype(np.uint16)
-    return aligned_copy(starts), bases, aligned_copy(near), aligned_copy(rows.weight)
+        bases = np.zeros_like(bases)
+    else:
+        targets = (targets - np.repeat(bases, np.diff(starts))).astype(np.uint16)
+    return aligned_copy(starts), bases, aligned_copy(targets), aligned_copy(rows.weight)
 
 
-def tables_of(plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+@dispatch.operation_table(net.Synapses)
+def synapse_tables(
+    synapses: net.Synapses, plan: LayerPlan, partition: Partition
+) -> tuple[Any, ...]:
     """Arguments of the kernel between the values and the scratch, for one partition."""
-    return synapse_tables(plan.synapses, plan, partition)
-
-
-@dispatch.operation_table(Synapses)
-def synapse_tables(synapses: Synapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
-    """As `tables_of`, of the layer's synapses."""
     raise synapse_tables.unknown(synapses)
 
 
-@synapse_tables.on(MatrixSynapses)
-def _(matrix: MatrixSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+@synapse_tables.on(net.MatrixSynapses)
+def _(matrix: net.MatrixSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
     first, last = plan.bounds(partition)
     if plan.kernel is kernels.multiply_dense:
         return *plan.arrays, first, last
@@ -255,16 +240,18 @@ def _(matrix: MatrixSynapses, plan: LayerPlan, partition: Partition) -> tuple[An
     return *rows_of_partition(starts, absolute, first, last), bases, targets, weight
 
 
-@synapse_tables.on(ConvSynapses)
-def _(convolution: ConvSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
+@synapse_tables.on(net.ConvSynapses)
+def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
     rows = partition.of(convolution.out_shape[1])
     channels, _, columns = convolution.out_shape
     if plan.kernel is kernels.convolve_analog:
         weight, sources = plan.arrays
         return weight, convolution.groups, sources, rows[0] * columns, rows[1] * columns
     if plan.kernel is kernels.convolve_dense:
-        contiguous = (
-            convolution.stride[1] == 1 and convolution.dilation[1] == 1 and convolution.groups == 1
+        contiguous = (convolution.stride[1], convolution.dilation[1], convolution.groups) == (
+            1,
+            1,
+            1,
         )
         y = tap_table(convolution, 0, merge=False, outputs=rows)
         x = tap_table(convolution, 1, merge=contiguous)
@@ -290,7 +277,7 @@ def rows_of_partition(starts: Array, targets: Array, first: int, last: int) -> t
     return starts[:-1] + below[0], starts[:-1] + below[1]
 
 
-def _tap_offsets(convolution: ConvSynapses, starts: Array) -> Array:
+def _tap_offsets(convolution: net.ConvSynapses, starts: Array) -> Array:
     """uint32 (synapses,): kernel row · pitch + kernel column · pitch of each synapse."""
     height, width = convolution.kernel
     pitch_y, pitch_x = convolution.pitches
@@ -300,7 +287,15 @@ def _tap_offsets(convolution: ConvSynapses, starts: Array) -> Array:
     return np.repeat(per_row, lengths)
 
 
-def plan_layers(network: EventNetwork) -> dict[str, LayerPlan]:
+def plan_layer(layer: net.Synaptic, source: net.Layer | None = None) -> LayerPlan:
+    """The plan of a layer's projection, with copies of its rows.
+
+    source: the layer that `layer` reads; None for the network's input.
+    """
+    return prepare_synapses(layer.synapses, layer, source)
+
+
+def plan_layers(network: net.EventNetwork) -> dict[str, LayerPlan]:
     """`plan_layer` for every layer with synapses, by name."""
     return {
         layer.name: plan_layer(layer, network.by_name.get(layer.source))

@@ -48,14 +48,7 @@ def layout_of(layer: network.Layer) -> CompactLayout | None:
     raise layout_of.unknown(layer)
 
 
-@layout_of.on(network.CurrentLayer, network.MapLayer)
-def _(layer: network.CurrentLayer | network.MapLayer) -> None:
-    return None
-
-
-@layout_of.on(network.SpikingLayer)
-def _(layer: network.SpikingLayer) -> CompactLayout | None:
-    return None if masked_out_index(layer) is not None else _packed(layer)
+layout_of.on(network.CurrentLayer, network.MapLayer)(lambda layer: None)
 
 
 @layout_of.on(network.PopulationLayer)
@@ -69,6 +62,11 @@ def _packed(layer: network.Firing) -> CompactLayout | None:
         (position * channels + channel).astype(np.uint32),
         (position * wide + channel).astype(np.uint32),
     )
+
+
+layout_of.on(network.SpikingLayer)(
+    lambda layer: None if masked_out_index(layer) is not None else _packed(layer)
+)
 
 
 def masked_out_index(layer: network.Synaptic) -> Array | None:

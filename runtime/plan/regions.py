@@ -1,7 +1,8 @@
 """Layers bound to buffers: regions of kernel launches, split into partitions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,36 @@ import numpy as np
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network
-from soul_deploy.runtime.kernels import config, time_vectorised
 from soul_deploy.runtime.kernels import maps as mapping
-from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels.neurons import update_constants, update_of
-from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, aligned_copy, tables_of
-from soul_deploy.runtime.plan.partition import Call, Partition, Region, partitions_of
+from soul_deploy.runtime.kernels import neurons, synapses, time_vectorised
+from soul_deploy.runtime.plan import layer_plan
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, Partition, aligned, partitions_of
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call."""
+
+    kernel: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+Region = tuple[tuple[Call, ...], ...]
+"""A region of kernel launches: for each partition its kernel calls, in order.
+
+Threads run the partitions of one region at the same time and wait for each other at its end."""
+
+
+def run_calls(calls: tuple[Call, ...]) -> None:
+    """Execute in order."""
+    for call in calls:
+        call.kernel(*call.arguments)
 
 
 def lanes_of(layer: network.Synaptic, plan: LayerPlan, steps: int) -> int:
-    """Lanes that a spiking layer's currents have for so many different steps of its source."""
-    return 0 if layer.edge == "analog" else plan.lanes(steps)
+    """Lanes of a spiking layer's currents, for so many different steps of its source; 0: none."""
+    in_lanes = layer.edge != "analog" and plan.kernel in layer_plan.IN_LANES
+    return time_vectorised.lanes_for(steps) if in_lanes else 0
 
 
 def currents_shape(layer: network.Synaptic, plan: LayerPlan, steps: int) -> network.Shape:
@@ -29,51 +49,38 @@ def currents_shape(layer: network.Synaptic, plan: LayerPlan, steps: int) -> netw
 
 
 def current_region(
-    layer: network.Synaptic,
-    plan: LayerPlan,
-    source: Array,
-    current: Array,
-    *,
-    lanes: int,
+    layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, *, lanes: int,
     partitions: int,
-) -> Region:
+) -> Region:  # fmt: skip
     """Bias and synapses.
 
     source (T or 1, positions, channels) or compacted (T, L'); current (T or 1, plan.columns), or
     (plan.columns, lanes).
     """
+    start: Callable[..., None] = synapses.start_currents
+    kernel = plan.kernel
+    if lanes:
+        start, kernel = time_vectorised.start_lanes(lanes), layer_plan.IN_LANES[kernel](lanes)
     return tuple(
-        _current_calls(layer, plan, source, current, lanes, partition)
+        (
+            Call(start, (current, plan.bias_of(partition), *plan.bounds(partition))),
+            Call(kernel, _arguments(layer, plan, source, current, lanes, partition)),
+        )
         for partition in partitions_of(partitions)
     )
 
 
-def _current_calls(
-    layer: network.Synaptic,
-    plan: LayerPlan,
-    source: Array,
-    current: Array,
-    lanes: int,
+def _arguments(
+    layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, lanes: int,
     partition: Partition,
-) -> tuple[Call, ...]:
-    first, last = plan.bounds(partition)
+) -> tuple[Any, ...]:  # fmt: skip
+    """Of the kernel of one partition, whose scratch is its own."""
     values, events = values_of(layer.synapses, source)
-    start, kernel = (
-        (time_vectorised.start_lanes(lanes) if lanes else kernels.start_currents),
-        plan.kernel,
-    )
     scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
     if lanes:
-        make = (
-            time_vectorised.multiply_lanes
-            if kernel is kernels.multiply_sparse
-            else time_vectorised.convolve_lanes
-        )
-        kernel = make(lanes)
         amounts = np.zeros((events, lanes), np.float32)
         scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
-    arguments = (values, *tables_of(plan, partition), *scratch, current)
-    return (Call(start, (current, plan.bias_of(partition), first, last)), Call(kernel, arguments))
+    return values, *layer_plan.synapse_tables(layer.synapses, plan, partition), *scratch, current
 
 
 @dispatch.operation_table(network.Synapses)
@@ -88,24 +95,16 @@ def _(matrix: network.MatrixSynapses, source: Array) -> tuple[Array, int]:
     return flat, flat.shape[2]
 
 
-@values_of.on(network.ConvSynapses)
-def _(convolution: network.ConvSynapses, source: Array) -> tuple[Array, int]:
-    return source, source.shape[2] * math.prod(convolution.kernel)
+values_of.on(network.ConvSynapses)(
+    lambda synapses, source: (source, source.shape[2] * math.prod(synapses.kernel))
+)
 
 
-def spiking_region(
-    layer: network.Synaptic,
-    plan: LayerPlan,
-    source: Array,
-    current: Array,
-    v: Array,
-    spikes: Array,
-    *,
-    neuron: NeuronEquation,
-    carry: bool,
-    partitions: int,
-) -> Region:
-    """Bias, synapses, neurons.
+def spiking_regions(
+    layer: network.SpikingLayer, plan: LayerPlan, source: Array, current: Array, v: Array,
+    spikes: Array, *, carry: bool, partitions: int, apart: bool = False,
+) -> tuple[Region, ...]:  # fmt: skip
+    """Bias, synapses, neurons: in one region, or the neurons in one of their own if `apart`.
 
     source and current as in `current_region`, current of the shape `currents_shape`; v (L,), spikes
     (T, positions, C) or compacted (T, L).
@@ -113,25 +112,19 @@ def spiking_region(
     lanes = lanes_of(layer, plan, len(source))
     currents = current_region(layer, plan, source, current, lanes=lanes, partitions=partitions)
     bounds = [plan.bounds(partition) for partition in partitions_of(partitions)]
-    neurons = neuron_region(
-        neuron, current, plan.gather_index, v, spikes, carry=carry, lanes=lanes, bounds=bounds,
-        masked_out=plan.masked_out,
+    updates = neuron_region(
+        layer.neuron, current, plan.gather_index, v, spikes, carry=carry, lanes=lanes,
+        bounds=bounds, masked_out=plan.masked_out,
     )  # fmt: skip
-    return tuple(a + b for a, b in zip(currents, neurons, strict=True))
+    if apart:
+        return currents, updates
+    return (tuple(a + b for a, b in zip(currents, updates, strict=True)),)
 
 
 def neuron_region(
-    neuron: NeuronEquation,
-    current: Array,
-    gather: Array | None,
-    v: Array,
-    spikes: Array,
-    *,
-    carry: bool,
-    lanes: int,
-    bounds: Sequence[tuple[int, int]],
-    masked_out: Array | None = None,
-) -> Region:
+    neuron: NeuronEquation, current: Array, gather: Array | None, v: Array, spikes: Array, *,
+    carry: bool, lanes: int, bounds: Sequence[tuple[int, int]], masked_out: Array | None = None,
+) -> Region:  # fmt: skip
     """Neurons on their currents, (T or 1, n) or (n, lanes).
 
     gather: of the live neurons' currents, None: all n. bounds: columns of the currents, by
@@ -142,17 +135,14 @@ def neuron_region(
         shape = (len(v), lanes) if lanes else (len(current), len(v))
         arriving = aligned(shape, np.float32)
         bounds = [_index_between(gather, pair) for pair in bounds]
-    fired, update = spikes.reshape(len(spikes), len(v)), update_of(neuron, lanes)
-    region = []
+    fired, update = spikes.reshape(len(spikes), len(v)), neurons.update_of(neuron, lanes)
+    numbers, region = neurons.update_constants(neuron), []
     for first, last in bounds:
         calls: list[Call] = []
         if gather is not None:
             kernel = time_vectorised.gather_lanes if lanes else mapping.gather_currents
             calls.append(Call(kernel, (current, gather, first, last, arriving)))
-        scratch: tuple[Any, ...] = (
-            (aligned((lanes, config.LANE_BLOCK), np.float32),) if lanes else ()
-        )
-        numbers = update_constants(neuron)
+        scratch = [aligned((lanes, neurons.LANE_BLOCK), np.float32)] if lanes else []
         calls.append(Call(update, (arriving, *numbers, carry, v, fired, first, last, *scratch)))
         if masked_out is not None:
             masked_part = _index_between(masked_out, (first, last))
@@ -187,11 +177,11 @@ def map_region(
 def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
     """Max pooling of spikes or analog values."""
     (source,) = sources
-    kernel = mapping.max_pool_analog if source.dtype.kind == "f" else mapping.max_pool
+    lowest = np.float32(-np.inf) if source.dtype.kind == "f" else np.uint8(0)
     windows = (layer.kernel, layer.stride, layer.padding)
-    arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2])
+    arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
     shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))
-    return tuple((Call(kernel, (*arguments, *share, out)),) for share in shares)
+    return tuple((Call(mapping.max_pool, (*arguments, *share, out)),) for share in shares)
 
 
 @map_region.on(network.MergeLayer)
@@ -218,9 +208,11 @@ def _(
 ) -> Region:
     """Channels into a map that is 0 everywhere else."""
     (source,) = sources
-    index = aligned_copy(layer.index)
+    index = layer_plan.aligned_copy(layer.index)
     shares = (partition.of(source.shape[1]) for partition in partitions_of(partitions))
-    return tuple((Call(mapping.scatter, (source, index, *share, out)),) for share in shares)
+    return tuple(
+        (Call(mapping.scatter_channels, (source, index, *share, out)),) for share in shares
+    )
 
 
 def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) -> Region:
@@ -231,5 +223,5 @@ def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) 
     summing = Call(mapping.sum_spikes, (spikes, sums))
     if readout.weight is None:
         return ((summing, Call(mapping.vote, (sums, readout.votes, scale, scores))),)
-    weight, bias = aligned_copy(readout.weight.T), aligned_copy(readout.bias)
+    weight, bias = layer_plan.aligned_copy(readout.weight.T), layer_plan.aligned_copy(readout.bias)
     return ((summing, Call(mapping.score, (sums, weight, bias, scale, scores))),)

@@ -23,7 +23,8 @@ from soul_deploy.data import datasets, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
-from soul_deploy.nn import graph_module, surrogate
+from soul_deploy.nn import graph_module
+from soul_deploy.nn.neuron import DEFAULT_ALPHA
 from soul_deploy.training import checkpoint_manager, lr_schedules, messages, train, trainer
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo import resnet
@@ -39,13 +40,13 @@ def neuron_spec(choice: NetworkChoice) -> ir.NeuronSpec:
     family: ir.NeuronFamily = _known("neuron", choice.neuron_type, NEURONS)
     given = choice.constants()
     for name, kind, valid in (
-        ("surrogate", "surrogate", surrogate.DEFAULT_ALPHA),
+        ("surrogate", "surrogate", DEFAULT_ALPHA),
         ("fire", "firing rule", ("gt", "ge")),
     ):
         if name in given:
             given[name] = _known(kind, given[name], valid)
     spec = replace(ir.SOUL_NEURONS[family], **given)
-    return replace(spec, surrogate_alpha=surrogate.DEFAULT_ALPHA[spec.surrogate])
+    return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
 def recipe_of(options: LearningOptions) -> trainer.TrainConfig:

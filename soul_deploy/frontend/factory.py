@@ -97,16 +97,11 @@ def _accepted(name: str, factory: Callable[..., Any], known: dict[str, Any]) -> 
     except (TypeError, ValueError):  # built-in callables have no signature
         return {}
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [
-        parameter.name
-        for parameter in parameters.values()
-        if parameter.default is inspect.Parameter.empty
-        and (parameter.kind in named or parameter.kind is inspect.Parameter.POSITIONAL_ONLY)
-    ]
     missing = [
-        key
-        for key in required
-        if key not in known or parameters[key].kind is inspect.Parameter.POSITIONAL_ONLY
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty
+        and (p.kind is p.POSITIONAL_ONLY or (p.kind in named and p.name not in known))
     ]
     if missing:
         raise UsageError(

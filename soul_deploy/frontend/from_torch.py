@@ -1,4 +1,8 @@
-"""Somebody's PyTorch module as a Model, and the proof that it is the same network.
+"""Somebody's PyTorch module as a graph, or as a Model that is proved to be the same network.
+
+`trace` runs `forward` by torch.fx, neurons as leaves. Nothing is guessed from module order: who
+feeds whom is what `forward` does. What the graph cannot represent is refused with the module's
+dotted name and the place in the code.
 
 A trace can be wrong in ways that no rule foresees (a branch taken for a constant, a shape read
 wrongly), so the module itself and its graph are run side by side before anything is returned.
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import errors, input_rule
+from soul_deploy.frontend import function_rules, graph_builder, module_kinds, tracer
 from soul_deploy.frontend.side_by_side import (
     Difference,
     TracedRun,
@@ -22,7 +27,6 @@ from soul_deploy.frontend.side_by_side import (
     run_graph,
     run_own,
 )
-from soul_deploy.frontend.trace import Takes, Traced, trace_with_input
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
 from soul_deploy.nn.graph_module import GraphModule, require_floats
@@ -30,6 +34,41 @@ from soul_deploy.nn.graph_module import GraphModule, require_floats
 TOLERANCE = 1e-5
 SCALES = (4.0, 32.0, 256.0)  # of the example, where populations did not fire on it
 LARGEST_PIECE = 1 << 25  # neurons × steps × samples that are compared at once
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network's graph, and what its own forward takes.
+
+    image     (B, C, H, W), shown T times
+    sequence  (T, B, C, H, W)
+    step      (B, C, H, W), called once a step, state kept between calls
+    """
+
+    graph: SpikingGraph
+    takes: tracer.Takes
+
+
+def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
+    """The graph of `network` for inputs of `input_shape` (C, H, W) shown for `time_steps`.
+
+    Raises UnsupportedGraphError naming the module, the code line and what is supported.
+    """
+    return trace_with_input(network, input_shape, time_steps).graph
+
+
+def trace_with_input(network: nn.Module, input_shape: Shape, time_steps: int) -> Traced:
+    """As `trace`, with what the network's own forward takes."""
+    for path, module in network.named_modules():
+        module_kinds.check_unchanged(path, module)
+    module_kinds.check_at_rest(network)
+    operations = tracer.run_symbolically(network)
+    takes = tracer.input_of(network, operations)
+    lead = 2 if takes == "sequence" else 1
+    graph = graph_builder.GraphBuilder(network, input_shape, time_steps, lead).build(
+        operations, function_rules.handle
+    )
+    return Traced(graph, takes)
 
 
 def from_torch(
@@ -63,7 +102,9 @@ def from_torch(
         require_floats(example)
     examined = examine(network, input_shape, time_steps, example)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
-    made = {"model": name} | examined.untested_entry
+    made: dict[str, object] = {"model": name}
+    if examined.untested:
+        made["untested"] = list(examined.untested)
     module = examined.module
     return Model(module.graph, arrays_of(module.state_dict()), info=replace(info, provenance=made))
 
@@ -79,11 +120,6 @@ class Examined:
     module: GraphModule
     untested: tuple[str, ...]
 
-    @property
-    def untested_entry(self) -> dict[str, list[str]]:
-        """What a model's provenance says about it: nothing, if everything fired."""
-        return {"untested": list(self.untested)} if self.untested else {}
-
 
 def examine(
     network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
@@ -95,8 +131,11 @@ def examine(
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     pair = _Pair(network, module.eval(), traced.takes)
+    if example is None:
+        made = torch.Generator().manual_seed(2025)
+        example = torch.randn(2, *traced.graph.input.shape, generator=made)
     with from_rest(network):
-        silent = _compare(pair, _example(traced.graph, example))
+        silent = _compare(pair, example.detach().cpu())
     return Examined(traced, module, silent)
 
 
@@ -112,18 +151,11 @@ def _check_weights(network: nn.Module) -> None:
                 raise errors.UsageError(f"weight {name} holds values that are not finite")
 
 
-def _example(graph: SpikingGraph, given: Tensor | None) -> Tensor:
-    if given is not None:
-        return given.detach().cpu()
-    made = torch.Generator().manual_seed(2025)
-    return torch.randn(2, *graph.input.shape, generator=made)
-
-
 @dataclass(frozen=True)
 class _Pair:
     network: nn.Module
     module: GraphModule
-    takes: Takes
+    takes: tracer.Takes
 
     def run(self, x: Tensor) -> tuple[TracedRun, TracedRun]:
         """The network's own run and the graph's."""

@@ -11,53 +11,44 @@ import torch.nn.functional as F
 from torch import fx
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import graph_builder, module_rules, tracer
+from soul_deploy.frontend import module_kinds, tracer
+from soul_deploy.frontend.graph_builder import GraphBuilder, TracedValue, told
 from soul_deploy.ir import AdaptiveAvgPool, Flatten
 
 
-def handle(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def handle(builder: GraphBuilder, node: fx.Node) -> None:
     """One operation that is no module. Raises UnsupportedGraphError."""
     handler = HANDLERS.get(node.target)
     if handler is None or node.op not in ("call_function", "call_method"):
-        raise builder.unsupported(node, f"operation {_name(node)}")
-    if _only_sizes(builder, node):
-        builder.sizes.add(node)
-        return
-    handler(builder, node)
-
-
-def _name(node: fx.Node) -> str:
-    target = node.target
-    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
-
-
-def _only_sizes(builder: graph_builder.GraphBuilder, node: fx.Node) -> bool:
-    """Arithmetic on sizes: T * B and the like."""
+        raise builder.unsupported(node, f"operation {told(node)}")
     inputs = node.all_input_nodes
-    return bool(inputs) and all(source in builder.sizes for source in inputs)
+    if inputs and all(source in builder.sizes for source in inputs):  # T * B and the like
+        builder.sizes.add(node)
+    else:
+        handler(builder, node)
 
 
-def _unknown(builder: graph_builder.GraphBuilder, node: fx.Node) -> UnsupportedGraphError:
+def _unknown(builder: GraphBuilder, node: fx.Node) -> UnsupportedGraphError:
     shown = ", ".join([*map(str, node.args), *(f"{k}={v}" for k, v in node.kwargs.items())])
-    return builder.unsupported(node, f"operation {_name(node)}({shown})")
+    return builder.unsupported(node, f"operation {told(node)}({shown})")
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _source(builder: graph_builder.GraphBuilder, node: fx.Node) -> graph_builder.TracedValue:
+def _source(builder: GraphBuilder, node: fx.Node) -> TracedValue:
     return builder.value(node, _argument(node, 0, "input"))
 
 
-def _add(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _add(builder: GraphBuilder, node: fx.Node) -> None:
     if node.kwargs or len(node.args) != 2:
         raise _unknown(builder, node)
     values = [builder.value(node, argument) for argument in node.args]
     builder.merge(node, _fresh(builder, node, "add"), "add", values)
 
 
-def _fresh(builder: graph_builder.GraphBuilder, node: fx.Node, stem: str) -> str:
+def _fresh(builder: GraphBuilder, node: fx.Node, stem: str) -> str:
     """A name for an operation without a module: that of the module whose forward it is in."""
     path = tracer.owner_of(node)
     name = f"{path}.{stem}" if path else stem
@@ -65,7 +56,7 @@ def _fresh(builder: graph_builder.GraphBuilder, node: fx.Node, stem: str) -> str
     return f"{name}_{len(builder.nodes)}" if taken else name
 
 
-def _subtract(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _subtract(builder: GraphBuilder, node: fx.Node) -> None:
     """1 - y, the one subtraction there is: half of IAND."""
     one, argument = (*node.args, None, None)[:2]
     if isinstance(one, fx.Node) or one != 1:
@@ -73,7 +64,7 @@ def _subtract(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = replace(builder.value(node, argument), inverse=True)
 
 
-def _multiply(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _multiply(builder: GraphBuilder, node: fx.Node) -> None:
     found = [builder.values.get(a) if isinstance(a, fx.Node) else None for a in node.args]
     if len(found) != 2 or None in found or node.kwargs:
         raise _unknown(builder, node)
@@ -85,12 +76,12 @@ def _multiply(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     builder.merge(node, _fresh(builder, node, function), function, [*plain, *inverted])
 
 
-def _flatten(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _flatten(builder: GraphBuilder, node: fx.Node) -> None:
     start, end = _argument(node, 1, "start_dim", 0), _argument(node, 2, "end_dim", -1)
     builder.flatten(node, _source(builder, node), _fresh(builder, node, "flatten"), start, end)
 
 
-def _view(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _view(builder: GraphBuilder, node: fx.Node) -> None:
     """Views that merge a value's own axes, or time and batch, or split these again."""
     source, sides = _source(builder, node), node.args[1:]
     if len(sides) == 1 and isinstance(sides[0], (tuple, list)):
@@ -106,7 +97,7 @@ def _view(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
 
 
 def _matches(
-    builder: graph_builder.GraphBuilder, sides: tuple[Any, ...], lead: int, shape: tuple[int, ...]
+    builder: GraphBuilder, sides: tuple[Any, ...], lead: int, shape: tuple[int, ...]
 ) -> bool:
     if len(sides) != lead + len(shape):
         return False
@@ -118,12 +109,7 @@ def _matches(
 
 
 def _reshape(
-    builder: graph_builder.GraphBuilder,
-    node: fx.Node,
-    source: graph_builder.TracedValue,
-    lead: int,
-    *,
-    flat: bool,
+    builder: GraphBuilder, node: fx.Node, source: TracedValue, lead: int, *, flat: bool
 ) -> None:
     after = replace(source, lead=lead, folded=lead == 1 and (source.folded or source.lead == 2))
     if not flat:
@@ -133,31 +119,28 @@ def _reshape(
     builder.add(node, Flatten(name, (source.name,)), replace(after, name=name))
 
 
-def _unflatten(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _unflatten(builder: GraphBuilder, node: fx.Node) -> None:
     source, axis = _source(builder, node), _argument(node, 1, "dim")
     if axis != 0 or not source.folded:
         raise _unknown(builder, node)
     builder.values[node] = replace(source, lead=2, folded=False)
 
 
-def _mean(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _mean(builder: GraphBuilder, node: fx.Node) -> None:
     source, axes = _source(builder, node), _argument(node, 1, "dim")
     if axes is None:
         raise _unknown(builder, node)
     shape = builder.shapes[source.name]
     rank = source.lead + len(shape)
     wanted = {axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)}
-    time, space = {0} & wanted if source.lead == 2 else set(), {rank - 2, rank - 1}
-    keep = _argument(node, 2, "keepdim", False)
-    if (
-        wanted - time not in (set(), space)
-        or (wanted - time and len(shape) != 3)
-        or (time and keep)
-    ):
+    time = {0} & wanted if source.lead == 2 else set()
+    space, keep = wanted - time, _argument(node, 2, "keepdim", False)
+    whole = not space or (space == {rank - 2, rank - 1} and len(shape) == 3)
+    if not whole or (time and keep):
         raise _unknown(builder, node)
     after = replace(source, lead=1, mean=True) if time else source
     builder.values[node] = after
-    if wanted - time:
+    if space:
         pool, flat = _fresh(builder, node, "mean"), _fresh(builder, node, "flatten")
         made = AdaptiveAvgPool(pool, (source.name,), (1, 1))
         builder.add(node, made, replace(after, name=pool))
@@ -165,22 +148,21 @@ def _mean(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
             builder.add(node, Flatten(flat, (pool,)), replace(after, name=flat))
 
 
-def _adaptive(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _adaptive(builder: GraphBuilder, node: fx.Node) -> None:
     source = _source(builder, node)
     name = _fresh(builder, node, "adaptive_avg_pool2d")
     size = _argument(node, 1, "output_size")
-    builder.add(
-        node, module_rules.adaptive_pool(name, (source.name,), size), replace(source, name=name)
-    )
+    made = module_kinds.adaptive_pool(name, (source.name,), size)
+    builder.add(node, made, replace(source, name=name))
 
 
-def _dropout(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _dropout(builder: GraphBuilder, node: fx.Node) -> None:
     if _argument(node, 2, "training", True) is not False:
         raise builder.unsupported(node, "dropout that is on in evaluation (training=True)")
     builder.values[node] = _source(builder, node)
 
 
-def _unsqueeze(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _unsqueeze(builder: GraphBuilder, node: fx.Node) -> None:
     """An image gets a time axis of length 1, which `repeat` or `expand` makes T."""
     source, axis = _source(builder, node), _argument(node, 1, "dim")
     if axis != 0 or source.lead != 1 or source.folded or source.mean:
@@ -188,7 +170,7 @@ def _unsqueeze(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = replace(source, lead=2)
 
 
-def _repeat(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
     source, sides = _source(builder, node), node.args[1:]
     if len(sides) == 1 and isinstance(sides[0], (tuple, list)):
         sides = tuple(sides[0])
@@ -203,31 +185,31 @@ def _repeat(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = source
 
 
-def _size(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _size(builder: GraphBuilder, node: fx.Node) -> None:
     if node.target is getattr and node.args[1] != "shape":
         raise _unknown(builder, node)
     builder.sizes.add(node)
 
 
-def _item(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _item(builder: GraphBuilder, node: fx.Node) -> None:
     """Of sizes it is handled before; of a value it is a step or a channel taken out."""
     raise _unknown(builder, node)
 
 
-def _same(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _same(builder: GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = _source(builder, node)
 
 
-def _fold(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _fold(builder: GraphBuilder, node: fx.Node) -> None:
     source = _source(builder, node)
     builder.values[node] = replace(source, lead=1, folded=node.target is tracer.fold_time)
 
 
-def _unfold(builder: graph_builder.GraphBuilder, node: fx.Node) -> None:
+def _unfold(builder: GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = replace(_source(builder, node), lead=2, folded=False)
 
 
-Handler = Callable[[graph_builder.GraphBuilder, fx.Node], None]
+Handler = Callable[[GraphBuilder, fx.Node], None]
 HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), _subtract),

@@ -12,8 +12,7 @@ from torch import fx, nn
 
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
-from soul_deploy.frontend import aliasing, module_kinds, module_rules
-from soul_deploy.frontend import tracer as fxtracer
+from soul_deploy.frontend import module_kinds, tracer
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class TracedValue:
     inverse: bool = False
 
 
-def _told(node: fx.Node) -> str:
+def told(node: fx.Node) -> str:
+    """What an operation is called."""
     target: Any = node.target
     return str(target if isinstance(target, str) else getattr(target, "__name__", target))
 
@@ -54,7 +54,7 @@ class GraphBuilder:
         self.values: dict[fx.Node, TracedValue] = {}
         self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
         self.used: set[str] = set()
-        self.memory = aliasing.TensorMemory()
+        self.memory = tracer.TensorMemory()
 
     def build(self, traced: fx.Graph, functions: Any) -> ir.SpikingGraph:
         """The graph; `functions(builder, node)` handles whatever is no module and no input."""
@@ -75,41 +75,36 @@ class GraphBuilder:
         """Refuse reads of what was changed in place under another name; changes of the input."""
         if node in self.sizes:
             return
-        stale = self.memory.stale(node)
-        if stale is not None:
+        changed = self.memory.stale(node)
+        if changed is not None:
             raise self.unsupported(
-                stale.changed,
-                f"an operation in place ({_told(stale.changed)}) on a value that {_told(node)} "
-                f"reads afterwards under another name ({fxtracer.place_of(node)}; y = y + x would "
+                changed,
+                f"an operation in place ({told(changed)}) on a value that {told(node)} "
+                f"reads afterwards under another name ({tracer.place_of(node)}; y = y + x would "
                 "make a new value)",
             )
         self.memory.made(node, self._within(node))
-        if aliasing.changes_in_place(node) and self.memory.owner(node).op == "placeholder":
+        if tracer.changes_in_place(node) and self.memory.owner(node).op == "placeholder":
             raise self.unsupported(
-                node, f"an operation in place ({_told(node)}) on the network's own input, which"
+                node, f"an operation in place ({told(node)}) on the network's own input, which"
             )
 
     def _within(self, node: fx.Node) -> fx.Node | None:
         """The value in whose memory a value lies, or may lie; None if it surely has its own."""
         sources = [source for source in node.all_input_nodes if source not in self.sizes]
-        if not sources or aliasing.changes_in_place(node):
+        if not sources or tracer.changes_in_place(node):
             return sources[0] if sources else None
         made, source = self.values.get(node), self.values.get(sources[0])
         if made is None or source is None:
             return None
         viewed = self.nodes[made.name].reshapes and made.name != source.name
-        unchanged = (made.name, made.mean, made.inverse) == (
-            source.name,
-            source.mean,
-            source.inverse,
-        )
+        unchanged = made == replace(source, lead=made.lead, folded=made.folded)
         return sources[0] if viewed or (unchanged and node.target != "repeat") else None
 
     def _take_input(self, node: fx.Node) -> None:
         if "input" not in self.nodes:
-            self.add(
-                node, ir.Input("input", (), self.input_shape), TracedValue("input", self.input_lead)
-            )
+            made = ir.Input("input", (), self.input_shape)
+            self.add(node, made, TracedValue("input", self.input_lead))
 
     def call(self, node: fx.Node, path: str, args: Sequence[Any]) -> None:
         """One call of a module."""
@@ -155,7 +150,7 @@ class GraphBuilder:
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
-        converted = module_rules.CONVERTERS[kind](path, (source.name,), module)
+        converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:
             after = self._fire(node, path, module, source)
@@ -213,15 +208,9 @@ class GraphBuilder:
         self.add(node, made, TracedValue(name, lead, values[0].folded))
 
     def flatten(
-        self,
-        node: fx.Node,
-        source: TracedValue,
-        name: str,
-        start: int,
-        end: int,
-        *,
+        self, node: fx.Node, source: TracedValue, name: str, start: int, end: int, *,
         after: TracedValue | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`flatten(start, end)` of a value: all its own axes, or time into the batch."""
         shape = self.shapes[source.name]
         rank = source.lead + len(shape)
@@ -243,7 +232,7 @@ class GraphBuilder:
         try:
             shape = made.output_shape([self.shapes[name] for name in made.inputs])
         except UsageError as error:
-            raise UnsupportedGraphError(f"{error} ({fxtracer.place_of(node)})") from error
+            raise UnsupportedGraphError(f"{error} ({tracer.place_of(node)})") from error
         self.nodes[made.name] = made
         self.shapes[made.name] = shape
         self.values[node] = value
@@ -260,7 +249,7 @@ class GraphBuilder:
     def unsupported(self, node: fx.Node, what: str) -> UnsupportedGraphError:
         """The refusal, with the module, the line and what is supported."""
         return UnsupportedGraphError(
-            f"{what} is not supported ({fxtracer.place_of(node)}); supported: {fxtracer.SUPPORTED}"
+            f"{what} is not supported ({tracer.place_of(node)}); supported: {tracer.SUPPORTED}"
         )
 
     def _finish(self, node: fx.Node) -> ir.SpikingGraph:
@@ -268,16 +257,11 @@ class GraphBuilder:
         if not isinstance(returned, fx.Node):
             raise self.unsupported(node, "a forward that returns more than the class scores")
         readout = self._readout(node, self.value(node, returned).name)
-        nodes = {**self.nodes, readout.name: readout}
-        needed: set[str] = set()
-        pending = [readout.name]
-        while pending:
-            name = pending.pop()
-            if name not in needed:
-                needed.add(name)
-                pending.extend(nodes[name].inputs)
-        nodes.pop(readout.name)
-        kept = [made for made in nodes.values() if made.name in needed or not made.inputs]
+        needed, earlier = {*readout.inputs}, self.nodes.items()
+        for name, made in reversed(earlier):
+            if name in needed:
+                needed.update(made.inputs)
+        kept = [made for name, made in earlier if name in needed or not made.inputs]
         graph = ir.SpikingGraph((*kept, readout), self.time_steps)
         source = readout.inputs[0]
         if not readout.linear and graph.edges[source].kind == "analog":

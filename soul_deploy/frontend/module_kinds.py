@@ -1,4 +1,4 @@
-"""The kind of a PyTorch module for the tracer, by class.
+"""The kind of a PyTorch module for the tracer, by class, and the graph node that it becomes.
 
 A subclass with methods of its own may compute something else, so it has no kind and is refused.
 Classes of SpikingJelly are known by where they are defined and what they are called; it is never
@@ -6,6 +6,7 @@ imported.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -205,3 +206,76 @@ def _surrogate(path: str, function: Any) -> tuple[ir.SurrogateName, float]:
         return "atan", 2.0
     alpha = float(function.alpha)
     return SURROGATES[name], 1.0 / alpha if name == "Rect" else alpha
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """A side given once or twice."""
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _window(module: Any) -> tuple[ir.Pair, ir.Pair, ir.Pair]:
+    return pair(module.kernel_size), pair(module.stride), pair(module.padding)
+
+
+def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        raise UnsupportedGraphError(
+            f"{path}: padding {module.padding!r} ({module.padding_mode}); only numeric zero padding"
+        )
+    return ir.Convolution(
+        path, inputs, module.bias is not None, None, module.in_channels, module.out_channels,
+        *_window(module), pair(module.dilation), module.groups,
+    )  # fmt: skip
+
+
+def _linear(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    return ir.Linear(
+        path, inputs, module.bias is not None, None, module.in_features, module.out_features
+    )
+
+
+def _max_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    if module.ceil_mode or pair(module.dilation) != (1, 1) or module.return_indices:
+        raise UnsupportedGraphError(
+            f"{path}: max pooling with ceil_mode, dilation or return_indices"
+        )
+    return ir.MaxPool(path, inputs, *_window(module))
+
+
+def _avg_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    padded = pair(module.padding) != (0, 0)
+    if module.ceil_mode or module.divisor_override or (padded and not module.count_include_pad):
+        raise UnsupportedGraphError(
+            f"{path}: average pooling with ceil_mode, divisor_override or count_include_pad=False"
+        )
+    return ir.AvgPool(path, inputs, *_window(module))
+
+
+def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> ir.Node:
+    """The pooling to `size`, a side or two. Raises UnsupportedGraphError for an open side."""
+    if size is None or (not isinstance(size, int) and None in size):
+        raise UnsupportedGraphError(f"{path}: adaptive pooling to {size}; both sides are needed")
+    return ir.AdaptiveAvgPool(path, inputs, pair(size))
+
+
+def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    return ir.Population(path, inputs, module_neuron_spec(path, module))
+
+
+CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
+    "RateReadout": lambda path, inputs, module: ir.Readout(
+        path, inputs, module.out_features, True, module.bias is not None
+    ),
+    "VoteReadout": lambda path, inputs, module: ir.Readout(
+        path, inputs, module.classes, False, False, module.votes
+    ),
+    "SpikingNeuron": _population,
+    **dict.fromkeys(NEURONS, _population),
+    "Conv2d": _convolution,
+    "Linear": _linear,
+    "MaxPool2d": _max_pool,
+    "AvgPool2d": _avg_pool,
+    "AdaptiveAvgPool2d": lambda path, inputs, module: adaptive_pool(
+        path, inputs, module.output_size
+    ),
+}

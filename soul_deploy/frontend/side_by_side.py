@@ -5,7 +5,7 @@ Spikes alone say little: a wrong current below the threshold changes none.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from soul_deploy.base import brief
 from soul_deploy.frontend import module_kinds, tracer
-from soul_deploy.frontend.trace import Takes
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -57,14 +56,16 @@ def run_graph(module: GraphModule, example: Tensor) -> TracedRun:
     traces = {}
     for name, source in wanted.items():
         signal = values[source]
-        current = signal.tensor.expand(steps, *signal.tensor.shape)
-        current = current if signal.static else signal.tensor
+        current = signal.tensor
+        current = current.expand(steps, *current.shape) if signal.static else current
         spikes = values[name].tensor.bool()
         traces[name] = Trace(current, torch.stack(membranes[name]), spikes)
     return TracedRun(traces, values[readout].tensor)
 
 
-def run_own(network: nn.Module, graph: SpikingGraph, takes: Takes, example: Tensor) -> TracedRun:
+def run_own(
+    network: nn.Module, graph: SpikingGraph, takes: tracer.Takes, example: Tensor
+) -> TracedRun:
     """The network itself, from rest; its state is as before afterwards.
 
     A population that it does not run is missing.
@@ -107,17 +108,14 @@ class _Ear:
 def _listening(network: nn.Module, graph: SpikingGraph) -> Iterator[dict[str, _Ear]]:
     """Hear what each population's module takes and returns, and where its membrane is."""
     heard = {node.name: _Ear() for node in graph.populations}
-    hooks = []
-    for name, ear in heard.items():
-        module = network.get_submodule(name)
-        before, after = _hooks(ear)
-        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    try:
-        with _membranes_kept([network.get_submodule(name) for name in heard]):
-            yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack:
+        for name, ear in heard.items():
+            module = network.get_submodule(name)
+            before, after = _hooks(ear)
+            stack.enter_context(module.register_forward_pre_hook(before))
+            stack.enter_context(module.register_forward_hook(after))
+        stack.enter_context(_membranes_kept([network.get_submodule(name) for name in heard]))
+        yield heard
 
 
 @contextmanager
@@ -170,18 +168,14 @@ def _membrane(module: Any, current: Tensor) -> Tensor:
 @contextmanager
 def from_rest(network: nn.Module) -> Iterator[None]:
     """SpikingJelly keeps membranes between calls: start at rest, and put back what was there."""
-    kept: list[tuple[Any, dict[str, Any]]] = []
-    for module in network.modules():
-        if module_kinds.is_stateful(module):
-            attributes = vars(module)
-            kept.append((module, attributes["_memories"]))
-            attributes["_memories"] = copy.copy(attributes["_memories_rv"])
-            module.reset()  # type: ignore[operator]
-    try:
+    with ExitStack() as after:
+        for module in network.modules():
+            if module_kinds.is_stateful(module):
+                own = vars(module)
+                after.callback(own.__setitem__, "_memories", own["_memories"])
+                own["_memories"] = copy.copy(own["_memories_rv"])
+                module.reset()  # type: ignore[operator]
         yield
-    finally:
-        for module, memories in kept:
-            vars(module)["_memories"] = memories
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,11 @@
 SpikingJelly's containers are entered with a mark before and after, because they change what the
 leading axes mean. While the network is traced, the state of its neurons is out of reach: a forward
 that reads it is refused.
+
+A graph has no memory, only values. `z = y; z += y` changes y too, and whoever reads y afterwards
+gets the changed numbers; a graph would give them the old ones. Where nobody reads the memory under
+a name that is older than the change, the operation is the same as one that is not in place
+(`TensorMemory`).
 """
 
 import operator
@@ -10,9 +15,10 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import fx, nn
@@ -29,6 +35,7 @@ SUPPORTED = (
     "x * (1 - y) of spikes, flatten and views that only merge axes, the mean over time or space, "
     "adaptive_avg_pool2d, unsqueeze(0) and repeat over time"
 )
+Takes = Literal["image", "sequence", "step"]
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')
 _HIDDEN = ("__setattr__", "__getattr__")  # of modules with state: the line that uses it counts
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__)))
@@ -84,12 +91,9 @@ class Tracer(fx.Tracer):
         return module_kinds.module_kind(m) is not None or module_kinds.is_closed(m)
 
     def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         kind, path = module_kinds.module_kind(m), self.path_of_module(m)
         if kind in module_kinds.CONTAINERS:
             return self._enter(m, str(kind), *args)
@@ -159,30 +163,24 @@ class _Memories(dict[str, Any]):
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    with ExitStack() as after:
+        for module in network.modules():
+            after.callback(setattr, module, "training", module.training)
+        network.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
 def _hidden_state(network: nn.Module) -> Iterator[None]:
     """SpikingJelly keeps state in `_memories`; put stand-ins there, and the state back after."""
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for path, module in network.named_modules():
-        memories = vars(module).get("_memories") if module_kinds.is_stateful(module) else None
-        if isinstance(memories, dict):
-            kept.append((vars(module), memories))
-            resets = vars(module).get("_memories_rv", {})
-            vars(module)["_memories"] = _Memories(path, resets, memories)
-    try:
+    with ExitStack() as after:
+        for path, module in network.named_modules():
+            own = vars(module)
+            memories = own.get("_memories") if module_kinds.is_stateful(module) else None
+            if isinstance(memories, dict):
+                after.callback(own.__setitem__, "_memories", memories)
+                own["_memories"] = _Memories(path, own.get("_memories_rv", {}), memories)
         yield
-    finally:
-        for attributes, memories in kept:
-            attributes["_memories"] = memories
 
 
 def run_symbolically(network: nn.Module) -> fx.Graph:
@@ -197,12 +195,12 @@ def run_symbolically(network: nn.Module) -> fx.Graph:
             return tracer.trace(network)
     except UnsupportedGraphError as error:
         raise UnsupportedGraphError(
-            f"{error} ({_place(network, tracer, error)}); supported: {SUPPORTED}"
+            f"{error} ({_place(tracer, error)}); supported: {SUPPORTED}"
         ) from error
     except Exception as error:  # forward is somebody else's code: it can fail in any way
         raise UnsupportedGraphError(
             f"{type(network).__name__}: its forward cannot be traced ({_first_line(error)}; "
-            f"{_place(network, tracer, error)}); control flow that depends on data, and operations "
+            f"{_place(tracer, error)}); control flow that depends on data, and operations "
             f"outside layers, are not supported. Supported: {SUPPORTED}"
         ) from error
 
@@ -212,14 +210,10 @@ def _first_line(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _place(network: nn.Module, tracer: Tracer, error: BaseException) -> str:
-    where = f"in module {tracer.failed_in!r}" if tracer.failed_in else "in the network itself"
-    frames = [
-        (frame.filename, frame.lineno, frame.line)
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_INTERNAL) and frame.name not in _HIDDEN
-    ]
-    return f"{where}, {_line(*frames[-1])}" if frames else where
+def _place(tracer: Tracer, error: BaseException) -> str:
+    raised = traceback.extract_tb(error.__traceback__)
+    shown = [(f.filename, f.lineno, f.line) for f in raised if f.name not in _HIDDEN]
+    return _where(tracer.failed_in, shown)
 
 
 def owner_of(node: fx.Node) -> str:
@@ -231,33 +225,75 @@ def owner_of(node: fx.Node) -> str:
 
 def place_of(node: fx.Node) -> str:
     """Module and code line that a traced operation comes from."""
-    owner = owner_of(node)
-    where = f"in module {owner!r}" if owner else "in the network itself"
-    frames = [
-        match.groups()
-        for match in _FRAME.finditer(node.stack_trace or "")
-        if not match.group(1).startswith(_INTERNAL)
-    ]
-    if not frames:
+    return _where(
+        owner_of(node), [found.groups() for found in _FRAME.finditer(node.stack_trace or "")]
+    )
+
+
+def _where(module: str | None, frames: Iterable[tuple[Any, ...]]) -> str:
+    """The module and the last of the code lines (file, number, code) that is not PyTorch's."""
+    where = f"in module {module!r}" if module else "in the network itself"
+    own = [frame for frame in frames if not frame[0].startswith(_INTERNAL)]
+    if not own:
         return where
-    file, line, code = frames[-1]
-    return f"{where}, {_line(file, line, code)}"
+    file, number, code = own[-1]
+    return f"{where}, {Path(file).name} line {number}: {(code or '').strip()}"
 
 
-def _line(file: str, number: Any, code: str | None) -> str:
-    return f"{Path(file).name} line {number}: {(code or '').strip()}"
+def input_of(network: nn.Module, operations: fx.Graph) -> Takes:
+    """SpikingJelly's networks take sequences, unless they repeat the image themselves."""
+    modules = list(network.modules())
+    multi_step = any(module_kinds.step_mode(module) == "m" for module in modules)
+    if not multi_step and any(map(module_kinds.is_stateful, modules)):
+        return "step"
+    repeats = any(
+        getattr(node.target, "__name__", node.target) == "unsqueeze" for node in operations.nodes
+    )
+    return "sequence" if multi_step and not repeats else "image"
 
 
-def takes_steps(network: nn.Module) -> bool:
-    """Whether SpikingJelly's modules of this network all run one step at a time."""
-    modes = {
-        module_kinds.step_mode(module)
-        for module in network.modules()
-        if module_kinds.is_stateful(module)
-    }
-    return bool(modes) and not is_multi_step(network)
+def changes_in_place(node: fx.Node) -> bool:
+    """Whether an operation writes its result into the memory of its first input."""
+    if node.op == "call_function" and node.target in _OPERATORS:
+        return True
+    if node.op not in ("call_function", "call_method"):
+        return False
+    target: Any = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    reserved = getattr(target, "__module__", "") == operator.and_.__module__  # and_, not_, ...
+    own = name.endswith("_") and not name.endswith("__") and not reserved
+    return bool(own or node.kwargs.get("inplace") is True or "out" in node.kwargs)
 
 
-def is_multi_step(network: nn.Module) -> bool:
-    """Whether any SpikingJelly module takes whole sequences."""
-    return any(module_kinds.step_mode(module) == "m" for module in network.modules())
+_OPERATORS = tuple(getattr(operator, name) for name in inplace_methods)
+
+
+@dataclass
+class TensorMemory:
+    """Whose memory each traced value lies in, and who changed it last.
+
+    Operations are told in the order in which they run.
+    """
+
+    _owner: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _changed: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    _order: dict[fx.Node, int] = field(default_factory=dict)
+
+    def made(self, node: fx.Node, within: fx.Node | None) -> None:
+        """A value: in new memory, or in that of `within`."""
+        self._order[node] = len(self._order)
+        self._owner[node] = node if within is None else self._owner.get(within, within)
+        if changes_in_place(node):
+            self._changed[self._owner[node]] = node
+
+    def owner(self, node: fx.Node) -> fx.Node:
+        """The value that `node`'s memory was made for."""
+        return self._owner.get(node, node)
+
+    def stale(self, node: fx.Node) -> fx.Node | None:
+        """The change in place of what `node` reads under a name that is older than the change."""
+        for name in node.all_input_nodes:
+            changed = self._changed.get(self.owner(name))
+            if changed is not None and self._order.get(name, -1) < self._order[changed]:
+                return changed
+        return None

@@ -1,8 +1,10 @@
 """The spiking graph as frozen data: nodes, edges, neurons, JSON. Others import from here."""
 
-from soul_deploy.ir.graph import SpikingGraph
+from soul_deploy.ir.graph import SpikingGraph, node_from_json, node_to_json
 from soul_deploy.ir.neurons import (
+    ANALOG,
     SOUL_NEURONS,
+    SPIKE,
     Edge,
     FormName,
     NeuronFamily,
@@ -24,4 +26,3 @@ from soul_deploy.ir.nodes import (
     Scatter,
 )
 from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool, Pool
-from soul_deploy.ir.serde import node_from_json, node_to_json

@@ -9,62 +9,23 @@ graph alone: spike (0 or 1), graded (integers with a known bound) or analog.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from soul_deploy.base import brief
 from soul_deploy.base.errors import FileFormatError, UnsupportedGraphError, UsageError
-from soul_deploy.ir.neurons import ANALOG, SPIKE, Edge, NeuronFamily, NeuronSpec, SurrogateName
-from soul_deploy.ir.node import BatchNorm, Node, Pair, Shape
-from soul_deploy.ir.nodes import (
-    Convolution,
-    Flatten,
-    Input,
-    Linear,
-    Merge,
-    MergeFunction,
-    Population,
-    Projection,
-    Readout,
-    Scatter,
-)
-from soul_deploy.ir.pools import AdaptiveAvgPool, AvgPool, MaxPool, Pool
-from soul_deploy.ir.serde import bounded_integer, node_from_json, node_to_json
+from soul_deploy.ir import nodes
+from soul_deploy.ir.neurons import Edge, NeuronSpec
+from soul_deploy.ir.node import BatchNorm, Node, Shape
+from soul_deploy.ir.nodes import Input, Population, Projection, Readout
 from soul_deploy.runtime.format.validate import MAX_NEURONS
 
-# Whoever reads a graph needs its nodes too, so both come from here.
-__all__ = [
-    "ANALOG",
-    "SPIKE",
-    "AdaptiveAvgPool",
-    "AvgPool",
-    "BatchNorm",
-    "Convolution",
-    "Edge",
-    "Flatten",
-    "Input",
-    "Linear",
-    "MaxPool",
-    "Merge",
-    "MergeFunction",
-    "NeuronFamily",
-    "NeuronSpec",
-    "Node",
-    "Pair",
-    "Pool",
-    "Population",
-    "Projection",
-    "Readout",
-    "Scatter",
-    "Shape",
-    "SpikingGraph",
-    "SurrogateName",
-]
-
 NodeT = TypeVar("NodeT", bound=Node)
+SUBTRACT = "v_subtract"
+MAX_SIDE = 1 << 31
 
 
 @brief
@@ -168,6 +129,14 @@ class SpikingGraph:
                 found.append(node.name)
         return tuple(found)
 
+    def needed(self, wanted: Iterable[str], known: Container[str] = ()) -> set[str]:
+        """The `wanted` nodes, and what they are made from; nothing that is `known`."""
+        found = {name for name in wanted if name not in known}
+        for node in reversed(self.nodes):
+            if node.name in found:
+                found.update(name for name in node.inputs if name not in known)
+        return found
+
     def masked_projection(self, name: str) -> str:
         """The projection that a channel mask called `name` acts on: itself, or a population's."""
         return name if self[name].projects else self[name].inputs[0]
@@ -199,3 +168,91 @@ class SpikingGraph:
             raise FileFormatError(f"its graph cannot be read ({str(error)[:200]})") from error
         except (UsageError, UnsupportedGraphError) as error:
             raise FileFormatError(f"its graph does not fit together: {error}") from error
+
+
+def node_to_json(node: Node) -> dict[str, Any]:
+    """The node's operation and fields as plain JSON data."""
+    values: dict[str, Any] = {"op": node.op}
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if isinstance(value, (NeuronSpec, BatchNorm)):
+            value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
+            if value.get(SUBTRACT, 0.0) is None:
+                del value[SUBTRACT]  # few have it, and earlier versions do not know it
+        values[item.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def bounded_integer(value: Any) -> int:
+    """`value` if it is an integer from 0 to 2^31 - 1. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_SIDE:
+        raise ValueError(f"{value!r} is not an integer from 0 to {MAX_SIDE - 1}")
+    return value
+
+
+def node_from_json(entry: Any) -> Node:
+    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError if it is none."""
+    values = dict(entry)
+    cls = nodes.OPS[values.pop("op")]
+    known = {item.name for item in fields(cls)}
+    if set(values) != known:
+        raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")
+    for name, value in values.items():
+        values[name] = _field_from_json(name, value)
+    if cls.arity not in (None, len(values["inputs"])):
+        raise ValueError(f"{values['name']}: {cls.op} of {len(values['inputs'])} inputs")
+    return cls(**values)
+
+
+TEXTS, TRUTHS = ("name", "function"), ("bias", "linear")
+PAIRS = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1, "size": 1}  # and the least side
+
+
+def _field_from_json(name: str, value: Any) -> Any:
+    if name == "inputs":
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"inputs {value!r} are not names")
+        return tuple(value)
+    if name == "neuron":
+        return _spec_from_json(value)
+    if name == "norm":
+        return None if value is None else _norm_from_json(value)
+    if name in TEXTS or name in TRUTHS:
+        if not isinstance(value, str if name in TEXTS else bool):
+            raise ValueError(f"{name} {value!r} is not {'text' if name in TEXTS else 'a truth'}")
+        return value
+    if name in PAIRS or name in ("shape", "index"):
+        return _sides(name, value)
+    return bounded_integer(value)
+
+
+def _sides(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} {value!r} is not a list")
+    sides = tuple(bounded_integer(side) for side in value)
+    if name in PAIRS and (len(sides) != 2 or min(sides) < PAIRS[name]):
+        raise ValueError(f"{name} {sides} must be two numbers from {PAIRS[name]}")
+    if name == "shape" and (len(sides) not in (1, 3) or 0 in sides):
+        raise ValueError(f"shape {sides} is neither (C, H, W) nor (N,)")
+    return sides
+
+
+def _spec_from_json(data: Any) -> NeuronSpec:
+    for name in ("tau", "v_threshold", "surrogate_alpha"):
+        data[name] = float(data[name])
+    data["v_reset"] = None if data["v_reset"] is None else float(data["v_reset"])
+    if SUBTRACT in data:
+        data[SUBTRACT] = float(data[SUBTRACT])
+    for name in ("decay_input", "detach_reset"):
+        if not isinstance(data[name], bool):
+            raise ValueError(f"{name} {data[name]!r} is not true or false")
+    return NeuronSpec(**data)
+
+
+def _norm_from_json(data: Any) -> BatchNorm:
+    name, eps, momentum = data["name"], float(data["eps"]), float(data["momentum"])
+    if set(data) != {"name", "eps", "momentum"} or not isinstance(name, str):
+        raise ValueError(f"batch norm {data!r}")
+    if not (0 <= eps <= 1 and math.isfinite(momentum)):
+        raise ValueError(f"batch norm with eps {eps} and momentum {momentum}")
+    return BatchNorm(name, eps, momentum)

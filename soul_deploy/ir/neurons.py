@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation, reset_target
@@ -111,7 +113,8 @@ class NeuronSpec:
         """The neuron as deployed. `decay` = sigmoid(w) in float32, for `plif` only."""
         if self.learned:
             assert decay is not None, "a plif needs its learned decay"
-            constant = float(_one_minus(decay)) if self.charge == "leak_multiply" else decay
+            one_minus = float(np.float32(1) - np.float32(decay))
+            constant = one_minus if self.charge == "leak_multiply" else decay
         else:
             constant = self.fixed_constant
         return NeuronEquation(
@@ -136,9 +139,3 @@ SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
 }
 """Each neuron as Soul sets it (soul/config/neuron/lif.yaml, plif.yaml): what flags that are not
 given stand for. Soul has no IF; its threshold, reset and surrogate are LIF's."""
-
-
-def _one_minus(decay: float) -> Any:
-    import numpy as np
-
-    return np.float32(1) - np.float32(decay)

@@ -33,6 +33,7 @@ class Node:
     composable      linear without weights: part of the projection or readout behind it
     reshapes        its values are those of its input, in another shape
     scatters        its channels are those of its input and others, which are 0
+    gives           its output's edge kind; None: that of its first input
     keeps_channels  each of its channels depends on that channel of its inputs only, but for what
                     is `generated`
     """
@@ -45,6 +46,7 @@ class Node:
     reshapes: ClassVar[bool] = False
     scatters: ClassVar[bool] = False
     keeps_channels: ClassVar[bool] = False
+    gives: ClassVar[Edge | None] = None
     name: str
     inputs: tuple[str, ...]
 
@@ -69,7 +71,7 @@ class Node:
 
     def output_edge(self, inputs: Sequence[Edge]) -> Edge:
         """The output's edge kind."""
-        return inputs[0]
+        return self.gives or inputs[0]
 
     def tensors(self, inputs: Sequence[Shape], time_steps: int) -> Mapping[str, Shape]:
         """Name and shape of what it owns in a state dict, for inputs of these shapes."""
@@ -107,6 +109,12 @@ class Node:
 def no_entry(node: Node, walker: str) -> UnsupportedGraphError:
     """What a table over nodes raises for an operation that nobody entered."""
     return UnsupportedGraphError(f"{node.name}: {walker} does not know the operation {node.op!r}")
+
+
+def slid(name: str, shape: Shape, window: Shape, stride: Pair, padding: Pair) -> Shape:
+    """(H, W) of the places of a window on a map of `shape`; raises as `positive`."""
+    sides = tuple((shape[1 + i] + 2 * padding[i] - window[i]) // stride[i] + 1 for i in (0, 1))
+    return positive(name, sides, shape)
 
 
 def positive(name: str, sides: tuple[int, ...], shape: Shape) -> tuple[int, ...]:

@@ -22,13 +22,11 @@ class Input(node.Node):
 
     op: ClassVar[str] = "input"
     arity: ClassVar[int | None] = 0
+    gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     shape: node.Shape
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         return self.shape
-
-    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
-        return neurons.ANALOG
 
 
 @dataclass(frozen=True)
@@ -36,27 +34,24 @@ class Projection(node.Node):
     """Synapses: weights, an optional bias, an optional batch norm."""
 
     projects: ClassVar[bool] = True
+    gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     bias: bool
     norm: node.BatchNorm | None
 
     @property
     def weight_shape(self) -> node.Shape:
-        return (self.out_channels, *self.columns)
+        """Output channels, then the shape of one row."""
+        raise NotImplementedError
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight_shape[0]
 
     @property
     def row_tensors(self) -> tuple[str, ...]:
         """The tensors with one row per output channel: weight, bias, batch norm."""
         own = [f"{self.name}.{part}" for part in ("weight", "bias")[: 1 + self.bias]]
         return (*own, *(f"{self.norm.name}.{part}" for part in NORM_PARTS if self.norm))
-
-    @property
-    def out_channels(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def columns(self) -> node.Shape:
-        """The shape of one row of the weight tensor."""
-        raise NotImplementedError
 
     @property
     def extent(self) -> node.Shape:
@@ -75,9 +70,6 @@ class Projection(node.Node):
         shapes[f"{self.name}.weight"] = self.weight_shape
         return shapes | ({f"{self.norm.name}.num_batches_tracked": ()} if self.norm else {})
 
-    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
-        return neurons.ANALOG
-
 
 @dataclass(frozen=True)
 class Convolution(Projection):
@@ -93,20 +85,15 @@ class Convolution(Projection):
     groups: int = 1
 
     @property
-    def out_channels(self) -> int:
-        return self.channels
-
-    @property
-    def columns(self) -> node.Shape:
-        return (self.in_channels // self.groups, *self.kernel)
+    def weight_shape(self) -> node.Shape:
+        return (self.channels, self.in_channels // self.groups, *self.kernel)
 
     @property
     def extent(self) -> node.Shape:
         return tuple(1 + self.dilation[i] * (self.kernel[i] - 1) for i in (0, 1))
 
     def resized(self, weight: node.Shape) -> "Convolution":
-        inputs = weight[1] * self.groups
-        return replace(self, channels=weight[0], in_channels=inputs)
+        return replace(self, channels=weight[0], in_channels=weight[1] * self.groups)
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         (shape,) = inputs
@@ -120,11 +107,8 @@ class Convolution(Projection):
             raise UsageError(
                 f"{self.name}: input {shape}, but the convolution needs ({self.in_channels}, H, W)"
             )
-        sides = tuple(
-            (shape[1 + i] + 2 * self.padding[i] - self.extent[i]) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        return (self.channels, *node.positive(self.name, sides, shape))
+        sides = node.slid(self.name, shape, self.extent, self.stride, self.padding)
+        return (self.channels, *sides)
 
     def describe(self) -> str:
         text = f"{self.in_channels}→{self.channels}, {self.kernel[0]}×{self.kernel[1]}"
@@ -144,12 +128,8 @@ class Linear(Projection):
     features: int
 
     @property
-    def out_channels(self) -> int:
-        return self.features
-
-    @property
-    def columns(self) -> node.Shape:
-        return (self.in_features,)
+    def weight_shape(self) -> node.Shape:
+        return (self.features, self.in_features)
 
     def as_head(self, source: str) -> "Readout | None":
         head = Readout(self.name, (source,), self.features, True, self.bias)
@@ -180,6 +160,7 @@ class Population(node.Node):
     op: ClassVar[str] = "population"
     fires: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
+    gives: ClassVar[neurons.Edge | None] = neurons.SPIKE
     neuron: neurons.NeuronSpec
     generated: int = 0
 
@@ -190,9 +171,6 @@ class Population(node.Node):
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         return (inputs[0][0] + self.generated, *inputs[0][1:])
-
-    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
-        return neurons.SPIKE
 
     def describe(self) -> str:
         n = self.neuron
@@ -306,6 +284,7 @@ class Readout(node.Node):
     """
 
     op: ClassVar[str] = "readout"
+    gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     classes: int
     linear: bool = True
     bias: bool = True
@@ -334,9 +313,6 @@ class Readout(node.Node):
             )
         return (self.classes,)
 
-    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
-        return neurons.ANALOG
-
     def as_head(self, source: str) -> "Readout":
         return self
 
@@ -353,16 +329,7 @@ class Readout(node.Node):
 OPS: dict[str, type[node.Node]] = {
     cls.op: cls
     for cls in (
-        Input,
-        Convolution,
-        Linear,
-        Population,
-        pools.MaxPool,
-        pools.AvgPool,
-        pools.AdaptiveAvgPool,
-        Flatten,
-        Merge,
-        Readout,
-        Scatter,
+        *(Input, Convolution, Linear, Population, pools.MaxPool, pools.AvgPool),
+        *(pools.AdaptiveAvgPool, Flatten, Merge, Readout, Scatter),
     )
 }

@@ -26,11 +26,7 @@ class Pool(node.Node):
             raise UsageError(
                 f"{self.name}: padding {self.padding} is more than half the kernel {self.kernel}"
             )
-        sides = tuple(
-            (shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        return (shape[0], *node.positive(self.name, sides, shape))
+        return (shape[0], *node.slid(self.name, shape, self.kernel, self.stride, self.padding))
 
     def describe(self) -> str:
         return f"{self.kernel[0]}×{self.kernel[1]}, stride {self.stride[0]}×{self.stride[1]}"
@@ -49,9 +45,7 @@ class AvgPool(Pool):
 
     op: ClassVar[str] = "avg_pool"
     composable: ClassVar[bool] = True
-
-    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
-        return neurons.ANALOG
+    gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
 
     def averages_all(self, in_shape: node.Shape) -> bool:
         return self.kernel == in_shape[1:] and self.padding == (0, 0)
@@ -67,15 +61,13 @@ class AdaptiveAvgPool(node.Node):
     op: ClassVar[str] = "adaptive_avg_pool"
     composable: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
+    gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     size: node.Pair
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         if len(inputs[0]) != 3:
             raise UsageError(f"{self.name}: pooling needs a (C, H, W) input, got {inputs[0]}")
         return (inputs[0][0], *node.positive(self.name, self.size, inputs[0]))
-
-    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
-        return neurons.ANALOG
 
     def describe(self) -> str:
         return f"to {self.size[0]}×{self.size[1]}"

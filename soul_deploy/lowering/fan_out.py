@@ -141,9 +141,7 @@ targets_of.on(
 
 
 def fanout(
-    operator: linear_operators.ConvOperator
-    | linear_operators.MatrixOperator
-    | linear_operators.ReadoutOperator,
+    operator: linear_operators.Operator | linear_operators.ReadoutOperator,
     live: Array | None = None,
 ) -> Array:
     """Synapses onto live targets from each input: int64 of the input's shape.
@@ -185,18 +183,16 @@ def _conv_fanout(op: linear_operators.ConvOperator, live: Array | None) -> Array
     return result.numpy()
 
 
-def arrivals(
-    op: linear_operators.ConvOperator | linear_operators.MatrixOperator, events: Tensor
-) -> Tensor:
+def arrivals(op: linear_operators.Operator, events: Tensor) -> Tensor:
     """How many events reach each target: events (N, *in_shape) of 0/1 -> (N, *out_shape)."""
     if isinstance(op, linear_operators.MatrixOperator):
         return events.flatten(1).double() @ nonzero(op.weight).t()
     x = events[:, :, : op.reach[0], : op.reach[1]].double()
-    needed: list[int] = []
+    needed = [0, 0]
     padding: list[int] = []
     for axis in (0, 1):
         extent = op.dilation[axis] * (op.weight.shape[2 + axis] - 1) + 1
-        needed.append((op.out_shape[1 + axis] - 1) * op.stride[axis] + extent)
+        needed[axis] = (op.out_shape[1 + axis] - 1) * op.stride[axis] + extent
         before = op.padding[axis]
         after = max(needed[axis] - before - x.shape[2 + axis], 0)
         padding = [before, after, *padding]

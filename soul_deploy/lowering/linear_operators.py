@@ -80,7 +80,7 @@ class LinearProjection:
     """The operator of a projection or readout on `source`, the last node that holds values."""
 
     source: str
-    operator: ConvOperator | MatrixOperator | ReadoutOperator
+    operator: Operator | ReadoutOperator
 
 
 def lower_projection(
@@ -116,18 +116,10 @@ def base_operator(node: ir.Node, graph: ir.SpikingGraph, synapses: Synapses) -> 
 
 @base_operator.on(ir.Convolution)
 def _convolution(node: ir.Convolution, graph: ir.SpikingGraph, synapses: Synapses) -> ConvOperator:
-    in_shape = graph.shapes[node.inputs[0]]
-    return ConvOperator(
-        synapses.weight,
-        synapses.bias,
-        node.stride,
-        node.padding,
-        node.dilation,
-        node.groups,
-        in_shape,
-        graph.shapes[node.name],
-        (in_shape[1], in_shape[2]),
-    )
+    in_shape, out_shape = graph.shapes[node.inputs[0]], graph.shapes[node.name]
+    geometry = node.stride, node.padding, node.dilation, node.groups
+    reach = in_shape[1], in_shape[2]
+    return ConvOperator(synapses.weight, synapses.bias, *geometry, in_shape, out_shape, reach)
 
 
 @base_operator.on(ir.Linear)
@@ -158,17 +150,16 @@ compose_behind.refuse(
 )
 
 
-@compose_behind.on(ir.Flatten)
-def _flatten(node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
-    return replace(operator, in_shape=in_shape)
+compose_behind.on(ir.Flatten)(
+    lambda node, operator, in_shape, name: replace(operator, in_shape=in_shape)
+)
 
 
 @compose_behind.on(ir.AvgPool)
 def _avg_pool(node: ir.AvgPool, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
     def rows(axis: int) -> Array:
-        return _window_rows(
-            in_shape[1 + axis], node.kernel[axis], node.stride[axis], node.padding[axis]
-        )
+        window = node.kernel[axis], node.stride[axis], node.padding[axis]
+        return _window_rows(in_shape[1 + axis], *window)
 
     tiles = node.kernel == node.stride and node.padding == (0, 0)
     return _pooled(node, operator, in_shape, name, node.kernel if tiles else None, rows)
@@ -181,8 +172,7 @@ def _adaptive(
     def rows(axis: int) -> Array:
         return adaptive_rows(in_shape[1 + axis], node.size[axis])
 
-    window = even_window(node, in_shape)
-    return _pooled(node, operator, in_shape, name, window, rows)
+    return _pooled(node, operator, in_shape, name, even_window(node, in_shape), rows)
 
 
 def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
@@ -194,13 +184,9 @@ def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
 
 
 def _pooled(
-    node: ir.Node,
-    operator: Operator,
-    in_shape: ir.Shape,
-    name: str,
-    window: ir.Pair | None,
+    node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str, window: ir.Pair | None,
     rows: Callable[[int], Array],
-) -> Operator:
+) -> Operator:  # fmt: skip
     """window: that tiles the map without overlap or padding, if one does."""
     if isinstance(operator, ConvOperator):
         if window is not None:
@@ -249,12 +235,8 @@ def as_matrix(operator: ConvOperator, name: str = "convolution") -> MatrixOperat
                 o = slice(g * group_out, (g + 1) * group_out)
                 c = slice(g * group_in, (g + 1) * group_in)
                 matrix[o, y, x, c, iy, ix] = operator.weight[o, :, kh, kw]
-    return MatrixOperator(
-        matrix.reshape(out_channels * rows * columns, -1),
-        operator.bias,
-        operator.in_shape,
-        operator.out_shape,
-    )
+    flat = matrix.reshape(out_channels * rows * columns, -1)
+    return MatrixOperator(flat, operator.bias, operator.in_shape, operator.out_shape)
 
 
 def _taps(operator: ConvOperator, axis: int, k: int) -> tuple[Array, Array]:

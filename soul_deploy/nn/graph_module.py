@@ -5,7 +5,8 @@ of the original network is needed. Node by node it runs the same operations as t
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from soul_deploy import ir
 from soul_deploy.base import brief, dispatch, errors
 from soul_deploy.nn import layers, operations
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.engine import inputs as given
 
 StepObserver = Callable[[str, int, Tensor, Tensor], None]
 """Called with (population, t, spikes (B, ...), membrane potential after reset (B, ...))."""
@@ -48,7 +50,7 @@ class ChannelMask:
     """
 
     keep: Tensor
-    gain: Tensor | None = field(default=None)
+    gain: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Tensor | None]:
         """A copy keeps the mask; the gain belongs to a forward pass of the original."""
@@ -104,30 +106,29 @@ class GraphModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, classes)."""
-        return self._run_to_readout(x, None)
+        return self.forward_observed(x, None)
 
-    def forward_observed(self, x: Tensor, observe: StepObserver) -> Tensor:
+    def forward_observed(self, x: Tensor, observe: StepObserver | None) -> Tensor:
         """As `forward`, and `observe` sees every population after every step."""
-        return self._run_to_readout(x, observe)
-
-    def _run_to_readout(self, x: Tensor, observe: StepObserver | None) -> Tensor:
         readout = self.graph.readout.name
-        values = self.evaluate({self.graph.input.name: self.as_signal(x)}, [readout], observe)
-        return values[readout].tensor
+        return self._values(x, [readout], observe)[readout].tensor
+
+    def _values(
+        self, x: Tensor, wanted: Iterable[str], observe: StepObserver | None = None
+    ) -> dict[str, Signal]:
+        return self.evaluate({self.graph.input.name: self.as_signal(x)}, wanted, observe)
 
     def per_step(self, x: Tensor) -> Tensor:
         """Class scores of each step, (T, B, classes); their mean over T is `forward`."""
         node = self.graph.readout
-        source = node.inputs[0]
-        values = self.evaluate({self.graph.input.name: self.as_signal(x)}, [source])
-        return self._read(node, values[source].tensor, per_step=True)
+        (source,) = node.inputs
+        return self._read(node, self._values(x, [source])[source].tensor, per_step=True)
 
     @torch.no_grad()
     def record(self, x: Tensor) -> Recording:
         """Spikes of every population and the logits."""
         names = [node.name for node in self.graph.populations]
-        wanted = [*names, self.graph.readout.name]
-        values = self.evaluate({self.graph.input.name: self.as_signal(x)}, wanted)
+        values = self._values(x, [*names, self.graph.readout.name])
         spikes = {name: values[name].tensor.bool() for name in names}
         return Recording(spikes, values[self.graph.readout.name].tensor)
 
@@ -143,24 +144,13 @@ class GraphModule(nn.Module):
         observe: StepObserver | None = None,
     ) -> dict[str, Signal]:
         """Outputs of the `wanted` nodes, given some outputs; only what they need runs."""
-        wanted = list(wanted)
-        values = dict(known)
+        wanted, values = list(wanted), dict(known)
+        needed = self.graph.needed(wanted, known)
         for node in self.graph.nodes:
-            if node.name in values or node.name not in self._needed(values, wanted):
-                continue
-            inputs = [values[name] for name in node.inputs]
-            values[node.name] = compute(node, self, inputs, observe)
+            if node.name in needed:
+                inputs = [values[name] for name in node.inputs]
+                values[node.name] = compute(node, self, inputs, observe)
         return {name: values[name] for name in wanted}
-
-    def _needed(self, known: Mapping[str, Signal], wanted: list[str]) -> set[str]:
-        needed: set[str] = set()
-        pending = [name for name in wanted if name not in known]
-        while pending:
-            name = pending.pop()
-            if name not in needed and name not in known:
-                needed.add(name)
-                pending.extend(self.graph[name].inputs)
-        return needed
 
     def _fire(self, node: ir.Population, source: Signal, observe: StepObserver | None) -> Signal:
         neuron = self.get_submodule(node.name)
@@ -219,7 +209,7 @@ class GraphModule(nn.Module):
         gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)
         return gain.reshape(-1, *([1] * (y.dim() - 2)))
 
-    def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool) -> Tensor:
+    def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool = False) -> Tensor:
         steps = 1 if per_step else self.graph.time_steps
         scale = 1.0 / node.divisor(self.graph.shapes[node.inputs[0]], steps)
         counts = layers.spike_counts(spikes, per_step=per_step)
@@ -247,7 +237,7 @@ compute.refuse(
 
 @compute.on(ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter)
 def _plain(node: ir.Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
-    return image_by_image(lambda images: operations.unweighed(node, images), *inputs)
+    return image_by_image(partial(operations.unweighed, node), *inputs)
 
 
 @compute.on(ir.Merge)
@@ -256,18 +246,12 @@ def _merged(node: ir.Merge, module: GraphModule, inputs: list[Signal], observe: 
     return Signal(result, all(signal.static for signal in inputs))
 
 
-compute.on(ir.Population)(
-    lambda node, module, inputs, observe: module._fire(node, *inputs, observe)
-)
+compute.on(ir.Population)(lambda node, module, inputs, see: module._fire(node, *inputs, see))
 compute.on(ir.Projection)(
-    lambda node, module, inputs, observe: image_by_image(
-        lambda images: module._project(node, images), *inputs
-    )
+    lambda node, module, inputs, see: image_by_image(partial(module._project, node), *inputs)
 )
 compute.on(ir.Readout)(
-    lambda node, module, inputs, observe: Signal(
-        module._read(node, inputs[0].tensor, per_step=False), True
-    )
+    lambda node, module, inputs, see: Signal(module._read(node, inputs[0].tensor), True)
 )
 
 
@@ -298,24 +282,6 @@ def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
     return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)
 
 
-def _sides(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))
-
-
 def is_static(graph: ir.SpikingGraph, x: Tensor) -> bool:
-    """Whether `x` is (B, *shape), the same at all steps, and not a sequence (T, B, *shape).
-
-    Raises ValidityError for another T or shape.
-    """
-    shape, steps = graph.input.shape, graph.time_steps
-    if tuple(x.shape[-len(shape) :]) != shape or x.dim() not in (len(shape) + 1, len(shape) + 2):
-        raise errors.ValidityError(
-            f"input {tuple(x.shape)} given; this network takes (batch, {_sides(shape)}), or "
-            f"({steps}, batch, {_sides(shape)}) for a sequence"
-        )
-    static = x.dim() == len(shape) + 1
-    if not static and len(x) != steps:
-        raise errors.ValidityError(
-            f"a sequence of {len(x)} steps given; this network runs T = {steps} steps"
-        )
-    return static
+    """As `inputs.is_static`, of an input of the graph."""
+    return given.is_static(tuple(x.shape), graph.input.shape, graph.time_steps)

@@ -6,6 +6,7 @@ runs in plain PyTorch and traces to a SpikingGraph.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -17,58 +18,41 @@ def split_time(merged: Tensor, sequence: Tensor) -> Tensor:
     return merged.reshape(*sequence.shape[:2], *merged.shape[1:])
 
 
-class Conv2d(nn.Conv2d):
-    """(B, C, H, W) or (T, B, C, H, W)."""
+class _OverTime(nn.Module):
+    """A layer of PyTorch that also takes its input, of one axis more, at all steps."""
+
+    with_time: ClassVar[int] = 5
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 5:
-            return split_time(super().forward(input.flatten(0, 1)), input)
-        return super().forward(input)
+        sequence = input.dim() == self.with_time
+        output: Tensor = super().forward(input.flatten(0, 1) if sequence else input)
+        return split_time(output, input) if sequence else output
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class Conv2d(_OverTime, nn.Conv2d):
+    """(B, C, H, W) or (T, B, C, H, W)."""
+
+
+class BatchNorm2d(_OverTime, nn.BatchNorm2d):
     """(B, C, H, W) or (T, B, C, H, W); statistics over time, batch and space."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 5:
-            return split_time(super().forward(input.flatten(0, 1)), input)
-        return super().forward(input)
 
-
-class BatchNorm1d(nn.BatchNorm1d):
+class BatchNorm1d(_OverTime, nn.BatchNorm1d):
     """(B, N) or (T, B, N); statistics over time and batch."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 3:
-            return split_time(super().forward(input.flatten(0, 1)), input)
-        return super().forward(input)
+    with_time: ClassVar[int] = 3
 
 
-class MaxPool2d(nn.MaxPool2d):
+class MaxPool2d(_OverTime, nn.MaxPool2d):
     """(B, C, H, W) or (T, B, C, H, W)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 5:
-            return split_time(super().forward(input.flatten(0, 1)), input)
-        return super().forward(input)  # type: ignore[no-any-return]
 
-
-class AvgPool2d(nn.AvgPool2d):
+class AvgPool2d(_OverTime, nn.AvgPool2d):
     """(B, C, H, W) or (T, B, C, H, W)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 5:
-            return split_time(super().forward(input.flatten(0, 1)), input)
-        return super().forward(input)
 
-
-class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(_OverTime, nn.AdaptiveAvgPool2d):
     """(B, C, H, W) or (T, B, C, H, W)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 5:
-            return split_time(super().forward(input.flatten(0, 1)), input)
-        return super().forward(input)
 
 
 class Flatten(nn.Module):
@@ -79,7 +63,7 @@ class Flatten(nn.Module):
 
 
 class Merge(nn.Module):
-    """Two branches, element by element: "add", "and" or "iand" (see `soul_deploy.ir.graph.Merge`).
+    """Two branches, element by element: "add", "and" or "iand" (see `soul_deploy.ir.Merge`).
 
     A static branch, (B, ...), is the same at every step of a sequence (T, B, ...).
     """

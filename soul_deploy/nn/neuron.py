@@ -1,4 +1,9 @@
-"""Spiking neurons as PyTorch modules; the equations stand in `soul_deploy.runtime.equations`."""
+"""Spiking neurons as PyTorch modules; the equations stand in `soul_deploy.runtime.equations`.
+
+The forward pass is the firing rule, the backward pass a smooth stand-in, the surrogate gradient.
+Shapes and defaults of surrogates are Soul's (soul/utils/surrogate): ATan alpha 2, Sigmoid alpha 4,
+Rectangle alpha 1.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,12 +13,54 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.ir import NeuronSpec
-from soul_deploy.nn.surrogate import fire_with_surrogate, surrogate_gradient
+from soul_deploy.ir import NeuronSpec, SurrogateName
 from soul_deploy.runtime import equations
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called after each step with (t, spikes, membrane potential after reset), both (B, ...)."""
+
+
+DEFAULT_ALPHA: dict[SurrogateName, float] = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0}
+
+
+def surrogate_gradient(name: SurrogateName, distance: Tensor, alpha: float) -> Tensor:
+    """d(spike)/d(v) as a function of `distance` = v - v_threshold."""
+    if name == "atan":
+        return alpha / 2 / (1 + (math.pi / 2 * alpha * distance).square())
+    if name == "sigmoid":
+        level = (distance * alpha).sigmoid()
+        return (1 - level) * level * alpha
+    return (distance.abs() < alpha / 2).to(distance) / alpha
+
+
+class _Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        v: Tensor,
+        threshold: float,
+        fire: equations.FireRule,
+        name: SurrogateName,
+        alpha: float,
+    ) -> Tensor:
+        ctx.save_for_backward(v)
+        ctx.threshold, ctx.name, ctx.alpha = threshold, name, alpha
+        spike: Tensor = equations.FIRE[fire](v, threshold)
+        return spike.to(v.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (v,) = ctx.saved_tensors
+        slope = surrogate_gradient(ctx.name, v - ctx.threshold, ctx.alpha)
+        return slope.mul_(grad_outputs[0]), None, None, None, None
+
+
+def fire_with_surrogate(
+    v: Tensor, threshold: float, fire: equations.FireRule, name: SurrogateName, alpha: float
+) -> Tensor:
+    """Spikes (0/1, the dtype of `v`), differentiable through the surrogate `name`."""
+    spike: Tensor = _Fire.apply(v, threshold, fire, name, alpha)
+    return spike
 
 
 class SpikingNeuron(nn.Module):
@@ -32,18 +79,18 @@ class SpikingNeuron(nn.Module):
             self.w = nn.Parameter(torch.tensor(-math.log(spec.tau - 1.0)))
 
     def forward(self, current: Tensor) -> Tensor:
-        static = current.dim() in (2, 4)
-        return self.simulate(current, static=static)
+        return self.simulate(current, static=current.dim() in (2, 4))
 
     def simulate(self, current: Tensor, *, static: bool, observe: Observer | None = None) -> Tensor:
         """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`."""
         spec = self.spec
         steps = self.time_steps if static else len(current)
-        if spec.detach_reset and not spec.learned and _differentiated(current):
+        differentiated = torch.is_grad_enabled() and current.requires_grad
+        if spec.detach_reset and not spec.learned and differentiated:
             spikes_of_all: Tensor = _Unrolled.apply(current, spec, steps, static, observe)
             return spikes_of_all
         constant = self._constant()
-        rest = 0.0 if spec.v_reset is None else spec.v_reset
+        rest, reset = equations.rest_of(spec.v_reset), equations.reset_rule(spec.v_reset)
         charge = equations.CHARGE[spec.charge]
         v = torch.full_like(current if static else current[0], rest)
         spikes: list[Tensor] = []
@@ -53,10 +100,7 @@ class SpikingNeuron(nn.Module):
                 v, spec.v_threshold, spec.fire, spec.surrogate, spec.surrogate_alpha
             )
             reset_spike = spike.detach() if spec.detach_reset else spike
-            if spec.v_reset is None:
-                v = equations.reset_soft(v, reset_spike, spec.reset_target)
-            else:
-                v = equations.reset_hard(v, reset_spike, spec.reset_target)
+            v = reset(v, reset_spike, spec.reset_target)
             spikes.append(spike)
             if observe is not None:
                 observe(t, spike, v)
@@ -70,16 +114,10 @@ class SpikingNeuron(nn.Module):
 
     def equation(self) -> equations.NeuronEquation:
         """The neuron as deployed, with its learned decay in float32."""
-        if not self.spec.learned:
-            return self.spec.equation()
-        return self.spec.equation(learned_decay(self.w))
+        return self.spec.equation(learned_decay(self.w) if self.spec.learned else None)
 
     def extra_repr(self) -> str:
         return f"{self.spec}, time_steps={self.time_steps}"
-
-
-def _differentiated(current: Tensor) -> bool:
-    return torch.is_grad_enabled() and current.requires_grad
 
 
 SLOPES: dict[equations.ChargeForm, Callable[[float], tuple[float, float]]] = {
@@ -103,19 +141,12 @@ class _Unrolled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        current: Tensor,
-        spec: NeuronSpec,
-        steps: int,
-        static: bool,
+        ctx: Any, current: Tensor, spec: NeuronSpec, steps: int, static: bool,
         observe: Observer | None,
-    ) -> Tensor:
-        rest = 0.0 if spec.v_reset is None else spec.v_reset
-        charge, fire, constant = (
-            equations.CHARGE[spec.charge],
-            equations.FIRE[spec.fire],
-            spec.fixed_constant,
-        )
+    ) -> Tensor:  # fmt: skip
+        rest, reset = equations.rest_of(spec.v_reset), equations.reset_rule(spec.v_reset)
+        charge, fire = equations.CHARGE[spec.charge], equations.FIRE[spec.fire]
+        constant = spec.fixed_constant
         first = current if static else current[0]
         charged = current.new_empty((steps, *first.shape))
         spikes = torch.empty_like(charged)
@@ -123,10 +154,7 @@ class _Unrolled(torch.autograd.Function):
         for t in range(steps):
             h = charge(v, current if static else current[t], constant, rest)
             charged[t], spikes[t] = h, fire(h, spec.v_threshold)
-            if spec.v_reset is None:
-                v = equations.reset_soft(h, spikes[t], spec.reset_target)
-            else:
-                v = equations.reset_hard(h, spikes[t], spec.reset_target)
+            v = reset(h, spikes[t], spec.reset_target)
             if observe is not None:
                 observe(t, spikes[t], v)
         ctx.save_for_backward(charged, spikes)

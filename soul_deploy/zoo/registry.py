@@ -8,7 +8,7 @@ from torch import nn
 
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.frontend import factory, from_torch
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.zoo import resnet, vgg
 

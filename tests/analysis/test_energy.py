@@ -195,7 +195,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A dense, a masked and a compact network for the digits data set."""
     from chains import ConvSpec, PoolSpec, random_masks
 
-    from soul_deploy.ir.graph import NeuronSpec
+    from soul_deploy.ir import NeuronSpec
 
     folder, neuron = tmp_path_factory.mktemp("energy"), NeuronSpec()
     pool = PoolSpec("max", (2, 2), (2, 2))

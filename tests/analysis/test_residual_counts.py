@@ -10,7 +10,7 @@ import torch
 from soul_deploy.analysis.connectivity import measure_connectivity
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.export.event.build import build_event_network
-from soul_deploy.ir.graph import (
+from soul_deploy.ir import (
     ANALOG,
     AdaptiveAvgPool,
     AvgPool,

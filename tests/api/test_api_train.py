@@ -257,7 +257,7 @@ def test_wrong_settings_are_refused(tmp_path: Path) -> None:
 
 
 def flat_graph() -> soul_deploy.SpikingGraph:
-    from soul_deploy.ir.graph import Input, Linear, NeuronSpec, Population, Readout
+    from soul_deploy.ir import Input, Linear, NeuronSpec, Population, Readout
 
     nodes = (
         Input("input", (), (4,)),

@@ -453,7 +453,7 @@ def test_import_torch_records_the_kind(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     source = (
         "import torch\nfrom torch import nn\nfrom soul_deploy import layers\n"
-        "from soul_deploy.ir.graph import NeuronSpec\n"
+        "from soul_deploy.ir import NeuronSpec\n"
         "from soul_deploy.nn.neuron import SpikingNeuron\n\n\n"
         "def make(classes, input_shape, time_steps):\n    torch.manual_seed(0)\n"
         "    c, h, w = input_shape\n"

@@ -21,9 +21,9 @@ from soul_deploy.base.errors import LimitError
 from soul_deploy.base.json_text import DESCRIPTION_BYTES, json_bytes
 from soul_deploy.base.memory import WORK_BYTES
 from soul_deploy.cli.main import root
+from soul_deploy.ir import Convolution as GraphConvolution
+from soul_deploy.ir import MaxPool as GraphMaxPool
 from soul_deploy.ir import NeuronSpec, Population, SpikingGraph
-from soul_deploy.ir.graph import Convolution as GraphConvolution
-from soul_deploy.ir.graph import MaxPool as GraphMaxPool
 from soul_deploy.lowering.footprint import require_planning
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
 from soul_deploy.runtime.engine import network

@@ -24,8 +24,8 @@ from soul_deploy.export.nir.metadata import _is_head
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.ir import AvgPool, Flatten, Input, NeuronSpec, Population, Readout, SpikingGraph
-from soul_deploy.ir.graph import Convolution as GraphConvolution
-from soul_deploy.ir.graph import MaxPool as GraphMaxPool
+from soul_deploy.ir import Convolution as GraphConvolution
+from soul_deploy.ir import MaxPool as GraphMaxPool
 from soul_deploy.lowering.fold_batch_norm import fold
 from soul_deploy.lowering.linear_operators import ConvOperator, as_matrix, lower_projection
 from soul_deploy.model.file import expected_shapes, load, load_state_dict, save

@@ -12,7 +12,7 @@ from places import ROOT
 
 from soul_deploy.cli.main import root
 from soul_deploy.runtime.format.network import DenseRows
-from soul_deploy.runtime.plan.partition import run_calls
+from soul_deploy.runtime.plan.regions import run_calls
 
 
 def test_the_crossover_lies_between_two_measured_densities() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from soul_deploy.base.files import file_sha256
 from soul_deploy.cli.main import root
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module

@@ -87,7 +87,7 @@ def test_two_runs_give_the_same_weights(trained: Path, tmp_path: Path) -> None:
 def test_soul_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the epochs and the data are made small; the file is a bare state dict."""
     from soul_deploy.data.datasets import Split
-    from soul_deploy.ir.graph import NeuronSpec
+    from soul_deploy.ir import NeuronSpec
     from soul_deploy.model.model import Normalization
     from soul_deploy.zoo.registry import NetworkOptions, create
 

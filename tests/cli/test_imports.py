@@ -18,7 +18,7 @@ from test_cli_export import digits_model
 from soul_deploy.base.address_space import needed
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
-from soul_deploy.runtime.kernels.blas import _withheld
+from soul_deploy.runtime.kernels.cache import _withheld
 
 SECONDS = 120  # on a busy machine, kernels compiled anew
 REPORT = """

@@ -16,7 +16,7 @@ ODD = "it's $HOME [a] & (b); c"
 NETS = """
 import torch
 from torch import nn
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.layers import Conv2d, Flatten, RateReadout
 from soul_deploy.nn.neuron import SpikingNeuron
 

@@ -23,7 +23,7 @@ from soul_deploy.cli.main import LazyGroup, root
 from soul_deploy.data.datasets import MNIST_NORM
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.nir.write import export_nir
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, from_module

@@ -99,7 +99,7 @@ def test_weights_alone_need_the_size() -> None:
 
 
 FACTORY = """
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 def make(classes, input_shape, time_steps):

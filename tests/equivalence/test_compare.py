@@ -23,7 +23,7 @@ from soul_deploy.equivalence.engines import (
 )
 from soul_deploy.equivalence.reference import ReferenceModel, entries, sources
 from soul_deploy.equivalence.spikes import SpikeMismatch, first_differences
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule, Signal

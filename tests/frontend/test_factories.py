@@ -24,7 +24,7 @@ SOURCE = '''
 """Somebody's network."""
 import torch
 from torch import nn
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.layers import Conv2d, MaxPool2d
 from soul_deploy.nn.neuron import SpikingNeuron
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from soul_deploy import from_torch
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.frontend import from_torch as fromtorch
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.frontend.tracer import SUPPORTED
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn import layers

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soul_deploy.analysis.synops import count_recorded_layer
-from soul_deploy.ir.graph import (
+from soul_deploy.ir import (
     SPIKE,
     AdaptiveAvgPool,
     AvgPool,

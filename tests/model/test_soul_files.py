@@ -322,7 +322,7 @@ def test_names(name: str, found: SoulName | None) -> None:
 
 
 FACTORY = """
-from soul_deploy.ir.graph import NeuronSpec
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 def make(classes, input_shape, time_steps):

@@ -36,8 +36,7 @@ from soul_deploy.runtime.format.network import (
 from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.runtime.ops.counted_run import count_run, map_counts
 from soul_deploy.runtime.ops.counters import LayerCounts
-from soul_deploy.runtime.plan.partition import Call
-from soul_deploy.runtime.plan.regions import map_region
+from soul_deploy.runtime.plan.regions import Call, map_region
 
 for module in pkgutil.walk_packages(soul_deploy.runtime.__path__, "soul_deploy.runtime."):
     importlib.import_module(module.name)

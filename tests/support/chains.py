@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec, Pair, Projection, Shape
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers

@@ -36,7 +36,7 @@ from soul_deploy.export.onnx.model import build_onnx
 from soul_deploy.export.verify.nir import nir_problems
 from soul_deploy.export.verify.onnx import OnnxExecution
 from soul_deploy.export.verify.verify import verify
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import Merge, NeuronSpec, Population, Readout
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, from_module

@@ -21,7 +21,7 @@ from soul_deploy.export.nir.read import import_nir
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import build_onnx
 from soul_deploy.export.verify.onnx import OnnxExecution
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec, node_from_json, node_to_json
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module

@@ -26,7 +26,7 @@ from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.onnx.opsets import OPSETS
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify.onnx import OnnxExecution
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.lowering.fold_batch_norm import fold
 from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, from_module

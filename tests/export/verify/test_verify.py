@@ -22,7 +22,7 @@ from soul_deploy.export.verify import event as event_check
 from soul_deploy.export.verify.event import EventExecution
 from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems
 from soul_deploy.export.verify.verify import artifact_kind, verify
-from soul_deploy.frontend.trace import trace
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
 from soul_deploy.nn import layers

@@ -34,19 +34,21 @@ from soul_deploy.runtime.format.network import (
 )
 from soul_deploy.runtime.kernels import maps as mapping
 from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels.config import FASTMATH, LANE_BLOCK, SOURCE_BLOCK, SPIKE_BLOCK
-from soul_deploy.runtime.kernels.neurons import update_constants, update_of
-from soul_deploy.runtime.kernels.time_vectorised import gather_lanes, lanes_for
+from soul_deploy.runtime.kernels.cache import FASTMATH
+from soul_deploy.runtime.kernels.neurons import LANE_BLOCK, update_constants, update_of
+from soul_deploy.runtime.kernels.synapses import SOURCE_BLOCK
+from soul_deploy.runtime.kernels.time_vectorised import SPIKE_BLOCK, gather_lanes, lanes_for
 from soul_deploy.runtime.ops import counting
 from soul_deploy.runtime.ops.fan_out import fanout_map
 from soul_deploy.runtime.plan.layer_plan import plan_layer
-from soul_deploy.runtime.plan.partition import Region, run_calls
 from soul_deploy.runtime.plan.regions import (
+    Region,
     current_region,
     currents_shape,
     lanes_of,
     map_region,
     readout_region,
+    run_calls,
     scatter_spikes_region,
 )
 
@@ -438,7 +440,7 @@ def test_no_kernel_uses_fastmath() -> None:
 
 CACHE_PROBE = """
 import numpy as np
-from soul_deploy.runtime.kernels.config import LANE_BLOCK
+from soul_deploy.runtime.kernels.neurons import LANE_BLOCK
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.kernels.time_vectorised import multiply_lanes, start_lanes
 from soul_deploy.runtime.kernels.neurons import update_constants, update_of

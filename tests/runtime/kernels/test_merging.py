@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from soul_deploy.runtime.engine.inputs import to_channel_last, to_channel_major
 from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
-from soul_deploy.runtime.plan.partition import Region, run_calls
-from soul_deploy.runtime.plan.regions import map_region
+from soul_deploy.runtime.plan.regions import Region, map_region, run_calls
 
 Array = npt.NDArray[Any]
 KINDS = ("spike", "graded", "analog")

@@ -12,8 +12,7 @@ from torch import nn
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, errors, files
 from soul_deploy.export.nir import package as nir_library
-from soul_deploy.export.nir.conventions import Conventions
-from soul_deploy.export.nir.neuron import NirNeuron, from_nir, to_nir
+from soul_deploy.export.nir.neuron import Conventions, NirNeuron, from_nir, to_nir
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import learned_decay
 

@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from soul_deploy.base import Array, errors, files, input_rule
-from soul_deploy.export.nir import conventions, metadata, neuron, package, trial
+from soul_deploy.export.nir import metadata, neuron, package
 from soul_deploy.export.nir.nodes import Reader, read_node
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import check_state
@@ -29,7 +29,7 @@ def read_nir(file: files.File) -> Any:
     with files.opened(file) as source:
         nir, path = package.nir_package(), source.path
         package.check_sizes(source)
-        trial.try_reading(source)
+        package.try_reading(source)
         graph = _graph(nir, source)
     if not isinstance(graph, nir.NIRGraph):
         raise errors.FileFormatError(
@@ -82,7 +82,7 @@ def import_nir(
         )
     described = metadata.described_graph(graph.metadata, time_steps, dt)
     known = described.dt is not None
-    said = conventions.Conventions(
+    said = neuron.Conventions(
         package.DEFAULT_DT if described.dt is None else described.dt, known, fire, reset
     )
     reader = Reader(graph, said)

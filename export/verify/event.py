@@ -1,26 +1,20 @@
 """An event network against the graph it should come from: structure, and running layer by layer."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.base import Array, dispatch
-from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
-from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event import build, storage_format
-from soul_deploy.export.verify.explicit_rows import explicit_problems
 from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model
-from soul_deploy.nn.graph_module import Signal
-from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format import network as eventnet
-from soul_deploy.runtime.ops import counted_run, counters, counting
-from soul_deploy.runtime.plan import layer_plan, layout, partition, regions
+from soul_deploy.runtime.ops import counted_run
+
+CHUNK = 1 << 22  # synapses looked at together
 
 
 def event_problems(
@@ -281,109 +275,83 @@ def _channel_major(values: Array, shape: ir.Shape) -> Array:
     return np.moveaxis(split, -1, -3).reshape(values.shape)
 
 
-class EventExecution:
-    """The event runtime as an execution to compare; it also counts."""
+def explicit_problems(
+    name: str,
+    synapses: eventnet.MatrixSynapses,
+    op: linear_operators.ConvOperator,
+    before: Array | None,
+    live: Array | None,
+) -> Iterator[str]:
+    """What differs in explicit rows; before, live: bool masks of source and targets, None: all.
 
-    def __init__(self, network: Network, reference: ReferenceModel) -> None:
-        self.network, self.reference = network, reference
-        self._given: Mapping[str, Signal] = {}
-        self._known: dict[str, Signal] = {}  # of the reference
-        self._held: dict[str, Array] = {}  # of this network
-        self._counted: set[str] = set()
+    If every row holds as many synapses as the graph's fan-out map says, all distinct, each with the
+    weight that the definition gives for its pair of neurons, then the rows are exactly the graph's.
+    """
+    if not isinstance(synapses.rows, eventnet.SparseRows):
+        yield f"{name}: stored as a dense matrix, the graph says convolution"
+        return
+    if (synapses.in_shape, synapses.out_shape) != (op.in_shape, op.out_shape):
+        ours, theirs = (
+            f"{op.in_shape} to {op.out_shape}",
+            f"{synapses.in_shape} to {synapses.out_shape}",
+        )
+        yield f"{name}: rows lead from {theirs}, the graph says {ours}"
+        return
+    expected = fan_out.fanout(op, live) * (True if before is None else before)
+    lengths: Array = np.diff(synapses.rows.starts.astype(np.int64))
+    channels, height, width = op.in_shape
+    by_source = np.moveaxis(lengths.reshape(height, width, channels), -1, 0)
+    wrong = int((by_source != expected).sum())
+    if wrong:
+        yield f"{name}: {wrong} rows have another number of synapses than the graph says"
+    differing = sum(_wrong_synapses(synapses.rows, op, live, at) for at in _chunks(synapses.rows))
+    if differing:
+        yield f"{name}: {differing} of {synapses.rows.synapses} synapses differ from the graph's"
+    if (synapses.bias is None) != (op.bias is None) or not _equal(synapses.bias, op.bias):
+        yield f"{name}: bias differs from the graph's"
 
-    def run(self, images: Tensor) -> ExecutionRun:
-        counted = counted_run.count_run(self.network, images.numpy())
-        recording = counted.recording
-        spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
-        return ExecutionRun(spikes, torch.from_numpy(recording.logits), counted.counts)
 
-    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
-        """A population (with all that stands between it and others' spikes), or the readout.
+def _equal(stored: Array | None, expected: Array | None) -> bool:
+    return stored is None or expected is None or np.array_equal(stored, expected)
 
-        What stands between runs on this network, once for the same `values`; counts are taken on
-        the reference's.
-        """
-        events = self.network.events
-        if values is not self._given:
-            self._given, self._known, self._held = values, dict(values), {}
-            self._counted = set()
-        if layer == events.readout.name:
-            scores = self._scores(self._value(events.readout.source))
-            fed = self._by_position(events.readout, self._reference_value(events.readout.source))
-            counted = {layer: counting.readout_steps(events.readout, fed)}
-            return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
-        stored = events.by_name[layer]
-        spikes = self._run(stored)
-        counted = self._counts((stored, *self._between(stored)), spikes)
-        return LayerRun(torch.from_numpy(spikes), counted)
 
-    def _counts(
-        self, parts: Iterable[eventnet.Layer], spikes: Array | None
-    ) -> dict[str, counters.StepCounts]:
-        """Counts of layers on the reference's values; spikes: of the population among them."""
-        counted = {}
-        for part in parts:
-            counts = counters.StepCounts()
-            if isinstance(part, eventnet.Firing):
-                assert spikes is not None
-                counts += counting.neuron_steps(part, spikes)
-            if isinstance(part, eventnet.Synaptic):
-                fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.projection] = counts + counting.projection_steps(part, fed)
-            elif isinstance(part, eventnet.PoolLayer):
-                fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.name] = counting.pooling_steps(part, fed)
-            elif isinstance(part, eventnet.PopulationLayer):
-                counted[part.name] = counts
-        return counted
+def _chunks(rows: eventnet.SparseRows) -> Iterator[slice]:
+    for first in range(0, rows.synapses, CHUNK):
+        yield slice(first, min(first + CHUNK, rows.synapses))
 
-    def _by_position(
-        self, part: eventnet.Synaptic | eventnet.PoolLayer | eventnet.ReadoutLayer, recorded: Array
-    ) -> Array:
-        """(B, steps, positions, channels), as the runtime holds it, of a node's values."""
-        by_step = recorded if recorded.ndim == len(part.in_shape) + 2 else recorded[None]
-        kind, _ = self.network.events.edges[part.source]
-        values = by_step.astype(np.float32 if kind == "analog" else np.uint8)
-        return np.swapaxes(to_channel_last(values, part.in_shape), 0, 1)
 
-    def _run(self, stored: eventnet.Layer) -> Array:
-        inputs = [self._value(name) for name in stored.sources]
-        return self.network.run_layer(stored.name, *inputs)
+def _wrong_synapses(
+    rows: eventnet.SparseRows, op: linear_operators.ConvOperator, live: Array | None, at: slice
+) -> int:
+    """Synapses whose weight is not the kernel's for their pair of neurons."""
+    numbers = np.arange(at.start, at.stop)
+    source = np.searchsorted(rows.starts, numbers, side="right") - 1
+    target = rows.targets[at].astype(np.int64)
+    c, y, x = _place(source, op.in_shape)
+    o, oy, ox = _place(target, op.out_shape)
+    inner, share = op.weight.shape[1], op.out_shape[0] // op.groups
+    ky, fits_y = _tap(op, 0, y, oy)
+    kx, fits_x = _tap(op, 1, x, ox)
+    fits = fits_y & fits_x & (c // inner == o // share)
+    weight = op.weight[o, c % inner, np.where(fits_y, ky, 0), np.where(fits_x, kx, 0)]
+    right = fits & (weight == rows.weight[at])
+    if live is not None:
+        right &= storage_format.channel_last_mask(live)[target]
+    return int((~right).sum())
 
-    def _value(self, name: str) -> Array:
-        """The values of a layer: recorded, or computed from recorded values."""
-        if name in self._given:
-            return self._given[name].tensor.numpy()
-        if name not in self._held:
-            self._held[name] = self._run(self.network.events.by_name[name])
-        return self._held[name]
 
-    @torch.no_grad()
-    def _reference_value(self, name: str) -> Array:
-        """The recorded or computed value of a node of the reference."""
-        self._known |= self.reference.module.evaluate(self._known, [name])
-        array: Array = self._known[name].tensor.numpy()
-        return array
+def _place(index: Array, shape: ir.Shape) -> tuple[Array, Array, Array]:
+    """Channel, row and column of channel-last indices."""
+    channels, _, width = shape
+    position = index // channels
+    return index % channels, position // width, position % width
 
-    def _between(self, stored: eventnet.Layer | eventnet.ReadoutLayer) -> Iterator[eventnet.Layer]:
-        """Layers not yet counted between a layer and the populations or the input before it."""
-        for name in stored.sources:
-            if name not in self._given and name not in self._counted:
-                self._counted.add(name)
-                layer = self.network.events.by_name[name]
-                yield layer
-                yield from self._between(layer)
 
-    def _scores(self, inputs: Array) -> Tensor:
-        """The readout on spikes (T, B, ...), sample by sample."""
-        readout = self.network.events.readout
-        steps, batch = inputs.shape[:2]
-        source = layer_plan.aligned((steps, *layout.channel_last(readout.in_shape)), np.uint8)
-        scores = layer_plan.aligned((readout.classes,), np.float32)
-        region = regions.readout_region(readout, source, scores)
-        result = np.empty((batch, readout.classes), np.float32)
-        for b in range(batch):
-            source[...] = to_channel_last(inputs[:, b], readout.in_shape)
-            partition.run_calls(region[0])
-            result[b] = scores
-        return torch.from_numpy(result)
+def _tap(
+    op: linear_operators.ConvOperator, axis: int, place: Array, out: Array
+) -> tuple[Array, Array]:
+    """The kernel index between an input and an output position, and whether there is one."""
+    offset = place - out * op.stride[axis] + op.padding[axis]
+    tap = offset // op.dilation[axis]
+    fits = (offset % op.dilation[axis] == 0) & (tap >= 0) & (tap < op.weight.shape[2 + axis])
+    return tap, fits & (place < op.reach[axis])

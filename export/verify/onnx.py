@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.utils import Extractor
 from torch import Tensor
 
+from soul_deploy.analysis.synops import count_steps
 from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sources
@@ -19,10 +21,10 @@ from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx import opsets
 from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.verify.onnx_counts import OnnxCounter
-from soul_deploy.lowering.deploy import lower
+from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.ops.counters import LayerCounts
 
 
 def properties(model: ModelProto) -> dict[str, str]:
@@ -136,10 +138,10 @@ def _weight_problems(reference: Model, file: ModelProto) -> Iterator[str]:
 def _expected_arrays(
     reference: Model, absent: tuple[str, ...]
 ) -> Iterator[tuple[str, Array | None]]:
-    for node, synapses in lower(reference).synapses.items():
+    for node, synapses in deploy.lower(reference).synapses.items():
         yield onnx_nodes.weight_name(node), None if node in absent else synapses.weight
         yield onnx_nodes.bias_name(node), None if node in absent else synapses.bias
-    patterns = lower(reference).patterns
+    patterns = deploy.lower(reference).patterns
     for population in reference.graph.populations:
         name, pattern = population.name, patterns.get(population.name)
         mask = reference.neuron_masks.get(name)
@@ -168,7 +170,7 @@ def _neuron_problems(reference: Model, file: ModelProto, steps: int) -> Iterator
         owner = node.output[0].rsplit(".spike.", 1)[0]
         if node.domain == onnx_neuron.DOMAIN and owner in calls:
             calls[owner].append(node)
-    for name, equation in lower(reference).equations.items():
+    for name, equation in deploy.lower(reference).equations.items():
         found = calls[name]
         if len(found) != steps:
             yield f"{name}: {len(found)} steps, the graph says T = {steps}"
@@ -207,6 +209,49 @@ def _structure_problems(
         for name in wanted.keys() & by_name.keys():
             if wanted[name] != by_name[name]:
                 yield f"{kind} {name!r} is not what the graph says"
+
+
+class OnnxCounter:
+    """Counts operations from a file's spikes; `reference` gives the graph and runs other nodes.
+
+    ONNX Runtime multiplies everything; what an event-driven execution of the file would do follows
+    from its spikes and from which of its stored weights are not 0.
+    """
+
+    def __init__(self, file: ModelProto, reference: Model) -> None:
+        self.file, self.graph, self.module = file, reference.graph, reference.module()
+
+    @cached_property
+    def entries(self) -> tuple[fan_out.Counted, ...]:
+        """The layers to count, from the file's own weights, biases and masks."""
+        stored = {t.name: t for t in self.file.graph.initializer}
+        read = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
+        folded = {
+            node.name: fold_batch_norm.Synapses(
+                read[onnx_nodes.weight_name(node.name)], read.get(onnx_nodes.bias_name(node.name))
+            )
+            for node in (*self.graph.projections, self.graph.readout)
+            if onnx_nodes.weight_name(node.name) in read
+        }
+        masks = {
+            node.name: read[onnx_nodes.mask_name(node.name)].reshape(self.graph.shapes[node.name])
+            != 0
+            for node in self.graph.populations
+            if onnx_nodes.mask_name(node.name) in read
+        }
+        return deploy.lower_synapses(self.graph, folded, masks).counted
+
+    @torch.no_grad()
+    def count(self, images: Tensor, spikes: dict[str, Tensor]) -> dict[str, LayerCounts]:
+        """Sums by entry; spikes (T, B, ...) of 0/1 of every population."""
+        known = {name: Signal(values.float(), False) for name, values in spikes.items()}
+        known[self.graph.input.name] = self.module.as_signal(images)
+        counts = {}
+        for entry in self.entries:
+            known |= self.module.evaluate(known, fan_out.needed_values(entry))
+            values = {name: known[name].tensor for name in fan_out.needed_values(entry)}
+            counts[entry.name] = count_steps(entry, values).total()
+        return counts
 
 
 class OnnxExecution:

@@ -9,13 +9,15 @@
    within the limit on samples without a mismatch.
 
 Checks that find no difference prove nothing about populations that never fired: see
-`soul_deploy.equivalence.verdict`.
+`soul_deploy.equivalence.comparison`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,20 +27,21 @@ from soul_deploy.equivalence.comparison import (
     LOGIT_LIMIT,
     CheckResult,
     Comparison,
+    Verdict,
     check_lines,
     first_lines,
     passed_text,
     spikes_table,
     verdict_text,
 )
-from soul_deploy.equivalence.engines import BATCH, Comparer, Execution
+from soul_deploy.equivalence.engines import BATCH, Comparer, Execution, ModelExecution
 from soul_deploy.equivalence.reference import ReferenceModel
-from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.onnx import opsets, reader
 from soul_deploy.export.verify import event as event_check
-from soul_deploy.export.verify import nir as nir_check
 from soul_deploy.export.verify import onnx as onnx_check
 from soul_deploy.export.verify import onnx_step
+from soul_deploy.export.verify.event_run import EventExecution
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import load
@@ -214,7 +217,68 @@ def _open(
         opsets.require_opened(file, artifact.path)
         return (), onnx_step.execution(file, reference.model)
     if kind == "nir":
-        return nir_check.open_nir(reference, artifact, source_sha256)
+        return _open_nir(reference, artifact, source_sha256)
     network = load(artifact)
     problems = event_check.event_problems(reference.model, network, source_sha256)
-    return problems, None if problems else event_check.EventExecution(network, reference)
+    return problems, None if problems else EventExecution(network, reference)
+
+
+def _open_nir(
+    reference: ReferenceModel, file: files.File, source_sha256: str | None
+) -> tuple[tuple[str, ...], Execution | None]:
+    """The static check's problems, and the network read back from the file if there are none.
+
+    Raises what `read_nir` and `import_nir` raise.
+    """
+    graph = read_nir(file)
+    stored = str(graph.metadata.get("source_sha256", ""))
+    problems: list[str] = []
+    if source_sha256 and stored and stored != source_sha256:
+        problems.append(
+            f"made from a file with sha256 {stored[:16]}…, the model given is {source_sha256[:16]}…"
+        )
+    if "time_steps" in graph.metadata:
+        imported = import_nir(graph)
+    else:  # of another tool: read as the model was, if it came from there
+        read_with = reference.model.info.provenance.get("nir")
+        said = read_with if isinstance(read_with, dict) else {}
+        rules = {name: said.get(name) for name in ("dt", "fire", "reset")}
+        imported = import_nir(graph, time_steps=reference.graph.time_steps, **rules)
+    problems += nir_problems(reference.model, imported)
+    return tuple(problems), None if problems else ModelExecution(imported)
+
+
+def nir_problems(reference: Model, imported: Model) -> Iterator[str]:
+    """The static check: T, shapes, every folded weight and every neuron's numbers, exactly."""
+    ours, theirs = reference.graph, imported.graph
+    for what, mine, imported_value in (
+        ("time_steps", ours.time_steps, theirs.time_steps),
+        ("input", ours.input.shape, theirs.input.shape),
+        ("input_kind", reference.info.input_kind, imported.info.input_kind),
+        ("classes", ours.readout.classes, theirs.readout.classes),
+    ):
+        if mine != imported_value:
+            yield f"{what}: {imported_value} in the file, the model says {mine}"
+    expected, found_neurons = lower(reference).equations, lower(imported).equations
+    for name in sorted(set(expected) ^ set(found_neurons)):
+        yield f"{name}: {'missing' if name in expected else 'not in the model'}"
+    for name in sorted(set(expected) & set(found_neurons)):
+        if ours.shapes[name] != theirs.shapes[name]:
+            yield f"{name}: shape {theirs.shapes[name]}, the model says {ours.shapes[name]}"
+        if expected[name] != found_neurons[name]:
+            yield f"{name}: {found_neurons[name]}, the model says {expected[name]}"
+    yield from _weight_problems(reference, imported)
+
+
+def _weight_problems(reference: Model, imported: Model) -> Iterator[str]:
+    expected, folded = lower(reference).synapses, lower(imported).synapses
+    for name in sorted(set(expected) ^ set(folded)):
+        yield f"{name}: {'missing' if name in expected else 'not in the model'}"
+    for name in sorted(set(expected) & set(folded)):
+        for part in ("weight", "bias"):
+            mine, theirs = getattr(expected[name], part), getattr(folded[name], part)
+            mine = None if part == "bias" and mine is not None and not mine.any() else mine
+            if (mine is None) != (theirs is None) or (
+                mine is not None and not np.array_equal(mine, theirs)
+            ):
+                yield f"{name}.{part}: not the folded numbers of the model"

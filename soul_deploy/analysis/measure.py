@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis import connectivity, other_tools, report, synops
-from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
 from soul_deploy.base import Array, errors
 from soul_deploy.data.images import Images, images_for
 from soul_deploy.ir import SpikingGraph
@@ -227,8 +226,8 @@ class _Run:
         return self.model.graph
 
     @cached_property
-    def dense(self) -> dict[str, DenseOps]:
-        return dense_ops(self.graph)
+    def dense(self) -> dict[str, other_tools.DenseOps]:
+        return other_tools.dense_ops(self.graph)
 
     @cached_property
     def once(self) -> frozenset[str]:

@@ -98,6 +98,7 @@ def represent_matrix(
     kept = weight if source_live is None else weight[:, source_live.reshape(-1)]
     kept = kept if live is None else kept[live.reshape(-1)]
     synapses, bias = int(np.count_nonzero(kept)), _bias_bytes(operator.bias)
+    stored = _row_bytes(weight.shape[1], synapses)
     full = synapses >= DENSE_FROM * kept.size
     dense = choice == "dense" or (choice != "explicit" and full)
     rows: eventnet.Rows
@@ -107,19 +108,16 @@ def represent_matrix(
         rows = eventnet.DenseRows(np.ascontiguousarray(weight[order][:, columns].T))
     else:
         # Row, target and order of each entry are sorted as 64-bit numbers.
-        needed = _row_bytes(weight.shape[1], synapses) + 40 * synapses
+        needed = stored + 40 * synapses
         memory.require_memory("the explicit form", needed, max_memory, INSTEAD)
         sources = _flat(source_live, operator.in_shape)
         rows = _matrix_rows(operator, sources, _flat(live, operator.out_shape))
     weighed = (
         eventnet.Alternative("dense", weight.nbytes + bias, kept.size, dense),
-        eventnet.Alternative(
-            "explicit", _row_bytes(weight.shape[1], synapses) + bias, synapses, not dense
-        ),
+        eventnet.Alternative("explicit", stored + bias, synapses, not dense),
     )
-    return eventnet.MatrixSynapses(
-        operator.in_shape, operator.out_shape, rows, _own(operator.bias)
-    ), weighed
+    shapes = operator.in_shape, operator.out_shape
+    return eventnet.MatrixSynapses(*shapes, rows, _own(operator.bias)), weighed
 
 
 def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> eventnet.SparseRows:
@@ -142,16 +140,11 @@ def _convolution(
     sparse = _sparse(_spread_groups(by_source, operator.groups))
     dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
+    kernel = (weight.shape[2], weight.shape[3])
+    rows = eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse
     convolution = eventnet.ConvSynapses(
-        in_shape=operator.in_shape,
-        out_shape=operator.out_shape,
-        rows=eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse,
-        bias=_own(operator.bias),
-        kernel=(weight.shape[2], weight.shape[3]),
-        stride=operator.stride,
-        padding=operator.padding,
-        dilation=operator.dilation,
-        groups=operator.groups,
+        *(operator.in_shape, operator.out_shape, rows, _own(operator.bias), kernel),
+        *(operator.stride, operator.padding, operator.dilation, operator.groups),
         reach=(reach[0], reach[1]),
     )
     return convolution, sparse
@@ -272,12 +265,9 @@ def explicit_form(
     first, to = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
     tables = _tables(convolution)
     fill_rows(first, to, rows.weight, *tables, source_live, live, targets, weight)
-    return eventnet.MatrixSynapses(
-        convolution.in_shape,
-        convolution.out_shape,
-        eventnet.SparseRows(starts, targets, weight),
-        convolution.bias,
-    )
+    shapes = convolution.in_shape, convolution.out_shape
+    explicit = eventnet.SparseRows(starts, targets, weight)
+    return eventnet.MatrixSynapses(*shapes, explicit, convolution.bias)
 
 
 def _tables(convolution: eventnet.ConvSynapses) -> Tables:

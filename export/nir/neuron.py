@@ -11,7 +11,7 @@ s · threshold, b = 1 - dt/tau, s the last spike) are neurons whose spike takes 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -45,10 +45,8 @@ class NirNeuron:
         """Whether both are the same neuron but for rounding."""
         if (self.tau is None) != (other.tau is None):
             return False
-        mine, theirs = (
-            (n.tau or 0.0, n.r, n.v_leak, n.v_threshold, n.v_reset) for n in (self, other)
-        )
-        return all(close(a, b) for a, b in zip(mine, theirs, strict=True))
+        mine, theirs = astuple(self), astuple(other)
+        return all(close(a or 0.0, b or 0.0) for a, b in zip(mine, theirs, strict=True))
 
 
 def to_nir(name: str, equation: NeuronEquation, dt: float) -> NirNeuron:
@@ -93,20 +91,12 @@ def from_nir(
     else:
         numbers |= _soft_reset(name, neuron, steps, late=reset == "subtract")
     if steps is None:
-        return _spec(name, NeuronSpec, family="if", fire=fire, **numbers), _factor(neuron.r * dt)
+        gain = neuron.r * dt
+        return _spec(name, family="if", fire=fire, **numbers), 1.0 if close(gain, 1.0) else gain
     divided = close(neuron.r, 1.0)
     gain = 1.0 if divided or close(neuron.r, steps) else neuron.r
-    spec = _spec(
-        name,
-        NeuronSpec,
-        family="lif",
-        tau=_single(steps),
-        decay_input=divided or gain != 1.0,
-        fire=fire,
-        form="spikingjelly",
-        **numbers,
-    )
-    return spec, gain
+    lif = {"tau": _single(steps), "decay_input": divided or gain != 1.0, "form": "spikingjelly"}
+    return _spec(name, family="lif", fire=fire, **lif, **numbers), gain
 
 
 def _hard_reset(name: str, neuron: NirNeuron) -> float:
@@ -136,15 +126,11 @@ def _soft_reset(
     return {"v_reset": None, "v_subtract": _single(neuron.v_threshold * steps / (steps - 1))}
 
 
-def _spec(name: str, make: type[NeuronSpec], **numbers: object) -> NeuronSpec:
+def _spec(name: str, **numbers: object) -> NeuronSpec:
     try:
-        return make(**numbers)  # type: ignore[arg-type]
+        return NeuronSpec(**numbers)  # type: ignore[arg-type]
     except UsageError as error:
         raise UnsupportedGraphError(f"{name}: {error}") from error
-
-
-def _factor(value: float) -> float:
-    return 1.0 if close(value, 1.0) else value
 
 
 def _single(value: float) -> float:
@@ -176,9 +162,8 @@ class Conventions:
 
     def __post_init__(self) -> None:
         if self.fire not in (None, "gt", "ge"):
-            raise UsageError(
-                f"fire {self.fire!r}; valid: gt (v > v_threshold), ge (v >= v_threshold)"
-            )
+            valid = "gt (v > v_threshold), ge (v >= v_threshold)"
+            raise UsageError(f"fire {self.fire!r}; valid: {valid}")
         if self.reset not in (None, *get_args(ResetRule)):
             raise UsageError(f"reset {self.reset!r}; valid: {', '.join(get_args(ResetRule))}")
 
@@ -217,9 +202,8 @@ class Conventions:
 
     def _require_same(self, key: str, flag: str, given: str | None, stored: str) -> None:
         if given not in (None, stored):
-            raise UsageError(
-                f"{key}: --{flag} {given}, but its metadata say {stored}; leave the flag out"
-            )
+            text = f"{key}: --{flag} {given}, but its metadata say {stored}; leave the flag out"
+            raise UsageError(text)
 
     def require_step(
         self, key: str, neuron: NirNeuron, others: Callable[[], list[NirNeuron]]

@@ -122,9 +122,8 @@ def _own(h5py: ModuleType, group: Any, name: str) -> Any:
         texts = not item.dtype.hasobject or h5py.check_string_dtype(item.dtype) is not None
         _require(texts, name, f"is of {item.dtype}, neither numbers nor texts")
         wide = math.prod((item.shape or ())[1:]) > LARGEST_RATIO
-        _require(
-            not (wide and item.dtype.hasobject), name, f"holds texts in the shape {item.shape}"
-        )
+        fits = not (wide and item.dtype.hasobject)
+        _require(fits, name, f"holds texts in the shape {item.shape}")
     return item
 
 

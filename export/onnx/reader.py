@@ -49,9 +49,8 @@ def describe_onnx(file: files.File, *, max_memory: int | None = None) -> dict[st
         json.dumps(contents)  # names that are no text come out as bytes
         return contents
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise errors.FileFormatError(
-            f"{path}: an ONNX file that cannot be read ({error!r})"
-        ) from error
+        text = f"{path}: an ONNX file that cannot be read ({error!r})"
+        raise errors.FileFormatError(text) from error
 
 
 def _contents(model: ModelProto) -> dict[str, Any]:

@@ -70,11 +70,13 @@ def _header_problems(
     norm, stored = info.normalization, events.normalization
     ours = None if norm is None else (norm.mean, norm.std)
     yield from _differs("normalisation", stored and (stored.mean, stored.std), ours)
-    if source_sha256 and events.source_sha256 and events.source_sha256 != source_sha256:
-        yield (
-            f"made from a file with sha256 {events.source_sha256[:16]}…, the model given is "
-            f"{source_sha256[:16]}…"
-        )
+    yield from source_problems(events.source_sha256, source_sha256)
+
+
+def source_problems(stored: str | None, given: str | None) -> Iterator[str]:
+    """Whether the digests of a file's model and of the model given differ, where both are known."""
+    if given and stored and stored != given:
+        yield f"made from a file with sha256 {stored[:16]}…, the model given is {given[:16]}…"
 
 
 def _node_problems(graph: ir.SpikingGraph, stored: eventnet.Layer) -> Iterator[str]:
@@ -88,7 +90,7 @@ def _node_problems(graph: ir.SpikingGraph, stored: eventnet.Layer) -> Iterator[s
         yield f"{name}: stored as {what}, the graph says {node.op}"
     elif isinstance(stored, eventnet.ScatterLayer):
         index = np.array(getattr(node, *compared), np.uint32)
-        yield from _array_problems(f"{name}: index", stored.index, index)
+        yield from array_problems(f"{name}: index", stored.index, index)
     elif compared:
         geometry, expected = (tuple(getattr(n, c) for c in compared) for n in (stored, node))
         yield from _differs(f"{name}: {', '.join(compared)}", geometry, expected)
@@ -100,9 +102,7 @@ def stored_as(node: ir.Node) -> tuple[type[eventnet.Layer] | None, tuple[str, ..
     raise ir.no_entry(node, "verification of event files")
 
 
-stored_as.on(ir.Input, ir.Projection, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
-    lambda _: (None, ())
-)
+stored_as.on(ir.Projection, *build.PARTS)(lambda _: (None, ()))
 stored_as.on(ir.Population)(lambda _: (eventnet.PopulationLayer, ()))
 stored_as.on(ir.MaxPool)(lambda _: (eventnet.PoolLayer, ("kernel", "stride", "padding")))
 stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, ("function",)))
@@ -114,10 +114,10 @@ def _population_problems(lowered: deploy.Deployed, stored: eventnet.Firing) -> I
     name, live = stored.name, lowered.live_values[stored.name]
     yield from _differs(f"{name}: neuron", stored.neuron, lowered.equations.get(name))
     mask = None if live is None else storage_format.channel_last_mask(live)
-    yield from _optional_problems(f"{name}: live neurons", stored.live, mask)
+    yield from array_problems(f"{name}: live neurons", stored.live, mask)
     pattern = lowered.patterns.get(name)
     pattern = None if pattern is None else np.asarray(pattern, np.uint8)
-    yield from _optional_problems(f"{name}: generated spikes", stored.pattern, pattern)
+    yield from array_problems(f"{name}: generated spikes", stored.pattern, pattern)
 
 
 def _layer_problems(
@@ -135,44 +135,42 @@ def _layer_problems(
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
     if not isinstance(stored, eventnet.Firing):
         live = None if layer.live is None else storage_format.channel_last_mask(layer.live)
-        yield from _optional_problems(f"{name}: live targets", stored.live, live)
+        yield from array_problems(f"{name}: live targets", stored.live, live)
     yield from _differs(f"{name}: output shape", stored.out_shape, reference.graph.shapes[name])
-    if isinstance(operator, linear_operators.ConvOperator) and isinstance(
-        stored.synapses, eventnet.MatrixSynapses
-    ):
-        problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
-    elif isinstance(operator, linear_operators.ConvOperator):
-        problems = list(_convolution_problems(name, stored, operator))
+    synapses = stored.synapses
+    if isinstance(operator, linear_operators.MatrixOperator):
+        problems = list(_matrix_problems(name, synapses, operator, before, layer.live))
     else:
-        assert isinstance(operator, linear_operators.MatrixOperator)
-        problems = list(_matrix_problems(name, stored, operator, before, layer.live))
+        assert isinstance(operator, linear_operators.ConvOperator)
+        if isinstance(synapses, eventnet.MatrixSynapses):
+            problems = list(explicit_problems(name, synapses, operator, before, layer.live))
+        else:
+            assert isinstance(synapses, eventnet.ConvSynapses)
+            problems = list(_convolution_problems(name, synapses, operator))
     yield from problems
     if not problems:
         yield from _fanout_problems(network, layer, before)
 
 
 def _convolution_problems(
-    name: str, stored: eventnet.Synaptic, op: linear_operators.ConvOperator
+    name: str, conv: eventnet.ConvSynapses, op: linear_operators.ConvOperator
 ) -> Iterator[str]:
-    conv = stored.synapses
-    assert isinstance(conv, eventnet.ConvSynapses)
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
     ours = (op.in_shape, op.stride, op.padding, op.dilation, op.groups, reach)
     theirs = (conv.in_shape, conv.stride, conv.padding, conv.dilation, conv.groups)
     yield from _differs(f"{name}: geometry", (*theirs, conv.reach), ours)
-    yield from _array_problems(f"{name}: weights", convolution_weight(conv), op.weight)
-    yield from _optional_problems(f"{name}: bias", conv.bias, op.bias)
+    yield from array_problems(f"{name}: weights", convolution_weight(conv), op.weight)
+    yield from array_problems(f"{name}: bias", conv.bias, op.bias)
 
 
 def _matrix_problems(
     name: str,
-    stored: eventnet.Synaptic,
+    matrix: eventnet.Synapses,
     op: linear_operators.MatrixOperator,
     before: Array | None,
     live: Array | None,
 ) -> Iterator[str]:
     """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
-    matrix = stored.synapses
     if not isinstance(matrix, eventnet.MatrixSynapses):
         yield f"{name}: stored as a convolution, the graph says matrix"
         return
@@ -181,8 +179,8 @@ def _matrix_problems(
     if isinstance(matrix.rows, eventnet.SparseRows):
         weight = weight if before is None else weight * before.reshape(-1)
         weight = weight if live is None else weight * live.reshape(-1, 1)
-    yield from _array_problems(f"{name}: weights", matrix_weight(matrix), weight)
-    yield from _optional_problems(f"{name}: bias", matrix.bias, op.bias)
+    yield from array_problems(f"{name}: weights", matrix_weight(matrix), weight)
+    yield from array_problems(f"{name}: bias", matrix.bias, op.bias)
 
 
 def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -> Iterator[str]:
@@ -197,36 +195,38 @@ def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -
     weight = stored.weight
     if weight is not None and not stored.space:
         weight = _channel_major(weight, stored.in_shape)
-    yield from _optional_problems("readout: weights", weight, op.weight)
-    yield from _optional_problems("readout: bias", stored.bias, op.bias)
+    yield from array_problems("readout: weights", weight, op.weight)
+    yield from array_problems("readout: bias", stored.bias, op.bias)
 
 
 def _fanout_problems(
     network: Network, layer: fan_out.CountedLayer, before: Array | None
 ) -> Iterator[str]:
     """From where events can come; rows of the other neurons may be left out."""
-    expected, stored_map = (
-        fan_out.fanout(layer.linear.operator, layer.live),
-        counted_run.fan_out(network, layer.name),
-    )
+    expected = fan_out.fanout(layer.linear.operator, layer.live)
+    stored_map = counted_run.fan_out(network, layer.name)
     if before is not None and stored_map.shape == before.shape:
         expected, stored_map = expected * before, stored_map * before
-    yield from _array_problems(f"{layer.name}: fan-out map", stored_map, expected)
+    yield from array_problems(f"{layer.name}: fan-out map", stored_map, expected)
 
 
-def _optional_problems(what: str, stored: Array | None, expected: Array | None) -> Iterator[str]:
-    if (stored is None) != (expected is None):
-        yield f"{what}: {'missing' if stored is None else 'stored, but the graph has none'}"
-    elif stored is not None and expected is not None:
-        yield from _array_problems(what, stored, expected)
-
-
-def _array_problems(what: str, stored: Array, expected: Array) -> Iterator[str]:
-    if stored.shape != expected.shape or stored.dtype != expected.dtype:
+def array_problems(
+    what: str, stored: Array | None, expected: Array | None, differ: str = "entries differ"
+) -> Iterator[str]:
+    """How a stored array (None: there is none) is not the graph's; differ: how others are not."""
+    if stored is None or expected is None:
+        if stored is not expected:
+            yield f"{what}: {'missing' if stored is None else 'stored, but the graph has none'}"
+    elif stored.shape != expected.shape or stored.dtype != expected.dtype:
         differing = f"{stored.dtype}{stored.shape}, the graph says {expected.dtype}{expected.shape}"
         yield f"{what}: {differing}"
     elif not np.array_equal(stored, expected):
-        yield f"{what}: {int((stored != expected).sum())} of {expected.size} entries differ"
+        yield f"{what}: {int((stored != expected).sum())} of {expected.size} {differ}"
+
+
+def same_arrays(a: Array | None, b: Array | None) -> bool:
+    """Whether there is neither, or both are equal."""
+    return a is b if a is None or b is None else np.array_equal(a, b)
 
 
 def _dense(rows: eventnet.Rows, count: int, width: int) -> Array:
@@ -291,10 +291,8 @@ def explicit_problems(
         yield f"{name}: stored as a dense matrix, the graph says convolution"
         return
     if (synapses.in_shape, synapses.out_shape) != (op.in_shape, op.out_shape):
-        ours, theirs = (
-            f"{op.in_shape} to {op.out_shape}",
-            f"{synapses.in_shape} to {synapses.out_shape}",
-        )
+        ours = f"{op.in_shape} to {op.out_shape}"
+        theirs = f"{synapses.in_shape} to {synapses.out_shape}"
         yield f"{name}: rows lead from {theirs}, the graph says {ours}"
         return
     expected = fan_out.fanout(op, live) * (True if before is None else before)
@@ -304,20 +302,13 @@ def explicit_problems(
     wrong = int((by_source != expected).sum())
     if wrong:
         yield f"{name}: {wrong} rows have another number of synapses than the graph says"
-    differing = sum(_wrong_synapses(synapses.rows, op, live, at) for at in _chunks(synapses.rows))
+    rows, count = synapses.rows, synapses.rows.synapses
+    chunks = (slice(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
+    differing = sum(_wrong_synapses(rows, op, live, at) for at in chunks)
     if differing:
-        yield f"{name}: {differing} of {synapses.rows.synapses} synapses differ from the graph's"
-    if (synapses.bias is None) != (op.bias is None) or not _equal(synapses.bias, op.bias):
+        yield f"{name}: {differing} of {count} synapses differ from the graph's"
+    if not same_arrays(synapses.bias, op.bias):
         yield f"{name}: bias differs from the graph's"
-
-
-def _equal(stored: Array | None, expected: Array | None) -> bool:
-    return stored is None or expected is None or np.array_equal(stored, expected)
-
-
-def _chunks(rows: eventnet.SparseRows) -> Iterator[slice]:
-    for first in range(0, rows.synapses, CHUNK):
-        yield slice(first, min(first + CHUNK, rows.synapses))
 
 
 def _wrong_synapses(

@@ -166,15 +166,14 @@ class CountCheck:
     def to_dict(self) -> dict[str, Any]:
         """The check as JSON data."""
         whole = self.comparison.end_to_end
+        changed = {f"{item.layer}.{item.count}": item.difference for item in whole.differences}
         return {
             "verdict": self.verdict.value,
             "static": self.static,
             "forced": self.comparison.forced.passed,
             "end_to_end": whole.passed,
             "spike_mismatch": self.spike_mismatch,
-            "counter_diff": {
-                f"{item.layer}.{item.count}": item.difference for item in whole.differences
-            },
+            "counter_diff": changed,
             "silent_layers": list(self.comparison.silent),
         }
 
@@ -190,6 +189,5 @@ def verify_counts(model: Model, images: Images) -> CountCheck:
     static = not event_problems(reference.model, network)
     with compiling_announced():
         given, _ = images_for(model, images)
-        return CountCheck(
-            static, Comparer(reference).both(EventExecution(network, reference), given)
-        )
+        execution = EventExecution(network, reference)
+        return CountCheck(static, Comparer(reference).both(execution, given))

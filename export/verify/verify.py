@@ -12,12 +12,11 @@ Checks that find no difference prove nothing about populations that never fired:
 `soul_deploy.equivalence.comparison`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,12 +102,9 @@ class VerifyReport(tables.Shown):
         else:
             (forced, *found), (whole, *more) = check_lines(self.comparison)
             lines += [f"2 {forced}", *found, f"3 {whole}", *more]
-        return [
-            f"{self.artifact} against its model, on {self.images}",
-            *([] if self.comparison is None else [spikes_table(self.comparison)]),
-            *lines,
-            f"Verified: {verdict_text(self.verdict, self.silent)}",
-        ]
+        title = f"{self.artifact} against its model, on {self.images}"
+        table = [] if self.comparison is None else [spikes_table(self.comparison)]
+        return [title, *table, *lines, f"Verified: {verdict_text(self.verdict, self.silent)}"]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""
@@ -143,24 +139,20 @@ def verify(
 ) -> VerifyReport:
     """Run the three checks on an ONNX, event or NIR file; the verdict is in the report.
 
-    images: (B, C, H, W), or (T, B, C, H, W) for a sequence, as `images_for` takes them. kind: by
-    the file's name and content if not given. source_sha256: digest of the model's file, if the
-    artifact must be made from it. described, name: how the report calls the images and the file.
-    allow_silent: pass also where a population never fires on the images; without, such a report is
-    inconclusive.
-    Raises MissingFileError, FileFormatError or LimitError for a file that cannot be read,
-    ValidityError for images that do not fit, UsageError for none.
+    images: (B, C, H, W) or (T, B, C, H, W), as `images_for` takes them. kind: by the file's name
+    and content if None. source_sha256: digest of the model's file, if the artifact must be made of
+    it. described, name: of images and file in the report. allow_silent: pass, not inconclusive,
+    also where a population never fires. Raises MissingFileError, FileFormatError or LimitError for
+    a file that cannot be read, ValidityError for images that do not fit, UsageError for none.
     """
     path, (given, axis) = Path(path), images_for(model, images)
-    count = given.shape[axis]
-    if not count:
+    if not given.shape[axis]:
         raise errors.UsageError("no samples to verify on; give at least one")
     with files.OpenFile(path) as source:
         kind = kind or artifact_kind(source)
         reference = ReferenceModel(lower(model).trimmed.model if kind == "event" else model)
         problems, ready = _open(kind, reference, source, source_sha256)
-    if kind == "event":
-        problems += _changed_outputs(ReferenceModel(model), reference, given, batch)
+    problems += _changed_outputs(model, reference, given, batch)
     found = None
     if ready is not None and not problems:
         found = Comparer(reference).both(ready, given, batch, allow_silent=allow_silent)
@@ -168,7 +160,7 @@ def verify(
         artifact=name or path.name,
         kind=kind,
         time_steps=model.graph.time_steps,
-        images=described or f"{count} samples",
+        images=described or f"{given.shape[axis]} samples",
         problems=problems,
         comparison=found,
         allow_silent=allow_silent,
@@ -176,9 +168,12 @@ def verify(
 
 
 def _changed_outputs(
-    reference: ReferenceModel, without: ReferenceModel, images: Tensor, batch: int
+    model: Model, without: ReferenceModel, images: Tensor, batch: int
 ) -> tuple[str, ...]:
-    """Whether leaving out the neurons that nothing depends on changed a score."""
+    """Whether leaving out the neurons that nothing depends on, if any, changed a score."""
+    if without.model is model:
+        return ()
+    reference = ReferenceModel(model)
     axis = 0 if reference.module.as_signal(images).static else 1
     for part in torch.split(images, batch, dim=axis):
         scores, fewer = reference.record(part)[1], without.record(part)[1]
@@ -232,11 +227,7 @@ def _open_nir(
     """
     graph = read_nir(file)
     stored = str(graph.metadata.get("source_sha256", ""))
-    problems: list[str] = []
-    if source_sha256 and stored and stored != source_sha256:
-        problems.append(
-            f"made from a file with sha256 {stored[:16]}…, the model given is {source_sha256[:16]}…"
-        )
+    problems = list(event_check.source_problems(stored, source_sha256))
     if "time_steps" in graph.metadata:
         imported = import_nir(graph)
     else:  # of another tool: read as the model was, if it came from there
@@ -260,8 +251,7 @@ def nir_problems(reference: Model, imported: Model) -> Iterator[str]:
         if mine != imported_value:
             yield f"{what}: {imported_value} in the file, the model says {mine}"
     expected, found_neurons = lower(reference).equations, lower(imported).equations
-    for name in sorted(set(expected) ^ set(found_neurons)):
-        yield f"{name}: {'missing' if name in expected else 'not in the model'}"
+    yield from _unpaired(expected, found_neurons)
     for name in sorted(set(expected) & set(found_neurons)):
         if ours.shapes[name] != theirs.shapes[name]:
             yield f"{name}: shape {theirs.shapes[name]}, the model says {ours.shapes[name]}"
@@ -270,15 +260,17 @@ def nir_problems(reference: Model, imported: Model) -> Iterator[str]:
     yield from _weight_problems(reference, imported)
 
 
+def _unpaired(expected: Collection[str], found: Collection[str]) -> Iterator[str]:
+    for name in sorted(set(expected) ^ set(found)):
+        yield f"{name}: {'missing' if name in expected else 'not in the model'}"
+
+
 def _weight_problems(reference: Model, imported: Model) -> Iterator[str]:
     expected, folded = lower(reference).synapses, lower(imported).synapses
-    for name in sorted(set(expected) ^ set(folded)):
-        yield f"{name}: {'missing' if name in expected else 'not in the model'}"
+    yield from _unpaired(expected, folded)
     for name in sorted(set(expected) & set(folded)):
         for part in ("weight", "bias"):
             mine, theirs = getattr(expected[name], part), getattr(folded[name], part)
             mine = None if part == "bias" and mine is not None and not mine.any() else mine
-            if (mine is None) != (theirs is None) or (
-                mine is not None and not np.array_equal(mine, theirs)
-            ):
+            if not event_check.same_arrays(mine, theirs):
                 yield f"{name}.{part}: not the folded numbers of the model"

@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import torch
@@ -76,10 +77,8 @@ def _linear(node: ir.Linear, graph: ir.SpikingGraph) -> DenseOps:
 def _taps(node: ir.Convolution, axis: int, size: int, out: int) -> int:
     """Pairs (output position, kernel index) inside an input of `size` along one axis."""
     stride, padding, dilation = node.stride[axis], node.padding[axis], node.dilation[axis]
-    positions = (
-        o * stride - padding + k * dilation for o in range(out) for k in range(node.kernel[axis])
-    )
-    return sum(0 <= position < size for position in positions)
+    pairs = product(range(out), range(node.kernel[axis]))
+    return sum(0 <= o * stride - padding + k * dilation < size for o, k in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +205,8 @@ def layer_input(
 def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
     """One layer's counts for what its input held."""
     dense, executions = rule.dense, len(x.nonzero)
-    every, stored, live = (
-        torch.from_numpy(m).reshape(-1) for m in (rule.every, rule.stored, rule.live)
-    )
+    maps = (rule.every, rule.stored, rule.live)
+    every, stored, live = (torch.from_numpy(array).reshape(-1) for array in maps)
     events = x.nonzero.flatten(1).to(torch.int64).sum(0)
     effective = int((events * stored).sum())
     found = CompatCounts(

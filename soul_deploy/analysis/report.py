@@ -38,16 +38,8 @@ LAYER_COLUMNS = (
     *("effective/dense", "touched", "updates", "pool ops", "ops, nJ", "memory, nJ"),
 )
 PAPER_COLUMNS = (
-    *(
-        "Dataset",
-        "Arch",
-        "T",
-        "Acc %",
-        "Params nz (M)",
-        "W sparsity %",
-        "Neurons live %",
-        "Conn. %",
-    ),
+    *("Dataset", "Arch", "T", "Acc %", "Params nz (M)", "W sparsity %"),
+    *("Neurons live %", "Conn. %"),
     *("SynOps (M)", "Ratio", "MACs (M)", "E_ops (µJ)", "E_mem (µJ)", "Footprint (MB)"),
 )
 
@@ -221,26 +213,16 @@ def _layer_row(report: OpsReport, layer: LayerReport) -> list[object]:
     dense = layer.dense_totals(n, report.time_steps)["macs_dense"]
     work = c.synops + c.macs_effective
     kind = layer.op if layer.edge is None else f"{layer.op}, {layer.edge.kind}"
-    ops = energy.ops_energy({layer.name: layer.activity}).picojoules
     memory = "eie45" if not report.memory else report.memory[0].memory
-    stored = energy.memory_energy(
-        {layer.name: layer.activity}, {layer.name: layer.arrays}, memory
-    ).value
+    activity, arrays = {layer.name: layer.activity}, {layer.name: layer.arrays}
+    ops = energy.ops_energy(activity).picojoules
+    stored = energy.memory_energy(activity, arrays, memory).value
     return [
-        layer.name,
-        kind.replace("_", " "),
-        _mean(c.events_in, n),
-        _share(*layer.activation),
-        layer.synapses or "",
-        _mean(c.synops, n),
-        _mean(c.macs_effective, n),
-        _mean(dense, n),
-        _share(work, dense),
-        _mean(c.touched, n),
-        _mean(c.neuron_updates, n),
-        _mean(c.pool_ops, n),
-        f"{ops / n / 1e3:.4g}",
-        f"{stored / 10 / n / 1e3:.4g}",
+        *(layer.name, kind.replace("_", " "), _mean(c.events_in, n), _share(*layer.activation)),
+        *(layer.synapses or "", _mean(c.synops, n), _mean(c.macs_effective, n)),
+        *(_mean(dense, n), _share(work, dense)),
+        *(_mean(c.touched, n), _mean(c.neuron_updates, n), _mean(c.pool_ops, n)),
+        *(f"{ops / n / 1e3:.4g}", f"{stored / 10 / n / 1e3:.4g}"),
     ]
 
 

@@ -131,7 +131,7 @@ def _forms(
 ) -> dict[str, storage_format.Form]:
     """`rows` by projection."""
     projections = [node.name for node in graph.projections]
-    known = {name: name for name in projections}
+    known = dict(zip(projections, projections, strict=True))
     for name in projections:
         known[fan_out.population_behind(graph, name) or name] = name
     forms: dict[str, storage_format.Form] = {}
@@ -139,9 +139,8 @@ def _forms(
         if name not in known:
             raise errors.UnknownNameError("layer of --rows", name, projections)
         if forms.setdefault(known[name], form) != form:
-            raise errors.UsageError(
-                f"--rows {name}={form}: {known[name]} was given as another form too"
-            )
+            text = f"--rows {name}={form}: {known[name]} was given as another form too"
+            raise errors.UsageError(text)
     return forms
 
 
@@ -154,9 +153,8 @@ def layer_maker(node: ir.Node, graph: ir.SpikingGraph) -> Maker | None:
     raise ir.no_entry(node, "event export")
 
 
-layer_maker.on(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
-    lambda node, graph: None
-)
+PARTS = (ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)  # of others' layers
+layer_maker.on(*PARTS)(lambda node, graph: None)
 layer_maker.on(ir.MaxPool)(lambda node, graph: _pool_layer)
 layer_maker.on(ir.Merge)(lambda node, graph: _merge_layer)
 layer_maker.on(ir.Scatter)(lambda node, graph: _scatter_layer)
@@ -251,15 +249,9 @@ def _neurons(parts: _Parts, node: ir.Population) -> dict[str, Any]:
 
 def _pool_layer(parts: _Parts, node: ir.MaxPool) -> eventnet.PoolLayer:
     graph, (source,) = parts.lowered.graph, node.inputs
-    return eventnet.PoolLayer(
-        name=node.name,
-        source=source,
-        in_shape=graph.shapes[source],
-        out_shape=graph.shapes[node.name],
-        kernel=node.kernel,
-        stride=node.stride,
-        padding=node.padding,
-    )
+    shapes = graph.shapes[source], graph.shapes[node.name]
+    window = node.kernel, node.stride, node.padding
+    return eventnet.PoolLayer(node.name, source, *shapes, *window)
 
 
 def _readout(lowered: deploy.Deployed) -> eventnet.ReadoutLayer:

@@ -15,12 +15,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from soul_deploy.base import Array, memory
-from soul_deploy.export.event.explicit_rows import explicit_form, row_lengths
+from soul_deploy.base import Array, errors, memory
 from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator
 from soul_deploy.runtime.format import network as eventnet
+from soul_deploy.runtime.format import tap_tables
+from soul_deploy.runtime.format.validate import MAX_SYNAPSES
+from soul_deploy.runtime.kernels.rows import count_row_synapses, fill_rows
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 
+Tables = tuple[eventnet.Pair, int, int, Array, Array, Array, Array, Array, Array]
 Choice = Literal["auto", "implicit", "explicit"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
@@ -95,6 +98,7 @@ def represent_matrix(
     kept = weight if source_live is None else weight[:, source_live.reshape(-1)]
     kept = kept if live is None else kept[live.reshape(-1)]
     synapses, bias = int(np.count_nonzero(kept)), _bias_bytes(operator.bias)
+    stored = _row_bytes(weight.shape[1], synapses)
     full = synapses >= DENSE_FROM * kept.size
     dense = choice == "dense" or (choice != "explicit" and full)
     rows: eventnet.Rows
@@ -104,19 +108,16 @@ def represent_matrix(
         rows = eventnet.DenseRows(np.ascontiguousarray(weight[order][:, columns].T))
     else:
         # Row, target and order of each entry are sorted as 64-bit numbers.
-        needed = _row_bytes(weight.shape[1], synapses) + 40 * synapses
+        needed = stored + 40 * synapses
         memory.require_memory("the explicit form", needed, max_memory, INSTEAD)
         sources = _flat(source_live, operator.in_shape)
         rows = _matrix_rows(operator, sources, _flat(live, operator.out_shape))
     weighed = (
         eventnet.Alternative("dense", weight.nbytes + bias, kept.size, dense),
-        eventnet.Alternative(
-            "explicit", _row_bytes(weight.shape[1], synapses) + bias, synapses, not dense
-        ),
+        eventnet.Alternative("explicit", stored + bias, synapses, not dense),
     )
-    return eventnet.MatrixSynapses(
-        operator.in_shape, operator.out_shape, rows, _own(operator.bias)
-    ), weighed
+    shapes = operator.in_shape, operator.out_shape
+    return eventnet.MatrixSynapses(*shapes, rows, _own(operator.bias)), weighed
 
 
 def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> eventnet.SparseRows:
@@ -139,16 +140,11 @@ def _convolution(
     sparse = _sparse(_spread_groups(by_source, operator.groups))
     dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
+    kernel = (weight.shape[2], weight.shape[3])
+    rows = eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse
     convolution = eventnet.ConvSynapses(
-        in_shape=operator.in_shape,
-        out_shape=operator.out_shape,
-        rows=eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse,
-        bias=_own(operator.bias),
-        kernel=(weight.shape[2], weight.shape[3]),
-        stride=operator.stride,
-        padding=operator.padding,
-        dilation=operator.dilation,
-        groups=operator.groups,
+        *(operator.in_shape, operator.out_shape, rows, _own(operator.bias), kernel),
+        *(operator.stride, operator.padding, operator.dilation, operator.groups),
         reach=(reach[0], reach[1]),
     )
     return convolution, sparse
@@ -232,3 +228,51 @@ def _own(bias: Array | None) -> Array | None:
 
 def _bias_bytes(bias: Array | None) -> int:
     return 0 if bias is None else bias.nbytes
+
+
+def row_lengths(
+    convolution: eventnet.ConvSynapses, rows: eventnet.SparseRows, source_live: Array, live: Array
+) -> Array:
+    """int64 (n_in,): synapses of each explicit row, channel-last.
+
+    rows: the convolution's weights as compressed rows. source_live, live: bool, channel-last.
+    """
+    lengths = np.empty(math.prod(convolution.in_shape), np.int64)
+    starts, targets = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
+    count_row_synapses(starts, targets, *_tables(convolution), source_live, live, lengths)
+    return lengths
+
+
+def explicit_form(
+    convolution: eventnet.ConvSynapses, rows: eventnet.SparseRows, source_live: Array, live: Array
+) -> eventnet.MatrixSynapses:
+    """The convolution as a matrix of compressed rows; as `row_lengths`.
+
+    Shared rows are written out position by position, without a dense matrix in between: counted
+    first, so that the arrays have their final size, then filled.
+
+    Raises LimitError for more synapses than row starts can count.
+    """
+    lengths = row_lengths(convolution, rows, source_live, live)
+    total = int(lengths.sum())
+    if total > MAX_SYNAPSES:
+        raise errors.LimitError(
+            f"{total} explicit synapses; the limit is {MAX_SYNAPSES}. Use implicit rows"
+        )
+    starts = np.zeros(len(lengths) + 1, np.uint32)
+    starts[1:] = np.cumsum(lengths)
+    targets, weight = np.empty(total, np.uint32), np.empty(total, np.float32)
+    first, to = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
+    tables = _tables(convolution)
+    fill_rows(first, to, rows.weight, *tables, source_live, live, targets, weight)
+    shapes = convolution.in_shape, convolution.out_shape
+    explicit = eventnet.SparseRows(starts, targets, weight)
+    return eventnet.MatrixSynapses(*shapes, explicit, convolution.bias)
+
+
+def _tables(convolution: eventnet.ConvSynapses) -> Tables:
+    y, x = (tap_tables.tap_table(convolution, axis, merge=False) for axis in (0, 1))
+    channels, _, width = convolution.out_shape
+    first = y.first.astype(np.int64), x.first.astype(np.int64)
+    kernel = convolution.kernel
+    return kernel, width, channels, first[0], y.tap, y.out, first[1], x.tap, x.out

@@ -10,12 +10,14 @@ s · threshold, b = 1 - dt/tau, s the last spike) are neurons whose spike takes 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
+from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation
 
@@ -25,6 +27,8 @@ ResetRule = Literal["zero", "subtract", "subtract_at_once"]
 step after the decay (subtract, as snnTorch does it) or in the same step (subtract_at_once)."""
 DIVIDES: tuple[ChargeForm, ...] = ("soul_lif_decay", "decay_divide", "decay_multiply")
 FACTORS: tuple[ChargeForm, ...] = ("decay_multiply", "leak_subtract_multiply")
+RULES: Mapping[str, FireRule] = {"v > v_threshold": "gt", "v >= v_threshold": "ge"}
+LARGEST_SHRINKAGE = 100.0  # how far below its weights a step's input may be with an assumed dt
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,8 @@ class NirNeuron:
         """Whether both are the same neuron but for rounding."""
         if (self.tau is None) != (other.tau is None):
             return False
-        mine, theirs = (
-            (n.tau or 0.0, n.r, n.v_leak, n.v_threshold, n.v_reset) for n in (self, other)
-        )
-        return all(close(a, b) for a, b in zip(mine, theirs, strict=True))
+        mine, theirs = astuple(self), astuple(other)
+        return all(close(a or 0.0, b or 0.0) for a, b in zip(mine, theirs, strict=True))
 
 
 def to_nir(name: str, equation: NeuronEquation, dt: float) -> NirNeuron:
@@ -89,20 +91,12 @@ def from_nir(
     else:
         numbers |= _soft_reset(name, neuron, steps, late=reset == "subtract")
     if steps is None:
-        return _spec(name, NeuronSpec, family="if", fire=fire, **numbers), _factor(neuron.r * dt)
+        gain = neuron.r * dt
+        return _spec(name, family="if", fire=fire, **numbers), 1.0 if close(gain, 1.0) else gain
     divided = close(neuron.r, 1.0)
     gain = 1.0 if divided or close(neuron.r, steps) else neuron.r
-    spec = _spec(
-        name,
-        NeuronSpec,
-        family="lif",
-        tau=_single(steps),
-        decay_input=divided or gain != 1.0,
-        fire=fire,
-        form="spikingjelly",
-        **numbers,
-    )
-    return spec, gain
+    lif = {"tau": _single(steps), "decay_input": divided or gain != 1.0, "form": "spikingjelly"}
+    return _spec(name, family="lif", fire=fire, **lif, **numbers), gain
 
 
 def _hard_reset(name: str, neuron: NirNeuron) -> float:
@@ -132,15 +126,11 @@ def _soft_reset(
     return {"v_reset": None, "v_subtract": _single(neuron.v_threshold * steps / (steps - 1))}
 
 
-def _spec(name: str, make: type[NeuronSpec], **numbers: object) -> NeuronSpec:
+def _spec(name: str, **numbers: object) -> NeuronSpec:
     try:
-        return make(**numbers)  # type: ignore[arg-type]
+        return NeuronSpec(**numbers)  # type: ignore[arg-type]
     except UsageError as error:
         raise UnsupportedGraphError(f"{name}: {error}") from error
-
-
-def _factor(value: float) -> float:
-    return 1.0 if close(value, 1.0) else value
 
 
 def _single(value: float) -> float:
@@ -151,3 +141,127 @@ def _single(value: float) -> float:
 def close(a: float, b: float) -> bool:
     """Whether two numbers are the same but for rounding to float32."""
     return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-12)
+
+
+@dataclass
+class Conventions:
+    """How the neurons of a graph are read: what the graph leaves open, and a caller may say.
+
+    What nobody says is assumed as NIR's own equations have it, and each assumption is a sentence
+    that goes with the model. A step with which a graph makes no sense is not assumed.
+
+    dt: seconds per step, `dt_known` if it was given or stored. fire, reset: as given, else None.
+    assumed: what nobody said, by topic, as sentences.
+    """
+
+    dt: float = DEFAULT_DT
+    dt_known: bool = False
+    fire: FireRule | None = None
+    reset: ResetRule | None = None
+    assumed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.fire not in (None, "gt", "ge"):
+            valid = "gt (v > v_threshold), ge (v >= v_threshold)"
+            raise UsageError(f"fire {self.fire!r}; valid: {valid}")
+        if self.reset not in (None, *get_args(ResetRule)):
+            raise UsageError(f"reset {self.reset!r}; valid: {', '.join(get_args(ResetRule))}")
+
+    def fire_of(self, key: str, node: Any) -> FireRule:
+        """When the neurons of a NIR node fire. Raises UsageError for what its metadata deny."""
+        stored = RULES.get(str(node.metadata.get("fire")))
+        if stored is not None:
+            self._require_same(key, "fire", self.fire, stored)
+            return stored
+        if self.fire is None:
+            self.assumed["fire"] = (
+                "neurons fire above their threshold (v > v_threshold), as NIR's equations say; "
+                "where the tool's fire at it too, give --fire ge"
+            )
+        return self.fire or "gt"
+
+    def reset_of(self, neuron: NirNeuron) -> ResetRule:
+        """How the neurons reset."""
+        if self.reset == "subtract" and neuron.tau is not None:
+            self.assumed["timing"] = (
+                "a spike takes the threshold off in the next step, after the decay, as snnTorch's "
+                "Leaky does; where the tool takes it off at once, give --reset subtract_at_once"
+            )
+        if self.reset is None:
+            self.assumed["reset"] = (
+                "a spike sets the membrane to v_reset, as NIR's equations say; where the tool's "
+                "takes the threshold off, give --reset subtract"
+            )
+        return self.reset or "zero"
+
+    def accept(self, key: str, own: NeuronSpec) -> NeuronSpec:
+        """A neuron that its metadata describe. Raises UsageError if what was given differs."""
+        self._require_same(key, "fire", self.fire, own.fire)
+        self._require_same(key, "reset", self.reset, "zero")
+        return own
+
+    def _require_same(self, key: str, flag: str, given: str | None, stored: str) -> None:
+        if given not in (None, stored):
+            text = f"{key}: --{flag} {given}, but its metadata say {stored}; leave the flag out"
+            raise UsageError(text)
+
+    def require_step(
+        self, key: str, neuron: NirNeuron, others: Callable[[], list[NirNeuron]]
+    ) -> None:
+        """Raise UnsupportedGraphError, naming --dt and a value, if `dt` makes no sense of a neuron.
+
+        others: all neurons of the graph, which the value should fit.
+        """
+        wrong = _misfit(neuron, self.dt, self.dt_known)
+        if wrong is not None:
+            raise UnsupportedGraphError(f"{key}: {wrong}; {_advice(others())}")
+        if not self.dt_known:
+            self.assumed["dt"] = (
+                f"a time step is dt = {self.dt:g} s of forward Euler, as snnTorch and SpikingJelly "
+                "write by default; for another, give --dt"
+            )
+
+
+def _misfit(neuron: NirNeuron, dt: float, known: bool) -> str | None:
+    """Why a step of dt makes no sense of a neuron; None if it does.
+
+    A dt that somebody gave is only refused where Euler's step leaves the neuron's own equation.
+    """
+    step = f"dt = {dt:g} s" if known else f"dt = {dt:g} s, which the graph does not say"
+    steps = None if neuron.tau is None else neuron.tau / dt
+    if steps is not None and steps < 1 and not close(steps, 1.0):
+        return f"tau {steps:g} must be at least 1 step (tau = {neuron.tau:g} s, {step})"
+    if known:
+        return None
+    gain = neuron.r * dt if steps is None else neuron.r / steps
+    if steps is None and not close(gain, 1.0):
+        return f"an IF with r = {neuron.r:g}, whose input would be multiplied by {gain:g} ({step})"
+    if gain > 0 and gain * LARGEST_SHRINKAGE * (1 + 1e-6) < 1:
+        return (
+            f"its input would be divided by {1 / gain:g} (tau = {neuron.tau:g} s, "
+            f"r = {neuron.r:g}, {step})"
+        )
+    return None
+
+
+def _advice(neurons: list[NirNeuron]) -> str:
+    """Which --dt to give."""
+    for dt in _candidates(neurons):
+        if all(_misfit(neuron, dt, known=False) is None for neuron in neurons):
+            return f"give the step that the tool ran with; --dt {dt:g} fits"
+    shortest = min((n.tau for n in neurons if n.tau is not None), default=None)
+    most = "" if shortest is None else f"; at most --dt {shortest:g}, the smallest tau, can fit"
+    return f"give the step that the tool ran with as --dt{most}"
+
+
+def _candidates(neurons: list[NirNeuron]) -> Iterator[float]:
+    """Steps that tools use: r·dt = 1, r = tau/dt, tau counted in steps, ten steps per tau."""
+    taus = [neuron.tau for neuron in neurons if neuron.tau is not None]
+    for neuron in neurons:
+        if neuron.r > 0 and (neuron.tau is None or not close(neuron.r, 1.0)):
+            yield (1.0 if neuron.tau is None else neuron.tau) / neuron.r
+    if taus and min(taus) >= 1:
+        yield 1.0
+    if taus:
+        yield min(taus) / 10
+        yield min(taus)

@@ -12,8 +12,7 @@ from torch import nn
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, errors, files
 from soul_deploy.export.nir import package as nir_library
-from soul_deploy.export.nir.conventions import Conventions
-from soul_deploy.export.nir.neuron import NirNeuron, from_nir, to_nir
+from soul_deploy.export.nir.neuron import Conventions, NirNeuron, from_nir, to_nir
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import learned_decay
 
@@ -22,12 +21,8 @@ SUPPORTED = (
     "LIF, IF, CubaLIF with tau_syn = dt"
 )
 # Names that a module of ours already uses for something else.
-RESERVED = {*dir(GraphModule), *vars(nn.Module())} | {
-    "graph",
-    "channel_masks",
-    "weight_gates",
-    "neuron_gates",
-}
+OWN = {"graph", "channel_masks", "weight_gates", "neuron_gates"}
+RESERVED = {*dir(GraphModule), *vars(nn.Module()), *OWN}
 
 
 @dataclass(frozen=True)
@@ -139,9 +134,8 @@ def read_node(reader: Reader, key: str) -> None:
     if kind in INTEGRATORS:
         raise _readout_of_membranes(key, f"NIR {kind} is not supported")
     if kind not in READERS:
-        raise errors.UnsupportedGraphError(
-            f"{key}: NIR {kind} is not supported; supported: {SUPPORTED}"
-        )
+        text = f"{key}: NIR {kind} is not supported; supported: {SUPPORTED}"
+        raise errors.UnsupportedGraphError(text)
     value = READERS[kind](reader, key, node)
     if value is not None:
         reader.values[key] = value
@@ -167,9 +161,8 @@ def _output(r: Reader, key: str, node: Any) -> None:
 def _linear(r: Reader, key: str, node: Any) -> NirValue:
     weight = np.asarray(node.weight, np.float64)
     if weight.ndim != 2:
-        raise errors.UnsupportedGraphError(
-            f"{key}: weight of shape {weight.shape}; supported: (out, in)"
-        )
+        text = f"{key}: weight of shape {weight.shape}; supported: (out, in)"
+        raise errors.UnsupportedGraphError(text)
     source, bias = r.arriving(key), _bias(getattr(node, "bias", None))
     features, width = weight.shape
     projection = ir.Linear(r.name(key), (source.name,), bias is not None, None, width, features)
@@ -188,19 +181,10 @@ def _convolution(r: Reader, key: str, node: Any) -> NirValue:
     stride = _pair(node.stride)
     padding = _padding(key, node.padding, kernel, stride, dilation)
     source, bias = r.arriving(key), _bias(node.bias)
-    projection = ir.Convolution(
-        r.name(key),
-        (source.name,),
-        bias is not None,
-        None,
-        weight.shape[1] * groups,
-        weight.shape[0],
-        kernel,
-        stride,
-        padding,
-        dilation,
-        groups,
-    )
+    channels = weight.shape[1] * groups, weight.shape[0]
+    geometry = (*channels, kernel, stride, padding, dilation, groups)
+    biased = bias is not None
+    projection = ir.Convolution(r.name(key), (source.name,), biased, None, *geometry)
     return r.put(projection, weight=(weight * source.factor).astype(np.float32), bias=bias)
 
 

@@ -5,6 +5,9 @@ NIR (Pedersen et al., Nature Communications 2024) describes networks in continuo
 """
 
 import math
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
@@ -12,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base import Array
+from soul_deploy.base import Array, files
 from soul_deploy.base.errors import FileFormatError, UsageError
-from soul_deploy.base.files import File, OpenFile, opened
 
 FORMAT = "soul-deploy/nir/1"
 DEFAULT_DT = 1e-4  # seconds per step; fixed in snnTorch's reader, the default of SpikingJelly's
 FREE_BYTES, LARGEST_RATIO = 1 << 20, 64  # what arrays of a file may take, by its size
 TEXT_BYTES = 64  # what a text takes besides its letters
 NAME, POPULATION, DECAY_PARAMETER = "name", "population", "w"  # keys of a node's metadata
+SECONDS = 20.0
+SECONDS_PER_BYTE = 1e-7
+PROGRAM: tuple[str, ...] = ("-m", __name__)  # what Python runs
+MEMORY = 4 << 30  # bytes of address space, besides 64 times the file
 
 
 def nir_package() -> ModuleType:
@@ -34,7 +40,7 @@ def nir_package() -> ModuleType:
         ) from error
 
 
-def check_sizes(file: OpenFile) -> None:
+def check_sizes(file: files.OpenFile) -> None:
     """Raise FileFormatError for an HDF5 file whose arrays claim far more than it can hold, or which
     takes them from elsewhere.
 
@@ -52,11 +58,11 @@ def check_sizes(file: OpenFile) -> None:
         )
 
 
-def check_texts(file: File) -> None:
+def check_texts(file: files.File) -> None:
     """Raise FileFormatError for an HDF5 file whose texts take far more than it can hold: many can
     be the same one. Not for the caller's own process: the library may not come back.
     """
-    with opened(file) as source:
+    with files.opened(file) as source:
         text_bytes, allowed = 0, _allowed(source)
         for item in _datasets(source):
             for block in _blocks(item) if item.dtype.hasobject else ():
@@ -65,7 +71,7 @@ def check_texts(file: File) -> None:
                     raise FileFormatError(f"its texts take more than {allowed:,} bytes")
 
 
-def _allowed(file: OpenFile) -> int:
+def _allowed(file: files.OpenFile) -> int:
     return FREE_BYTES + LARGEST_RATIO * file.size
 
 
@@ -79,7 +85,7 @@ def _blocks(item: Any) -> Iterator[Any]:
         yield item[start : start + rows]
 
 
-def _datasets(file: OpenFile) -> Iterator[Any]:
+def _datasets(file: files.OpenFile) -> Iterator[Any]:
     """Every dataset of an HDF5 file, once for each of its names; the file is open meanwhile.
 
     Raises FileFormatError.
@@ -116,9 +122,8 @@ def _own(h5py: ModuleType, group: Any, name: str) -> Any:
         texts = not item.dtype.hasobject or h5py.check_string_dtype(item.dtype) is not None
         _require(texts, name, f"is of {item.dtype}, neither numbers nor texts")
         wide = math.prod((item.shape or ())[1:]) > LARGEST_RATIO
-        _require(
-            not (wide and item.dtype.hasobject), name, f"holds texts in the shape {item.shape}"
-        )
+        fits = not (wide and item.dtype.hasobject)
+        _require(fits, name, f"holds texts in the shape {item.shape}")
     return item
 
 
@@ -131,3 +136,44 @@ def vote_weight(classes: int, votes: int) -> Array:
     """(classes, classes · votes) float32: the mean of each class's neurons as a matrix."""
     means = np.kron(np.eye(classes), np.ones(votes)) / votes
     return means.astype(np.float32)
+
+
+def try_reading(file: files.File, seconds: float | None = None) -> None:
+    """Raise FileFormatError unless another process can read the NIR file in time.
+
+    The HDF5 library loops for ever, or crashes, on some damaged files (a heap of texts with an
+    object of size 0 is one). What a process can read is then read again by the caller.
+
+    seconds: until it is given up; None: 20, and a second more per 10 MB.
+    """
+    path = files.path_of(file)
+    command = [sys.executable, *PROGRAM, str(path)]
+    try:
+        with files.opened(file) as source, source.again() as stream:
+            limit = SECONDS + SECONDS_PER_BYTE * source.size if seconds is None else seconds
+            # Its standard input, so that it reads this very file, whatever is at the path by then.
+            done = subprocess.run(
+                command, stdin=stream, capture_output=True, text=True, timeout=limit, check=False
+            )
+    except subprocess.TimeoutExpired as error:
+        raise FileFormatError(
+            f"{path} is not an intact NIR file: the HDF5 library did not finish within {limit:g} s"
+        ) from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise FileFormatError(f"{path} is not an intact NIR file ({said[-1]})")
+
+
+def main() -> None:
+    """What that process does (`python -m`, this module's name): read its standard input, texts
+    first, and nothing else."""
+    with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+        source = files.OpenFile(sys.argv[1], stream)
+        most = MEMORY + 64 * source.size
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        check_texts(source)
+        nir_package().read(stream, type_check=False)
+
+
+if __name__ == "__main__":
+    main()

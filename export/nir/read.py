@@ -5,20 +5,43 @@ resistance of neurons) go into the weights beside them, a last affine node becom
 head. What cannot be said that way is refused with the node's name.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from soul_deploy.base import Array, errors, files, input_rule
-from soul_deploy.export.nir import conventions, metadata, neuron, package, trial
+import numpy as np
+
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, errors, files, input_rule
+from soul_deploy.export.nir import neuron, package
 from soul_deploy.export.nir.nodes import Reader, read_node
-from soul_deploy.ir import SpikingGraph
-from soul_deploy.model.file import check_state
-from soul_deploy.model.model import Model, with_input_kind
+from soul_deploy.model.file import check_state, info_from_json
+from soul_deploy.model.model import Model, ModelInfo, with_input_kind
 from soul_deploy.runtime.equations import FireRule
 
+State = Mapping[str, Array]
 MAX_TURNS = 1 << 27
+UNREADABLE = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
+
+
+@brief
+@dataclass(frozen=True)
+class Description:
+    """T, seconds per step, and who made it.
+
+    dt: None where neither the caller nor the graph says it. readout: ours, if the graph came from
+    us.
+    """
+
+    time_steps: int
+    dt: float | None
+    info: ModelInfo
+    readout: ir.Readout | None
 
 
 def read_nir(file: files.File) -> Any:
@@ -29,12 +52,11 @@ def read_nir(file: files.File) -> Any:
     with files.opened(file) as source:
         nir, path = package.nir_package(), source.path
         package.check_sizes(source)
-        trial.try_reading(source)
+        package.try_reading(source)
         graph = _graph(nir, source)
     if not isinstance(graph, nir.NIRGraph):
-        raise errors.FileFormatError(
-            f"{path} holds a single {type(graph).__name__}, not a NIR graph"
-        )
+        kind = type(graph).__name__
+        raise errors.FileFormatError(f"{path} holds a single {kind}, not a NIR graph")
     return graph
 
 
@@ -74,17 +96,10 @@ def import_nir(
     """
     if isinstance(graph, files.File):
         graph = read_nir(graph)
-    turns = len(graph.nodes) * len(graph.edges)
-    if turns > MAX_TURNS:
-        raise errors.LimitError(
-            f"{len(graph.nodes)} nodes and {len(graph.edges)} edges; their product may be at most "
-            f"{MAX_TURNS}, since the edges are walked for every node"
-        )
-    described = metadata.described_graph(graph.metadata, time_steps, dt)
-    known = described.dt is not None
-    said = conventions.Conventions(
-        package.DEFAULT_DT if described.dt is None else described.dt, known, fire, reset
-    )
+    _require_size(len(graph.nodes), len(graph.edges))
+    described = described_graph(graph.metadata, time_steps, dt)
+    step = package.DEFAULT_DT if described.dt is None else described.dt
+    said = neuron.Conventions(step, described.dt is not None, fire, reset)
     reader = Reader(graph, said)
     for key in _ordered(graph):
         _read(reader, key)
@@ -93,26 +108,30 @@ def import_nir(
     return replace(model, info=with_input_kind(model.info, kind))
 
 
+def _require_size(nodes: int, edges: int) -> None:
+    if nodes * edges > MAX_TURNS:
+        raise errors.LimitError(
+            f"{nodes} nodes and {edges} edges; their product may be at most {MAX_TURNS}, since the "
+            "edges are walked for every node"
+        )
+
+
 def _read(reader: Reader, key: str) -> None:
     """Read a node. Raises as `read_node`; FileFormatError too for fields of another kind."""
     try:
         read_node(reader, key)
-    except (
-        *(KeyError, IndexError, TypeError, ValueError, AttributeError),
-        *(ArithmeticError, RecursionError),
-    ) as error:
-        raise errors.FileFormatError(
-            f"{key}: a NIR node that cannot be read ({error!r})"
-        ) from error
+    except UNREADABLE as error:
+        text = f"{key}: a NIR node that cannot be read ({error!r})"
+        raise errors.FileFormatError(text) from error
 
 
-def _model(reader: Reader, described: metadata.Description) -> Model:
+def _model(reader: Reader, described: Description) -> Model:
     if reader.last is None:
         raise errors.UnsupportedGraphError("the NIR graph has no output")
     made, state = tuple(reader.made), reader.state
-    nodes, state = metadata.with_readout(made, reader.shapes, state, reader.last, described)
+    nodes, state = with_readout(made, reader.shapes, state, reader.last, described)
     try:
-        graph = SpikingGraph(nodes, described.time_steps)
+        graph = ir.SpikingGraph(nodes, described.time_steps)
     except errors.UsageError as error:
         raise errors.FileFormatError(f"the NIR graph does not fit together: {error}") from error
     check_state(graph, state, "the NIR graph")
@@ -122,7 +141,7 @@ def _model(reader: Reader, described: metadata.Description) -> Model:
     return Model(graph, state, info=replace(described.info, provenance=made_so))
 
 
-def _require_reachable(graph: SpikingGraph, state: Mapping[str, Array]) -> None:
+def _require_reachable(graph: ir.SpikingGraph, state: Mapping[str, Array]) -> None:
     """Raise UnsupportedGraphError for an output population that no spikes before it can make fire:
     a threshold out of reach is how a membrane readout is written as spiking neurons.
     """
@@ -146,7 +165,7 @@ def _require_reachable(graph: SpikingGraph, state: Mapping[str, Array]) -> None:
         )
 
 
-def _read_how(reader: Reader, described: metadata.Description) -> dict[str, Any]:
+def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
     """What was assumed, and what a graph of another tool was read with."""
     said = reader.conventions
     found: dict[str, Any] = {}
@@ -174,9 +193,8 @@ def _ordered(graph: Any) -> list[str]:
     for source, target in graph.edges:
         for end in (source, target):
             if end not in graph.nodes:
-                raise errors.FileFormatError(
-                    f"the NIR graph has an edge to {end!r}, which is no node"
-                )
+                text = f"the NIR graph has an edge to {end!r}, which is no node"
+                raise errors.FileFormatError(text)
         order.add(target, source)
     try:
         return list(order.static_order())
@@ -185,3 +203,115 @@ def _ordered(graph: Any) -> list[str]:
             f"a recurrent connection through {' → '.join(error.args[1])}; supported are "
             "feed-forward networks"
         ) from error
+
+
+def described_graph(
+    metadata: Mapping[str, Any], time_steps: int | None, dt: float | None
+) -> Description:
+    """From the metadata of a graph; what is given comes first.
+
+    Raises UsageError if T is neither given nor stored, or a value is out of range, and
+    FileFormatError for metadata of ours that cannot be read.
+    """
+    stored = _stored(metadata) if metadata.get("format") == package.FORMAT else None
+    if time_steps is None and stored is None:
+        text = "the NIR graph does not say how many steps it runs; give --time_step"
+        raise errors.UsageError(text)
+    dt = stored.dt if dt is None and stored is not None else dt
+    if dt is not None and not (dt > 0 and math.isfinite(dt)):
+        raise errors.UsageError(f"dt {dt} must be above 0 seconds")
+    if stored is not None:
+        return replace(stored, dt=dt, time_steps=time_steps or stored.time_steps)
+    assert time_steps is not None
+    return Description(time_steps, dt, ModelInfo(), None)
+
+
+def _stored(metadata: Mapping[str, Any]) -> Description:
+    try:
+        names = ("normalization", "classes", "provenance", "validity")
+        kind = metadata.get("input_kind", input_rule.KIND_OF_OLD_FILES)
+        told = {"stage": metadata["stage"], "input_kind": kind}
+        info = info_from_json(told | {name: _data(metadata, name) for name in names})
+        readout = ir.node_from_json(_data(metadata, "readout"))
+        if not isinstance(readout, ir.Readout):
+            raise ValueError(f"readout {readout.op!r}")
+        return Description(int(metadata["time_steps"]), float(metadata["dt"]), info, readout)
+    except (KeyError, TypeError, ValueError, errors.UsageError) as error:
+        text = f"the NIR graph's metadata cannot be read ({error!r})"
+        raise errors.FileFormatError(text) from error
+
+
+def _data(metadata: Mapping[str, Any], name: str) -> Any:
+    text = metadata[name]
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"{name} is no text")
+    return files.parse_json(text, f"the NIR graph's {name}")
+
+
+def with_readout(
+    nodes: tuple[ir.Node, ...],
+    shapes: Mapping[str, ir.Shape],
+    state: State,
+    last: str,
+    described: Description,
+) -> tuple[tuple[ir.Node, ...], dict[str, Array]]:
+    """The nodes with a readout at the end, and the state it leaves.
+
+    The last node, whose output NIR puts out at every step, is a population, whose rates are the
+    scores, or affine, which is the head; a mean over the whole map before that is the readout's.
+    """
+    node = next(node for node in nodes if node.name == last)
+    if any(last in other.inputs for other in nodes):
+        raise errors.UnsupportedGraphError(f"{last}: both the output and inside the network")
+    if node.fires:
+        return (*nodes, _rates(node, shapes[last])), dict(state)
+    source, dropped = _before_mean(nodes, shapes, node.inputs[0]) if node.inputs else ("", ())
+    head, own = node.as_head(source), described.readout
+    if head is None:
+        raise errors.UnsupportedGraphError(
+            f"{last}: an output of {node.op!r}; supported are outputs of spiking neurons, or of a "
+            "linear or affine node that weighs their spikes"
+        )
+    kept = tuple(n for n in nodes if n.name not in {last, *dropped})
+    if own is not None and not _is_head(own, head, state):
+        raise errors.FileFormatError(
+            f"{last} is not the readout that the metadata describes ({own.describe()})"
+        )
+    if own is not None and not own.linear:
+        rest = {name: array for name, array in state.items() if name != f"{last}.weight"}
+        return (*kept, replace(own, name=last, inputs=(source,))), rest
+    return (*kept, head), dict(state)
+
+
+def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:
+    if own.linear or own.classes != head.classes:
+        return own.classes == head.classes
+    weight = state[f"{head.name}.weight"]
+    if head.bias or weight.shape != (own.classes, own.classes * own.votes):
+        return False  # looked at first: nothing larger than the file's own array is made
+    return np.array_equal(weight, package.vote_weight(own.classes, own.votes))
+
+
+def _rates(node: ir.Node, shape: ir.Shape) -> ir.Readout:
+    if len(shape) != 1:
+        text = f"{node.name}: an output of {shape}; class scores need a vector"
+        raise errors.UnsupportedGraphError(text)
+    return ir.Readout("readout", (node.name,), shape[0], linear=False, bias=False)
+
+
+def _before_mean(
+    nodes: tuple[ir.Node, ...], shapes: Mapping[str, ir.Shape], name: str
+) -> tuple[str, tuple[str, ...]]:
+    """What a mean over the whole map and a flattening read, and their names; else `name`."""
+    by_name = {node.name: node for node in nodes}
+    flatten = by_name[name]
+    if not flatten.reshapes or _readers(nodes, name) != 1:
+        return name, ()
+    pool = by_name[flatten.inputs[0]]
+    if _readers(nodes, pool.name) != 1 or not pool.averages_all(shapes[pool.inputs[0]]):
+        return name, ()
+    return pool.inputs[0], (pool.name, flatten.name)
+
+
+def _readers(nodes: tuple[ir.Node, ...], name: str) -> int:
+    return sum(name in node.inputs for node in nodes)

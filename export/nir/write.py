@@ -79,9 +79,8 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
     for node in graph.nodes:
         append(node, writer)
         if not graph.consumers[node.name] and node is not graph.readout:
-            raise errors.UnsupportedGraphError(
-                f"{node.name}: nothing reads it, so that NIR would make it a second output"
-            )
+            text = f"{node.name}: nothing reads it, so that NIR would make it a second output"
+            raise errors.UnsupportedGraphError(text)
     sha256 = source_sha256 or ""
     return nir.NIRGraph(writer.nodes, writer.edges, metadata=nir_metadata(model, dt, sha256))
 
@@ -124,9 +123,8 @@ def _convolution(node: ir.Convolution, w: _Writer) -> None:
     synapses = w.folded[node.name]
     _, height, width = w.model.graph.shapes[node.inputs[0]]
     bias = np.zeros(node.channels, np.float32) if synapses.bias is None else synapses.bias
-    nir_node = w.nir.Conv2d(
-        (height, width), synapses.weight, node.stride, node.padding, node.dilation, 1, bias
-    )
+    geometry = (node.stride, node.padding, node.dilation, 1)
+    nir_node = w.nir.Conv2d((height, width), synapses.weight, *geometry, bias)
     sides = tuple(int(side) for side in nir_node.output_type["output"])
     if sides != w.shape(node):
         raise errors.UnsupportedGraphError(
@@ -170,9 +168,8 @@ def _population(node: ir.Population, w: _Writer) -> None:
     nir_node.metadata[nir_library.POPULATION] = json.dumps(ir.node_to_json(node))
     nir_node.metadata["fire"] = rule(w.equations[node.name])
     if node.neuron.learned:
-        nir_node.metadata[nir_library.DECAY_PARAMETER] = repr(
-            float(w.model.state[f"{node.name}.w"])
-        )
+        decay = float(w.model.state[f"{node.name}.w"])
+        nir_node.metadata[nir_library.DECAY_PARAMETER] = repr(decay)
     w.put(node, nir_node)
 
 
@@ -199,8 +196,11 @@ def _pool_of(nir: Any, window: ir.Pair) -> Any:
 
 @append.on(ir.Flatten)
 def _flatten(node: ir.Flatten, w: _Writer) -> None:
-    shape = np.array(w.model.graph.shapes[node.inputs[0]])
-    w.put(node, w.nir.Flatten(input_type={"input": shape}, start_dim=0, end_dim=-1))
+    w.put(node, _flat(w.nir, w.model.graph.shapes[node.inputs[0]]))
+
+
+def _flat(nir: Any, shape: ir.Shape) -> Any:
+    return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
 
 
 @append.on(ir.Merge)
@@ -220,14 +220,10 @@ def _merge(node: ir.Merge, w: _Writer) -> None:
     single: list[str] = []
     for k, branch in enumerate(branches):
         alone = len(branch) == 1 and branch[0] not in single
-        single.append(branch[0] if alone else _ones(w, node, branch, k))
+        ones = np.ones(w.shape(node), np.float32)
+        name = f"{node.name}.branch.{k}"
+        single.append(branch[0] if alone else w.add(name, w.nir.Scale(ones), branch))
     w.outlets[node.name] = tuple(single)
-
-
-def _ones(w: _Writer, node: ir.Merge, sources: tuple[str, ...], k: int) -> str:
-    return w.add(
-        f"{node.name}.branch.{k}", w.nir.Scale(np.ones(w.shape(node), np.float32)), sources
-    )
 
 
 @append.on(ir.Readout)
@@ -237,15 +233,10 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
     sources = w.outlets[node.inputs[0]]
     if len(shape) == 3:
         pool = w.add(f"{node.name}.pool", _pool_of(w.nir, (shape[1], shape[2])), sources)
-        flat = w.nir.Flatten(
-            input_type={"input": np.array((shape[0], 1, 1))}, start_dim=0, end_dim=-1
-        )
+        flat = _flat(w.nir, (shape[0], 1, 1))
         sources = (w.add(f"{node.name}.flatten", flat, (pool,)),)
-    head = (
-        w.folded[node.name]
-        if node.linear
-        else fold_batch_norm.Synapses(vote_weight(node.classes, node.votes), None)
-    )
+    votes = None if node.linear else vote_weight(node.classes, node.votes)
+    head = w.folded[node.name] if votes is None else fold_batch_norm.Synapses(votes, None)
     key = w.add(node.name, _affine(w.nir, head), sources)
     w.nodes["output"] = w.nir.Output(output_type={"output": np.array((node.classes,))})
     w.edges.append((key, "output"))

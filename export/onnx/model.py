@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from soul_deploy.base import errors, files
 from soul_deploy.export.onnx import neuron as onnx_neuron
@@ -25,12 +25,9 @@ from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
 
 FORMAT = "soul-deploy/onnx/1"
-Sides = tuple[int | str, ...]
 MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
-INPUT_MODES: tuple[onnx_nodes.InputMode, ...] = (
-    "static",
-    "sequence",
-)  # of files with all steps inside
+# Of files with all steps inside.
+INPUT_MODES: tuple[onnx_nodes.InputMode, ...] = ("static", "sequence")
 OUTPUTS: tuple[onnx_nodes.Outputs, ...] = ("logits", "spikes")
 ENCODINGS: dict[onnx_nodes.InputMode, str] = {
     "static": "one image shown at every step",
@@ -57,24 +54,26 @@ def build_onnx(
     installed onnx is too old for it), UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
-    for what, inputs, valid in (
-        ("input mode", input_mode, INPUT_MODES),
-        ("outputs", outputs, OUTPUTS),
-    ):
-        if inputs not in valid:
-            raise errors.UsageError(f"{what} {inputs!r}; valid: {', '.join(valid)}")
-    builder = onnx_nodes.OnnxBuilder(
-        model.graph, fitting(model, opset), opset, input_mode=input_mode
-    )
-    for node in model.graph.nodes:
+    asked = (("input mode", input_mode, INPUT_MODES), ("outputs", outputs, OUTPUTS))
+    for what, given, valid in asked:
+        if given not in valid:
+            raise errors.UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
+    graph, lowered = model.graph, fitting(model, opset)
+    builder = onnx_nodes.OnnxBuilder(graph, lowered, opset, input_mode=input_mode)
+    for node in graph.nodes:
         onnx_nodes.emit(builder, node)
-    yielded = _spike_outputs(builder) if outputs == "spikes" else []
-    built = _assemble(builder, input_mode, yielded)
-    properties = onnx_metadata(model, builder.lowered.equations, input_mode, source_sha256)
-    properties["outputs"] = outputs
-    helper.set_model_props(built, dict(sorted(properties.items())))
-    onnx.checker.check_model(built, full_check=True)
-    return built
+    for node in graph.populations if outputs == "spikes" else ():  # the time axis apart
+        name = onnx_nodes.spikes_name(node.name)
+        sides = (graph.time_steps, -1, *graph.shapes[node.name])
+        builder.reshape(builder.value(node.name), f"{name}.shape", name, *sides)
+    properties = onnx_metadata(model, lowered.equations, input_mode, source_sha256)
+    return assemble(
+        builder,
+        [onnx_nodes.declared(graph.input.name, input_shape(graph, input_mode))],
+        [onnx_nodes.declared(*entry) for entry in output_entries(graph, outputs)],
+        f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
+        properties | {"outputs": outputs},
+    )
 
 
 def fitting(model: Model, opset: int) -> Deployed:
@@ -93,52 +92,20 @@ def fitting(model: Model, opset: int) -> Deployed:
     return lowered
 
 
-def input_shape(graph: SpikingGraph, input_mode: onnx_nodes.InputMode) -> tuple[int | str, ...]:
+def input_shape(graph: SpikingGraph, input_mode: onnx_nodes.InputMode) -> onnx_nodes.Sides:
     """The file's input shape with its named axes."""
-    leading = (
-        (graph.time_steps, onnx_nodes.BATCH) if input_mode == "sequence" else (onnx_nodes.BATCH,)
-    )
-    return (*leading, *graph.input.shape)
+    steps = (graph.time_steps,) if input_mode == "sequence" else ()
+    return (*steps, onnx_nodes.BATCH, *graph.input.shape)
 
 
-def output_entries(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> list[tuple[str, Sides]]:
+def output_entries(graph: SpikingGraph, outputs: onnx_nodes.Outputs) -> list[onnx_nodes.Entry]:
     """Names and shapes of a sequence file's outputs."""
-    entries: list[tuple[str, Sides]] = [
-        (onnx_nodes.OUTPUT, (onnx_nodes.BATCH, graph.readout.classes))
-    ]
-    if outputs == "spikes":
-        for node in graph.populations:
-            shape: Sides = (graph.time_steps, onnx_nodes.BATCH, *graph.shapes[node.name])
-            entries.append((onnx_nodes.spikes_name(node.name), shape))
+    logits: onnx_nodes.Entry = (onnx_nodes.OUTPUT, (onnx_nodes.BATCH, graph.readout.classes))
+    entries = [logits]
+    for node in graph.populations if outputs == "spikes" else ():
+        shape: onnx_nodes.Sides = (graph.time_steps, onnx_nodes.BATCH, *graph.shapes[node.name])
+        entries.append((onnx_nodes.spikes_name(node.name), shape))
     return entries
-
-
-def _spike_outputs(b: onnx_nodes.OnnxBuilder) -> list[onnx.ValueInfoProto]:
-    """Every population's spikes with the time axis apart."""
-    for node in b.graph.populations:
-        name = onnx_nodes.spikes_name(node.name)
-        sides = (b.graph.time_steps, -1, *b.graph.shapes[node.name])
-        b.op("Reshape", [b.value(node.name), b.integers(f"{name}.shape", *sides)], name)
-    entries = output_entries(b.graph, "spikes")[1:]
-    return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in entries]
-
-
-def _assemble(
-    b: onnx_nodes.OnnxBuilder, input_mode: onnx_nodes.InputMode, yielded: list[onnx.ValueInfoProto]
-) -> onnx.ModelProto:
-    graph, given = b.graph, b.graph.input.name
-    shape = input_shape(graph, input_mode)
-    return assemble(
-        b,
-        [helper.make_tensor_value_info(given, TensorProto.FLOAT, shape)],
-        [
-            helper.make_tensor_value_info(
-                onnx_nodes.OUTPUT, TensorProto.FLOAT, (onnx_nodes.BATCH, graph.readout.classes)
-            ),
-            *yielded,
-        ],
-        f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
-    )
 
 
 def assemble(
@@ -146,16 +113,18 @@ def assemble(
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
     doc: str,
+    properties: Mapping[str, str],
 ) -> onnx.ModelProto:
-    """The model of what was built, between these inputs and outputs."""
+    """The model of what was built, between these inputs and outputs, checked.
+
+    properties: its metadata_props.
+    """
     drawn = helper.make_graph(
         b.nodes, "spiking_network", inputs, outputs, b.initializers, value_info=b.values
     )
-    opsets = [
-        helper.make_opsetid("", b.opset),
-        helper.make_opsetid(onnx_neuron.DOMAIN, onnx_neuron.DOMAIN_VERSION),
-    ]
-    return helper.make_model(
+    versions = {"": b.opset, onnx_neuron.DOMAIN: onnx_neuron.DOMAIN_VERSION}
+    opsets = [helper.make_opsetid(*item) for item in versions.items()]
+    built = helper.make_model(
         drawn,
         functions=onnx_nodes.functions(b),
         opset_imports=opsets,
@@ -164,6 +133,9 @@ def assemble(
         producer_version=version("soul-deploy"),
         doc_string=doc,
     )
+    helper.set_model_props(built, dict(sorted(properties.items())))
+    onnx.checker.check_model(built, full_check=True)
+    return built
 
 
 def onnx_metadata(

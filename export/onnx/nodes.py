@@ -21,6 +21,8 @@ from soul_deploy.runtime.equations import NeuronEquation
 
 BATCH, MERGED = "batch", "time_batch"
 OUTPUT = "logits"
+Sides = tuple[int | str, ...]  # of a tensor, axes of any length by name
+Entry = tuple[str, Sides]  # a name and its shape
 InputMode = Literal["static", "sequence", "step"]
 Outputs = Literal["logits", "spikes"]
 
@@ -68,15 +70,22 @@ class OnnxBuilder:
     def integers(self, name: str, *values: int) -> str:
         return self.constant(name, np.array(values, np.int64))
 
+    def reshape(self, source: str, name: str, output: str, *sides: int) -> str:
+        """name: of the constant that holds the sides."""
+        return self.op("Reshape", [source, self.integers(name, *sides)], output)
+
     def declare(self, node: ir.Node) -> None:
         """State the value's shape, so that the file can be cut at any population."""
         if self.value(node.name) == self.graph.input.name:
             return  # the file's own input
         merged = node.name not in self.static and self.input_mode != "step"
         axis = MERGED if merged else BATCH
-        shape: tuple[str | int, ...] = (axis, *self.graph.shapes[node.name])
-        name = self.value(node.name)
-        self.values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self.values.append(declared(self.value(node.name), (axis, *self.graph.shapes[node.name])))
+
+
+def declared(name: str, shape: Sides, kind: int = TensorProto.FLOAT) -> ValueInfoProto:
+    """A tensor of the file; kind: its type."""
+    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def value_name(graph: ir.SpikingGraph, node: str, input_mode: InputMode) -> str:
@@ -133,8 +142,7 @@ def append(node: ir.Node, b: OnnxBuilder) -> None:
 @append.on(ir.Input)
 def _input(node: ir.Input, b: OnnxBuilder) -> None:
     if b.input_mode == "sequence":
-        merged = b.integers(f"{node.name}.merged_shape", -1, *node.shape)
-        b.op("Reshape", [node.name, merged], b.value(node.name))
+        b.reshape(node.name, f"{node.name}.merged_shape", b.value(node.name), -1, *node.shape)
 
 
 @append.on(ir.Convolution)
@@ -182,19 +190,13 @@ def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
         _average(b, node, tile, tile)
         return
     _, height, width = b.graph.shapes[node.inputs[0]]
-    rows = np.kron(
-        linear_operators.adaptive_rows(height, node.size[0]),
-        linear_operators.adaptive_rows(width, node.size[1]),
-    )
+    sides = zip((height, width), node.size, strict=True)
+    rows = np.kron(*(linear_operators.adaptive_rows(side, wanted) for side, wanted in sides))
     name = node.name
     pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
-    flat = b.op(
-        "Reshape",
-        [b.source(node), b.integers(f"{name}.flat_shape", 0, 0, height * width)],
-        f"{name}.flat",
-    )
+    flat = b.reshape(b.source(node), f"{name}.flat_shape", f"{name}.flat", 0, 0, height * width)
     pooled = b.op("MatMul", [flat, pooling], f"{name}.pooled")
-    b.op("Reshape", [pooled, b.integers(f"{name}.shape", 0, 0, *node.size)], b.value(name))
+    b.reshape(pooled, f"{name}.shape", b.value(name), 0, 0, *node.size)
 
 
 @append.on(ir.Flatten)
@@ -256,22 +258,18 @@ def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str
         steps, stored = 1, b.op("Gather", [stored, b.counter], f"{name}.pattern_now", axis=0)
     shape, batch = f"{name}.current_shape", f"{name}.batch"
     b.op("Slice", [shape, *(b.integers(f"{batch}.{k}", k) for k in (0, 1))], batch)
-    sides = [b.integers(f"{name}.steps", steps), batch]
-    full = b.op(
-        "Concat", [*sides, b.integers(f"{name}.sides", count, *space)], f"{name}.full", axis=0
-    )
+    sides = [b.integers(f"{name}.steps", steps), batch, b.integers(f"{name}.sides", count, *space)]
+    full = b.op("Concat", sides, f"{name}.full", axis=0)
     expanded = b.op("Expand", [stored, full], f"{name}.expanded")
-    merged = b.integers(f"{name}.merged_shape", -1, count, *space)
-    generated = b.op("Reshape", [expanded, merged], f"{name}.generated")
+    merged = (f"{name}.merged_shape", f"{name}.generated")
+    generated = b.reshape(expanded, *merged, -1, count, *space)
     return b.op("Concat", [fired, generated], output, axis=1)
 
 
 def _step(equation: NeuronEquation, inputs: list[str], outputs: list[str]) -> NodeProto:
     kind, constants = onnx_neuron.function_name(equation), onnx_neuron.attributes(equation)
     node = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
-    node.attribute.extend(
-        helper.make_attribute(name, constants[name]) for name in sorted(constants)
-    )
+    node.attribute.extend(helper.make_attribute(*item) for item in sorted(constants.items()))
     return node
 
 
@@ -329,11 +327,8 @@ def _readout(node: ir.Readout, b: OnnxBuilder) -> None:
     scale = 1.0 / node.divisor(shape, b.graph.time_steps)
     factor = b.constant(f"{name}.scale", np.full(node.classes, scale, np.float32))
     if not node.linear:
-        votes = b.op(
-            "Reshape",
-            [counts, b.integers(f"{name}.votes_shape", -1, node.classes, node.votes)],
-            f"{name}.grouped",
-        )
+        grouped = (f"{name}.votes_shape", f"{name}.grouped")
+        votes = b.reshape(counts, *grouped, -1, node.classes, node.votes)
         summed = _sum(b, votes, f"{name}.votes", 2)
         b.op("Mul", [summed, factor], OUTPUT)
         return
@@ -349,11 +344,8 @@ def _counts(b: OnnxBuilder, name: str, source: str, shape: ir.Shape) -> str:
     """Sums over space, then over time: (T·batch, C, H, W) to (batch, C)."""
     if len(shape) == 3:
         source = _sum(b, source, f"{name}.space_sum", 2, 3)
-    steps = b.op(
-        "Reshape",
-        [source, b.integers(f"{name}.steps_shape", b.graph.time_steps, -1, shape[0])],
-        f"{name}.steps",
-    )
+    by_step = (f"{name}.steps_shape", f"{name}.steps")
+    steps = b.reshape(source, *by_step, b.graph.time_steps, -1, shape[0])
     return _sum(b, steps, f"{name}.counts", 0)
 
 
@@ -368,9 +360,8 @@ def emit(b: OnnxBuilder, node: ir.Node) -> None:
     if node is not b.graph.readout:
         b.declare(node)
     elif b.static.issuperset(node.inputs):
-        raise errors.UnsupportedGraphError(
-            f"{node.name}: no spiking layer stands before the readout"
-        )
+        text = f"{node.name}: no spiking layer stands before the readout"
+        raise errors.UnsupportedGraphError(text)
 
 
 def functions(b: OnnxBuilder) -> list[onnx.FunctionProto]:

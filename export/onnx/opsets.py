@@ -88,17 +88,15 @@ def _opens(opset: int) -> bool:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [given], [found])
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version_for(opsets))
+    refusals = (
+        *(failures.InvalidArgument, failures.InvalidGraph),
+        *(failures.Fail, failures.NotImplemented),
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is said by us
     try:
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except (
-        failures.InvalidArgument,
-        failures.InvalidGraph,
-        failures.Fail,
-        failures.NotImplemented,
-    ):
+        data, cpu = model.SerializeToString(), ["CPUExecutionProvider"]
+        onnxruntime.InferenceSession(data, options, providers=cpu)
+    except refusals:
         return False
     return True

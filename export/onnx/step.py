@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, ValueInfoProto, helper
+from onnx import TensorProto, ValueInfoProto
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.export.onnx import model as onnx_model
@@ -45,16 +45,10 @@ class State:
 
 def states_of(model: Model) -> tuple[State, ...]:
     """The membranes in execution order."""
-    equations = lower(model).equations
+    equations, shapes = lower(model).equations, model.graph.shapes
     return tuple(
-        State(
-            node.name,
-            f"v_{n}_in",
-            f"v_{n}_out",
-            model.graph.shapes[node.inputs[0]],
-            equations[node.name].rest,
-        )
-        for n, node in enumerate(model.graph.populations)
+        State(p.name, f"v_{n}_in", f"v_{n}_out", shapes[p.inputs[0]], equations[p.name].rest)
+        for n, p in enumerate(model.graph.populations)
     )
 
 
@@ -91,17 +85,14 @@ def build_step(
             nodes.emit(builder, node)
     if builder.counter:
         _count(builder, graph.time_steps)
-    built = onnx_model.assemble(
+    properties = onnx_model.onnx_metadata(model, builder.lowered.equations, "step", source_sha256)
+    return onnx_model.assemble(
         builder,
         [_declared(*entry) for entry in step_inputs(model, static_input)],
         [_declared(*entry) for entry in step_outputs(model)],
         "Spiking network, one time step; its state goes in and comes out.",
+        properties | _description(model, static_input),
     )
-    properties = onnx_model.onnx_metadata(model, builder.lowered.equations, "step", source_sha256)
-    properties |= _description(model, static_input)
-    helper.set_model_props(built, dict(sorted(properties.items())))
-    onnx.checker.check_model(built, full_check=True)
-    return built
 
 
 def build_currents(
@@ -115,25 +106,16 @@ def build_currents(
     graph = model.graph
     _require_currents(graph)
     builder = _builder(model, opset)
-    inputs = currents_of(graph)
     for name in graph.static[1:]:
         nodes.emit(builder, graph[name])
-    shape = onnx_model.input_shape(graph, "step")
-    built = onnx_model.assemble(
+    properties = onnx_model.onnx_metadata(model, {}, "step", source_sha256)
+    return onnx_model.assemble(
         builder,
-        [_declared(graph.input.name, shape)],
-        [
-            _declared(nodes.value_name(graph, name, "step"), (nodes.BATCH, *graph.shapes[name]))
-            for name in inputs
-        ],
+        [_declared(graph.input.name, onnx_model.input_shape(graph, "step"))],
+        [_declared(*entry) for entry in _entries(graph, currents_of(graph))],
         "What a static image determines once: the currents that every step takes.",
+        properties | {"input_mode": CURRENTS},
     )
-    properties = onnx_model.onnx_metadata(model, {}, "step", source_sha256) | {
-        "input_mode": CURRENTS
-    }
-    helper.set_model_props(built, dict(sorted(properties.items())))
-    onnx.checker.check_model(built, full_check=True)
-    return built
 
 
 def _require_currents(graph: SpikingGraph) -> None:
@@ -156,31 +138,31 @@ def _builder(model: Model, opset: int) -> nodes.OnnxBuilder:
     )
 
 
-Entry = tuple[str, tuple[int | str, ...]]
+def _entries(graph: SpikingGraph, names: tuple[str, ...]) -> list[nodes.Entry]:
+    """The values of nodes as tensors of the step file."""
+    shapes: dict[str, nodes.Sides] = {name: (nodes.BATCH, *graph.shapes[name]) for name in names}
+    return [(nodes.value_name(graph, name, "step"), shape) for name, shape in shapes.items()]
 
 
-def step_inputs(model: Model, static_input: StaticInput) -> list[Entry]:
+def step_inputs(model: Model, static_input: StaticInput) -> list[nodes.Entry]:
     """The step file's inputs, name and shape with its named axis: frame or currents, states."""
     graph = model.graph
     inputs = currents_of(graph) if static_input == "current" else (graph.input.name,)
-    entries: list[Entry] = [
-        (nodes.value_name(graph, name, "step"), (nodes.BATCH, *graph.shapes[name]))
-        for name in inputs
-    ]
+    entries = _entries(graph, inputs)
     entries += [(state.input, (nodes.BATCH, *state.shape)) for state in states_of(model)]
     return entries + ([(COUNTER_IN, (1,))] if model.for_one_t else [])
 
 
-def step_outputs(model: Model) -> list[Entry]:
+def step_outputs(model: Model) -> list[nodes.Entry]:
     """The step file's outputs: this step's scores, then the states."""
-    entries: list[Entry] = [(nodes.OUTPUT, (nodes.BATCH, model.graph.readout.classes))]
+    entries: list[nodes.Entry] = [(nodes.OUTPUT, (nodes.BATCH, model.graph.readout.classes))]
     entries += [(state.output, (nodes.BATCH, *state.shape)) for state in states_of(model)]
     return entries + ([(COUNTER_OUT, (1,))] if model.for_one_t else [])
 
 
-def _declared(name: str, shape: tuple[int | str, ...]) -> ValueInfoProto:
+def _declared(name: str, shape: nodes.Sides) -> ValueInfoProto:
     kind = TensorProto.INT64 if name in (COUNTER_IN, COUNTER_OUT) else TensorProto.FLOAT
-    return helper.make_tensor_value_info(name, kind, shape)
+    return nodes.declared(name, shape, kind)
 
 
 def _count(b: nodes.OnnxBuilder, time_steps: int) -> None:

@@ -1,26 +1,20 @@
 """An event network against the graph it should come from: structure, and running layer by layer."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.base import Array, dispatch
-from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
-from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event import build, storage_format
-from soul_deploy.export.verify.explicit_rows import explicit_problems
 from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model
-from soul_deploy.nn.graph_module import Signal
-from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format import network as eventnet
-from soul_deploy.runtime.ops import counted_run, counters, counting
-from soul_deploy.runtime.plan import layer_plan, layout, regions
+from soul_deploy.runtime.ops import counted_run
+
+CHUNK = 1 << 22  # synapses looked at together
 
 
 def event_problems(
@@ -76,11 +70,13 @@ def _header_problems(
     norm, stored = info.normalization, events.normalization
     ours = None if norm is None else (norm.mean, norm.std)
     yield from _differs("normalisation", stored and (stored.mean, stored.std), ours)
-    if source_sha256 and events.source_sha256 and events.source_sha256 != source_sha256:
-        yield (
-            f"made from a file with sha256 {events.source_sha256[:16]}…, the model given is "
-            f"{source_sha256[:16]}…"
-        )
+    yield from source_problems(events.source_sha256, source_sha256)
+
+
+def source_problems(stored: str | None, given: str | None) -> Iterator[str]:
+    """Whether the digests of a file's model and of the model given differ, where both are known."""
+    if given and stored and stored != given:
+        yield f"made from a file with sha256 {stored[:16]}…, the model given is {given[:16]}…"
 
 
 def _node_problems(graph: ir.SpikingGraph, stored: eventnet.Layer) -> Iterator[str]:
@@ -94,7 +90,7 @@ def _node_problems(graph: ir.SpikingGraph, stored: eventnet.Layer) -> Iterator[s
         yield f"{name}: stored as {what}, the graph says {node.op}"
     elif isinstance(stored, eventnet.ScatterLayer):
         index = np.array(getattr(node, *compared), np.uint32)
-        yield from _array_problems(f"{name}: index", stored.index, index)
+        yield from array_problems(f"{name}: index", stored.index, index)
     elif compared:
         geometry, expected = (tuple(getattr(n, c) for c in compared) for n in (stored, node))
         yield from _differs(f"{name}: {', '.join(compared)}", geometry, expected)
@@ -106,9 +102,7 @@ def stored_as(node: ir.Node) -> tuple[type[eventnet.Layer] | None, tuple[str, ..
     raise ir.no_entry(node, "verification of event files")
 
 
-stored_as.on(ir.Input, ir.Projection, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)(
-    lambda _: (None, ())
-)
+stored_as.on(ir.Projection, *build.PARTS)(lambda _: (None, ()))
 stored_as.on(ir.Population)(lambda _: (eventnet.PopulationLayer, ()))
 stored_as.on(ir.MaxPool)(lambda _: (eventnet.PoolLayer, ("kernel", "stride", "padding")))
 stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, ("function",)))
@@ -120,10 +114,10 @@ def _population_problems(lowered: deploy.Deployed, stored: eventnet.Firing) -> I
     name, live = stored.name, lowered.live_values[stored.name]
     yield from _differs(f"{name}: neuron", stored.neuron, lowered.equations.get(name))
     mask = None if live is None else storage_format.channel_last_mask(live)
-    yield from _optional_problems(f"{name}: live neurons", stored.live, mask)
+    yield from array_problems(f"{name}: live neurons", stored.live, mask)
     pattern = lowered.patterns.get(name)
     pattern = None if pattern is None else np.asarray(pattern, np.uint8)
-    yield from _optional_problems(f"{name}: generated spikes", stored.pattern, pattern)
+    yield from array_problems(f"{name}: generated spikes", stored.pattern, pattern)
 
 
 def _layer_problems(
@@ -141,44 +135,42 @@ def _layer_problems(
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
     if not isinstance(stored, eventnet.Firing):
         live = None if layer.live is None else storage_format.channel_last_mask(layer.live)
-        yield from _optional_problems(f"{name}: live targets", stored.live, live)
+        yield from array_problems(f"{name}: live targets", stored.live, live)
     yield from _differs(f"{name}: output shape", stored.out_shape, reference.graph.shapes[name])
-    if isinstance(operator, linear_operators.ConvOperator) and isinstance(
-        stored.synapses, eventnet.MatrixSynapses
-    ):
-        problems = list(explicit_problems(name, stored.synapses, operator, before, layer.live))
-    elif isinstance(operator, linear_operators.ConvOperator):
-        problems = list(_convolution_problems(name, stored, operator))
+    synapses = stored.synapses
+    if isinstance(operator, linear_operators.MatrixOperator):
+        problems = list(_matrix_problems(name, synapses, operator, before, layer.live))
     else:
-        assert isinstance(operator, linear_operators.MatrixOperator)
-        problems = list(_matrix_problems(name, stored, operator, before, layer.live))
+        assert isinstance(operator, linear_operators.ConvOperator)
+        if isinstance(synapses, eventnet.MatrixSynapses):
+            problems = list(explicit_problems(name, synapses, operator, before, layer.live))
+        else:
+            assert isinstance(synapses, eventnet.ConvSynapses)
+            problems = list(_convolution_problems(name, synapses, operator))
     yield from problems
     if not problems:
         yield from _fanout_problems(network, layer, before)
 
 
 def _convolution_problems(
-    name: str, stored: eventnet.Synaptic, op: linear_operators.ConvOperator
+    name: str, conv: eventnet.ConvSynapses, op: linear_operators.ConvOperator
 ) -> Iterator[str]:
-    conv = stored.synapses
-    assert isinstance(conv, eventnet.ConvSynapses)
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
     ours = (op.in_shape, op.stride, op.padding, op.dilation, op.groups, reach)
     theirs = (conv.in_shape, conv.stride, conv.padding, conv.dilation, conv.groups)
     yield from _differs(f"{name}: geometry", (*theirs, conv.reach), ours)
-    yield from _array_problems(f"{name}: weights", convolution_weight(conv), op.weight)
-    yield from _optional_problems(f"{name}: bias", conv.bias, op.bias)
+    yield from array_problems(f"{name}: weights", convolution_weight(conv), op.weight)
+    yield from array_problems(f"{name}: bias", conv.bias, op.bias)
 
 
 def _matrix_problems(
     name: str,
-    stored: eventnet.Synaptic,
+    matrix: eventnet.Synapses,
     op: linear_operators.MatrixOperator,
     before: Array | None,
     live: Array | None,
 ) -> Iterator[str]:
     """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
-    matrix = stored.synapses
     if not isinstance(matrix, eventnet.MatrixSynapses):
         yield f"{name}: stored as a convolution, the graph says matrix"
         return
@@ -187,8 +179,8 @@ def _matrix_problems(
     if isinstance(matrix.rows, eventnet.SparseRows):
         weight = weight if before is None else weight * before.reshape(-1)
         weight = weight if live is None else weight * live.reshape(-1, 1)
-    yield from _array_problems(f"{name}: weights", matrix_weight(matrix), weight)
-    yield from _optional_problems(f"{name}: bias", matrix.bias, op.bias)
+    yield from array_problems(f"{name}: weights", matrix_weight(matrix), weight)
+    yield from array_problems(f"{name}: bias", matrix.bias, op.bias)
 
 
 def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -> Iterator[str]:
@@ -203,36 +195,38 @@ def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -
     weight = stored.weight
     if weight is not None and not stored.space:
         weight = _channel_major(weight, stored.in_shape)
-    yield from _optional_problems("readout: weights", weight, op.weight)
-    yield from _optional_problems("readout: bias", stored.bias, op.bias)
+    yield from array_problems("readout: weights", weight, op.weight)
+    yield from array_problems("readout: bias", stored.bias, op.bias)
 
 
 def _fanout_problems(
     network: Network, layer: fan_out.CountedLayer, before: Array | None
 ) -> Iterator[str]:
     """From where events can come; rows of the other neurons may be left out."""
-    expected, stored_map = (
-        fan_out.fanout(layer.linear.operator, layer.live),
-        counted_run.fan_out(network, layer.name),
-    )
+    expected = fan_out.fanout(layer.linear.operator, layer.live)
+    stored_map = counted_run.fan_out(network, layer.name)
     if before is not None and stored_map.shape == before.shape:
         expected, stored_map = expected * before, stored_map * before
-    yield from _array_problems(f"{layer.name}: fan-out map", stored_map, expected)
+    yield from array_problems(f"{layer.name}: fan-out map", stored_map, expected)
 
 
-def _optional_problems(what: str, stored: Array | None, expected: Array | None) -> Iterator[str]:
-    if (stored is None) != (expected is None):
-        yield f"{what}: {'missing' if stored is None else 'stored, but the graph has none'}"
-    elif stored is not None and expected is not None:
-        yield from _array_problems(what, stored, expected)
-
-
-def _array_problems(what: str, stored: Array, expected: Array) -> Iterator[str]:
-    if stored.shape != expected.shape or stored.dtype != expected.dtype:
+def array_problems(
+    what: str, stored: Array | None, expected: Array | None, differ: str = "entries differ"
+) -> Iterator[str]:
+    """How a stored array (None: there is none) is not the graph's; differ: how others are not."""
+    if stored is None or expected is None:
+        if stored is not expected:
+            yield f"{what}: {'missing' if stored is None else 'stored, but the graph has none'}"
+    elif stored.shape != expected.shape or stored.dtype != expected.dtype:
         differing = f"{stored.dtype}{stored.shape}, the graph says {expected.dtype}{expected.shape}"
         yield f"{what}: {differing}"
     elif not np.array_equal(stored, expected):
-        yield f"{what}: {int((stored != expected).sum())} of {expected.size} entries differ"
+        yield f"{what}: {int((stored != expected).sum())} of {expected.size} {differ}"
+
+
+def same_arrays(a: Array | None, b: Array | None) -> bool:
+    """Whether there is neither, or both are equal."""
+    return a is b if a is None or b is None else np.array_equal(a, b)
 
 
 def _dense(rows: eventnet.Rows, count: int, width: int) -> Array:
@@ -281,109 +275,74 @@ def _channel_major(values: Array, shape: ir.Shape) -> Array:
     return np.moveaxis(split, -1, -3).reshape(values.shape)
 
 
-class EventExecution:
-    """The event runtime as an execution to compare; it also counts."""
+def explicit_problems(
+    name: str,
+    synapses: eventnet.MatrixSynapses,
+    op: linear_operators.ConvOperator,
+    before: Array | None,
+    live: Array | None,
+) -> Iterator[str]:
+    """What differs in explicit rows; before, live: bool masks of source and targets, None: all.
 
-    def __init__(self, network: Network, reference: ReferenceModel) -> None:
-        self.network, self.reference = network, reference
-        self._given: Mapping[str, Signal] = {}
-        self._known: dict[str, Signal] = {}  # of the reference
-        self._held: dict[str, Array] = {}  # of this network
-        self._counted: set[str] = set()
+    If every row holds as many synapses as the graph's fan-out map says, all distinct, each with the
+    weight that the definition gives for its pair of neurons, then the rows are exactly the graph's.
+    """
+    if not isinstance(synapses.rows, eventnet.SparseRows):
+        yield f"{name}: stored as a dense matrix, the graph says convolution"
+        return
+    if (synapses.in_shape, synapses.out_shape) != (op.in_shape, op.out_shape):
+        ours = f"{op.in_shape} to {op.out_shape}"
+        theirs = f"{synapses.in_shape} to {synapses.out_shape}"
+        yield f"{name}: rows lead from {theirs}, the graph says {ours}"
+        return
+    expected = fan_out.fanout(op, live) * (True if before is None else before)
+    lengths: Array = np.diff(synapses.rows.starts.astype(np.int64))
+    channels, height, width = op.in_shape
+    by_source = np.moveaxis(lengths.reshape(height, width, channels), -1, 0)
+    wrong = int((by_source != expected).sum())
+    if wrong:
+        yield f"{name}: {wrong} rows have another number of synapses than the graph says"
+    rows, count = synapses.rows, synapses.rows.synapses
+    chunks = (slice(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
+    differing = sum(_wrong_synapses(rows, op, live, at) for at in chunks)
+    if differing:
+        yield f"{name}: {differing} of {count} synapses differ from the graph's"
+    if not same_arrays(synapses.bias, op.bias):
+        yield f"{name}: bias differs from the graph's"
 
-    def run(self, images: Tensor) -> ExecutionRun:
-        counted = counted_run.count_run(self.network, images.numpy())
-        recording = counted.recording
-        spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
-        return ExecutionRun(spikes, torch.from_numpy(recording.logits), counted.counts)
 
-    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
-        """A population (with all that stands between it and others' spikes), or the readout.
+def _wrong_synapses(
+    rows: eventnet.SparseRows, op: linear_operators.ConvOperator, live: Array | None, at: slice
+) -> int:
+    """Synapses whose weight is not the kernel's for their pair of neurons."""
+    numbers = np.arange(at.start, at.stop)
+    source = np.searchsorted(rows.starts, numbers, side="right") - 1
+    target = rows.targets[at].astype(np.int64)
+    c, y, x = _place(source, op.in_shape)
+    o, oy, ox = _place(target, op.out_shape)
+    inner, share = op.weight.shape[1], op.out_shape[0] // op.groups
+    ky, fits_y = _tap(op, 0, y, oy)
+    kx, fits_x = _tap(op, 1, x, ox)
+    fits = fits_y & fits_x & (c // inner == o // share)
+    weight = op.weight[o, c % inner, np.where(fits_y, ky, 0), np.where(fits_x, kx, 0)]
+    right = fits & (weight == rows.weight[at])
+    if live is not None:
+        right &= storage_format.channel_last_mask(live)[target]
+    return int((~right).sum())
 
-        What stands between runs on this network, once for the same `values`; counts are taken on
-        the reference's.
-        """
-        events = self.network.events
-        if values is not self._given:
-            self._given, self._known, self._held = values, dict(values), {}
-            self._counted = set()
-        if layer == events.readout.name:
-            scores = self._scores(self._value(events.readout.source))
-            fed = self._by_position(events.readout, self._reference_value(events.readout.source))
-            counted = {layer: counting.readout_steps(events.readout, fed)}
-            return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
-        stored = events.by_name[layer]
-        spikes = self._run(stored)
-        counted = self._counts((stored, *self._between(stored)), spikes)
-        return LayerRun(torch.from_numpy(spikes), counted)
 
-    def _counts(
-        self, parts: Iterable[eventnet.Layer], spikes: Array | None
-    ) -> dict[str, counters.StepCounts]:
-        """Counts of layers on the reference's values; spikes: of the population among them."""
-        counted = {}
-        for part in parts:
-            counts = counters.StepCounts()
-            if isinstance(part, eventnet.Firing):
-                assert spikes is not None
-                counts += counting.neuron_steps(part, spikes)
-            if isinstance(part, eventnet.Synaptic):
-                fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.projection] = counts + counting.projection_steps(part, fed)
-            elif isinstance(part, eventnet.PoolLayer):
-                fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.name] = counting.pooling_steps(part, fed)
-            elif isinstance(part, eventnet.PopulationLayer):
-                counted[part.name] = counts
-        return counted
+def _place(index: Array, shape: ir.Shape) -> tuple[Array, Array, Array]:
+    """Channel, row and column of channel-last indices."""
+    channels, _, width = shape
+    position = index // channels
+    return index % channels, position // width, position % width
 
-    def _by_position(
-        self, part: eventnet.Synaptic | eventnet.PoolLayer | eventnet.ReadoutLayer, recorded: Array
-    ) -> Array:
-        """(B, steps, positions, channels), as the runtime holds it, of a node's values."""
-        by_step = recorded if recorded.ndim == len(part.in_shape) + 2 else recorded[None]
-        kind, _ = self.network.events.edges[part.source]
-        values = by_step.astype(np.float32 if kind == "analog" else np.uint8)
-        return np.swapaxes(to_channel_last(values, part.in_shape), 0, 1)
 
-    def _run(self, stored: eventnet.Layer) -> Array:
-        inputs = [self._value(name) for name in stored.sources]
-        return self.network.run_layer(stored.name, *inputs)
-
-    def _value(self, name: str) -> Array:
-        """The values of a layer: recorded, or computed from recorded values."""
-        if name in self._given:
-            return self._given[name].tensor.numpy()
-        if name not in self._held:
-            self._held[name] = self._run(self.network.events.by_name[name])
-        return self._held[name]
-
-    @torch.no_grad()
-    def _reference_value(self, name: str) -> Array:
-        """The recorded or computed value of a node of the reference."""
-        self._known |= self.reference.module.evaluate(self._known, [name])
-        array: Array = self._known[name].tensor.numpy()
-        return array
-
-    def _between(self, stored: eventnet.Layer | eventnet.ReadoutLayer) -> Iterator[eventnet.Layer]:
-        """Layers not yet counted between a layer and the populations or the input before it."""
-        for name in stored.sources:
-            if name not in self._given and name not in self._counted:
-                self._counted.add(name)
-                layer = self.network.events.by_name[name]
-                yield layer
-                yield from self._between(layer)
-
-    def _scores(self, inputs: Array) -> Tensor:
-        """The readout on spikes (T, B, ...), sample by sample."""
-        readout = self.network.events.readout
-        steps, batch = inputs.shape[:2]
-        source = layer_plan.aligned((steps, *layout.channel_last(readout.in_shape)), np.uint8)
-        scores = layer_plan.aligned((readout.classes,), np.float32)
-        region = regions.readout_region(readout, source, scores)
-        result = np.empty((batch, readout.classes), np.float32)
-        for b in range(batch):
-            source[...] = to_channel_last(inputs[:, b], readout.in_shape)
-            regions.run_calls(region[0])
-            result[b] = scores
-        return torch.from_numpy(result)
+def _tap(
+    op: linear_operators.ConvOperator, axis: int, place: Array, out: Array
+) -> tuple[Array, Array]:
+    """The kernel index between an input and an output position, and whether there is one."""
+    offset = place - out * op.stride[axis] + op.padding[axis]
+    tap = offset // op.dilation[axis]
+    fits = (offset % op.dilation[axis] == 0) & (tap >= 0) & (tap < op.weight.shape[2 + axis])
+    return tap, fits & (place < op.reach[axis])

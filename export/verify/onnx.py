@@ -1,7 +1,9 @@
 """An ONNX file against the graph it should come from: structure, and running it layer by layer."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.utils import Extractor
 from torch import Tensor
 
+from soul_deploy.analysis.synops import count_steps
 from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sources
@@ -19,10 +22,13 @@ from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx import opsets
 from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.verify.onnx_counts import OnnxCounter
-from soul_deploy.lowering.deploy import lower
+from soul_deploy.export.verify import event
+from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
+from soul_deploy.runtime.ops.counters import LayerCounts
+
+Word = TypeVar("Word", bound=str)
 
 
 def properties(model: ModelProto) -> dict[str, str]:
@@ -38,30 +44,26 @@ def input_mode_of(model: ModelProto) -> onnx_nodes.InputMode:
             f"an ONNX file of format {found.get('format')!r}; verified are files that "
             f"`soul-deploy export onnx` wrote ({onnx_model.FORMAT})"
         )
-    modes: tuple[onnx_nodes.InputMode, ...] = (*onnx_model.INPUT_MODES, "step")
-    for mode in modes:
-        if found.get("input_mode") == mode:
-            return mode
-    raise errors.FileFormatError(f"input_mode {found.get('input_mode')!r} in the file's metadata")
+    return _one_of("input_mode", found.get("input_mode"), (*onnx_model.INPUT_MODES, "step"))
+
+
+def _one_of(key: str, given: str | None, known: tuple[Word, ...]) -> Word:
+    for word in known:
+        if given == word:
+            return word
+    raise errors.FileFormatError(f"{key} {given!r} in the file's metadata")
 
 
 def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
     """The kind of input that a step file takes. Raises FileFormatError."""
     given = properties(model).get("static_input")
-    for known in onnx_step.STATIC_INPUTS:
-        if given == known:
-            return known
-    raise errors.FileFormatError(f"static_input {given!r} in the file's metadata")
+    return _one_of("static_input", given, onnx_step.STATIC_INPUTS)
 
 
 def outputs_of(model: ModelProto) -> onnx_nodes.Outputs:
     """What a file yields; files from before there was a choice yield logits. Raises
     FileFormatError."""
-    given = properties(model).get("outputs", "logits")
-    for known in onnx_model.OUTPUTS:
-        if given == known:
-            return known
-    raise errors.FileFormatError(f"outputs {given!r} in the file's metadata")
+    return _one_of("outputs", properties(model).get("outputs", "logits"), onnx_model.OUTPUTS)
 
 
 def onnx_problems(
@@ -86,15 +88,9 @@ def _header_problems(
     graph, found = reference.graph, properties(file)
     if opsets.opset_of(file) not in opsets.OPSETS:
         yield f"opset {opsets.opset_of(file)}; supported: {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}"
-    stored = found.get("source_sha256", "")
-    if source_sha256 and stored and stored != source_sha256:
-        yield (
-            f"made from a file with sha256 {stored[:16]}…, the model given is {source_sha256[:16]}…"
-        )
-    expected = {
-        "time_steps": str(graph.time_steps),
-        "input_shape": json.dumps(list(graph.input.shape)),
-    }
+    yield from event.source_problems(found.get("source_sha256"), source_sha256)
+    shape = json.dumps(list(graph.input.shape))
+    expected = {"time_steps": str(graph.time_steps), "input_shape": shape}
     for key, value in expected.items():
         if found.get(key) != value:
             yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
@@ -120,26 +116,20 @@ def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 def _weight_problems(reference: Model, file: ModelProto) -> Iterator[str]:
     """Weights, biases, masks and patterns against what the model holds, number by number."""
     stored = {tensor.name: tensor for tensor in file.graph.initializer}
-    absent: tuple[str, ...] = ()
-    if properties(file).get("static_input") == "current":
-        absent = reference.graph.static
-    for name, expected in _expected_arrays(reference, absent):
-        if expected is None:
-            if name in stored:
-                yield f"{name}: stored, but the graph has none"
-        elif name not in stored:
-            yield f"{name}: missing"
-        else:
-            yield from _array_problem(name, numpy_helper.to_array(stored[name]), expected)
+    currents = properties(file).get("static_input") == "current"
+    differ = "values differ from the folded weights"
+    for name, expected in _expected_arrays(reference, reference.graph.static if currents else ()):
+        array = numpy_helper.to_array(stored[name]) if name in stored else None
+        yield from event.array_problems(name, array, expected, differ)
 
 
 def _expected_arrays(
     reference: Model, absent: tuple[str, ...]
 ) -> Iterator[tuple[str, Array | None]]:
-    for node, synapses in lower(reference).synapses.items():
+    for node, synapses in deploy.lower(reference).synapses.items():
         yield onnx_nodes.weight_name(node), None if node in absent else synapses.weight
         yield onnx_nodes.bias_name(node), None if node in absent else synapses.bias
-    patterns = lower(reference).patterns
+    patterns = deploy.lower(reference).patterns
     for population in reference.graph.populations:
         name, pattern = population.name, patterns.get(population.name)
         mask = reference.neuron_masks.get(name)
@@ -150,16 +140,6 @@ def _expected_arrays(
         yield onnx_nodes.pattern_name(name), pattern
 
 
-def _array_problem(name: str, stored: Array, expected: Array) -> Iterator[str]:
-    if stored.shape != expected.shape or stored.dtype != expected.dtype:
-        yield (
-            f"{name}: {stored.dtype}{stored.shape}, the graph says {expected.dtype}{expected.shape}"
-        )
-    elif not np.array_equal(stored, expected):
-        count = int((stored != expected).sum())
-        yield f"{name}: {count} of {expected.size} values differ from the folded weights"
-
-
 def _neuron_problems(reference: Model, file: ModelProto, steps: int) -> Iterator[str]:
     """Every population is T calls of its equation's function, with its numbers, in a chain."""
     graph = reference.graph
@@ -168,7 +148,7 @@ def _neuron_problems(reference: Model, file: ModelProto, steps: int) -> Iterator
         owner = node.output[0].rsplit(".spike.", 1)[0]
         if node.domain == onnx_neuron.DOMAIN and owner in calls:
             calls[owner].append(node)
-    for name, equation in lower(reference).equations.items():
+    for name, equation in deploy.lower(reference).equations.items():
         found = calls[name]
         if len(found) != steps:
             yield f"{name}: {len(found)} steps, the graph says T = {steps}"
@@ -187,14 +167,13 @@ def _structure_problems(
     reference: Model, file: ModelProto, mode: onnx_nodes.InputMode
 ) -> Iterator[str]:
     """Every node, constant and function against the graph emitted anew."""
+    opset = opsets.opset_of(file)
     if mode == "step":
         given = static_input_of(file)
-        expected = onnx_step.build_step(reference, opset=opsets.opset_of(file), static_input=given)
+        expected = onnx_step.build_step(reference, opset=opset, static_input=given)
     else:
-        outputs = outputs_of(file)
-        expected = onnx_model.build_onnx(
-            reference, opset=opsets.opset_of(file), input_mode=mode, outputs=outputs
-        )
+        how: Any = {"input_mode": mode, "outputs": outputs_of(file)}
+        expected = onnx_model.build_onnx(reference, opset=opset, **how)
     for kind, ours, theirs in (
         ("node", expected.graph.node, file.graph.node),
         ("initializer", expected.graph.initializer, file.graph.initializer),
@@ -207,6 +186,58 @@ def _structure_problems(
         for name in wanted.keys() & by_name.keys():
             if wanted[name] != by_name[name]:
                 yield f"{kind} {name!r} is not what the graph says"
+
+
+class OnnxCounter:
+    """Counts operations from a file's spikes; `reference` gives the graph and runs other nodes.
+
+    ONNX Runtime multiplies everything; what an event-driven execution of the file would do follows
+    from its spikes and from which of its stored weights are not 0.
+    """
+
+    def __init__(self, file: ModelProto, reference: Model) -> None:
+        self.file, self.graph, self.module = file, reference.graph, reference.module()
+
+    @cached_property
+    def entries(self) -> tuple[fan_out.Counted, ...]:
+        """The layers to count, from the file's own weights, biases and masks."""
+        stored = {t.name: t for t in self.file.graph.initializer}
+        read = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
+        folded = {
+            node.name: fold_batch_norm.Synapses(
+                read[onnx_nodes.weight_name(node.name)], read.get(onnx_nodes.bias_name(node.name))
+            )
+            for node in (*self.graph.projections, self.graph.readout)
+            if onnx_nodes.weight_name(node.name) in read
+        }
+        masks = {
+            node.name: read[onnx_nodes.mask_name(node.name)].reshape(self.graph.shapes[node.name])
+            != 0
+            for node in self.graph.populations
+            if onnx_nodes.mask_name(node.name) in read
+        }
+        return deploy.lower_synapses(self.graph, folded, masks).counted
+
+    @torch.no_grad()
+    def count(self, images: Tensor, spikes: dict[str, Tensor]) -> dict[str, LayerCounts]:
+        """Sums by entry; spikes (T, B, ...) of 0/1 of every population."""
+        known = {name: Signal(values.float(), False) for name, values in spikes.items()}
+        known[self.graph.input.name] = self.module.as_signal(images)
+        counts = {}
+        for entry in self.entries:
+            known |= self.module.evaluate(known, fan_out.needed_values(entry))
+            values = {name: known[name].tensor for name in fan_out.needed_values(entry)}
+            counts[entry.name] = count_steps(entry, values).total()
+        return counts
+
+
+def yielding(file: ModelProto, names: Iterable[str]) -> onnxruntime.InferenceSession:
+    """The file in ONNX Runtime, with these declared values as additional outputs."""
+    whole = ModelProto()
+    whole.CopyFrom(file)
+    known = {value.name: value for value in file.graph.value_info}
+    whole.graph.output.extend(known[name] for name in names)
+    return open_session(whole)
 
 
 class OnnxExecution:
@@ -224,35 +255,22 @@ class OnnxExecution:
         return onnx_nodes.value_name(self.graph, node, self.mode)
 
     def run(self, images: Tensor) -> ExecutionRun:
-        """The whole file, with every population as an additional output if it is none yet."""
-        names = [node.name for node in self.graph.populations]
-        if self.counter is not None:
-            return self._run_yielding(self.counter, names, images)
-        if "" not in self._sessions:
-            whole = ModelProto()
-            whole.CopyFrom(self.file)
-            known = {value.name: value for value in self.file.graph.value_info}
-            whole.graph.output.extend(known[self.value(name)] for name in names)
-            self._sessions[""] = open_session(whole)
-        session = self._sessions[""]
-        feed = {self.graph.input.name: self._external(images)}
-        logits, *merged = session.run(
-            [onnx_nodes.OUTPUT, *(self.value(name) for name in names)], feed
-        )
-        pairs = zip(names, merged, strict=True)
-        spikes = {name: self._steps(array).bool() for name, array in pairs}
-        return ExecutionRun(spikes, torch.from_numpy(logits))
+        """The whole file, with every population as an additional output if it is none yet.
 
-    def _run_yielding(self, counter: OnnxCounter, names: list[str], images: Tensor) -> ExecutionRun:
-        """The file as it is; operations are counted from the spikes that it yields."""
+        Operations are counted from the spikes of a file that yields them.
+        """
+        names, counter = [node.name for node in self.graph.populations], self.counter
+        inside = [self.value(name) for name in names]
         if "" not in self._sessions:
-            self._sessions[""] = open_session(self.file)
-        wanted = [onnx_nodes.OUTPUT, *map(onnx_nodes.spikes_name, names)]
+            self._sessions[""] = yielding(self.file, [] if counter else inside)
+        wanted = list(map(onnx_nodes.spikes_name, names)) if counter else inside
         feed = {self.graph.input.name: self._external(images)}
-        logits, *yielded = map(torch.from_numpy, self._sessions[""].run(wanted, feed))
-        spikes = dict(zip(names, yielded, strict=True))
-        counts = counter.count(images, spikes)
-        return ExecutionRun({n: s.bool() for n, s in spikes.items()}, logits, counts)
+        logits, *found = self._sessions[""].run([onnx_nodes.OUTPUT, *wanted], feed)
+        of_run = torch.from_numpy if counter else self._steps
+        spikes = {name: of_run(array) for name, array in zip(names, found, strict=True)}
+        counts = None if counter is None else counter.count(images, spikes)
+        fired = {name: values.bool() for name, values in spikes.items()}
+        return ExecutionRun(fired, torch.from_numpy(logits), counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -297,6 +315,5 @@ def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    data, cpu = model.SerializeToString(), ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(data, options, providers=cpu)

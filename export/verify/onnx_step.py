@@ -44,11 +44,7 @@ class StepExecution:
         """T calls from rest, with every population as an additional output."""
         names = list(self.states)
         if "" not in self._sessions:
-            whole = ModelProto()
-            whole.CopyFrom(self.file)
-            known = {value.name: value for value in self.file.graph.value_info}
-            whole.graph.output.extend(known[self._value(name)] for name in names)
-            self._sessions[""] = onnx.open_session(whole)
+            self._sessions[""] = onnx.yielding(self.file, map(self._value, names))
         outputs = [nodes.OUTPUT, *map(self._value, names)]
         found = self._loop("", self._frames(images), list(self.states.values()), outputs)
         scores, *spikes = map(torch.from_numpy, found)
@@ -76,9 +72,8 @@ class StepExecution:
         """The wanted outputs of all steps, each (T, batch, ...); states start at rest."""
         session = self._sessions[key]
         batch = len(next(iter(feeds[0].values())))
-        state_values: Feed = {
-            s.input: np.full((batch, *s.shape), s.initial, np.float32) for s in states
-        }
+        at_rest = {s: np.full((batch, *s.shape), s.initial, np.float32) for s in states}
+        state_values: Feed = {state.input: values for state, values in at_rest.items()}
         returned = {state.output: state.input for state in states}
         if self._counter_in(key):
             state_values[onnx_step.COUNTER_IN] = np.zeros(1, np.int64)
@@ -115,9 +110,8 @@ class StepExecution:
 
     def _currents(self, images: Tensor) -> Feed:
         if CURRENTS_SESSION not in self._sessions:
-            self._sessions[CURRENTS_SESSION] = onnx.open_session(
-                onnx_step.build_currents(self.model)
-            )
+            built = onnx_step.build_currents(self.model)
+            self._sessions[CURRENTS_SESSION] = onnx.open_session(built)
         names = [self._value(name) for name in onnx_step.currents_of(self.graph)]
         feed = {self.graph.input.name: images.contiguous().numpy()}
         currents = self._sessions[CURRENTS_SESSION].run(names, feed)
@@ -133,9 +127,8 @@ class StepExecution:
                     feed[self._value(name)] = spikes.float().contiguous().numpy()
         if self.graph.input.name in feeding:
             read = set(self._still_before(layer))
-            for feed, frame in zip(
-                feeds, self._frames(values[self.graph.input.name].tensor), strict=True
-            ):
+            frames = self._frames(values[self.graph.input.name].tensor)
+            for feed, frame in zip(feeds, frames, strict=True):
                 feed |= {name: array for name, array in frame.items() if name in read}
         return feeds
 

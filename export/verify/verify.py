@@ -9,9 +9,10 @@
    within the limit on samples without a mismatch.
 
 Checks that find no difference prove nothing about populations that never fired: see
-`soul_deploy.equivalence.verdict`.
+`soul_deploy.equivalence.comparison`.
 """
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,20 +26,21 @@ from soul_deploy.equivalence.comparison import (
     LOGIT_LIMIT,
     CheckResult,
     Comparison,
+    Verdict,
     check_lines,
     first_lines,
     passed_text,
     spikes_table,
     verdict_text,
 )
-from soul_deploy.equivalence.engines import BATCH, Comparer, Execution
+from soul_deploy.equivalence.engines import BATCH, Comparer, Execution, ModelExecution
 from soul_deploy.equivalence.reference import ReferenceModel
-from soul_deploy.equivalence.verdict import Verdict
+from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.onnx import opsets, reader
 from soul_deploy.export.verify import event as event_check
-from soul_deploy.export.verify import nir as nir_check
 from soul_deploy.export.verify import onnx as onnx_check
 from soul_deploy.export.verify import onnx_step
+from soul_deploy.export.verify.event_run import EventExecution
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import load
@@ -100,12 +102,9 @@ class VerifyReport(tables.Shown):
         else:
             (forced, *found), (whole, *more) = check_lines(self.comparison)
             lines += [f"2 {forced}", *found, f"3 {whole}", *more]
-        return [
-            f"{self.artifact} against its model, on {self.images}",
-            *([] if self.comparison is None else [spikes_table(self.comparison)]),
-            *lines,
-            f"Verified: {verdict_text(self.verdict, self.silent)}",
-        ]
+        title = f"{self.artifact} against its model, on {self.images}"
+        table = [] if self.comparison is None else [spikes_table(self.comparison)]
+        return [title, *table, *lines, f"Verified: {verdict_text(self.verdict, self.silent)}"]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""
@@ -140,24 +139,20 @@ def verify(
 ) -> VerifyReport:
     """Run the three checks on an ONNX, event or NIR file; the verdict is in the report.
 
-    images: (B, C, H, W), or (T, B, C, H, W) for a sequence, as `images_for` takes them. kind: by
-    the file's name and content if not given. source_sha256: digest of the model's file, if the
-    artifact must be made from it. described, name: how the report calls the images and the file.
-    allow_silent: pass also where a population never fires on the images; without, such a report is
-    inconclusive.
-    Raises MissingFileError, FileFormatError or LimitError for a file that cannot be read,
-    ValidityError for images that do not fit, UsageError for none.
+    images: (B, C, H, W) or (T, B, C, H, W), as `images_for` takes them. kind: by the file's name
+    and content if None. source_sha256: digest of the model's file, if the artifact must be made of
+    it. described, name: of images and file in the report. allow_silent: pass, not inconclusive,
+    also where a population never fires. Raises MissingFileError, FileFormatError or LimitError for
+    a file that cannot be read, ValidityError for images that do not fit, UsageError for none.
     """
     path, (given, axis) = Path(path), images_for(model, images)
-    count = given.shape[axis]
-    if not count:
+    if not given.shape[axis]:
         raise errors.UsageError("no samples to verify on; give at least one")
     with files.OpenFile(path) as source:
         kind = kind or artifact_kind(source)
         reference = ReferenceModel(lower(model).trimmed.model if kind == "event" else model)
         problems, ready = _open(kind, reference, source, source_sha256)
-    if kind == "event":
-        problems += _changed_outputs(ReferenceModel(model), reference, given, batch)
+    problems += _changed_outputs(model, reference, given, batch)
     found = None
     if ready is not None and not problems:
         found = Comparer(reference).both(ready, given, batch, allow_silent=allow_silent)
@@ -165,7 +160,7 @@ def verify(
         artifact=name or path.name,
         kind=kind,
         time_steps=model.graph.time_steps,
-        images=described or f"{count} samples",
+        images=described or f"{given.shape[axis]} samples",
         problems=problems,
         comparison=found,
         allow_silent=allow_silent,
@@ -173,9 +168,12 @@ def verify(
 
 
 def _changed_outputs(
-    reference: ReferenceModel, without: ReferenceModel, images: Tensor, batch: int
+    model: Model, without: ReferenceModel, images: Tensor, batch: int
 ) -> tuple[str, ...]:
-    """Whether leaving out the neurons that nothing depends on changed a score."""
+    """Whether leaving out the neurons that nothing depends on, if any, changed a score."""
+    if without.model is model:
+        return ()
+    reference = ReferenceModel(model)
     axis = 0 if reference.module.as_signal(images).static else 1
     for part in torch.split(images, batch, dim=axis):
         scores, fewer = reference.record(part)[1], without.record(part)[1]
@@ -214,7 +212,65 @@ def _open(
         opsets.require_opened(file, artifact.path)
         return (), onnx_step.execution(file, reference.model)
     if kind == "nir":
-        return nir_check.open_nir(reference, artifact, source_sha256)
+        return _open_nir(reference, artifact, source_sha256)
     network = load(artifact)
     problems = event_check.event_problems(reference.model, network, source_sha256)
-    return problems, None if problems else event_check.EventExecution(network, reference)
+    return problems, None if problems else EventExecution(network, reference)
+
+
+def _open_nir(
+    reference: ReferenceModel, file: files.File, source_sha256: str | None
+) -> tuple[tuple[str, ...], Execution | None]:
+    """The static check's problems, and the network read back from the file if there are none.
+
+    Raises what `read_nir` and `import_nir` raise.
+    """
+    graph = read_nir(file)
+    stored = str(graph.metadata.get("source_sha256", ""))
+    problems = list(event_check.source_problems(stored, source_sha256))
+    if "time_steps" in graph.metadata:
+        imported = import_nir(graph)
+    else:  # of another tool: read as the model was, if it came from there
+        read_with = reference.model.info.provenance.get("nir")
+        said = read_with if isinstance(read_with, dict) else {}
+        rules = {name: said.get(name) for name in ("dt", "fire", "reset")}
+        imported = import_nir(graph, time_steps=reference.graph.time_steps, **rules)
+    problems += nir_problems(reference.model, imported)
+    return tuple(problems), None if problems else ModelExecution(imported)
+
+
+def nir_problems(reference: Model, imported: Model) -> Iterator[str]:
+    """The static check: T, shapes, every folded weight and every neuron's numbers, exactly."""
+    ours, theirs = reference.graph, imported.graph
+    for what, mine, imported_value in (
+        ("time_steps", ours.time_steps, theirs.time_steps),
+        ("input", ours.input.shape, theirs.input.shape),
+        ("input_kind", reference.info.input_kind, imported.info.input_kind),
+        ("classes", ours.readout.classes, theirs.readout.classes),
+    ):
+        if mine != imported_value:
+            yield f"{what}: {imported_value} in the file, the model says {mine}"
+    expected, found_neurons = lower(reference).equations, lower(imported).equations
+    yield from _unpaired(expected, found_neurons)
+    for name in sorted(set(expected) & set(found_neurons)):
+        if ours.shapes[name] != theirs.shapes[name]:
+            yield f"{name}: shape {theirs.shapes[name]}, the model says {ours.shapes[name]}"
+        if expected[name] != found_neurons[name]:
+            yield f"{name}: {found_neurons[name]}, the model says {expected[name]}"
+    yield from _weight_problems(reference, imported)
+
+
+def _unpaired(expected: Collection[str], found: Collection[str]) -> Iterator[str]:
+    for name in sorted(set(expected) ^ set(found)):
+        yield f"{name}: {'missing' if name in expected else 'not in the model'}"
+
+
+def _weight_problems(reference: Model, imported: Model) -> Iterator[str]:
+    expected, folded = lower(reference).synapses, lower(imported).synapses
+    yield from _unpaired(expected, folded)
+    for name in sorted(set(expected) & set(folded)):
+        for part in ("weight", "bias"):
+            mine, theirs = getattr(expected[name], part), getattr(folded[name], part)
+            mine = None if part == "bias" and mine is not None and not mine.any() else mine
+            if not event_check.same_arrays(mine, theirs):
+                yield f"{name}.{part}: not the folded numbers of the model"

@@ -99,9 +99,8 @@ def measure_connectivity(
     walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks))
     for node in graph.nodes:
         walk.reachable[node.name] = reach(node, walk)
-    return Connectivity(
-        tuple(LayerConnectivity(name, live, totals[name]) for name, live in walk.live.items())
-    )
+    layers = (LayerConnectivity(name, live, totals[name]) for name, live in walk.live.items())
+    return Connectivity(tuple(layers))
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,14 @@ import torch
 from torch import Tensor
 
 from soul_deploy.analysis import connectivity, other_tools, report, synops
-from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
 from soul_deploy.base import Array, errors
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
 from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation
 from soul_deploy.model.model import Model
+from soul_deploy.runtime.ops import energy as estimates
 from soul_deploy.runtime.ops.counters import LayerCounts
-from soul_deploy.runtime.ops.energy import (
-    ARITHMETIC,
-    MEMORY,
-    Activity,
-    Arrays,
-    Rows,
-    memory_energy,
-    ops_energy,
-)
 
 CHUNK = 64
 """Samples that run at once."""
@@ -51,9 +42,7 @@ def original_of(name: str, model: Model) -> Original:
     """The denominators that `model` gives."""
     graph = model.graph
     neurons = {p.name: int(np.prod(graph.shapes[p.name])) for p in graph.populations}
-    weights = {
-        node: synapses.weight.size for node, synapses in deploy.lower(model).synapses.items()
-    }
+    weights = {node: s.weight.size for node, s in deploy.lower(model).synapses.items()}
     return Original(name, neurons, weights, connectivity.dense_synapses(graph, head=True))
 
 
@@ -64,16 +53,16 @@ class EnergyChoice:
     Raises UsageError for a name that is not known.
     """
 
-    presets: tuple[str, ...] = tuple(ARITHMETIC)
+    presets: tuple[str, ...] = tuple(estimates.ARITHMETIC)
     terms: tuple[str, ...] = ()
-    memories: tuple[str, ...] = tuple(MEMORY)
-    rows: Rows | None = None
+    memories: tuple[str, ...] = tuple(estimates.MEMORY)
+    rows: estimates.Rows | None = None
 
     def __post_init__(self) -> None:
         for preset in self.presets:
-            ops_energy({}, preset, self.terms)
+            estimates.ops_energy({}, preset, self.terms)
         for memory in self.memories:
-            memory_energy({}, {}, memory)
+            estimates.memory_energy({}, {}, memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +111,13 @@ def count(
         compat=compat,
         footprint=sum(array.nbytes for array in model.state.values()),
         artifact_bytes=measured.artifact_bytes,
-        ops=tuple(ops_energy(activities, preset, energy.terms) for preset in energy.presets),
-        memory=tuple(memory_energy(activities, arrays, memory) for memory in energy.memories),
+        ops=tuple(estimates.ops_energy(activities, name, energy.terms) for name in energy.presets),
+        memory=tuple(estimates.memory_energy(activities, arrays, name) for name in energy.memories),
     )
 
 
 def _counted(
-    model: Model, images: Tensor, axis: int, original: Original, rows: Rows | None
+    model: Model, images: Tensor, axis: int, original: Original, rows: estimates.Rows | None
 ) -> tuple[tuple[report.LayerReport, ...], other_tools.CompatCounts]:
     """Entries in the graph's order, and the whole network's counts by other tools' rules."""
     graph = model.graph
@@ -219,7 +208,7 @@ class _Run:
     original: Original
     samples: int
     static: bool
-    rows: Rows | None
+    rows: estimates.Rows | None
     fired: Mapping[str, int]
 
     @property
@@ -227,8 +216,8 @@ class _Run:
         return self.model.graph
 
     @cached_property
-    def dense(self) -> dict[str, DenseOps]:
-        return dense_ops(self.graph)
+    def dense(self) -> dict[str, other_tools.DenseOps]:
+        return other_tools.dense_ops(self.graph)
 
     @cached_property
     def once(self) -> frozenset[str]:
@@ -245,8 +234,8 @@ class _Run:
             name=entry.name,
             op=self.graph[entry.name].op,
             counts=counts,
-            activity=Activity(counts, leaky=self._leaky(entry.name)),
-            arrays=Arrays(sizes, "explicit"),
+            activity=estimates.Activity(counts, leaky=self._leaky(entry.name)),
+            arrays=estimates.Arrays(sizes, "explicit"),
             **self._neurons(entry.name if isinstance(entry, CountedPopulation) else None),
         )
 
@@ -280,22 +269,22 @@ class _Run:
             synapses_dense=self.original.synapses[name],
             weights_nz=kept,
             weights=self.original.weights.get(name, 0),
-            activity=Activity(counts, graded, self._leaky(entry.population), analog),
+            activity=estimates.Activity(counts, graded, self._leaky(entry.population), analog),
             arrays=self._arrays(entry, int(fan_out.sum()), synapses),
             **self._neurons(entry.population),
         )
 
     def _arrays(
         self, entry: CountedLayer, stored: int, synapses: fold_batch_norm.Synapses | None
-    ) -> Arrays:
+    ) -> estimates.Arrays:
         """Explicit rows: 4 bytes each of index and weight. Implicit: the weights, zeros too."""
         shapes = self.graph.shapes
         read, written = (math.prod(shapes[name]) for name in (entry.linear.source, entry.name))
         weights = 0 if synapses is None else synapses.weight.size
-        rows: Rows = "explicit" if 2 * stored <= weights else "implicit"
+        rows: estimates.Rows = "explicit" if 2 * stored <= weights else "implicit"
         rows = rows if self.rows is None else self.rows
         bias = None if synapses is None else synapses.bias
-        return Arrays(
+        return estimates.Arrays(
             {
                 "events": 4 * max(read, written),
                 "pointers": 4 * (read + 1),

@@ -16,19 +16,69 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.dense_ops import DenseOps, dense_ops
-from soul_deploy.base import Array, brief, errors
-from soul_deploy.ir import Node, SpikingGraph
+from soul_deploy import ir
+from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 
 ZERO = Fraction(0)
+
+
+@dataclass(frozen=True)
+class DenseOps:
+    """Operations of one execution of a layer with all weights kept and all inputs nonzero.
+
+    Each projection is taken on its own input, pooled where the graph pools; what synapses a network
+    could have, average pooling composed, is `soul_deploy.analysis.connectivity.dense_synapses`.
+
+    valid   taps inside the input only
+    padded  taps on the padding too: K² · C_in / groups · C_out · OH · OW ("MACs" of thop, ptflops)
+    """
+
+    valid: int
+    padded: int
+
+
+def dense_ops(graph: ir.SpikingGraph) -> dict[str, DenseOps]:
+    """Of every projection, and of the readout's head (once per sample), by name."""
+    readout = graph.readout
+    weights = graph.shapes[readout.inputs[0]][0] * readout.classes if readout.linear else 0
+    found = {node.name: dense_ops_of(node, graph) for node in graph.projections}
+    return found | {readout.name: DenseOps(weights, weights)}
+
+
+@dispatch.operation_table(ir.Projection)
+def dense_ops_of(node: ir.Projection, graph: ir.SpikingGraph) -> DenseOps:
+    """The operations of one projection."""
+    raise ir.no_entry(node, "counting of dense operations")
+
+
+@dense_ops_of.on(ir.Convolution)
+def _convolution(node: ir.Convolution, graph: ir.SpikingGraph) -> DenseOps:
+    shape, out = graph.shapes[node.inputs[0]], graph.shapes[node.name]
+    pairs = node.in_channels // node.groups * node.channels
+    kernel = node.kernel[0] * node.kernel[1]
+    valid = pairs * _taps(node, 0, shape[1], out[1]) * _taps(node, 1, shape[2], out[2])
+    return DenseOps(valid, pairs * kernel * out[1] * out[2])
+
+
+@dense_ops_of.on(ir.Linear)
+def _linear(node: ir.Linear, graph: ir.SpikingGraph) -> DenseOps:
+    return DenseOps(node.in_features * node.features, node.in_features * node.features)
+
+
+def _taps(node: ir.Convolution, axis: int, size: int, out: int) -> int:
+    """Pairs (output position, kernel index) inside an input of `size` along one axis."""
+    stride, padding, dilation = node.stride[axis], node.padding[axis], node.dilation[axis]
+    pairs = product(range(out), range(node.kernel[axis]))
+    return sum(0 <= o * stride - padding + k * dilation < size for o, k in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +140,8 @@ class _Rule:
     every: all weights; stored: nonzero ones; live: nonzero ones onto unmasked targets.
     """
 
-    graph: SpikingGraph
-    node: Node
+    graph: ir.SpikingGraph
+    node: ir.Node
     source: str
     dense: DenseOps
     every: Array
@@ -118,7 +168,7 @@ def _rules(model: Model) -> dict[str, _Rule]:
 
 
 def _maps(
-    model: Model, node: Node, synapses: fold_batch_norm.Synapses
+    model: Model, node: ir.Node, synapses: fold_batch_norm.Synapses
 ) -> tuple[Array, Array, Array]:
     if node is model.graph.readout:
         columns: Array = (synapses.weight != 0).sum(axis=0, dtype=np.int64)
@@ -129,7 +179,9 @@ def _maps(
     return fan_out.fanout(ones), fan_out.fanout(operator), fan_out.fanout(operator, live)
 
 
-def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, signal: Signal) -> LayerInput:
+def layer_input(
+    graph: ir.SpikingGraph, module: GraphModule, node: ir.Node, signal: Signal
+) -> LayerInput:
     """The input of a projection, or the sums that the readout's head weighs."""
     source, between = linear_operators.walk_back(graph, node.name)
     edge = graph.edges[source]
@@ -153,9 +205,8 @@ def layer_input(graph: SpikingGraph, module: GraphModule, node: Node, signal: Si
 def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
     """One layer's counts for what its input held."""
     dense, executions = rule.dense, len(x.nonzero)
-    every, stored, live = (
-        torch.from_numpy(m).reshape(-1) for m in (rule.every, rule.stored, rule.live)
-    )
+    maps = (rule.every, rule.stored, rule.live)
+    every, stored, live = (torch.from_numpy(array).reshape(-1) for array in maps)
     events = x.nonzero.flatten(1).to(torch.int64).sum(0)
     effective = int((events * stored).sum())
     found = CompatCounts(

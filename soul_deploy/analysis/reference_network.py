@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from soul_deploy.analysis.connectivity import dense_synapses, measure_connectivity
 from soul_deploy.base import Array, errors, files
@@ -116,8 +115,7 @@ def _draw_weights(
     """Normal weights, of which those with the lowest of another random number are kept."""
     ranks = {}
     for node in graph.projections:
-        weight = module.get_submodule(node.name).weight
-        assert isinstance(weight, Tensor)
+        weight = module.get_submodule(node.name).get_parameter("weight")
         weight.data.copy_(torch.from_numpy(rng.standard_normal(weight.shape, np.float32)))
         ranks[node.name] = rng.random(weight.shape, np.float32)
     density = wanted.density
@@ -125,8 +123,7 @@ def _draw_weights(
         assert wanted.connectivity is not None
         density = _density_for(graph, ranks, masks, wanted.connectivity)
     for name, rank in ranks.items():
-        weight = module.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
+        weight = module.get_submodule(name).get_parameter("weight")
         weight.data.mul_(torch.from_numpy((rank < density).astype(np.float32)))
 
 
@@ -142,9 +139,8 @@ def _density_for(
         if abs(found - connectivity) <= 0.005 * connectivity:
             return density
         density = min(1.0, density * connectivity / found)
-    raise errors.UsageError(
-        f"connectivity {connectivity:g} cannot be reached with half of the neurons"
-    )
+    text = f"connectivity {connectivity:g} cannot be reached with half of the neurons"
+    raise errors.UsageError(text)
 
 
 def _set_rates(module: GraphModule, image: Signal, rate: float) -> None:

@@ -12,30 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.base import Array
-from soul_deploy.lowering import deploy, linear_operators
-from soul_deploy.lowering.fan_out import (
-    Counted,
-    CountedLayer,
-    CountedPooling,
-    CountedPopulation,
-    arrivals,
-    needed_values,
-    nonzero,
-)
+from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.runtime.ops import counters
 
 
 def count_recorded_layer(
-    layer: CountedLayer, source: Tensor, spikes_out: Tensor | None
+    layer: fan_out.CountedLayer, source: Tensor, spikes_out: Tensor | None
 ) -> counters.LayerCounts:
     """`layer_steps`, summed over time and samples."""
     return layer_steps(layer, source, spikes_out).total()
 
 
 def layer_steps(
-    layer: CountedLayer, source: Tensor, spikes_out: Tensor | None
+    layer: fan_out.CountedLayer, source: Tensor, spikes_out: Tensor | None
 ) -> counters.StepCounts:
     """Counts of one layer by step and sample.
 
@@ -49,19 +40,15 @@ def layer_steps(
         return _readout_steps(layer, operator, source)
     counted = _synapse_steps(layer, operator, source)
     if spikes_out is not None:
-        current = spikes_out[
-            :, :, : operator.out_shape[0]
-        ]  # constant-pattern channels are not updated
-        counted += _neuron_steps(current, layer.targets)
+        driven = spikes_out[:, :, : operator.out_shape[0]]  # not the constant-pattern channels
+        counted += _neuron_steps(driven, layer.targets)
     slots = len(source.reshape(-1, *operator.in_shape))
     counters.require_bounds(layer.name, counted.total(), _limits(layer, operator, slots))
     return counted
 
 
 def _synapse_steps(
-    layer: CountedLayer,
-    operator: linear_operators.ConvOperator | linear_operators.MatrixOperator,
-    source: Tensor,
+    layer: fan_out.CountedLayer, operator: linear_operators.Operator, source: Tensor
 ) -> counters.StepCounts:
     batch = source.shape[-len(operator.in_shape) - 1]
     values = source.reshape(-1, *operator.in_shape)
@@ -73,16 +60,14 @@ def _synapse_steps(
     if layer.edge.kind == "analog":
         return counters.StepCounts({"macs_effective": synapses, "bias_adds": biased})
     whole = values.flatten(1).to(torch.int64)
-    return counters.StepCounts(
-        {
-            "events_in": _by_step(events.sum(1), steps),
-            "spikes_in": _by_step(whole.sum(1), steps),
-            "synops_events": synapses,
-            "synops": _by_step(whole @ reach, steps),
-            "touched": _by_step(_touched(operator, values != 0, layer.live), steps),
-            "bias_adds": biased,
-        }
-    )
+    counted = {
+        "events_in": events.sum(1),
+        "spikes_in": whole.sum(1),
+        "synops": whole @ reach,
+        "touched": _touched(operator, values != 0, layer.live),
+    }
+    by_step = {name: _by_step(counts, steps) for name, counts in counted.items()}
+    return counters.StepCounts(by_step | {"synops_events": synapses, "bias_adds": biased})
 
 
 def _by_step(counts: Tensor, steps: int) -> Array:
@@ -100,27 +85,21 @@ def _neuron_steps(spikes: Tensor, neurons: int) -> counters.StepCounts:
 
 
 def _limits(
-    layer: CountedLayer,
-    operator: linear_operators.ConvOperator | linear_operators.MatrixOperator,
-    slots: int,
+    layer: fan_out.CountedLayer, operator: linear_operators.Operator, slots: int
 ) -> counters.CountLimits:
-    fan_out = int(np.prod(operator.out_shape))
+    most = int(np.prod(operator.out_shape))
     if isinstance(operator, linear_operators.ConvOperator):
         out, _, height, width = operator.weight.shape
-        fan_out = out // operator.groups * height * width
+        most = out // operator.groups * height * width
     bound = layer.edge.bound
-    return counters.CountLimits(slots, bound, int(layer.fanout.sum()), layer.targets, fan_out)
+    return counters.CountLimits(slots, bound, int(layer.fanout.sum()), layer.targets, most)
 
 
-def _touched(
-    operator: linear_operators.ConvOperator | linear_operators.MatrixOperator,
-    events: Tensor,
-    live: Array | None,
-) -> Tensor:
+def _touched(operator: linear_operators.Operator, events: Tensor, live: Array | None) -> Tensor:
     """Live targets that at least one event reaches, per image; in chunks, to bound memory."""
     totals = [torch.zeros(0, dtype=torch.int64)]
     for part in torch.split(events, 64):
-        reached = (arrivals(operator, part) > 0.5).reshape(len(part), *operator.out_shape)
+        reached = (fan_out.arrivals(operator, part) > 0.5).reshape(len(part), *operator.out_shape)
         if live is not None:
             reached = reached & torch.from_numpy(np.array(live))
         totals.append(reached.flatten(1).sum(1))
@@ -128,18 +107,15 @@ def _touched(
 
 
 def _readout_steps(
-    layer: CountedLayer, operator: linear_operators.ReadoutOperator, source: Tensor
+    layer: fan_out.CountedLayer, operator: linear_operators.ReadoutOperator, source: Tensor
 ) -> counters.StepCounts:
     """The head's edge is graded: its inputs are the counts over time (and space). One step."""
-    counts = source.to(torch.int64).sum(0)
-    if operator.space:
-        counts = counts.sum(dim=(2, 3))
-    counts = counts.flatten(1)
+    counts = readout_sums(operator, source).flatten(1)
     reach = torch.from_numpy(layer.fanout).reshape(-1)
     events = (counts != 0).to(torch.int64)
     touched = torch.zeros(len(counts))
     if operator.weight is not None:
-        touched = (events.double() @ nonzero(operator.weight).t() > 0.5).sum(1)
+        touched = (events.double() @ fan_out.nonzero(operator.weight).t() > 0.5).sum(1)
     counted = {
         "events_in": events.sum(1),
         "spikes_in": counts.sum(1),
@@ -151,13 +127,19 @@ def _readout_steps(
     return counters.StepCounts({name: _by_step(values, 1) for name, values in counted.items()})
 
 
-def population_steps(layer: CountedPopulation, spikes_out: Tensor) -> counters.StepCounts:
+def readout_sums(operator: linear_operators.ReadoutOperator, source: Tensor) -> Tensor:
+    """Whole numbers (T, B, C, ...) summed over time, and over space where the readout does."""
+    sums = source.to(torch.int64).sum(0)
+    return sums.sum(dim=(2, 3)) if operator.space else sums
+
+
+def population_steps(layer: fan_out.CountedPopulation, spikes_out: Tensor) -> counters.StepCounts:
     """Updates and spikes of (T, B, *shape), constant-pattern channels behind them left out."""
     neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
     return _neuron_steps(spikes_out[:, :, : layer.shape[0]], neurons)
 
 
-def counted_pooling_steps(layer: CountedPooling, source: Tensor) -> counters.StepCounts:
+def counted_pooling_steps(layer: fan_out.CountedPooling, source: Tensor) -> counters.StepCounts:
     """Nonzero inputs of all windows; source (T, B, C, H, W), or (B, C, H, W) for a static image."""
     values = source if source.dim() == 5 else source[None]
     events = (values != 0).double().flatten(0, 1)
@@ -182,26 +164,22 @@ def count_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, coun
 
 
 def count_batch(
-    module: GraphModule, layers: Sequence[Counted], images: Tensor
+    module: GraphModule, layers: Sequence[fan_out.Counted], images: Tensor
 ) -> dict[str, counters.LayerCounts]:
     """Counts per layer for one batch, (B, C, H, W) static or (T, B, C, H, W)."""
     graph = module.graph
     known = {graph.input.name: module.as_signal(images)}
-    names = {name for layer in layers for name in needed_values(layer)}
+    names = {name for layer in layers for name in fan_out.needed_values(layer)}
     values: dict[str, Signal] = module.evaluate(known, sorted(names))
-    return {
-        layer.name: count_steps(
-            layer, {name: values[name].tensor for name in needed_values(layer)}
-        ).total()
-        for layer in layers
-    }
+    tensors = {name: values[name].tensor for name in names}
+    return {layer.name: count_steps(layer, tensors).total() for layer in layers}
 
 
-def count_steps(layer: Counted, values: Mapping[str, Tensor]) -> counters.StepCounts:
+def count_steps(layer: fan_out.Counted, values: Mapping[str, Tensor]) -> counters.StepCounts:
     """Counts of one entry by step and sample, from the values of the nodes it needs."""
-    if isinstance(layer, CountedPopulation):
+    if isinstance(layer, fan_out.CountedPopulation):
         return population_steps(layer, values[layer.name])
-    if isinstance(layer, CountedPooling):
+    if isinstance(layer, fan_out.CountedPooling):
         return counted_pooling_steps(layer, values[layer.source])
     spikes = None if layer.population is None else values[layer.population]
     return layer_steps(layer, values[layer.linear.source], spikes)

@@ -17,7 +17,7 @@ from soul_deploy.cli.progress import remark_on
 from soul_deploy.cli.text_table import drawn
 from soul_deploy.data.datasets import load_data_for
 from soul_deploy.data.given import fitted
-from soul_deploy.equivalence.verdict import Verdict, untested
+from soul_deploy.equivalence.comparison import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import onnx
 from soul_deploy.export.verify import verify as gates

@@ -9,7 +9,8 @@ import click
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis import measure, tables
+from soul_deploy.analysis import measure
+from soul_deploy.analysis import report as reported
 from soul_deploy.analysis.report import SCHEMA, OpsReport
 from soul_deploy.base import errors, files, progress, terminal
 from soul_deploy.cli import common_options as common
@@ -18,8 +19,8 @@ from soul_deploy.cli.common_options import choice, option
 from soul_deploy.cli.progress import remark_on
 from soul_deploy.data.datasets import load_data_for
 from soul_deploy.data.given import fitted
-from soul_deploy.equivalence.verdict import Verdict
-from soul_deploy.export.verify.counts import CountCheck, verify_counts
+from soul_deploy.equivalence.comparison import Verdict
+from soul_deploy.export.verify.event_run import CountCheck, verify_counts
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops.energy import ARITHMETIC, DROPPED, MEMORY, OPTIONAL_TERMS, dropped_hint
@@ -206,9 +207,9 @@ def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
 def _shown(found: list[Counted], output_format: str) -> str:
     reports = [item.report for item in found]
     if output_format == "csv":
-        return tables.csv_text(reports)
+        return reported.csv_text(reports)
     if output_format == "markdown":
-        return tables.markdown(reports)
+        return reported.markdown(reports)
     if output_format == "json":
         documents = [item.to_dict() for item in found]
         whole = documents[0] if len(found) == 1 else {"schema": SCHEMA, "reports": documents}

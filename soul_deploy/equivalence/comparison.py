@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,48 @@ from soul_deploy.base import brief
 from soul_deploy.base.tables import Shown, Table
 from soul_deploy.equivalence.counts import CountDifference, CountMismatch
 from soul_deploy.equivalence.spikes import LayerSpikes
-from soul_deploy.equivalence.verdict import Verdict, untested, verdict_of
 
 LOGIT_LIMIT = 1e-5
 PRINTED = 10  # spike mismatches and problems in the text; the JSON has more
+NAMED = 8  # populations in one line; JSON has all
+SUMMED = ("samples", "flipped_samples", "agreeing", "mismatches")  # over batches
+LARGEST = ("logit_difference", "logit_difference_flipped")
+
+
+class Verdict(StrEnum):
+    """passed: no difference, and everything fired. failed: a difference. inconclusive: neither.
+
+    Two networks that both stay silent agree on every spike, and nothing is known about either: the
+    weights in front of a population that never fired may be anything that keeps it silent.
+    """
+
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+
+
+def verdict_of(
+    agree: bool, samples: int, silent: Sequence[str], *, allow_silent: bool = False
+) -> Verdict:
+    """The verdict on one comparison.
+
+    agree         whether no difference was found
+    samples       on how many samples; none prove nothing
+    silent        populations of which no neuron ever fired
+    allow_silent  the caller knows about these: they don't make it inconclusive
+    """
+    if not agree:
+        return Verdict.FAILED
+    if not samples or (silent and not allow_silent):
+        return Verdict.INCONCLUSIVE
+    return Verdict.PASSED
+
+
+def untested(silent: Sequence[str]) -> str:
+    """The silent populations (at least one) by name, as the words that follow a verdict."""
+    more = len(silent) - NAMED
+    names = ", ".join(silent[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"never fired, so untested: {names}"
 
 
 @brief
@@ -68,18 +107,14 @@ class CheckResult:
     def __add__(self, other: "CheckResult") -> "CheckResult":
         if not self.samples:
             return other
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in SUMMED + LARGEST}
+        combined: Any = {name: a + b for name, (a, b) in pairs.items() if name in SUMMED}
+        combined |= {n: float(np.maximum(*pairs[n])) for n in LARGEST}  # NaN if either is
         return CheckResult(
-            samples=self.samples + other.samples,
             layers=tuple(a + b for a, b in zip(self.layers, other.layers, strict=True)),
-            logit_difference=_worse(self.logit_difference, other.logit_difference),
-            logit_difference_flipped=_worse(
-                self.logit_difference_flipped, other.logit_difference_flipped
-            ),
-            flipped_samples=self.flipped_samples + other.flipped_samples,
-            agreeing=self.agreeing + other.agreeing,
             counted=self.counted or other.counted,
-            mismatches=self.mismatches + other.mismatches,
             differences=_joined(self.differences + other.differences),
+            **combined,
         )
 
 
@@ -90,11 +125,6 @@ def _joined(differences: tuple[CountDifference, ...]) -> tuple[CountDifference, 
         key = (item.layer, item.count)
         found[key] = found[key] + item if key in found else item
     return tuple(found.values())
-
-
-def _worse(a: float, b: float) -> float:
-    """The larger, or NaN if either is."""
-    return float(np.maximum(a, b))
 
 
 def _finite(value: Any) -> Any:
@@ -138,12 +168,8 @@ class Comparison(Shown):
     def parts(self) -> list[Table | str]:
         """Spikes by layer, a line for each check and finding, the verdict."""
         forced, whole = check_lines(self)
-        return [
-            spikes_table(self),
-            *forced,
-            *whole,
-            f"Same: {verdict_text(self.verdict, self.silent)}",
-        ]
+        same = f"Same: {verdict_text(self.verdict, self.silent)}"
+        return [spikes_table(self), *forced, *whole, same]
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON data."""

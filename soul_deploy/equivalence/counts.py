@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import count_recorded_layer, count_steps
+from soul_deploy.analysis.synops import count_recorded_layer, count_steps, readout_sums
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.nn.graph_module import Signal
@@ -48,12 +48,8 @@ class CountDifference:
 
     def __add__(self, other: "CountDifference") -> "CountDifference":
         """Of another batch."""
-        return CountDifference(
-            self.layer,
-            self.count,
-            self.difference + other.difference,
-            self.explained + other.explained,
-        )
+        sums = self.difference + other.difference, self.explained + other.explained
+        return CountDifference(self.layer, self.count, *sums)
 
     def __str__(self) -> str:
         return (
@@ -104,12 +100,10 @@ class CountComparer:
     def _expected(
         self, layer: fan_out.Counted, known: dict[str, Signal], spikes: Mapping[str, Tensor]
     ) -> StepCounts:
-        values = {}
-        if layer.source is not None:
-            values[layer.source] = self._value(layer.source, known)
-        if layer.population is not None:
-            values[layer.population] = spikes[layer.population]
-        return count_steps(layer, values)
+        source, population = layer.source, layer.population
+        values = {} if source is None else {source: self._value(source, known)}
+        own = {} if population is None else {population: spikes[population]}
+        return count_steps(layer, values | own)
 
     def _value(self, name: str, known: dict[str, Signal]) -> Tensor:
         known |= self.reference.module.evaluate(known, [name])
@@ -148,10 +142,8 @@ def _step_mismatches(name: str, ours: StepCounts, theirs: StepCounts) -> Iterato
         if a.shape != b.shape:
             yield CountMismatch(name, count, int(a.sum()), int(b.sum()))
         elif (a != b).any():
-            step, sample = map(int, np.argwhere(a != b)[0])
-            yield CountMismatch(
-                name, count, int(a[step, sample]), int(b[step, sample]), (step, sample)
-            )
+            step, sample = at = tuple(map(int, np.argwhere(a != b)[0]))
+            yield CountMismatch(name, count, int(a[at]), int(b[at]), (step, sample))
 
 
 def _differences(
@@ -162,25 +154,17 @@ def _differences(
     after: Tensor,
 ) -> Iterator[CountDifference]:
     """Counts are linear in what arrives, so a difference is the fan-out of what differs."""
-    if isinstance(layer.linear.operator, linear_operators.ReadoutOperator):
-        before, after = _readout_sums(layer, before), _readout_sums(layer, after)
+    operator = layer.linear.operator
+    if isinstance(operator, linear_operators.ReadoutOperator):
+        before, after = (readout_sums(operator, values) for values in (before, after))
     events = (after != 0).to(torch.int64) - (before != 0).to(torch.int64)
     changes = {"macs_effective": events}
     if layer.edge.kind != "analog":
-        changes = {
-            "synops_events": events,
-            "synops": after.to(torch.int64) - before.to(torch.int64),
-        }
+        spikes = after.to(torch.int64) - before.to(torch.int64)
+        changes = {"synops_events": events, "synops": spikes}
     reach = torch.from_numpy(layer.fanout)
     for count, change in changes.items():
         difference = getattr(theirs, count) - getattr(ours, count)
         explained = int((change.reshape(-1, *reach.shape).sum(0) * reach).sum())
         if difference or explained:
             yield CountDifference(layer.name, count, difference, explained)
-
-
-def _readout_sums(layer: fan_out.CountedLayer, source: Tensor) -> Tensor:
-    operator = layer.linear.operator
-    assert isinstance(operator, linear_operators.ReadoutOperator)
-    sums = source.to(torch.int64).sum(0)
-    return sums.sum(dim=(2, 3)) if operator.space else sums

@@ -9,7 +9,7 @@ compared by `soul_deploy.equivalence.spikes`; the result is a `soul_deploy.equiv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -100,11 +100,9 @@ class Comparer:
 
     def forced(self, other: Execution, images: Tensor, batch: int = BATCH) -> CheckResult:
         """Layer by layer: every layer on the reference's recorded inputs."""
-        total = CheckResult()
-        for offset, part in self._batches(images, batch):
-            values, logits = self.reference.record(part)
-            total += self._forced_batch(other, offset, values, logits)
-        return total
+        parts = self._batches(images, batch)
+        checks = (self._forced_batch(other, at, *self.reference.record(part)) for at, part in parts)
+        return sum(checks, CheckResult())
 
     def end_to_end(self, other: Execution, images: Tensor, batch: int = BATCH) -> CheckResult:
         """End to end: every execution on its own spikes."""
@@ -141,20 +139,14 @@ class Comparer:
         layers: list[LayerSpikes] = []
         mismatches: list[CountMismatch] = []
         names: set[str] = set()
-        for node in self.reference.graph.populations:
-            run = other.run_layer(node.name, kept)
-            keep = self._keep(node.name)
-            spikes, _ = compare_population(
-                self.reference, node.name, values, run.output, keep, offset
-            )
-            layers.append(spikes)
+        readout, populations = self.reference.graph.readout, self.reference.graph.populations
+        for name in (*(node.name for node in populations), readout.name):
+            run = other.run_layer(name, kept)
+            if name != readout.name:
+                layers.append(self._compared(name, values, run.output, offset)[0])
             counts = run.counts or {}
-            mismatches += self.counts.mismatches(counts, known, {node.name: run.output})
+            mismatches += self.counts.mismatches(counts, known, {name: run.output})
             names |= set(counts)
-        run = other.run_layer(self.reference.graph.readout.name, kept)
-        counts = run.counts or {}
-        mismatches += self.counts.mismatches(counts, known, {})
-        names |= set(counts)
         mismatches += self.counts.missing(names) if names else []
         return replace(
             _compare_logits(logits, run.output, np.zeros(len(logits), bool)),
@@ -163,24 +155,23 @@ class Comparer:
             mismatches=tuple(mismatches),
         )
 
+    def _compared(
+        self, name: str, values: dict[str, Signal], spikes: Tensor, *place: Any
+    ) -> tuple[LayerSpikes, dict[int, SpikeMismatch]]:
+        """place: the batch's offset and what differs upstream, as `compare_population` takes it."""
+        return compare_population(self.reference, name, values, spikes, self._keep(name), *place)
+
     def _run_batch(
         self, run: ExecutionRun, offset: int, values: dict[str, Signal], logits: Tensor
     ) -> CheckResult:
         layers: list[LayerSpikes] = []
         firsts: dict[str, Mapping[int, SpikeMismatch]] = {}
         for node in self.reference.graph.populations:
-            upstream = self._upstream(node.name, values, run.spikes, firsts, offset)
-            spikes, first = compare_population(
-                self.reference,
-                node.name,
-                values,
-                run.spikes[node.name],
-                self._keep(node.name),
-                offset,
-                upstream,
-            )
+            name, theirs = node.name, run.spikes
+            upstream = self._upstream(name, values, theirs, firsts)
+            spikes, first = self._compared(name, values, theirs[name], offset, upstream)
             layers.append(spikes)
-            firsts[node.name] = first
+            firsts[name] = first
         flipped = np.zeros(len(logits), bool)
         flipped[[sample - offset for first in firsts.values() for sample in first]] = True
         mismatches, differences = self._counts(run, values)
@@ -210,7 +201,6 @@ class Comparer:
         values: Mapping[str, Signal],
         spikes: Mapping[str, Tensor],
         firsts: Mapping[str, Mapping[int, SpikeMismatch]],
-        offset: int,
     ) -> Upstream | None:
         """The step from which the inputs of `name` differ, by sample, and the mismatch behind."""
         feeding = [s for s in sources(self.reference.graph, name) if firsts.get(s)]
@@ -262,8 +252,7 @@ def _compare_logits(reference: Tensor, other: Tensor, flipped: Array) -> CheckRe
     """Samples of the same class, and the largest difference on unflipped and flipped ones."""
     found = CheckResult(samples=len(reference), flipped_samples=int(flipped.sum()))
     if reference.shape != other.shape:
-        infinite = float("inf")
-        return replace(found, logit_difference=infinite, logit_difference_flipped=infinite)
+        return replace(found, logit_difference=np.inf, logit_difference_flipped=np.inf)
     difference = (reference.double() - other.double()).abs().amax(dim=1).numpy()
     return replace(
         found,

@@ -48,8 +48,7 @@ def sources(graph: SpikingGraph, name: str) -> tuple[str, ...]:
     """The populations (or the input) that feed `name` through nodes without neurons."""
     names: list[str] = []
     for source in graph[name].inputs:
-        node = graph[source]
-        own = node.fires or not node.inputs
+        own = graph[source].fires or not graph[source].inputs
         names += [source] if own else sources(graph, source)
     return tuple(dict.fromkeys(names))
 
@@ -78,9 +77,8 @@ class ReferenceModel:
         plain: dict[str, Node] = {}
         for p in self.graph.projections:
             alone = fan_out.population_behind(self.graph, p.name) is not None
-            plain[p.name] = replace(
-                p, bias=not alone and folded[p.name].bias is not None, norm=None
-            )
+            biased = not alone and folded[p.name].bias is not None
+            plain[p.name] = replace(p, bias=biased, norm=None)
         module = GraphModule(self.graph.with_nodes(plain)).double()
         with torch.no_grad():
             for name in plain:

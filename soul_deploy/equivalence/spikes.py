@@ -8,6 +8,7 @@ its own membrane differs, so each neuron is compared up to that mismatch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.nn.graph_module import Signal
 
 LISTED = 100  # mismatches kept per layer; all are counted
+SUMMED = (
+    *("samples", "golden_spikes", "other_spikes", "driven_spikes"),
+    *("differing", "flipped", "unexplained"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,18 +104,8 @@ class LayerSpikes:
 
     def __add__(self, other: "LayerSpikes") -> "LayerSpikes":
         """Both together: the same layer on two sets of samples."""
-        return LayerSpikes(
-            self.layer,
-            self.neurons,
-            self.samples + other.samples,
-            self.golden_spikes + other.golden_spikes,
-            self.other_spikes + other.other_spikes,
-            self.driven_spikes + other.driven_spikes,
-            self.differing + other.differing,
-            self.flipped + other.flipped,
-            self.unexplained + other.unexplained,
-            _listed((*self.flips, *other.flips)),
-        )
+        sums: Any = {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
+        return replace(self, flips=_listed((*self.flips, *other.flips)), **sums)
 
 
 def _listed(mismatches: tuple[SpikeMismatch, ...]) -> tuple[SpikeMismatch, ...]:
@@ -169,24 +164,15 @@ def compare_population(
         )
     first = first_differences(ours, other)
     judged = _judge(reference, name, values, keep, first, upstream)
-    steps, channels = len(ours), torch.arange(ours.shape[2]) if keep is None else keep
+    channels = torch.arange(ours.shape[2]) if keep is None else keep
     driven = channels < reference.graph.shapes[reference.graph[name].inputs[0]][0]
-    summary = LayerSpikes(
-        name,
-        ours.numel() // (steps * ours.shape[1]),
-        ours.shape[1],
-        int(ours.sum()),
-        int(other.sum()),
-        int(ours[:, :, driven].sum()),
-        int((ours != other).sum()),
-        len(first.step),
-        int((~judged.explained).sum()),
-        (),
-    )
+    counted = (ours, other, ours[:, :, driven], ours != other)
+    golden, theirs, driving, differing = (int(spikes.sum()) for spikes in counted)
     make = _MismatchMaker(name, first, judged, ours, keep, offset, upstream)
     order = np.lexsort((first.step, first.index[:, 0], judged.explained))
-    mismatches = tuple(make(int(i)) for i in order[:LISTED])
-    return replace(summary, flips=mismatches), make.firsts()
+    flips, unexplained = tuple(map(make, order[:LISTED])), int((~judged.explained).sum())
+    found = (golden, theirs, driving, differing, len(first.step), unexplained, flips)
+    return LayerSpikes(name, ours.shape[2:].numel(), ours.shape[1], *found), make.firsts()
 
 
 @dataclass(frozen=True)
@@ -236,29 +222,19 @@ class _MismatchMaker:
     upstream: Upstream | None
 
     def __call__(self, i: int) -> SpikeMismatch:
-        sample, channel, *place = (int(k) for k in self.first.index[i])
-        step = int(self.first.step[i])
-        fired = bool(self.ours[(step, sample, channel, *place)])
-        if self.keep is not None:
-            channel = int(self.keep[channel])
+        row, channel, *place = self.first.index[i].tolist()
+        step, sample = int(self.first.step[i]), row + self.offset
+        fired = bool(self.ours[(step, row, channel, *place)])
+        neuron = (channel if self.keep is None else int(self.keep[channel]), *place)
         cause = None
         if self.upstream is not None and bool(self.judged.traced[i]):
-            cause = self.upstream.causes.get(sample + self.offset)
-        return SpikeMismatch(
-            self.name,
-            step,
-            sample + self.offset,
-            (channel, *place),
-            fired,
-            float(self.judged.distance[i]),
-            float(self.judged.allowance[i]),
-            cause,
-        )
+            cause = self.upstream.causes.get(sample)
+        distance, allowance = float(self.judged.distance[i]), float(self.judged.allowance[i])
+        return SpikeMismatch(self.name, step, sample, neuron, fired, distance, allowance, cause)
 
     def firsts(self) -> dict[int, SpikeMismatch]:
         """The first mismatch of each sample; of several at one step, the nearest to threshold."""
         sample = self.first.index[:, 0].numpy()
         order = np.lexsort((self.judged.distance.abs(), self.first.step, sample))
         _, begin = np.unique(sample[order], return_index=True)
-        mismatches = (self(int(order[i])) for i in begin)
-        return {m.sample: m for m in mismatches}
+        return {m.sample: m for m in map(self, order[begin])}

@@ -24,7 +24,7 @@ from soul_deploy.base import Array
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
-from soul_deploy.export.verify.counts import verify_counts
+from soul_deploy.export.verify.event_run import verify_counts
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy import ir
-from soul_deploy.analysis.dense_ops import dense_ops
+from soul_deploy.analysis.other_tools import dense_ops
 from soul_deploy.lowering.fan_out import fanout
 from soul_deploy.lowering.fold_batch_norm import Synapses
 from soul_deploy.lowering.linear_operators import base_operator

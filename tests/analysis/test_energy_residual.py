@@ -19,7 +19,7 @@ from soul_deploy.equivalence.engines import Comparer
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import build_onnx
-from soul_deploy.export.verify.counts import verify_counts
+from soul_deploy.export.verify.event_run import verify_counts
 from soul_deploy.export.verify.onnx import OnnxExecution
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.runtime.engine.network import Network

@@ -24,9 +24,8 @@ from worked import (
     worked_model,
 )
 
-from soul_deploy.analysis.dense_ops import dense_ops
 from soul_deploy.analysis.measure import count
-from soul_deploy.analysis.other_tools import CompatCounts
+from soul_deploy.analysis.other_tools import CompatCounts, dense_ops
 from soul_deploy.analysis.report import OpsReport
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import VerificationError

@@ -30,7 +30,7 @@ from soul_deploy.base.errors import (
 from soul_deploy.base.files import METADATA_KEY, digest, parse_json, read_tensors
 from soul_deploy.data.datasets import _read_table
 from soul_deploy.export.event.build import build_event_network
-from soul_deploy.export.nir import trial as nir_trial
+from soul_deploy.export.nir import package as nir_trial
 from soul_deploy.export.nir.read import read_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import describe_onnx as describe_onnx

@@ -17,7 +17,7 @@ from fuzz_targets import Target
 from places import PATH, ROOT, SUPPORT, TESTS
 
 from soul_deploy.base.errors import FileFormatError
-from soul_deploy.export.nir import trial as nir_trial
+from soul_deploy.export.nir import package as nir_trial
 
 BOUNDS = {"NUMBA_BOUNDSCHECK": "1"}
 

@@ -20,7 +20,7 @@ from soul_deploy.base.files import METADATA_KEY, read_tensors
 from soul_deploy.base.json_text import json_bytes, parse_json
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import build_event_network, export_event
-from soul_deploy.export.nir.metadata import _is_head
+from soul_deploy.export.nir.read import _is_head
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.ir import AvgPool, Flatten, Input, NeuronSpec, Population, Readout, SpikingGraph

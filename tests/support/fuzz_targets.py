@@ -43,7 +43,7 @@ from soul_deploy.base.files import CHECKSUM_KEY, METADATA_KEY, TensorFile, diges
 from soul_deploy.data.datasets import _read_table
 from soul_deploy.data.files import read_idx_pair
 from soul_deploy.export.event.build import build_event_network
-from soul_deploy.export.nir import trial as nir_trial
+from soul_deploy.export.nir import package as nir_trial
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx

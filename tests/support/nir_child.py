@@ -5,7 +5,7 @@ from pathlib import Path
 
 import peak
 
-from soul_deploy.export.nir.trial import main
+from soul_deploy.export.nir.package import main
 
 if __name__ == "__main__":
     before = peak.reset()

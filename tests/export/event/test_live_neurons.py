@@ -26,8 +26,7 @@ from soul_deploy.export.event.storage_format import (
     channel_last_mask,
     represent_convolution,
 )
-from soul_deploy.export.verify.event import event_problems
-from soul_deploy.export.verify.explicit_rows import explicit_problems
+from soul_deploy.export.verify.event import event_problems, explicit_problems
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.linear_operators import ConvOperator
@@ -437,7 +436,7 @@ def test_verify_says_when_leaving_neurons_out_changes_a_score(
 def test_more_explicit_synapses_than_rows_can_count_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("soul_deploy.export.event.explicit_rows.MAX_SYNAPSES", 10)
+    monkeypatch.setattr("soul_deploy.export.event.storage_format.MAX_SYNAPSES", 10)
     with pytest.raises(LimitError, match="explicit synapses; the limit is 10"):
         build_event_network(small(), representation="explicit")
 

@@ -33,9 +33,8 @@ from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.nir.write import build_nir, export_nir
 from soul_deploy.export.onnx.model import build_onnx
-from soul_deploy.export.verify.nir import nir_problems
 from soul_deploy.export.verify.onnx import OnnxExecution
-from soul_deploy.export.verify.verify import verify
+from soul_deploy.export.verify.verify import nir_problems, verify
 from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import Merge, NeuronSpec, Population, Readout
 from soul_deploy.model.file import load, save

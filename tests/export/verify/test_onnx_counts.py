@@ -20,7 +20,7 @@ from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
-from soul_deploy.export.verify.event import EventExecution
+from soul_deploy.export.verify.event_run import EventExecution
 from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems, outputs_of
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import lower

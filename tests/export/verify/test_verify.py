@@ -13,13 +13,13 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import FileFormatError, MissingFileError, ValidityError
+from soul_deploy.equivalence.comparison import Verdict
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
-from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.verify import event as event_check
-from soul_deploy.export.verify.event import EventExecution
+from soul_deploy.export.verify.event_run import EventExecution
 from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems
 from soul_deploy.export.verify.verify import artifact_kind, verify
 from soul_deploy.frontend.from_torch import trace

@@ -34,8 +34,7 @@ from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.bench.report import load_baseline
-from soul_deploy.runtime.bench.runner import SCHEMA
+from soul_deploy.runtime.bench.report import SCHEMA, load_baseline
 from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.io.images import InputRule, read_array

@@ -53,8 +53,7 @@ from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.runtime.bench.report import load_baseline
-from soul_deploy.runtime.bench.runner import SCHEMA
+from soul_deploy.runtime.bench.report import SCHEMA, load_baseline
 from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network, save_event_network
 from soul_deploy.runtime.format.network import EventNetwork

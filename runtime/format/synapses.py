@@ -17,8 +17,8 @@ import numpy as np
 
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.format import validate
+from soul_deploy.runtime.format.validate import Shape, require
 
-Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
@@ -134,6 +134,9 @@ class SparseRows(Rows):
         validate.require_sparse_rows(name, self.arrays, count, width)
 
 
+ROWS: tuple[type[Rows], ...] = (DenseRows, SparseRows)
+
+
 @dataclass(frozen=True)
 class Synapses:
     """What Convolution and Matrix have in common; the family of tables over synapses.
@@ -196,12 +199,12 @@ class ConvSynapses(Synapses):
     def __post_init__(self) -> None:
         validate.require_shape("input shape", self.in_shape)
         validate.require_shape("output shape", self.out_shape)
-        validate.require(
+        require(
             len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps"
         )
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             validate.require_pair(name, getattr(self, name), low)
-        validate.require(
+        require(
             self.groups >= 1
             and self.in_shape[0] % self.groups == 0
             and self.out_shape[0] % self.groups == 0,
@@ -218,8 +221,7 @@ class ConvSynapses(Synapses):
             )
         shape = (self.in_shape[0], *self.kernel, self.out_shape[0] // self.groups)
         self.rows.check("convolution", shape, self.row_count, self.out_shape[0])
-        if self.bias is not None:
-            validate.require_array("bias", self.bias, np.float32, self.out_shape[:1])
+        validate.require_array("bias", self.bias, np.float32, self.out_shape[:1])
 
     @property
     def row_count(self) -> int:
@@ -242,12 +244,10 @@ class ConvSynapses(Synapses):
     def _check_axis(self, axis: int) -> None:
         size, out = self.in_shape[1 + axis], self.out_shape[1 + axis]
         reach = self.reach[axis]
-        validate.require(
-            0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}"
-        )
+        require(0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}")
         span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         largest = (size + 2 * self.padding[axis] - span) // self.stride[axis] + 1
-        validate.require(
+        require(
             out <= largest,
             f"output {self.out_shape} does not follow from input {self.in_shape}, kernel "
             f"{self.kernel}, stride {self.stride}, padding {self.padding}, dilation "
@@ -272,11 +272,9 @@ class MatrixSynapses(Synapses):
         validate.require_shape("output shape", self.out_shape)
         size = math.prod(self.in_shape), math.prod(self.out_shape)
         self.rows.check("matrix", size, *size)
-        if self.bias is not None:
-            shared = self.bias.shape == self.out_shape[:1]
-            validate.require_array(
-                "bias", self.bias, np.float32, self.out_shape[:1] if shared else size[1:]
-            )
+        shared = self.bias is not None and self.bias.shape == self.out_shape[:1]
+        shape = self.out_shape[:1] if shared else size[1:]
+        validate.require_array("bias", self.bias, np.float32, shape)
 
     @property
     def explicit_rows(self) -> SparseRows | None:

@@ -31,8 +31,13 @@ def require(condition: object, message: str) -> None:
         raise errors.FileFormatError(message)
 
 
-def require_array(name: str, array: Array, dtype: npt.DTypeLike, shape: Shape) -> None:
-    """Raise FileFormatError unless `array` has this dtype and shape and only finite values."""
+def require_array(name: str, array: Array | None, dtype: npt.DTypeLike, shape: Shape) -> None:
+    """Raise FileFormatError unless `array` has this dtype and shape and only finite values.
+
+    None: an array that the layer does without.
+    """
+    if array is None:
+        return
     require(
         array.dtype == np.dtype(dtype) and array.shape == shape,
         f"{name} is {array.dtype}{array.shape}, expected {np.dtype(dtype)}{shape}",

@@ -50,9 +50,10 @@ class OnnxRuntimeEngine:
     def infer(self, x: Array) -> Array:
         """As Engine. Raises ValidityError for a sequence where an image is expected, or so."""
         if x.ndim != self.rank:
+            taken = ", ".join(map(str, self.session.get_inputs()[0].shape))
             raise errors.ValidityError(
-                f"{self.path} takes {describe_inputs(self.session)}, but the input is "
-                f"{x.shape}; export it with the other input mode or give other input"
+                f"{self.path} takes ({taken}), but the input is {x.shape}; export it with the "
+                "other input mode or give other input"
             )
         result: Array = self.session.run(None, {self.input_name: x})[0]
         return result
@@ -75,11 +76,6 @@ def open_engine_session(path: Path, threads: int) -> Any:
         first = str(error).strip().splitlines()[0]
         text = f"{path} is not an ONNX file that can be run ({first})"
         raise errors.FileFormatError(text) from error
-
-
-def describe_inputs(session: Any) -> str:
-    """The first input's shape, as text: (batch, 1, 28, 28)."""
-    return f"({', '.join(map(str, session.get_inputs()[0].shape))})"
 
 
 class EventEngine:

@@ -23,7 +23,6 @@ MAX_BATCHES = 8
 """Different batches that runs cycle through: an event network's time depends on its input."""
 
 Progress = Callable[[str], None]
-PLACES = {"model": ("model", "compact"), "onnx": ("onnx", "onnx_compact"), "event": ("event",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +100,10 @@ def files_of(paths: Sequence[Path | str]) -> inputs.BenchFiles:
     found: dict[str, Path] = {}
     for path in map(Path, paths):
         kind = kind_of_file(path)
-        place = next((place for place in PLACES[kind] if place not in found), None)
+        places = dict.fromkeys(inputs.PLACES[kind].values())
+        place = next((place for place in places if place not in found), None)
         if place is None:
-            raise errors.UsageError(f"{path}: at most {len(PLACES[kind])} files of the kind {kind}")
+            raise errors.UsageError(f"{path}: at most {len(places)} files of the kind {kind}")
         found[place] = path
     return inputs.BenchFiles(**found)
 

@@ -144,27 +144,16 @@ def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
     return Fresh(**json.loads(done.stdout))
 
 
-def probe(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
-    """The measurement of `measure_fresh`, in this process."""
+def main() -> None:
+    """Read what to run from the argument, print its measurement as JSON."""
+    name, network, target, path, threads, batch = json.loads(sys.argv[1])
+    spec = EngineSpec(name, network, target, Path(path))
     x = np.load(batch, allow_pickle=False)
-    import_ms = milliseconds(lambda: import_libraries(spec, threads))
+    import_ms = milliseconds(lambda: [import_module(n) for n in spec.create(threads).imports])
     engine = spec.create(threads)
     load_ms = milliseconds(engine.load)
     first_ms = milliseconds(lambda: engine.infer(x))
-    return Fresh(import_ms, load_ms, first_ms, peak_memory_mb())
-
-
-def import_libraries(spec: EngineSpec, threads: int) -> None:
-    """Import the engine's own module and what it needs."""
-    for name in spec.create(threads).imports:
-        import_module(name)
-
-
-def main() -> None:
-    """Read what to run from the argument, print the result as JSON."""
-    name, network, target, path, threads, batch = json.loads(sys.argv[1])
-    spec = EngineSpec(name, network, target, Path(path))
-    terminal.show(json.dumps(asdict(probe(spec, threads, Path(batch)))))
+    terminal.show(json.dumps(asdict(Fresh(import_ms, load_ms, first_ms, peak_memory_mb()))))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,8 @@ import numpy as np
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.engine.inputs import source_values, to_channel_last
 from soul_deploy.runtime.engine.network import Network, Recording
-from soul_deploy.runtime.format.network import (
-    MapLayer,
-    MergeLayer,
-    PoolLayer,
-    ScatterLayer,
-    Synaptic,
-)
+from soul_deploy.runtime.format.layers import MapLayer, Synaptic
+from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
 from soul_deploy.runtime.ops import counters, counting
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 from soul_deploy.runtime.plan.estimate import require_counting
@@ -60,25 +55,17 @@ def count(network: Network, x: Array) -> dict[str, counters.LayerCounts]:
     x: as `Network.run` takes it. By projection, population without a projection of its own, and
     last the readout. Raises ValidityError for inputs that do not fit, LimitError.
     """
-    return count_executed(network, x)[0]
-
-
-def count_executed(
-    network: Network, x: Array
-) -> tuple[dict[str, counters.LayerCounts], dict[str, int]]:
-    """As `count`, and by projection the synaptic additions that were executed.
-
-    These include zeros in dense rows and synapses onto neurons that are not live; analog inputs are
-    left out.
-    """
-    counts, executed, _ = count_recorded(network, x)
-    return counts, executed
+    return count_recorded(network, x)[0]
 
 
 def count_recorded(
     network: Network, x: Array
 ) -> tuple[dict[str, counters.LayerCounts], dict[str, int], Recording]:
-    """As `count_executed`, and the run that was counted."""
+    """As `count`; by projection the synaptic additions that were executed; the run itself.
+
+    Additions include zeros in dense rows and synapses onto neurons that are not live; analog inputs
+    are left out.
+    """
     events = network.events
     require_counting(events, network.max_memory)
     needed = {events.readout.source, *(layer.source for layer in events.projected)}
@@ -101,12 +88,11 @@ def count_layer(
     require_counting(events, network.max_memory)
     if name == events.readout.name:
         values = source_values(events, events.readout, events.readout.source, inputs)
-        return counting.count_readout(events.readout, values)
+        return counting.readout_steps(events.readout, values).total()
     layer, projected = network.layer(name), _projection(network, name)
     spikes, held = {}, {}
     if layer.stateful:
-        fired = network.run_layer(name, inputs) if spikes_out is None else spikes_out
-        spikes[layer.name] = fired
+        spikes[layer.name] = network.run_layer(name, inputs) if spikes_out is None else spikes_out
     if projected is not None:
         held[projected.source] = source_values(events, layer, projected.source, inputs)
     return sum(counting.counts_of(layer, held, spikes).values(), counters.LayerCounts())

@@ -205,7 +205,7 @@ def _fresh(entries: Sequence[Document]) -> tables.Table:
     columns = ["engine", "threads", "batch", "import ms", "load ms", "first run ms"]
     rows: list[list[object]] = [
         [
-            *(entry["engine"], entry["threads"], entry["batch_size"]),
+            *key_of(entry),
             *(ms(entry[key]) for key in ("import_ms", "load_ms", "first_ms")),
             f"{entry['rss_mb']:,.0f}",
             f"{entry['file_bytes'] / 1e6:,.2f}",
@@ -216,49 +216,39 @@ def _fresh(entries: Sequence[Document]) -> tables.Table:
 
 
 def _agreement(agreement: Sequence[Document]) -> tables.Table:
+    columns = ["engine", "against", "same class", "largest score difference"]
     rows: list[list[object]] = [
         [
-            item["engine"],
-            item["against"],
-            f"{item['classes_agree']}/{item['samples']}",
+            *(item["engine"], item["against"], f"{item['classes_agree']}/{item['samples']}"),
             f"{item['max_logit_difference']:.2g}",
         ]
         for item in agreement
     ]
-    return tables.Table(
-        "Do they agree?", ["engine", "against", "same class", "largest score difference"], rows
-    )
+    return tables.Table("Do they agree?", columns, rows)
 
 
 def _comparison(comparison: Sequence[Document]) -> tables.Table:
+    columns = ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"]
+    medians = "before_p50_ms", "now_p50_ms"
     rows: list[list[object]] = [
-        [
-            *(item["engine"], item["threads"], item["batch_size"]),
-            *(ms(item["before_p50_ms"]), ms(item["now_p50_ms"]), f"{item['speedup']:.2f}×"),
-        ]
+        [*key_of(item), *(ms(item[key]) for key in medians), f"{item['speedup']:.2f}×"]
         for item in comparison
     ]
-    return tables.Table(
-        "Against the baseline",
-        ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"],
-        rows,
-    )
+    return tables.Table("Against the baseline", columns, rows)
 
 
 def _environment(document: Document) -> list[str]:
     env = document["environment"]
     versions = ", ".join(f"{name} {v}" for name, v in env["versions"].items() if v)
     reference = reference_engine(document["entries"])
+    busy = (
+        f"The machine was busy before the start (load {env['load_average']:g}): times are high and "
+        "scatter; measure again on a quiet one."
+    )
     return [
         *([f"vs ORT: median time of {reference} over this one's."] if reference else []),
         f"Input: {document['input']}.",
         f"{env['cpu']}, {env['cores']} cores, {env['time']}, Python {env['python']}.",
         f"{versions}.",
-        *_warnings(env),
+        *([busy] if env["load_average"] > 0.5 else []),
     ]
-
-
-def _warnings(env: Document) -> list[str]:
-    busy = env["load_average"] > 0.5
-    text = f"The machine was busy before the start (load {env['load_average']:g}): times are high"
-    return [f"{text} and scatter; measure again on a quiet one."] if busy else []

@@ -88,7 +88,10 @@ class _Population:
     """The neurons of one layer while a sample runs; v (n,) float32 of all, live or not."""
 
     layer: eventnet.Firing
-    v: Array
+
+    def __post_init__(self) -> None:
+        size = math.prod(self.layer.current_shape)
+        self.v: Array = np.full(size, self.layer.neuron.rest, np.float32)
 
     def step(self, current: Array, step: int) -> Array:
         """Spikes of the output, constant-pattern channels included, as float32."""
@@ -100,12 +103,6 @@ class _Population:
             by_position = np.concatenate([by_position, shown], axis=1)
         spikes = by_position.reshape(-1)
         return np.asarray(spikes if layer.live is None else spikes & layer.live, np.float32)
-
-
-def at_rest(layer: eventnet.Firing) -> _Population:
-    """The neurons of a layer before the first step."""
-    size = math.prod(layer.current_shape)
-    return _Population(layer, np.full(size, layer.neuron.rest, np.float32))
 
 
 def pool(layer: eventnet.PoolLayer, values: Array, *, analog: bool) -> Array:
@@ -218,7 +215,7 @@ class ScipyEngine:
     def _run(self, sample: Array) -> Array:
         """Scores of one sample, (T or 1, n). What a static input alone determines is done once."""
         network = self.network
-        neurons = {layer.name: at_rest(layer) for layer in network.populations}
+        neurons = {layer.name: _Population(layer) for layer in network.populations}
         values: dict[str, Array] = {}
         currents: dict[str, Array] = {}
         total = np.zeros(math.prod(network.readout.in_shape), np.float32)

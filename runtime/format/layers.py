@@ -135,10 +135,12 @@ class Firing(Layer):
     neuron: NeuronEquation
     live: Array | None
 
-    @property
-    def current_shape(self) -> Shape:
-        """Shape of the current: the output without constant-pattern channels."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        @property
+        def current_shape(self) -> Shape:
+            """Shape of the current: the output without constant-pattern channels."""
+            raise NotImplementedError
 
     def _check_neurons(self) -> None:
         validate.require_neuron(self.name, self.neuron)
@@ -200,9 +202,11 @@ class Synaptic(OneSource):
     """What layers with synapses have in common; their fields are described at SpikingLayer.
 
     operation  what files put before the kind of the synapses
+    leaves     the edge that leaves, whatever arrives
     """
 
     what: ClassVar[str] = "a projection"
+    leaves: ClassVar[Edge]
     edge: EdgeKind
     bound: int | None
     synapses: Synapses
@@ -217,15 +221,23 @@ class Synaptic(OneSource):
             """The projection's name in the graph."""
             raise NotImplementedError
 
-        @property
-        def updated(self) -> Array | None:
-            """The live mask of the current's targets, bool, channel-last; None: all."""
-            raise NotImplementedError
+    @property
+    def announced(self) -> dict[str, int | None]:
+        return live_count(self.live)
 
-        @property
-        def neurons(self) -> int:
-            """How many targets an event's dense row is added to."""
-            raise NotImplementedError
+    @property
+    def out_shape(self) -> Shape:
+        return self.synapses.out_shape
+
+    @property
+    def updated(self) -> Array | None:
+        """The live mask of the current's targets, bool, channel-last; None: all."""
+        return self.live
+
+    @property
+    def neurons(self) -> int:
+        """How many targets an event's dense row is added to: without neurons behind, all."""
+        return math.prod(self.out_shape)
 
     def _check_synapses(self) -> None:
         """Raise FileFormatError for an edge or a grid that cannot be."""
@@ -251,12 +263,14 @@ class Synaptic(OneSource):
                 f"{self.name}: a synapse comes from a neuron of {source.name} that is not live",
             )
 
-    def _check_arriving(self, arriving: Edge) -> None:
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        (kind, bound), *_ = arriving
         require(
-            (self.edge, self.bound) == arriving,
+            (self.edge, self.bound) == (kind, bound),
             f"{self.name}: a {self.edge} edge from {self.source} with bound {self.bound}; "
-            f"what leaves there is {arriving[0]} with bound {arriving[1]}",
+            f"what leaves there is {kind} with bound {bound}",
         )
+        return self.leaves
 
     @property
     def in_shape(self) -> Shape:
@@ -270,7 +284,7 @@ class Synaptic(OneSource):
 
 @brief
 @dataclass(frozen=True)
-class SpikingLayer(Synaptic, Firing):
+class SpikingLayer(Firing, Synaptic):
     """A projection and the population behind it.
 
     name        the population's name in the graph; `projection` the projection's
@@ -286,6 +300,7 @@ class SpikingLayer(Synaptic, Firing):
     """
 
     operation: ClassVar[str] = ""
+    leaves: ClassVar[Edge] = ("spike", 1)
     name: str
     projection: str
     source: str
@@ -307,10 +322,6 @@ class SpikingLayer(Synaptic, Firing):
     def names(self) -> tuple[str, ...]:
         return self.name, self.projection
 
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
-        self._check_arriving(arriving[0])
-        return "spike", 1
-
 
 @brief
 @dataclass(frozen=True)
@@ -323,6 +334,7 @@ class CurrentLayer(Synaptic):
     """
 
     operation: ClassVar[str] = "current_"
+    leaves: ClassVar[Edge] = ("analog", None)
     name: str
     source: str
     edge: EdgeKind
@@ -339,31 +351,9 @@ class CurrentLayer(Synaptic):
         self._check_targets()
 
     @property
-    def announced(self) -> dict[str, int | None]:
-        return live_count(self.live)
-
-    @property
     def projection(self) -> str:
         """Its own name: no population is behind it."""
         return self.name
-
-    @property
-    def out_shape(self) -> Shape:
-        return self.synapses.out_shape
-
-    @property
-    def updated(self) -> Array | None:
-        """Live targets, as `live`."""
-        return self.live
-
-    @property
-    def neurons(self) -> int:
-        """How many targets an event's dense row is added to: all."""
-        return math.prod(self.out_shape)
-
-    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
-        self._check_arriving(arriving[0])
-        return "analog", None
 
 
 @brief

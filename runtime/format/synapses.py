@@ -10,7 +10,7 @@ rows are the explicit form: one row per presynaptic neuron, only synapses betwee
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -48,17 +48,12 @@ class Rows:
     @property
     def arrays(self) -> tuple[Array, ...]:
         """All arrays of the rows, as `fields` lists them."""
-        raise NotImplementedError
+        return tuple(getattr(self, item.name) for item in fields(self))
 
     @property
     def lengths(self) -> Array:
         """int64 (rows,): nonzero weights of each row."""
         raise NotImplementedError
-
-    @property
-    def compressed(self) -> "SparseRows | None":
-        """The rows themselves if they are compressed."""
-        return None
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
         """Raise FileFormatError unless the rows are `count` rows onto `width` targets, which
@@ -78,11 +73,6 @@ class DenseRows(Rows):
     kind: ClassVar[str] = "dense"
     dense: ClassVar[bool] = True
     weight: Array
-
-    @property
-    def arrays(self) -> tuple[Array]:
-        """(weight,)."""
-        return (self.weight,)
 
     @property
     def lengths(self) -> Array:
@@ -115,23 +105,34 @@ class SparseRows(Rows):
         return len(self.targets)
 
     @property
-    def arrays(self) -> tuple[Array, Array, Array]:
-        """(starts, targets, weight)."""
-        return self.starts, self.targets, self.weight
-
-    @property
     def lengths(self) -> Array:
         lengths: Array = np.diff(self.starts.astype(np.int64))
         return lengths
 
-    @property
-    def compressed(self) -> "SparseRows":
-        return self
-
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
+        """Canonical rows: starts that rise, targets below `width` and strictly rising in a row, no
+        weight of 0.
+        """
         if count >= validate.MAX_SYNAPSES:
             raise errors.LimitError(f"{count} rows; the limit is {validate.MAX_SYNAPSES}")
-        validate.require_sparse_rows(name, self.arrays, count, width)
+        starts, targets, weight = self.arrays
+        validate.require_array(f"{name}: starts", starts, np.uint32, (count + 1,))
+        validate.require_array(f"{name}: targets", targets, np.uint32, targets.shape[:1])
+        validate.require_array(f"{name}: weights", weight, np.float32, targets.shape)
+        require(
+            starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
+            f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
+        )
+        if len(targets):
+            require(
+                int(targets.max()) < width,
+                f"{name}: a synapse targets {int(targets.max())}, but targets are 0..{width - 1}",
+            )
+            inside = np.ones(len(targets), np.bool_)
+            inside[starts[:-1][starts[:-1] < len(targets)]] = False
+            falls = np.flatnonzero(targets[1:] <= targets[:-1]) + 1
+            require(not inside[falls].any(), f"{name}: targets of a row are not strictly rising")
+            require((weight != 0).all(), f"{name}: a stored synapse has weight 0")
 
 
 ROWS: tuple[type[Rows], ...] = (DenseRows, SparseRows)
@@ -278,4 +279,4 @@ class MatrixSynapses(Synapses):
 
     @property
     def explicit_rows(self) -> SparseRows | None:
-        return self.rows.compressed
+        return self.rows if isinstance(self.rows, SparseRows) else None

@@ -215,7 +215,7 @@ def _synaptic_row(layer: eventnet.Synaptic, *_: object) -> dict[str, Any]:
         "projection": layer.projection,
         "edge": layer.edge,
         "bound": layer.bound,
-        "representation": representation_of(layer),
+        "representation": synapses.rows.kind if synapses.explicit_rows is None else "explicit",
         "alternatives": [asdict(item) for item in layer.alternatives],
         "rows": synapses.row_count,
         "synapses": stored_synapses(synapses),
@@ -254,11 +254,6 @@ def representations(network: eventnet.EventNetwork) -> list[dict[str, Any]]:
     keys = ("layer", "operation", "representation", "synapses", "bytes", "alternatives")
     rows = (_synaptic_row(layer) for layer in network.projected)
     return [{key: row[key] for key in keys} for row in rows]
-
-
-def representation_of(layer: eventnet.Synaptic) -> str:
-    """ "dense", "sparse" (both shared by all positions of a convolution) or "explicit"."""
-    return layer.synapses.rows.kind if layer.synapses.explicit_rows is None else "explicit"
 
 
 def _readout_row(readout: eventnet.ReadoutLayer) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def count_run(network: Network, x: Array) -> CountedRun:
     x = network.input_values(x)
     counts, executed, recording = count_recorded(network, x)
     readout = counts.pop(network.events.readout.name)
-    counts |= _poolings(network, x, recording)
+    held = partial(_value, network, {network.events.input_name: x, **recording.spikes})
+    for layer in network.events.maps:
+        counts |= map_counts(layer, held)
     counts[network.events.readout.name] = readout
     _require_bounds(network, x, counts)
     return CountedRun(counts, executed, recording)
@@ -128,15 +130,6 @@ def _projection(network: Network, name: str) -> Synaptic | None:
     return next((layer for layer in network.events.projected if name in layer.names), None)
 
 
-def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, counters.LayerCounts]:
-    recorded: dict[str, Array] = {network.events.input_name: x}
-    recorded |= recording.spikes
-    found: dict[str, counters.LayerCounts] = {}
-    for layer in network.events.maps:
-        found |= map_counts(layer, partial(_value, network, recorded))
-    return found
-
-
 @dispatch.operation_table(MapLayer)
 def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
     """What a layer without synapses and neurons counts, by name; held: what a layer held."""
@@ -145,19 +138,15 @@ def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, count
 
 @map_counts.on(PoolLayer)
 def _(layer: PoolLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
-    values = pooled_values(layer, held(layer.source))
-    return {layer.name: counting.pooling_steps(layer, values).total()}
+    values = held(layer.source)  # (T, B, C, H, W), or (B, C, H, W) of a static source
+    by_step = values if values.ndim == 5 else values[None]
+    by_sample = np.swapaxes(to_channel_last(by_step, layer.in_shape), 0, 1)
+    return {layer.name: counting.pooling_steps(layer, by_sample).total()}
 
 
 @map_counts.on(MergeLayer, ScatterLayer)
 def _(layer: MergeLayer | ScatterLayer, held: object) -> dict[str, counters.LayerCounts]:
     return {}
-
-
-def pooled_values(layer: PoolLayer, values: Array) -> Array:
-    """Values of a pooling's source, (T, B, C, H, W) or (B, C, H, W), as (B, steps, H·W, C)."""
-    by_step = values if values.ndim == 5 else values[None]
-    return np.swapaxes(to_channel_last(by_step, layer.in_shape), 0, 1)
 
 
 def _value(network: Network, recorded: dict[str, Array], name: str) -> Array:
@@ -176,6 +165,5 @@ def _require_bounds(network: Network, x: Array, counts: Mapping[str, counters.La
     for layer in events.projected:
         once = static and layer.source in events.static
         slots = batch * (1 if once else network.time_steps)
-        counters.require_bounds(
-            layer.name, counts[layer.projection], counting.limits_of(layer, slots)
-        )
+        limits = counting.limits_of(layer, slots)
+        counters.require_bounds(layer.name, counts[layer.projection], limits)

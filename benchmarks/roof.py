@@ -27,7 +27,7 @@ from soul_deploy.base import Array, brief
 from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.base.tables import Table
 from soul_deploy.runtime.bench import inputs
-from soul_deploy.runtime.bench.reference import ReferenceRequest
+from soul_deploy.runtime.bench.inputs import ReferenceRequest
 from soul_deploy.runtime.bench.report import ms
 from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.engine.network import Network

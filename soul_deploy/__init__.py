@@ -27,7 +27,7 @@ _NAMES = {
     "TrainConfig": "training.trainer:TrainConfig",
     "TrainResult": "training.train:TrainResult",
     "as_data": "data.given:as_data",
-    "bench": "runtime.bench.bench:bench",
+    "bench": "runtime.bench.runner:bench",
     "compare": "equivalence.engines:compare",
     "connectivity": "analysis.connectivity:connectivity",
     "count": "analysis.measure:count",
@@ -89,8 +89,8 @@ if TYPE_CHECKING:
     from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
     from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured
     from soul_deploy.prune.unstructured.pipeline import prune_unstructured as prune_unstructured
-    from soul_deploy.runtime.bench.bench import bench as bench
     from soul_deploy.runtime.bench.runner import BenchConfig as BenchConfig
+    from soul_deploy.runtime.bench.runner import bench as bench
     from soul_deploy.runtime.engine import network as _network
     from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints
     from soul_deploy.training.train import TrainResult as TrainResult

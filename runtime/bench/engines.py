@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from soul_deploy.base import Array, errors, files, lazy
+
+ORT_FAILURES = "InvalidProtobuf InvalidGraph Fail InvalidArgument NotImplemented RuntimeException"
 
 
 class Engine(Protocol):
@@ -50,9 +50,10 @@ class OnnxRuntimeEngine:
     def infer(self, x: Array) -> Array:
         """As Engine. Raises ValidityError for a sequence where an image is expected, or so."""
         if x.ndim != self.rank:
+            taken = ", ".join(map(str, self.session.get_inputs()[0].shape))
             raise errors.ValidityError(
-                f"{self.path} takes {describe_inputs(self.session)}, but the input is "
-                f"{x.shape}; export it with the other input mode or give other input"
+                f"{self.path} takes ({taken}), but the input is {x.shape}; export it with the "
+                "other input mode or give other input"
             )
         result: Array = self.session.run(None, {self.input_name: x})[0]
         return result
@@ -71,23 +72,10 @@ def open_engine_session(path: Path, threads: int) -> Any:
     failures = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     try:
         return ort(str(path), options, providers=["CPUExecutionProvider"])
-    except (
-        failures.InvalidProtobuf,
-        failures.InvalidGraph,
-        failures.Fail,
-        failures.InvalidArgument,
-        failures.NotImplemented,
-        failures.RuntimeException,
-    ) as error:
+    except tuple(getattr(failures, name) for name in ORT_FAILURES.split()) as error:
         first = str(error).strip().splitlines()[0]
-        raise errors.FileFormatError(
-            f"{path} is not an ONNX file that can be run ({first})"
-        ) from error
-
-
-def describe_inputs(session: Any) -> str:
-    """The first input's shape, as text: (batch, 1, 28, 28)."""
-    return f"({', '.join(map(str, session.get_inputs()[0].shape))})"
+        text = f"{path} is not an ONNX file that can be run ({first})"
+        raise errors.FileFormatError(text) from error
 
 
 class EventEngine:
@@ -123,15 +111,13 @@ class EngineKind:
     target: str
 
 
+_TORCH = "soul_deploy.model.torch_engine:TorchEngine"
+_ONNX_RUNTIME = "soul_deploy.runtime.bench.engines:OnnxRuntimeEngine"
 ENGINES: Mapping[str, EngineKind] = {
-    "pytorch-dense": EngineKind("dense", "model", "soul_deploy.model.torch_engine:TorchEngine"),
-    "pytorch-compact": EngineKind("compact", "model", "soul_deploy.model.torch_engine:TorchEngine"),
-    "onnxruntime-dense": EngineKind(
-        "dense", "onnx", "soul_deploy.runtime.bench.engines:OnnxRuntimeEngine"
-    ),
-    "onnxruntime-compact": EngineKind(
-        "compact", "onnx", "soul_deploy.runtime.bench.engines:OnnxRuntimeEngine"
-    ),
+    "pytorch-dense": EngineKind("dense", "model", _TORCH),
+    "pytorch-compact": EngineKind("compact", "model", _TORCH),
+    "onnxruntime-dense": EngineKind("dense", "onnx", _ONNX_RUNTIME),
+    "onnxruntime-compact": EngineKind("compact", "onnx", _ONNX_RUNTIME),
     "scipy-csr": EngineKind(None, "event", "soul_deploy.runtime.bench.scipy_engine:ScipyEngine"),
     "event": EngineKind(None, "event", "soul_deploy.runtime.bench.engines:EventEngine"),
 }
@@ -151,12 +137,6 @@ class EngineSpec:
 
     def create(self, threads: int) -> Engine:
         """The engine, not loaded. Raises UsageError if its packages are missing."""
-        engine: Engine = lazy.load_object(self.target, f"the engine {self.name}")(
-            self.path, threads
-        )
+        kind = lazy.load_object(self.target, f"the engine {self.name}")
+        engine: Engine = kind(self.path, threads)
         return engine
-
-
-def largest_difference(first: Array, second: Array) -> float:
-    """max |first - second| of two score arrays."""
-    return float(np.abs(first.astype(np.float64) - second.astype(np.float64)).max())

@@ -12,6 +12,12 @@ from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_engine_s
 from soul_deploy.runtime.io import images, inspect
 
 RANDOM = "random"
+PLACES: Mapping[str, Mapping[str, str]] = {
+    "model": {"dense": "model", "compact": "compact"},
+    "onnx": {"dense": "onnx", "compact": "onnx_compact"},
+    "event": {"dense": "event", "compact": "event"},
+}
+"""Kind of a file -> network -> field of BenchFiles, and the option that gives the file."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,8 @@ class BenchFiles:
 
     def given_file(self, network: str, file: str) -> Path | None:
         """The file given for "dense" or "compact" and "model", "onnx" or "event"."""
-        return {
-            ("dense", "model"): self.model,
-            ("compact", "model"): self.compact,
-            ("dense", "onnx"): self.onnx,
-            ("compact", "onnx"): self.onnx_compact,
-        }.get((network, file), self.event if file == "event" else None)
+        given: Path | None = getattr(self, PLACES[file][network])
+        return given
 
 
 def choose_engines(names: Sequence[str], files: BenchFiles) -> tuple[str, ...]:
@@ -53,13 +55,10 @@ def choose_engines(names: Sequence[str], files: BenchFiles) -> tuple[str, ...]:
 
 def _needs(name: str) -> str:
     kind = ENGINES[name]
-    model = "--model" if kind.network == "dense" else "--compact"
-    if kind.file == "event":
+    if kind.network is None:
         return "--event, or a model file (--compact or --model) to export"
-    if kind.file == "onnx":
-        own = "--onnx" if kind.network == "dense" else "--onnx_compact"
-        return f"{own}, or {model} to export"
-    return model
+    own, model = (f"--{PLACES[file][kind.network]}" for file in (kind.file, "model"))
+    return own if own == model else f"{own}, or {model} to export"
 
 
 def _source(name: str, files: BenchFiles) -> tuple[str, Path] | None:
@@ -150,24 +149,16 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
     if kind == "event":
         network = import_module("soul_deploy.runtime.format.file").load_event_network(source)
         norm = network.normalization
+        stored = None if norm is None else {"mean": norm.mean, "std": norm.std}
         return NetworkFacts(
-            path,
-            network.time_steps,
-            network.input_shape,
-            None if norm is None else {"mean": norm.mean, "std": norm.std},
-            network.source_sha256,
+            *(path, network.time_steps, network.input_shape, stored, network.source_sha256),
             input_kind=network.input_kind,
         )
     document = read_tensors(source).document(inspect.MODEL_FORMAT)
-    graph = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file").from_json(
-        document["graph"]
-    )
-    info = document["info"]
+    graph_class = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file")
+    graph, info = graph_class.from_json(document["graph"]), document["info"]
     return NetworkFacts(
-        path,
-        graph.time_steps,
-        graph.input.shape,
-        info["normalization"],
+        *(path, graph.time_steps, graph.input.shape, info["normalization"]),
         is_model=True,
         input_kind=_kind_of(path, info.get("input_kind", input_rule.KIND_OF_OLD_FILES)),
     )
@@ -212,10 +203,9 @@ def _onnx_facts(path: Path) -> NetworkFacts:
     session = open_engine_session(path, 1)
     known = session.get_modelmeta().custom_metadata_map
     shape = session.get_inputs()[0].shape
+    sides = tuple(shape[-3:] if len(shape) >= 4 else shape[-1:])
     if "input_shape" in known:
         sides = tuple(parse_json(known["input_shape"], "its input_shape"))
-    else:
-        sides = tuple(shape[-3:] if len(shape) >= 4 else shape[-1:])
     return NetworkFacts(
         path,
         int(known["time_steps"]) if "time_steps" in known else None,
@@ -243,14 +233,11 @@ def common_rule(facts: Sequence[NetworkFacts]) -> input_rule.InputRule:
         raise errors.ValidityError(
             f"{named}; only networks of the same kind of input can be compared"
         )
-    norm = next((item.normalization for item in facts if item.normalization), None)
-    return input_rule.InputRule(
-        first.shape,
-        first.steps or 1,
-        () if norm is None else tuple(norm["mean"]),
-        () if norm is None else tuple(norm["std"]),
-        kind=next(iter(kinds), input_rule.KIND_OF_OLD_FILES),
-    )
+    norms = (item.normalization for item in facts if item.normalization)
+    norm = next(norms, {"mean": (), "std": ()})
+    mean, std = (tuple(norm[key]) for key in ("mean", "std"))
+    kind = next(iter(kinds), input_rule.KIND_OF_OLD_FILES)
+    return input_rule.InputRule(first.shape, first.steps or 1, mean, std, kind=kind)
 
 
 def input_samples(
@@ -288,3 +275,33 @@ def dataset_samples(name: str, data_dir: Path, rule: input_rule.InputRule, count
     if not rule.mean:
         rule = replace(rule, mean=data.normalization.mean, std=data.normalization.std)
     return input_rule.normalise(data.test.images[:count].numpy(), rule)
+
+
+@dataclass(frozen=True)
+class ReferenceRequest:
+    """A network that anyone can make again, without training; None: the default of
+    `analysis.reference_network`.
+    """
+
+    density: float | None
+    connectivity: float | None
+    rate: float | None
+    time_step: int | None
+    seed: int
+
+    def write(self, folder: Path, images: int) -> tuple[Path, Path]:
+        """Its model file and `images` images for it, in `folder`. Raises UsageError."""
+        purpose = "making the reference network"
+        reference = lazy.load_object(
+            "soul_deploy.analysis.reference_network:ReferenceNetwork", purpose
+        )
+        write = lazy.load_object("soul_deploy.analysis.reference_network:write_reference", purpose)
+        wanted = reference(
+            density=1.0 if self.density is None and self.connectivity is None else self.density,
+            connectivity=self.connectivity,
+            rate=0.08 if self.rate is None else self.rate,
+            time_steps=4 if self.time_step is None else self.time_step,
+            seed=self.seed,
+        )
+        paths: tuple[Path, Path] = write(folder, images, wanted)
+        return paths

@@ -1,5 +1,6 @@
 """The result of `bench`, as data and as tables, and compared with an earlier result."""
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -7,11 +8,80 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.base import brief, errors, files, json_text, tables
-from soul_deploy.runtime.bench.baseline import differences, is_entry, key_of
-from soul_deploy.runtime.bench.runner import SCHEMA
 
 Document = Mapping[str, Any]
+Key = tuple[str, int, int]
+SCHEMA = "soul-deploy/bench/1"
 REFERENCES = ("onnxruntime-compact", "onnxruntime-dense")
+_INPUT = re.compile(r"(.*), (static|sequence), \d+ samples, (T = \d+)")
+
+
+def key_of(entry: Document) -> Key:
+    """The key that identifies the measurement of one entry."""
+    return entry["engine"], entry["threads"], entry["batch_size"]
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether an entry of a file can be compared with."""
+    if not isinstance(entry, dict):
+        return False
+    kinds = {"engine": str, "threads": int, "batch_size": int, "p50_ms": int | float}
+    return all(isinstance(entry.get(key), kind) for key, kind in kinds.items()) and (
+        entry["p50_ms"] > 0
+    )
+
+
+def differences(document: Document, baseline: Document) -> list[str]:
+    """What the two results did not have in common, as far as both say it; most important first.
+
+    The number of samples may differ: it follows the largest batch.
+    """
+    earlier = {key_of(entry): entry for entry in baseline["entries"]}
+    both = [(earlier[key_of(e)], e) for e in document["entries"] if key_of(e) in earlier]
+    if not both:
+        return [
+            f"it has {_named(baseline['entries'])}, and now {_named(document['entries'])} was "
+            "measured: nothing to compare"
+        ]
+    found = [text for before, now in both for text in _network_differs(before, now)]
+    found += _whole_differs(document, baseline)
+    return list(dict.fromkeys(found))
+
+
+def _named(entries: Sequence[Document]) -> str:
+    names = (f"{e} (threads {t}, batch {b})" for e, t, b in map(key_of, entries))
+    return ", ".join(dict.fromkeys(names)) or "no entry"
+
+
+def _network_differs(before: Document, now: Document) -> list[str]:
+    """By the model file that the timed file was made from, or else by the timed file's name."""
+    engine, sources = now["engine"], (before.get("source_sha256"), now.get("source_sha256"))
+    if all(sources):
+        if sources[0] == sources[1]:
+            return []
+        was, this = (f"{str(source)[:16]}…" for source in sources)
+        return [f"{engine} ran a network made from model {was}, now from {this}"]
+    return [
+        f"{engine}: {what} was {before.get(key)}, now {now.get(key)}"
+        for key, what in (("file", "the file"), ("file_bytes", "the file's size"))
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _whole_differs(document: Document, baseline: Document) -> list[str]:
+    """Input, T, the random input's seed, the reference network, the processor."""
+    was, this = (_INPUT.fullmatch(str(item.get("input"))) for item in (baseline, document))
+    parts = zip(was.groups(), this.groups(), strict=True) if was and this else ()
+    differences = [f"the input was {old}, now {new}" for old, new in parts if old != new]
+    for key, what in (("seed", "the seed"), ("reference", "the reference network")):
+        old, new = baseline.get(key), document.get(key)
+        random = str(document.get("input")).startswith("random,") or bool(document.get("reference"))
+        if old != new and (key != "seed" or random):
+            differences.append(f"{what} was {old}, now {new}")
+    cpus = [item.get("environment", {}).get("cpu") for item in (baseline, document)]
+    if cpus[0] != cpus[1]:
+        differences.append(f"the processor was {cpus[0]}, now {cpus[1]}")
+    return differences
 
 
 def load_baseline(path: Path) -> dict[str, Any]:
@@ -67,7 +137,7 @@ def reference_speedups(entries: Sequence[Document]) -> dict[tuple[str, int, int]
 @brief
 @dataclass(frozen=True)
 class BenchReport(tables.Shown):
-    """Times of engines side by side, as JSON data of the schema `runner.SCHEMA`.
+    """Times of engines side by side, as JSON data of the schema SCHEMA.
 
     percentiles: those that the table shows, in percent.
     """
@@ -135,7 +205,7 @@ def _fresh(entries: Sequence[Document]) -> tables.Table:
     columns = ["engine", "threads", "batch", "import ms", "load ms", "first run ms"]
     rows: list[list[object]] = [
         [
-            *(entry["engine"], entry["threads"], entry["batch_size"]),
+            *key_of(entry),
             *(ms(entry[key]) for key in ("import_ms", "load_ms", "first_ms")),
             f"{entry['rss_mb']:,.0f}",
             f"{entry['file_bytes'] / 1e6:,.2f}",
@@ -146,49 +216,39 @@ def _fresh(entries: Sequence[Document]) -> tables.Table:
 
 
 def _agreement(agreement: Sequence[Document]) -> tables.Table:
+    columns = ["engine", "against", "same class", "largest score difference"]
     rows: list[list[object]] = [
         [
-            item["engine"],
-            item["against"],
-            f"{item['classes_agree']}/{item['samples']}",
+            *(item["engine"], item["against"], f"{item['classes_agree']}/{item['samples']}"),
             f"{item['max_logit_difference']:.2g}",
         ]
         for item in agreement
     ]
-    return tables.Table(
-        "Do they agree?", ["engine", "against", "same class", "largest score difference"], rows
-    )
+    return tables.Table("Do they agree?", columns, rows)
 
 
 def _comparison(comparison: Sequence[Document]) -> tables.Table:
+    columns = ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"]
+    medians = "before_p50_ms", "now_p50_ms"
     rows: list[list[object]] = [
-        [
-            *(item["engine"], item["threads"], item["batch_size"]),
-            *(ms(item["before_p50_ms"]), ms(item["now_p50_ms"]), f"{item['speedup']:.2f}×"),
-        ]
+        [*key_of(item), *(ms(item[key]) for key in medians), f"{item['speedup']:.2f}×"]
         for item in comparison
     ]
-    return tables.Table(
-        "Against the baseline",
-        ["engine", "threads", "batch", "p50 ms before", "p50 ms now", "speed-up"],
-        rows,
-    )
+    return tables.Table("Against the baseline", columns, rows)
 
 
 def _environment(document: Document) -> list[str]:
     env = document["environment"]
     versions = ", ".join(f"{name} {v}" for name, v in env["versions"].items() if v)
     reference = reference_engine(document["entries"])
+    busy = (
+        f"The machine was busy before the start (load {env['load_average']:g}): times are high and "
+        "scatter; measure again on a quiet one."
+    )
     return [
         *([f"vs ORT: median time of {reference} over this one's."] if reference else []),
         f"Input: {document['input']}.",
         f"{env['cpu']}, {env['cores']} cores, {env['time']}, Python {env['python']}.",
         f"{versions}.",
-        *_warnings(env),
+        *([busy] if env["load_average"] > 0.5 else []),
     ]
-
-
-def _warnings(env: Document) -> list[str]:
-    busy = env["load_average"] > 0.5
-    text = f"The machine was busy before the start (load {env['load_average']:g}): times are high"
-    return [f"{text} and scatter; measure again on a quiet one."] if busy else []

@@ -1,10 +1,11 @@
 """Engines side by side in one process: the same input, the same threads, medians of many runs.
 
-Engines take turns in blocks (timing.py), so they meet the same state of the machine. What a first
-use costs is measured apart, once for each engine in a fresh process (cold_start.py).
+Engines take turns in blocks, so they meet the same state of the machine. What a first use costs is
+measured apart, once for each engine in a fresh process (timing.py).
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ import numpy as np
 
 from soul_deploy.base import Array, errors
 from soul_deploy.base.environment import environment
-from soul_deploy.runtime.bench import cold_start, timing
-from soul_deploy.runtime.bench.engines import Engine, EngineSpec, largest_difference
+from soul_deploy.runtime.bench import inputs, report, timing
+from soul_deploy.runtime.bench.engines import Engine, EngineSpec
+from soul_deploy.runtime.io.inspect import kind_of_file
 
-SCHEMA = "soul-deploy/bench/1"
 MAX_BATCHES = 8
 """Different batches that runs cycle through: an event network's time depends on its input."""
 
@@ -46,6 +47,67 @@ class BenchConfig:
     data_dir: Path = Path("data")
 
 
+def bench(
+    files: Sequence[Path | str] | inputs.BenchFiles,
+    images: str | object = inputs.RANDOM,
+    config: BenchConfig | None = None,
+    *,
+    progress: Progress = lambda text: None,
+) -> report.BenchReport:
+    """Time engines side by side: the same input, the same threads, medians of many runs.
+
+    files: model files, ONNX files and an event network, of one network, or two of a kind: the
+    first of the dense network, the second of the compact one. Missing ONNX and event files are
+    exported from model files, which needs PyTorch. images: an array (N, C, H, W), or
+    (T, N, C, H, W) for a sequence; "random"; a data set's name; the path of a .npy file.
+    Warns of ONNX and event files that were not made from the model files given with them.
+    Raises UsageError for files or engines that do not go together, ValidityError if they take
+    different inputs, MissingFileError, FileFormatError, DataError.
+    """
+    with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
+        return time_files(files, images, config or BenchConfig(), Path(folder), progress)
+
+
+def time_files(
+    files: Sequence[Path | str] | inputs.BenchFiles,
+    images: str | object,
+    config: BenchConfig,
+    folder: Path,
+    progress: Progress,
+) -> report.BenchReport:
+    """As `bench`; what is missing is exported to `folder`."""
+    given = files if isinstance(files, inputs.BenchFiles) else files_of(files)
+    specs = inputs.prepare_engines(inputs.choose_engines(config.engines, given), given, folder)
+    for text in inputs.foreign_files(given):
+        warnings.warn(errors.NetworkWarning(text), stacklevel=3)
+    facts = {path: inputs.facts_of(path) for path in dict.fromkeys(spec.path for spec in specs)}
+    rule = inputs.common_rule(list(facts.values()))
+    count = max(config.batch_sizes) * MAX_BATCHES
+    samples, axis = inputs.input_samples(images, config.data_dir, rule, count, config.seed)
+    document = run_bench(specs, config, samples, axis, progress)
+    sources = {spec.name: inputs.source_of(facts[spec.path]) for spec in specs}
+    for entry in document["entries"]:
+        entry["source_sha256"] = sources[entry["engine"]]
+    kind = "sequence" if axis == 1 else "static"
+    name = images if isinstance(images, str) else "array"
+    shown = f"{name}, {kind}, {samples.shape[axis]} samples, T = {rule.time_steps}"
+    document |= {"reference": None, "input": shown, "seed": config.seed}
+    return report.BenchReport(document, config.percentiles)
+
+
+def files_of(paths: Sequence[Path | str]) -> inputs.BenchFiles:
+    """Each file by what it is. Raises UsageError, MissingFileError, FileFormatError."""
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        kind = kind_of_file(path)
+        places = dict.fromkeys(inputs.PLACES[kind].values())
+        place = next((place for place in places if place not in found), None)
+        if place is None:
+            raise errors.UsageError(f"{path}: at most {len(places)} files of the kind {kind}")
+        found[place] = path
+    return inputs.BenchFiles(**found)
+
+
 def split_batches(samples: Array, batch_size: int, axis: int) -> list[Array]:
     """Up to MAX_BATCHES contiguous batches of `samples` along the batch `axis`.
 
@@ -65,7 +127,7 @@ def split_batches(samples: Array, batch_size: int, axis: int) -> list[Array]:
 def run_bench(
     specs: Sequence[EngineSpec], config: BenchConfig, samples: Array, axis: int, progress: Progress
 ) -> dict[str, Any]:
-    """Time every engine with its file; the result as JSON data of the schema SCHEMA.
+    """Time every engine with its file; the result as JSON data of the schema `report.SCHEMA`.
 
     samples: (N, C, H, W) with axis 0, or (T, N, C, H, W) with axis 1, float32.
     Raises ValidityError if an engine does not take them, UsageError for too few samples.
@@ -75,26 +137,22 @@ def run_bench(
     agreement: dict[str, dict[str, Any]] = {}
     for threads in config.threads:
         progress(f"loading {len(specs)} engines, threads {threads}")
-        engines = {spec: load_engine(spec, threads) for spec in specs}
+        engines: dict[EngineSpec, Engine] = {}
+        for spec in specs:
+            engines[spec] = spec.create(threads)
+            engines[spec].load()
         for size in config.batch_sizes:
             batches = split_batches(samples, size, axis)
             progress(f"timing {len(engines)} engines, threads {threads}, batch {size}")
             merge_agreement(agreement, compare_engines(engines, batches))
             entries += time_engines(config, engines, threads, size, batches, progress)
     return {
-        "schema": SCHEMA,
+        "schema": report.SCHEMA,
         "environment": {**before, "threads": list(config.threads)},
         "schedule": asdict(config.schedule),
         "entries": entries,
         "agreement": list(agreement.values()),
     }
-
-
-def load_engine(spec: EngineSpec, threads: int) -> Engine:
-    """A loaded engine."""
-    engine = spec.create(threads)
-    engine.load()
-    return engine
 
 
 def time_engines(
@@ -108,24 +166,18 @@ def time_engines(
     """One entry per engine for one number of threads and one batch size."""
     runs = {spec.name: engine.infer for spec, engine in engines.items()}
     times = timing.time_in_turns(runs, batches, config.schedule)
-    entries = []
-    for spec in engines:
-        fresh = None
-        if config.fresh:
-            progress(f"{spec.name} in a fresh process, threads {threads}")
-            fresh = fresh_costs(spec, threads, batches[0])
-        entries.append(
-            engine_entry(spec, threads, batch_size, times[spec.name], config.percentiles, fresh)
-        )
-    return entries
-
-
-def fresh_costs(spec: EngineSpec, threads: int, batch: Array) -> cold_start.Fresh:
-    """`measure_fresh` on an array."""
+    entries, fresh = [], None
     with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
-        path = Path(folder) / "batch.npy"
-        np.save(path, batch, allow_pickle=False)
-        return cold_start.measure_fresh(spec, threads, path)
+        batch = Path(folder) / "batch.npy"
+        np.save(batch, batches[0], allow_pickle=False)
+        for spec in engines:
+            if config.fresh:
+                progress(f"{spec.name} in a fresh process, threads {threads}")
+                fresh = timing.measure_fresh(spec, threads, batch)
+            entries.append(
+                engine_entry(spec, threads, batch_size, times[spec.name], config.percentiles, fresh)
+            )
+    return entries
 
 
 def engine_entry(
@@ -134,7 +186,7 @@ def engine_entry(
     batch_size: int,
     times: Sequence[float],
     percentiles: Sequence[float],
-    fresh: cold_start.Fresh | None,
+    fresh: timing.Fresh | None,
 ) -> dict[str, Any]:
     """One measurement as JSON data: times in ms, items_per_s = batch size / median time."""
     shares = sorted({50.0, 90.0, 99.0, *map(float, percentiles)})
@@ -183,7 +235,7 @@ def compare_engines(
                 "against": against,
                 "samples": len(scores),
                 "classes_agree": int(same.sum()),
-                "max_logit_difference": largest_difference(scores, expected),
+                "max_logit_difference": float(np.abs(scores.astype(np.float64) - expected).max()),
             }
         )
     return found

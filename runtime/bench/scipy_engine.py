@@ -12,6 +12,7 @@ Maps are float32 vectors, channel-last: value (c, y, x) of a (C, H, W) map has i
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,8 @@ from scipy.sparse import csr_array
 from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.format import file, tap_tables
-from soul_deploy.runtime.format.network import (
-    ConvSynapses,
-    CurrentLayer,
-    DenseRows,
-    EventNetwork,
-    Firing,
-    Layer,
-    MatrixSynapses,
-    MergeLayer,
-    PoolLayer,
-    PopulationLayer,
-    ReadoutLayer,
-    Rows,
-    ScatterLayer,
-    SparseRows,
-    SpikingLayer,
-    Synapses,
-    Synaptic,
-)
+from soul_deploy.runtime.format import network as eventnet
+from soul_deploy.runtime.ops.fan_out import nonzero_rows
 from soul_deploy.runtime.plan.estimate import require_products
 
 
@@ -70,57 +54,44 @@ class SparseProduct:
         return currents
 
 
-@dispatch.operation_table(Synapses)
-def product_of(synapses: Synapses) -> SparseProduct:
+@dispatch.operation_table(eventnet.Synapses)
+def product_of(synapses: eventnet.Synapses) -> SparseProduct:
     """A projection as a CSR product."""
     raise product_of.unknown(synapses)
 
 
-@product_of.on(MatrixSynapses)
-def _(matrix: MatrixSynapses) -> SparseProduct:
+@product_of.on(eventnet.MatrixSynapses)
+def _(matrix: eventnet.MatrixSynapses) -> SparseProduct:
     return _product(matrix, math.prod(matrix.out_shape), None)
 
 
-@product_of.on(ConvSynapses)
-def _(convolution: ConvSynapses) -> SparseProduct:
+@product_of.on(eventnet.ConvSynapses)
+def _(convolution: eventnet.ConvSynapses) -> SparseProduct:
     table = tap_tables.gather_table(convolution)
     patches = np.ascontiguousarray(table.reshape(len(table), -1).T.astype(np.intp))
     return _product(convolution, convolution.out_shape[0], patches)
 
 
-def _product(synapses: Synapses, targets: int, patches: Array | None) -> SparseProduct:
+def _product(synapses: eventnet.Synapses, targets: int, patches: Array | None) -> SparseProduct:
     bias = np.zeros(0, np.float32) if synapses.bias is None else synapses.bias
-    weight = _by_source(synapses.rows, (synapses.row_count, targets), synapses.blocks).T.tocsr()
+    starts, indices = nonzero_rows(synapses)
+    stored = synapses.rows.weight[synapses.rows.weight != 0]
+    weight: Any = csr_array(
+        (stored, indices, starts), shape=(synapses.row_count, targets)
+    ).T.tocsr()
     weight.sort_indices()
     return SparseProduct(weight, patches, bias)
-
-
-@dispatch.operation_table(Rows)
-def _by_source(rows: Rows, sizes: tuple[int, int], groups: int) -> Any:
-    """CSR (rows, targets) as stored, zeros left out; channels of a group are a block of it."""
-    raise _by_source.unknown(rows)
-
-
-@_by_source.on(SparseRows)
-def _(rows: SparseRows, sizes: tuple[int, int], groups: int) -> Any:
-    starts, targets, weight = rows.arrays
-    return csr_array((weight, targets.astype(np.int64), starts.astype(np.int64)), shape=sizes)
-
-
-@_by_source.on(DenseRows)
-def _(rows: DenseRows, sizes: tuple[int, int], groups: int) -> Any:
-    blocks = rows.weight.reshape(groups, sizes[0] // groups, sizes[1] // groups)
-    group, row, column = np.nonzero(blocks)
-    places = group * blocks.shape[1] + row, group * blocks.shape[2] + column
-    return csr_array((blocks[group, row, column], places), shape=sizes)
 
 
 @dataclass
 class _Population:
     """The neurons of one layer while a sample runs; v (n,) float32 of all, live or not."""
 
-    layer: Firing
-    v: Array
+    layer: eventnet.Firing
+
+    def __post_init__(self) -> None:
+        size = math.prod(self.layer.current_shape)
+        self.v: Array = np.full(size, self.layer.neuron.rest, np.float32)
 
     def step(self, current: Array, step: int) -> Array:
         """Spikes of the output, constant-pattern channels included, as float32."""
@@ -131,18 +102,10 @@ class _Population:
             shown = np.repeat(layer.pattern[step][None] != 0, len(by_position), axis=0)
             by_position = np.concatenate([by_position, shown], axis=1)
         spikes = by_position.reshape(-1)
-        if layer.live is not None:
-            spikes = spikes & layer.live
-        return np.asarray(spikes, np.float32)
+        return np.asarray(spikes if layer.live is None else spikes & layer.live, np.float32)
 
 
-def at_rest(layer: Firing) -> _Population:
-    """The neurons of a layer before the first step."""
-    size = math.prod(layer.current_shape)
-    return _Population(layer, np.full(size, layer.neuron.rest, np.float32))
-
-
-def pool(layer: PoolLayer, values: Array, *, analog: bool) -> Array:
+def pool(layer: eventnet.PoolLayer, values: Array, *, analog: bool) -> Array:
     """Maximum over windows; values outside never are the maximum."""
     channels, height, width = layer.in_shape
     (top, left), (down, right) = layer.padding, layer.stride
@@ -158,18 +121,7 @@ def pool(layer: PoolLayer, values: Array, *, analog: bool) -> Array:
     return pooled.reshape(-1)
 
 
-def merge(layer: MergeLayer, branches: list[Array]) -> Array:
-    """Branches element by element, left to right."""
-    merged, *others = branches
-    for other in others:
-        if layer.function == "add":
-            merged = merged + other
-        else:
-            merged = merged * (other if layer.function == "and" else 1 - other)
-    return merged
-
-
-def scatter_wide(layer: ScatterLayer, values: Array) -> Array:
+def scatter_wide(layer: eventnet.ScatterLayer, values: Array) -> Array:
     """Channels into a wide map, zeros elsewhere."""
     by_position = values.reshape(-1, layer.in_shape[0])
     wide = np.zeros((len(by_position), layer.out_shape[0]), np.float32)
@@ -177,44 +129,50 @@ def scatter_wide(layer: ScatterLayer, values: Array) -> Array:
     return wide.reshape(-1)
 
 
+MERGES: Mapping[str, Callable[[Array, Array], Array]] = {
+    "add": np.add,
+    "and": np.multiply,
+    "iand": lambda merged, other: merged * (1 - other),
+}
 Step = Callable[[Mapping[str, Array]], Array]
 """From the maps of one step by name: a layer's map, or what arrives at its neurons."""
 
 
-@dispatch.operation_table(Layer)
-def step_of(layer: Layer, network: EventNetwork) -> Step:
+@dispatch.operation_table(eventnet.Layer)
+def step_of(layer: eventnet.Layer, network: eventnet.EventNetwork) -> Step:
     """What computes one step of a layer."""
     raise step_of.unknown(layer)
 
 
-@step_of.on(SpikingLayer, CurrentLayer)
-def _(layer: Synaptic, network: EventNetwork) -> Step:
+@step_of.on(eventnet.SpikingLayer, eventnet.CurrentLayer)
+def _(layer: eventnet.Synaptic, network: eventnet.EventNetwork) -> Step:
     product = product_of(layer.synapses)
     return lambda values: product.currents(values[layer.source])
 
 
-@step_of.on(PopulationLayer)
-def _(layer: PopulationLayer, network: EventNetwork) -> Step:
+@step_of.on(eventnet.PopulationLayer)
+def _(layer: eventnet.PopulationLayer, network: eventnet.EventNetwork) -> Step:
     return lambda values: values[layer.source]
 
 
-@step_of.on(PoolLayer)
-def _(layer: PoolLayer, network: EventNetwork) -> Step:
+@step_of.on(eventnet.PoolLayer)
+def _(layer: eventnet.PoolLayer, network: eventnet.EventNetwork) -> Step:
     analog = network.edges[layer.source][0] == "analog"
     return lambda values: pool(layer, values[layer.source], analog=analog)
 
 
-@step_of.on(MergeLayer)
-def _(layer: MergeLayer, network: EventNetwork) -> Step:
-    return lambda values: merge(layer, [values[name] for name in layer.sources])
+@step_of.on(eventnet.MergeLayer)
+def _(layer: eventnet.MergeLayer, network: eventnet.EventNetwork) -> Step:
+    merge = MERGES[layer.function]
+    return lambda values: reduce(merge, [values[name] for name in layer.sources])
 
 
-@step_of.on(ScatterLayer)
-def _(layer: ScatterLayer, network: EventNetwork) -> Step:
+@step_of.on(eventnet.ScatterLayer)
+def _(layer: eventnet.ScatterLayer, network: eventnet.EventNetwork) -> Step:
     return lambda values: scatter_wide(layer, values[layer.source])
 
 
-def scores_of(readout: ReadoutLayer, total: Array, steps: int) -> Array:
+def scores_of(readout: eventnet.ReadoutLayer, total: Array, steps: int) -> Array:
     """float32 (classes,) from spikes summed over time, (n,)."""
     sums = total.reshape(-1, readout.in_shape[0]).sum(0) if readout.space else total
     scale = np.float32(readout.scale(steps))
@@ -240,7 +198,7 @@ class ScipyEngine:
         """Read and check the event file. Raises MissingFileError, FileFormatError, LimitError."""
         self.prepare(file.load_event_network(self.path))
 
-    def prepare(self, network: EventNetwork) -> None:
+    def prepare(self, network: eventnet.EventNetwork) -> None:
         """Make the products of a network."""
         require_products(network)
         self.network = network
@@ -257,7 +215,7 @@ class ScipyEngine:
     def _run(self, sample: Array) -> Array:
         """Scores of one sample, (T or 1, n). What a static input alone determines is done once."""
         network = self.network
-        neurons = {layer.name: at_rest(layer) for layer in network.populations}
+        neurons = {layer.name: _Population(layer) for layer in network.populations}
         values: dict[str, Array] = {}
         currents: dict[str, Array] = {}
         total = np.zeros(math.prod(network.readout.in_shape), np.float32)

@@ -1,14 +1,22 @@
-"""Timing engines side by side: warm-up apart, blocks that alternate, medians of many runs."""
+"""Timing engines: side by side, in blocks that alternate, and what one costs in a fresh process.
+
+`measure_fresh` starts this module as a program and reads the JSON that the program prints.
+"""
 
 import gc
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from soul_deploy.base import Array
+from soul_deploy.base import Array, errors, terminal
+from soul_deploy.runtime.bench.engines import EngineSpec
 
 REST_SECONDS = 0.02
 """Pause before each block: worker threads of the engine before stop spinning meanwhile."""
@@ -103,7 +111,50 @@ def peak_memory_mb() -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
     import resource
-    import sys
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """import_ms: its libraries; load_ms: its file; first_ms: the first batch; rss_mb: peak, MB."""
+
+    import_ms: float
+    load_ms: float
+    first_ms: float
+    rss_mb: float
+
+
+def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
+    """Import, load and run `batch` (a .npy file) once in a process of its own.
+
+    Raises SoulDeployError with the process's last line if it fails.
+    """
+    what = json.dumps([spec.name, spec.network, spec.target, str(spec.path), threads, str(batch)])
+    done = subprocess.run(
+        [sys.executable, "-m", "soul_deploy.runtime.bench.timing", what],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise errors.SoulDeployError(f"the engine {spec.name} failed in a fresh process: {reason}")
+    return Fresh(**json.loads(done.stdout))
+
+
+def main() -> None:
+    """Read what to run from the argument, print its measurement as JSON."""
+    name, network, target, path, threads, batch = json.loads(sys.argv[1])
+    spec = EngineSpec(name, network, target, Path(path))
+    x = np.load(batch, allow_pickle=False)
+    import_ms = milliseconds(lambda: [import_module(n) for n in spec.create(threads).imports])
+    engine = spec.create(threads)
+    load_ms = milliseconds(engine.load)
+    first_ms = milliseconds(lambda: engine.infer(x))
+    terminal.show(json.dumps(asdict(Fresh(import_ms, load_ms, first_ms, peak_memory_mb()))))
+
+
+if __name__ == "__main__":
+    main()

@@ -42,10 +42,8 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
         )
     try:
         return _network(document, opened.tensors)
-    except errors.FileFormatError as error:
-        raise errors.FileFormatError(f"{path}: {error}") from error
-    except errors.LimitError as error:
-        raise errors.LimitError(f"{path}: {error}") from error
+    except (errors.FileFormatError, errors.LimitError) as error:
+        raise type(error)(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.FileFormatError(
             f"{path}: its description cannot be read ({error!r})"
@@ -54,9 +52,8 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
 
 def _tensors(network: EventNetwork) -> dict[str, Array]:
     parts: tuple[Layer | ReadoutLayer, ...] = (*network.layers, network.readout)
-    return {
-        f"{part.name}/{key}": a for part in parts for key, a in layer_codec.arrays_of(part).items()
-    }
+    found = ((part.name, layer_codec.arrays_of(part)) for part in parts)
+    return {f"{name}/{key}": array for name, arrays in found for key, array in arrays.items()}
 
 
 def _header(network: EventNetwork) -> dict[str, Any]:
@@ -85,9 +82,7 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
         input_name=v.text(document["input"]["name"]),
         input_shape=v.integers(document["input"]["shape"]),
         time_steps=v.integer(document["time_steps"]),
-        layers=tuple(
-            layer_codec.read_entry(entry, tensors) for entry in v.items(document["layers"])
-        ),
+        layers=tuple(layer_codec.read_entry(e, tensors) for e in v.items(document["layers"])),
         readout=_readout(document["readout"], tensors),
         fixed_steps=v.truth(document["validity"]["fixed_steps"]),
         reset_per_sample=v.truth(document["validity"]["reset_per_sample"]),

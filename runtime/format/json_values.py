@@ -6,34 +6,25 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not an integer")
-    return value
+def _reader(kind: type[T], what: str) -> Callable[[Any], T]:
+    def read(value: Any) -> T:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{value!r} is not {what}")
+        return value
+
+    return read
+
+
+integer = _reader(int, "an integer")
+truth = _reader(bool, "true or false")
+text = _reader(str, "text")
+items: Callable[[Any], list[Any]] = _reader(list, "a list")
 
 
 def number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
     return float(value)
-
-
-def truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r} is not true or false")
-    return value
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
-def items(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
-    return value
 
 
 def integers(value: Any) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Layers with synapses or neurons, and every rule that each of them obeys.
+"""What any layer says of itself; layers with synapses or neurons, and every rule that they obey.
 
 An object that exists is valid (see network.py). Values are uint8 where spikes or small integers
 travel, float32 where analog values do; a layer's inputs come from layers before it.
@@ -14,8 +14,91 @@ import numpy as np
 
 from soul_deploy.base import Array, brief
 from soul_deploy.runtime.equations import NeuronEquation
-from soul_deploy.runtime.format import layer, validate
-from soul_deploy.runtime.format.synapses import Shape, Synapses
+from soul_deploy.runtime.format import validate
+from soul_deploy.runtime.format.synapses import Synapses
+from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape, require
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of an event network; the family of the tables over layers.
+
+    operation  what files call the layer
+    what       the layer's kind, for messages
+    stateful   whether the layer gives other values at each step of a constant input
+    """
+
+    operation: ClassVar[str]
+    what: ClassVar[str]
+    stateful: ClassVar[bool] = False
+    name: str
+
+    if TYPE_CHECKING:  # a field of one class is a property of another
+
+        @property
+        def sources(self) -> tuple[str, ...]:
+            """The layers (or the input) whose outputs arrive."""
+            raise NotImplementedError
+
+        @property
+        def in_shape(self) -> Shape:
+            """Shape of what arrives."""
+            raise NotImplementedError
+
+        @property
+        def out_shape(self) -> Shape:
+            """Shape of what leaves."""
+            raise NotImplementedError
+
+        @property
+        def pattern(self) -> Array | None:
+            """Spikes of generated channels, as at SpikingLayer; None: there are none."""
+            raise NotImplementedError
+
+    else:
+        pattern = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the layer may be called by."""
+        return (self.name,)
+
+    @property
+    def live_neurons(self) -> Array | None:
+        """bool (n,), channel-last: which neurons exist; None: all, or there are none."""
+        return None
+
+    @property
+    def announced(self) -> dict[str, int | None]:
+        """Counts by which a file says how many neurons are live and channels generated."""
+        return {}
+
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        """What leaves, from what arrives, one edge for each source. Raises FileFormatError."""
+        raise NotImplementedError
+
+    def check_steps(self, time_steps: int, *, fixed: bool) -> None:
+        """Raise FileFormatError unless the layer runs in a network of T = `time_steps`.
+
+        fixed: whether the network is valid for this T only.
+        """
+
+    def check_source(self, source: "Layer") -> None:
+        """Raise FileFormatError unless the layer's content fits its source's."""
+
+
+class OneSource(Layer):
+    """A layer that takes what `source` gives: the input or one layer."""
+
+    source: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+class MapLayer(Layer):
+    """A layer without synapses and neurons: maps to a map, step by step."""
 
 
 @dataclass(frozen=True)
@@ -34,53 +117,50 @@ class Alternative:
     chosen: bool
 
     def __post_init__(self) -> None:
-        validate.require(
+        require(
             self.kind in ("dense", "sparse", "explicit") and min(self.bytes, self.additions) >= 0,
             f"alternative {self.kind!r} of {self.bytes} bytes and {self.additions} additions",
         )
 
 
-def require_grid(name: str, grid: int | None) -> None:
-    """Raise FileFormatError for a grid that float32 does not have."""
-    validate.require(grid is None or 0 <= grid <= 60, f"{name}: grid {grid} not in 0..60")
+def live_count(live: Array | None) -> dict[str, int | None]:
+    """What a file says of a live mask."""
+    return {"live": None if live is None else int(live.sum())}
 
 
-class Firing(layer.Layer):
+class Firing(Layer):
     """The base class of layers with neurons; SpikingLayer describes the fields."""
 
     stateful: ClassVar[bool] = True
     neuron: NeuronEquation
     live: Array | None
 
-    @property
-    def current_shape(self) -> Shape:
-        """Shape of the current: the output without constant-pattern channels."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        @property
+        def current_shape(self) -> Shape:
+            """Shape of the current: the output without constant-pattern channels."""
+            raise NotImplementedError
 
     def _check_neurons(self) -> None:
         validate.require_neuron(self.name, self.neuron)
         if self.pattern is not None:
-            validate.require(
-                self.pattern.ndim == 2 and self.pattern.size > 0,
-                f"{self.name}: pattern {self.pattern.shape} is not (T, constant-pattern channels)",
+            shape = self.pattern.shape
+            require(
+                len(shape) == 2 and self.pattern.size > 0,
+                f"{self.name}: pattern {shape} is not (T, constant-pattern channels)",
             )
-            validate.require_array(
-                f"{self.name}: pattern", self.pattern, np.uint8, self.pattern.shape
-            )
-            validate.require(
-                self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1"
-            )
+            validate.require_array(f"{self.name}: pattern", self.pattern, np.uint8, shape)
+            require(self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1")
             validate.require_shape(f"{self.name}: output shape", self.out_shape)
-        if self.live is not None:
-            validate.require_array(
-                f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),)
-            )
+        size = math.prod(self.out_shape)
+        validate.require_array(f"{self.name}: live", self.live, np.bool_, (size,))
 
     def check_steps(self, time_steps: int, *, fixed: bool) -> None:
         """A pattern has T steps, and nothing is known beyond them."""
         if self.pattern is not None:
             steps = len(self.pattern)
-            validate.require(
+            require(
                 steps == time_steps and fixed,
                 f"{self.name}: a pattern of {steps} steps needs a network that is valid for "
                 f"T = {steps} only",
@@ -89,6 +169,10 @@ class Firing(layer.Layer):
     @property
     def live_neurons(self) -> Array | None:
         return self.live
+
+    @property
+    def announced(self) -> dict[str, int | None]:
+        return {**live_count(self.live), "generators": self.generated or None}
 
     @property
     def generated(self) -> int:
@@ -114,15 +198,16 @@ class Firing(layer.Layer):
         return math.prod(self.current_shape) if self.updated is None else int(self.updated.sum())
 
 
-class Synaptic(layer.Layer):
+class Synaptic(OneSource):
     """What layers with synapses have in common; their fields are described at SpikingLayer.
 
     operation  what files put before the kind of the synapses
+    leaves     the edge that leaves, whatever arrives
     """
 
     what: ClassVar[str] = "a projection"
-    source: str
-    edge: validate.EdgeKind
+    leaves: ClassVar[Edge]
+    edge: EdgeKind
     bound: int | None
     synapses: Synapses
     grid: int | None
@@ -136,49 +221,56 @@ class Synaptic(layer.Layer):
             """The projection's name in the graph."""
             raise NotImplementedError
 
-        @property
-        def updated(self) -> Array | None:
-            """The live mask of the current's targets, bool, channel-last; None: all."""
-            raise NotImplementedError
+    @property
+    def announced(self) -> dict[str, int | None]:
+        return live_count(self.live)
 
-        @property
-        def neurons(self) -> int:
-            """How many targets an event's dense row is added to."""
-            raise NotImplementedError
+    @property
+    def out_shape(self) -> Shape:
+        return self.synapses.out_shape
+
+    @property
+    def updated(self) -> Array | None:
+        """The live mask of the current's targets, bool, channel-last; None: all."""
+        return self.live
+
+    @property
+    def neurons(self) -> int:
+        """How many targets an event's dense row is added to: without neurons behind, all."""
+        return math.prod(self.out_shape)
 
     def _check_synapses(self) -> None:
         """Raise FileFormatError for an edge or a grid that cannot be."""
         validate.require_edge(self.name, self.edge, self.bound)
-        require_grid(self.name, self.grid)
+        grid = self.grid  # one that float32 has
+        require(grid is None or 0 <= grid <= 60, f"{self.name}: grid {grid} not in 0..60")
 
     def _check_targets(self) -> None:
         """Raise FileFormatError if an explicit row leads to a target that is not live."""
         rows = self.synapses.explicit_rows
         if self.updated is not None and rows is not None:
-            validate.require(
+            require(
                 self.updated[rows.targets].all(),
                 f"{self.name}: a synapse leads to a neuron that is not live",
             )
 
-    def check_source(self, source: layer.Layer) -> None:
+    def check_source(self, source: Layer) -> None:
         """Rows of dead presynaptic neurons are left out when rows are packed: they are empty."""
         rows, live = self.synapses.explicit_rows, source.live_neurons
         if rows is not None and live is not None:
-            validate.require(
+            require(
                 not rows.lengths[~live].any(),
                 f"{self.name}: a synapse comes from a neuron of {source.name} that is not live",
             )
 
-    def _check_arriving(self, arriving: validate.Edge) -> None:
-        validate.require(
-            (self.edge, self.bound) == arriving,
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        (kind, bound), *_ = arriving
+        require(
+            (self.edge, self.bound) == (kind, bound),
             f"{self.name}: a {self.edge} edge from {self.source} with bound {self.bound}; "
-            f"what leaves there is {arriving[0]} with bound {arriving[1]}",
+            f"what leaves there is {kind} with bound {bound}",
         )
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
+        return self.leaves
 
     @property
     def in_shape(self) -> Shape:
@@ -192,7 +284,7 @@ class Synaptic(layer.Layer):
 
 @brief
 @dataclass(frozen=True)
-class SpikingLayer(Synaptic, Firing):
+class SpikingLayer(Firing, Synaptic):
     """A projection and the population behind it.
 
     name        the population's name in the graph; `projection` the projection's
@@ -208,10 +300,11 @@ class SpikingLayer(Synaptic, Firing):
     """
 
     operation: ClassVar[str] = ""
+    leaves: ClassVar[Edge] = ("spike", 1)
     name: str
     projection: str
     source: str
-    edge: validate.EdgeKind
+    edge: EdgeKind
     bound: int | None
     synapses: Synapses
     neuron: NeuronEquation
@@ -229,10 +322,6 @@ class SpikingLayer(Synaptic, Firing):
     def names(self) -> tuple[str, ...]:
         return self.name, self.projection
 
-    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
-        self._check_arriving(arriving[0])
-        return "spike", 1
-
 
 @brief
 @dataclass(frozen=True)
@@ -245,9 +334,10 @@ class CurrentLayer(Synaptic):
     """
 
     operation: ClassVar[str] = "current_"
+    leaves: ClassVar[Edge] = ("analog", None)
     name: str
     source: str
-    edge: validate.EdgeKind
+    edge: EdgeKind
     bound: int | None
     synapses: Synapses
     grid: int | None = None
@@ -256,10 +346,8 @@ class CurrentLayer(Synaptic):
 
     def __post_init__(self) -> None:
         self._check_synapses()
-        if self.live is not None:
-            validate.require_array(
-                f"{self.name}: live", self.live, np.bool_, (math.prod(self.out_shape),)
-            )
+        size = math.prod(self.out_shape)
+        validate.require_array(f"{self.name}: live", self.live, np.bool_, (size,))
         self._check_targets()
 
     @property
@@ -267,28 +355,10 @@ class CurrentLayer(Synaptic):
         """Its own name: no population is behind it."""
         return self.name
 
-    @property
-    def out_shape(self) -> Shape:
-        return self.synapses.out_shape
-
-    @property
-    def updated(self) -> Array | None:
-        """Live targets, as `live`."""
-        return self.live
-
-    @property
-    def neurons(self) -> int:
-        """How many targets an event's dense row is added to: all."""
-        return math.prod(self.out_shape)
-
-    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
-        self._check_arriving(arriving[0])
-        return "analog", None
-
 
 @brief
 @dataclass(frozen=True)
-class PopulationLayer(Firing):
+class PopulationLayer(OneSource, Firing):
     """Neurons on the analog values of another layer, such as a sum of currents.
 
     The fields are those of SpikingLayer; in_shape is the current's shape.
@@ -308,16 +378,12 @@ class PopulationLayer(Firing):
         self._check_neurons()
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
     def current_shape(self) -> Shape:
         return self.in_shape
 
-    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
         kind, _ = arriving[0]
-        validate.require(
+        require(
             kind == "analog", f"{self.name}: neurons take a current, but {self.source} is {kind}"
         )
         return "spike", 1

@@ -8,46 +8,44 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from soul_deploy.base import Array, brief
-from soul_deploy.runtime.format import layer, synapses, validate
+from soul_deploy.runtime.format import layers, validate
+from soul_deploy.runtime.format.synapses import Pair
+from soul_deploy.runtime.format.validate import Edge, Shape, require
 
 MergeFunction = Literal["add", "and", "iand"]
 
 
 @dataclass(frozen=True)
-class PoolLayer(layer.MapLayer):
+class PoolLayer(layers.OneSource, layers.MapLayer):
     """Maximum over windows of a map; of spikes: OR. Padding never is the maximum."""
 
     operation: ClassVar[str] = "max_pool"
     what: ClassVar[str] = "a pooling"
     name: str
     source: str
-    in_shape: synapses.Shape
-    out_shape: synapses.Shape
-    kernel: synapses.Pair
-    stride: synapses.Pair
-    padding: synapses.Pair
+    in_shape: Shape
+    out_shape: Shape
+    kernel: Pair
+    stride: Pair
+    padding: Pair
 
     def __post_init__(self) -> None:
         validate.require_shape("input shape", self.in_shape)
         validate.require_shape("output shape", self.out_shape)
-        validate.require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
+        require(len(self.in_shape) == 3, f"{self.name}: pooling needs a (C, H, W) input")
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0)):
             validate.require_pair(f"{self.name}: {name}", getattr(self, name), low)
         sides = tuple(
             (self.in_shape[1 + i] + 2 * self.padding[i] - self.kernel[i]) // self.stride[i] + 1
             for i in (0, 1)
         )
-        validate.require(
+        require(
             self.out_shape == (self.in_shape[0], *sides),
             f"{self.name}: output {self.out_shape} does not follow from input {self.in_shape}",
         )
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
-        validate.require(
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
+        require(
             arriving[0][0] != "analog"
             or all(2 * self.padding[i] <= self.kernel[i] for i in (0, 1)),
             f"{self.name}: padding {self.padding} beyond half the kernel {self.kernel} "
@@ -57,7 +55,7 @@ class PoolLayer(layer.MapLayer):
 
 
 @dataclass(frozen=True)
-class MergeLayer(layer.MapLayer):
+class MergeLayer(layers.MapLayer):
     """Two or more maps of one shape, element by element, left to right.
 
     add   the sum: of spikes and graded values a graded edge, with an analog one analog
@@ -70,32 +68,32 @@ class MergeLayer(layer.MapLayer):
     name: str
     sources: tuple[str, ...]
     function: MergeFunction
-    shape: synapses.Shape
+    shape: Shape
 
     def __post_init__(self) -> None:
         validate.require_shape(f"{self.name}: shape", self.shape)
-        validate.require(
+        require(
             self.function in ("add", "and", "iand"),
             f"{self.name}: function {self.function!r}; known: add, and, iand",
         )
         count = len(self.sources)
-        validate.require(
+        require(
             count == 2 or (count > 2 and self.function != "iand"),
             f"{self.name}: {self.function} of {count} branches",
         )
 
     @property
-    def in_shape(self) -> synapses.Shape:
+    def in_shape(self) -> Shape:
         return self.shape
 
     @property
-    def out_shape(self) -> synapses.Shape:
+    def out_shape(self) -> Shape:
         return self.shape
 
-    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
         kinds = {kind for kind, _ in arriving}
         if self.function != "add":
-            validate.require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
+            require(kinds == {"spike"}, f"{self.name}: {self.function} takes spikes only")
             return "spike", 1
         if "analog" in kinds:
             return "analog", None
@@ -106,7 +104,7 @@ class MergeLayer(layer.MapLayer):
 
 @brief
 @dataclass(frozen=True)
-class ScatterLayer(layer.MapLayer):
+class ScatterLayer(layers.OneSource, layers.MapLayer):
     """Channels of a narrow map put into a wide one, zeros elsewhere.
 
     index  uint32 (channels,): the place of each input channel, rising
@@ -116,15 +114,15 @@ class ScatterLayer(layer.MapLayer):
     what: ClassVar[str] = "a scattering"
     name: str
     source: str
-    in_shape: synapses.Shape
-    out_shape: synapses.Shape
+    in_shape: Shape
+    out_shape: Shape
     index: Array
 
     def __post_init__(self) -> None:
         validate.require_shape("input shape", self.in_shape)
         validate.require_shape("output shape", self.out_shape)
         validate.require_array(f"{self.name}: index", self.index, np.uint32, self.in_shape[:1])
-        validate.require(
+        require(
             self.in_shape[1:] == self.out_shape[1:]
             and (self.index[1:] > self.index[:-1]).all()
             and int(self.index[-1]) < self.out_shape[0],
@@ -132,11 +130,7 @@ class ScatterLayer(layer.MapLayer):
             f"{self.out_shape}",
         )
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    def edge_of(self, arriving: Sequence[validate.Edge]) -> validate.Edge:
+    def edge_of(self, arriving: Sequence[Edge]) -> Edge:
         return arriving[0]
 
 
@@ -154,7 +148,7 @@ class ReadoutLayer:
 
     name: str
     source: str
-    in_shape: synapses.Shape
+    in_shape: Shape
     classes: int
     space: bool
     weight: Array | None
@@ -164,28 +158,25 @@ class ReadoutLayer:
 
     def __post_init__(self) -> None:
         validate.require_shape("readout input", self.in_shape)
-        validate.require(
-            self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes"
-        )
-        validate.require(
+        require(self.classes >= 1 and self.votes >= 1, f"{self.name}: no classes or no votes")
+        require(
             1 <= self.divisor <= validate.MAX_NEURONS * validate.MAX_STEPS,
             f"{self.name}: divisor {self.divisor}",
         )
-        validate.require(
+        require(
             len(self.in_shape) == 3 or not self.space,
             f"{self.name}: a sum over space of {self.in_shape}",
         )
+        shape = (self.classes, self.sums)
+        validate.require_array(f"{self.name}: weights", self.weight, np.float32, shape)
         if self.weight is not None:
-            shape = (self.classes, self.sums)
-            validate.require_array(f"{self.name}: weights", self.weight, np.float32, shape)
-            validate.require(self.votes == 1, f"{self.name}: votes together with weights")
+            require(self.votes == 1, f"{self.name}: votes together with weights")
         else:
-            validate.require(
+            require(
                 self.space == (len(self.in_shape) == 3) and self.sums == self.classes * self.votes,
                 f"{self.name}: {self.sums} sums for {self.classes} classes of {self.votes} votes",
             )
-        if self.bias is not None:
-            validate.require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
+        validate.require_array(f"{self.name}: bias", self.bias, np.float32, (self.classes,))
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ ranges, finite values) when it is made, and raises FileFormatError otherwise. Ke
 checks, so nothing reaches them another way.
 
 Maps are channel-last: neuron (c, y, x) of a (C, H, W) population has index (y·W + x)·C + c. The
-layers stand in layers.py and map_layers.py, their rows of synapses in synapses.py.
+layers stand in layers.py and map_layers.py, their rows of synapses in synapses.py. Others import
+from here.
 """
 
 import math
@@ -17,11 +18,13 @@ from typing import TypeVar
 import numpy as np
 
 from soul_deploy.base import brief, errors, input_rule
-from soul_deploy.runtime.format.layer import Layer, MapLayer
+from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.layers import (
     Alternative,
     CurrentLayer,
     Firing,
+    Layer,
+    MapLayer,
     PopulationLayer,
     SpikingLayer,
     Synaptic,
@@ -33,46 +36,10 @@ from soul_deploy.runtime.format.synapses import (
     MatrixSynapses,
     Pair,
     Rows,
-    Shape,
     SparseRows,
     Synapses,
 )
-from soul_deploy.runtime.format.validate import (
-    MAX_STEPS,
-    MAX_VALUES,
-    Edge,
-    EdgeKind,
-    require,
-    require_shape,
-)
-
-__all__ = [
-    "Alternative",
-    "ConvSynapses",
-    "CurrentLayer",
-    "DenseRows",
-    "Edge",
-    "EdgeKind",
-    "EventNetwork",
-    "Firing",
-    "Layer",
-    "MapLayer",
-    "MatrixSynapses",
-    "MergeLayer",
-    "Pair",
-    "PixelNormalization",
-    "PoolLayer",
-    "PopulationLayer",
-    "ReadoutLayer",
-    "Rows",
-    "ScatterLayer",
-    "Shape",
-    "SparseRows",
-    "SpikingLayer",
-    "Synapses",
-    "Synaptic",
-]
-
+from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape, require, require_shape
 
 L = TypeVar("L", bound=Layer)
 
@@ -127,8 +94,10 @@ class EventNetwork:
     def __post_init__(self) -> None:
         require_shape("input shape", self.input_shape)
         require(self.time_steps >= 1, f"time_steps {self.time_steps} is not at least 1")
-        if self.time_steps > MAX_STEPS:
-            raise errors.LimitError(f"T = {self.time_steps}; the limit is {MAX_STEPS} steps")
+        if self.time_steps > validate.MAX_STEPS:
+            raise errors.LimitError(
+                f"T = {self.time_steps}; the limit is {validate.MAX_STEPS} steps"
+            )
         require(
             len(self.classes) in (0, self.readout.classes),
             f"{len(self.classes)} class names for {self.readout.classes} classes",
@@ -151,10 +120,10 @@ class EventNetwork:
             + ("the input" if source == self.input_name else "analog"),
         )
         for name, shape in shapes.items():
-            if self.time_steps * math.prod(shape) > MAX_VALUES:
+            if self.time_steps * math.prod(shape) > validate.MAX_VALUES:
                 raise errors.LimitError(
-                    f"{name}: {self.time_steps} steps of {shape} given; the limit is {MAX_VALUES} "
-                    "values"
+                    f"{name}: {self.time_steps} steps of {shape} given; the limit is "
+                    f"{validate.MAX_VALUES} values"
                 )
         object.__setattr__(self, "edges", edges)
 

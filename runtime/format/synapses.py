@@ -10,15 +10,15 @@ rows are the explicit form: one row per presynaptic neuron, only synapses betwee
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.format import validate
+from soul_deploy.runtime.format.validate import Shape, require
 
-Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
@@ -48,17 +48,12 @@ class Rows:
     @property
     def arrays(self) -> tuple[Array, ...]:
         """All arrays of the rows, as `fields` lists them."""
-        raise NotImplementedError
+        return tuple(getattr(self, item.name) for item in fields(self))
 
     @property
     def lengths(self) -> Array:
         """int64 (rows,): nonzero weights of each row."""
         raise NotImplementedError
-
-    @property
-    def compressed(self) -> "SparseRows | None":
-        """The rows themselves if they are compressed."""
-        return None
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
         """Raise FileFormatError unless the rows are `count` rows onto `width` targets, which
@@ -78,11 +73,6 @@ class DenseRows(Rows):
     kind: ClassVar[str] = "dense"
     dense: ClassVar[bool] = True
     weight: Array
-
-    @property
-    def arrays(self) -> tuple[Array]:
-        """(weight,)."""
-        return (self.weight,)
 
     @property
     def lengths(self) -> Array:
@@ -115,23 +105,37 @@ class SparseRows(Rows):
         return len(self.targets)
 
     @property
-    def arrays(self) -> tuple[Array, Array, Array]:
-        """(starts, targets, weight)."""
-        return self.starts, self.targets, self.weight
-
-    @property
     def lengths(self) -> Array:
         lengths: Array = np.diff(self.starts.astype(np.int64))
         return lengths
 
-    @property
-    def compressed(self) -> "SparseRows":
-        return self
-
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
+        """Canonical rows: starts that rise, targets below `width` and strictly rising in a row, no
+        weight of 0.
+        """
         if count >= validate.MAX_SYNAPSES:
             raise errors.LimitError(f"{count} rows; the limit is {validate.MAX_SYNAPSES}")
-        validate.require_sparse_rows(name, self.arrays, count, width)
+        starts, targets, weight = self.arrays
+        validate.require_array(f"{name}: starts", starts, np.uint32, (count + 1,))
+        validate.require_array(f"{name}: targets", targets, np.uint32, targets.shape[:1])
+        validate.require_array(f"{name}: weights", weight, np.float32, targets.shape)
+        require(
+            starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
+            f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
+        )
+        if len(targets):
+            require(
+                int(targets.max()) < width,
+                f"{name}: a synapse targets {int(targets.max())}, but targets are 0..{width - 1}",
+            )
+            inside = np.ones(len(targets), np.bool_)
+            inside[starts[:-1][starts[:-1] < len(targets)]] = False
+            falls = np.flatnonzero(targets[1:] <= targets[:-1]) + 1
+            require(not inside[falls].any(), f"{name}: targets of a row are not strictly rising")
+            require((weight != 0).all(), f"{name}: a stored synapse has weight 0")
+
+
+ROWS: tuple[type[Rows], ...] = (DenseRows, SparseRows)
 
 
 @dataclass(frozen=True)
@@ -196,12 +200,12 @@ class ConvSynapses(Synapses):
     def __post_init__(self) -> None:
         validate.require_shape("input shape", self.in_shape)
         validate.require_shape("output shape", self.out_shape)
-        validate.require(
+        require(
             len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps"
         )
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             validate.require_pair(name, getattr(self, name), low)
-        validate.require(
+        require(
             self.groups >= 1
             and self.in_shape[0] % self.groups == 0
             and self.out_shape[0] % self.groups == 0,
@@ -218,8 +222,7 @@ class ConvSynapses(Synapses):
             )
         shape = (self.in_shape[0], *self.kernel, self.out_shape[0] // self.groups)
         self.rows.check("convolution", shape, self.row_count, self.out_shape[0])
-        if self.bias is not None:
-            validate.require_array("bias", self.bias, np.float32, self.out_shape[:1])
+        validate.require_array("bias", self.bias, np.float32, self.out_shape[:1])
 
     @property
     def row_count(self) -> int:
@@ -242,12 +245,10 @@ class ConvSynapses(Synapses):
     def _check_axis(self, axis: int) -> None:
         size, out = self.in_shape[1 + axis], self.out_shape[1 + axis]
         reach = self.reach[axis]
-        validate.require(
-            0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}"
-        )
+        require(0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}")
         span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         largest = (size + 2 * self.padding[axis] - span) // self.stride[axis] + 1
-        validate.require(
+        require(
             out <= largest,
             f"output {self.out_shape} does not follow from input {self.in_shape}, kernel "
             f"{self.kernel}, stride {self.stride}, padding {self.padding}, dilation "
@@ -272,12 +273,10 @@ class MatrixSynapses(Synapses):
         validate.require_shape("output shape", self.out_shape)
         size = math.prod(self.in_shape), math.prod(self.out_shape)
         self.rows.check("matrix", size, *size)
-        if self.bias is not None:
-            shared = self.bias.shape == self.out_shape[:1]
-            validate.require_array(
-                "bias", self.bias, np.float32, self.out_shape[:1] if shared else size[1:]
-            )
+        shared = self.bias is not None and self.bias.shape == self.out_shape[:1]
+        shape = self.out_shape[:1] if shared else size[1:]
+        validate.require_array("bias", self.bias, np.float32, shape)
 
     @property
     def explicit_rows(self) -> SparseRows | None:
-        return self.rows.compressed
+        return self.rows if isinstance(self.rows, SparseRows) else None

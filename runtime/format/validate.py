@@ -31,8 +31,13 @@ def require(condition: object, message: str) -> None:
         raise errors.FileFormatError(message)
 
 
-def require_array(name: str, array: Array, dtype: npt.DTypeLike, shape: Shape) -> None:
-    """Raise FileFormatError unless `array` has this dtype and shape and only finite values."""
+def require_array(name: str, array: Array | None, dtype: npt.DTypeLike, shape: Shape) -> None:
+    """Raise FileFormatError unless `array` has this dtype and shape and only finite values.
+
+    None: an array that the layer does without.
+    """
+    if array is None:
+        return
     require(
         array.dtype == np.dtype(dtype) and array.shape == shape,
         f"{name} is {array.dtype}{array.shape}, expected {np.dtype(dtype)}{shape}",
@@ -60,32 +65,6 @@ def require_pair(name: str, pair: tuple[int, int], low: int) -> None:
         len(pair) == 2 and all(low <= side <= MAX_KERNEL_REACH for side in pair),
         f"{name} {pair} must be two numbers from {low} to {MAX_KERNEL_REACH}",
     )
-
-
-def require_sparse_rows(
-    name: str, arrays: tuple[Array, Array, Array], count: int, width: int
-) -> None:
-    """Raise FileFormatError unless (starts, targets, weight) are `count` canonical rows: starts
-    that rise, targets below `width` and strictly rising in a row, no weight of 0.
-    """
-    starts, targets, weight = arrays
-    require_array(f"{name}: starts", starts, np.uint32, (count + 1,))
-    require_array(f"{name}: targets", targets, np.uint32, targets.shape[:1])
-    require_array(f"{name}: weights", weight, np.float32, targets.shape)
-    require(
-        starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
-        f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
-    )
-    if len(targets):
-        require(
-            int(targets.max()) < width,
-            f"{name}: a synapse targets {int(targets.max())}, but targets are 0..{width - 1}",
-        )
-        inside = np.ones(len(targets), np.bool_)
-        inside[starts[:-1][starts[:-1] < len(targets)]] = False
-        falls = np.flatnonzero(targets[1:] <= targets[:-1]) + 1
-        require(not inside[falls].any(), f"{name}: targets of a row are not strictly rising")
-        require((weight != 0).all(), f"{name}: a stored synapse has weight 0")
 
 
 def require_neuron(name: str, neuron: NeuronEquation) -> None:

@@ -9,22 +9,8 @@ import numpy as np
 
 from soul_deploy.base import Array, container, dispatch, errors, files, input_rule, lazy
 from soul_deploy.runtime.format import file as eventfile
-from soul_deploy.runtime.format import tap_tables
-from soul_deploy.runtime.format.network import (
-    ConvSynapses,
-    CurrentLayer,
-    Edge,
-    EventNetwork,
-    Firing,
-    Layer,
-    MapLayer,
-    MatrixSynapses,
-    PopulationLayer,
-    ReadoutLayer,
-    SpikingLayer,
-    Synapses,
-    Synaptic,
-)
+from soul_deploy.runtime.format import layer_codec, tap_tables
+from soul_deploy.runtime.format import network as eventnet
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
@@ -41,13 +27,8 @@ def describe_file(file: files.File, *, max_memory: int | None = None) -> dict[st
     """
     with files.opened(file) as source:
         kind = kind_of_file(source, max_memory=max_memory)
-        head = {
-            "schema": SCHEMA,
-            "kind": kind,
-            "path": str(source),
-            "bytes": source.size,
-            "sha256": source.sha256(),
-        }
+        head = {"schema": SCHEMA, "kind": kind, "path": str(source), "bytes": source.size}
+        head["sha256"] = source.sha256()
         if kind == "onnx":
             what = "inspecting an ONNX file"
             reader = lazy.load_object("soul_deploy.export.onnx.reader:describe_onnx", what)
@@ -125,9 +106,8 @@ def describe_model(tensor_file: files.TensorFile) -> dict[str, Any]:
             f"{tensor_file.path}: its tensors do not match their digest; the file is damaged"
         )
     try:
-        graph_class = lazy.load_object(
-            "soul_deploy.ir.graph:SpikingGraph", "inspecting a model file"
-        )
+        what = "inspecting a model file"
+        graph_class = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", what)
         graph = graph_class.from_json(document["graph"])
         info = document["info"]
         return {
@@ -150,31 +130,24 @@ def _model_layers(graph: Any, tensors: Mapping[str, Array]) -> list[dict[str, An
     """One row per node; `graph` is a soul_deploy.ir.graph.SpikingGraph."""
     rows = []
     for node in graph.nodes:
-        owners = [node.name]
-        if getattr(node, "norm", None) is not None:
-            owners.append(node.norm.name)
-        mask = tensors.get(MASK + node.name)
-        edge = graph.edges[node.name]
+        norm, mask = getattr(node, "norm", None), tensors.get(MASK + node.name)
+        owners = [WEIGHT + part.name for part in (node, norm) if part is not None]
+        edge, shape = graph.edges[node.name], graph.shapes[node.name]
         rows.append(
             {
                 "layer": node.name,
                 "operation": node.op,
                 "what": node.describe(),
                 "inputs": list(node.inputs),
-                "shape": list(graph.shapes[node.name]),
+                "shape": list(shape),
                 "edge": edge.kind,
                 "bound": edge.bound,
-                **_totals({n: a for n, a in tensors.items() if _owned(n, owners)}),
+                **_totals({n: a for n, a in tensors.items() if n.rpartition(".")[0] in owners}),
                 "channels_kept": None if mask is None else int(mask.sum()),
-                "channels": graph.shapes[node.name][0],
+                "channels": shape[0],
             }
         )
     return rows
-
-
-def _owned(tensor: str, owners: list[str]) -> bool:
-    owner = tensor.removeprefix(WEIGHT).rpartition(".")[0]
-    return tensor.startswith(WEIGHT) and owner in owners
 
 
 def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
@@ -186,7 +159,7 @@ def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
     }
 
 
-def describe_event(network: EventNetwork) -> dict[str, Any]:
+def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
     """An event network: its layers as rows and what it is valid for."""
     layers = [layer_row(layer, network.edges[layer.sources[0]]) for layer in network.layers]
     norm = network.normalization
@@ -209,58 +182,54 @@ def describe_event(network: EventNetwork) -> dict[str, Any]:
     }
 
 
-@dispatch.operation_table(Layer)
-def layer_row(layer: Layer, edge: Edge) -> dict[str, Any]:
+@dispatch.operation_table(eventnet.Layer)
+def layer_row(layer: eventnet.Layer, edge: eventnet.Edge) -> dict[str, Any]:
     """One layer; edge: what arrives from its first source."""
     raise layer_row.unknown(layer)
 
 
-@layer_row.on(MapLayer)
-def _map_row(layer: Layer, edge: Edge) -> dict[str, Any]:
+@layer_row.on(eventnet.MapLayer)
+def _map_row(layer: eventnet.Layer, edge: eventnet.Edge) -> dict[str, Any]:
     row = _plain_row(layer.name, layer.operation, ", ".join(layer.sources), layer.out_shape)
     return row | {"edge": edge[0], "bound": edge[1]}
 
 
-@layer_row.on(PopulationLayer)
-def _(layer: PopulationLayer, edge: Edge) -> dict[str, Any]:
+@layer_row.on(eventnet.PopulationLayer)
+def _(layer: eventnet.PopulationLayer, edge: eventnet.Edge) -> dict[str, Any]:
     return _map_row(layer, edge) | _neurons_of(layer)
 
 
-@layer_row.on(SpikingLayer)
-def _(layer: SpikingLayer, edge: Edge) -> dict[str, Any]:
+@layer_row.on(eventnet.SpikingLayer)
+def _(layer: eventnet.SpikingLayer, edge: eventnet.Edge) -> dict[str, Any]:
     return _synaptic_row(layer) | _neurons_of(layer)
 
 
-def _neurons_of(layer: Firing) -> dict[str, Any]:
+def _neurons_of(layer: eventnet.Firing) -> dict[str, Any]:
     return {"neurons": layer.neurons, "generated": layer.generated, "neuron": asdict(layer.neuron)}
 
 
-@layer_row.on(CurrentLayer)
-def _synaptic_row(layer: Synaptic, *_: object) -> dict[str, Any]:
+@layer_row.on(eventnet.CurrentLayer)
+def _synaptic_row(layer: eventnet.Synaptic, *_: object) -> dict[str, Any]:
     synapses = layer.synapses
-    arrays = [*synapses.rows.arrays, *([] if synapses.bias is None else [synapses.bias])]
-    return {
-        "layer": layer.name,
+    return _plain_row(layer.name, synapses.kind, layer.source, layer.out_shape) | {
         "projection": layer.projection,
-        "operation": synapses.kind,
-        "source": layer.source,
-        "shape": list(layer.out_shape),
         "edge": layer.edge,
         "bound": layer.bound,
-        "representation": representation_of(layer),
+        "representation": synapses.rows.kind if synapses.explicit_rows is None else "explicit",
         "alternatives": [asdict(item) for item in layer.alternatives],
-        "neurons": 0,
-        "generated": 0,
         "rows": synapses.row_count,
         "synapses": stored_synapses(synapses),
-        "bytes": sum(array.nbytes for array in arrays),
-        "neuron": None,
+        "bytes": _bytes(synapses),
         "grid": layer.grid,
     }
 
 
-@dispatch.operation_table(Synapses)
-def stored_synapses(synapses: Synapses) -> int:
+def _bytes(part: object) -> int:
+    return sum(array.nbytes for array in layer_codec.arrays_of(part).values())
+
+
+@dispatch.operation_table(eventnet.Synapses)
+def stored_synapses(synapses: eventnet.Synapses) -> int:
     """Nonzero weights that lead from neuron to neuron; one that many positions share counts once.
 
     A kernel that is larger than the map has weights under which no neuron ever lies.
@@ -268,38 +237,30 @@ def stored_synapses(synapses: Synapses) -> int:
     raise stored_synapses.unknown(synapses)
 
 
-@stored_synapses.on(MatrixSynapses)
-def _(matrix: MatrixSynapses) -> int:
+@stored_synapses.on(eventnet.MatrixSynapses)
+def _(matrix: eventnet.MatrixSynapses) -> int:
     return matrix.rows.synapses
 
 
-@stored_synapses.on(ConvSynapses)
-def _(convolution: ConvSynapses) -> int:
+@stored_synapses.on(eventnet.ConvSynapses)
+def _(convolution: eventnet.ConvSynapses) -> int:
     lengths = convolution.rows.lengths.reshape(convolution.in_shape[0], *convolution.kernel)
-    met = np.multiply.outer(
-        tap_tables.taps_met(convolution, 0), tap_tables.taps_met(convolution, 1)
-    )
-    return int(lengths[:, met].sum())
+    rows, columns = (tap_tables.taps_met(convolution, axis) for axis in (0, 1))
+    return int(lengths[:, np.outer(rows, columns)].sum())
 
 
-def representations(network: EventNetwork) -> list[dict[str, Any]]:
+def representations(network: eventnet.EventNetwork) -> list[dict[str, Any]]:
     """Per layer with synapses: how they are stored, and what was weighed against it."""
     keys = ("layer", "operation", "representation", "synapses", "bytes", "alternatives")
     rows = (_synaptic_row(layer) for layer in network.projected)
     return [{key: row[key] for key in keys} for row in rows]
 
 
-def representation_of(layer: Synaptic) -> str:
-    """ "dense", "sparse" (both shared by all positions of a convolution) or "explicit"."""
-    return layer.synapses.rows.kind if layer.synapses.explicit_rows is None else "explicit"
-
-
-def _readout_row(readout: ReadoutLayer) -> dict[str, Any]:
-    arrays = [array for array in (readout.weight, readout.bias) if array is not None]
+def _readout_row(readout: eventnet.ReadoutLayer) -> dict[str, Any]:
     return {
         **_plain_row(readout.name, "readout", readout.source, (readout.classes,)),
         "synapses": 0 if readout.weight is None else int(np.count_nonzero(readout.weight)),
-        "bytes": sum(array.nbytes for array in arrays),
+        "bytes": _bytes(readout),
     }
 
 
@@ -310,15 +271,8 @@ def _plain_row(name: str, operation: str, source: str, shape: tuple[int, ...]) -
         "operation": operation,
         "source": source,
         "shape": list(shape),
-        "edge": None,
-        "bound": None,
-        "representation": None,
+        **dict.fromkeys(("edge", "bound", "representation")),
         "alternatives": [],
-        "neurons": 0,
-        "generated": 0,
-        "rows": 0,
-        "synapses": 0,
-        "bytes": 0,
-        "neuron": None,
-        "grid": None,
+        **dict.fromkeys(("neurons", "generated", "rows", "synapses", "bytes"), 0),
+        **dict.fromkeys(("neuron", "grid")),
     }

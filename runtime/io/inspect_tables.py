@@ -122,16 +122,15 @@ def _onnx_metadata(metadata: Description) -> Facts:
     for key, value in metadata.items():
         if key == "neurons" and isinstance(value, dict):
             lines += _neuron_facts(value)
-        elif key == "normalization" and isinstance(value, dict):
-            lines.append((key, _normalization(value)))
-        elif key == "validity" and isinstance(value, dict):
-            lines.append((key, _validity(value)))
-        elif key == "input_shape" and isinstance(value, list):
-            lines.append((key, _shape(value)))
         elif isinstance(value, dict):
-            lines.append((key, _provenance(value)))
+            known = {"normalization": _normalization, "validity": _validity}
+            lines.append((key, known.get(key, _provenance)(value)))
+        elif isinstance(value, list):
+            lines.append(
+                (key, _shape(value) if key == "input_shape" else _some([*map(str, value)]))
+            )
         else:
-            lines.append((key, _some([*map(str, value)]) if isinstance(value, list) else value))
+            lines.append((key, value))
     return lines
 
 

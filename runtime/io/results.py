@@ -19,10 +19,8 @@ def step_scores(network: Network, samples: Samples) -> Array:
     """Scores of each step alone, (T, B, classes), run step by step; `run` gives their mean."""
     network.reset()
     values = samples.values
-    steps = [
-        network.step(values[t] if samples.sequence else values) for t in range(network.time_steps)
-    ]
-    return np.stack(steps)
+    steps = range(network.time_steps)
+    return np.stack([network.step(values[t] if samples.sequence else values) for t in steps])
 
 
 def result(
@@ -67,18 +65,14 @@ def result(
     return document
 
 
-def class_name(network: EventNetwork, index: int) -> str:
-    """The class's name, or its index if the file has no names."""
-    return network.classes[index] if network.classes else str(index)
-
-
 def best(network: EventNetwork, scores: Array, top: int) -> list[dict[str, Any]]:
-    """The `top` classes with the highest scores; among equal scores the lower index first."""
-    order = np.argsort(-scores, kind="stable")[:top]
-    return [
-        {"index": int(i), "class": class_name(network, int(i)), "score": float(scores[i])}
-        for i in order
-    ]
+    """The `top` classes with the highest scores; among equal scores the lower index first.
+
+    A class is called by its index if the file has no names.
+    """
+    names = network.classes or [str(index) for index in range(len(scores))]
+    order = np.argsort(-scores, kind="stable")[:top].tolist()
+    return [{"index": i, "class": names[i], "score": float(scores[i])} for i in order]
 
 
 COUNT_COLUMNS = {

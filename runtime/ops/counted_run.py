@@ -14,13 +14,8 @@ import numpy as np
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.engine.inputs import source_values, to_channel_last
 from soul_deploy.runtime.engine.network import Network, Recording
-from soul_deploy.runtime.format.network import (
-    MapLayer,
-    MergeLayer,
-    PoolLayer,
-    ScatterLayer,
-    Synaptic,
-)
+from soul_deploy.runtime.format.layers import MapLayer, Synaptic
+from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
 from soul_deploy.runtime.ops import counters, counting
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 from soul_deploy.runtime.plan.estimate import require_counting
@@ -48,7 +43,9 @@ def count_run(network: Network, x: Array) -> CountedRun:
     x = network.input_values(x)
     counts, executed, recording = count_recorded(network, x)
     readout = counts.pop(network.events.readout.name)
-    counts |= _poolings(network, x, recording)
+    held = partial(_value, network, {network.events.input_name: x, **recording.spikes})
+    for layer in network.events.maps:
+        counts |= map_counts(layer, held)
     counts[network.events.readout.name] = readout
     _require_bounds(network, x, counts)
     return CountedRun(counts, executed, recording)
@@ -60,25 +57,17 @@ def count(network: Network, x: Array) -> dict[str, counters.LayerCounts]:
     x: as `Network.run` takes it. By projection, population without a projection of its own, and
     last the readout. Raises ValidityError for inputs that do not fit, LimitError.
     """
-    return count_executed(network, x)[0]
-
-
-def count_executed(
-    network: Network, x: Array
-) -> tuple[dict[str, counters.LayerCounts], dict[str, int]]:
-    """As `count`, and by projection the synaptic additions that were executed.
-
-    These include zeros in dense rows and synapses onto neurons that are not live; analog inputs are
-    left out.
-    """
-    counts, executed, _ = count_recorded(network, x)
-    return counts, executed
+    return count_recorded(network, x)[0]
 
 
 def count_recorded(
     network: Network, x: Array
 ) -> tuple[dict[str, counters.LayerCounts], dict[str, int], Recording]:
-    """As `count_executed`, and the run that was counted."""
+    """As `count`; by projection the synaptic additions that were executed; the run itself.
+
+    Additions include zeros in dense rows and synapses onto neurons that are not live; analog inputs
+    are left out.
+    """
     events = network.events
     require_counting(events, network.max_memory)
     needed = {events.readout.source, *(layer.source for layer in events.projected)}
@@ -101,12 +90,11 @@ def count_layer(
     require_counting(events, network.max_memory)
     if name == events.readout.name:
         values = source_values(events, events.readout, events.readout.source, inputs)
-        return counting.count_readout(events.readout, values)
+        return counting.readout_steps(events.readout, values).total()
     layer, projected = network.layer(name), _projection(network, name)
     spikes, held = {}, {}
     if layer.stateful:
-        fired = network.run_layer(name, inputs) if spikes_out is None else spikes_out
-        spikes[layer.name] = fired
+        spikes[layer.name] = network.run_layer(name, inputs) if spikes_out is None else spikes_out
     if projected is not None:
         held[projected.source] = source_values(events, layer, projected.source, inputs)
     return sum(counting.counts_of(layer, held, spikes).values(), counters.LayerCounts())
@@ -142,15 +130,6 @@ def _projection(network: Network, name: str) -> Synaptic | None:
     return next((layer for layer in network.events.projected if name in layer.names), None)
 
 
-def _poolings(network: Network, x: Array, recording: Recording) -> dict[str, counters.LayerCounts]:
-    recorded: dict[str, Array] = {network.events.input_name: x}
-    recorded |= recording.spikes
-    found: dict[str, counters.LayerCounts] = {}
-    for layer in network.events.maps:
-        found |= map_counts(layer, partial(_value, network, recorded))
-    return found
-
-
 @dispatch.operation_table(MapLayer)
 def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
     """What a layer without synapses and neurons counts, by name; held: what a layer held."""
@@ -159,19 +138,15 @@ def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, count
 
 @map_counts.on(PoolLayer)
 def _(layer: PoolLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
-    values = pooled_values(layer, held(layer.source))
-    return {layer.name: counting.pooling_steps(layer, values).total()}
+    values = held(layer.source)  # (T, B, C, H, W), or (B, C, H, W) of a static source
+    by_step = values if values.ndim == 5 else values[None]
+    by_sample = np.swapaxes(to_channel_last(by_step, layer.in_shape), 0, 1)
+    return {layer.name: counting.pooling_steps(layer, by_sample).total()}
 
 
 @map_counts.on(MergeLayer, ScatterLayer)
 def _(layer: MergeLayer | ScatterLayer, held: object) -> dict[str, counters.LayerCounts]:
     return {}
-
-
-def pooled_values(layer: PoolLayer, values: Array) -> Array:
-    """Values of a pooling's source, (T, B, C, H, W) or (B, C, H, W), as (B, steps, H·W, C)."""
-    by_step = values if values.ndim == 5 else values[None]
-    return np.swapaxes(to_channel_last(by_step, layer.in_shape), 0, 1)
 
 
 def _value(network: Network, recorded: dict[str, Array], name: str) -> Array:
@@ -190,6 +165,5 @@ def _require_bounds(network: Network, x: Array, counts: Mapping[str, counters.La
     for layer in events.projected:
         once = static and layer.source in events.static
         slots = batch * (1 if once else network.time_steps)
-        counters.require_bounds(
-            layer.name, counts[layer.projection], counting.limits_of(layer, slots)
-        )
+        limits = counting.limits_of(layer, slots)
+        counters.require_bounds(layer.name, counts[layer.projection], limits)

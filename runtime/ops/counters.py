@@ -90,22 +90,17 @@ class CountLimits:
 def require_bounds(layer: str, counts: LayerCounts, limits: CountLimits) -> None:
     """Raise VerificationError if counts cannot be: a layer never counts more than it has."""
     c, slots = counts, limits.slots
+    most = slots * (limits.bound or 0) * limits.synapses
     rules = [
         ("macs_effective", c.macs_effective, "slots · synapses", slots * limits.synapses),
         ("touched", c.touched, "synops_events", c.synops_events),
         ("touched", c.touched, "slots · live targets", slots * limits.targets),
         ("synops_events", c.synops_events, "synops", c.synops),
-        (
-            "synops",
-            c.synops,
-            "slots · bound · synapses",
-            slots * (limits.bound or 0) * limits.synapses,
-        ),
+        ("synops", c.synops, "slots · bound · synapses", most),
         ("synops_events", c.synops_events, "events · fan-out", c.events_in * limits.fan_out),
         ("bias_adds", c.bias_adds, "slots · live targets", slots * limits.targets),
+        *(("0", 0, name, getattr(c, name)) for name in COUNTERS),
     ]
-    for name in COUNTERS:
-        rules.append(("0", 0, name, getattr(c, name)))
     for small, low, large, high in rules:
         if low > high:
             raise errors.VerificationError(

@@ -65,11 +65,6 @@ def biased_targets(layer: network.Synaptic) -> int:
     return int(np.count_nonzero(biased if layer.updated is None else biased & layer.updated))
 
 
-def count_projection(layer: network.Synaptic, values: Array) -> counters.LayerCounts:
-    """`projection_steps`, summed."""
-    return projection_steps(layer, values).total()
-
-
 def limits_of(layer: network.Synaptic, slots: int) -> counters.CountLimits:
     """What its structure allows in `slots` = executed steps × samples."""
     synapses, size = layer.synapses, math.prod(layer.current_shape)
@@ -81,17 +76,10 @@ def limits_of(layer: network.Synaptic, slots: int) -> counters.CountLimits:
 def neuron_steps(layer: network.Firing, spikes_out: Array) -> counters.StepCounts:
     """Updates and spikes; spikes_out (T, B, ...), constant-pattern channels behind the others."""
     steps, batch = spikes_out.shape[:2]
-    of_neurons = spikes_out[
-        :, :, : layer.current_shape[0]
-    ]  # constant-pattern channels are not updated
+    of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # no others are updated
     fired = np.count_nonzero(of_neurons.reshape(steps, batch, -1), axis=2).astype(np.int64)
     updates = np.full((steps, batch), layer.neurons, np.int64)
     return counters.StepCounts({"neuron_updates": updates, "spikes_out": fired})
-
-
-def count_neurons(layer: network.Firing, spikes_out: Array) -> counters.LayerCounts:
-    """`neuron_steps`, summed."""
-    return neuron_steps(layer, spikes_out).total()
 
 
 def pooling_steps(layer: network.PoolLayer, values: Array) -> counters.StepCounts:
@@ -112,13 +100,6 @@ def _windows(layer: network.PoolLayer, axis: int) -> Array:
     return covering
 
 
-def count_spiking(
-    layer: network.SpikingLayer, values: Array, spikes_out: Array
-) -> counters.LayerCounts:
-    """Both of a projection with a population behind it."""
-    return count_projection(layer, values) + count_neurons(layer, spikes_out)
-
-
 def count_additions(layer: network.Synaptic, values: Array) -> int:
     """Additions executed for events (B, T, positions, channels); 0 for an analog input."""
     if layer.edge == "analog":
@@ -126,12 +107,6 @@ def count_additions(layer: network.Synaptic, values: Array) -> int:
     events = np.count_nonzero(values, axis=(0, 1)).reshape(-1)
     by_source = fan_out.from_channel_last(events, layer.in_shape)
     return int((by_source * fan_out.additions_map(layer.synapses, layer.neurons)).sum())
-
-
-def readout_sums(readout: network.ReadoutLayer, values: Array) -> Array:
-    """int64 (B, sums) from (B, T, positions, channels)."""
-    over_time: Array = values.sum(axis=1, dtype=np.int64)
-    return over_time.sum(axis=1) if readout.space else over_time.reshape(len(values), -1)
 
 
 def readout_fanout(readout: network.ReadoutLayer) -> Array:
@@ -144,8 +119,12 @@ def readout_fanout(readout: network.ReadoutLayer) -> Array:
 
 
 def readout_steps(readout: network.ReadoutLayer, values: Array) -> counters.StepCounts:
-    """The head's inputs are graded: sums over time (and space). One step, (1, B)."""
-    sums = readout_sums(readout, values)
+    """The head's inputs are graded: sums over time (and space). One step, (1, B).
+
+    values: (B, T, positions, channels).
+    """
+    over_time = values.sum(axis=1, dtype=np.int64)
+    sums = over_time.sum(axis=1) if readout.space else over_time.reshape(len(values), -1)
     weight = readout.weight
     nonzero = np.zeros((readout.classes, readout.sums), np.int64) if weight is None else weight != 0
     lengths = nonzero.sum(axis=0, dtype=np.int64)
@@ -179,7 +158,7 @@ def count_layers(
         for layer in events.projected
     }
     readout = events.readout
-    counts[readout.name] = count_readout(readout, recorded[readout.source])
+    counts[readout.name] = readout_steps(readout, recorded[readout.source]).total()
     return counts, executed
 
 
@@ -193,24 +172,20 @@ def counts_of(
 
 @counts_of.on(network.SpikingLayer)
 def _(layer: network.SpikingLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
-    return {layer.projection: count_spiking(layer, held[layer.source], spikes[layer.name])}
+    counts = projection_steps(layer, held[layer.source]) + neuron_steps(layer, spikes[layer.name])
+    return {layer.projection: counts.total()}
 
 
 @counts_of.on(network.CurrentLayer)
 def _(layer: network.CurrentLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
-    return {layer.projection: count_projection(layer, held[layer.source])}
+    return {layer.projection: projection_steps(layer, held[layer.source]).total()}
 
 
 @counts_of.on(network.PopulationLayer)
 def _(layer: network.PopulationLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
-    return {layer.name: count_neurons(layer, spikes[layer.name])}
+    return {layer.name: neuron_steps(layer, spikes[layer.name]).total()}
 
 
 @counts_of.on(network.MapLayer)
 def _(layer: network.MapLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
     return {}
-
-
-def count_readout(readout: network.ReadoutLayer, values: Array) -> counters.LayerCounts:
-    """`readout_steps`, summed."""
-    return readout_steps(readout, values).total()

@@ -184,10 +184,8 @@ class MemoryModel:
 
     def level(self, size: int) -> tuple[str, int]:
         """Where an array of `size` bytes stands, and what an access costs."""
-        for limit, name, cost in self.levels:
-            if size <= limit:
-                return name, cost
-        return "DRAM", self.dram
+        fitting = ((name, cost) for limit, name, cost in self.levels if size <= limit)
+        return next(fitting, ("DRAM", self.dram))
 
 
 KB = 1024

@@ -15,27 +15,27 @@ from soul_deploy.runtime.kernels.rows import count_convolution, count_matrix
 
 def nonzero_rows(synapses: network.Synapses) -> tuple[Array, Array]:
     """(starts int64, targets int64) of the nonzero weights: neurons, or output channels."""
-    return _nonzero(synapses.rows, synapses)
+    starts = np.concatenate([[0], np.cumsum(synapses.rows.lengths)])
+    return starts, _targets(synapses.rows, synapses)
 
 
 @dispatch.operation_table(network.Rows)
-def _nonzero(rows: network.Rows, synapses: network.Synapses) -> tuple[Array, Array]:
-    raise _nonzero.unknown(rows)
+def _targets(rows: network.Rows, synapses: network.Synapses) -> Array:
+    raise _targets.unknown(rows)
 
 
-@_nonzero.on(network.SparseRows)
-def _(rows: network.SparseRows, synapses: network.Synapses) -> tuple[Array, Array]:
-    return rows.starts.astype(np.int64), rows.targets.astype(np.int64)
+@_targets.on(network.SparseRows)
+def _(rows: network.SparseRows, synapses: network.Synapses) -> Array:
+    return rows.targets.astype(np.int64)
 
 
-@_nonzero.on(network.DenseRows)
-def _(rows: network.DenseRows, synapses: network.Synapses) -> tuple[Array, Array]:
+@_targets.on(network.DenseRows)
+def _(rows: network.DenseRows, synapses: network.Synapses) -> Array:
     flat = rows.weight.reshape(synapses.row_count, -1)
     row, target = np.nonzero(flat)
-    starts = np.zeros(len(flat) + 1, np.int64)
-    starts[1:] = np.cumsum(np.bincount(row, minlength=len(flat)))
     block = row // (len(flat) // synapses.blocks)
-    return starts, (target + block * flat.shape[1]).astype(np.int64)
+    targets: Array = (target + block * flat.shape[1]).astype(np.int64)
+    return targets
 
 
 def fanout_map(synapses: network.Synapses, live: Array | None = None) -> Array:
@@ -43,28 +43,9 @@ def fanout_map(synapses: network.Synapses, live: Array | None = None) -> Array:
 
     live: bool (n,), channel-last, over the current's neurons; None: all.
     """
-    return _fanout(synapses, *nonzero_rows(synapses), live)
-
-
-@dispatch.operation_table(network.Synapses)
-def _fanout(synapses: network.Synapses, starts: Array, targets: Array, live: Array | None) -> Array:
-    raise _fanout.unknown(synapses)
-
-
-@_fanout.on(network.ConvSynapses)
-def _(synapses: network.ConvSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
     if live is None:
-        return _spread(synapses, np.diff(starts))
-    return _onto_live(synapses, starts, targets, live)
-
-
-@_fanout.on(network.MatrixSynapses)
-def _(synapses: network.MatrixSynapses, starts: Array, targets: Array, live: Array | None) -> Array:
-    if live is None:
-        return from_channel_last(np.diff(starts), synapses.in_shape)
-    before = np.zeros(len(targets) + 1, np.int64)
-    np.cumsum(live[targets], out=before[1:])
-    return from_channel_last(before[starts[1:]] - before[starts[:-1]], synapses.in_shape)
+        return _by_input(synapses, synapses.rows.lengths)
+    return _onto_live(synapses, *nonzero_rows(synapses), live)
 
 
 def additions_map(synapses: network.Synapses, neurons: int) -> Array:
@@ -73,47 +54,57 @@ def additions_map(synapses: network.Synapses, neurons: int) -> Array:
     Zeros in dense rows are added too, and so are synapses of shared rows onto neurons that are not
     live. A dense matrix runs on the columns of the live `neurons` only.
     """
-    return _dense_additions(synapses, neurons) if synapses.rows.dense else fanout_map(synapses)
+    if not synapses.rows.dense:
+        return fanout_map(synapses)
+    added = synapses.rows.weight.shape[-1] if synapses.shared else neurons
+    return _by_input(synapses, np.full(synapses.row_count, added, np.int64))
 
 
 @dispatch.operation_table(network.Synapses)
-def _dense_additions(synapses: network.Synapses, neurons: int) -> Array:
-    raise _dense_additions.unknown(synapses)
+def _by_input(synapses: network.Synapses, lengths: Array) -> Array:
+    """Row lengths summed over the rows that lead into the output from each input neuron."""
+    raise _by_input.unknown(synapses)
 
 
-@_dense_additions.on(network.MatrixSynapses)
-def _(synapses: network.MatrixSynapses, neurons: int) -> Array:
-    return np.full(synapses.in_shape, neurons, np.int64)
+@_by_input.on(network.MatrixSynapses)
+def _(synapses: network.MatrixSynapses, lengths: Array) -> Array:
+    return from_channel_last(lengths, synapses.in_shape)
 
 
-@_dense_additions.on(network.ConvSynapses)
-def _(synapses: network.ConvSynapses, neurons: int) -> Array:
-    share = synapses.out_shape[0] // synapses.groups
-    return _spread(synapses, np.full(synapses.row_count, share, np.int64))
-
-
-def _spread(synapses: network.ConvSynapses, lengths: Array) -> Array:
-    """Row lengths summed over the rows that lead into the output from each position."""
+@_by_input.on(network.ConvSynapses)
+def _(synapses: network.ConvSynapses, lengths: Array) -> Array:
     per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
     rows, columns = tap_tables.tap_incidence(synapses, 0), tap_tables.tap_incidence(synapses, 1)
     spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
     return spread
 
 
-def _onto_live(synapses: network.ConvSynapses, starts: Array, targets: Array, live: Array) -> Array:
+@dispatch.operation_table(network.Synapses)
+def _onto_live(synapses: network.Synapses, starts: Array, targets: Array, live: Array) -> Array:
+    raise _onto_live.unknown(synapses)
+
+
+@_onto_live.on(network.MatrixSynapses)
+def _(synapses: network.MatrixSynapses, starts: Array, targets: Array, live: Array) -> Array:
+    before = np.zeros(len(targets) + 1, np.int64)
+    np.cumsum(live[targets], out=before[1:])
+    return from_channel_last(before[starts[1:]] - before[starts[:-1]], synapses.in_shape)
+
+
+@_onto_live.on(network.ConvSynapses)
+def _(synapses: network.ConvSynapses, starts: Array, targets: Array, live: Array) -> Array:
     """One kernel position at a time: (channels × output channels) times the live outputs met."""
-    (channels, height, width), (outputs, *_), (kh, kw) = (
-        synapses.in_shape,
-        synapses.out_shape,
+    channels, (kh, kw), (outputs, *space) = (
+        synapses.in_shape[0],
         synapses.kernel,
+        synapses.out_shape,
     )
-    alive = live.reshape(synapses.out_shape[1], synapses.out_shape[2], outputs).astype(np.float64)
-    found = np.zeros((channels, height, width), np.float64)
-    rows, columns = (
-        tap_tables.tap_table(synapses, 0, merge=False),
-        tap_tables.tap_table(synapses, 1, merge=False),
+    alive = live.reshape(*space, outputs).astype(np.float64)
+    found = np.zeros(synapses.in_shape, np.float64)
+    by_row, by_column = (
+        _by_tap(tap_tables.tap_table(synapses, axis, merge=False), synapses.kernel[axis])
+        for axis in (0, 1)
     )
-    by_row, by_column = _by_tap(rows, kh), _by_tap(columns, kw)
     for i, (y, oy) in enumerate(by_row):
         for j, (x, ox) in enumerate(by_column):
             used = np.zeros((channels, outputs))

@@ -15,10 +15,10 @@ from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing, text_table
 from soul_deploy.cli.common_options import option
 from soul_deploy.runtime.bench import inputs, runner, timing
-from soul_deploy.runtime.bench.bench import time_files
 from soul_deploy.runtime.bench.engines import ENGINES
-from soul_deploy.runtime.bench.reference import ReferenceRequest
+from soul_deploy.runtime.bench.inputs import ReferenceRequest
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
+from soul_deploy.runtime.bench.runner import time_files
 
 
 @dataclass(frozen=True)

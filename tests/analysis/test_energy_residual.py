@@ -78,7 +78,7 @@ def test_a_run_that_is_not_counted_counts_nothing(
     def refuse(*_: object) -> None:
         raise AssertionError("counted")
 
-    for name in ("count_projection", "count_neurons", "count_readout", "count_additions"):
+    for name in ("projection_steps", "neuron_steps", "readout_steps", "count_additions"):
         monkeypatch.setattr(counting, name, refuse)
     assert network.run(x).shape == (1, 4)
     assert network.step(x).shape == (1, 4)

@@ -43,13 +43,7 @@ from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.format.file import load_event_network
-from soul_deploy.runtime.ops.counted_run import (
-    count,
-    count_executed,
-    count_layer,
-    count_recorded,
-    count_run,
-)
+from soul_deploy.runtime.ops.counted_run import count, count_layer, count_recorded, count_run
 
 Made = dict[str, Path]
 OTHERS: tuple[InputKind, ...] = ("counts", "spikes", "values")
@@ -112,7 +106,7 @@ RUNS: dict[str, Callable[[Network, Array], Any]] = {
     "recorded": lambda net, x: net.run_recorded(x).logits,
     "spikes": lambda net, x: next(iter(net.run_recorded(x).spikes.values())),
     "count": lambda net, x: count(net, x),
-    "executed": lambda net, x: count_executed(net, x),
+    "executed": lambda net, x: count_recorded(net, x)[1],
     "counted": lambda net, x: count_recorded(net, x)[:2],
     "count_run": lambda net, x: count_run(net, x).counts,
     "step": lambda net, x: net.step(x),

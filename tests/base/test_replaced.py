@@ -24,6 +24,7 @@ from places import ROOT
 from safetensors.numpy import save_file
 
 from soul_deploy.base.files import read_tensors, write_tensors
+from soul_deploy.base.input_rule import InputRule
 from soul_deploy.cli.checking import Source
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.nir import read as nir_import
@@ -34,11 +35,10 @@ from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.bench.report import load_baseline
-from soul_deploy.runtime.bench.runner import SCHEMA
+from soul_deploy.runtime.bench.report import SCHEMA, load_baseline
 from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network
-from soul_deploy.runtime.io.images import InputRule, read_array
+from soul_deploy.runtime.io.images import read_array
 from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 

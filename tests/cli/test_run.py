@@ -16,10 +16,11 @@ from PIL import Image
 
 from soul_deploy.base import Array
 from soul_deploy.base.errors import FileFormatError, ValidityError
+from soul_deploy.base.input_rule import InputRule, normalise
 from soul_deploy.cli.main import root
 from soul_deploy.model.file import load
 from soul_deploy.runtime.engine.network import load as load_network
-from soul_deploy.runtime.io.images import InputRule, normalise, read_array
+from soul_deploy.runtime.io.images import read_array
 from soul_deploy.runtime.io.results import best, count_table
 from soul_deploy.runtime.ops.counted_run import count_run
 

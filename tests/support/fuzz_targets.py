@@ -40,6 +40,7 @@ from test_residual_files import model_of
 
 from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.base.files import CHECKSUM_KEY, METADATA_KEY, TensorFile, digest, read_tensors
+from soul_deploy.base.input_rule import InputRule
 from soul_deploy.data.datasets import _read_table
 from soul_deploy.data.files import read_idx_pair
 from soul_deploy.export.event.build import build_event_network
@@ -53,12 +54,11 @@ from soul_deploy.model.file import load, load_state_dict, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.runtime.bench.report import load_baseline
-from soul_deploy.runtime.bench.runner import SCHEMA
+from soul_deploy.runtime.bench.report import SCHEMA, load_baseline
 from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network, save_event_network
 from soul_deploy.runtime.format.network import EventNetwork
-from soul_deploy.runtime.io.images import InputRule, read_array, read_image
+from soul_deploy.runtime.io.images import read_array, read_image
 from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.training.checkpoint import _content, read_checkpoint
 

@@ -16,10 +16,8 @@ from soul_deploy.base import Array
 from soul_deploy.base.errors import SoulDeployError, UsageError, ValidityError
 from soul_deploy.cli.parsing import positive_integers, words
 from soul_deploy.model.torch_engine import TorchEngine
-from soul_deploy.runtime.bench.baseline import differences
-from soul_deploy.runtime.bench.cold_start import measure_fresh
 from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, EventEngine, OnnxRuntimeEngine
-from soul_deploy.runtime.bench.report import compare_with, reference_speedups
+from soul_deploy.runtime.bench.report import compare_with, differences, reference_speedups
 from soul_deploy.runtime.bench.runner import (
     MAX_BATCHES,
     compare_engines,
@@ -27,7 +25,12 @@ from soul_deploy.runtime.bench.runner import (
     merge_agreement,
     split_batches,
 )
-from soul_deploy.runtime.bench.timing import TimingSchedule, percentile, time_in_turns
+from soul_deploy.runtime.bench.timing import (
+    TimingSchedule,
+    measure_fresh,
+    percentile,
+    time_in_turns,
+)
 
 ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
 

@@ -19,7 +19,7 @@ from test_eventfile import rewritten, tensor
 from soul_deploy.base.errors import FileFormatError
 from soul_deploy.runtime.format.file import load_event_network
 
-ROWS = {  # SparseRows: checks.require_sparse_rows
+ROWS = {  # SparseRows.check
     "starts are uint32, one more than rows": ["starts length"],
     "starts rise from 0 to the number of synapses": [
         *("starts fall", "starts end early", "starts begin late")

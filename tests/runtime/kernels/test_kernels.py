@@ -221,7 +221,8 @@ def test_matrix_counts(case: Case) -> None:
 def counted(case: Case) -> tuple[int, ...]:
     layer = layer_of(case)
     values = to_channel_last(case.values, layer.in_shape)[None]
-    counts = counting.count_spiking(layer, values, np.zeros((1, 1, *layer.out_shape), np.bool_))
+    silent = counting.neuron_steps(layer, np.zeros((1, 1, *layer.out_shape), np.bool_))
+    counts = (counting.projection_steps(layer, values) + silent).total()
     if case.kind == "analog":
         assert counts.synops == counts.events_in == counts.touched == 0
         return (counts.macs_effective,)

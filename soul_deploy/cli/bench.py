@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from soul_deploy.base import errors, progress, terminal, warned
+from soul_deploy.base import errors, progress, terminal
 from soul_deploy.base.files import require_writable, write_text
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import parsing, text_table
+from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import option
+from soul_deploy.cli.output import drawn
 from soul_deploy.runtime.bench import inputs, runner, timing
 from soul_deploy.runtime.bench.bench import time_files
 from soul_deploy.runtime.bench.engines import ENGINES
@@ -118,7 +119,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         require_writable(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
-    with warned.warnings_said(_warn), compiling_announced():
+    with progress.warnings_said(_warn), compiling_announced():
         report = bench(request)
     if baseline is not None:
         report = report.against(baseline)
@@ -127,7 +128,7 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     text = json.dumps(report.to_dict(), indent=1)
     if output is not None:
         write_text(output, text + "\n")
-    terminal.show(text if style == "json" else text_table.drawn(report))
+    terminal.show(text if style == "json" else drawn(report))
     if output is not None:
         terminal.say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base import brief, errors, files, input_rule, progress, terminal
-from soul_deploy.cli import options, parsing
-from soul_deploy.cli.output import data_flags, print_files
-from soul_deploy.cli.progress import remark_on
-from soul_deploy.cli.text_table import drawn
-from soul_deploy.data.datasets import load_data_for
-from soul_deploy.data.images import fitted
+from soul_deploy.cli import config, options, parsing
+from soul_deploy.cli.output import data_flags, drawn, print_files
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import onnx
@@ -220,15 +216,10 @@ def check_images(model: Model, check_on: options.CheckOptions) -> tuple[Tensor, 
             input_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
         )
         return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
-    name = check_on.dataset_name or model.info.provenance.get("data")
-    if not isinstance(name, str):
-        raise errors.UsageError(
-            "the model file does not say which data it was trained on; give --dataset_name, or "
-            "--input random to verify on random pixels"
-        )
-    data = load_data_for(model.input_shape, name, check_on.data_dir, download=check_on.download)
-    remark_on(data)
-    data = fitted(model, data)
+    given, folder = check_on.dataset_name, check_on.data_dir
+    instead = ", or --input random to verify on random pixels"
+    data = config.named_data(model, given, folder, check_on.download, instead)
+    name = given or model.info.provenance["data"]
     chosen = data.validation.images[: check_on.samples]
     return data.normalise(chosen), f"{len(chosen)} validation images of {name}"
 

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from torch import nn
 
 from soul_deploy import distributed, ir
-from soul_deploy.base import errors, files
+from soul_deploy.base import errors, files, progress
 from soul_deploy.cli.options import (
     DataOptions,
     LearningOptions,
@@ -18,8 +18,7 @@ from soul_deploy.cli.options import (
     ResumeOptions,
     RunOptions,
 )
-from soul_deploy.cli.progress import remark_on, warnings_told
-from soul_deploy.data import datasets, sampler
+from soul_deploy.data import datasets, images, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
@@ -206,10 +205,35 @@ def load_task_data(options: DataOptions, taken: ir.Shape | None = None) -> datas
     return remark_on(loaded, "; --size chooses another side" if taken is None else "")
 
 
+def remark_on(data: datasets.Data, advice: str = "") -> datasets.Data:
+    """`data`; what was done to its images is said, with `advice` behind it."""
+    if data.remark:
+        messages.note(f"{data.remark}{advice}")
+    return data
+
+
+def named_data(
+    model: Model, name: str | None, folder: Path, download: bool, instead: str = ""
+) -> datasets.Data:
+    """The data set called `name`, or the one that the model was trained on, as the model takes it.
+
+    instead: what else may be given, for the UsageError of a model that does not say. Raises
+    UsageError also for data that do not fit, and as `load_data`.
+    """
+    found = name or model.info.provenance.get("data")
+    if not isinstance(found, str):
+        raise errors.UsageError(
+            "the model file does not say which data it was trained on; give --dataset_name"
+            + instead
+        )
+    data = datasets.load_data_for(model.input_shape, found, folder, download=download)
+    return images.fitted(model, remark_on(data))
+
+
 def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.SpikingGraph]:
     """The task's network and its graph, warnings told as the command's own."""
     shown = f"soul-deploy import torch {task.model} --dataset_name {task.data}"
-    with warnings_told(f"`{shown}` compares on images"):
+    with progress.warnings_said(messages.warn, f"`{shown}` compares on images"):
         return zoo.create(task.model, task.network_options(data))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from soul_deploy.base import files, lazy, progress, tables, terminal
-from soul_deploy.cli import common_options, main, parsing, text_table
+from soul_deploy.cli import common_options, main, output, parsing
 from soul_deploy.runtime.format.validate import MAX_THREADS
 
 COUNTED_IMAGES = 200
@@ -145,7 +145,7 @@ def summary(places: Places) -> str:
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     title = "Before and after (times: one image, one thread, median)"
     table = tables.Table(title, ["what", "dense", *BRANCHES], rows)
-    return text_table.drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
+    return output.drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
 
 
 def _column(

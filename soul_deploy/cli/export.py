@@ -1,4 +1,4 @@
-"""`soul-deploy export onnx`, `export event` and `verify`."""
+"""`soul-deploy export onnx`, `export event`, `export nir` and `verify`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from soul_deploy.base import errors, files, memory, terminal
-from soul_deploy.cli import checking, options, parsing, text_table
+from soul_deploy.cli import checking, options, output, parsing
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
-from soul_deploy.cli.common_options import FILE, Decorator, choice, option
+from soul_deploy.cli.common_options import FILE, Decorator, choice, given, one_of, option
 from soul_deploy.cli.options import CheckOptions, export_options
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event import build, storage_format
+from soul_deploy.export.nir import package
+from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx import model, opsets, step
 from soul_deploy.export.verify.verify import artifact_kind
 from soul_deploy.runtime.io.inspect import representations
@@ -24,11 +26,29 @@ from soul_deploy.runtime.io.inspect import representations
 class OnnxOptions:
     """What the ONNX file holds, and what it takes and yields."""
 
-    opset: int
-    input_mode: Any
-    mode: str
-    static_input: Any
-    outputs: Any
+    opset: int = given(
+        18,
+        f"Version of ONNX's operators, {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}; new ones need a "
+        "new onnx and, for --check, onnxruntime.",
+    )
+    input_mode: Any = one_of(
+        model.INPUT_MODES,
+        "static: one image shown at every step; sequence: T frames. For --mode sequence.",
+    )
+    mode: str = one_of(
+        ("sequence", "step"),
+        "sequence: all steps inside. step: one step, for streams; membranes go in and come out.",
+    )
+    static_input: Any = one_of(
+        step.STATIC_INPUTS,
+        "For --mode step, what the file takes at each step: the image or frame, or the first "
+        "layers' currents, which a second file, .currents.onnx, computes once per image.",
+    )
+    outputs: Any = one_of(
+        model.OUTPUTS,
+        "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
+        "operations can be counted. For --mode sequence.",
+    )
 
     def __post_init__(self) -> None:
         if self.mode == "step" and self.input_mode != "static":
@@ -61,40 +81,11 @@ class OnnxOptions:
         )
 
 
-def _onnx_options() -> Decorator:
-    def one_of(flag: str, valid: Sequence[str], text: str) -> Decorator:
-        return option(flag, type=choice(valid), default=valid[0], help=text)
-
-    opset = (
-        f"Version of ONNX's operators, {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}; new ones need a "
-        "new onnx and, for --check, onnxruntime."
-    )
-    taken = "static: one image shown at every step; sequence: T frames. For --mode sequence."
-    mode = "sequence: all steps inside. step: one step, for streams; membranes go in and come out."
-    shown = (
-        "For --mode step, what the file takes at each step: the image or frame, or the first "
-        "layers' currents, which a second file, .currents.onnx, computes once per image."
-    )
-    yielded = (
-        "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
-        "operations can be counted. For --mode sequence."
-    )
-    return options.option_group(
-        "form",
-        OnnxOptions,
-        option("--opset", type=int, default=18, help=opset),
-        one_of("--input_mode", model.INPUT_MODES, taken),
-        one_of("--mode", ["sequence", "step"], mode),
-        one_of("--static_input", step.STATIC_INPUTS, shown),
-        one_of("--outputs", model.OUTPUTS, yielded),
-    )
-
-
 @click.command(
     cls=parsing.SoulCommand, example="export onnx model.safetensors -o net.onnx --input random"
 )
 @export_options()
-@_onnx_options()
+@common.option_group("form", OnnxOptions)
 def onnx(
     model_path: Path,
     output: Path | None,
@@ -182,10 +173,10 @@ def event(
     write_checked("event", source, target, write, check_on, check, layers)
 
 
-def read_forms(given: Sequence[str]) -> dict[str, storage_format.Form]:
+def read_forms(words: Sequence[str]) -> dict[str, storage_format.Form]:
     """LAYER=FORM words as a mapping. Raises UsageError."""
     forms: dict[str, storage_format.Form] = {}
-    for word in given:
+    for word in words:
         layer, equals, form = word.rpartition("=")
         found = next(
             (known for known in storage_format.CONVOLUTION_FORMS if known == form.lower()), None
@@ -198,6 +189,39 @@ def read_forms(given: Sequence[str]) -> dict[str, storage_format.Form]:
         if forms.setdefault(layer, found) != found:
             raise errors.UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
     return forms
+
+
+@click.command(
+    cls=parsing.SoulCommand, example="export nir model.safetensors -o net.nir --input random"
+)
+@export_options()
+@option(
+    "--dt",
+    type=float,
+    default=package.DEFAULT_DT,
+    help="Seconds per time step; snnTorch's reader knows no other than the default.",
+    heading="Network",
+)
+def nir(
+    model_path: Path,
+    output: Path | None,
+    time_step: int | None,
+    check: bool,
+    check_on: CheckOptions,
+    dt: float,
+) -> None:
+    """Write MODEL, a soul-deploy model file, as a NIR graph for other toolkits and chips.
+
+    Batch norm is folded. Max pooling, soft reset, groups, masked neurons and generated channels
+    cannot be written and are refused by name.
+    """
+    target = target_of(output, model_path, ".nir")
+    source = Source.load(model_path, time_step)
+
+    def write(path: Path) -> None:
+        export_nir(source.model, path, dt=dt, source_sha256=source.sha256)
+
+    write_checked("nir", source, target, write, check_on, check)
 
 
 @click.command(cls=parsing.SoulCommand, example="verify model.safetensors net.event --input random")
@@ -231,7 +255,7 @@ def verify(
     if check_on.output_format == "json":
         terminal.show(checking.as_json(report.to_dict()))
     else:
-        terminal.show(text_table.drawn(report))
+        terminal.show(output.drawn(report))
     if report.verdict is Verdict.FAILED:
         raise errors.VerificationError(f"{artifact} is not what {model_path} says; see the report")
     if report.verdict is Verdict.INCONCLUSIVE:

@@ -8,9 +8,9 @@ import click
 
 from soul_deploy.base import files, memory, progress, terminal
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import parsing, text_table
+from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import DATA_DIR
-from soul_deploy.cli.output import data_flags, print_next
+from soul_deploy.cli.output import data_flags, drawn, print_next
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
@@ -60,7 +60,7 @@ def compact(
     if style == "json":
         terminal.show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
         return
-    terminal.show(text_table.drawn(plan))
+    terminal.show(drawn(plan))
     terminal.say(
         f"Parameters: {apply.parameters(model.state):,} → {apply.parameters(smaller.state):,}"
     )

@@ -12,9 +12,9 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options, output, parsing, start_model, text_table
-from soul_deploy.cli.common_options import FILE, dry_run_option, option
-from soul_deploy.cli.search_options import MaskOptions, SearchOptions, mask_options, search_options
+from soul_deploy.cli import options, output, parsing, start_model
+from soul_deploy.cli.common_options import dry_run_option, option, option_group
+from soul_deploy.cli.search_options import MaskOptions, SearchOptions
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import save
@@ -34,18 +34,12 @@ SCHEMA = "soul-deploy/prune-unstructured/1"
     example="prune unstructured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
 @option(*("--mode", "-mode"), default="search", help="search, as in Soul's script.")
-@option(
-    *("--model_path", "-model_path"),
-    type=FILE,
-    help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict. "
-    + start_model.NAME_HELP,
-    heading="Files",
-)
+@start_model.model_path_option("Trained network to start from: a model file")
 @dry_run_option("Print what would be masked; no file is written.")
 @options.network_options("spikingvgg9")
 @options.data_options()
-@mask_options()
-@search_options()
+@option_group("masking", MaskOptions)
+@option_group("searching", SearchOptions)
 @options.learning_options(epochs=150, batch_size=128, scheduler="constant")
 @options.run_options()
 @options.resume_options()
@@ -270,16 +264,11 @@ def _write(job: Job, result: PruneResult) -> dict[str, Path]:
 
 def _print_preview(output_format: str, plan: pipeline.MaskPlan) -> None:
     """What would be masked, and what each entry costs."""
-    document = plan.to_dict()
+    document, schema = plan.to_dict(), "soul-deploy/mask-plan/1"
+    title = "Masks, and the penalty's coefficient of each of their entries"
+    columns = ("layer", "masks", "index", "entries", "cost")
     rows = [tuple(row.values()) for row in document["layers"]]
-    output.print_result(
-        output_format,
-        "soul-deploy/mask-plan/1",
-        document,
-        "Masks, and the penalty's coefficient of each of their entries",
-        ("layer", "masks", "index", "entries", "cost"),
-        rows,
-    )
+    output.print_result(output_format, schema, document, title, columns, rows)
 
 
 def _print_outcome(
@@ -302,16 +291,14 @@ def _print_outcome(
             "before": parameters(result.masked.state),
             "after": None if compact is None else parameters(compact.state),
         },
-        "files": {
-            what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
-        },
+        "files": output.files_json(files),
     }
     rows = [(row.projection, *_shares(row.weights), *_shares(row.neurons)) for row in layers]
     columns, schema = ("layer", "weights", "kept", "neurons", "kept"), SCHEMA
     output.print_result(output_format, schema, document, "Survivors", columns, rows)
     if output_format == "json":
         return
-    terminal.show(text_table.drawn(connectivity))
+    terminal.show(output.drawn(connectivity))
     fewer = f" ({before / after:.1f}× fewer)" if after else ""
     terminal.say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
     terminal.say(

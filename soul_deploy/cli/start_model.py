@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import errors, files
+from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config, options
 from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import check_data
@@ -18,11 +19,18 @@ from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
-NAME_HELP = (
-    "What a state dict's name says of network, neuron, data set and T, as Soul names files, holds "
-    "where no flag is given; flags that say something else are refused."
-)
 NEURON_FLAGS = {"neuron_type": "family", **{name: name for name in options.CONSTANTS}}
+
+
+def model_path_option(what: str) -> common.Decorator:
+    """--model_path of the commands that prune."""
+    text = (
+        f"{what}, or a .pt/.pth/.safetensors state dict. What a state dict's name says of network, "
+        "neuron, data set and T, as Soul names files, holds where no flag is given; flags that say "
+        "something else are refused."
+    )
+    flags = ("--model_path", "-model_path")
+    return common.option(*flags, type=common.FILE, help=text, heading="Files")
 
 
 @dataclass(frozen=True)

@@ -119,12 +119,12 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         require_writable(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
-    with progress.warnings_said(_warn), compiling_announced():
+    with progress.warnings_said(terminal.warn), compiling_announced():
         report = bench(request)
     if baseline is not None:
         report = report.against(baseline)
         for text in report.document["comparison_differences"]:
-            _warn(f"{compare} is of something else: {text}")
+            terminal.warn(f"{compare} is of something else: {text}")
     text = json.dumps(report.to_dict(), indent=1)
     if output is not None:
         write_text(output, text + "\n")
@@ -228,7 +228,3 @@ def bench(request: BenchRequest) -> BenchReport:
         told_input = document["input"].replace(images, inputs.RANDOM, 1)
         document |= {"reference": asdict(request.reference), "input": told_input}
     return replace(report, document=document)
-
-
-def _warn(text: str) -> None:
-    terminal.say(f"Warning: {text}", err=True)

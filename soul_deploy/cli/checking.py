@@ -94,34 +94,10 @@ def write_checked(
     report = reports[0] if reports else None
     if report is not None and report.verdict is Verdict.INCONCLUSIVE:
         terminal.say(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
-    if check_on.output_format == "json":
-        terminal.show(as_json(_export_json(kind, source, target, report, layers)))
-    else:
-        _print_export(kind, source, target, report, layers, check_on, others)
+    _tell(kind, source, target, report, layers, check_on, others)
 
 
-def _export_json(
-    kind: Kind,
-    source: Source,
-    target: Path,
-    report: VerifyReport | None,
-    layers: list[dict[str, Any]] | None,
-) -> dict[str, Any]:
-    """What was exported, as JSON data of EXPORT_SCHEMA."""
-    return {
-        "schema": EXPORT_SCHEMA,
-        "kind": kind,
-        "path": str(target),
-        "bytes": target.stat().st_size,
-        "time_steps": source.model.graph.time_steps,
-        "source_sha256": source.sha256,
-        **({} if layers is None else {"layers": layers}),
-        "verdict": None if report is None else report.verdict.value,
-        "verified": None if report is None else report.to_dict(),
-    }
-
-
-def _print_export(
+def _tell(
     kind: Kind,
     source: Source,
     target: Path,
@@ -130,6 +106,21 @@ def _print_export(
     check_on: options.CheckOptions,
     others: Mapping[str, Path],
 ) -> None:
+    """What was exported, as JSON data of EXPORT_SCHEMA or as tables and a next step."""
+    if check_on.output_format == "json":
+        document = {
+            "schema": EXPORT_SCHEMA,
+            "kind": kind,
+            "path": str(target),
+            "bytes": target.stat().st_size,
+            "time_steps": source.model.graph.time_steps,
+            "source_sha256": source.sha256,
+            **({} if layers is None else {"layers": layers}),
+            "verdict": None if report is None else report.verdict.value,
+            "verified": None if report is None else report.to_dict(),
+        }
+        terminal.show(json.dumps(document, indent=2))
+        return
     if layers is not None:
         terminal.show(drawn([representation_table(layers)]))
     if report is not None:
@@ -212,17 +203,13 @@ def check_images(model: Model, check_on: options.CheckOptions) -> tuple[Tensor, 
     Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
     """
     if check_on.source.lower() == "random":
-        drawn = torch.from_numpy(
-            input_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
-        )
-        return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
+        found = input_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
+        return torch.from_numpy(
+            found
+        ), f"{len(found)} random {model.info.input_kind}, seed {check_on.seed}"
     given, folder = check_on.dataset_name, check_on.data_dir
     instead = ", or --input random to verify on random pixels"
     data = config.named_data(model, given, folder, check_on.download, instead)
     name = given or model.info.provenance["data"]
     chosen = data.validation.images[: check_on.samples]
     return data.normalise(chosen), f"{len(chosen)} validation images of {name}"
-
-
-def as_json(document: Any) -> str:
-    return json.dumps(document, indent=2)

@@ -49,19 +49,12 @@ def neuron_spec(choice: NetworkChoice) -> ir.NeuronSpec:
 
 def recipe_of(options: LearningOptions) -> trainer.TrainConfig:
     """The training that the options describe. Raises UnknownNameError or UsageError."""
-    return trainer.TrainConfig(
-        optimizer=_known("optimizer", options.optimizer, trainer.OPTIMIZERS),
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        momentum=options.momentum,
-        schedule=lr_schedules.parse_schedule([options.scheduler]),
-        batch_size=options.batch_size,
-        augment=_known("augmentation", options.augment.replace("-", "_"), sampler.SHIFT),
-        l1=options.l1,
-        seed=options.seed,
-        freeze_batch_norm=options.freeze_batch_norm,
-        epochs=options.epochs,
-    )
+    chosen = asdict(options)
+    schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
+    chosen["optimizer"] = _known("optimizer", options.optimizer, trainer.OPTIMIZERS)
+    augment = options.augment.replace("-", "_")
+    chosen["augment"] = _known("augmentation", augment, sampler.SHIFT)
+    return trainer.TrainConfig(schedule=schedule, **chosen)
 
 
 def _known(kind: str, given: str, valid: Any) -> Any:
@@ -172,11 +165,6 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
             f"--{given[0]} given, but {model!r} brings its own neurons and sizes; "
             "leave the flag out"
         )
-
-
-def data_of(task: Task, options: DataOptions) -> DataOptions:
-    """The options for the task's data set, which the file that it starts from may have named."""
-    return replace(options, dataset_name=task.data)
 
 
 def require_outputs(*paths: Path) -> None:

@@ -1,7 +1,9 @@
 """`soul-deploy export onnx`, `export event`, `export nir` and `verify`."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +64,12 @@ class OnnxOptions:
 
     def write(self, source: Source, path: Path) -> None:
         """Export the model to `path`. Raises what the exporters raise."""
+        known: Any = {"opset": self.opset, "source_sha256": source.sha256}
         if self.mode == "step":
-            step.export_step(
-                source.model,
-                path,
-                opset=self.opset,
-                static_input=self.static_input,
-                source_sha256=source.sha256,
-            )
-            return
-        model.export_onnx(
-            source.model,
-            path,
-            opset=self.opset,
-            input_mode=self.input_mode,
-            outputs=self.outputs,
-            source_sha256=source.sha256,
-        )
+            step.export_step(source.model, path, static_input=self.static_input, **known)
+        else:
+            known |= {"input_mode": self.input_mode, "outputs": self.outputs}
+            model.export_onnx(source.model, path, **known)
 
 
 @click.command(
@@ -106,15 +97,13 @@ def onnx(
         files.require_writable(currents)
     source = Source.load(model_path, time_step)
 
-    def write(path: Path) -> None:
-        form.write(source, path)
-
     def write_currents() -> dict[str, Path]:
         if form.static_input != "current":
             return {}
         step.export_currents(source.model, currents, opset=form.opset, source_sha256=source.sha256)
         return {"Currents": currents}
 
+    write = partial(form.write, source)
     write_checked("onnx", source, target, write, check_on, check, beside=write_currents)
 
 
@@ -158,16 +147,10 @@ def event(
     target = target_of(output, model_path, ".event.safetensors")
     source = Source.load(model_path, time_step, allowed)
     layers: list[dict[str, Any]] = []
+    wanted: Any = {"representation": representation, "rows": forms, "max_memory": allowed}
 
     def write(path: Path) -> None:
-        network = build.export_event(
-            source.model,
-            path,
-            source_sha256=source.sha256,
-            representation=representation,
-            rows=forms,
-            max_memory=allowed,
-        )
+        network = build.export_event(source.model, path, source_sha256=source.sha256, **wanted)
         layers.extend(representations(network))
 
     write_checked("event", source, target, write, check_on, check, layers)
@@ -176,15 +159,13 @@ def event(
 def read_forms(words: Sequence[str]) -> dict[str, storage_format.Form]:
     """LAYER=FORM words as a mapping. Raises UsageError."""
     forms: dict[str, storage_format.Form] = {}
+    valid = storage_format.CONVOLUTION_FORMS
     for word in words:
         layer, equals, form = word.rpartition("=")
-        found = next(
-            (known for known in storage_format.CONVOLUTION_FORMS if known == form.lower()), None
-        )
+        found = next((known for known in valid if known == form.lower()), None)
         if not equals or not layer or found is None:
             raise errors.UsageError(
-                f"--rows {word}: give LAYER=FORM, where FORM is "
-                f"{', '.join(storage_format.CONVOLUTION_FORMS)}"
+                f"--rows {word}: give LAYER=FORM, where FORM is {', '.join(valid)}"
             )
         if forms.setdefault(layer, found) != found:
             raise errors.UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
@@ -218,9 +199,7 @@ def nir(
     target = target_of(output, model_path, ".nir")
     source = Source.load(model_path, time_step)
 
-    def write(path: Path) -> None:
-        export_nir(source.model, path, dt=dt, source_sha256=source.sha256)
-
+    write = partial(export_nir, source.model, dt=dt, source_sha256=source.sha256)
     write_checked("nir", source, target, write, check_on, check)
 
 
@@ -228,7 +207,7 @@ def nir(
 @click.argument("model_path", metavar="MODEL", type=FILE)
 @click.argument("artifact", metavar="ARTIFACT", type=FILE)
 @options.model_steps_option()
-@options.check_options()
+@options.check_options
 @option(
     "--allow_silent",
     is_flag=True,
@@ -253,7 +232,7 @@ def verify(
     paths = (artifact, artifact)
     report = checking.check_file(kind, source, paths, images, check_on, allow_silent)
     if check_on.output_format == "json":
-        terminal.show(checking.as_json(report.to_dict()))
+        terminal.show(json.dumps(report.to_dict(), indent=2))
     else:
         terminal.show(output.drawn(report))
     if report.verdict is Verdict.FAILED:

@@ -52,9 +52,7 @@ class DataOptions:
     size: int | None = shared(size_option())
 
 
-def data_options() -> Decorator:
-    """--dataset_name, --data_dir, --download, --size."""
-    return option_group("data", DataOptions)
+data_options = option_group("data", DataOptions)
 
 
 CONSTANTS = {
@@ -216,9 +214,7 @@ class RunOptions:
             )
 
 
-def run_options() -> Decorator:
-    """--model_dir, --log_dir, --device, --threads, --workers, --format."""
-    return option_group("run", RunOptions, "Training")
+run_options = option_group("run", RunOptions, "Training")
 
 
 @dataclass(frozen=True)
@@ -239,9 +235,7 @@ class ResumeOptions:
         parsing.require_least(1, save_steps=self.save_steps)
 
 
-def resume_options() -> Decorator:
-    """--save_steps, --resume."""
-    return option_group("keeping", ResumeOptions, "Files")
+resume_options = option_group("keeping", ResumeOptions, "Files")
 
 
 @dataclass(frozen=True)
@@ -272,9 +266,7 @@ class CheckOptions:
         parsing.require_seed(self.seed)
 
 
-def check_options() -> Decorator:
-    """--samples, --batch, --input, the data set's options, --seed, --threads, --format."""
-    return option_group("check_on", CheckOptions, "Data")
+check_options = option_group("check_on", CheckOptions, "Data")
 
 
 def model_steps_option() -> Decorator:
@@ -290,5 +282,5 @@ def export_options() -> Decorator:
         common.output_option("Where the file goes.  [default: beside MODEL, under its name]"),
         model_steps_option(),
         option("--check/--no-check", default=True, help=check),
-        check_options(),
+        check_options,
     )

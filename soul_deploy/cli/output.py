@@ -17,7 +17,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from soul_deploy.base import tables, terminal
-from soul_deploy.base.terminal import say, show
 from soul_deploy.cli.common_options import DATA_DIR
 
 LEFT = (
@@ -135,9 +134,9 @@ def print_result(
 ) -> None:
     """The result as JSON (`schema` first) or as a table."""
     if output_format == "json":
-        show(json.dumps({"schema": schema, **result}, indent=2))
+        terminal.show(json.dumps({"schema": schema, **result}, indent=2))
     else:
-        show(text_table(title, columns, rows))
+        terminal.show(text_table(title, columns, rows))
 
 
 def files_json(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
@@ -155,13 +154,13 @@ def print_files(
     if output_format == "json":
         return
     for what, path in files.items():
-        say(f"{what}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+        terminal.say(f"{what}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
     print_next(next_words)
 
 
 def print_next(words: Sequence[object]) -> None:
     """What to try next, as it can be pasted into a shell."""
-    say(f"Next: {shlex.join(map(str, ('soul-deploy', *words)))}")
+    terminal.say(f"Next: {shlex.join(map(str, ('soul-deploy', *words)))}")
 
 
 def data_flags(name: object, data_dir: Path) -> list[str]:

@@ -126,11 +126,11 @@ def _checkpoints(task: resolve.Task, run: options.RunOptions) -> Path:
 @start_model.model_path_option("For --mode load: a model file")
 @common.dry_run_option("Print the plan and stop; no file is written.")
 @options.network_options("spikingvgg16")
-@options.data_options()
+@options.data_options
 @common.option_group("pruning", ScaOptions)
 @options.learning_options(epochs=50, batch_size=128)
-@options.run_options()
-@options.resume_options()
+@options.run_options
+@options.resume_options
 @click.pass_context
 def structured(
     context: click.Context,
@@ -159,7 +159,9 @@ def structured(
     files = outputs(task, run, trained=start is None)
     if not dry_run:
         resolve.require_outputs(*files.values())
-    loaded = resolve.load_task_data(resolve.data_of(task, data), start.taken if start else None)
+    loaded = resolve.load_task_data(
+        replace(data, dataset_name=task.data), start.taken if start else None
+    )
     model = _model(task, start, loaded)
     asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
     if dry_run:

@@ -37,12 +37,12 @@ SCHEMA = "soul-deploy/prune-unstructured/1"
 @start_model.model_path_option("Trained network to start from: a model file")
 @dry_run_option("Print what would be masked; no file is written.")
 @options.network_options("spikingvgg9")
-@options.data_options()
+@options.data_options
 @option_group("masking", MaskOptions)
 @option_group("searching", SearchOptions)
 @options.learning_options(epochs=150, batch_size=128, scheduler="constant")
-@options.run_options()
-@options.resume_options()
+@options.run_options
+@options.resume_options
 @click.pass_context
 def unstructured(
     context: click.Context,
@@ -72,7 +72,7 @@ def unstructured(
     if not dry_run:
         resolve.require_outputs(*Places(task, run).outputs(searching.save_latest))
     taken = None if start is None else start.taken
-    loaded = resolve.load_task_data(resolve.data_of(task, data), taken)
+    loaded = resolve.load_task_data(replace(data, dataset_name=task.data), taken)
     model = _model(task, start, loaded, masking)
     config = replace(config, **_layers(masking, model.graph))
     plan = pipeline.plan_unstructured(model, config, path=model_path)

@@ -99,14 +99,10 @@ def _results(
     with OpenFile(path) as source:
         require_event_network(source)
         network = load(source, threads, max_memory=allowed)
-    with progress.warnings_said(_warn), compiling_announced():
+    with progress.warnings_said(terminal.warn), compiling_announced():
         groups = read_samples(inputs, replace(network.events.rule, resize=resize))
         network.warm_up(stream=stream)
         return result(network, groups, stream=stream, **shown)
-
-
-def _warn(text: str) -> None:
-    terminal.say(f"Warning: {text}", err=True)
 
 
 def run_report(found: dict[str, Any]) -> str:

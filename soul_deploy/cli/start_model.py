@@ -137,15 +137,11 @@ def _assumptions(
         items = ", ".join(f"{WORDS[field]} {value}" for field, value in taken.items())
         found.append(f"{path.name}: taken from its name: {items}")
     own, neuron = is_dotted(task.model), task.neuron
-    open_fields = (
-        []
-        if own
-        else [
-            f"{flag} {options.constant_text(getattr(neuron, flag))}"
-            for flag in _read_by(neuron)
-            if flag not in explicit
-        ]
-    )
+    open_fields = [
+        f"{flag} {options.constant_text(getattr(neuron, flag))}"
+        for flag in (() if own else _read_by(neuron))
+        if flag not in explicit
+    ]
     if not own and name is None and "neuron_type" not in explicit:
         open_fields.insert(0, f"neuron {neuron.family}")
     if (name is None or name.time_steps is None) and "time_step" not in explicit:
@@ -184,20 +180,17 @@ def _from_state_dict(path: Path, task: config.Task, data: Data, name: SoulName |
 def _task_of_file(
     path: Path, model: Model, task: config.Task, explicit: Collection[str]
 ) -> config.Task:
-    made = model.info.provenance
-    neuron = model.graph.populations[0].neuron
-    pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
-    pairs += [
-        (flag, getattr(task.sizes, field), made.get(flag, getattr(task.sizes, field)))
+    made, neuron = model.info.provenance, model.graph.populations[0].neuron
+    sizes = {
+        field: made.get(flag, getattr(task.sizes, field))
         for flag, field in config.SIZE_FLAGS.items()
-    ]
-    found_sizes = {
-        config.SIZE_FLAGS[flag]: found for flag, _, found in pairs if flag in config.SIZE_FLAGS
     }
-    pairs += [
-        (flag, getattr(task.neuron, field), getattr(neuron, field))
-        for flag, field in NEURON_FLAGS.items()
-    ]
+    pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
+    for flags, asked, held in (
+        (config.SIZE_FLAGS, vars(task.sizes), sizes),
+        (NEURON_FLAGS, vars(task.neuron), vars(neuron)),
+    ):
+        pairs += [(flag, asked[field], held[field]) for flag, field in flags.items()]
     for flag, given, found in pairs:
         if flag in explicit and given != found:
             raise errors.UsageError(
@@ -207,7 +200,7 @@ def _task_of_file(
     return replace(
         task,
         model=str(made.get("model", task.model)),
-        sizes=replace(task.sizes, **found_sizes),
+        sizes=replace(task.sizes, **sizes),
         neuron=neuron,
         time_steps=task.time_steps if "time_step" in explicit else model.graph.time_steps,
     )

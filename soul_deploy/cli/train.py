@@ -18,10 +18,10 @@ from soul_deploy.training import train as training
     cls=parsing.SoulCommand, example="train --model spikingvgg5 --dataset_name digits --epochs 2"
 )
 @options.network_options("spikingvgg9")
-@options.data_options()
+@options.data_options
 @options.learning_options(epochs=150, batch_size=64)
-@options.run_options()
-@options.resume_options()
+@options.run_options
+@options.resume_options
 @options.input_kind_option("the data set's")
 def train(
     network: options.NetworkChoice,

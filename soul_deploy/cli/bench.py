@@ -140,9 +140,8 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     )
     reference = read_reference(values, files)
     if reference is not None:
-        files = inputs.BenchFiles(
-            model=Path("reference.safetensors")
-        )  # written when the bench begins
+        # It is written when the bench begins.
+        files = inputs.BenchFiles(model=Path("reference.safetensors"))
     duration = values["duration"]
     if duration is not None and not 0 < duration <= 3600:
         raise errors.UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
@@ -167,9 +166,8 @@ def read_reference(values: dict[str, Any], files: inputs.BenchFiles) -> Referenc
     given = [f"--{key}" for key, value in fields.items() if value is not None]
     if not values["reference"]:
         if given:
-            raise errors.UsageError(
-                f"{', '.join(given)}: these describe the network of --reference"
-            )
+            told = f"{', '.join(given)}: these describe the network of --reference"
+            raise errors.UsageError(told)
         return None
     if files != inputs.BenchFiles():
         raise errors.UsageError("--reference makes its own network; leave out the files")

@@ -67,9 +67,8 @@ class InputOptions:
         """(C, H, W) and the number of classes. Raises UsageError."""
         if data is not None:
             if self.input_shape is not None or self.classes is not None:
-                raise errors.UsageError(
-                    "the data set says input_shape and classes; leave these flags out"
-                )
+                told = "the data set says input_shape and classes; leave these flags out"
+                raise errors.UsageError(told)
             return data.input_shape, len(data.classes)
         if self.input_shape is None or self.classes is None:
             raise errors.UsageError("give --dataset_name, or --input_shape and --classes")
@@ -131,7 +130,8 @@ def import_torch(
         load_weights(network, model_path)
     with progress.warnings_said(warn, _advice(data, model_path)):
         progress.status("import torch: comparing the graph with the network")
-        model = from_torch(network, shape, time_step, example=_examples(data))
+        example = None if data is None else data.normalise(data.validation.images[:EXAMPLES])
+        model = from_torch(network, shape, time_step, example=example)
     _check_classes(factory, model, count)
     told = [] if weights is None else weights.assumed(model, factory)
     model = replace(model, info=_info(factory, data, model, told, asked.input_kind))
@@ -211,9 +211,9 @@ def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None
     found = [f"{name} is missing" for name in needed if name not in given]
     found += [f"{name} belongs to nothing" for name in given if name not in needed]
     found += [
-        f"{name} is {given[name]}, the network has {needed[name]}"
-        for name in needed
-        if given.get(name, needed[name]) != needed[name]
+        f"{name} is {given[name]}, the network has {shape}"
+        for name, shape in needed.items()
+        if given.get(name, shape) != shape
     ]
     if found:
         more = f" and {len(found) - 3} more" if found[3:] else ""
@@ -221,10 +221,6 @@ def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None
             f"{path} does not fit the network: {'; '.join(found[:3])}{more}. Give the weights of "
             "this very network"
         )
-
-
-def _examples(data: Data | None) -> Tensor | None:
-    return None if data is None else data.normalise(data.validation.images[:EXAMPLES])
 
 
 def _advice(data: Data | None, model_path: Path | None) -> str:
@@ -242,9 +238,8 @@ def _info(
     made = {**model.info.provenance, "model": factory, "command": "import torch"}
     made |= {"assumptions": assumptions} if assumptions else {}
     if data is None:
-        return with_input_kind(
-            ModelInfo(provenance=made), input_kind or input_rule.KIND_OF_OLD_FILES
-        )
+        kind = input_kind or input_rule.KIND_OF_OLD_FILES
+        return with_input_kind(ModelInfo(provenance=made), kind)
     made |= {"data": data.name}
     return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)
 
@@ -324,8 +319,7 @@ def _print_import(
         "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
         **more,
     }
+    schema, columns = "soul-deploy/import/1", ["node", "op", "what"]
     title = f"{len(nodes)} nodes, T = {graph.time_steps}{remark}"
-    print_result(
-        output_format, "soul-deploy/import/1", result, title, ["node", "op", "what"], nodes
-    )
+    print_result(output_format, schema, result, title, columns, nodes)
     print_files(output_format, {"Model": target}, ["export", "event", target, *data])

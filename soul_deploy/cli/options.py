@@ -5,7 +5,6 @@ unstructured_prune.py) unless said otherwise. A neuron's constants have no defau
 given is Soul's, by neuron (`ir.neurons.SOUL_NEURONS`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,24 +119,20 @@ class NetworkChoice:
             parsing.require_least(1, **{name: getattr(self, name)})
 
     def constants(self) -> dict[str, Any]:
-        """The neuron's constants that were given, by NeuronSpec's names. Raises UsageError."""
-        return given_constants({name: getattr(self, name) for name in CONSTANTS})
+        """The neuron's constants that were given, by NeuronSpec's names.
+
+        Raises UsageError for a v_reset that is neither a number nor none (soft reset).
+        """
+        values = {name: getattr(self, name) for name in CONSTANTS}
+        found = {name: value for name, value in values.items() if value is not None}
+        if self.v_reset is not None:
+            found["v_reset"] = _reset(self.v_reset)
+        return found
 
 
 def network_options(model: str) -> Decorator:
     """--model, --neuron_type, --time_step, sizes and the neuron's fields."""
     return option_group("network", NetworkChoice, "Network", model=model)
-
-
-def given_constants(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that were given (not None), v_reset as a number or None for soft reset.
-
-    Raises UsageError for a v_reset that is neither a number nor none.
-    """
-    found = {name: value for name, value in values.items() if value is not None}
-    if "v_reset" in found:
-        found["v_reset"] = _reset(found["v_reset"])
-    return found
 
 
 def _reset(text: str) -> float | None:

@@ -71,12 +71,8 @@ class SoulCommand(Speaking):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the words of each list before click's own parsing."""
-        flags = {
-            dashes(flag)
-            for parameter in self.params
-            if isinstance(parameter, ListOption)
-            for flag in parameter.opts
-        }
+        lists = [parameter for parameter in self.params if isinstance(parameter, ListOption)]
+        flags = {dashes(flag) for parameter in lists for flag in parameter.opts}
         return super().parse_args(ctx, join_lists(args, flags))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -103,28 +99,18 @@ def join_lists(args: list[str], flags: set[str]) -> list[str]:
     A list goes on while words look like numbers and brackets, or while its bracket is open.
     """
     joined: list[str] = []
-    position = 0
-    while position < len(args):
-        flag, equals, first = args[position].partition("=")
-        joined.append(args[position])
-        position += 1
-        if dashes(flag) not in flags:
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, first = word.partition("=")
+        if dashes(flag) not in flags or not (equals or rest):
+            joined.append(word)
             continue
-        if equals:
-            words = [first]
-        elif position < len(args):
-            words = [args[position]]
-            position += 1
-        else:
-            continue
-        while position < len(args) and _continues(words, args[position]):
-            words.append(args[position])
-            position += 1
+        words = [first if equals else rest.pop(0)]
+        while rest and _continues(words, rest[0]):
+            words.append(rest.pop(0))
         text = " ".join(words)
-        if equals:
-            joined[-1] = f"{flag}={text}"
-        else:
-            joined.append(text)
+        joined += [f"{flag}={text}"] if equals else [word, text]
     return joined
 
 
@@ -137,11 +123,8 @@ def _continues(words: list[str], word: str) -> bool:
 
 def explicit_flags(context: click.Context) -> set[str]:
     """Names of the flags that the user gave."""
-    return {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    source, default = context.get_parameter_source, ParameterSource.DEFAULT
+    return {name for name in context.params if source(name) is not default}
 
 
 def require_least(least: int, **values: int | None) -> None:

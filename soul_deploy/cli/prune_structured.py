@@ -153,15 +153,11 @@ def structured(
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
-    flags = parsing.explicit_flags(context)
-    start = None if path is None else start_model.open_start(path, task, flags)
-    task = start.task if start else task
+    start, task = start_model.started(path, task, context)
     files = outputs(task, run, trained=start is None)
     if not dry_run:
         resolve.require_outputs(*files.values())
-    loaded = resolve.load_task_data(
-        replace(data, dataset_name=task.data), start.taken if start else None
-    )
+    loaded = start_model.data_for(data, task, start)
     model = _model(task, start, loaded)
     asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
     if dry_run:
@@ -170,9 +166,10 @@ def structured(
     resolve.warn_of_replacing(files["Masked model"], "prune structured")
     sha256, folder = path and file_sha256(path), _checkpoints(task, run)
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
-    dense = None if start else _dense(learning.epochs, files)
-    asked |= {"dense": dense, "checkpoints": kept, "log": files["Epochs"]}
-    result = pipeline.prune_structured(model, loaded, config, training, **asked)
+    asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
+    result = pipeline.prune_structured(
+        model, loaded, config, training, log=files["Epochs"], **asked
+    )
     with kept.watching():
         _finish(result, files, run.output_format, data.data_dir)
 
@@ -180,24 +177,20 @@ def structured(
 def _start_file(mode: str, path: Path | None) -> Path | None:
     if mode.lower() not in ("train", "load"):
         raise errors.UnknownNameError("mode", mode, ("train", "load"))
-    if mode.lower() == "train":
-        if path is not None:
-            raise errors.UsageError(
-                "--model_path belongs to --mode load; mode train starts from nothing"
-            )
-        return None
-    if path is None:
+    loads = mode.lower() == "load"
+    if loads and path is None:
         raise errors.UsageError("--mode load needs --model_path, the file to start from")
-    return require_file(path)
+    if path is not None and not loads:
+        told = "--model_path belongs to --mode load; mode train starts from nothing"
+        raise errors.UsageError(told)
+    return path and require_file(path)
 
 
 def _model(task: resolve.Task, start: start_model.Start | None, data: Data) -> Model:
     if start is None:
         return resolve.new_model(task, data)
-    model = start.network(data)
-    return replace(
-        model, info=replace(model.info, provenance=resolve.facts(task) | start_model.assumed(start))
-    )
+    model, made = start.network(data), resolve.facts(task) | start_model.assumed(start)
+    return replace(model, info=replace(model.info, provenance=made))
 
 
 def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:

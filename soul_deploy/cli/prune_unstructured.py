@@ -63,16 +63,16 @@ def unstructured(
     --finetune the network is then trained on with the masks fixed. At the end the masked network
     and a compact one without its dead channels are written.
     """
-    given = parsing.explicit_flags(context)
-    _check(mode, searching, masking, given)
+    _check(mode, searching, masking, parsing.explicit_flags(context))
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config = searching.config(masking)
-    start = _opened(model_path, task, run, given)
-    task = task if start is None else start.task
+    if model_path is not None:
+        require_file(model_path)
+    resolve.prepare(run)
+    start, task = start_model.started(model_path, task, context)
     if not dry_run:
         resolve.require_outputs(*Places(task, run).outputs(searching.save_latest))
-    taken = None if start is None else start.taken
-    loaded = resolve.load_task_data(replace(data, dataset_name=task.data), taken)
+    loaded = start_model.data_for(data, task, start)
     model = _model(task, start, loaded, masking)
     config = replace(config, **_layers(masking, model.graph))
     plan = pipeline.plan_unstructured(model, config, path=model_path)
@@ -96,19 +96,8 @@ def _check(
     check_tensorboard(searching.tensorboard)
     idle = searching.idle(given)
     if idle:
-        messages.warn(
-            f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused"
-        )
-
-
-def _opened(
-    path: Path | None, task: resolve.Task, run: options.RunOptions, given: Collection[str]
-) -> start_model.Start | None:
-    """The file to start from, once the device and the other processes are there."""
-    if path is not None:
-        require_file(path)
-    resolve.prepare(run)
-    return None if path is None else start_model.open_start(path, task, given)
+        names = ", ".join(idle)
+        messages.warn(f"{names} given without --finetune: there is no fine-tuning, so unused")
 
 
 @dataclass(frozen=True)
@@ -213,10 +202,7 @@ def _carry_out(job: Job, data_dir: Path) -> None:
     resolve.warn_of_replacing(job.places.result, pipeline.COMMAND)
     try:
         result = pipeline.prune_unstructured(
-            job.model,
-            job.data,
-            job.config,
-            job.training,
+            *(job.model, job.data, job.config, job.training),
             device=job.places.run.device,
             checkpoints=job.checkpoints,
             log=job.places.log,
@@ -301,13 +287,11 @@ def _print_outcome(
     terminal.show(output.drawn(connectivity))
     fewer = f" ({before / after:.1f}× fewer)" if after else ""
     terminal.say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
-    terminal.say(
-        f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}"
-    )
+    shares = ", ".join(f"{kind} {value:.2%}" for kind, value in tested.items())
+    terminal.say(f"Test accuracy: {shares}")
     path = files["Model" if compact is None else "Compact model"]
-    output.print_files(
-        output_format, files, ["export", "event", path, *output.folder_flags(data_dir)]
-    )
+    words = ["export", "event", path, *output.folder_flags(data_dir)]
+    output.print_files(output_format, files, words)
 
 
 def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:

@@ -34,25 +34,16 @@ def inspect(path: Path, max_memory: str | None, style: str) -> None:
 
 
 def _run_options() -> common.Decorator:
+    resize = "Scale images of another size (bilinear)."
+    threads = "CPU threads.  [default: all cores]"
+    counts = "Count events and operations per layer."
     step_by_step = "Run step by step and show each step's scores."
     return common.options(
-        option(
-            "--resize",
-            is_flag=True,
-            help="Scale images of another size (bilinear).",
-            heading="Data",
-        ),
+        option("--resize", is_flag=True, help=resize, heading="Data"),
         option("--top", type=click.IntRange(1), default=1, help="Classes shown.", heading="Output"),
-        common.threads_option(
-            "CPU threads.  [default: all cores]", click.IntRange(0), default=0, show_default=False
-        ),
+        common.threads_option(threads, click.IntRange(0), default=0, show_default=False),
         option("--stream", is_flag=True, help=step_by_step),
-        option(
-            "--counts",
-            is_flag=True,
-            help="Count events and operations per layer.",
-            heading="Output",
-        ),
+        option("--counts", is_flag=True, help=counts, heading="Output"),
         MAX_MEMORY,
         common.format_option("style"),
     )

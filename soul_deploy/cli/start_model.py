@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from soul_deploy.base import errors, files
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import config, options
+from soul_deploy.cli import config, options, parsing
 from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import check_data
 from soul_deploy.frontend.factory import is_dotted
-from soul_deploy.ir import SOUL_NEURONS, NeuronSpec, Shape
+from soul_deploy.ir import SOUL_NEURONS, NeuronSpec
 from soul_deploy.model.file import check_state, load, load_state_dict
 from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.training.messages import note
@@ -49,11 +50,6 @@ class Start:
     name: SoulName | None = None
     assumptions: tuple[str, ...] = ()
 
-    @property
-    def taken(self) -> Shape | None:
-        """(C, H, W) that a model file's network takes."""
-        return None if self.model is None else self.model.input_shape
-
     def network(self, data: Data) -> Model:
         """The network to prune. Raises UsageError or FileFormatError if it does not fit."""
         model = self.model or _from_state_dict(self.path, self.task, data, self.name)
@@ -88,6 +84,23 @@ def open_start(path: Path, task: config.Task, explicit: Collection[str]) -> Star
     for sentence in assumptions:
         note(sentence)
     return Start(path, task, None, name, assumptions)
+
+
+def started(
+    path: Path | None, task: config.Task, context: click.Context
+) -> tuple[Start | None, config.Task]:
+    """The file to start from, if there is one, and the task. Raises as `open_start`."""
+    if path is None:
+        return None, task
+    start = open_start(path, task, parsing.explicit_flags(context))
+    return start, start.task
+
+
+def data_for(given: options.DataOptions, task: config.Task, start: Start | None) -> Data:
+    """The task's data set, which the file to start from may have named, as its network takes it."""
+    model = None if start is None else start.model
+    chosen = replace(given, dataset_name=task.data)
+    return config.load_task_data(chosen, None if model is None else model.input_shape)
 
 
 def assumed(start: Start | None) -> dict[str, list[str]]:

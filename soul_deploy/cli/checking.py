@@ -168,9 +168,7 @@ def check_file(
         described += f", a sequence of {frames} frames each"
     with compiling_announced():
         return gates.verify(
-            source.model,
-            path,
-            images,
+            *(source.model, path, images),
             kind=kind,
             source_sha256=source.sha256,
             described=described,

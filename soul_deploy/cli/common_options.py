@@ -105,58 +105,45 @@ def choice(valid: Sequence[str]) -> click.Choice[str]:
 
 
 def dataset_option(text: str, default: str | None = None) -> Decorator:
-    """--dataset_name."""
     flags = ("--dataset_name", "--dataset", "-dataset")
     return option(*flags, default=default, help=text, heading="Data")
 
 
 def data_dir_option() -> Decorator:
-    """--data_dir."""
-    return option(
-        *("--data_dir", "-data_dir"),
-        type=FILE,
-        default=DATA_DIR,
-        help="Folder of the data set's files; mnist5k and digits need none.",
-        heading="Data",
-    )
+    text = "Folder of the data set's files; mnist5k and digits need none."
+    flags = ("--data_dir", "-data_dir")
+    return option(*flags, type=FILE, default=DATA_DIR, help=text, heading="Data")
 
 
 def download_option() -> Decorator:
-    """--download."""
     text = "Let torchvision download a missing data set."
     return option("--download", is_flag=True, help=text, heading="Data")
 
 
 def steps_option(text: str, default: int | None = None) -> Decorator:
-    """--time_step."""
     flags = ("--time_step", "-T")
     return option(*flags, type=int, default=default, help=text, heading="Network")
 
 
 def seed_option(text: str | None = None, heading: str = "Training") -> Decorator:
-    """--seed."""
     return option("--seed", "-seed", type=int, default=2025, help=text, heading=heading)
 
 
 def threads_option(
     text: str | None = "CPU threads. [default: PyTorch's]", kind: Any = int, **settings: Any
 ) -> Decorator:
-    """--threads."""
     return option("--threads", type=kind, help=text, **settings)
 
 
 def output_option(text: str, kind: click.Path = FILE, **settings: Any) -> Decorator:
-    """--output."""
     return option("--output", "-o", type=kind, help=text, heading="Files", **settings)
 
 
 def max_memory_option(text: str = memory.HELP) -> Decorator:
-    """--max_memory."""
     return option("--max_memory", metavar="SIZE", help=text, heading="Files")
 
 
 def dry_run_option(text: str) -> Decorator:
-    """--dry_run."""
     return option("--dry_run", "--dry-run", is_flag=True, help=text, heading="Output")
 
 

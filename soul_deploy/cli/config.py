@@ -11,26 +11,20 @@ from torch import nn
 
 from soul_deploy import distributed, ir
 from soul_deploy.base import errors, files, progress
-from soul_deploy.cli.options import (
-    DataOptions,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-)
+from soul_deploy.cli import options
 from soul_deploy.data import datasets, images, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import graph_module, surrogate
-from soul_deploy.training import checkpoint_manager, device, lr_schedules, messages, train, trainer
+from soul_deploy.training import checkpoint_manager, device, lr_schedules, messages, trainer
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo import resnet_blocks
 
 NEURONS = tuple(ir.SOUL_NEURONS)
 
 
-def neuron_spec(choice: NetworkChoice) -> ir.NeuronSpec:
+def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
     """The neuron that the options describe: Soul's of that name, but for what was given.
 
     Raises UnknownNameError or UsageError.
@@ -47,12 +41,12 @@ def neuron_spec(choice: NetworkChoice) -> ir.NeuronSpec:
     return replace(spec, surrogate_alpha=surrogate.DEFAULT_ALPHA[spec.surrogate])
 
 
-def recipe_of(options: LearningOptions) -> trainer.TrainConfig:
+def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
     """The training that the options describe. Raises UnknownNameError or UsageError."""
-    chosen = asdict(options)
+    chosen = asdict(learning)
     schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
-    chosen["optimizer"] = _known("optimizer", options.optimizer, trainer.OPTIMIZERS)
-    augment = options.augment.replace("-", "_")
+    chosen["optimizer"] = _known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
+    augment = learning.augment.replace("-", "_")
     chosen["augment"] = _known("augmentation", augment, sampler.SHIFT)
     return trainer.TrainConfig(schedule=schedule, **chosen)
 
@@ -63,13 +57,13 @@ def _known(kind: str, given: str, valid: Any) -> Any:
     return given.lower()
 
 
-def prepare(run: RunOptions) -> torch.device:
+def prepare(run: options.RunOptions) -> torch.device:
     """`prepare_device` as the options say."""
     return device.prepare_device(run.device, run.threads, run.process_timeout)
 
 
 def checkpoints_of(
-    keeping: ResumeOptions, folder: Path, **start: Any
+    keeping: options.ResumeOptions, folder: Path, **start: Any
 ) -> checkpoint_manager.Checkpoints:
     """The checkpoints in `folder`. start: what the run begins with, name -> JSON value."""
     resume = True if keeping.resume == "auto" else keeping.resume or False
@@ -99,7 +93,7 @@ SIZE_FLAGS = {
 """Flag -> field of Sizes; a model file's provenance holds them by flag."""
 
 
-def sizes_of(choice: NetworkChoice) -> Sizes:
+def sizes_of(choice: options.NetworkChoice) -> Sizes:
     """The sizes that the options describe. Raises UnknownNameError."""
     return Sizes(
         choice.hidden,
@@ -138,7 +132,7 @@ class Task:
         )
 
 
-def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
+def task_of(network: options.NetworkChoice, data: options.DataOptions, seed: int) -> Task:
     """Check all names. Raises UnknownNameError or UsageError."""
     if is_dotted(network.model):
         _refuse_flags_of_the_zoo(network.model)
@@ -155,7 +149,11 @@ def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
 def _refuse_flags_of_the_zoo(model: str) -> None:
     """A network of the user's own brings neurons and sizes: flags for them would do nothing."""
     context = click.get_current_context(silent=True)
-    names = {item.name for item in fields(NetworkChoice)} - {"model", "time_step", "coding_schema"}
+    names = {item.name for item in fields(options.NetworkChoice)} - {
+        "model",
+        "time_step",
+        "coding_schema",
+    }
     sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
     given = sorted(
         name for name, source in sources.items() if source not in (None, ParameterSource.DEFAULT)
@@ -176,20 +174,20 @@ def require_outputs(*paths: Path) -> None:
         files.require_writable(*paths)
 
 
-def load_task_data(options: DataOptions, taken: ir.Shape | None = None) -> datasets.Data:
+def load_task_data(wanted: options.DataOptions, taken: ir.Shape | None = None) -> datasets.Data:
     """The data set that the options name; of several processes, the main one downloads it.
 
     taken: (C, H, W) that the network of a model file takes. Raises as `load_data`.
     """
-    name, folder = options.dataset_name, options.data_dir
+    name, folder = wanted.dataset_name, wanted.data_dir
 
     def load(main: bool) -> datasets.Data:
-        download = options.download and main
-        if options.size is None and taken is not None:
+        download = wanted.download and main
+        if wanted.size is None and taken is not None:
             return datasets.load_data_for(taken, name, folder, download=download)
-        return datasets.load_data(name, folder, download=download, size=options.size)
+        return datasets.load_data(name, folder, download=download, size=wanted.size)
 
-    loaded = distributed.main_first(load) if options.download else load(False)
+    loaded = distributed.main_first(load) if wanted.download else load(False)
     return remark_on(loaded, "; --size chooses another side" if taken is None else "")
 
 
@@ -225,21 +223,14 @@ def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.Spiki
         return zoo.create(task.model, task.network_options(data))
 
 
-def new_module(task: Task, data: datasets.Data) -> graph_module.GraphModule:
+def new_model(task: Task, data: datasets.Data) -> Model:
     """The task's network, freshly initialised from its seed."""
     torch.manual_seed(task.seed)
     network, graph = create_network(task, data)
-    module = graph_module.GraphModule(graph)
-    state = network.state_dict()
+    module, state = graph_module.GraphModule(graph), network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
-    return module
-
-
-def new_model(task: Task, data: datasets.Data) -> Model:
-    """The task's network, freshly initialised from its seed."""
     norm, kind = data.normalization, data.input_kind
-    info = ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind)
-    return from_module(new_module(task, data), info)
+    return from_module(module, ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind))
 
 
 def facts(task: Task) -> dict[str, Any]:
@@ -249,11 +240,6 @@ def facts(task: Task) -> dict[str, Any]:
         **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
     }
-
-
-def provenance(task: Task, config: trainer.TrainConfig, epochs: int, **more: Any) -> dict[str, Any]:
-    """What a model file says about how it was made; plain JSON data."""
-    return {**facts(task), **train.how_trained(config, epochs), **more}
 
 
 def warn_of_replacing(path: Path, command: str) -> None:

@@ -22,6 +22,7 @@ from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops.energy import ARITHMETIC, DROPPED, MEMORY, OPTIONAL_TERMS, dropped_hint
 
 SPLITS = ("train", "validation", "test")
+FORMATS = ("text", "table", "json", "csv", "markdown")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _energy_options() -> common.Decorator:
         "For memory: an index and a weight per synapse, or weights shared by all positions. "
         "auto: whichever is smaller, layer by layer."
     )
+    printed = "How the result is printed on standard output; table is text."
     compared = "Compare all counts with those of the event runtime."
     forms = choice(["auto", "explicit", "implicit"])
     arithmetic = PresetChoice(list(ARITHMETIC), case_sensitive=False)
@@ -94,10 +96,7 @@ def _energy_options() -> common.Decorator:
         option("--rows", type=forms, default="auto", help=rows),
         option("--check/--no-check", default=True, help=compared),
         common.threads_option("CPU threads.", click.IntRange(1)),
-        common.format_option(
-            valid=("text", "table", "json", "csv", "markdown"),
-            text="How the result is printed on standard output; table is text.",
-        ),
+        common.format_option(valid=FORMATS, text=printed),
     )
 
 
@@ -126,10 +125,11 @@ def energy(
     parsing.require_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
-    choice = measure.EnergyChoice(
-        presets=presets or measure.EnergyChoice.presets,
+    usual = measure.EnergyChoice
+    choice = usual(
+        presets=presets or usual.presets,
         terms=terms,
-        memories=memories or measure.EnergyChoice.memories,
+        memories=memories or usual.memories,
         rows=None if rows == "auto" else rows,
     )
     first = original or models[0]

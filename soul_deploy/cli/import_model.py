@@ -132,7 +132,9 @@ def import_torch(
         progress.status("import torch: comparing the graph with the network")
         example = None if data is None else data.normalise(data.validation.images[:EXAMPLES])
         model = from_torch(network, shape, time_step, example=example)
-    _check_classes(factory, model, count)
+    found = model.graph.readout.classes
+    if found != count:
+        raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
     told = [] if weights is None else weights.assumed(model, factory)
     model = replace(model, info=_info(factory, data, model, told, asked.input_kind))
     save(model, target)
@@ -181,12 +183,6 @@ class Weights:
         )
         note(sentence)
         return [sentence]
-
-
-def _check_classes(factory: str, model: Model, count: int) -> None:
-    found = model.graph.readout.classes
-    if found != count:
-        raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -313,12 +309,8 @@ def _print_import(
     """What another tool's network became. data, remark: end the next step's words and the title."""
     graph = model.graph
     nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
-    result = {
-        "path": str(target),
-        "time_steps": graph.time_steps,
-        "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
-        **more,
-    }
+    described = [{"name": name, "op": op, "description": text} for name, op, text in nodes]
+    result = {"path": str(target), "time_steps": graph.time_steps, "nodes": described, **more}
     schema, columns = "soul-deploy/import/1", ["node", "op", "what"]
     title = f"{len(nodes)} nodes, T = {graph.time_steps}{remark}"
     print_result(output_format, schema, result, title, columns, nodes)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
@@ -197,22 +197,16 @@ class LazyGroup(parsing.Speaking, click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows))
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """As click's, but that errors are printed as everything else is."""
+        run: Any = super().main
         if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, **extra)
+            return run(*arguments, standalone_mode=False, **extra)
         terminal.show_as_ascii()
         if FILES in sys.modules:
             sys.modules[FILES].written.clear()
         try:
-            code = super().main(args, prog_name, complete_var, False, **extra)
+            code = run(*arguments, standalone_mode=False, **extra)
         except click.ClickException as error:
             _tell(error)
             code = error.exit_code

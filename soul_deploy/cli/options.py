@@ -23,7 +23,6 @@ DATA_SETS = "mnist5k, digits, mnist, fashionmnist, cifar10, cifar100 or svhn."
 
 
 def size_option() -> Decorator:
-    """--size."""
     text = (
         "Side in pixels to which mnist's and fashionmnist's images are scaled.  "
         "[default: the model file's, or 32, as in Soul]"
@@ -115,8 +114,8 @@ class NetworkChoice:
         if self.coding_schema.lower() != "direct":
             raise errors.UnknownNameError("coding", self.coding_schema, ["direct"])
         parsing.require_steps("time_step", self.time_step)
-        for name in ("hidden", "width", "groups", "width_per_group"):
-            parsing.require_least(1, **{name: getattr(self, name)})
+        sizes = ("hidden", "width", "groups", "width_per_group")
+        parsing.require_least(1, **{name: getattr(self, name) for name in sizes})
 
     def constants(self) -> dict[str, Any]:
         """The neuron's constants that were given, by NeuronSpec's names.
@@ -126,24 +125,18 @@ class NetworkChoice:
         values = {name: getattr(self, name) for name in CONSTANTS}
         found = {name: value for name, value in values.items() if value is not None}
         if self.v_reset is not None:
-            found["v_reset"] = _reset(self.v_reset)
+            soft = self.v_reset.lower() == "none"
+            try:
+                found["v_reset"] = None if soft else float(self.v_reset)
+            except ValueError:
+                told = f"v_reset {self.v_reset!r} is neither a number nor none (soft reset)"
+                raise errors.UsageError(told) from None
         return found
 
 
 def network_options(model: str) -> Decorator:
     """--model, --neuron_type, --time_step, sizes and the neuron's fields."""
     return option_group("network", NetworkChoice, "Network", model=model)
-
-
-def _reset(text: str) -> float | None:
-    if text.lower() == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise errors.UsageError(
-            f"v_reset {text!r} is neither a number nor none (soft reset)"
-        ) from None
 
 
 @dataclass(frozen=True)

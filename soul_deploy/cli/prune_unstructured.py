@@ -66,19 +66,19 @@ def unstructured(
     _check(mode, searching, masking, parsing.explicit_flags(context))
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config = searching.config(masking)
-    if model_path is not None:
-        require_file(model_path)
+    path = model_path and require_file(model_path)
     resolve.prepare(run)
-    start, task = start_model.started(model_path, task, context)
+    start, task = start_model.started(path, task, context)
     if not dry_run:
         resolve.require_outputs(*Places(task, run).outputs(searching.save_latest))
     loaded = start_model.data_for(data, task, start)
     model = _model(task, start, loaded, masking)
     config = replace(config, **_layers(masking, model.graph))
-    plan = pipeline.plan_unstructured(model, config, path=model_path)
+    plan = pipeline.plan_unstructured(model, config, path=path)
     if not dry_run:
         places = Places(task, run, masked=any(row.entries for row in plan.layers))
-        asked = _settings(task, start, masking)
+        asked: dict[str, Any] = {"task": asdict(task), "masking": asdict(masking)}
+        asked["model_path"] = start and file_sha256(start.path)
         kept = resolve.checkpoints_of(keeping, places.checkpoints, **asked)
         job = Job(model, loaded, config, training, places, searching, kept, fresh=start is None)
         _carry_out(job, data.data_dir)
@@ -171,14 +171,6 @@ def _model(
         **start_model.assumed(start),
     }
     return replace(model, info=replace(model.info, provenance=made))
-
-
-def _settings(
-    task: resolve.Task, start: start_model.Start | None, masking: MaskOptions
-) -> dict[str, Any]:
-    """What a run begins with, besides what `prune_unstructured` is given."""
-    path = None if start is None else file_sha256(start.path)
-    return {"task": asdict(task), "masking": asdict(masking), "model_path": path}
 
 
 def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:

@@ -66,10 +66,8 @@ def open_start(path: Path, task: config.Task, explicit: Collection[str]) -> Star
     UsageError or FileFormatError.
     """
     with files.OpenFile(path) as source:
-        own = (
-            path.suffix == ".safetensors"
-            and files.METADATA_KEY in files.read_tensors(source).metadata
-        )
+        container = path.suffix == ".safetensors"
+        own = container and files.METADATA_KEY in files.read_tensors(source).metadata
         model = load(source) if own else None
     if model is not None:
         task = _task_of_file(path, model, task, explicit)

@@ -81,27 +81,25 @@ class Group:
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Sums over the processes, in float64."""
-        if self.world_size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        self._reduce(total)
-        return [float(value) for value in total.tolist()]
+        return self._reduced(values, torch.float64)
 
     def total(self, count: int) -> int:
         """The exact sum of integers over the processes."""
-        if self.world_size == 1:
-            return count
-        total = torch.tensor(count, dtype=torch.int64, device=self.device)
-        self._reduce(total)
-        return int(total)
+        return self._reduced([count], torch.int64)[0]
 
     def largest(self, number: int) -> int:
         """The largest of the processes' integers."""
+        return self._reduced([number], torch.int64, dist.ReduceOp.MAX)[0]
+
+    def _reduced(
+        self, values: Sequence[Made], dtype: torch.dtype, operation: Any = dist.ReduceOp.SUM
+    ) -> list[Made]:
         if self.world_size == 1:
-            return number
-        found = torch.tensor(number, dtype=torch.int64, device=self.device)
-        self._reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+            return list(values)
+        found = torch.tensor(values, dtype=dtype, device=self.device)
+        self._reduce(found, operation)
+        reduced: list[Made] = found.tolist()
+        return reduced
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, in one exchange.
@@ -211,9 +209,8 @@ def current() -> Group:
     """The group that this process has joined, or a group of one."""
     if not joined():
         return Group()
-    device = torch.device("cpu")
-    if dist.get_backend() == "nccl":
-        device = torch.device("cuda", torch.cuda.current_device())
+    nccl = dist.get_backend() == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if nccl else CPU
     return Group(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -225,14 +222,12 @@ def assert_ranks_agree(
     place: numbers that say how far each has come; masks: others than the module's.
     """
     keeps = [mask.keep for mask in module.channel_masks.values()]
-    current().agree(
-        when,
-        {
-            "place": [torch.tensor(place, dtype=torch.float64)],
-            "masks": [*keeps, *masks],
-            "weights": module.state_dict().values(),
-        },
-    )
+    parts: dict[str, Iterable[Tensor]] = {
+        "place": [torch.tensor(place, dtype=torch.float64)],
+        "masks": [*keeps, *masks],
+        "weights": module.state_dict().values(),
+    }
+    current().agree(when, parts)
 
 
 def assert_ranks_start_alike(settings: Mapping[str, Any], checkpoint: str) -> None:
@@ -241,17 +236,14 @@ def assert_ranks_start_alike(settings: Mapping[str, Any], checkpoint: str) -> No
     settings: what was asked for, the data's sha256 among it. checkpoint: what the run goes on from;
     empty: nothing.
     """
-    current().agree(
-        "at the start",
-        {
-            "settings and data": [_bytes_of(json.dumps(settings, sort_keys=True, default=str))],
-            "the checkpoint to go on from": [_bytes_of(checkpoint)],
-        },
-    )
-
-
-def _bytes_of(text: str) -> Tensor:
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+    texts = {
+        "settings and data": json.dumps(settings, sort_keys=True, default=str),
+        "the checkpoint to go on from": checkpoint,
+    }
+    parts = {
+        name: [torch.tensor(list(text.encode()), dtype=torch.uint8)] for name, text in texts.items()
+    }
+    current().agree("at the start", parts)
 
 
 def started_by_torchrun(environment: Mapping[str, str]) -> bool:

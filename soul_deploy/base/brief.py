@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 FIELD = 240
@@ -42,21 +43,17 @@ def _text(value: Any) -> str:
     if _is_array(value):
         return _array_text(value)
     if isinstance(value, Mapping):
-        items = [f"{key!r}: {brief_text(value[key])}" for key in _first(value)]
+        items = [f"{key!r}: {brief_text(value[key])}" for key in islice(value, SHOWN)]
         return f"{{{_joined(items, len(value))}}}"
     if isinstance(value, Sequence | Set):
         opening, closing = "()" if isinstance(value, tuple) else "[]"
         if isinstance(value, tuple) and len(value) == 1:
             closing = ",)"
-        inside = _joined([brief_text(item) for item in _first(value)], len(value))
+        inside = _joined([brief_text(item) for item in islice(value, SHOWN)], len(value))
         return f"{opening}{inside}{closing}"
     if is_dataclass(value) and not isinstance(value, type):
         return brief_repr(value) if type(value).__repr__ is brief_repr else repr(value)
     return repr(value) if type(value).__module__ == "pathlib" else _kind(value)
-
-
-def _first(values: Any) -> list[Any]:
-    return [item for item, _ in zip(values, range(SHOWN), strict=False)]
 
 
 def _joined(items: list[str], count: int) -> str:

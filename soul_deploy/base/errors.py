@@ -1,32 +1,5 @@
-"""Every error that soul-deploy raises on purpose.
-
-::
-
-    SoulDeployError                 exit code 1: an operation or a check failed
-    ├── UsageError                  exit code 2: a given value breaks a rule
-    │   ├── UnknownNameError        a name that is not in its list (model, data set, ...)
-    │   ├── MissingFileError        a path that does not exist
-    │   ├── PathKindError           a folder where a file is needed, or the other way round
-    │   └── ValidityError           an artifact used outside what it was proven for
-    ├── FileFormatError             a file that exists but cannot be trusted
-    ├── DataError                   a data set that is damaged
-    ├── UnsupportedGraphError       a network that the graph cannot represent
-    ├── RemovalError                a removal that would not keep the outputs
-    ├── LimitError                  something larger than the stated bound
-    ├── FileWriteError              a file that could not be written; the old one is as it was
-    ├── UnconfirmedWriteError       a file in place that a power cut might still take back
-    ├── DistributedError            processes of one job that lost each other or disagree
-    ├── TargetError                 a search that cannot meet its target
-    ├── OutputError                 standard output that does not take the report
-    │   └── ReaderGoneError         a pipe that nobody reads any more: exit code 141, no message
-    ├── VerificationError           two executions that should agree do not
-    └── InconclusiveError           exit code 3: no difference, but part of it was never exercised
-
-    InterruptedRunError             a signal stopped the work: exit code 128 + its number; no
-                                    error, so nothing that catches errors goes on after it
-    NetworkWarning                  a warning: what could not be promised about a network
-
-A message says what was given, the rule, and what to do.
+"""Every error that soul-deploy raises on purpose. A message says what was given, the rule, and what
+to do. The exit code is 1 (an operation or a check failed) unless the class has another.
 """
 
 from collections.abc import Iterable
@@ -148,7 +121,9 @@ class NetworkWarning(_Copied, UserWarning):
 
 
 class InterruptedRunError(_Copied):
-    """SIGTERM or Ctrl-C stopped a run; the message says how to go on."""
+    """SIGTERM or Ctrl-C stopped a run; the message says how to go on. It is no SoulDeployError, so
+    that nothing that catches errors goes on after it.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         self.exit_code = 128 + signal_number  # as shells report it: 143, 130

@@ -24,25 +24,6 @@ from soul_deploy.base import Array, brief, container, errors
 from soul_deploy.base.json_text import parse_json
 from soul_deploy.base.opening import File, OpenFile, opened, path_of, require_file
 
-# Whoever reads or writes files finds the path's part here too.
-__all__ = [
-    "File",
-    "OpenFile",
-    "TensorFile",
-    "digest",
-    "file_sha256",
-    "opened",
-    "parse_json",
-    "path_of",
-    "read_tensors",
-    "refuse_itself",
-    "require_file",
-    "require_output",
-    "write_atomically",
-    "write_tensors",
-    "write_text",
-]
-
 written: list[Path] = []
 """What this process has written, for the command that can print nothing else of its work."""
 

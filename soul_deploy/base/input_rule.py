@@ -58,9 +58,8 @@ def normalise(pixels: Array, rule: InputRule) -> Array:
     if pixels.dtype != np.uint8:
         raise errors.ValidityError(f"{pixels.dtype} given to normalise; pixels are uint8, 0 to 255")
     if pixels.shape[-len(rule.shape) :] != rule.shape:
-        raise errors.ValidityError(
-            f"pixels of {pixels.shape} given; this network takes {rule.shape}"
-        )
+        told = f"pixels of {pixels.shape} given; this network takes {rule.shape}"
+        raise errors.ValidityError(told)
     scaled = pixels.astype(np.float32) / np.float32(255)
     if not rule.mean:
         return scaled
@@ -70,11 +69,9 @@ def normalise(pixels: Array, rule: InputRule) -> Array:
 
 
 def _by_channel(rule: InputRule) -> tuple[Array, Array]:
-    channels = (-1, *([1] * (len(rule.shape) - 1)))
-    return (
-        np.array(rule.mean, np.float32).reshape(channels),
-        np.array(rule.std, np.float32).reshape(channels),
-    )
+    channels = (2, -1, *([1] * (len(rule.shape) - 1)))
+    mean, std = np.array([rule.mean, rule.std], np.float32).reshape(channels)
+    return mean, std
 
 
 def input_array(x: object, rule: InputRule, what: str = "the input") -> Array:

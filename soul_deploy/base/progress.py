@@ -5,15 +5,18 @@ A command is watched as a whole (`watched`, by the root of the command line); wh
 so with `status`. A thread looks at the clock, since a single step may take longer than that.
 """
 
+import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
 from soul_deploy.base import errors, terminal
 
+LOGGER = logging.getLogger("soul_deploy")
 VARIABLE = "SOUL_DEPLOY_PROGRESS"
 EVERY = 10.0  # seconds between two lines
 LOOK = 1.0  # seconds between two looks at the clock
@@ -146,3 +149,50 @@ def interval(environment: "os._Environ[str] | dict[str, str]") -> float:
             "none of them, or unset it"
         )
     return seconds
+
+
+class _Printer(logging.Handler):
+    """A line for each message; the progress clock is told that something was said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "Warning: " if record.levelno >= logging.WARNING else ""
+        terminal.say(prefix + record.getMessage(), err=True)
+        said()
+
+
+@contextmanager
+def messages_printed() -> Iterator[None]:
+    """Inside, notes and warnings are printed; of a command inside a command, once."""
+    if any(isinstance(handler, _Printer) for handler in LOGGER.handlers):
+        yield
+        return
+    printer, level = _Printer(), LOGGER.level
+    LOGGER.addHandler(printer)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+        LOGGER.removeHandler(printer)
+
+
+@contextmanager
+def warnings_said(say: Callable[[str], None], advice: str = "") -> Iterator[None]:
+    """Inside, NetworkWarnings are kept, and told to `say` at the end, each text once.
+
+    advice: takes the place of a warning's own. Other warnings are shown as Python shows them.
+    """
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", errors.NetworkWarning)
+            yield
+    finally:
+        told: set[str] = set()
+        for item in caught:
+            found = item.message
+            if not isinstance(found, errors.NetworkWarning):
+                warnings.showwarning(found, item.category, item.filename, item.lineno)
+            elif found.text not in told:
+                told.add(found.text)
+                say(f"{found.text}; {advice}" if found.advice and advice else str(found))

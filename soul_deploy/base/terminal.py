@@ -75,6 +75,11 @@ def say(line: str, *, err: bool = False) -> None:
     show(one_line(line), err=err)
 
 
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    say(f"Warning: {text}", err=True)
+
+
 def show(text: str, *, err: bool = False) -> None:
     """Print lines that were composed here, with an end of line.
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from soul_deploy.base import errors, progress, terminal, warned
+from soul_deploy.base import errors, progress, terminal
 from soul_deploy.base.files import require_writable, write_text
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import parsing, text_table
+from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import option
+from soul_deploy.cli.output import drawn
 from soul_deploy.runtime.bench import inputs, runner, timing
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import ReferenceRequest
@@ -118,16 +119,16 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
         require_writable(output)
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
-    with warned.warnings_said(_warn), compiling_announced():
+    with progress.warnings_said(terminal.warn), compiling_announced():
         report = bench(request)
     if baseline is not None:
         report = report.against(baseline)
         for text in report.document["comparison_differences"]:
-            _warn(f"{compare} is of something else: {text}")
+            terminal.warn(f"{compare} is of something else: {text}")
     text = json.dumps(report.to_dict(), indent=1)
     if output is not None:
         write_text(output, text + "\n")
-    terminal.show(text if style == "json" else text_table.drawn(report))
+    terminal.show(text if style == "json" else drawn(report))
     if output is not None:
         terminal.say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
 
@@ -139,9 +140,8 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
     )
     reference = read_reference(values, files)
     if reference is not None:
-        files = inputs.BenchFiles(
-            model=Path("reference.safetensors")
-        )  # written when the bench begins
+        # It is written when the bench begins.
+        files = inputs.BenchFiles(model=Path("reference.safetensors"))
     duration = values["duration"]
     if duration is not None and not 0 < duration <= 3600:
         raise errors.UsageError(f"--duration {duration} must be above 0 and at most 3600 seconds")
@@ -166,9 +166,8 @@ def read_reference(values: dict[str, Any], files: inputs.BenchFiles) -> Referenc
     given = [f"--{key}" for key, value in fields.items() if value is not None]
     if not values["reference"]:
         if given:
-            raise errors.UsageError(
-                f"{', '.join(given)}: these describe the network of --reference"
-            )
+            told = f"{', '.join(given)}: these describe the network of --reference"
+            raise errors.UsageError(told)
         return None
     if files != inputs.BenchFiles():
         raise errors.UsageError("--reference makes its own network; leave out the files")
@@ -227,7 +226,3 @@ def bench(request: BenchRequest) -> BenchReport:
         told_input = document["input"].replace(images, inputs.RANDOM, 1)
         document |= {"reference": asdict(request.reference), "input": told_input}
     return replace(report, document=document)
-
-
-def _warn(text: str) -> None:
-    terminal.say(f"Warning: {text}", err=True)

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base import brief, errors, files, input_rule, progress, terminal
-from soul_deploy.cli import options, parsing
-from soul_deploy.cli.output import data_flags, print_files
-from soul_deploy.cli.progress import remark_on
-from soul_deploy.cli.text_table import drawn
-from soul_deploy.data.datasets import load_data_for
-from soul_deploy.data.given import fitted
+from soul_deploy.cli import config, options, parsing
+from soul_deploy.cli.output import data_flags, drawn, print_files
 from soul_deploy.equivalence.comparison import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import onnx
@@ -98,34 +94,10 @@ def write_checked(
     report = reports[0] if reports else None
     if report is not None and report.verdict is Verdict.INCONCLUSIVE:
         terminal.say(f"Inconclusive, but kept: {inconclusive(report, source.path)}", err=True)
-    if check_on.output_format == "json":
-        terminal.show(as_json(_export_json(kind, source, target, report, layers)))
-    else:
-        _print_export(kind, source, target, report, layers, check_on, others)
+    _tell(kind, source, target, report, layers, check_on, others)
 
 
-def _export_json(
-    kind: Kind,
-    source: Source,
-    target: Path,
-    report: VerifyReport | None,
-    layers: list[dict[str, Any]] | None,
-) -> dict[str, Any]:
-    """What was exported, as JSON data of EXPORT_SCHEMA."""
-    return {
-        "schema": EXPORT_SCHEMA,
-        "kind": kind,
-        "path": str(target),
-        "bytes": target.stat().st_size,
-        "time_steps": source.model.graph.time_steps,
-        "source_sha256": source.sha256,
-        **({} if layers is None else {"layers": layers}),
-        "verdict": None if report is None else report.verdict.value,
-        "verified": None if report is None else report.to_dict(),
-    }
-
-
-def _print_export(
+def _tell(
     kind: Kind,
     source: Source,
     target: Path,
@@ -134,6 +106,21 @@ def _print_export(
     check_on: options.CheckOptions,
     others: Mapping[str, Path],
 ) -> None:
+    """What was exported, as JSON data of EXPORT_SCHEMA or as tables and a next step."""
+    if check_on.output_format == "json":
+        document = {
+            "schema": EXPORT_SCHEMA,
+            "kind": kind,
+            "path": str(target),
+            "bytes": target.stat().st_size,
+            "time_steps": source.model.graph.time_steps,
+            "source_sha256": source.sha256,
+            **({} if layers is None else {"layers": layers}),
+            "verdict": None if report is None else report.verdict.value,
+            "verified": None if report is None else report.to_dict(),
+        }
+        terminal.show(json.dumps(document, indent=2))
+        return
     if layers is not None:
         terminal.show(drawn([representation_table(layers)]))
     if report is not None:
@@ -181,9 +168,7 @@ def check_file(
         described += f", a sequence of {frames} frames each"
     with compiling_announced():
         return gates.verify(
-            source.model,
-            path,
-            images,
+            *(source.model, path, images),
             kind=kind,
             source_sha256=source.sha256,
             described=described,
@@ -216,22 +201,13 @@ def check_images(model: Model, check_on: options.CheckOptions) -> tuple[Tensor, 
     Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
     """
     if check_on.source.lower() == "random":
-        drawn = torch.from_numpy(
-            input_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
-        )
-        return drawn, f"{len(drawn)} random {model.info.input_kind}, seed {check_on.seed}"
-    name = check_on.dataset_name or model.info.provenance.get("data")
-    if not isinstance(name, str):
-        raise errors.UsageError(
-            "the model file does not say which data it was trained on; give --dataset_name, or "
-            "--input random to verify on random pixels"
-        )
-    data = load_data_for(model.input_shape, name, check_on.data_dir, download=check_on.download)
-    remark_on(data)
-    data = fitted(model, data)
+        found = input_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
+        return torch.from_numpy(
+            found
+        ), f"{len(found)} random {model.info.input_kind}, seed {check_on.seed}"
+    given, folder = check_on.dataset_name, check_on.data_dir
+    instead = ", or --input random to verify on random pixels"
+    data = config.named_data(model, given, folder, check_on.download, instead)
+    name = given or model.info.provenance["data"]
     chosen = data.validation.images[: check_on.samples]
     return data.normalise(chosen), f"{len(chosen)} validation images of {name}"
-
-
-def as_json(document: Any) -> str:
-    return json.dumps(document, indent=2)

@@ -1,15 +1,17 @@
-"""Options that several commands have, each declared once; imports nothing heavy.
+"""Options that several commands have, and groups of options, each declared once.
 
-`options.py` makes groups of them for the commands that need PyTorch.
+This module imports nothing heavy; `options.py` has the groups of the commands that need PyTorch.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import Field, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from soul_deploy.base.memory import HELP as MEMORY_HELP
+from soul_deploy.base import memory
 from soul_deploy.cli.parsing import Option
 
 Command = Callable[..., Any]
@@ -35,64 +37,113 @@ def options(*decorators: Decorator) -> Decorator:
     return decorate
 
 
+def given(default: Any, text: str | None = None, *flags: str, **settings: Any) -> Any:
+    """A field of an option group: its option's default, help, flags, and what click takes.
+
+    flags: all of them, if the first begins with two dashes; else others than --name. The option
+    takes the field's type unless `settings` name another.
+    """
+    return field(metadata={"default": default, "help": text, "flags": flags, **settings})
+
+
+def one_of(valid: Sequence[str], text: str) -> Any:
+    """As `given`, for one of the words, in any case; the first is the default."""
+    return given(valid[0], text, type=choice(valid))
+
+
+def shared(declared: Decorator) -> Any:
+    """A field of an option group whose option is declared already."""
+    return field(metadata={"declared": declared})
+
+
+def _declared(item: "Field[Any]", defaults: dict[str, Any]) -> Decorator:
+    settings = {
+        **item.metadata,
+        **({"default": defaults[item.name]} if item.name in defaults else {}),
+    }
+    if "declared" in settings:
+        found: Decorator = settings["declared"]
+        return found
+    flags = settings.pop("flags")
+    if not flags or not flags[0].startswith("--"):
+        flags = (f"--{item.name}", *flags)
+    kind = next(iter(get_args(item.type)), item.type)  # of X | None, X
+    if kind is bool:
+        settings.setdefault("is_flag", True)
+    else:
+        settings.setdefault("type", FILE if kind is Path else kind)
+    return option(*flags, **settings)
+
+
+def option_group(
+    name: str, group: type[Any], heading: str = "Method", **defaults: Any
+) -> Decorator:
+    """Decorate a command with the options of `group`, whose fields come from `given` and `shared`.
+
+    Their values arrive as `name=group(...)`. heading: where help shows the options that have none
+    of their own. defaults: other ones for this command, by field.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collect(**values: Any) -> Any:
+            mine = {item.name: values.pop(item.name) for item in fields(group)}
+            return command(**{name: group(**mine)}, **values)
+
+        before = len(vars(command).get("__click_params__", ()))
+        decorated = options(*(_declared(item, defaults) for item in fields(group)))(collect)
+        for parameter in vars(decorated)["__click_params__"][before:]:
+            vars(parameter).setdefault("heading", heading)
+        return decorated
+
+    return decorate
+
+
 def choice(valid: Sequence[str]) -> click.Choice[str]:
     """One of the words, in any case."""
     return click.Choice(valid, case_sensitive=False)
 
 
 def dataset_option(text: str, default: str | None = None) -> Decorator:
-    """--dataset_name."""
     flags = ("--dataset_name", "--dataset", "-dataset")
     return option(*flags, default=default, help=text, heading="Data")
 
 
 def data_dir_option() -> Decorator:
-    """--data_dir."""
-    return option(
-        *("--data_dir", "-data_dir"),
-        type=FILE,
-        default=DATA_DIR,
-        help="Folder of the data set's files; mnist5k and digits need none.",
-        heading="Data",
-    )
+    text = "Folder of the data set's files; mnist5k and digits need none."
+    flags = ("--data_dir", "-data_dir")
+    return option(*flags, type=FILE, default=DATA_DIR, help=text, heading="Data")
 
 
-def data_place_options() -> Decorator:
-    """--data_dir, --download."""
+def download_option() -> Decorator:
     text = "Let torchvision download a missing data set."
-    return options(data_dir_option(), option("--download", is_flag=True, help=text, heading="Data"))
+    return option("--download", is_flag=True, help=text, heading="Data")
 
 
 def steps_option(text: str, default: int | None = None) -> Decorator:
-    """--time_step."""
     flags = ("--time_step", "-T")
     return option(*flags, type=int, default=default, help=text, heading="Network")
 
 
 def seed_option(text: str | None = None, heading: str = "Training") -> Decorator:
-    """--seed."""
     return option("--seed", "-seed", type=int, default=2025, help=text, heading=heading)
 
 
 def threads_option(
     text: str | None = "CPU threads. [default: PyTorch's]", kind: Any = int, **settings: Any
 ) -> Decorator:
-    """--threads."""
     return option("--threads", type=kind, help=text, **settings)
 
 
 def output_option(text: str, kind: click.Path = FILE, **settings: Any) -> Decorator:
-    """--output."""
     return option("--output", "-o", type=kind, help=text, heading="Files", **settings)
 
 
-def max_memory_option(text: str = MEMORY_HELP) -> Decorator:
-    """--max_memory."""
+def max_memory_option(text: str = memory.HELP) -> Decorator:
     return option("--max_memory", metavar="SIZE", help=text, heading="Files")
 
 
 def dry_run_option(text: str) -> Decorator:
-    """--dry_run."""
     return option("--dry_run", "--dry-run", is_flag=True, help=text, heading="Output")
 
 

@@ -10,16 +10,9 @@ from click.core import ParameterSource
 from torch import nn
 
 from soul_deploy import distributed, ir
-from soul_deploy.base import errors, files
-from soul_deploy.cli.options import (
-    DataOptions,
-    LearningOptions,
-    NetworkChoice,
-    ResumeOptions,
-    RunOptions,
-)
-from soul_deploy.cli.progress import remark_on, warnings_told
-from soul_deploy.data import datasets, sampler
+from soul_deploy.base import errors, files, progress
+from soul_deploy.cli import options
+from soul_deploy.data import datasets, given, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
@@ -32,7 +25,7 @@ from soul_deploy.zoo import resnet
 NEURONS = tuple(ir.SOUL_NEURONS)
 
 
-def neuron_spec(choice: NetworkChoice) -> ir.NeuronSpec:
+def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
     """The neuron that the options describe: Soul's of that name, but for what was given.
 
     Raises UnknownNameError or UsageError.
@@ -49,21 +42,14 @@ def neuron_spec(choice: NetworkChoice) -> ir.NeuronSpec:
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
-def recipe_of(options: LearningOptions) -> trainer.TrainConfig:
+def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
     """The training that the options describe. Raises UnknownNameError or UsageError."""
-    return trainer.TrainConfig(
-        optimizer=_known("optimizer", options.optimizer, trainer.OPTIMIZERS),
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        momentum=options.momentum,
-        schedule=lr_schedules.parse_schedule([options.scheduler]),
-        batch_size=options.batch_size,
-        augment=_known("augmentation", options.augment.replace("-", "_"), sampler.SHIFT),
-        l1=options.l1,
-        seed=options.seed,
-        freeze_batch_norm=options.freeze_batch_norm,
-        epochs=options.epochs,
-    )
+    chosen = asdict(learning)
+    schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
+    chosen["optimizer"] = _known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
+    augment = learning.augment.replace("-", "_")
+    chosen["augment"] = _known("augmentation", augment, sampler.SHIFT)
+    return trainer.TrainConfig(schedule=schedule, **chosen)
 
 
 def _known(kind: str, given: str, valid: Any) -> Any:
@@ -72,13 +58,13 @@ def _known(kind: str, given: str, valid: Any) -> Any:
     return given.lower()
 
 
-def prepare(run: RunOptions) -> torch.device:
+def prepare(run: options.RunOptions) -> torch.device:
     """`prepare_device` as the options say."""
     return train.prepare_device(run.device, run.threads, run.process_timeout)
 
 
 def checkpoints_of(
-    keeping: ResumeOptions, folder: Path, **start: Any
+    keeping: options.ResumeOptions, folder: Path, **start: Any
 ) -> checkpoint_manager.Checkpoints:
     """The checkpoints in `folder`. start: what the run begins with, name -> JSON value."""
     resume = True if keeping.resume == "auto" else keeping.resume or False
@@ -108,7 +94,7 @@ SIZE_FLAGS = {
 """Flag -> field of Sizes; a model file's provenance holds them by flag."""
 
 
-def sizes_of(choice: NetworkChoice) -> Sizes:
+def sizes_of(choice: options.NetworkChoice) -> Sizes:
     """The sizes that the options describe. Raises UnknownNameError."""
     return Sizes(
         choice.hidden,
@@ -147,7 +133,7 @@ class Task:
         )
 
 
-def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
+def task_of(network: options.NetworkChoice, data: options.DataOptions, seed: int) -> Task:
     """Check all names. Raises UnknownNameError or UsageError."""
     if is_dotted(network.model):
         _refuse_flags_of_the_zoo(network.model)
@@ -164,7 +150,11 @@ def task_of(network: NetworkChoice, data: DataOptions, seed: int) -> Task:
 def _refuse_flags_of_the_zoo(model: str) -> None:
     """A network of the user's own brings neurons and sizes: flags for them would do nothing."""
     context = click.get_current_context(silent=True)
-    names = {item.name for item in fields(NetworkChoice)} - {"model", "time_step", "coding_schema"}
+    names = {item.name for item in fields(options.NetworkChoice)} - {
+        "model",
+        "time_step",
+        "coding_schema",
+    }
     sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
     given = sorted(
         name for name, source in sources.items() if source not in (None, ParameterSource.DEFAULT)
@@ -176,11 +166,6 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
         )
 
 
-def data_of(task: Task, options: DataOptions) -> DataOptions:
-    """The options for the task's data set, which the file that it starts from may have named."""
-    return replace(options, dataset_name=task.data)
-
-
 def require_outputs(*paths: Path) -> None:
     """Raise FileWriteError or PathKindError unless each of `paths` can be written, before the work.
 
@@ -190,27 +175,52 @@ def require_outputs(*paths: Path) -> None:
         files.require_writable(*paths)
 
 
-def load_task_data(options: DataOptions, taken: ir.Shape | None = None) -> datasets.Data:
+def load_task_data(wanted: options.DataOptions, taken: ir.Shape | None = None) -> datasets.Data:
     """The data set that the options name; of several processes, the main one downloads it.
 
     taken: (C, H, W) that the network of a model file takes. Raises as `load_data`.
     """
-    name, folder = options.dataset_name, options.data_dir
+    name, folder = wanted.dataset_name, wanted.data_dir
 
     def load(main: bool) -> datasets.Data:
-        download = options.download and main
-        if options.size is None and taken is not None:
+        download = wanted.download and main
+        if wanted.size is None and taken is not None:
             return datasets.load_data_for(taken, name, folder, download=download)
-        return datasets.load_data(name, folder, download=download, size=options.size)
+        return datasets.load_data(name, folder, download=download, size=wanted.size)
 
-    loaded = distributed.main_first(load) if options.download else load(False)
+    loaded = distributed.main_first(load) if wanted.download else load(False)
     return remark_on(loaded, "; --size chooses another side" if taken is None else "")
+
+
+def remark_on(data: datasets.Data, advice: str = "") -> datasets.Data:
+    """`data`; what was done to its images is said, with `advice` behind it."""
+    if data.remark:
+        messages.note(f"{data.remark}{advice}")
+    return data
+
+
+def named_data(
+    model: Model, name: str | None, folder: Path, download: bool, instead: str = ""
+) -> datasets.Data:
+    """The data set called `name`, or the one that the model was trained on, as the model takes it.
+
+    instead: what else may be given, for the UsageError of a model that does not say. Raises
+    UsageError also for data that do not fit, and as `load_data`.
+    """
+    found = name or model.info.provenance.get("data")
+    if not isinstance(found, str):
+        raise errors.UsageError(
+            "the model file does not say which data it was trained on; give --dataset_name"
+            + instead
+        )
+    data = datasets.load_data_for(model.input_shape, found, folder, download=download)
+    return given.fitted(model, remark_on(data))
 
 
 def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.SpikingGraph]:
     """The task's network and its graph, warnings told as the command's own."""
     shown = f"soul-deploy import torch {task.model} --dataset_name {task.data}"
-    with warnings_told(f"`{shown}` compares on images"):
+    with progress.warnings_said(messages.warn, f"`{shown}` compares on images"):
         return zoo.create(task.model, task.network_options(data))
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from soul_deploy.base import files, lazy, progress, tables, terminal
-from soul_deploy.cli import common_options, main, parsing, text_table
+from soul_deploy.cli import common_options, main, output, parsing
 from soul_deploy.runtime.format.validate import MAX_THREADS
 
 COUNTED_IMAGES = 200
 STEM = "spikingvgg5_lif_mnist5k_T4_2025"
 BRANCHES = ("structured", "unstructured")
+ONNX, EVENT, TIMES = "compact.onnx", "compact.event.safetensors", "bench.json"
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,18 @@ class Places:
         """The compact model of one method."""
         return self.folder / branch / f"pruned_{STEM}_compact.safetensors"
 
-    def onnx(self, branch: str) -> Path:
-        """Its ONNX file."""
-        return self.folder / branch / "compact.onnx"
-
-    def event(self, branch: str) -> Path:
-        """Its event network."""
-        return self.folder / branch / "compact.event.safetensors"
-
-    def bench(self, branch: str) -> Path:
-        """Its timings, as JSON."""
-        return self.folder / branch / "bench.json"
+    def made(self, branch: str, name: str) -> Path:
+        """What is made of it: ONNX file, event network, timings as JSON."""
+        return self.folder / branch / name
 
     def results(self) -> list[Path]:
         """All files worth looking at, in the order they are made."""
         made = [self.dense, self.dense_onnx]
         for branch in BRANCHES:
-            made += [self.compact(branch), self.onnx(branch), self.event(branch)]
-            made.append(self.bench(branch))
+            made += [
+                self.compact(branch),
+                *(self.made(branch, name) for name in (ONNX, EVENT, TIMES)),
+            ]
         return made
 
 
@@ -90,7 +85,8 @@ def commands(places: Places, threads: int) -> list[list[str]]:
 
 def _deploy(places: Places, branch: str) -> list[list[str]]:
     """Export, verify and time one compact network."""
-    compact, onnx, event = places.compact(branch), places.onnx(branch), places.event(branch)
+    compact = places.compact(branch)
+    onnx, event, times = (places.made(branch, name) for name in (ONNX, EVENT, TIMES))
     return [
         ["export", "onnx", str(compact), "--output", str(onnx), "--no-check"],
         ["export", "event", str(compact), "--output", str(event), "--no-check"],
@@ -100,7 +96,7 @@ def _deploy(places: Places, branch: str) -> list[list[str]]:
             *("bench", "sparse", "--model", str(places.dense), "--compact", str(compact)),
             *("--onnx", str(places.dense_onnx), "--onnx_compact", str(onnx)),
             *("--event", str(event), "--input", "mnist5k", "--threads", "1"),
-            *("--iterations", "300", "--output", str(places.bench(branch))),
+            *("--iterations", "300", "--output", str(times)),
         ],
     ]
 
@@ -136,16 +132,16 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
 
 def summary(places: Places) -> str:
     """Before and after in one table, and the paths of all files."""
-    timings = {branch: _latencies(places.bench(branch)) for branch in BRANCHES}
+    timings = {branch: _latencies(places.made(branch, TIMES)) for branch in BRANCHES}
     first = timings[BRANCHES[0]]
     columns = [_column(places.dense, None, first, "dense")]
     for branch in BRANCHES:
-        model, event = places.compact(branch), places.event(branch)
+        model, event = places.compact(branch), places.made(branch, EVENT)
         columns.append(_column(model, event, timings[branch], "compact"))
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     title = "Before and after (times: one image, one thread, median)"
     table = tables.Table(title, ["what", "dense", *BRANCHES], rows)
-    return text_table.drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
+    return output.drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
 
 
 def _column(

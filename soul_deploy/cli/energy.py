@@ -14,11 +14,8 @@ from soul_deploy.analysis import report as reported
 from soul_deploy.analysis.report import SCHEMA, OpsReport
 from soul_deploy.base import errors, files, progress, terminal
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import options, parsing, text_table
-from soul_deploy.cli.common_options import choice, option
-from soul_deploy.cli.progress import remark_on
-from soul_deploy.data.datasets import load_data_for
-from soul_deploy.data.given import fitted
+from soul_deploy.cli import config, options, output, parsing
+from soul_deploy.cli.common_options import choice, given, option, shared
 from soul_deploy.equivalence.comparison import Verdict
 from soul_deploy.export.verify.event_run import CountCheck, verify_counts
 from soul_deploy.model.file import load
@@ -26,6 +23,7 @@ from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops.energy import ARITHMETIC, DROPPED, MEMORY, OPTIONAL_TERMS, dropped_hint
 
 SPLITS = ("train", "validation", "test")
+FORMATS = ("text", "table", "json", "csv", "markdown")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,21 @@ class Counted:
         """The report and one line about the check."""
         line = f"Counters not compared with the event runtime: {self.why}"
         line = line if self.check is None else self.check.line()
-        return text_table.drawn([*self.report.parts(), line])
+        return output.drawn([*self.report.parts(), line])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """On how many images of what, for how many steps."""
+
+    dataset_name: str | None = shared(
+        common.dataset_option(f"Data set to run on.  {options.TRAINED_ON}")
+    )
+    data_dir: Path = shared(common.data_dir_option())
+    download: bool = shared(common.download_option())
+    split: str = given("test", "Which images.", type=choice(SPLITS))
+    samples: int = given(200, "Images.", type=click.IntRange(1))
+    time_step: int | None = shared(options.model_steps_option())
 
 
 class PresetChoice(click.Choice[str]):
@@ -72,32 +84,20 @@ def _energy_options() -> common.Decorator:
         "For memory: an index and a weight per synapse, or weights shared by all positions. "
         "auto: whichever is smaller, layer by layer."
     )
+    printed = "How the result is printed on standard output; table is text."
+    compared = "Compare all counts with those of the event runtime."
     forms = choice(["auto", "explicit", "implicit"])
-    samples = click.IntRange(1)
     arithmetic = PresetChoice(list(ARITHMETIC), case_sensitive=False)
     return common.options(
         option("--original", type=common.FILE, help=original, heading="Files"),
-        common.dataset_option("Data set to run on.  [default: the one the model was trained on]"),
-        common.data_place_options(),
-        option(
-            "--split", type=choice(SPLITS), default="test", help="Which images.", heading="Data"
-        ),
-        option("--samples", type=samples, default=200, help="Images.", heading="Data"),
-        options.model_steps_option(),
+        common.option_group("wanted", Wanted, "Data"),
         option("--preset", "presets", multiple=True, type=arithmetic, help=preset),
         option("--term", "terms", multiple=True, type=choice(OPTIONAL_TERMS), help=term),
         option("--memory", "memories", multiple=True, type=choice(list(MEMORY)), help=memory),
         option("--rows", type=forms, default="auto", help=rows),
-        option(
-            "--check/--no-check",
-            default=True,
-            help="Compare all counts with those of the event runtime.",
-        ),
+        option("--check/--no-check", default=True, help=compared),
         common.threads_option("CPU threads.", click.IntRange(1)),
-        common.format_option(
-            valid=("text", "table", "json", "csv", "markdown"),
-            text="How the result is printed on standard output; table is text.",
-        ),
+        common.format_option(valid=FORMATS, text=printed),
     )
 
 
@@ -107,12 +107,7 @@ def _energy_options() -> common.Decorator:
 def energy(
     models: tuple[Path, ...],
     original: Path | None,
-    dataset_name: str | None,
-    data_dir: Path,
-    download: bool,
-    split: str,
-    samples: int,
-    time_step: int | None,
+    wanted: Wanted,
     presets: tuple[str, ...],
     terms: tuple[str, ...],
     memories: tuple[str, ...],
@@ -127,17 +122,17 @@ def energy(
     integers and, unless told not to, compared with those of the event runtime; energy is an
     estimate from the constants that are printed. Exits with 1 if counts differ.
     """
-    parsing.require_steps("time_step", time_step)
+    parsing.require_steps("time_step", wanted.time_step)
     parsing.require_threads(threads)
     if threads is not None:
         torch.set_num_threads(threads)
-    choice = measure.EnergyChoice(
-        presets=presets or measure.EnergyChoice.presets,
+    usual = measure.EnergyChoice
+    choice = usual(
+        presets=presets or usual.presets,
         terms=terms,
-        memories=memories or measure.EnergyChoice.memories,
+        memories=memories or usual.memories,
         rows=None if rows == "auto" else rows,
     )
-    wanted = Wanted(dataset_name, data_dir, download, split, samples, time_step)
     first = original or models[0]
     denominators = measure.original_of(str(first), load(first))
     found = [counted(path, denominators, wanted, choice, check) for path in models]
@@ -148,18 +143,6 @@ def energy(
             f"the event runtime counts differently for {', '.join(failed)}; see the report, and "
             "verify an event file of it to find out where"
         )
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """On how many images of what, for how many steps."""
-
-    dataset_name: str | None
-    data_dir: Path
-    download: bool
-    split: str
-    samples: int
-    time_step: int | None
 
 
 def counted(
@@ -191,15 +174,8 @@ def counted(
 
 def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
     """Normalised images, labels and the data set's name. Raises UsageError if they do not fit."""
-    name = wanted.dataset_name or model.info.provenance.get("data")
-    if not isinstance(name, str):
-        raise errors.UsageError(
-            "the model file does not say which data it was trained on; give --dataset_name"
-        )
-    data = load_data_for(model.input_shape, name, wanted.data_dir, download=wanted.download)
-    remark_on(data)
-    data = fitted(model, data)
-    split = {"train": data.train, "validation": data.validation, "test": data.test}[wanted.split]
+    data = config.named_data(model, wanted.dataset_name, wanted.data_dir, wanted.download)
+    split = getattr(data, wanted.split)
     chosen = split.images[: wanted.samples], split.labels[: wanted.samples]
     return data.normalise(chosen[0]), chosen[1], data.name
 

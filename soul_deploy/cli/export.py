@@ -1,20 +1,24 @@
-"""`soul-deploy export onnx`, `export event` and `verify`."""
+"""`soul-deploy export onnx`, `export event`, `export nir` and `verify`."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from soul_deploy.base import errors, files, memory, terminal
-from soul_deploy.cli import checking, options, parsing, text_table
+from soul_deploy.cli import checking, options, output, parsing
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
-from soul_deploy.cli.common_options import FILE, Decorator, choice, option
+from soul_deploy.cli.common_options import FILE, Decorator, choice, given, one_of, option
 from soul_deploy.cli.options import CheckOptions, export_options
 from soul_deploy.equivalence.comparison import Verdict
 from soul_deploy.export.event import build, storage_format
+from soul_deploy.export.nir import package
+from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx import model, opsets, step
 from soul_deploy.export.verify.verify import artifact_kind
 from soul_deploy.runtime.io.inspect import representations
@@ -24,11 +28,29 @@ from soul_deploy.runtime.io.inspect import representations
 class OnnxOptions:
     """What the ONNX file holds, and what it takes and yields."""
 
-    opset: int
-    input_mode: Any
-    mode: str
-    static_input: Any
-    outputs: Any
+    opset: int = given(
+        18,
+        f"Version of ONNX's operators, {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}; new ones need a "
+        "new onnx and, for --check, onnxruntime.",
+    )
+    input_mode: Any = one_of(
+        model.INPUT_MODES,
+        "static: one image shown at every step; sequence: T frames. For --mode sequence.",
+    )
+    mode: str = one_of(
+        ("sequence", "step"),
+        "sequence: all steps inside. step: one step, for streams; membranes go in and come out.",
+    )
+    static_input: Any = one_of(
+        step.STATIC_INPUTS,
+        "For --mode step, what the file takes at each step: the image or frame, or the first "
+        "layers' currents, which a second file, .currents.onnx, computes once per image.",
+    )
+    outputs: Any = one_of(
+        model.OUTPUTS,
+        "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
+        "operations can be counted. For --mode sequence.",
+    )
 
     def __post_init__(self) -> None:
         if self.mode == "step" and self.input_mode != "static":
@@ -42,59 +64,19 @@ class OnnxOptions:
 
     def write(self, source: Source, path: Path) -> None:
         """Export the model to `path`. Raises what the exporters raise."""
+        known: Any = {"opset": self.opset, "source_sha256": source.sha256}
         if self.mode == "step":
-            step.export_step(
-                source.model,
-                path,
-                opset=self.opset,
-                static_input=self.static_input,
-                source_sha256=source.sha256,
-            )
-            return
-        model.export_onnx(
-            source.model,
-            path,
-            opset=self.opset,
-            input_mode=self.input_mode,
-            outputs=self.outputs,
-            source_sha256=source.sha256,
-        )
-
-
-def _onnx_options() -> Decorator:
-    def one_of(flag: str, valid: Sequence[str], text: str) -> Decorator:
-        return option(flag, type=choice(valid), default=valid[0], help=text)
-
-    opset = (
-        f"Version of ONNX's operators, {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}; new ones need a "
-        "new onnx and, for --check, onnxruntime."
-    )
-    taken = "static: one image shown at every step; sequence: T frames. For --mode sequence."
-    mode = "sequence: all steps inside. step: one step, for streams; membranes go in and come out."
-    shown = (
-        "For --mode step, what the file takes at each step: the image or frame, or the first "
-        "layers' currents, which a second file, .currents.onnx, computes once per image."
-    )
-    yielded = (
-        "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
-        "operations can be counted. For --mode sequence."
-    )
-    return options.option_group(
-        "form",
-        OnnxOptions,
-        option("--opset", type=int, default=18, help=opset),
-        one_of("--input_mode", model.INPUT_MODES, taken),
-        one_of("--mode", ["sequence", "step"], mode),
-        one_of("--static_input", step.STATIC_INPUTS, shown),
-        one_of("--outputs", model.OUTPUTS, yielded),
-    )
+            step.export_step(source.model, path, static_input=self.static_input, **known)
+        else:
+            known |= {"input_mode": self.input_mode, "outputs": self.outputs}
+            model.export_onnx(source.model, path, **known)
 
 
 @click.command(
     cls=parsing.SoulCommand, example="export onnx model.safetensors -o net.onnx --input random"
 )
 @export_options()
-@_onnx_options()
+@common.option_group("form", OnnxOptions)
 def onnx(
     model_path: Path,
     output: Path | None,
@@ -115,15 +97,13 @@ def onnx(
         files.require_writable(currents)
     source = Source.load(model_path, time_step)
 
-    def write(path: Path) -> None:
-        form.write(source, path)
-
     def write_currents() -> dict[str, Path]:
         if form.static_input != "current":
             return {}
         step.export_currents(source.model, currents, opset=form.opset, source_sha256=source.sha256)
         return {"Currents": currents}
 
+    write = partial(form.write, source)
     write_checked("onnx", source, target, write, check_on, check, beside=write_currents)
 
 
@@ -167,44 +147,67 @@ def event(
     target = target_of(output, model_path, ".event.safetensors")
     source = Source.load(model_path, time_step, allowed)
     layers: list[dict[str, Any]] = []
+    wanted: Any = {"representation": representation, "rows": forms, "max_memory": allowed}
 
     def write(path: Path) -> None:
-        network = build.export_event(
-            source.model,
-            path,
-            source_sha256=source.sha256,
-            representation=representation,
-            rows=forms,
-            max_memory=allowed,
-        )
+        network = build.export_event(source.model, path, source_sha256=source.sha256, **wanted)
         layers.extend(representations(network))
 
     write_checked("event", source, target, write, check_on, check, layers)
 
 
-def read_forms(given: Sequence[str]) -> dict[str, storage_format.Form]:
+def read_forms(words: Sequence[str]) -> dict[str, storage_format.Form]:
     """LAYER=FORM words as a mapping. Raises UsageError."""
     forms: dict[str, storage_format.Form] = {}
-    for word in given:
+    valid = storage_format.CONVOLUTION_FORMS
+    for word in words:
         layer, equals, form = word.rpartition("=")
-        found = next(
-            (known for known in storage_format.CONVOLUTION_FORMS if known == form.lower()), None
-        )
+        found = next((known for known in valid if known == form.lower()), None)
         if not equals or not layer or found is None:
             raise errors.UsageError(
-                f"--rows {word}: give LAYER=FORM, where FORM is "
-                f"{', '.join(storage_format.CONVOLUTION_FORMS)}"
+                f"--rows {word}: give LAYER=FORM, where FORM is {', '.join(valid)}"
             )
         if forms.setdefault(layer, found) != found:
             raise errors.UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
     return forms
 
 
+@click.command(
+    cls=parsing.SoulCommand, example="export nir model.safetensors -o net.nir --input random"
+)
+@export_options()
+@option(
+    "--dt",
+    type=float,
+    default=package.DEFAULT_DT,
+    help="Seconds per time step; snnTorch's reader knows no other than the default.",
+    heading="Network",
+)
+def nir(
+    model_path: Path,
+    output: Path | None,
+    time_step: int | None,
+    check: bool,
+    check_on: CheckOptions,
+    dt: float,
+) -> None:
+    """Write MODEL, a soul-deploy model file, as a NIR graph for other toolkits and chips.
+
+    Batch norm is folded. Max pooling, soft reset, groups, masked neurons and generated channels
+    cannot be written and are refused by name.
+    """
+    target = target_of(output, model_path, ".nir")
+    source = Source.load(model_path, time_step)
+
+    write = partial(export_nir, source.model, dt=dt, source_sha256=source.sha256)
+    write_checked("nir", source, target, write, check_on, check)
+
+
 @click.command(cls=parsing.SoulCommand, example="verify model.safetensors net.event --input random")
 @click.argument("model_path", metavar="MODEL", type=FILE)
 @click.argument("artifact", metavar="ARTIFACT", type=FILE)
 @options.model_steps_option()
-@options.check_options()
+@options.check_options
 @option(
     "--allow_silent",
     is_flag=True,
@@ -229,9 +232,9 @@ def verify(
     paths = (artifact, artifact)
     report = checking.check_file(kind, source, paths, images, check_on, allow_silent)
     if check_on.output_format == "json":
-        terminal.show(checking.as_json(report.to_dict()))
+        terminal.show(json.dumps(report.to_dict(), indent=2))
     else:
-        terminal.show(text_table.drawn(report))
+        terminal.show(output.drawn(report))
     if report.verdict is Verdict.FAILED:
         raise errors.VerificationError(f"{artifact} is not what {model_path} says; see the report")
     if report.verdict is Verdict.INCONCLUSIVE:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
@@ -14,9 +14,8 @@ from typing import Any
 import click
 
 from soul_deploy import __version__
-from soul_deploy.base import address_space as addressspace
-from soul_deploy.base import errors, lazy, progress, terminal
-from soul_deploy.cli import commands, messages, parsing
+from soul_deploy.base import errors, lazy, memory, progress, terminal
+from soul_deploy.cli import parsing
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an operation or a check failed; 2 a given value breaks a rule; 3 "
@@ -35,6 +34,51 @@ SHARED = ("train", "structured", "unstructured")
 
 WITHOUT_BLAS = ("run", "inspect")
 """Commands that multiply no matrices: numpy's OpenBLAS need not reserve memory for every core."""
+
+
+def _found(commands: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Commands with the dotted names of their modules; nothing here imports one."""
+    return {name: (f"soul_deploy.cli.{place}", line) for name, (place, line) in commands.items()}
+
+
+# command -> (module:attribute of the click command, help line)
+COMMANDS = _found(
+    {
+        "demo": ("demo:demo", "Train, prune, remove, export and verify on real digits."),
+        "train": ("train:train", "Train a spiking network."),
+        "verify": ("export:verify", "Prove that an exported file equals its model."),
+        "energy": ("energy:energy", "Count operations exactly, estimate their energy."),
+        "inspect": ("run:inspect", "Print what is in a model, event or ONNX file."),
+        "run": ("run:run", "Run an event network on images or a .npy file."),
+    }
+)
+_PRUNE = {
+    "structured": (
+        "prune_structured:structured",
+        "Prune channels by spiking channel activity (Li et al., ICML 2024).",
+    ),
+    "unstructured": (
+        "prune_unstructured:unstructured",
+        "Prune weights and neurons (Shi et al., ICLR 2024).",
+    ),
+    "compact": ("prune_compact:compact", "Remove the masked or zeroed channels of a model file."),
+}
+_EXPORT = {
+    "onnx": ("export:onnx", "Write an ONNX file with all steps inside."),
+    "event": ("export:event", "Write an event network, run without PyTorch."),
+    "nir": ("export:nir", "Write a NIR graph for other toolkits and neuromorphic chips."),
+}
+_IMPORT = {
+    "nir": ("import_model:nir", "Read a NIR graph as a model file."),
+    "torch": ("import_model:import_torch", "Make a model file of a PyTorch network of yours."),
+}
+_BENCH = {"sparse": ("bench:sparse", "PyTorch, ONNX Runtime, event runtime.")}
+GROUPS = {
+    "prune": ("Decide what goes, then remove it.", _found(_PRUNE)),
+    "export": ("Write a model as ONNX, an event network or NIR, and check it.", _found(_EXPORT)),
+    "import": ("Read a network that another tool wrote.", _found(_IMPORT)),
+    "bench": ("Time engines side by side.", _found(_BENCH)),
+}
 
 
 class _Failure(click.ClickException):
@@ -153,22 +197,16 @@ class LazyGroup(parsing.Speaking, click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows))
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """As click's, but that errors are printed as everything else is."""
+        run: Any = super().main
         if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, **extra)
+            return run(*arguments, standalone_mode=False, **extra)
         terminal.show_as_ascii()
         if FILES in sys.modules:
             sys.modules[FILES].written.clear()
         try:
-            code = super().main(args, prog_name, complete_var, False, **extra)
+            code = run(*arguments, standalone_mode=False, **extra)
         except click.ClickException as error:
             _tell(error)
             code = error.exit_code
@@ -189,7 +227,7 @@ class LazyGroup(parsing.Speaking, click.Group):
             if ctx.parent is not None:
                 return super().invoke(ctx)
             quiet = bool(_speaker()) and os.environ.get("RANK") != "0"
-            with messages.messages_printed(), progress.watched(ctx.command_path, quiet=quiet):
+            with progress.messages_printed(), progress.watched(ctx.command_path, quiet=quiet):
                 return super().invoke(ctx)
         except errors.InterruptedRunError as error:
             raise _Stopped(f"{_speaker()}{error}", error.exit_code) from error
@@ -253,7 +291,7 @@ def _told_if_starved(command: str) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except (ImportError, OSError, MemoryError) as error:
-        most = addressspace.limit()
+        most = memory.address_limit()
         if most is None:
             raise
         raise errors.LimitError(
@@ -264,7 +302,7 @@ def _told_if_starved(command: str) -> Iterator[None]:
 
 def _starved(error: MemoryError) -> str:
     """One line for an allocation that failed."""
-    most = addressspace.limit()
+    most = memory.address_limit()
     limited = "" if most is None else f"; this process may map {most >> 10:,} kB (ulimit -v)"
     return f"out of memory ({str(error) or 'an allocation failed'}){limited}"
 
@@ -283,7 +321,7 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool)
 
 def _root() -> LazyGroup:
     root = LazyGroup(
-        commands.COMMANDS,
+        COMMANDS,
         name="soul-deploy",
         help="Take a trained spiking network to where it runs: prune, remove, export, prove.",
         epilog=EXIT_CODES,
@@ -297,7 +335,7 @@ def _root() -> LazyGroup:
         callback=_print_version,
         help="Show the version and exit.",
     )(root)
-    for name, (line, entries) in commands.GROUPS.items():
+    for name, (line, entries) in GROUPS.items():
         root.add_command(LazyGroup(entries, name=name, help=line))
     return root
 

@@ -1,15 +1,127 @@
-"""How a command ends: clean JSON or a table on standard output, files with size and next step."""
+"""What commands print: tables drawn for a terminal, clean JSON, files with size and next step.
 
+This is the only place that uses rich, and it gives it `Text`, in which nothing is markup.
+"""
+
+import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base.terminal import say, show
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from soul_deploy.base import tables, terminal
 from soul_deploy.cli.common_options import DATA_DIR
-from soul_deploy.cli.text_table import text_table
-from soul_deploy.model.model import Model
+
+LEFT = (
+    *("name", "layer", "operation", "kind", "engine", "file", "rule", "edge", "what", ""),
+    *("network", "against", "from"),
+)
+FRAME = 3  # of a column: a line and two spaces
+LONGEST_NUMBER = 12  # with its unit
+LONGEST_NAME = 20  # of a name that is not broken
+
+
+def drawn(parts: Iterable[tables.Table | str] | tables.Shown) -> str:
+    """Tables and lines as `soul-deploy` prints them; control characters in lines as escapes."""
+    return "\n".join(
+        text_table(part.title, part.columns, part.rows)
+        if isinstance(part, tables.Table)
+        else terminal.one_line(part)
+        for part in (parts.parts() if isinstance(parts, tables.Shown) else parts)
+    )
+
+
+def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as plain text; the first column is left-aligned, numbers are right-aligned.
+
+    It is folded to a terminal's width, between words; where that is too narrow, it goes on below
+    with the other columns. Into a file or a pipe it is as wide as it needs to be. Control
+    characters and ends of lines in cells, columns and title are shown as escapes, what standard
+    output cannot encode in ASCII.
+    """
+    title, columns = terminal.printable(title), [terminal.printable(column) for column in columns]
+    cells = [[terminal.printable(tables.format_cell(cell)) for cell in row] for row in rows]
+    lines = [list(columns), *cells]
+    natural = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
+    least = [
+        _least(columns[i], [line[i] for line in cells], _is_left(columns, i))
+        for i in range(len(columns))
+    ]
+    width = _width()
+    parts: list[str] = []
+    for group in _groups(least, width):
+        room = width - 1 - FRAME * len(group)
+        widths = _folded([natural[i] for i in group], [least[i] for i in group], room)
+        parts.append(
+            _columns("" if parts else title, columns, cells, dict(zip(group, widths, strict=True)))
+        )
+    return "\n".join(parts)
+
+
+def _is_left(columns: Sequence[str], position: int) -> bool:
+    return position == 0 or columns[position].lower() in LEFT
+
+
+def _least(heading: str, texts: Sequence[str], is_left: bool) -> int:
+    """The longest word; long names and paths may be broken, numbers and their units never."""
+    whole = [] if is_left else [text for text in texts if cell_len(text) <= LONGEST_NUMBER]
+    words = [word for text in (heading, *texts) for word in text.split()]
+    longest = max(map(cell_len, [*words, *whole]), default=1)
+    return min(longest, LONGEST_NAME) if is_left else longest
+
+
+def _groups(least: Sequence[int], width: int) -> list[list[int]]:
+    """Columns that go side by side; each group begins with the first one."""
+    groups, used = [[0]], 1 + FRAME + least[0]
+    for position in range(1, len(least)):
+        needed = FRAME + least[position]
+        if used + needed > width and len(groups[-1]) > 1:
+            groups.append([0])
+            used = 1 + FRAME + least[0]
+        groups[-1].append(position)
+        used += needed
+    return groups
+
+
+def _folded(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Widths of columns: the widest give way until they fit, none below its longest word."""
+    widths = list(natural)
+    while sum(widths) > room:
+        able = [i for i in range(len(widths)) if widths[i] > least[i]]
+        if not able:
+            break
+        widths[max(able, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _columns(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], widths: Mapping[int, int]
+) -> str:
+    """The columns that have a width."""
+    table = RichTable(title=Text(title) if title else None, title_justify="left", header_style="")
+    for position, width in widths.items():
+        justify: JustifyMethod = "left" if _is_left(columns, position) else "right"
+        heading = Text(columns[position])
+        table.add_column(heading, justify=justify, overflow="fold", width=width)
+    for row in cells:
+        table.add_row(*(Text(row[position]) for position in widths))
+    buffer = io.StringIO()
+    needed = 1 + sum(FRAME + width for width in widths.values())
+    Console(file=buffer, width=max(needed, cell_len(title)), color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def _width() -> int:
+    """A terminal's columns (COLUMNS goes first); 400 into a file or a pipe, at least 100."""
+    columns = shutil.get_terminal_size((400, 24)).columns
+    return max(columns, 40 if terminal.is_terminal() else 100)
 
 
 def print_result(
@@ -22,9 +134,14 @@ def print_result(
 ) -> None:
     """The result as JSON (`schema` first) or as a table."""
     if output_format == "json":
-        show(json.dumps({"schema": schema, **result}, indent=2))
+        terminal.show(json.dumps({"schema": schema, **result}, indent=2))
     else:
-        show(text_table(title, columns, rows))
+        terminal.show(text_table(title, columns, rows))
+
+
+def files_json(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Each file's path and size in bytes."""
+    return {what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()}
 
 
 def print_files(
@@ -37,32 +154,13 @@ def print_files(
     if output_format == "json":
         return
     for what, path in files.items():
-        say(f"{what}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+        terminal.say(f"{what}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
     print_next(next_words)
-
-
-def print_import(
-    output_format: str, model: Model, target: Path, data: list[str], remark: str, **more: list[str]
-) -> None:
-    """What another tool's network became. data, remark: end the next step's words and the title."""
-    graph = model.graph
-    nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
-    result = {
-        "path": str(target),
-        "time_steps": graph.time_steps,
-        "nodes": [{"name": name, "op": op, "description": text} for name, op, text in nodes],
-        **more,
-    }
-    title = f"{len(nodes)} nodes, T = {graph.time_steps}{remark}"
-    print_result(
-        output_format, "soul-deploy/import/1", result, title, ["node", "op", "what"], nodes
-    )
-    print_files(output_format, {"Model": target}, ["export", "event", target, *data])
 
 
 def print_next(words: Sequence[object]) -> None:
     """What to try next, as it can be pasted into a shell."""
-    say(f"Next: {shlex.join(map(str, ('soul-deploy', *words)))}")
+    terminal.say(f"Next: {shlex.join(map(str, ('soul-deploy', *words)))}")
 
 
 def data_flags(name: object, data_dir: Path) -> list[str]:

@@ -71,12 +71,8 @@ class SoulCommand(Speaking):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the words of each list before click's own parsing."""
-        flags = {
-            dashes(flag)
-            for parameter in self.params
-            if isinstance(parameter, ListOption)
-            for flag in parameter.opts
-        }
+        lists = [parameter for parameter in self.params if isinstance(parameter, ListOption)]
+        flags = {dashes(flag) for parameter in lists for flag in parameter.opts}
         return super().parse_args(ctx, join_lists(args, flags))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -103,28 +99,18 @@ def join_lists(args: list[str], flags: set[str]) -> list[str]:
     A list goes on while words look like numbers and brackets, or while its bracket is open.
     """
     joined: list[str] = []
-    position = 0
-    while position < len(args):
-        flag, equals, first = args[position].partition("=")
-        joined.append(args[position])
-        position += 1
-        if dashes(flag) not in flags:
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, first = word.partition("=")
+        if dashes(flag) not in flags or not (equals or rest):
+            joined.append(word)
             continue
-        if equals:
-            words = [first]
-        elif position < len(args):
-            words = [args[position]]
-            position += 1
-        else:
-            continue
-        while position < len(args) and _continues(words, args[position]):
-            words.append(args[position])
-            position += 1
+        words = [first if equals else rest.pop(0)]
+        while rest and _continues(words, rest[0]):
+            words.append(rest.pop(0))
         text = " ".join(words)
-        if equals:
-            joined[-1] = f"{flag}={text}"
-        else:
-            joined.append(text)
+        joined += [f"{flag}={text}"] if equals else [word, text]
     return joined
 
 
@@ -137,11 +123,8 @@ def _continues(words: list[str], word: str) -> bool:
 
 def explicit_flags(context: click.Context) -> set[str]:
     """Names of the flags that the user gave."""
-    return {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    source, default = context.get_parameter_source, ParameterSource.DEFAULT
+    return {name for name in context.params if source(name) is not default}
 
 
 def require_least(least: int, **values: int | None) -> None:
@@ -161,22 +144,20 @@ def require_steps(name: str, steps: int | None) -> None:
     """Raise UsageError unless the T given, if any, is 1 to MAX_STEPS."""
     from soul_deploy.runtime.format.validate import MAX_STEPS  # imports numba
 
-    require_least(1, **{name: steps})
-    if steps is not None and steps > MAX_STEPS:
-        raise errors.UsageError(
-            f"{name} {steps}: the limit is {MAX_STEPS} steps; give 1 to {MAX_STEPS}"
-        )
+    _require_most(name, steps, MAX_STEPS, " steps")
 
 
 def require_threads(threads: int | None) -> None:
     """Raise UsageError unless the number of threads given, if any, is 1 to MAX_THREADS."""
     from soul_deploy.runtime.format.validate import MAX_THREADS  # imports numba
 
-    require_least(1, threads=threads)
-    if threads is not None and threads > MAX_THREADS:
-        raise errors.UsageError(
-            f"threads {threads}: the limit is {MAX_THREADS}; give 1 to {MAX_THREADS}"
-        )
+    _require_most("threads", threads, MAX_THREADS)
+
+
+def _require_most(name: str, value: int | None, most: int, unit: str = "") -> None:
+    require_least(1, **{name: value})
+    if value is not None and value > most:
+        raise errors.UsageError(f"{name} {value}: the limit is {most}{unit}; give 1 to {most}")
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -184,14 +165,18 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[\s,\[\]()'\"]+", text) if word)
 
 
+def _integers(name: str, text: str, least: int, what: str, instead: str) -> tuple[int, ...]:
+    found = words(text)
+    bad = [word for word in found if not word.isdecimal() or int(word) < least]
+    if bad or not found:
+        problem = f"{bad[0]!r} is not {what}" if bad else "the list is empty"
+        raise errors.UsageError(f"{name} {text!r}: {problem}; give {instead}")
+    return tuple(dict.fromkeys(map(int, found)))
+
+
 def positive_integers(name: str, text: str) -> tuple[int, ...]:
     """Integers from 1; repeats are dropped. Raises UsageError for anything else or nothing."""
-    found = words(text)
-    bad = [word for word in found if not word.isdecimal() or int(word) < 1]
-    if bad or not found:
-        what = f"{bad[0]!r} is not an integer from 1" if bad else "the list is empty"
-        raise errors.UsageError(f"{name} {text!r}: {what}; give for example 1 4 or [1, 4]")
-    return tuple(dict.fromkeys(map(int, found)))
+    return _integers(name, text, 1, "an integer from 1", "for example 1 4 or [1, 4]")
 
 
 def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
@@ -201,14 +186,8 @@ def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
     """
     if text.strip().lower() == "all":
         return None
-    tokens = words(text)
-    bad = [token for token in tokens if not token.isdecimal()]
-    if bad or not tokens:
-        what = f"{bad[0]!r} is not an index" if bad else "the list is empty"
-        raise errors.UsageError(
-            f"{name} {text!r}: {what}; give integers from 0, such as 0 1 2 or [0, 1, 2], or all"
-        )
-    return tuple(dict.fromkeys(int(token) for token in tokens))
+    instead = "integers from 0, such as 0 1 2 or [0, 1, 2], or all"
+    return _integers(name, text, 0, "an index", instead)
 
 
 def existing_indexes(

@@ -8,9 +8,9 @@ import click
 
 from soul_deploy.base import files, memory, progress, terminal
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import parsing, text_table
+from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import DATA_DIR
-from soul_deploy.cli.output import data_flags, print_next
+from soul_deploy.cli.output import data_flags, drawn, print_next
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
@@ -42,6 +42,7 @@ def compact(
     allowed = memory.parse_bytes(max_memory)
     files.require_file(model_path)
     target = output or model_path.with_name(f"{model_path.stem}_compact.safetensors")
+    place = None if dry_run else target
     if not dry_run:
         files.refuse_itself(target, model_path)
         files.require_writable(target)
@@ -58,30 +59,31 @@ def compact(
     if not plan.removes:
         note(plan.whole_note(None if dry_run else target, model_path))
     if style == "json":
-        terminal.show(json.dumps(summary(model, smaller, plan, None if dry_run else target)))
-        return
-    terminal.show(text_table.drawn(plan))
-    terminal.say(
-        f"Parameters: {apply.parameters(model.state):,} → {apply.parameters(smaller.state):,}"
-    )
-    if not dry_run:
-        terminal.say(f"Wrote {target} ({target.stat().st_size:,} bytes)")
+        terminal.show(json.dumps(summary(model, smaller, plan, place)))
+    else:
+        _print(model, smaller, plan, place)
+
+
+def _print(model: Model, smaller: Model, plan: RemovalPlan, path: Path | None) -> None:
+    terminal.show(drawn(plan))
+    before, after = apply.parameters(model.state), apply.parameters(smaller.state)
+    terminal.say(f"Parameters: {before:,} → {after:,}")
+    if path is not None:
+        terminal.say(f"Wrote {path} ({path.stat().st_size:,} bytes)")
         known = model.info.provenance.get("data")
         found = known if is_here(known, DATA_DIR) else None
-        print_next(["export", "event", target, *data_flags(found, DATA_DIR)])
+        print_next(["export", "event", path, *data_flags(found, DATA_DIR)])
 
 
 def summary(
     model: Model, smaller: Model, plan: RemovalPlan, path: Path | None
 ) -> dict[str, object]:
     """The result as JSON data (schema soul-deploy/removal/1)."""
+    before, after = apply.parameters(model.state), apply.parameters(smaller.state)
     return {
         "schema": "soul-deploy/removal/1",
         "path": None if path is None else str(path),
-        "parameters": {
-            "before": apply.parameters(model.state),
-            "after": apply.parameters(smaller.state),
-        },
+        "parameters": {"before": before, "after": after},
         "valid_for_time_steps": plan.validity.time_steps,
         "layers": [
             {

@@ -10,8 +10,10 @@ import click
 from soul_deploy import distributed
 from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
-from soul_deploy.cli import common_options, options, output, parsing, start_model, train
+from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config as resolve
+from soul_deploy.cli import options, output, parsing, start_model, train
+from soul_deploy.cli.common_options import given, option
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import save
@@ -23,26 +25,44 @@ from soul_deploy.training import checkpoint, messages, trainer
 from soul_deploy.training.train import TrainResult
 
 
+def _one_of(valid: tuple[str, ...], text: str) -> Any:
+    return given(valid[0], f"{text} [{'|'.join(valid)}]")
+
+
 @dataclass(frozen=True)
 class ScaOptions:
-    """The options of SCA; `config` checks them."""
+    """--pruning_nodes (Soul's) and the options of SCA that Soul has hard-coded or lacks.
 
-    pruning_nodes: str
-    prune_ratio: float
-    regrow_ratio: float
-    prune_interval: int
-    prune_warmup: int
-    prune_ramp: str
-    prune_epochs: int | None
-    finetune_epochs: int
-    score: str
-    score_window: str
-    regrow_window: str
-    regrow_weights: str
-    min_channels: int
-    min_keep: float
-    round_to: int
-    residual: str
+    `config` checks them.
+    """
+
+    pruning_nodes: str = given(
+        "all",
+        "Spiking layers to prune, counted from 0 in forward order: 0 1 2 or [0, 1, 2].",
+        "-nodes",
+        cls=parsing.ListOption,
+    )
+    prune_ratio: float = given(0.1, "p: pruned share of all channels of these layers.")
+    regrow_ratio: float = given(0.1, "q: share that comes back by gradient; p + q < 1.")
+    prune_interval: int = given(1, "Epochs from one mask update to the next.")
+    prune_warmup: int = given(0, "Epochs before the first interval.")
+    prune_ramp: str = _one_of(sca.RAMPS, "How the share rises to p over the updates.")
+    prune_epochs: int | None = given(None, "Length of the pruning loop. [default: --epochs]")
+    finetune_epochs: int = given(0, "Epochs with frozen masks at the loop's end.")
+    score: str = _one_of(
+        scores.SCORES, "What keeps a channel: spikes + |membrane|, or one of them."
+    )
+    score_window: str = _one_of(
+        scores.WINDOWS, "Batches that count into the score (Soul: last_batch)."
+    )
+    regrow_window: str = _one_of(scores.WINDOWS, "Batches that count into the regrowth gradient.")
+    regrow_weights: str = _one_of(sca.REGROW_WEIGHTS, "Weights with which a channel comes back.")
+    min_channels: int = given(1, "Channels that every layer keeps.")
+    min_keep: float = given(0.0, "Share of its channels that every layer keeps.")
+    round_to: int = given(1, "Kept counts are raised to a multiple of this.")
+    residual: str = _one_of(
+        RESIDUAL, "What is pruned of residual streams: nothing, all their members, branches."
+    )
 
     def indexes(self) -> tuple[int, ...] | None:
         """The chosen layers, or None for all. Raises UsageError."""
@@ -73,54 +93,6 @@ def _plain(text: str) -> str:
     return text.lower().replace("-", "_")
 
 
-def sca_options() -> common_options.Decorator:
-    """--pruning_nodes (Soul's) and the flags of SCA that Soul has hard-coded or lacks."""
-
-    def number(flag: str, kind: type, default: object, text: str) -> common_options.Decorator:
-        return click.option(flag, type=kind, default=default, show_default=True, help=text)
-
-    def name(flag: str, valid: tuple[str, ...], text: str) -> common_options.Decorator:
-        help_text = f"{text} [{'|'.join(valid)}]"
-        return click.option(flag, default=valid[0], show_default=True, help=help_text)
-
-    return options.option_group(
-        "pruning",
-        ScaOptions,
-        click.option(
-            *("--pruning_nodes", "-nodes"),
-            cls=parsing.ListOption,
-            default="all",
-            show_default=True,
-            help="Spiking layers to prune, counted from 0 in forward order: 0 1 2 or [0, 1, 2].",
-        ),
-        number("--prune_ratio", float, 0.1, "p: pruned share of all channels of these layers."),
-        number("--regrow_ratio", float, 0.1, "q: share that comes back by gradient; p + q < 1."),
-        number("--prune_interval", int, 1, "Epochs from one mask update to the next."),
-        number("--prune_warmup", int, 0, "Epochs before the first interval."),
-        name("--prune_ramp", sca.RAMPS, "How the share rises to p over the updates."),
-        number("--prune_epochs", int, None, "Length of the pruning loop. [default: --epochs]"),
-        number("--finetune_epochs", int, 0, "Epochs with frozen masks at the loop's end."),
-        name(
-            "--score", scores.SCORES, "What keeps a channel: spikes + |membrane|, or one of them."
-        ),
-        name(
-            "--score_window",
-            scores.WINDOWS,
-            "Batches that count into the score (Soul: last_batch).",
-        ),
-        name("--regrow_window", scores.WINDOWS, "Batches that count into the regrowth gradient."),
-        name("--regrow_weights", sca.REGROW_WEIGHTS, "Weights with which a channel comes back."),
-        number("--min_channels", int, 1, "Channels that every layer keeps."),
-        number("--min_keep", float, 0.0, "Share of its channels that every layer keeps."),
-        number("--round_to", int, 1, "Kept counts are raised to a multiple of this."),
-        name(
-            "--residual",
-            RESIDUAL,
-            "What is pruned of residual streams: nothing, all their members, branches.",
-        ),
-    )
-
-
 def outputs(
     task: resolve.Task, run: options.RunOptions, *, trained: bool = False
 ) -> dict[str, Path]:
@@ -146,25 +118,19 @@ def _checkpoints(task: resolve.Task, run: options.RunOptions) -> Path:
     cls=parsing.SoulCommand,
     example="prune structured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
-@common_options.option(
+@option(
     *("--mode", "-mode"),
     default="train",
     help="train: --epochs dense epochs first; load: go on from --model_path.",
 )
-@common_options.option(
-    *("--model_path", "-model_path"),
-    type=common_options.FILE,
-    help="For --mode load: a model file, or a .pt/.pth/.safetensors state dict. "
-    + start_model.NAME_HELP,
-    heading="Files",
-)
-@common_options.dry_run_option("Print the plan and stop; no file is written.")
+@start_model.model_path_option("For --mode load: a model file")
+@common.dry_run_option("Print the plan and stop; no file is written.")
 @options.network_options("spikingvgg16")
-@options.data_options()
-@sca_options()
+@options.data_options
+@common.option_group("pruning", ScaOptions)
 @options.learning_options(epochs=50, batch_size=128)
-@options.run_options()
-@options.resume_options()
+@options.run_options
+@options.resume_options
 @click.pass_context
 def structured(
     context: click.Context,
@@ -187,16 +153,11 @@ def structured(
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
-    start = (
-        None
-        if path is None
-        else start_model.open_start(path, task, parsing.explicit_flags(context))
-    )
-    task = task if start is None else start.task
+    start, task = start_model.started(path, task, context)
     files = outputs(task, run, trained=start is None)
     if not dry_run:
         resolve.require_outputs(*files.values())
-    loaded = resolve.load_task_data(resolve.data_of(task, data), start.taken if start else None)
+    loaded = start_model.data_for(data, task, start)
     model = _model(task, start, loaded)
     asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
     if dry_run:
@@ -205,9 +166,10 @@ def structured(
     resolve.warn_of_replacing(files["Masked model"], "prune structured")
     sha256, folder = path and file_sha256(path), _checkpoints(task, run)
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
-    dense = _dense(learning.epochs, files) if start is None else None
-    asked |= {"dense": dense, "checkpoints": kept, "log": files["Epochs"]}
-    result = pipeline.prune_structured(model, loaded, config, training, **asked)
+    asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
+    result = pipeline.prune_structured(
+        model, loaded, config, training, log=files["Epochs"], **asked
+    )
     with kept.watching():
         _finish(result, files, run.output_format, data.data_dir)
 
@@ -215,24 +177,20 @@ def structured(
 def _start_file(mode: str, path: Path | None) -> Path | None:
     if mode.lower() not in ("train", "load"):
         raise errors.UnknownNameError("mode", mode, ("train", "load"))
-    if mode.lower() == "train":
-        if path is not None:
-            raise errors.UsageError(
-                "--model_path belongs to --mode load; mode train starts from nothing"
-            )
-        return None
-    if path is None:
+    loads = mode.lower() == "load"
+    if loads and path is None:
         raise errors.UsageError("--mode load needs --model_path, the file to start from")
-    return require_file(path)
+    if path is not None and not loads:
+        told = "--model_path belongs to --mode load; mode train starts from nothing"
+        raise errors.UsageError(told)
+    return path and require_file(path)
 
 
 def _model(task: resolve.Task, start: start_model.Start | None, data: Data) -> Model:
     if start is None:
         return resolve.new_model(task, data)
-    model = start.network(data)
-    return replace(
-        model, info=replace(model.info, provenance=resolve.facts(task) | start_model.assumed(start))
-    )
+    model, made = start.network(data), resolve.facts(task) | start_model.assumed(start)
+    return replace(model, info=replace(model.info, provenance=made))
 
 
 def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:
@@ -270,15 +228,12 @@ def _finish(
     if not result.plan.removes:
         messages.note(result.plan.whole_note(files["Compact model"], files["Masked model"]))
     told = result.to_dict()
-    document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")} | {
-        "files": {
-            what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
-        }
-    }
+    document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")}
+    document["files"] = output.files_json(files)
     (before, after), tested = result.parameters, result.accuracies
     rows: list[tuple[object, ...]] = [*result.layers, ("parameters", before, before, after)]
-    accuracy_row = [f"{tested[kind]:.2%}" for kind in ("dense", "masked", "compact")]
-    rows.append(("test accuracy", *accuracy_row))
+    shares = [f"{tested[kind]:.2%}" for kind in ("dense", "masked", "compact")]
+    rows.append(("test accuracy", *shares))
     columns, title = ("layer", "before", "masked", "compact"), "Structured pruning"
     output.print_result(output_format, "soul-deploy/prune/1", document, title, columns, rows)
     words = ["export", "event", files["Compact model"], *output.folder_flags(data_dir)]

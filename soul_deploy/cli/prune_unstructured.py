@@ -12,9 +12,9 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options, output, parsing, start_model, text_table
-from soul_deploy.cli.common_options import FILE, dry_run_option, option
-from soul_deploy.cli.search_options import MaskOptions, SearchOptions, mask_options, search_options
+from soul_deploy.cli import options, output, parsing, start_model
+from soul_deploy.cli.common_options import dry_run_option, option, option_group
+from soul_deploy.cli.search_options import MaskOptions, SearchOptions
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import save
@@ -34,21 +34,15 @@ SCHEMA = "soul-deploy/prune-unstructured/1"
     example="prune unstructured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
 @option(*("--mode", "-mode"), default="search", help="search, as in Soul's script.")
-@option(
-    *("--model_path", "-model_path"),
-    type=FILE,
-    help="Trained network to start from: a model file, or a .pt/.pth/.safetensors state dict. "
-    + start_model.NAME_HELP,
-    heading="Files",
-)
+@start_model.model_path_option("Trained network to start from: a model file")
 @dry_run_option("Print what would be masked; no file is written.")
 @options.network_options("spikingvgg9")
-@options.data_options()
-@mask_options()
-@search_options()
+@options.data_options
+@option_group("masking", MaskOptions)
+@option_group("searching", SearchOptions)
 @options.learning_options(epochs=150, batch_size=128, scheduler="constant")
-@options.run_options()
-@options.resume_options()
+@options.run_options
+@options.resume_options
 @click.pass_context
 def unstructured(
     context: click.Context,
@@ -69,22 +63,22 @@ def unstructured(
     --finetune the network is then trained on with the masks fixed. At the end the masked network
     and a compact one without its dead channels are written.
     """
-    given = parsing.explicit_flags(context)
-    _check(mode, searching, masking, given)
+    _check(mode, searching, masking, parsing.explicit_flags(context))
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config = searching.config(masking)
-    start = _opened(model_path, task, run, given)
-    task = task if start is None else start.task
+    path = model_path and require_file(model_path)
+    resolve.prepare(run)
+    start, task = start_model.started(path, task, context)
     if not dry_run:
         resolve.require_outputs(*Places(task, run).outputs(searching.save_latest))
-    taken = None if start is None else start.taken
-    loaded = resolve.load_task_data(resolve.data_of(task, data), taken)
+    loaded = start_model.data_for(data, task, start)
     model = _model(task, start, loaded, masking)
     config = replace(config, **_layers(masking, model.graph))
-    plan = pipeline.plan_unstructured(model, config, path=model_path)
+    plan = pipeline.plan_unstructured(model, config, path=path)
     if not dry_run:
         places = Places(task, run, masked=any(row.entries for row in plan.layers))
-        asked = _settings(task, start, masking)
+        asked: dict[str, Any] = {"task": asdict(task), "masking": asdict(masking)}
+        asked["model_path"] = start and file_sha256(start.path)
         kept = resolve.checkpoints_of(keeping, places.checkpoints, **asked)
         job = Job(model, loaded, config, training, places, searching, kept, fresh=start is None)
         _carry_out(job, data.data_dir)
@@ -102,19 +96,8 @@ def _check(
     check_tensorboard(searching.tensorboard)
     idle = searching.idle(given)
     if idle:
-        messages.warn(
-            f"{', '.join(idle)} given without --finetune: there is no fine-tuning, so unused"
-        )
-
-
-def _opened(
-    path: Path | None, task: resolve.Task, run: options.RunOptions, given: Collection[str]
-) -> start_model.Start | None:
-    """The file to start from, once the device and the other processes are there."""
-    if path is not None:
-        require_file(path)
-    resolve.prepare(run)
-    return None if path is None else start_model.open_start(path, task, given)
+        names = ", ".join(idle)
+        messages.warn(f"{names} given without --finetune: there is no fine-tuning, so unused")
 
 
 @dataclass(frozen=True)
@@ -190,14 +173,6 @@ def _model(
     return replace(model, info=replace(model.info, provenance=made))
 
 
-def _settings(
-    task: resolve.Task, start: start_model.Start | None, masking: MaskOptions
-) -> dict[str, Any]:
-    """What a run begins with, besides what `prune_unstructured` is given."""
-    path = None if start is None else file_sha256(start.path)
-    return {"task": asdict(task), "masking": asdict(masking), "model_path": path}
-
-
 def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
     """The layers to mask, as `SearchConfig` takes them; a warning for indexes that don't exist."""
     weights, neurons = masking.indexes()
@@ -219,10 +194,7 @@ def _carry_out(job: Job, data_dir: Path) -> None:
     resolve.warn_of_replacing(job.places.result, pipeline.COMMAND)
     try:
         result = pipeline.prune_unstructured(
-            job.model,
-            job.data,
-            job.config,
-            job.training,
+            *(job.model, job.data, job.config, job.training),
             device=job.places.run.device,
             checkpoints=job.checkpoints,
             log=job.places.log,
@@ -270,16 +242,11 @@ def _write(job: Job, result: PruneResult) -> dict[str, Path]:
 
 def _print_preview(output_format: str, plan: pipeline.MaskPlan) -> None:
     """What would be masked, and what each entry costs."""
-    document = plan.to_dict()
+    document, schema = plan.to_dict(), "soul-deploy/mask-plan/1"
+    title = "Masks, and the penalty's coefficient of each of their entries"
+    columns = ("layer", "masks", "index", "entries", "cost")
     rows = [tuple(row.values()) for row in document["layers"]]
-    output.print_result(
-        output_format,
-        "soul-deploy/mask-plan/1",
-        document,
-        "Masks, and the penalty's coefficient of each of their entries",
-        ("layer", "masks", "index", "entries", "cost"),
-        rows,
-    )
+    output.print_result(output_format, schema, document, title, columns, rows)
 
 
 def _print_outcome(
@@ -302,25 +269,21 @@ def _print_outcome(
             "before": parameters(result.masked.state),
             "after": None if compact is None else parameters(compact.state),
         },
-        "files": {
-            what: {"path": str(path), "bytes": path.stat().st_size} for what, path in files.items()
-        },
+        "files": output.files_json(files),
     }
     rows = [(row.projection, *_shares(row.weights), *_shares(row.neurons)) for row in layers]
     columns, schema = ("layer", "weights", "kept", "neurons", "kept"), SCHEMA
     output.print_result(output_format, schema, document, "Survivors", columns, rows)
     if output_format == "json":
         return
-    terminal.show(text_table.drawn(connectivity))
+    terminal.show(output.drawn(connectivity))
     fewer = f" ({before / after:.1f}× fewer)" if after else ""
     terminal.say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
-    terminal.say(
-        f"Test accuracy: {', '.join(f'{kind} {value:.2%}' for kind, value in tested.items())}"
-    )
+    shares = ", ".join(f"{kind} {value:.2%}" for kind, value in tested.items())
+    terminal.say(f"Test accuracy: {shares}")
     path = files["Model" if compact is None else "Compact model"]
-    output.print_files(
-        output_format, files, ["export", "event", path, *output.folder_flags(data_dir)]
-    )
+    words = ["export", "event", path, *output.folder_flags(data_dir)]
+    output.print_files(output_format, files, words)
 
 
 def _shares(pair: tuple[int, int] | None) -> tuple[object, object]:

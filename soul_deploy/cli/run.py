@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from soul_deploy.base import errors, tables, terminal
+from soul_deploy.base import errors, memory, progress, tables, terminal
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import option
@@ -24,38 +24,26 @@ MAX_MEMORY = common.max_memory_option(
 @common.format_option("style")
 def inspect(path: Path, max_memory: str | None, style: str) -> None:
     """Print what is in FILE: a model file, an event network or an ONNX file."""
-    from soul_deploy.base.address_space import require_address_space
-
-    require_address_space(1)
-    from soul_deploy.base.memory import parse_bytes
-    from soul_deploy.cli.text_table import drawn
+    memory.require_address_space(1)
+    from soul_deploy.cli.output import drawn
     from soul_deploy.runtime.io.inspect import describe_file
     from soul_deploy.runtime.io.inspect_tables import inspect_report
 
-    found = describe_file(path, max_memory=parse_bytes(max_memory))
+    found = describe_file(path, max_memory=memory.parse_bytes(max_memory))
     terminal.show(json.dumps(found, indent=1) if style == "json" else drawn(inspect_report(found)))
 
 
 def _run_options() -> common.Decorator:
+    resize = "Scale images of another size (bilinear)."
+    threads = "CPU threads.  [default: all cores]"
+    counts = "Count events and operations per layer."
     step_by_step = "Run step by step and show each step's scores."
     return common.options(
-        option(
-            "--resize",
-            is_flag=True,
-            help="Scale images of another size (bilinear).",
-            heading="Data",
-        ),
+        option("--resize", is_flag=True, help=resize, heading="Data"),
         option("--top", type=click.IntRange(1), default=1, help="Classes shown.", heading="Output"),
-        common.threads_option(
-            "CPU threads.  [default: all cores]", click.IntRange(0), default=0, show_default=False
-        ),
+        common.threads_option(threads, click.IntRange(0), default=0, show_default=False),
         option("--stream", is_flag=True, help=step_by_step),
-        option(
-            "--counts",
-            is_flag=True,
-            help="Count events and operations per layer.",
-            heading="Output",
-        ),
+        option("--counts", is_flag=True, help=counts, heading="Output"),
         MAX_MEMORY,
         common.format_option("style"),
     )
@@ -73,9 +61,7 @@ def run(path: Path, inputs: tuple[Path, ...], threads: int, style: str, **wanted
     pixels and normalised, floating-point values are taken as they are. A network that takes counts,
     spikes or values (`inspect` says so) takes all numbers of a .npy array as they are.
     """
-    from soul_deploy.base.address_space import require_address_space
-
-    require_address_space(1 if wanted["stream"] else threads)
+    memory.require_address_space(1 if wanted["stream"] else threads)
     if wanted["stream"] and threads > 1:
         raise errors.UsageError("--stream runs on one thread; leave out --threads")
     found = _results(path, inputs, threads, **wanted)
@@ -94,31 +80,25 @@ def _results(
 ) -> dict[str, Any]:
     """JSON data of all inputs. Imports what it uses: numba alone takes half a second."""
     from soul_deploy.base.files import OpenFile
-    from soul_deploy.base.memory import parse_bytes
-    from soul_deploy.base.warned import warnings_said
     from soul_deploy.runtime.engine.network import load
     from soul_deploy.runtime.io.images import read_samples
     from soul_deploy.runtime.io.inspect import require_event_network
     from soul_deploy.runtime.io.results import result
     from soul_deploy.runtime.kernels.cache import compiling_announced
 
-    allowed = parse_bytes(max_memory)
+    allowed = memory.parse_bytes(max_memory)
     with OpenFile(path) as source:
         require_event_network(source)
         network = load(source, threads, max_memory=allowed)
-    with warnings_said(_warn), compiling_announced():
+    with progress.warnings_said(terminal.warn), compiling_announced():
         groups = read_samples(inputs, replace(network.events.rule, resize=resize))
         network.warm_up(stream=stream)
         return result(network, groups, stream=stream, **shown)
 
 
-def _warn(text: str) -> None:
-    terminal.say(f"Warning: {text}", err=True)
-
-
 def run_report(found: dict[str, Any]) -> str:
     """The text that `soul-deploy run` prints."""
-    from soul_deploy.cli.text_table import drawn
+    from soul_deploy.cli.output import drawn
 
     rows = [
         [row["input"] if rank == 0 else "", entry["class"], f"{entry['score']:.4f}"]

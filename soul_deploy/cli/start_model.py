@@ -5,24 +5,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from soul_deploy.base import errors, files
-from soul_deploy.cli import config, options
+from soul_deploy.cli import common_options as common
+from soul_deploy.cli import config, options, parsing
 from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import check_data
 from soul_deploy.frontend.factory import is_dotted
-from soul_deploy.ir import SOUL_NEURONS, NeuronSpec, Shape
+from soul_deploy.ir import SOUL_NEURONS, NeuronSpec
 from soul_deploy.model.file import check_state, load, load_state_dict
 from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
-NAME_HELP = (
-    "What a state dict's name says of network, neuron, data set and T, as Soul names files, holds "
-    "where no flag is given; flags that say something else are refused."
-)
 NEURON_FLAGS = {"neuron_type": "family", **{name: name for name in options.CONSTANTS}}
+
+
+def model_path_option(what: str) -> common.Decorator:
+    """--model_path of the commands that prune."""
+    text = (
+        f"{what}, or a .pt/.pth/.safetensors state dict. What a state dict's name says of network, "
+        "neuron, data set and T, as Soul names files, holds where no flag is given; flags that say "
+        "something else are refused."
+    )
+    flags = ("--model_path", "-model_path")
+    return common.option(*flags, type=common.FILE, help=text, heading="Files")
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,6 @@ class Start:
     name: SoulName | None = None
     assumptions: tuple[str, ...] = ()
 
-    @property
-    def taken(self) -> Shape | None:
-        """(C, H, W) that a model file's network takes."""
-        return None if self.model is None else self.model.input_shape
-
     def network(self, data: Data) -> Model:
         """The network to prune. Raises UsageError or FileFormatError if it does not fit."""
         model = self.model or _from_state_dict(self.path, self.task, data, self.name)
@@ -62,10 +66,8 @@ def open_start(path: Path, task: config.Task, explicit: Collection[str]) -> Star
     UsageError or FileFormatError.
     """
     with files.OpenFile(path) as source:
-        own = (
-            path.suffix == ".safetensors"
-            and files.METADATA_KEY in files.read_tensors(source).metadata
-        )
+        container = path.suffix == ".safetensors"
+        own = container and files.METADATA_KEY in files.read_tensors(source).metadata
         model = load(source) if own else None
     if model is not None:
         task = _task_of_file(path, model, task, explicit)
@@ -80,6 +82,23 @@ def open_start(path: Path, task: config.Task, explicit: Collection[str]) -> Star
     for sentence in assumptions:
         note(sentence)
     return Start(path, task, None, name, assumptions)
+
+
+def started(
+    path: Path | None, task: config.Task, context: click.Context
+) -> tuple[Start | None, config.Task]:
+    """The file to start from, if there is one, and the task. Raises as `open_start`."""
+    if path is None:
+        return None, task
+    start = open_start(path, task, parsing.explicit_flags(context))
+    return start, start.task
+
+
+def data_for(given: options.DataOptions, task: config.Task, start: Start | None) -> Data:
+    """The task's data set, which the file to start from may have named, as its network takes it."""
+    model = None if start is None else start.model
+    chosen = replace(given, dataset_name=task.data)
+    return config.load_task_data(chosen, None if model is None else model.input_shape)
 
 
 def assumed(start: Start | None) -> dict[str, list[str]]:
@@ -129,15 +148,11 @@ def _assumptions(
         items = ", ".join(f"{WORDS[field]} {value}" for field, value in taken.items())
         found.append(f"{path.name}: taken from its name: {items}")
     own, neuron = is_dotted(task.model), task.neuron
-    open_fields = (
-        []
-        if own
-        else [
-            f"{flag} {options.constant_text(getattr(neuron, flag))}"
-            for flag in _read_by(neuron)
-            if flag not in explicit
-        ]
-    )
+    open_fields = [
+        f"{flag} {options.constant_text(getattr(neuron, flag))}"
+        for flag in (() if own else _read_by(neuron))
+        if flag not in explicit
+    ]
     if not own and name is None and "neuron_type" not in explicit:
         open_fields.insert(0, f"neuron {neuron.family}")
     if (name is None or name.time_steps is None) and "time_step" not in explicit:
@@ -176,20 +191,17 @@ def _from_state_dict(path: Path, task: config.Task, data: Data, name: SoulName |
 def _task_of_file(
     path: Path, model: Model, task: config.Task, explicit: Collection[str]
 ) -> config.Task:
-    made = model.info.provenance
-    neuron = model.graph.populations[0].neuron
-    pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
-    pairs += [
-        (flag, getattr(task.sizes, field), made.get(flag, getattr(task.sizes, field)))
+    made, neuron = model.info.provenance, model.graph.populations[0].neuron
+    sizes = {
+        field: made.get(flag, getattr(task.sizes, field))
         for flag, field in config.SIZE_FLAGS.items()
-    ]
-    found_sizes = {
-        config.SIZE_FLAGS[flag]: found for flag, _, found in pairs if flag in config.SIZE_FLAGS
     }
-    pairs += [
-        (flag, getattr(task.neuron, field), getattr(neuron, field))
-        for flag, field in NEURON_FLAGS.items()
-    ]
+    pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
+    for flags, asked, held in (
+        (config.SIZE_FLAGS, vars(task.sizes), sizes),
+        (NEURON_FLAGS, vars(task.neuron), vars(neuron)),
+    ):
+        pairs += [(flag, asked[field], held[field]) for flag, field in flags.items()]
     for flag, given, found in pairs:
         if flag in explicit and given != found:
             raise errors.UsageError(
@@ -199,7 +211,7 @@ def _task_of_file(
     return replace(
         task,
         model=str(made.get("model", task.model)),
-        sizes=replace(task.sizes, **found_sizes),
+        sizes=replace(task.sizes, **sizes),
         neuron=neuron,
         time_steps=task.time_steps if "time_step" in explicit else model.graph.time_steps,
     )

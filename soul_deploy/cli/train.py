@@ -10,7 +10,7 @@ from soul_deploy.cli import config as resolve
 from soul_deploy.cli import options, output, parsing
 from soul_deploy.data.datasets import require_kind
 from soul_deploy.model.file import save
-from soul_deploy.training import checkpoint, trainer
+from soul_deploy.training import checkpoint
 from soul_deploy.training import train as training
 
 
@@ -18,10 +18,10 @@ from soul_deploy.training import train as training
     cls=parsing.SoulCommand, example="train --model spikingvgg5 --dataset_name digits --epochs 2"
 )
 @options.network_options("spikingvgg9")
-@options.data_options()
+@options.data_options
 @options.learning_options(epochs=150, batch_size=64)
-@options.run_options()
-@options.resume_options()
+@options.run_options
+@options.resume_options
 @options.input_kind_option("the data set's")
 def train(
     network: options.NetworkChoice,
@@ -38,27 +38,20 @@ def train(
     """
     config, task = resolve.recipe_of(learning), resolve.task_of(network, data, learning.seed)
     device = resolve.prepare(run)
-    path, log = _model_path(task, run), train_log(run.log_dir, task)
+    path = run.model_dir / f"best_{task.stem}.safetensors"
+    log = train_log(run.log_dir, task)
     folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
     resolve.require_outputs(path, log, checkpoint.checkpoint_path(folder))
     loaded = resolve.load_task_data(data)
     if input_kind is not None:
         require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task))
-    result = training.train(
-        *(resolve.new_model(task, loaded), loaded, config),
-        device=device.type,
-        checkpoints=kept,
-        log=log,
-    )
+    model = resolve.new_model(task, loaded)
+    result = training.train(model, loaded, config, device=device.type, checkpoints=kept, log=log)
     with kept.watching():
         if distributed.hand_over():
             save(result.model, path)
             _print(result, path, task, run.output_format, data.data_dir)
-
-
-def _model_path(task: resolve.Task, run: options.RunOptions) -> Path:
-    return run.model_dir / f"best_{task.stem}.safetensors"
 
 
 def train_log(log_dir: Path, task: resolve.Task) -> Path:
@@ -69,32 +62,20 @@ def train_log(log_dir: Path, task: resolve.Task) -> Path:
 def _print(
     result: training.TrainResult, path: Path, task: resolve.Task, output_format: str, data_dir: Path
 ) -> None:
-    output.print_result(
-        output_format,
-        "soul-deploy/train/1",
-        {"model": str(path), "bytes": path.stat().st_size, **result.to_dict()},
-        f"{task.model} on {task.data}, T = {task.time_steps}",
-        ("epoch", "loss", "train", "validation", "s"),
-        [
-            *map(_row, result.history),
-            ("test", "", "", f"{result.test_accuracy:.2%}", f"epoch {result.best.epoch}"),
-        ],
-    )
-    output.print_files(
-        output_format,
-        {"Model": path},
-        [
-            *("prune", "structured", "--mode", "load", "--model_path", path),
-            *("--dataset_name", task.data, *output.folder_flags(data_dir), "--prune_ratio", 0.5),
-        ],
-    )
-
-
-def _row(result: trainer.EpochResult) -> tuple[object, ...]:
-    return (
-        result.epoch,
-        result.loss,
-        f"{result.train_accuracy:.2%}",
-        f"{result.validation_accuracy:.2%}",
-        f"{result.seconds:.1f}",
-    )
+    rows: list[tuple[object, ...]] = [
+        (
+            *(epoch.epoch, epoch.loss, f"{epoch.train_accuracy:.2%}"),
+            *(f"{epoch.validation_accuracy:.2%}", f"{epoch.seconds:.1f}"),
+        )
+        for epoch in result.history
+    ]
+    rows.append(("test", "", "", f"{result.test_accuracy:.2%}", f"epoch {result.best.epoch}"))
+    document = {"model": str(path), "bytes": path.stat().st_size, **result.to_dict()}
+    title = f"{task.model} on {task.data}, T = {task.time_steps}"
+    columns = ("epoch", "loss", "train", "validation", "s")
+    output.print_result(output_format, "soul-deploy/train/1", document, title, columns, rows)
+    following = [
+        *("prune", "structured", "--mode", "load", "--model_path", path),
+        *("--dataset_name", task.data, *output.folder_flags(data_dir), "--prune_ratio", 0.5),
+    ]
+    output.print_files(output_format, {"Model": path}, following)

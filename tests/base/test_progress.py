@@ -179,7 +179,7 @@ def test_commands_say_where_they_are(
 
 
 def test_an_epochs_line_says_learning_rate(capsys: pytest.CaptureFixture[str]) -> None:
-    from soul_deploy.cli.messages import messages_printed
+    from soul_deploy.base.progress import messages_printed
     from soul_deploy.training.messages import EpochLog
 
     with messages_printed():

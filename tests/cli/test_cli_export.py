@@ -182,16 +182,17 @@ def test_verify_fails_for_another_model(model: Path, tmp_path: Path) -> None:
 def test_an_export_that_fails_its_check_is_not_kept(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from soul_deploy.cli import export as cli
     from soul_deploy.export.onnx import model as onnx_graph
+
+    right = onnx_graph.export_onnx
 
     def wrong(model: Model, path: Path, **options: object) -> None:
         state = {n: a * 2 for n, a in model.state.items()}
-        onnx_graph.export_onnx(replace(model, state=state), path)
+        right(replace(model, state=state), path)
 
     target = model.with_suffix(".onnx")
     target.write_text("what was there before")
-    monkeypatch.setattr(cli, "export_onnx", wrong)
+    monkeypatch.setattr(onnx_graph, "export_onnx", wrong)
     result = invoke("export", "onnx", model)
     assert result.exit_code == 1
     assert "it was not kept" in result.stderr

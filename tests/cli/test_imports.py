@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from test_cli_export import digits_model
 
-from soul_deploy.base.address_space import needed
+from soul_deploy.base.memory import needed
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.runtime.kernels.cache import _withheld

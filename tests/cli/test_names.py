@@ -16,7 +16,7 @@ import soul_deploy
 from soul_deploy.base.files import file_sha256
 from soul_deploy.base.terminal import CONTROLS, one_line, visible
 from soul_deploy.cli.main import root
-from soul_deploy.cli.text_table import text_table
+from soul_deploy.cli.output import text_table
 from soul_deploy.export.event.build import export_event
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model
@@ -174,7 +174,7 @@ def test_one_module_prints_and_rich_draws_tables_only() -> None:
         for path in paths
     }
     assert found.pop("base/terminal.py") == {"sys.stdout", "sys.stderr"}
-    assert found.pop("cli/text_table.py") == {"rich"}
+    assert found.pop("cli/output.py") == {"rich"}
     assert not {name: used for name, used in found.items() if used}
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 
 from soul_deploy.base.tables import Shown, Table
-from soul_deploy.cli.text_table import drawn, text_table
+from soul_deploy.cli.output import drawn, text_table
 
 COLUMNS = ["layer", "kind", "rate", *(f"measured value {i}" for i in range(9))]
 ROWS = [

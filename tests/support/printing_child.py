@@ -42,7 +42,7 @@ def stream(number: int, kind: str) -> None:
 
 def share_imports() -> None:
     """Import what commands need, so that children have it."""
-    from soul_deploy.cli.commands import COMMANDS, GROUPS
+    from soul_deploy.cli.main import COMMANDS, GROUPS
 
     for entries in (COMMANDS, *(entries for _, entries in GROUPS.values())):
         for name, _ in entries.values():

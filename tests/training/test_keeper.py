@@ -22,9 +22,9 @@ from soul_deploy.base.errors import (
     InterruptedRunError,
 )
 from soul_deploy.base.files import write_text
+from soul_deploy.base.progress import messages_printed
 from soul_deploy.cli.config import warn_of_replacing
 from soul_deploy.cli.main import root
-from soul_deploy.cli.messages import messages_printed
 from soul_deploy.distributed import Group
 from soul_deploy.ir import NeuronSpec, Population
 from soul_deploy.model.file import save

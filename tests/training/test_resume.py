@@ -23,8 +23,8 @@ from searching import few, network, pruning_of, search_of
 from soul_deploy import distributed
 from soul_deploy.base.errors import FileFormatError, InterruptedRunError
 from soul_deploy.base.files import digest
+from soul_deploy.base.progress import messages_printed
 from soul_deploy.cli.main import root
-from soul_deploy.cli.messages import messages_printed
 from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.sampler import DataOrder, EpochBatches
 from soul_deploy.distributed import Group

@@ -13,7 +13,7 @@ from residual import BlockSpec, ResidualSpec, masked, residual_images, residual_
 
 from soul_deploy.base.errors import FileFormatError, LimitError, UsageError, ValidityError
 from soul_deploy.base.files import METADATA_KEY, digest, read_tensors, write_tensors
-from soul_deploy.cli.text_table import drawn
+from soul_deploy.cli.output import drawn
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.verify.event import event_problems
 from soul_deploy.ir import NeuronSpec

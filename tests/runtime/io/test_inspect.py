@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from soul_deploy.base.files import file_sha256, write_tensors
 from soul_deploy.cli.main import root
-from soul_deploy.cli.text_table import drawn
+from soul_deploy.cli.output import drawn
 from soul_deploy.export.event.build import export_event
 from soul_deploy.ir import Population
 from soul_deploy.model.file import load

@@ -1,9 +1,10 @@
-"""`soul-deploy import torch`."""
+"""`soul-deploy import torch` and `import nir`."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, get_args
 
 import click
 import torch
@@ -12,17 +13,18 @@ from torch import Tensor, nn
 from soul_deploy.base import errors, files, input_rule, progress
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import options, parsing
-from soul_deploy.cli.common_options import option
-from soul_deploy.cli.output import data_flags, print_import
-from soul_deploy.cli.progress import remark_on, warnings_told
+from soul_deploy.cli.common_options import given, option, shared
+from soul_deploy.cli.config import remark_on
+from soul_deploy.cli.output import data_flags, print_files, print_result
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, require_kind
+from soul_deploy.export.nir import neuron, package, read
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.frontend.from_torch import from_torch
 from soul_deploy.ir import Shape
 from soul_deploy.model.file import load_state_dict, save
 from soul_deploy.model.model import Model, ModelInfo, with_input_kind
 from soul_deploy.runtime.io.inspect import is_model_file
-from soul_deploy.training.messages import note
+from soul_deploy.training.messages import note, warn
 from soul_deploy.zoo.soul_names import Asked, SoulName, read_name, require_neurons, settle
 
 EXAMPLES = 8
@@ -32,13 +34,22 @@ EXAMPLES = 8
 class InputOptions:
     """What the network takes and how many classes it tells apart: a data set's, or as given."""
 
-    dataset_name: str | None
-    data_dir: Path
-    download: bool
-    size: int | None
-    input_shape: str | None
-    classes: int | None
-    input_kind: str | None
+    dataset_name: str | None = shared(
+        common.dataset_option(
+            "Data set that it was trained on: gives the input's shape and scaling, the classes, "
+            "and the images that graph and network are compared on."
+        )
+    )
+    data_dir: Path = shared(common.data_dir_option())
+    download: bool = shared(common.download_option())
+    size: int | None = shared(options.size_option())
+    input_shape: str | None = given(
+        None,
+        "Without a data set: channels, height and width, for example 3 32 32.",
+        cls=parsing.ListOption,
+    )
+    classes: int | None = given(None, "Without a data set: how many classes.")
+    input_kind: str | None = shared(options.input_kind_option("the data set's, or images"))
 
     def data(self) -> Data | None:
         """The data set, or None. Raises UsageError, and as `load_data`."""
@@ -56,9 +67,8 @@ class InputOptions:
         """(C, H, W) and the number of classes. Raises UsageError."""
         if data is not None:
             if self.input_shape is not None or self.classes is not None:
-                raise errors.UsageError(
-                    "the data set says input_shape and classes; leave these flags out"
-                )
+                told = "the data set says input_shape and classes; leave these flags out"
+                raise errors.UsageError(told)
             return data.input_shape, len(data.classes)
         if self.input_shape is None or self.classes is None:
             raise errors.UsageError("give --dataset_name, or --input_shape and --classes")
@@ -71,29 +81,14 @@ class InputOptions:
         return sides, self.classes
 
 
-def _import_options() -> common.Decorator:
-    data = (
-        "Data set that it was trained on: gives the input's shape and scaling, the classes, and "
-        "the images that graph and network are compared on."
-    )
-    shape = "Without a data set: channels, height and width, for example 3 32 32."
+def _torch_options() -> common.Decorator:
     weights = "The network's weights: a .pt, .pth or .safetensors state dict.  [default: as made]"
     return common.options(
         click.argument("factory", metavar="PACKAGE.MODULE:FACTORY"),
         option("--model_path", type=common.FILE, help=weights, heading="Files"),
         common.output_option("Where the model file goes.  [default: FACTORY.safetensors]"),
         common.steps_option("Time steps T.", 4),
-        options.option_group(
-            "given",
-            InputOptions,
-            common.dataset_option(data),
-            common.data_place_options(),
-            options.size_option(),
-            option("--input_shape", cls=parsing.ListOption, help=shape),
-            option("--classes", type=int, help="Without a data set: how many classes."),
-            options.input_kind_option("the data set's, or images"),
-            heading="Data",
-        ),
+        common.option_group("asked", InputOptions, "Data"),
         common.format_option(),
     )
 
@@ -103,15 +98,15 @@ def _import_options() -> common.Decorator:
     cls=parsing.SoulCommand,
     example="import torch mynets:make --input_shape 1 32 32 --classes 10 -o model.safetensors",
 )
-@_import_options()
+@_torch_options()
 @click.pass_context
-def import_command(
+def import_torch(
     context: click.Context,
     factory: str,
     model_path: Path | None,
     output: Path | None,
     time_step: int,
-    given: InputOptions,
+    asked: InputOptions,
     output_format: str,
 ) -> None:
     """Make a model file of a PyTorch network that a function of yours makes.
@@ -127,20 +122,23 @@ def import_command(
     files.require_writable(target)
     weights = Weights.of(model_path)
     if weights is not None:
-        time_step = weights.steps(time_step, given.dataset_name, parsing.explicit_flags(context))
-    data = given.data()
-    shape, count = given.sizes(data)
+        time_step = weights.steps(time_step, asked.dataset_name, parsing.explicit_flags(context))
+    data = asked.data()
+    shape, count = asked.sizes(data)
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
     if model_path is not None:
         load_weights(network, model_path)
-    with warnings_told(_advice(data, model_path)):
+    with progress.warnings_said(warn, _advice(data, model_path)):
         progress.status("import torch: comparing the graph with the network")
-        model = from_torch(network, shape, time_step, example=_examples(data))
-    _check_classes(factory, model, count)
+        example = None if data is None else data.normalise(data.validation.images[:EXAMPLES])
+        model = from_torch(network, shape, time_step, example=example)
+    found = model.graph.readout.classes
+    if found != count:
+        raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
     told = [] if weights is None else weights.assumed(model, factory)
-    model = replace(model, info=_info(factory, data, model, told, given.input_kind))
+    model = replace(model, info=_info(factory, data, model, told, asked.input_kind))
     save(model, target)
-    _print(model, target, given.data_dir, output_format)
+    _print(model, target, asked.data_dir, output_format)
 
 
 @dataclass(frozen=True)
@@ -187,12 +185,6 @@ class Weights:
         return [sentence]
 
 
-def _check_classes(factory: str, model: Model, count: int) -> None:
-    found = model.graph.readout.classes
-    if found != count:
-        raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
-
-
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a state dict, all of it. Raises FileFormatError naming what does not fit."""
     try:
@@ -215,9 +207,9 @@ def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None
     found = [f"{name} is missing" for name in needed if name not in given]
     found += [f"{name} belongs to nothing" for name in given if name not in needed]
     found += [
-        f"{name} is {given[name]}, the network has {needed[name]}"
-        for name in needed
-        if given.get(name, needed[name]) != needed[name]
+        f"{name} is {given[name]}, the network has {shape}"
+        for name, shape in needed.items()
+        if given.get(name, shape) != shape
     ]
     if found:
         more = f" and {len(found) - 3} more" if found[3:] else ""
@@ -225,10 +217,6 @@ def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None
             f"{path} does not fit the network: {'; '.join(found[:3])}{more}. Give the weights of "
             "this very network"
         )
-
-
-def _examples(data: Data | None) -> Tensor | None:
-    return None if data is None else data.normalise(data.validation.images[:EXAMPLES])
 
 
 def _advice(data: Data | None, model_path: Path | None) -> str:
@@ -246,9 +234,8 @@ def _info(
     made = {**model.info.provenance, "model": factory, "command": "import torch"}
     made |= {"assumptions": assumptions} if assumptions else {}
     if data is None:
-        return with_input_kind(
-            ModelInfo(provenance=made), input_kind or input_rule.KIND_OF_OLD_FILES
-        )
+        kind = input_kind or input_rule.KIND_OF_OLD_FILES
+        return with_input_kind(ModelInfo(provenance=made), kind)
     made |= {"data": data.name}
     return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)
 
@@ -259,4 +246,72 @@ def _print(model: Model, target: Path, data_dir: Path, output_format: str) -> No
     remark = "; the graph computes what the network does"
     remark += f", but for {len(untested)} populations that never fired" if untested else ""
     data = data_flags(made.get("data"), data_dir)
-    print_import(output_format, model, target, data, remark, untested=untested)
+    _print_import(output_format, model, target, data, remark, untested=untested)
+
+
+def _nir_options() -> common.Decorator:
+    dt = (
+        f"Seconds per time step.  [default: those in FILE's metadata, or {package.DEFAULT_DT:g}, "
+        "if FILE makes sense with it]"
+    )
+    reset = (
+        "What a spike does, where FILE's metadata do not say: set the membrane to v_reset (zero); "
+        "take the threshold off in the next step, after the decay, as snnTorch's Leaky does "
+        "(subtract); take it off in the same step (subtract_at_once).  [default: zero, as NIR says]"
+    )
+    fire = (
+        "Whether neurons fire above their threshold or also at it, where FILE's metadata do not "
+        "say.  [default: gt, as NIR says]"
+    )
+    rules, fires = click.Choice(get_args(neuron.ResetRule)), click.Choice(["gt", "ge"])
+    return common.options(
+        click.argument("nir_path", metavar="FILE", type=common.FILE),
+        common.output_option("Where the model file goes.  [default: beside FILE, under its name]"),
+        common.steps_option("Time steps to run.  [default: those in FILE's metadata]"),
+        option("--dt", type=float, help=dt, heading="Network"),
+        option("--reset", type=rules, help=reset, heading="Network"),
+        option("--fire", type=fires, help=fire, heading="Network"),
+        options.input_kind_option("the one in FILE's metadata, or images"),
+        common.format_option(),
+    )
+
+
+@click.command(
+    "nir", cls=parsing.SoulCommand, example="import nir net.nir --output model.safetensors"
+)
+@_nir_options()
+def nir(
+    nir_path: Path, output: Path | None, time_step: int | None, output_format: str, **rules: Any
+) -> None:
+    """Read FILE, a NIR graph from any tool, as a soul-deploy model file.
+
+    NIR does not say how long a time step is, and tools write neurons that reset or fire otherwise
+    in the same way. What FILE leaves open and no flag says is assumed, a line each on standard
+    error; docs/nir.md says what to give for which tool.
+    """
+    parsing.require_steps("time_step", time_step)
+    target = output or files.require_file(nir_path).with_suffix(".safetensors")
+    if target.resolve() == nir_path.resolve():
+        raise errors.UsageError(f"{target} is the NIR file itself; give another --output")
+    files.require_writable(target)
+    model = read.import_nir(read.read_nir(nir_path), time_steps=time_step, **rules)
+    assumptions = list(model.info.provenance.get("assumptions", ()))
+    for sentence in assumptions:
+        note(f"Assumed: {sentence}")
+    save(model, target)
+    data = data_flags(None, common.DATA_DIR)  # NIR names no data set
+    _print_import(output_format, model, target, data, "", assumptions=assumptions)
+
+
+def _print_import(
+    output_format: str, model: Model, target: Path, data: list[str], remark: str, **more: list[str]
+) -> None:
+    """What another tool's network became. data, remark: end the next step's words and the title."""
+    graph = model.graph
+    nodes = [(node.name, node.op, node.describe()) for node in graph.nodes]
+    described = [{"name": name, "op": op, "description": text} for name, op, text in nodes]
+    result = {"path": str(target), "time_steps": graph.time_steps, "nodes": described, **more}
+    schema, columns = "soul-deploy/import/1", ["node", "op", "what"]
+    title = f"{len(nodes)} nodes, T = {graph.time_steps}{remark}"
+    print_result(output_format, schema, result, title, columns, nodes)
+    print_files(output_format, {"Model": target}, ["export", "event", target, *data])

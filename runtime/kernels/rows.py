@@ -62,8 +62,8 @@ def count_row_synapses(
 ) -> None:  # fmt: skip
     """lengths[j] int64 (n_in,): synapses from input j, if it is live, onto live targets.
 
-    starts, targets: rows by (channel, kernel position); tap tables with entries of length 1.
-    source_live (n_in,), live (n_out,) bool; all channel-last.
+    Rows and tap tables as in `count_convolution`; source_live (n_in,), live (n_out,) bool; all
+    channel-last.
     """
     columns, channels = len(x_first) - 1, len(lengths) // ((len(y_first) - 1) * (len(x_first) - 1))
     for j in range(len(lengths)):

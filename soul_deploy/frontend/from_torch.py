@@ -18,15 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import errors, input_rule
-from soul_deploy.frontend import function_rules, graph_builder, module_kinds, tracer
-from soul_deploy.frontend.side_by_side import (
-    Difference,
-    TracedRun,
-    difference,
-    from_rest,
-    run_graph,
-    run_own,
-)
+from soul_deploy.frontend import function_rules, graph_builder, module_kinds, side_by_side, tracer
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
 from soul_deploy.nn.graph_module import GraphModule, require_floats
@@ -134,7 +126,7 @@ def examine(
     if example is None:
         made = torch.Generator().manual_seed(2025)
         example = torch.randn(2, *traced.graph.input.shape, generator=made)
-    with from_rest(network):
+    with side_by_side.from_rest(network):
         silent = _compare(pair, example.detach().cpu())
     return Examined(traced, module, silent)
 
@@ -157,9 +149,10 @@ class _Pair:
     module: GraphModule
     takes: tracer.Takes
 
-    def run(self, x: Tensor) -> tuple[TracedRun, TracedRun]:
+    def run(self, x: Tensor) -> tuple[side_by_side.TracedRun, side_by_side.TracedRun]:
         """The network's own run and the graph's."""
-        return run_own(self.network, self.module.graph, self.takes, x), run_graph(self.module, x)
+        own = side_by_side.run_own(self.network, self.module.graph, self.takes, x)
+        return own, side_by_side.run_graph(self.module, x)
 
     def doubled(self) -> "_Pair":
         """Both in float64."""
@@ -168,10 +161,12 @@ class _Pair:
         network = copy.deepcopy(self.network).double()
         return _Pair(network, double.double().eval(), self.takes)
 
-    def difference(self, own: TracedRun, ours: TracedRun) -> Difference:
+    def difference(
+        self, own: side_by_side.TracedRun, ours: side_by_side.TracedRun
+    ) -> side_by_side.Difference:
         populations = self.module.graph.populations
         thresholds = {node.name: node.neuron.v_threshold for node in populations}
-        return difference(own, ours, thresholds, TOLERANCE)
+        return side_by_side.difference(own, ours, thresholds, TOLERANCE)
 
 
 def _compare(pair: _Pair, example: Tensor) -> tuple[str, ...]:
@@ -210,7 +205,9 @@ def _pieces(graph: SpikingGraph, x: Tensor) -> Iterator[Tensor]:
     yield from torch.split(x, samples, dim=0 if x.dim() == len(graph.input.shape) + 1 else 1)
 
 
-def _require_rounding(pair: _Pair, x: Tensor, scale: float, difference: Difference) -> None:
+def _require_rounding(
+    pair: _Pair, x: Tensor, scale: float, difference: side_by_side.Difference
+) -> None:
     """Raise VerificationError unless a difference is rounding.
 
     Another order of summation moves a sum across a threshold; in float64 that is as good as

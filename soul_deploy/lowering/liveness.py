@@ -139,7 +139,8 @@ can_hold.on(
 
 @can_hold.on(ir.MaxPool, ir.Scatter)
 def _moved(node: ir.Node, inputs: list[Array]) -> Array:
-    return np.asarray(unweighed(node, torch.from_numpy(inputs[0]).float()[None])[0].numpy() > 0)
+    values = torch.from_numpy(inputs[0].astype(np.float32))  # a copy: masks are read-only
+    return np.asarray(unweighed(node, values[None])[0].numpy() > 0)
 
 
 @can_hold.on(ir.Merge)

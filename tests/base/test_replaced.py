@@ -27,7 +27,7 @@ from soul_deploy.base.files import read_tensors, write_tensors
 from soul_deploy.base.input_rule import InputRule
 from soul_deploy.cli.checking import Source
 from soul_deploy.export.event.build import export_event
-from soul_deploy.export.nir import read as nir_import
+from soul_deploy.export.nir import package as nir_import
 from soul_deploy.export.nir.read import read_nir
 from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import export_onnx

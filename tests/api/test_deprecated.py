@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from places import FIXTURES
 from test_smoke import small_model
 
 import soul_deploy
@@ -16,7 +17,7 @@ from soul_deploy.runtime import network
 from soul_deploy.zoo import registry
 
 T = TypeVar("T")
-OLD = Path(__file__).parent / "fixtures" / "v0_1_0"
+OLD = FIXTURES / "v0_1_0"
 OPTIONS = registry.NetworkOptions((1, 12, 12), 10, NeuronSpec(), 3, hidden=8)
 
 

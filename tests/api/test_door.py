@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import soul_deploy
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path(soul_deploy.__file__).read_text()
 
 

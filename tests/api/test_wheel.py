@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 900  # on a busy machine; kernels are compiled anew
 FOLDERS = ("soul_deploy", "prune", "export", "runtime")
 FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")

@@ -138,6 +138,7 @@ class SparseRows(Rows):
 ROWS: tuple[type[Rows], ...] = (DenseRows, SparseRows)
 
 
+@brief
 @dataclass(frozen=True)
 class Synapses:
     """What Convolution and Matrix have in common; the family of tables over synapses.

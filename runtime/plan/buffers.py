@@ -98,6 +98,7 @@ def build_buffers(
     )
 
 
+@brief
 @dataclass
 class Builder:
     """Buffers being built, layer after layer.

@@ -41,7 +41,7 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Part:
+class ProcessShare:
     """A process's samples of a batch, and their share in the batch's mean."""
 
     index: slice
@@ -61,7 +61,7 @@ class Group:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
 
-    def part(self, samples: int) -> Part:
+    def part(self, samples: int) -> ProcessShare:
         """This process's part of a batch: every world_size-th sample, from its rank on.
 
         A batch with less than two samples a process is not split: all compute the whole of it, each
@@ -69,11 +69,11 @@ class Group:
         all parts sum to 1.
         """
         if self.world_size == 1:
-            return Part(slice(None), 1.0)
+            return ProcessShare(slice(None), 1.0)
         if samples < 2 * self.world_size:
-            return Part(slice(None), 1 / self.world_size)
+            return ProcessShare(slice(None), 1 / self.world_size)
         index = slice(self.rank, None, self.world_size)
-        return Part(index, len(range(self.rank, samples, self.world_size)) / samples)
+        return ProcessShare(index, len(range(self.rank, samples, self.world_size)) / samples)
 
     def mine(self, items: Sequence[Made]) -> Sequence[Made]:
         """Every world_size-th item, from the rank on; none of the others' items."""
@@ -137,7 +137,7 @@ class Group:
         """
         if self.world_size == 1:
             return
-        digests = b"".join(digest(tensors) for tensors in parts.values())
+        digests = b"".join(digest_of(tensors) for tensors in parts.values())
         own = torch.frombuffer(bytearray(digests), dtype=torch.uint8).to(self.device)
         all_of_them = [torch.empty_like(own) for _ in range(self.world_size)]
         with self._exchange():
@@ -184,7 +184,7 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
     return [statistic for statistic in both if statistic is not None]
 
 
-def digest(tensors: Iterable[Tensor]) -> bytes:
+def digest_of(tensors: Iterable[Tensor]) -> bytes:
     """sha256 over types, shapes and values."""
     sha = hashlib.sha256()
     for tensor in tensors:

@@ -26,7 +26,7 @@ from soul_deploy.distributed import (
     Group,
     attempt,
     current,
-    digest,
+    digest_of,
     join,
     main_first,
     odd_ones,
@@ -107,7 +107,7 @@ def test_all_processes_end_with_the_same_bits(
     first, second = two
     assert first.keys() == second.keys() and len(first) > 100
     for name in first:
-        assert digest([first[name]]) == digest([second[name]]), name
+        assert digest_of([first[name]]) == digest_of([second[name]]), name
 
 
 @pytest.mark.parametrize("run", ["channels", "connections"])
@@ -283,11 +283,11 @@ def test_the_odd_ones_are_named() -> None:
 
 def test_a_digest_sees_type_shape_and_every_value() -> None:
     seen = {
-        digest([torch.zeros(2)]),
-        digest([torch.zeros(2, 1)]),
-        digest([torch.zeros(2).int()]),
-        digest([torch.tensor([0.0, -0.0])]),
-        digest([]),
+        digest_of([torch.zeros(2)]),
+        digest_of([torch.zeros(2, 1)]),
+        digest_of([torch.zeros(2).int()]),
+        digest_of([torch.tensor([0.0, -0.0])]),
+        digest_of([]),
     }
     assert len(seen) == 5
 

@@ -34,7 +34,7 @@ class _Writer:
 
     nir: Any
     model: Model
-    folded: Mapping[str, fold_batch_norm.Synapses]
+    folded: Mapping[str, fold_batch_norm.DeployedWeights]
     equations: Mapping[str, NeuronEquation]
     dt: float
     nodes: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
     lowered = deploy.lower(model)
     writer = _Writer(nir, model, deepcopy(dict(lowered.synapses)), lowered.equations, dt)
     for node in graph.nodes:
-        append(node, writer)
+        append_nir(node, writer)
         if not graph.consumers[node.name] and node is not graph.readout:
             text = f"{node.name}: nothing reads it, so that NIR would make it a second output"
             raise errors.UnsupportedGraphError(text)
@@ -86,7 +86,7 @@ def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None
 
 
 @dispatch.operation_table(ir.Node)
-def append(node: ir.Node, w: _Writer) -> None:
+def append_nir(node: ir.Node, w: _Writer) -> None:
     """Append what NIR has for a node."""
     raise _no_node(node)
 
@@ -96,8 +96,8 @@ def _no_node(node: ir.Node) -> errors.UnsupportedGraphError:
     return errors.UnsupportedGraphError(f"{node.name}: {said}")
 
 
-append.refuse(ir.Scatter, error=_no_node)
-append.refuse(
+append_nir.refuse(ir.Scatter, error=_no_node)
+append_nir.refuse(
     ir.MaxPool,
     error=lambda node: errors.UnsupportedGraphError(
         f"{node.name}: max pooling; NIR has none. Train with average pooling or strides, or "
@@ -106,14 +106,14 @@ append.refuse(
 )
 
 
-@append.on(ir.Input)
+@append_nir.on(ir.Input)
 def _input(node: ir.Input, w: _Writer) -> None:
     w.nodes["input"] = w.nir.Input(input_type={"input": np.array(node.shape)})
     w.nodes["input"].metadata[nir_library.NAME] = node.name
     w.outlets[node.name] = ("input",)
 
 
-@append.on(ir.Convolution)
+@append_nir.on(ir.Convolution)
 def _convolution(node: ir.Convolution, w: _Writer) -> None:
     if node.groups != 1:
         raise errors.UnsupportedGraphError(
@@ -135,18 +135,18 @@ def _convolution(node: ir.Convolution, w: _Writer) -> None:
     w.put(node, nir_node)
 
 
-@append.on(ir.Linear)
+@append_nir.on(ir.Linear)
 def _linear(node: ir.Linear, w: _Writer) -> None:
     w.put(node, _affine(w.nir, w.folded[node.name]))
 
 
-def _affine(nir: Any, synapses: fold_batch_norm.Synapses) -> Any:
+def _affine(nir: Any, synapses: fold_batch_norm.DeployedWeights) -> Any:
     if synapses.bias is None:
         return nir.Linear(synapses.weight)
     return nir.Affine(synapses.weight, synapses.bias)
 
 
-@append.on(ir.Population)
+@append_nir.on(ir.Population)
 def _population(node: ir.Population, w: _Writer) -> None:
     if node.generated:
         raise errors.UnsupportedGraphError(
@@ -173,12 +173,12 @@ def _population(node: ir.Population, w: _Writer) -> None:
     w.put(node, nir_node)
 
 
-@append.on(ir.AvgPool)
+@append_nir.on(ir.AvgPool)
 def _avg_pool(node: ir.AvgPool, w: _Writer) -> None:
     w.put(node, w.nir.AvgPool2d(*map(np.array, (node.kernel, node.stride, node.padding))))
 
 
-@append.on(ir.AdaptiveAvgPool)
+@append_nir.on(ir.AdaptiveAvgPool)
 def _adaptive(node: ir.AdaptiveAvgPool, w: _Writer) -> None:
     _, height, width = w.model.graph.shapes[node.inputs[0]]
     window = linear_operators.even_window(node, (1, height, width))
@@ -194,7 +194,7 @@ def _pool_of(nir: Any, window: ir.Pair) -> Any:
     return nir.AvgPool2d(np.array(window), np.array(window), np.array((0, 0)))
 
 
-@append.on(ir.Flatten)
+@append_nir.on(ir.Flatten)
 def _flatten(node: ir.Flatten, w: _Writer) -> None:
     w.put(node, _flat(w.nir, w.model.graph.shapes[node.inputs[0]]))
 
@@ -203,7 +203,7 @@ def _flat(nir: Any, shape: ir.Shape) -> Any:
     return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
 
 
-@append.on(ir.Merge)
+@append_nir.on(ir.Merge)
 def _merge(node: ir.Merge, w: _Writer) -> None:
     """A sum is edges into whatever reads it. A branch that comes twice needs a node of its own,
     since an edge exists once: a scaling by 1."""
@@ -226,7 +226,7 @@ def _merge(node: ir.Merge, w: _Writer) -> None:
     w.outlets[node.name] = tuple(single)
 
 
-@append.on(ir.Readout)
+@append_nir.on(ir.Readout)
 def _readout(node: ir.Readout, w: _Writer) -> None:
     """The head per step; its mean over time is the class scores."""
     shape = w.model.graph.shapes[node.inputs[0]]
@@ -236,7 +236,7 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
         flat = _flat(w.nir, (shape[0], 1, 1))
         sources = (w.add(f"{node.name}.flatten", flat, (pool,)),)
     votes = None if node.linear else vote_weight(node.classes, node.votes)
-    head = w.folded[node.name] if votes is None else fold_batch_norm.Synapses(votes, None)
+    head = w.folded[node.name] if votes is None else fold_batch_norm.DeployedWeights(votes, None)
     key = w.add(node.name, _affine(w.nir, head), sources)
     w.nodes["output"] = w.nir.Output(output_type={"output": np.array((node.classes,))})
     w.edges.append((key, "output"))

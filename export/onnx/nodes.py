@@ -134,18 +134,18 @@ def _pads(padding: ir.Pair) -> list[int]:
 
 
 @dispatch.operation_table(ir.Node)
-def append(node: ir.Node, b: OnnxBuilder) -> None:
+def append_onnx(node: ir.Node, b: OnnxBuilder) -> None:
     """Append the node's ONNX spelling to what is being built."""
     raise errors.UnsupportedGraphError(f"{node.name}: ONNX export does not know {node.op!r}")
 
 
-@append.on(ir.Input)
+@append_onnx.on(ir.Input)
 def _input(node: ir.Input, b: OnnxBuilder) -> None:
     if b.input_mode == "sequence":
         b.reshape(node.name, f"{node.name}.merged_shape", b.value(node.name), -1, *node.shape)
 
 
-@append.on(ir.Convolution)
+@append_onnx.on(ir.Convolution)
 def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
     b.op(
         "Conv",
@@ -159,18 +159,18 @@ def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
     )
 
 
-@append.on(ir.Linear)
+@append_onnx.on(ir.Linear)
 def _linear(node: ir.Linear, b: OnnxBuilder) -> None:
     b.op("Gemm", [b.source(node), *_synapses(b, node.name)], b.value(node.name), transB=1)
 
 
-@append.on(ir.MaxPool)
+@append_onnx.on(ir.MaxPool)
 def _max_pool(node: ir.MaxPool, b: OnnxBuilder) -> None:
     sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": _pads(node.padding)}
     b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
 
 
-@append.on(ir.AvgPool)
+@append_onnx.on(ir.AvgPool)
 def _avg_pool(node: ir.AvgPool, b: OnnxBuilder) -> None:
     _average(b, node, node.kernel, node.stride, node.padding)
 
@@ -182,7 +182,7 @@ def _average(
     b.op("AveragePool", [b.source(node)], b.value(node.name), count_include_pad=1, **sides)
 
 
-@append.on(ir.AdaptiveAvgPool)
+@append_onnx.on(ir.AdaptiveAvgPool)
 def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
     """Windows that tile evenly are an average pooling, others a matrix over the positions."""
     tile = linear_operators.even_window(node, b.graph.shapes[node.inputs[0]])
@@ -199,12 +199,12 @@ def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
     b.reshape(pooled, f"{name}.shape", b.value(name), 0, 0, *node.size)
 
 
-@append.on(ir.Flatten)
+@append_onnx.on(ir.Flatten)
 def _flatten(node: ir.Flatten, b: OnnxBuilder) -> None:
     b.op("Flatten", [b.source(node)], b.value(node.name), axis=1)
 
 
-@append.on(ir.Population)
+@append_onnx.on(ir.Population)
 def _population(node: ir.Population, b: OnnxBuilder) -> None:
     """The neuron's function, called T times; spikes leave merged, T-major."""
     name, value = node.name, b.value(node.name)
@@ -282,7 +282,7 @@ def _split(b: OnnxBuilder, current: str, name: str, steps: int) -> list[str]:
     return outputs
 
 
-@append.on(ir.Merge)
+@append_onnx.on(ir.Merge)
 def _merge(node: ir.Merge, b: OnnxBuilder) -> None:
     """Two branches at a time, left to right, as `soul_deploy.nn.layers.merged`."""
     name = node.name
@@ -306,7 +306,7 @@ def _at_every_step(b: OnnxBuilder, node: ir.Merge, place: int) -> str:
     return b.op("Tile", [b.value(source), repeats], name)
 
 
-@append.on(ir.Scatter)
+@append_onnx.on(ir.Scatter)
 def _scatter(node: ir.Scatter, b: OnnxBuilder) -> None:
     """A channel of zeros behind the others, and each wide channel picked from among these."""
     name, rank = node.name, 1 + len(b.graph.shapes[node.name])
@@ -318,7 +318,7 @@ def _scatter(node: ir.Scatter, b: OnnxBuilder) -> None:
     b.op("Gather", [padded, b.constant(f"{name}.index", picked)], b.value(name), axis=1)
 
 
-@append.on(ir.Readout)
+@append_onnx.on(ir.Readout)
 def _readout(node: ir.Readout, b: OnnxBuilder) -> None:
     """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
     into the matrix product (MatMulScaleFusion)."""
@@ -356,7 +356,7 @@ def _sum(b: OnnxBuilder, source: str, output: str, *axes: int) -> str:
 
 def emit(b: OnnxBuilder, node: ir.Node) -> None:
     """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
-    append(node, b)
+    append_onnx(node, b)
     if node is not b.graph.readout:
         b.declare(node)
     elif b.static.issuperset(node.inputs):

@@ -204,7 +204,7 @@ class OnnxCounter:
         stored = {t.name: t for t in self.file.graph.initializer}
         read = {name: numpy_helper.to_array(tensor) for name, tensor in stored.items()}
         folded = {
-            node.name: fold_batch_norm.Synapses(
+            node.name: fold_batch_norm.DeployedWeights(
                 read[onnx_nodes.weight_name(node.name)], read.get(onnx_nodes.bias_name(node.name))
             )
             for node in (*self.graph.projections, self.graph.readout)

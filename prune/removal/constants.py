@@ -74,7 +74,7 @@ class Known:
         return Known(np.full(channels, np.nan, np.float32), np.ones(channels, bool))
 
 
-def merged(node: Merge, inputs: Sequence[Known]) -> Known:
+def known_behind(node: Merge, inputs: Sequence[Known]) -> Known:
     """What is known behind a merge."""
     value, lasting = inputs[0].value, inputs[0].lasting
     if node.function == "iand":  # identity · (1 - branch)

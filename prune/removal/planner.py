@@ -293,7 +293,7 @@ known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
 )
 known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
 known_of.on(ir.Merge)(
-    lambda node, plan: constants.merged(node, [plan.known[name] for name in node.inputs])
+    lambda node, plan: constants.known_behind(node, [plan.known[name] for name in node.inputs])
 )
 known_of.refuse(
     ir.Readout,

@@ -62,7 +62,7 @@ def prune_structured(
     budget that cannot be met, and what `train` raises.
     """
     start, module, names = _begin(model, config, training, layers, device)
-    work = train.Work(start, module, train.data_for(start, data, training), training)
+    work = train.Work(start, module, train.data_read(start, data, training), training)
     run = _Run(work, config, names, dense)
     with run.manager(checkpoints).watching() as manager:
         tested = run.dense_accuracy(manager, on_epoch, on_batch)
@@ -242,7 +242,7 @@ def plan_structured(
     start, module, names = _begin(model, config, training, layers, device)
     graph, measured = start.graph, None
     if data is not None:
-        loaded = train.data_for(start, data, training)
+        loaded = train.data_read(start, data, training)
         measured = sca.plan_of_weights(module, loaded, training, config, names)
     units = config.units(graph, names)
     unit_of = {name: unit.name for unit in units for name in unit.populations}

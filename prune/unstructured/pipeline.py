@@ -131,7 +131,7 @@ def prune_unstructured(
     """
     start, place = train.with_weights(model, training.seed), train.prepare_device(device)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
-    given = train.data_for(start, data, training)
+    given = train.data_read(start, data, training)
     module = train.module_of(replace(start, neuron_masks={}), place)
     work = train.Work(start, module, given, training)
     pruning = _pruning(work, config, plan)

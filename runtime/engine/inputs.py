@@ -8,7 +8,7 @@ from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.runtime.format.network import EventNetwork, Layer, ReadoutLayer, Shape
 
 
-def input_of(network: EventNetwork, x: object) -> Array:
+def checked_input(network: EventNetwork, x: object) -> Array:
     """`x` as an array (B, ...) or (T, B, ...) that the network takes. Raises ValidityError."""
     array = input_rule.input_array(x, network.rule)
     is_static(array.shape, network.input_shape, network.time_steps)
@@ -35,7 +35,7 @@ def is_static(given: Shape, shape: Shape, steps: int) -> bool:
 
 def samples_of(network: EventNetwork, x: object) -> Array:
     """(B, T or 1, positions, channels) float32, pixels normalised. Raises ValidityError."""
-    values = input_rule.numbers_of(input_of(network, x), network.rule)
+    values = input_rule.numbers_of(checked_input(network, x), network.rule)
     return by_sample(values, network.input_shape)
 
 
@@ -48,11 +48,11 @@ class InputReader:
 
     def values(self, x: object) -> Array:
         """float32 (B, ...) or (T, B, ...), pixels normalised. Raises ValidityError."""
-        return self._numbers(input_of(self.network, x))
+        return self._numbers(checked_input(self.network, x))
 
     def samples(self, x: object) -> Array:
         """As `samples_of`."""
-        values = self._numbers(input_of(self.network, x))
+        values = self._numbers(checked_input(self.network, x))
         return by_sample(values, self.network.input_shape)
 
     def frames(self, x: object) -> Array:

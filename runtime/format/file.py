@@ -12,7 +12,7 @@ from typing import Any
 
 from soul_deploy.base import Array, errors, files, input_rule
 from soul_deploy.runtime.format import json_values as v
-from soul_deploy.runtime.format import layer_codec, validate
+from soul_deploy.runtime.format import layer_codec
 from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormalization, ReadoutLayer
 
 FORMAT = "soul-deploy/event/1"
@@ -52,7 +52,7 @@ def load_event_network(file: files.File, *, max_memory: int | None = None) -> Ev
 
 def _tensors(network: EventNetwork) -> dict[str, Array]:
     parts: tuple[Layer | ReadoutLayer, ...] = (*network.layers, network.readout)
-    found = ((part.name, layer_codec.arrays_of(part)) for part in parts)
+    found = ((part.name, layer_codec.layer_arrays(part)) for part in parts)
     return {f"{name}/{key}": array for name, arrays in found for key, array in arrays.items()}
 
 
@@ -95,7 +95,7 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
         digest=v.text(document["digest"]),
     )
     surplus = sorted(set(tensors) - set(_tensors(network)))
-    validate.require(not surplus, f"tensors that belong to no layer: {', '.join(surplus[:3])}")
+    errors.require(not surplus, f"tensors that belong to no layer: {', '.join(surplus[:3])}")
     return network
 
 

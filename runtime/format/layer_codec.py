@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, dispatch, errors
+from soul_deploy.base.errors import require
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layers, map_layers
 from soul_deploy.runtime.format.synapses import ROWS, ConvSynapses, MatrixSynapses, Rows, Synapses
-from soul_deploy.runtime.format.validate import require
 
 Entry = Mapping[str, Any]
 """A layer's JSON data."""
@@ -27,7 +27,7 @@ Tensors = Mapping[str, Array]
 SUBTRACT = "subtract"
 
 
-def arrays_of(part: Any) -> dict[str, Array]:
+def layer_arrays(part: Any) -> dict[str, Array]:
     """The arrays among a dataclass's fields, and among those of the dataclasses in it."""
     found: dict[str, Array] = {}
     for item in fields(part):
@@ -35,7 +35,7 @@ def arrays_of(part: Any) -> dict[str, Array]:
         if isinstance(content, np.ndarray):
             found[item.name] = content
         elif is_dataclass(content):
-            found |= arrays_of(content)
+            found |= layer_arrays(content)
     return found
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from soul_deploy.base import Array, brief
+from soul_deploy.base.errors import require
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.synapses import Synapses
-from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape, require
+from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape
 
 
 @dataclass(frozen=True)

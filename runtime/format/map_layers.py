@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from soul_deploy.base import Array, brief
+from soul_deploy.base.errors import require
 from soul_deploy.runtime.format import layers, validate
 from soul_deploy.runtime.format.synapses import Pair
-from soul_deploy.runtime.format.validate import Edge, Shape, require
+from soul_deploy.runtime.format.validate import Edge, Shape
 
 MergeFunction = Literal["add", "and", "iand"]
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from soul_deploy.base import brief, errors, input_rule
+from soul_deploy.base.errors import require
 from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.layers import (
     Alternative,
@@ -39,7 +40,7 @@ from soul_deploy.runtime.format.synapses import (
     SparseRows,
     Synapses,
 )
-from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape, require, require_shape
+from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape, require_shape
 
 L = TypeVar("L", bound=Layer)
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from soul_deploy.base import Array, brief, errors
+from soul_deploy.base.errors import require
 from soul_deploy.runtime.format import validate
-from soul_deploy.runtime.format.validate import Shape, require
+from soul_deploy.runtime.format.validate import Shape
 
 Pair = tuple[int, int]
 

@@ -25,12 +25,6 @@ Edge = tuple[EdgeKind, int | None]
 """What travels, and the largest value where these are integers."""
 
 
-def require(condition: object, message: str) -> None:
-    """Raise FileFormatError with `message` unless the condition holds."""
-    if not condition:
-        raise errors.FileFormatError(message)
-
-
 def require_array(name: str, array: Array | None, dtype: npt.DTypeLike, shape: Shape) -> None:
     """Raise FileFormatError unless `array` has this dtype and shape and only finite values.
 
@@ -38,19 +32,19 @@ def require_array(name: str, array: Array | None, dtype: npt.DTypeLike, shape: S
     """
     if array is None:
         return
-    require(
+    errors.require(
         array.dtype == np.dtype(dtype) and array.shape == shape,
         f"{name} is {array.dtype}{array.shape}, expected {np.dtype(dtype)}{shape}",
     )
-    require(array.flags.c_contiguous, f"{name} is not contiguous")
+    errors.require(array.flags.c_contiguous, f"{name} is not contiguous")
     if array.dtype.kind == "f":
-        require(np.isfinite(array).all(), f"{name} holds values that are not finite")
+        errors.require(np.isfinite(array).all(), f"{name} holds values that are not finite")
 
 
 def require_shape(name: str, shape: Shape) -> None:
     """Raise unless `shape` is (C, H, W) or (N,) with positive sides and a bounded size."""
-    require(len(shape) in (1, 3), f"{name} {shape} is neither (C, H, W) nor (N,)")
-    require(min(shape) >= 1, f"{name} {shape} has an empty side")
+    errors.require(len(shape) in (1, 3), f"{name} {shape} is neither (C, H, W) nor (N,)")
+    errors.require(min(shape) >= 1, f"{name} {shape} has an empty side")
     if len(shape) == 3 and max(shape[1:]) > MAX_SIDE:
         raise errors.LimitError(f"{name} {shape} is a map of more than {MAX_SIDE} positions a side")
     if math.prod(shape) > MAX_NEURONS:
@@ -61,7 +55,7 @@ def require_shape(name: str, shape: Shape) -> None:
 
 def require_pair(name: str, pair: tuple[int, int], low: int) -> None:
     """Raise FileFormatError unless `pair` is two numbers from `low` to MAX_KERNEL_REACH."""
-    require(
+    errors.require(
         len(pair) == 2 and all(low <= side <= MAX_KERNEL_REACH for side in pair),
         f"{name} {pair} must be two numbers from {low} to {MAX_KERNEL_REACH}",
     )
@@ -69,37 +63,37 @@ def require_pair(name: str, pair: tuple[int, int], low: int) -> None:
 
 def require_neuron(name: str, neuron: NeuronEquation) -> None:
     """Raise FileFormatError unless the equation has known forms and usable float32 numbers."""
-    require(
+    errors.require(
         neuron.charge in CHARGE, f"{name}: charge {neuron.charge!r}; known: {', '.join(CHARGE)}"
     )
-    require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
+    errors.require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
     numbers = [neuron.constant, neuron.v_threshold, neuron.rest, neuron.target]
     with np.errstate(over="ignore"):
-        require(
+        errors.require(
             np.isfinite(np.array(numbers, np.float32)).all(),
             f"{name}: neuron numbers {numbers} are not finite in float32",
         )
     threshold, rest = np.float32(neuron.v_threshold), np.float32(neuron.rest)
-    require(threshold > 0, f"{name}: v_threshold {neuron.v_threshold} is not above 0")
-    require(
+    errors.require(threshold > 0, f"{name}: v_threshold {neuron.v_threshold} is not above 0")
+    errors.require(
         rest < threshold,
         f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
     )
-    require(
+    errors.require(
         neuron.v_subtract is None or (neuron.v_reset is None and np.float32(neuron.target) > 0),
         f"{name}: v_subtract {neuron.v_subtract} with v_reset {neuron.v_reset}; it is above 0, and "
         "for soft reset alone",
     )
-    require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
+    errors.require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
 
 
 def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:
     """Raise FileFormatError for an edge that cannot be, LimitError for values beyond a byte."""
-    require(edge in ("spike", "graded", "analog"), f"{name}: edge {edge!r}")
+    errors.require(edge in ("spike", "graded", "analog"), f"{name}: edge {edge!r}")
     valid = {"spike": bound == 1, "analog": bound is None}.get(
         edge, bound is not None and bound >= 1
     )
-    require(valid, f"{name}: a {edge} edge with bound {bound}")
+    errors.require(valid, f"{name}: a {edge} edge with bound {bound}")
     if bound is not None and bound > MAX_GRADED:
         raise errors.LimitError(
             f"{name}: values up to {bound}; an event carries at most {MAX_GRADED}"

@@ -225,7 +225,7 @@ def _synaptic_row(layer: eventnet.Synaptic, *_: object) -> dict[str, Any]:
 
 
 def _bytes(part: object) -> int:
-    return sum(array.nbytes for array in layer_codec.arrays_of(part).values())
+    return sum(array.nbytes for array in layer_codec.layer_arrays(part).values())
 
 
 @dispatch.operation_table(eventnet.Synapses)

@@ -95,7 +95,9 @@ def measure_connectivity(
     are those of the unpruned network, so a compact network needs the original's).
     """
     totals = dense_synapses(graph) if dense is None else dense
-    folded = {name: fold_batch_norm.Synapses(weight, None) for name, weight in weights.items()}
+    folded = {
+        name: fold_batch_norm.DeployedWeights(weight, None) for name, weight in weights.items()
+    }
     walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks))
     for node in graph.nodes:
         walk.reachable[node.name] = reach(node, walk)
@@ -180,7 +182,7 @@ def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, i
     if head:
         shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
     ones = {
-        name: fold_batch_norm.Synapses(np.ones(shape, np.float32), None)
+        name: fold_batch_norm.DeployedWeights(np.ones(shape, np.float32), None)
         for name, shape in shapes.items()
     }
     lowered = deploy.lower_synapses(graph, ones, {})

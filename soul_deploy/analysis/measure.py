@@ -275,7 +275,7 @@ class _Run:
         )
 
     def _arrays(
-        self, entry: CountedLayer, stored: int, synapses: fold_batch_norm.Synapses | None
+        self, entry: CountedLayer, stored: int, synapses: fold_batch_norm.DeployedWeights | None
     ) -> estimates.Arrays:
         """Explicit rows: 4 bytes each of index and weight. Implicit: the weights, zeros too."""
         shapes = self.graph.shapes

@@ -168,7 +168,7 @@ def _rules(model: Model) -> dict[str, _Rule]:
 
 
 def _maps(
-    model: Model, node: ir.Node, synapses: fold_batch_norm.Synapses
+    model: Model, node: ir.Node, synapses: fold_batch_norm.DeployedWeights
 ) -> tuple[Array, Array, Array]:
     if node is model.graph.readout:
         columns: Array = (synapses.weight != 0).sum(axis=0, dtype=np.int64)

@@ -35,15 +35,15 @@ def machine_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def require_memory(what: str, needed: int, allowed: int | None, instead: str) -> None:
-    """Raise LimitError unless `needed` bytes are allowed (None: what the machine has).
+def require_memory(what: str, needed_bytes: int, allowed: int | None, instead: str) -> None:
+    """Raise LimitError unless `needed_bytes` bytes are allowed (None: what the machine has).
 
     what: says what needs them; instead: what to do.
     """
     limit = machine_memory() if allowed is None else allowed
-    if needed > limit:
+    if needed_bytes > limit:
         raise LimitError(
-            f"{what} needs {needed:,} bytes of memory; allowed are {limit:,}. {instead}"
+            f"{what} needs {needed_bytes:,} bytes of memory; allowed are {limit:,}. {instead}"
         )
 
 
@@ -65,7 +65,7 @@ def address_limit() -> int | None:
     return None if most == resource.RLIM_INFINITY else most
 
 
-def needed(threads: int) -> int:
+def needed_bytes(threads: int) -> int:
     """Bytes that a small network maps on so many threads."""
     return ONE_THREAD if threads == 1 else ONE_THREAD + ALIGNING + (threads - 1) * EACH_MORE
 
@@ -74,12 +74,13 @@ def require_address_space(threads: int) -> None:
     """Raise LimitError if the process may map less than so many threads need; 0: one per core."""
     most = address_limit()
     threads = threads or len(environment.physical_cores())
-    if most is None or most >= needed(threads):
+    if most is None or most >= needed_bytes(threads):
         return
     advice = "Raise the limit"
-    if threads > 1 and most >= needed(1):
+    if threads > 1 and most >= needed_bytes(1):
         advice += " or give --threads 1"
     raise LimitError(
         f"this process may map {most >> 10:,} kB of memory (ulimit -v); kernels on {threads} "
-        f"thread{'s' if threads > 1 else ''} need at least {needed(threads) >> 10:,} kB. {advice}"
+        f"thread{'s' if threads > 1 else ''} need at least {needed_bytes(threads) >> 10:,} kB. "
+        f"{advice}"
     )

@@ -59,7 +59,7 @@ def compact(
     if not plan.removes:
         note(plan.whole_note(None if dry_run else target, model_path))
     if style == "json":
-        terminal.show(json.dumps(summary(model, smaller, plan, place)))
+        terminal.show(json.dumps(removal_summary(model, smaller, plan, place)))
     else:
         _print(model, smaller, plan, place)
 
@@ -75,7 +75,7 @@ def _print(model: Model, smaller: Model, plan: RemovalPlan, path: Path | None) -
         print_next(["export", "event", path, *data_flags(found, DATA_DIR)])
 
 
-def summary(
+def removal_summary(
     model: Model, smaller: Model, plan: RemovalPlan, path: Path | None
 ) -> dict[str, object]:
     """The result as JSON data (schema soul-deploy/removal/1)."""

@@ -70,13 +70,13 @@ def unstructured(
     resolve.prepare(run)
     start, task = start_model.started(path, task, context)
     if not dry_run:
-        resolve.require_outputs(*Places(task, run).outputs(searching.save_latest))
+        resolve.require_outputs(*ResultPaths(task, run).outputs(searching.save_latest))
     loaded = start_model.data_for(data, task, start)
     model = _model(task, start, loaded, masking)
     config = replace(config, **_layers(masking, model.graph))
     plan = pipeline.plan_unstructured(model, config, path=path)
     if not dry_run:
-        places = Places(task, run, masked=any(row.entries for row in plan.layers))
+        places = ResultPaths(task, run, masked=any(row.entries for row in plan.layers))
         asked: dict[str, Any] = {"task": asdict(task), "masking": asdict(masking)}
         asked["model_path"] = start and file_sha256(start.path)
         kept = resolve.checkpoints_of(keeping, places.checkpoints, **asked)
@@ -101,7 +101,7 @@ def _check(
 
 
 @dataclass(frozen=True)
-class Places:
+class ResultPaths:
     """Where the files of a run go; masked: whether the network gets masks."""
 
     task: resolve.Task
@@ -145,7 +145,7 @@ class Job:
     data: Data
     config: SearchConfig
     training: trainer.TrainConfig
-    places: Places
+    places: ResultPaths
     searching: SearchOptions
     checkpoints: checkpoint_manager.Checkpoints
     fresh: bool = field(kw_only=True)

@@ -102,11 +102,13 @@ class SearchOptions:
         optimizers = tuple(trainer.OPTIMIZERS)
         return SearchConfig(
             **{name: getattr(self, name) for name in AS_GIVEN},
-            penalty_coef=choice("penalty_coef", masking.penalty_coef, RULES),
-            criterion=choice("criterion", self.criterion, CRITERIA),
-            temp_scheduler=numbers("temp_scheduler", self.temp_scheduler),
-            mask_init_factor=None if start is None else numbers("mask_init_factor", start),
-            prune_optimizer=choice("prune_optimizer", optimizer, optimizers) if optimizer else None,
+            penalty_coef=known_word("penalty_coef", masking.penalty_coef, RULES),
+            criterion=known_word("criterion", self.criterion, CRITERIA),
+            temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
+            mask_init_factor=None if start is None else number_list("mask_init_factor", start),
+            prune_optimizer=known_word("prune_optimizer", optimizer, optimizers)
+            if optimizer
+            else None,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,
             residual=residual_name(masking.residual),
@@ -118,7 +120,7 @@ class SearchOptions:
         return [] if self.finetune else [f"--{name}" for name in names if name in flags]
 
 
-def numbers(name: str, text: str) -> tuple[float, ...]:
+def number_list(name: str, text: str) -> tuple[float, ...]:
     """The numbers of a list such as `5 1000` or `[5, 1000]`. Raises UsageError."""
     found = parsing.words(text)
     try:
@@ -127,7 +129,7 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{name} {text!r}: give numbers, such as 0 1 or [0, 1]") from None
 
 
-def choice(name: str, word: str, valid: tuple[NameT, ...]) -> NameT:
+def known_word(name: str, word: str, valid: tuple[NameT, ...]) -> NameT:
     """`word` as one of `valid`, whatever its case. Raises UnknownNameError."""
     for candidate in valid:
         if candidate == word.lower():

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from soul_deploy.base import Array, errors, input_rule
 from soul_deploy.data.datasets import Data, Split, load_data_for, require_kind, stratified_parts
 from soul_deploy.model.model import Model
-from soul_deploy.nn.graph_module import is_static
+from soul_deploy.nn.graph_module import shows_image
 
 DataLike: TypeAlias = Data | str | tuple[Any, Any] | Dataset[Any] | Mapping[str, Any]
 """What `as_data` takes."""
@@ -177,7 +177,7 @@ def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
     rule = model.input_rule
     numbers = input_rule.numbers_of(input_rule.input_array(given, rule, "images"), rule, "images")
     found = torch.from_numpy(np.ascontiguousarray(numbers))
-    return found, 0 if is_static(model.graph, found) else 1
+    return found, 0 if shows_image(model.graph, found) else 1
 
 
 def fitted(model: Model, data: Data) -> Data:

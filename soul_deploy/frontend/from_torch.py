@@ -55,7 +55,7 @@ def trace_with_input(network: nn.Module, input_shape: Shape, time_steps: int) ->
         module_kinds.check_unchanged(path, module)
     module_kinds.check_at_rest(network)
     operations = tracer.run_symbolically(network)
-    takes = tracer.input_of(network, operations)
+    takes = tracer.taken_by(network, operations)
     lead = 2 if takes == "sequence" else 1
     graph = graph_builder.GraphBuilder(network, input_shape, time_steps, lead).build(
         operations, function_rules.handle

@@ -208,13 +208,13 @@ def _surrogate(path: str, function: Any) -> tuple[ir.SurrogateName, float]:
     return SURROGATES[name], 1.0 / alpha if name == "Rect" else alpha
 
 
-def pair(value: Any) -> tuple[int, int]:
+def both_sides(value: Any) -> tuple[int, int]:
     """A side given once or twice."""
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _window(module: Any) -> tuple[ir.Pair, ir.Pair, ir.Pair]:
-    return pair(module.kernel_size), pair(module.stride), pair(module.padding)
+    return both_sides(module.kernel_size), both_sides(module.stride), both_sides(module.padding)
 
 
 def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
@@ -224,7 +224,7 @@ def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
         )
     return ir.Convolution(
         path, inputs, module.bias is not None, None, module.in_channels, module.out_channels,
-        *_window(module), pair(module.dilation), module.groups,
+        *_window(module), both_sides(module.dilation), module.groups,
     )  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def _linear(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
 
 
 def _max_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
-    if module.ceil_mode or pair(module.dilation) != (1, 1) or module.return_indices:
+    if module.ceil_mode or both_sides(module.dilation) != (1, 1) or module.return_indices:
         raise UnsupportedGraphError(
             f"{path}: max pooling with ceil_mode, dilation or return_indices"
         )
@@ -243,7 +243,7 @@ def _max_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
 
 
 def _avg_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
-    padded = pair(module.padding) != (0, 0)
+    padded = both_sides(module.padding) != (0, 0)
     if module.ceil_mode or module.divisor_override or (padded and not module.count_include_pad):
         raise UnsupportedGraphError(
             f"{path}: average pooling with ceil_mode, divisor_override or count_include_pad=False"
@@ -255,7 +255,7 @@ def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> ir.Node:
     """The pooling to `size`, a side or two. Raises UnsupportedGraphError for an open side."""
     if size is None or (not isinstance(size, int) and None in size):
         raise UnsupportedGraphError(f"{path}: adaptive pooling to {size}; both sides are needed")
-    return ir.AdaptiveAvgPool(path, inputs, pair(size))
+    return ir.AdaptiveAvgPool(path, inputs, both_sides(size))
 
 
 def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:

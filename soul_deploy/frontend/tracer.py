@@ -240,7 +240,7 @@ def _where(module: str | None, frames: Iterable[tuple[Any, ...]]) -> str:
     return f"{where}, {Path(file).name} line {number}: {(code or '').strip()}"
 
 
-def input_of(network: nn.Module, operations: fx.Graph) -> Takes:
+def taken_by(network: nn.Module, operations: fx.Graph) -> Takes:
     """SpikingJelly's networks take sequences, unless they repeat the image themselves."""
     modules = list(network.modules())
     multi_step = any(module_kinds.step_mode(module) == "m" for module in modules)

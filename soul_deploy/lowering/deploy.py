@@ -29,7 +29,7 @@ class Deployed:
     """
 
     model: Model
-    synapses: Mapping[str, fold_batch_norm.Synapses]
+    synapses: Mapping[str, fold_batch_norm.DeployedWeights]
     _operators: dict[str, linear_operators.LinearProjection] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -151,7 +151,7 @@ def lower(model: Model) -> Deployed:
 
 def lower_synapses(
     graph: ir.SpikingGraph,
-    synapses: Mapping[str, fold_batch_norm.Synapses],
+    synapses: Mapping[str, fold_batch_norm.DeployedWeights],
     neuron_masks: Mapping[str, Array],
 ) -> Deployed:
     """The lowered form of deployed weights that are no model's, by node name."""

@@ -15,7 +15,7 @@ from soul_deploy.ir import Projection, Readout, SpikingGraph
 
 @brief
 @dataclass(frozen=True)
-class Synapses:
+class DeployedWeights:
     """A projection's deployed weights: weight (out, in, ...) and bias (out,), both float32."""
 
     weight: Array
@@ -24,7 +24,7 @@ class Synapses:
 
 def fold(
     graph: SpikingGraph, state: Mapping[str, Array], channel_masks: Mapping[str, Array]
-) -> dict[str, Synapses]:
+) -> dict[str, DeployedWeights]:
     """Deployed weights of every projection and of the readout's head, by node name.
 
     `channel_masks`: population or projection -> bool (C,); of a masked channel, row and bias are 0.
@@ -35,14 +35,14 @@ def fold(
         folded[source] = _masked(folded[source], keep)
     readout = graph.readout
     if readout.linear:
-        folded[readout.name] = Synapses(*_weight_and_bias(readout, state))
+        folded[readout.name] = DeployedWeights(*_weight_and_bias(readout, state))
     return folded
 
 
-def _fold_one(node: Projection, state: Mapping[str, Array]) -> Synapses:
+def _fold_one(node: Projection, state: Mapping[str, Array]) -> DeployedWeights:
     weight, bias = _weight_and_bias(node, state)
     if node.norm is None:
-        return Synapses(weight, bias)
+        return DeployedWeights(weight, bias)
     name = node.norm.name
     gamma, beta, mean, variance = (
         state[f"{name}.{part}"].astype(np.float64)
@@ -57,7 +57,7 @@ def _fold_one(node: Projection, state: Mapping[str, Array]) -> Synapses:
             f"{node.name}: with its batch norm {name} folded in, weights or bias leave float32; "
             "its statistics or weights are damaged, or training diverged"
         )
-    return Synapses(folded.astype(np.float32), shift.astype(np.float32))
+    return DeployedWeights(folded.astype(np.float32), shift.astype(np.float32))
 
 
 def _weight_and_bias(
@@ -67,7 +67,7 @@ def _weight_and_bias(
     return state[f"{node.name}.weight"].astype(np.float32), bias
 
 
-def _masked(synapses: Synapses, keep: Array) -> Synapses:
+def _masked(synapses: DeployedWeights, keep: Array) -> DeployedWeights:
     mask = keep.astype(np.float32)
     weight = synapses.weight * mask.reshape(-1, *([1] * (synapses.weight.ndim - 1)))
-    return Synapses(weight, None if synapses.bias is None else synapses.bias * mask)
+    return DeployedWeights(weight, None if synapses.bias is None else synapses.bias * mask)

@@ -13,7 +13,7 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
-from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.fold_batch_norm import DeployedWeights
 
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
 
@@ -84,7 +84,7 @@ class LinearProjection:
 
 
 def lower_projection(
-    graph: ir.SpikingGraph, folded: Mapping[str, Synapses], name: str
+    graph: ir.SpikingGraph, folded: Mapping[str, DeployedWeights], name: str
 ) -> LinearProjection:
     """The linear operator from a projection's (or readout's) source to its output.
 
@@ -109,13 +109,15 @@ def walk_back(graph: ir.SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
 
 
 @dispatch.operation_table(ir.Projection)
-def base_operator(node: ir.Node, graph: ir.SpikingGraph, synapses: Synapses) -> Operator:
+def base_operator(node: ir.Node, graph: ir.SpikingGraph, synapses: DeployedWeights) -> Operator:
     """A projection's operator on its own input, without the pooling before it."""
     raise ir.no_entry(node, "linear-operator lowering")
 
 
 @base_operator.on(ir.Convolution)
-def _convolution(node: ir.Convolution, graph: ir.SpikingGraph, synapses: Synapses) -> ConvOperator:
+def _convolution(
+    node: ir.Convolution, graph: ir.SpikingGraph, synapses: DeployedWeights
+) -> ConvOperator:
     in_shape, out_shape = graph.shapes[node.inputs[0]], graph.shapes[node.name]
     geometry = node.stride, node.padding, node.dilation, node.groups
     reach = in_shape[1], in_shape[2]
@@ -123,7 +125,7 @@ def _convolution(node: ir.Convolution, graph: ir.SpikingGraph, synapses: Synapse
 
 
 @base_operator.on(ir.Linear)
-def _linear(node: ir.Linear, graph: ir.SpikingGraph, synapses: Synapses) -> MatrixOperator:
+def _linear(node: ir.Linear, graph: ir.SpikingGraph, synapses: DeployedWeights) -> MatrixOperator:
     shapes = graph.shapes[node.inputs[0]], graph.shapes[node.name]
     return MatrixOperator(synapses.weight, synapses.bias, *shapes)
 
@@ -278,7 +280,10 @@ def _matrix_behind_pool(
 
 
 def _lower_readout(
-    graph: ir.SpikingGraph, folded: Mapping[str, Synapses], source: str, between: list[ir.Node]
+    graph: ir.SpikingGraph,
+    folded: Mapping[str, DeployedWeights],
+    source: str,
+    between: list[ir.Node],
 ) -> ReadoutOperator:
     node = graph.readout
     shape = graph.shapes[node.inputs[0]]

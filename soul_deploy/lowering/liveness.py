@@ -42,12 +42,12 @@ def live_neurons(
             read[node.name] = read[node.name] & neuron_masks[node.name]
         weighs = node.projects or node is graph.readout
         for name in (operator(node.name).source,) if weighs else node.inputs:
-            read[name] |= needed(node, walk).reshape(graph.shapes[name])
+            read[name] |= needed_inputs(node, walk).reshape(graph.shapes[name])
     return {node.name: read[node.name] for node in graph.populations}
 
 
 @dispatch.operation_table(ir.Node)
-def needed(node: ir.Node, walk: _Backwards) -> Array:
+def needed_inputs(node: ir.Node, walk: _Backwards) -> Array:
     """What a node needs of each input for those of its own values that are read: bool.
 
     Average pooling and flattening are composed into projections, which read past them; here it is
@@ -56,26 +56,26 @@ def needed(node: ir.Node, walk: _Backwards) -> Array:
     raise ir.no_entry(node, "the search for live neurons")
 
 
-needed.on(ir.Input, ir.Merge, ir.Flatten)(lambda node, walk: walk.read[node.name])
-needed.on(ir.Scatter)(lambda node, walk: walk.read[node.name][list(node.index)])
+needed_inputs.on(ir.Input, ir.Merge, ir.Flatten)(lambda node, walk: walk.read[node.name])
+needed_inputs.on(ir.Scatter)(lambda node, walk: walk.read[node.name][list(node.index)])
 
 
-@needed.on(ir.Population)
+@needed_inputs.on(ir.Population)
 def _neurons(node: ir.Population, walk: _Backwards) -> Array:
     return walk.read[node.name][: walk.graph.shapes[node.inputs[0]][0]]
 
 
-@needed.on(ir.Projection)
+@needed_inputs.on(ir.Projection)
 def _synapses(node: ir.Projection, walk: _Backwards) -> Array:
     return np.asarray(fan_out.fanout(walk.operator(node.name).operator, walk.read[node.name]) > 0)
 
 
-@needed.on(ir.AdaptiveAvgPool)
+@needed_inputs.on(ir.AdaptiveAvgPool)
 def _whole_map(node: ir.AdaptiveAvgPool, walk: _Backwards) -> Array:
     return np.full(walk.graph.shapes[node.inputs[0]], walk.read[node.name].any())
 
 
-@needed.on(ir.Pool)
+@needed_inputs.on(ir.Pool)
 def _covered(node: ir.Pool, walk: _Backwards) -> Array:
     """Input positions inside the window of at least one pooled neuron that is read."""
     channels, height, width = walk.graph.shapes[node.inputs[0]]
@@ -88,7 +88,7 @@ def _covered(node: ir.Pool, walk: _Backwards) -> Array:
     return covered
 
 
-@needed.on(ir.Readout)
+@needed_inputs.on(ir.Readout)
 def _readout(node: ir.Readout, walk: _Backwards) -> Array:
     operator = walk.operator(node.name).operator
     assert isinstance(operator, linear_operators.ReadoutOperator)

@@ -33,7 +33,7 @@ class Signal:
 
 @brief
 @dataclass(frozen=True)
-class Recording:
+class ForwardRecord:
     """One forward pass: spikes of each population (T, B, ...) as bool, and logits (B, classes)."""
 
     spikes: Mapping[str, Tensor]
@@ -125,17 +125,17 @@ class GraphModule(nn.Module):
         return self._read(node, self._values(x, [source])[source].tensor, per_step=True)
 
     @torch.no_grad()
-    def record(self, x: Tensor) -> Recording:
+    def record(self, x: Tensor) -> ForwardRecord:
         """Spikes of every population and the logits."""
         names = [node.name for node in self.graph.populations]
         values = self._values(x, [*names, self.graph.readout.name])
         spikes = {name: values[name].tensor.bool() for name in names}
-        return Recording(spikes, values[self.graph.readout.name].tensor)
+        return ForwardRecord(spikes, values[self.graph.readout.name].tensor)
 
     def as_signal(self, x: Tensor) -> Signal:
-        """Check the input, as `is_static` does."""
+        """Check the input, as `shows_image` does."""
         require_floats(x)
-        return Signal(x, is_static(self.graph, x))
+        return Signal(x, shows_image(self.graph, x))
 
     def evaluate(
         self,
@@ -282,6 +282,6 @@ def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
     return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)
 
 
-def is_static(graph: ir.SpikingGraph, x: Tensor) -> bool:
+def shows_image(graph: ir.SpikingGraph, x: Tensor) -> bool:
     """As `inputs.is_static`, of an input of the graph."""
     return given.is_static(tuple(x.shape), graph.input.shape, graph.time_steps)

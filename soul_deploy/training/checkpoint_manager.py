@@ -26,7 +26,7 @@ from soul_deploy.ir import SpikingGraph
 from soul_deploy.training import checkpoint as stored
 from soul_deploy.training.checkpoint import Checkpoint
 from soul_deploy.training.messages import note, warn
-from soul_deploy.training.state import Part, random_states, restore_random_states, tree_of
+from soul_deploy.training.state import Restorable, random_states, restore_random_states, tree_of
 
 KEPT = 2
 MISFITS = (
@@ -181,7 +181,7 @@ class CheckpointManager:
         self._good: list[Path] = []
         self._steps = 0
         self._phase: str | None = None
-        self._part: Part | None = None
+        self._part: Restorable | None = None
         self._signal = 0
         self._found: Checkpoint | None = None
         self._source: Path | None = None
@@ -220,7 +220,7 @@ class CheckpointManager:
         return self._found is not None and self._found.phase == phase
 
     @contextmanager
-    def loop(self, phase: str, part: Part) -> Iterator[None]:
+    def loop(self, phase: str, part: Restorable) -> Iterator[None]:
         """A phase whose whole state is `part`, restored first if the checkpoint is of it."""
         assert phase in self.run.phases, phase
         self._phase, self._part = phase, part
@@ -233,7 +233,7 @@ class CheckpointManager:
             self._phase = self._part = None
         self._stop_if_asked()
 
-    def _restore(self, checkpoint: Checkpoint, part: Part) -> None:
+    def _restore(self, checkpoint: Checkpoint, part: Restorable) -> None:
         try:
             part.restore(tree_of(checkpoint.state, "run"))
             restore_random_states(tree_of(checkpoint.state, "random"))
@@ -268,7 +268,7 @@ class CheckpointManager:
             self._write(self._checkpoints.folder, self._phase, self._part)
         distributed.current().wait()
 
-    def _write(self, folder: Path, phase: str, part: Part) -> None:
+    def _write(self, folder: Path, phase: str, part: Restorable) -> None:
         state = {"run": part.state(), "random": random_states()}
         path = stored.following_name(folder)
         stored.write_checkpoint(

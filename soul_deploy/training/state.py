@@ -28,7 +28,7 @@ NUMPY_WORDS = 624  # of numpy's generator; it reads past its end from a place be
 Record = TypeVar("Record")
 
 
-class Part(Protocol):
+class Restorable(Protocol):
     """Something whose state a checkpoint holds."""
 
     def state(self) -> Tree:
@@ -43,7 +43,7 @@ class Part(Protocol):
 class Bundle:
     """Several parts under their names."""
 
-    def __init__(self, parts: Mapping[str, Part]) -> None:
+    def __init__(self, parts: Mapping[str, Restorable]) -> None:
         self._parts = parts
 
     def state(self) -> Tree:

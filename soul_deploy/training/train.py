@@ -88,7 +88,7 @@ def train(
     raise, InterruptedRunError after a signal, SoulDeployError for a loss that is not finite.
     """
     place, start = prepare_device(device), with_weights(model, config.seed)
-    loaded = data_for(start, data, config)
+    loaded = data_read(start, data, config)
     work = Work(start, module_of(start, place), loaded, config)
     asked = {"recipe": config.recorded(), "epochs": config.epochs}
     manager = work.manager(("train",), checkpoints, "train", **asked)
@@ -182,7 +182,7 @@ def with_weights(model: Model | SpikingGraph, seed: int) -> Model:
         return from_module(GraphModule(model), ModelInfo())
 
 
-def data_for(model: Model, data: given.DataLike, config: trainer.TrainConfig) -> datasets.Data:
+def data_read(model: Model, data: given.DataLike, config: trainer.TrainConfig) -> datasets.Data:
     """The data as `as_data` reads them. Raises UsageError if `config` cannot move their images."""
     loaded = given.as_data(data, model=model)
     if config.augment != "none" and len(loaded.input_shape) != 3:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from soul_deploy import ir
 from soul_deploy.analysis.other_tools import dense_ops
 from soul_deploy.lowering.fan_out import fanout
-from soul_deploy.lowering.fold_batch_norm import Synapses
+from soul_deploy.lowering.fold_batch_norm import DeployedWeights
 from soul_deploy.lowering.linear_operators import base_operator
 from soul_deploy.zoo.registry import NetworkOptions, create
 
@@ -96,7 +96,7 @@ def test_dense_is_the_fan_out_of_ones(
     )
     nodes = (ir.Input("input", (), (4, *size)), node, ir.Population("p", ("c",), IF))
     graph = ir.SpikingGraph((*nodes, ir.Readout("head", ("p",), 2)), 1)
-    ones = Synapses(np.ones((6, 4 // groups, *kernel), np.float32), None)
+    ones = DeployedWeights(np.ones((6, 4 // groups, *kernel), np.float32), None)
     assert dense_ops(graph)["c"].valid == int(fanout(base_operator(node, graph, ones)).sum())
 
 

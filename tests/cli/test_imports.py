@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from test_cli_export import digits_model
 
-from soul_deploy.base.memory import needed
+from soul_deploy.base.memory import needed_bytes
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
 from soul_deploy.runtime.kernels.cache import _withheld
@@ -150,13 +150,13 @@ def test_run_ends_with_one_line_where_memory_is_limited(
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"Error: this process may map {kilobytes:,} kB of memory (ulimit -v); ")
-    assert f"kernels on 2 threads need at least {needed(2) >> 10:,} kB" in line
-    assert line.endswith("or give --threads 1") is (kilobytes << 10 >= needed(1))
+    assert f"kernels on 2 threads need at least {needed_bytes(2) >> 10:,} kB" in line
+    assert line.endswith("or give --threads 1") is (kilobytes << 10 >= needed_bytes(1))
 
 
 def test_run_works_with_little_more_than_what_is_asked_for(files: tuple[Path, Path]) -> None:
     for threads in (1, 2):
-        kilobytes = (needed(threads) >> 10) + 100_000
+        kilobytes = (needed_bytes(threads) >> 10) + 100_000
         done = limited(kilobytes, "run", *files, "--threads", threads, "--format", "json")
         assert done.returncode == 0, done.stderr
         assert len(json.loads(done.stdout)["results"]) == 2

@@ -22,7 +22,7 @@ from soul_deploy.ir.neurons import ANALOG
 from soul_deploy.lowering.deploy import counted_as
 from soul_deploy.lowering.fan_out import targets_of
 from soul_deploy.lowering.linear_operators import compose_behind
-from soul_deploy.lowering.liveness import can_hold, needed
+from soul_deploy.lowering.liveness import can_hold, needed_inputs
 from soul_deploy.nn.graph_module import compute
 from soul_deploy.nn.operations import modules_of, unweighed
 from soul_deploy.prune.removal.planner import known_of
@@ -69,7 +69,7 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
     (compute, _image_by_image),
     (unweighed, lambda node, x: x / node.parts),
     (compose_behind, _composed),
-    (needed, lambda node, walk: walk.read[node.name]),
+    (needed_inputs, lambda node, walk: walk.read[node.name]),
     (can_hold, lambda node, inputs: None),
     (targets_of, lambda node, graph, neuron_masks: None),
     (reach, lambda node, walk: walk.before(node)),
@@ -77,8 +77,8 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
     (counted_as, lambda node, lowered: None),
     (layer_maker, lambda node, graph: None),
     (stored_as, lambda node: (None, ())),
-    (onnx_nodes.append, _onnx),
-    (nir_write.append, _nir),
+    (onnx_nodes.append_onnx, _onnx),
+    (nir_write.append_nir, _nir),
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, errors, files, input_rule
+from soul_deploy.base import Array, brief, errors, files, pixel_rule
 from soul_deploy.export.nir import neuron, package
 from soul_deploy.export.nir.nodes import Reader, read_node
 from soul_deploy.model.file import check_state, info_from_json
@@ -76,7 +76,7 @@ def import_nir(
     dt: float | None = None,
     fire: FireRule | None = None,
     reset: neuron.ResetRule | None = None,
-    input_kind: input_rule.InputKind | None = None,
+    input_kind: pixel_rule.InputKind | None = None,
 ) -> Model:
     """The model of a NIR file, or of a `nir.NIRGraph`.
 
@@ -229,7 +229,7 @@ def described_graph(
 def _stored(metadata: Mapping[str, Any]) -> Description:
     try:
         names = ("normalization", "classes", "provenance", "validity")
-        kind = metadata.get("input_kind", input_rule.KIND_OF_OLD_FILES)
+        kind = metadata.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)
         told = {"stage": metadata["stage"], "input_kind": kind}
         info = info_from_json(told | {name: _data(metadata, name) for name in names})
         readout = ir.node_from_json(_data(metadata, "readout"))

@@ -14,7 +14,7 @@ from onnx.utils import Extractor
 from torch import Tensor
 
 from soul_deploy.analysis.synops import count_steps
-from soul_deploy.base import Array, errors, input_rule
+from soul_deploy.base import Array, errors, pixel_rule
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sources
 from soul_deploy.export.onnx import model as onnx_model
@@ -94,7 +94,7 @@ def _header_problems(
     for key, value in expected.items():
         if found.get(key) != value:
             yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
-    kind = found.get("input_kind", input_rule.KIND_OF_OLD_FILES)
+    kind = found.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)
     if kind != reference.info.input_kind:
         yield f"metadata input_kind is {kind!r}, the model says {reference.info.input_kind!r}"
     inputs = [(graph.input.name, onnx_model.input_shape(graph, mode))]

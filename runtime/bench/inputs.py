@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base import Array, errors, input_rule, lazy, terminal
+from soul_deploy.base import Array, errors, lazy, pixel_rule, terminal
 from soul_deploy.base.files import OpenFile, file_sha256, parse_json, read_tensors
 from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_engine_session
 from soul_deploy.runtime.io import images, inspect
@@ -133,7 +133,7 @@ class NetworkFacts:
     source_sha256: str | None = None
     sequence: bool | None = None
     is_model: bool = False
-    input_kind: input_rule.InputKind | None = None
+    input_kind: pixel_rule.InputKind | None = None
 
 
 def facts_of(path: Path) -> NetworkFacts:
@@ -160,15 +160,15 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
     return NetworkFacts(
         *(path, graph.time_steps, graph.input.shape, info["normalization"]),
         is_model=True,
-        input_kind=_kind_of(path, info.get("input_kind", input_rule.KIND_OF_OLD_FILES)),
+        input_kind=_kind_of(path, info.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)),
     )
 
 
-def _kind_of(path: Path, stored: object) -> input_rule.InputKind:
+def _kind_of(path: Path, stored: object) -> pixel_rule.InputKind:
     """Raises FileFormatError."""
-    if not input_rule.is_input_kind(stored):
+    if not pixel_rule.is_input_kind(stored):
         raise errors.FileFormatError(
-            f"{path}: input kind {stored!r}; known: {', '.join(input_rule.INPUT_KINDS)}"
+            f"{path}: input kind {stored!r}; known: {', '.join(pixel_rule.INPUT_KINDS)}"
         )
     return stored
 
@@ -217,7 +217,7 @@ def _onnx_facts(path: Path) -> NetworkFacts:
     )
 
 
-def common_rule(facts: Sequence[NetworkFacts]) -> input_rule.InputRule:
+def common_rule(facts: Sequence[NetworkFacts]) -> pixel_rule.InputRule:
     """The input that all files take. Raises ValidityError if they differ in T or size."""
     first = next((item for item in facts if item.steps is not None), facts[0])
     for item in facts:
@@ -236,12 +236,12 @@ def common_rule(facts: Sequence[NetworkFacts]) -> input_rule.InputRule:
     norms = (item.normalization for item in facts if item.normalization)
     norm = next(norms, {"mean": (), "std": ()})
     mean, std = (tuple(norm[key]) for key in ("mean", "std"))
-    kind = next(iter(kinds), input_rule.KIND_OF_OLD_FILES)
-    return input_rule.InputRule(first.shape, first.steps or 1, mean, std, kind=kind)
+    kind = next(iter(kinds), pixel_rule.KIND_OF_OLD_FILES)
+    return pixel_rule.InputRule(first.shape, first.steps or 1, mean, std, kind=kind)
 
 
 def input_samples(
-    name_or_path: str | object, data_dir: Path, rule: input_rule.InputRule, count: int, seed: int
+    name_or_path: str | object, data_dir: Path, rule: pixel_rule.InputRule, count: int, seed: int
 ) -> tuple[Array, int]:
     """(samples, batch axis): an array, `random`, a data set's name, or a .npy file.
 
@@ -250,17 +250,17 @@ def input_samples(
     Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
     """
     if not isinstance(name_or_path, str):
-        values = input_rule.numbers_of(input_rule.input_array(name_or_path, rule), rule)
+        values = pixel_rule.numbers_of(pixel_rule.input_array(name_or_path, rule), rule)
         return values, values.ndim - len(rule.shape) - 1
     if name_or_path.lower() == RANDOM:
-        return input_rule.random_inputs(rule, count, seed), 0
+        return pixel_rule.random_inputs(rule, count, seed), 0
     if name_or_path.lower().endswith(".npy"):
         samples = images.read_array(Path(name_or_path), rule)
         return samples.values, 1 if samples.sequence else 0
     return dataset_samples(name_or_path, data_dir, rule, count), 0
 
 
-def dataset_samples(name: str, data_dir: Path, rule: input_rule.InputRule, count: int) -> Array:
+def dataset_samples(name: str, data_dir: Path, rule: pixel_rule.InputRule, count: int) -> Array:
     """The first `count` test images, normalised as the networks' files say, or the data set."""
     load_data = lazy.load_object("soul_deploy.data.datasets:load_data_for", f"--input {name}")
     data: Any = load_data(rule.shape, name, data_dir)
@@ -274,7 +274,7 @@ def dataset_samples(name: str, data_dir: Path, rule: input_rule.InputRule, count
         raise errors.ValidityError(f"{name} holds {data.input_kind}, the networks take {rule.kind}")
     if not rule.mean:
         rule = replace(rule, mean=data.normalization.mean, std=data.normalization.std)
-    return input_rule.normalise(data.test.images[:count].numpy(), rule)
+    return pixel_rule.normalise(data.test.images[:count].numpy(), rule)
 
 
 @dataclass(frozen=True)

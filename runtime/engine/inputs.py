@@ -4,13 +4,13 @@ import warnings
 
 import numpy as np
 
-from soul_deploy.base import Array, errors, input_rule
+from soul_deploy.base import Array, errors, pixel_rule
 from soul_deploy.runtime.format.network import EventNetwork, Layer, ReadoutLayer, Shape
 
 
 def checked_input(network: EventNetwork, x: object) -> Array:
     """`x` as an array (B, ...) or (T, B, ...) that the network takes. Raises ValidityError."""
-    array = input_rule.input_array(x, network.rule)
+    array = pixel_rule.input_array(x, network.rule)
     is_static(array.shape, network.input_shape, network.time_steps)
     return array
 
@@ -35,7 +35,7 @@ def is_static(given: Shape, shape: Shape, steps: int) -> bool:
 
 def samples_of(network: EventNetwork, x: object) -> Array:
     """(B, T or 1, positions, channels) float32, pixels normalised. Raises ValidityError."""
-    values = input_rule.numbers_of(checked_input(network, x), network.rule)
+    values = pixel_rule.numbers_of(checked_input(network, x), network.rule)
     return by_sample(values, network.input_shape)
 
 
@@ -57,7 +57,7 @@ class InputReader:
 
     def frames(self, x: object) -> Array:
         """(B, positions, channels) float32 of one step. Raises ValidityError."""
-        array, shape = input_rule.input_array(x, self.network.rule), self.network.input_shape
+        array, shape = pixel_rule.input_array(x, self.network.rule), self.network.input_shape
         if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
             raise errors.ValidityError(
                 f"a step of {array.shape} given; this network takes (batch, {sides(shape)}) per "
@@ -66,9 +66,9 @@ class InputReader:
         return to_channel_last(self._numbers(array), shape)
 
     def _numbers(self, array: Array) -> Array:
-        values = input_rule.numbers_of(array, self.network.rule)
+        values = pixel_rule.numbers_of(array, self.network.rule)
         if array.dtype.kind == "f" and not self._warned:
-            text = input_rule.looks_like_pixels(values, self.network.rule)
+            text = pixel_rule.looks_like_pixels(values, self.network.rule)
             if text is not None:
                 self._warned = True
                 warning = errors.NetworkWarning(text)
@@ -104,8 +104,8 @@ def source_values(
         )
     if source == network.input_name:
         called = f"{target.name}: the input"
-        array = input_rule.input_array(inputs, network.rule, called)
-        return by_sample(input_rule.numbers_of(array, network.rule, called), shape)
+        array = pixel_rule.input_array(inputs, network.rule, called)
+        return by_sample(pixel_rule.numbers_of(array, network.rule, called), shape)
     if kind == "analog":
         values = inputs.astype(np.float32)
         if not np.isfinite(values).all():

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from soul_deploy.base import Array, brief, environment, errors, files
-from soul_deploy.base.input_rule import normalise
+from soul_deploy.base.pixel_rule import normalise
 from soul_deploy.runtime.engine import streaming, thread_team
 from soul_deploy.runtime.engine.inputs import InputReader, by_step, source_values
 from soul_deploy.runtime.format import file, network, validate

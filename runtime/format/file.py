@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base import Array, errors, files, input_rule
+from soul_deploy.base import Array, errors, files, pixel_rule
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layer_codec
 from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormalization, ReadoutLayer
@@ -91,7 +91,7 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
         else PixelNormalization(v.numbers(norm["mean"]), v.numbers(norm["std"])),
         classes=tuple(v.text(name) for name in v.items(document["classes"])),
         source_sha256=v.optional(v.text, document["source_sha256"]),
-        input_kind=document.get("input_kind", input_rule.KIND_OF_OLD_FILES),
+        input_kind=document.get("input_kind", pixel_rule.KIND_OF_OLD_FILES),
         digest=v.text(document["digest"]),
     )
     surplus = sorted(set(tensors) - set(_tensors(network)))

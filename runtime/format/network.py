@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from soul_deploy.base import brief, errors, input_rule
+from soul_deploy.base import brief, errors, pixel_rule
 from soul_deploy.base.errors import require
 from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.layers import (
@@ -88,7 +88,7 @@ class EventNetwork:
     normalization: PixelNormalization | None = None
     classes: tuple[str, ...] = ()
     source_sha256: str | None = None
-    input_kind: input_rule.InputKind = input_rule.KIND_OF_OLD_FILES
+    input_kind: pixel_rule.InputKind = pixel_rule.KIND_OF_OLD_FILES
     digest: str | None = field(default=None, compare=False)
     edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
 
@@ -130,9 +130,9 @@ class EventNetwork:
 
     def _check_input(self) -> None:
         """The kind is known, and only pixels are normalised, channel by channel."""
-        kinds, norm = ", ".join(input_rule.INPUT_KINDS), self.normalization
+        kinds, norm = ", ".join(pixel_rule.INPUT_KINDS), self.normalization
         require(
-            input_rule.is_input_kind(self.input_kind),
+            pixel_rule.is_input_kind(self.input_kind),
             f"input kind {self.input_kind!r}; known: {kinds}",
         )
         if norm is not None:
@@ -157,11 +157,11 @@ class EventNetwork:
             )
 
     @cached_property
-    def rule(self) -> input_rule.InputRule:
+    def rule(self) -> pixel_rule.InputRule:
         """The rule that says what the numbers of an input mean."""
         norm = self.normalization
         mean, std = ((), ()) if norm is None else (norm.mean, norm.std)
-        return input_rule.InputRule(
+        return pixel_rule.InputRule(
             self.input_shape, self.time_steps, mean, std, kind=self.input_kind
         )
 

@@ -1,6 +1,6 @@
 """Input files as batches: images (PNG, JPEG, …) and .npy arrays, shaped and normalised.
 
-What their numbers mean stands in input_rule.py.
+What their numbers mean stands in pixel_rule.py.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from soul_deploy.base import Array, brief, errors, files, input_rule
-from soul_deploy.base.input_rule import InputRule
+from soul_deploy.base import Array, brief, errors, files, pixel_rule
+from soul_deploy.base.pixel_rule import InputRule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,7 @@ def read_samples(paths: Sequence[Path], rule: InputRule) -> list[Samples]:
             images.append(path)
     if images:
         pixels = np.stack([read_image(path, rule) for path in images])
-        groups.insert(0, Samples(tuple(map(str, images)), input_rule.normalise(pixels, rule)))
+        groups.insert(0, Samples(tuple(map(str, images)), pixel_rule.normalise(pixels, rule)))
     return groups
 
 
@@ -120,9 +120,9 @@ def read_array(path: Path, rule: InputRule) -> Samples:
         raise
     except Exception as error:  # its header is a Python literal, which fails in a dozen ways
         raise errors.FileFormatError(f"{path} is not a .npy file of numbers ({error})") from error
-    batch = _shaped(path, input_rule.input_array(array, rule, str(path)), rule)
-    values = input_rule.numbers_of(batch, rule, str(path))
-    text = input_rule.looks_like_pixels(values, rule) if batch.dtype.kind == "f" else None
+    batch = _shaped(path, pixel_rule.input_array(array, rule, str(path)), rule)
+    values = pixel_rule.numbers_of(batch, rule, str(path))
+    text = pixel_rule.looks_like_pixels(values, rule) if batch.dtype.kind == "f" else None
     if text is not None:
         warnings.warn(errors.NetworkWarning(text), stacklevel=2)
     sequence = values.ndim == len(rule.shape) + 2

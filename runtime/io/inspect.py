@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base import Array, container, dispatch, errors, files, input_rule, lazy
+from soul_deploy.base import Array, container, dispatch, errors, files, lazy, pixel_rule
 from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
@@ -116,7 +116,7 @@ def describe_model(tensor_file: files.TensorFile) -> dict[str, Any]:
             "input_shape": list(graph.input.shape),
             "layers": _model_layers(graph, tensor_file.tensors),
             **_totals(tensor_file.tensors),
-            "input_kind": info.get("input_kind", input_rule.KIND_OF_OLD_FILES),
+            "input_kind": info.get("input_kind", pixel_rule.KIND_OF_OLD_FILES),
             **{key: info[key] for key in ("classes", "normalization", "validity", "provenance")},
             "digest": document["digest"],
         }

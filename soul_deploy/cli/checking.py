@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soul_deploy.base import brief, errors, files, input_rule, progress, terminal
+from soul_deploy.base import brief, errors, files, pixel_rule, progress, terminal
 from soul_deploy.cli import config, options, parsing
 from soul_deploy.cli.output import data_flags, drawn, print_files
 from soul_deploy.equivalence.comparison import Verdict, untested
@@ -201,7 +201,7 @@ def check_images(model: Model, check_on: options.CheckOptions) -> tuple[Tensor, 
     Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
     """
     if check_on.source.lower() == "random":
-        found = input_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
+        found = pixel_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
         return torch.from_numpy(
             found
         ), f"{len(found)} random {model.info.input_kind}, seed {check_on.seed}"

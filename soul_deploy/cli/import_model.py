@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base import errors, files, input_rule, progress
+from soul_deploy.base import errors, files, pixel_rule, progress
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import options, parsing
 from soul_deploy.cli.common_options import given, option, shared
@@ -234,7 +234,7 @@ def _info(
     made = {**model.info.provenance, "model": factory, "command": "import torch"}
     made |= {"assumptions": assumptions} if assumptions else {}
     if data is None:
-        kind = input_kind or input_rule.KIND_OF_OLD_FILES
+        kind = input_kind or pixel_rule.KIND_OF_OLD_FILES
         return with_input_kind(ModelInfo(provenance=made), kind)
     made |= {"data": data.name}
     return ModelInfo("dense", data.normalization, data.classes, made, input_kind=data.input_kind)

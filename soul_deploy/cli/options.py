@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from soul_deploy.base import errors, input_rule
+from soul_deploy.base import errors, pixel_rule
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import Decorator, choice, given, option, option_group, shared
@@ -36,7 +36,7 @@ def input_kind_option(default: str) -> Decorator:
         "What the network is given. images: uint8 are pixels and are normalised; counts, "
         f"spikes, values: numbers are taken as they are.  [default: {default}]"
     )
-    kinds = click.Choice(input_rule.INPUT_KINDS)
+    kinds = click.Choice(pixel_rule.INPUT_KINDS)
     return option("--input_kind", type=kinds, help=text, heading="Data")
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base import brief, errors, input_rule
+from soul_deploy.base import brief, errors, pixel_rule
 from soul_deploy.data import files as imagefiles
 from soul_deploy.ir import Shape
 from soul_deploy.model.model import Normalization
@@ -68,7 +68,7 @@ class Data:
     normalization: Normalization | None
     stored_side: int | None = None
     """Side in pixels of the square images in the files, if they were scaled to another."""
-    input_kind: input_rule.InputKind = "images"
+    input_kind: pixel_rule.InputKind = "images"
 
     @property
     def remark(self) -> str:

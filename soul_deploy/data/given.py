@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from soul_deploy.base import Array, errors, input_rule
+from soul_deploy.base import Array, errors, pixel_rule
 from soul_deploy.data.datasets import Data, Split, load_data_for, require_kind, stratified_parts
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import shows_image
@@ -175,7 +175,7 @@ def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
         return fitted(model, images).normalise(images.test.images), 0
     given = images.detach().cpu() if isinstance(images, Tensor) else images
     rule = model.input_rule
-    numbers = input_rule.numbers_of(input_rule.input_array(given, rule, "images"), rule, "images")
+    numbers = pixel_rule.numbers_of(pixel_rule.input_array(given, rule, "images"), rule, "images")
     found = torch.from_numpy(np.ascontiguousarray(numbers))
     return found, 0 if shows_image(model.graph, found) else 1
 

@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base import errors, input_rule
+from soul_deploy.base import errors, pixel_rule
 from soul_deploy.frontend import function_rules, graph_builder, module_kinds, side_by_side, tracer
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
@@ -69,7 +69,7 @@ def from_torch(
     time_steps: int,
     *,
     example: Tensor | None = None,
-    input_kind: input_rule.InputKind = "images",
+    input_kind: pixel_rule.InputKind = "images",
 ) -> Model:
     """The network with its weights, under the names that it has in `network`'s state dict.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from soul_deploy.base import Array, container, errors, files, input_rule
+from soul_deploy.base import Array, container, errors, files, pixel_rule
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, Normalization, State, Validity
 from soul_deploy.model.state_dict import read_state_dict
@@ -170,9 +170,9 @@ def info_from_json(data: Any) -> ModelInfo:
         raise ValueError(f"classes {classes!r} are not names")
     if not isinstance(reset, bool) or not isinstance(made, dict):
         raise ValueError(f"reset_per_sample {reset!r}, provenance {made!r}")
-    kind = data.get("input_kind", input_rule.KIND_OF_OLD_FILES)
-    if not input_rule.is_input_kind(kind):
-        raise ValueError(f"input_kind {kind!r}; known: {', '.join(input_rule.INPUT_KINDS)}")
+    kind = data.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)
+    if not pixel_rule.is_input_kind(kind):
+        raise ValueError(f"input_kind {kind!r}; known: {', '.join(pixel_rule.INPUT_KINDS)}")
     norm = data["normalization"]
     normalization = None if norm is None else _normalization(norm["mean"], norm["std"])
     return ModelInfo(

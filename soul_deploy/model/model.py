@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.base import input_rule as rules
+from soul_deploy.base import pixel_rule as rules
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule, HardGate
 
@@ -38,7 +38,7 @@ class ModelInfo:
     """What a model file says about its network besides structure and weights.
 
     input_kind: what its input is, "images", "counts", "spikes" or "values"; only images have a
-    normalisation. It says what uint8 means to the runtime (soul_deploy/base/input_rule.py).
+    normalisation. It says what uint8 means to the runtime (soul_deploy/base/pixel_rule.py).
     """
 
     stage: Stage = "dense"

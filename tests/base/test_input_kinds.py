@@ -26,7 +26,7 @@ from soul_deploy.base.errors import (
     ValidityError,
 )
 from soul_deploy.base.files import read_tensors, write_tensors
-from soul_deploy.base.input_rule import INPUT_KINDS, InputKind
+from soul_deploy.base.pixel_rule import INPUT_KINDS, InputKind
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import load_data
 from soul_deploy.export.event.build import build_event_network, export_event

@@ -24,7 +24,7 @@ from places import ROOT
 from safetensors.numpy import save_file
 
 from soul_deploy.base.files import read_tensors, write_tensors
-from soul_deploy.base.input_rule import InputRule
+from soul_deploy.base.pixel_rule import InputRule
 from soul_deploy.cli.checking import Source
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.nir import package as nir_import

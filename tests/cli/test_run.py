@@ -16,7 +16,7 @@ from PIL import Image
 
 from soul_deploy.base import Array
 from soul_deploy.base.errors import FileFormatError, ValidityError
-from soul_deploy.base.input_rule import InputRule, normalise
+from soul_deploy.base.pixel_rule import InputRule, normalise
 from soul_deploy.cli.main import root
 from soul_deploy.model.file import load
 from soul_deploy.runtime.engine.network import load as load_network

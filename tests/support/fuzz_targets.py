@@ -40,7 +40,7 @@ from test_residual_files import model_of
 
 from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.base.files import CHECKSUM_KEY, METADATA_KEY, TensorFile, digest, read_tensors
-from soul_deploy.base.input_rule import InputRule
+from soul_deploy.base.pixel_rule import InputRule
 from soul_deploy.data.datasets import _read_table
 from soul_deploy.data.files import read_idx_pair
 from soul_deploy.export.event.build import build_event_network

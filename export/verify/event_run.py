@@ -10,9 +10,10 @@ from torch import Tensor
 
 from soul_deploy.base import Array
 from soul_deploy.data.given import Images, images_for
-from soul_deploy.equivalence.comparison import Comparison, Verdict, untested
+from soul_deploy.equivalence.comparison import Comparison
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
+from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.verify.event import event_problems
 from soul_deploy.lowering.deploy import lower

@@ -26,7 +26,6 @@ from soul_deploy.equivalence.comparison import (
     LOGIT_LIMIT,
     CheckResult,
     Comparison,
-    Verdict,
     check_lines,
     first_lines,
     passed_text,
@@ -35,6 +34,7 @@ from soul_deploy.equivalence.comparison import (
 )
 from soul_deploy.equivalence.engines import BATCH, Comparer, Execution, ModelExecution
 from soul_deploy.equivalence.reference import ReferenceModel
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.onnx import opsets, reader
 from soul_deploy.export.verify import event as event_check

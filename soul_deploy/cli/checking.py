@@ -13,7 +13,7 @@ from torch import Tensor
 from soul_deploy.base import brief, errors, files, pixel_rule, progress, terminal
 from soul_deploy.cli import config, options, parsing
 from soul_deploy.cli.output import data_flags, drawn, print_files
-from soul_deploy.equivalence.comparison import Verdict, untested
+from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import onnx
 from soul_deploy.export.verify import verify as gates

@@ -16,7 +16,7 @@ from soul_deploy.base import errors, files, progress, terminal
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config, options, output, parsing
 from soul_deploy.cli.common_options import choice, given, option, shared
-from soul_deploy.equivalence.comparison import Verdict
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.verify.event_run import CountCheck, verify_counts
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model

@@ -15,7 +15,7 @@ from soul_deploy.cli import common_options as common
 from soul_deploy.cli.checking import Source, target_of, write_checked
 from soul_deploy.cli.common_options import FILE, Decorator, choice, given, one_of, option
 from soul_deploy.cli.options import CheckOptions, export_options
-from soul_deploy.equivalence.comparison import Verdict
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event import build, storage_format
 from soul_deploy.export.nir import package
 from soul_deploy.export.nir.write import export_nir

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -12,48 +11,12 @@ from soul_deploy.base import brief
 from soul_deploy.base.tables import Shown, Table
 from soul_deploy.equivalence.counts import CountDifference, CountMismatch
 from soul_deploy.equivalence.spikes import LayerSpikes
+from soul_deploy.equivalence.verdict import Verdict, untested, verdict_of
 
 LOGIT_LIMIT = 1e-5
 PRINTED = 10  # spike mismatches and problems in the text; the JSON has more
-NAMED = 8  # populations in one line; JSON has all
 SUMMED = ("samples", "flipped_samples", "agreeing", "mismatches")  # over batches
 LARGEST = ("logit_difference", "logit_difference_flipped")
-
-
-class Verdict(StrEnum):
-    """passed: no difference, and everything fired. failed: a difference. inconclusive: neither.
-
-    Two networks that both stay silent agree on every spike, and nothing is known about either: the
-    weights in front of a population that never fired may be anything that keeps it silent.
-    """
-
-    PASSED = "passed"
-    FAILED = "failed"
-    INCONCLUSIVE = "inconclusive"
-
-
-def verdict_of(
-    agree: bool, samples: int, silent: Sequence[str], *, allow_silent: bool = False
-) -> Verdict:
-    """The verdict on one comparison.
-
-    agree         whether no difference was found
-    samples       on how many samples; none prove nothing
-    silent        populations of which no neuron ever fired
-    allow_silent  the caller knows about these: they don't make it inconclusive
-    """
-    if not agree:
-        return Verdict.FAILED
-    if not samples or (silent and not allow_silent):
-        return Verdict.INCONCLUSIVE
-    return Verdict.PASSED
-
-
-def untested(silent: Sequence[str]) -> str:
-    """The silent populations (at least one) by name, as the words that follow a verdict."""
-    more = len(silent) - NAMED
-    names = ", ".join(silent[:NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"never fired, so untested: {names}"
 
 
 @brief

@@ -15,8 +15,8 @@ from torch import Tensor
 from soul_deploy import ir
 from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
-from soul_deploy.equivalence.comparison import Verdict, verdict_of
 from soul_deploy.equivalence.engines import compare
+from soul_deploy.equivalence.verdict import Verdict, verdict_of
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.onnx.step import export_step

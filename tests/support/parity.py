@@ -26,8 +26,8 @@ from residual import ResidualSpec, masked, residual_images, residual_model, resi
 from torch import Tensor
 
 from soul_deploy.base.errors import RemovalError, SoulDeployError
-from soul_deploy.equivalence.comparison import Verdict
 from soul_deploy.equivalence.engines import compare
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.export.onnx.model import export_onnx

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.errors import RemovalError
-from soul_deploy.equivalence.comparison import CheckResult, Verdict
+from soul_deploy.equivalence.comparison import CheckResult
 from soul_deploy.equivalence.engines import compare
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.event.storage_format import CHOICES, Choice
 from soul_deploy.export.onnx.model import export_onnx

@@ -13,9 +13,9 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import FileFormatError, MissingFileError, ValidityError
-from soul_deploy.equivalence.comparison import Verdict
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.verify import event as event_check

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from soul_deploy.base import Array
 from soul_deploy.base.errors import RemovalError, UsageError, ValidityError
 from soul_deploy.cli.main import root
-from soul_deploy.equivalence.comparison import Verdict
+from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.step import (
     build_currents,

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,12 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import torchrun
 from places import SUPPORT
 from safetensors.torch import load_file
 from sharing import everything
 from torch import Tensor, nn
 
-import soul_deploy
 from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.distributed import (
@@ -38,7 +37,6 @@ from soul_deploy.model.file import load
 from soul_deploy.training import trainer as training
 from soul_deploy.training.trainer import TrainConfig, begin_training
 
-ROOT = Path(soul_deploy.__file__).parents[1]
 SMALL = ["--model", "Cifar10Net", "--width", "8", "--hidden", "16", "--dataset_name", "digits"]
 QUICK = [
     *SMALL,
@@ -55,26 +53,6 @@ QUICK = [
 ]
 E = ".safetensors"
 STEM = "cifar10net_lif_digits_T1_2025"
-
-
-def torchrun(
-    folder: Path, *words: str, more: tuple[str, ...] = (), path: Path = ROOT
-) -> "subprocess.Popen[str]":
-    """A job of two processes in `folder`. path: also where they look for modules."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", *more, *words]
-    environment = os.environ | {
-        "PYTHONPATH": f"{path}{os.pathsep}{ROOT}",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +175,7 @@ def test_a_stopped_job_has_written_its_checkpoint_before_one_ends(tmp_path: Path
     """torchrun ends all processes when one has ended, and passes on the signals that it gets."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
     words = ["-m", "soul_deploy", "train", *QUICK, "--epochs", "30"]
-    started = torchrun(tmp_path, *words, path=tmp_path)
+    started = torchrun(tmp_path, *words, more_paths=(tmp_path,))
     checkpoints = tmp_path / "saved_models" / "checkpoints" / f"train_{STEM}"
     while not list(checkpoints.glob("0*.safetensors")):
         assert started.poll() is None, started.communicate()[1]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from jobs import torchrun
 from places import SUPPORT
 from searching import few, network, small_graph
 from test_api_train import arrays, same_weights, stopped
-from test_distributed import torchrun
 
 import soul_deploy
 from soul_deploy import (
@@ -175,7 +175,7 @@ os._exit(0)  # gloo's threads may abort an interpreter that ends
 def test_two_processes_return_the_same(tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(JOB)
-    started = torchrun(tmp_path, str(script), path=SUPPORT)
+    started = torchrun(tmp_path, str(script), more_paths=(Path(__file__).parent, SUPPORT))
     out, said = started.communicate(timeout=300)
     assert started.returncode == 0, said
     assert out == ""

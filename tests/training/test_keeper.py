@@ -29,7 +29,7 @@ from soul_deploy.distributed import Group
 from soul_deploy.ir import NeuronSpec, Population
 from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, from_module
-from soul_deploy.prune.unstructured import search as searchloops
+from soul_deploy.prune.unstructured import lambda_control
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.lambda_control import LambdaControl
 from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop
@@ -137,10 +137,10 @@ def test_an_adjustment_that_was_interrupted_is_no_missed_target(
     def adjust(*ignored: object) -> None:
         raise raised
 
-    monkeypatch.setattr(searchloops, "adjust", adjust)
+    monkeypatch.setattr(lambda_control, "adjust", adjust)
     for epoch in (1, 2):
-        monkeypatch.setattr(searchloops, "SETTLED", 0.0)
-        monkeypatch.setattr(searchloops, "FAR", 0.0)
+        monkeypatch.setattr(lambda_control, "SETTLED", 0.0)
+        monkeypatch.setattr(lambda_control, "FAR", 0.0)
         with pytest.raises(type(raised)) as caught:
             loop._correct(epoch)
         assert caught.value is raised

@@ -206,7 +206,7 @@ def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
     """One layer's counts for what its input held."""
     dense, executions = rule.dense, len(x.nonzero)
     maps = (rule.every, rule.stored, rule.live)
-    every, stored, live = (torch.from_numpy(array).reshape(-1) for array in maps)
+    every, stored, live = (torch.from_numpy(np.array(array)).reshape(-1) for array in maps)
     events = x.nonzero.flatten(1).to(torch.int64).sum(0)
     effective = int((events * stored).sum())
     found = CompatCounts(

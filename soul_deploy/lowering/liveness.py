@@ -80,7 +80,7 @@ def _covered(node: ir.Pool, walk: _Backwards) -> Array:
     """Input positions inside the window of at least one pooled neuron that is read."""
     channels, height, width = walk.graph.shapes[node.inputs[0]]
     kernel = torch.ones(channels, 1, *node.kernel, dtype=torch.float64)
-    pooled = torch.from_numpy(np.ascontiguousarray(walk.read[node.name])).double()[None]
+    pooled = torch.from_numpy(np.array(walk.read[node.name])).double()[None]
     full = F.conv_transpose2d(pooled, kernel, None, node.stride, groups=channels)[0]
     inside = full[:, node.padding[0] :, node.padding[1] :][:, :height, :width]
     covered = np.zeros((channels, height, width), bool)

@@ -173,8 +173,8 @@ def test_a_rule_written_anew(stride: int, padding: int, pool: bool) -> None:
     ours = compat_layer(model, "p", Signal(spikes, False))
     x = spikes.flatten(0, 1)
     x = F.avg_pool2d(x, 2) if pool else x
-    weight = torch.from_numpy(model.state["p.weight"])
-    assert ours.upr_sops == upr_sops(weight, x, torch.from_numpy(mask), stride, padding)
+    weight = torch.from_numpy(model.state["p.weight"].copy())
+    assert ours.upr_sops == upr_sops(weight, x, torch.from_numpy(mask.copy()), stride, padding)
 
 
 # The tools' own unit cases.

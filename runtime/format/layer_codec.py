@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, dispatch, errors
-from soul_deploy.base.errors import require
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layers, map_layers
@@ -94,13 +93,13 @@ def read_entry(entry: Entry, tensors: Tensors) -> layers.Layer:
     known = {kind.operation: kind for kind in read_layer.kinds if kind not in kinds.values()}
     joins = [kind.kind for kind in read_synapses.kinds]
     named = {prefix + key: kind for prefix, kind in kinds.items() for key in joins} | known
-    require(
+    errors.require(
         isinstance(operation, str) and operation in named,
         f"{name}: operation {operation!r}; known: {', '.join([*joins, *known])}",
     )
     layer = read_layer.of(named[operation])(name, entry, tensors)
     for key, count in layer.announced.items():
-        require(
+        errors.require(
             entry[key] == count,
             f"{name}: {key} is {count} by its tensors, {entry[key]!r} announced",
         )
@@ -163,7 +162,7 @@ def _projection(name: str, entry: Entry, tensors: Tensors) -> dict[str, Any]:
         made = read_synapses.of(kind)(entry, rows, bias)
     except (errors.FileFormatError, errors.LimitError) as error:
         raise type(error)(f"{name}: {error}") from error
-    require(
+    errors.require(
         entry["synapses"] == made.rows.synapses,
         f"{name}: {made.rows.synapses} synapses stored, {entry['synapses']!r} announced",
     )
@@ -199,13 +198,13 @@ def _(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
 
 def _rows(name: str, kind: Any, tensors: Tensors) -> Rows:
     found = [rows for rows in ROWS if rows.kind == kind]
-    require(found, f"rows {kind!r}; known: {', '.join(rows.kind for rows in ROWS)}")
+    errors.require(found, f"rows {kind!r}; known: {', '.join(rows.kind for rows in ROWS)}")
     return found[0](*_required(name, tensors, [item.name for item in fields(found[0])]))
 
 
 def _required(name: str, tensors: Tensors, keys: Sequence[str]) -> list[Array]:
     for key in keys:
-        require(f"{name}/{key}" in tensors, f"tensor {name}/{key} is missing")
+        errors.require(f"{name}/{key}" in tensors, f"tensor {name}/{key} is missing")
     return [tensors[f"{name}/{key}"] for key in keys]
 
 

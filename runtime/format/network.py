@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 
 from soul_deploy.base import brief, errors, pixel_rule
-from soul_deploy.base.errors import require
 from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.layers import (
     Alternative,
@@ -57,7 +56,7 @@ class PixelNormalization:
 
     def __post_init__(self) -> None:
         values = np.array([*self.mean, *self.std], np.float64)
-        require(
+        errors.require(
             len(self.mean) == len(self.std) and np.isfinite(values).all() and min(self.std) > 0,
             f"normalisation mean {self.mean}, std {self.std}: finite, as many, std above 0",
         )
@@ -94,12 +93,12 @@ class EventNetwork:
 
     def __post_init__(self) -> None:
         require_shape("input shape", self.input_shape)
-        require(self.time_steps >= 1, f"time_steps {self.time_steps} is not at least 1")
+        errors.require(self.time_steps >= 1, f"time_steps {self.time_steps} is not at least 1")
         if self.time_steps > validate.MAX_STEPS:
             raise errors.LimitError(
                 f"T = {self.time_steps}; the limit is {validate.MAX_STEPS} steps"
             )
-        require(
+        errors.require(
             len(self.classes) in (0, self.readout.classes),
             f"{len(self.classes)} class names for {self.readout.classes} classes",
         )
@@ -115,7 +114,7 @@ class EventNetwork:
             shapes[layer.name] = layer.out_shape
         self._check_place(self.readout, shapes)
         source = self.readout.source
-        require(
+        errors.require(
             edges[source][0] != "analog",
             f"{self.readout.name}: takes spikes, but {source} is "
             + ("the input" if source == self.input_name else "analog"),
@@ -131,16 +130,16 @@ class EventNetwork:
     def _check_input(self) -> None:
         """The kind is known, and only pixels are normalised, channel by channel."""
         kinds, norm = ", ".join(pixel_rule.INPUT_KINDS), self.normalization
-        require(
+        errors.require(
             pixel_rule.is_input_kind(self.input_kind),
             f"input kind {self.input_kind!r}; known: {kinds}",
         )
         if norm is not None:
-            require(
+            errors.require(
                 self.input_kind == "images",
                 f"a normalisation of pixels for an input of {self.input_kind}",
             )
-            require(
+            errors.require(
                 len(norm.mean) in (1, self.input_shape[0]),
                 f"normalisation of {len(norm.mean)} channels for {self.input_shape}",
             )
@@ -148,10 +147,10 @@ class EventNetwork:
     def _check_place(self, layer: "Layer | ReadoutLayer", shapes: Mapping[str, Shape]) -> None:
         """The layer's sources must be earlier layers, with the shape that the layer takes."""
         name = layer.name
-        require(name not in shapes, f"two layers are called {name!r}")
+        errors.require(name not in shapes, f"two layers are called {name!r}")
         for source in layer.sources:
-            require(source in shapes, f"{name}: its source {source!r} is not there")
-            require(
+            errors.require(source in shapes, f"{name}: its source {source!r} is not there")
+            errors.require(
                 shapes[source] == layer.in_shape,
                 f"{name}: takes {layer.in_shape}, but {source} is {shapes[source]}",
             )

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.base.errors import require
 from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.validate import Shape
 
@@ -120,20 +119,22 @@ class SparseRows(Rows):
         validate.require_array(f"{name}: starts", starts, np.uint32, (count + 1,))
         validate.require_array(f"{name}: targets", targets, np.uint32, targets.shape[:1])
         validate.require_array(f"{name}: weights", weight, np.float32, targets.shape)
-        require(
+        errors.require(
             starts[0] == 0 and starts[-1] == len(targets) and (starts[1:] >= starts[:-1]).all(),
             f"{name}: row starts do not rise from 0 to the number of synapses, {len(targets)}",
         )
         if len(targets):
-            require(
+            errors.require(
                 int(targets.max()) < width,
                 f"{name}: a synapse targets {int(targets.max())}, but targets are 0..{width - 1}",
             )
             inside = np.ones(len(targets), np.bool_)
             inside[starts[:-1][starts[:-1] < len(targets)]] = False
             falls = np.flatnonzero(targets[1:] <= targets[:-1]) + 1
-            require(not inside[falls].any(), f"{name}: targets of a row are not strictly rising")
-            require((weight != 0).all(), f"{name}: a stored synapse has weight 0")
+            errors.require(
+                not inside[falls].any(), f"{name}: targets of a row are not strictly rising"
+            )
+            errors.require((weight != 0).all(), f"{name}: a stored synapse has weight 0")
 
 
 ROWS: tuple[type[Rows], ...] = (DenseRows, SparseRows)
@@ -202,12 +203,12 @@ class ConvSynapses(Synapses):
     def __post_init__(self) -> None:
         validate.require_shape("input shape", self.in_shape)
         validate.require_shape("output shape", self.out_shape)
-        require(
+        errors.require(
             len(self.in_shape) == len(self.out_shape) == 3, "a convolution joins (C, H, W) maps"
         )
         for name, low in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             validate.require_pair(name, getattr(self, name), low)
-        require(
+        errors.require(
             self.groups >= 1
             and self.in_shape[0] % self.groups == 0
             and self.out_shape[0] % self.groups == 0,
@@ -247,10 +248,10 @@ class ConvSynapses(Synapses):
     def _check_axis(self, axis: int) -> None:
         size, out = self.in_shape[1 + axis], self.out_shape[1 + axis]
         reach = self.reach[axis]
-        require(0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}")
+        errors.require(0 <= reach <= size, f"reach {self.reach} exceeds the input {self.in_shape}")
         span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         largest = (size + 2 * self.padding[axis] - span) // self.stride[axis] + 1
-        require(
+        errors.require(
             out <= largest,
             f"output {self.out_shape} does not follow from input {self.in_shape}, kernel "
             f"{self.kernel}, stride {self.stride}, padding {self.padding}, dilation "

@@ -152,7 +152,8 @@ def _require_reachable(graph: ir.SpikingGraph, state: Mapping[str, Array]) -> No
     bound = None if synapses is None else graph.edges[synapses.inputs[0]].bound
     if last is None or synapses is None or bound is None:
         return
-    largest = bound * state[f"{synapses.name}.weight"].clip(min=0).sum(axis=1)
+    weight = state[f"{synapses.name}.weight"].clip(min=0)
+    largest = bound * weight.sum(axis=tuple(range(1, weight.ndim)))
     if synapses.bias:
         largest = largest + state[f"{synapses.name}.bias"]
     reach = graph.time_steps * max(0.0, float(largest.max()))

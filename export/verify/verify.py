@@ -79,7 +79,9 @@ class VerifyReport(tables.Shown):
     @property
     def verdict(self) -> Verdict:
         """Failed where the static check failed, else what checks 2 and 3 prove."""
-        return Verdict.FAILED if self.comparison is None else self.comparison.verdict
+        if self.problems or self.comparison is None:
+            return Verdict.FAILED
+        return self.comparison.verdict
 
     @property
     def passed(self) -> bool:

@@ -72,7 +72,9 @@ class Deployed:
     def trimmed(self) -> "Deployed":
         """The same with every neuron masked that no output depends on: outputs are unchanged."""
         masks = {name: keep for name, keep in self.live_neurons.items() if not keep.all()}
-        return Deployed(replace(self.model, neuron_masks=masks), self.synapses, self._operators)
+        model = replace(self.model, neuron_masks=masks)
+        _keep(model, self.synapses, self._operators)  # whoever lowers it again finds it done
+        return Deployed(model, self.synapses, self._operators)
 
     @cached_property
     def layers(self) -> tuple[fan_out.CountedLayer, ...]:
@@ -134,19 +136,43 @@ def equation_of(population: ir.Population, state: Mapping[str, Array]) -> Neuron
 def lower(model: Model) -> Deployed:
     """The lowered form of `model`, made once and kept with it (a copy of the model makes its own).
 
-    From then on the model's arrays are read-only: a change in place would leave the form as it was.
-    Raises UnsupportedGraphError where folding batch norm leaves float32.
+    A model with another array in one of its mappings is lowered anew. Its arrays are read-only from
+    then on, since a change in place would leave the form as it was (a view's base stays writable:
+    change none of those). Raises UnsupportedGraphError where folding batch norm leaves float32.
     """
     kept: Deployed | None = vars(model).get(CACHE)
-    if kept is None:
-        # Of a twin: a model that its own lowered form holds would only be freed by the collector.
+    if kept is None or not _hold_the_same(model, kept.model):
         synapses = fold_batch_norm.fold(model.graph, model.state, model.channel_masks)
-        folded = (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None)
-        held = (model.state, model.channel_masks, model.neuron_masks)
-        for array in (*folded, *(a for arrays in held for a in arrays.values())):
+        for array in (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None):
             array.setflags(write=False)  # whoever hands one out as their own gives a copy
-        kept = vars(model)[CACHE] = Deployed(replace(model), synapses)
+        kept = _keep(model, synapses, {})
     return kept
+
+
+def _arrays(model: Model) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    return dict(model.state), dict(model.channel_masks), dict(model.neuron_masks)
+
+
+def _keep(
+    model: Model,
+    synapses: Mapping[str, fold_batch_norm.DeployedWeights],
+    operators: dict[str, linear_operators.LinearProjection],
+) -> Deployed:
+    """Keep the lowered form with the model, whose arrays become read-only."""
+    state, channels, neurons = _arrays(model)
+    for array in (*state.values(), *channels.values(), *neurons.values()):
+        array.setflags(write=False)
+    # Of a twin: a model that its own lowered form holds would only be freed by the collector.
+    twin = replace(model, state=state, channel_masks=channels, neuron_masks=neurons)
+    kept = vars(model)[CACHE] = Deployed(twin, synapses, operators)
+    return kept
+
+
+def _hold_the_same(model: Model, twin: Model) -> bool:
+    return all(
+        ours.keys() == kept.keys() and all(array is kept[name] for name, array in ours.items())
+        for ours, kept in zip(_arrays(model), _arrays(twin), strict=True)
+    )
 
 
 def lower_synapses(

@@ -215,6 +215,21 @@ def test_arrays_of_a_lowered_model_do_not_change_unseen() -> None:
         model.state[name][0] = 0
 
 
+def test_a_model_that_holds_another_array_is_lowered_anew() -> None:
+    model = small_model()
+    name = model.graph.projections[0].name
+    before = lower(model)
+    assert lower(model) is before
+    changed = np.zeros_like(model.state[f"{name}.weight"])
+    model.state[f"{name}.weight"] = changed  # type: ignore[index]
+    assert not lower(model).synapses[name].weight.any() and before.synapses[name].weight.any()
+
+
+def test_a_trimmed_model_is_lowered_with_it() -> None:
+    trimmed = lower(small_model()).trimmed
+    assert lower(trimmed.model).synapses is trimmed.synapses
+
+
 def test_a_lowered_model_goes_with_its_model() -> None:
     """No cycle: the arrays of a large model are freed when its last name goes."""
     model = small_model()

@@ -351,6 +351,37 @@ def test_membrane_readouts_are_refused_by_name(name: str, tmp_path: Path) -> Non
     assert text in refused(path)
 
 
+@pytest.mark.parametrize(("bias", "threshold"), [(0.0, 1.0), (0.5, 1.0), (0.0, 1e9)])
+def test_a_readout_of_maps_fires_by_whole_windows(
+    bias: float, threshold: float, tmp_path: Path
+) -> None:
+    """One tap of the last convolution stays below the threshold, the whole window reaches it."""
+
+    def neurons(channels: int, level: float) -> Any:
+        numbers = (np.full((channels, 6, 6), v) for v in (2e-4, 1.0, 0.0, level, 0.0))
+        return nir.LIF(*numbers)
+
+    def convolution(weight: Any, offset: float) -> Any:
+        same = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+        biases = np.full(len(weight), offset, np.float32)
+        return nir.Conv2d(input_shape=(6, 6), weight=weight, bias=biases, **same)
+
+    side, path = np.array([6, 6]), tmp_path / "maps.nir"
+    nodes = (
+        *(convolution(np.ones((2, 1, 3, 3), np.float32), 0.0), neurons(2, 1.0)),
+        *(convolution(np.full((5, 2, 3, 3), 0.02, np.float32), bias), neurons(5, threshold / 4)),
+        nir.AvgPool2d(side, side, np.array([0, 0])),
+        nir.Flatten({"input": np.array([5, 1, 1])}, 0, -1),
+        nir.Affine(np.ones((3, 5), np.float32), np.zeros(3, np.float32)),
+    )
+    nir.write(path, nir.NIRGraph.from_list(*nodes, type_check=False))
+    if threshold > 1:
+        assert "its membrane stays below 7.2 in 20 steps" in refused(path)
+    else:
+        model, _ = imported(path)
+        assert [node.op for node in model.graph.nodes][-2:] == ["population", "readout"]
+
+
 def test_what_subtraction_cannot_be_is_refused(tmp_path: Path) -> None:
     assert "lif: reset by subtraction a step later with tau of one step" in refused(
         written(lif(1e-4), tmp_path), "--reset", "subtract"

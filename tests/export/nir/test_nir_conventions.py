@@ -369,13 +369,13 @@ def test_a_readout_of_maps_fires_by_whole_windows(
     side, path = np.array([6, 6]), tmp_path / "maps.nir"
     nodes = (
         *(convolution(np.ones((2, 1, 3, 3), np.float32), 0.0), neurons(2, 1.0)),
-        *(convolution(np.full((5, 2, 3, 3), 0.02, np.float32), bias), neurons(5, threshold / 4)),
+        *(convolution(np.full((5, 2, 3, 3), 0.02, np.float32), bias), neurons(5, threshold)),
         nir.AvgPool2d(side, side, np.array([0, 0])),
         nir.Flatten({"input": np.array([5, 1, 1])}, 0, -1),
         nir.Affine(np.ones((3, 5), np.float32), np.zeros(3, np.float32)),
     )
     nir.write(path, nir.NIRGraph.from_list(*nodes, type_check=False))
-    if threshold > 1:
+    if threshold > 7.2:
         assert "its membrane stays below 7.2 in 20 steps" in refused(path)
     else:
         model, _ = imported(path)

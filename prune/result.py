@@ -1,6 +1,6 @@
 """What pruning ends with, whichever method it was."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,17 +78,25 @@ class PruneResult(Shown):
         return f"PruneResult(parameters {before:,} -> {after:,}; test {self._tested})"
 
 
+OnMasked = Callable[[Model], None]
+"""Called with the masked network, before anything is removed."""
+
+
 def finished(
     work: Work,
     masked: Model,
     accuracies: dict[str, float],
     removal: Mapping[str, Any] | None,
+    on_masked: OnMasked | None,
     **measured: Any,
 ) -> PruneResult:
     """The result of pruning that made `masked`; removal: as `plan_removal` takes it.
 
-    The compact network is tested too; without `removal` there is none. measured: the other fields.
+    on_masked is called with it first, since removal can be refused. The compact network is tested
+    too; without `removal` there is none. measured: the other fields.
     """
+    if on_masked is not None:
+        on_masked(masked)
     plan = compact = None
     if removal is not None:
         plan = planner.plan_removal(masked, **removal)

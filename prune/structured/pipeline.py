@@ -10,7 +10,7 @@ from soul_deploy.data import given
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.result import PruneResult, finished
+from soul_deploy.prune.result import OnMasked, PruneResult, finished
 from soul_deploy.prune.structured import sca, selection
 from soul_deploy.training import train, trainer
 from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints
@@ -47,6 +47,7 @@ def prune_structured(
     log: Path | None = None,
     on_epoch: OnEpoch | None = None,
     on_batch: trainer.Tick | None = None,
+    on_masked: OnMasked | None = None,
 ) -> PruneResult:
     """Prune channels by spiking channel activity, then remove them; `model` stays as it is.
 
@@ -56,6 +57,7 @@ def prune_structured(
     layers    names of the populations to prune; None: all that can be
     dense     training before the loop, or None
     log       a file for the loop's epochs, one JSON object a line
+    on_masked  called with the masked network before removal, which can be refused
 
     The others are as for `train`. Started by torchrun, all processes prune together, each returns
     the result, and the main one writes. Raises UsageError for layers that cannot be pruned and a
@@ -70,7 +72,7 @@ def prune_structured(
         with EpochLog("prune", epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told:
             run.loop(manager, told, tested)
         progress.status(f"{COMMAND}: removing and testing")
-        return run.result(tested.value, told.results())
+        return run.result(tested.value, told.results(), on_masked)
 
 
 def _begin(
@@ -178,14 +180,16 @@ class _Run:
                 log.epoch(step.result, _note(step))
                 manager.after_epoch()
 
-    def result(self, dense: float, history: tuple[trainer.EpochResult, ...]) -> PruneResult:
+    def result(
+        self, dense: float, history: tuple[trainer.EpochResult, ...], on_masked: OnMasked | None
+    ) -> PruneResult:
         """Test, remove, test again."""
         accuracies = {"dense": dense, "masked": self.work.accuracy()}
         made = {"command": COMMAND, **self.asked, "accuracy": dict(accuracies)}
         masked = self.work.model(self.work.info("masked", self.dense_epochs, **made))
         # Streams lose what is dead in all members anyway; single branches only if asked for.
         removal = {"residual": "scatter" if self.config.residual == "scatter" else "coupled"}
-        return finished(self.work, masked, accuracies, removal, history=history)
+        return finished(self.work, masked, accuracies, removal, on_masked, history=history)
 
 
 def _note(step: sca.PruneStep) -> str:

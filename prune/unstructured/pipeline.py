@@ -11,7 +11,7 @@ from soul_deploy.base import errors, files, progress
 from soul_deploy.data.given import DataLike
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, from_module
-from soul_deploy.prune.result import PruneResult, finished
+from soul_deploy.prune.result import OnMasked, PruneResult, finished
 from soul_deploy.prune.unstructured import loss
 from soul_deploy.prune.unstructured import masks as masking
 from soul_deploy.prune.unstructured.config import SearchConfig
@@ -115,19 +115,19 @@ def prune_unstructured(
     tensorboard: bool = False,
     on_epoch: OnEpoch | None = None,
     on_batch: trainer.Tick | None = None,
+    on_masked: OnMasked | None = None,
 ) -> PruneResult:
     """Prune single weights and neurons of `model` by trainable masks, then remove what died.
 
     training     how the weights are trained in search and fine-tuning; its epochs are the search's
-    log          a file for the table of epochs: after each, the table is written there as JSON
-                 lines, and beside it as .csv; tensorboard: also for tensorboard
+    log          the table of epochs goes to its .jsonl and .csv; tensorboard: also for that
     on_epoch     called with each SearchEpoch, whose `model` has hard masks
+    on_masked    called with the masked network before removal, which can be refused
 
     `model` stays as it is; it may be the masked result of an earlier search, whose masks are then
     trained on. The others are as for `train`. Started by torchrun, all processes prune together,
     each returns the result, and the main one writes. Raises UsageError for settings that do not
-    fit, SearchStoppedError, with the last good model, if the search cannot go on, and what `train`
-    raises.
+    fit, SearchStoppedError if the search cannot go on, and what `train` raises.
     """
     start, place = train.with_weights(model, training.seed), train.prepare_device(device)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
@@ -142,7 +142,7 @@ def prune_unstructured(
         asked["alphas"] = files.digest(dict(start.alphas))
     manager = work.manager(PHASES, checkpoints, COMMAND, **asked)
     with manager.watching():
-        return _Run(work, pruning, manager, recorder, on_epoch, on_batch).result()
+        return _Run(work, pruning, manager, recorder, on_epoch, on_batch).result(on_masked)
 
 
 def _pruning(work: train.Work, config: SearchConfig, plan: MaskPlan) -> Pruning:
@@ -170,7 +170,7 @@ class _Run:
     on_epoch: OnEpoch | None
     on_batch: trainer.Tick | None
 
-    def result(self) -> PruneResult:
+    def result(self, on_masked: OnMasked | None) -> PruneResult:
         """Train, remove, test."""
         work, pruning = self.work, self.pruning
         before = pruning.synops(from_module(work.module, pruning.info))
@@ -182,7 +182,7 @@ class _Run:
         masked = pruning.hard_model(replace(pruning.info, provenance=provenance))
         removal = {name: getattr(pruning.config, name) for name in ("round_to", "residual")}
         return finished(
-            *(work, masked, accuracies, removal if pruning.masks.parameters() else None),
+            *(work, masked, accuracies, removal if pruning.masks.parameters() else None, on_masked),
             history=tuple(self.recorder.rows),
             connectivity=pruning.meter.exact(),
             synops=(before, pruning.synops(masked)),

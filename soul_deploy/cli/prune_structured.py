@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +168,15 @@ def structured(
     sha256, folder = path and file_sha256(path), _checkpoints(task, run)
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
     asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
-    result = pipeline.prune_structured(
-        model, loaded, config, training, log=files["Epochs"], **asked
-    )
+    asked |= {"log": files["Epochs"], "on_masked": partial(_save_masked, files["Masked model"])}
+    result = pipeline.prune_structured(model, loaded, config, training, **asked)
     with kept.watching():
         _finish(result, files, run.output_format, data.data_dir)
+
+
+def _save_masked(path: Path, masked: Model) -> None:
+    if distributed.current().is_main:
+        save(masked, path)
 
 
 def _start_file(mode: str, path: Path | None) -> Path | None:
@@ -223,7 +228,6 @@ def _finish(
     written = ("Dense model", "Masked model", "Compact model")
     files = {what: outputs[what] for what in written if what in outputs}
     assert result.compact is not None and result.plan is not None
-    save(result.masked, files["Masked model"])
     save(result.compact, files["Compact model"])
     if not result.plan.removes:
         messages.note(result.plan.whole_note(files["Compact model"], files["Masked model"]))

@@ -200,6 +200,7 @@ def _carry_out(job: Job, data_dir: Path) -> None:
             log=job.places.log,
             tensorboard=job.searching.tensorboard,
             on_epoch=partial(_save_latest, job) if job.searching.save_latest else None,
+            on_masked=partial(_save_masked, job),
         )
     except search.SearchStoppedError as stop:
         with job.checkpoints.watching():
@@ -209,6 +210,11 @@ def _carry_out(job: Job, data_dir: Path) -> None:
     with job.checkpoints.watching():
         if distributed.hand_over():
             _print_outcome(job, result, _write(job, result), data_dir)
+
+
+def _save_masked(job: Job, masked: Model) -> None:
+    if distributed.current().is_main:
+        save(job.described(masked, masked.info.provenance["accuracy"]), job.places.result)
 
 
 def _save_latest(job: Job, epoch: pruning.SearchEpoch) -> None:
@@ -231,7 +237,6 @@ def _write(job: Job, result: PruneResult) -> dict[str, Path]:
     places = job.places
     accuracies = {k: v for k, v in result.accuracies.items() if k != "compact"}
     files = {"Masked model" if places.masked else "Model": places.result}
-    save(job.described(result.masked, accuracies), places.result)
     if result.compact is not None and result.plan is not None:
         files["Compact model"] = places.compact
         save(job.described(result.compact, accuracies), places.compact)

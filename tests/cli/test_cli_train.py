@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner, Result
 from places import FIXTURES
 
-from soul_deploy.base.errors import UsageError
+from soul_deploy.base.errors import SoulDeployError, UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.cli.parsing import existing_indexes, join_lists, parse_indexes
 from soul_deploy.data.datasets import READERS, Data, load_data
@@ -50,6 +50,21 @@ def trained(tmp_path: Path) -> Path:
     result = call("train", *SMALL, "--epochs", "1", "--threads", "1")
     assert result.exit_code == 0, result.output
     return tmp_path / "saved_models" / "best_spikingvgg5_lif_digits_T2_2025.safetensors"
+
+
+def test_a_refused_removal_leaves_the_masked_network(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*ignored: object, **named: object) -> None:
+        raise SoulDeployError("nothing would be left")
+
+    monkeypatch.setattr("soul_deploy.prune.removal.planner.plan_removal", refuse)
+    words = ("--mode", "load", "--model_path", str(trained), "--prune_ratio", "0.5")
+    loop = ("--prune_epochs", "1", "--dataset_name", "digits", "-T", "2", "--threads", "1")
+    result = call("prune", "structured", *words, *loop)
+    assert result.exit_code == 1 and "nothing would be left" in result.output
+    (masked,) = (tmp_path / "saved_models").glob("pruned_*.safetensors")
+    assert load(masked).channel_masks
 
 
 def test_train_writes_a_model_file_and_prints_what_next(trained: Path, tmp_path: Path) -> None:

@@ -99,6 +99,20 @@ def test_the_command_writes_models_logs_and_says_what_is_left(quick: Path) -> No
     assert "connectivity" in result.stderr and "lambda" in result.stderr
 
 
+def test_a_refused_removal_leaves_the_masked_network(
+    quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("soul_deploy.prune.removal.planner.plan_removal", refuse)
+    result = call(*QUICK, "--not_prune_neuron")
+    assert result.exit_code == 1 and "nothing would be left" in result.output
+    masked = load(quick / "saved_models" / f"pruned_{STEM}.safetensors")
+    assert masked.alphas and masked.info.provenance["accuracy"]["masked"] > 0
+
+
+def refuse(*ignored: object, **named: object) -> None:
+    raise SoulDeployError("nothing would be left")
+
+
 def test_the_table_shows_what_is_left(quick: Path) -> None:
     result = call(*QUICK, "--epochs", "1")
     assert result.exit_code == 0, result.output

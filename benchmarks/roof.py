@@ -35,6 +35,7 @@ from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.kernels.cache import FASTMATH
 from soul_deploy.runtime.kernels.simd import add_row
+from soul_deploy.runtime.kernels.synapses import Taps
 from soul_deploy.runtime.kernels.time_vectorised import (
     MOST_LANES,
     PREFETCH_ROWS,
@@ -128,16 +129,13 @@ def _of_convolution(arguments: tuple[Any, ...]) -> Passes:
     )
 
 
-Runs = tuple[Array, Array, Array, Array]
-
-
 def _pieces(
     kernel: tuple[int, int],
     out_width: int,
     out_channels: int,
     pitch: tuple[int, int],
-    y_runs: Runs,
-    x_runs: Runs,
+    y_runs: Taps,
+    x_runs: Taps,
     *,
     columns: int,
 ) -> list[tuple[int, tuple[int, int, int]]]:

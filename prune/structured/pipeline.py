@@ -84,6 +84,7 @@ def _begin(
 ) -> tuple[Model, GraphModule, tuple[str, ...]]:
     """The model with weights, its module on the device, and the populations to prune."""
     place, start = train.prepare_device(device), train.with_weights(model, training.seed)
+    train.refuse_searched(start)
     module = train.module_of(start, place)
     names = chosen_layers(start.graph, config, layers)
     sca.check(module, config, names)

@@ -60,6 +60,8 @@ class Recorder:
 
     def __init__(self, path: Path | None = None, *, tensorboard: bool = False) -> None:
         check_tensorboard(tensorboard)
+        if tensorboard and path is None:
+            raise errors.UsageError("tensorboard needs log, the path of the table of epochs")
         self.rows: list[Row] = []
         self._path = path if distributed.current().is_main else None
         self._writer: Any = None

@@ -65,7 +65,12 @@ def bench(
     different inputs, MissingFileError, FileFormatError, DataError.
     """
     with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
-        return time_files(files, images, config or BenchConfig(), Path(folder), progress)
+        settings = config or BenchConfig()
+        return time_files(files, images, settings, Path(folder), progress, _warn)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(errors.NetworkWarning(text), stacklevel=4)  # the caller of `bench`
 
 
 def time_files(
@@ -74,12 +79,13 @@ def time_files(
     config: BenchConfig,
     folder: Path,
     progress: Progress,
+    warn: Callable[[str], None],
 ) -> report.BenchReport:
-    """As `bench`; what is missing is exported to `folder`."""
+    """As `bench`; what is missing is exported to `folder`; `warn` is called first."""
     given = files if isinstance(files, inputs.BenchFiles) else files_of(files)
     specs = inputs.prepare_engines(inputs.choose_engines(config.engines, given), given, folder)
     for text in inputs.foreign_files(given):
-        warnings.warn(errors.NetworkWarning(text), stacklevel=3)
+        warn(text)
     facts = {path: inputs.facts_of(path) for path in dict.fromkeys(spec.path for spec in specs)}
     rule = inputs.common_rule(list(facts.values()))
     count = max(config.batch_sizes) * MAX_BATCHES

@@ -1,6 +1,6 @@
 """A running stream: membranes that stay between steps, and how a copy goes on with them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,15 +37,23 @@ class Stream:
     events      the network
     prepared    its layers with synapses
     reader      reads the inputs of a step
-    samples     one per sample of the batch; none before the first step
-    steps       done since the start or the last `reset`
+    running     buffers, one per sample of the batch (none before the first step and while a step
+                runs), and the steps done since the start or the last `reset`: one value, since
+                another thread may copy the stream meanwhile
     """
 
     events: EventNetwork
     prepared: Mapping[str, LayerPlan] = field(repr=False)
     reader: InputReader = field(repr=False)
-    samples: list[Buffers] = field(default_factory=list, init=False)
-    steps: int = field(default=0, init=False)
+    running: tuple[Sequence[Buffers], int] = field(default=((), 0), init=False, repr=False)
+
+    @property
+    def samples(self) -> Sequence[Buffers]:
+        return self.running[0]
+
+    @property
+    def steps(self) -> int:
+        return self.running[1]
 
     def __getstate__(self) -> tuple[EventNetwork, StreamState]:
         return self.events, self.state()
@@ -68,11 +76,12 @@ class Stream:
 
     def reset(self) -> None:
         """The next `step` starts at rest, with any batch size."""
-        self.samples, self.steps = [], 0
+        self.running = (), 0
 
     def advance(self, shown: Array | None) -> Array:
         """As `step`, of inputs (B, positions, channels) that were read; None: those before."""
-        workspaces, done = self._running(None if shown is None else len(shown)), self.steps
+        done = self.running[1]
+        workspaces = self._buffers_for(None if shown is None else len(shown))
         if self.events.fixed_steps and done >= self.events.time_steps:
             raise errors.ValidityError(
                 f"step {done + 1} asked, but this network is valid for T = "
@@ -88,7 +97,7 @@ class Stream:
                 buffers.values[self.events.input_name][0] = shown[b]
                 buffers.run()
             row[...] = buffers.scores
-        self.samples, self.steps = workspaces, done + 1
+        self.running = workspaces, done + 1
         return scores
 
     def warm_up(self) -> None:
@@ -101,9 +110,9 @@ class Stream:
 
     def state(self) -> StreamState:
         """Copies of what the next step depends on; everything else follows from it."""
-        workspaces = self.samples  # none while another thread is in the middle of a step
+        workspaces, steps = self.running  # none while another thread is in the middle of a step
         return StreamState(
-            self.steps if workspaces else 0,
+            steps,
             tuple(buffers.values[self.events.input_name].copy() for buffers in workspaces),
             tuple(
                 {name: v.copy() for name, v in buffers.membranes.items()} for buffers in workspaces
@@ -112,7 +121,7 @@ class Stream:
 
     def resume(self, state: StreamState) -> None:
         """Go on from `state`."""
-        self.samples, self.steps = [self._workspace() for _ in state.inputs], state.steps
+        self.running = [self._workspace() for _ in state.inputs], state.steps
         for buffers, shown, membranes in zip(
             self.samples, state.inputs, state.membranes, strict=True
         ):
@@ -121,7 +130,7 @@ class Stream:
                 buffers.membranes[name][...] = v
             buffers.run_static()
 
-    def _running(self, batch: int | None) -> list[Buffers]:
+    def _buffers_for(self, batch: int | None) -> Sequence[Buffers]:
         """The running workspaces, or new ones, for a batch of that size; None: no new input."""
         if not self.steps:
             if batch is None:

@@ -143,7 +143,7 @@ ROWS: tuple[type[Rows], ...] = (DenseRows, SparseRows)
 @brief
 @dataclass(frozen=True)
 class Synapses:
-    """What Convolution and Matrix have in common; the family of tables over synapses.
+    """What ConvSynapses and MatrixSynapses have in common; the family of tables over synapses.
 
     kind    what files call the operation
     shared  whether all positions of a map share their rows

@@ -152,7 +152,7 @@ def _(matrix: net.MatrixSynapses, layer: net.Synaptic, source: net.Layer | None)
 
 
 Kernel = tuple[Callable[..., None], tuple[Array, ...]]
-"""A kernel, and its `arrays` in Prepared."""
+"""A kernel, and its `arrays` in a LayerPlan."""
 
 
 @dispatch.operation_table(net.Rows)

@@ -219,7 +219,9 @@ def bench(request: BenchRequest) -> BenchReport:
             model, path = request.reference.write(Path(folder), count)
             files, images = inputs.BenchFiles(model=model), str(path)
         report = time_files(
-            files, images, config, Path(folder), lambda text: progress.status(f"bench: {text}")
+            *(files, images, config, Path(folder)),
+            lambda text: progress.status(f"bench: {text}"),
+            terminal.warn,
         )
         document = dict(report.document)
     if request.reference is not None:

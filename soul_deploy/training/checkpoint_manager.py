@@ -129,7 +129,7 @@ def environment_of(device: torch.device) -> dict[str, Any]:
 def find_checkpoint(folder: Path, resume: bool | str | Path) -> tuple[Path, Checkpoint] | None:
     """What `Checkpoints.resume` names; None to start afresh.
 
-    The newest intact checkpoint of a folder counts; damaged ones are named on standard error.
+    The newest intact checkpoint of a folder counts; of damaged ones a warning tells.
     Raises MissingFileError, or FileFormatError if there are checkpoints and none is intact.
     """
     if resume is False:

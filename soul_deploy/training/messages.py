@@ -1,7 +1,7 @@
 """Notes, warnings and epochs of long work, through `logging`; the main process alone speaks.
 
-Nothing is printed unless somebody asks for it: the command line does, and a program may with
-`logging.basicConfig(level=logging.INFO)`.
+The command line prints both. In a program Python's logging prints warnings on standard error, and
+notes where asked to: `logging.basicConfig(level=logging.INFO)`.
 """
 
 import json
@@ -16,7 +16,6 @@ from soul_deploy.training import trainer
 from soul_deploy.training.state import Tree, list_of, record_of
 
 LOGGER = logging.getLogger("soul_deploy")
-LOGGER.addHandler(logging.NullHandler())  # else Python prints warnings that nobody handles
 
 
 def note(text: str) -> None:

@@ -88,6 +88,7 @@ def train(
     raise, InterruptedRunError after a signal, SoulDeployError for a loss that is not finite.
     """
     place, start = prepare_device(device), with_weights(model, config.seed)
+    refuse_searched(start)
     loaded = data_read(start, data, config)
     work = Work(start, module_of(start, place), loaded, config)
     asked = {"recipe": config.recorded(), "epochs": config.epochs}
@@ -116,8 +117,10 @@ class Work:
         """The manager of its checkpoints. asked: name -> what else decides the result."""
         start = None if checkpoints is None else checkpoints.settings
         if start is None:
-            weights = {name: v.cpu().numpy() for name, v in self.module.state_dict().items()}
-            start = {"start": files.digest(weights)}
+            begun = {name: v.cpu().numpy() for name, v in self.module.state_dict().items()}
+            for kind in ("channel_masks", "neuron_masks"):
+                begun |= {f"{kind}:{n}": keep for n, keep in getattr(self.start, kind).items()}
+            start = {"start": files.digest(begun)}
         place, network = trainer.device_of(self.module), keeping.network_of(self.module.graph)
         network_and_data = {"network": network, "data": keeping.content_of(self.data)}
         settings = keeping.plain_settings(command=command, **start, **asked, **network_and_data)
@@ -180,6 +183,16 @@ def with_weights(model: Model | SpikingGraph, seed: int) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return from_module(GraphModule(model), ModelInfo())
+
+
+def refuse_searched(model: Model) -> None:
+    """Raise UsageError for a network whose single weights were pruned: training fills the zeros."""
+    if model.alphas:
+        raise errors.UsageError(
+            "single weights of this network were pruned, and training would fill them again; train "
+            "its compact network (remove, `soul-deploy prune compact`), or go on with "
+            "prune_unstructured"
+        )
 
 
 def data_read(model: Model, data: given.DataLike, config: trainer.TrainConfig) -> datasets.Data:

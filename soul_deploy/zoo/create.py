@@ -7,6 +7,7 @@ from torch import nn
 from typing_extensions import deprecated
 
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
+from soul_deploy.model.file import expected_shapes
 from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.zoo import registry, resnet
 
@@ -53,4 +54,5 @@ def create(
     fields.setdefault("neuron", NeuronSpec())
     fields.setdefault("time_steps", 4)
     network, graph = registry.create(name, registry.NetworkOptions(**fields))
-    return Model(graph, arrays_of(network.state_dict()))
+    state = arrays_of(network.state_dict())  # of the user's own, also what the graph does not use
+    return Model(graph, {name: state[name] for name in expected_shapes(graph)})

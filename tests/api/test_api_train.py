@@ -266,3 +266,18 @@ def flat_graph() -> soul_deploy.SpikingGraph:
         Readout("head", ("sa",), 3, linear=True, bias=True),
     )
     return soul_deploy.SpikingGraph(nodes, 2)
+
+
+def test_a_run_does_not_go_on_under_other_masks(tmp_path: Path) -> None:
+    graph = small_graph()
+    dense = from_module(soul_deploy.GraphModule(graph), ModelInfo())
+    name = graph.populations[0].name
+    keep = np.ones(graph.shapes[name], np.bool_)
+    keep.flat[0] = False
+    kept = Checkpoints(tmp_path, resume=True)
+    soul_deploy.train(dense, arrays(), replace(QUICK, epochs=1), device="cpu", checkpoints=kept)
+    masked = replace(dense, neuron_masks={name: keep})
+    with pytest.raises(UsageError, match="start"):
+        soul_deploy.train(
+            masked, arrays(), replace(QUICK, epochs=1), device="cpu", checkpoints=kept
+        )

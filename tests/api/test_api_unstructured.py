@@ -11,7 +11,14 @@ import pytest
 import torch
 from searching import CONSTANT, SMALL, STEM, call, few, network
 
-from soul_deploy import FinetuneConfig, SearchConfig, plan_unstructured, prune_unstructured
+from soul_deploy import (
+    FinetuneConfig,
+    SearchConfig,
+    plan_unstructured,
+    prune_structured,
+    prune_unstructured,
+    train,
+)
 from soul_deploy.base.errors import UsageError
 from soul_deploy.base.files import digest
 from soul_deploy.data.datasets import READERS, Data
@@ -230,3 +237,17 @@ def test_a_search_goes_on_from_its_own_result(
     assert again.masked.info.validity == again.compact.info.validity == valid
     for name, alpha in result.masked.alphas.items():
         np.testing.assert_array_equal(again.masked.alphas[name], alpha)
+
+
+def test_training_does_not_fill_pruned_weights_again(
+    result: PruneResult, arrays: Mapping[str, Any]
+) -> None:
+    for ask in (train, prune_structured):
+        with pytest.raises(UsageError, match="training would fill them again"):
+            ask(result.masked, arrays)
+
+
+def test_tensorboard_needs_a_place(model: Model, arrays: Mapping[str, Any]) -> None:
+    pytest.importorskip("tensorboard", reason="it is an extra")
+    with pytest.raises(UsageError, match="tensorboard needs log"):
+        prune_unstructured(model, arrays, CONFIG, TRAINING, tensorboard=True)

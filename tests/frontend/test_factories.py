@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import soul_deploy
 from soul_deploy.base.errors import UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, load_data
@@ -159,6 +160,15 @@ def test_flags_that_would_do_nothing_are_refused(flag: list[str]) -> None:
         result.stderr.split()
     )
     assert "somebody.nets" not in sys.modules
+
+
+def test_a_model_of_a_factory_holds_what_its_graph_uses(tmp_path: Path) -> None:
+    model = soul_deploy.create(
+        "somebody.nets:make", input_shape=(1, 8, 8), classes=10, time_steps=2
+    )
+    assert set(model.module().state_dict()) == set(model.state)
+    soul_deploy.save(model, tmp_path / "theirs.safetensors")
+    assert soul_deploy.load(tmp_path / "theirs.safetensors").graph == model.graph
 
 
 def test_a_state_dict_is_pruned_with_the_factory(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_a_right_artifact_passes_all_gates(kind: str, tmp_path: Path) -> None:
     text = report.text()
     assert "Verified: yes" in text
     assert "1 static: passed" in text
+    wrong = replace(report, problems=("a structure that the graph lacks",))
+    assert wrong.verdict is Verdict.FAILED and not wrong.passed
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert document["schema"] == "soul-deploy/verify/2"
     assert document["passed"] is True

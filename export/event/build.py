@@ -199,22 +199,17 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
     """The fields that layers with synapses share; `live` is that of the currents."""
     graph, linear = parts.lowered.graph, parts.lowered.operator(projection)
     operator, edge = linear.operator, graph.edges[linear.source]
-    assert not isinstance(operator, linear_operators.ReadoutOperator)
     before = parts.lowered.live_values[linear.source]
     form = parts.forms.get(projection)
-    matrix = not isinstance(operator, linear_operators.ConvOperator)
-    possible = storage_format.MATRIX_FORMS if matrix else storage_format.CONVOLUTION_FORMS
+    what, possible = storage_format.possible_forms(operator)
     if form is not None and form not in possible:
-        what = "a matrix" if matrix else "a convolution"
         raise errors.UsageError(
             f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
         )
-    how = form or parts.choice, parts.max_memory
     current = fan_out.live_targets(graph, parts.lowered.model.neuron_masks, projection)
-    if isinstance(operator, linear_operators.ConvOperator):
-        synapses, weighed = storage_format.represent_convolution(operator, before, current, *how)
-    else:
-        synapses, weighed = storage_format.represent_matrix(operator, before, current, *how)
+    synapses, weighed = storage_format.represent(
+        operator, before, current, form or parts.choice, parts.max_memory
+    )
     return {
         "source": linear.source,
         "edge": edge.kind,
@@ -256,15 +251,13 @@ def _pool_layer(parts: _Parts, node: ir.MaxPool) -> eventnet.PoolLayer:
 
 def _readout(lowered: deploy.Deployed) -> eventnet.ReadoutLayer:
     graph, node = lowered.graph, lowered.graph.readout
-    linear = lowered.operator(node.name)
-    operator = linear.operator
-    assert isinstance(operator, linear_operators.ReadoutOperator)
+    operator = lowered.readout
     weight = operator.weight
     if weight is not None and not operator.space:
         weight = weight[:, storage_format.channel_last_order(operator.in_shape)]
     return eventnet.ReadoutLayer(
         name=node.name,
-        source=linear.source,
+        source=lowered.operator(node.name).source,
         in_shape=operator.in_shape,
         classes=node.classes,
         space=operator.space,

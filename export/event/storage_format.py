@@ -15,8 +15,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from soul_deploy.base import Array, errors, memory
-from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator
+from soul_deploy.base import Array, dispatch, errors, memory
+from soul_deploy.lowering.linear_operators import ConvOperator, MatrixOperator, Operator
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.format import tap_tables
 from soul_deploy.runtime.format.validate import MAX_SYNAPSES
@@ -39,27 +39,47 @@ from memory, a shared one from the cache. Measured on 6Conv2FC at 0.63 % connect
 its weights, half and all of its neurons live: 0.3 to 0.9."""
 
 Form = Literal["dense", "sparse", "explicit"]
-CONVOLUTION_FORMS: tuple[Form, ...] = get_args(Form)
-MATRIX_FORMS: tuple[Form, ...] = ("dense", "explicit")
 
 INSTEAD = "Give more with --max_memory, or use --representation implicit"
 EXPLICIT_BYTES = 1 << 29
 """Largest explicit form that is chosen unasked: 512 MiB."""
 
 
-def represent_convolution(
+@dispatch.operation_table(Operator)
+def possible_forms(operator: Operator) -> tuple[str, tuple[Form, ...]]:
+    """What a projection's operator is, and the forms that it can be stored in."""
+    raise possible_forms.unknown(operator)
+
+
+possible_forms.on(ConvOperator)(lambda _: ("a convolution", get_args(Form)))
+possible_forms.on(MatrixOperator)(lambda _: ("a matrix", ("dense", "explicit")))
+
+
+@dispatch.operation_table(Operator)
+def represent(
+    operator: Operator,
+    source_live: Array | None,
+    live: Array | None,
+    choice: Choice | Form,
+    max_memory: int | None = None,
+) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
+    """A projection's synapses, and what was weighed.
+
+    source_live, live: bool in the shapes of the source and the output; None: all.
+    max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
+    before they are made, for more; "auto" keeps the shared rows instead.
+    """
+    raise represent.unknown(operator)
+
+
+@represent.on(ConvOperator)
+def _represent_convolution(
     operator: ConvOperator,
     source_live: Array | None,
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
-    """A convolution's synapses, and what was weighed.
-
-    source_live, live: bool in the shapes of the source and the output; None: all.
-    max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
-    before they are made, for more; "auto" keeps the shared rows instead.
-    """
     shared, sparse = _convolution(operator, choice)
     sources, targets = (_flat(source_live, operator.in_shape), _flat(live, operator.out_shape))
     executed = int((additions_map(shared, 0) * _or_one(source_live)).sum())
@@ -68,28 +88,28 @@ def represent_convolution(
     else:
         explicit = int(row_lengths(shared, sparse, sources, targets).sum())
     size = _row_bytes(len(sources), explicit) + _bias_bytes(shared.bias)
-    kind: Form = "dense" if isinstance(shared.rows, eventnet.DenseRows) else "sparse"
-    slow = executed * DENSE_FROM if kind == "dense" else float(executed)
+    slow = executed * DENSE_FROM if shared.rows.dense else float(executed)
     allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
     better = size <= allowed and explicit / EXPLICIT_RATE < slow
     chosen = choice == "explicit" or (choice == "auto" and better)
     if chosen:
         memory.require_memory("the explicit form", size, max_memory, INSTEAD)
     weighed = (
-        eventnet.Alternative(kind, _bytes(shared), executed, not chosen),
+        eventnet.Alternative(shared.rows.kind, _bytes(shared), executed, not chosen),
         eventnet.Alternative("explicit", size, explicit, chosen),
     )
     return explicit_form(shared, sparse, sources, targets) if chosen else shared, weighed
 
 
-def represent_matrix(
+@represent.on(MatrixOperator)
+def _represent_matrix(
     operator: MatrixOperator,
     source_live: Array | None,
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
-    """As `represent_convolution`; rows of a matrix are one per neuron in any form.
+    """Rows of a matrix are one per neuron in any form.
 
     Dense rows hold everything (those of dead neurons are left out when they are loaded), explicit
     rows only synapses between live neurons.
@@ -217,9 +237,7 @@ def _row_bytes(rows: int, synapses: int) -> int:
 
 
 def _bytes(convolution: eventnet.ConvSynapses) -> int:
-    rows = convolution.rows
-    arrays = (rows.weight,) if isinstance(rows, eventnet.DenseRows) else rows.arrays
-    return sum(array.nbytes for array in arrays) + _bias_bytes(convolution.bias)
+    return sum(array.nbytes for array in convolution.rows.arrays) + _bias_bytes(convolution.bias)
 
 
 def _own(bias: Array | None) -> Array | None:

@@ -1,7 +1,9 @@
 """An event network against the graph it should come from: structure, and running layer by layer."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -33,19 +35,15 @@ def event_problems(
     found = [layer.name for layer in events.layers]
     if expected != found:
         return (*problems, f"layers {found}, the graph says {expected}")
-    layers, live = lowered.layers, lowered.live_values
-    by_name = {layer.population or layer.name: layer for layer in layers}
-    for stored in events.layers:
-        if isinstance(stored, eventnet.Firing):
-            problems += _population_problems(lowered, stored)
-        if isinstance(stored, eventnet.Synaptic) and stored.name in by_name:
-            layer = by_name[stored.name]
-            before = live[layer.linear.source]
-            problems += _layer_problems(reference, network, stored, layer, before)
-        else:
-            problems += _node_problems(graph, stored)
+    for population in events.populations:
+        problems += _population_problems(lowered, population)
+    for projected in events.projected:
+        problems += _synaptic_problems(lowered, network, projected)
+    with_synapses = {layer.name for layer in events.projected}
+    for other in events.layers:
+        problems += () if other.name in with_synapses else _node_problems(graph, other)
     problems += _readout_problems(lowered, events.readout)
-    problems += _fanout_problems(network, layers[-1], None)
+    problems += _fanout_problems(network, lowered.layers[-1], None)
     return tuple(problems)
 
 
@@ -84,29 +82,42 @@ def _node_problems(graph: ir.SpikingGraph, stored: eventnet.Layer) -> Iterator[s
     node, name = graph[stored.name], stored.name
     yield from _differs(f"{name}: sources", stored.sources, node.inputs)
     yield from _differs(f"{name}: output shape", stored.out_shape, graph.shapes[name])
-    kind, compared = stored_as(node)
-    if kind is None or not isinstance(stored, kind):
-        what = stored.what if not isinstance(stored, eventnet.Synaptic) else "a projection"
-        yield f"{name}: stored as {what}, the graph says {node.op}"
-    elif isinstance(stored, eventnet.ScatterLayer):
-        index = np.array(getattr(node, *compared), np.uint32)
-        yield from array_problems(f"{name}: index", stored.index, index)
-    elif compared:
-        geometry, expected = (tuple(getattr(n, c) for c in compared) for n in (stored, node))
-        yield from _differs(f"{name}: {', '.join(compared)}", geometry, expected)
+    kind, content = stored_as(node)
+    if kind is type(stored):
+        yield from content(stored, node)
+    else:
+        yield f"{name}: stored as {stored.what}, the graph says {node.op}"
+
+
+Content: TypeAlias = Callable[[Any, Any], Iterator[str]]
+
+
+def _same(*fields: str) -> Content:
+    """Differences of the fields that a layer and its node share."""
+
+    def content(stored: eventnet.Layer, node: ir.Node) -> Iterator[str]:
+        ours, expected = (tuple(getattr(n, field) for field in fields) for n in (stored, node))
+        yield from _differs(f"{stored.name}: {', '.join(fields)}", ours, expected)
+
+    return content
+
+
+def _same_index(stored: eventnet.ScatterLayer, node: ir.Scatter) -> Iterator[str]:
+    index = np.array(node.index, np.uint32)
+    yield from array_problems(f"{stored.name}: index", stored.index, index)
 
 
 @dispatch.operation_table(ir.Node)
-def stored_as(node: ir.Node) -> tuple[type[eventnet.Layer] | None, tuple[str, ...]]:
-    """The kind of layer without synapses that a node is, and the fields that both have."""
+def stored_as(node: ir.Node) -> tuple[type[eventnet.Layer] | None, Content]:
+    """The kind of layer without synapses that a node is, and how the content of both differs."""
     raise ir.no_entry(node, "verification of event files")
 
 
-stored_as.on(ir.Projection, *build.PARTS)(lambda _: (None, ()))
-stored_as.on(ir.Population)(lambda _: (eventnet.PopulationLayer, ()))
-stored_as.on(ir.MaxPool)(lambda _: (eventnet.PoolLayer, ("kernel", "stride", "padding")))
-stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, ("function",)))
-stored_as.on(ir.Scatter)(lambda _: (eventnet.ScatterLayer, ("index",)))
+stored_as.on(ir.Projection, *build.PARTS)(lambda _: (None, _same()))
+stored_as.on(ir.Population)(lambda _: (eventnet.PopulationLayer, _same()))
+stored_as.on(ir.MaxPool)(lambda _: (eventnet.PoolLayer, _same("kernel", "stride", "padding")))
+stored_as.on(ir.Merge)(lambda _: (eventnet.MergeLayer, _same("function")))
+stored_as.on(ir.Scatter)(lambda _: (eventnet.ScatterLayer, _same_index))
 
 
 def _population_problems(lowered: deploy.Deployed, stored: eventnet.Firing) -> Iterator[str]:
@@ -120,41 +131,54 @@ def _population_problems(lowered: deploy.Deployed, stored: eventnet.Firing) -> I
     yield from array_problems(f"{name}: generated spikes", stored.pattern, pattern)
 
 
-def _layer_problems(
-    reference: Model,
-    network: Network,
-    stored: eventnet.Synaptic,
-    layer: fan_out.CountedLayer,
-    before: Array | None,
+def _synaptic_problems(
+    lowered: deploy.Deployed, network: Network, stored: eventnet.Synaptic
 ) -> Iterator[str]:
-    """before: where the source can hold events; None: everywhere."""
-    name, operator = stored.name, layer.linear.operator
+    by_name = {layer.population or layer.name: layer for layer in lowered.layers}
+    if stored.name not in by_name:
+        yield from _node_problems(lowered.graph, stored)
+        return
+    name, layer = stored.name, by_name[stored.name]
+    before = lowered.live_values[layer.source]  # where the source can hold events; None: everywhere
     yield from _differs(f"{name}: projection", stored.projection, layer.name)
-    yield from _differs(f"{name}: source", stored.source, layer.linear.source)
+    yield from _differs(f"{name}: source", stored.source, layer.source)
     edge = (stored.edge, stored.bound)
     yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
-    if not isinstance(stored, eventnet.Firing):
+    if not stored.stateful:  # a population says itself which neurons are live
         live = None if layer.live is None else storage_format.channel_last_mask(layer.live)
         yield from array_problems(f"{name}: live targets", stored.live, live)
-    yield from _differs(f"{name}: output shape", stored.out_shape, reference.graph.shapes[name])
-    synapses = stored.synapses
-    if isinstance(operator, linear_operators.MatrixOperator):
-        problems = list(_matrix_problems(name, synapses, operator, before, layer.live))
-    else:
-        assert isinstance(operator, linear_operators.ConvOperator)
-        if isinstance(synapses, eventnet.MatrixSynapses):
-            problems = list(explicit_problems(name, synapses, operator, before, layer.live))
-        else:
-            assert isinstance(synapses, eventnet.ConvSynapses)
-            problems = list(_convolution_problems(name, synapses, operator))
+    yield from _differs(f"{name}: output shape", stored.out_shape, lowered.graph.shapes[name])
+    rows = _Stored(name, stored.synapses, before, layer.live)
+    problems = list(operator_problems(layer.linear.operator, rows))
     yield from problems
     if not problems:
         yield from _fanout_problems(network, layer, before)
 
 
-def _convolution_problems(
-    name: str, conv: eventnet.ConvSynapses, op: linear_operators.ConvOperator
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Stored:
+    """A projection's stored synapses; before, live: where events come from and go to, bool of the
+    source's and the output's shape, None: everywhere.
+    """
+
+    name: str
+    synapses: eventnet.Synapses
+    before: Array | None
+    live: Array | None
+
+
+@dispatch.operation_table(linear_operators.Operator)
+def operator_problems(op: linear_operators.Operator, stored: _Stored) -> Iterator[str]:
+    """How stored synapses differ from a projection's operator."""
+    raise operator_problems.unknown(op)
+
+
+@operator_problems.on(linear_operators.ConvOperator)
+def _convolution_problems(op: linear_operators.ConvOperator, stored: _Stored) -> Iterator[str]:
+    conv, name = stored.synapses.convolution, stored.name
+    if conv is None:
+        yield from explicit_problems(name, stored.synapses, op, stored.before, stored.live)
+        return
     reach = tuple(min(op.reach[i], op.in_shape[1 + i]) for i in (0, 1))
     ours = (op.in_shape, op.stride, op.padding, op.dilation, op.groups, reach)
     theirs = (conv.in_shape, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -163,20 +187,16 @@ def _convolution_problems(
     yield from array_problems(f"{name}: bias", conv.bias, op.bias)
 
 
-def _matrix_problems(
-    name: str,
-    matrix: eventnet.Synapses,
-    op: linear_operators.MatrixOperator,
-    before: Array | None,
-    live: Array | None,
-) -> Iterator[str]:
+@operator_problems.on(linear_operators.MatrixOperator)
+def _matrix_problems(op: linear_operators.MatrixOperator, stored: _Stored) -> Iterator[str]:
     """Compressed rows hold nothing from or to a dead neuron; dense ones may."""
-    if not isinstance(matrix, eventnet.MatrixSynapses):
+    matrix, name, before, live = stored.synapses, stored.name, stored.before, stored.live
+    if matrix.shared:
         yield f"{name}: stored as a convolution, the graph says matrix"
         return
     yield from _differs(f"{name}: input shape", matrix.in_shape, op.in_shape)
     weight = op.weight
-    if isinstance(matrix.rows, eventnet.SparseRows):
+    if not matrix.rows.dense:
         weight = weight if before is None else weight * before.reshape(-1)
         weight = weight if live is None else weight * live.reshape(-1, 1)
     yield from array_problems(f"{name}: weights", matrix_weight(matrix), weight)
@@ -185,11 +205,9 @@ def _matrix_problems(
 
 def _readout_problems(lowered: deploy.Deployed, stored: eventnet.ReadoutLayer) -> Iterator[str]:
     node = lowered.graph.readout
-    linear = lowered.operator(node.name)
-    op = linear.operator
-    assert isinstance(op, linear_operators.ReadoutOperator)
+    op, source = lowered.readout, lowered.operator(node.name).source
     divisor = node.divisor(lowered.graph.shapes[node.inputs[0]], 1)
-    ours = (node.name, linear.source, op.in_shape, node.classes, op.space, op.votes, divisor)
+    ours = (node.name, source, op.in_shape, node.classes, op.space, op.votes, divisor)
     theirs = (stored.name, stored.source, stored.in_shape, stored.classes, stored.space)
     yield from _differs("readout", (*theirs, stored.votes, stored.divisor), ours)
     weight = stored.weight
@@ -231,7 +249,7 @@ def same_arrays(a: Array | None, b: Array | None) -> bool:
 
 def _dense(rows: eventnet.Rows, count: int, width: int) -> Array:
     """Rows as a (count, width) array."""
-    if isinstance(rows, eventnet.DenseRows):
+    if rows.dense:
         return rows.weight.reshape(count, -1)
     dense = np.zeros((count, width), np.float32)
     _, targets, weight = rows.arrays
@@ -252,14 +270,14 @@ def convolution_weight(conv: eventnet.ConvSynapses) -> Array:
     used = 0
     for g in range(conv.groups):
         part = dense[g * inner : (g + 1) * inner]
-        if not isinstance(conv.rows, eventnet.DenseRows):
+        if not conv.rows.dense:
             part = part[..., g * share : (g + 1) * share]
         weight[g * share : (g + 1) * share] = part.transpose(3, 0, 1, 2)
         used += int(np.count_nonzero(part))
     return weight if used == int(np.count_nonzero(dense)) else dense
 
 
-def matrix_weight(matrix: eventnet.MatrixSynapses) -> Array:
+def matrix_weight(matrix: eventnet.Synapses) -> Array:
     """The stored rows as (n_out, n_in), both sides channel-major."""
     size = math.prod(matrix.in_shape), math.prod(matrix.out_shape)
     by_target = _channel_major(_dense(matrix.rows, *size), matrix.out_shape)
@@ -277,7 +295,7 @@ def _channel_major(values: Array, shape: ir.Shape) -> Array:
 
 def explicit_problems(
     name: str,
-    synapses: eventnet.MatrixSynapses,
+    synapses: eventnet.Synapses,
     op: linear_operators.ConvOperator,
     before: Array | None,
     live: Array | None,
@@ -287,7 +305,8 @@ def explicit_problems(
     If every row holds as many synapses as the graph's fan-out map says, all distinct, each with the
     weight that the definition gives for its pair of neurons, then the rows are exactly the graph's.
     """
-    if not isinstance(synapses.rows, eventnet.SparseRows):
+    rows = synapses.explicit_rows
+    if rows is None:
         yield f"{name}: stored as a dense matrix, the graph says convolution"
         return
     if (synapses.in_shape, synapses.out_shape) != (op.in_shape, op.out_shape):
@@ -296,13 +315,12 @@ def explicit_problems(
         yield f"{name}: rows lead from {theirs}, the graph says {ours}"
         return
     expected = fan_out.fanout(op, live) * (True if before is None else before)
-    lengths: Array = np.diff(synapses.rows.starts.astype(np.int64))
     channels, height, width = op.in_shape
-    by_source = np.moveaxis(lengths.reshape(height, width, channels), -1, 0)
+    by_source = np.moveaxis(rows.lengths.reshape(height, width, channels), -1, 0)
     wrong = int((by_source != expected).sum())
     if wrong:
         yield f"{name}: {wrong} rows have another number of synapses than the graph says"
-    rows, count = synapses.rows, synapses.rows.synapses
+    count = rows.synapses
     chunks = (slice(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK))
     differing = sum(_wrong_synapses(rows, op, live, at) for at in chunks)
     if differing:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class EventExecution:
             self._counted = set()
         if layer == events.readout.name:
             scores = self._scores(self._value(events.readout.source))
-            fed = self._by_position(events.readout, self._reference_value(events.readout.source))
+            fed = self._arriving(events.readout.in_shape, events.readout.source)
             counted = {layer: counting.readout_steps(events.readout, fed)}
             return LayerRun(scores, counted | self._counts(self._between(events.readout), None))
         stored = events.by_name[layer]
@@ -67,30 +68,18 @@ class EventExecution:
         self, parts: Iterable[eventnet.Layer], spikes: Array | None
     ) -> dict[str, counters.StepCounts]:
         """Counts of layers on the reference's values; spikes: of the population among them."""
-        counted = {}
+        counted: dict[str, counters.StepCounts] = {}
         for part in parts:
-            counts = counters.StepCounts()
-            if isinstance(part, eventnet.Firing):
-                assert spikes is not None
-                counts += counting.neuron_steps(part, spikes)
-            if isinstance(part, eventnet.Synaptic):
-                fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.projection] = counts + counting.projection_steps(part, fed)
-            elif isinstance(part, eventnet.PoolLayer):
-                fed = self._by_position(part, self._reference_value(part.source))
-                counted[part.name] = counting.pooling_steps(part, fed)
-            elif isinstance(part, eventnet.PopulationLayer):
-                counted[part.name] = counts
+            fired = {} if spikes is None else {part.name: spikes}
+            counted |= counting.steps_of(part, partial(self._arriving, part.in_shape), fired)
         return counted
 
-    def _by_position(
-        self, part: eventnet.Synaptic | eventnet.PoolLayer | eventnet.ReadoutLayer, recorded: Array
-    ) -> Array:
-        """(B, steps, positions, channels), as the runtime holds it, of a node's values."""
-        by_step = recorded if recorded.ndim == len(part.in_shape) + 2 else recorded[None]
-        kind, _ = self.network.events.edges[part.source]
-        values = by_step.astype(np.float32 if kind == "analog" else np.uint8)
-        return np.swapaxes(to_channel_last(values, part.in_shape), 0, 1)
+    def _arriving(self, in_shape: eventnet.Shape, source: str) -> Array:
+        """The reference's values of a source, as the runtime holds them."""
+        kind, _ = self.network.events.edges[source]
+        values = self._reference_value(source)
+        typed = values.astype(np.float32 if kind == "analog" else np.uint8)
+        return counted_run.by_position(typed, in_shape)
 
     def _run(self, stored: eventnet.Layer) -> Array:
         inputs = [self._value(name) for name in stored.sources]

@@ -162,6 +162,11 @@ class Synapses:
         return None
 
     @property
+    def convolution(self) -> "ConvSynapses | None":
+        """The synapses, if they are a convolution's shared rows."""
+        return None
+
+    @property
     def row_count(self) -> int:
         """Rows of synapses: one per input neuron, or per channel and kernel position."""
         return math.prod(self.in_shape)
@@ -226,6 +231,10 @@ class ConvSynapses(Synapses):
         shape = (self.in_shape[0], *self.kernel, self.out_shape[0] // self.groups)
         self.rows.check("convolution", shape, self.row_count, self.out_shape[0])
         validate.require_array("bias", self.bias, np.float32, self.out_shape[:1])
+
+    @property
+    def convolution(self) -> "ConvSynapses":
+        return self
 
     @property
     def row_count(self) -> int:

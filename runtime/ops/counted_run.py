@@ -5,17 +5,16 @@ recorded run, poolings from what their sources held. Every layer's counts are ch
 the layer's structure allows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.engine.inputs import source_values, to_channel_last
 from soul_deploy.runtime.engine.network import Network, Recording
-from soul_deploy.runtime.format.layers import MapLayer, Synaptic
-from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
+from soul_deploy.runtime.format.network import Layer, Shape, Synaptic
 from soul_deploy.runtime.ops import counters, counting
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 from soul_deploy.runtime.plan.estimate import require_counting
@@ -43,9 +42,9 @@ def count_run(network: Network, x: Array) -> CountedRun:
     x = network.input_values(x)
     counts, executed, recording = count_recorded(network, x)
     readout = counts.pop(network.events.readout.name)
-    held = partial(_value, network, {network.events.input_name: x, **recording.spikes})
+    recorded = {network.events.input_name: x, **recording.spikes}
     for layer in network.events.maps:
-        counts |= map_counts(layer, held)
+        counts |= counting.totals_of(layer, partial(_arriving, network, recorded, layer), {})
     counts[network.events.readout.name] = readout
     _require_bounds(network, x, counts)
     return CountedRun(counts, executed, recording)
@@ -92,12 +91,15 @@ def count_layer(
         values = source_values(events, events.readout, events.readout.source, inputs)
         return counting.readout_steps(events.readout, values).total()
     layer, projected = network.layer(name), _projection(network, name)
+    if layer.name in {other.name for other in events.maps}:
+        return counters.LayerCounts()
     spikes, held = {}, {}
     if layer.stateful:
         spikes[layer.name] = network.run_layer(name, inputs) if spikes_out is None else spikes_out
     if projected is not None:
         held[projected.source] = source_values(events, layer, projected.source, inputs)
-    return sum(counting.counts_of(layer, held, spikes).values(), counters.LayerCounts())
+    counted = counting.totals_of(layer, held.__getitem__, spikes)
+    return sum(counted.values(), counters.LayerCounts())
 
 
 def fan_out(network: Network, name: str) -> Array:
@@ -130,23 +132,16 @@ def _projection(network: Network, name: str) -> Synaptic | None:
     return next((layer for layer in network.events.projected if name in layer.names), None)
 
 
-@dispatch.operation_table(MapLayer)
-def map_counts(layer: MapLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
-    """What a layer without synapses and neurons counts, by name; held: what a layer held."""
-    raise map_counts.unknown(layer)
+def by_position(values: Array, in_shape: Shape) -> Array:
+    """Values (T, B, *in_shape), or (B, *in_shape) of a static source, as the runtime holds them:
+    (B, T or 1, positions, channels).
+    """
+    by_step = values if values.ndim == len(in_shape) + 2 else values[None]
+    return np.swapaxes(to_channel_last(by_step, in_shape), 0, 1)
 
 
-@map_counts.on(PoolLayer)
-def _(layer: PoolLayer, held: Callable[[str], Array]) -> dict[str, counters.LayerCounts]:
-    values = held(layer.source)  # (T, B, C, H, W), or (B, C, H, W) of a static source
-    by_step = values if values.ndim == 5 else values[None]
-    by_sample = np.swapaxes(to_channel_last(by_step, layer.in_shape), 0, 1)
-    return {layer.name: counting.pooling_steps(layer, by_sample).total()}
-
-
-@map_counts.on(MergeLayer, ScatterLayer)
-def _(layer: MergeLayer | ScatterLayer, held: object) -> dict[str, counters.LayerCounts]:
-    return {}
+def _arriving(network: Network, recorded: dict[str, Array], layer: Layer, source: str) -> Array:
+    return by_position(_value(network, recorded, source), layer.in_shape)
 
 
 def _value(network: Network, recorded: dict[str, Array], name: str) -> Array:

@@ -7,14 +7,16 @@ Definitions: docs/counting.md.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.format import network
 from soul_deploy.runtime.ops import counters, fan_out
+
+Held: TypeAlias = Callable[[str], Array]
 
 
 def projection_steps(layer: network.Synaptic, values: Array) -> counters.StepCounts:
@@ -151,8 +153,10 @@ def count_layers(
     (T, B, ...).
     """
     counts: dict[str, counters.LayerCounts] = {}
+    maps = {layer.name for layer in events.maps}  # counted apart
     for layer in events.layers:
-        counts |= counts_of(layer, recorded, spikes)
+        if layer.name not in maps:
+            counts |= totals_of(layer, recorded.__getitem__, spikes)
     executed = {
         layer.projection: count_additions(layer, recorded[layer.source])
         for layer in events.projected
@@ -162,30 +166,46 @@ def count_layers(
     return counts, executed
 
 
-@dispatch.operation_table(network.Layer)
-def counts_of(
-    layer: network.Layer, held: Mapping[str, Array], spikes: Mapping[str, Array]
+def totals_of(
+    layer: network.Layer, held: Held, spikes: Mapping[str, Array]
 ) -> dict[str, counters.LayerCounts]:
-    """What the synapses and neurons of a layer count, as `count_layers`."""
-    raise counts_of.unknown(layer)
+    """As `steps_of`, summed over steps and samples."""
+    return {name: counts.total() for name, counts in steps_of(layer, held, spikes).items()}
 
 
-@counts_of.on(network.SpikingLayer)
-def _(layer: network.SpikingLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
-    counts = projection_steps(layer, held[layer.source]) + neuron_steps(layer, spikes[layer.name])
-    return {layer.projection: counts.total()}
+@dispatch.operation_table(network.Layer)
+def steps_of(
+    layer: network.Layer, held: Held, spikes: Mapping[str, Array]
+) -> dict[str, counters.StepCounts]:
+    """What a layer counts, by projection, population without one, or pooling.
+
+    held: gives what a source holds, (B, T or 1, positions, channels). spikes: of each population,
+    (T, B, ...).
+    """
+    raise steps_of.unknown(layer)
 
 
-@counts_of.on(network.CurrentLayer)
-def _(layer: network.CurrentLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
-    return {layer.projection: projection_steps(layer, held[layer.source]).total()}
+@steps_of.on(network.SpikingLayer)
+def _(layer: network.SpikingLayer, held: Held, spikes: Any) -> dict[str, counters.StepCounts]:
+    counts = projection_steps(layer, held(layer.source)) + neuron_steps(layer, spikes[layer.name])
+    return {layer.projection: counts}
 
 
-@counts_of.on(network.PopulationLayer)
-def _(layer: network.PopulationLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
-    return {layer.name: neuron_steps(layer, spikes[layer.name]).total()}
+@steps_of.on(network.CurrentLayer)
+def _(layer: network.CurrentLayer, held: Held, spikes: Any) -> dict[str, counters.StepCounts]:
+    return {layer.projection: projection_steps(layer, held(layer.source))}
 
 
-@counts_of.on(network.MapLayer)
-def _(layer: network.MapLayer, held: Any, spikes: Any) -> dict[str, counters.LayerCounts]:
+@steps_of.on(network.PopulationLayer)
+def _(layer: network.PopulationLayer, held: Held, spikes: Any) -> dict[str, counters.StepCounts]:
+    return {layer.name: neuron_steps(layer, spikes[layer.name])}
+
+
+@steps_of.on(network.PoolLayer)
+def _(layer: network.PoolLayer, held: Held, spikes: Any) -> dict[str, counters.StepCounts]:
+    return {layer.name: pooling_steps(layer, held(layer.source))}
+
+
+@steps_of.on(network.MergeLayer, network.ScatterLayer)
+def _(layer: network.MapLayer, held: Held, spikes: Any) -> dict[str, counters.StepCounts]:
     return {}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, tables
-from soul_deploy.lowering import deploy, fan_out, fold_batch_norm, linear_operators
+from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
 
@@ -142,7 +142,6 @@ def _pool(node: ir.Pool, walk: _Forwards) -> Tensor:
 @reach.on(ir.Projection)
 def _projection(node: ir.Projection, walk: _Forwards) -> Tensor:
     graph, linear = walk.lowered.graph, walk.lowered.operator(node.name)
-    assert not isinstance(linear.operator, linear_operators.ReadoutOperator)
     fed = fan_out.arrivals(linear.operator, walk.reachable[linear.source])
     fed = fed.reshape(1, *graph.shapes[node.name])
     live = fan_out.live_targets(graph, walk.lowered.model.neuron_masks, node.name)

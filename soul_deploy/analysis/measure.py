@@ -14,7 +14,7 @@ from soul_deploy.analysis import connectivity, other_tools, report, synops
 from soul_deploy.base import Array, errors
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.ir import SpikingGraph
-from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
+from soul_deploy.lowering import deploy, fold_batch_norm
 from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops import energy as estimates
@@ -241,18 +241,15 @@ class _Run:
 
     def _projection(self, entry: CountedLayer, counts: LayerCounts) -> report.LayerReport:
         name, source, graph = entry.name, entry.linear.source, self.graph
-        operator = entry.linear.operator
-        if isinstance(operator, linear_operators.ReadoutOperator):
-            executions, once = self.samples, False
-        else:
-            once = source in self.once
-            executions = self.samples * (1 if once else graph.time_steps)
+        reads_out = name == graph.readout.name
+        once = not reads_out and source in self.once
+        executions = self.samples * (1 if once or reads_out else graph.time_steps)
         before, fan_out = self.trimmed.live_values[source], entry.fanout
         if before is not None and before.shape == fan_out.shape:
             fan_out = fan_out * before
         synapses = self.trimmed.synapses.get(name)
         kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
-        graded = entry.edge.kind == "graded" or name == graph.readout.name
+        graded = entry.edge.kind == "graded" or reads_out
         analog = (0, 0, 0)
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])

@@ -36,19 +36,20 @@ def layer_steps(
     """
     operator = layer.linear.operator
     counters.require_edge_values(layer.name, source.numpy(), layer.edge.bound)
-    if isinstance(operator, linear_operators.ReadoutOperator):
-        return _readout_steps(layer, operator, source)
+    if operator.readout is not None:
+        return _readout_steps(layer, operator.readout, source)
     counted = _synapse_steps(layer, operator, source)
     if spikes_out is not None:
         driven = spikes_out[:, :, : operator.out_shape[0]]  # not the constant-pattern channels
         counted += _neuron_steps(driven, layer.targets)
     slots = len(source.reshape(-1, *operator.in_shape))
-    counters.require_bounds(layer.name, counted.total(), _limits(layer, operator, slots))
+    limits = (layer.edge.bound, int(layer.fanout.sum()), layer.targets, operator.most_targets)
+    counters.require_bounds(layer.name, counted.total(), counters.CountLimits(slots, *limits))
     return counted
 
 
 def _synapse_steps(
-    layer: fan_out.CountedLayer, operator: linear_operators.Operator, source: Tensor
+    layer: fan_out.CountedLayer, operator: linear_operators.LinearOperator, source: Tensor
 ) -> counters.StepCounts:
     batch = source.shape[-len(operator.in_shape) - 1]
     values = source.reshape(-1, *operator.in_shape)
@@ -84,18 +85,9 @@ def _neuron_steps(spikes: Tensor, neurons: int) -> counters.StepCounts:
     return counters.StepCounts({"neuron_updates": updates, "spikes_out": fired})
 
 
-def _limits(
-    layer: fan_out.CountedLayer, operator: linear_operators.Operator, slots: int
-) -> counters.CountLimits:
-    most = int(np.prod(operator.out_shape))
-    if isinstance(operator, linear_operators.ConvOperator):
-        out, _, height, width = operator.weight.shape
-        most = out // operator.groups * height * width
-    bound = layer.edge.bound
-    return counters.CountLimits(slots, bound, int(layer.fanout.sum()), layer.targets, most)
-
-
-def _touched(operator: linear_operators.Operator, events: Tensor, live: Array | None) -> Tensor:
+def _touched(
+    operator: linear_operators.LinearOperator, events: Tensor, live: Array | None
+) -> Tensor:
     """Live targets that at least one event reaches, per image; in chunks, to bound memory."""
     totals = [torch.zeros(0, dtype=torch.int64)]
     for part in torch.split(events, 64):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -159,7 +159,7 @@ def event(
 def read_forms(words: Sequence[str]) -> dict[str, storage_format.Form]:
     """LAYER=FORM words as a mapping. Raises UsageError."""
     forms: dict[str, storage_format.Form] = {}
-    valid = storage_format.CONVOLUTION_FORMS
+    valid = get_args(storage_format.Form)
     for word in words:
         layer, equals, form = word.rpartition("=")
         found = next((known for known in valid if known == form.lower()), None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soul_deploy.analysis.synops import count_recorded_layer, count_steps, readout_sums
 from soul_deploy.equivalence.reference import ReferenceModel
-from soul_deploy.lowering import deploy, fan_out, linear_operators
+from soul_deploy.lowering import deploy, fan_out
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import COUNTERS, LayerCounts, StepCounts
 
@@ -154,8 +154,8 @@ def _differences(
     after: Tensor,
 ) -> Iterator[CountDifference]:
     """Counts are linear in what arrives, so a difference is the fan-out of what differs."""
-    operator = layer.linear.operator
-    if isinstance(operator, linear_operators.ReadoutOperator):
+    operator = layer.linear.operator.readout
+    if operator is not None:
         before, after = (readout_sums(operator, values) for values in (before, after))
     events = (after != 0).to(torch.int64) - (before != 0).to(torch.int64)
     changes = {"macs_effective": events}

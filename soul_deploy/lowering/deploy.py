@@ -46,6 +46,13 @@ class Deployed:
             )
         return self._operators[name]
 
+    @property
+    def readout(self) -> linear_operators.ReadoutOperator:
+        """The linear operator of the readout."""
+        operator = self.operator(self.graph.readout.name).operator.readout
+        assert operator is not None
+        return operator
+
     @cached_property
     def equations(self) -> Mapping[str, NeuronEquation]:
         """The deployed equation of every population, by name."""

@@ -46,22 +46,12 @@ class CountedLayer:
     @property
     def targets(self) -> int:
         """How many live targets there are."""
-        operator = self.linear.operator
-        if isinstance(operator, linear_operators.ReadoutOperator):
-            return 0 if operator.weight is None else len(operator.weight)
-        return int(np.prod(operator.out_shape) if self.live is None else self.live.sum())
+        return self.linear.operator.targets(self.live)
 
     @property
     def biased(self) -> int:
         """How many live targets have a bias that is not 0."""
-        operator = self.linear.operator
-        if operator.bias is None:
-            return 0
-        if isinstance(operator, linear_operators.ReadoutOperator):
-            return int((operator.bias != 0).sum())
-        sides = [1] * (len(operator.out_shape) - 1)
-        biased = np.broadcast_to((operator.bias != 0).reshape(-1, *sides), operator.out_shape)
-        return int((biased if self.live is None else biased & self.live).sum())
+        return self.linear.operator.biased(self.live)
 
 
 @dataclass(frozen=True)
@@ -140,21 +130,25 @@ targets_of.on(
 )(lambda *_: None)
 
 
-def fanout(
-    operator: linear_operators.Operator | linear_operators.ReadoutOperator,
-    live: Array | None = None,
-) -> Array:
+@dispatch.operation_table(linear_operators.LinearOperator)
+def fanout(operator: linear_operators.LinearOperator, live: Array | None = None) -> Array:
     """Synapses onto live targets from each input: int64 of the input's shape.
 
     For a readout that sums over space first, (C,). live: bool of the output's shape; None: all.
     """
-    if isinstance(operator, linear_operators.ConvOperator):
-        return _conv_fanout(operator, live)
-    if isinstance(operator, linear_operators.ReadoutOperator):
-        shape = operator.in_shape[:1] if operator.space else operator.in_shape
-        if operator.weight is None:
-            return np.zeros(shape, np.int64)
-        return _columns(operator.weight, shape)
+    raise fanout.unknown(operator)
+
+
+@fanout.on(linear_operators.ReadoutOperator)
+def _readout_fanout(operator: linear_operators.ReadoutOperator, live: Array | None = None) -> Array:
+    shape = operator.in_shape[:1] if operator.space else operator.in_shape
+    if operator.weight is None:
+        return np.zeros(shape, np.int64)
+    return _columns(operator.weight, shape)
+
+
+@fanout.on(linear_operators.MatrixOperator)
+def _matrix_fanout(operator: linear_operators.MatrixOperator, live: Array | None = None) -> Array:
     weight = operator.weight
     return _columns(weight if live is None else weight[live.reshape(-1)], operator.in_shape)
 
@@ -168,7 +162,8 @@ def nonzero(weight: Array) -> Tensor:
     return torch.from_numpy((weight != 0).astype(np.float64))
 
 
-def _conv_fanout(op: linear_operators.ConvOperator, live: Array | None) -> Array:
+@fanout.on(linear_operators.ConvOperator)
+def _conv_fanout(op: linear_operators.ConvOperator, live: Array | None = None) -> Array:
     """Transposed convolution of ones: how many live outputs each input position reaches."""
     targets = torch.ones(1, *op.out_shape, dtype=torch.float64)
     if live is not None:
@@ -183,10 +178,19 @@ def _conv_fanout(op: linear_operators.ConvOperator, live: Array | None) -> Array
     return result.numpy()
 
 
+@dispatch.operation_table(linear_operators.Operator)
 def arrivals(op: linear_operators.Operator, events: Tensor) -> Tensor:
     """How many events reach each target: events (N, *in_shape) of 0/1 -> (N, *out_shape)."""
-    if isinstance(op, linear_operators.MatrixOperator):
-        return events.flatten(1).double() @ nonzero(op.weight).t()
+    raise arrivals.unknown(op)
+
+
+@arrivals.on(linear_operators.MatrixOperator)
+def _matrix_arrivals(op: linear_operators.MatrixOperator, events: Tensor) -> Tensor:
+    return events.flatten(1).double() @ nonzero(op.weight).t()
+
+
+@arrivals.on(linear_operators.ConvOperator)
+def _conv_arrivals(op: linear_operators.ConvOperator, events: Tensor) -> Tensor:
     x = events[:, :, : op.reach[0], : op.reach[1]].double()
     needed = [0, 0]
     padding: list[int] = []

@@ -7,7 +7,7 @@ before the pooling. The edge stays a spike edge: what arrives are events, not fr
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +18,54 @@ from soul_deploy.lowering.fold_batch_norm import DeployedWeights
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
 
 
+class LinearOperator:
+    """What operators of projections and of a readout have in common; the family of the tables over
+    operators. Their fields are described there.
+    """
+
+    weight: Array | None
+    bias: Array | None
+    in_shape: ir.Shape
+
+    if TYPE_CHECKING:  # a field of one class is a property of another
+
+        @property
+        def out_shape(self) -> ir.Shape:
+            """Shape of what leaves."""
+            raise NotImplementedError
+
+    @property
+    def readout(self) -> "ReadoutOperator | None":
+        """The operator, if it is a readout's."""
+        return None
+
+    @property
+    def most_targets(self) -> int:
+        """Targets that one input has at most."""
+        return math.prod(self.out_shape)
+
+    def targets(self, live: Array | None) -> int:
+        """How many targets there are; live: bool of the output's shape, None: all."""
+        return math.prod(self.out_shape) if live is None else int(live.sum())
+
+    def biased(self, live: Array | None) -> int:
+        """How many targets have a bias that is not 0; as `targets`."""
+        if self.bias is None:
+            return 0
+        sides = [1] * (len(self.out_shape) - 1)
+        biased = np.broadcast_to((self.bias != 0).reshape(-1, *sides), self.out_shape)
+        return int((biased if live is None else biased & live).sum())
+
+
+class Operator(LinearOperator):
+    """The operator of a projection."""
+
+    weight: Array
+
+
 @brief
 @dataclass(frozen=True)
-class ConvOperator:
+class ConvOperator(Operator):
     """A convolution with zero padding whose output size is given, not derived.
 
     weight (C_out, C_in / groups, kh, kw) and bias (C_out,) or None, float32. Inputs at or beyond
@@ -38,10 +83,15 @@ class ConvOperator:
     out_shape: ir.Shape
     reach: ir.Pair
 
+    @property
+    def most_targets(self) -> int:
+        out, _, height, width = self.weight.shape
+        return out // self.groups * height * width
+
 
 @brief
 @dataclass(frozen=True)
-class MatrixOperator:
+class MatrixOperator(Operator):
     """weight (n_out, n_in) float32 on the channel-major flattened input, bias (channels,) or None.
 
     Output n belongs to channel n // (n_out / channels).
@@ -55,7 +105,7 @@ class MatrixOperator:
 
 @brief
 @dataclass(frozen=True)
-class ReadoutOperator:
+class ReadoutOperator(LinearOperator):
     """Class scores from spikes summed over time: scale · (weight @ counts) + bias.
 
     `space`: the counts are summed over H and W first, so that weight is (classes, C); otherwise
@@ -70,8 +120,21 @@ class ReadoutOperator:
     space: bool
     in_shape: ir.Shape
 
+    @property
+    def out_shape(self) -> ir.Shape:
+        sums = math.prod(self.in_shape[:1] if self.space else self.in_shape)
+        return (sums // self.votes if self.weight is None else len(self.weight),)
 
-Operator: TypeAlias = ConvOperator | MatrixOperator
+    @property
+    def readout(self) -> "ReadoutOperator":
+        return self
+
+    def targets(self, live: Array | None) -> int:
+        """Votes are no synapses: without weight there are none. Scores are never masked."""
+        return 0 if self.weight is None else len(self.weight)
+
+    def biased(self, live: Array | None) -> int:
+        return super().biased(None)
 
 
 @brief
@@ -80,7 +143,7 @@ class LinearProjection:
     """The operator of a projection or readout on `source`, the last node that holds values."""
 
     source: str
-    operator: Operator | ReadoutOperator
+    operator: LinearOperator
 
 
 def lower_projection(
@@ -164,7 +227,7 @@ def _avg_pool(node: ir.AvgPool, operator: Operator, in_shape: ir.Shape, name: st
         return _window_rows(in_shape[1 + axis], *window)
 
     tiles = node.kernel == node.stride and node.padding == (0, 0)
-    return _pooled(node, operator, in_shape, name, node.kernel if tiles else None, rows)
+    return _pooled(operator, node, in_shape, name, node.kernel if tiles else None, rows)
 
 
 @compose_behind.on(ir.AdaptiveAvgPool)
@@ -174,7 +237,7 @@ def _adaptive(
     def rows(axis: int) -> Array:
         return adaptive_rows(in_shape[1 + axis], node.size[axis])
 
-    return _pooled(node, operator, in_shape, name, even_window(node, in_shape), rows)
+    return _pooled(operator, node, in_shape, name, even_window(node, in_shape), rows)
 
 
 def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
@@ -185,15 +248,30 @@ def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
     return height // node.size[0], width // node.size[1]
 
 
+@dispatch.operation_table(Operator)
 def _pooled(
-    node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str, window: ir.Pair | None,
+    operator: Operator, node: ir.Node, in_shape: ir.Shape, name: str, window: ir.Pair | None,
     rows: Callable[[int], Array],
 ) -> Operator:  # fmt: skip
     """window: that tiles the map without overlap or padding, if one does."""
-    if isinstance(operator, ConvOperator):
-        if window is not None:
-            return _conv_behind_tiles(operator, window, in_shape, name)
-        operator = as_matrix(operator, name)
+    raise _pooled.unknown(operator)
+
+
+@_pooled.on(ConvOperator)
+def _pooled_convolution(
+    operator: ConvOperator, node: ir.Node, in_shape: ir.Shape, name: str, window: ir.Pair | None,
+    rows: Callable[[int], Array],
+) -> Operator:  # fmt: skip
+    if window is not None:
+        return _conv_behind_tiles(operator, window, in_shape, name)
+    return _pooled_matrix(as_matrix(operator, name), node, in_shape, name, None, rows)
+
+
+@_pooled.on(MatrixOperator)
+def _pooled_matrix(
+    operator: MatrixOperator, node: ir.Node, in_shape: ir.Shape, name: str, window: ir.Pair | None,
+    rows: Callable[[int], Array],
+) -> Operator:  # fmt: skip
     _bounded(name, (math.prod(node.output_shape([in_shape])[1:]), math.prod(in_shape[1:])))
     return _matrix_behind_pool(operator, np.kron(rows(0), rows(1)), in_shape, name)
 

@@ -90,8 +90,8 @@ def _covered(node: ir.Pool, walk: _Backwards) -> Array:
 
 @needed_inputs.on(ir.Readout)
 def _readout(node: ir.Readout, walk: _Backwards) -> Array:
-    operator = walk.operator(node.name).operator
-    assert isinstance(operator, linear_operators.ReadoutOperator)
+    operator = walk.operator(node.name).operator.readout
+    assert operator is not None
     if operator.weight is None:
         return np.ones(operator.in_shape, bool)
     used = (operator.weight != 0).any(axis=0)

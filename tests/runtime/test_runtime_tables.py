@@ -34,8 +34,9 @@ from soul_deploy.runtime.format.network import (
     Synapses,
 )
 from soul_deploy.runtime.io.inspect import describe_file
-from soul_deploy.runtime.ops.counted_run import count_run, map_counts
-from soul_deploy.runtime.ops.counters import LayerCounts
+from soul_deploy.runtime.ops.counted_run import count_run
+from soul_deploy.runtime.ops.counters import StepCounts
+from soul_deploy.runtime.ops.counting import steps_of
 from soul_deploy.runtime.plan.regions import Call, map_region
 
 for module in pkgutil.walk_packages(soul_deploy.runtime.__path__, "soul_deploy.runtime."):
@@ -117,16 +118,17 @@ def inverting() -> Iterator[None]:
         call = Call(lambda source, to: np.subtract(1, source, out=to), (sources[0], out))
         return ((call,),)
 
-    @map_counts.on(Invert)
-    def _(layer: Invert, held: Any) -> dict[str, LayerCounts]:
-        return {layer.name: LayerCounts(events_in=int(held(layer.source).sum()))}
+    @steps_of.on(Invert)
+    def _(layer: Invert, held: Any, spikes: Any) -> dict[str, StepCounts]:
+        by_sample = held(layer.source).sum(axis=(2, 3), dtype=np.int64)
+        return {layer.name: StepCounts({"events_in": np.ascontiguousarray(by_sample.T)})}
 
     @step_of.on(Invert)
     def _(layer: Invert, network: EventNetwork) -> Any:
         return lambda values: 1 - values[layer.source]
 
     yield
-    for table in (read_layer, map_region, map_counts, step_of):
+    for table in (read_layer, map_region, steps_of, step_of):
         table.forget(Invert)
 
 
@@ -146,7 +148,7 @@ def test_an_added_layer_is_named_where_it_is_missing() -> None:
     assert missing(Invert) == {
         "format.layer_codec.read_layer",
         "plan.regions.map_region",
-        "ops.counted_run.map_counts",
+        "ops.counting.steps_of",
         "bench.scipy_engine.step_of",
     }
 

@@ -25,7 +25,7 @@ from soul_deploy.base.errors import (
     ValidityError,
 )
 from soul_deploy.export.event.build import build_event_network, export_event
-from soul_deploy.export.event.storage_format import DENSE_FROM, represent_matrix
+from soul_deploy.export.event.storage_format import DENSE_FROM, represent
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer, fanout
 from soul_deploy.lowering.linear_operators import MatrixOperator
@@ -213,7 +213,7 @@ def test_rows_follow_the_density() -> None:
         weight = np.zeros((10, 10), np.float32)
         weight.reshape(-1)[:synapses] = 0.5
         operator = MatrixOperator(weight, None, (10,), (10,))
-        rows = represent_matrix(operator, None, None, "auto")[0].rows
+        rows = represent(operator, None, None, "auto")[0].rows
         assert isinstance(rows, kind)
         if isinstance(rows, SparseRows):
             assert rows.synapses == synapses

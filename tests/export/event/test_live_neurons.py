@@ -24,7 +24,7 @@ from soul_deploy.export.event.storage_format import (
     EXPLICIT_BYTES,
     Choice,
     channel_last_mask,
-    represent_convolution,
+    represent,
 )
 from soul_deploy.export.verify.event import event_problems, explicit_problems
 from soul_deploy.export.verify.verify import verify
@@ -257,7 +257,7 @@ def operators(draw: st.DrawFn) -> tuple[ConvOperator, Array, Array]:
 @given(operators())
 def test_explicit_rows_are_the_definition(drawn: tuple[ConvOperator, Array, Array]) -> None:
     operator, before, live = drawn
-    found, weighed = represent_convolution(operator, before, live, "explicit")
+    found, weighed = represent(operator, before, live, "explicit")
     assert isinstance(found, MatrixSynapses)
     rows = found.rows
     assert isinstance(rows, SparseRows)
@@ -288,7 +288,7 @@ def test_explicit_rows_are_the_definition(drawn: tuple[ConvOperator, Array, Arra
 @given(operators(), st.integers(0, 2**16))
 def test_a_wrong_explicit_row_is_seen(drawn: tuple[ConvOperator, Array, Array], seed: int) -> None:
     operator, before, live = drawn
-    found, _ = represent_convolution(operator, before, live, "explicit")
+    found, _ = represent(operator, before, live, "explicit")
     assert isinstance(found, MatrixSynapses)
     rows = found.rows
     assert isinstance(rows, SparseRows)
@@ -317,9 +317,9 @@ def test_explicit_rows_are_built_without_a_dense_matrix() -> None:
     weight = rng.random((32, 32, 3, 3), np.float32) * (rng.random((32, 32, 3, 3)) < 0.02)
     operator = ConvOperator(weight, None, (1, 1), (1, 1), (1, 1), 1, shape, out_shape, (32, 32))
     before, live = rng.random(shape) < 0.5, rng.random(out_shape) < 0.5
-    represent_convolution(operator, before, live, "explicit")  # compiles
+    represent(operator, before, live, "explicit")  # compiles
     tracemalloc.start()
-    found, (_, explicit) = represent_convolution(operator, before, live, "explicit")
+    found, (_, explicit) = represent(operator, before, live, "explicit")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     rows = found.rows

@@ -1,7 +1,7 @@
 """`soul-deploy prune structured`: train or load, prune by SCA, fine-tune, remove."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def structured(
     if not dry_run:
         resolve.require_outputs(*files.values())
     loaded = start_model.data_for(data, task, start)
-    model = _model(task, start, loaded)
+    model = start_model.network(start, task, loaded)
     asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
     if dry_run:
         _preview(run.output_format, model, loaded if start else None, config, training, asked)
@@ -168,15 +168,13 @@ def structured(
     sha256, folder = path and file_sha256(path), _checkpoints(task, run)
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
     asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
-    asked |= {"log": files["Epochs"], "on_masked": partial(_save_masked, files["Masked model"])}
+    asked |= {
+        "log": files["Epochs"],
+        "on_masked": partial(start_model.save_masked, files["Masked model"]),
+    }
     result = pipeline.prune_structured(model, loaded, config, training, **asked)
     with kept.watching():
         _finish(result, files, run.output_format, data.data_dir)
-
-
-def _save_masked(path: Path, masked: Model) -> None:
-    if distributed.current().is_main:
-        save(masked, path)
 
 
 def _start_file(mode: str, path: Path | None) -> Path | None:
@@ -189,13 +187,6 @@ def _start_file(mode: str, path: Path | None) -> Path | None:
         told = "--model_path belongs to --mode load; mode train starts from nothing"
         raise errors.UsageError(told)
     return path and require_file(path)
-
-
-def _model(task: resolve.Task, start: start_model.Start | None, data: Data) -> Model:
-    if start is None:
-        return resolve.new_model(task, data)
-    model, made = start.network(data), resolve.facts(task) | start_model.assumed(start)
-    return replace(model, info=replace(model.info, provenance=made))
 
 
 def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:
@@ -227,10 +218,7 @@ def _finish(
         return
     written = ("Dense model", "Masked model", "Compact model")
     files = {what: outputs[what] for what in written if what in outputs}
-    assert result.compact is not None and result.plan is not None
-    save(result.compact, files["Compact model"])
-    if not result.plan.removes:
-        messages.note(result.plan.whole_note(files["Compact model"], files["Masked model"]))
+    start_model.save_compact(result, files["Compact model"], files["Masked model"])
     told = result.to_dict()
     document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")}
     document["files"] = output.files_json(files)

@@ -86,7 +86,7 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plain_settings(**settings: Any) -> dict[str, Any]:
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they come back from JSON, nested ones under dotted names."""
     return _flat("", json.loads(json.dumps(settings, default=str)))
 

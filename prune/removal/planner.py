@@ -36,10 +36,8 @@ def plan_removal(
     Raises LimitError for more, and RemovalError if a layer that nothing bypasses would lose its
     last channel: the output would then not depend on the input.
     """
-    if round_to < 1:
-        raise errors.UsageError(f"round_to {round_to} must be at least 1")
-    if residual not in grouping.RESIDUAL:
-        raise errors.UnknownNameError("residual", residual, grouping.RESIDUAL)
+    errors.require_least(1, round_to=round_to)
+    errors.require_known("residual", residual, grouping.RESIDUAL)
     allowed = memory.machine_memory() if max_memory is None else max_memory
     footprint.require_planning(model.graph, allowed)
     return _Planner(model, residual).plan(round_to)

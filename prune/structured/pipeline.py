@@ -102,8 +102,7 @@ def chosen_layers(
     able = {name for unit in units for name in unit.populations}
     names = tuple(node.name for node in graph.populations)
     for name in layers or ():
-        if name not in names:
-            raise errors.UnknownNameError("layer", name, names)
+        errors.require_known("layer", name, names)
     chosen = tuple(name for name in names if name in (able if layers is None else layers))
     refused = [name for name in chosen if name not in able]
     if refused or not chosen:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from soul_deploy import distributed
 from soul_deploy.base import brief
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.errors import UsageError, require_known
 from soul_deploy.data import datasets, sampler
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
@@ -57,8 +57,7 @@ class PruneSchedule:
                 f"prune_ratio {p:g} and regrow_ratio {q:g}: neither may be negative, and their "
                 "sum must be below 1"
             )
-        if self.ramp not in RAMPS:
-            raise UnknownNameError("prune_ramp", self.ramp, RAMPS)
+        require_known("prune_ramp", self.ramp, RAMPS)
         if self.interval < 1 or self.warmup < 0 or self.finetune_epochs < 0:
             raise UsageError(
                 f"prune_interval {self.interval} must be at least 1, prune_warmup {self.warmup} "
@@ -116,8 +115,7 @@ class ScaConfig:
     def __post_init__(self) -> None:
         valid = (scores.SCORES, scores.WINDOWS, scores.WINDOWS, REGROW_WEIGHTS, RESIDUAL)
         for name, choices in zip(NAMED, valid, strict=True):
-            if getattr(self, name) not in choices:
-                raise UnknownNameError(name, getattr(self, name), choices)
+            require_known(name, getattr(self, name), choices)
 
     def units(
         self, graph: SpikingGraph, names: Collection[str]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import UnknownNameError, require
+from soul_deploy.base.errors import require, require_known
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.selection import Values
 from soul_deploy.training.state import Bundle, Tree, array_of, count_of, tree_of
@@ -27,8 +27,7 @@ class RunningMean:
 
     def __init__(self, window: Window, channels: int | None = None) -> None:
         """channels: C, which a state that is restored must have; None: any."""
-        if window not in WINDOWS:
-            raise UnknownNameError("window", window, WINDOWS)
+        require_known("window", window, WINDOWS)
         self.window, self.channels = window, channels
         self.reset()
 
@@ -76,8 +75,7 @@ class ChannelStatistics(BatchHooks):
         regrow_window: Window,
         masks: Names | None = None,
     ) -> None:
-        if score not in SCORES:
-            raise UnknownNameError("score", score, SCORES)
+        require_known("score", score, SCORES)
         self.score = score
         names = _channels(names)
         masks = names if masks is None else _channels(masks)

@@ -89,12 +89,6 @@ class Masks:
             hard = {n: HardGate(mask.keep().to(mask.alpha.dtype)) for n, mask in masks.items()}
             gates.update(hard)
 
-    def shift(self, offset: float) -> None:
-        """Add `offset` to every alpha."""
-        with torch.no_grad():
-            for mask in self:
-                mask.alpha.add_(offset)
-
     def alphas(self) -> dict[str, Array]:
         """Copies of all alphas, by projection and population."""
         return {name: m.alpha.detach().cpu().numpy().copy() for name, m in self.named().items()}

@@ -133,9 +133,8 @@ def prune_unstructured(
     """
     start, place = train.with_weights(model, training.seed), train.prepare_device(device)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
-    given = train.data_read(start, data, training)
     module = train.module_of(replace(start, neuron_masks={}), place)
-    work = train.Work(start, module, given, training)
+    work = train.Work(start, module, train.data_read(start, data, training), training)
     pruning = _pruning(work, config, plan)
     asked = {"recipe": training.recorded(), **config.recorded(training)}
     own = ("mask_init_factor", "round_to", "residual")

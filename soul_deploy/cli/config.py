@@ -30,14 +30,14 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
 
     Raises UnknownNameError or UsageError.
     """
-    family: ir.NeuronFamily = _known("neuron", choice.neuron_type, NEURONS)
+    family: ir.NeuronFamily = errors.known("neuron", choice.neuron_type, NEURONS)
     given = choice.constants()
     for name, kind, valid in (
         ("surrogate", "surrogate", DEFAULT_ALPHA),
         ("fire", "firing rule", ("gt", "ge")),
     ):
         if name in given:
-            given[name] = _known(kind, given[name], valid)
+            given[name] = errors.known(kind, given[name], valid)
     spec = replace(ir.SOUL_NEURONS[family], **given)
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
@@ -46,16 +46,10 @@ def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
     """The training that the options describe. Raises UnknownNameError or UsageError."""
     chosen = asdict(learning)
     schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
-    chosen["optimizer"] = _known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
+    chosen["optimizer"] = errors.known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
     augment = learning.augment.replace("-", "_")
-    chosen["augment"] = _known("augmentation", augment, sampler.SHIFT)
+    chosen["augment"] = errors.known("augmentation", augment, sampler.SHIFT)
     return trainer.TrainConfig(schedule=schedule, **chosen)
-
-
-def _known(kind: str, given: str, valid: Any) -> Any:
-    if given.lower() not in valid:
-        raise errors.UnknownNameError(kind, given, valid)
-    return given.lower()
 
 
 def prepare(run: options.RunOptions) -> torch.device:
@@ -99,10 +93,10 @@ def sizes_of(choice: options.NetworkChoice) -> Sizes:
     return Sizes(
         choice.hidden,
         choice.width,
-        _known("connect_function", choice.connect_function, get_args(ir.MergeFunction)),
+        errors.known("connect_function", choice.connect_function, get_args(ir.MergeFunction)),
         choice.groups,
         choice.width_per_group,
-        _known("stem", choice.stem, get_args(resnet.Stem)),
+        errors.known("stem", choice.stem, get_args(resnet.Stem)),
     )
 
 
@@ -166,12 +160,12 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
         )
 
 
-def require_outputs(*paths: Path) -> None:
+def require_outputs(*paths: Path, unless: bool = False) -> None:
     """Raise FileWriteError or PathKindError unless each of `paths` can be written, before the work.
 
-    Of several processes only the main one looks, since only that one writes.
+    Of several processes only the main one looks, since only that one writes. unless: none does.
     """
-    if distributed.current().is_main:
+    if distributed.current().is_main and not unless:
         files.require_writable(*paths)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from soul_deploy.base import files, memory, progress, terminal
+from soul_deploy.base import errors, files, memory, progress, terminal
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import DATA_DIR
@@ -14,7 +14,7 @@ from soul_deploy.cli.output import data_flags, drawn, print_next
 from soul_deploy.data.datasets import is_here
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
-from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
+from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
 from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.removal.plan import RemovalPlan
 from soul_deploy.training.messages import note
@@ -50,7 +50,8 @@ def compact(
     with files.OpenFile(model_path) as source:
         model, sha256 = load(source, max_memory=allowed), source.sha256()
     limit = memory.WORK_BYTES if allowed is None else allowed
-    plan = planner.plan_removal(model, residual=residual_name(residual), max_memory=limit)
+    streams = errors.known("residual", residual, RESIDUAL)
+    plan = planner.plan_removal(model, residual=streams, max_memory=limit)
     smaller = apply.remove(model, plan, max_memory=allowed)
     if not dry_run:
         provenance = {**model.info.provenance, "compacted_from_sha256": sha256}

@@ -64,8 +64,7 @@ def unstructured(
     device = resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
     files = outputs(task, run, latest=searching.save_latest)
-    if not dry_run:
-        resolve.require_outputs(*files.values())
+    resolve.require_outputs(*files.values(), unless=dry_run)
     loaded, told = start_model.data_for(data, task, start), {"masking": asdict(masking)}
     model = start_model.network(start, task, loaded, told | {"start": path and str(path)})
     config = replace(config, **_layers(masking, model.graph))
@@ -75,21 +74,18 @@ def unstructured(
         return
     asked = {**told, "task": asdict(task), "model_path": path and file_sha256(path)}
     kept = resolve.checkpoints_of(keeping, files["Checkpoint"].parent, **asked)
-    how = {"device": device, "checkpoints": kept, "tensorboard": searching.tensorboard}
-    what = "Masked model" if any(row.entries for row in plan.layers) else "Model"
-    result = _pruned(
-        (model, loaded, config, training), how | {"test_start": bool(path)}, files, what
-    )
+    how: dict[str, Any] = {"device": device, "tensorboard": searching.tensorboard}
+    how |= {"checkpoints": kept, "test_start": path is not None}
+    result = _pruned((model, loaded, config, training), plan, how, files)
     with kept.watching():
-        _finish(result, files, what, run.output_format, data.data_dir)
+        _finish(result, files, run.output_format, data.data_dir)
 
 
 def _check(
     mode: str, searching: SearchOptions, masking: MaskOptions, given: Collection[str]
 ) -> None:
     """Raise UsageError for what needs no network to be seen wrong; tell what does nothing."""
-    if mode.lower() != "search":
-        raise errors.UnknownNameError("mode", mode, ("search",))
+    errors.known("mode", mode, ("search",))
     masking.indexes()
     check_tensorboard(searching.tensorboard)
     idle = searching.idle(given)
@@ -134,28 +130,29 @@ def _layers(masking: MaskOptions, graph: SpikingGraph) -> dict[str, Any]:
 
 
 def _pruned(
-    given: tuple[Any, ...], how: Mapping[str, Any], files: Mapping[str, Path], what: str
+    inputs: tuple[Any, ...],
+    plan: pipeline.MaskPlan,
+    how: Mapping[str, Any],
+    files: Mapping[str, Path],
 ) -> PruneResult:
-    """The result, of which the network `what` is written already.
-
-    If the search cannot go on, that is the last one that was whole.
-    """
+    """The result, of which the network is written; if the search stops, that of the last epoch."""
     latest = files.get("Latest model")
-    resolve.warn_of_replacing(files[what], pipeline.COMMAND)
+    path = files["Masked model" if any(row.entries for row in plan.layers) else "Model"]
+    resolve.warn_of_replacing(path, pipeline.COMMAND)
     try:
         return pipeline.prune_unstructured(
-            *given,
+            *inputs,
             **how,
             log=files["Epochs"],
             on_epoch=None if latest is None else partial(_save_latest, latest),
-            on_masked=partial(start_model.save_masked, files[what]),
+            on_masked=partial(start_model.save_masked, path),
         )
     except search.SearchStoppedError as stop:
         told = ". No epoch was left to keep; no model was written"
         with how["checkpoints"].watching():
             if stop.last_good is not None:
-                start_model.save_masked(files[what], stop.last_good)
-                told = f". The last model with all layers alive was kept in {files[what]}"
+                start_model.save_masked(path, stop.last_good)
+                told = f". The last model with all layers alive was kept in {path}"
         distributed.current().wait()  # until it is written: torchrun ends all when one has ended
         raise errors.SoulDeployError(f"{stop}{told}") from stop
 
@@ -178,15 +175,16 @@ def _print_preview(output_format: str, plan: pipeline.MaskPlan) -> None:
 
 
 def _finish(
-    result: PruneResult, paths: Mapping[str, Path], what: str, output_format: str, data_dir: Path
+    result: PruneResult, outputs: Mapping[str, Path], output_format: str, data_dir: Path
 ) -> None:
     """Write, and print survivors, connectivity, SynOps, accuracies, files, the next command."""
     if not distributed.hand_over():
         return
-    start_model.save_compact(result, paths["Compact model"], paths[what])
+    start_model.save_compact(result, outputs["Compact model"], outputs["Masked model"])
     compact, connectivity = result.compact, result.connectivity
-    written = (what, *([] if compact is None else ["Compact model"]), "Table of epochs")
-    files, layers = {kind: paths[kind] for kind in written}, masks.survivors(result.masked)
+    written = ["Model"] if compact is None else ["Masked model", "Compact model"]
+    files = {what: outputs[what] for what in (*written, "Table of epochs")}
+    layers = masks.survivors(result.masked)
     assert connectivity is not None
     tested, (before, after) = result.accuracies, result.synops or (0.0, 0.0)
     document = {
@@ -210,8 +208,7 @@ def _finish(
     terminal.say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
     shares = ", ".join(f"{kind} {value:.2%}" for kind, value in tested.items())
     terminal.say(f"Test accuracy: {shares}")
-    path = files[what if compact is None else "Compact model"]
-    words = ["export", "event", path, *output.folder_flags(data_dir)]
+    words = ["export", "event", files[written[-1]], *output.folder_flags(data_dir)]
     output.print_files(output_format, files, words)
 
 

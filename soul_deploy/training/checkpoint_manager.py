@@ -54,8 +54,7 @@ class Checkpoints:
     settings: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise errors.UsageError(f"every {self.every} must be at least 1")
+        errors.require_least(1, every=self.every)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

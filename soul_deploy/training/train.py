@@ -218,9 +218,6 @@ def data_read(model: Model, data: given.DataLike, config: trainer.TrainConfig) -
     return loaded
 
 
-DEVICES = ("auto", "cpu", "cuda")
-
-
 def prepare_device(
     device: str = "auto", threads: int | None = None, process_timeout: float = 300.0
 ) -> torch.device:
@@ -230,8 +227,7 @@ def prepare_device(
     process_timeout: seconds that a process waits for the others. All of that holds for the whole
     program. Raises UsageError, or DistributedError if the others cannot be reached.
     """
-    if device not in DEVICES:
-        raise errors.UnknownNameError("device", device, DEVICES)
+    errors.require_known("device", device, ("auto", "cpu", "cuda"))
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False

@@ -62,16 +62,10 @@ class TrainConfig:
         return fields
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise errors.UsageError(f"epochs {self.epochs} must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise errors.UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
-        if self.optimizer not in OPTIMIZERS:
-            raise errors.UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
-        if self.augment not in sampler.SHIFT:
-            raise errors.UnknownNameError("augmentation", self.augment, sampler.SHIFT)
-        if self.batch_size < 1:
-            raise errors.UsageError(f"batch_size {self.batch_size} must be at least 1")
+        errors.require_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        errors.require_seed(self.seed)
+        errors.require_known("optimizer", self.optimizer, OPTIMIZERS)
+        errors.require_known("augmentation", self.augment, sampler.SHIFT)
         if not 0 < self.learning_rate < math.inf:
             raise errors.UsageError(
                 f"learning_rate {self.learning_rate} must be above 0 and finite"

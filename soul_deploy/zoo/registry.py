@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import nn
 
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.errors import UsageError, known
 from soul_deploy.frontend import factory, from_torch
 from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
@@ -68,9 +68,7 @@ def canonical_name(name: str) -> str:
     if factory.is_dotted(name):
         factory.check_dotted(name)
         return name
-    if name.lower() not in NETWORKS:
-        raise UnknownNameError("model", name, NETWORKS)
-    return name.lower()
+    return known("model", name, NETWORKS)
 
 
 def create(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_deploy import distributed
@@ -127,14 +128,6 @@ class ScaConfig:
         """How many of `channels` stay when `ratio` of them is pruned."""
         return selection.Budget.of(channels, ratio, self.schedule.regrow_ratio)
 
-    def statistics(
-        self, names: scores.Names, masks: scores.Names | None = None
-    ) -> scores.ChannelStatistics:
-        """A fresh measurement of the populations `names`, and of `masks` if others than theirs."""
-        return scores.ChannelStatistics(
-            names, self.score, self.score_window, self.regrow_window, masks
-        )
-
 
 @brief
 @dataclass(frozen=True)
@@ -168,7 +161,6 @@ class ChannelPruning:
         tick: trainer.Tick | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
-        check(module, sca, names)
         self.sca = sca
         self._measurement = _Measurement(module, sca, names)
         self._statistics = self._measurement.statistics
@@ -186,30 +178,27 @@ class ChannelPruning:
         It ends with the weights of the epoch with the best validation accuracy among those with the
         final masks; the state right after the last mask update is one of them.
         """
+        module, data, schedule = self._training.module, self._training.data, self.sca.schedule
         for result in self._training.run():
-            ratio = self.sca.schedule.ratio_after.get(result.epoch)
+            ratio, best = schedule.ratio_after.get(result.epoch), result
             plan = None if ratio is None else self._update(ratio)
-            self._offer(result)
+            if result.epoch == schedule.last_update:
+                masked = trainer.accuracy(module, data, data.validation)
+                best = replace(result, validation_accuracy=masked)
+            if result.epoch >= schedule.last_update:
+                self._best.offer(module, best)
             yield PruneStep(result, plan)
-        self._best.take(self._training.module)
+        self._best.take(module)
 
     def _update(self, ratio: float) -> selection.ChannelPlan:
         """Set the masks that what was measured gives, and begin to measure anew."""
-        plan = self._measurement.decide(ratio)
-        masks = selection.by_mask(plan, self._measurement.units)
-        training = self._training
-        apply(masks, training.module, training.optimizer, self.sca.regrow_weights)
+        plan, training = self._measurement.decide(ratio), self._training
+        masks = {unit.name: unit.masks for unit in self._measurement.units}
+        layers = [replace(item, name=mask) for item in plan.layers for mask in masks[item.name]]
+        apply(layers, training.module, training.optimizer, self.sca.regrow_weights)
         self._statistics.reset()
         distributed.assert_ranks_agree("after the new masks", training.module, [ratio])
         return plan
-
-    def _offer(self, result: trainer.EpochResult) -> None:
-        module, data = self._training.module, self._training.data
-        if result.epoch == self.sca.schedule.last_update:
-            masked = trainer.accuracy(module, data, data.validation)
-            self._best.offer(module, replace(result, validation_accuracy=masked))
-        elif result.epoch > self.sca.schedule.last_update:
-            self._best.offer(module, result)
 
     def state(self) -> Tree:
         """Training, masks, what was measured since the last update, the best state."""
@@ -235,7 +224,6 @@ def plan_of_weights(
 
     Batch norm's running statistics move; use a module of its own.
     """
-    check(module, sca, names)
     measurement = _Measurement(module, sca, names)
     trainer.begin_training(module, recipe)
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
@@ -246,9 +234,10 @@ def plan_of_weights(
 
 
 class _Measurement:
-    """The units of a module, with open masks and fresh statistics."""
+    """The units of a module, with open masks and fresh statistics. Raises as `check`."""
 
     def __init__(self, module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
+        check(module, sca, names)
         self.sca = sca
         self.units = sca.units(module.graph, names)
         masks = [mask for unit in self.units for mask in unit.masks]
@@ -256,14 +245,15 @@ class _Measurement:
         graph = module.graph
         measured = {n: graph.shapes[n][0] for unit in self.units for n in unit.populations}
         channels = {name: selection.channels_of(graph, name) for name in masks}
-        self.statistics = sca.statistics(measured, channels)
+        windows = sca.score_window, sca.regrow_window
+        self.statistics = scores.ChannelStatistics(measured, sca.score, *windows, channels)
 
     def decide(self, ratio: float) -> selection.ChannelPlan:
         """Which channels of the units stay when `ratio` of all is pruned."""
-        measured, units = self.statistics, self.units
-        activity = selection.mean_scores(measured.scores(), units)
-        gradients = selection.mean_gradients(measured.gradients(), units)
-        budget = self.sca.budget(sum(unit.channels for unit in self.units), ratio)
+        units, budget = self.units, self.sca.budget(sum(u.channels for u in self.units), ratio)
+        score, slope = self.statistics.scores(), self.statistics.gradients()
+        activity = {u.name: np.mean([score[p] for p in u.populations], axis=0) for u in units}
+        gradients = {u.name: np.mean([slope[mask] for mask in u.masks], axis=0) for u in units}
         return selection.decide(activity, gradients, budget, self.sca.guard)
 
 
@@ -276,38 +266,26 @@ def open_masks(module: GraphModule, names: Iterable[str]) -> None:
             module.channel_masks[name] = ChannelMask(keep)
 
 
+@torch.no_grad()
 def apply(
-    plan: selection.ChannelPlan,
+    layers: Iterable[selection.LayerChannels],
     module: GraphModule,
     optimizer: Optimizer,
     regrow_weights: RegrowWeights,
 ) -> None:
-    """Set the masks, and clear what the optimizer remembers of masked channels.
-
-    Each layer of the plan is named after its mask.
-    """
-    for layer in plan.layers:
+    """Set the masks that `layers` are named after; clear the optimizer's memory of masked rows."""
+    for layer in layers:
         mask = module.channel_masks[layer.name]
         keep = torch.from_numpy(layer.keep).to(mask.keep.device)
         back = keep & (mask.keep == 0)
         mask.keep = keep.to(mask.keep.dtype)
-        parameters = _incoming(module, layer.name)
+        projection = module.graph.projection(module.graph.masked_projection(layer.name))
+        owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
+        # One row per channel: the projection's weight first, bias, batch norm.
+        parameters = [p for owner in owners for p in module.get_submodule(owner).parameters()]
         for parameter in parameters:
-            _clear(optimizer, parameter, ~keep)
+            for value in optimizer.state[parameter].values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value[~keep] = 0
         if regrow_weights == "zero":
-            with torch.no_grad():
-                for parameter in parameters[:1]:
-                    parameter[back] = 0
-
-
-def _incoming(module: GraphModule, mask: str) -> list[nn.Parameter]:
-    """Parameters with one row per channel: the projection's weight first, bias, batch norm."""
-    projection = module.graph.projection(module.graph.masked_projection(mask))
-    owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
-    return [p for owner in owners for p in module.get_submodule(owner).parameters()]
-
-
-def _clear(optimizer: Optimizer, parameter: nn.Parameter, channels: Tensor) -> None:
-    for value in optimizer.state[parameter].values():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value[channels] = 0
+            parameters[0][back] = 0

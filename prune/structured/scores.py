@@ -103,7 +103,11 @@ class ChannelStatistics(BatchHooks):
 
     def after_backward(self, module: GraphModule) -> None:
         """Collect the gradients that this batch left, in all processes."""
-        found = {name: _gradient(module, name) for name in self._gradients}
+        found: dict[str, Tensor] = {}
+        for name in self._gradients:
+            gain = module.channel_masks[name].gain
+            assert gain is not None and gain.grad is not None, name
+            found[name] = gain.grad.detach().clone()
         distributed.current().add_up(found.values())
         for name, gradient in found.items():
             self._gradients[name].add(gradient.abs())
@@ -142,9 +146,3 @@ class ChannelStatistics(BatchHooks):
 
 def _channels(names: Names) -> Mapping[str, int | None]:
     return names if isinstance(names, Mapping) else dict.fromkeys(names)
-
-
-def _gradient(module: GraphModule, mask: str) -> Tensor:
-    gain = module.channel_masks[mask].gain
-    assert gain is not None and gain.grad is not None, mask
-    return gain.grad.detach().clone()

@@ -24,7 +24,7 @@ from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.structured import scores, selection
 from soul_deploy.training import trainer
-from soul_deploy.training.state import Bundle, Tree
+from soul_deploy.training.state import Bundle
 
 Ramp = Literal["constant", "linear", "cubic"]
 RAMPS: tuple[Ramp, ...] = ("constant", "linear", "cubic")
@@ -144,7 +144,7 @@ def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
     selection.check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
-class ChannelPruning:
+class ChannelPruning(Bundle):
     """The loop over the populations `names` of a module, which is pruned in place.
 
     Its `state` between two steps is all that is needed to go on. Raises UsageError before any
@@ -171,6 +171,8 @@ class ChannelPruning:
             tick=tick,
             after_step=after_step,
         )
+        parts = {"training": self._training, "statistics": self._statistics, "best": self._best}
+        super().__init__(parts)
 
     def run(self) -> Iterator[PruneStep]:
         """Go on, yielding after each epoch.
@@ -199,18 +201,6 @@ class ChannelPruning:
         self._statistics.reset()
         distributed.assert_ranks_agree("after the new masks", training.module, [ratio])
         return plan
-
-    def state(self) -> Tree:
-        """Training, masks, what was measured since the last update, the best state."""
-        return self._parts().state()
-
-    def restore(self, tree: Tree) -> None:
-        self._parts().restore(tree)
-
-    def _parts(self) -> Bundle:
-        return Bundle(
-            {"training": self._training, "statistics": self._statistics, "best": self._best}
-        )
 
 
 def plan_of_weights(

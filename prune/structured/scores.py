@@ -11,7 +11,7 @@ from soul_deploy import distributed
 from soul_deploy.base.errors import require, require_known
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.selection import Values
-from soul_deploy.training.state import Bundle, Tree, array_of, count_of, tree_of
+from soul_deploy.training.state import Bundle, Tree, array_of, count_of
 from soul_deploy.training.trainer import BatchHooks
 
 Score = Literal["spike_membrane", "spike", "membrane"]
@@ -57,7 +57,7 @@ class RunningMean:
         self.count, self.value = count, torch.from_numpy(np.array(value))
 
 
-class ChannelStatistics(BatchHooks):
+class ChannelStatistics(BatchHooks, Bundle):
     """Scores of the populations `names` and regrowth gradients of masks, over training batches.
 
     Score of a channel: the mean over time, batch and space of S + |V|, spikes and the membrane
@@ -81,6 +81,8 @@ class ChannelStatistics(BatchHooks):
         masks = names if masks is None else _channels(masks)
         self._scores = {name: RunningMean(score_window, count) for name, count in names.items()}
         self._gradients = {name: RunningMean(regrow_window, count) for name, count in masks.items()}
+        parts = {"scores": Bundle(self._scores), "gradients": Bundle(self._gradients)}
+        Bundle.__init__(self, parts)
 
     def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
         """Class scores; every step of the populations counts into this batch's score.
@@ -133,15 +135,6 @@ class ChannelStatistics(BatchHooks):
         """Begin a new window, after a mask update."""
         for mean in (*self._scores.values(), *self._gradients.values()):
             mean.reset()
-
-    def state(self) -> Tree:
-        """All means so far."""
-        parts = {"scores": self._scores, "gradients": self._gradients}
-        return {name: Bundle(means).state() for name, means in parts.items()}
-
-    def restore(self, tree: Tree) -> None:
-        Bundle(self._scores).restore(tree_of(tree, "scores"))
-        Bundle(self._gradients).restore(tree_of(tree, "gradients"))
 
 
 def _channels(names: Names) -> Mapping[str, int | None]:

@@ -84,7 +84,7 @@ def plan_unstructured(
             "prune unstructured"
         )
     graph = model.graph
-    weights = masking.chosen_weights(graph, config.weight_prune_layers)
+    weights = masking.chosen("weight_prune_layers", config.weight_prune_layers, graph.projections)
     neurons = masking.chosen_neurons(graph, config.neuron_prune_layers)
     masking.require_covered(model.alphas, (*weights, *neurons))
     if config.target_connectivity is not None and not weights:

@@ -1,5 +1,6 @@
 """From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -65,50 +66,34 @@ def checkpoints_of(
     return checkpoint_manager.Checkpoints(folder, keeping.save_steps, resume, settings=start)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The network's sizes and variants, as `zoo.NetworkOptions` has them."""
-
-    hidden: int
-    width: int
-    connect: ir.MergeFunction
-    groups: int
-    width_per_group: int
-    stem: resnet.Stem
-
-
 SIZE_FLAGS = {
-    "hidden": "hidden",
-    "width": "width",
-    "connect_function": "connect",
-    "groups": "groups",
-    "width_per_group": "width_per_group",
-    "stem": "stem",
+    flag: flag.removesuffix("_function")
+    for flag in ("hidden", "width", "connect_function", "groups", "width_per_group", "stem")
 }
-"""Flag -> field of Sizes; a model file's provenance holds them by flag."""
+"""Flag -> field of `zoo.NetworkOptions`; a model file's provenance holds sizes by flag."""
 
 
-def sizes_of(choice: options.NetworkChoice) -> Sizes:
-    """The sizes that the options describe. Raises UnknownNameError."""
-    return Sizes(
-        choice.hidden,
-        choice.width,
-        errors.known("connect_function", choice.connect_function, get_args(ir.MergeFunction)),
-        choice.groups,
-        choice.width_per_group,
-        errors.known("stem", choice.stem, get_args(resnet.Stem)),
-    )
+def sizes_of(choice: options.NetworkChoice) -> dict[str, Any]:
+    """The network's sizes and variants, by field. Raises UnknownNameError."""
+    sizes = {field: getattr(choice, flag) for flag, field in SIZE_FLAGS.items()}
+    merges = get_args(ir.MergeFunction)
+    sizes["connect"] = errors.known("connect_function", choice.connect_function, merges)
+    sizes["stem"] = errors.known("stem", choice.stem, get_args(resnet.Stem))
+    return sizes
 
 
 @dataclass(frozen=True)
 class Task:
-    """A checked choice of network and data set, before anything is read or built."""
+    """A checked choice of network and data set, before anything is read or built.
+
+    sizes: as `sizes_of` gives them
+    """
 
     model: str
     neuron: ir.NeuronSpec
     data: str
     time_steps: int
-    sizes: Sizes
+    sizes: Mapping[str, Any]
     seed: int
 
     @property
@@ -123,7 +108,7 @@ class Task:
     def network_options(self, data: datasets.Data) -> zoo.NetworkOptions:
         """What the zoo needs to build the network for this data set."""
         return zoo.NetworkOptions(
-            data.input_shape, len(data.classes), self.neuron, self.time_steps, **asdict(self.sizes)
+            data.input_shape, len(data.classes), self.neuron, self.time_steps, **self.sizes
         )
 
 
@@ -232,7 +217,7 @@ def facts(task: Task) -> dict[str, Any]:
     """What a model file says about where its network began; plain JSON data."""
     return {
         "model": task.model,
-        **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
+        **{flag: task.sizes[field] for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
     }
 

@@ -202,7 +202,8 @@ def _from_state_dict(path: Path, task: config.Task, data: Data, name: SoulName |
     except errors.FileFormatError as error:
         raise errors.FileFormatError(
             f"{error}. It was read as {task.model} for {task.data} (input {data.input_shape}), "
-            f"hidden {task.sizes.hidden}; give --model, --hidden and --dataset_name of its training"
+            f"hidden {task.sizes['hidden']}; give --model, --hidden and --dataset_name of its "
+            "training"
         ) from error
     arrays = {key: np.array(array, order="C") for key, array in state.items()}
     info = ModelInfo("dense", data.normalization, data.classes, input_kind=data.input_kind)
@@ -213,13 +214,11 @@ def _task_of_file(
     path: Path, model: Model, task: config.Task, explicit: Collection[str]
 ) -> config.Task:
     made, neuron = model.info.provenance, model.graph.populations[0].neuron
-    sizes = {
-        field: made.get(flag, getattr(task.sizes, field))
-        for flag, field in config.SIZE_FLAGS.items()
-    }
+    flags = config.SIZE_FLAGS
+    sizes = {field: made.get(flag, task.sizes[field]) for flag, field in flags.items()}
     pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
     for flags, asked, held in (
-        (config.SIZE_FLAGS, vars(task.sizes), sizes),
+        (config.SIZE_FLAGS, task.sizes, sizes),
         (NEURON_FLAGS, vars(task.neuron), vars(neuron)),
     ):
         pairs += [(flag, asked[field], held[field]) for flag, field in flags.items()]
@@ -232,7 +231,7 @@ def _task_of_file(
     return replace(
         task,
         model=str(made.get("model", task.model)),
-        sizes=replace(task.sizes, **sizes),
+        sizes=sizes,
         neuron=neuron,
         time_steps=task.time_steps if "time_step" in explicit else model.graph.time_steps,
     )

@@ -169,15 +169,21 @@ class GraphModule(nn.Module):
         return Signal(spikes if multiplier is None else spikes * multiplier(), False)
 
     def _project(self, node: ir.Projection, x: Tensor) -> Tensor:
-        y = self._weigh(node, x)
-        mask = self._mask_of(node)
-        if node.norm is None:
-            return y if mask is None else y * self._gain(mask, torch.ones_like(mask.keep), y)
-        norm = self.get_submodule(node.norm.name)
+        """The current; masks act on batch norm's gamma and beta: what is masked is exactly 0."""
+        y, mask = self._weigh(node, x), self._mask_of(node)
+        norm = None if node.norm is None else self.get_submodule(node.norm.name)
         if mask is None:
-            normalised: Tensor = norm(y)
-            return normalised
-        return self._masked_norm(norm, mask, y)
+            plain: Tensor = y if norm is None else norm(y)
+            return plain
+        if norm is None:
+            gain = mask.gain = mask.keep.clone().requires_grad_(y.requires_grad)
+            return y * gain.reshape(-1, *([1] * (y.dim() - 2)))
+        gain = mask.gain = norm.get_parameter("weight") * mask.keep
+        if gain.requires_grad:
+            gain.retain_grad()
+        masked = {"weight": gain, "bias": norm.get_parameter("bias") * mask.keep}
+        result: Tensor = functional_call(norm, masked, (y,))
+        return result
 
     def _weigh(self, node: ir.Projection, x: Tensor) -> Tensor:
         layer = self.get_submodule(node.name)
@@ -195,19 +201,6 @@ class GraphModule(nn.Module):
             if name in self.channel_masks and self.graph.masked_projection(name) == node.name:
                 return self.channel_masks[name]
         return None
-
-    def _masked_norm(self, norm: nn.Module, mask: ChannelMask, y: Tensor) -> Tensor:
-        """Batch norm with gamma and beta times the mask: a masked channel gives exactly 0."""
-        gain = mask.gain = norm.get_parameter("weight") * mask.keep
-        if gain.requires_grad:
-            gain.retain_grad()
-        masked = {"weight": gain, "bias": norm.get_parameter("bias") * mask.keep}
-        result: Tensor = functional_call(norm, masked, (y,))
-        return result
-
-    def _gain(self, mask: ChannelMask, ones: Tensor, y: Tensor) -> Tensor:
-        gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)
-        return gain.reshape(-1, *([1] * (y.dim() - 2)))
 
     def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool = False) -> Tensor:
         steps = 1 if per_step else self.graph.time_steps

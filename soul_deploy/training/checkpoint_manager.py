@@ -199,7 +199,11 @@ class CheckpointManager:
             known = checkpoint.phase in self.run.phases
             errors.require(known, f"{path}: this command has no phase {checkpoint.phase!r}")
             note(f"resuming from {path}, in phase {checkpoint.phase}")
-            _warn_of_environment(checkpoint.environment, self.run.environment)
+            before, now = checkpoint.environment, self.run.environment
+            odd = [name for name in now if before.get(name) != now[name]]
+            if odd:
+                changes = ", ".join(f"{n} was {before.get(n)}, now {now[n]}" for n in odd)
+                warn(f"the run began elsewhere ({changes}): its end will differ in rounding")
             self._source, self._found = path, checkpoint
         if self._source is not None and self._source.parent.resolve() == folder.resolve():
             self._good = [folder / self._source.name]
@@ -224,21 +228,18 @@ class CheckpointManager:
         assert phase in self.run.phases, phase
         self._phase, self._part = phase, part
         if self._found is not None and self.starts_in(phase):
-            self._restore(self._found, part)
+            try:
+                part.restore(tree_of(self._found.state, "run"))
+                restore_random_states(tree_of(self._found.state, "random"))
+            except MISFITS as error:
+                told = f"{self._source} does not fit this run: {error}"
+                raise errors.FileFormatError(told) from error
         self._found = None
         try:
             yield
         finally:
             self._phase = self._part = None
-        self._stop_if_asked()
-
-    def _restore(self, checkpoint: Checkpoint, part: Restorable) -> None:
-        try:
-            part.restore(tree_of(checkpoint.state, "run"))
-            restore_random_states(tree_of(checkpoint.state, "random"))
-        except MISFITS as error:
-            told = f"{self._source} does not fit this run: {error}"
-            raise errors.FileFormatError(told) from error
+        self._stop(self._asked())
 
     def after_step(self) -> None:
         """After each optimizer step, when the state is that of a whole number of steps."""
@@ -255,7 +256,7 @@ class CheckpointManager:
         if self._checkpoints is None:
             return
         self.save()
-        self._stop_if_asked()
+        self._stop(self._asked())
 
     def save(self) -> None:
         """Write a checkpoint now and keep the last two. All processes return when it is there.
@@ -280,9 +281,6 @@ class CheckpointManager:
 
     def _asked(self) -> int:
         return distributed.current().largest(self._signal)
-
-    def _stop_if_asked(self) -> None:
-        self._stop(self._asked())
 
     def _stop(self, number: int) -> None:
         if number:
@@ -337,10 +335,3 @@ def _stopped(number: int, checkpoints: Sequence[Path]) -> str:
         f"stopped by {name}; {checkpoints[-1]} holds the run: give the same command with "
         "--resume auto to go on"
     )
-
-
-def _warn_of_environment(found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    different = [name for name in now if found.get(name) != now[name]]
-    if different:
-        changes = ", ".join(f"{name} was {found.get(name)}, now {now[name]}" for name in different)
-        warn(f"the run began elsewhere ({changes}): its end will differ in rounding")

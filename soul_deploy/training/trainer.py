@@ -193,7 +193,7 @@ class Training:
         config, progress = self.config, self.progress
         begin_training(self.module, config)
         split, group = self.data.train, distributed.current()
-        batches = sampler.epoch_batches(split, self._order, config.augment, progress.epoch, group)
+        batches = sampler.EpochBatches(split, self._order, config.augment, progress.epoch, group)
         while progress.step < len(batches):
             share = batches[progress.step]
             self.optimizer.zero_grad()

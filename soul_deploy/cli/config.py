@@ -7,12 +7,11 @@ from typing import Any, get_args
 
 import click
 import torch
-from click.core import ParameterSource
 from torch import nn
 
 from soul_deploy import distributed, ir
 from soul_deploy.base import errors, files, progress
-from soul_deploy.cli import options
+from soul_deploy.cli import options, parsing
 from soul_deploy.data import datasets, given, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
@@ -33,12 +32,10 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
     """
     family: ir.NeuronFamily = errors.known("neuron", choice.neuron_type, NEURONS)
     given = choice.constants()
-    for name, kind, valid in (
-        ("surrogate", "surrogate", DEFAULT_ALPHA),
-        ("fire", "firing rule", ("gt", "ge")),
-    ):
-        if name in given:
-            given[name] = errors.known(kind, given[name], valid)
+    if "surrogate" in given:
+        given["surrogate"] = errors.known("surrogate", given["surrogate"], DEFAULT_ALPHA)
+    if "fire" in given:
+        given["fire"] = errors.known("firing rule", given["fire"], ("gt", "ge"))
     spec = replace(ir.SOUL_NEURONS[family], **given)
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
@@ -129,15 +126,9 @@ def task_of(network: options.NetworkChoice, data: options.DataOptions, seed: int
 def _refuse_flags_of_the_zoo(model: str) -> None:
     """A network of the user's own brings neurons and sizes: flags for them would do nothing."""
     context = click.get_current_context(silent=True)
-    names = {item.name for item in fields(options.NetworkChoice)} - {
-        "model",
-        "time_step",
-        "coding_schema",
-    }
-    sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
-    given = sorted(
-        name for name, source in sources.items() if source not in (None, ParameterSource.DEFAULT)
-    )
+    names = {item.name for item in fields(options.NetworkChoice)}
+    names -= {"model", "time_step", "coding_schema"}
+    given = [] if context is None else sorted(names & parsing.explicit_flags(context))
     if given:
         raise errors.UsageError(
             f"--{given[0]} given, but {model!r} brings its own neurons and sizes; "

@@ -155,16 +155,13 @@ class GraphModule(nn.Module):
     def _fire(self, node: ir.Population, source: Signal, observe: StepObserver | None) -> Signal:
         neuron = self.get_submodule(node.name)
         assert isinstance(neuron, SpikingNeuron)
-        see = None
-        if observe is not None:
-            watcher = observe
-
-            def see(t: int, spikes: Tensor, v: Tensor) -> None:
-                watcher(node.name, t, spikes, v)
-
+        see = None if observe is None else partial(observe, node.name)
         spikes = neuron.simulate(source.tensor, static=source.static, observe=see)
-        if node.generated:
-            spikes = _append_pattern(spikes, neuron.get_buffer("pattern"))
+        if node.generated:  # (T, B, C, ...) and the pattern (T, G) to (T, B, C + G, ...)
+            steps, batch, _, *space = spikes.shape
+            pattern = neuron.get_buffer("pattern").to(spikes)
+            pattern = pattern.reshape(steps, 1, -1, *([1] * len(space)))
+            spikes = torch.cat([spikes, pattern.expand(steps, batch, -1, *space)], dim=2)
         multiplier = self.neuron_gates.get(node.name)
         return Signal(spikes if multiplier is None else spikes * multiplier(), False)
 
@@ -266,13 +263,6 @@ def require_floats(x: Tensor) -> None:
             f"an input of {x.dtype} given; PyTorch modules take floating-point numbers: normalise "
             "pixels first, and convert other integers with .float()"
         )
-
-
-def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
-    """Append constant-pattern channels: (T, B, C, ...) and (T, G) to (T, B, C + G, ...)."""
-    steps, batch, _, *space = spikes.shape
-    generated = pattern.to(spikes).reshape(steps, 1, -1, *([1] * len(space)))
-    return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)
 
 
 def shows_image(graph: ir.SpikingGraph, x: Tensor) -> bool:

@@ -270,7 +270,8 @@ class CheckpointManager:
 
     def _write(self, folder: Path, phase: str, part: Restorable) -> None:
         state = {"run": part.state(), "random": random_states()}
-        path = stored.following_name(folder)
+        found = stored.checkpoints_in(folder)
+        path = stored.checkpoint_path(folder, 1 + int(found[-1].stem) if found else 1)
         stored.write_checkpoint(
             path, Checkpoint(self.run.settings, self.run.environment, phase, state)
         )

@@ -322,7 +322,8 @@ class BestState:
 
     def state(self) -> saved.Tree:
         """The best epoch and its weights."""
-        return {"epochs": _plain([self.result] if self.result else []), "weights": self._weights}
+        epochs = [] if self.result is None else [asdict(self.result)]
+        return {"epochs": epochs, "weights": self._weights}
 
     def restore(self, tree: saved.Tree) -> None:
         results = _results(saved.list_of(tree, "epochs"))
@@ -342,14 +343,10 @@ class History:
         self.results: list[EpochResult] = []
 
     def state(self) -> saved.Tree:
-        return {"epochs": _plain(self.results)}
+        return {"epochs": [asdict(result) for result in self.results]}
 
     def restore(self, tree: saved.Tree) -> None:
         self.results = _results(saved.list_of(tree, "epochs"))
-
-
-def _plain(results: list[EpochResult]) -> list[saved.Tree]:
-    return [asdict(result) for result in results]
 
 
 def _results(plain: list[Any]) -> list[EpochResult]:

@@ -171,8 +171,8 @@ class ChannelPruning(Bundle):
             tick=tick,
             after_step=after_step,
         )
-        parts = {"training": self._training, "statistics": self._statistics, "best": self._best}
-        super().__init__(parts)
+        training, statistics, best = self._training, self._statistics, self._best
+        super().__init__({"training": training, "statistics": statistics, "best": best})
 
     def run(self) -> Iterator[PruneStep]:
         """Go on, yielding after each epoch.

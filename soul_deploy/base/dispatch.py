@@ -50,6 +50,10 @@ class OperationTable(Generic[Result]):
 
         self.on(*kinds)(refused)
 
+    def of(self, kind: type) -> Callable[..., Result]:
+        """The entry of a class, for tables whose operations are yet to be made."""
+        return self._entries.dispatch(kind)
+
     def forget(self, *kinds: type) -> None:
         """Take the entries of `kinds` out again."""
         kept = [(k, f) for k, f in self._entries.registry.items() if k not in (object, *kinds)]

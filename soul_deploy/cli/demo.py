@@ -106,7 +106,7 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
 
 def summary(found: Mapping[str, Path]) -> str:
     """Before and after in one table, and the paths of all files."""
-    columns = []
+    columns: list[dict[str, object]] = []
     for branch in BRANCHES:
         report = json.loads(found[f"{branch}/{TIMES}"].read_text(encoding="utf-8"))
         times = {str(entry["engine"]): float(entry["p50_ms"]) for entry in report["entries"]}

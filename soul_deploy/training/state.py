@@ -236,10 +236,10 @@ def restore_optimizer(optimizer: Optimizer, tree: Tree) -> None:
         moments[int(key)] = _moments(tree_of(tree["moments"], key), parameters[int(key)])
     needed = MOMENTS.get(type(optimizer).__name__, set())
     first = set(next(iter(moments.values()), needed))
-    for key, held in moments.items():  # all parameters have the same ones, and the needed ones
+    for number, held in moments.items():  # all have the same ones, and those that are needed
         there = {name for name, value in held.items() if isinstance(value, Tensor)}
         fits = set(held) == first and needed <= there
-        errors.require(fits, f"optimizer: parameter {key} has the moments {sorted(held)}")
+        errors.require(fits, f"optimizer: parameter {number} has the moments {sorted(held)}")
     rates, groups = list_of(tree, "rates"), current["param_groups"]
     fits = len(rates) == len(groups)
     errors.require(fits, f"optimizer: {len(rates)} groups, this run has {len(groups)}")

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from soul_deploy.base.errors import UnknownNameError
 from soul_deploy.ir import Node, SpikingGraph
 
 Residual = Literal["internal", "coupled", "scatter"]
@@ -19,14 +18,6 @@ REMOVAL_HELP = (
     "What may go from residual streams at removal: nothing (internal), channels of all their "
     "members (coupled), silent channels of single branches too (scatter)."
 )
-
-
-def residual_name(given: str) -> Residual:
-    """One of RESIDUAL, case-insensitive. Raises UnknownNameError."""
-    for name in RESIDUAL:
-        if name == given.lower():
-            return name
-    raise UnknownNameError("residual", given, RESIDUAL)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class PruneResult(Shown):
     compact       the same outputs from fewer channels; None where nothing was masked
     plan          which channels went from the one to the other, and why
     history       one result, or row of the table, per epoch; those before a resumption included
-    accuracies    test accuracies, 0 to 1: "dense" or "start", "masked", "compact"
+    accuracies    test accuracies, 0 to 1: "dense" or "start" (unless fresh), "masked", "compact"
     connectivity  live synapses of the masked network
     synops        SynOps per image of the start and of the masked network, on a fixed sample
     """

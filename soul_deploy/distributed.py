@@ -270,7 +270,13 @@ def join(kind: str, patience: float) -> torch.device:
     if not started_by_torchrun(os.environ):
         return torch.device(kind)
     if kind == "cuda":
-        _take_gpu(int(os.environ["LOCAL_RANK"]), torch.cuda.device_count())
+        number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= gpus:
+            raise UsageError(
+                f"torchrun started process {number + 1} on this machine, which has {gpus} GPUs; "
+                f"give torchrun --nproc-per-node={gpus}, or train with --device cpu"
+            )
+        torch.cuda.set_device(number)
     backend, timeout = "nccl" if kind == "cuda" else "gloo", timedelta(seconds=patience)
     try:
         store, rank, world = next(iter(rendezvous("env://", timeout=timeout)))
@@ -310,15 +316,6 @@ def restart_advice(environment: Mapping[str, str]) -> str | None:
             "of dead processes; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every node"
         )
     return None
-
-
-def _take_gpu(local_rank: int, gpus: int) -> None:
-    if local_rank >= gpus:
-        raise UsageError(
-            f"torchrun started process {local_rank + 1} on this machine, which has {gpus} GPUs; "
-            f"give torchrun --nproc-per-node={gpus}, or train with --device cpu"
-        )
-    torch.cuda.set_device(local_rank)
 
 
 def main_first(make: Callable[[bool], Made]) -> Made:

@@ -5,7 +5,7 @@ the last bit (batch norm of 0 is beta - gamma · mean / sqrt(var), not beta). Ch
 every step are turned into their consumers' bias.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.ir import Convolution, Linear, Merge, Node, Projection, Scatter, no_entry
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
-from soul_deploy.prune.channel_groups import ChannelGroup
 from soul_deploy.runtime.equations import NeuronEquation
 
 FOREVER = 4096  # steps within which a membrane that will never fire comes to rest
@@ -180,11 +179,3 @@ def _convolution(node: Convolution, maps: Tensor) -> Array:
 @meets_ones.on(Linear)
 def _linear(node: Linear, maps: Tensor) -> Array:
     return np.asarray((maps == 1).flatten(1).all(1))
-
-
-def added_bias(model: Model, group: ChannelGroup, channel: int) -> Iterator[tuple[str, Array]]:
-    """(projection, what the channel adds to its output (out,) float64) for each that reads it."""
-    for _, reader in group.readers:
-        weight = model.state[f"{reader}.weight"].astype(np.float64)
-        by_channel = weight.reshape(len(weight), group.channels, -1)
-        yield reader, by_channel[:, channel].sum(axis=1)

@@ -91,11 +91,6 @@ class RemovalPlan(tables.Shown):
         by_projection = (layer for layer in self.layers if layer.projection == name)
         return next(by_population, next(by_projection, None))
 
-    def kept(self, population: str) -> tuple[int, ...] | None:
-        """Channels of `population` that keep their neurons; None if the plan leaves it alone."""
-        layer = self.layer(population)
-        return None if layer is None else layer.kept
-
     @property
     def kept_channels(self) -> dict[str, Array]:
         """Population -> the channels that it still gives, in their order: `kept` of `compare`."""

@@ -36,10 +36,8 @@ def plan_removal(
     Raises LimitError for more, and RemovalError if a layer that nothing bypasses would lose its
     last channel: the output would then not depend on the input.
     """
-    if round_to < 1:
-        raise errors.UsageError(f"round_to {round_to} must be at least 1")
-    if residual not in grouping.RESIDUAL:
-        raise errors.UnknownNameError("residual", residual, grouping.RESIDUAL)
+    errors.require_least(1, round_to=round_to)
+    errors.require_known("residual", residual, grouping.RESIDUAL)
     allowed = memory.machine_memory() if max_memory is None else max_memory
     footprint.require_planning(model.graph, allowed)
     return _Planner(model, residual).plan(round_to)
@@ -68,7 +66,12 @@ class _Planner:
     def plan(self, round_to: int) -> RemovalPlan:
         while self._pass():
             pass
-        self._check_output()
+        source = self.graph.readout.inputs[0]
+        if not (self.live[self.group_of[source].name] & ~self.known[source].zero).any():
+            raise errors.RemovalError(
+                f"{source}: none of its channels ever spikes; the output would not depend on the "
+                "input. Prune less, or keep at least one channel"
+            )
         for group in filter(lambda group: group.free, self.cut):
             self._generate(group)
         for group in self.cut:
@@ -86,18 +89,11 @@ class _Planner:
         for group in self.cut:
             changed |= self._remove(group, self._silent(group))
         for group in reversed(self.cut):
-            unseen = np.flatnonzero(~self._seen(group))
-            changed |= self._remove(group, {int(c): "unread" for c in unseen})
+            seen = np.zeros(group.channels, bool)  # by something live, where it is not always 0
+            for source, reader in group.readers:
+                seen |= self._weighed(reader) & ~self.known[source].zero
+            changed |= self._remove(group, {int(c): "unread" for c in np.flatnonzero(~seen)})
         return changed
-
-    def _check_output(self) -> None:
-        source = self.graph.readout.inputs[0]
-        seen = self.live[self.group_of[source].name] & ~self.known[source].zero
-        if not seen.any():
-            raise errors.RemovalError(
-                f"{source}: none of its channels ever spikes; the output would not depend on the "
-                "input. Prune less, or keep at least one channel"
-            )
 
     def _remove(self, group: grouping.ChannelGroup, found: Mapping[int, Rule]) -> bool:
         new = {c: rule for c, rule in found.items() if self.live[group.name][c]}
@@ -181,7 +177,9 @@ class _Planner:
         for channel in found:
             if not live[channel]:
                 self.needs_time_steps |= not current.lasting[channel]
-                for reader, added in constants.added_bias(self.model, group, channel):
+                for _, reader in group.readers:
+                    weight = self.model.state[f"{reader}.weight"].astype(np.float64)
+                    added = weight.reshape(len(weight), group.channels, -1)[:, channel].sum(axis=1)
                     self.bias[reader] = self.bias.get(reader, 0.0) + added
         return changed
 
@@ -197,14 +195,8 @@ class _Planner:
             masked |= off.get(name, False)
         return {int(c): "masked" if masked[c] else "silent" for c in np.flatnonzero(zero)}
 
-    def _seen(self, group: grouping.ChannelGroup) -> Array:
-        """Which channels have a nonzero synapse to something live, and are not always 0 there."""
-        seen: Array = np.zeros(group.channels, bool)
-        for source, reader in group.readers:
-            seen |= self._weighed(reader) & ~self.known[source].zero
-        return seen
-
     def _weighed(self, reader: str) -> Array:
+        """Which channels have a nonzero synapse to something live in `reader`."""
         used = self.connections.used(reader)
         if reader == self.graph.readout.name:
             return np.asarray(used.any(axis=0))
@@ -255,7 +247,8 @@ class _Planner:
             users = [self.graph[name] for name in self.graph.consumers[node.name]]
             if node.fires:
                 source = self.graph[node.inputs[0]]
-                found.append(self._entry(node.name, source if _is_new(found, source) else None))
+                told = any(entry.projection == source.name for entry in found)
+                found.append(self._entry(node.name, None if told else source))
             elif node.projects and not any(user.fires for user in users):
                 found.append(self._entry(node.name, node))
         return tuple(found)
@@ -306,11 +299,6 @@ def _same(node: ir.Node, plan: _Planner) -> constants.Known:
     if grouping.keeps_channels(plan.graph, node):
         return plan.known[node.inputs[0]]
     return constants.Known.nothing(plan.graph.shapes[node.name][0])
-
-
-def _is_new(found: list[LayerRemoval], source: ir.Node) -> bool:
-    """Whether no entry before is about this projection."""
-    return not any(entry.projection == source.name for entry in found)
 
 
 def _restricted(group: grouping.ChannelGroup, residual: grouping.Residual) -> grouping.ChannelGroup:

@@ -66,7 +66,8 @@ def prune_structured(
     start, module, names = _begin(model, config, training, layers, device)
     work = train.Work(start, module, train.data_read(start, data, training), training)
     run = _Run(work, config, names, dense)
-    with run.manager(checkpoints).watching() as manager:
+    asked = {"recipe": training.recorded(), "epochs": run.dense_epochs, **run.asked}
+    with work.manager(("train", "prune"), checkpoints, COMMAND, **asked).watching() as manager:
         tested = run.dense_accuracy(manager, on_epoch, on_batch)
         epochs = config.schedule.epochs
         with EpochLog("prune", epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told:
@@ -102,8 +103,7 @@ def chosen_layers(
     able = {name for unit in units for name in unit.populations}
     names = tuple(node.name for node in graph.populations)
     for name in layers or ():
-        if name not in names:
-            raise errors.UnknownNameError("layer", name, names)
+        errors.require_known("layer", name, names)
     chosen = tuple(name for name in names if name in (able if layers is None else layers))
     refused = [name for name in chosen if name not in able]
     if refused or not chosen:
@@ -147,21 +147,16 @@ class _Run:
     def dense_epochs(self) -> int:
         return 0 if self.dense is None else self.dense.epochs
 
-    def manager(self, checkpoints: Checkpoints | None) -> CheckpointManager:
-        asked = {"recipe": self.work.config.recorded(), "epochs": self.dense_epochs, **self.asked}
-        return self.work.manager(("train", "prune"), checkpoints, COMMAND, **asked)
-
     def dense_accuracy(
         self, manager: CheckpointManager, on_epoch: OnEpoch | None, on_batch: trainer.Tick | None
     ) -> _DenseAccuracy:
         """Train the dense network, if that is asked for and still to be done, and test it."""
-        result, dense, epochs = None, self.dense, self.dense_epochs
+        result, dense = None, self.dense
         if dense is not None and not manager.passed("train"):
-            work = replace(self.work, config=replace(self.work.config, epochs=epochs))
-            told = EpochLog("train", epochs, dense.log, on_epoch=on_epoch, on_batch=on_batch)
+            work = replace(self.work, config=replace(self.work.config, epochs=dense.epochs))
+            told = EpochLog("train", dense.epochs, dense.log, on_epoch=on_epoch, on_batch=on_batch)
             with told as log:
-                found = work.learn(manager, log)
-            result = work.result(*found, command=COMMAND)
+                result = work.result(*work.learn(manager, log), command=COMMAND)
         if dense is not None and dense.on_result is not None:
             dense.on_result(result)
         if result is not None:
@@ -178,7 +173,9 @@ class _Run:
         )
         with manager.loop("prune", Bundle({"pruning": pruning, "dense": dense, "log": log})):
             for step in pruning.run():
-                log.epoch(step.result, _note(step))
+                plan = step.plan  # its epoch's results are those before the update of the masks
+                told = f"after it {plan.kept} of {plan.total} channels stay" if plan else ""
+                log.epoch(step.result, told)
                 manager.after_epoch()
 
     def result(
@@ -191,12 +188,6 @@ class _Run:
         # Streams lose what is dead in all members anyway; single branches only if asked for.
         removal = {"residual": "scatter" if self.config.residual == "scatter" else "coupled"}
         return finished(self.work, masked, accuracies, removal, on_masked, history=history)
-
-
-def _note(step: sca.PruneStep) -> str:
-    """The epoch's results are those before its update of the masks."""
-    plan = step.plan
-    return "" if plan is None else f"after it {plan.kept} of {plan.total} channels stay"
 
 
 @dataclass(frozen=True, kw_only=True)

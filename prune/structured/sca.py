@@ -10,20 +10,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_deploy import distributed
 from soul_deploy.base import brief
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.errors import UsageError, require_known
 from soul_deploy.data import datasets, sampler
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.structured import scores, selection
 from soul_deploy.training import trainer
-from soul_deploy.training.state import Bundle, Tree
+from soul_deploy.training.state import Bundle
 
 Ramp = Literal["constant", "linear", "cubic"]
 RAMPS: tuple[Ramp, ...] = ("constant", "linear", "cubic")
@@ -57,8 +58,7 @@ class PruneSchedule:
                 f"prune_ratio {p:g} and regrow_ratio {q:g}: neither may be negative, and their "
                 "sum must be below 1"
             )
-        if self.ramp not in RAMPS:
-            raise UnknownNameError("prune_ramp", self.ramp, RAMPS)
+        require_known("prune_ramp", self.ramp, RAMPS)
         if self.interval < 1 or self.warmup < 0 or self.finetune_epochs < 0:
             raise UsageError(
                 f"prune_interval {self.interval} must be at least 1, prune_warmup {self.warmup} "
@@ -116,8 +116,7 @@ class ScaConfig:
     def __post_init__(self) -> None:
         valid = (scores.SCORES, scores.WINDOWS, scores.WINDOWS, REGROW_WEIGHTS, RESIDUAL)
         for name, choices in zip(NAMED, valid, strict=True):
-            if getattr(self, name) not in choices:
-                raise UnknownNameError(name, getattr(self, name), choices)
+            require_known(name, getattr(self, name), choices)
 
     def units(
         self, graph: SpikingGraph, names: Collection[str]
@@ -128,14 +127,6 @@ class ScaConfig:
     def budget(self, channels: int, ratio: float) -> selection.Budget:
         """How many of `channels` stay when `ratio` of them is pruned."""
         return selection.Budget.of(channels, ratio, self.schedule.regrow_ratio)
-
-    def statistics(
-        self, names: scores.Names, masks: scores.Names | None = None
-    ) -> scores.ChannelStatistics:
-        """A fresh measurement of the populations `names`, and of `masks` if others than theirs."""
-        return scores.ChannelStatistics(
-            names, self.score, self.score_window, self.regrow_window, masks
-        )
 
 
 @brief
@@ -153,7 +144,7 @@ def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
     selection.check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
-class ChannelPruning:
+class ChannelPruning(Bundle):
     """The loop over the populations `names` of a module, which is pruned in place.
 
     Its `state` between two steps is all that is needed to go on. Raises UsageError before any
@@ -170,7 +161,6 @@ class ChannelPruning:
         tick: trainer.Tick | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> None:
-        check(module, sca, names)
         self.sca = sca
         self._measurement = _Measurement(module, sca, names)
         self._statistics = self._measurement.statistics
@@ -181,6 +171,8 @@ class ChannelPruning:
             tick=tick,
             after_step=after_step,
         )
+        training, statistics, best = self._training, self._statistics, self._best
+        super().__init__({"training": training, "statistics": statistics, "best": best})
 
     def run(self) -> Iterator[PruneStep]:
         """Go on, yielding after each epoch.
@@ -188,42 +180,27 @@ class ChannelPruning:
         It ends with the weights of the epoch with the best validation accuracy among those with the
         final masks; the state right after the last mask update is one of them.
         """
+        module, data, schedule = self._training.module, self._training.data, self.sca.schedule
         for result in self._training.run():
-            ratio = self.sca.schedule.ratio_after.get(result.epoch)
+            ratio, best = schedule.ratio_after.get(result.epoch), result
             plan = None if ratio is None else self._update(ratio)
-            self._offer(result)
+            if result.epoch == schedule.last_update:
+                masked = trainer.accuracy(module, data, data.validation)
+                best = replace(result, validation_accuracy=masked)
+            if result.epoch >= schedule.last_update:
+                self._best.offer(module, best)
             yield PruneStep(result, plan)
-        self._best.take(self._training.module)
+        self._best.take(module)
 
     def _update(self, ratio: float) -> selection.ChannelPlan:
         """Set the masks that what was measured gives, and begin to measure anew."""
-        plan = self._measurement.decide(ratio)
-        masks = selection.by_mask(plan, self._measurement.units)
-        training = self._training
-        apply(masks, training.module, training.optimizer, self.sca.regrow_weights)
+        plan, training = self._measurement.decide(ratio), self._training
+        masks = {unit.name: unit.masks for unit in self._measurement.units}
+        layers = [replace(item, name=mask) for item in plan.layers for mask in masks[item.name]]
+        apply(layers, training.module, training.optimizer, self.sca.regrow_weights)
         self._statistics.reset()
         distributed.assert_ranks_agree("after the new masks", training.module, [ratio])
         return plan
-
-    def _offer(self, result: trainer.EpochResult) -> None:
-        module, data = self._training.module, self._training.data
-        if result.epoch == self.sca.schedule.last_update:
-            masked = trainer.accuracy(module, data, data.validation)
-            self._best.offer(module, replace(result, validation_accuracy=masked))
-        elif result.epoch > self.sca.schedule.last_update:
-            self._best.offer(module, result)
-
-    def state(self) -> Tree:
-        """Training, masks, what was measured since the last update, the best state."""
-        return self._parts().state()
-
-    def restore(self, tree: Tree) -> None:
-        self._parts().restore(tree)
-
-    def _parts(self) -> Bundle:
-        return Bundle(
-            {"training": self._training, "statistics": self._statistics, "best": self._best}
-        )
 
 
 def plan_of_weights(
@@ -237,7 +214,6 @@ def plan_of_weights(
 
     Batch norm's running statistics move; use a module of its own.
     """
-    check(module, sca, names)
     measurement = _Measurement(module, sca, names)
     trainer.begin_training(module, recipe)
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
@@ -248,9 +224,10 @@ def plan_of_weights(
 
 
 class _Measurement:
-    """The units of a module, with open masks and fresh statistics."""
+    """The units of a module, with open masks and fresh statistics. Raises as `check`."""
 
     def __init__(self, module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
+        check(module, sca, names)
         self.sca = sca
         self.units = sca.units(module.graph, names)
         masks = [mask for unit in self.units for mask in unit.masks]
@@ -258,14 +235,15 @@ class _Measurement:
         graph = module.graph
         measured = {n: graph.shapes[n][0] for unit in self.units for n in unit.populations}
         channels = {name: selection.channels_of(graph, name) for name in masks}
-        self.statistics = sca.statistics(measured, channels)
+        windows = sca.score_window, sca.regrow_window
+        self.statistics = scores.ChannelStatistics(measured, sca.score, *windows, channels)
 
     def decide(self, ratio: float) -> selection.ChannelPlan:
         """Which channels of the units stay when `ratio` of all is pruned."""
-        measured, units = self.statistics, self.units
-        activity = selection.mean_scores(measured.scores(), units)
-        gradients = selection.mean_gradients(measured.gradients(), units)
-        budget = self.sca.budget(sum(unit.channels for unit in self.units), ratio)
+        units, budget = self.units, self.sca.budget(sum(u.channels for u in self.units), ratio)
+        score, slope = self.statistics.scores(), self.statistics.gradients()
+        activity = {u.name: np.mean([score[p] for p in u.populations], axis=0) for u in units}
+        gradients = {u.name: np.mean([slope[mask] for mask in u.masks], axis=0) for u in units}
         return selection.decide(activity, gradients, budget, self.sca.guard)
 
 
@@ -278,38 +256,26 @@ def open_masks(module: GraphModule, names: Iterable[str]) -> None:
             module.channel_masks[name] = ChannelMask(keep)
 
 
+@torch.no_grad()
 def apply(
-    plan: selection.ChannelPlan,
+    layers: Iterable[selection.LayerChannels],
     module: GraphModule,
     optimizer: Optimizer,
     regrow_weights: RegrowWeights,
 ) -> None:
-    """Set the masks, and clear what the optimizer remembers of masked channels.
-
-    Each layer of the plan is named after its mask.
-    """
-    for layer in plan.layers:
+    """Set the masks that `layers` are named after; clear the optimizer's memory of masked rows."""
+    for layer in layers:
         mask = module.channel_masks[layer.name]
         keep = torch.from_numpy(layer.keep).to(mask.keep.device)
         back = keep & (mask.keep == 0)
         mask.keep = keep.to(mask.keep.dtype)
-        parameters = _incoming(module, layer.name)
+        projection = module.graph.projection(module.graph.masked_projection(layer.name))
+        owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
+        # One row per channel: the projection's weight first, bias, batch norm.
+        parameters = [p for owner in owners for p in module.get_submodule(owner).parameters()]
         for parameter in parameters:
-            _clear(optimizer, parameter, ~keep)
+            for value in optimizer.state[parameter].values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value[~keep] = 0
         if regrow_weights == "zero":
-            with torch.no_grad():
-                for parameter in parameters[:1]:
-                    parameter[back] = 0
-
-
-def _incoming(module: GraphModule, mask: str) -> list[nn.Parameter]:
-    """Parameters with one row per channel: the projection's weight first, bias, batch norm."""
-    projection = module.graph.projection(module.graph.masked_projection(mask))
-    owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
-    return [p for owner in owners for p in module.get_submodule(owner).parameters()]
-
-
-def _clear(optimizer: Optimizer, parameter: nn.Parameter, channels: Tensor) -> None:
-    for value in optimizer.state[parameter].values():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value[channels] = 0
+            parameters[0][back] = 0

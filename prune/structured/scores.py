@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from soul_deploy import distributed
-from soul_deploy.base.errors import UnknownNameError, require
+from soul_deploy.base.errors import require, require_known
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.selection import Values
-from soul_deploy.training.state import Bundle, Tree, array_of, count_of, tree_of
+from soul_deploy.training.state import Bundle, Tree, array_of, count_of
 from soul_deploy.training.trainer import BatchHooks
 
 Score = Literal["spike_membrane", "spike", "membrane"]
@@ -27,8 +27,7 @@ class RunningMean:
 
     def __init__(self, window: Window, channels: int | None = None) -> None:
         """channels: C, which a state that is restored must have; None: any."""
-        if window not in WINDOWS:
-            raise UnknownNameError("window", window, WINDOWS)
+        require_known("window", window, WINDOWS)
         self.window, self.channels = window, channels
         self.reset()
 
@@ -58,7 +57,7 @@ class RunningMean:
         self.count, self.value = count, torch.from_numpy(np.array(value))
 
 
-class ChannelStatistics(BatchHooks):
+class ChannelStatistics(BatchHooks, Bundle):
     """Scores of the populations `names` and regrowth gradients of masks, over training batches.
 
     Score of a channel: the mean over time, batch and space of S + |V|, spikes and the membrane
@@ -76,13 +75,14 @@ class ChannelStatistics(BatchHooks):
         regrow_window: Window,
         masks: Names | None = None,
     ) -> None:
-        if score not in SCORES:
-            raise UnknownNameError("score", score, SCORES)
+        require_known("score", score, SCORES)
         self.score = score
         names = _channels(names)
         masks = names if masks is None else _channels(masks)
         self._scores = {name: RunningMean(score_window, count) for name, count in names.items()}
         self._gradients = {name: RunningMean(regrow_window, count) for name, count in masks.items()}
+        parts = {"scores": Bundle(self._scores), "gradients": Bundle(self._gradients)}
+        Bundle.__init__(self, parts)
 
     def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
         """Class scores; every step of the populations counts into this batch's score.
@@ -105,7 +105,11 @@ class ChannelStatistics(BatchHooks):
 
     def after_backward(self, module: GraphModule) -> None:
         """Collect the gradients that this batch left, in all processes."""
-        found = {name: _gradient(module, name) for name in self._gradients}
+        found: dict[str, Tensor] = {}
+        for name in self._gradients:
+            gain = module.channel_masks[name].gain
+            assert gain is not None and gain.grad is not None, name
+            found[name] = gain.grad.detach().clone()
         distributed.current().add_up(found.values())
         for name, gradient in found.items():
             self._gradients[name].add(gradient.abs())
@@ -132,21 +136,6 @@ class ChannelStatistics(BatchHooks):
         for mean in (*self._scores.values(), *self._gradients.values()):
             mean.reset()
 
-    def state(self) -> Tree:
-        """All means so far."""
-        parts = {"scores": self._scores, "gradients": self._gradients}
-        return {name: Bundle(means).state() for name, means in parts.items()}
-
-    def restore(self, tree: Tree) -> None:
-        Bundle(self._scores).restore(tree_of(tree, "scores"))
-        Bundle(self._gradients).restore(tree_of(tree, "gradients"))
-
 
 def _channels(names: Names) -> Mapping[str, int | None]:
     return names if isinstance(names, Mapping) else dict.fromkeys(names)
-
-
-def _gradient(module: GraphModule, mask: str) -> Tensor:
-    gain = module.channel_masks[mask].gain
-    assert gain is not None and gain.grad is not None, mask
-    return gain.grad.detach().clone()

@@ -8,7 +8,7 @@ setting masks. Decided about as one are the channels of a population, or of a re
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -18,12 +18,7 @@ from soul_deploy.base import brief
 from soul_deploy.base.errors import SoulDeployError, UsageError
 from soul_deploy.ir import Population, SpikingGraph
 from soul_deploy.lowering.fan_out import population_behind
-from soul_deploy.prune.channel_groups import (
-    ChannelGroup,
-    Residual,
-    channel_groups,
-    scatter_branches,
-)
+from soul_deploy.prune.channel_groups import Residual, channel_groups, scatter_branches
 
 Values = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -213,14 +208,15 @@ def pruning_units(
     classes = voters(graph)
     found: list[PruningUnit] = []
     for group in channel_groups(graph):
+        single: Iterable[str] = ()
         if len(group.projections) == 1 and not group.merges:
-            source = group.projections[0]
-            single = [name for name in graph.consumers[source] if name in alone]
-            found += [_of_one(name, group) for name in single]
+            single = alone.intersection(graph.consumers[group.projections[0]])
         elif group.whole is None and residual == "coupled" and group.projections:
-            found.append(_of_stream(graph, group))
+            masks = tuple(population_behind(graph, name) or name for name in group.projections)
+            found.append(PruningUnit(group.title, group.channels, masks, group.populations))
         elif group.whole is None and residual == "scatter":
-            found += [_of_one(name, group) for name in scatter_branches(graph, group)]
+            single = scatter_branches(graph, group)
+        found += [PruningUnit(name, group.channels, (name,), (name,)) for name in single]
     found = [unit for unit in found if not classes.intersection(unit.populations)]
     if names is not None:
         found = [unit for unit in found if set(unit.populations).intersection(names)]
@@ -240,30 +236,3 @@ def voters(graph: SpikingGraph) -> set[str]:
         elif not node.projects:
             pending += node.inputs
     return found
-
-
-def _of_one(name: str, group: ChannelGroup) -> PruningUnit:
-    return PruningUnit(name, group.channels, (name,), (name,))
-
-
-def _of_stream(graph: SpikingGraph, group: ChannelGroup) -> PruningUnit:
-    masks = tuple(population_behind(graph, name) or name for name in group.projections)
-    return PruningUnit(group.title, group.channels, masks, group.populations)
-
-
-def mean_scores(values: Mapping[str, Values], units: Iterable[PruningUnit]) -> dict[str, Values]:
-    """Scores of units from those of populations."""
-    return {unit.name: np.mean([values[p] for p in unit.populations], axis=0) for unit in units}
-
-
-def mean_gradients(values: Mapping[str, Values], units: Iterable[PruningUnit]) -> dict[str, Values]:
-    """Regrowth gradients of units from those of masks."""
-    return {unit.name: np.mean([values[mask] for mask in unit.masks], axis=0) for unit in units}
-
-
-def by_mask(plan: ChannelPlan, units: Iterable[PruningUnit]) -> ChannelPlan:
-    """The plan with a layer per mask instead of per unit."""
-    masks = {unit.name: unit.masks for unit in units}
-    return ChannelPlan(
-        tuple(replace(layer, name=mask) for layer in plan.layers for mask in masks[layer.name])
-    )

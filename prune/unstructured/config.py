@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from soul_deploy.base import Array, errors
-from soul_deploy.prune.channel_groups import Residual, residual_name
+from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.unstructured import lambda_control, loss, masks
 from soul_deploy.training import lr_schedules, trainer
 
@@ -26,8 +26,7 @@ class FinetuneConfig:
     reset_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise errors.UsageError(f"epoch_finetune {self.epochs} must be at least 1")
+        errors.require_least(1, epoch_finetune=self.epochs)
         _require_rate("finetune_lr", self.learning_rate)
 
 
@@ -82,21 +81,15 @@ class SearchConfig:
                 "penalty_lmbda 0 cannot be steered to a target_connectivity; leave one of them out"
             )
         lambda_control.check_target(self.target_connectivity)
-        for name in ("accumulate_step", "round_to"):
-            if getattr(self, name) < 1:
-                raise errors.UsageError(f"{name} {getattr(self, name)} must be at least 1")
+        errors.require_least(1, accumulate_step=self.accumulate_step, round_to=self.round_to)
         if self.prune_lr is not None:
             _require_rate("prune_lr", self.prune_lr)
         if not 0 <= decay < math.inf:
             raise errors.UsageError(f"prune_weight_decay {decay} must not be negative, and finite")
-        for name, given, valid in (
-            ("penalty_coef", self.penalty_coef, loss.RULES),
-            ("prune_optimizer", self.prune_optimizer, (None, *trainer.OPTIMIZERS)),
-        ):
-            if given not in valid:
-                names = [str(v) for v in valid if v is not None]
-                raise errors.UnknownNameError(name, str(given), names)
-        residual_name(self.residual)
+        errors.require_known("penalty_coef", self.penalty_coef, loss.RULES)
+        if self.prune_optimizer is not None:
+            errors.require_known("prune_optimizer", self.prune_optimizer, trainer.OPTIMIZERS)
+        errors.known("residual", self.residual, RESIDUAL)
         for checked in (self.objective, self.temperature(1), self.mask_start(0)):
             assert checked is not None, "each of them has raised UsageError before"
 

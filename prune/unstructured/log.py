@@ -76,7 +76,11 @@ class Recorder:
         if self._path is not None:
             lines = [json.dumps(entry) for entry in self.rows]
             files.write_text(self._path.with_suffix(".jsonl"), "\n".join(lines) + "\n")
-            files.write_text(self._path.with_suffix(".csv"), self._csv())
+            text = io.StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            files.write_text(self._path.with_suffix(".csv"), text.getvalue())
         if self._writer is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "epoch":
@@ -92,13 +96,6 @@ class Recorder:
         fits = all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows)
         errors.require(fits, "rows of the table of epochs: other columns than this version's")
         self.rows = rows
-
-    def _csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
 
 
 def check_tensorboard(wanted: bool) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from soul_deploy import ir
 from soul_deploy.analysis.connectivity import dense_synapses
 from soul_deploy.base import dispatch
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.errors import UsageError, require_known
 from soul_deploy.nn.graph_module import GraphModule
 
 CoefficientRule = Literal["authors", "exact"]
@@ -107,8 +107,7 @@ class Objective:
     tet_lambda: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
-            raise UnknownNameError("criterion", self.criterion, CRITERIA)
+        require_known("criterion", self.criterion, CRITERIA)
         if not 0 <= self.tet_lambda <= 1:
             raise UsageError(f"TET_lambda {self.tet_lambda} must be from 0 to 1")
 

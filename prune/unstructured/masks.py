@@ -72,10 +72,9 @@ class Masks:
 
     def temperatures(self) -> tuple[float, float]:
         """Of weights and of neurons; 0 where there is no mask."""
-        weights, neurons = [*self.weights.values()], [*self.neurons.values()]
-        return weights[0].temperature if weights else 0.0, neurons[
-            0
-        ].temperature if neurons else 0.0
+        kinds = self.weights.values(), self.neurons.values()
+        weights, neurons = (next((mask.temperature for mask in kind), 0.0) for kind in kinds)
+        return weights, neurons
 
     def attach(self, module: GraphModule) -> None:
         """Let `module` multiply by the soft masks."""
@@ -88,12 +87,6 @@ class Masks:
         for gates, masks in pairs:
             hard = {n: HardGate(mask.keep().to(mask.alpha.dtype)) for n, mask in masks.items()}
             gates.update(hard)
-
-    def shift(self, offset: float) -> None:
-        """Add `offset` to every alpha."""
-        with torch.no_grad():
-            for mask in self:
-                mask.alpha.add_(offset)
 
     def alphas(self) -> dict[str, Array]:
         """Copies of all alphas, by projection and population."""
@@ -170,12 +163,6 @@ def require_covered(known: Iterable[str], chosen: Iterable[str]) -> None:
         )
 
 
-def chosen_weights(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
-    """Projections by name or index, in forward order; None: all. Raises UsageError."""
-    names = [node.name for node in graph.projections]
-    return _chosen("weight_prune_layers", layers, names)
-
-
 def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
     """Populations by name or index, in forward order.
 
@@ -185,7 +172,7 @@ def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
     if layers is None:
         maps = {name for name, shape in graph.shapes.items() if len(shape) == 3}
         return tuple(node.name for node in nodes[1:] if node.name in maps.intersection(able))
-    names = _chosen("neuron_prune_layers", layers, [node.name for node in nodes])
+    names = chosen("neuron_prune_layers", layers, nodes)
     refused = [name for name in names if name not in able]
     if refused:
         valid = [str(i) for i, node in enumerate(nodes) if node.name in able]
@@ -196,7 +183,9 @@ def chosen_neurons(graph: SpikingGraph, layers: Layers) -> tuple[str, ...]:
     return names
 
 
-def _chosen(option: str, layers: Layers, names: Sequence[str]) -> tuple[str, ...]:
+def chosen(option: str, layers: Layers, nodes: Iterable[Node]) -> tuple[str, ...]:
+    """Names of layers by name or index, in forward order; None: all. Raises UsageError."""
+    names = [node.name for node in nodes]
     if layers is None:
         return tuple(names)
     by_word: dict[str | int, str] = {**dict(enumerate(names)), **{n: n for n in names}}
@@ -204,8 +193,8 @@ def _chosen(option: str, layers: Layers, names: Sequence[str]) -> tuple[str, ...
         if layer not in by_word:
             valid = [f"{index} ({name})" for index, name in enumerate(names)]
             raise errors.UnknownNameError(f"layer in {option}", str(layer), valid)
-    chosen = {by_word[layer] for layer in layers}
-    return tuple(name for name in names if name in chosen)
+    wanted = {by_word[layer] for layer in layers}
+    return tuple(name for name in names if name in wanted)
 
 
 def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:

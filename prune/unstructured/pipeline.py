@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from soul_deploy.base import errors, files, progress
+from soul_deploy.base import errors, progress
 from soul_deploy.data.given import DataLike
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, from_module
@@ -84,7 +84,7 @@ def plan_unstructured(
             "prune unstructured"
         )
     graph = model.graph
-    weights = masking.chosen_weights(graph, config.weight_prune_layers)
+    weights = masking.chosen("weight_prune_layers", config.weight_prune_layers, graph.projections)
     neurons = masking.chosen_neurons(graph, config.neuron_prune_layers)
     masking.require_covered(model.alphas, (*weights, *neurons))
     if config.target_connectivity is not None and not weights:
@@ -113,6 +113,7 @@ def prune_unstructured(
     checkpoints: checkpoint_manager.Checkpoints | None = None,
     log: Path | None = None,
     tensorboard: bool = False,
+    test_start: bool = True,
     on_epoch: OnEpoch | None = None,
     on_batch: trainer.Tick | None = None,
     on_masked: OnMasked | None = None,
@@ -121,6 +122,7 @@ def prune_unstructured(
 
     training     how the weights are trained in search and fine-tuning; its epochs are the search's
     log          the table of epochs goes to its .jsonl and .csv; tensorboard: also for that
+    test_start   measure the start's test accuracy; fresh weights of a graph never are tested
     on_epoch     called with each SearchEpoch, whose `model` has hard masks
     on_masked    called with the masked network before removal, which can be refused
 
@@ -131,18 +133,16 @@ def prune_unstructured(
     """
     start, place = train.with_weights(model, training.seed), train.prepare_device(device)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
-    given = train.data_read(start, data, training)
     module = train.module_of(replace(start, neuron_masks={}), place)
-    work = train.Work(start, module, given, training)
+    work = train.Work(start, module, train.data_read(start, data, training), training)
     pruning = _pruning(work, config, plan)
     asked = {"recipe": training.recorded(), **config.recorded(training)}
-    if checkpoints is None or checkpoints.settings is None:
-        own = ("mask_init_factor", "round_to", "residual")
-        asked["masking"] = {name: getattr(config, name) for name in own} | plan.to_dict()
-        asked["alphas"] = files.digest(dict(start.alphas))
+    own = ("mask_init_factor", "round_to", "residual")
+    asked["masking"] = {name: getattr(config, name) for name in own} | plan.to_dict()
     manager = work.manager(PHASES, checkpoints, COMMAND, **asked)
     with manager.watching():
-        return _Run(work, pruning, manager, recorder, on_epoch, on_batch).result(on_masked)
+        tested = {"start": work.accuracy()} if test_start and start is model else {}
+        return _Run(work, pruning, manager, recorder, on_epoch, on_batch).result(tested, on_masked)
 
 
 def _pruning(work: train.Work, config: SearchConfig, plan: MaskPlan) -> Pruning:
@@ -170,11 +170,10 @@ class _Run:
     on_epoch: OnEpoch | None
     on_batch: trainer.Tick | None
 
-    def result(self, on_masked: OnMasked | None) -> PruneResult:
-        """Train, remove, test."""
+    def result(self, accuracies: dict[str, float], on_masked: OnMasked | None) -> PruneResult:
+        """Train, remove, test; accuracies: those measured before."""
         work, pruning = self.work, self.pruning
         before = pruning.synops(from_module(work.module, pruning.info))
-        accuracies = {"start": work.accuracy()}
         self._train()
         progress.status(f"{COMMAND}: removing and testing")
         accuracies["masked"] = work.accuracy()

@@ -162,7 +162,7 @@ class Pruning:
         start, size = time.perf_counter() - cursor.seconds, self.config.accumulate_step
         epoch = first_epoch + cursor.epoch
         split, augment = self.data.train, self.training.augment
-        batches = sampler.epoch_batches(split, self._order, augment, epoch, distributed.current())
+        batches = sampler.EpochBatches(split, self._order, augment, epoch, distributed.current())
         while (first := cursor.step * size) < len(batches):
             group = range(first, min(first + size, len(batches)))
             for optimizer in self.optimizers():

@@ -61,7 +61,12 @@ class SearchLoop:
             if measured.dead is None:
                 self._last_good = measured.model
             elif pruning.config.target_connectivity is None or cursor.epoch == self.epochs:
-                raise SearchStoppedError(_death_note(measured), self._last_good)
+                raise SearchStoppedError(
+                    f"search epoch {result.epoch}: no synapse of {measured.dead} is left (lambda "
+                    f"{measured.lmbda:.3g}), so the output no longer depends on the input; lower "
+                    "penalty_lmbda, or give target_connectivity (a higher one)",
+                    self._last_good,
+                )
             yield measured
 
     def _correct(self, epochs: int) -> lambda_control.Adjustment | None:
@@ -82,12 +87,13 @@ class SearchLoop:
     def state(self) -> Tree:
         """Pruning, schedules, lambda's controller, cursor, and the last model that was whole."""
         schedulers = {str(i): saved.scheduler_state(s) for i, s in enumerate(self._schedulers)}
+        good = self._last_good
         return {
             "pruning": self.pruning.state(),
             "schedulers": schedulers,
             "control": self._control.state(),
             "progress": self._cursor.state(),
-            "last_good": _model_state(self._last_good),
+            "last_good": {kind: dict(getattr(good, SAVED[kind])) for kind in SAVED if good},
         }
 
     def restore(self, tree: Tree) -> None:
@@ -98,27 +104,18 @@ class SearchLoop:
         self._control.restore(tree_of(tree, "control"))
         self._cursor.restore(tree_of(tree, "progress"))
         self.pruning.check(self._cursor, self.epochs)
-        self._last_good = self._restored_model(tree_of(tree, "last_good"))
-
-    def _restored_model(self, tree: Tree) -> Model | None:
-        if not tree:
-            return None
-        parts = {field: tree_of(tree, kind) for kind, field in SAVED.items()}
-        arrays: dict[str, Any] = {
-            field: {name: np.array(saved.array_of(part, name)) for name in part}
-            for field, part in parts.items()
-        }
-        return Model(self.pruning.module.graph, info=self.pruning.info, **arrays)
+        if good := tree_of(tree, "last_good"):
+            parts = {field: tree_of(good, kind) for kind, field in SAVED.items()}
+            arrays: dict[str, Any] = {
+                field: {name: np.array(saved.array_of(part, name)) for name in part}
+                for field, part in parts.items()
+            }
+            graph, info = self.pruning.module.graph, self.pruning.info
+            self._last_good = Model(graph, info=info, **arrays)
 
 
 SAVED = {"weights": "state", "neuron_masks": "neuron_masks", "alphas": "alphas"}
 """What is saved of the last model that was whole -> field of Model."""
-
-
-def _model_state(model: Model | None) -> Tree:
-    if model is None:
-        return {}
-    return {kind: dict(getattr(model, field)) for kind, field in SAVED.items()}
 
 
 class _Control:
@@ -166,15 +163,6 @@ class _Control:
         steering = tree_of(tree, "steering")
         if steering and target is not None:
             self.steering = lambda_control.LambdaControl.restored(target, steering)
-
-
-def _death_note(epoch: SearchEpoch) -> str:
-    """What the user is told of a network that died."""
-    return (
-        f"search epoch {epoch.result.epoch}: no synapse of {epoch.dead} is left "
-        f"(lambda {epoch.lmbda:.3g}), so the output no longer depends on the input; lower "
-        "penalty_lmbda, or give target_connectivity (a higher one)"
-    )
 
 
 class FinetuneLoop:

@@ -2,8 +2,10 @@
 to do. The exit code is 1 (an operation or a check failed) unless the class has another.
 """
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, TypeVar
+
+Name = TypeVar("Name", bound=str)
 
 
 class _Copied(BaseException):
@@ -134,3 +136,30 @@ def require(holds: object, problem: str) -> None:
     """Raise FileFormatError, which says `problem`, unless it holds."""
     if not holds:
         raise FileFormatError(problem)
+
+
+def require_known(kind: str, given: str, valid: Collection[str]) -> None:
+    """Raise UnknownNameError unless `given` is one of `valid`."""
+    if given not in valid:
+        raise UnknownNameError(kind, given, valid)
+
+
+def known(kind: str, given: str, valid: Iterable[Name]) -> Name:
+    """`given` as one of `valid`, whatever its case. Raises UnknownNameError."""
+    for name in valid:
+        if name == given.lower():
+            return name
+    raise UnknownNameError(kind, given, valid)
+
+
+def require_least(least: int, **values: int | None) -> None:
+    """Raise UsageError unless each of the numbers given, if any, is at least `least`."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UsageError(f"{name} {value} must be at least {least}")
+
+
+def require_seed(seed: int) -> None:
+    """Raise UsageError unless PyTorch takes the seed."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed {seed} must be from 0 to 2^63 - 1")

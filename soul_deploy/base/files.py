@@ -219,7 +219,7 @@ def _put_metadata_in_order(path: Path) -> None:
         stream.write(ordered.encode("utf-8"))
 
 
-def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then fsync and rename it into place.
 
     Whatever fails, `path` is the old file or the whole new one, and no temporary file is left. A
@@ -255,7 +255,7 @@ def _unconfirmed(path: Path, error: OSError) -> errors.UnconfirmedWriteError:
     )
 
 
-def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
+def _write_and_rename(path: Path, write: Callable[[Path], object]) -> None:
     """Nothing of this is visible at `path` before the rename, which is the last step.
 
     Raises OSError, SafetensorError before it, and UnconfirmedWriteError after it.
@@ -268,7 +268,9 @@ def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         _rename(temporary, path)
     except BaseException as error:
         _remove(temporary, error)
@@ -314,14 +316,4 @@ def _sync_folder(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -119,15 +119,11 @@ def path_of(file: File) -> Path:
 def _open(path: Path) -> BufferedReader:
     require_file(path)
     try:
-        return open(path, "rb", opener=_descriptor)
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | FLAGS))
     except FileNotFoundError as error:
         raise MissingFileError(f"no file at {path}; check the path") from error
     except OSError as error:
         raise FileFormatError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _descriptor(path: str, flags: int) -> int:
-    return os.open(path, flags | FLAGS)
 
 
 def require_file(path: Path) -> Path:

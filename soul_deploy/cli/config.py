@@ -1,17 +1,17 @@
 """From option groups to what they mean: neurons, recipe, device, networks; all checked at once."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 import torch
-from click.core import ParameterSource
 from torch import nn
 
 from soul_deploy import distributed, ir
 from soul_deploy.base import errors, files, progress
-from soul_deploy.cli import options
+from soul_deploy.cli import options, parsing
 from soul_deploy.data import datasets, given, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
@@ -30,14 +30,12 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
 
     Raises UnknownNameError or UsageError.
     """
-    family: ir.NeuronFamily = _known("neuron", choice.neuron_type, NEURONS)
+    family: ir.NeuronFamily = errors.known("neuron", choice.neuron_type, NEURONS)
     given = choice.constants()
-    for name, kind, valid in (
-        ("surrogate", "surrogate", DEFAULT_ALPHA),
-        ("fire", "firing rule", ("gt", "ge")),
-    ):
-        if name in given:
-            given[name] = _known(kind, given[name], valid)
+    if "surrogate" in given:
+        given["surrogate"] = errors.known("surrogate", given["surrogate"], DEFAULT_ALPHA)
+    if "fire" in given:
+        given["fire"] = errors.known("firing rule", given["fire"], ("gt", "ge"))
     spec = replace(ir.SOUL_NEURONS[family], **given)
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
@@ -46,16 +44,10 @@ def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
     """The training that the options describe. Raises UnknownNameError or UsageError."""
     chosen = asdict(learning)
     schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
-    chosen["optimizer"] = _known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
+    chosen["optimizer"] = errors.known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
     augment = learning.augment.replace("-", "_")
-    chosen["augment"] = _known("augmentation", augment, sampler.SHIFT)
+    chosen["augment"] = errors.known("augmentation", augment, sampler.SHIFT)
     return trainer.TrainConfig(schedule=schedule, **chosen)
-
-
-def _known(kind: str, given: str, valid: Any) -> Any:
-    if given.lower() not in valid:
-        raise errors.UnknownNameError(kind, given, valid)
-    return given.lower()
 
 
 def prepare(run: options.RunOptions) -> torch.device:
@@ -71,50 +63,34 @@ def checkpoints_of(
     return checkpoint_manager.Checkpoints(folder, keeping.save_steps, resume, settings=start)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The network's sizes and variants, as `zoo.NetworkOptions` has them."""
-
-    hidden: int
-    width: int
-    connect: ir.MergeFunction
-    groups: int
-    width_per_group: int
-    stem: resnet.Stem
-
-
 SIZE_FLAGS = {
-    "hidden": "hidden",
-    "width": "width",
-    "connect_function": "connect",
-    "groups": "groups",
-    "width_per_group": "width_per_group",
-    "stem": "stem",
+    flag: flag.removesuffix("_function")
+    for flag in ("hidden", "width", "connect_function", "groups", "width_per_group", "stem")
 }
-"""Flag -> field of Sizes; a model file's provenance holds them by flag."""
+"""Flag -> field of `zoo.NetworkOptions`; a model file's provenance holds sizes by flag."""
 
 
-def sizes_of(choice: options.NetworkChoice) -> Sizes:
-    """The sizes that the options describe. Raises UnknownNameError."""
-    return Sizes(
-        choice.hidden,
-        choice.width,
-        _known("connect_function", choice.connect_function, get_args(ir.MergeFunction)),
-        choice.groups,
-        choice.width_per_group,
-        _known("stem", choice.stem, get_args(resnet.Stem)),
-    )
+def sizes_of(choice: options.NetworkChoice) -> dict[str, Any]:
+    """The network's sizes and variants, by field. Raises UnknownNameError."""
+    sizes = {field: getattr(choice, flag) for flag, field in SIZE_FLAGS.items()}
+    merges = get_args(ir.MergeFunction)
+    sizes["connect"] = errors.known("connect_function", choice.connect_function, merges)
+    sizes["stem"] = errors.known("stem", choice.stem, get_args(resnet.Stem))
+    return sizes
 
 
 @dataclass(frozen=True)
 class Task:
-    """A checked choice of network and data set, before anything is read or built."""
+    """A checked choice of network and data set, before anything is read or built.
+
+    sizes: as `sizes_of` gives them
+    """
 
     model: str
     neuron: ir.NeuronSpec
     data: str
     time_steps: int
-    sizes: Sizes
+    sizes: Mapping[str, Any]
     seed: int
 
     @property
@@ -129,7 +105,7 @@ class Task:
     def network_options(self, data: datasets.Data) -> zoo.NetworkOptions:
         """What the zoo needs to build the network for this data set."""
         return zoo.NetworkOptions(
-            data.input_shape, len(data.classes), self.neuron, self.time_steps, **asdict(self.sizes)
+            data.input_shape, len(data.classes), self.neuron, self.time_steps, **self.sizes
         )
 
 
@@ -150,15 +126,9 @@ def task_of(network: options.NetworkChoice, data: options.DataOptions, seed: int
 def _refuse_flags_of_the_zoo(model: str) -> None:
     """A network of the user's own brings neurons and sizes: flags for them would do nothing."""
     context = click.get_current_context(silent=True)
-    names = {item.name for item in fields(options.NetworkChoice)} - {
-        "model",
-        "time_step",
-        "coding_schema",
-    }
-    sources = {} if context is None else {n: context.get_parameter_source(n) for n in names}
-    given = sorted(
-        name for name, source in sources.items() if source not in (None, ParameterSource.DEFAULT)
-    )
+    names = {item.name for item in fields(options.NetworkChoice)}
+    names -= {"model", "time_step", "coding_schema"}
+    given = [] if context is None else sorted(names & parsing.explicit_flags(context))
     if given:
         raise errors.UsageError(
             f"--{given[0]} given, but {model!r} brings its own neurons and sizes; "
@@ -166,12 +136,12 @@ def _refuse_flags_of_the_zoo(model: str) -> None:
         )
 
 
-def require_outputs(*paths: Path) -> None:
+def require_outputs(*paths: Path, unless: bool = False) -> None:
     """Raise FileWriteError or PathKindError unless each of `paths` can be written, before the work.
 
-    Of several processes only the main one looks, since only that one writes.
+    Of several processes only the main one looks, since only that one writes. unless: none does.
     """
-    if distributed.current().is_main:
+    if distributed.current().is_main and not unless:
         files.require_writable(*paths)
 
 
@@ -238,7 +208,7 @@ def facts(task: Task) -> dict[str, Any]:
     """What a model file says about where its network began; plain JSON data."""
     return {
         "model": task.model,
-        **{flag: getattr(task.sizes, field) for flag, field in SIZE_FLAGS.items()},
+        **{flag: task.sizes[field] for flag, field in SIZE_FLAGS.items()},
         "data": task.data,
     }
 

@@ -3,9 +3,8 @@
 import json
 import shlex
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,86 +16,63 @@ COUNTED_IMAGES = 200
 STEM = "spikingvgg5_lif_mnist5k_T4_2025"
 BRANCHES = ("structured", "unstructured")
 ONNX, EVENT, TIMES = "compact.onnx", "compact.event.safetensors", "bench.json"
+DENSE_ONNX = "dense.onnx"
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the demo's files are."""
-
-    folder: Path
-
-    @property
-    def dense(self) -> Path:
-        return self.folder / f"best_{STEM}.safetensors"
-
-    @property
-    def dense_onnx(self) -> Path:
-        return self.folder / "dense.onnx"
-
-    def compact(self, branch: str) -> Path:
-        """The compact model of one method."""
-        return self.folder / branch / f"pruned_{STEM}_compact.safetensors"
-
-    def made(self, branch: str, name: str) -> Path:
-        """What is made of it: ONNX file, event network, timings as JSON."""
-        return self.folder / branch / name
-
-    def results(self) -> list[Path]:
-        """All files worth looking at, in the order they are made."""
-        made = [self.dense, self.dense_onnx]
-        for branch in BRANCHES:
-            made += [
-                self.compact(branch),
-                *(self.made(branch, name) for name in (ONNX, EVENT, TIMES)),
-            ]
-        return made
+def places(folder: Path) -> dict[str, Path]:
+    """Where the demo's files are, in the order they are made; a method's begin with its name."""
+    found = {"dense": folder / f"best_{STEM}.safetensors", DENSE_ONNX: folder / DENSE_ONNX}
+    for branch in BRANCHES:
+        found[branch] = folder / branch / f"pruned_{STEM}_compact.safetensors"
+        found |= {f"{branch}/{name}": folder / branch / name for name in (ONNX, EVENT, TIMES)}
+    return found
 
 
-def commands(places: Places, threads: int) -> list[list[str]]:
+def commands(folder: Path, threads: int) -> list[list[str]]:
     """What to type, in order."""
+    found = {name: str(path) for name, path in places(folder).items()}
+    dense = found["dense"]
     shared = [
         *("--dataset_name", "mnist5k", "--batch_size", "64", "--threads", str(threads)),
-        *("--log_dir", str(places.folder / "logs")),
+        *("--log_dir", str(folder / "logs")),
     ]
-    dense = str(places.dense)
     train = [
         *("train", "--model", "spikingvgg5", "--hidden", "256", "--epochs", "4", *shared),
-        *("--learning_rate", "0.002", "--augment", "shift", "--model_dir", str(places.folder)),
+        *("--learning_rate", "0.002", "--augment", "shift", "--model_dir", str(folder)),
     ]
     structured = [
         *("prune", "structured", "--mode", "load", "--model_path", dense, *shared),
         *("--learning_rate", "0.002", "--augment", "shift"),
         *("--prune_ratio", "0.5", "--min_keep", "0.25", "--score", "spike"),
         *("--epochs", "3", "--finetune_epochs", "2"),
-        *("--model_dir", str(places.folder / "structured")),
+        *("--model_dir", str(folder / "structured")),
     ]
     unstructured = [
         *("prune", "unstructured", "--model_path", dense, *shared),
         *("--criterion", "CE", "--penalty_coef", "exact", "--target_connectivity", "0.045"),
         *("--epochs", "3", "--prune_lr", "0.01", "--temp_scheduler", "5 200", "--finetune"),
         *("--epoch_finetune", "3", "--finetune_lr", "0.001", "--finetune_lr_scheduler", "cosine"),
-        *("--model_dir", str(places.folder / "unstructured")),
+        *("--model_dir", str(folder / "unstructured")),
     ]
-    typed = [train, ["export", "onnx", dense, "--output", str(places.dense_onnx)]]
+    typed = [train, ["export", "onnx", dense, "--output", found[DENSE_ONNX]]]
     for branch, prune in zip(BRANCHES, (structured, unstructured), strict=True):
-        typed += [prune, *_deploy(places, branch)]
+        typed += [prune, *_deploy(found, branch)]
     return typed
 
 
-def _deploy(places: Places, branch: str) -> list[list[str]]:
+def _deploy(found: Mapping[str, str], branch: str) -> list[list[str]]:
     """Export, verify and time one compact network."""
-    compact = places.compact(branch)
-    onnx, event, times = (places.made(branch, name) for name in (ONNX, EVENT, TIMES))
+    compact = found[branch]
+    onnx, event, times = (found[f"{branch}/{name}"] for name in (ONNX, EVENT, TIMES))
     return [
-        ["export", "onnx", str(compact), "--output", str(onnx), "--no-check"],
-        ["export", "event", str(compact), "--output", str(event), "--no-check"],
-        ["verify", str(compact), str(onnx), "--samples", "100"],
-        ["verify", str(compact), str(event), "--samples", "100"],
+        ["export", "onnx", compact, "--output", onnx, "--no-check"],
+        ["export", "event", compact, "--output", event, "--no-check"],
+        ["verify", compact, onnx, "--samples", "100"],
+        ["verify", compact, event, "--samples", "100"],
         [
-            *("bench", "sparse", "--model", str(places.dense), "--compact", str(compact)),
-            *("--onnx", str(places.dense_onnx), "--onnx_compact", str(onnx)),
-            *("--event", str(event), "--input", "mnist5k", "--threads", "1"),
-            *("--iterations", "300", "--output", str(times)),
+            *("bench", "sparse", "--model", found["dense"], "--compact", compact),
+            *("--onnx", found[DENSE_ONNX], "--onnx_compact", onnx, "--event", event),
+            *("--input", "mnist5k", "--threads", "1", "--iterations", "300", "--output", times),
         ],
     ]
 
@@ -116,38 +92,37 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
     """
     if not dry_run:
         lazy.load_object("torch:Tensor", "soul-deploy demo")
-    places = Places(output)
-    if not dry_run:
-        files.require_writable(*places.results())
+        files.require_writable(*places(output).values())
     begun = time.monotonic()
-    for arguments in commands(places, threads):
+    for arguments in commands(output, threads):
         terminal.show(f"\n$ soul-deploy {terminal.one_line(shlex.join(arguments))}")
         if not dry_run:
             main.root.main(arguments, prog_name="soul-deploy", standalone_mode=False)
     if not dry_run:
         progress.status("demo: the table of all of it")
-        terminal.show("\n" + summary(places))
+        terminal.show("\n" + summary(places(output)))
         terminal.show(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
 
 
-def summary(places: Places) -> str:
+def summary(found: Mapping[str, Path]) -> str:
     """Before and after in one table, and the paths of all files."""
-    timings = {branch: _latencies(places.made(branch, TIMES)) for branch in BRANCHES}
-    first = timings[BRANCHES[0]]
-    columns = [_column(places.dense, None, first, "dense")]
+    columns: list[dict[str, object]] = []
     for branch in BRANCHES:
-        model, event = places.compact(branch), places.made(branch, EVENT)
-        columns.append(_column(model, event, timings[branch], "compact"))
+        report = json.loads(found[f"{branch}/{TIMES}"].read_text(encoding="utf-8"))
+        times = {str(entry["engine"]): float(entry["p50_ms"]) for entry in report["entries"]}
+        if not columns:
+            columns.append(_column(found["dense"], None, times, "dense"))
+        columns.append(_column(found[branch], found[f"{branch}/{EVENT}"], times, "compact"))
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     title = "Before and after (times: one image, one thread, median)"
     table = tables.Table(title, ["what", "dense", *BRANCHES], rows)
-    return output.drawn([table, "", "Files:", *(f"  {path}" for path in places.results())])
+    return output.drawn([table, "", "Files:", *(f"  {path}" for path in found.values())])
 
 
 def _column(
     path: Path, event: Path | None, times: dict[str, float], kind: str
 ) -> dict[str, object]:
-    """What the table says of one network."""
+    """What the table says of one network; times: median latency in ms by engine."""
     from soul_deploy.analysis.synops import count_model
     from soul_deploy.data.datasets import load_data
     from soul_deploy.model.file import load
@@ -176,9 +151,3 @@ def _column(
         "event runtime, ms": f"{runtime:.2f}" if event and runtime else "",
         "event against ONNX Runtime": f"{onnx / runtime:.1f} ×" if event and runtime else "",
     }
-
-
-def _latencies(path: Path) -> dict[str, float]:
-    """Median latency in ms by engine, from a report of `bench sparse`."""
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {str(entry["engine"]): float(entry["p50_ms"]) for entry in report["entries"]}

@@ -111,11 +111,10 @@ class NetworkChoice:
     coding_schema: str = given("direct", "direct.", "-coding")
 
     def __post_init__(self) -> None:
-        if self.coding_schema.lower() != "direct":
-            raise errors.UnknownNameError("coding", self.coding_schema, ["direct"])
+        errors.known("coding", self.coding_schema, ["direct"])
         parsing.require_steps("time_step", self.time_step)
         sizes = ("hidden", "width", "groups", "width_per_group")
-        parsing.require_least(1, **{name: getattr(self, name) for name in sizes})
+        errors.require_least(1, **{name: getattr(self, name) for name in sizes})
 
     def constants(self) -> dict[str, Any]:
         """The neuron's constants that were given, by NeuronSpec's names.
@@ -195,7 +194,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         parsing.require_threads(self.threads)
-        parsing.require_least(0, workers=self.workers)
+        errors.require_least(0, workers=self.workers)
         if not 1 <= self.process_timeout <= 86400:
             raise errors.UsageError(
                 f"process_timeout {self.process_timeout:g} must be from 1 to 86400 seconds"
@@ -220,7 +219,7 @@ class ResumeOptions:
     )
 
     def __post_init__(self) -> None:
-        parsing.require_least(1, save_steps=self.save_steps)
+        errors.require_least(1, save_steps=self.save_steps)
 
 
 resume_options = option_group("keeping", ResumeOptions, "Files")
@@ -249,9 +248,9 @@ class CheckOptions:
     output_format: str = shared(common.format_option())
 
     def __post_init__(self) -> None:
-        parsing.require_least(1, samples=self.samples, batch=self.batch)
+        errors.require_least(1, samples=self.samples, batch=self.batch)
         parsing.require_threads(self.threads)
-        parsing.require_seed(self.seed)
+        errors.require_seed(self.seed)
 
 
 check_options = option_group("check_on", CheckOptions, "Data")

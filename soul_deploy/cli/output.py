@@ -54,7 +54,9 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         _least(columns[i], [line[i] for line in cells], _is_left(columns, i))
         for i in range(len(columns))
     ]
-    width = _width()
+    # A terminal's columns (COLUMNS goes first); 400 into a file or a pipe, at least 100.
+    available = shutil.get_terminal_size((400, 24)).columns
+    width = max(available, 40 if terminal.is_terminal() else 100)
     parts: list[str] = []
     for group in _groups(least, width):
         room = width - 1 - FRAME * len(group)
@@ -116,12 +118,6 @@ def _columns(
     needed = 1 + sum(FRAME + width for width in widths.values())
     Console(file=buffer, width=max(needed, cell_len(title)), color_system=None).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
-
-
-def _width() -> int:
-    """A terminal's columns (COLUMNS goes first); 400 into a file or a pipe, at least 100."""
-    columns = shutil.get_terminal_size((400, 24)).columns
-    return max(columns, 40 if terminal.is_terminal() else 100)
 
 
 def print_result(

@@ -127,19 +127,6 @@ def explicit_flags(context: click.Context) -> set[str]:
     return {name for name in context.params if source(name) is not default}
 
 
-def require_least(least: int, **values: int | None) -> None:
-    """Raise UsageError unless each of the numbers given, if any, is at least `least`."""
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise errors.UsageError(f"{name} {value} must be at least {least}")
-
-
-def require_seed(seed: int) -> None:
-    """Raise UsageError unless PyTorch takes the seed."""
-    if not 0 <= seed < 2**63:
-        raise errors.UsageError(f"seed {seed} must be from 0 to 2^63 - 1")
-
-
 def require_steps(name: str, steps: int | None) -> None:
     """Raise UsageError unless the T given, if any, is 1 to MAX_STEPS."""
     from soul_deploy.runtime.format.validate import MAX_STEPS  # imports numba
@@ -155,7 +142,7 @@ def require_threads(threads: int | None) -> None:
 
 
 def _require_most(name: str, value: int | None, most: int, unit: str = "") -> None:
-    require_least(1, **{name: value})
+    errors.require_least(1, **{name: value})
     if value is not None and value > most:
         raise errors.UsageError(f"{name} {value}: the limit is {most}{unit}; give 1 to {most}")
 

@@ -1,7 +1,7 @@
 """`soul-deploy prune structured`: train or load, prune by SCA, fine-tune, remove."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,20 +99,17 @@ def outputs(
 ) -> dict[str, Path]:
     """Every file that is written, but for checkpoints' numbers; trained: after dense epochs."""
     pruned = run.model_dir / f"pruned_{task.stem}.safetensors"
+    folder = run.model_dir / "checkpoints" / f"structured_{task.stem}"
     dense = {
         "Dense model": run.model_dir / f"best_{task.stem}.safetensors",
         "Dense epochs": train.train_log(run.log_dir, task),
     }
     return (dense if trained else {}) | {
         "Masked model": pruned,
-        "Compact model": pruned.with_name(f"{pruned.stem}_compact{pruned.suffix}"),
+        "Compact model": pruned.with_stem(f"{pruned.stem}_compact"),
         "Epochs": run.log_dir / f"prune_{task.stem}.jsonl",
-        "Checkpoint": checkpoint.checkpoint_path(_checkpoints(task, run)),
+        "Checkpoint": checkpoint.checkpoint_path(folder),
     }
-
-
-def _checkpoints(task: resolve.Task, run: options.RunOptions) -> Path:
-    return run.model_dir / "checkpoints" / f"structured_{task.stem}"
 
 
 @click.command(
@@ -156,46 +153,32 @@ def structured(
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
     files = outputs(task, run, trained=start is None)
-    if not dry_run:
-        resolve.require_outputs(*files.values())
+    resolve.require_outputs(*files.values(), unless=dry_run)
     loaded = start_model.data_for(data, task, start)
-    model = _model(task, start, loaded)
+    model = start_model.network(start, task, loaded)
     asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
     if dry_run:
         _preview(run.output_format, model, loaded if start else None, config, training, asked)
         return
     resolve.warn_of_replacing(files["Masked model"], "prune structured")
-    sha256, folder = path and file_sha256(path), _checkpoints(task, run)
+    sha256, folder = path and file_sha256(path), files["Checkpoint"].parent
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
     asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
-    asked |= {"log": files["Epochs"], "on_masked": partial(_save_masked, files["Masked model"])}
+    asked["on_masked"] = partial(start_model.save_masked, files["Masked model"])
+    asked["log"] = files["Epochs"]
     result = pipeline.prune_structured(model, loaded, config, training, **asked)
     with kept.watching():
         _finish(result, files, run.output_format, data.data_dir)
 
 
-def _save_masked(path: Path, masked: Model) -> None:
-    if distributed.current().is_main:
-        save(masked, path)
-
-
 def _start_file(mode: str, path: Path | None) -> Path | None:
-    if mode.lower() not in ("train", "load"):
-        raise errors.UnknownNameError("mode", mode, ("train", "load"))
-    loads = mode.lower() == "load"
+    loads = errors.known("mode", mode, ("train", "load")) == "load"
     if loads and path is None:
         raise errors.UsageError("--mode load needs --model_path, the file to start from")
     if path is not None and not loads:
         told = "--model_path belongs to --mode load; mode train starts from nothing"
         raise errors.UsageError(told)
     return path and require_file(path)
-
-
-def _model(task: resolve.Task, start: start_model.Start | None, data: Data) -> Model:
-    if start is None:
-        return resolve.new_model(task, data)
-    model, made = start.network(data), resolve.facts(task) | start_model.assumed(start)
-    return replace(model, info=replace(model.info, provenance=made))
 
 
 def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:
@@ -227,10 +210,7 @@ def _finish(
         return
     written = ("Dense model", "Masked model", "Compact model")
     files = {what: outputs[what] for what in written if what in outputs}
-    assert result.compact is not None and result.plan is not None
-    save(result.compact, files["Compact model"])
-    if not result.plan.removes:
-        messages.note(result.plan.whole_note(files["Compact model"], files["Masked model"]))
+    start_model.save_compact(result, files["Compact model"], files["Masked model"])
     told = result.to_dict()
     document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")}
     document["files"] = output.files_json(files)

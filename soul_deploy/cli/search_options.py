@@ -2,17 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeVar
 
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base import errors
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import given
-from soul_deploy.prune.channel_groups import REMOVAL_HELP, residual_name
+from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import CRITERIA, RULES
 from soul_deploy.training import lr_schedules, trainer
 
-NameT = TypeVar("NameT", bound=str)
 AS_GIVEN = (
     *("target_connectivity", "penalty_lmbda", "tet", "tet_phi", "tet_lambda"),
     *("accumulate_step", "prune_lr", "prune_weight_decay"),
@@ -99,19 +97,18 @@ class SearchOptions:
         finetune = FinetuneConfig(
             self.epoch_finetune, self.finetune_lr, schedule, self.reset_optimizer
         )
-        optimizers = tuple(trainer.OPTIMIZERS)
+        if optimizer is not None:
+            optimizer = errors.known("prune_optimizer", optimizer, trainer.OPTIMIZERS)
         return SearchConfig(
             **{name: getattr(self, name) for name in AS_GIVEN},
-            penalty_coef=known_word("penalty_coef", masking.penalty_coef, RULES),
-            criterion=known_word("criterion", self.criterion, CRITERIA),
+            penalty_coef=errors.known("penalty_coef", masking.penalty_coef, RULES),
+            criterion=errors.known("criterion", self.criterion, CRITERIA),
             temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
             mask_init_factor=None if start is None else number_list("mask_init_factor", start),
-            prune_optimizer=known_word("prune_optimizer", optimizer, optimizers)
-            if optimizer
-            else None,
+            prune_optimizer=optimizer,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,
-            residual=residual_name(masking.residual),
+            residual=errors.known("residual", masking.residual, RESIDUAL),
         )
 
     def idle(self, flags: Collection[str]) -> list[str]:
@@ -126,12 +123,4 @@ def number_list(name: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in found)
     except ValueError:
-        raise UsageError(f"{name} {text!r}: give numbers, such as 0 1 or [0, 1]") from None
-
-
-def known_word(name: str, word: str, valid: tuple[NameT, ...]) -> NameT:
-    """`word` as one of `valid`, whatever its case. Raises UnknownNameError."""
-    for candidate in valid:
-        if candidate == word.lower():
-            return candidate
-    raise UnknownNameError(name, word, valid)
+        raise errors.UsageError(f"{name} {text!r}: give numbers, such as 0 1 or [0, 1]") from None

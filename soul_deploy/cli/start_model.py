@@ -1,4 +1,4 @@
-"""Where pruning starts: a model file, somebody's state dict, or a fresh network."""
+"""Where pruning starts: a model file, somebody's state dict, or a fresh network; what it writes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
+from soul_deploy import distributed
 from soul_deploy.base import errors, files
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config, options, parsing
@@ -15,8 +16,9 @@ from soul_deploy.data.datasets import Data
 from soul_deploy.data.given import check_data
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir import SOUL_NEURONS, NeuronSpec
-from soul_deploy.model.file import check_state, load, load_state_dict
+from soul_deploy.model.file import check_state, load, load_state_dict, save
 from soul_deploy.model.model import Model, ModelInfo
+from soul_deploy.prune.result import PruneResult
 from soul_deploy.training.messages import note
 from soul_deploy.zoo.soul_names import WORDS, Asked, SoulName, read_name, require_neurons, settle
 
@@ -101,10 +103,29 @@ def data_for(given: options.DataOptions, task: config.Task, start: Start | None)
     return config.load_task_data(chosen, None if model is None else model.input_shape)
 
 
-def assumed(start: Start | None) -> dict[str, list[str]]:
-    """For a model file's provenance: what was assumed on the way to it, if anything was."""
-    found = [] if start is None else list(start.assumptions)
-    return {"assumptions": found} if found else {}
+def network(
+    start: Start | None, task: config.Task, data: Data, told: Mapping[str, Any] | None = None
+) -> Model:
+    """The network to prune, whose provenance says where it began, what was assumed, and `told`."""
+    model = config.new_model(task, data) if start is None else start.network(data)
+    made = config.facts(task) | dict(told or {})
+    if start is not None and start.assumptions:
+        made["assumptions"] = list(start.assumptions)
+    return replace(model, info=replace(model.info, provenance=made))
+
+
+def save_masked(path: Path, masked: Model) -> None:
+    """Write it in the main process."""
+    if distributed.current().is_main:
+        save(masked, path)
+
+
+def save_compact(result: PruneResult, path: Path, masked: Path) -> None:
+    """Write the compact network, if there is one; a note if it is as large as that at `masked`."""
+    if result.compact is not None and result.plan is not None:
+        save(result.compact, path)
+        if not result.plan.removes:
+            note(result.plan.whole_note(path, masked))
 
 
 def _asked(task: config.Task, explicit: Collection[str]) -> dict[str, Asked]:
@@ -181,7 +202,8 @@ def _from_state_dict(path: Path, task: config.Task, data: Data, name: SoulName |
     except errors.FileFormatError as error:
         raise errors.FileFormatError(
             f"{error}. It was read as {task.model} for {task.data} (input {data.input_shape}), "
-            f"hidden {task.sizes.hidden}; give --model, --hidden and --dataset_name of its training"
+            f"hidden {task.sizes['hidden']}; give --model, --hidden and --dataset_name of its "
+            "training"
         ) from error
     arrays = {key: np.array(array, order="C") for key, array in state.items()}
     info = ModelInfo("dense", data.normalization, data.classes, input_kind=data.input_kind)
@@ -192,13 +214,11 @@ def _task_of_file(
     path: Path, model: Model, task: config.Task, explicit: Collection[str]
 ) -> config.Task:
     made, neuron = model.info.provenance, model.graph.populations[0].neuron
-    sizes = {
-        field: made.get(flag, getattr(task.sizes, field))
-        for flag, field in config.SIZE_FLAGS.items()
-    }
+    flags = config.SIZE_FLAGS
+    sizes = {field: made.get(flag, task.sizes[field]) for flag, field in flags.items()}
     pairs: list[tuple[str, Any, Any]] = [("model", task.model, made.get("model", task.model))]
     for flags, asked, held in (
-        (config.SIZE_FLAGS, vars(task.sizes), sizes),
+        (config.SIZE_FLAGS, task.sizes, sizes),
         (NEURON_FLAGS, vars(task.neuron), vars(neuron)),
     ):
         pairs += [(flag, asked[field], held[field]) for flag, field in flags.items()]
@@ -211,7 +231,7 @@ def _task_of_file(
     return replace(
         task,
         model=str(made.get("model", task.model)),
-        sizes=replace(task.sizes, **sizes),
+        sizes=sizes,
         neuron=neuron,
         time_steps=task.time_steps if "time_step" in explicit else model.graph.time_steps,
     )

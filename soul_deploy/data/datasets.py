@@ -171,9 +171,7 @@ def is_here(name: object, data_dir: Path) -> bool:
 
 def canonical_data_name(name: str) -> str:
     """The data set's name in our spelling. Raises UnknownNameError."""
-    if name.lower() not in READERS:
-        raise errors.UnknownNameError("data set", name, READERS)
-    return name.lower()
+    return errors.known("data set", name, READERS)
 
 
 def stratified_parts(

@@ -4,8 +4,8 @@ Nothing here remembers anything, so an epoch can be entered at any batch, and se
 the same order without talking to each other.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -84,8 +84,12 @@ class EpochBatches:
     order: DataOrder
     augment: Augment
     epoch: int
-    indexes: Sequence[Tensor]
     group: Group
+
+    @cached_property
+    def indexes(self) -> tuple[Tensor, ...]:
+        """Of the samples of each batch."""
+        return self.order.batches(self.epoch)
 
     def __len__(self) -> int:
         return len(self.indexes)
@@ -99,13 +103,6 @@ class EpochBatches:
         if moves is not None:
             own = Split(moved(own.images, moves[part.index], self.augment), own.labels)
         return Share(own, part.weight, len(index))
-
-
-def epoch_batches(
-    split: Split, order: DataOrder, augment: Augment, epoch: int, group: Group
-) -> EpochBatches:
-    """The batches of one epoch."""
-    return EpochBatches(split, order, augment, epoch, order.batches(epoch), group)
 
 
 def draw_moves(count: int, kind: Augment, random: torch.Generator) -> Tensor | None:
@@ -128,9 +125,3 @@ def moved(images: Tensor, moves: Tensor, kind: Augment) -> Tensor:
     sample = torch.arange(count)[:, None, None]
     result = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
     return result.permute(0, 3, 1, 2)
-
-
-def augmented(images: Tensor, kind: Augment, random: torch.Generator) -> Tensor:
-    """uint8 images (B, C, H, W), moved and mirrored as drawn from `random`."""
-    moves = draw_moves(len(images), kind, random)
-    return images if moves is None else moved(images, moves, kind)

@@ -89,7 +89,8 @@ class CountComparer:
             if isinstance(theirs, StepCounts):
                 unequal += _step_mismatches(name, ours, theirs)
             else:
-                unequal += _mismatches(name, ours.total(), theirs)
+                pairs = [(n, getattr(ours.total(), n), getattr(theirs, n)) for n in COUNTERS]
+                unequal += [CountMismatch(name, n, a, b) for n, a, b in pairs if a != b]
         return unequal
 
     def missing(self, names: set[str]) -> list[CountMismatch]:
@@ -128,11 +129,6 @@ class CountComparer:
                 ours = count_recorded_layer(layer, before, None)
                 changed += _differences(layer, ours, theirs, before, after)
         return changed
-
-
-def _mismatches(name: str, ours: LayerCounts, theirs: LayerCounts) -> list[CountMismatch]:
-    pairs = [(n, getattr(ours, n), getattr(theirs, n)) for n in COUNTERS]
-    return [CountMismatch(name, n, a, b) for n, a, b in pairs if a != b]
 
 
 def _step_mismatches(name: str, ours: StepCounts, theirs: StepCounts) -> Iterator[CountMismatch]:

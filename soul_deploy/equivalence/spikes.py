@@ -8,6 +8,7 @@ its own membrane differs, so each neuron is compared up to that mismatch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,11 +106,9 @@ class LayerSpikes:
     def __add__(self, other: "LayerSpikes") -> "LayerSpikes":
         """Both together: the same layer on two sets of samples."""
         sums: Any = {name: getattr(self, name) + getattr(other, name) for name in SUMMED}
-        return replace(self, flips=_listed((*self.flips, *other.flips)), **sums)
-
-
-def _listed(mismatches: tuple[SpikeMismatch, ...]) -> tuple[SpikeMismatch, ...]:
-    return tuple(sorted(mismatches, key=lambda m: (m.explained, m.sample, m.step))[:LISTED])
+        both = (*self.flips, *other.flips)
+        flips = sorted(both, key=lambda flip: (flip.explained, flip.sample, flip.step))[:LISTED]
+        return replace(self, flips=tuple(flips), **sums)
 
 
 @brief
@@ -163,78 +162,72 @@ def compare_population(
             f"{ours.dtype}{tuple(ours.shape)} (T, batch, neurons); they are not the same network"
         )
     first = first_differences(ours, other)
-    judged = _judge(reference, name, values, keep, first, upstream)
+    found = _Mismatches(reference, name, values, ours, first, keep, offset, upstream)
     channels = torch.arange(ours.shape[2]) if keep is None else keep
     driven = channels < reference.graph.shapes[reference.graph[name].inputs[0]][0]
     counted = (ours, other, ours[:, :, driven], ours != other)
     golden, theirs, driving, differing = (int(spikes.sum()) for spikes in counted)
-    make = _MismatchMaker(name, first, judged, ours, keep, offset, upstream)
-    order = np.lexsort((first.step, first.index[:, 0], judged.explained))
-    flips, unexplained = tuple(map(make, order[:LISTED])), int((~judged.explained).sum())
-    found = (golden, theirs, driving, differing, len(first.step), unexplained, flips)
-    return LayerSpikes(name, ours.shape[2:].numel(), ours.shape[1], *found), make.firsts()
+    order = np.lexsort((first.step, first.index[:, 0], found.explained))
+    flips, unexplained = tuple(map(found.record, order[:LISTED])), int((~found.explained).sum())
+    told = (golden, theirs, driving, differing, len(first.step), unexplained, flips)
+    return LayerSpikes(name, ours.shape[2:].numel(), ours.shape[1], *told), found.firsts()
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """By first mismatch: distance, allowance, whether inputs differed before, whether explained."""
+class _Mismatches:
+    """The first mismatches of one population, F in all; made to records as far as wanted."""
 
-    distance: Tensor
-    allowance: Tensor
-    traced: Tensor
-    explained: Tensor
-
-
-def _judge(
-    reference: ReferenceModel,
-    name: str,
-    values: Mapping[str, Signal],
-    keep: Tensor | None,
-    first: FirstDifferences,
-    upstream: Upstream | None,
-) -> _Judged:
-    sample = first.index[:, 0]
-    if not len(sample):
-        nothing, none = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
-        return _Judged(nothing, nothing, none, none)
-    samples = torch.unique(sample)
-    distance, allowance = reference.margins(name, values, samples)
-    if keep is not None:
-        distance, allowance = distance.index_select(2, keep), allowance.index_select(2, keep)
-    at = (first.step, torch.searchsorted(samples, sample), *first.index[:, 1:].t())
-    here, allowed = distance[at], allowance[at]
-    traced = torch.zeros_like(sample, dtype=torch.bool)
-    if upstream is not None:
-        traced = first.step >= upstream.step[sample]
-    return _Judged(here, allowed, traced, traced | (here.abs() <= allowed))
-
-
-@dataclass(frozen=True)
-class _MismatchMaker:
-    """Turns rows of the arrays into SpikeMismatch records, as far as they are wanted."""
-
+    reference: ReferenceModel
     name: str
-    first: FirstDifferences
-    judged: _Judged
+    values: Mapping[str, Signal]
     ours: Tensor
+    first: FirstDifferences
     keep: Tensor | None
     offset: int
     upstream: Upstream | None
 
-    def __call__(self, i: int) -> SpikeMismatch:
+    @cached_property
+    def margins(self) -> tuple[Tensor, Tensor]:
+        """Distance to threshold and allowance of each, both (F,) float64."""
+        sample = self.first.index[:, 0]
+        if not len(sample):
+            return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+        samples = torch.unique(sample)
+        both = self.reference.margins(self.name, self.values, samples)
+        if self.keep is not None:
+            both = both[0].index_select(2, self.keep), both[1].index_select(2, self.keep)
+        place = torch.searchsorted(samples, sample)
+        at = (self.first.step, place, *self.first.index[:, 1:].t())
+        return both[0][at], both[1][at]
+
+    @cached_property
+    def traced(self) -> Tensor:
+        """bool (F,): the neuron's inputs differed by then."""
+        if self.upstream is None:
+            return torch.zeros(len(self.first.step), dtype=torch.bool)
+        return self.first.step >= self.upstream.step[self.first.index[:, 0]]
+
+    @cached_property
+    def explained(self) -> Tensor:
+        """bool (F,): traced, or near the threshold."""
+        distance, allowance = self.margins
+        return self.traced | (distance.abs() <= allowance)
+
+    def record(self, i: int) -> SpikeMismatch:
+        """Number `i` of them."""
         row, channel, *place = self.first.index[i].tolist()
         step, sample = int(self.first.step[i]), row + self.offset
         fired = bool(self.ours[(step, row, channel, *place)])
         neuron = (channel if self.keep is None else int(self.keep[channel]), *place)
         cause = None
-        if self.upstream is not None and bool(self.judged.traced[i]):
+        if self.upstream is not None and bool(self.traced[i]):
             cause = self.upstream.causes.get(sample)
-        distance, allowance = float(self.judged.distance[i]), float(self.judged.allowance[i])
+        distance, allowance = (float(margin[i]) for margin in self.margins)
         return SpikeMismatch(self.name, step, sample, neuron, fired, distance, allowance, cause)
 
     def firsts(self) -> dict[int, SpikeMismatch]:
         """The first mismatch of each sample; of several at one step, the nearest to threshold."""
         sample = self.first.index[:, 0].numpy()
-        order = np.lexsort((self.judged.distance.abs(), self.first.step, sample))
+        order = np.lexsort((self.margins[0].abs(), self.first.step, sample))
         _, begin = np.unique(sample[order], return_index=True)
-        return {m.sample: m for m in map(self, order[begin])}
+        return {m.sample: m for m in map(self.record, order[begin])}

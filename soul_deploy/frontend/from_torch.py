@@ -10,7 +10,7 @@ wrongly), so the module itself and its graph are run side by side before anythin
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -94,11 +94,7 @@ def from_torch(
         require_floats(example)
     examined = examine(network, input_shape, time_steps, example)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
-    made: dict[str, object] = {"model": name}
-    if examined.untested:
-        made["untested"] = list(examined.untested)
-    module = examined.module
-    return Model(module.graph, arrays_of(module.state_dict()), info=replace(info, provenance=made))
+    return examined.model(info, {"model": name})
 
 
 @dataclass(frozen=True)
@@ -111,6 +107,12 @@ class Examined:
     traced: Traced
     module: GraphModule
     untested: tuple[str, ...]
+
+    def model(self, info: ModelInfo, made: Mapping[str, object]) -> Model:
+        """The network at rest, whose provenance says `made`, and what was not tested."""
+        told = {**made, **({"untested": list(self.untested)} if self.untested else {})}
+        state = arrays_of(self.module.state_dict())
+        return Model(self.module.graph, state, info=replace(info, provenance=told))
 
 
 def examine(

@@ -155,29 +155,32 @@ class GraphModule(nn.Module):
     def _fire(self, node: ir.Population, source: Signal, observe: StepObserver | None) -> Signal:
         neuron = self.get_submodule(node.name)
         assert isinstance(neuron, SpikingNeuron)
-        see = None
-        if observe is not None:
-            watcher = observe
-
-            def see(t: int, spikes: Tensor, v: Tensor) -> None:
-                watcher(node.name, t, spikes, v)
-
+        see = None if observe is None else partial(observe, node.name)
         spikes = neuron.simulate(source.tensor, static=source.static, observe=see)
-        if node.generated:
-            spikes = _append_pattern(spikes, neuron.get_buffer("pattern"))
+        if node.generated:  # (T, B, C, ...) and the pattern (T, G) to (T, B, C + G, ...)
+            steps, batch, _, *space = spikes.shape
+            pattern = neuron.get_buffer("pattern").to(spikes)
+            pattern = pattern.reshape(steps, 1, -1, *([1] * len(space)))
+            spikes = torch.cat([spikes, pattern.expand(steps, batch, -1, *space)], dim=2)
         multiplier = self.neuron_gates.get(node.name)
         return Signal(spikes if multiplier is None else spikes * multiplier(), False)
 
     def _project(self, node: ir.Projection, x: Tensor) -> Tensor:
-        y = self._weigh(node, x)
-        mask = self._mask_of(node)
-        if node.norm is None:
-            return y if mask is None else y * self._gain(mask, torch.ones_like(mask.keep), y)
-        norm = self.get_submodule(node.norm.name)
+        """The current; masks act on batch norm's gamma and beta: what is masked is exactly 0."""
+        y, mask = self._weigh(node, x), self._mask_of(node)
+        norm = None if node.norm is None else self.get_submodule(node.norm.name)
         if mask is None:
-            normalised: Tensor = norm(y)
-            return normalised
-        return self._masked_norm(norm, mask, y)
+            plain: Tensor = y if norm is None else norm(y)
+            return plain
+        if norm is None:
+            gain = mask.gain = mask.keep.clone().requires_grad_(y.requires_grad)
+            return y * gain.reshape(-1, *([1] * (y.dim() - 2)))
+        gain = mask.gain = norm.get_parameter("weight") * mask.keep
+        if gain.requires_grad:
+            gain.retain_grad()
+        masked = {"weight": gain, "bias": norm.get_parameter("bias") * mask.keep}
+        result: Tensor = functional_call(norm, masked, (y,))
+        return result
 
     def _weigh(self, node: ir.Projection, x: Tensor) -> Tensor:
         layer = self.get_submodule(node.name)
@@ -195,19 +198,6 @@ class GraphModule(nn.Module):
             if name in self.channel_masks and self.graph.masked_projection(name) == node.name:
                 return self.channel_masks[name]
         return None
-
-    def _masked_norm(self, norm: nn.Module, mask: ChannelMask, y: Tensor) -> Tensor:
-        """Batch norm with gamma and beta times the mask: a masked channel gives exactly 0."""
-        gain = mask.gain = norm.get_parameter("weight") * mask.keep
-        if gain.requires_grad:
-            gain.retain_grad()
-        masked = {"weight": gain, "bias": norm.get_parameter("bias") * mask.keep}
-        result: Tensor = functional_call(norm, masked, (y,))
-        return result
-
-    def _gain(self, mask: ChannelMask, ones: Tensor, y: Tensor) -> Tensor:
-        gain = mask.gain = (ones * mask.keep).requires_grad_(y.requires_grad)
-        return gain.reshape(-1, *([1] * (y.dim() - 2)))
 
     def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool = False) -> Tensor:
         steps = 1 if per_step else self.graph.time_steps
@@ -273,13 +263,6 @@ def require_floats(x: Tensor) -> None:
             f"an input of {x.dtype} given; PyTorch modules take floating-point numbers: normalise "
             "pixels first, and convert other integers with .float()"
         )
-
-
-def _append_pattern(spikes: Tensor, pattern: Tensor) -> Tensor:
-    """Append constant-pattern channels: (T, B, C, ...) and (T, G) to (T, B, C + G, ...)."""
-    steps, batch, _, *space = spikes.shape
-    generated = pattern.to(spikes).reshape(steps, 1, -1, *([1] * len(space)))
-    return torch.cat([spikes, generated.expand(steps, batch, -1, *space)], dim=2)
 
 
 def shows_image(graph: ir.SpikingGraph, x: Tensor) -> bool:

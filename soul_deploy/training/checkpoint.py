@@ -98,12 +98,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if NAME.fullmatch(p.name) and p.is_file())
 
 
-def following_name(folder: Path) -> Path:
-    """Where the next checkpoint of `folder` goes."""
-    found = checkpoints_in(folder)
-    return checkpoint_path(folder, 1 + (int(found[-1].stem) if found else 0))
-
-
 def checkpoint_path(folder: Path, number: int = 1) -> Path:
     """Where checkpoint `number` of `folder` is, or would be."""
     return folder / f"{number:08d}.safetensors"

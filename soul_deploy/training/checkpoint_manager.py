@@ -54,8 +54,7 @@ class Checkpoints:
     settings: Mapping[str, Any] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise errors.UsageError(f"every {self.every} must be at least 1")
+        errors.require_least(1, every=self.every)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -86,7 +85,7 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plain_settings(**settings: Any) -> dict[str, Any]:
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they come back from JSON, nested ones under dotted names."""
     return _flat("", json.loads(json.dumps(settings, default=str)))
 
@@ -200,7 +199,11 @@ class CheckpointManager:
             known = checkpoint.phase in self.run.phases
             errors.require(known, f"{path}: this command has no phase {checkpoint.phase!r}")
             note(f"resuming from {path}, in phase {checkpoint.phase}")
-            _warn_of_environment(checkpoint.environment, self.run.environment)
+            before, now = checkpoint.environment, self.run.environment
+            odd = [name for name in now if before.get(name) != now[name]]
+            if odd:
+                changes = ", ".join(f"{n} was {before.get(n)}, now {now[n]}" for n in odd)
+                warn(f"the run began elsewhere ({changes}): its end will differ in rounding")
             self._source, self._found = path, checkpoint
         if self._source is not None and self._source.parent.resolve() == folder.resolve():
             self._good = [folder / self._source.name]
@@ -225,21 +228,18 @@ class CheckpointManager:
         assert phase in self.run.phases, phase
         self._phase, self._part = phase, part
         if self._found is not None and self.starts_in(phase):
-            self._restore(self._found, part)
+            try:
+                part.restore(tree_of(self._found.state, "run"))
+                restore_random_states(tree_of(self._found.state, "random"))
+            except MISFITS as error:
+                told = f"{self._source} does not fit this run: {error}"
+                raise errors.FileFormatError(told) from error
         self._found = None
         try:
             yield
         finally:
             self._phase = self._part = None
-        self._stop_if_asked()
-
-    def _restore(self, checkpoint: Checkpoint, part: Restorable) -> None:
-        try:
-            part.restore(tree_of(checkpoint.state, "run"))
-            restore_random_states(tree_of(checkpoint.state, "random"))
-        except MISFITS as error:
-            told = f"{self._source} does not fit this run: {error}"
-            raise errors.FileFormatError(told) from error
+        self._stop(self._asked())
 
     def after_step(self) -> None:
         """After each optimizer step, when the state is that of a whole number of steps."""
@@ -256,7 +256,7 @@ class CheckpointManager:
         if self._checkpoints is None:
             return
         self.save()
-        self._stop_if_asked()
+        self._stop(self._asked())
 
     def save(self) -> None:
         """Write a checkpoint now and keep the last two. All processes return when it is there.
@@ -270,7 +270,8 @@ class CheckpointManager:
 
     def _write(self, folder: Path, phase: str, part: Restorable) -> None:
         state = {"run": part.state(), "random": random_states()}
-        path = stored.following_name(folder)
+        found = stored.checkpoints_in(folder)
+        path = stored.checkpoint_path(folder, 1 + int(found[-1].stem) if found else 1)
         stored.write_checkpoint(
             path, Checkpoint(self.run.settings, self.run.environment, phase, state)
         )
@@ -281,9 +282,6 @@ class CheckpointManager:
 
     def _asked(self) -> int:
         return distributed.current().largest(self._signal)
-
-    def _stop_if_asked(self) -> None:
-        self._stop(self._asked())
 
     def _stop(self, number: int) -> None:
         if number:
@@ -338,10 +336,3 @@ def _stopped(number: int, checkpoints: Sequence[Path]) -> str:
         f"stopped by {name}; {checkpoints[-1]} holds the run: give the same command with "
         "--resume auto to go on"
     )
-
-
-def _warn_of_environment(found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    different = [name for name in now if found.get(name) != now[name]]
-    if different:
-        changes = ", ".join(f"{name} was {found.get(name)}, now {now[name]}" for name in different)
-        warn(f"the run began elsewhere ({changes}): its end will differ in rounding")

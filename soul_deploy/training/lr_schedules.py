@@ -50,13 +50,7 @@ def parse_schedule(words: Sequence[str]) -> Schedule:
     odd = next((number for number in numbers if not number.isdecimal()), None)
     if odd is not None:
         raise UsageError(f"scheduler {name}: {odd!r} is not a whole number of epochs")
-    schedule = Schedule(kind, tuple(map(int, numbers)))  # type: ignore[arg-type]
-    _check(schedule)
-    return schedule
-
-
-def _check(schedule: Schedule) -> None:
-    kind, epochs = schedule.kind, schedule.epochs
+    epochs = tuple(map(int, numbers))
     if kind == "step":
         if not epochs or list(epochs) != sorted(set(epochs)) or epochs[0] < 1:
             raise UsageError("scheduler Step needs rising milestones, such as: Step 60 120")
@@ -65,6 +59,7 @@ def _check(schedule: Schedule) -> None:
             raise UsageError("scheduler Cosine takes none or three numbers T0 Tt Tmax with T0 < Tt")
     elif epochs:
         raise UsageError(f"scheduler {kind} takes no numbers, got {' '.join(map(str, epochs))}")
+    return Schedule(kind, epochs)  # type: ignore[arg-type]
 
 
 def make_scheduler(

@@ -234,7 +234,12 @@ def restore_optimizer(optimizer: Optimizer, tree: Tree) -> None:
         if not key.isdecimal() or int(key) >= len(parameters):
             raise errors.FileFormatError(f"optimizer: no parameter {key!r}")
         moments[int(key)] = _moments(tree_of(tree["moments"], key), parameters[int(key)])
-    _check_complete(optimizer, moments)
+    needed = MOMENTS.get(type(optimizer).__name__, set())
+    first = set(next(iter(moments.values()), needed))
+    for number, held in moments.items():  # all have the same ones, and those that are needed
+        there = {name for name, value in held.items() if isinstance(value, Tensor)}
+        fits = set(held) == first and needed <= there
+        errors.require(fits, f"optimizer: parameter {number} has the moments {sorted(held)}")
     rates, groups = list_of(tree, "rates"), current["param_groups"]
     fits = len(rates) == len(groups)
     errors.require(fits, f"optimizer: {len(rates)} groups, this run has {len(groups)}")
@@ -256,16 +261,6 @@ MOMENTS = {
     "RMSprop": {"step", "square_avg"},
 }
 """What an optimizer keeps of every parameter that it has moved."""
-
-
-def _check_complete(optimizer: Optimizer, moments: Mapping[int, Tree]) -> None:
-    """Raise FileFormatError unless all parameters have the same moments, and the needed ones."""
-    needed = MOMENTS.get(type(optimizer).__name__, set())
-    first = set(next(iter(moments.values()), needed))
-    for key, found in moments.items():
-        there = {name for name, value in found.items() if isinstance(value, Tensor)}
-        fits = set(found) == first and needed <= there
-        errors.require(fits, f"optimizer: parameter {key} has the moments {sorted(found)}")
 
 
 def _moments(tree: Tree, parameter: nn.Parameter) -> Tree:

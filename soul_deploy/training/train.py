@@ -102,6 +102,13 @@ def train(
         return work.result(history, best, command="train", best_epoch=best.epoch)
 
 
+RUN = (
+    *("command", "accuracy", "best_epoch", "sca", "layers", "search", "finetune"),
+    *("masking", "start", "compacted_from_sha256"),
+)
+"""What the model that a command made says of this run alone."""
+
+
 @dataclass(frozen=True)
 class Work:
     """A network on its way: the model that it was, its module, data, how weights are learned."""
@@ -114,17 +121,20 @@ class Work:
     def manager(
         self, phases: tuple[str, ...], checkpoints: Checkpoints | None, command: str, **asked: Any
     ) -> CheckpointManager:
-        """The manager of its checkpoints. asked: name -> what else decides the result."""
+        """The manager of its checkpoints. asked: name -> what else decides the result.
+
+        What the settings of `checkpoints` say under the same name goes first.
+        """
         start = None if checkpoints is None else checkpoints.settings
         if start is None:
             begun = {name: v.cpu().numpy() for name, v in self.module.state_dict().items()}
-            for kind in ("channel_masks", "neuron_masks"):
-                begun |= {f"{kind}:{n}": keep for n, keep in getattr(self.start, kind).items()}
+            for kind in ("channel_masks", "neuron_masks", "alphas"):
+                begun |= {f"{kind}:{n}": held for n, held in getattr(self.start, kind).items()}
             start = {"start": files.digest(begun)}
-        place, network = trainer.device_of(self.module), keeping.network_of(self.module.graph)
-        network_and_data = {"network": network, "data": keeping.content_of(self.data)}
-        settings = keeping.plain_settings(command=command, **start, **asked, **network_and_data)
-        run = keeping.Run(phases, settings, keeping.environment_of(place))
+        network, data = keeping.network_of(self.module.graph), keeping.content_of(self.data)
+        settings = {"command": command, **asked, **start, "network": network, "data": data}
+        environment = keeping.environment_of(trainer.device_of(self.module))
+        run = keeping.Run(phases, keeping.plain_settings(settings), environment)
         return CheckpointManager(run, checkpoints)
 
     def learn(
@@ -157,10 +167,12 @@ class Work:
         return TrainResult(model=self.model(info), best=best, history=history, test_accuracy=test)
 
     def info(self, stage: Stage, epochs: int, **made: Any) -> ModelInfo:
-        """What a model of it says of itself; the start's own provenance goes first, `made` last."""
+        """What a model of it says of itself: what the start does, but for RUN, then `made`."""
         packages, data = ("soul-deploy", "torch", "numpy"), self.data
+        before = self.start.info.provenance
+        past = RUN if "command" in before else ()
         how = {
-            **self.start.info.provenance,
+            **{name: told for name, told in before.items() if name not in past},
             "data": data.name,
             "recipe": self.config.recorded(),
             "epochs": epochs,
@@ -206,9 +218,6 @@ def data_read(model: Model, data: given.DataLike, config: trainer.TrainConfig) -
     return loaded
 
 
-DEVICES = ("auto", "cpu", "cuda")
-
-
 def prepare_device(
     device: str = "auto", threads: int | None = None, process_timeout: float = 300.0
 ) -> torch.device:
@@ -218,8 +227,7 @@ def prepare_device(
     process_timeout: seconds that a process waits for the others. All of that holds for the whole
     program. Raises UsageError, or DistributedError if the others cannot be reached.
     """
-    if device not in DEVICES:
-        raise errors.UnknownNameError("device", device, DEVICES)
+    errors.require_known("device", device, ("auto", "cpu", "cuda"))
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False

@@ -62,16 +62,10 @@ class TrainConfig:
         return fields
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise errors.UsageError(f"epochs {self.epochs} must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise errors.UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
-        if self.optimizer not in OPTIMIZERS:
-            raise errors.UnknownNameError("optimizer", self.optimizer, OPTIMIZERS)
-        if self.augment not in sampler.SHIFT:
-            raise errors.UnknownNameError("augmentation", self.augment, sampler.SHIFT)
-        if self.batch_size < 1:
-            raise errors.UsageError(f"batch_size {self.batch_size} must be at least 1")
+        errors.require_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        errors.require_seed(self.seed)
+        errors.require_known("optimizer", self.optimizer, OPTIMIZERS)
+        errors.require_known("augmentation", self.augment, sampler.SHIFT)
         if not 0 < self.learning_rate < math.inf:
             raise errors.UsageError(
                 f"learning_rate {self.learning_rate} must be above 0 and finite"
@@ -199,7 +193,7 @@ class Training:
         config, progress = self.config, self.progress
         begin_training(self.module, config)
         split, group = self.data.train, distributed.current()
-        batches = sampler.epoch_batches(split, self._order, config.augment, progress.epoch, group)
+        batches = sampler.EpochBatches(split, self._order, config.augment, progress.epoch, group)
         while progress.step < len(batches):
             share = batches[progress.step]
             self.optimizer.zero_grad()
@@ -328,7 +322,8 @@ class BestState:
 
     def state(self) -> saved.Tree:
         """The best epoch and its weights."""
-        return {"epochs": _plain([self.result] if self.result else []), "weights": self._weights}
+        epochs = [] if self.result is None else [asdict(self.result)]
+        return {"epochs": epochs, "weights": self._weights}
 
     def restore(self, tree: saved.Tree) -> None:
         results = _results(saved.list_of(tree, "epochs"))
@@ -348,14 +343,10 @@ class History:
         self.results: list[EpochResult] = []
 
     def state(self) -> saved.Tree:
-        return {"epochs": _plain(self.results)}
+        return {"epochs": [asdict(result) for result in self.results]}
 
     def restore(self, tree: saved.Tree) -> None:
         self.results = _results(saved.list_of(tree, "epochs"))
-
-
-def _plain(results: list[EpochResult]) -> list[saved.Tree]:
-    return [asdict(result) for result in results]
 
 
 def _results(plain: list[Any]) -> list[EpochResult]:

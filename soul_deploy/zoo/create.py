@@ -6,9 +6,9 @@ from typing import Any, overload
 from torch import nn
 from typing_extensions import deprecated
 
+from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
-from soul_deploy.model.file import expected_shapes
-from soul_deploy.model.model import Model, arrays_of
+from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.zoo import registry, resnet
 
 OLD = "soul_deploy.create(name, options) is soul_deploy.create(name, input_shape=, classes=, …) now"
@@ -45,7 +45,8 @@ def create(
     connect, groups, width_per_group, stem   of residual networks, as in `registry.NetworkOptions`
 
     Weights come from PyTorch's generator: `torch.manual_seed` makes them repeatable. A network of
-    the user's own is imported, compared with its graph, and brings its own neurons and widths.
+    the user's own is imported, compared with its graph, and brings its own neurons and widths;
+    populations that never fired then are named in `info.provenance["untested"]`, as of from_torch.
     Raises UnknownNameError, UsageError or what `from_torch` raises.
     """
     if options is not None:
@@ -53,6 +54,8 @@ def create(
         return registry.create(name, options)
     fields.setdefault("neuron", NeuronSpec())
     fields.setdefault("time_steps", 4)
-    network, graph = registry.create(name, registry.NetworkOptions(**fields))
-    state = arrays_of(network.state_dict())  # of the user's own, also what the graph does not use
-    return Model(graph, {name: state[name] for name in expected_shapes(graph)})
+    wanted = registry.NetworkOptions(**fields)
+    if is_dotted(name):
+        return registry.create_own(name, wanted)[1].model(ModelInfo(), {})
+    network, graph = registry.create(name, wanted)
+    return Model(graph, arrays_of(network.state_dict()))

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import nn
 
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.errors import UsageError, known
 from soul_deploy.frontend import factory, from_torch
 from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
@@ -68,9 +68,7 @@ def canonical_name(name: str) -> str:
     if factory.is_dotted(name):
         factory.check_dotted(name)
         return name
-    if name.lower() not in NETWORKS:
-        raise UnknownNameError("model", name, NETWORKS)
-    return name.lower()
+    return known("model", name, NETWORKS)
 
 
 def create(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]:
@@ -81,20 +79,22 @@ def create(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]
     `fromtorch.from_torch` raises.
     """
     if factory.is_dotted(name):
-        return _create_own(name, options)
+        network, examined = create_own(name, options)
+        return network, examined.traced.graph
     network = NETWORKS[canonical_name(name)](options)
     return network, trace(network, options.input_shape, options.time_steps)
 
 
-def _create_own(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]:
+def create_own(name: str, options: NetworkOptions) -> tuple[nn.Module, from_torch.Examined]:
+    """A network of the user's own, and what its comparison with its graph found."""
     network = factory.build_network(
         name,
         classes=options.classes,
         input_shape=options.input_shape,
         time_steps=options.time_steps,
     )
-    traced = from_torch.examine(network, options.input_shape, options.time_steps).traced
-    found = traced.graph.readout.classes
+    examined = from_torch.examine(network, options.input_shape, options.time_steps)
+    found = examined.traced.graph.readout.classes
     if found != options.classes:
         raise UsageError(f"model {name!r} gives {found} class scores; {options.classes} are needed")
-    return network, traced.graph
+    return network, examined

@@ -13,6 +13,8 @@ from searching import CONSTANT, SMALL, STEM, call, few, network
 
 from soul_deploy import (
     FinetuneConfig,
+    PruneSchedule,
+    ScaConfig,
     SearchConfig,
     plan_unstructured,
     prune_structured,
@@ -149,6 +151,49 @@ def test_a_stopped_run_resumed_from_python_ends_with_the_same_bits(
     other = replace(CONFIG, weight_prune_layers=[1, 2, 3])
     with pytest.raises(UsageError, match="A run goes on with the settings it began with"):
         prune_unstructured(model, arrays, other, TRAINING, checkpoints=replace(kept, resume=True))
+
+
+@pytest.mark.parametrize("changed", [{"round_to": 2}, {"mask_init_factor": (0.2, 0.1, 0, 0)}])
+def test_a_run_of_named_settings_does_not_go_on_with_another_masking(
+    changed: dict[str, Any], model: Model, arrays: Mapping[str, Any], tmp_path: Path
+) -> None:
+    def stop(done: int, batches: int, loss: float) -> None:
+        if done == 2:
+            raise Stop
+
+    kept = Checkpoints(tmp_path, every=1, settings={"start": "mine"})
+    with pytest.raises(Stop):
+        prune_unstructured(model, arrays, CONFIG, TRAINING, checkpoints=kept, on_batch=stop)
+    again, other = replace(kept, resume=True), replace(CONFIG, **changed)
+    with pytest.raises(UsageError, match=r"masking\..* was .* A run goes on with the settings"):
+        prune_unstructured(model, arrays, other, TRAINING, checkpoints=again, on_batch=stop)
+
+
+def test_fresh_weights_are_not_tested(arrays: Mapping[str, Any], model: Model) -> None:
+    short, once = replace(CONFIG, finetune=None), replace(TRAINING, epochs=1)
+    fresh = prune_unstructured(model.graph, arrays, short, once)
+    assert set(fresh.accuracies) == {"masked", "compact"}
+    given = prune_unstructured(model, arrays, short, once, test_start=False)
+    assert set(given.accuracies) == {"masked", "compact"}
+
+
+def test_what_another_command_made_is_not_said_of_the_result(
+    result: PruneResult, model: Model, arrays: Mapping[str, Any]
+) -> None:
+    still, short = replace(TRAINING, epochs=1), replace(CONFIG, finetune=None)
+    own = replace(model, info=replace(model.info, provenance={"by": "me", "start": "scratch"}))
+    trained = train(own, arrays, still)
+    assert trained.model.info.provenance["best_epoch"] == 1
+    assert trained.model.info.provenance["start"] == "scratch"
+    made = prune_unstructured(trained.model, arrays, short, still).masked.info.provenance
+    assert made["by"] == "me" and made["command"] == "prune unstructured"
+    assert not {"best_epoch", "start"}.intersection(made) and made["accuracy"]["masked"] >= 0
+    pruned = prune_structured(
+        model, arrays, training=still, config=ScaConfig(PruneSchedule(epochs=1))
+    )
+    assert pruned.compact is not None
+    again = train(pruned.compact, arrays, still).model.info.provenance
+    assert not {"sca", "layers"}.intersection(again) and again["command"] == "train"
 
 
 def test_callbacks_are_told_and_nothing_is_printed(

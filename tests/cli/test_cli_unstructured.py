@@ -97,6 +97,7 @@ def test_the_command_writes_models_logs_and_says_what_is_left(quick: Path) -> No
     lines = (quick / "logs" / f"unstructured_{STEM}.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 1]
     assert "connectivity" in result.stderr and "lambda" in result.stderr
+    assert set(document["test_accuracy"]) == {"masked", "compact"}
 
 
 def test_a_refused_removal_leaves_the_masked_network(

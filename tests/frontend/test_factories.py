@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import soul_deploy
-from soul_deploy.base.errors import UsageError
+from soul_deploy.base.errors import NetworkWarning, UsageError
 from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import READERS, Data, load_data
 from soul_deploy.frontend.factory import build_network
@@ -169,6 +169,15 @@ def test_a_model_of_a_factory_holds_what_its_graph_uses(tmp_path: Path) -> None:
     assert set(model.module().state_dict()) == set(model.state)
     soul_deploy.save(model, tmp_path / "theirs.safetensors")
     assert soul_deploy.load(tmp_path / "theirs.safetensors").graph == model.graph
+
+
+def test_a_model_of_a_silent_factory_says_what_was_not_tested() -> None:
+    sizes: dict[str, Any] = {"input_shape": (1, 8, 8), "classes": 10, "time_steps": 2}
+    with pytest.warns(NetworkWarning, match="did not fire on the example"):
+        model = soul_deploy.create("somebody.nets:quiet", **sizes)
+    assert model.info.provenance["untested"] == ["fire", "fire2"]
+    fires = soul_deploy.create("somebody.nets:make", **sizes)
+    assert "untested" not in fires.info.provenance
 
 
 def test_a_state_dict_is_pruned_with_the_factory(tmp_path: Path) -> None:

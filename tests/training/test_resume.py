@@ -301,7 +301,7 @@ def test_processes_together_see_the_batch_that_one_sees(augment: Any, digits: Da
     order = DataOrder(len(digits.train), 32, 5)
 
     def batch(group: Group) -> Split:
-        return EpochBatches(digits.train, order, augment, 1, order.batches(1), group)[2].own
+        return EpochBatches(digits.train, order, augment, 1, group)[2].own
 
     whole, parts = batch(Group()), [batch(Group(i, 3)) for i in range(3)]
     for i, part in enumerate(parts):

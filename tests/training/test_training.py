@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
 
 from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageError
 from soul_deploy.data.datasets import Data, load_data
-from soul_deploy.data.sampler import DataOrder, augmented
+from soul_deploy.data.sampler import Augment, DataOrder, draw_moves, moved
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron, fire_with_surrogate
@@ -243,10 +243,16 @@ def test_every_batch_of_every_epoch_is_moved_anew(digits: Data) -> None:
         assert not torch.equal(one, other)
 
 
+def augmented(images: Tensor, kind: Augment, random: torch.Generator) -> Tensor:
+    moves = draw_moves(len(images), kind, random)
+    assert moves is not None
+    return moved(images, moves, kind)
+
+
 def test_augmentation_only_moves_and_mirrors() -> None:
     images = torch.arange(1, 26, dtype=torch.uint8).reshape(1, 1, 5, 5).repeat(200, 1, 1, 1)
     random = torch.Generator().manual_seed(0)
-    assert augmented(images, "none", random) is images
+    assert draw_moves(200, "none", random) is None
     padded = torch.nn.functional.pad(images[0, 0], (2, 2, 2, 2))
     windows = {
         tuple(padded[r : r + 5, c : c + 5].flatten().tolist()) for r in range(5) for c in range(5)
@@ -262,9 +268,9 @@ def test_augmentation_only_moves_and_mirrors() -> None:
         for r in range(9)
         for c in range(9)
     }
-    moved = [tuple(i.flatten().tolist()) for i in augmented(images, "crop_flip", random)]
-    assert set(moved) <= windows | flipped
-    mirrored = sum(image in flipped - windows for image in moved)
+    found = [tuple(i.flatten().tolist()) for i in augmented(images, "crop_flip", random)]
+    assert set(found) <= windows | flipped
+    mirrored = sum(image in flipped - windows for image in found)
     assert 60 < mirrored < 140
 
 

@@ -23,6 +23,7 @@ from soul_deploy.prune.channel_groups import Residual, reaches_readout
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.prune.structured.sca import ChannelPruning, PruneSchedule, ScaConfig, open_masks
+from soul_deploy.prune.structured.scores import ChannelStatistics
 from soul_deploy.prune.structured.selection import PruningUnit, pruning_units, voters
 from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients
 from soul_deploy.prune.unstructured.masks import maskable_neurons
@@ -177,7 +178,7 @@ def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits:
     recipe = TrainConfig(batch_size=100, learning_rate=1e-3)
     apart = ScaConfig(PruneSchedule(0.4, 0.1, epochs=1))
     together = replace(apart, residual="coupled")
-    statistics = apart.statistics(names)
+    statistics = ChannelStatistics(names, "spike_membrane", "epoch", "epoch")
 
     open_masks(single, names)
     backward(single.train(), digits, share_of(digits.train, Group()), statistics)

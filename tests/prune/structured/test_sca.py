@@ -189,7 +189,7 @@ def test_wrong_names() -> None:
     with pytest.raises(UnknownNameError, match="unknown regrow_weights"):
         ScaConfig(regrow_weights="random")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="unknown score_window"):
-        ScaConfig(score_window="week").statistics(["a"])  # type: ignore[arg-type]
+        ScaConfig(score_window="week")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="unknown score"):
         ChannelStatistics(["a"], "rate", "epoch", "epoch")  # type: ignore[arg-type]
 
@@ -251,7 +251,7 @@ def test_scores_of_uneven_parts_add_up_to_those_of_the_batch(digits: Data) -> No
         for _ in range(30):  # running statistics, so that every layer fires with frozen ones
             module(digits.normalise(batch.images))
         open_masks(module, names_of(module))
-        statistics = ScaConfig().statistics(names_of(module))
+        statistics = ChannelStatistics(names_of(module), "spike_membrane", "epoch", "epoch")
         begin_training(module, TrainConfig(freeze_batch_norm=True))
         backward(module, digits, share_of(batch, group), statistics)
         return statistics.scores()
@@ -295,7 +295,7 @@ def test_regrow_gradient_is_that_of_an_independent_scale(digits: Data) -> None:
         with torch.no_grad():
             for part in ("weight", "bias"):
                 twin.get_parameter(f"{projection.norm.name}.{part}")[masked[name]] = 0
-    statistics = ScaConfig().statistics(names)
+    statistics = ChannelStatistics(names, "spike_membrane", "epoch", "epoch")
     sums: dict[str, Tensor] = {}
     for start in (0, 20):
         images = digits.normalise(digits.train.images[start : start + 20])
@@ -323,7 +323,7 @@ def test_a_masked_channel_is_silent_and_keeps_its_weights(digits: Data) -> None:
     before = {name: tensor.clone() for name, tensor in module.named_parameters()}
     scores = {name: np.arange(len(module.channel_masks[name].keep), dtype=float) for name in names}
     plan = decide(scores, scores, Budget(100, 10), Guard(min_keep=0.25))
-    apply(plan, module, make_optimizer(module, TrainConfig()), "retain")
+    apply(plan.layers, module, make_optimizer(module, TrainConfig()), "retain")
     images = digits.normalise(digits.train.images[:8])
     module.train()
     for _ in range(30):  # running statistics, for evaluation mode
@@ -350,7 +350,7 @@ def test_the_optimizer_forgets_masked_channels_and_zero_regrows_from_zero(digits
     scores = {name: np.arange(64.0)}
     scores[name][0] = 99  # channel 0 comes back, 1 to 31 go
     plan = decide(scores, scores, Budget(33, 0), Guard())
-    apply(plan, module, optimizer, "zero")
+    apply(plan.layers, module, optimizer, "zero")
     weight = module.get_parameter("features.0.conv.0.weight")
     moments = optimizer.state[weight]["exp_avg"]
     assert plan.layers[0].keep.nonzero()[0].tolist() == [0, *range(32, 64)]

@@ -94,11 +94,8 @@ def _(synapses: network.MatrixSynapses, starts: Array, targets: Array, live: Arr
 @_onto_live.on(network.ConvSynapses)
 def _(synapses: network.ConvSynapses, starts: Array, targets: Array, live: Array) -> Array:
     """One kernel position at a time: (channels × output channels) times the live outputs met."""
-    channels, (kh, kw), (outputs, *space) = (
-        synapses.in_shape[0],
-        synapses.kernel,
-        synapses.out_shape,
-    )
+    (channels, *_), (outputs, *space) = synapses.in_shape, synapses.out_shape
+    kh, kw = synapses.kernel
     alive = live.reshape(*space, outputs).astype(np.float64)
     found = np.zeros(synapses.in_shape, np.float64)
     by_row, by_column = (

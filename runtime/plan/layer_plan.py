@@ -135,11 +135,11 @@ def _(convolution: net.ConvSynapses, layer: net.Synaptic, source: net.Layer | No
 
 @prepare_synapses.on(net.MatrixSynapses)
 def _(matrix: net.MatrixSynapses, layer: net.Synaptic, source: net.Layer | None) -> LayerPlan:
-    """Rows and columns of live neurons only."""
+    """Rows and columns of live neurons only: a matrix behind a compacted population reads compacted
+    spikes, behind constant-pattern channels the map.
+    """
     layout = layout_of(layer)
-    read = (
-        layout_of(source) if source is not None and packing.reads_compacted(layer, source) else None
-    )
+    read = None if source is None or source.pattern is not None else layout_of(source)
     bias, columns = matrix.bias, math.prod(matrix.out_shape)
     if layout is not None and bias is not None:
         bias = np.tile(bias, columns // len(bias))[layout.gather_index]
@@ -248,11 +248,7 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
         weight, sources = plan.arrays
         return weight, convolution.groups, sources, rows[0] * columns, rows[1] * columns
     if plan.kernel is kernels.convolve_dense:
-        contiguous = (convolution.stride[1], convolution.dilation[1], convolution.groups) == (
-            1,
-            1,
-            1,
-        )
+        contiguous = convolution.stride[1] == convolution.dilation[1] == convolution.groups == 1
         y = tap_table(convolution, 0, merge=False, outputs=rows)
         x = tap_table(convolution, 1, merge=contiguous)
         geometry = (convolution.groups, columns, channels)

@@ -13,7 +13,7 @@ from soul_deploy.runtime.format import network
 from soul_deploy.runtime.kernels import maps as mapping
 from soul_deploy.runtime.kernels import neurons, synapses, time_vectorised
 from soul_deploy.runtime.plan import layer_plan
-from soul_deploy.runtime.plan.layer_plan import LayerPlan, Partition, aligned, partitions_of
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
 
 
 @dataclass(frozen=True)
@@ -58,29 +58,19 @@ def current_region(
     (plan.columns, lanes).
     """
     start: Callable[..., None] = synapses.start_currents
-    kernel = plan.kernel
+    kernel, region = plan.kernel, []
     if lanes:
         start, kernel = time_vectorised.start_lanes(lanes), layer_plan.IN_LANES[kernel](lanes)
-    return tuple(
-        (
-            Call(start, (current, plan.bias_of(partition), *plan.bounds(partition))),
-            Call(kernel, _arguments(layer, plan, source, current, lanes, partition)),
-        )
-        for partition in partitions_of(partitions)
-    )
-
-
-def _arguments(
-    layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, lanes: int,
-    partition: Partition,
-) -> tuple[Any, ...]:  # fmt: skip
-    """Of the kernel of one partition, whose scratch is its own."""
     values, events = values_of(layer.synapses, source)
-    scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
-    if lanes:
-        amounts = np.zeros((events, lanes), np.float32)
-        scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
-    return values, *layer_plan.synapse_tables(layer.synapses, plan, partition), *scratch, current
+    for partition in partitions_of(partitions):
+        scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
+        if lanes:
+            amounts = np.zeros((events, lanes), np.float32)
+            scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
+        tables = layer_plan.synapse_tables(layer.synapses, plan, partition)
+        starting = Call(start, (current, plan.bias_of(partition), *plan.bounds(partition)))
+        region.append((starting, Call(kernel, (values, *tables, *scratch, current))))
+    return tuple(region)
 
 
 @dispatch.operation_table(network.Synapses)

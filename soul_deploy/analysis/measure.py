@@ -14,7 +14,7 @@ from soul_deploy.analysis import connectivity, other_tools, report, synops
 from soul_deploy.base import Array, errors
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.ir import SpikingGraph
-from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
+from soul_deploy.lowering import deploy, fold_batch_norm
 from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops import energy as estimates
@@ -125,8 +125,7 @@ def _counted(
     trimmed, compat = deploy.lower(model).trimmed, other_tools.compat_model(model, images)
     samples, spikes = images.shape[axis], fired(model, images)
     run = _Run(model, trimmed, original, samples, axis == 0, rows, spikes)
-    live = trimmed.model
-    counts = synops.count_model(live, images)
+    counts = synops.count_model(trimmed.model, images)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     entries = sorted(trimmed.counted, key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
@@ -135,7 +134,7 @@ def _counted(
         _require_fewer(original, layer.name, "synapses", layer.synapses, layer.synapses_dense)
         if layer.name in compat:
             _require_ordered(layer, compat[layer.name])
-    return layers, other_tools.total_compat(compat)
+    return layers, sum(compat.values(), other_tools.CompatCounts())
 
 
 @torch.no_grad()
@@ -241,18 +240,15 @@ class _Run:
 
     def _projection(self, entry: CountedLayer, counts: LayerCounts) -> report.LayerReport:
         name, source, graph = entry.name, entry.linear.source, self.graph
-        operator = entry.linear.operator
-        if isinstance(operator, linear_operators.ReadoutOperator):
-            executions, once = self.samples, False
-        else:
-            once = source in self.once
-            executions = self.samples * (1 if once else graph.time_steps)
+        readout = name == graph.readout.name
+        once = source in self.once and not readout
+        executions = self.samples * (1 if once or readout else graph.time_steps)
         before, fan_out = self.trimmed.live_values[source], entry.fanout
         if before is not None and before.shape == fan_out.shape:
             fan_out = fan_out * before
         synapses = self.trimmed.synapses.get(name)
         kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
-        graded = entry.edge.kind == "graded" or name == graph.readout.name
+        graded = entry.edge.kind == "graded" or readout
         analog = (0, 0, 0)
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])
@@ -297,8 +293,7 @@ class _Run:
         )
 
     def _leaky(self, population: str | None) -> bool:
-        leaky = {node.name for node in self.graph.populations if node.neuron.family != "if"}
-        return population in leaky
+        return any(p.name == population and p.neuron.family != "if" for p in self.graph.populations)
 
     def _neurons(self, population: str | None) -> Any:
         """Live neurons, the original's, and spikes of all outputs, for the population behind."""

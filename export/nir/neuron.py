@@ -27,7 +27,7 @@ ResetRule = Literal["zero", "subtract", "subtract_at_once"]
 step after the decay (subtract, as snnTorch does it) or in the same step (subtract_at_once)."""
 DIVIDES: tuple[ChargeForm, ...] = ("soul_lif_decay", "decay_divide", "decay_multiply")
 FACTORS: tuple[ChargeForm, ...] = ("decay_multiply", "leak_subtract_multiply")
-RULES: Mapping[str, FireRule] = {"v > v_threshold": "gt", "v >= v_threshold": "ge"}
+RULES: Mapping[FireRule, str] = {"gt": "v > v_threshold", "ge": "v >= v_threshold"}  # NIR's: gt
 LARGEST_SHRINKAGE = 100.0  # how far below its weights a step's input may be with an assumed dt
 
 
@@ -161,15 +161,16 @@ class Conventions:
     assumed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.fire not in (None, "gt", "ge"):
-            valid = "gt (v > v_threshold), ge (v >= v_threshold)"
+        if self.fire not in (None, *RULES):
+            valid = ", ".join(f"{fire} ({rule})" for fire, rule in RULES.items())
             raise UsageError(f"fire {self.fire!r}; valid: {valid}")
         if self.reset not in (None, *get_args(ResetRule)):
             raise UsageError(f"reset {self.reset!r}; valid: {', '.join(get_args(ResetRule))}")
 
     def fire_of(self, key: str, node: Any) -> FireRule:
         """When the neurons of a NIR node fire. Raises UsageError for what its metadata deny."""
-        stored = RULES.get(str(node.metadata.get("fire")))
+        said = str(node.metadata.get("fire"))
+        stored = next((fire for fire, rule in RULES.items() if rule == said), None)
         if stored is not None:
             self._require_same(key, "fire", self.fire, stored)
             return stored

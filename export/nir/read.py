@@ -53,20 +53,15 @@ def read_nir(file: files.File) -> Any:
         nir, path = package.nir_package(), source.path
         package.check_sizes(source)
         package.try_reading(source)
-        graph = _graph(nir, source)
+        try:
+            with source.again() as stream:
+                graph = nir.read(stream, type_check=False)
+        except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
+            raise package.not_intact(source, error) from error
     if not isinstance(graph, nir.NIRGraph):
         kind = type(graph).__name__
         raise errors.FileFormatError(f"{path} holds a single {kind}, not a NIR graph")
     return graph
-
-
-def _graph(nir: Any, source: files.OpenFile) -> Any:
-    try:
-        with source.again() as stream:
-            return nir.read(stream, type_check=False)
-    except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise errors.FileFormatError(f"{source} is not an intact NIR file ({first})") from error
 
 
 def import_nir(
@@ -233,9 +228,7 @@ def _stored(metadata: Mapping[str, Any]) -> Description:
         kind = metadata.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)
         told = {"stage": metadata["stage"], "input_kind": kind}
         info = info_from_json(told | {name: _data(metadata, name) for name in names})
-        readout = ir.node_from_json(_data(metadata, "readout"))
-        if not isinstance(readout, ir.Readout):
-            raise ValueError(f"readout {readout.op!r}")
+        readout = ir.node_from_json(_data(metadata, "readout"), ir.Readout)
         return Description(int(metadata["time_steps"]), float(metadata["dt"]), info, readout)
     except (KeyError, TypeError, ValueError, errors.UsageError) as error:
         text = f"the NIR graph's metadata cannot be read ({error!r})"

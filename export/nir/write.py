@@ -6,11 +6,11 @@ edges into one node. What NIR cannot hold is refused by name.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class _Writer:
         """Append a NIR node called after `name` and its edges; the name it got."""
         stem = name.replace(".", "_").replace("/", "_")  # readers turn dots into underscores
         taken = {*self.nodes, "input", "output"}
-        key = next(k for k in _numbered(stem) if k not in taken)
+        numbered = chain([stem], (f"{stem}_{k}" for k in count(2)))
+        key = next(name for name in numbered if name not in taken)
         node.metadata[nir_library.NAME] = name
         self.nodes[key] = node
         self.edges += [(source, key) for source in sources]
@@ -57,11 +58,6 @@ class _Writer:
 
     def shape(self, node: ir.Node) -> tuple[int, ...]:
         return self.model.graph.shapes[node.name]
-
-
-def _numbered(stem: str) -> Iterator[str]:
-    yield stem
-    yield from (f"{stem}_{k}" for k in count(2))
 
 
 def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None = None) -> Any:
@@ -166,7 +162,7 @@ def _population(node: ir.Population, w: _Writer) -> None:
     }
     nir_node = w.nir.IF(**full) if numbers.tau is None else w.nir.LIF(**full)
     nir_node.metadata[nir_library.POPULATION] = json.dumps(ir.node_to_json(node))
-    nir_node.metadata["fire"] = rule(w.equations[node.name])
+    nir_node.metadata["fire"] = neuron.RULES[w.equations[node.name].fire]
     if node.neuron.learned:
         decay = float(w.model.state[f"{node.name}.w"])
         nir_node.metadata[nir_library.DECAY_PARAMETER] = repr(decay)
@@ -242,15 +238,10 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
     w.edges.append((key, "output"))
 
 
-def rule(equation: NeuronEquation) -> str:
-    """When a neuron fires, in words; NIR itself says v > v_threshold."""
-    return "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
-
-
 def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
     """The graph's metadata: strings, nested values as JSON."""
     graph, info = model.graph, model.info
-    rules = {rule(equation) for equation in deploy.lower(model).equations.values()}
+    rules = {neuron.RULES[equation.fire] for equation in deploy.lower(model).equations.values()}
     nested: dict[str, Any] = {
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),

@@ -159,8 +159,8 @@ class SpikingGraph:
     def from_json(data: Any) -> "SpikingGraph":
         """The graph of a file. Raises FileFormatError if the data is not a graph."""
         try:
-            nodes = tuple(node_from_json(entry) for entry in data["nodes"])
-            return SpikingGraph(nodes, bounded_integer(data["time_steps"]))
+            found = tuple(node_from_json(entry, Node) for entry in data["nodes"])
+            return SpikingGraph(found, bounded_integer(data["time_steps"]))
         except (
             *(KeyError, TypeError, ValueError, AttributeError, IndexError),
             *(ArithmeticError, RecursionError),
@@ -190,10 +190,12 @@ def bounded_integer(value: Any) -> int:
     return value
 
 
-def node_from_json(entry: Any) -> Node:
-    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError if it is none."""
+def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
+    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError for no such `kind`."""
     values = dict(entry)
     cls = nodes.OPS[values.pop("op")]
+    if not issubclass(cls, kind):
+        raise ValueError(f"{kind.op} {cls.op!r}")
     known = {item.name for item in fields(cls)}
     if set(values) != known:
         raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")

@@ -38,7 +38,6 @@ class Rows:
         @property
         def weight(self) -> Array:
             """float32: the weights, in the order of rows."""
-            raise NotImplementedError
 
     @property
     def synapses(self) -> int:

@@ -170,11 +170,6 @@ def accesses(layer: Activity, rows: Rows = "explicit", *, lazy: bool = False) ->
     }
 
 
-def best_reuse(layer: Activity) -> int:
-    """Accesses of an analog layer that reads and writes everything once: |in| + |W| + |out|."""
-    return sum(layer.analog)
-
-
 @dataclass(frozen=True)
 class MemoryModel:
     """A hierarchy: (bytes, 0.1 pJ per 32 bits) of rising levels, then DRAM."""

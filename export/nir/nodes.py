@@ -43,7 +43,7 @@ class Reader:
 
     graph: Any
     conventions: Conventions
-    made: list[ir.Node] = field(default_factory=list)
+    made: dict[str, ir.Node] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     last: str | None = None
     values: dict[str, NirValue] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Reader:
             shape = node.output_shape([self.shapes[name] for name in node.inputs])
         except (errors.UsageError, ValueError, IndexError) as error:
             raise errors.FileFormatError(f"the NIR graph does not fit together: {error}") from error
-        self.made.append(node)
+        self.made[node.name] = node
         self.shapes[node.name] = shape
         for part, array in arrays.items():
             if array is not None:
@@ -100,7 +100,7 @@ class Reader:
         return value.name
 
     def _scale(self, key: str, name: str, factor: float) -> None:
-        node = next(node for node in self.made if node.name == name)
+        node = self.made[name]
         if node.composable or node.arity is None:  # linear
             for source in node.inputs:
                 self._scale(key, source, factor)

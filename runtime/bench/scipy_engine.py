@@ -121,14 +121,6 @@ def pool(layer: eventnet.PoolLayer, values: Array, *, analog: bool) -> Array:
     return pooled.reshape(-1)
 
 
-def scatter_wide(layer: eventnet.ScatterLayer, values: Array) -> Array:
-    """Channels into a wide map, zeros elsewhere."""
-    by_position = values.reshape(-1, layer.in_shape[0])
-    wide = np.zeros((len(by_position), layer.out_shape[0]), np.float32)
-    wide[:, layer.index] = by_position
-    return wide.reshape(-1)
-
-
 MERGES: Mapping[str, Callable[[Array, Array], Array]] = {
     "add": np.add,
     "and": np.multiply,
@@ -169,7 +161,15 @@ def _(layer: eventnet.MergeLayer, network: eventnet.EventNetwork) -> Step:
 
 @step_of.on(eventnet.ScatterLayer)
 def _(layer: eventnet.ScatterLayer, network: eventnet.EventNetwork) -> Step:
-    return lambda values: scatter_wide(layer, values[layer.source])
+    """Channels into a wide map, zeros elsewhere."""
+
+    def step(values: Mapping[str, Array]) -> Array:
+        by_position = values[layer.source].reshape(-1, layer.in_shape[0])
+        wide = np.zeros((len(by_position), layer.out_shape[0]), np.float32)
+        wide[:, layer.index] = by_position
+        return wide.reshape(-1)
+
+    return step
 
 
 def scores_of(readout: eventnet.ReadoutLayer, total: Array, steps: int) -> Array:

@@ -74,7 +74,15 @@ def count_recorded(
     needed |= {layer.name for layer in events.populations}
     recorded, logits = network.run_recording_values(x, needed - {events.input_name})
     spikes = network.spikes_of(recorded)
-    counts, executed = counting.count_layers(events, recorded, spikes)
+    counts: dict[str, counters.LayerCounts] = {}
+    for layer in events.layers:
+        counts |= counting.counts_of(layer, recorded, spikes)
+    executed = {
+        layer.projection: counting.count_additions(layer, recorded[layer.source])
+        for layer in events.projected
+    }
+    readout = counting.readout_steps(events.readout, recorded[events.readout.source])
+    counts[events.readout.name] = readout.total()
     return counts, executed, Recording(spikes, logits)
 
 

@@ -142,31 +142,15 @@ def readout_steps(readout: network.ReadoutLayer, values: Array) -> counters.Step
     return counters.StepCounts({name: array[None] for name, array in counted.items()})
 
 
-def count_layers(
-    events: network.EventNetwork, recorded: Mapping[str, Array], spikes: Mapping[str, Array]
-) -> tuple[dict[str, counters.LayerCounts], dict[str, int]]:
-    """Counts by projection, population without one, and readout; additions by projection.
-
-    recorded: values of each source, (B, steps, positions, channels). spikes: of each population,
-    (T, B, ...).
-    """
-    counts: dict[str, counters.LayerCounts] = {}
-    for layer in events.layers:
-        counts |= counts_of(layer, recorded, spikes)
-    executed = {
-        layer.projection: count_additions(layer, recorded[layer.source])
-        for layer in events.projected
-    }
-    readout = events.readout
-    counts[readout.name] = readout_steps(readout, recorded[readout.source]).total()
-    return counts, executed
-
-
 @dispatch.operation_table(network.Layer)
 def counts_of(
     layer: network.Layer, held: Mapping[str, Array], spikes: Mapping[str, Array]
 ) -> dict[str, counters.LayerCounts]:
-    """What the synapses and neurons of a layer count, as `count_layers`."""
+    """What the synapses and neurons of a layer count, by projection, or population without one.
+
+    held: values of each source, (B, steps, positions, channels). spikes: of each population,
+    (T, B, ...).
+    """
     raise counts_of.unknown(layer)
 
 

@@ -16,8 +16,7 @@ import numpy as np
 from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import json_values as v
-from soul_deploy.runtime.format import layers
-from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
+from soul_deploy.runtime.format import layers, map_layers
 from soul_deploy.runtime.format.synapses import ROWS, ConvSynapses, MatrixSynapses, Rows, Synapses
 
 Entry = Mapping[str, Any]
@@ -164,7 +163,8 @@ def _enter(table: dispatch.OperationTable[Any], read: Callable[..., Any], *kinds
         table.on(kind)(partial(read, kind))
 
 
-_enter(read_layer, read_part, PoolLayer, MergeLayer, ScatterLayer, layers.PopulationLayer)
+_enter(read_layer, read_part, map_layers.PoolLayer, map_layers.MergeLayer, map_layers.ScatterLayer)
+_enter(read_layer, read_part, layers.PopulationLayer)
 _enter(read_layer, _read_projection, layers.SpikingLayer, layers.CurrentLayer)
 _enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 

@@ -21,8 +21,7 @@ from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import gather_table, tap_table
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels import time_vectorised
-from soul_deploy.runtime.plan import layout as packing
-from soul_deploy.runtime.plan.layout import CompactLayout, layout_of
+from soul_deploy.runtime.plan.layout import CompactLayout, compact_rows, layout_of, masked_out_index
 
 ALIGNMENT = 64
 IN_LANES = {
@@ -129,7 +128,7 @@ def _(convolution: net.ConvSynapses, layer: net.Synaptic, source: net.Layer | No
     neurons = columns if layout is None else len(layout.gather_index)
     return LayerPlan(
         convolution, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons, layout,
-        masked_out=packing.masked_out_index(layer),
+        masked_out=masked_out_index(layer),
     )  # fmt: skip
 
 
@@ -176,7 +175,7 @@ def _(
 def _(
     rows: net.SparseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
 ) -> Kernel:
-    return kernels.multiply_sparse, based_rows(packing.compact_rows(rows, source, target, columns))
+    return kernels.multiply_sparse, based_rows(compact_rows(rows, source, target, columns))
 
 
 @dispatch.operation_table(net.Rows)

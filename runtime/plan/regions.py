@@ -10,8 +10,7 @@ import numpy as np
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network
-from soul_deploy.runtime.kernels import maps as mapping
-from soul_deploy.runtime.kernels import neurons, synapses, time_vectorised
+from soul_deploy.runtime.kernels import maps, neurons, synapses, time_vectorised
 from soul_deploy.runtime.plan import layer_plan
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
 
@@ -130,13 +129,13 @@ def neuron_region(
     for first, last in bounds:
         calls: list[Call] = []
         if gather is not None:
-            kernel = time_vectorised.gather_lanes if lanes else mapping.gather_currents
+            kernel = time_vectorised.gather_lanes if lanes else maps.gather_currents
             calls.append(Call(kernel, (current, gather, first, last, arriving)))
         scratch = [aligned((lanes, neurons.LANE_BLOCK), np.float32)] if lanes else []
         calls.append(Call(update, (arriving, *numbers, carry, v, fired, first, last, *scratch)))
         if masked_out is not None:
             masked_part = _index_between(masked_out, (first, last))
-            calls.append(Call(mapping.mask_out, (fired, masked_out, *masked_part)))
+            calls.append(Call(maps.mask_out, (fired, masked_out, *masked_part)))
         region.append(tuple(calls))
     return tuple(region)
 
@@ -150,9 +149,7 @@ def _index_between(index: Array, bounds: tuple[int, int]) -> tuple[int, int]:
 def scatter_spikes_region(spikes: Array, scatter: Array, flat: Array, *, partitions: int) -> Region:
     """Scatter spikes (T, L) of live neurons into their map (T, n)."""
     shares = (partition.of(len(scatter)) for partition in partitions_of(partitions))
-    return tuple(
-        (Call(mapping.scatter_spikes, (spikes, scatter, *share, flat)),) for share in shares
-    )
+    return tuple((Call(maps.scatter_spikes, (spikes, scatter, *share, flat)),) for share in shares)
 
 
 @dispatch.operation_table(network.MapLayer)
@@ -171,7 +168,7 @@ def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partiti
     windows = (layer.kernel, layer.stride, layer.padding)
     arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
     shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))
-    return tuple((Call(mapping.max_pool, (*arguments, *share, out)),) for share in shares)
+    return tuple((Call(maps.max_pool, (*arguments, *share, out)),) for share in shares)
 
 
 @map_region.on(network.MergeLayer)
@@ -179,8 +176,8 @@ def _(
     layer: network.MergeLayer, sources: Sequence[Array], out: Array, *, partitions: int
 ) -> Region:
     """Maps to one, left to right."""
-    add = mapping.add_currents if out.dtype.kind == "f" else mapping.add_events
-    kernel = {"add": add, "and": mapping.both, "iand": mapping.first_without_second}[layer.function]
+    add = maps.add_currents if out.dtype.kind == "f" else maps.add_events
+    kernel = {"add": add, "and": maps.both, "iand": maps.first_without_second}[layer.function]
     start, *others = (source.reshape(len(source), -1) for source in sources)
     to, region = out.reshape(len(out), -1), []
     for partition in partitions_of(partitions):
@@ -200,9 +197,7 @@ def _(
     (source,) = sources
     index = layer_plan.aligned_copy(layer.index)
     shares = (partition.of(source.shape[1]) for partition in partitions_of(partitions))
-    return tuple(
-        (Call(mapping.scatter_channels, (source, index, *share, out)),) for share in shares
-    )
+    return tuple((Call(maps.scatter_channels, (source, index, *share, out)),) for share in shares)
 
 
 def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) -> Region:
@@ -210,8 +205,8 @@ def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) 
     spikes = source if readout.space else source.reshape(len(source), 1, -1)
     sums = np.empty(readout.sums, np.int64)
     scale = np.float32(readout.scale(len(source)))
-    summing = Call(mapping.sum_spikes, (spikes, sums))
+    summing = Call(maps.sum_spikes, (spikes, sums))
     if readout.weight is None:
-        return ((summing, Call(mapping.vote, (sums, readout.votes, scale, scores))),)
+        return ((summing, Call(maps.vote, (sums, readout.votes, scale, scores))),)
     weight, bias = layer_plan.aligned_copy(readout.weight.T), layer_plan.aligned_copy(readout.bias)
-    return ((summing, Call(mapping.score, (sums, weight, bias, scale, scores))),)
+    return ((summing, Call(maps.score, (sums, weight, bias, scale, scores))),)

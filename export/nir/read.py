@@ -23,10 +23,6 @@ from soul_deploy.runtime.equations import FireRule
 
 State = Mapping[str, Array]
 MAX_TURNS = 1 << 27
-UNREADABLE = (
-    *(KeyError, IndexError, TypeError, ValueError, AttributeError),
-    *(ArithmeticError, RecursionError),
-)
 
 
 @brief
@@ -115,7 +111,7 @@ def _read(reader: Reader, key: str) -> None:
     """Read a node. Raises as `read_node`; FileFormatError too for fields of another kind."""
     try:
         read_node(reader, key)
-    except UNREADABLE as error:
+    except ir.UNREADABLE as error:
         text = f"{key}: a NIR node that cannot be read ({error!r})"
         raise errors.FileFormatError(text) from error
 

@@ -139,7 +139,6 @@ def read_synapses(name: str, entry: Entry, tensors: Tensors, *, rows: Rows) -> S
 def _read_projection(
     kind: type[layers.Synaptic], name: str, entry: Entry, tensors: Tensors
 ) -> layers.Layer:
-    """A layer with synapses."""
     operation = entry["operation"].removeprefix(kind.operation)
     (joins,) = (joins for joins in read_synapses.kinds if joins.kind == operation)
     try:

@@ -100,7 +100,6 @@ class SparseRows(Rows):
 
     @property
     def synapses(self) -> int:
-        """Nonzero weights stored."""
         return len(self.targets)
 
     @property

@@ -79,7 +79,6 @@ class _PlainBarrier(threading.Barrier):
     """As SpinBarrier, by the standard library."""
 
     def wait(self, thread: int) -> None:  # type: ignore[override]
-        """As SpinBarrier.wait."""
         super().wait()
 
 

@@ -45,7 +45,6 @@ class Partition:
 
 
 def partitions_of(count: int) -> tuple[Partition, ...]:
-    """All shares."""
     return tuple(Partition(i, count) for i in range(count))
 
 

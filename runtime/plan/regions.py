@@ -17,8 +17,6 @@ from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_o
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call."""
-
     kernel: Callable[..., Any]
     arguments: tuple[Any, ...]
 
@@ -30,7 +28,6 @@ Threads run the partitions of one region at the same time and wait for each othe
 
 
 def run_calls(calls: tuple[Call, ...]) -> None:
-    """Execute in order."""
     for call in calls:
         call.kernel(*call.arguments)
 

@@ -139,7 +139,6 @@ def _counted(
 
 @torch.no_grad()
 def _correct(model: Model, images: Tensor, axis: int, labels: Tensor | Array) -> int:
-    """How many samples get their class."""
     module = model.module()
     scores = torch.cat([module(part) for part in torch.split(images, CHUNK, dim=axis)])
     return int((scores.argmax(dim=1) == torch.as_tensor(labels)).sum())
@@ -224,7 +223,6 @@ class _Run:
         return frozenset(self.graph.static if self.static else ())
 
     def layer(self, entry: Counted, counts: LayerCounts) -> report.LayerReport:
-        """One entry of the report."""
         if isinstance(entry, CountedLayer):
             return self._projection(entry, counts)
         size = 4 * math.prod(self.graph.shapes[entry.name])

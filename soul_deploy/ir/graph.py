@@ -26,6 +26,8 @@ from soul_deploy.runtime.format.validate import MAX_NEURONS
 NodeT = TypeVar("NodeT", bound=Node)
 SUBTRACT = "v_subtract"
 MAX_SIDE = 1 << 31
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading data of another form raises."""
 
 
 @brief
@@ -76,7 +78,6 @@ class SpikingGraph:
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:
-        """Nodes by name."""
         return MappingProxyType({node.name: node for node in self.nodes})
 
     @cached_property
@@ -115,7 +116,6 @@ class SpikingGraph:
         return tuple(self.of_type(Projection))
 
     def projection(self, name: str) -> Projection:
-        """The projection called `name`."""
         node = self[name]
         assert isinstance(node, Projection), node
         return node
@@ -161,10 +161,7 @@ class SpikingGraph:
         try:
             found = tuple(node_from_json(entry, Node) for entry in data["nodes"])
             return SpikingGraph(found, bounded_integer(data["time_steps"]))
-        except (
-            *(KeyError, TypeError, ValueError, AttributeError, IndexError),
-            *(ArithmeticError, RecursionError),
-        ) as error:
+        except UNREADABLE as error:
             raise FileFormatError(f"its graph cannot be read ({str(error)[:200]})") from error
         except (UsageError, UnsupportedGraphError) as error:
             raise FileFormatError(f"its graph does not fit together: {error}") from error

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soul_deploy.analysis.synops import count_recorded_layer
+from soul_deploy.analysis.synops import layer_steps
 from soul_deploy.ir import (
     SPIKE,
     AdaptiveAvgPool,
@@ -219,16 +219,16 @@ def test_the_worked_example_of_the_counting_page() -> None:
     from soul_deploy.lowering.linear_operators import LinearProjection
 
     layer = CountedLayer("p", LinearProjection("s", operator), SPIKE, None)
-    counts = count_recorded_layer(layer, spikes, None)
+    counts = layer_steps(layer, spikes, None).total()
     assert (counts.events_in, counts.spikes_in) == (5, 5)
     assert counts.synops == counts.synops_events == 31
     dense = ConvOperator(
         np.ones_like(weight), None, (1, 1), (1, 1), (1, 1), 1, shape, shape, (4, 4)
     )
     assert (
-        count_recorded_layer(
-            CountedLayer("p", LinearProjection("s", dense), SPIKE, None), spikes, None
-        ).synops
+        layer_steps(CountedLayer("p", LinearProjection("s", dense), SPIKE, None), spikes, None)
+        .total()
+        .synops
         == 64
     )
     assert fanout(operator).sum() == 192

@@ -87,7 +87,12 @@ def from_nir(
         steps = 1.0
     numbers: dict[str, float | None] = {"v_threshold": _single(neuron.v_threshold)}
     if reset == "zero":
-        numbers["v_reset"] = _hard_reset(name, neuron)
+        if not close(neuron.v_leak, neuron.v_reset):
+            raise UnsupportedGraphError(
+                f"{name}: v_leak {neuron.v_leak:g} and v_reset {neuron.v_reset:g} differ; "
+                "supported is a membrane that decays to its reset value"
+            )
+        numbers["v_reset"] = _single(neuron.v_reset)
     else:
         numbers |= _soft_reset(name, neuron, steps, late=reset == "subtract")
     if steps is None:
@@ -97,15 +102,6 @@ def from_nir(
     gain = 1.0 if divided or close(neuron.r, steps) else neuron.r
     lif = {"tau": _single(steps), "decay_input": divided or gain != 1.0, "form": "spikingjelly"}
     return _spec(name, family="lif", fire=fire, **lif, **numbers), gain
-
-
-def _hard_reset(name: str, neuron: NirNeuron) -> float:
-    if not close(neuron.v_leak, neuron.v_reset):
-        raise UnsupportedGraphError(
-            f"{name}: v_leak {neuron.v_leak:g} and v_reset {neuron.v_reset:g} differ; supported is "
-            "a membrane that decays to its reset value"
-        )
-    return _single(neuron.v_reset)
 
 
 def _soft_reset(

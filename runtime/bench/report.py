@@ -151,8 +151,8 @@ class BenchReport(tables.Shown):
     @property
     def entries(self) -> Sequence[Document]:
         """One for each engine, number of threads and batch size; times in ms."""
-        env: Sequence[Document] = self.document["entries"]
-        return env
+        entries: Sequence[Document] = self.document["entries"]
+        return entries
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -169,14 +169,14 @@ class BenchReport(tables.Shown):
     def parts(self) -> list[tables.Table | str]:
         """Times, costs of a fresh process, agreement, speed-ups over the baseline, the machine."""
         document = self.document
-        env: list[tables.Table | str] = [_times(self.entries, self.percentiles)]
+        shown: list[tables.Table | str] = [_times(self.entries, self.percentiles)]
         if any(entry["load_ms"] is not None for entry in self.entries):
-            env.append(_fresh(self.entries))
+            shown.append(_fresh(self.entries))
         if document["agreement"]:
-            env.append(_agreement(document["agreement"]))
+            shown.append(_agreement(document["agreement"]))
         if document.get("comparison"):
-            env.append(_comparison(document["comparison"]))
-        return [*env, *_environment(document)]
+            shown.append(_comparison(document["comparison"]))
+        return [*shown, *_environment(document)]
 
 
 def _times(entries: Sequence[Document], percentiles: Sequence[float]) -> tables.Table:

@@ -133,8 +133,7 @@ def to_channel_last(x: Array, shape: Shape) -> Array:
 def by_step(values: Array, shape: Shape) -> Array:
     """(B, T, positions, channels) to (T, B, C, H, W) or (T, B, N)."""
     batch, steps = values.shape[:2]
-    stepwise: Array = values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape)
-    return stepwise
+    return np.asarray(values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape))
 
 
 def sides(shape: Shape) -> str:

@@ -232,8 +232,7 @@ class Network:
         out = run_layer(self.events, self._plans, layer, values)
         stepwise = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
-            alike: Array = stepwise[0]
-            return alike
+            return np.asarray(stepwise[0])
         return stepwise.astype(np.bool_) if kind == "spike" else stepwise
 
     def stream(self) -> streaming.Stream:

@@ -75,8 +75,7 @@ class DenseRows(Rows):
 
     @property
     def lengths(self) -> Array:
-        lengths: Array = np.count_nonzero(self.weight, axis=-1).astype(np.int64).reshape(-1)
-        return lengths
+        return np.asarray(np.count_nonzero(self.weight, axis=-1), np.int64).reshape(-1)
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
         validate.require_array("weights", self.weight, np.float32, shape)
@@ -104,8 +103,7 @@ class SparseRows(Rows):
 
     @property
     def lengths(self) -> Array:
-        lengths: Array = np.diff(self.starts.astype(np.int64))
-        return lengths
+        return np.asarray(np.diff(self.starts.astype(np.int64)))
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
         """Canonical rows: starts that rise, targets below `width` and strictly rising in a row, no

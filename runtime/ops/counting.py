@@ -96,8 +96,7 @@ def _windows(layer: network.PoolLayer, axis: int) -> Array:
     first = np.arange(layer.out_shape[1 + axis]) * layer.stride[axis] - layer.padding[axis]
     begins = np.bincount(np.clip(first, 0, side), minlength=side + 1)
     ends = np.bincount(np.clip(first + layer.kernel[axis], 0, side), minlength=side + 1)
-    covering: Array = np.cumsum(begins - ends)[:side].astype(np.int64)
-    return covering
+    return np.asarray(np.cumsum(begins - ends)[:side], np.int64)
 
 
 def count_additions(layer: network.Synaptic, values: Array) -> int:

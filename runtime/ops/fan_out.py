@@ -34,8 +34,7 @@ def _(rows: network.DenseRows, synapses: network.Synapses) -> Array:
     flat = rows.weight.reshape(synapses.row_count, -1)
     row, target = np.nonzero(flat)
     block = row // (len(flat) // synapses.blocks)
-    targets: Array = (target + block * flat.shape[1]).astype(np.int64)
-    return targets
+    return np.asarray(target + block * flat.shape[1], np.int64)
 
 
 def fanout_map(synapses: network.Synapses, live: Array | None = None) -> Array:
@@ -75,8 +74,7 @@ def _(synapses: network.MatrixSynapses, lengths: Array) -> Array:
 def _(synapses: network.ConvSynapses, lengths: Array) -> Array:
     per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
     rows, columns = tap_tables.tap_incidence(synapses, 0), tap_tables.tap_incidence(synapses, 1)
-    spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
-    return spread
+    return np.asarray(np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True))
 
 
 @dispatch.operation_table(network.Synapses)

@@ -82,12 +82,16 @@ def build_buffers(
 
     carry: membranes are kept between runs instead of starting at rest. partitions: of every region.
     """
-    shape = (_largest_current(network, plans, input_steps, steps),)
-    builder = Builder(network, plans, steps, carry, partitions, aligned(shape, np.float32))
+    largest = 0
+    for layer in network.spiking_layers:
+        given = input_steps if layer.source in network.static else steps
+        shape = regions.currents_shape(layer, plans[layer.name], given)
+        largest = max(largest, math.prod(shape))
+    builder = Builder(network, plans, steps, carry, partitions, aligned((largest,), np.float32))
     made, shown = builder.made, (input_steps, *channel_last(network.input_shape))
     made.values[network.input_name] = aligned(shown, np.float32)
-    for layer in network.layers:
-        bind(layer, builder)
+    for each in network.layers:
+        bind(each, builder)
     source = made.values[network.readout.source]
     made.regions.append(regions.readout_region(network.readout, source, made.scores))
     return made
@@ -257,15 +261,3 @@ def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> s
         if plan is None or plan.source_layout is None:
             readers += layer.sources
     return set(readers)
-
-
-def _largest_current(
-    network: net.EventNetwork, plans: Mapping[str, LayerPlan], input_steps: int, steps: int
-) -> int:
-    """Elements of the largest layer's currents; one buffer serves all layers in turn."""
-    largest = 0
-    for layer in network.spiking_layers:
-        given = input_steps if layer.source in network.static else steps
-        shape = regions.currents_shape(layer, plans[layer.name], given)
-        largest = max(largest, math.prod(shape))
-    return largest

@@ -65,8 +65,7 @@ def _synapse_steps(
 
 def _by_step(counts: Tensor, steps: int) -> Array:
     """(steps · B,) to int64 (steps, B)."""
-    array: Array = counts.to(torch.int64).reshape(steps, -1).numpy()
-    return array
+    return np.asarray(counts.to(torch.int64).reshape(steps, -1).numpy())
 
 
 def _neuron_steps(spikes: Tensor, neurons: int) -> counters.StepCounts:

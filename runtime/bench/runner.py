@@ -64,10 +64,12 @@ def bench(
     different inputs, MissingFileError, FileFormatError, DataError.
     """
     with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
-        return time_files(
-            *(files, images, config or BenchConfig(), Path(folder), progress),
-            lambda text: warnings.warn(errors.NetworkWarning(text), stacklevel=4),  # our caller
-        )
+        settings = config or BenchConfig()
+        return time_files(files, images, settings, Path(folder), progress, _warn)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(errors.NetworkWarning(text), stacklevel=4)  # the caller of `bench`
 
 
 def time_files(

@@ -213,7 +213,7 @@ def _layer_row(report: OpsReport, layer: LayerReport) -> list[object]:
     ops = energy.ops_energy(activity).picojoules
     stored = energy.memory_energy(activity, arrays, memory).value
     totals = layer.totals(report.samples, report.time_steps)
-    cells = _cells(totals, layer.activation, layer.synapses or "", ops, stored / 10, report.samples)
+    cells = _cells(report.samples, totals, layer.activation, layer.synapses or "", ops, stored / 10)
     return [layer.name, kind.replace("_", " "), *cells]
 
 
@@ -221,22 +221,21 @@ def _total_row(report: OpsReport) -> list[object]:
     ops = report.ops[0].picojoules if report.ops else 0.0
     memory = report.memory[0].value / 10 if report.memory else 0.0
     synapses = report.structure()["synapses"]
-    cells = _cells(report.totals, report.activation, synapses, ops, memory, report.samples)
+    cells = _cells(report.samples, report.totals, report.activation, synapses, ops, memory)
     return ["total", "", *cells]
 
 
 def _cells(
-    totals: Mapping[str, int], activation: tuple[int, int], synapses: object, ops: float,
-    memory: float, samples: int,
-) -> list[object]:  # fmt: skip
-    """LAYER_COLUMNS from `events in` on; ops, memory: in pJ."""
+    samples: int, totals: Mapping[str, int], fired: tuple[int, int], synapses: object, *spent: float
+) -> list[object]:
+    """LAYER_COLUMNS from `events in` on; spent: pJ."""
     mean = {key: counters.mean_text(count, samples) for key, count in totals.items()}
     work, dense = totals["synops"] + totals["macs_effective"], totals["macs_dense"]
-    return [
-        *(mean["events_in"], _share(*activation), synapses, mean["synops"], mean["macs_effective"]),
-        *(mean["macs_dense"], _share(work, dense), mean["touched"], mean["neuron_updates"]),
-        *(mean["pool_ops"], *(f"{spent / samples / 1e3:.4g}" for spent in (ops, memory))),
-    ]
+    events = [mean["events_in"], _share(*fired), synapses, mean["synops"]]
+    against_dense = [mean["macs_effective"], mean["macs_dense"], _share(work, dense)]
+    others = [mean[key] for key in ("touched", "neuron_updates", "pool_ops")]
+    energies = [f"{picojoules / samples / 1e3:.4g}" for picojoules in spent]
+    return [*events, *against_dense, *others, *energies]
 
 
 def _facts(report: OpsReport) -> list[str]:

@@ -11,7 +11,7 @@ up to `EXPLICIT_BYTES`.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from soul_deploy.runtime.format.validate import MAX_SYNAPSES
 from soul_deploy.runtime.kernels.rows import count_row_synapses, fill_rows
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
 
-Tables = tuple[eventnet.Pair, int, int, Array, Array, Array, Array, Array, Array]
 Choice = Literal["auto", "implicit", "explicit"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
@@ -256,8 +255,8 @@ def row_lengths(
     rows: the convolution's weights as compressed rows. source_live, live: bool, channel-last.
     """
     lengths = np.empty(math.prod(convolution.in_shape), np.int64)
-    starts, targets = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
-    count_row_synapses(starts, targets, *_tables(convolution), source_live, live, lengths)
+    nothing = np.empty(0, np.uint32), np.empty(0, np.float32)
+    count_row_synapses(*_tables(convolution, rows), source_live, live, lengths, *nothing)
     return lengths
 
 
@@ -280,17 +279,18 @@ def explicit_form(
     starts = np.zeros(len(lengths) + 1, np.uint32)
     starts[1:] = np.cumsum(lengths)
     targets, weight = np.empty(total, np.uint32), np.empty(total, np.float32)
-    first, to = rows.starts.astype(np.int64), rows.targets.astype(np.int64)
-    tables = _tables(convolution)
-    fill_rows(first, to, rows.weight, *tables, source_live, live, targets, weight)
+    fill_rows(*_tables(convolution, rows), source_live, live, lengths, targets, weight)
     shapes = convolution.in_shape, convolution.out_shape
     explicit = eventnet.SparseRows(starts, targets, weight)
     return eventnet.MatrixSynapses(*shapes, explicit, convolution.bias)
 
 
-def _tables(convolution: eventnet.ConvSynapses) -> Tables:
+def _tables(convolution: eventnet.ConvSynapses, rows: eventnet.SparseRows) -> tuple[Any, ...]:
+    """What the kernels read."""
     y, x = (tap_tables.tap_table(convolution, axis, merge=False) for axis in (0, 1))
     channels, _, width = convolution.out_shape
-    first = y.first.astype(np.int64), x.first.astype(np.int64)
-    kernel = convolution.kernel
-    return kernel, width, channels, first[0], y.tap, y.out, first[1], x.tap, x.out
+    starts, targets, y_first, x_first = (
+        array.astype(np.int64) for array in (rows.starts, rows.targets, y.first, x.first)
+    )
+    shared = starts, targets, rows.weight, convolution.kernel, width, channels
+    return *shared, y_first, y.tap, y.out, x_first, x.tap, x.out

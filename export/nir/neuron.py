@@ -27,7 +27,7 @@ ResetRule = Literal["zero", "subtract", "subtract_at_once"]
 step after the decay (subtract, as snnTorch does it) or in the same step (subtract_at_once)."""
 DIVIDES: tuple[ChargeForm, ...] = ("soul_lif_decay", "decay_divide", "decay_multiply")
 FACTORS: tuple[ChargeForm, ...] = ("decay_multiply", "leak_subtract_multiply")
-RULES: Mapping[str, FireRule] = {"v > v_threshold": "gt", "v >= v_threshold": "ge"}
+RULES: Mapping[FireRule, str] = {"gt": "v > v_threshold", "ge": "v >= v_threshold"}  # NIR's: gt
 LARGEST_SHRINKAGE = 100.0  # how far below its weights a step's input may be with an assumed dt
 
 
@@ -87,7 +87,12 @@ def from_nir(
         steps = 1.0
     numbers: dict[str, float | None] = {"v_threshold": _single(neuron.v_threshold)}
     if reset == "zero":
-        numbers["v_reset"] = _hard_reset(name, neuron)
+        if not close(neuron.v_leak, neuron.v_reset):
+            raise UnsupportedGraphError(
+                f"{name}: v_leak {neuron.v_leak:g} and v_reset {neuron.v_reset:g} differ; "
+                "supported is a membrane that decays to its reset value"
+            )
+        numbers["v_reset"] = _single(neuron.v_reset)
     else:
         numbers |= _soft_reset(name, neuron, steps, late=reset == "subtract")
     if steps is None:
@@ -97,15 +102,6 @@ def from_nir(
     gain = 1.0 if divided or close(neuron.r, steps) else neuron.r
     lif = {"tau": _single(steps), "decay_input": divided or gain != 1.0, "form": "spikingjelly"}
     return _spec(name, family="lif", fire=fire, **lif, **numbers), gain
-
-
-def _hard_reset(name: str, neuron: NirNeuron) -> float:
-    if not close(neuron.v_leak, neuron.v_reset):
-        raise UnsupportedGraphError(
-            f"{name}: v_leak {neuron.v_leak:g} and v_reset {neuron.v_reset:g} differ; supported is "
-            "a membrane that decays to its reset value"
-        )
-    return _single(neuron.v_reset)
 
 
 def _soft_reset(
@@ -161,15 +157,16 @@ class Conventions:
     assumed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.fire not in (None, "gt", "ge"):
-            valid = "gt (v > v_threshold), ge (v >= v_threshold)"
+        if self.fire not in (None, *RULES):
+            valid = ", ".join(f"{fire} ({rule})" for fire, rule in RULES.items())
             raise UsageError(f"fire {self.fire!r}; valid: {valid}")
         if self.reset not in (None, *get_args(ResetRule)):
             raise UsageError(f"reset {self.reset!r}; valid: {', '.join(get_args(ResetRule))}")
 
     def fire_of(self, key: str, node: Any) -> FireRule:
         """When the neurons of a NIR node fire. Raises UsageError for what its metadata deny."""
-        stored = RULES.get(str(node.metadata.get("fire")))
+        said = str(node.metadata.get("fire"))
+        stored = next((fire for fire, rule in RULES.items() if rule == said), None)
         if stored is not None:
             self._require_same(key, "fire", self.fire, stored)
             return stored

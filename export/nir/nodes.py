@@ -43,7 +43,7 @@ class Reader:
 
     graph: Any
     conventions: Conventions
-    made: list[ir.Node] = field(default_factory=list)
+    made: dict[str, ir.Node] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     last: str | None = None
     values: dict[str, NirValue] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Reader:
             shape = node.output_shape([self.shapes[name] for name in node.inputs])
         except (errors.UsageError, ValueError, IndexError) as error:
             raise errors.FileFormatError(f"the NIR graph does not fit together: {error}") from error
-        self.made.append(node)
+        self.made[node.name] = node
         self.shapes[node.name] = shape
         for part, array in arrays.items():
             if array is not None:
@@ -100,7 +100,7 @@ class Reader:
         return value.name
 
     def _scale(self, key: str, name: str, factor: float) -> None:
-        node = next(node for node in self.made if node.name == name)
+        node = self.made[name]
         if node.composable or node.arity is None:  # linear
             for source in node.inputs:
                 self._scale(key, source, factor)
@@ -235,10 +235,6 @@ def _scale(r: Reader, key: str, node: Any) -> NirValue:
     return NirValue(source.name, source.factor * _uniform(key, "scale", node.scale))
 
 
-def _lif(r: Reader, key: str, node: Any) -> NirValue:
-    return _population(r, key, node, _numbers(key, node))
-
-
 def _cuba_lif(r: Reader, key: str, node: Any) -> NirValue:
     """With tau_syn = dt the synaptic current is w_in times the input, and the neuron a LIF."""
     tau_syn = _uniform(key, "tau_syn", node.tau_syn)
@@ -250,7 +246,7 @@ def _cuba_lif(r: Reader, key: str, node: Any) -> NirValue:
             f"of {dt:g} s; supported is tau_syn = dt (--dt {tau_syn:g}, if the tool's step is as "
             "long), or a LIF"
         )
-    return _population(r, key, node, _numbers(key, node))
+    return _population(r, key, node)
 
 
 def _numbers(key: str, node: Any) -> NirNeuron:
@@ -287,23 +283,18 @@ def _all_numbers(graph: Any) -> list[NirNeuron]:
     return numbers
 
 
-def _population(r: Reader, key: str, node: Any, neuron: NirNeuron) -> NirValue:
-    own, gain = _own_neuron(r, key, node, neuron), 1.0
+def _population(r: Reader, key: str, node: Any) -> NirValue:
+    neuron, said, gain = _numbers(key, node), r.conventions, 1.0
+    own = _own_neuron(r, key, node, neuron)
     if own is None:
-        spec, gain = _neuron_of_others(r, key, node, neuron)
+        said.require_step(key, neuron, lambda: _all_numbers(r.graph))
+        fire, reset = said.fire_of(key, node), said.reset_of(neuron)
+        spec, gain = from_nir(key, neuron, said.dt, fire, reset)
     else:
-        spec = r.conventions.accept(key, own)
+        spec = said.accept(key, own)
     source = r.settled(key, r.arriving(key), gain)
     w = np.float32(node.metadata[nir_library.DECAY_PARAMETER]) if spec.learned else None
     return r.put(ir.Population(r.name(key), (source,), spec), w=None if w is None else np.array(w))
-
-
-def _neuron_of_others(
-    r: Reader, key: str, node: Any, neuron: NirNeuron
-) -> tuple[ir.NeuronSpec, float]:
-    said = r.conventions
-    said.require_step(key, neuron, lambda: _all_numbers(r.graph))
-    return from_nir(key, neuron, said.dt, said.fire_of(key, node), said.reset_of(neuron))
 
 
 def _own_neuron(r: Reader, key: str, node: Any, neuron: NirNeuron) -> ir.NeuronSpec | None:
@@ -313,13 +304,12 @@ def _own_neuron(r: Reader, key: str, node: Any, neuron: NirNeuron) -> ir.NeuronS
     if text is None:
         return None
     try:
-        population = ir.node_from_json(files.parse_json(text, f"{key}: its metadata"))
-        assert isinstance(population, ir.Population)
-        spec, decay = population.neuron, None
+        stored = files.parse_json(text, f"{key}: its metadata")
+        spec, decay = ir.node_from_json(stored, ir.Population).neuron, None
         if spec.learned:
             decay = learned_decay(torch.tensor(float(node.metadata[nir_library.DECAY_PARAMETER])))
         expected = to_nir(key, spec.equation(decay), r.conventions.dt)
-    except (KeyError, TypeError, ValueError, AssertionError, errors.UsageError) as error:
+    except (KeyError, TypeError, ValueError, errors.UsageError) as error:
         raise errors.FileFormatError(f"{key}: its metadata cannot be read ({error!r})") from error
     if not expected.close_to(neuron):
         raise errors.FileFormatError(
@@ -360,8 +350,8 @@ READERS: dict[str, Callable[[Reader, str, Any], NirValue | None]] = {
     "SumPool2d": _sum_pool,
     "Flatten": _flatten,
     "Scale": _scale,
-    "LIF": _lif,
-    "IF": _lif,
+    "LIF": _population,
+    "IF": _population,
     "CubaLIF": _cuba_lif,
 }
 NEURONS = ("LIF", "IF", "CubaLIF")

@@ -107,8 +107,13 @@ def _datasets(file: files.OpenFile) -> Iterator[Any]:
                         _require(place not in seen, name, "is a group that has another name")
                         seen.add(place)
     except Exception as error:  # h5py fails in a dozen ways on foreign bytes
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise FileFormatError(f"{file} is not an intact NIR file ({first})") from error
+        raise not_intact(file, error) from error
+
+
+def not_intact(file: files.OpenFile, error: Exception) -> FileFormatError:
+    """What is raised where a library fails at a file: its first line."""
+    first = (str(error).strip().splitlines() or [repr(error)])[0]
+    return FileFormatError(f"{file} is not an intact NIR file ({first})")
 
 
 def _own(h5py: ModuleType, group: Any, name: str) -> Any:

@@ -23,10 +23,6 @@ from soul_deploy.runtime.equations import FireRule
 
 State = Mapping[str, Array]
 MAX_TURNS = 1 << 27
-UNREADABLE = (
-    *(KeyError, IndexError, TypeError, ValueError, AttributeError),
-    *(ArithmeticError, RecursionError),
-)
 
 
 @brief
@@ -53,20 +49,15 @@ def read_nir(file: files.File) -> Any:
         nir, path = package.nir_package(), source.path
         package.check_sizes(source)
         package.try_reading(source)
-        graph = _graph(nir, source)
+        try:
+            with source.again() as stream:
+                graph = nir.read(stream, type_check=False)
+        except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
+            raise package.not_intact(source, error) from error
     if not isinstance(graph, nir.NIRGraph):
         kind = type(graph).__name__
         raise errors.FileFormatError(f"{path} holds a single {kind}, not a NIR graph")
     return graph
-
-
-def _graph(nir: Any, source: files.OpenFile) -> Any:
-    try:
-        with source.again() as stream:
-            return nir.read(stream, type_check=False)
-    except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise errors.FileFormatError(f"{source} is not an intact NIR file ({first})") from error
 
 
 def import_nir(
@@ -120,7 +111,7 @@ def _read(reader: Reader, key: str) -> None:
     """Read a node. Raises as `read_node`; FileFormatError too for fields of another kind."""
     try:
         read_node(reader, key)
-    except UNREADABLE as error:
+    except ir.UNREADABLE as error:
         text = f"{key}: a NIR node that cannot be read ({error!r})"
         raise errors.FileFormatError(text) from error
 
@@ -128,8 +119,7 @@ def _read(reader: Reader, key: str) -> None:
 def _model(reader: Reader, described: Description) -> Model:
     if reader.last is None:
         raise errors.UnsupportedGraphError("the NIR graph has no output")
-    made, state = tuple(reader.made), reader.state
-    nodes, state = with_readout(made, reader.shapes, state, reader.last, described)
+    nodes, state = with_readout(reader, reader.last, described)
     try:
         graph = ir.SpikingGraph(nodes, described.time_steps)
     except errors.UsageError as error:
@@ -170,15 +160,14 @@ def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
     """What was assumed, and what a graph of another tool was read with."""
     said = reader.conventions
     found: dict[str, Any] = {}
-    if described.readout is None:
-        said.assumed["scores"] = _scores(reader)
+    if described.readout is None and reader.last is not None:
+        said.assumed["scores"] = _scores(reader.made[reader.last])
         found["nir"] = {"dt": said.dt, "fire": said.fire or "gt", "reset": said.reset or "zero"}
     assumed = list(said.assumed.values())
     return found | ({"assumptions": assumed} if assumed else {})
 
 
-def _scores(reader: Reader) -> str:
-    last = next(node for node in reader.made if node.name == reader.last)
+def _scores(last: ir.Node) -> str:
     text = f"the class scores are the mean over T of the output of {last.name!r}"
     if not last.fires:
         return text
@@ -233,9 +222,7 @@ def _stored(metadata: Mapping[str, Any]) -> Description:
         kind = metadata.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)
         told = {"stage": metadata["stage"], "input_kind": kind}
         info = info_from_json(told | {name: _data(metadata, name) for name in names})
-        readout = ir.node_from_json(_data(metadata, "readout"))
-        if not isinstance(readout, ir.Readout):
-            raise ValueError(f"readout {readout.op!r}")
+        readout = ir.node_from_json(_data(metadata, "readout"), ir.Readout)
         return Description(int(metadata["time_steps"]), float(metadata["dt"]), info, readout)
     except (KeyError, TypeError, ValueError, errors.UsageError) as error:
         text = f"the NIR graph's metadata cannot be read ({error!r})"
@@ -250,23 +237,19 @@ def _data(metadata: Mapping[str, Any], name: str) -> Any:
 
 
 def with_readout(
-    nodes: tuple[ir.Node, ...],
-    shapes: Mapping[str, ir.Shape],
-    state: State,
-    last: str,
-    described: Description,
+    reader: Reader, last: str, described: Description
 ) -> tuple[tuple[ir.Node, ...], dict[str, Array]]:
     """The nodes with a readout at the end, and the state it leaves.
 
     The last node, whose output NIR puts out at every step, is a population, whose rates are the
     scores, or affine, which is the head; a mean over the whole map before that is the readout's.
     """
-    node = next(node for node in nodes if node.name == last)
-    if any(last in other.inputs for other in nodes):
+    node, nodes, state = reader.made[last], tuple(reader.made.values()), reader.state
+    if _readers(reader, last):
         raise errors.UnsupportedGraphError(f"{last}: both the output and inside the network")
     if node.fires:
-        return (*nodes, _rates(node, shapes[last])), dict(state)
-    source, dropped = _before_mean(nodes, shapes, node.inputs[0]) if node.inputs else ("", ())
+        return (*nodes, _rates(node, reader.shapes[last])), state
+    source, dropped = _before_mean(reader, node.inputs[0]) if node.inputs else ("", ())
     head, own = node.as_head(source), described.readout
     if head is None:
         raise errors.UnsupportedGraphError(
@@ -281,7 +264,7 @@ def with_readout(
     if own is not None and not own.linear:
         rest = {name: array for name, array in state.items() if name != f"{last}.weight"}
         return (*kept, replace(own, name=last, inputs=(source,))), rest
-    return (*kept, head), dict(state)
+    return (*kept, head), state
 
 
 def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:
@@ -300,19 +283,17 @@ def _rates(node: ir.Node, shape: ir.Shape) -> ir.Readout:
     return ir.Readout("readout", (node.name,), shape[0], linear=False, bias=False)
 
 
-def _before_mean(
-    nodes: tuple[ir.Node, ...], shapes: Mapping[str, ir.Shape], name: str
-) -> tuple[str, tuple[str, ...]]:
+def _before_mean(reader: Reader, name: str) -> tuple[str, tuple[str, ...]]:
     """What a mean over the whole map and a flattening read, and their names; else `name`."""
-    by_name = {node.name: node for node in nodes}
-    flatten = by_name[name]
-    if not flatten.reshapes or _readers(nodes, name) != 1:
+    flatten = reader.made[name]
+    if not flatten.reshapes or _readers(reader, name) != 1:
         return name, ()
-    pool = by_name[flatten.inputs[0]]
-    if _readers(nodes, pool.name) != 1 or not pool.averages_all(shapes[pool.inputs[0]]):
+    pool = reader.made[flatten.inputs[0]]
+    averaged = [above for above in pool.inputs if pool.averages_all(reader.shapes[above])]
+    if _readers(reader, pool.name) != 1 or not averaged:
         return name, ()
-    return pool.inputs[0], (pool.name, flatten.name)
+    return averaged[0], (pool.name, flatten.name)
 
 
-def _readers(nodes: tuple[ir.Node, ...], name: str) -> int:
-    return sum(name in node.inputs for node in nodes)
+def _readers(reader: Reader, name: str) -> int:
+    return sum(name in node.inputs for node in reader.made.values())

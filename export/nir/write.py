@@ -6,11 +6,11 @@ edges into one node. What NIR cannot hold is refused by name.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import dispatch, errors, files
-from soul_deploy.export.nir import neuron
-from soul_deploy.export.nir import package as nir_library
-from soul_deploy.export.nir.package import DEFAULT_DT, FORMAT, nir_package, vote_weight
+from soul_deploy.export.nir import neuron, package
+from soul_deploy.export.nir.package import DEFAULT_DT, nir_package
 from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
@@ -45,8 +44,9 @@ class _Writer:
         """Append a NIR node called after `name` and its edges; the name it got."""
         stem = name.replace(".", "_").replace("/", "_")  # readers turn dots into underscores
         taken = {*self.nodes, "input", "output"}
-        key = next(k for k in _numbered(stem) if k not in taken)
-        node.metadata[nir_library.NAME] = name
+        numbered = chain([stem], (f"{stem}_{k}" for k in count(2)))
+        key = next(name for name in numbered if name not in taken)
+        node.metadata[package.NAME] = name
         self.nodes[key] = node
         self.edges += [(source, key) for source in sources]
         return key
@@ -57,11 +57,6 @@ class _Writer:
 
     def shape(self, node: ir.Node) -> tuple[int, ...]:
         return self.model.graph.shapes[node.name]
-
-
-def _numbered(stem: str) -> Iterator[str]:
-    yield stem
-    yield from (f"{stem}_{k}" for k in count(2))
 
 
 def build_nir(model: Model, *, dt: float = DEFAULT_DT, source_sha256: str | None = None) -> Any:
@@ -109,7 +104,7 @@ append_nir.refuse(
 @append_nir.on(ir.Input)
 def _input(node: ir.Input, w: _Writer) -> None:
     w.nodes["input"] = w.nir.Input(input_type={"input": np.array(node.shape)})
-    w.nodes["input"].metadata[nir_library.NAME] = node.name
+    w.nodes["input"].metadata[package.NAME] = node.name
     w.outlets[node.name] = ("input",)
 
 
@@ -165,11 +160,11 @@ def _population(node: ir.Population, w: _Writer) -> None:
         if value is not None and (numbers.tau is not None or key != "v_leak")
     }
     nir_node = w.nir.IF(**full) if numbers.tau is None else w.nir.LIF(**full)
-    nir_node.metadata[nir_library.POPULATION] = json.dumps(ir.node_to_json(node))
-    nir_node.metadata["fire"] = rule(w.equations[node.name])
+    nir_node.metadata[package.POPULATION] = json.dumps(ir.node_to_json(node))
+    nir_node.metadata["fire"] = neuron.RULES[w.equations[node.name].fire]
     if node.neuron.learned:
         decay = float(w.model.state[f"{node.name}.w"])
-        nir_node.metadata[nir_library.DECAY_PARAMETER] = repr(decay)
+        nir_node.metadata[package.DECAY_PARAMETER] = repr(decay)
     w.put(node, nir_node)
 
 
@@ -235,22 +230,17 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
         pool = w.add(f"{node.name}.pool", _pool_of(w.nir, (shape[1], shape[2])), sources)
         flat = _flat(w.nir, (shape[0], 1, 1))
         sources = (w.add(f"{node.name}.flatten", flat, (pool,)),)
-    votes = None if node.linear else vote_weight(node.classes, node.votes)
+    votes = None if node.linear else package.vote_weight(node.classes, node.votes)
     head = w.folded[node.name] if votes is None else fold_batch_norm.DeployedWeights(votes, None)
     key = w.add(node.name, _affine(w.nir, head), sources)
     w.nodes["output"] = w.nir.Output(output_type={"output": np.array((node.classes,))})
     w.edges.append((key, "output"))
 
 
-def rule(equation: NeuronEquation) -> str:
-    """When a neuron fires, in words; NIR itself says v > v_threshold."""
-    return "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
-
-
 def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
     """The graph's metadata: strings, nested values as JSON."""
     graph, info = model.graph, model.info
-    rules = {rule(equation) for equation in deploy.lower(model).equations.values()}
+    rules = {neuron.RULES[equation.fire] for equation in deploy.lower(model).equations.values()}
     nested: dict[str, Any] = {
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),
@@ -260,7 +250,7 @@ def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
         "versions": {"soul-deploy": version("soul-deploy"), "nir": nir_package().version},
     }
     text = {
-        "format": FORMAT,
+        "format": package.FORMAT,
         "time_steps": str(graph.time_steps),
         "dt": repr(dt),
         "fire": ", ".join(sorted(rules)),

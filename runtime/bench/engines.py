@@ -93,7 +93,6 @@ class EventEngine:
         self.network = network.load(self.path, self.threads)
 
     def infer(self, x: Array) -> Array:
-        """As Engine."""
         scores: Array = self.network.run(x)
         return scores
 

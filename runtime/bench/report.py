@@ -36,8 +36,7 @@ def differences(document: Document, baseline: Document) -> list[str]:
 
     The number of samples may differ: it follows the largest batch.
     """
-    earlier = {key_of(entry): entry for entry in baseline["entries"]}
-    both = [(earlier[key_of(e)], e) for e in document["entries"] if key_of(e) in earlier]
+    both = _in_both(document, baseline)
     if not both:
         return [
             f"it has {_named(baseline['entries'])}, and now {_named(document['entries'])} was "
@@ -46,6 +45,12 @@ def differences(document: Document, baseline: Document) -> list[str]:
     found = [text for before, now in both for text in _network_differs(before, now)]
     found += _whole_differs(document, baseline)
     return list(dict.fromkeys(found))
+
+
+def _in_both(document: Document, baseline: Document) -> list[tuple[Document, Document]]:
+    """The measurements that both have: before and now."""
+    earlier = {key_of(entry): entry for entry in baseline["entries"]}
+    return [(earlier[key_of(e)], e) for e in document["entries"] if key_of(e) in earlier]
 
 
 def _named(entries: Sequence[Document]) -> str:
@@ -104,16 +109,14 @@ def load_baseline(path: Path) -> dict[str, Any]:
 
 def compare_with(document: Document, baseline: Document) -> list[dict[str, Any]]:
     """For each entry that both have: its median before and now, and the speed-up."""
-    earlier = {key_of(entry): entry for entry in baseline["entries"]}
     return [
         {
-            **dict(zip(("engine", "threads", "batch_size"), key_of(entry), strict=True)),
-            "before_p50_ms": earlier[key_of(entry)]["p50_ms"],
-            "now_p50_ms": entry["p50_ms"],
-            "speedup": earlier[key_of(entry)]["p50_ms"] / entry["p50_ms"],
+            **{key: now[key] for key in ("engine", "threads", "batch_size")},
+            "before_p50_ms": before["p50_ms"],
+            "now_p50_ms": now["p50_ms"],
+            "speedup": before["p50_ms"] / now["p50_ms"],
         }
-        for entry in document["entries"]
-        if key_of(entry) in earlier
+        for before, now in _in_both(document, baseline)
     ]
 
 
@@ -148,8 +151,8 @@ class BenchReport(tables.Shown):
     @property
     def entries(self) -> Sequence[Document]:
         """One for each engine, number of threads and batch size; times in ms."""
-        env: Sequence[Document] = self.document["entries"]
-        return env
+        entries: Sequence[Document] = self.document["entries"]
+        return entries
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -166,33 +169,31 @@ class BenchReport(tables.Shown):
     def parts(self) -> list[tables.Table | str]:
         """Times, costs of a fresh process, agreement, speed-ups over the baseline, the machine."""
         document = self.document
-        env: list[tables.Table | str] = [_times(self.entries, self.percentiles)]
+        shown: list[tables.Table | str] = [_times(self.entries, self.percentiles)]
         if any(entry["load_ms"] is not None for entry in self.entries):
-            env.append(_fresh(self.entries))
+            shown.append(_fresh(self.entries))
         if document["agreement"]:
-            env.append(_agreement(document["agreement"]))
+            shown.append(_agreement(document["agreement"]))
         if document.get("comparison"):
-            env.append(_comparison(document["comparison"]))
-        return [*env, *_environment(document)]
+            shown.append(_comparison(document["comparison"]))
+        return [*shown, *_environment(document)]
 
 
 def _times(entries: Sequence[Document], percentiles: Sequence[float]) -> tables.Table:
-    speedups = reference_speedups(entries)
+    speedups = {key: f"{times:.2f}×" for key, times in reference_speedups(entries).items()}
     shares = [f"p{share:g}" for share in percentiles]
     columns = ["engine", "network", "threads", "batch", *(f"{s} ms" for s in shares)]
     columns += ["items/s", "vs ORT", "runs"]
-    rows: list[list[object]] = []
-    for entry in entries:
-        speedup = speedups.get(key_of(entry))
-        rows.append(
-            [
-                *(entry["engine"], entry["network"], entry["threads"], entry["batch_size"]),
-                *(ms(entry[f"{share}_ms"]) for share in shares),
-                f"{entry['items_per_s']:,.0f}",
-                "" if speedup is None else f"{speedup:.2f}×",
-                entry["runs"],
-            ]
-        )
+    rows: list[list[object]] = [
+        [
+            *(entry[key] for key in ("engine", "network", "threads", "batch_size")),
+            *(ms(entry[f"{share}_ms"]) for share in shares),
+            f"{entry['items_per_s']:,.0f}",
+            speedups.get(key_of(entry), ""),
+            entry["runs"],
+        ]
+        for entry in entries
+    ]
     return tables.Table("Time per batch", columns, rows)
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base import Array, errors
-from soul_deploy.base.environment import environment
+from soul_deploy.base import Array, environment, errors
 from soul_deploy.runtime.bench import inputs, report, timing
 from soul_deploy.runtime.bench.engines import Engine, EngineSpec
 from soul_deploy.runtime.io.inspect import kind_of_file
@@ -138,7 +137,7 @@ def run_bench(
     samples: (N, C, H, W) with axis 0, or (T, N, C, H, W) with axis 1, float32.
     Raises ValidityError if an engine does not take them, UsageError for too few samples.
     """
-    before = environment()
+    before = environment.environment()
     entries: list[dict[str, Any]] = []
     agreement: dict[str, dict[str, Any]] = {}
     for threads in config.threads:

@@ -60,25 +60,21 @@ def product_of(synapses: eventnet.Synapses) -> SparseProduct:
     raise product_of.unknown(synapses)
 
 
-@product_of.on(eventnet.MatrixSynapses)
-def _(matrix: eventnet.MatrixSynapses) -> SparseProduct:
-    return _product(matrix, math.prod(matrix.out_shape), None)
-
-
 @product_of.on(eventnet.ConvSynapses)
 def _(convolution: eventnet.ConvSynapses) -> SparseProduct:
     table = tap_tables.gather_table(convolution)
     patches = np.ascontiguousarray(table.reshape(len(table), -1).T.astype(np.intp))
-    return _product(convolution, convolution.out_shape[0], patches)
+    return _product(convolution, patches)
 
 
-def _product(synapses: eventnet.Synapses, targets: int, patches: Array | None) -> SparseProduct:
+@product_of.on(eventnet.MatrixSynapses)
+def _product(synapses: eventnet.Synapses, patches: Array | None = None) -> SparseProduct:
     bias = np.zeros(0, np.float32) if synapses.bias is None else synapses.bias
     starts, indices = nonzero_rows(synapses)
     stored = synapses.rows.weight[synapses.rows.weight != 0]
-    weight: Any = csr_array(
-        (stored, indices, starts), shape=(synapses.row_count, targets)
-    ).T.tocsr()
+    targets = synapses.out_shape[0] if synapses.shared else math.prod(synapses.out_shape)
+    shape = synapses.row_count, targets
+    weight: Any = csr_array((stored, indices, starts), shape=shape).T.tocsr()
     weight.sort_indices()
     return SparseProduct(weight, patches, bias)
 
@@ -121,14 +117,6 @@ def pool(layer: eventnet.PoolLayer, values: Array, *, analog: bool) -> Array:
     return pooled.reshape(-1)
 
 
-def scatter_wide(layer: eventnet.ScatterLayer, values: Array) -> Array:
-    """Channels into a wide map, zeros elsewhere."""
-    by_position = values.reshape(-1, layer.in_shape[0])
-    wide = np.zeros((len(by_position), layer.out_shape[0]), np.float32)
-    wide[:, layer.index] = by_position
-    return wide.reshape(-1)
-
-
 MERGES: Mapping[str, Callable[[Array, Array], Array]] = {
     "add": np.add,
     "and": np.multiply,
@@ -169,7 +157,15 @@ def _(layer: eventnet.MergeLayer, network: eventnet.EventNetwork) -> Step:
 
 @step_of.on(eventnet.ScatterLayer)
 def _(layer: eventnet.ScatterLayer, network: eventnet.EventNetwork) -> Step:
-    return lambda values: scatter_wide(layer, values[layer.source])
+    """Channels into a wide map, zeros elsewhere."""
+
+    def step(values: Mapping[str, Array]) -> Array:
+        by_position = values[layer.source].reshape(-1, layer.in_shape[0])
+        wide = np.zeros((len(by_position), layer.out_shape[0]), np.float32)
+        wide[:, layer.index] = by_position
+        return wide.reshape(-1)
+
+    return step
 
 
 def scores_of(readout: eventnet.ReadoutLayer, total: Array, steps: int) -> Array:

@@ -130,16 +130,10 @@ def to_channel_last(x: Array, shape: Shape) -> Array:
     return np.moveaxis(x.reshape(*lead, shape[0], shape[1] * shape[2]), -2, -1)
 
 
-def to_channel_major(values: Array, shape: Shape) -> Array:
-    """(T, positions, channels) to (T, C, H, W) or (T, N)."""
-    return np.swapaxes(values, 1, 2).reshape(len(values), *shape)
-
-
 def by_step(values: Array, shape: Shape) -> Array:
     """(B, T, positions, channels) to (T, B, C, H, W) or (T, B, N)."""
     batch, steps = values.shape[:2]
-    stepwise: Array = values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape)
-    return stepwise
+    return np.asarray(values.transpose(1, 0, 3, 2).reshape(steps, batch, *shape))
 
 
 def sides(shape: Shape) -> str:

@@ -11,8 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from soul_deploy.base import Array, brief, environment, errors, files
-from soul_deploy.base.pixel_rule import normalise
+from soul_deploy.base import Array, brief, environment, errors, files, pixel_rule
 from soul_deploy.runtime.engine import streaming, thread_team
 from soul_deploy.runtime.engine.inputs import InputReader, by_step, source_values
 from soul_deploy.runtime.format import file, network, validate
@@ -119,7 +118,7 @@ class Network:
         pixels: uint8 (..., C, H, W) or (..., N). A file without a normalisation: pixel / 255.
         Raises ValidityError for another dtype or shape, UsageError if the network takes no images.
         """
-        return normalise(pixels, self.events.rule)
+        return pixel_rule.normalise(pixels, self.events.rule)
 
     def input_values(self, x: Array) -> Array:
         """float32 (B, ...) or (T, B, ...) that a run of `x` computes with: pixels normalised.
@@ -233,8 +232,7 @@ class Network:
         out = run_layer(self.events, self._plans, layer, values)
         stepwise = by_step(out, layer.out_shape)
         if kind == "analog" and all(i.ndim == len(layer.in_shape) + 1 for i in inputs):
-            alike: Array = stepwise[0]
-            return alike
+            return np.asarray(stepwise[0])
         return stepwise.astype(np.bool_) if kind == "spike" else stepwise
 
     def stream(self) -> streaming.Stream:

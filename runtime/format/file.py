@@ -77,13 +77,13 @@ def _header(network: EventNetwork) -> dict[str, Any]:
 
 
 def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> EventNetwork:
-    norm = document["normalization"]
+    norm, last = document["normalization"], document["readout"]
     network = EventNetwork(
         input_name=v.text(document["input"]["name"]),
         input_shape=v.integers(document["input"]["shape"]),
         time_steps=v.integer(document["time_steps"]),
         layers=tuple(layer_codec.read_entry(e, tensors) for e in v.items(document["layers"])),
-        readout=_readout(document["readout"], tensors),
+        readout=layer_codec.read_part(ReadoutLayer, last["name"], last, tensors),
         fixed_steps=v.truth(document["validity"]["fixed_steps"]),
         reset_per_sample=v.truth(document["validity"]["reset_per_sample"]),
         normalization=None
@@ -97,18 +97,3 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
     surplus = sorted(set(tensors) - set(_tensors(network)))
     errors.require(not surplus, f"tensors that belong to no layer: {', '.join(surplus[:3])}")
     return network
-
-
-def _readout(entry: layer_codec.Entry, tensors: layer_codec.Tensors) -> ReadoutLayer:
-    name = v.text(entry["name"])
-    return ReadoutLayer(
-        name=name,
-        source=v.text(entry["source"]),
-        in_shape=v.integers(entry["in_shape"]),
-        classes=v.integer(entry["classes"]),
-        space=v.truth(entry["space"]),
-        weight=tensors.get(f"{name}/weight"),
-        bias=tensors.get(f"{name}/bias"),
-        votes=v.integer(entry["votes"]),
-        divisor=v.integer(entry["divisor"]),
-    )

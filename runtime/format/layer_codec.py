@@ -6,8 +6,9 @@ and `matrix` with a population behind, `current_convolution` and `current_matrix
 `population`, `max_pool`, `merge`, `scatter`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,120 +113,83 @@ def read_layer(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
     raise NotImplementedError(f"{read_layer.name}: {entry['operation']!r}")
 
 
-@read_layer.on(map_layers.PoolLayer)
-def _(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
-    pairs = [v.pair(entry[key]) for key in ("kernel", "stride", "padding")]
-    return map_layers.PoolLayer(name, v.text(entry["source"]), *_shapes(entry), *pairs)
+def read_part(
+    kind: type[Any], name: str, entry: Entry, tensors: Tensors, **fields_made: Any
+) -> Any:
+    """The object of `kind`, a dataclass, that `plain` and `layer_arrays` took apart.
 
-
-@read_layer.on(map_layers.MergeLayer)
-def _(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
-    sources = tuple(v.text(source) for source in v.items(entry["sources"]))
-    return map_layers.MergeLayer(name, sources, entry["function"], v.integers(entry["shape"]))
-
-
-@read_layer.on(map_layers.ScatterLayer)
-def _(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
-    (index,) = _required(name, tensors, ("index",))
-    return map_layers.ScatterLayer(name, v.text(entry["source"]), *_shapes(entry), index)
-
-
-@read_layer.on(layers.PopulationLayer)
-def _(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
-    source, shape = v.text(entry["source"]), v.integers(entry["in_shape"])
-    masks = (tensors.get(f"{name}/{key}") for key in ("live", "pattern"))
-    return layers.PopulationLayer(name, source, shape, _neuron(entry["neuron"]), *masks)
-
-
-@read_layer.on(layers.SpikingLayer)
-def _(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
-    return layers.SpikingLayer(
-        **_projection(name, entry, tensors),
-        projection=v.text(entry["projection"]),
-        neuron=_neuron(entry["neuron"]),
-        pattern=tensors.get(f"{name}/pattern"),
-    )
-
-
-@read_layer.on(layers.CurrentLayer)
-def _(name: str, entry: Entry, tensors: Tensors) -> layers.Layer:
-    return layers.CurrentLayer(**_projection(name, entry, tensors))
-
-
-def _projection(name: str, entry: Entry, tensors: Tensors) -> dict[str, Any]:
-    """The fields that all layers with synapses have."""
-    operation = entry["operation"].removeprefix(layers.CurrentLayer.operation)
-    (kind,) = (kind for kind in read_synapses.kinds if kind.kind == operation)
-    source = v.text(entry["source"])
-    try:
-        rows, bias = _rows(name, entry["rows"], tensors), tensors.get(f"{name}/bias")
-        made = read_synapses.of(kind)(entry, rows, bias)
-    except (errors.FileFormatError, errors.LimitError) as error:
-        raise type(error)(f"{name}: {error}") from error
-    errors.require(
-        entry["synapses"] == made.rows.synapses,
-        f"{name}: {made.rows.synapses} synapses stored, {entry['synapses']!r} announced",
-    )
-    return {
-        "name": name,
-        "source": source,
-        "edge": entry["edge"],
-        "bound": v.optional(v.integer, entry["bound"]),
-        "synapses": made,
-        "grid": v.optional(v.integer, entry["grid"]),
-        "live": tensors.get(f"{name}/live"),
-        "alternatives": tuple(_alternative(item) for item in v.items(entry["alternatives"])),
-    }
+    name: of the layer whose arrays it holds. fields_made: fields that are objects of their own.
+    """
+    for item in fields(kind):
+        if item.name in FIELDS:
+            fields_made[item.name] = FIELDS[item.name](entry[item.name])
+        elif item.name not in fields_made:
+            key = f"{name}/{item.name}"
+            errors.require(item.type != Array or key in tensors, f"tensor {key} is missing")
+            fields_made[item.name] = tensors.get(key)
+    return kind(**fields_made)
 
 
 @dispatch.operation_table(Synapses)
-def read_synapses(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
+def read_synapses(name: str, entry: Entry, tensors: Tensors, *, rows: Rows) -> Synapses:
     """The synapses of an entry; the table is asked by class, `read_synapses.of`."""
     raise NotImplementedError(f"{read_synapses.name}: {entry['operation']!r}")
 
 
-@read_synapses.on(ConvSynapses)
-def _(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
-    keys = ("kernel", "stride", "padding", "dilation", "reach")
-    pairs = {key: v.pair(entry[key]) for key in keys}
-    return ConvSynapses(*_shapes(entry), rows, bias, groups=v.integer(entry["groups"]), **pairs)
+def _read_projection(
+    kind: type[layers.Synaptic], name: str, entry: Entry, tensors: Tensors
+) -> layers.Layer:
+    operation = entry["operation"].removeprefix(kind.operation)
+    (joins,) = (joins for joins in read_synapses.kinds if joins.kind == operation)
+    try:
+        stored = [rows for rows in ROWS if rows.kind == entry["rows"]]
+        known = ", ".join(rows.kind for rows in ROWS)
+        errors.require(stored, f"rows {entry['rows']!r}; known: {known}")
+        rows = read_part(stored[0], name, entry, tensors)
+        synapses = read_synapses.of(joins)(name, entry, tensors, rows=rows)
+    except (errors.FileFormatError, errors.LimitError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    errors.require(
+        entry["synapses"] == rows.synapses,
+        f"{name}: {rows.synapses} synapses stored, {entry['synapses']!r} announced",
+    )
+    layer: layers.Layer = read_part(kind, name, entry, tensors, synapses=synapses)
+    return layer
 
 
-@read_synapses.on(MatrixSynapses)
-def _(entry: Entry, rows: Rows, bias: Array | None) -> Synapses:
-    return MatrixSynapses(*_shapes(entry), rows, bias)
+def _enter(table: dispatch.OperationTable[Any], read: Callable[..., Any], *kinds: type) -> None:
+    for kind in kinds:
+        table.on(kind)(partial(read, kind))
 
 
-def _rows(name: str, kind: Any, tensors: Tensors) -> Rows:
-    found = [rows for rows in ROWS if rows.kind == kind]
-    errors.require(found, f"rows {kind!r}; known: {', '.join(rows.kind for rows in ROWS)}")
-    return found[0](*_required(name, tensors, [item.name for item in fields(found[0])]))
-
-
-def _required(name: str, tensors: Tensors, keys: Sequence[str]) -> list[Array]:
-    for key in keys:
-        errors.require(f"{name}/{key}" in tensors, f"tensor {name}/{key} is missing")
-    return [tensors[f"{name}/{key}"] for key in keys]
-
-
-def _shapes(entry: Entry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return v.integers(entry["in_shape"]), v.integers(entry["out_shape"])
-
-
-def _alternative(entry: Entry) -> layers.Alternative:
-    kind = v.text(entry["kind"])
-    size, additions = (v.integer(entry[key]) for key in ("bytes", "additions"))
-    return layers.Alternative(kind, size, additions, v.truth(entry["chosen"]))
+_enter(read_layer, read_part, map_layers.PoolLayer, map_layers.MergeLayer, map_layers.ScatterLayer)
+_enter(read_layer, read_part, layers.PopulationLayer)
+_enter(read_layer, _read_projection, layers.SpikingLayer, layers.CurrentLayer)
+_enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 
 
 def _neuron(entry: Entry) -> NeuronEquation:
-    reset = entry["v_reset"]
-    taken = v.number(reset[SUBTRACT]) if isinstance(reset, dict) else None
-    return NeuronEquation(
-        charge=entry["charge"],
-        constant=v.number(entry["constant"]),
-        v_threshold=v.number(entry["v_threshold"]),
-        v_reset=None if taken is not None else v.optional(v.number, reset),
-        fire=entry["fire"],
-        v_subtract=taken,
-    )
+    given, reset = {**entry, "v_subtract": None}, entry["v_reset"]
+    if isinstance(reset, dict):
+        given |= {"v_reset": None, "v_subtract": v.number(reset[SUBTRACT])}
+    neuron: NeuronEquation = read_part(NeuronEquation, "", given, {})
+    return neuron
+
+
+FIELDS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("name", "source", "projection", "kind"), v.text),
+    **dict.fromkeys(("in_shape", "out_shape", "shape"), v.integers),
+    **dict.fromkeys(("kernel", "stride", "padding", "dilation", "reach"), v.pair),
+    **dict.fromkeys(("groups", "classes", "votes", "divisor", "bytes", "additions"), v.integer),
+    **dict.fromkeys(("bound", "grid"), partial(v.optional, v.integer)),
+    **dict.fromkeys(("space", "chosen"), v.truth),
+    **dict.fromkeys(("constant", "v_threshold"), v.number),
+    **dict.fromkeys(("v_reset", "v_subtract"), partial(v.optional, v.number)),
+    **dict.fromkeys(("edge", "function", "charge", "fire"), lambda name: name),  # checked by class
+    "sources": lambda names: tuple(map(v.text, v.items(names))),
+    "neuron": _neuron,
+    "alternatives": lambda entries: tuple(
+        read_part(layers.Alternative, "", entry, {}) for entry in v.items(entries)
+    ),
+}
+"""How a field is read from JSON data; the other fields are arrays."""

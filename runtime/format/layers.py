@@ -39,22 +39,18 @@ class Layer:
         @property
         def sources(self) -> tuple[str, ...]:
             """The layers (or the input) whose outputs arrive."""
-            raise NotImplementedError
 
         @property
         def in_shape(self) -> Shape:
             """Shape of what arrives."""
-            raise NotImplementedError
 
         @property
         def out_shape(self) -> Shape:
             """Shape of what leaves."""
-            raise NotImplementedError
 
         @property
         def pattern(self) -> Array | None:
             """Spikes of generated channels, as at SpikingLayer; None: there are none."""
-            raise NotImplementedError
 
     else:
         pattern = None
@@ -141,7 +137,6 @@ class Firing(Layer):
         @property
         def current_shape(self) -> Shape:
             """Shape of the current: the output without constant-pattern channels."""
-            raise NotImplementedError
 
     def _check_neurons(self) -> None:
         validate.require_neuron(self.name, self.neuron)
@@ -220,7 +215,6 @@ class Synaptic(OneSource):
         @property
         def projection(self) -> str:
             """The projection's name in the graph."""
-            raise NotImplementedError
 
     @property
     def announced(self) -> dict[str, int | None]:

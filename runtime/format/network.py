@@ -166,7 +166,6 @@ class EventNetwork:
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
-        """Layers by name."""
         return {layer.name: layer for layer in self.layers}
 
     @cached_property

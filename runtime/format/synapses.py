@@ -38,7 +38,6 @@ class Rows:
         @property
         def weight(self) -> Array:
             """float32: the weights, in the order of rows."""
-            raise NotImplementedError
 
     @property
     def synapses(self) -> int:
@@ -76,8 +75,7 @@ class DenseRows(Rows):
 
     @property
     def lengths(self) -> Array:
-        lengths: Array = np.count_nonzero(self.weight, axis=-1).astype(np.int64).reshape(-1)
-        return lengths
+        return np.asarray(np.count_nonzero(self.weight, axis=-1), np.int64).reshape(-1)
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
         validate.require_array("weights", self.weight, np.float32, shape)
@@ -101,13 +99,11 @@ class SparseRows(Rows):
 
     @property
     def synapses(self) -> int:
-        """Nonzero weights stored."""
         return len(self.targets)
 
     @property
     def lengths(self) -> Array:
-        lengths: Array = np.diff(self.starts.astype(np.int64))
-        return lengths
+        return np.asarray(np.diff(self.starts.astype(np.int64)))
 
     def check(self, name: str, shape: Shape, count: int, width: int) -> None:
         """Canonical rows: starts that rise, targets below `width` and strictly rising in a row, no

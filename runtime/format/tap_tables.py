@@ -147,5 +147,4 @@ def taps_met(convolution: ConvSynapses, axis: int) -> Array:
     under = taps - convolution.padding[axis]  # of output 0
     output = np.maximum(-(under // stride), 0)  # the first whose position is not before the map
     inside = under + output * stride < convolution.reach[axis]
-    met: Array = inside & (output < convolution.out_shape[1 + axis])
-    return met
+    return np.asarray(inside & (output < convolution.out_shape[1 + axis]))

@@ -89,17 +89,11 @@ def count_table(counts: Mapping[str, Mapping[str, int]], samples: int) -> tables
     """Counts per inference, with a row for the whole network."""
     total = {key: sum(found[key] for found in counts.values()) for key in COUNT_COLUMNS}
     rows: list[list[object]] = [
-        [layer, *(mean_text(found[key], samples) for key in COUNT_COLUMNS)]
+        [layer, *(counters.mean_text(found[key], samples) for key in COUNT_COLUMNS)]
         for layer, found in {**counts, "total": total}.items()
     ]
     columns = ["layer", *COUNT_COLUMNS.values()]
     return tables.Table(f"Per inference (mean of {samples:,})", columns, rows)
-
-
-def mean_text(total: int, samples: int) -> str:
-    """A count per sample."""
-    mean = total / samples
-    return f"{mean:,.0f}" if mean >= 100 or mean == int(mean) else f"{mean:.1f}"
 
 
 def energy_line(entry: Mapping[str, Any], samples: int) -> str:

@@ -75,19 +75,11 @@ def barrier_for(threads: int) -> "SpinBarrier | _PlainBarrier":
     return SpinBarrier(threads) if compiled() else _PlainBarrier(threads)
 
 
-class _PlainBarrier:
+class _PlainBarrier(threading.Barrier):
     """As SpinBarrier, by the standard library."""
 
-    def __init__(self, threads: int) -> None:
-        self._barrier = threading.Barrier(threads)
-
-    def wait(self, thread: int) -> None:
-        """As SpinBarrier.wait."""
-        self._barrier.wait()
-
-    def abort(self) -> None:
-        """As SpinBarrier.abort."""
-        self._barrier.abort()
+    def wait(self, thread: int) -> None:  # type: ignore[override]
+        super().wait()
 
 
 Barrier = Callable[[], None]

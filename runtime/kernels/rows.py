@@ -4,6 +4,8 @@ They count what recorded events pass over (definitions: docs/counting.md), and w
 convolution's shared rows out, one row for each presynaptic neuron.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
@@ -54,52 +56,40 @@ def count_matrix(
                     counts[1] += np.int64(values[j])
 
 
-@njit(cache=CACHE, fastmath=FASTMATH)
-def count_row_synapses(
-    starts: Array, targets: Array, kernel: tuple[int, int], out_width: int, out_channels: int,
-    y_first: Array, y_tap: Array, y_out: Array, x_first: Array, x_tap: Array, x_out: Array,
-    source_live: Array, live: Array, lengths: Array,
-) -> None:  # fmt: skip
-    """lengths[j] int64 (n_in,): synapses from input j, if it is live, onto live targets.
+def _make_rows(written: bool) -> Callable[..., None]:
+    @njit(cache=CACHE, fastmath=FASTMATH)
+    def write_rows(
+        starts: Array, targets: Array, weight: Array, kernel: tuple[int, int], out_width: int,
+        out_channels: int, y_first: Array, y_tap: Array, y_out: Array, x_first: Array, x_tap: Array,
+        x_out: Array, source_live: Array, live: Array, lengths: Array, out_targets: Array,
+        out_weight: Array,
+    ) -> None:  # fmt: skip
+        """Synapses from each live input onto live targets, row after row, targets rising.
 
-    Rows and tap tables as in `count_convolution`; source_live (n_in,), live (n_out,) bool; all
-    channel-last.
-    """
-    columns, channels = len(x_first) - 1, len(lengths) // ((len(y_first) - 1) * (len(x_first) - 1))
-    for j in range(len(lengths)):
-        lengths[j] = 0
-        if not source_live[j]:
-            continue
-        position, c = j // channels, j % channels
-        y, x = position // columns, position % columns
-        for a in range(y_first[y], y_first[y + 1]):
-            for b in range(x_first[x], x_first[x + 1]):
-                row = (c * kernel[0] + y_tap[a]) * kernel[1] + x_tap[b]
-                base = (y_out[a] * out_width + x_out[b]) * out_channels
-                for k in range(starts[row], starts[row + 1]):
-                    lengths[j] += live[base + targets[k]]
+        Rows and tap tables as in `count_convolution`; source_live (n_in,), live (n_out,) bool, all
+        channel-last. lengths int64 (n_in,): how many leave each input. out_targets, out_weight: the
+        synapses.
+        """
+        columns, at = len(x_first) - 1, 0
+        channels = len(source_live) // ((len(y_first) - 1) * columns)
+        for j in range(len(source_live)):
+            lengths[j] = -at
+            if source_live[j]:
+                position, c = j // channels, j % channels
+                y, x = position // columns, position % columns
+                for a in range(y_first[y], y_first[y + 1]):
+                    for b in range(x_first[x], x_first[x + 1]):
+                        row = (c * kernel[0] + y_tap[a]) * kernel[1] + x_tap[b]
+                        base = (y_out[a] * out_width + x_out[b]) * out_channels
+                        for k in range(starts[row], starts[row + 1]):
+                            if written and live[base + targets[k]]:
+                                out_targets[at] = base + targets[k]
+                                out_weight[at] = weight[k]
+                            at += live[base + targets[k]]
+            lengths[j] += at
+
+    return write_rows
 
 
-@njit(cache=CACHE, fastmath=FASTMATH)
-def fill_rows(
-    starts: Array, targets: Array, weight: Array, kernel: tuple[int, int], out_width: int,
-    out_channels: int, y_first: Array, y_tap: Array, y_out: Array, x_first: Array, x_tap: Array,
-    x_out: Array, source_live: Array, live: Array, out_targets: Array, out_weight: Array,
-) -> None:  # fmt: skip
-    """The synapses that `count_row_synapses` counted, row after row, targets rising."""
-    columns, at = len(x_first) - 1, 0
-    channels = len(source_live) // ((len(y_first) - 1) * (len(x_first) - 1))
-    for j in range(len(source_live)):
-        if not source_live[j]:
-            continue
-        position, c = j // channels, j % channels
-        y, x = position // columns, position % columns
-        for a in range(y_first[y], y_first[y + 1]):
-            for b in range(x_first[x], x_first[x + 1]):
-                row = (c * kernel[0] + y_tap[a]) * kernel[1] + x_tap[b]
-                base = (y_out[a] * out_width + x_out[b]) * out_channels
-                for k in range(starts[row], starts[row + 1]):
-                    if live[base + targets[k]]:
-                        out_targets[at] = base + targets[k]
-                        out_weight[at] = weight[k]
-                        at += 1
+count_row_synapses, fill_rows = _make_rows(False), _make_rows(True)
+"""write_rows(…): the synapses are counted only, and written."""

@@ -73,7 +73,17 @@ def count_recorded(
     needed |= {layer.name for layer in events.populations}
     recorded, logits = network.run_recording_values(x, needed - {events.input_name})
     spikes = network.spikes_of(recorded)
-    counts, executed = counting.count_layers(events, recorded, spikes)
+    counts: dict[str, counters.LayerCounts] = {}
+    maps = {layer.name for layer in events.maps}  # counted apart
+    for layer in events.layers:
+        if layer.name not in maps:
+            counts |= counting.totals_of(layer, recorded.__getitem__, spikes)
+    executed = {
+        layer.projection: counting.count_additions(layer, recorded[layer.source])
+        for layer in events.projected
+    }
+    readout = counting.readout_steps(events.readout, recorded[events.readout.source])
+    counts[events.readout.name] = readout.total()
     return counts, executed, Recording(spikes, logits)
 
 

@@ -45,6 +45,12 @@ class LayerCounts:
         )
 
 
+def mean_text(total: int, samples: int) -> str:
+    """A count per sample, as text."""
+    mean = total / samples
+    return f"{mean:,.0f}" if mean >= 100 or mean == int(mean) else f"{mean:.1f}"
+
+
 COUNTERS = tuple(item.name for item in fields(LayerCounts))
 
 

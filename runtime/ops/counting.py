@@ -98,8 +98,7 @@ def _windows(layer: network.PoolLayer, axis: int) -> Array:
     first = np.arange(layer.out_shape[1 + axis]) * layer.stride[axis] - layer.padding[axis]
     begins = np.bincount(np.clip(first, 0, side), minlength=side + 1)
     ends = np.bincount(np.clip(first + layer.kernel[axis], 0, side), minlength=side + 1)
-    covering: Array = np.cumsum(begins - ends)[:side].astype(np.int64)
-    return covering
+    return np.asarray(np.cumsum(begins - ends)[:side], np.int64)
 
 
 def count_additions(layer: network.Synaptic, values: Array) -> int:
@@ -142,28 +141,6 @@ def readout_steps(readout: network.ReadoutLayer, values: Array) -> counters.Step
         "bias_adds": np.full(len(sums), biased, np.int64),
     }
     return counters.StepCounts({name: array[None] for name, array in counted.items()})
-
-
-def count_layers(
-    events: network.EventNetwork, recorded: Mapping[str, Array], spikes: Mapping[str, Array]
-) -> tuple[dict[str, counters.LayerCounts], dict[str, int]]:
-    """Counts by projection, population without one, and readout; additions by projection.
-
-    recorded: values of each source, (B, steps, positions, channels). spikes: of each population,
-    (T, B, ...).
-    """
-    counts: dict[str, counters.LayerCounts] = {}
-    maps = {layer.name for layer in events.maps}  # counted apart
-    for layer in events.layers:
-        if layer.name not in maps:
-            counts |= totals_of(layer, recorded.__getitem__, spikes)
-    executed = {
-        layer.projection: count_additions(layer, recorded[layer.source])
-        for layer in events.projected
-    }
-    readout = events.readout
-    counts[readout.name] = readout_steps(readout, recorded[readout.source]).total()
-    return counts, executed
 
 
 def totals_of(

@@ -170,11 +170,6 @@ def accesses(layer: Activity, rows: Rows = "explicit", *, lazy: bool = False) ->
     }
 
 
-def best_reuse(layer: Activity) -> int:
-    """Accesses of an analog layer that reads and writes everything once: |in| + |W| + |out|."""
-    return sum(layer.analog)
-
-
 @dataclass(frozen=True)
 class MemoryModel:
     """A hierarchy: (bytes, 0.1 pJ per 32 bits) of rising levels, then DRAM."""
@@ -243,11 +238,7 @@ class Arrays:
 
 
 def memory_energy(
-    layers: Mapping[str, Activity],
-    arrays: Mapping[str, Arrays],
-    memory: str = "eie45",
-    *,
-    lazy: bool = False,
+    layers: Mapping[str, Activity], arrays: Mapping[str, Arrays], memory: str = "eie45"
 ) -> MemoryEnergy:
     """Model B: every array stands in the smallest level that holds it. Raises UnknownNameError."""
     if memory not in MEMORY:
@@ -259,7 +250,7 @@ def memory_energy(
         stored = arrays[name]
         places = {array: hierarchy.level(size) for array, size in stored.sizes.items()}
         placement[name] = {a: (places[a][0], size) for a, size in stored.sizes.items()}
-        access_counts = accesses(layer, stored.rows, lazy=lazy)
+        access_counts = accesses(layer, stored.rows)
         cost = {kind: n * places[ACCESSES[kind]][1] for kind, n in access_counts.items() if n}
         spent += sum(cost.values())
         once = zip(("inputs", "membranes", "synapses"), layer.analog, strict=True)

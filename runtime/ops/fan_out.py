@@ -34,8 +34,7 @@ def _(rows: network.DenseRows, synapses: network.Synapses) -> Array:
     flat = rows.weight.reshape(synapses.row_count, -1)
     row, target = np.nonzero(flat)
     block = row // (len(flat) // synapses.blocks)
-    targets: Array = (target + block * flat.shape[1]).astype(np.int64)
-    return targets
+    return np.asarray(target + block * flat.shape[1], np.int64)
 
 
 def fanout_map(synapses: network.Synapses, live: Array | None = None) -> Array:
@@ -75,8 +74,7 @@ def _(synapses: network.MatrixSynapses, lengths: Array) -> Array:
 def _(synapses: network.ConvSynapses, lengths: Array) -> Array:
     per_tap = lengths.reshape(synapses.in_shape[0], *synapses.kernel)
     rows, columns = tap_tables.tap_incidence(synapses, 0), tap_tables.tap_incidence(synapses, 1)
-    spread: Array = np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True)
-    return spread
+    return np.asarray(np.einsum("yi,cij,xj->cyx", rows, per_tap, columns, optimize=True))
 
 
 @dispatch.operation_table(network.Synapses)
@@ -94,11 +92,8 @@ def _(synapses: network.MatrixSynapses, starts: Array, targets: Array, live: Arr
 @_onto_live.on(network.ConvSynapses)
 def _(synapses: network.ConvSynapses, starts: Array, targets: Array, live: Array) -> Array:
     """One kernel position at a time: (channels × output channels) times the live outputs met."""
-    channels, (kh, kw), (outputs, *space) = (
-        synapses.in_shape[0],
-        synapses.kernel,
-        synapses.out_shape,
-    )
+    (channels, *_), (outputs, *space) = synapses.in_shape, synapses.out_shape
+    kh, kw = synapses.kernel
     alive = live.reshape(*space, outputs).astype(np.float64)
     found = np.zeros(synapses.in_shape, np.float64)
     by_row, by_column = (

@@ -17,7 +17,7 @@ from soul_deploy.runtime.plan.regions import Region
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass
 class Buffers:
     """Buffers and calls for one sample; used by one caller at a time.
 
@@ -33,13 +33,13 @@ class Buffers:
     scores    (classes,) float32, written by the last call
     """
 
-    values: Mapping[str, Array]
-    compacted: Mapping[str, Array]
-    membranes: Mapping[str, Array]
-    patterns: Mapping[str, tuple[Array, Array]]
-    static_regions: tuple[Region, ...]
-    regions: tuple[Region, ...]
     scores: Array
+    values: dict[str, Array] = field(default_factory=dict)
+    compacted: dict[str, Array] = field(default_factory=dict)
+    membranes: dict[str, Array] = field(default_factory=dict)
+    patterns: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    static_regions: list[Region] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list)
 
     def run(self, partition: int = 0, barrier: Barrier = lambda: None) -> None:
         """Execute all regions on the input in `values`.
@@ -82,26 +82,25 @@ def build_buffers(
 
     carry: membranes are kept between runs instead of starting at rest. partitions: of every region.
     """
-    shape = (_largest_current(network, plans, input_steps, steps),)
-    builder = Builder(network, plans, steps, carry, partitions, aligned(shape, np.float32))
-    builder.maps[network.input_name] = aligned(
-        (input_steps, *channel_last(network.input_shape)), np.float32
-    )
-    for layer in network.layers:
-        bind(layer, builder)
-    scores = aligned((network.readout.classes,), np.float32)
-    source = builder.maps[network.readout.source]
-    b = builder
-    each_step = (*b.regions, regions.readout_region(network.readout, source, scores))
-    return Buffers(
-        b.maps, b.compacted, b.membranes, b.patterns, tuple(b.static_regions), each_step, scores
-    )
+    largest = 0
+    for layer in network.spiking_layers:
+        given = input_steps if layer.source in network.static else steps
+        shape = regions.currents_shape(layer, plans[layer.name], given)
+        largest = max(largest, math.prod(shape))
+    builder = Builder(network, plans, steps, carry, partitions, aligned((largest,), np.float32))
+    made, shown = builder.made, (input_steps, *channel_last(network.input_shape))
+    made.values[network.input_name] = aligned(shown, np.float32)
+    for each in network.layers:
+        bind(each, builder)
+    source = made.values[network.readout.source]
+    made.regions.append(regions.readout_region(network.readout, source, made.scores))
+    return made
 
 
 @brief
 @dataclass
 class Builder:
-    """Buffers being built, layer after layer.
+    """Buffers being `made`, layer after layer.
 
     currents: one buffer that serves all layers in turn whose currents only their neurons read.
     """
@@ -112,14 +111,9 @@ class Builder:
     carry: bool
     partitions: int
     currents: Array
-    maps: dict[str, Array] = field(default_factory=dict)
-    compacted: dict[str, Array] = field(default_factory=dict)
-    membranes: dict[str, Array] = field(default_factory=dict)
-    patterns: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    static_regions: list[Region] = field(default_factory=list)
-    regions: list[Region] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.made = Buffers(aligned((self.network.readout.classes,), np.float32))
         self.read = read_as_maps(self.network, self.plans)
 
     def add_current(self, layer: net.CurrentLayer) -> None:
@@ -129,13 +123,17 @@ class Builder:
         region = regions.current_region(
             layer, plan, source, flat, lanes=0, partitions=self.partitions
         )
-        (self.static_regions if self._is_static(layer.name) else self.regions).append(region)
+        self._regions(layer.name).append(region)
 
     def add_map(self, layer: net.MapLayer) -> None:
-        sources = [self.maps[name] for name in layer.sources]
+        sources = [self.made.values[name] for name in layer.sources]
         out = self._map(layer, max(map(len, sources)))
         region = regions.map_region(layer, sources, out, partitions=self.partitions)
-        (self.static_regions if self._is_static(layer.name) else self.regions).append(region)
+        self._regions(layer.name).append(region)
+
+    def _regions(self, name: str) -> list[Region]:
+        """The list that a layer's region belongs to."""
+        return self.made.static_regions if self._is_static(name) else self.made.regions
 
     def _is_static(self, name: str) -> bool:
         """In a stream, whether a layer's values change with the input alone."""
@@ -145,13 +143,14 @@ class Builder:
         """A zeroed map for what the layer gives."""
         kind, _ = self.network.edges[layer.name]
         dtype = np.float32 if kind == "analog" else np.uint8
-        full = self.maps[layer.name] = aligned((steps, *channel_last(layer.out_shape)), dtype)
+        full = aligned((steps, *channel_last(layer.out_shape)), dtype)
         full[...] = 0
+        self.made.values[layer.name] = full
         return full
 
     def _source(self, layer: net.Synaptic) -> Array:
         compacted = self.plans[layer.name].source_layout is not None
-        return (self.compacted if compacted else self.maps)[layer.source]
+        return (self.made.compacted if compacted else self.made.values)[layer.source]
 
     def add_spiking(self, layer: net.SpikingLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
@@ -167,12 +166,12 @@ class Builder:
             layer, plan, source, current, v, spikes, carry=self.carry, partitions=self.partitions,
             apart=static,
         )  # fmt: skip
-        self.static_regions += of_input
-        self.regions.append(of_steps)
+        self.made.static_regions += of_input
+        self.made.regions.append(of_steps)
         self._scatter_spikes(layer, plan.layout, spikes)
 
     def add_population(self, layer: net.PopulationLayer) -> None:
-        layout, source = layout_of(layer), self.maps[layer.source]
+        layout, source = layout_of(layer), self.made.values[layer.source]
         v, spikes = self._neurons(layer, layout, layer.neurons)
         current, gather = source.reshape(len(source), -1), None
         if layout is not None and layer.updated is not None and not layer.updated.all():
@@ -181,20 +180,18 @@ class Builder:
         region = regions.neuron_region(
             layer.neuron, current, gather, v, spikes, carry=self.carry, lanes=0, bounds=bounds
         )
-        self.regions.append(region)
+        self.made.regions.append(region)
         self._scatter_spikes(layer, layout, spikes)
 
     def _neurons(
         self, layer: net.Firing, layout: CompactLayout | None, neurons: int
     ) -> tuple[Array, Array]:
         """Membranes at rest, and the buffer of the spikes: the map, or (T, L) if compacted."""
-        v = self.membranes[layer.name] = aligned((neurons,), np.float32)
+        v = self.made.membranes[layer.name] = aligned((neurons,), np.float32)
         v[:] = layer.neuron.rest
-        if layout is None:
-            spikes = aligned((self.steps, *channel_last(layer.out_shape)), np.uint8)
-        else:
-            spikes = aligned((self.steps, neurons), np.uint8)
-        (self.maps if layout is None else self.compacted)[layer.name] = spikes
+        shape = (neurons,) if layout is not None else channel_last(layer.out_shape)
+        spikes = aligned((self.steps, *shape), np.uint8)
+        (self.made.values if layout is None else self.made.compacted)[layer.name] = spikes
         return v, spikes
 
     def _scatter_spikes(
@@ -208,11 +205,11 @@ class Builder:
         region = regions.scatter_spikes_region(
             spikes, layout.scatter_index, flat, partitions=self.partitions
         )
-        self.regions.append(region)
+        self.made.regions.append(region)
         if layer.pattern is not None:
             shown = full[:, :, layer.current_shape[0] :]
-            self.patterns[layer.name] = shown, pattern_spikes(layer)
-            shown[...] = self.patterns[layer.name][1][: len(shown)]
+            self.made.patterns[layer.name] = shown, pattern_spikes(layer)
+            shown[...] = self.made.patterns[layer.name][1][: len(shown)]
 
 
 @dispatch.operation_table(net.Layer)
@@ -237,20 +234,20 @@ def run_layer(
     """
     builder = Builder(network, plans, network.time_steps, False, 1, EMPTY)
     builder.read = {layer.name}
-    samples, sources = dict(zip(layer.sources, values, strict=True)), builder.maps
+    samples, sources = dict(zip(layer.sources, values, strict=True)), builder.made.values
     plan = plans.get(layer.name)
     if plan is not None and plan.source_layout is not None:
-        index, sources = plan.source_layout.scatter_index, builder.compacted
+        index, sources = plan.source_layout.scatter_index, builder.made.compacted
         samples = {name: v.reshape(*v.shape[:2], -1)[..., index] for name, v in samples.items()}
     for name, v in samples.items():
         sources[name] = aligned(v.shape[1:], v.dtype)
     bind(layer, builder)
-    out = builder.maps[layer.name]
+    out = builder.made.values[layer.name]
     maps = np.empty((len(values[0]), *out.shape), out.dtype)
     for b, row in enumerate(maps):
         for name, v in samples.items():
             sources[name][...] = v[b]
-        for region in builder.regions:
+        for region in builder.made.regions:
             regions.run_calls(region[0])
         row[...] = out
     return maps
@@ -264,15 +261,3 @@ def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> s
         if plan is None or plan.source_layout is None:
             readers += layer.sources
     return set(readers)
-
-
-def _largest_current(
-    network: net.EventNetwork, plans: Mapping[str, LayerPlan], input_steps: int, steps: int
-) -> int:
-    """Elements of the largest layer's currents; one buffer serves all layers in turn."""
-    largest = 0
-    for layer in network.spiking_layers:
-        given = input_steps if layer.source in network.static else steps
-        shape = regions.currents_shape(layer, plans[layer.name], given)
-        largest = max(largest, math.prod(shape))
-    return largest

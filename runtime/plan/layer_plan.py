@@ -21,8 +21,7 @@ from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import gather_table, tap_table
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels import time_vectorised
-from soul_deploy.runtime.plan import layout as packing
-from soul_deploy.runtime.plan.layout import CompactLayout, layout_of
+from soul_deploy.runtime.plan.layout import CompactLayout, compact_rows, layout_of, masked_out_index
 
 ALIGNMENT = 64
 IN_LANES = {
@@ -46,7 +45,6 @@ class Partition:
 
 
 def partitions_of(count: int) -> tuple[Partition, ...]:
-    """All shares."""
     return tuple(Partition(i, count) for i in range(count))
 
 
@@ -129,17 +127,17 @@ def _(convolution: net.ConvSynapses, layer: net.Synaptic, source: net.Layer | No
     neurons = columns if layout is None else len(layout.gather_index)
     return LayerPlan(
         convolution, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons, layout,
-        masked_out=packing.masked_out_index(layer),
+        masked_out=masked_out_index(layer),
     )  # fmt: skip
 
 
 @prepare_synapses.on(net.MatrixSynapses)
 def _(matrix: net.MatrixSynapses, layer: net.Synaptic, source: net.Layer | None) -> LayerPlan:
-    """Rows and columns of live neurons only."""
+    """Rows and columns of live neurons only: a matrix behind a compacted population reads compacted
+    spikes, behind constant-pattern channels the map.
+    """
     layout = layout_of(layer)
-    read = (
-        layout_of(source) if source is not None and packing.reads_compacted(layer, source) else None
-    )
+    read = None if source is None or source.pattern is not None else layout_of(source)
     bias, columns = matrix.bias, math.prod(matrix.out_shape)
     if layout is not None and bias is not None:
         bias = np.tile(bias, columns // len(bias))[layout.gather_index]
@@ -176,7 +174,7 @@ def _(
 def _(
     rows: net.SparseRows, source: CompactLayout | None, target: CompactLayout | None, columns: int
 ) -> Kernel:
-    return kernels.multiply_sparse, based_rows(packing.compact_rows(rows, source, target, columns))
+    return kernels.multiply_sparse, based_rows(compact_rows(rows, source, target, columns))
 
 
 @dispatch.operation_table(net.Rows)
@@ -248,11 +246,7 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
         weight, sources = plan.arrays
         return weight, convolution.groups, sources, rows[0] * columns, rows[1] * columns
     if plan.kernel is kernels.convolve_dense:
-        contiguous = (convolution.stride[1], convolution.dilation[1], convolution.groups) == (
-            1,
-            1,
-            1,
-        )
+        contiguous = convolution.stride[1] == convolution.dilation[1] == convolution.groups == 1
         y = tap_table(convolution, 0, merge=False, outputs=rows)
         x = tap_table(convolution, 1, merge=contiguous)
         geometry = (convolution.groups, columns, channels)

@@ -78,19 +78,6 @@ def masked_out_index(layer: network.Synaptic) -> Array | None:
     return np.flatnonzero(~layer.live).astype(np.uint32)
 
 
-def reads_compacted(layer: network.Synaptic, source: network.Layer | None) -> bool:
-    """Whether the layer has rows for its source's live neurons only and reads compacted spikes.
-
-    A matrix behind a compacted population does; behind constant-pattern channels it reads the map.
-    """
-    return (
-        not layer.synapses.shared
-        and source is not None
-        and layout_of(source) is not None
-        and source.pattern is None
-    )
-
-
 def pattern_spikes(layer: network.Layer) -> Array:
     """uint8 (T, positions, G): the stored pattern at the live positions of its channels."""
     assert layer.pattern is not None

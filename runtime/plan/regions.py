@@ -10,16 +10,13 @@ import numpy as np
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network
-from soul_deploy.runtime.kernels import maps as mapping
-from soul_deploy.runtime.kernels import neurons, synapses, time_vectorised
+from soul_deploy.runtime.kernels import maps, neurons, synapses, time_vectorised
 from soul_deploy.runtime.plan import layer_plan
-from soul_deploy.runtime.plan.layer_plan import LayerPlan, Partition, aligned, partitions_of
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call."""
-
     kernel: Callable[..., Any]
     arguments: tuple[Any, ...]
 
@@ -31,7 +28,6 @@ Threads run the partitions of one region at the same time and wait for each othe
 
 
 def run_calls(calls: tuple[Call, ...]) -> None:
-    """Execute in order."""
     for call in calls:
         call.kernel(*call.arguments)
 
@@ -58,29 +54,19 @@ def current_region(
     (plan.columns, lanes).
     """
     start: Callable[..., None] = synapses.start_currents
-    kernel = plan.kernel
+    kernel, region = plan.kernel, []
     if lanes:
         start, kernel = time_vectorised.start_lanes(lanes), layer_plan.IN_LANES[kernel](lanes)
-    return tuple(
-        (
-            Call(start, (current, plan.bias_of(partition), *plan.bounds(partition))),
-            Call(kernel, _arguments(layer, plan, source, current, lanes, partition)),
-        )
-        for partition in partitions_of(partitions)
-    )
-
-
-def _arguments(
-    layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, lanes: int,
-    partition: Partition,
-) -> tuple[Any, ...]:  # fmt: skip
-    """Of the kernel of one partition, whose scratch is its own."""
     values, events = values_of(layer.synapses, source)
-    scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
-    if lanes:
-        amounts = np.zeros((events, lanes), np.float32)
-        scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
-    return values, *layer_plan.synapse_tables(layer.synapses, plan, partition), *scratch, current
+    for partition in partitions_of(partitions):
+        scratch: tuple[Array, ...] = (np.empty(events, np.uint32), np.empty(events, np.float32))
+        if lanes:
+            amounts = np.zeros((events, lanes), np.float32)
+            scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
+        tables = layer_plan.synapse_tables(layer.synapses, plan, partition)
+        starting = Call(start, (current, plan.bias_of(partition), *plan.bounds(partition)))
+        region.append((starting, Call(kernel, (values, *tables, *scratch, current))))
+    return tuple(region)
 
 
 @dispatch.operation_table(network.Synapses)
@@ -140,13 +126,13 @@ def neuron_region(
     for first, last in bounds:
         calls: list[Call] = []
         if gather is not None:
-            kernel = time_vectorised.gather_lanes if lanes else mapping.gather_currents
+            kernel = time_vectorised.gather_lanes if lanes else maps.gather_currents
             calls.append(Call(kernel, (current, gather, first, last, arriving)))
         scratch = [aligned((lanes, neurons.LANE_BLOCK), np.float32)] if lanes else []
         calls.append(Call(update, (arriving, *numbers, carry, v, fired, first, last, *scratch)))
         if masked_out is not None:
             masked_part = _index_between(masked_out, (first, last))
-            calls.append(Call(mapping.mask_out, (fired, masked_out, *masked_part)))
+            calls.append(Call(maps.mask_out, (fired, masked_out, *masked_part)))
         region.append(tuple(calls))
     return tuple(region)
 
@@ -160,9 +146,7 @@ def _index_between(index: Array, bounds: tuple[int, int]) -> tuple[int, int]:
 def scatter_spikes_region(spikes: Array, scatter: Array, flat: Array, *, partitions: int) -> Region:
     """Scatter spikes (T, L) of live neurons into their map (T, n)."""
     shares = (partition.of(len(scatter)) for partition in partitions_of(partitions))
-    return tuple(
-        (Call(mapping.scatter_spikes, (spikes, scatter, *share, flat)),) for share in shares
-    )
+    return tuple((Call(maps.scatter_spikes, (spikes, scatter, *share, flat)),) for share in shares)
 
 
 @dispatch.operation_table(network.MapLayer)
@@ -181,7 +165,7 @@ def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partiti
     windows = (layer.kernel, layer.stride, layer.padding)
     arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
     shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))
-    return tuple((Call(mapping.max_pool, (*arguments, *share, out)),) for share in shares)
+    return tuple((Call(maps.max_pool, (*arguments, *share, out)),) for share in shares)
 
 
 @map_region.on(network.MergeLayer)
@@ -189,8 +173,8 @@ def _(
     layer: network.MergeLayer, sources: Sequence[Array], out: Array, *, partitions: int
 ) -> Region:
     """Maps to one, left to right."""
-    add = mapping.add_currents if out.dtype.kind == "f" else mapping.add_events
-    kernel = {"add": add, "and": mapping.both, "iand": mapping.first_without_second}[layer.function]
+    add = maps.add_currents if out.dtype.kind == "f" else maps.add_events
+    kernel = {"add": add, "and": maps.both, "iand": maps.first_without_second}[layer.function]
     start, *others = (source.reshape(len(source), -1) for source in sources)
     to, region = out.reshape(len(out), -1), []
     for partition in partitions_of(partitions):
@@ -210,9 +194,7 @@ def _(
     (source,) = sources
     index = layer_plan.aligned_copy(layer.index)
     shares = (partition.of(source.shape[1]) for partition in partitions_of(partitions))
-    return tuple(
-        (Call(mapping.scatter_channels, (source, index, *share, out)),) for share in shares
-    )
+    return tuple((Call(maps.scatter_channels, (source, index, *share, out)),) for share in shares)
 
 
 def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) -> Region:
@@ -220,8 +202,8 @@ def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) 
     spikes = source if readout.space else source.reshape(len(source), 1, -1)
     sums = np.empty(readout.sums, np.int64)
     scale = np.float32(readout.scale(len(source)))
-    summing = Call(mapping.sum_spikes, (spikes, sums))
+    summing = Call(maps.sum_spikes, (spikes, sums))
     if readout.weight is None:
-        return ((summing, Call(mapping.vote, (sums, readout.votes, scale, scores))),)
+        return ((summing, Call(maps.vote, (sums, readout.votes, scale, scores))),)
     weight, bias = layer_plan.aligned_copy(readout.weight.T), layer_plan.aligned_copy(readout.bias)
-    return ((summing, Call(mapping.score, (sums, weight, bias, scale, scores))),)
+    return ((summing, Call(maps.score, (sums, weight, bias, scale, scores))),)

@@ -95,15 +95,15 @@ def count(
         original = original_of("itself" if original is None else "original", original or model)
     energy, measured = energy or EnergyChoice(), measured or Measured()
     given, axis = images_for(model, images)
-    layers, compat = _counted(model, given, axis, original, energy.rows)
+    layers, compat, scores = _counted(model, given, axis, original, energy.rows)
     activities = {layer.name: layer.activity for layer in layers}
     arrays = {layer.name: layer.arrays for layer in layers}
-    correct = {} if labels is None else {"correct": _correct(model, given, axis, labels)}
+    right = 0 if labels is None else int((scores.argmax(1) == torch.as_tensor(labels)).sum())
     return report.OpsReport(
         path=measured.path,
         sha256=measured.sha256,
         stage=model.info.stage,
-        data={**measured.data, **correct},
+        data={**measured.data, **({} if labels is None else {"correct": right})},
         samples=given.shape[axis],
         time_steps=model.graph.time_steps,
         original=original.name,
@@ -118,15 +118,14 @@ def count(
 
 def _counted(
     model: Model, images: Tensor, axis: int, original: Original, rows: estimates.Rows | None
-) -> tuple[tuple[report.LayerReport, ...], other_tools.CompatCounts]:
-    """Entries in the graph's order, and the whole network's counts by other tools' rules."""
+) -> tuple[tuple[report.LayerReport, ...], other_tools.CompatCounts, Tensor]:
+    """Entries in the graph's order, the whole network's counts by other tools' rules, scores."""
     graph = model.graph
     _require_same_layers(graph, original)
     trimmed, compat = deploy.lower(model).trimmed, other_tools.compat_model(model, images)
-    samples, spikes = images.shape[axis], fired(model, images)
-    run = _Run(model, trimmed, original, samples, axis == 0, rows, spikes)
-    live = trimmed.model
-    counts = synops.count_model(live, images)
+    fired, scores = _recorded(model, images, axis)
+    run = _Run(model, trimmed, original, images.shape[axis], axis == 0, rows, fired)
+    counts = synops.count_model(trimmed.model, images)
     order = {node.name: index for index, node in enumerate(graph.nodes)}
     entries = sorted(trimmed.counted, key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
@@ -135,15 +134,7 @@ def _counted(
         _require_fewer(original, layer.name, "synapses", layer.synapses, layer.synapses_dense)
         if layer.name in compat:
             _require_ordered(layer, compat[layer.name])
-    return layers, other_tools.total_compat(compat)
-
-
-@torch.no_grad()
-def _correct(model: Model, images: Tensor, axis: int, labels: Tensor | Array) -> int:
-    """How many samples get their class."""
-    module = model.module()
-    scores = torch.cat([module(part) for part in torch.split(images, CHUNK, dim=axis)])
-    return int((scores.argmax(dim=1) == torch.as_tensor(labels)).sum())
+    return layers, sum(compat.values(), other_tools.CompatCounts()), scores
 
 
 def _require_same_layers(graph: SpikingGraph, original: Original) -> None:
@@ -188,15 +179,18 @@ def _require_ordered(layer: report.LayerReport, compat: other_tools.CompatCounts
 
 
 @torch.no_grad()
-def fired(model: Model, images: Tensor, chunk: int = CHUNK) -> dict[str, int]:
-    """Spikes of every population, with neurons that nothing reads and constant-pattern channels."""
-    module = model.module()
-    axis = 0 if module.as_signal(images).static else 1
+def _recorded(model: Model, images: Tensor, axis: int) -> tuple[dict[str, int], Tensor]:
+    """Spikes of every population, with neurons that nothing reads and constant-pattern channels,
+    and the class scores (B, classes).
+    """
+    module, scores = model.module(), []
     totals = {node.name: 0 for node in model.graph.populations}
-    for part in torch.split(images, chunk, dim=axis):
-        for name, spikes in module.record(part).spikes.items():
+    for part in torch.split(images, CHUNK, dim=axis):
+        record = module.record(part)
+        scores.append(record.logits)
+        for name, spikes in record.spikes.items():
             totals[name] += int(spikes.sum())
-    return totals
+    return totals, torch.cat(scores)
 
 
 @dataclass(frozen=True)
@@ -225,7 +219,6 @@ class _Run:
         return frozenset(self.graph.static if self.static else ())
 
     def layer(self, entry: Counted, counts: LayerCounts) -> report.LayerReport:
-        """One entry of the report."""
         if isinstance(entry, CountedLayer):
             return self._projection(entry, counts)
         size = 4 * math.prod(self.graph.shapes[entry.name])
@@ -241,15 +234,15 @@ class _Run:
 
     def _projection(self, entry: CountedLayer, counts: LayerCounts) -> report.LayerReport:
         name, source, graph = entry.name, entry.linear.source, self.graph
-        reads_out = name == graph.readout.name
-        once = not reads_out and source in self.once
-        executions = self.samples * (1 if once or reads_out else graph.time_steps)
+        readout = name == graph.readout.name
+        once = source in self.once and not readout
+        executions = self.samples * (1 if once or readout else graph.time_steps)
         before, fan_out = self.trimmed.live_values[source], entry.fanout
         if before is not None and before.shape == fan_out.shape:
             fan_out = fan_out * before
         synapses = self.trimmed.synapses.get(name)
         kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
-        graded = entry.edge.kind == "graded" or reads_out
+        graded = entry.edge.kind == "graded" or readout
         analog = (0, 0, 0)
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])
@@ -294,8 +287,7 @@ class _Run:
         )
 
     def _leaky(self, population: str | None) -> bool:
-        leaky = {node.name for node in self.graph.populations if node.neuron.family != "if"}
-        return population in leaky
+        return any(p.name == population and p.neuron.family != "if" for p in self.graph.populations)
 
     def _neurons(self, population: str | None) -> Any:
         """Live neurons, the original's, and spikes of all outputs, for the population behind."""

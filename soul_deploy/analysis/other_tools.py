@@ -13,17 +13,17 @@ decide by the graph. The rules are in docs/counting.md; the sources:
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
@@ -97,21 +97,6 @@ class CompatCounts:
         return CompatCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
-@brief
-@dataclass(frozen=True)
-class LayerInput:
-    """Values of a layer's input: `values / scale`, whole numbers (n, *shape); None: analog.
-
-    scale: the area of the average pooling windows between the spikes and the layer, or 1.
-    nonzero: bool (n, *shape). binary: a spike edge, so 0/1.
-    """
-
-    nonzero: Tensor
-    values: Tensor | None
-    scale: int
-    binary: bool
-
-
 @torch.no_grad()
 def compat_model(model: Model, images: Tensor, chunk: int = 64) -> dict[str, CompatCounts]:
     """Counts by layer, of every projection and the readout, on images (B, C, H, W) or
@@ -137,20 +122,52 @@ def compat_layer(model: Model, name: str, signal: Signal) -> CompatCounts:
 class _Rule:
     """What one layer is counted by; the maps are int64 in the input's shape.
 
+    scale: the area of the average pooling windows between `source`'s values and the layer, or 1.
     every: all weights; stored: nonzero ones; live: nonzero ones onto unmasked targets.
     """
 
     graph: ir.SpikingGraph
     node: ir.Node
     source: str
+    scale: int
     dense: DenseOps
     every: Array
     stored: Array
     live: Array
 
     def count(self, module: GraphModule, signal: Signal) -> CompatCounts:
-        arriving = layer_input(self.graph, module, self.node, signal)
-        return count_compat(self, arriving, static=signal.static)
+        """The layer's counts for what its source node held."""
+        values, edge = self._arriving(module, signal), self.graph.edges[self.source]
+        head, executions = self.node is self.graph.readout, len(values)
+        binary = edge.kind == "spike" and self.scale == 1 and not head
+        maps = (self.every, self.stored, self.live)
+        every, stored, live = (torch.from_numpy(np.array(array)).reshape(-1) for array in maps)
+        events = (values != 0).flatten(1).to(torch.int64).sum(0)
+        effective = int((events * stored).sum())
+        found = CompatCounts(
+            neurobench_acs=effective if binary else 0,
+            neurobench_macs=0 if binary else effective,
+            neurobench_dense=executions * self.dense.valid,
+            spikingjelly_synops=int((events * every).sum()) if binary else 0,
+            spikingjelly_macs=0 if binary else executions * self.dense.padded,
+        )
+        if edge.kind == "analog":  # images, currents
+            return found
+        whole = (values * self.scale).round()
+        if (whole - values * self.scale).abs().max() > 1e-6:
+            raise errors.VerificationError(
+                f"{self.node.name}: pooled spikes are no multiples of 1/{self.scale}"
+            )
+        sops = int((whole.to(torch.int64).flatten(1).sum(0) * live).sum())
+        return found if head else replace(found, upr_sops=Fraction(sops, self.scale))
+
+    def _arriving(self, module: GraphModule, signal: Signal) -> Tensor:
+        """(n, *shape): the input of a projection, or the sums that the readout's head weighs."""
+        exact, name = Signal(signal.tensor.double(), signal.static), self.node.inputs[0]
+        values = module.evaluate({self.source: exact}, [name])[name].tensor
+        if self.node is self.graph.readout:
+            return values.sum((0, 3, 4)) if values.dim() == 5 else values.sum(0)
+        return values if signal.static else values.flatten(0, 1)
 
 
 def _rules(model: Model) -> dict[str, _Rule]:
@@ -162,8 +179,9 @@ def _rules(model: Model) -> dict[str, _Rule]:
         if not node.weighs:
             continue
         maps = _maps(model, node, folded[node.name])
-        source, _ = linear_operators.walk_back(graph, node.name)
-        rules[node.name] = _Rule(graph, node, source, dense[node.name], *maps)
+        source, between = linear_operators.walk_back(graph, node.name)
+        scale = math.prod(pool.denominator(graph.shapes[pool.inputs[0]]) for pool in between)
+        rules[node.name] = _Rule(graph, node, source, scale, dense[node.name], *maps)
     return rules
 
 
@@ -173,55 +191,7 @@ def _maps(
     if node is model.graph.readout:
         columns: Array = (synapses.weight != 0).sum(axis=0, dtype=np.int64)
         return np.full_like(columns, len(synapses.weight)), columns, columns
-    operator = linear_operators.base_operator(node, model.graph, synapses)
+    operator: Any = linear_operators.base_operator(node, model.graph, synapses)
     ones = replace(operator, weight=np.ones_like(operator.weight))
     live = fan_out.live_targets(model.graph, model.neuron_masks, node.name)
     return fan_out.fanout(ones), fan_out.fanout(operator), fan_out.fanout(operator, live)
-
-
-def layer_input(
-    graph: ir.SpikingGraph, module: GraphModule, node: ir.Node, signal: Signal
-) -> LayerInput:
-    """The input of a projection, or the sums that the readout's head weighs."""
-    source, between = linear_operators.walk_back(graph, node.name)
-    edge = graph.edges[source]
-    scale = math.prod(pool.denominator(graph.shapes[pool.inputs[0]]) for pool in between)
-    exact = Signal(signal.tensor.double(), signal.static)
-    values = module.evaluate({source: exact}, [node.inputs[0]])[node.inputs[0]].tensor
-    if node is graph.readout:
-        values = values.sum(0)
-        values = values.sum(dim=(2, 3)) if values.dim() == 4 else values
-    elif not signal.static:
-        values = values.flatten(0, 1)
-    if edge.kind == "analog":
-        return LayerInput(values != 0, None, 1, False)
-    whole = (values * scale).round()
-    if (whole - values * scale).abs().max() > 1e-6:
-        raise errors.VerificationError(f"{node.name}: pooled spikes are no multiples of 1/{scale}")
-    binary = edge.kind == "spike" and scale == 1 and node is not graph.readout
-    return LayerInput(values != 0, whole.to(torch.int64), scale, binary)
-
-
-def count_compat(rule: _Rule, x: LayerInput, *, static: bool) -> CompatCounts:
-    """One layer's counts for what its input held."""
-    dense, executions = rule.dense, len(x.nonzero)
-    maps = (rule.every, rule.stored, rule.live)
-    every, stored, live = (torch.from_numpy(np.array(array)).reshape(-1) for array in maps)
-    events = x.nonzero.flatten(1).to(torch.int64).sum(0)
-    effective = int((events * stored).sum())
-    found = CompatCounts(
-        neurobench_acs=effective if x.binary else 0,
-        neurobench_macs=0 if x.binary else effective,
-        neurobench_dense=executions * dense.valid,
-        spikingjelly_synops=int((events * every).sum()) if x.binary else 0,
-        spikingjelly_macs=0 if x.binary else executions * dense.padded,
-    )
-    if x.values is None or rule.node is rule.graph.readout:  # images, currents; the head
-        return found
-    sops = int((x.values.flatten(1).sum(0) * live).sum())
-    return replace(found, upr_sops=Fraction(sops, x.scale))
-
-
-def total_compat(layers: Mapping[str, CompatCounts]) -> CompatCounts:
-    """The whole network's."""
-    return sum(layers.values(), CompatCounts())

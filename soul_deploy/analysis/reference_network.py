@@ -68,7 +68,7 @@ def reference_model(wanted: ReferenceNetwork) -> Model:
     rng = np.random.default_rng(wanted.seed)
     masks = _neuron_masks(graph, rng) if wanted.connectivity is not None else {}
     module = GraphModule(graph).eval()
-    _draw_weights(module, graph, masks, wanted, rng)
+    _draw_weights(module, masks, wanted, rng)
     for name, keep in masks.items():
         module.neuron_gates[name] = HardGate(torch.from_numpy(keep.astype(np.float32)))
     image = torch.from_numpy(rng.standard_normal((1, *wanted.image)).astype(np.float32))
@@ -107,21 +107,20 @@ def _neuron_masks(graph: SpikingGraph, rng: np.random.Generator) -> dict[str, Ar
 
 def _draw_weights(
     module: GraphModule,
-    graph: SpikingGraph,
     masks: Mapping[str, Array],
     wanted: ReferenceNetwork,
     rng: np.random.Generator,
 ) -> None:
     """Normal weights, of which those with the lowest of another random number are kept."""
     ranks = {}
-    for node in graph.projections:
+    for node in module.graph.projections:
         weight = module.get_submodule(node.name).get_parameter("weight")
         weight.data.copy_(torch.from_numpy(rng.standard_normal(weight.shape, np.float32)))
         ranks[node.name] = rng.random(weight.shape, np.float32)
     density = wanted.density
     if density is None:
         assert wanted.connectivity is not None
-        density = _density_for(graph, ranks, masks, wanted.connectivity)
+        density = _density_for(module.graph, ranks, masks, wanted.connectivity)
     for name, rank in ranks.items():
         weight = module.get_submodule(name).get_parameter("weight")
         weight.data.mul_(torch.from_numpy((rank < density).astype(np.float32)))

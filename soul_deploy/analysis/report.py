@@ -33,6 +33,8 @@ CONVENTIONS_LINE = (
     "SynOps: valid targets, nonzero deployed weights, live neurons, multiplicity-weighted, first "
     "analog layer excluded (MACs listed, once per image), summed over T"
 )
+DENSE_TOTALS = ("macs_dense", "macs_if_repeated", "dense_ops_valid", "dense_ops_padded")
+COUNTED = (*counters.COUNTERS, *DENSE_TOTALS)
 LAYER_COLUMNS = (
     *("layer", "kind", "events in", "firing rate", "synapses", "SynOps", "MACs", "dense MACs"),
     *("effective/dense", "touched", "updates", "pool ops", "ops, nJ", "memory, nJ"),
@@ -73,10 +75,10 @@ class LayerReport:
     weights_nz: int = 0
     weights: int = 0
 
-    def dense_totals(self, samples: int, time_steps: int) -> dict[str, int]:
-        """Counts that follow from the graph and the number of executions."""
+    def totals(self, samples: int, time_steps: int) -> dict[str, int]:
+        """All counts, and DENSE_TOTALS: they follow from the graph and the number of executions."""
         repeated = time_steps if self.static else 1
-        return {
+        return asdict(self.counts) | {
             "macs_dense": self.executions * self.dense.valid,
             "macs_if_repeated": self.counts.macs_effective * repeated,
             "dense_ops_valid": samples * time_steps * self.dense.valid,
@@ -104,13 +106,16 @@ class OpsReport(Shown):
     memory: tuple[energy.MemoryEnergy, ...]
 
     @property
+    def activation(self) -> tuple[int, int]:
+        """(nonzero, all) outputs of all populations, all of the original's."""
+        nonzero, every = zip(*(layer.activation for layer in self.layers), strict=True)
+        return sum(nonzero), sum(every)
+
+    @property
     def totals(self) -> dict[str, int]:
         """Counters, dense equivalents and repeated multiplications of the whole network."""
-        summed = asdict(sum((layer.counts for layer in self.layers), counters.LayerCounts()))
-        for layer in self.layers:
-            for key, value in layer.dense_totals(self.samples, self.time_steps).items():
-                summed[key] = summed.get(key, 0) + value
-        return summed
+        every = [layer.totals(self.samples, self.time_steps) for layer in self.layers]
+        return {key: sum(totals[key] for totals in every) for key in COUNTED}
 
     def structure(self) -> dict[str, int]:
         """Sizes, summed over layers."""
@@ -125,7 +130,20 @@ class OpsReport(Shown):
 
     def parts(self) -> list[Table | str]:
         """Layers, totals, estimates with their constants, other tools' rules; per inference."""
-        return report_parts(self)
+        n, rows = self.samples, [_layer_row(self, layer) for layer in self.layers]
+        title = f"{self.path} ({self.stage}), per inference, mean of {n:,} samples"
+        ops = [
+            [f"ops45 {e.preset}", _energy(e.picojoules / n), _constants(e.preset)] for e in self.ops
+        ]
+        memory = [[e.memory, _energy(e.value / 10 / n), _levels(e.memory)] for e in self.memory]
+        return [
+            Table(title, LAYER_COLUMNS, [*rows, _total_row(self)]),
+            *_facts(self),
+            Table("Energy, estimated", ["model", "per inference", "constants"], [*ops, *memory]),
+            *([_placement(self)] if self.memory else []),
+            Table("By other tools' rules", ["rule", "per inference"], _compat(self)),
+            CONVENTIONS_LINE,
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data of SCHEMA: exact sums over the samples."""
@@ -150,13 +168,12 @@ class OpsReport(Shown):
         }
 
     def _layer_json(self, layer: LayerReport) -> dict[str, Any]:
-        counts = asdict(layer.counts)
         return {
             "name": layer.name,
             "op": layer.op,
             "edge": None if layer.edge is None else layer.edge.kind,
             "static_reuse": layer.static,
-            "counts": counts | layer.dense_totals(self.samples, self.time_steps),
+            "counts": layer.totals(self.samples, self.time_steps),
             "synapses": layer.synapses,
             "synapses_dense": layer.synapses_dense,
             "neurons_live": layer.neurons,
@@ -167,8 +184,7 @@ class OpsReport(Shown):
 
     def _compat_json(self) -> dict[str, Any]:
         c = self.compat
-        nonzero, every = map(sum, zip(*(layer.activation for layer in self.layers), strict=True))
-        structure = self.structure()
+        (nonzero, every), structure = self.activation, self.structure()
         kept, weights = structure["weights_nz"], structure["weights"]
         return {
             "neurobench": {
@@ -190,59 +206,41 @@ def fraction_json(value: Fraction) -> dict[str, int]:
     return {"num": value.numerator, "den": value.denominator}
 
 
-def report_parts(report: OpsReport) -> list[Table | str]:
-    """Tables for people: layers, totals, estimates with their constants, other tools' rules."""
-    rows = [_layer_row(report, layer) for layer in report.layers]
-    rows.append(_total_row(report))
-    title = f"{report.path} ({report.stage}), per inference, mean of {report.samples:,} samples"
-    parts: list[Table | str] = [Table(title, LAYER_COLUMNS, rows), *_facts(report)]
-    parts.append(Table("Energy, estimated", ["model", "per inference", "constants"], [
-        *([f"ops45 {e.preset}", _energy(e.picojoules / report.samples), _constants(e.preset)]
-          for e in report.ops),
-        *([e.memory, _energy(e.value / 10 / report.samples), _levels(e.memory)]
-          for e in report.memory),
-    ]))  # fmt: skip
-    if report.memory:
-        parts.append(_placement(report))
-    parts.append(Table("By other tools' rules", ["rule", "per inference"], _compat(report)))
-    return [*parts, CONVENTIONS_LINE]
-
-
 def _layer_row(report: OpsReport, layer: LayerReport) -> list[object]:
-    c, n = layer.counts, report.samples
-    dense = layer.dense_totals(n, report.time_steps)["macs_dense"]
-    work = c.synops + c.macs_effective
     kind = layer.op if layer.edge is None else f"{layer.op}, {layer.edge.kind}"
     memory = "eie45" if not report.memory else report.memory[0].memory
     activity, arrays = {layer.name: layer.activity}, {layer.name: layer.arrays}
     ops = energy.ops_energy(activity).picojoules
     stored = energy.memory_energy(activity, arrays, memory).value
-    return [
-        *(layer.name, kind.replace("_", " "), _mean(c.events_in, n), _share(*layer.activation)),
-        *(layer.synapses or "", _mean(c.synops, n), _mean(c.macs_effective, n)),
-        *(_mean(dense, n), _share(work, dense)),
-        *(_mean(c.touched, n), _mean(c.neuron_updates, n), _mean(c.pool_ops, n)),
-        *(f"{ops / n / 1e3:.4g}", f"{stored / 10 / n / 1e3:.4g}"),
-    ]
+    totals = layer.totals(report.samples, report.time_steps)
+    cells = _cells(report.samples, totals, layer.activation, layer.synapses or "", ops, stored / 10)
+    return [layer.name, kind.replace("_", " "), *cells]
 
 
 def _total_row(report: OpsReport) -> list[object]:
-    t, n = report.totals, report.samples
-    fired, slots = (sum(layer.activation[k] for layer in report.layers) for k in (0, 1))
-    ops = report.ops[0].picojoules / n / 1e3 if report.ops else 0.0
-    memory = report.memory[0].value / 10 / n / 1e3 if report.memory else 0.0
-    return [
-        *("total", "", _mean(t["events_in"], n), _share(fired, slots)),
-        *(report.structure()["synapses"], _mean(t["synops"], n), _mean(t["macs_effective"], n)),
-        *(_mean(t["macs_dense"], n), _share(t["synops"] + t["macs_effective"], t["macs_dense"])),
-        *(_mean(t["touched"], n), _mean(t["neuron_updates"], n), _mean(t["pool_ops"], n)),
-        *(f"{ops:.4g}", f"{memory:.4g}"),
-    ]
+    ops = report.ops[0].picojoules if report.ops else 0.0
+    memory = report.memory[0].value / 10 if report.memory else 0.0
+    synapses = report.structure()["synapses"]
+    cells = _cells(report.samples, report.totals, report.activation, synapses, ops, memory)
+    return ["total", "", *cells]
+
+
+def _cells(
+    samples: int, totals: Mapping[str, int], fired: tuple[int, int], synapses: object, *spent: float
+) -> list[object]:
+    """LAYER_COLUMNS from `events in` on; spent: pJ."""
+    mean = {key: counters.mean_text(count, samples) for key, count in totals.items()}
+    work, dense = totals["synops"] + totals["macs_effective"], totals["macs_dense"]
+    events = [mean["events_in"], _share(*fired), synapses, mean["synops"]]
+    against_dense = [mean["macs_effective"], mean["macs_dense"], _share(work, dense)]
+    others = [mean[key] for key in ("touched", "neuron_updates", "pool_ops")]
+    energies = [f"{picojoules / samples / 1e3:.4g}" for picojoules in spent]
+    return [*events, *against_dense, *others, *energies]
 
 
 def _facts(report: OpsReport) -> list[str]:
     s, t, n = report.structure(), report.totals, report.samples
-    fired, slots = (sum(layer.activation[k] for layer in report.layers) for k in (0, 1))
+    fired, slots = report.activation
     rate = fired / slots * report.time_steps if slots else 0.0
     reached = t["synops"] / n / s["synapses"] if s["synapses"] else 0.0
     return [
@@ -253,18 +251,18 @@ def _facts(report: OpsReport) -> list[str]:
         f"Firing rates and shares are of {report.original}",
         f"Spikes per neuron and inference (T · firing rate): {rate:.4g}; SynOps per synapse: "
         f"{reached:.4g}; MACs if the first layer ran at every step: "
-        f"{_mean(t['macs_if_repeated'], n)}",
+        f"{counters.mean_text(t['macs_if_repeated'], n)}",
     ]
 
 
 def _compat(report: OpsReport) -> list[list[object]]:
     c, n = report.compat, report.samples
     return [
-        ["NeuroBench Effective_ACs", _mean(c.neurobench_acs, n)],
-        ["NeuroBench Effective_MACs", _mean(c.neurobench_macs, n)],
-        ["NeuroBench Dense", _mean(c.neurobench_dense, n)],
-        ["SpikingJelly SynOps (its MACs)", f"{_mean(c.spikingjelly_synops, n)} "
-         f"({_mean(c.spikingjelly_macs, n)})"],
+        ["NeuroBench Effective_ACs", counters.mean_text(c.neurobench_acs, n)],
+        ["NeuroBench Effective_MACs", counters.mean_text(c.neurobench_macs, n)],
+        ["NeuroBench Dense", counters.mean_text(c.neurobench_dense, n)],
+        ["SpikingJelly SynOps (its MACs)", f"{counters.mean_text(c.spikingjelly_synops, n)} "
+         f"({counters.mean_text(c.spikingjelly_macs, n)})"],
         ["SOPs of Shi et al. 2024", f"{float(c.upr_sops) / n:,.1f}"],
     ]  # fmt: skip
 
@@ -293,11 +291,6 @@ def _levels(memory: str) -> str:
 
 def _energy(picojoules: float) -> str:
     return f"{picojoules / 1e6:.4g} µJ" if picojoules >= 1e6 else f"{picojoules / 1e3:.4g} nJ"
-
-
-def _mean(total: int, samples: int) -> str:
-    mean = total / samples
-    return f"{mean:,.0f}" if mean >= 100 or mean == int(mean) else f"{mean:.1f}"
 
 
 def _share(part: int, whole: int) -> str:
@@ -340,28 +333,14 @@ def csv_text(reports: Sequence[OpsReport]) -> str:
     """One line per layer and network with exact sums; the last line of each is the total."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    extra = ("macs_dense", "macs_if_repeated", "dense_ops_valid", "dense_ops_padded")
-    head = [
-        "file",
-        "stage",
-        "samples",
-        "T",
-        "layer",
-        "op",
-        "edge",
-        "synapses",
-        *counters.COUNTERS,
-        *extra,
-    ]
-    writer.writerow(head)
+    head = ["file", "stage", "samples", "T", "layer", "op", "edge", "synapses"]
+    writer.writerow([*head, *COUNTED])
     for report in reports:
         start = [report.path, report.stage, report.samples, report.time_steps]
         for layer in report.layers:
-            dense = layer.dense_totals(report.samples, report.time_steps)
             edge = "" if layer.edge is None else layer.edge.kind
-            counts = [getattr(layer.counts, name) for name in counters.COUNTERS]
-            sums = [*counts, *(dense[name] for name in extra)]
-            writer.writerow([*start, layer.name, layer.op, edge, layer.synapses, *sums])
-        sums = [report.totals[name] for name in (*counters.COUNTERS, *extra)]
-        writer.writerow([*start, "total", "", "", report.structure()["synapses"], *sums])
+            counts = layer.totals(report.samples, report.time_steps).values()
+            writer.writerow([*start, layer.name, layer.op, edge, layer.synapses, *counts])
+        whole = [report.structure()["synapses"], *report.totals.values()]
+        writer.writerow([*start, "total", "", "", *whole])
     return buffer.getvalue().rstrip("\n")

@@ -18,13 +18,6 @@ from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.runtime.ops import counters
 
 
-def count_recorded_layer(
-    layer: fan_out.CountedLayer, source: Tensor, spikes_out: Tensor | None
-) -> counters.LayerCounts:
-    """`layer_steps`, summed over time and samples."""
-    return layer_steps(layer, source, spikes_out).total()
-
-
 def layer_steps(
     layer: fan_out.CountedLayer, source: Tensor, spikes_out: Tensor | None
 ) -> counters.StepCounts:
@@ -73,8 +66,7 @@ def _synapse_steps(
 
 def _by_step(counts: Tensor, steps: int) -> Array:
     """(steps · B,) to int64 (steps, B)."""
-    array: Array = counts.to(torch.int64).reshape(steps, -1).numpy()
-    return array
+    return np.asarray(counts.to(torch.int64).reshape(steps, -1).numpy())
 
 
 def _neuron_steps(spikes: Tensor, neurons: int) -> counters.StepCounts:
@@ -125,12 +117,6 @@ def readout_sums(operator: linear_operators.ReadoutOperator, source: Tensor) -> 
     return sums.sum(dim=(2, 3)) if operator.space else sums
 
 
-def population_steps(layer: fan_out.CountedPopulation, spikes_out: Tensor) -> counters.StepCounts:
-    """Updates and spikes of (T, B, *shape), constant-pattern channels behind them left out."""
-    neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
-    return _neuron_steps(spikes_out[:, :, : layer.shape[0]], neurons)
-
-
 def counted_pooling_steps(layer: fan_out.CountedPooling, source: Tensor) -> counters.StepCounts:
     """Nonzero inputs of all windows; source (T, B, C, H, W), or (B, C, H, W) for a static image."""
     values = source if source.dim() == 5 else source[None]
@@ -170,7 +156,9 @@ def count_batch(
 def count_steps(layer: fan_out.Counted, values: Mapping[str, Tensor]) -> counters.StepCounts:
     """Counts of one entry by step and sample, from the values of the nodes it needs."""
     if isinstance(layer, fan_out.CountedPopulation):
-        return population_steps(layer, values[layer.name])
+        neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
+        driven = values[layer.name][:, :, : layer.shape[0]]  # not the constant-pattern channels
+        return _neuron_steps(driven, neurons)
     if isinstance(layer, fan_out.CountedPooling):
         return counted_pooling_steps(layer, values[layer.source])
     spikes = None if layer.population is None else values[layer.population]

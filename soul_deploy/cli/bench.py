@@ -19,7 +19,6 @@ from soul_deploy.runtime.bench import inputs, runner, timing
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import ReferenceRequest
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
-from soul_deploy.runtime.bench.runner import time_files
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def bench(request: BenchRequest) -> BenchReport:
             count = max(config.batch_sizes) * runner.MAX_BATCHES
             model, path = request.reference.write(Path(folder), count)
             files, images = inputs.BenchFiles(model=model), str(path)
-        report = time_files(
+        report = runner.time_files(
             *(files, images, config, Path(folder)),
             lambda text: progress.status(f"bench: {text}"),
             terminal.warn,

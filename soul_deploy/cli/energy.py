@@ -11,7 +11,6 @@ from torch import Tensor
 
 from soul_deploy.analysis import measure
 from soul_deploy.analysis import report as reported
-from soul_deploy.analysis.report import SCHEMA, OpsReport
 from soul_deploy.base import errors, files, progress, terminal
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config, options, output, parsing
@@ -30,7 +29,7 @@ FORMATS = ("text", "table", "json", "csv", "markdown")
 class Counted:
     """A report, and how the event runtime's own counts compare; None: not compared, `why`."""
 
-    report: OpsReport
+    report: reported.OpsReport
     check: CountCheck | None
     why: str = ""
 
@@ -188,6 +187,8 @@ def _shown(found: list[Counted], output_format: str) -> str:
         return reported.markdown(reports)
     if output_format == "json":
         documents = [item.to_dict() for item in found]
-        whole = documents[0] if len(found) == 1 else {"schema": SCHEMA, "reports": documents}
+        whole = (
+            documents[0] if len(found) == 1 else {"schema": reported.SCHEMA, "reports": documents}
+        )
         return json.dumps(whole, indent=2)
     return "\n\n".join(item.text() for item in found)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.analysis.synops import count_recorded_layer, count_steps, readout_sums
+from soul_deploy.analysis.synops import count_steps, layer_steps, readout_sums
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.lowering import deploy, fan_out
 from soul_deploy.nn.graph_module import Signal
@@ -126,7 +126,7 @@ class CountComparer:
             layer = self.counted.get(name)
             if isinstance(layer, fan_out.CountedLayer):
                 before, after = (self._value(layer.linear.source, v) for v in (reference, own))
-                ours = count_recorded_layer(layer, before, None)
+                ours = layer_steps(layer, before, None).total()
                 changed += _differences(layer, ours, theirs, before, after)
         return changed
 

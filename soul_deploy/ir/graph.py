@@ -26,6 +26,8 @@ from soul_deploy.runtime.format.validate import MAX_NEURONS
 NodeT = TypeVar("NodeT", bound=Node)
 SUBTRACT = "v_subtract"
 MAX_SIDE = 1 << 31
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading data of another form raises."""
 
 
 @brief
@@ -76,7 +78,6 @@ class SpikingGraph:
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:
-        """Nodes by name."""
         return MappingProxyType({node.name: node for node in self.nodes})
 
     @cached_property
@@ -115,7 +116,6 @@ class SpikingGraph:
         return tuple(self.of_type(Projection))
 
     def projection(self, name: str) -> Projection:
-        """The projection called `name`."""
         node = self[name]
         assert isinstance(node, Projection), node
         return node
@@ -159,12 +159,9 @@ class SpikingGraph:
     def from_json(data: Any) -> "SpikingGraph":
         """The graph of a file. Raises FileFormatError if the data is not a graph."""
         try:
-            nodes = tuple(node_from_json(entry) for entry in data["nodes"])
-            return SpikingGraph(nodes, bounded_integer(data["time_steps"]))
-        except (
-            *(KeyError, TypeError, ValueError, AttributeError, IndexError),
-            *(ArithmeticError, RecursionError),
-        ) as error:
+            found = tuple(node_from_json(entry, Node) for entry in data["nodes"])
+            return SpikingGraph(found, bounded_integer(data["time_steps"]))
+        except UNREADABLE as error:
             raise FileFormatError(f"its graph cannot be read ({str(error)[:200]})") from error
         except (UsageError, UnsupportedGraphError) as error:
             raise FileFormatError(f"its graph does not fit together: {error}") from error
@@ -190,10 +187,12 @@ def bounded_integer(value: Any) -> int:
     return value
 
 
-def node_from_json(entry: Any) -> Node:
-    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError if it is none."""
+def node_from_json(entry: Any, kind: type[NodeT]) -> NodeT:
+    """The node of `node_to_json`. Raises ValueError, KeyError or TypeError for no such `kind`."""
     values = dict(entry)
     cls = nodes.OPS[values.pop("op")]
+    if not issubclass(cls, kind):
+        raise ValueError(f"{kind.op} {cls.op!r}")
     known = {item.name for item in fields(cls)}
     if set(values) != known:
         raise ValueError(f"{cls.op}: fields {sorted(values)}, expected {sorted(known)}")

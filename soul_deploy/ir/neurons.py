@@ -93,21 +93,17 @@ class NeuronSpec:
         """The form of the charge: soul/neuron/LIF.py and PLIF.py, or SpikingJelly's neurons."""
         if self.family == "if":
             return "integrate"
-        return self._charge_of_plif() if self.learned else self._charge_of_lif()
-
-    def _charge_of_lif(self) -> ChargeForm:
+        if self.learned:
+            if self.decay_input:
+                return "decay_multiply"
+            subtracted = self.form == "spikingjelly" or self.v_reset
+            return "leak_subtract_multiply" if subtracted else "leak_multiply"
         if self.form == "soul":
             return "soul_lif_decay" if self.decay_input else "soul_lif"
         if self.decay_input:
             return "decay_divide"
         scaled = self.form == "spikingjelly_0" and self.v_reset is None
         return "leak_multiply" if scaled else "leak_subtract_divide"
-
-    def _charge_of_plif(self) -> ChargeForm:
-        if self.decay_input:
-            return "decay_multiply"
-        subtracted = self.form == "spikingjelly" or self.v_reset
-        return "leak_subtract_multiply" if subtracted else "leak_multiply"
 
     def equation(self, decay: float | None = None) -> NeuronEquation:
         """The neuron as deployed. `decay` = sigmoid(w) in float32, for `plif` only."""

@@ -86,7 +86,7 @@ class ConvOperator(Operator):
     @property
     def most_targets(self) -> int:
         out, _, height, width = self.weight.shape
-        return out // self.groups * height * width
+        return int(out // self.groups * height * width)
 
 
 @brief

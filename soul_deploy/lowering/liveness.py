@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from soul_deploy import ir
 from soul_deploy.base import Array, dispatch
@@ -78,14 +77,11 @@ def _whole_map(node: ir.AdaptiveAvgPool, walk: _Backwards) -> Array:
 @needed_inputs.on(ir.Pool)
 def _covered(node: ir.Pool, walk: _Backwards) -> Array:
     """Input positions inside the window of at least one pooled neuron that is read."""
-    channels, height, width = walk.graph.shapes[node.inputs[0]]
-    kernel = torch.ones(channels, 1, *node.kernel, dtype=torch.float64)
-    pooled = torch.from_numpy(np.array(walk.read[node.name])).double()[None]
-    full = F.conv_transpose2d(pooled, kernel, None, node.stride, groups=channels)[0]
-    inside = full[:, node.padding[0] :, node.padding[1] :][:, :height, :width]
-    covered = np.zeros((channels, height, width), bool)
-    covered[:, : inside.shape[1], : inside.shape[2]] = inside.numpy() > 0.5
-    return covered
+    shape, out = walk.graph.shapes[node.inputs[0]], walk.graph.shapes[node.name]
+    ones, reach = np.ones((shape[0], 1, *node.kernel), np.float32), (shape[1], shape[2])
+    geometry = node.stride, node.padding, (1, 1), shape[0], shape, out, reach
+    window = linear_operators.ConvOperator(ones, None, *geometry)
+    return np.asarray(fan_out.fanout(window, walk.read[node.name]) > 0)
 
 
 @needed_inputs.on(ir.Readout)

@@ -113,12 +113,12 @@ class SewBlock(nn.Module):
         return joined
 
 
-class SewResNet(nn.Module):
+class SewResNet(nn.Sequential):
     """Input (B, C, H, W) or (T, B, C, H, W); output (B, classes)."""
 
     def __init__(self, depth: int, options: "NetworkOptions") -> None:
         super().__init__()
-        self.conv1, pooling = stem(options, PLANES[0])
+        self.conv1, pooling = stem(options, PLANES[0])  # modules run in the order they are made in
         self.sn1 = SpikingNeuron(options.neuron, options.time_steps)
         self.maxpool = pooling
         for i, stage in enumerate(stages(SewBlock, depth, options, PLANES[0], 1), start=1):
@@ -127,13 +127,6 @@ class SewResNet(nn.Module):
         for module in self.modules():  # Kaiming's, as Soul does
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.sn1(self.conv1(x)))
-        for i in range(1, len(PLANES) + 1):
-            x = self.get_submodule(f"layer{i}")(x)
-        scores: Tensor = self.head(x)
-        return scores
 
 
 class MsBlock(nn.Module):
@@ -161,7 +154,7 @@ class MsBlock(nn.Module):
         return joined
 
 
-class MsResNet(nn.Module):
+class MsResNet(nn.Sequential):
     """Input (B, C, H, W) or (T, B, C, H, W); output (B, classes)."""
 
     def __init__(self, depth: int, options: "NetworkOptions") -> None:
@@ -172,10 +165,3 @@ class MsResNet(nn.Module):
             self.add_module(f"conv{i}_x", stage)
         self.sn1 = SpikingNeuron(options.neuron, options.time_steps)
         self.head = head(depth, options.classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.conv1(x))
-        for i in range(2, len(PLANES) + 2):
-            x = self.get_submodule(f"conv{i}_x")(x)
-        scores: Tensor = self.head(self.sn1(x))
-        return scores

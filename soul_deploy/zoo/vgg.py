@@ -5,12 +5,13 @@ And 6Conv2FC, the CIFAR-10 network of Shi et al., ICLR 2024 (published code, mod
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.zoo.resnet import conv_norm
 
 if TYPE_CHECKING:
     from soul_deploy.zoo.registry import NetworkOptions
@@ -35,23 +36,16 @@ HEAD_KERNEL = 7
 VOTES = 10
 
 
-class ConvNeuron(nn.Module):
+class ConvNeuron(nn.Sequential):
     """3×3 convolution, batch norm, neuron."""
 
     def __init__(self, neuron: NeuronSpec, time_steps: int, channels: tuple[int, int]) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
-            layers.Conv2d(*channels, kernel_size=3, padding=1, bias=False),
-            layers.BatchNorm2d(channels[1]),
-        )
+        self.conv = conv_norm(*channels, 3, 1)
         self.sn = SpikingNeuron(neuron, time_steps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        spikes: Tensor = self.sn(self.conv(x))
-        return spikes
 
-
-class ConvMlp(nn.Module):
+class ConvMlp(nn.Sequential):
     """The head's two hidden layers: a 7×7 convolution (valid) and a 1×1 one.
 
     A map smaller than 7×7 is stretched to it by adaptive average pooling, as Soul does.
@@ -67,18 +61,11 @@ class ConvMlp(nn.Module):
             layers.Conv2d(channels, hidden, HEAD_KERNEL, bias=False), layers.BatchNorm2d(hidden)
         )
         self.sn1 = SpikingNeuron(neuron, time_steps)
-        self.fc2 = nn.Sequential(
-            layers.Conv2d(hidden, hidden, 1, bias=False), layers.BatchNorm2d(hidden)
-        )
+        self.fc2 = conv_norm(hidden, hidden, 1, 1)
         self.sn2 = SpikingNeuron(neuron, time_steps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.sn1(self.fc1(self.resize(x)))
-        spikes: Tensor = self.sn2(self.fc2(hidden))
-        return spikes
 
-
-class SpikingVGG(nn.Module):
+class SpikingVGG(nn.Sequential):
     """Convolution blocks, the convolutional MLP, and the mean over time and space into a head.
 
     Input (B, C, H, W) or (T, B, C, H, W); output (B, classes).
@@ -111,12 +98,8 @@ class SpikingVGG(nn.Module):
         nn.init.normal_(self.head.weight, 0, 0.01)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.pre_logits(self.features(x)))
-        return scores
 
-
-class Cifar10Net(nn.Module):
+class Cifar10Net(nn.Sequential):
     """Six 3×3 convolutions with batch norm, two linear layers without, a neuron behind each.
 
     The last layer has 10 neurons a class, whose firing rates are averaged. In the paper's code the
@@ -145,8 +128,3 @@ class Cifar10Net(nn.Module):
         self.fc2 = nn.Linear(options.hidden, options.classes * VOTES, bias=False)
         self.sn2 = SpikingNeuron(neuron, steps)
         self.vote = layers.VoteReadout(options.classes, VOTES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.sn1(self.fc1(self.flatten(self.features(x))))
-        scores: Tensor = self.vote(self.sn2(self.fc2(hidden)))
-        return scores

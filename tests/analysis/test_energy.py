@@ -25,14 +25,7 @@ from soul_deploy.model.model import ModelInfo, Normalization
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.runtime.ops.counters import CountLimits, LayerCounts, StepCounts, require_bounds
-from soul_deploy.runtime.ops.energy import (
-    ARITHMETIC,
-    Activity,
-    Arrays,
-    best_reuse,
-    memory_energy,
-    ops_energy,
-)
+from soul_deploy.runtime.ops.energy import ARITHMETIC, Activity, Arrays, memory_energy, ops_energy
 
 MEASURED = Measured(data={"name": "random"})
 
@@ -121,7 +114,6 @@ def test_analog_layers_without_and_with_reuse() -> None:
     layer = Activity(LayerCounts(macs_effective=100), analog=(10, 20, 30))
     arrays = {"a": Arrays({**SIZES, "synapses": 8}, "implicit")}
     found = memory_energy({"a": layer}, arrays)
-    assert best_reuse(layer) == 60
     assert found.value == 4600 + (100 + 100 + 20) * 50
     assert found.lower == 4600 + 60 * 50
 

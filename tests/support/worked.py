@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soul_deploy import ir
 from soul_deploy.analysis.other_tools import CompatCounts, compat_layer
-from soul_deploy.analysis.synops import count_recorded_layer
+from soul_deploy.analysis.synops import layer_steps
 from soul_deploy.base import Array
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer
@@ -100,7 +100,7 @@ def counts_of(model: Model, source: Tensor) -> LayerCounts:
     """Its counts for what its source held, three output spikes assumed."""
     out = torch.zeros(2, 1, *model.graph.shapes["q"])
     out.view(-1)[[0, 1, -1]] = 1
-    return count_recorded_layer(layer_of(model), source, out)
+    return layer_steps(layer_of(model), source, out).total()
 
 
 def compat_of(model: Model, source: Tensor) -> CompatCounts:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -482,6 +483,12 @@ def test_a_last_affine_node_is_the_head_and_a_mean_before_it_too() -> None:
     spikes = model.module().record(x).spikes["lif"].float()
     expected = (spikes.mean(dim=(3, 4)) @ torch.tensor(integer_weights(3, 4)).t() + 1).mean(0)
     assert torch.allclose(model.module()(x), expected, atol=1e-6)
+
+
+def test_a_head_may_weigh_the_flattened_input() -> None:
+    flatten = nir.Flatten(input_type={"input": np.array(SHAPE)}, start_dim=0, end_dim=-1)
+    model = import_nir(chain_graph(flatten, linear(7, math.prod(SHAPE))), time_steps=3)
+    assert [node.op for node in model.graph.nodes] == ["input", "flatten", "readout"]
 
 
 def leaky(beta: float, *shape: int) -> Any:

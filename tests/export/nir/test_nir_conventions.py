@@ -22,7 +22,7 @@ from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx.model import build_onnx
 from soul_deploy.export.verify.onnx import OnnxExecution
 from soul_deploy.frontend.from_torch import trace
-from soul_deploy.ir import NeuronSpec, node_from_json, node_to_json
+from soul_deploy.ir import NeuronSpec, Population, node_from_json, node_to_json
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
@@ -451,7 +451,8 @@ def test_what_a_spike_takes_off_is_checked_and_kept() -> None:
     graph = nir.NIRGraph.from_list(nir.Linear(WEIGHT), lif(2e-4), type_check=False)
     model = import_nir(graph, time_steps=T, reset="subtract")
     (population,) = model.graph.populations
-    assert node_from_json(json.loads(json.dumps(node_to_json(population)))) == population
+    data = json.loads(json.dumps(node_to_json(population)))
+    assert node_from_json(data, Population) == population
     plain = replace(population, neuron=replace(population.neuron, v_subtract=None))
     assert "v_subtract" not in node_to_json(plain)["neuron"]  # as earlier versions wrote it
     with pytest.raises(UsageError, match=r"v_subtract 2 with v_reset 0\.0; it is for soft reset"):

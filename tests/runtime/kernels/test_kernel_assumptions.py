@@ -97,8 +97,7 @@ FAMILIES = {
     "scatter_channels": [SCATTER],
     "count_convolution": [GEOMETRY, DENSE, ROWS],
     "count_matrix": [DENSE, ROWS],
-    "count_row_synapses": [ROWS, GEOMETRY, COMPACTED],
-    "fill_rows": [ROWS, GEOMETRY, COMPACTED],
+    "write_rows": [ROWS, GEOMETRY, COMPACTED],
 }
 REFUSED = {**test_residual_files.DAMAGE, **test_eventfile.DAMAGE}
 

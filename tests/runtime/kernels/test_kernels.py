@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy import runtime
-from soul_deploy.runtime.engine.inputs import to_channel_last, to_channel_major
+from soul_deploy.runtime.engine.inputs import by_step, to_channel_last
 from soul_deploy.runtime.equations import FIRE, ChargeForm, NeuronEquation
 from soul_deploy.runtime.format.network import (
     ConvSynapses,
@@ -185,10 +185,10 @@ def currents(case: Case, parts: int = 1) -> Array:
     current = np.full(currents_shape(layer, ready, len(source)), np.nan, np.float32)
     lanes = lanes_of(layer, ready, len(source))
     run_in_turn(current_region(layer, ready, source, current, lanes=lanes, partitions=parts))
-    by_step = np.ascontiguousarray(current.T[: len(source)]) if lanes else current
+    stepwise = np.ascontiguousarray(current.T[: len(source)]) if lanes else current
     shape = layer.out_shape
-    by_channel = by_step.reshape(len(source), -1, shape[0] if len(shape) == 3 else size)
-    return to_channel_major(by_channel, shape)
+    by_channel = stepwise.reshape(len(source), -1, shape[0] if len(shape) == 3 else size)
+    return by_step(by_channel[None], shape)[:, 0]
 
 
 @given(convolution_cases(), st.integers(1, 4))
@@ -267,11 +267,11 @@ def test_the_update_equals_the_equation_bit_for_bit(
     )  # fmt: skip
     np.testing.assert_array_equal(spikes, expected)
     np.testing.assert_array_equal(v, last)
-    by_step, membrane = [], start
+    stepwise, membrane = [], start
     for t in range(steps):
         fired, membrane = neuron.step(membrane, current[0 if repeated else t])
-        by_step.append(fired)
-    np.testing.assert_array_equal(spikes, np.array(by_step))
+        stepwise.append(fired)
+    np.testing.assert_array_equal(spikes, np.array(stepwise))
     np.testing.assert_array_equal(v, membrane)
 
 
@@ -343,7 +343,7 @@ def test_max_pool(
     source = np.ascontiguousarray(to_channel_last(spikes, shape[1:]))
     out = np.empty((shape[0], math.prod(expected.shape[2:]), shape[1]), np.uint8)
     run_in_turn(map_region(pool, [source], out, partitions=1 + seed % 3))
-    np.testing.assert_array_equal(to_channel_major(out, pool.out_shape), expected)
+    np.testing.assert_array_equal(by_step(out[None], pool.out_shape)[:, 0], expected)
 
 
 @given(st.integers(1, 3), st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 2**20))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soul_deploy.runtime.engine.inputs import to_channel_last, to_channel_major
+from soul_deploy.runtime.engine.inputs import by_step, to_channel_last
 from soul_deploy.runtime.format.map_layers import MergeLayer, PoolLayer, ScatterLayer
 from soul_deploy.runtime.plan.regions import Region, map_region, run_calls
 
@@ -57,7 +57,7 @@ def test_merges(function: Any, count: int, steps: int, seed: int) -> None:
     out = np.full((len(expected), 8, 3), 7, expected.dtype)
     sources = [contiguous(b, shape) for b in branches]
     run_in_turn(map_region(layer, sources, out, partitions=1 + seed % 3))
-    found = to_channel_major(out, shape)
+    found = by_step(out[None], shape)[:, 0]
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
 
@@ -71,7 +71,7 @@ def test_scatter(kind: str, places: set[int], seed: int) -> None:
     layer = ScatterLayer("s", "p", shape, wide, np.array(index, np.uint32))
     run_in_turn(map_region(layer, [contiguous(given_values, shape)], out, partitions=1 + seed % 3))
     expected = naive.scatter(given_values, index, 6)
-    np.testing.assert_array_equal(to_channel_major(out, wide), expected)
+    np.testing.assert_array_equal(by_step(out[None], wide)[:, 0], expected)
 
 
 @given(
@@ -90,4 +90,4 @@ def test_analog_max_pool(
     layer = PoolLayer("p", "c", shape, expected.shape[1:], kernel, stride, padding)
     out = np.zeros((2, expected[0, 0].size, 2), np.float32)
     run_in_turn(map_region(layer, [contiguous(given_values, shape)], out, partitions=1 + seed % 3))
-    np.testing.assert_array_equal(to_channel_major(out, layer.out_shape), expected)
+    np.testing.assert_array_equal(by_step(out[None], layer.out_shape)[:, 0], expected)

@@ -15,7 +15,7 @@ from soul_deploy.base import Array, errors
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering import deploy, fold_batch_norm
-from soul_deploy.lowering.fan_out import Counted, CountedLayer, CountedPooling, CountedPopulation
+from soul_deploy.lowering.fan_out import Counted, CountedLayer
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.ops import energy as estimates
 from soul_deploy.runtime.ops.counters import LayerCounts
@@ -219,17 +219,17 @@ class _Run:
         return frozenset(self.graph.static if self.static else ())
 
     def layer(self, entry: Counted, counts: LayerCounts) -> report.LayerReport:
-        if isinstance(entry, CountedLayer):
-            return self._projection(entry, counts)
+        if entry.layer is not None:
+            return self._projection(entry.layer, counts)
         size = 4 * math.prod(self.graph.shapes[entry.name])
-        sizes = {} if isinstance(entry, CountedPooling) else {"membranes": size, "events": size}
+        sizes = {} if entry.population is None else {"membranes": size, "events": size}
         return report.LayerReport(
             name=entry.name,
             op=self.graph[entry.name].op,
             counts=counts,
             activity=estimates.Activity(counts, leaky=self._leaky(entry.name)),
             arrays=estimates.Arrays(sizes, "explicit"),
-            **self._neurons(entry.name if isinstance(entry, CountedPopulation) else None),
+            **self._neurons(entry.population),
         )
 
     def _projection(self, entry: CountedLayer, counts: LayerCounts) -> report.LayerReport:

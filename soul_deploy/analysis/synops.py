@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soul_deploy.base import Array
+from soul_deploy.base import Array, dispatch
 from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
@@ -153,13 +153,25 @@ def count_batch(
     return {layer.name: count_steps(layer, tensors).total() for layer in layers}
 
 
+@dispatch.operation_table(fan_out.Counted)
 def count_steps(layer: fan_out.Counted, values: Mapping[str, Tensor]) -> counters.StepCounts:
     """Counts of one entry by step and sample, from the values of the nodes it needs."""
-    if isinstance(layer, fan_out.CountedPopulation):
-        neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
-        driven = values[layer.name][:, :, : layer.shape[0]]  # not the constant-pattern channels
-        return _neuron_steps(driven, neurons)
-    if isinstance(layer, fan_out.CountedPooling):
-        return counted_pooling_steps(layer, values[layer.source])
+    raise count_steps.unknown(layer)
+
+
+@count_steps.on(fan_out.CountedPopulation)
+def _(layer: fan_out.CountedPopulation, values: Mapping[str, Tensor]) -> counters.StepCounts:
+    neurons = int(np.prod(layer.shape) if layer.live is None else layer.live.sum())
+    driven = values[layer.name][:, :, : layer.shape[0]]  # not the constant-pattern channels
+    return _neuron_steps(driven, neurons)
+
+
+@count_steps.on(fan_out.CountedPooling)
+def _(layer: fan_out.CountedPooling, values: Mapping[str, Tensor]) -> counters.StepCounts:
+    return counted_pooling_steps(layer, values[layer.source])
+
+
+@count_steps.on(fan_out.CountedLayer)
+def _(layer: fan_out.CountedLayer, values: Mapping[str, Tensor]) -> counters.StepCounts:
     spikes = None if layer.population is None else values[layer.population]
     return layer_steps(layer, values[layer.linear.source], spikes)

@@ -123,8 +123,8 @@ class CountComparer:
         """
         changed: list[CountDifference] = []
         for name, theirs in counts.items():
-            layer = self.counted.get(name)
-            if isinstance(layer, fan_out.CountedLayer):
+            layer = self.counted[name].layer if name in self.counted else None
+            if layer is not None:
                 before, after = (self._value(layer.linear.source, v) for v in (reference, own))
                 ours = layer_steps(layer, before, None).total()
                 changed += _differences(layer, ours, theirs, before, after)

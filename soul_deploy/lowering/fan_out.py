@@ -8,7 +8,7 @@ every sum is an exact integer below 2^53. Definitions: docs/counting.md.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -20,9 +20,29 @@ from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.lowering import linear_operators
 
 
+class Counted:
+    """What operations are counted by; the family of the tables over such entries.
+
+    source: the node that feeds it, population: the neurons that are counted with it; None: none.
+    """
+
+    name: str
+    if TYPE_CHECKING:  # a field of one class is a property of another
+
+        @property
+        def source(self) -> str | None: ...
+        @property
+        def population(self) -> str | None: ...
+
+    @property
+    def layer(self) -> "CountedLayer | None":
+        """The entry, if it is a projection's or the readout's."""
+        return None
+
+
 @brief
 @dataclass(frozen=True)
-class CountedLayer:
+class CountedLayer(Counted):
     """A projection (or the readout) with what feeds it, and the population that it alone feeds.
 
     live: bool of the operator's output shape; targets that are masked receive nothing.
@@ -33,6 +53,10 @@ class CountedLayer:
     edge: ir.Edge
     population: str | None
     live: Array | None = None
+
+    @property
+    def layer(self) -> "CountedLayer":
+        return self
 
     @property
     def source(self) -> str:
@@ -55,7 +79,7 @@ class CountedLayer:
 
 
 @dataclass(frozen=True)
-class CountedPooling:
+class CountedPooling(Counted):
     """A max pooling: what feeds it, and its windows."""
 
     name: str
@@ -68,7 +92,7 @@ class CountedPooling:
 
 @brief
 @dataclass(frozen=True)
-class CountedPopulation:
+class CountedPopulation(Counted):
     """A population without a projection of its own: a merge of currents feeds it, for example.
 
     shape: of its current. live: bool of that shape, or None: all neurons.
@@ -82,9 +106,6 @@ class CountedPopulation:
     @property
     def population(self) -> str:
         return self.name
-
-
-Counted: TypeAlias = CountedLayer | CountedPopulation | CountedPooling
 
 
 def needed_values(entry: Counted) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ from soul_deploy.export.nir.write import build_nir
 from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import CACHE, lower
+from soul_deploy.lowering.fan_out import Counted
+from soul_deploy.lowering.linear_operators import LinearOperator, Operator
 from soul_deploy.model import file
 from soul_deploy.model.file import expected_shapes
 from soul_deploy.model.model import Model
@@ -68,6 +70,17 @@ def test_every_operation_is_entered_or_refused_in_every_table() -> None:
     import_everything()
     assert len(tables_over(ir.Node)) > 10
     assert missing() == {}
+
+
+@pytest.mark.parametrize("family", [LinearOperator, Operator, Counted])
+def test_operators_and_counted_entries_are_in_every_table(family: type) -> None:
+    import_everything()
+    below: list[type] = [kind for kind in family.__subclasses__() if kind is not Operator]
+    kinds = below + (Operator.__subclasses__() if family is LinearOperator else [])
+    assert len(kinds) > 1 and tables_over(family)
+    for table in tables_over(family):
+        assert table.missing(kinds) == [], table.name
+        assert table.missing([type("Stranger", (), {})]) == ["Stranger"], table.name
 
 
 def an_operation(kind: type[ir.Node]) -> ir.Node:

@@ -185,9 +185,9 @@ def currents(case: Case, parts: int = 1) -> Array:
     current = np.full(currents_shape(layer, ready, len(source)), np.nan, np.float32)
     lanes = lanes_of(layer, ready, len(source))
     run_in_turn(current_region(layer, ready, source, current, lanes=lanes, partitions=parts))
-    by_step = np.ascontiguousarray(current.T[: len(source)]) if lanes else current
+    stepwise = np.ascontiguousarray(current.T[: len(source)]) if lanes else current
     shape = layer.out_shape
-    by_channel = by_step.reshape(len(source), -1, shape[0] if len(shape) == 3 else size)
+    by_channel = stepwise.reshape(len(source), -1, shape[0] if len(shape) == 3 else size)
     return by_step(by_channel[None], shape)[:, 0]
 
 
@@ -267,11 +267,11 @@ def test_the_update_equals_the_equation_bit_for_bit(
     )  # fmt: skip
     np.testing.assert_array_equal(spikes, expected)
     np.testing.assert_array_equal(v, last)
-    by_step, membrane = [], start
+    stepwise, membrane = [], start
     for t in range(steps):
         fired, membrane = neuron.step(membrane, current[0 if repeated else t])
-        by_step.append(fired)
-    np.testing.assert_array_equal(spikes, np.array(by_step))
+        stepwise.append(fired)
+    np.testing.assert_array_equal(spikes, np.array(stepwise))
     np.testing.assert_array_equal(v, membrane)
 
 

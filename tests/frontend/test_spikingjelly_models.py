@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import soul_deploy
 from soul_deploy import FinetuneConfig, PruneSchedule, ScaConfig, SearchConfig, TrainConfig
-from soul_deploy.base.errors import UnsupportedGraphError
+from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError
+from soul_deploy.frontend.from_torch import trace
 from soul_deploy.model.model import Model
 from soul_deploy.prune.result import PruneResult
 
@@ -139,6 +140,15 @@ def test_the_example_says_which_of_two_ways_is_traced() -> None:
         assert_same(model, network, example)
 
 
+def test_what_a_trace_warns_about_is_said_once() -> None:
+    """Also where the network is traced twice, for sequences and for images."""
+    network = Encoding()
+    network.body[1].surrogate_function = surrogate.Erf()
+    with pytest.warns(NetworkWarning, match="surrogate function Erf is not known") as said:
+        graph = trace(network, SHAPE, T)
+    assert len(graph.populations) == 2 and len(said) == 1
+
+
 def reaches_every_format(result: PruneResult, folder: Path) -> None:
     """Masked and compact have the same scores; the files of the compact network are verified."""
     compact, x = result.compact, frames(4, *SHAPE)
@@ -227,4 +237,4 @@ def test_networks_that_no_graph_holds_are_refused_in_a_sentence(name: str) -> No
     with torch.device("meta"):
         network = make()
     with pytest.raises(UnsupportedGraphError, match=text):
-        soul_deploy.frontend.from_torch.trace(network, SHAPE, T)
+        trace(network, SHAPE, T)

@@ -41,7 +41,11 @@ def _source(builder: GraphBuilder, node: fx.Node) -> TracedValue:
 def _add(builder: GraphBuilder, node: fx.Node) -> None:
     if node.kwargs or len(node.args) != 2:
         raise _unknown(builder, node)
-    values = [builder.value(node, argument) for argument in node.args]
+    terms = [a for a in node.args if not (isinstance(a, int | float) and a == 0)]
+    values = [builder.value(node, argument) for argument in terms]
+    if len(values) == 1:  # 0 + x, as sum() and loops begin
+        builder.values[node] = values[0]
+        return
     builder.merge(node, _fresh(builder, node, "add"), "add", values)
 
 
@@ -157,12 +161,14 @@ def _dropout(builder: GraphBuilder, node: fx.Node) -> None:
 def _unsqueeze(builder: GraphBuilder, node: fx.Node) -> None:
     """An image gets a time axis of length 1, which `repeat` or `expand` makes T."""
     source, axis = _source(builder, node), _argument(node, 1, "dim")
-    if axis != 0 or source.folded or source.mean:
+    if axis != 0:
         raise _unknown(builder, node)
     builder.values[node] = _with_time(builder, node, source)
 
 
 def _with_time(builder: GraphBuilder, node: fx.Node, image: TracedValue) -> TracedValue:
+    if image.folded or image.mean:
+        raise _unknown(builder, node)
     if image.lead != 1:
         raise ShowsImageError(str(_unknown(builder, node)))
     return replace(image, lead=2, once=True)
@@ -171,7 +177,7 @@ def _with_time(builder: GraphBuilder, node: fx.Node, image: TracedValue) -> Trac
 def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
     source, sides = _source(builder, node), _sides(node)
     shape = builder.shapes[source.name]
-    if len(sides) == source.lead + len(shape) + 1 and not (source.folded or source.mean):
+    if len(sides) == source.lead + len(shape) + 1:
         source = _with_time(builder, node, source)  # an axis more is put in front
     whole = builder.sides(source, shape)
     rest = (1,) * (len(whole) - 1) if node.target == "repeat" else whole[1:]
@@ -182,10 +188,7 @@ def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
         raise ShowsImageError(str(_unknown(builder, node)))
     if not source.once or not same or (node.target == "repeat" and -1 in sides[1:]):
         raise _unknown(builder, node)
-    if not isinstance(sides[0], int) or sides[0] != builder.time_steps:
-        raise builder.unsupported(
-            node, f"an image repeated {sides[0]} times with time_steps = {builder.time_steps}"
-        )
+    _require_all_steps(builder, node, sides[0])
     builder.values[node] = replace(source, once=False)
 
 
@@ -194,8 +197,29 @@ def _attribute(builder: GraphBuilder, node: fx.Node) -> None:
 
 
 def _part(builder: GraphBuilder, node: fx.Node) -> None:
-    """A step or a channel taken out."""
+    """A step or a channel taken out; `x[None]` puts a time axis in front."""
+    if node.args[1:] == (None,):
+        builder.values[node] = _with_time(builder, node, _source(builder, node))
+        return
     raise _unknown(builder, node, "a part of a tensor; loops over time belong outside the network")
+
+
+def _stack(builder: GraphBuilder, node: fx.Node) -> None:
+    """An image T times."""
+    images, axis = _argument(node, 0, "tensors"), _argument(node, 1, "dim", 0)
+    alike = isinstance(images, list | tuple) and all(image is images[0] for image in images)
+    if axis != 0 or not images or not alike:
+        raise _unknown(builder, node, "loops over time belong outside the network")
+    source = builder.value(node, images[0])
+    _require_all_steps(builder, node, len(images))
+    builder.values[node] = replace(_with_time(builder, node, source), once=False)
+
+
+def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None:
+    if not isinstance(times, int) or times != builder.time_steps:
+        raise builder.unsupported(
+            node, f"an image repeated {times} times with time_steps = {builder.time_steps}"
+        )
 
 
 def _same(builder: GraphBuilder, node: fx.Node) -> None:
@@ -224,6 +248,7 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
     **dict.fromkeys(("repeat", "expand"), _repeat),
+    torch.stack: _stack,
     **dict.fromkeys((operator.getitem, "select", "unbind", torch.unbind), _part),
     **dict.fromkeys((tracer.fold_time, tracer.each_step), _fold),
     tracer.whole_sequence: _unfold,

@@ -56,7 +56,7 @@ class BatchSize:
         raise Refusal(
             f"the number of samples that are given at once ({self}) is used as a number; the graph "
             "is for any, so only what is the same for all of them can be traced (view, reshape, "
-            "unflatten, T * B)"
+            "unflatten, T * B); loops over time belong outside the network"
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = _refuse

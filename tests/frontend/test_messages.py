@@ -68,6 +68,13 @@ def by_index(net: Net, x: Tensor) -> Tensor:
     return sum(net.head(y[t]) for t in range(len(y)))  # type: ignore[return-value]
 
 
+def added_up(net: Net, x: Tensor) -> Tensor:
+    scores: Any = 0
+    for _ in range(T):
+        scores = scores + net.conv(x)
+    return scores / T  # type: ignore[no-any-return]
+
+
 def taken_apart(net: Net, x: Tensor) -> Tensor:
     spikes, _membrane = net.fire(net.conv(x))
     return net.head(spikes)  # type: ignore[no-any-return]
@@ -93,6 +100,14 @@ def with_a_size_alone(net: Net, x: Tensor) -> Tensor:
     return x + torch.zeros(x.size(0), 2, 4, 4)
 
 
+def with_a_size_added(net: Net, x: Tensor) -> Tensor:
+    return x + x.shape[0]
+
+
+def stacked_itself(net: Net, x: Tensor) -> Tensor:
+    return torch.stack(x)  # type: ignore[arg-type]
+
+
 def written(net: Net, x: Tensor) -> Tensor:
     print(f"{x.mean():.2f}")
     return x
@@ -110,12 +125,15 @@ STOPPED: dict[Forward, str] = {
     counted: r"makes a number of a tensor's values.*range\(x\.argmax\(\)\)",
     over_time: r"takes a tensor apart \(a loop over time or samples, or .*return sum\(",
     by_index: r"operation getitem\(fire, 0\) \(a part of a tensor; loops over time belong outside",
+    added_up: r"module 'conv' is called twice \(a loop over time belongs outside the network",
     taken_apart: r"takes a tensor apart .*spikes, _membrane = ",
     unpacked: r"takes a tensor apart .*head\(\*net",
     passed_as_keywords: r"takes a tensor apart .*head\(\*\*x",
     kept_in_a_list: r"calls a module that it does not own \(kept in a list\? nn.ModuleList",
     with_a_size: r"the number of samples that are given at once \(B\) is used as a number",
     with_a_size_alone: r"number of samples, are needed as numbers .*: return x \+ torch\.zeros",
+    with_a_size_added: r"'.*add.*' with a constant or a second input .*: return x \+ x\.shape",
+    stacked_itself: r"operation stack\(x\) .*: return torch\.stack\(x\)",
     written: r"a tensor's values, or .* are needed as numbers .*: print\(f",
     failing: r"its forward cannot be traced: ValueError: takes RGB images only \(in the network",
 }

@@ -113,6 +113,14 @@ def expanded(net: Net, x: Tensor) -> Tensor:
     return net.fc(net.sn2(net.conv2(net.sn1(y))).mean((0, 3, 4)))  # type: ignore[no-any-return]
 
 
+def stacked(net: Net, x: Tensor) -> Tensor:
+    return net.rates(torch.stack([x] * T))
+
+
+def indexed_by_none(net: Net, x: Tensor) -> Tensor:
+    return net.rates(x[None].expand(T, *x.shape))
+
+
 def expanded_in_front(net: Net, x: Tensor) -> Tensor:
     return net.rates(x.expand(T, -1, -1, -1, -1))
 
@@ -121,7 +129,7 @@ def expanded_in_front(net: Net, x: Tensor) -> Tensor:
     "forward",
     [
         *(of_the_input, of_sides, behind_neurons, folded, legacy_view),
-        *(repeated, expanded, expanded_in_front),
+        *(repeated, expanded, stacked, indexed_by_none, expanded_in_front),
     ],
     ids=lambda f: f.__name__,
 )
@@ -187,6 +195,14 @@ def repeated_twice(net: Net, x: Tensor) -> Tensor:
     return net.rates(x.unsqueeze(0).repeat(T, 1, 1, 1, 1).repeat(T, 1, 1, 1, 1))
 
 
+def stacked_too_often(net: Net, x: Tensor) -> Tensor:
+    return net.rates(torch.stack([x, x]))
+
+
+def stacked_parts(net: Net, x: Tensor) -> Tensor:
+    return net.rates(torch.stack([x, net.conv(x), x]))
+
+
 def never_repeated(net: Net, x: Tensor) -> Tensor:
     return net.rates(x.unsqueeze(0))
 
@@ -200,6 +216,8 @@ NOT_ANSWERED: dict[Forward, str] = {
     time_written: r"operation view\(sn2, B, 3, -1\)",
     unflattened_wrongly: r"operation unflatten\(pool, 0, \(2, -1\)\)",
     repeated_twice: r"operation repeat\(repeat, 3, 1, 1, 1, 1\)",
+    stacked_too_often: r"an image repeated 2 times with time_steps = 3",
+    stacked_parts: r"operation stack\(\[x, conv, x\]\) \(loops over time belong outside",
     never_repeated: r"neuron 'sn1' on one step with time_steps = 3",
 }
 

@@ -218,10 +218,10 @@ def _window(module: Any) -> tuple[ir.Pair, ir.Pair, ir.Pair]:
 
 
 def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
-    sides = (module.kernel_size, module.stride, _padding(path, module), module.dilation)
+    kernel, stride, padding = both_sides(module.kernel_size), module.stride, _padding(path, module)
     return ir.Convolution(
         path, inputs, module.bias is not None, None, module.in_channels, module.out_channels,
-        *map(both_sides, sides), module.groups,
+        kernel, both_sides(stride), padding, both_sides(module.dilation), module.groups,
     )  # fmt: skip
 
 

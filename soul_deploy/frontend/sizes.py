@@ -31,7 +31,9 @@ class BatchSize:
     def __eq__(self, other: object) -> bool:
         if isinstance(other, BatchSize):
             return self.factor == other.factor
-        return self._refuse() if isinstance(other, int | float) else NotImplemented
+        if isinstance(other, int | float):
+            self._refuse()
+        return False
 
     def __mul__(self, other: Any) -> "BatchSize":
         return BatchSize(self.factor * other) if isinstance(other, int) else self._refuse()

@@ -26,7 +26,7 @@ class Net(nn.Module):
         self.fire = SpikingNeuron(NeuronSpec("if", v_threshold=0.3), 1)
         self.head = nn.Linear(channels, 3)
         with torch.no_grad():
-            self.first[0].weight.mul_(6)  # type: ignore[union-attr, operator]
+            self.first[0].weight.mul_(6)  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         spikes = self.first(x) if self.pools else x.unsqueeze(0).repeat(1, 1, 1, 1, 1)

@@ -54,18 +54,18 @@ def as_float(net: Net, x: Tensor) -> Tensor:
 
 
 def counted(net: Net, x: Tensor) -> Tensor:
-    for _ in range(x.argmax()):  # type: ignore[call-overload]
+    for _ in range(x.argmax()):
         x = net.conv(x)
     return x
 
 
 def over_time(net: Net, x: Tensor) -> Tensor:
-    return sum(net.head(step) for step in net.fire(net.conv(x)))  # type: ignore[return-value]
+    return sum(net.head(step) for step in net.fire(net.conv(x)))  # type: ignore[no-any-return]
 
 
 def by_index(net: Net, x: Tensor) -> Tensor:
     y = net.fire(net.conv(x))
-    return sum(net.head(y[t]) for t in range(len(y)))  # type: ignore[return-value]
+    return sum(net.head(y[t]) for t in range(len(y)))  # type: ignore[no-any-return]
 
 
 def added_up(net: Net, x: Tensor) -> Tensor:

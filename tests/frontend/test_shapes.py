@@ -84,7 +84,7 @@ def folded(net: Net, x: Tensor) -> Tensor:
     flat = spikes.reshape(steps * batch, *own)
     assert flat.shape[0] == steps * batch and flat.shape[0] != batch and flat.ndim == 4
     assert flat.shape[0] // batch == steps and flat.shape[0] // steps == batch
-    again = flat.view(flat.size(0), -1).unflatten(0, (steps, batch))
+    again = flat.view(flat.size(0), -1).unflatten(0, (steps, batch))  # type: ignore[no-untyped-call]
     assert again.shape == (steps, batch, 96)
     return net.wide(again).mean(0)  # type: ignore[no-any-return]
 
@@ -188,7 +188,7 @@ def time_written(net: Net, x: Tensor) -> Tensor:
 
 
 def unflattened_wrongly(net: Net, x: Tensor) -> Tensor:
-    return net.pool(net.spikes(x).flatten(0, 1)).unflatten(0, (2, -1)).mean((0, 3, 4))
+    return net.pool(net.spikes(x).flatten(0, 1)).unflatten(0, (2, -1)).mean((0, 3, 4))  # type: ignore[no-any-return]
 
 
 def repeated_twice(net: Net, x: Tensor) -> Tensor:

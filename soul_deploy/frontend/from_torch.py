@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import errors, pixel_rule
-from soul_deploy.frontend import function_rules, graph_builder, module_kinds, side_by_side, tracer
+from soul_deploy.frontend import (
+    foreign,
+    function_rules,
+    graph_builder,
+    module_kinds,
+    side_by_side,
+    tracer,
+)
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of, with_input_kind
 from soul_deploy.nn.graph_module import GraphModule, require_floats
@@ -49,18 +56,69 @@ def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGra
     return trace_with_input(network, input_shape, time_steps).graph
 
 
-def trace_with_input(network: nn.Module, input_shape: Shape, time_steps: int) -> Traced:
+def trace_with_input(
+    network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
+) -> Traced:
     """As `trace`, with what the network's own forward takes."""
     for path, module in network.named_modules():
+        foreign.check_known(path, module)
         module_kinds.check_unchanged(path, module)
     module_kinds.check_at_rest(network)
-    operations = tracer.run_symbolically(network)
-    takes = tracer.taken_by(network, operations)
+    sequence = example is not None and example.dim() == len(input_shape) + 2
+    given: tracer.Takes = "sequence" if sequence else "image"
+    found: dict[tracer.Takes, _Attempt] = {}
+    failed: dict[tracer.Takes, errors.UnsupportedGraphError] = {}
+    for takes in tracer.can_take(network, sequence):
+        try:
+            found[takes] = _trace_as(takes, network, input_shape, time_steps)
+        except errors.UnsupportedGraphError as error:
+            failed[takes] = error
+        else:
+            if takes == given or not found[takes].asked:
+                break
+    if not found:
+        raise _likelier(failed)
+    chosen = found.get(given) or next(iter(found.values()))
+    for warning in chosen.noted:
+        warnings.warn(warning, stacklevel=3)
+    return chosen.traced
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A trace, what it warns about, and whether forward asked for shapes and may go other ways."""
+
+    traced: Traced
+    noted: tuple[errors.NetworkWarning, ...]
+    asked: bool
+
+
+def _likelier(
+    failed: dict[tracer.Takes, errors.UnsupportedGraphError],
+) -> errors.UnsupportedGraphError:
+    """Of several errors that of a sequence, unless the network shows that it takes images."""
+    image, sequence = failed.get("image"), failed.get("sequence")
+    if image is None or sequence is None:
+        return next(iter(failed.values()))
+    takes_images = (tracer.ForwardError, graph_builder.ShowsImageError)
+    own = isinstance(image, tracer.ForwardError)
+    return image if isinstance(sequence, takes_images) and not own else sequence
+
+
+def _trace_as(
+    takes: tracer.Takes, network: nn.Module, input_shape: Shape, time_steps: int
+) -> _Attempt:
     lead = 2 if takes == "sequence" else 1
-    graph = graph_builder.GraphBuilder(network, input_shape, time_steps, lead).build(
-        operations, function_rules.handle
+    builder = graph_builder.GraphBuilder(
+        network, input_shape, time_steps, lead, function_rules.handle
     )
-    return Traced(graph, takes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        operations = tracer.run_symbolically(network, builder.sides_of)
+        traced = Traced(builder.build(operations), takes)
+    messages = [warning.message for warning in caught]
+    noted = tuple(m for m in messages if isinstance(m, errors.NetworkWarning))
+    return _Attempt(traced, noted, builder.asked)
 
 
 def from_torch(
@@ -120,7 +178,7 @@ def examine(
 ) -> Examined:
     """Trace a network and compare it with its graph; raises as `from_torch`."""
     _check_weights(network)
-    traced = trace_with_input(network, input_shape, time_steps)
+    traced = trace_with_input(network, input_shape, time_steps, example)
     module = GraphModule(traced.graph)
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})

@@ -12,7 +12,8 @@ from torch import fx
 
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import module_kinds, tracer
-from soul_deploy.frontend.graph_builder import GraphBuilder, TracedValue, told
+from soul_deploy.frontend.graph_builder import GraphBuilder, ShowsImageError, TracedValue, told
+from soul_deploy.frontend.sizes import fits
 from soul_deploy.ir import AdaptiveAvgPool, Flatten
 
 
@@ -21,16 +22,12 @@ def handle(builder: GraphBuilder, node: fx.Node) -> None:
     handler = HANDLERS.get(node.target)
     if handler is None or node.op not in ("call_function", "call_method"):
         raise builder.unsupported(node, f"operation {told(node)}")
-    inputs = node.all_input_nodes
-    if inputs and all(source in builder.sizes for source in inputs):  # T * B and the like
-        builder.sizes.add(node)
-    else:
-        handler(builder, node)
+    handler(builder, node)
 
 
-def _unknown(builder: GraphBuilder, node: fx.Node) -> UnsupportedGraphError:
+def _unknown(builder: GraphBuilder, node: fx.Node, why: str = "") -> UnsupportedGraphError:
     shown = ", ".join([*map(str, node.args), *(f"{k}={v}" for k, v in node.kwargs.items())])
-    return builder.unsupported(node, f"operation {told(node)}({shown})")
+    return builder.unsupported(node, f"operation {told(node)}({shown})" + (why and f" ({why})"))
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -44,7 +41,11 @@ def _source(builder: GraphBuilder, node: fx.Node) -> TracedValue:
 def _add(builder: GraphBuilder, node: fx.Node) -> None:
     if node.kwargs or len(node.args) != 2:
         raise _unknown(builder, node)
-    values = [builder.value(node, argument) for argument in node.args]
+    terms = [a for a in node.args if not (isinstance(a, int | float) and a == 0)]
+    values = [builder.value(node, argument) for argument in terms]
+    if len(values) == 1:  # 0 + x, as sum() and loops begin
+        builder.values[node] = values[0]
+        return
     builder.merge(node, _fresh(builder, node, "add"), "add", values)
 
 
@@ -81,49 +82,44 @@ def _flatten(builder: GraphBuilder, node: fx.Node) -> None:
     builder.flatten(node, _source(builder, node), _fresh(builder, node, "flatten"), start, end)
 
 
+def _sides(node: fx.Node, start: int = 1) -> tuple[Any, ...]:
+    """The sides that a call is given, one by one or as one tuple."""
+    sides = node.args[start:] or tuple(node.kwargs.values())
+    first = sides[0] if len(sides) == 1 else None
+    return tuple(first) if isinstance(first, (tuple, list)) else sides
+
+
 def _view(builder: GraphBuilder, node: fx.Node) -> None:
     """Views that merge a value's own axes, or time and batch, or split these again."""
-    source, sides = _source(builder, node), node.args[1:]
-    if len(sides) == 1 and isinstance(sides[0], (tuple, list)):
-        sides = tuple(sides[0])
+    source, sides = _source(builder, node), _sides(node)
     shape = builder.shapes[source.name]
     for lead in (source.lead, 3 - source.lead):
-        reachable = lead == source.lead or lead == 1 or source.folded
+        folded = lead == 1 and (source.folded or source.lead == 2)
+        after = replace(source, lead=lead, folded=folded)
+        if lead == 2 > source.lead and not source.folded:
+            continue
         for target in (shape, (prod(shape),)):
-            if reachable and _matches(builder, sides, lead, target):
-                _reshape(builder, node, source, lead, flat=len(target) < len(shape))
+            if fits(sides, builder.sides(after, target)):
+                _reshape(builder, node, after, flat=len(target) < len(shape))
                 return
     raise _unknown(builder, node)
 
 
-def _matches(
-    builder: GraphBuilder, sides: tuple[Any, ...], lead: int, shape: tuple[int, ...]
-) -> bool:
-    if len(sides) != lead + len(shape):
-        return False
-    leading = all(s in builder.sizes or isinstance(s, int) for s in sides[:lead])
-    return leading and all(
-        given in builder.sizes or given in (-1, side)
-        for given, side in zip(sides[lead:], shape, strict=True)
-    )
-
-
-def _reshape(
-    builder: GraphBuilder, node: fx.Node, source: TracedValue, lead: int, *, flat: bool
-) -> None:
-    after = replace(source, lead=lead, folded=lead == 1 and (source.folded or source.lead == 2))
+def _reshape(builder: GraphBuilder, node: fx.Node, after: TracedValue, *, flat: bool) -> None:
     if not flat:
         builder.values[node] = after
         return
     name = _fresh(builder, node, "flatten")
-    builder.add(node, Flatten(name, (source.name,)), replace(after, name=name))
+    builder.add(node, Flatten(name, (after.name,)), replace(after, name=name))
 
 
 def _unflatten(builder: GraphBuilder, node: fx.Node) -> None:
     source, axis = _source(builder, node), _argument(node, 1, "dim")
-    if axis != 0 or not source.folded:
+    after = replace(source, lead=2, folded=False)
+    sides = tuple(_argument(node, 2, "sizes") or _argument(node, 2, "unflattened_size", ()))
+    if axis != 0 or not source.folded or not fits(sides, builder.sides(after, ())):
         raise _unknown(builder, node)
-    builder.values[node] = replace(source, lead=2, folded=False)
+    builder.values[node] = after
 
 
 def _mean(builder: GraphBuilder, node: fx.Node) -> None:
@@ -165,35 +161,65 @@ def _dropout(builder: GraphBuilder, node: fx.Node) -> None:
 def _unsqueeze(builder: GraphBuilder, node: fx.Node) -> None:
     """An image gets a time axis of length 1, which `repeat` or `expand` makes T."""
     source, axis = _source(builder, node), _argument(node, 1, "dim")
-    if axis != 0 or source.lead != 1 or source.folded or source.mean:
+    if axis != 0:
         raise _unknown(builder, node)
-    builder.values[node] = replace(source, lead=2)
+    builder.values[node] = _with_time(builder, node, source)
+
+
+def _with_time(builder: GraphBuilder, node: fx.Node, image: TracedValue) -> TracedValue:
+    if image.folded or image.mean:
+        raise _unknown(builder, node)
+    if image.lead != 1:
+        raise ShowsImageError(str(_unknown(builder, node)))
+    return replace(image, lead=2, once=True)
 
 
 def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
-    source, sides = _source(builder, node), node.args[1:]
-    if len(sides) == 1 and isinstance(sides[0], (tuple, list)):
-        sides = tuple(sides[0])
-    same = set(sides[1:]) <= {1, -1} or all(side in builder.sizes for side in sides[1:])
-    rank = source.lead + len(builder.shapes[source.name])
-    if source.lead != 2 or len(sides) != rank or not same:
+    source, sides = _source(builder, node), _sides(node)
+    shape = builder.shapes[source.name]
+    if len(sides) == source.lead + len(shape) + 1:
+        source = _with_time(builder, node, source)  # an axis more is put in front
+    whole = builder.sides(source, shape)
+    rest = (1,) * (len(whole) - 1) if node.target == "repeat" else whole[1:]
+    same = len(sides) == len(whole) and all(
+        fits((given,), (side,)) for given, side in zip(sides[1:], rest, strict=True)
+    )
+    if source.lead == 2 and not source.once:
+        raise ShowsImageError(str(_unknown(builder, node)))
+    if not source.once or not same or (node.target == "repeat" and -1 in sides[1:]):
         raise _unknown(builder, node)
-    if sides[0] != builder.time_steps:
-        raise builder.unsupported(
-            node, f"an image repeated {sides[0]} times with time_steps = {builder.time_steps}"
-        )
-    builder.values[node] = source
+    _require_all_steps(builder, node, sides[0])
+    builder.values[node] = replace(source, once=False)
 
 
-def _size(builder: GraphBuilder, node: fx.Node) -> None:
-    if node.target is getattr and node.args[1] != "shape":
-        raise _unknown(builder, node)
-    builder.sizes.add(node)
-
-
-def _item(builder: GraphBuilder, node: fx.Node) -> None:
-    """Of sizes it is handled before; of a value it is a step or a channel taken out."""
+def _attribute(builder: GraphBuilder, node: fx.Node) -> None:
     raise _unknown(builder, node)
+
+
+def _part(builder: GraphBuilder, node: fx.Node) -> None:
+    """A step or a channel taken out; `x[None]` puts a time axis in front."""
+    if node.args[1:] == (None,):
+        builder.values[node] = _with_time(builder, node, _source(builder, node))
+        return
+    raise _unknown(builder, node, "a part of a tensor; loops over time belong outside the network")
+
+
+def _stack(builder: GraphBuilder, node: fx.Node) -> None:
+    """An image T times."""
+    images, axis = _argument(node, 0, "tensors"), _argument(node, 1, "dim", 0)
+    alike = isinstance(images, list | tuple) and all(image is images[0] for image in images)
+    if axis != 0 or not images or not alike:
+        raise _unknown(builder, node, "loops over time belong outside the network")
+    source = builder.value(node, images[0])
+    _require_all_steps(builder, node, len(images))
+    builder.values[node] = replace(_with_time(builder, node, source), once=False)
+
+
+def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None:
+    if not isinstance(times, int) or times != builder.time_steps:
+        raise builder.unsupported(
+            node, f"an image repeated {times} times with time_steps = {builder.time_steps}"
+        )
 
 
 def _same(builder: GraphBuilder, node: fx.Node) -> None:
@@ -202,6 +228,8 @@ def _same(builder: GraphBuilder, node: fx.Node) -> None:
 
 def _fold(builder: GraphBuilder, node: fx.Node) -> None:
     source = _source(builder, node)
+    if source.lead != 2:
+        raise builder.unsupported(node, "a container of whole sequences on one step (B, ...)")
     builder.values[node] = replace(source, lead=1, folded=node.target is tracer.fold_time)
 
 
@@ -220,10 +248,11 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
     **dict.fromkeys(("repeat", "expand"), _repeat),
-    **dict.fromkeys((getattr, "size"), _size),
-    operator.getitem: _item,
+    torch.stack: _stack,
+    **dict.fromkeys((operator.getitem, "select", "unbind", torch.unbind), _part),
     **dict.fromkeys((tracer.fold_time, tracer.each_step), _fold),
     tracer.whole_sequence: _unfold,
+    getattr: _attribute,
     F.adaptive_avg_pool2d: _adaptive,
     F.dropout: _dropout,
     "contiguous": _same,

@@ -4,7 +4,7 @@ Every value is followed with what its leading axes are, because the same call me
 things with them: `flatten(1)` of (B, C, H, W) flattens an image, of (T, B, C, H, W) a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import fx, nn
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.frontend import module_kinds, tracer
+from soul_deploy.frontend.sizes import BatchSize, Side
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TracedValue:
     name     the graph node that holds it
     lead     leading axes: 2 for (T, B, ...), 1 for (B, ...)
     folded   lead 1 because T and B were merged into one axis
+    once     its time axis has length 1, until it is repeated
     mean     averaged over time
     inverse  1 - the node's value
     """
@@ -29,8 +31,13 @@ class TracedValue:
     name: str
     lead: int
     folded: bool = False
+    once: bool = False
     mean: bool = False
     inverse: bool = False
+
+
+class ShowsImageError(UnsupportedGraphError):
+    """A forward that puts a time axis in front of a sequence: it takes images."""
 
 
 def told(node: fx.Node) -> str:
@@ -40,11 +47,15 @@ def told(node: fx.Node) -> str:
 
 
 class GraphBuilder:
-    """Walks the traced operations once and collects graph nodes."""
+    """Makes graph nodes of traced operations, each once, in the order in which they run.
+
+    functions(builder, node) handles whatever is no module and no input.
+    """
 
     def __init__(
-        self, network: nn.Module, input_shape: ir.Shape, time_steps: int, input_lead: int
-    ) -> None:
+        self, network: nn.Module, input_shape: ir.Shape, time_steps: int, input_lead: int,
+        functions: Callable[["GraphBuilder", fx.Node], None],
+    ) -> None:  # fmt: skip
         self.modules = dict(network.named_modules())
         self.input_shape = input_shape
         self.time_steps = time_steps
@@ -52,29 +63,53 @@ class GraphBuilder:
         self.nodes: dict[str, ir.Node] = {}
         self.shapes: dict[str, ir.Shape] = {}
         self.values: dict[fx.Node, TracedValue] = {}
-        self.sizes: set[fx.Node] = set()  # sides of values, and what was computed from them
         self.used: set[str] = set()
         self.memory = tracer.TensorMemory()
+        self.asked = False  # for a shape
+        self._functions = functions
+        self._followed: set[fx.Node] = set()
+        self._last: fx.Node | None = None
+        self._normed: list[fx.Node] = []
 
-    def build(self, traced: fx.Graph, functions: Any) -> ir.SpikingGraph:
-        """The graph; `functions(builder, node)` handles whatever is no module and no input."""
-        for node in traced.nodes:
+    def build(self, traced: fx.Graph) -> ir.SpikingGraph:
+        """The graph of all operations."""
+        output = next(reversed(traced.nodes))
+        self._follow_to(output.prev)
+        self._follow_memory(output)
+        return self._finish(output)
+
+    def sides_of(self, node: fx.Node) -> tuple[Side, ...]:
+        """The shape of an operation's result, while the operations behind it are still to come."""
+        self.asked = True
+        self._follow_to(node)
+        if node not in self.values:
+            raise self.unsupported(node, f"the shape of {told(node)}")
+        value = self.values[node]
+        return self.sides(value, self.shapes[value.name])
+
+    def sides(self, value: TracedValue, shape: ir.Shape) -> tuple[Side, ...]:
+        """The sides of a value whose own axes are `shape`."""
+        steps = 1 if value.once else self.time_steps
+        if value.lead == 2:
+            return (steps, BatchSize(), *shape)
+        return (BatchSize(steps if value.folded else 1), *shape)
+
+    def _follow_to(self, last: fx.Node) -> None:
+        """Make what comes before an operation and is not made yet, and the operation."""
+        while last not in self._followed:
+            node = self._last.next if self._last else next(iter(last.graph.nodes))
             if node.op == "placeholder":
                 self._take_input(node)
             elif node.op == "call_module":
                 self.call(node, str(node.target), node.args)
-            elif node.op == "output":
-                self._follow_memory(node)
-                return self._finish(node)
             else:
-                functions(self, node)
+                self._functions(self, node)
             self._follow_memory(node)
-        raise UnsupportedGraphError("its forward returns nothing")
+            self._followed.add(node)
+            self._last = node
 
     def _follow_memory(self, node: fx.Node) -> None:
         """Refuse reads of what was changed in place under another name; changes of the input."""
-        if node in self.sizes:
-            return
         changed = self.memory.stale(node)
         if changed is not None:
             raise self.unsupported(
@@ -91,7 +126,7 @@ class GraphBuilder:
 
     def _within(self, node: fx.Node) -> fx.Node | None:
         """The value in whose memory a value lies, or may lie; None if it surely has its own."""
-        sources = [source for source in node.all_input_nodes if source not in self.sizes]
+        sources = node.all_input_nodes
         if not sources or tracer.changes_in_place(node):
             return sources[0] if sources else None
         made, source = self.values.get(node), self.values.get(sources[0])
@@ -154,13 +189,21 @@ class GraphBuilder:
         after = replace(source, name=path)
         if converted.fires:
             after = self._fire(node, path, module, source)
+        elif kind in ("RateReadout", "VoteReadout"):
+            after = TracedValue(path, 1, mean=True)
         self.add(node, converted, after)
+        if getattr(module, "ceil_mode", False):
+            module_kinds.check_ceil_mode(converted, self.shapes[source.name])
 
     def _fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
         if source.folded or source.mean:
             what = "with time folded into the batch" if source.folded else "after the mean over T"
             raise self.unsupported(
                 node, f"neuron {path!r} {what} (its state runs along time), which"
+            )
+        if source.once and self.time_steps != 1:
+            raise self.unsupported(
+                node, f"neuron {path!r} on one step with time_steps = {self.time_steps}"
             )
         mode = module_kinds.step_mode(module)
         if mode is not None and (mode == "m") != (source.lead == 2):
@@ -174,18 +217,19 @@ class GraphBuilder:
 
     def _attach_norm(self, node: fx.Node, source: TracedValue, path: str, module: Any) -> None:
         normed = self.nodes[source.name].with_norm(ir.BatchNorm(path, module.eps, module.momentum))
-        (argument,) = node.args
-        alone = isinstance(argument, fx.Node) and len(argument.users) == 1
-        if normed is None or source.mean or not alone:
-            raise self.unsupported(
-                node, f"batch norm {path!r} that does not directly follow one convolution or linear"
-            )
-        if not module.affine or module.running_mean is None or module.momentum is None:
+        if normed is None or source.mean:
+            raise self._misplaced_norm(node)
+        if not module.affine or module.running_mean is None:
             raise self.unsupported(
                 node, f"batch norm {path!r} without affine parameters or running statistics"
             )
+        self._normed.append(node)
         self.nodes[source.name] = normed
         self.values[node] = source
+
+    def _misplaced_norm(self, node: fx.Node) -> UnsupportedGraphError:
+        what = f"batch norm {node.target!r} that does not directly follow one convolution or linear"
+        return self.unsupported(node, what)
 
     def _vote(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
         (neurons, *rest) = self.shapes[source.name]
@@ -204,8 +248,9 @@ class GraphBuilder:
         if len({value.folded for value in values}) > 1:
             raise self.unsupported(node, f"{name!r} of a sequence and a folded one")
         lead = max(value.lead for value in values)
+        once = all(value.once for value in values if value.lead == lead)
         made = ir.Merge(name, tuple(value.name for value in values), function)
-        self.add(node, made, TracedValue(name, lead, values[0].folded))
+        self.add(node, made, TracedValue(name, lead, values[0].folded, once))
 
     def flatten(
         self, node: fx.Node, source: TracedValue, name: str, start: int, end: int, *,
@@ -253,6 +298,9 @@ class GraphBuilder:
         )
 
     def _finish(self, node: fx.Node) -> ir.SpikingGraph:
+        for norm in self._normed:
+            if len(norm.all_input_nodes[0].users) != 1:
+                raise self._misplaced_norm(norm)
         (returned,) = node.args
         if not isinstance(returned, fx.Node):
             raise self.unsupported(node, "a forward that returns more than the class scores")

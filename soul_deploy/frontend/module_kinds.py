@@ -218,14 +218,32 @@ def _window(module: Any) -> tuple[ir.Pair, ir.Pair, ir.Pair]:
 
 
 def _convolution(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise UnsupportedGraphError(
-            f"{path}: padding {module.padding!r} ({module.padding_mode}); only numeric zero padding"
-        )
+    kernel, stride, padding = both_sides(module.kernel_size), module.stride, _padding(path, module)
     return ir.Convolution(
         path, inputs, module.bias is not None, None, module.in_channels, module.out_channels,
-        *_window(module), both_sides(module.dilation), module.groups,
+        kernel, both_sides(stride), padding, both_sides(module.dilation), module.groups,
     )  # fmt: skip
+
+
+def _padding(path: str, module: Any) -> ir.Pair:
+    """The zeros on both sides. Raises UnsupportedGraphError for padding of another kind."""
+    if isinstance(module.padding, str):
+        extents = zip(both_sides(module.dilation), both_sides(module.kernel_size), strict=True)
+        whole = [d * (k - 1) if module.padding == "same" else 0 for d, k in extents]
+        if any(side % 2 for side in whole):
+            raise UnsupportedGraphError(
+                f"{path}: padding 'same' of a {'×'.join(map(str, module.kernel_size))} kernel pads "
+                "one side more than the other; only equal padding on both sides is supported"
+            )
+        padding = (whole[0] // 2, whole[1] // 2)
+    else:
+        padding = both_sides(module.padding)
+    if module.padding_mode != "zeros" and padding != (0, 0):
+        raise UnsupportedGraphError(
+            f"{path}: padding_mode {module.padding_mode!r} with padding {padding}; only padding "
+            "with zeros is supported"
+        )
+    return padding
 
 
 def _linear(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
@@ -235,20 +253,31 @@ def _linear(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
 
 
 def _max_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
-    if module.ceil_mode or both_sides(module.dilation) != (1, 1) or module.return_indices:
-        raise UnsupportedGraphError(
-            f"{path}: max pooling with ceil_mode, dilation or return_indices"
-        )
+    if both_sides(module.dilation) != (1, 1) or module.return_indices:
+        raise UnsupportedGraphError(f"{path}: max pooling with dilation or return_indices")
     return ir.MaxPool(path, inputs, *_window(module))
 
 
 def _avg_pool(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     padded = both_sides(module.padding) != (0, 0)
-    if module.ceil_mode or module.divisor_override or (padded and not module.count_include_pad):
+    if module.divisor_override or (padded and not module.count_include_pad):
         raise UnsupportedGraphError(
-            f"{path}: average pooling with ceil_mode, divisor_override or count_include_pad=False"
+            f"{path}: average pooling with divisor_override or count_include_pad=False"
         )
     return ir.AvgPool(path, inputs, *_window(module))
+
+
+def check_ceil_mode(pool: Any, shape: ir.Shape) -> None:
+    """Raise UnsupportedGraphError if `ceil_mode` makes more windows of a (C, H, W) than there are
+    without it: windows that begin before the far padding and hang over the border.
+    """
+    for i in (0, 1):
+        span, stride = shape[1 + i] + 2 * pool.padding[i] - pool.kernel[i], pool.stride[i]
+        if span % stride and (span // stride + 1) * stride < shape[1 + i] + pool.padding[i]:
+            raise UnsupportedGraphError(
+                f"{pool.name}: ceil_mode on an input of {shape} adds windows that hang over the "
+                "border; only where it adds none it is supported"
+            )
 
 
 def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> ir.Node:

@@ -2,7 +2,7 @@
 
 SpikingJelly's containers are entered with a mark before and after, because they change what the
 leading axes mean. While the network is traced, the state of its neurons is out of reach: a forward
-that reads it is refused.
+that reads it is refused. Shapes are answered (`sides_of`), values of tensors are not.
 
 A graph has no memory, only values. `z = y; z += y` changes y too, and whoever reads y afterwards
 gets the changed numbers; a graph would give them the old ones. Where nobody reads the memory under
@@ -13,7 +13,6 @@ a name that is older than the change, the operation is the same as one that is n
 import operator
 import re
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from torch.fx.graph import inplace_methods
 
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import module_kinds
+from soul_deploy.frontend.sizes import Refusal, Side, Sides
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d right after them, spiking neurons (SpikingNeuron; "
@@ -37,8 +37,12 @@ SUPPORTED = (
 )
 Takes = Literal["image", "sequence", "step"]
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')
+_WANTS_NUMBERS = re.compile(
+    r"_Symbol|Proxy|BatchSize|argument of type|^(new_)?(zeros|ones|empty|full|randn?)\(\) takes"
+)
 _HIDDEN = ("__setattr__", "__getattr__")  # of modules with state: the line that uses it counts
-_INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__)))
+_INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+SidesOf = Callable[[fx.Node], tuple[Side, ...]]
 
 
 def fold_time(x: Any) -> Any:
@@ -61,6 +65,37 @@ class _Symbol(fx.Proxy):
     and what else stands for y would not be seen to change.
     """
 
+    @property
+    def shape(self) -> Sides:
+        sides: Sides = self.tracer.sides_of(self.node)  # type: ignore[attr-defined]
+        return sides
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    ndimension = dim
+
+    def numel(self) -> Side:
+        return self.shape.numel()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.tracer.iter(self)
+
+    def __len__(self) -> int:
+        return operator.index(self.shape[0])
+
+    def _as_number(self) -> NoReturn:
+        raise Refusal("it makes a number of a tensor's values (float(x), int(x))")
+
+    __float__ = __int__ = __index__ = __complex__ = _as_number
+
 
 def _in_place(name: str) -> Callable[..., fx.Proxy]:
     target = getattr(operator, name)
@@ -80,9 +115,24 @@ class Tracer(fx.Tracer):
 
     record_stack_traces = True
 
-    def __init__(self) -> None:
+    def __init__(self, sides_of: SidesOf) -> None:
         super().__init__()
         self.failed_in: str | None = None
+        self._sides_of, self._asking = sides_of, False
+
+    def sides_of(self, node: fx.Node) -> Sides:
+        """The shape of a value that was traced."""
+        self._asking = True
+        try:
+            return Sides(self._sides_of(node))
+        finally:
+            self._asking = False
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """What a module's attribute is; a forward that reads weights leaves a trace of it."""
+        if self._asking:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Symbol(node, self)
@@ -112,6 +162,18 @@ class Tracer(fx.Tracer):
         inner = _through(container, self.create_proxy("call_function", marks[0], (x,), {}))
         return self.create_proxy("call_function", marks[1], (inner,), {})
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        raise Refusal("it has a condition on a tensor's values; only shapes can be asked for")
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        raise Refusal(
+            "it takes a tensor apart (a loop over time or samples, or `a, b = layer(x)`); layers "
+            "are given whole sequences, and return one tensor"
+        )
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return self.iter(obj)
+
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, _State):
             a.refuse()
@@ -131,7 +193,7 @@ class _State:
         self.path = path
 
     def refuse(self, *args: Any) -> NoReturn:
-        raise UnsupportedGraphError(
+        raise Refusal(
             f"the state of {self.path!r} is used outside its neuron; only spikes leave a neuron"
         )
 
@@ -154,7 +216,7 @@ class _Memories(dict[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if not module_kinds.is_reset(value, self._resets.get(name)):
-            raise UnsupportedGraphError(
+            raise Refusal(
                 f"the state of {self._path!r} is set outside its neuron ({name}); a neuron starts "
                 "at rest, and only spikes leave it"
             )
@@ -183,31 +245,47 @@ def _hidden_state(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def run_symbolically(network: nn.Module) -> fx.Graph:
-    """The operations of `network.forward`, in order.
+class ForwardError(UnsupportedGraphError):
+    """A forward that raised an error of its own while it was traced."""
+
+
+def run_symbolically(network: nn.Module, sides_of: SidesOf) -> fx.Graph:
+    """The operations of `network.forward`, in order. `sides_of` says what shape a value has.
 
     Raises UnsupportedGraphError naming the module and the code line that depend on data.
     """
-    tracer = Tracer()
+    tracer = Tracer(sides_of)
     try:
-        with warnings.catch_warnings(), evaluating(network), _hidden_state(network):
-            warnings.simplefilter("ignore")
+        with evaluating(network), _hidden_state(network):
             return tracer.trace(network)
-    except UnsupportedGraphError as error:
+    except Refusal as error:
         raise UnsupportedGraphError(
-            f"{error} ({_place(tracer, error)}); supported: {SUPPORTED}"
+            f"{type(network).__name__}: its forward cannot be traced: {error} "
+            f"({_place(tracer, error)}); supported: {SUPPORTED}"
         ) from error
+    except UnsupportedGraphError:
+        raise
     except Exception as error:  # forward is somebody else's code: it can fail in any way
-        raise UnsupportedGraphError(
-            f"{type(network).__name__}: its forward cannot be traced ({_first_line(error)}; "
-            f"{_place(tracer, error)}); control flow that depends on data, and operations "
-            f"outside layers, are not supported. Supported: {SUPPORTED}"
+        raise ForwardError(
+            f"{type(network).__name__}: its forward cannot be traced: {_cause(error)} "
+            f"({_place(tracer, error)}); supported: {SUPPORTED}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: Exception) -> str:
+    """What went wrong, without torch.fx's words."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    said = lines[0].rstrip(".") if lines else ""
+    if "module is not installed as a submodule" in said:
+        return "it calls a module that it does not own (kept in a list? nn.ModuleList holds it)"
+    if _WANTS_NUMBERS.search(said):
+        said = re.sub("_Symbol|Proxy", "a traced tensor", said).replace("BatchSize", "B")
+        return (
+            "a tensor's values, or the number of samples, are needed as numbers while there are "
+            f"none yet ({said})"
+        )
+    kind = type(error).__name__
+    return f"{kind}: {said}" if said else kind
 
 
 def _place(tracer: Tracer, error: BaseException) -> str:
@@ -240,16 +318,17 @@ def _where(module: str | None, frames: Iterable[tuple[Any, ...]]) -> str:
     return f"{where}, {Path(file).name} line {number}: {(code or '').strip()}"
 
 
-def taken_by(network: nn.Module, operations: fx.Graph) -> Takes:
-    """SpikingJelly's networks take sequences, unless they repeat the image themselves."""
+def can_take(network: nn.Module, sequence: bool) -> tuple[Takes, ...]:
+    """What the network's forward may be given, the likeliest first.
+
+    Networks of SpikingJelly's modules take sequences, or repeat an image themselves, or both; ours
+    take what the example is: a `sequence`, or images.
+    """
     modules = list(network.modules())
     multi_step = any(module_kinds.step_mode(module) == "m" for module in modules)
     if not multi_step and any(map(module_kinds.is_stateful, modules)):
-        return "step"
-    repeats = any(
-        getattr(node.target, "__name__", node.target) == "unsqueeze" for node in operations.nodes
-    )
-    return "sequence" if multi_step and not repeats else "image"
+        return ("step",)
+    return ("sequence", "image") if multi_step or sequence else ("image",)
 
 
 def changes_in_place(node: fx.Node) -> bool:

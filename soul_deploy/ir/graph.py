@@ -249,9 +249,10 @@ def _spec_from_json(data: Any) -> NeuronSpec:
 
 
 def _norm_from_json(data: Any) -> BatchNorm:
-    name, eps, momentum = data["name"], float(data["eps"]), float(data["momentum"])
+    name, eps, momentum = data["name"], float(data["eps"]), data["momentum"]
+    momentum = None if momentum is None else float(momentum)
     if set(data) != {"name", "eps", "momentum"} or not isinstance(name, str):
         raise ValueError(f"batch norm {data!r}")
-    if not (0 <= eps <= 1 and math.isfinite(momentum)):
+    if not (0 <= eps <= 1 and math.isfinite(momentum or 0.0)):
         raise ValueError(f"batch norm with eps {eps} and momentum {momentum}")
     return BatchNorm(name, eps, momentum)

@@ -16,11 +16,14 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalisation of a projection's output, until it is folded; `name` owns its state."""
+    """Batch normalisation of a projection's output, until it is folded; `name` owns its state.
+
+    momentum  of the running statistics in training; None: they are the mean over all batches
+    """
 
     name: str
     eps: float = 1e-5
-    momentum: float = 0.1
+    momentum: float | None = 0.1
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,8 @@ def _branch(net: Net, x: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[Forward, str]] = {
     "control flow": (
         _branch,
-        r"Net: its forward cannot be traced \(symbolically traced variables cannot be used as "
-        r"inputs to control flow; in the network itself, test_tracing.py line \d+: "
+        r"Net: its forward cannot be traced: it has a condition on a tensor's values; only shapes "
+        r"can be asked for \(in the network itself, test_tracing.py line \d+: "
         r"if spikes.sum\(\) > 0",
     ),
     "unknown module": (

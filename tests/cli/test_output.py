@@ -70,6 +70,7 @@ WORDS: dict[tuple[str, ...], tuple[tuple[object, ...], str | None]] = {
     ("energy",): ((NET, "--samples", 2, "--threads", 1), None),
     ("inspect",): (("net.event",), None),
     ("run",): (("net.event", f"{CAT[:2]}.npy", "--counts"), None),
+    ("warm-up",): (("net.event",), None),
 }
 
 
@@ -300,7 +301,7 @@ def test_without_pytorch_commands_name_it_and_how_to_get_it(
         assert f"soul-deploy {' '.join(name[:-1])} needs the package 'torch', which is not" in line
         assert "(pip install soul-deploy)" in line
         assert not written(" ".join(name[:-1]), each)
-    free = {("run",), ("inspect",), ("bench", "sparse")}
+    free = {("run",), ("inspect",), ("warm-up",), ("bench", "sparse")}
     assert works == {(*path, kind) for path in free for kind in ("work", "help")} | {
         ("demo", "help")
     }

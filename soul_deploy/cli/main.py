@@ -186,7 +186,7 @@ class LazyGroup(parsing.Speaking, click.Group):
         try:
             with STOPPING.importing(), _told_if_starved(cmd_name):
                 command = getattr(import_module(module), attribute)
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             raise lazy.missing(f"{ctx.command_path} {cmd_name}", error) from error
         assert isinstance(command, click.Command)
         return command

@@ -21,7 +21,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from threading import Lock, get_ident
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from numba import njit
 from numba.core.dispatcher import Dispatcher
@@ -30,6 +30,7 @@ from numba.core.event import Event, Listener, install_listener
 from soul_deploy.base.terminal import say
 from soul_deploy.runtime.kernels.kept import PREFIX, VARIABLE, KernelCache, Places, places
 
+F = TypeVar("F", bound=Callable[..., Any])
 FASTMATH = False
 """Never on: a reordered or contracted sum can land on the other side of a threshold."""
 
@@ -75,14 +76,14 @@ def defer_blas() -> None:
 defer_blas()  # every module with kernels imports this one, so none is compiled before
 
 
-def cached_njit(function: Callable[..., Any]) -> Any:
+def cached_njit(function: F) -> "Dispatcher[F]":
     """Declare a kernel: compiled at the first call with arguments of new types, or found on disk.
 
     It holds no lock of Python's while it runs. Without compilation it is the function itself.
     """
-    kernel: Any = njit(nogil=True, fastmath=FASTMATH)(function)
+    kernel = njit(nogil=True, fastmath=FASTMATH)(function)
     if isinstance(kernel, Dispatcher):
-        kernel._cache = KernelCache(function)
+        vars(kernel)["_cache"] = KernelCache(function)
     return kernel
 
 

@@ -30,11 +30,12 @@ from typing import Any
 
 import llvmlite
 import numba
-from numba import config
-from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.compiler import CompileResult
-from numba.misc.appdirs import AppDirs
+from numba.core import caching, compiler, config
+from numba.misc import appdirs
 
+IndexFile: Any = caching.IndexDataCacheFile  # untyped
+CompileResult: Any = compiler.CompileResult
+AppDirs: Any = appdirs.AppDirs
 LOGGER = logging.getLogger("soul_deploy")
 VARIABLE = "NUMBA_CACHE_DIR"
 SOURCES = Path(__file__).parents[1]
@@ -134,7 +135,7 @@ def places() -> Places:
     return Places(candidates(), sources_stamp(SOURCES))
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]
+class KernelCache(caching.FunctionCache):
     """The compiled forms of one function; what numba asks and tells."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -151,7 +152,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled form for the argument types `sig`; None if it is in no place."""
         target_context.refresh()
-        key = self._index_key(sig, target_context.codegen())
+        key = self._key(sig, target_context.codegen())
         for place in places().read:
             # What a power cut left of a file is as good as no file.
             with suppress(OSError, EOFError, UnpicklingError):
@@ -163,7 +164,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
         """Keep a compiled form, unless addresses of this process are in it."""
         if data.library.has_dynamic_globals or not all(part.can_cache for part in data.lifted):
             return
-        key = self._index_key(sig, data.codegen)
+        key = self._key(sig, data.codegen)
         places().write(lambda place: self._save(self._file(place, key), key, data))
 
     def _save(self, file: Any, key: Any, data: Any) -> None:
@@ -173,6 +174,11 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     def flush(self) -> None:
         """Nothing: what is kept is for other processes too."""
 
+    def _key(self, sig: Any, codegen: Any) -> Any:
+        """What numba tells compiled forms apart by."""
+        untyped: Any = self
+        return untyped._index_key(sig, codegen)
+
     def _file(self, place: Path, key: Any) -> Any:
         name = f"{self._stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
-        return IndexDataCacheFile(str(place), name, place.name)
+        return IndexFile(str(place), name, place.name)

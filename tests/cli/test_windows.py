@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from places import ROOT, SUPPORT, TESTS
 from test_data import write_mnist_folder
-from test_output import NETS, small_model
+from test_next import NETS
+from test_output import small_model
 
 from soul_deploy.base import files
 from soul_deploy.base.errors import FileWriteError

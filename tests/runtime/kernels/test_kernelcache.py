@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba.core import config
 from places import ROOT
 
 import soul_deploy
@@ -197,7 +198,7 @@ def test_the_note_says_why_kernels_that_are_there_do_not_serve(
 
 
 def test_a_user_without_a_home_gets_no_folder_named_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept.config, "CACHE_DIR", "")
+    monkeypatch.setattr(config, "CACHE_DIR", "")
     usual = list(kept.candidates())
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -441,7 +441,7 @@ def test_no_kernel_uses_fastmath() -> None:
     for kernel in found:
         options = kernel.targetoptions
         assert (options["fastmath"], options["nogil"]) == (False, True), kernel
-        assert isinstance(kernel._cache, KernelCache)
+        assert isinstance(vars(kernel)["_cache"], KernelCache)
 
 
 CACHE_PROBE = """

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from soul_deploy import load_network
+from soul_deploy import load_network, warm_up
 
+print(warm_up("compact.event.safetensors").text())  # once, so that no run waits for a compilation
 network = load_network("compact.event.safetensors", threads=2)
 pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8)).astype(np.uint8)
 print(network.run(pixels).argmax(axis=1))  # uint8 is normalised as the file says

@@ -50,6 +50,7 @@ _NAMES = {
     "save": "model.file:save",
     "train": "training.train:train",
     "verify": "export.verify.verify:verify",
+    "warm_up": "runtime.io.warm_up:warm_up",
 }
 _OLD = ("load_model", "save_model", "trace")
 
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from soul_deploy.runtime.bench.runner import BenchConfig as BenchConfig
     from soul_deploy.runtime.bench.runner import bench as bench
     from soul_deploy.runtime.engine import network as _network
+    from soul_deploy.runtime.io.warm_up import warm_up as warm_up
     from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints
     from soul_deploy.training.train import TrainResult as TrainResult
     from soul_deploy.training.train import train as train

@@ -5,7 +5,6 @@ NIR (Pedersen et al., Nature Communications 2024) describes networks in continuo
 """
 
 import math
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base import Array, files
+from soul_deploy.base import Array, files, memory
 from soul_deploy.base.errors import FileFormatError, UsageError
 
 FORMAT = "soul-deploy/nir/1"
@@ -175,7 +174,7 @@ def main() -> None:
     with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
         source = files.OpenFile(sys.argv[1], stream)
         most = MEMORY + 64 * source.size
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        memory.limit_address_space(most)
         check_texts(source)
         nir_package().read(stream, type_check=False)
 

@@ -208,7 +208,7 @@ def _fresh(entries: Sequence[Document]) -> tables.Table:
         [
             *key_of(entry),
             *(ms(entry[key]) for key in ("import_ms", "load_ms", "first_ms")),
-            f"{entry['rss_mb']:,.0f}",
+            "" if entry["rss_mb"] is None else f"{entry['rss_mb']:,.0f}",
             f"{entry['file_bytes'] / 1e6:,.2f}",
         ]
         for entry in entries
@@ -242,14 +242,15 @@ def _environment(document: Document) -> list[str]:
     env = document["environment"]
     versions = ", ".join(f"{name} {v}" for name, v in env["versions"].items() if v)
     reference = reference_engine(document["entries"])
+    load = env["load_average"] or 0.0
     busy = (
-        f"The machine was busy before the start (load {env['load_average']:g}): times are high and "
-        "scatter; measure again on a quiet one."
+        f"The machine was busy before the start (load {load:g}): times are high and scatter; "
+        "measure again on a quiet one."
     )
     return [
         *([f"vs ORT: median time of {reference} over this one's."] if reference else []),
         f"Input: {document['input']}.",
         f"{env['cpu']}, {env['cores']} cores, {env['time']}, Python {env['python']}.",
         f"{versions}.",
-        *([busy] if env["load_average"] > 0.5 else []),
+        *([busy] if load > 0.5 else []),
     ]

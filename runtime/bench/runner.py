@@ -4,7 +4,6 @@ Engines take turns in blocks, so they meet the same state of the machine. What a
 measured apart, once for each engine in a fresh process (timing.py).
 """
 
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, environment, errors
+from soul_deploy.base.files import temporary_folder
 from soul_deploy.runtime.bench import inputs, report, timing
 from soul_deploy.runtime.bench.engines import Engine, EngineSpec
 from soul_deploy.runtime.io.inspect import kind_of_file
@@ -63,7 +63,7 @@ def bench(
     Raises UsageError for files or engines that do not go together, ValidityError if they take
     different inputs, MissingFileError, FileFormatError, DataError.
     """
-    with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
+    with temporary_folder() as folder:
         settings = config or BenchConfig()
         return time_files(files, images, settings, Path(folder), progress, _warn)
 
@@ -172,7 +172,7 @@ def time_engines(
     runs = {spec.name: engine.infer for spec, engine in engines.items()}
     times = timing.time_in_turns(runs, batches, config.schedule)
     entries, fresh = [], None
-    with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
+    with temporary_folder() as folder:
         batch = Path(folder) / "batch.npy"
         np.save(batch, batches[0], allow_pickle=False)
         for spec in engines:

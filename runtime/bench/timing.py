@@ -100,18 +100,20 @@ def percentile(times: Sequence[float], share: float) -> float:
     return float(np.percentile(np.array(times), share))
 
 
-def peak_memory_mb() -> float:
+def peak_memory_mb() -> float | None:
     """Largest resident size of this process so far, in MB (10^6 bytes).
 
     Linux's VmHWM, because `ru_maxrss` also remembers the process that this one was forked from;
-    `ru_maxrss` elsewhere.
+    `ru_maxrss` elsewhere; None where there is neither (Windows).
     """
     if STATUS.exists():
         for line in STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -123,7 +125,7 @@ class Fresh:
     import_ms: float
     load_ms: float
     first_ms: float
-    rss_mb: float
+    rss_mb: float | None
 
 
 def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:

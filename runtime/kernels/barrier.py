@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.simd import compiled
 
 SPINS = 20_000
@@ -31,13 +31,13 @@ def _add_atomically(typing: Any, counter: Any, amount: Any) -> Any:
     return types.int64(counter, types.int64), generate
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def arrive(counter: Array) -> None:
     """Add one to the counter: one thread more has arrived."""
     _add_atomically(counter, 1)  # type: ignore[call-arg]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def spin(counter: Array, goal: int, looks: int) -> int:
     """Look until counter[0] has reached `goal`, at most `looks` times; return what was seen."""
     seen: int = _add_atomically(counter, 0)  # type: ignore[call-arg]

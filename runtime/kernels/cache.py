@@ -1,9 +1,7 @@
-"""How kernels are compiled, where they are kept, and when they are stale.
+"""How kernels are compiled, and that it is said.
 
-numba keeps a kernel until the file that it stands in changes. What it inlines from other files (a
-neuron's equation, a constant) may change without that: a source tree that was updated would run
-kernels of before. So all kernels are compiled again when any source of the runtime changes. All
-kernels stand in this folder, since numba has a cache for each folder.
+`cached_njit` declares every kernel; kept.py says where compiled ones are found again. All kernels
+stand in this folder, and all are compiled again when any source of the runtime changes.
 
 The first run in a new installation takes seconds, so that kernels are compiled is said: numba
 reports, as events, only those that it has to compile.
@@ -15,85 +13,30 @@ no signal ends it. No kernel of ours multiplies matrices, so numba is without un
 does: it asks again, by itself, whenever a function that needs a BLAS (`np.dot`) is compiled.
 """
 
-import hashlib
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from threading import Lock, get_ident
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from numba import config, njit
+from numba import njit
+from numba.core.dispatcher import Dispatcher
 from numba.core.event import Event, Listener, install_listener
 
 from soul_deploy.base.terminal import say
+from soul_deploy.runtime.kernels.kept import PREFIX, VARIABLE, KernelCache, Places, places
 
+F = TypeVar("F", bound=Callable[..., Any])
 FASTMATH = False
 """Never on: a reordered or contracted sum can land on the other side of a threshold."""
 
-STAMP = "soul_deploy_kernels.sha256"
 WITHHELD = "scipy.linalg"
 ASKING = "numba.np.arraymath"
 ANSWER = "_HAVE_BLAS"
-
-
-def _nothing() -> None:
-    """An empty kernel: compiling it shows the folder where kernels are kept."""
-
-
-def _folder() -> Path | None:
-    try:
-        probe: Any = njit(cache=True, nogil=True, fastmath=FASTMATH)(_nothing)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        return None
-    stats = getattr(probe, "stats", None)  # without compilation it is the function itself
-    return None if stats is None else Path(stats.cache_path)
-
-
-def sources_stamp(folders: Iterable[Path]) -> str:
-    """A sha256 over names, sizes and times of all Python files below, and numba's bounds checks."""
-    sha = hashlib.sha256(f"bounds checks {config.BOUNDSCHECK}".encode())  # type: ignore[attr-defined]
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            status = path.stat()
-            sha.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return sha.hexdigest()
-
-
-def forget_stale(kept: Path, stamp: str) -> None:
-    """Remove numba's indexes in the folder `kept` if they are of other sources.
-
-    Raises OSError if that cannot be done, or not be noted: they must not be used then.
-    """
-    mark = kept / STAMP
-    if mark.exists() and mark.read_bytes() == stamp.encode():
-        return
-    kept.mkdir(parents=True, exist_ok=True)
-    for index in kept.glob("*.nbi"):
-        index.unlink(missing_ok=True)
-    with tempfile.NamedTemporaryFile(dir=kept, delete=False) as new:
-        new.write(stamp.encode())
-    try:
-        os.replace(new.name, mark)
-    finally:
-        Path(new.name).unlink(missing_ok=True)
-
-
-def _usable() -> bool:
-    """Whether there is a folder whose kernels are of these sources."""
-    kept = _folder()
-    if kept is None:
-        return False
-    try:
-        forget_stale(kept, sources_stamp([Path(__file__).parents[1]]))
-    except OSError:
-        return False
-    return True
 
 
 class _Withhold:
@@ -131,8 +74,17 @@ def defer_blas() -> None:
 
 
 defer_blas()  # every module with kernels imports this one, so none is compiled before
-CACHE = _usable()
-"""Whether kernels are kept on disk; without, each process compiles them, and says so."""
+
+
+def cached_njit(function: F) -> "Dispatcher[F]":
+    """Declare a kernel: compiled at the first call with arguments of new types, or found on disk.
+
+    It holds no lock of Python's while it runs. Without compilation it is the function itself.
+    """
+    kernel = njit(nogil=True, fastmath=FASTMATH)(function)
+    if isinstance(kernel, Dispatcher):
+        vars(kernel)["_cache"] = KernelCache(function)
+    return kernel
 
 
 Say = Callable[[str], None]
@@ -144,35 +96,62 @@ def to_stderr(message: str) -> None:
     say(message, err=True)
 
 
-def compiling_message(kept: str | None) -> str:
-    """What is said once; kept: the folder where compiled kernels stay, if there is one."""
-    where = f"they are kept in {kept}" if kept else "no folder is there to keep them in"
-    return f"Compiling kernels once for this machine (up to about 20 s); {where}"
+def compiling_message(kept: Places) -> str:
+    """What is said once; kept: the folders of compiled kernels."""
+    if kept.written is not None:
+        where = f"they are kept in {kept.written}"
+        return f"Compiling kernels once for this machine (up to about 20 s); {where}"
+    return (
+        f"Compiling kernels, at every start (up to about 20 s): {unkept(kept)}, or fill it before, "
+        "as for an image: soul-deploy warm-up NETWORK"
+    )
 
 
-class _Announcer(Listener):
-    """Says it at the first kernel of this package that is compiled, from whichever thread."""
+def unkept(kept: Places) -> str:
+    """Why compiled kernels are lost, and what to do."""
+    tried = ", ".join(map(str, kept.tried)) or "there are no sources that they could be told by"
+    known = ""
+    if there := [place for place in kept.read if os.path.isdir(place)]:
+        known = f"; those in {there[0]} are for another network or processor"
+    elif others := [folder for folder in kept.tried if any(folder.glob(f"{PREFIX}*"))]:
+        known = f"; those in {others[0]} are of other sources or versions"
+    return f"no folder can be written to keep them ({tried}){known}. Set {VARIABLE} to one that can"
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+
+class _Listening(Listener):
+    """Hears of each kernel of this package that is compiled, from whichever thread."""
+
+    def __init__(self, hear: Callable[[Any], None]) -> None:
+        self._hear = hear
         self._lock = Lock()
-        self._said = False
 
     def on_start(self, event: Event) -> None:
         dispatcher: Any = event.data["dispatcher"]
-        if not dispatcher.py_func.__module__.startswith(PACKAGE):
-            return
-        with self._lock:
-            first, self._said = not self._said, True
-        if first:
-            self._say(compiling_message(dispatcher.stats.cache_path))
+        if dispatcher.py_func.__module__.startswith(PACKAGE):
+            with self._lock:
+                self._hear(dispatcher)
 
     def on_end(self, event: Event) -> None:
         """Nothing: the result follows."""
 
 
 @contextmanager
+def compilations() -> Iterator[list[Any]]:
+    """The kernels that are compiled inside, as they come; none that are found on disk."""
+    found: list[Any] = []
+    with install_listener("numba:compile", _Listening(found.append)):
+        yield found
+
+
+@contextmanager
 def compiling_announced(say: Say = to_stderr) -> Iterator[None]:
     """Inside, `say` gets one line when the first kernel is compiled; none if all are on disk."""
-    with install_listener("numba:compile", _Announcer(say)):
+    heard: list[Any] = []
+
+    def hear(kernel: Any) -> None:
+        if not heard:
+            say(compiling_message(places()))
+        heard.append(kernel)
+
+    with install_listener("numba:compile", _Listening(hear)):
         yield

@@ -7,14 +7,13 @@ same at every step.
 """
 
 import numpy as np
-from numba import njit
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.neurons import NEURON_BLOCK
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def gather_currents(current: Array, index: Array, first: int, last: int, out: Array) -> None:
     """Gather currents of live neurons: out[t, i] = current[t, index[i]], `first` <= i < `last`."""
     for t in range(len(current)):
@@ -22,7 +21,7 @@ def gather_currents(current: Array, index: Array, first: int, last: int, out: Ar
             out[t, i] = current[t, np.uint64(index[i])]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def scatter_spikes(spikes: Array, index: Array, first: int, last: int, out: Array) -> None:
     """Scatter spikes of live neurons into the map: out[t, index[i]] = spikes[t, i]; out (T, n)."""
     for begin in range(first, last, NEURON_BLOCK):
@@ -33,7 +32,7 @@ def scatter_spikes(spikes: Array, index: Array, first: int, last: int, out: Arra
                 to[np.uint64(index[i])] = source[i]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def mask_out(spikes: Array, index: Array, first: int, last: int) -> None:
     """Mask the spikes of dead neurons out: spikes[t, index[i]] = 0, i from `first` to `last`."""
     for t in range(len(spikes)):
@@ -42,7 +41,7 @@ def mask_out(spikes: Array, index: Array, first: int, last: int) -> None:
             fired[np.uint64(index[i])] = 0
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def max_pool(
     values: Array, columns: int, kernel: tuple[int, int], stride: tuple[int, int],
     padding: tuple[int, int], out_columns: int, lowest: np.uint8 | np.float32, first: int,
@@ -68,7 +67,7 @@ def max_pool(
                         target[c] = max(target[c], source[c])
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def sum_spikes(spikes: Array, out: Array) -> None:
     """Sums over time and positions; spikes (T, P, C) uint8, out (C,) int64."""
     steps, positions, channels = spikes.shape
@@ -80,7 +79,7 @@ def sum_spikes(spikes: Array, out: Array) -> None:
                 out[c] += source[c]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def score(sums: Array, weight: Array, bias: Array, scale: np.float32, out: Array) -> None:
     """out = (sums @ weight) · scale + bias, each rounded once; weight (C, classes), out (classes,).
 
@@ -98,7 +97,7 @@ def score(sums: Array, weight: Array, bias: Array, scale: np.float32, out: Array
         out[k] += bias[k]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
     """out[k] = (sum of the `votes` neighbouring sums of class k) · scale."""
     for k in range(len(out)):
@@ -108,7 +107,7 @@ def vote(sums: Array, votes: int, scale: np.float32, out: Array) -> None:
         out[k] = np.float32(total) * scale
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def add_events(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first + second, uint8; their bounds were checked to fit."""
     for t in range(len(out)):
@@ -117,7 +116,7 @@ def add_events(first: Array, second: Array, begin: int, end: int, out: Array) ->
             to[i] = np.uint8(a[i] + b[i])
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def add_currents(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first + second in float32; either may hold spikes."""
     for t in range(len(out)):
@@ -126,7 +125,7 @@ def add_currents(first: Array, second: Array, begin: int, end: int, out: Array) 
             to[i] = np.float32(a[i]) + np.float32(b[i])
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def both(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first and second, of spikes."""
     for t in range(len(out)):
@@ -135,7 +134,7 @@ def both(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
             to[i] = a[i] & b[i]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def first_without_second(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
     """out = first · (1 - second), of spikes."""
     for t in range(len(out)):
@@ -144,7 +143,7 @@ def first_without_second(first: Array, second: Array, begin: int, end: int, out:
             to[i] = a[i] & (b[i] ^ np.uint8(1))
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def scatter_channels(values: Array, index: Array, begin: int, end: int, out: Array) -> None:
     """out[t, p, index[c]] = values[t, p, c]; values (T, P, C), out (T, P, wide), 0 elsewhere."""
     for t in range(len(values)):

@@ -5,11 +5,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from soul_deploy.base import Array
 from soul_deploy.runtime import equations
-from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.simd import TRANSPOSED, transpose
 
 NeuronUpdate = Callable[..., None]
@@ -48,7 +47,7 @@ def update_constants(neuron: equations.NeuronEquation) -> tuple[np.float32, ...]
 def _make_update(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any]
 ) -> NeuronUpdate:
-    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+    @cached_njit
     def update(
         current: Array, constant: np.float32, threshold: np.float32, rest: np.float32,
         target: np.float32, carry: bool, v: Array, spikes: Array, begin: int, end: int,
@@ -80,7 +79,7 @@ def _make_update(
 def _make_lane_update(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any], lanes: int
 ) -> NeuronUpdate:
-    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+    @cached_njit
     def update(
         current: Array, constant: np.float32, threshold: np.float32, rest: np.float32,
         target: np.float32, carry: bool, v: Array, spikes: Array, begin: int, end: int,

@@ -7,13 +7,12 @@ convolution's shared rows out, one row for each presynaptic neuron.
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+from soul_deploy.runtime.kernels.cache import cached_njit
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def count_convolution(
     values: Array, starts: Array, targets: Array, kernel: tuple[int, int], out_width: int,
     out_channels: int, y_first: Array, y_tap: Array, y_out: Array, x_first: Array, x_tap: Array,
@@ -42,7 +41,7 @@ def count_convolution(
                             counts[1] += np.int64(values[position, c])
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def count_matrix(
     values: Array, starts: Array, targets: Array, live: Array, touched: Array, counts: Array
 ) -> None:
@@ -57,7 +56,7 @@ def count_matrix(
 
 
 def _make_rows(written: bool) -> Callable[..., None]:
-    @njit(cache=CACHE, fastmath=FASTMATH)
+    @cached_njit
     def write_rows(
         starts: Array, targets: Array, weight: Array, kernel: tuple[int, int], out_width: int,
         out_channels: int, y_first: Array, y_tap: Array, y_out: Array, x_first: Array, x_tap: Array,

@@ -13,11 +13,10 @@ times as long.
 """
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+from soul_deploy.runtime.kernels.cache import cached_njit
 
 SOURCE_BLOCK = 64
 """Presynaptic neurons of a matrix whose rows are used at all steps before the next ones."""
@@ -86,7 +85,7 @@ def add_sparse(
         target[np.uint64(base + np.int64(targets[k]))] += amount * weight[k]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def start_currents(out: Array, bias: Array, first: int, last: int) -> None:
     """Fill out (T, n) from `first` to `last` with the bias (m,), repeated; or with 0 if m is 0.
 
@@ -103,7 +102,7 @@ def start_currents(out: Array, bias: Array, first: int, last: int) -> None:
                     piece[k] = bias[k]
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def convolve_dense(
     values: Array, weight: Array, groups: int, out_width: int, out_channels: int, y_first: Array,
     y_tap: Array, y_out: Array, x_first: Array, x_tap: Array, x_out: Array, x_length: Array,
@@ -140,7 +139,7 @@ def convolve_dense(
                             )
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def convolve_analog(
     values: Array, weight: Array, groups: int, sources: Array, begin: int, end: int, rows: Array,
     amounts: Array, out: Array,
@@ -170,7 +169,7 @@ def convolve_analog(
                 add_rows(out[t], to, width, flat, width, g * inputs * width, rows, amounts, inputs)
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def convolve_sparse(
     values: Array, starts: Array, targets: Array, weight: Array, kernel: tuple[int, int],
     out_width: int, out_channels: int, pitch: tuple[int, int], y_taps: Taps, x_taps: Taps,
@@ -207,7 +206,7 @@ def convolve_sparse(
                                 add_sparse(out[t], base, targets, weight, begin, end, amount)
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def multiply_dense(
     values: Array, weight: Array, begin: int, end: int, rows: Array, amounts: Array, out: Array
 ) -> None:
@@ -225,7 +224,7 @@ def multiply_dense(
             add_rows(out[t], begin, end - begin, flat, width, begin, rows, amounts, count)
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def multiply_sparse(
     values: Array, starts: Array, ends: Array, bases: Array, targets: Array, weight: Array,
     rows: Array, amounts: Array, out: Array,

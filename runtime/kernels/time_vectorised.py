@@ -12,11 +12,10 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
 from soul_deploy.base import Array
-from soul_deploy.runtime.kernels.cache import CACHE, FASTMATH
+from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.simd import add_row, broadcast_store, prefetch
 from soul_deploy.runtime.kernels.synapses import Taps
 
@@ -78,7 +77,7 @@ def start_lanes(lanes: int) -> Kernel:
     `first` and `last` are multiples of m.
     """
 
-    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+    @cached_njit
     def start(out: Array, bias: Array, first: int, last: int) -> None:
         width = len(bias)
         if width == 0:
@@ -91,7 +90,7 @@ def start_lanes(lanes: int) -> Kernel:
     return start
 
 
-@njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+@cached_njit
 def gather_lanes(current: Array, index: Array, first: int, last: int, out: Array) -> None:
     """Gather the currents of live neurons: out[i] = current[index[i]], i from `first` to `last`."""
     for i in range(first, last):
@@ -108,7 +107,7 @@ def convolve_lanes(lanes: int) -> Kernel:
     is looked up before a row is added, since the end of a row stops the processor looking ahead.
     """
 
-    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+    @cached_njit
     def convolve(
         values: Array, starts: Array, targets: Array, weight: Array, kernel: tuple[int, int],
         out_width: int, out_channels: int, pitch: tuple[int, int], y_taps: Taps, x_taps: Taps,
@@ -155,7 +154,7 @@ def prefetch_row(targets: Array, weight: Array, begin: np.uint32, end: np.uint32
 def multiply_lanes(lanes: int) -> Kernel:
     """kernels.multiply_sparse for all steps at once: out (n, lanes), amounts (events, lanes)."""
 
-    @njit(cache=CACHE, nogil=True, fastmath=FASTMATH)
+    @cached_njit
     def multiply(
         values: Array, starts: Array, ends: Array, bases: Array, targets: Array, weight: Array,
         seen: Array, rows: Array, amounts: Array, out: Array,

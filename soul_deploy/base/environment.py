@@ -18,11 +18,16 @@ def environment() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
         "cores": len(physical_cores()),
-        "load_average": round(os.getloadavg()[0], 2),
+        "load_average": _load_average(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: package_version(name) for name in PACKAGES},
     }
+
+
+def _load_average() -> float | None:
+    """Of the last minute; None where the system keeps none (Windows)."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def physical_cores() -> tuple[int, ...]:

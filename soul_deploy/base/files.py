@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -232,9 +233,11 @@ def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
         _write_and_rename(path, write)
     except (OSError, SafetensorError) as error:
         left = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        held = WINDOWS and isinstance(error, PermissionError) and path.exists()
+        advice = "Close what has it open, this program too," if held else "Free some space"
         raise errors.FileWriteError(
-            f"{path} cannot be written: {_reason(error)}. Free some space or give another place; "
-            f"what was there is unchanged{left}"
+            f"{path} cannot be written: {_reason(error)}. {advice} or give another place; what was "
+            f"there is unchanged{left}"
         ) from error
     written.append(path)
     try:
@@ -277,14 +280,37 @@ def _write_and_rename(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+WINDOWS = os.name == "nt"  # it replaces and removes no file that somebody has open or mapped
+PAUSES = 0.02, 0.05, 0.1, 0.2, 0.4
+"""Seconds between attempts there, since virus scanners and indexes open new files for moments."""
+
+
 def _rename(temporary: Path, path: Path) -> None:
     """As `os.replace`; a network's file system may do it and report an error all the same."""
+    pauses = iter(PAUSES if WINDOWS else ())
+    while True:
+        try:
+            temporary.replace(path)
+            return
+        except OSError as error:
+            if not os.path.lexists(temporary):
+                raise _unconfirmed(path, error) from error
+            pause = next(pauses, None) if isinstance(error, PermissionError) else None
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
+def remove_unless_open(path: Path) -> None:
+    """Remove a file, if it is there; where Windows keeps it, since somebody has it open, it stays.
+
+    Raises OSError.
+    """
     try:
-        temporary.replace(path)
-    except OSError as error:
-        if os.path.lexists(temporary):
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        if not WINDOWS:
             raise
-        raise _unconfirmed(path, error) from error
 
 
 def _remove(temporary: Path, error: BaseException) -> None:
@@ -295,7 +321,7 @@ def _remove(temporary: Path, error: BaseException) -> None:
         error.add_note(f"the unfinished {temporary} could not be removed ({_reason(left)})")
 
 
-FOLDERS_CAN_BE_SYNCED = os.name != "nt"  # Windows opens no folder, and keeps names by itself
+FOLDERS_CAN_BE_SYNCED = not WINDOWS  # it opens no folder, and keeps names by itself
 NOT_OFFERED = {errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """How a file system says that it has no fsync of folders; anything else is a failure."""
 
@@ -312,6 +338,11 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for a `with` block. Of its files Windows keeps those that are still mapped then."""
+    return tempfile.TemporaryDirectory(prefix="soul-deploy-", ignore_cleanup_errors=WINDOWS)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,18 +10,21 @@ def load_object(name: str, purpose: str) -> Any:
     """The object called "package.module:attribute".
 
     purpose: what it is needed for, for the message. Raises UsageError if a package that the
-    module imports is not installed.
+    module imports is not installed, or its libraries cannot be loaded.
     """
     module, _, attribute = name.partition(":")
     try:
         return getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
+    except (ImportError, OSError) as error:
         raise missing(purpose, error) from error
 
 
-def missing(purpose: str, error: ImportError) -> UsageError:
-    """What to say when an import failed. Raises `error` itself if the fault is our own."""
-    name = (error.name or "").partition(".")[0]
+def missing(purpose: str, error: ImportError | OSError) -> UsageError:
+    """What to say when an import failed. Raises `error` itself if the fault is our own.
+
+    PyTorch raises OSError where a library that it needs is missing or of another version.
+    """
+    name = (getattr(error, "name", None) or "").partition(".")[0]
     if name == "soul_deploy":
         raise error
     advice = "install soul-deploy with all its dependencies (pip install soul-deploy)"

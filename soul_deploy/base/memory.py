@@ -31,7 +31,9 @@ def parse_bytes(text: str | None) -> int | None:
 
 
 def machine_memory() -> int:
-    """Bytes of memory that the machine has."""
+    """Bytes of memory that the machine has; WORK_BYTES where it does not say (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return WORK_BYTES
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -63,6 +65,15 @@ def address_limit() -> int | None:
         return None
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if most == resource.RLIM_INFINITY else most
+
+
+def limit_address_space(most: int) -> None:
+    """Let this process map at most so many bytes, where the system has such a limit."""
+    try:
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def needed_bytes(threads: int) -> int:

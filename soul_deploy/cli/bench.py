@@ -1,7 +1,6 @@
 """`soul-deploy bench sparse`."""
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from soul_deploy.base import errors, progress, terminal
-from soul_deploy.base.files import require_writable, write_text
+from soul_deploy.base.files import require_writable, temporary_folder, write_text
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import option
@@ -210,7 +209,7 @@ def read_percentiles(text: str) -> tuple[float, ...]:
 
 def bench(request: BenchRequest) -> BenchReport:
     """Export what is missing, check that the files fit together, time them."""
-    with tempfile.TemporaryDirectory(prefix="soul-deploy-bench-") as folder:
+    with temporary_folder() as folder:
         progress.status("bench: preparing")
         files, images, config = request.files, request.given_input, request.config
         if request.reference is not None:

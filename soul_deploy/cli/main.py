@@ -32,7 +32,7 @@ SHARED = ("train", "structured", "unstructured")
 """Commands whose work several processes can share."""
 
 
-WITHOUT_BLAS = ("run", "inspect")
+WITHOUT_BLAS = ("run", "inspect", "warm-up")
 """Commands that multiply no matrices: numpy's OpenBLAS need not reserve memory for every core."""
 
 
@@ -50,6 +50,7 @@ COMMANDS = _found(
         "energy": ("energy:energy", "Count operations exactly, estimate their energy."),
         "inspect": ("run:inspect", "Print what is in a model, event or ONNX file."),
         "run": ("run:run", "Run an event network on images or a .npy file."),
+        "warm-up": ("warm_up:warm_up", "Compile an event network's kernels, for an image."),
     }
 )
 _PRUNE = {
@@ -185,7 +186,7 @@ class LazyGroup(parsing.Speaking, click.Group):
         try:
             with STOPPING.importing(), _told_if_starved(cmd_name):
                 command = getattr(import_module(module), attribute)
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             raise lazy.missing(f"{ctx.command_path} {cmd_name}", error) from error
         assert isinstance(command, click.Command)
         return command

@@ -190,7 +190,7 @@ class CheckpointManager:
         distributed.assert_ranks_start_alike(self.run.settings, sha256)
         if checkpoints is not None and distributed.current().is_main:
             for left in checkpoints.folder.glob(".*.safetensors.*.tmp"):
-                left.unlink(missing_ok=True)  # a write that was killed
+                files.remove_unless_open(left)  # a write that was killed
 
     def _open(self, folder: Path, found: tuple[Path, Checkpoint] | None) -> None:
         if found is not None:
@@ -278,7 +278,7 @@ class CheckpointManager:
         self._good = [*self._good, path][-KEPT:]
         if len(self._good) == KEPT:
             for old in set(stored.checkpoints_in(folder)) - set(self._good):
-                old.unlink(missing_ok=True)
+                files.remove_unless_open(old)
 
     def _asked(self) -> int:
         return distributed.current().largest(self._signal)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -37,18 +38,74 @@ def run(folder: Path, *command: object, **variables: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which the wheel of this tree was installed."""
-    work = tmp_path_factory.mktemp("wheel")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This tree as git checks it out where there are no symbolic links: files with their texts."""
+    work = tmp_path_factory.mktemp("tree")
     for name in FOLDERS:
         unkept = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, work / "tree" / name, symlinks=True, ignore=unkept)
+        shutil.copytree(ROOT / name, work / name, symlinks=True, ignore=unkept)
     for name in FILES:
-        shutil.copy(ROOT / name, work / "tree")
-    run(work, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "dist", work / "tree")
+        shutil.copy(ROOT / name, work)
+    links = [path for path in work.rglob("*") if path.is_symlink()]
+    assert {path.name for path in links} == {"prune", "export", "runtime"}
+    for path in links:
+        text = os.readlink(path)
+        path.unlink()
+        path.write_text(text)
+    return work
+
+
+@pytest.fixture(scope="module")
+def site(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel of this tree was installed."""
+    work = tmp_path_factory.mktemp("wheel")
+    run(work, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "dist", tree)
     (wheel,) = (work / "dist").glob("*.whl")
     run(work, *("-m", "pip", "install", "--quiet", "--no-deps", "--target", work / "site", wheel))
     return work / "site"
+
+
+EDITABLE = """
+import sys
+from setuptools.build_meta import build_editable
+build_editable(sys.argv[1])
+"""
+INSTALLED = """
+import site, sys
+from importlib import import_module
+site.addsitedir(sys.argv[1])
+sys.path.append(sys.argv[2])  # without what its .pth files do
+for name in ("prune.removal.planner", "export.event.build", "runtime.engine.network", "cli.main"):
+    print(import_module(f"soul_deploy.{name}").__file__)
+"""
+
+
+def test_neither_a_wheel_nor_an_editable_installation_needs_links(
+    tree: Path, site: Path, tmp_path: Path
+) -> None:
+    """As `pip install` and `pip install -e` make them; both have all modules of the tree."""
+    modules = {str(path.relative_to(site)) for path in (site / "soul_deploy").rglob("*.py")}
+    here = {
+        str(Path("" if name == "soul_deploy" else "soul_deploy", path.relative_to(tree)))
+        for name in FOLDERS
+        for path in (tree / name).rglob("*.py")
+    }
+    assert modules == here and len(modules) > 200
+    run(tree, "-c", EDITABLE, tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    words = (tmp_path / "site", sysconfig.get_path("purelib"))
+    found = run(tmp_path, "-S", "-c", INSTALLED, *words, PYTHONPATH="").split()
+    places = [Path(path).relative_to(tree).parts[0] for path in found]
+    assert places == ["prune", "export", "runtime", "soul_deploy"]
+
+
+def test_the_runtimes_requirements_are_those_of_the_package() -> None:
+    """requirements-runtime.txt repeats lines of setup.cfg, none of them with another version."""
+    lines = [line.strip() for line in (ROOT / "setup.cfg").read_text().splitlines()]
+    wanted = (ROOT / "requirements-runtime.txt").read_text().splitlines()
+    wanted = [line for line in wanted if not line.startswith("#")]
+    assert len(wanted) >= 7 and set(wanted) <= set(lines)
 
 
 def readme_script() -> str:

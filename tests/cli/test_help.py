@@ -29,6 +29,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 
 CHEAP = {"demo", "verify", "inspect", "run", "compact", "onnx", "event", "nir", "torch", "energy"}
+CHEAP |= {"warm-up"}
 PATHS = commands()
 
 
@@ -127,7 +128,7 @@ def test_groups_of_options_name_their_heading() -> None:
 def test_help_of_commands_for_devices_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom soul_deploy.cli.main import root\n"
-        "for args in (['run', '--help'], ['inspect', '--help']):\n"
+        "for args in (['run', '--help'], ['inspect', '--help'], ['warm-up', '-h']):\n"
         "    root.main(args, standalone_mode=False)\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'numba', 'numpy', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -82,9 +82,10 @@ def test_tables_load_rich_and_inspect_loads_nothing_heavy(files: tuple[Path, Pat
     assert "rich.console" in loaded
     assert not loaded & HEAVY
     assert not loaded_by("inspect", files[0]) & HEAVY
+    assert not loaded_by("warm-up", files[0]) & HEAVY
 
 
-@pytest.mark.parametrize("command", ["run", "inspect"])
+@pytest.mark.parametrize("command", ["run", "inspect", "warm-up"])
 def test_help_loads_no_numba(command: str) -> None:
     assert not loaded_by(command, "--help") & {"numba", "numpy", "rich"}
 

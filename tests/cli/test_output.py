@@ -70,6 +70,7 @@ WORDS: dict[tuple[str, ...], tuple[tuple[object, ...], str | None]] = {
     ("energy",): ((NET, "--samples", 2, "--threads", 1), None),
     ("inspect",): (("net.event",), None),
     ("run",): (("net.event", f"{CAT[:2]}.npy", "--counts"), None),
+    ("warm-up",): (("net.event",), None),
 }
 
 
@@ -279,8 +280,15 @@ def test_both_streams_closed(runs: Runs) -> None:
         check_files(name, each)
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "needs the package 'torch', which is not installed here"),
+        ("broken", "cannot import a package: libcudart.so.12: cannot open shared object file"),
+    ],
+)
 def test_without_pytorch_commands_name_it_and_how_to_get_it(
-    made: dict[str, bytes], tmp_path: Path
+    how: str, said: str, made: dict[str, bytes], tmp_path: Path
 ) -> None:
     jobs = {}
     for path, (words, _) in WORDS.items():
@@ -288,7 +296,7 @@ def test_without_pytorch_commands_name_it_and_how_to_get_it(
         for kind, after in (("work", given), ("help", ["--help"])):
             place = tmp_path / f"{'_'.join(path)}_{kind}"
             jobs[(*path, kind)] = job(place, made, (*path, *after), "stdout", "stderr")
-    codes = run(tmp_path, list(jobs.values()), FORBID="1")
+    codes = run(tmp_path, list(jobs.values()), FORBID=how)
     works = set()
     for code, (name, each) in zip(codes, jobs.items(), strict=True):
         shown = each.text("stderr")
@@ -297,10 +305,10 @@ def test_without_pytorch_commands_name_it_and_how_to_get_it(
             continue
         line = one_line(shown)
         assert code == 2 and shown == line + "\n", (name, shown)
-        assert f"soul-deploy {' '.join(name[:-1])} needs the package 'torch', which is not" in line
+        assert f"soul-deploy {' '.join(name[:-1])} {said}" in line
         assert "(pip install soul-deploy)" in line
         assert not written(" ".join(name[:-1]), each)
-    free = {("run",), ("inspect",), ("bench", "sparse")}
+    free = {("run",), ("inspect",), ("warm-up",), ("bench", "sparse")}
     assert works == {(*path, kind) for path in free for kind in ("work", "help")} | {
         ("demo", "help")
     }

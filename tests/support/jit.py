@@ -15,5 +15,5 @@ def jit_decorations(tree: ast.AST) -> list[tuple[str, ast.expr]]:
         if isinstance(function, ast.FunctionDef)
         for decorator in function.decorator_list
         if name_of(decorator.func if isinstance(decorator, ast.Call) else decorator)
-        in ("njit", "jit", "vectorize", "guvectorize")
+        in ("cached_njit", "njit", "jit", "vectorize", "guvectorize")
     ]

@@ -2,7 +2,8 @@
 
 Arguments: a JSON file of jobs (see `Job` in test_output.py), a file for the exit codes. Each job
 ends as Python does, but for what C libraries do at an exit: ONNX Runtime's would wait for a thread
-that is not in the child. With FORBID set, PyTorch cannot be imported.
+that is not in the child. With FORBID set, PyTorch cannot be imported: it is "missing", or it is
+"broken", since a library that it needs is not there.
 """
 
 import json
@@ -20,6 +21,8 @@ FORBIDDEN = ("torch", "torchvision", "onnx", "onnxruntime")
 class Forbid(MetaPathFinder):
     def find_spec(self, name: str, path: object, target: object = None) -> None:
         if name.partition(".")[0] in FORBIDDEN:
+            if os.environ["FORBID"] == "broken":
+                raise OSError("libcudart.so.12: cannot open shared object file")
             raise ModuleNotFoundError(f"no {name} on this device", name=name)
 
 

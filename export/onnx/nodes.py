@@ -339,12 +339,14 @@ def _scatter(node: ir.Scatter, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Readout)
 def _readout(node: ir.Readout, b: OnnxBuilder) -> None:
-    """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
-    into the matrix product (MatMulScaleFusion)."""
+    """Sum first, scale last. Behind a matrix product the scale has one entry per class: ONNX
+    Runtime would fold a scalar into the product (MatMulScaleFusion). Behind a sum it is a scalar:
+    OpenVINO 2026.4 scales sums by other classes' entries."""
     name, shape = node.name, b.graph.shapes[node.inputs[0]]
     counts = _counts(b, name, b.source(node), shape)
     scale = 1.0 / node.divisor(shape, b.graph.time_steps)
-    factor = b.constant(f"{name}.scale", np.full(node.classes, scale, np.float32))
+    size = node.classes if node.linear or b.functions else 1
+    factor = b.constant(f"{name}.scale", np.full(size, scale, np.float32))
     if not node.linear:
         grouped = (f"{name}.votes_shape", f"{name}.grouped")
         votes = b.reshape(counts, *grouped, -1, node.classes, node.votes)

@@ -187,7 +187,7 @@ def check_static(
     expected = _emitted(reference, file, form) if known else ModelProto()
     foreign = tuple(_foreign(file, expected))
     if foreign:
-        return StaticCheck(tuple(problems), foreign)
+        return StaticCheck(tuple(problems), (*_other_numbers(expected, file), *foreign))
     problems += _array_problems(reference, file, form)
     problems += _neuron_problems(reference, file, form)
     differing = () if problems else tuple(_structure_problems(expected, file))
@@ -247,6 +247,14 @@ def _foreign(file: ModelProto, expected: ModelProto) -> Iterator[str]:
         wanted, named = (Counter(item.name for item in items) for items in (ours, theirs))
         for name in sorted((wanted - named) | (named - wanted)):
             yield f"{kind} {name!r}: {'missing' if wanted[name] else 'not in the graph'}"
+
+
+def _other_numbers(expected: ModelProto, file: ModelProto) -> Iterator[str]:
+    """Of a foreign file: what has kept its name, but holds something else."""
+    ours = {tensor.name: tensor for tensor in expected.graph.initializer}
+    for tensor in file.graph.initializer:
+        if tensor.name in ours and not _same(ours[tensor.name], tensor):
+            yield f"initializer {tensor.name!r} holds other numbers"
 
 
 def _parts(expected: ModelProto, file: ModelProto) -> Iterator[tuple[str, Any, Any]]:

@@ -209,7 +209,7 @@ def verify(
         how: Any = {"allow_silent": allow_silent, "by_layer": not opened.uncut}
         try:
             found = Comparer(reference).both(opened.ready, given, batch, **how)
-        except (errors.VerificationError, *onnx_run.FAILURES) as error:
+        except (errors.VerificationError, ValueError, *onnx_run.FAILURES) as error:
             if not opened.incomparable:
                 raise
             stopped = f"the file does not run as the model: {onnx_run.first_line(error)}"

@@ -61,7 +61,9 @@ def test_an_inlined_file_is_judged_by_what_it_does(tmp_path: Path) -> None:
     assert report.problems == () and report.carried_by == BOTH
     assert "node '2/0/charge.0': missing" in report.incomparable
     text = report.text().splitlines()
-    assert "1 static: not comparable, since names or structure are not as they were exported" in text
+    assert (
+        "1 static: not comparable, since names or structure are not as they were exported" in text
+    )
     last = "Verified: yes; by check 2 (layer by layer) and check 3 (end to end)"
     assert text[-1] == last
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))

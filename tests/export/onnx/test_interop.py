@@ -12,7 +12,8 @@ import torch
 from deployed import small_model
 from onnx import version_converter
 from parity import Drawn, masked_model, search
-from torch import Tensor
+from test_onnx import model_of
+from torch import Tensor, nn
 
 pytest.importorskip("openvino", reason="the extra `interop` brings OpenVINO")
 pytest.importorskip("cv2", reason="the extra `interop` brings OpenCV")
@@ -27,7 +28,10 @@ from soul_deploy.export.onnx.model import build_onnx, export_onnx, write_onnx
 from soul_deploy.export.onnx.opsets import OPSETS
 from soul_deploy.export.onnx.step import export_currents, export_step
 from soul_deploy.export.verify.verify import verify
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model
+from soul_deploy.nn import layers
+from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 
@@ -86,6 +90,18 @@ def test_spikes_explain_every_difference(engine: str, tmp_path: Path) -> None:
     found = Comparer(ReferenceModel(MODEL)).end_to_end(execution, X)
     assert found.spikes_compared and found.passed
     assert [layer.layer for layer in found.layers] == ["2", "6"]
+
+
+@BY_ENGINE
+def test_groups_of_neurons_are_summed_and_scaled(engine: str, tmp_path: Path) -> None:
+    """OpenVINO scaled sums by the entries of other classes; only with 3 samples and more."""
+    network = nn.Sequential(
+        *(nn.Linear(6, 12), SpikingNeuron(NeuronSpec(v_threshold=0.2), 2)),
+        layers.VoteReadout(4, 3),
+    )
+    model, x = model_of(network, (6,), 2), torch.randn(5, 6) * 3
+    assert model.module().record(x).logits.unique().numel() > 3
+    assert disagreement(ENGINES[engine], model, x, tmp_path) is None
 
 
 @BY_ENGINE

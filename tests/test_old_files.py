@@ -66,6 +66,7 @@ def test_exports_are_verified(name: str, images: Array) -> None:
     model = load(OLD / "compact.safetensors")
     report = verify(model, OLD / name, torch.from_numpy(images))
     assert report.passed, report.text()
+    assert report.carried_by == ("static", "forced", "end_to_end")
 
 
 def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

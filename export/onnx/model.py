@@ -24,7 +24,8 @@ from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import NeuronEquation
 
-FORMAT = "soul-deploy/onnx/1"
+FORMAT = "soul-deploy/onnx/2"
+FORMATS = ("soul-deploy/onnx/1", FORMAT)  # those before 2 call functions, of any batch
 MAX_BYTES = (1 << 31) - 1  # what protobuf can hold in one message
 # Of files with all steps inside.
 INPUT_MODES: tuple[onnx_nodes.InputMode, ...] = ("static", "sequence")
@@ -43,6 +44,8 @@ def build_onnx(
     input_mode: onnx_nodes.InputMode = "static",
     outputs: onnx_nodes.Outputs = "logits",
     source_sha256: str | None = None,
+    functions: bool = False,
+    fixed_batch: int | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of `model`; the same input gives the same bytes.
 
@@ -50,16 +53,19 @@ def build_onnx(
     (`sequence`), normalised by the caller. Output `logits`: (batch, classes); with outputs
     `spikes` also `<population>.spikes`: (T, batch, ...) of 0/1, so that operations can be counted.
     `source_sha256` is the digest of the model file, for the metadata.
-    Raises UsageError for an opset or input mode that is not supported (an opset also where the
-    installed onnx is too old for it), UnsupportedGraphError, and
+    functions: neurons are calls of model-local functions, which few engines know, instead of
+    operators in the graph. fixed_batch: the samples of each call; None: any number.
+    Raises UsageError for an opset, input mode or batch that is not supported (an opset also where
+    the installed onnx is too old for it), UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
     asked = (("input mode", input_mode, INPUT_MODES), ("outputs", outputs, OUTPUTS))
     for what, given, valid in asked:
         if given not in valid:
             raise errors.UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
-    graph, lowered = model.graph, fitting(model, opset)
-    builder = onnx_nodes.OnnxBuilder(graph, lowered, opset, input_mode=input_mode)
+    graph, lowered = model.graph, fitting(model, opset, fixed_batch)
+    form: Any = {"functions": functions, "batch": fixed_batch}
+    builder = onnx_nodes.OnnxBuilder(graph, lowered, opset, input_mode=input_mode, **form)
     for node in graph.nodes:
         onnx_nodes.emit(builder, node)
     for node in graph.populations if outputs == "spikes" else ():  # the time axis apart
@@ -69,19 +75,21 @@ def build_onnx(
     properties = onnx_metadata(model, lowered.equations, input_mode, source_sha256)
     return assemble(
         builder,
-        [onnx_nodes.declared(graph.input.name, input_shape(graph, input_mode))],
-        [onnx_nodes.declared(*entry) for entry in output_entries(graph, outputs)],
+        [builder.declared(graph.input.name, input_shape(graph, input_mode))],
+        [builder.declared(*entry) for entry in output_entries(graph, outputs)],
         f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
         properties | {"outputs": outputs},
     )
 
 
-def fitting(model: Model, opset: int) -> Deployed:
+def fitting(model: Model, opset: int, fixed_batch: int | None) -> Deployed:
     """The lowered form, if the installed onnx knows the opset and one file holds them.
 
     Raises UsageError or LimitError.
     """
     require_opset(opset)
+    if fixed_batch is not None and fixed_batch < 1:
+        raise errors.UsageError(f"a fixed batch of {fixed_batch} given; it is 1 or more samples")
     lowered = lower(model)
     size = sum(s.weight.nbytes for s in lowered.synapses.values())
     if size > MAX_BYTES:
@@ -122,7 +130,8 @@ def assemble(
     drawn = helper.make_graph(
         b.nodes, "spiking_network", inputs, outputs, b.initializers, value_info=b.values
     )
-    versions = {"": b.opset, onnx_neuron.DOMAIN: onnx_neuron.DOMAIN_VERSION}
+    versions = {"": b.opset}
+    versions |= {onnx_neuron.DOMAIN: onnx_neuron.DOMAIN_VERSION} if b.functions else {}
     opsets = [helper.make_opsetid(*item) for item in versions.items()]
     built = helper.make_model(
         drawn,
@@ -133,7 +142,9 @@ def assemble(
         producer_version=version("soul-deploy"),
         doc_string=doc,
     )
-    helper.set_model_props(built, dict(sorted(properties.items())))
+    form = {"opset": str(b.opset), "neurons_as": "functions" if b.functions else "operators"}
+    form |= {} if b.batch is None else {"fixed_batch": str(b.batch)}
+    helper.set_model_props(built, dict(sorted((properties | form).items())))
     onnx.checker.check_model(built, full_check=True)
     return built
 
@@ -182,13 +193,21 @@ def export_onnx(
     input_mode: onnx_nodes.InputMode = "static",
     outputs: onnx_nodes.Outputs = "logits",
     source_sha256: str | None = None,
+    functions: bool = False,
+    fixed_batch: int | None = None,
 ) -> onnx.ModelProto:
     """Write `build_onnx`'s model to `path` atomically and return it.
 
     Raises what `build_onnx` raises, and OSError if the file cannot be written.
     """
     built = build_onnx(
-        model, opset=opset, input_mode=input_mode, outputs=outputs, source_sha256=source_sha256
+        model,
+        opset=opset,
+        input_mode=input_mode,
+        outputs=outputs,
+        source_sha256=source_sha256,
+        functions=functions,
+        fixed_batch=fixed_batch,
     )
     write_onnx(path, built)
     return built

@@ -1,10 +1,13 @@
-"""One time step of a neuron as an ONNX function, with the operations of `runtime.equations`.
+"""One time step of a neuron in ONNX, with the operations of `runtime.equations`.
 
-A model-local function per neuron model, (v, x) -> (spike, v after reset), keeps the file readable
-in a viewer: its attributes are the neuron's constants. The equation itself is called, with values
-that write down what is done to them; another spelling of the formula would round differently.
+Either a call of a model-local function per neuron model, (v, x) -> (spike, v after reset), whose
+attributes are the neuron's constants; or, since many engines know no such functions, its operators
+in the graph itself, `<population>/<step>/<role>`, with the constants as initializers. The equation
+itself is called, with values that write down what is done to them; another spelling of the formula
+would round differently.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partialmethod
 
@@ -16,7 +19,7 @@ from soul_deploy.runtime.equations import NeuronEquation
 DOMAIN = "soul_deploy.neurons"
 DOMAIN_VERSION = 1
 CONSTANT, THRESHOLD, REST, SUBTRACT = "constant", "threshold", "rest", "subtract"
-
+CHARGE, FIRE, RESET = "charge", "fire", "reset"  # the roles of a step's operators
 
 FIRE_NODES: dict[equations.FireRule, str] = {"gt": "Greater", "ge": "GreaterOrEqual"}
 WITHOUT_CONSTANT: tuple[equations.ChargeForm, ...] = ("integrate",)
@@ -88,3 +91,34 @@ def step_function(equation: NeuronEquation, opset: int) -> FunctionProto:
     opsets = [helper.make_opsetid("", opset)]
     name = function_name(equation)
     return helper.make_function(DOMAIN, name, *ends, nodes, opsets, attributes=used)
+
+
+def constant_name(population: str, constant: str) -> str:
+    """The initializer that holds a constant of a population's neurons in a flat file."""
+    return f"{population}.{constant}"
+
+
+def flat_step(function: FunctionProto, place: str, ends: Mapping[str, str]) -> Iterator[NodeProto]:
+    """The operators of one step in the graph itself, each with its role in the metadata.
+
+    place: `<population>/<step>`, in front of the names of nodes and of the values between them;
+    ends: the graph's names of the function's inputs, outputs and attributes.
+    """
+    names, role = dict(ends), CHARGE
+    for number, spelt in enumerate(n for n in function.node if n.op_type != "Constant"):
+        role = FIRE if spelt.op_type in FIRE_NODES.values() else role
+        node = NodeProto()
+        node.CopyFrom(spelt)
+        node.name = f"{place}/{role}.{number}"
+        node.input[:] = [names[name] for name in spelt.input]
+        node.output[:] = [names.setdefault(name, node.name) for name in spelt.output]
+        annotate(node, role=role)
+        role = RESET if spelt.op_type == "Cast" else role
+        yield node
+
+
+def annotate(node: NodeProto, **entries: str) -> None:
+    """Add to the node's metadata, which viewers show, what it has no entry for yet."""
+    known = {entry.key for entry in node.metadata_props}
+    for key in sorted(entries.keys() - known):
+        node.metadata_props.add(key=key, value=entries[key])

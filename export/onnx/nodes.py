@@ -17,7 +17,6 @@ from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.lowering import deploy, linear_operators
-from soul_deploy.runtime.equations import NeuronEquation
 
 BATCH, MERGED = "batch", "time_batch"
 OUTPUT = "logits"
@@ -34,6 +33,8 @@ class OnnxBuilder:
 
     In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
     return to it, and `counter` names the input that says which step it is, if anything needs it.
+    functions: neurons are calls of model-local functions. batch: the samples of each call, None
+    for any number.
     """
 
     graph: ir.SpikingGraph
@@ -45,6 +46,8 @@ class OnnxBuilder:
     input_mode: InputMode = "static"
     membranes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     counter: str = ""
+    functions: bool = False
+    batch: int | None = None
 
     @cached_property
     def static(self) -> frozenset[str]:
@@ -79,13 +82,15 @@ class OnnxBuilder:
         if self.value(node.name) == self.graph.input.name:
             return  # the file's own input
         merged = node.name not in self.static and self.input_mode != "step"
-        axis = MERGED if merged else BATCH
-        self.values.append(declared(self.value(node.name), (axis, *self.graph.shapes[node.name])))
+        shape = (MERGED if merged else BATCH, *self.graph.shapes[node.name])
+        self.values.append(self.declared(self.value(node.name), shape))
 
-
-def declared(name: str, shape: Sides, kind: int = TensorProto.FLOAT) -> ValueInfoProto:
-    """A tensor of the file; kind: its type."""
-    return helper.make_tensor_value_info(name, kind, shape)
+    def declared(self, name: str, shape: Sides, kind: int = TensorProto.FLOAT) -> ValueInfoProto:
+        """A tensor of the file; kind: its type."""
+        if self.batch is not None:
+            sizes = {BATCH: self.batch, MERGED: self.batch * self.graph.time_steps}
+            shape = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
+        return helper.make_tensor_value_info(name, kind, shape)
 
 
 def value_name(graph: ir.SpikingGraph, node: str, input_mode: InputMode) -> str:
@@ -206,7 +211,7 @@ def _flatten(node: ir.Flatten, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Population)
 def _population(node: ir.Population, b: OnnxBuilder) -> None:
-    """The neuron's function, called T times; spikes leave merged, T-major."""
+    """The neuron's step, T times; spikes leave merged, T-major."""
     name, value = node.name, b.value(node.name)
     stages = [f"{name}.fired"]
     stages += [f"{name}.all_channels"] if node.generated else []
@@ -234,10 +239,11 @@ def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
     spikes = []
     for t, x in enumerate(currents):
         spike, after = f"{name}.spike.{t}", returned or f"{name}.membrane.{t}"
-        b.nodes.append(_step(equation, [membrane, x], [spike, after]))
+        spike = output if steps == 1 and not b.functions else spike
+        b.nodes += _step(b, node.name, t, {"v": membrane, "x": x, "spike": spike, "v_next": after})
         spikes.append(spike)
         membrane = after
-    return b.op("Concat", spikes, output, axis=0)
+    return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
 
 
 def _at_rest(b: OnnxBuilder, name: str, rest: float) -> str:
@@ -266,11 +272,24 @@ def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str
     return b.op("Concat", [fired, generated], output, axis=1)
 
 
-def _step(equation: NeuronEquation, inputs: list[str], outputs: list[str]) -> NodeProto:
-    kind, constants = onnx_neuron.function_name(equation), onnx_neuron.attributes(equation)
-    node = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
-    node.attribute.extend(helper.make_attribute(*item) for item in sorted(constants.items()))
-    return node
+def _step(b: OnnxBuilder, name: str, step: int, ends: dict[str, str]) -> list[NodeProto]:
+    """ends: the tensors that the step takes (v, x) and yields (spike, v_next)."""
+    equation = b.lowered.equations[name]
+    constants = sorted(onnx_neuron.attributes(equation).items())
+    kind = onnx_neuron.function_name(equation)
+    if b.functions:
+        inputs, outputs = [ends["v"], ends["x"]], [ends["spike"], ends["v_next"]]
+        call = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
+        call.attribute.extend(helper.make_attribute(*item) for item in constants)
+        return [call]
+    for constant, value in constants:
+        stored = onnx_neuron.constant_name(name, constant)
+        ends[constant] = stored if step else b.constant(stored, np.float32(value))
+    function = onnx_neuron.step_function(equation, b.opset)
+    nodes = list(onnx_neuron.flat_step(function, f"{name}/{step}", ends))
+    for node in nodes:
+        onnx_neuron.annotate(node, neuron=kind)
+    return nodes
 
 
 def _split(b: OnnxBuilder, current: str, name: str, steps: int) -> list[str]:
@@ -320,12 +339,14 @@ def _scatter(node: ir.Scatter, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Readout)
 def _readout(node: ir.Readout, b: OnnxBuilder) -> None:
-    """Sum first, scale last. The scale has one entry per class: ONNX Runtime would fold a scalar
-    into the matrix product (MatMulScaleFusion)."""
+    """Sum first, scale last. Behind a matrix product the scale has one entry per class: ONNX
+    Runtime would fold a scalar into the product (MatMulScaleFusion). Behind a sum it is a scalar:
+    OpenVINO 2026.4 scales sums by other classes' entries."""
     name, shape = node.name, b.graph.shapes[node.inputs[0]]
     counts = _counts(b, name, b.source(node), shape)
     scale = 1.0 / node.divisor(shape, b.graph.time_steps)
-    factor = b.constant(f"{name}.scale", np.full(node.classes, scale, np.float32))
+    size = node.classes if node.linear or b.functions else 1
+    factor = b.constant(f"{name}.scale", np.full(size, scale, np.float32))
     if not node.linear:
         grouped = (f"{name}.votes_shape", f"{name}.grouped")
         votes = b.reshape(counts, *grouped, -1, node.classes, node.votes)
@@ -355,8 +376,13 @@ def _sum(b: OnnxBuilder, source: str, output: str, *axes: int) -> str:
 
 
 def emit(b: OnnxBuilder, node: ir.Node) -> None:
-    """Append `node`. Raises UnsupportedGraphError for a node that ONNX export does not know."""
+    """Append `node`, named in the metadata of what was appended. Raises UnsupportedGraphError for
+    a node that ONNX export does not know."""
+    before = len(b.nodes)
     append_onnx(node, b)
+    for made in () if b.functions else b.nodes[before:]:
+        key = "population" if node.fires else "layer"
+        onnx_neuron.annotate(made, **{key: node.name, "role": node.op})
     if node is not b.graph.readout:
         b.declare(node)
     elif b.static.issuperset(node.inputs):

@@ -64,6 +64,8 @@ def build_step(
     opset: int = 18,
     static_input: StaticInput = "image",
     source_sha256: str | None = None,
+    functions: bool = False,
+    fixed_batch: int | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of one time step; the same input gives the same bytes.
 
@@ -78,7 +80,7 @@ def build_step(
     graph = model.graph
     if static_input == "current":
         _require_currents(graph)
-    builder = _builder(model, opset)
+    builder = _builder(model, opset, functions, fixed_batch)
     inputs = graph.static if static_input == "current" else (graph.input.name,)
     for node in graph.nodes:
         if node.name not in inputs:
@@ -88,15 +90,19 @@ def build_step(
     properties = onnx_model.onnx_metadata(model, builder.lowered.equations, "step", source_sha256)
     return onnx_model.assemble(
         builder,
-        [_declared(*entry) for entry in step_inputs(model, static_input)],
-        [_declared(*entry) for entry in step_outputs(model)],
+        [_declared(builder, *entry) for entry in step_inputs(model, static_input)],
+        [_declared(builder, *entry) for entry in step_outputs(model)],
         "Spiking network, one time step; its state goes in and comes out.",
         properties | _description(model, static_input),
     )
 
 
 def build_currents(
-    model: Model, *, opset: int = 18, source_sha256: str | None = None
+    model: Model,
+    *,
+    opset: int = 18,
+    source_sha256: str | None = None,
+    fixed_batch: int | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model that computes the static currents once per image.
 
@@ -105,14 +111,14 @@ def build_currents(
     """
     graph = model.graph
     _require_currents(graph)
-    builder = _builder(model, opset)
+    builder = _builder(model, opset, False, fixed_batch)
     for name in graph.static[1:]:
         nodes.emit(builder, graph[name])
     properties = onnx_model.onnx_metadata(model, {}, "step", source_sha256)
     return onnx_model.assemble(
         builder,
-        [_declared(graph.input.name, onnx_model.input_shape(graph, "step"))],
-        [_declared(*entry) for entry in _entries(graph, currents_of(graph))],
+        [_declared(builder, graph.input.name, onnx_model.input_shape(graph, "step"))],
+        [_declared(builder, *entry) for entry in _entries(graph, currents_of(graph))],
         "What a static image determines once: the currents that every step takes.",
         properties | {"input_mode": CURRENTS},
     )
@@ -126,15 +132,19 @@ def _require_currents(graph: SpikingGraph) -> None:
         )
 
 
-def _builder(model: Model, opset: int) -> nodes.OnnxBuilder:
+def _builder(
+    model: Model, opset: int, functions: bool, fixed_batch: int | None
+) -> nodes.OnnxBuilder:
     states = states_of(model)
     return nodes.OnnxBuilder(
         model.graph.with_time_steps(1),
-        onnx_model.fitting(model, opset),
+        onnx_model.fitting(model, opset, fixed_batch),
         opset,
         input_mode="step",
         membranes={state.population: (state.input, state.output) for state in states},
         counter=COUNTER_IN if model.for_one_t else "",
+        functions=functions,
+        batch=fixed_batch,
     )
 
 
@@ -160,9 +170,9 @@ def step_outputs(model: Model) -> list[nodes.Entry]:
     return entries + ([(COUNTER_OUT, (1,))] if model.for_one_t else [])
 
 
-def _declared(name: str, shape: nodes.Sides) -> ValueInfoProto:
+def _declared(b: nodes.OnnxBuilder, name: str, shape: nodes.Sides) -> ValueInfoProto:
     kind = TensorProto.INT64 if name in (COUNTER_IN, COUNTER_OUT) else TensorProto.FLOAT
-    return nodes.declared(name, shape, kind)
+    return b.declared(name, shape, kind)
 
 
 def _count(b: nodes.OnnxBuilder, time_steps: int) -> None:
@@ -191,14 +201,23 @@ def export_step(
     opset: int = 18,
     static_input: StaticInput = "image",
     source_sha256: str | None = None,
+    functions: bool = False,
+    fixed_batch: int | None = None,
 ) -> None:
     """Write `build_step`'s model to `path` atomically. Raises what it raises, and OSError."""
-    built = build_step(model, opset=opset, static_input=static_input, source_sha256=source_sha256)
+    form: Any = {"functions": functions, "fixed_batch": fixed_batch, "opset": opset}
+    built = build_step(model, static_input=static_input, source_sha256=source_sha256, **form)
     onnx_model.write_onnx(path, built)
 
 
 def export_currents(
-    model: Model, path: Path, *, opset: int = 18, source_sha256: str | None = None
+    model: Model,
+    path: Path,
+    *,
+    opset: int = 18,
+    source_sha256: str | None = None,
+    fixed_batch: int | None = None,
 ) -> None:
     """Write `build_currents`' model to `path` atomically. Raises what it raises, and OSError."""
-    onnx_model.write_onnx(path, build_currents(model, opset=opset, source_sha256=source_sha256))
+    form: Any = {"source_sha256": source_sha256, "fixed_batch": fixed_batch}
+    onnx_model.write_onnx(path, build_currents(model, opset=opset, **form))

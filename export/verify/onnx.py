@@ -1,191 +1,29 @@
-"""An ONNX file against the graph it should come from: structure, and running it layer by layer."""
+"""Running an ONNX file: whole, and layer by layer, with the operations that its spikes make."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar
 
-import numpy as np
-import onnx
 import onnxruntime
 import torch
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.utils import Extractor
+from onnxruntime.capi import onnxruntime_pybind11_state as failures
 from torch import Tensor
 
 from soul_deploy.analysis.synops import count_steps
-from soul_deploy.base import Array, errors, pixel_rule
+from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sources
-from soul_deploy.export.onnx import model as onnx_model
-from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
-from soul_deploy.export.onnx import opsets
-from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.verify import event
+from soul_deploy.export.verify import onnx_static
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
 from soul_deploy.runtime.ops.counters import LayerCounts
 
-Word = TypeVar("Word", bound=str)
-
-
-def properties(model: ModelProto) -> dict[str, str]:
-    """The file's metadata_props."""
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def input_mode_of(model: ModelProto) -> onnx_nodes.InputMode:
-    """Raises FileFormatError for a file without our metadata."""
-    found = properties(model)
-    if found.get("format") != onnx_model.FORMAT:
-        raise errors.FileFormatError(
-            f"an ONNX file of format {found.get('format')!r}; verified are files that "
-            f"`soul-deploy export onnx` wrote ({onnx_model.FORMAT})"
-        )
-    return _one_of("input_mode", found.get("input_mode"), (*onnx_model.INPUT_MODES, "step"))
-
-
-def _one_of(key: str, given: str | None, known: tuple[Word, ...]) -> Word:
-    for word in known:
-        if given == word:
-            return word
-    raise errors.FileFormatError(f"{key} {given!r} in the file's metadata")
-
-
-def static_input_of(model: ModelProto) -> onnx_step.StaticInput:
-    """The kind of input that a step file takes. Raises FileFormatError."""
-    given = properties(model).get("static_input")
-    return _one_of("static_input", given, onnx_step.STATIC_INPUTS)
-
-
-def outputs_of(model: ModelProto) -> onnx_nodes.Outputs:
-    """What a file yields; files from before there was a choice yield logits. Raises
-    FileFormatError."""
-    return _one_of("outputs", properties(model).get("outputs", "logits"), onnx_model.OUTPUTS)
-
-
-def onnx_problems(
-    reference: Model, file: ModelProto, source_sha256: str | None = None
-) -> tuple[str, ...]:
-    """The static check: every difference between the file and the graph, in words.
-
-    source_sha256: digest of the reference's file, if known.
-    """
-    mode = input_mode_of(file)
-    problems = [
-        *_header_problems(reference, file, mode, source_sha256),
-        *_weight_problems(reference, file),
-        *_neuron_problems(reference, file, 1 if mode == "step" else reference.graph.time_steps),
-    ]
-    return tuple(problems or _structure_problems(reference, file, mode))
-
-
-def _header_problems(
-    reference: Model, file: ModelProto, mode: onnx_nodes.InputMode, source_sha256: str | None
-) -> Iterator[str]:
-    graph, found = reference.graph, properties(file)
-    if opsets.opset_of(file) not in opsets.OPSETS:
-        yield f"opset {opsets.opset_of(file)}; supported: {opsets.OPSETS[0]} to {opsets.OPSETS[-1]}"
-    yield from event.source_problems(found.get("source_sha256"), source_sha256)
-    shape = json.dumps(list(graph.input.shape))
-    expected = {"time_steps": str(graph.time_steps), "input_shape": shape}
-    for key, value in expected.items():
-        if found.get(key) != value:
-            yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
-    kind = found.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)
-    if kind != reference.info.input_kind:
-        yield f"metadata input_kind is {kind!r}, the model says {reference.info.input_kind!r}"
-    inputs = [(graph.input.name, onnx_model.input_shape(graph, mode))]
-    outputs = onnx_model.output_entries(graph, outputs_of(file))
-    if mode == "step":
-        inputs = onnx_step.step_inputs(reference, static_input_of(file))
-        outputs = onnx_step.step_outputs(reference)
-    for values, entries in ((file.graph.input, inputs), (file.graph.output, outputs)):
-        declared = [(v.name, _declared_shape(v)) for v in values]
-        if declared != entries:
-            yield f"the file's {declared} should be {entries}"
-
-
-def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
-    sides = value.type.tensor_type.shape.dim
-    return tuple(side.dim_param or side.dim_value for side in sides)
-
-
-def _weight_problems(reference: Model, file: ModelProto) -> Iterator[str]:
-    """Weights, biases, masks and patterns against what the model holds, number by number."""
-    stored = {tensor.name: tensor for tensor in file.graph.initializer}
-    currents = properties(file).get("static_input") == "current"
-    differ = "values differ from the folded weights"
-    for name, expected in _expected_arrays(reference, reference.graph.static if currents else ()):
-        array = numpy_helper.to_array(stored[name]) if name in stored else None
-        yield from event.array_problems(name, array, expected, differ)
-
-
-def _expected_arrays(
-    reference: Model, absent: tuple[str, ...]
-) -> Iterator[tuple[str, Array | None]]:
-    for node, synapses in deploy.lower(reference).synapses.items():
-        yield onnx_nodes.weight_name(node), None if node in absent else synapses.weight
-        yield onnx_nodes.bias_name(node), None if node in absent else synapses.bias
-    patterns = deploy.lower(reference).patterns
-    for population in reference.graph.populations:
-        name, pattern = population.name, patterns.get(population.name)
-        mask = reference.neuron_masks.get(name)
-        yield onnx_nodes.mask_name(name), None if mask is None else mask.astype(np.float32)
-        if pattern is not None:
-            sides = [1] * (len(reference.graph.shapes[name]) - 1)
-            pattern = pattern.astype(np.float32).reshape(len(pattern), 1, -1, *sides)
-        yield onnx_nodes.pattern_name(name), pattern
-
-
-def _neuron_problems(reference: Model, file: ModelProto, steps: int) -> Iterator[str]:
-    """Every population is T calls of its equation's function, with its numbers, in a chain."""
-    graph = reference.graph
-    calls: dict[str, list[NodeProto]] = {node.name: [] for node in graph.populations}
-    for node in file.graph.node:
-        owner = node.output[0].rsplit(".spike.", 1)[0]
-        if node.domain == onnx_neuron.DOMAIN and owner in calls:
-            calls[owner].append(node)
-    for name, equation in deploy.lower(reference).equations.items():
-        found = calls[name]
-        if len(found) != steps:
-            yield f"{name}: {len(found)} steps, the graph says T = {steps}"
-        expected = (onnx_neuron.function_name(equation), _rounded(onnx_neuron.attributes(equation)))
-        for node in found:
-            constants = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            if (node.op_type, _rounded(constants)) != expected:
-                yield f"{node.name}: {node.op_type} {constants}, the graph says {expected}"
-
-
-def _rounded(constants: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(np.float32(constants[name])) for name in sorted(constants)}
-
-
-def _structure_problems(
-    reference: Model, file: ModelProto, mode: onnx_nodes.InputMode
-) -> Iterator[str]:
-    """Every node, constant and function against the graph emitted anew."""
-    opset = opsets.opset_of(file)
-    if mode == "step":
-        given = static_input_of(file)
-        expected = onnx_step.build_step(reference, opset=opset, static_input=given)
-    else:
-        how: Any = {"input_mode": mode, "outputs": outputs_of(file)}
-        expected = onnx_model.build_onnx(reference, opset=opset, **how)
-    for kind, ours, theirs in (
-        ("node", expected.graph.node, file.graph.node),
-        ("initializer", expected.graph.initializer, file.graph.initializer),
-        ("function", expected.functions, file.functions),
-    ):
-        wanted = {item.name: item for item in ours}
-        by_name = {item.name: item for item in theirs}
-        for name in sorted(set(wanted) ^ set(by_name)):
-            yield f"{kind} {name!r}: {'missing' if name in wanted else 'not in the graph'}"
-        for name in wanted.keys() & by_name.keys():
-            if wanted[name] != by_name[name]:
-                yield f"{kind} {name!r} is not what the graph says"
+# What ONNX Runtime raises for a file that it cannot open, and for one that stops while it runs.
+REFUSALS = (failures.InvalidArgument, failures.InvalidGraph, failures.Fail, failures.NotImplemented)
+FAILURES = (*REFUSALS, failures.RuntimeException)
 
 
 class OnnxCounter:
@@ -231,58 +69,143 @@ class OnnxCounter:
         return counts
 
 
-def yielding(file: ModelProto, names: Iterable[str]) -> onnxruntime.InferenceSession:
-    """The file in ONNX Runtime, with these declared values as additional outputs."""
-    whole = ModelProto()
-    whole.CopyFrom(file)
-    known = {value.name: value for value in file.graph.value_info}
-    whole.graph.output.extend(known[name] for name in names)
-    return open_session(whole)
+class OnnxFile:
+    """An ONNX file in ONNX Runtime: its whole graph, and what stands between populations.
 
-
-class OnnxExecution:
-    """An ONNX file in ONNX Runtime, whole or cut at populations."""
+    What it takes and yields has the exporter's names, whatever the file calls it.
+    """
 
     def __init__(self, file: ModelProto, reference: Model) -> None:
-        self.file, self.graph = file, reference.graph
-        self.mode = input_mode_of(file)
-        self.counter = OnnxCounter(file, reference) if outputs_of(file) == "spikes" else None
+        self.graph = reference.graph
+        self.form = onnx_static.interface_of(file, reference)
+        self.mode = self.form.mode
+        self.file = self._renamed(file, reference)
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._extractor = Extractor(file)
+        self._extractor = Extractor(self.file)
+
+    def _renamed(self, file: ModelProto, reference: Model) -> ModelProto:
+        """Declared are all populations' values that the file has."""
+        ours = onnx_static.entries_of(reference, self.form)
+        names = [name for entries in ours for name, _ in entries]
+        made = {output for node in file.graph.node for output in node.output}
+        known = {value.name for value in file.graph.value_info}
+        wanted = {self.value(node.name): node for node in self.graph.populations}
+        missing = (wanted.keys() & made) - known
+        if names == [*self.form.inputs, *self.form.outputs] and not missing:
+            return file
+        whole = ModelProto()
+        whole.CopyFrom(file)
+        for value, (name, _) in zip(_taken(whole, self.form), ours[0], strict=True):
+            _rename(whole, value, name, given=True)
+        for value, (name, _) in zip(whole.graph.output, ours[1], strict=True):
+            _rename(whole, value, name, given=False)
+        for name in sorted(missing):
+            shape = (None, *self.graph.shapes[wanted[name].name])
+            whole.graph.value_info.append(
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            )
+        return whole
 
     def value(self, node: str) -> str:
         """The tensor that holds a node's value."""
         return onnx_nodes.value_name(self.graph, node, self.mode)
+
+    @cached_property
+    def shows_spikes(self) -> bool:
+        """Whether the file has the values of all populations under the exporter's names."""
+        values = self.file.graph.value_info
+        declared = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+        made = declared & {output for node in self.file.graph.node for output in node.output}
+        return made.issuperset(self.value(node.name) for node in self.graph.populations)
+
+    def whole(self, names: Iterable[str]) -> onnxruntime.InferenceSession:
+        """The file, with these declared values as additional outputs."""
+        if "" not in self._sessions:
+            whole = ModelProto()
+            whole.CopyFrom(self.file)
+            known = {value.name: value for value in self.file.graph.value_info}
+            whole.graph.output.extend(known[name] for name in names)
+            self._sessions[""] = open_session(whole)
+        return self._sessions[""]
+
+    def layer(self, layer: str) -> onnxruntime.InferenceSession:
+        """What stands between the populations (or the input) that feed `layer`, and `layer`."""
+        if layer not in self._sessions:
+            self._sessions[layer] = open_session(self._extractor.extract_model(*self.ends(layer)))
+        return self._sessions[layer]
+
+    def ends(self, layer: str) -> tuple[list[str], list[str]]:
+        """What that part of the file takes and yields."""
+        raise NotImplementedError
+
+    def uncut(self) -> str:
+        """Why layers of a file of another tool cannot be run alone; empty if they can."""
+        names = [*(node.name for node in self.graph.populations), self.graph.readout.name]
+        for name in names:
+            try:
+                self.layer(name)
+            except (ValueError, *REFUSALS) as error:
+                return f"{name} cannot be cut out of the file ({first_line(error)})"
+        return ""
+
+
+def _taken(file: ModelProto, form: onnx_static.Interface) -> list[ValueInfoProto]:
+    return [value for value in file.graph.input if value.name in form.inputs]
+
+
+def _rename(file: ModelProto, value: ValueInfoProto, name: str, *, given: bool) -> None:
+    """Call an input (given) or an output by `name`; its old name stays inside."""
+    old = value.name
+    if old == name:
+        return
+    ends = (name, old) if given else (old, name)
+    node = helper.make_node("Identity", [ends[0]], [ends[1]], name=f"{name}.renamed")
+    file.graph.node.insert(0 if given else len(file.graph.node), node)
+    value.name = name
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]
+
+
+class OnnxExecution(OnnxFile):
+    """An ONNX file of all steps; counted: whether operations are, where the file yields spikes."""
+
+    def __init__(self, file: ModelProto, reference: Model, *, counted: bool = True) -> None:
+        super().__init__(file, reference)
+        self.yields_spikes = self.form.yields == "spikes"
+        counts = self.yields_spikes and counted
+        self.counter = OnnxCounter(self.file, reference) if counts else None
 
     def run(self, images: Tensor) -> ExecutionRun:
         """The whole file, with every population as an additional output if it is none yet.
 
         Operations are counted from the spikes of a file that yields them.
         """
-        names, counter = [node.name for node in self.graph.populations], self.counter
-        inside = [self.value(name) for name in names]
-        if "" not in self._sessions:
-            self._sessions[""] = yielding(self.file, [] if counter else inside)
-        wanted = list(map(onnx_nodes.spikes_name, names)) if counter else inside
+        names, yields = [node.name for node in self.graph.populations], self.yields_spikes
+        inside = list(map(self.value, names)) if self.shows_spikes and not yields else []
+        session = self.whole(inside)
+        wanted = list(map(onnx_nodes.spikes_name, names)) if yields else inside
         feed = {self.graph.input.name: self._external(images)}
-        logits, *found = self._sessions[""].run([onnx_nodes.OUTPUT, *wanted], feed)
-        of_run = torch.from_numpy if counter else self._steps
-        spikes = {name: of_run(array) for name, array in zip(names, found, strict=True)}
-        counts = None if counter is None else counter.count(images, spikes)
+        logits, *found = session.run([onnx_nodes.OUTPUT, *wanted], feed)
+        of_run = torch.from_numpy if yields else self._steps
+        spikes = {n: of_run(array) for n, array in zip(names if wanted else (), found, strict=True)}
+        counts = None if self.counter is None else self.counter.count(images, spikes)
         fired = {name: values.bool() for name, values in spikes.items()}
         return ExecutionRun(fired, torch.from_numpy(logits), counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
         feeding = sources(self.graph, layer)
-        readout = layer == self.graph.readout.name
-        output = onnx_nodes.OUTPUT if readout else self.value(layer)
-        if layer not in self._sessions:
-            names = [self._cut_name(name) for name in feeding]
-            self._sessions[layer] = open_session(self._extractor.extract_model(names, [output]))
         feed = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
-        (result,) = self._sessions[layer].run([output], feed)
+        (result,) = self.layer(layer).run(None, feed)
+        readout = layer == self.graph.readout.name
         return LayerRun(torch.from_numpy(result) if readout else self._steps(result).bool())
+
+    def ends(self, layer: str) -> tuple[list[str], list[str]]:
+        output = onnx_nodes.OUTPUT if layer == self.graph.readout.name else self.value(layer)
+        return [self._cut_name(name) for name in sources(self.graph, layer)], [output]
 
     def _cut_name(self, name: str) -> str:
         return name if name == self.graph.input.name else self.value(name)

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import onnxruntime
 import torch
 from onnx import ModelProto
-from onnx.utils import Extractor
 from torch import Tensor
 
 from soul_deploy.base import Array, errors
-from soul_deploy.equivalence.engines import Execution, ExecutionRun, LayerRun
+from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import sources
 from soul_deploy.export.onnx import nodes
 from soul_deploy.export.onnx import step as onnx_step
@@ -21,31 +19,22 @@ from soul_deploy.nn.graph_module import Signal
 Feed = dict[str, Array]
 
 
-def execution(file: ModelProto, reference: Model) -> Execution:
-    """An ONNX file of either mode, ready to be compared with its model."""
-    if onnx.input_mode_of(file) == "step":
-        return StepExecution(file, reference)
-    return onnx.OnnxExecution(file, reference)
-
-
-class StepExecution:
+class StepExecution(onnx.OnnxFile):
     """A step file, whole or cut at populations. What a static image determines, where the file
     takes that instead of the image, is computed by the model's own `build_currents`."""
 
     def __init__(self, file: ModelProto, reference: Model) -> None:
-        self.file, self.model, self.graph = file, reference, reference.graph
+        super().__init__(file, reference)
+        self.model = reference
         self.states = {state.population: state for state in onnx_step.states_of(reference)}
-        self.from_image = onnx.static_input_of(file) == "image"
+        self.from_image = self.form.static_input == "image"
         self.counted = reference.for_one_t
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._extractor = Extractor(file)
 
     def run(self, images: Tensor) -> ExecutionRun:
         """T calls from rest, with every population as an additional output."""
-        names = list(self.states)
-        if "" not in self._sessions:
-            self._sessions[""] = onnx.yielding(self.file, map(self._value, names))
-        outputs = [nodes.OUTPUT, *map(self._value, names)]
+        names = list(self.states) if self.shows_spikes else []
+        self.whole(map(self.value, names))
+        outputs = [nodes.OUTPUT, *map(self.value, names)]
         found = self._loop("", self._frames(images), list(self.states.values()), outputs)
         scores, *spikes = map(torch.from_numpy, found)
         named = {name: steps.bool() for name, steps in zip(names, spikes, strict=True)}
@@ -53,18 +42,24 @@ class StepExecution:
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
-        readout = layer == self.graph.readout.name
-        states = [] if readout else [self.states[layer]]
-        output = nodes.OUTPUT if readout else self._value(layer)
-        feeds = self._feeds(layer, values)
-        if layer not in self._sessions:
-            feed = [*feeds[0], *(state.input for state in states)]
-            wanted = [output, *(state.output for state in states)]
-            feed += [onnx_step.COUNTER_IN] if self._counter_in(layer) else []
-            self._sessions[layer] = onnx.open_session(self._extractor.extract_model(feed, wanted))
-        (found,) = self._loop(layer, feeds, states, [output])
+        self.layer(layer)
+        output, states = self.ends(layer)[1][0], self._states_in(layer)
+        (found,) = self._loop(layer, self._feeds(layer, values), states, [output])
         result = torch.from_numpy(found)
-        return LayerRun(_mean(result) if readout else result.bool())
+        return LayerRun(_mean(result) if not states else result.bool())
+
+    def ends(self, layer: str) -> tuple[list[str], list[str]]:
+        states, feeding = self._states_in(layer), sources(self.graph, layer)
+        given = [self.value(name) for name in feeding if name != self.graph.input.name]
+        if self.graph.input.name in feeding:
+            given += dict.fromkeys(self._still_before(layer))
+        given += [state.input for state in states]
+        given += [onnx_step.COUNTER_IN] if self._counter_in(layer) else []
+        output = self.value(layer) if states else nodes.OUTPUT
+        return given, [output, *(state.output for state in states)]
+
+    def _states_in(self, layer: str) -> list[onnx_step.State]:
+        return [] if layer == self.graph.readout.name else [self.states[layer]]
 
     def _loop(
         self, key: str, feeds: Sequence[Feed], states: Sequence[onnx_step.State], wanted: list[str]
@@ -112,7 +107,7 @@ class StepExecution:
         if CURRENTS_SESSION not in self._sessions:
             built = onnx_step.build_currents(self.model)
             self._sessions[CURRENTS_SESSION] = onnx.open_session(built)
-        names = [self._value(name) for name in onnx_step.currents_of(self.graph)]
+        names = [self.value(name) for name in onnx_step.currents_of(self.graph)]
         feed = {self.graph.input.name: images.contiguous().numpy()}
         currents = self._sessions[CURRENTS_SESSION].run(names, feed)
         return dict(zip(names, currents, strict=True))
@@ -124,7 +119,7 @@ class StepExecution:
         for name in feeding:
             if name != self.graph.input.name:
                 for feed, spikes in zip(feeds, values[name].tensor, strict=True):
-                    feed[self._value(name)] = spikes.float().contiguous().numpy()
+                    feed[self.value(name)] = spikes.float().contiguous().numpy()
         if self.graph.input.name in feeding:
             read = set(self._still_before(layer))
             frames = self._frames(values[self.graph.input.name].tensor)
@@ -139,13 +134,10 @@ class StepExecution:
         while pending:
             name = pending.pop()
             if name in given:
-                yield self._value(name)
+                yield self.value(name)
             elif name not in self.states and name not in seen:
                 seen.add(name)
                 pending.extend(self.graph[name].inputs)
-
-    def _value(self, node: str) -> str:
-        return nodes.value_name(self.graph, node, "step")
 
 
 CURRENTS_SESSION = "currents of the image"

@@ -1,8 +1,9 @@
 """Proof that an exported file is the network it came from: three checks.
 
-1. Static: every stored structure equals what the graph says, exactly. An event network lacks the
-   neurons that no output depends on: it is compared with the model without these neurons, and the
-   scores of that model must equal the model's own to the bit.
+1. Static: every stored structure equals what the graph says, exactly. The structure of an ONNX
+   file that another tool has written anew is not comparable; then 2 and 3 decide. An event network
+   lacks the neurons that no output depends on: it is compared with the model without these
+   neurons, and the scores of that model must equal the model's own to the bit.
 2. Layer by layer, teacher-forced with the reference's recorded inputs: spikes equal but for
    mismatches that rounding explains, operation counts equal as integers.
 3. End to end: every difference traced to a first spike mismatch near the threshold, logits equal
@@ -38,16 +39,21 @@ from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.nir.read import import_nir, read_nir
 from soul_deploy.export.onnx import opsets, reader
 from soul_deploy.export.verify import event as event_check
-from soul_deploy.export.verify import onnx as onnx_check
-from soul_deploy.export.verify import onnx_step
+from soul_deploy.export.verify import onnx as onnx_run
+from soul_deploy.export.verify import onnx_batch, onnx_static
 from soul_deploy.export.verify.event_run import EventExecution
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import load
 from soul_deploy.runtime.io.inspect import is_model_file
 
-SCHEMA = "soul-deploy/verify/2"
+SCHEMA = "soul-deploy/verify/3"
 Kind = Literal["onnx", "event", "nir"]
+CHECKS = {
+    "static": "check 1 (static)",
+    "forced": "check 2 (layer by layer)",
+    "end_to_end": "check 3 (end to end)",
+}
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "nir"}
 
 
@@ -56,8 +62,10 @@ SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "
 class VerifyReport(tables.Shown):
     """What the three checks found.
 
-    problems: of check 1, static. comparison: checks 2 and 3; None where check 1 failed. images:
-    what the file was run on. allow_silent: populations may stay silent.
+    problems: of check 1, static. comparison: checks 2 and 3; None where they could not run. images:
+    what the file was run on. allow_silent: populations may stay silent. Of a file that another tool
+    has written: incomparable: why check 1 could not compare its structure, uncut: why check 2 could
+    not run its layers, stopped: what ended checks 2 and 3; empty if nothing.
     """
 
     artifact: str
@@ -67,10 +75,14 @@ class VerifyReport(tables.Shown):
     problems: tuple[str, ...]
     comparison: Comparison | None
     allow_silent: bool = False
+    incomparable: tuple[str, ...] = ()
+    uncut: str = ""
+    stopped: str = ""
 
     @property
     def forced(self) -> CheckResult | None:
-        return None if self.comparison is None else self.comparison.forced
+        ran = self.comparison is not None and self.comparison.forced.samples > 0
+        return self.comparison.forced if self.comparison is not None and ran else None
 
     @property
     def end_to_end(self) -> CheckResult | None:
@@ -78,14 +90,28 @@ class VerifyReport(tables.Shown):
 
     @property
     def verdict(self) -> Verdict:
-        """Failed where the static check failed, else what checks 2 and 3 prove."""
+        """Failed where the static check failed, else what checks 2 and 3 prove.
+
+        A structure that cannot be compared is neither passed nor failed: checks 2 and 3 decide.
+        """
         if self.problems or self.comparison is None:
             return Verdict.FAILED
         return self.comparison.verdict
 
     @property
+    def carried_by(self) -> tuple[str, ...]:
+        """The checks on which the verdict rests: those that failed, else those that compared."""
+        static = not (self.incomparable and not self.problems)
+        outcomes = {"static": not self.problems} if static else {}
+        found = {"forced": self.forced, "end_to_end": self.end_to_end}
+        outcomes |= {name: check.passed for name, check in found.items() if check is not None}
+        outcomes |= {"end_to_end": False} if self.stopped else {}
+        failed = tuple(name for name, passed in outcomes.items() if not passed)
+        return failed or tuple(outcomes)
+
+    @property
     def passed(self) -> bool:
-        """Whether all three checks passed, and proved something: the verdict is `passed`."""
+        """Whether all checks passed that compared, and proved something: it is the verdict."""
         return self.verdict is Verdict.PASSED
 
     @property
@@ -95,18 +121,30 @@ class VerifyReport(tables.Shown):
 
     def parts(self) -> list[tables.Table | str]:
         """The images, spikes by layer, a line for each check and finding, the verdict."""
-        static = f"1 static: {passed_text(not self.problems)}"
-        static += "" if self.problems else ", every stored structure equals the graph"
-        lines = [static, *first_lines(self.problems)]
-        if self.comparison is None:
+        lines = self._static_lines()
+        if self.stopped:
+            lines.append(f"2 layer by layer, 3 end to end: FAILED, {self.stopped}")
+        elif self.comparison is None:
             line = "2 layer by layer, 3 end to end: not run, since the file is of another structure"
             lines.append(line)
         else:
-            (forced, *found), (whole, *more) = check_lines(self.comparison)
-            lines += [f"2 {forced}", *found, f"3 {whole}", *more]
+            forced, (whole, *more) = check_lines(self.comparison)
+            forced = forced or [f"layer by layer: not run, {self.uncut}"]
+            lines += [f"2 {forced[0]}", *forced[1:], f"3 {whole}", *more]
         title = f"{self.artifact} against its model, on {self.images}"
         table = [] if self.comparison is None else [spikes_table(self.comparison)]
-        return [title, *table, *lines, f"Verified: {verdict_text(self.verdict, self.silent)}"]
+        verdict = f"Verified: {verdict_text(self.verdict, self.silent)}"
+        if self.incomparable:
+            verdict += f"; by {' and '.join(CHECKS[name] for name in self.carried_by)}"
+        return [title, *table, *lines, verdict]
+
+    def _static_lines(self) -> list[str]:
+        if self.problems or not self.incomparable:
+            static = f"1 static: {passed_text(not self.problems)}"
+            static += "" if self.problems else ", every stored structure equals the graph"
+            return [static, *first_lines(self.problems)]
+        static = "1 static: not comparable, since names or structure are not as they were exported"
+        return [static, *first_lines(self.incomparable)]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON data; `schema` says which fields there are."""
@@ -119,11 +157,22 @@ class VerifyReport(tables.Shown):
             "time_steps": self.time_steps,
             "images": self.images,
             "logit_limit": LOGIT_LIMIT,
-            "static": {"passed": not self.problems, "problems": list(self.problems)},
+            "carried_by": list(self.carried_by),
+            "static": self._static(),
+            "stopped": self.stopped,
             "forced": None if self.forced is None else self.forced.to_dict(),
             "end_to_end": None if self.end_to_end is None else self.end_to_end.to_dict(),
             "silent_layers": list(self.silent),
             "allow_silent": self.allow_silent,
+        }
+
+    def _static(self) -> dict[str, Any]:
+        comparable = not self.incomparable
+        return {
+            "passed": not self.problems if comparable or self.problems else None,
+            "comparable": comparable,
+            "problems": list(self.problems),
+            "incomparable": list(self.incomparable),
         }
 
 
@@ -153,11 +202,17 @@ def verify(
     with files.OpenFile(path) as source:
         kind = kind or artifact_kind(source)
         reference = ReferenceModel(lower(model).trimmed.model if kind == "event" else model)
-        problems, ready = _open(kind, reference, source, source_sha256)
-    problems += _changed_outputs(model, reference, given, batch)
-    found = None
-    if ready is not None and not problems:
-        found = Comparer(reference).both(ready, given, batch, allow_silent=allow_silent)
+        opened = _open(kind, reference, source, source_sha256)
+    problems = opened.problems + _changed_outputs(model, reference, given, batch)
+    found, stopped = None, ""
+    if opened.ready is not None and not problems:
+        how: Any = {"allow_silent": allow_silent, "by_layer": not opened.uncut}
+        try:
+            found = Comparer(reference).both(opened.ready, given, batch, **how)
+        except (errors.VerificationError, ValueError, *onnx_run.FAILURES) as error:
+            if not opened.incomparable:
+                raise
+            stopped = f"the file does not run as the model: {onnx_run.first_line(error)}"
     return VerifyReport(
         artifact=name or path.name,
         kind=kind,
@@ -166,6 +221,9 @@ def verify(
         problems=problems,
         comparison=found,
         allow_silent=allow_silent,
+        incomparable=opened.incomparable,
+        uncut=opened.uncut,
+        stopped=stopped,
     )
 
 
@@ -202,28 +260,43 @@ def artifact_kind(artifact: files.File) -> Kind:
     return "event" if start[8:] == b"{" else "onnx"
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """The static check's problems, and the file ready to run if there are none.
+
+    incomparable, uncut: as in the report.
+    """
+
+    problems: tuple[str, ...]
+    ready: Execution | None = None
+    incomparable: tuple[str, ...] = ()
+    uncut: str = ""
+
+
 def _open(
     kind: Kind, reference: ReferenceModel, artifact: files.OpenFile, source_sha256: str | None
-) -> tuple[tuple[str, ...], Execution | None]:
-    """The static check's problems, and the file ready to run if there are none."""
+) -> _Opened:
     if kind == "onnx":
-        file = reader.read_onnx(artifact)
-        problems = onnx_check.onnx_problems(reference.model, file, source_sha256)
-        if problems:
-            return problems, None
-        opsets.require_opened(file, artifact.path)
-        return (), onnx_step.execution(file, reference.model)
+        return _open_onnx(reference.model, artifact, source_sha256)
     if kind == "nir":
         return _open_nir(reference, artifact, source_sha256)
     network = load(artifact)
     problems = event_check.event_problems(reference.model, network, source_sha256)
-    return problems, None if problems else EventExecution(network, reference)
+    return _Opened(problems, None if problems else EventExecution(network, reference))
 
 
-def _open_nir(
-    reference: ReferenceModel, file: files.File, source_sha256: str | None
-) -> tuple[tuple[str, ...], Execution | None]:
-    """The static check's problems, and the network read back from the file if there are none.
+def _open_onnx(model: Model, artifact: files.OpenFile, source_sha256: str | None) -> _Opened:
+    file = reader.read_onnx(artifact)
+    static = onnx_static.check_static(model, file, source_sha256)
+    if static.problems:
+        return _Opened(static.problems, incomparable=static.incomparable)
+    opsets.require_opened(file, artifact.path)
+    runs = onnx_batch.execution(file, model, foreign=bool(static.incomparable))
+    return _Opened((), runs.execution, static.incomparable, runs.uncut)
+
+
+def _open_nir(reference: ReferenceModel, file: files.File, source_sha256: str | None) -> _Opened:
+    """Ready is the network read back from the file.
 
     Raises what `read_nir` and `import_nir` raise.
     """
@@ -238,7 +311,7 @@ def _open_nir(
         rules = {name: said.get(name) for name in ("dt", "fire", "reset")}
         imported = import_nir(graph, time_steps=reference.graph.time_steps, **rules)
     problems += nir_problems(reference.model, imported)
-    return tuple(problems), None if problems else ModelExecution(imported)
+    return _Opened(tuple(problems), None if problems else ModelExecution(imported))
 
 
 def nir_problems(reference: Model, imported: Model) -> Iterator[str]:

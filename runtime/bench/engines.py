@@ -45,15 +45,17 @@ class OnnxRuntimeEngine:
         """Create the session. Raises MissingFileError, FileFormatError."""
         self.session = open_engine_session(self.path, self.threads)
         self.input_name = self.session.get_inputs()[0].name
-        self.rank = len(self.session.get_inputs()[0].shape)
+        self.shape = self.session.get_inputs()[0].shape  # sides of any length by name
 
     def infer(self, x: Array) -> Array:
         """As Engine. Raises ValidityError for a sequence where an image is expected, or so."""
-        if x.ndim != self.rank:
-            taken = ", ".join(map(str, self.session.get_inputs()[0].shape))
+        fixed = tuple(side if isinstance(side, int) else None for side in self.shape)
+        sides = zip(fixed, x.shape, strict=False)
+        if x.ndim != len(fixed) or any(side not in (None, given) for side, given in sides):
+            taken = ", ".join(map(str, self.shape))
             raise errors.ValidityError(
                 f"{self.path} takes ({taken}), but the input is {x.shape}; export it with the "
-                "other input mode or give other input"
+                "other input mode or batch, or give other input"
             )
         result: Array = self.session.run(None, {self.input_name: x})[0]
         return result

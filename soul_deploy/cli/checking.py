@@ -15,7 +15,7 @@ from soul_deploy.cli import config, options, parsing
 from soul_deploy.cli.output import data_flags, drawn, print_files
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
-from soul_deploy.export.verify import onnx
+from soul_deploy.export.verify import onnx_static
 from soul_deploy.export.verify import verify as gates
 from soul_deploy.export.verify.verify import Kind, VerifyReport
 from soul_deploy.model.file import load
@@ -83,7 +83,7 @@ def write_checked(
         write(temporary)
         if images is not None:
             reports.append(check_file(kind, source, (temporary, target), images, check_on))
-            if reports[-1].verdict is Verdict.FAILED:
+            if reports[-1].verdict is Verdict.FAILED or reports[-1].incomparable:
                 terminal.show(drawn(reports[-1]), err=True)
                 raise errors.VerificationError(
                     f"the exported {kind} file is not what {source.path} says; it was not kept"
@@ -162,7 +162,7 @@ def check_file(
         torch.set_num_threads(check_on.threads)
     (path, shown), (images, described) = paths, chosen
     progress.status(f"verifying {shown} on {described}")
-    if kind == "onnx" and _takes_frames(path):
+    if kind == "onnx" and _takes_frames(path, source.model):
         steps = source.model.graph.time_steps
         images, frames = _moving(images, steps)
         described += f", a sequence of {frames} frames each"
@@ -188,11 +188,12 @@ def _moving(images: Tensor, steps: int) -> tuple[Tensor, str]:
     return frames, "equal" if alike else "different"
 
 
-def _takes_frames(path: Path) -> bool:
-    """Whether an ONNX file can be shown another frame at every step."""
-    file = read_onnx(path)
-    mode = onnx.input_mode_of(file)
-    return mode == "sequence" or (mode == "step" and onnx.static_input_of(file) == "image")
+def _takes_frames(path: Path, model: Model) -> bool:
+    """Whether an ONNX file of the model can be shown another frame at every step."""
+    try:
+        return onnx_static.interface_of(read_onnx(path), model).takes_frames
+    except errors.FileFormatError:
+        return False  # the static check says so
 
 
 def check_images(model: Model, check_on: options.CheckOptions) -> tuple[Tensor, str]:

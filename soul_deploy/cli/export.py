@@ -51,8 +51,18 @@ class OnnxOptions:
         "logits: class scores; spikes: also every population's spikes, (T, batch, ...), so that "
         "operations can be counted. For --mode sequence.",
     )
+    functions: bool = given(
+        False,
+        "Neurons as calls of functions inside the file, which ONNX Runtime knows and few others "
+        "do, instead of operators.",
+    )
+    fixed_batch: int | None = given(
+        None, "Samples of every call, for engines without dynamic shapes. [default: any number]"
+    )
 
     def __post_init__(self) -> None:
+        if self.fixed_batch is not None:
+            parsing.require_least(1, fixed_batch=self.fixed_batch)
         if self.mode == "step" and self.input_mode != "static":
             raise errors.UsageError("--input_mode is for --mode sequence; a step takes one frame")
         if self.mode == "step" and self.outputs != "logits":
@@ -65,6 +75,7 @@ class OnnxOptions:
     def write(self, source: Source, path: Path) -> None:
         """Export the model to `path`. Raises what the exporters raise."""
         known: Any = {"opset": self.opset, "source_sha256": source.sha256}
+        known |= {"functions": self.functions, "fixed_batch": self.fixed_batch}
         if self.mode == "step":
             step.export_step(source.model, path, static_input=self.static_input, **known)
         else:
@@ -85,10 +96,10 @@ def onnx(
     check_on: CheckOptions,
     form: OnnxOptions,
 ) -> None:
-    """Write MODEL, a soul-deploy model file, as one self-contained ONNX file.
+    """Write MODEL, a soul-deploy model file, as one self-contained ONNX file of flat operators.
 
     All T steps are inside (or one, with --mode step), batch norm is folded, the batch axis is
-    dynamic.
+    dynamic (or fixed, with --fixed_batch).
     """
     opsets.require_opset(form.opset, run=check)
     target = target_of(output, model_path, ".onnx")
@@ -100,7 +111,8 @@ def onnx(
     def write_currents() -> dict[str, Path]:
         if form.static_input != "current":
             return {}
-        step.export_currents(source.model, currents, opset=form.opset, source_sha256=source.sha256)
+        known: Any = {"opset": form.opset, "fixed_batch": form.fixed_batch}
+        step.export_currents(source.model, currents, source_sha256=source.sha256, **known)
         return {"Currents": currents}
 
     write = partial(form.write, source)
@@ -222,9 +234,10 @@ def verify(
 ) -> None:
     """Prove that ARTIFACT, an ONNX, event or NIR file, does what MODEL does.
 
-    Three gates: stored structures, layer by layer, end to end. Exits with 1 if one fails, and with
-    3, inconclusive, if none fails but a population of neurons never fired on the images: nothing
-    is proven about it.
+    Three gates: stored structures, layer by layer, end to end. The structure of an ONNX file that
+    another tool has simplified or converted is not comparable: the other two decide. Exits with 1
+    if one fails, and with 3, inconclusive, if none fails but a population of neurons never fired on
+    the images: nothing is proven about it.
     """
     source = Source.load(model_path, time_step)
     kind = artifact_kind(artifact)

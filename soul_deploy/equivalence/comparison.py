@@ -24,6 +24,7 @@ LARGEST = ("logit_difference", "logit_difference_flipped")
 class CheckResult:
     """What one check found; `counted` says whether operation counts were compared.
 
+    Without samples the check did not run.
     logit_difference: the largest on samples without a mismatch; logit_difference_flipped on others.
     agreeing: samples of the same class. differences: counts that flipped spikes changed.
     """
@@ -52,6 +53,11 @@ class CheckResult:
         """Counts are what the spikes say, and flipped spikes explain every difference exactly."""
         explained = all(d.difference == d.explained for d in self.differences)
         return not self.mismatches and explained
+
+    @property
+    def spikes_compared(self) -> bool:
+        """Whether the other execution showed its spikes."""
+        return all(layer.compared for layer in self.layers)
 
     @property
     def flipped(self) -> int:
@@ -104,6 +110,8 @@ def _finite(value: Any) -> Any:
 class Comparison(Shown):
     """Both checks on one pair of networks: each layer on given inputs, and both end to end.
 
+    forced has no samples where the other execution has no layers to run.
+
     time_steps: T of both networks. allow_silent: populations may stay silent.
     """
 
@@ -116,8 +124,9 @@ class Comparison(Shown):
     def verdict(self) -> Verdict:
         """Inconclusive where nothing differs but a population of the reference never fired."""
         agree = self.forced.passed and self.end_to_end.passed
-        samples = min(self.forced.samples, self.end_to_end.samples)
-        return verdict_of(agree, samples, self.silent, allow_silent=self.allow_silent)
+        return verdict_of(
+            agree, self.end_to_end.samples, self.silent, allow_silent=self.allow_silent
+        )
 
     @property
     def passed(self) -> bool:
@@ -141,7 +150,7 @@ class Comparison(Shown):
             "passed": self.passed,
             "time_steps": self.time_steps,
             "logit_limit": LOGIT_LIMIT,
-            "forced": self.forced.to_dict(),
+            "forced": self.forced.to_dict() if self.forced.samples else None,
             "end_to_end": self.end_to_end.to_dict(),
             "silent_layers": list(self.silent),
             "allow_silent": self.allow_silent,
@@ -152,24 +161,34 @@ def spikes_table(found: Comparison) -> Table:
     """A row for each population."""
     columns = ["layer", "neurons", "firing rate", "spikes", "flips forced"]
     columns += ["flips end to end", "spikes differing", "unexplained"]
-    rows = [
-        (
-            alone.layer,
-            alone.neurons,
-            f"{chained.golden_spikes / (chained.neurons * chained.samples * found.time_steps):.2%}",
-            chained.golden_spikes,
-            alone.flipped,
-            chained.flipped,
-            chained.differing,
-            alone.unexplained + chained.unexplained,
-        )
-        for alone, chained in zip(found.forced.layers, found.end_to_end.layers, strict=True)
-    ]
+    forced = {layer.layer: layer for layer in found.forced.layers}
+    rows = [_spikes_row(found, forced.get(layer.layer), layer) for layer in found.end_to_end.layers]
     return Table("Spikes", columns, rows)
 
 
+def _spikes_row(
+    found: Comparison, alone: LayerSpikes | None, chained: LayerSpikes
+) -> tuple[object, ...]:
+    """alone: on given inputs, if the layers were run alone."""
+    compared = chained.compared
+    unexplained = chained.unexplained + (alone.unexplained if alone else 0)
+    return (
+        chained.layer,
+        chained.neurons,
+        f"{chained.golden_spikes / (chained.neurons * chained.samples * found.time_steps):.2%}",
+        chained.golden_spikes,
+        alone.flipped if alone else "-",
+        chained.flipped if compared else "-",
+        chained.differing if compared else "-",
+        unexplained if alone or compared else "-",
+    )
+
+
 def check_lines(found: Comparison) -> tuple[list[str], list[str]]:
-    """Of each of the two checks: a line of totals, then the first things that it found."""
+    """Of each of the two checks: a line of totals, then the first things that it found.
+
+    A check that did not run has no lines.
+    """
     forced, whole = found.forced, found.end_to_end
     counts = "not counted by this engine"
     if forced.counted:
@@ -178,14 +197,18 @@ def check_lines(found: Comparison) -> tuple[list[str], list[str]]:
         f"layer by layer: {passed_text(forced.passed)}, {forced.flipped} flips, "
         f"{forced.unexplained} unexplained, {counts}, logits within {forced.logit_difference:.2g}"
     )
+    spikes = (
+        f"{whole.flipped} flips on {whole.flipped_samples} samples, {whole.unexplained} unexplained"
+    )
     chained = (
         f"end to end: {passed_text(whole.passed)}, same class on {whole.agreeing} of "
-        f"{whole.samples} samples, {whole.flipped} flips on {whole.flipped_samples} samples, "
-        f"{whole.unexplained} unexplained, {_counts_text(whole)}, logits within "
-        f"{whole.logit_difference:.2g} on samples without a flip"
+        f"{whole.samples} samples, {spikes if whole.spikes_compared else 'spikes not compared'}, "
+        f"{_counts_text(whole)}, logits within {whole.logit_difference:.2g} on samples without a "
+        "flip"
     )
     silent = [f"Never spiked on these images: {', '.join(found.silent)}"] if found.silent else []
-    return [alone, *_findings(forced)], [chained, *_findings(whole), *silent]
+    by_layer = [alone, *_findings(forced)] if forced.samples else []
+    return by_layer, [chained, *_findings(whole), *silent]
 
 
 def _findings(found: CheckResult) -> Iterator[str]:

@@ -20,7 +20,13 @@ from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
 from soul_deploy.equivalence.reference import ReferenceModel, entries, sources
-from soul_deploy.equivalence.spikes import LayerSpikes, SpikeMismatch, Upstream, compare_population
+from soul_deploy.equivalence.spikes import (
+    LayerSpikes,
+    SpikeMismatch,
+    Upstream,
+    compare_population,
+    unseen_population,
+)
 from soul_deploy.ir import Input
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
@@ -46,7 +52,10 @@ class LayerRun:
 @brief
 @dataclass(frozen=True)
 class ExecutionRun:
-    """A whole run: bool spikes (T, B, ...) per population, logits (B, classes), counts if any."""
+    """A whole run: bool spikes (T, B, ...) per population, logits (B, classes), counts if any.
+
+    spikes: of all populations, or none where the engine does not show them.
+    """
 
     spikes: Mapping[str, Tensor]
     logits: Tensor
@@ -113,11 +122,17 @@ class Comparer:
         return total
 
     def both(
-        self, other: Execution, images: Tensor, batch: int = BATCH, *, allow_silent: bool = False
+        self,
+        other: Execution,
+        images: Tensor,
+        batch: int = BATCH,
+        *,
+        allow_silent: bool = False,
+        by_layer: bool = True,
     ) -> Comparison:
-        """Checks 2 and 3."""
+        """Checks 2 and 3; by_layer: False where the other execution has no layers to run."""
         return Comparison(
-            forced=self.forced(other, images, batch),
+            forced=self.forced(other, images, batch) if by_layer else CheckResult(),
             end_to_end=self.end_to_end(other, images, batch),
             time_steps=self.reference.graph.time_steps,
             allow_silent=allow_silent,
@@ -166,7 +181,12 @@ class Comparer:
     ) -> CheckResult:
         layers: list[LayerSpikes] = []
         firsts: dict[str, Mapping[int, SpikeMismatch]] = {}
-        for node in self.reference.graph.populations:
+        populations = self.reference.graph.populations
+        if not run.spikes:
+            unseen = (unseen_population(self.reference, p.name, values) for p in populations)
+            alone = _compare_logits(logits, run.logits, np.zeros(len(logits), bool))
+            return replace(alone, layers=tuple(unseen))
+        for node in populations:
             name, theirs = node.name, run.spikes
             upstream = self._upstream(name, values, theirs, firsts)
             spikes, first = self._compared(name, values, theirs[name], offset, upstream)

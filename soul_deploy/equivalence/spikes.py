@@ -81,6 +81,7 @@ class LayerSpikes:
     flipped        (sample, neuron) pairs with a mismatch
     unexplained    of these, without an explanation
     flips          the first LISTED of them, unexplained ones first
+    compared       False: the other execution does not show this population's spikes
     """
 
     layer: str
@@ -93,6 +94,7 @@ class LayerSpikes:
     flipped: int
     unexplained: int
     flips: tuple[SpikeMismatch, ...]
+    compared: bool = True
 
     @property
     def passed(self) -> bool:
@@ -163,14 +165,32 @@ def compare_population(
         )
     first = first_differences(ours, other)
     found = _Mismatches(reference, name, values, ours, first, keep, offset, upstream)
-    channels = torch.arange(ours.shape[2]) if keep is None else keep
-    driven = channels < reference.graph.shapes[reference.graph[name].inputs[0]][0]
+    driven = _driven(reference, name, ours, keep)
     counted = (ours, other, ours[:, :, driven], ours != other)
     golden, theirs, driving, differing = (int(spikes.sum()) for spikes in counted)
     order = np.lexsort((first.step, first.index[:, 0], found.explained))
     flips, unexplained = tuple(map(found.record, order[:LISTED])), int((~found.explained).sum())
     told = (golden, theirs, driving, differing, len(first.step), unexplained, flips)
     return LayerSpikes(name, ours.shape[2:].numel(), ours.shape[1], *told), found.firsts()
+
+
+def unseen_population(
+    reference: ReferenceModel, name: str, values: Mapping[str, Signal]
+) -> LayerSpikes:
+    """One population's spikes in the reference, where the other execution does not show its own.
+
+    values: the reference's, as recorded.
+    """
+    ours = values[name].tensor.bool()
+    spikes = int(ours.sum()), 0, int(ours[:, :, _driven(reference, name, ours, None)].sum())
+    size = ours.shape[2:].numel(), ours.shape[1]
+    return LayerSpikes(name, *size, *spikes, 0, 0, 0, (), compared=False)
+
+
+def _driven(reference: ReferenceModel, name: str, spikes: Tensor, keep: Tensor | None) -> Tensor:
+    """Which channels of a population have neurons; the others fire a constant pattern."""
+    channels = torch.arange(spikes.shape[2]) if keep is None else keep
+    return channels < reference.graph.shapes[reference.graph[name].inputs[0]][0]
 
 
 @dataclass(frozen=True)

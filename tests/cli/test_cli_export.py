@@ -81,7 +81,7 @@ def test_json_is_clean(kind: str, model: Path, tmp_path: Path) -> None:
     assert document["verified"]["passed"] is True
     assert result.stderr == ""
     verified = json.loads(invoke("verify", model, target, "--format", "json").stdout)
-    assert verified["schema"] == "soul-deploy/verify/2"
+    assert verified["schema"] == "soul-deploy/verify/3"
     assert verified["kind"] == kind
     assert verified["end_to_end"]["samples"] == 32
 

@@ -102,7 +102,7 @@ def test_verify_is_inconclusive_where_a_population_never_fires(
     result = invoke(*words, "--format", "json")
     document = json.loads(result.stdout)
     assert result.exit_code == 3
-    assert document["schema"] == "soul-deploy/verify/2"
+    assert document["schema"] == "soul-deploy/verify/3"
     assert (document["verdict"], document["passed"]) == ("inconclusive", False)
     assert document["silent_layers"] == silent
     assert document["end_to_end"]["passed"] is True

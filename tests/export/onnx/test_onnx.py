@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -99,7 +100,10 @@ CHARGES = [
 
 @pytest.mark.parametrize("time_steps", [1, 4])
 @pytest.mark.parametrize("neuron", CHARGES, ids=str)
-def test_membranes_are_equal_to_the_bit(neuron: NeuronSpec, time_steps: int) -> None:
+@pytest.mark.parametrize("form", [{}, {"functions": True}, {"fixed_batch": 40}], ids=str)
+def test_membranes_are_equal_to_the_bit(
+    neuron: NeuronSpec, time_steps: int, form: dict[str, Any]
+) -> None:
     """A 1×1 convolution of one channel is one product, so that nothing but the neuron can differ.
 
     T = 1 is the case in which a constant membrane would leave nothing but constants beside the
@@ -114,7 +118,7 @@ def test_membranes_are_equal_to_the_bit(neuron: NeuronSpec, time_steps: int) -> 
     model, x = model_of(network, (1, 3, 3), time_steps), torch.randn(40, 1, 3, 3) * 4
     membranes: list[Tensor] = []
     model.module().forward_observed(x, lambda name, t, spikes, v: membranes.append(v.detach()))
-    built = build_onnx(model)
+    built = build_onnx(model, **form)
     names = [f"1.membrane.{t}" for t in range(time_steps)]
     for name in names:
         built.graph.output.append(helper.make_tensor_value_info(name, 1, ["batch", 5, 3, 3]))
@@ -175,8 +179,53 @@ def test_initializers_are_the_folded_weights() -> None:
     assert not any("BatchNorm" in node.op_type for node in built.graph.node)
 
 
-def test_a_static_first_layer_runs_once_and_a_neuron_is_one_function() -> None:
-    built = build_onnx(small(time_steps=5))
+def test_a_neuron_is_operators_named_by_population_and_step() -> None:
+    """What a viewer shows: names and metadata of nodes, one constant per population."""
+    built = build_onnx(small(time_steps=2))
+    assert not built.functions
+    assert [entry.domain for entry in built.opset_import] == [""]
+    by_name = {node.name: node for node in built.graph.node}
+    steps = ["charge.0 Sub", "charge.1 Add", "charge.2 Div", "charge.3 Add", "fire.4 Greater"]
+    steps += ["fire.5 Cast", "reset.6 Mul", "reset.7 Sub", "reset.8 Mul", "reset.9 Add"]
+    spelt = [f"{name} {node.op_type}" for name, node in by_name.items() if name[:2] == "2/"]
+    assert spelt == [f"2/{t}/{step}" for t in range(2) for step in steps]
+    said = {entry.key: entry.value for entry in by_name["2/1/fire.4"].metadata_props}
+    assert said == {"population": "2", "neuron": "soul_lif_decay_gt_hard", "role": "fire"}
+    said = {entry.key: entry.value for entry in by_name["0"].metadata_props}
+    assert said == {"layer": "0", "role": "convolution"}
+    assert all(node.metadata_props for node in built.graph.node)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in built.graph.initializer}
+    constants = {name: stored[f"2.{name}"].tolist() for name in ("threshold", "constant", "rest")}
+    assert constants == {"threshold": [1.0], "constant": [2.0], "rest": [0.0]}
+
+
+@pytest.mark.parametrize("time_steps", [1, 3])
+@pytest.mark.parametrize("input_mode", ["static", "sequence"])
+def test_both_forms_give_the_same_numbers(input_mode: Any, time_steps: int) -> None:
+    model, x = small(time_steps=time_steps), torch.randn(2, 2, 5, 5) * 3
+    x = x if input_mode == "static" else torch.stack([x.roll(t) for t in range(time_steps)])
+    forms: list[dict[str, Any]] = [{"functions": True}, {"fixed_batch": 2}, {}]
+    forms.append({"functions": True, "fixed_batch": 2})
+    first, *others = [run(build_onnx(model, input_mode=input_mode, **form), x) for form in forms]
+    for found in others:
+        np.testing.assert_array_equal(found, first)
+
+
+def test_a_fixed_batch_stands_in_every_shape() -> None:
+    built = build_onnx(small(), fixed_batch=4, outputs="spikes")
+    values = [*built.graph.input, *built.graph.output, *built.graph.value_info]
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    assert shapes["input"] == [4, 2, 5, 5]
+    assert shapes["logits"] == [4, 3]
+    assert shapes["2.spikes"] == [3, 4, 4, 5, 5]
+    assert shapes["2"] == [12, 4, 5, 5]
+    assert all(all(shape) for shape in shapes.values())
+    with pytest.raises(UsageError, match="a fixed batch of 0 given; it is 1 or more samples"):
+        build_onnx(small(), fixed_batch=0)
+
+
+def test_a_static_first_layer_runs_once_and_a_neuron_may_be_one_function() -> None:
+    built = build_onnx(small(time_steps=5), functions=True)
     kinds = [node.op_type for node in built.graph.node]
     assert kinds.count("Conv") == 1
     assert "Split" not in kinds
@@ -202,7 +251,7 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
     export_onnx(replace(model, info=info), path, source_sha256="ab" * 32)
     session = onnxruntime.InferenceSession(path)
     found = session.get_modelmeta().custom_metadata_map
-    assert found["format"] == "soul-deploy/onnx/1"
+    assert found["format"] == "soul-deploy/onnx/2"
     assert found["time_steps"] == "3"
     assert found["fire"] == "v >= v_threshold"
     assert found["normalization_applied_by"] == "caller"

@@ -15,13 +15,14 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from soul_deploy.analysis.synops import count_model, count_steps
-from soul_deploy.base.errors import FileFormatError, UsageError
+from soul_deploy.base.errors import UsageError
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.verify.event_run import EventExecution
-from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems, outputs_of
+from soul_deploy.export.verify.onnx import OnnxExecution
+from soul_deploy.export.verify.onnx_static import check_static
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import lower
 from soul_deploy.lowering.fan_out import CountedLayer, needed_values
@@ -40,7 +41,7 @@ def test_counts_from_the_file_are_the_goldens(spec: ChainSpec, seed: int) -> Non
     model = pruned(build(spec), seed, constants=False)
     model = replace(model, neuron_masks=random_neuron_masks(model, seed))
     file, x = build_onnx(model, outputs="spikes"), images(spec)
-    assert not onnx_problems(model, file)
+    assert not check_static(model, file).problems
     run = OnnxExecution(file, model).run(x)
     assert run.counts == count_model(model, x)
 
@@ -77,13 +78,12 @@ def test_unknown_outputs() -> None:
     with pytest.raises(UsageError, match="outputs 'all'; valid: logits, spikes"):
         build_onnx(MODEL, outputs="all")  # type: ignore[arg-type]
     file = build_onnx(MODEL)
-    assert outputs_of(file) == "logits"
     assert OnnxExecution(file, MODEL).run(X).counts is None
     for entry in file.metadata_props:
         if entry.key == "outputs":
             entry.value = "all"
-    with pytest.raises(FileFormatError, match="outputs 'all' in the file's metadata"):
-        outputs_of(file)
+    problems = ("metadata outputs is 'all', the file's is 'logits'",)
+    assert check_static(MODEL, file).problems == problems
 
 
 # Flipped spikes change counts by their fan-out.

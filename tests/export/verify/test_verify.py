@@ -20,7 +20,8 @@ from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
 from soul_deploy.export.verify import event as event_check
 from soul_deploy.export.verify.event_run import EventExecution
-from soul_deploy.export.verify.onnx import OnnxExecution, onnx_problems
+from soul_deploy.export.verify.onnx import OnnxExecution
+from soul_deploy.export.verify.onnx_static import StaticCheck, check_static
 from soul_deploy.export.verify.verify import artifact_kind, verify
 from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec
@@ -87,7 +88,14 @@ def test_a_right_artifact_passes_all_gates(kind: str, tmp_path: Path) -> None:
     wrong = replace(report, problems=("a structure that the graph lacks",))
     assert wrong.verdict is Verdict.FAILED and not wrong.passed
     document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert document["schema"] == "soul-deploy/verify/2"
+    assert document["schema"] == "soul-deploy/verify/3"
+    assert document["carried_by"] == ["static", "forced", "end_to_end"]
+    assert document["static"] == {
+        "passed": True,
+        "comparable": True,
+        "problems": [],
+        "incomparable": [],
+    }
     assert document["passed"] is True
     assert [layer["layer"] for layer in document["end_to_end"]["layers"]] == ["1", "5", "9"]
 
@@ -108,11 +116,28 @@ def _swap_layers(file: ModelProto) -> None:
 
 
 def _change_threshold(file: ModelProto) -> None:
+    tensor = next(t for t in file.graph.initializer if t.name == "5.threshold")
+    tensor.CopyFrom(numpy_helper.from_array(np.array([0.5], np.float32), tensor.name))
+
+
+def _skip_a_step(file: ModelProto) -> None:
+    for node in file.graph.node:
+        if node.name.startswith("5/1/charge"):
+            node.input[:] = ["5.membrane" if n == "5.membrane.0" else n for n in node.input]
+
+
+def _change_comparison(file: ModelProto) -> None:
+    """It differs on ties only, which nothing that runs would show."""
+    node = next(n for n in file.graph.node if n.name == "5/1/fire.4")
+    node.op_type = "GreaterOrEqual"
+
+
+def _change_call(file: ModelProto) -> None:
     node = next(n for n in file.graph.node if n.output[0] == "5.spike.1")
     next(a for a in node.attribute if a.name == "threshold").f = 0.5
 
 
-def _skip_a_step(file: ModelProto) -> None:
+def _skip_a_call(file: ModelProto) -> None:
     node = next(n for n in file.graph.node if n.output[0] == "5.spike.1")
     node.input[0] = "5.membrane"
 
@@ -132,32 +157,32 @@ def _change_steps(file: ModelProto) -> None:
     file.CopyFrom(build_onnx(network(STEPS + 1)))
 
 
-def _drop_bias(file: ModelProto) -> None:
-    node = next(n for n in file.graph.node if n.op_type == "Gemm")
-    del node.input[2]
-    kept = [t for t in file.graph.initializer if t.name != "8.bias"]
-    del file.graph.initializer[:]
-    file.graph.initializer.extend(kept)
+def _change_metadata(file: ModelProto) -> None:
+    next(entry for entry in file.metadata_props if entry.key == "input_mode").value = "sequence"
 
 
 SPOILED: dict[Callable[[ModelProto], None], str] = {
     _change_weight: "3.weight: 1 of 144 values differ from the folded weights",
     _swap_layers: "0.weight: 144 of 144 values differ",
-    _change_threshold: "5.spike.1: soul_lif_decay_gt_hard",
-    _skip_a_step: "node '5.spike.1' is not what the graph says",
+    _change_threshold: "5.threshold is [0.5], the graph says 0.4",
+    _skip_a_step: "node '5/1/charge.0' is not what the graph says",
+    _change_comparison: "node '5/1/fire.4' is not what the graph says",
+    _change_call: "5.spike.1: soul_lif_decay_gt_hard",
+    _skip_a_call: "node '5.spike.1' is not what the graph says",
     _change_function: "function 'soul_lif_decay_gt_hard' is not what the graph says",
     _change_stride: "node '6' is not what the graph says",
-    _change_steps: "1: 4 steps, the graph says T = 3",
-    _drop_bias: "8.bias: missing",
+    _change_steps: "metadata time_steps is '4', the graph says '3'",
+    _change_metadata: "metadata input_mode is 'sequence', the file's is 'static'",
 }
+CALLS = (_change_call, _skip_a_call, _change_function)
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda spoil: spoil.__name__)
 def test_a_wrong_onnx_file_fails_the_static_gate(
     spoil: Callable[[ModelProto], None], tmp_path: Path
 ) -> None:
-    file = build_onnx(GOLDEN)
-    assert onnx_problems(GOLDEN, file) == ()
+    file = build_onnx(GOLDEN, functions=spoil in CALLS)
+    assert check_static(GOLDEN, file) == StaticCheck(())
     spoil(file)
     path = tmp_path / "wrong.onnx"
     onnx.save(file, path)
@@ -165,13 +190,24 @@ def test_a_wrong_onnx_file_fails_the_static_gate(
     assert not report.passed
     assert any(SPOILED[spoil] in problem for problem in report.problems), report.problems
     assert report.forced is None
+    assert report.carried_by == ("static",)
     assert "1 static: FAILED" in report.text()
     assert "Verified: NO" in report.text()
 
 
-@pytest.mark.parametrize("spoil", [_change_weight, _swap_layers, _change_threshold, _skip_a_step])
+RUNNING = (
+    _change_weight,
+    _swap_layers,
+    _change_threshold,
+    _skip_a_step,
+    _change_call,
+    _skip_a_call,
+)
+
+
+@pytest.mark.parametrize("spoil", RUNNING, ids=lambda spoil: spoil.__name__)
 def test_a_wrong_onnx_file_fails_when_it_runs(spoil: Callable[[ModelProto], None]) -> None:
-    file = build_onnx(GOLDEN)
+    file = build_onnx(GOLDEN, functions=spoil in CALLS)
     spoil(file)
     execution = OnnxExecution(file, GOLDEN)
     forced = comparer().forced(execution, X)
@@ -356,11 +392,11 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text("I am a text file")
         with pytest.raises(FileFormatError, match=name):
             verify(GOLDEN, tmp_path / name, X)
-    foreign = build_onnx(GOLDEN)
-    del foreign.metadata_props[:]
-    onnx.save(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(FileFormatError, match="of format None; verified are files that"):
-        verify(GOLDEN, tmp_path / "foreign.onnx", X)
+    newer = build_onnx(GOLDEN)
+    next(e for e in newer.metadata_props if e.key == "format").value = "soul-deploy/onnx/3"
+    onnx.save(newer, tmp_path / "newer.onnx")
+    with pytest.raises(FileFormatError, match=r"onnx/3'; this version of soul-deploy knows"):
+        verify(GOLDEN, tmp_path / "newer.onnx", X)
 
 
 def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deployed import SHAPE, STEPS, Files, make_files, random_pixels
+from deployed import SHAPE, STEPS, Files, make_files, random_pixels, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy.base import Array
 from soul_deploy.base.errors import SoulDeployError, UsageError, ValidityError
 from soul_deploy.cli.parsing import positive_integers, words
+from soul_deploy.export.onnx.model import export_onnx
 from soul_deploy.model.torch_engine import TorchEngine
 from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, EventEngine, OnnxRuntimeEngine
 from soul_deploy.runtime.bench.report import compare_with, differences, reference_speedups
@@ -253,6 +254,15 @@ def test_onnxruntime_refuses_the_other_input_mode(files: Files) -> None:
     engine.load()
     with pytest.raises(ValidityError, match=r"takes \(batch, 3, 8, 10\), but the input is \(3, 2"):
         engine.infer(np.zeros((STEPS, 2, *SHAPE), np.float32))
+
+
+def test_onnxruntime_refuses_another_batch_than_the_fixed_one(tmp_path: Path) -> None:
+    export_onnx(small_model(), tmp_path / "net.onnx", fixed_batch=2)
+    engine = OnnxRuntimeEngine(tmp_path / "net.onnx", 1)
+    engine.load()
+    assert engine.infer(np.zeros((2, *SHAPE), np.float32)).shape == (2, 4)
+    with pytest.raises(ValidityError, match=r"takes \(2, 3, 8, 10\), but the input is \(3, 3"):
+        engine.infer(np.zeros((3, *SHAPE), np.float32))
 
 
 def test_a_fresh_process_tells_what_the_first_use_costs(files: Files, tmp_path: Path) -> None:

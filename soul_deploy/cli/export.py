@@ -62,7 +62,7 @@ class OnnxOptions:
 
     def __post_init__(self) -> None:
         if self.fixed_batch is not None:
-            parsing.require_least(1, fixed_batch=self.fixed_batch)
+            errors.require_least(1, fixed_batch=self.fixed_batch)
         if self.mode == "step" and self.input_mode != "static":
             raise errors.UsageError("--input_mode is for --mode sequence; a step takes one frame")
         if self.mode == "step" and self.outputs != "logits":

@@ -116,6 +116,11 @@ def _trace_as(
         warnings.simplefilter("always")
         operations = tracer.run_symbolically(network, builder.sides_of)
         traced = Traced(builder.build(operations), takes)
+    if takes == "image" and tracer.is_multi_step(network) and not builder.repeated:
+        raise errors.UnsupportedGraphError(
+            f"{type(network).__name__}: its modules are in step mode 'm', but its forward does not "
+            "repeat an image over time; give it sequences, or repeat with x.unsqueeze(0).repeat"
+        )
     messages = [warning.message for warning in caught]
     noted = tuple(m for m in messages if isinstance(m, errors.NetworkWarning))
     return _Attempt(traced, noted, builder.asked)

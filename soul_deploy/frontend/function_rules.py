@@ -216,6 +216,7 @@ def _stack(builder: GraphBuilder, node: fx.Node) -> None:
 
 
 def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None:
+    builder.repeated = True
     if not isinstance(times, int) or times != builder.time_steps:
         raise builder.unsupported(
             node, f"an image repeated {times} times with time_steps = {builder.time_steps}"

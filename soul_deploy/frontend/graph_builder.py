@@ -66,6 +66,7 @@ class GraphBuilder:
         self.used: set[str] = set()
         self.memory = tracer.TensorMemory()
         self.asked = False  # for a shape
+        self.repeated = False  # an image, over time
         self._functions = functions
         self._followed: set[fx.Node] = set()
         self._last: fx.Node | None = None

@@ -318,15 +318,23 @@ def _where(module: str | None, frames: Iterable[tuple[Any, ...]]) -> str:
     return f"{where}, {Path(file).name} line {number}: {(code or '').strip()}"
 
 
+def is_multi_step(network: nn.Module) -> bool:
+    """Whether SpikingJelly's modules in it are given whole sequences."""
+    return any(
+        module_kinds.step_mode(module) == "m"
+        or module_kinds.module_kind(module) in ("MultiStepContainer", "SeqToANNContainer")
+        for module in network.modules()
+    )
+
+
 def can_take(network: nn.Module, sequence: bool) -> tuple[Takes, ...]:
     """What the network's forward may be given, the likeliest first.
 
     Networks of SpikingJelly's modules take sequences, or repeat an image themselves, or both; ours
     take what the example is: a `sequence`, or images.
     """
-    modules = list(network.modules())
-    multi_step = any(module_kinds.step_mode(module) == "m" for module in modules)
-    if not multi_step and any(map(module_kinds.is_stateful, modules)):
+    multi_step = is_multi_step(network)
+    if not multi_step and any(map(module_kinds.is_stateful, network.modules())):
         return ("step",)
     return ("sequence", "image") if multi_step or sequence else ("image",)
 

@@ -140,6 +140,21 @@ def test_the_example_says_which_of_two_ways_is_traced() -> None:
         assert_same(model, network, example)
 
 
+def test_containers_alone_take_sequences() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        layer.SeqToANNContainer(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 22 * 22, 5)),
+        layer.MultiStepContainer(neuron.IFNode(v_threshold=0.1)),
+    )
+    x = frames(2, *SHAPE) * 3
+    model = soul_deploy.from_torch(network.eval(), SHAPE, T, example=x)
+    with torch.no_grad():
+        expected = network(x).mean(0)
+    functional.reset_net(network)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(model.module()(x), expected, rtol=0, atol=1e-6)
+
+
 def test_what_a_trace_warns_about_is_said_once() -> None:
     """Also where the network is traced twice, for sequences and for images."""
     network = Encoding()

@@ -9,8 +9,9 @@ SEARCH_ROUNDS ?= 4
 FLOOR := .venv-floor
 PYTHONS ?= python3.12 python3.13
 # The ways through the product, in a few minutes; what they need to run.
-FAST := tests/cli/test_smoke.py tests/cli/test_output.py tests/runtime/kernels/test_kernels.py \
-    tests/runtime/test_runtime_without_torch.py
+FAST := tests/cli/test_smoke.py tests/runtime/test_runtime_without_torch.py \
+    "tests/cli/test_output.py::test_what_an_encoding_lacks_is_shown_in_ascii[cp1252]" \
+    tests/runtime/test_container.py tests/runtime/kernels/test_kernelcache.py
 FAST_NEEDS := "pytest>=8" "hypothesis==6.170.17"
 
 .PHONY: demo test search soak check floor pythons clean
@@ -49,14 +50,14 @@ floor:  ## exactly the minimum versions that setup.cfg promises, and the fast te
 	rm -rf $(FLOOR)
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/python .ci/floor.py nir > $(FLOOR)/constraints.txt
-	$(FLOOR)/bin/python -m pip install --quiet -c $(FLOOR)/constraints.txt -e ".[nir]" $(FAST_NEEDS)
+	$(FLOOR)/bin/python -m pip install --quiet --no-compile -c $(FLOOR)/constraints.txt -e ".[nir]" $(FAST_NEEDS)
 	$(FLOOR)/bin/python -m pytest -q $(FAST)
 
 pythons:  ## the newest versions on PYTHONS that are installed here, and the fast tests on them
 	for python in $(PYTHONS); do \
 	    if ! $$python -c "" 2>/dev/null; then echo "$$python is not here: not tried"; continue; fi; \
 	    rm -rf .venv-other && $$python -m venv .venv-other && \
-	    .venv-other/bin/python -m pip install --quiet -e ".[nir]" $(FAST_NEEDS) && \
+	    .venv-other/bin/python -m pip install --quiet --no-compile -e ".[nir]" $(FAST_NEEDS) && \
 	    .venv-other/bin/python -m pytest -q $(FAST) || exit 1; \
 	done
 

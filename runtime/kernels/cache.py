@@ -74,6 +74,7 @@ def defer_blas() -> None:
 
 
 defer_blas()  # every module with kernels imports this one, so none is compiled before
+places()  # now: the sources that are imported may be replaced while the process runs
 
 
 def cached_njit(function: F) -> "Dispatcher[F]":

@@ -131,7 +131,7 @@ def _remove_oldest(newest: Path) -> None:
 
 @cache
 def places() -> Places:
-    """This process's, as numba's settings are when the first kernel is declared."""
+    """This process's, as sources and numba's settings are when it is first asked."""
     return Places(candidates(), sources_stamp(SOURCES))
 
 

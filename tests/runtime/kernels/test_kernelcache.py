@@ -71,6 +71,21 @@ def test_an_inlined_equation_that_changed_is_compiled_again(tree: Path) -> None:
     assert ran(FIRES, tree) == ["0", "1", "1", "1"]
 
 
+LATE = """
+from pathlib import Path
+from soul_deploy.runtime import equations
+from soul_deploy.runtime.kernels import neurons
+path = Path(equations.__file__)
+path.write_text(path.read_text().replace("v > threshold", "v >= threshold"))
+"""
+
+
+def test_a_process_keeps_no_kernels_under_sources_that_it_did_not_import(tree: Path) -> None:
+    """An update while it runs: what it compiles afterwards is of the old equation."""
+    assert ran(LATE + FIRES, tree) == ["0", "0", "1", "0"]
+    assert ran(FIRES, tree) == ["1", "0", "1", "0"]
+
+
 def test_neither_times_nor_the_place_of_the_sources_matter(tree: Path, tmp_path: Path) -> None:
     cache, other = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}, tmp_path / "other"
     assert ran(FIRES, tree, **cache) == ["0", "0", "1", "0"]

@@ -59,10 +59,7 @@ def build_onnx(
     the installed onnx is too old for it), UnsupportedGraphError, and
     LimitError for a network larger than one ONNX file can hold.
     """
-    asked = (("input mode", input_mode, INPUT_MODES), ("outputs", outputs, OUTPUTS))
-    for what, given, valid in asked:
-        if given not in valid:
-            raise errors.UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
+    _require_known(input_mode, outputs)
     graph, lowered = model.graph, fitting(model, opset, fixed_batch)
     form: Any = {"functions": functions, "batch": fixed_batch}
     builder = onnx_nodes.OnnxBuilder(graph, lowered, opset, input_mode=input_mode, **form)
@@ -80,6 +77,13 @@ def build_onnx(
         f"Spiking network, {graph.time_steps} time steps inside; no state is kept.",
         properties | {"outputs": outputs},
     )
+
+
+def _require_known(input_mode: str, outputs: str) -> None:
+    asked = (("input mode", input_mode, INPUT_MODES), ("outputs", outputs, OUTPUTS))
+    for what, given, valid in asked:
+        if given not in valid:
+            raise errors.UsageError(f"{what} {given!r}; valid: {', '.join(valid)}")
 
 
 def fitting(model: Model, opset: int, fixed_batch: int | None) -> Deployed:
@@ -144,7 +148,7 @@ def assemble(
     )
     form = {"opset": str(b.opset), "neurons_as": "functions" if b.functions else "operators"}
     form |= {} if b.batch is None else {"fixed_batch": str(b.batch)}
-    helper.set_model_props(built, dict(sorted((properties | form).items())))
+    helper.set_model_props(built, dict(sorted((form | dict(properties)).items())))
     onnx.checker.check_model(built, full_check=True)
     return built
 

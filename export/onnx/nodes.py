@@ -82,7 +82,7 @@ class OnnxBuilder:
         if self.value(node.name) == self.graph.input.name:
             return  # the file's own input
         merged = node.name not in self.static and self.input_mode != "step"
-        shape = (MERGED if merged else BATCH, *self.graph.shapes[node.name])
+        shape: Sides = (MERGED if merged else BATCH, *self.graph.shapes[node.name])
         self.values.append(self.declared(self.value(node.name), shape))
 
     def declared(self, name: str, shape: Sides, kind: int = TensorProto.FLOAT) -> ValueInfoProto:
@@ -284,7 +284,7 @@ def _step(b: OnnxBuilder, name: str, step: int, ends: dict[str, str]) -> list[No
         return [call]
     for constant, value in constants:
         stored = onnx_neuron.constant_name(name, constant)
-        ends[constant] = stored if step else b.constant(stored, np.float32(value))
+        ends[constant] = stored if step else b.constant(stored, np.full(1, value, np.float32))
     function = onnx_neuron.step_function(equation, b.opset)
     nodes = list(onnx_neuron.flat_step(function, f"{name}/{step}", ends))
     for node in nodes:

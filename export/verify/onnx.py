@@ -1,5 +1,6 @@
 """Running an ONNX file: whole, and layer by layer, with the operations that its spikes make."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
@@ -69,7 +70,7 @@ class OnnxCounter:
         return counts
 
 
-class OnnxFile:
+class OnnxFile(ABC):
     """An ONNX file in ONNX Runtime: its whole graph, and what stands between populations.
 
     What it takes and yields has the exporter's names, whatever the file calls it.
@@ -134,9 +135,17 @@ class OnnxFile:
             self._sessions[layer] = open_session(self._extractor.extract_model(*self.ends(layer)))
         return self._sessions[layer]
 
+    @abstractmethod
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         """What that part of the file takes and yields."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def run(self, images: Tensor) -> ExecutionRun:
+        """As `Execution`."""
+
+    @abstractmethod
+    def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
+        """As `Execution`."""
 
     def uncut(self) -> str:
         """Why layers of a file of another tool cannot be run alone; empty if they can."""

@@ -132,6 +132,7 @@ def _interface(file: ModelProto, model: Model) -> Interface | None:
 def _fitted(file: ModelProto, model: Model, form: Interface, by_name: bool) -> Interface | None:
     """The form with the file's names and batch, if the file is of this form."""
     batches: set[int | str] = set()
+    ours = {name for entries in entries_of(model, form) for name, _ in entries}
     for number, (values, entries) in enumerate(
         zip(_ends(file), entries_of(model, form), strict=True)
     ):
@@ -139,7 +140,9 @@ def _fitted(file: ModelProto, model: Model, form: Interface, by_name: bool) -> I
             return None
         for value, (name, shape) in zip(values, entries, strict=True):
             sides = _sides(value)
-            if (by_name and value.name != name) or len(sides) != len(shape):
+            if value.name != name and (by_name or value.name in ours):
+                return None
+            if len(sides) != len(shape):
                 return None
             pairs = list(zip(sides, shape, strict=True))
             if any(side != wanted for side, wanted in pairs if wanted != onnx_nodes.BATCH):
@@ -149,9 +152,9 @@ def _fitted(file: ModelProto, model: Model, form: Interface, by_name: bool) -> I
     if len(batches) != 1:
         return None
     (batch,) = batches
-    names = [tuple(value.name for value in values) for values in _ends(file)]
+    taken, yielded = (tuple(value.name for value in values) for values in _ends(file))
     fixed = batch if isinstance(batch, int) and batch > 0 else None
-    return Interface(form.mode, form.yields, form.static_input, *names, batch=fixed)
+    return Interface(form.mode, form.yields, form.static_input, taken, yielded, fixed)
 
 
 def _sides(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
@@ -185,7 +188,7 @@ def check_static(
     problems += _form_problems(file, form)
     known = opsets.opset_of(file) in opsets.OPSETS
     expected = _emitted(reference, file, form) if known else ModelProto()
-    foreign = tuple(_foreign(file, expected))
+    foreign = tuple(_foreign(file, expected, entries_of(reference, form)))
     if foreign:
         return StaticCheck(tuple(problems), (*_other_numbers(expected, file), *foreign))
     problems += _array_problems(reference, file, form)
@@ -233,8 +236,17 @@ def _form_problems(file: ModelProto, form: Interface) -> Iterator[str]:
             yield f"metadata {key} is {said[key]!r}, the file's is {value!r}"
 
 
-def _foreign(file: ModelProto, expected: ModelProto) -> Iterator[str]:
-    """How names are not those that the exporter gives: its numbers cannot be found by them."""
+def _foreign(
+    file: ModelProto, expected: ModelProto, ends: tuple[list[onnx_nodes.Entry], ...]
+) -> Iterator[str]:
+    """How names are not those that the exporter gives: its numbers cannot be found by them.
+
+    ends: what the exporter's file takes, and what it yields.
+    """
+    for values, entries in zip(_ends(file), ends, strict=True):
+        for value, (name, _) in zip(values, entries, strict=True):
+            if value.name != name:
+                yield f"{name!r} is called {value.name!r}"
     if "format" not in properties(file):
         yield "the file has no metadata of soul-deploy"
     if not expected.graph.node:

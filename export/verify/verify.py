@@ -190,11 +190,11 @@ def verify(
 ) -> VerifyReport:
     """Run the three checks on an ONNX, event or NIR file; the verdict is in the report.
 
-    images: (B, C, H, W) or (T, B, C, H, W), as `images_for` takes them. kind: by the file's name
-    and content if None. source_sha256: digest of the model's file, if the artifact must be made of
-    it. described, name: of images and file in the report. allow_silent: pass, not inconclusive,
-    also where a population never fires. Raises MissingFileError, FileFormatError or LimitError for
-    a file that cannot be read, ValidityError for images that do not fit, UsageError for none.
+    images: (B, C, H, W) or (T, B, C, H, W), as `images_for` takes them. kind: by name and content
+    if None. source_sha256: of the model's file, if the artifact must be made of it. described,
+    name: of images and file in the report. allow_silent: populations may never fire. Raises
+    MissingFileError, FileFormatError or LimitError for a file that cannot be read, ValidityError
+    for images that do not fit, UsageError for none.
     """
     path, (given, axis) = Path(path), images_for(model, images)
     if not given.shape[axis]:
@@ -204,15 +204,7 @@ def verify(
         reference = ReferenceModel(lower(model).trimmed.model if kind == "event" else model)
         opened = _open(kind, reference, source, source_sha256)
     problems = opened.problems + _changed_outputs(model, reference, given, batch)
-    found, stopped = None, ""
-    if opened.ready is not None and not problems:
-        how: Any = {"allow_silent": allow_silent, "by_layer": not opened.uncut}
-        try:
-            found = Comparer(reference).both(opened.ready, given, batch, **how)
-        except (errors.VerificationError, ValueError, *onnx_run.FAILURES) as error:
-            if not opened.incomparable:
-                raise
-            stopped = f"the file does not run as the model: {onnx_run.first_line(error)}"
+    found, stopped = _compared(opened, problems, reference, given, batch, allow_silent)
     return VerifyReport(
         artifact=name or path.name,
         kind=kind,
@@ -225,6 +217,26 @@ def verify(
         uncut=opened.uncut,
         stopped=stopped,
     )
+
+
+def _compared(
+    opened: "_Opened",
+    problems: tuple[str, ...],
+    reference: ReferenceModel,
+    images: Tensor,
+    batch: int,
+    allow_silent: bool,
+) -> tuple[Comparison | None, str]:
+    """Checks 2 and 3, unless there are problems; or, of a file of another tool, what ended them."""
+    if opened.ready is None or problems:
+        return None, ""
+    how: Any = {"allow_silent": allow_silent, "by_layer": not opened.uncut}
+    try:
+        return Comparer(reference).both(opened.ready, images, batch, **how), ""
+    except (errors.VerificationError, ValueError, *onnx_run.FAILURES) as error:
+        if not opened.incomparable or isinstance(error, errors.ValidityError):
+            raise
+        return None, f"the file does not run as the model: {onnx_run.first_line(error)}"
 
 
 def _changed_outputs(

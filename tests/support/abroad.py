@@ -67,14 +67,15 @@ ENGINES = {"ONNX Runtime": in_onnx_runtime, "OpenVINO": in_openvino, "OpenCV": i
 
 
 def lacking(engine: str, model: Model) -> str:
-    """What of this network the engine is known to lack (docs/onnx.md); empty if nothing."""
-    points = (
-        node.name
-        for node in model.graph.of_type(ir.Convolution)
-        if node.kernel == (1, 1) and node.stride == (1, 1) and any(node.padding)
-    )
-    name = next(points, None) if engine == "OpenCV" else None
-    return "" if name is None else f"{name}: a padded convolution of one point"
+    """What of this network the engine is known to compute otherwise (docs/onnx.md); empty if
+    nothing: windows of a convolution that lie in the padding altogether."""
+    if engine == "ONNX Runtime":
+        return ""
+    for node in model.graph.of_type(ir.Convolution):
+        sides = zip(node.kernel, node.dilation, node.padding, strict=True)
+        if any(padding > (kernel - 1) * dilation for kernel, dilation, padding in sides):
+            return f"{node.name}: windows of padding alone"
+    return ""
 
 
 class AllSteps:

@@ -99,7 +99,7 @@ def test_groups_of_neurons_are_summed_and_scaled(engine: str, tmp_path: Path) ->
         *(nn.Linear(6, 12), SpikingNeuron(NeuronSpec(v_threshold=0.2), 2)), layers.VoteReadout(4, 3)
     )
     model, x = model_of(network, (6,), 2), torch.randn(5, 6) * 3
-    assert model.module().record(x).logits.unique().numel() > 3
+    assert model.module().record(x).logits.std() > 0.1
     assert disagreement(ENGINES[engine], model, x, tmp_path) is None
 
 
@@ -175,7 +175,10 @@ def differing(drawn: list[Drawn], folder: Path) -> tuple[dict[str, int], list[st
                     counts[f"{engine} lacks"] += 1
                     continue
                 counts[engine] += 1
-                wrong = disagreement(load, model, x, folder)
+                try:
+                    wrong = disagreement(load, model, x, folder)
+                except Exception as error:  # of each engine another one
+                    wrong = f"{type(error).__name__}: {error}"
                 found += [f"{number} {name} in {engine}: {wrong}"] if wrong else []
     return counts, found
 

@@ -39,7 +39,8 @@ def renamed(built: ModelProto) -> ModelProto:
 
 
 def stored(file: ModelProto, weight: str) -> onnx.TensorProto:
-    return next(t for t in file.graph.initializer if t.name.endswith(weight))
+    found: onnx.TensorProto = next(t for t in file.graph.initializer if t.name.endswith(weight))
+    return found
 
 
 def changed(file: ModelProto, weight: str = "5.weight") -> ModelProto:
@@ -110,6 +111,22 @@ def test_a_file_without_any_name_of_ours_is_judged_by_its_ends(form: str, tmp_pa
     assert wrong.carried_by == ("end_to_end",)
 
 
+def test_a_renamed_input_is_not_a_swapped_one(tmp_path: Path) -> None:
+    """Another name is found by its place; names of ours at other places are a fault."""
+    file = build_onnx(MODEL)
+    file.graph.input[0].name = "pixels"
+    for node in file.graph.node:
+        node.input[:] = ["pixels" if name == "input" else name for name in node.input]
+    report = verified(tmp_path, file)
+    assert report.passed and report.carried_by == BOTH
+    assert report.incomparable == ("'input' is called 'pixels'",)
+    step = build_step(MODEL)
+    one, two = step.graph.input[1], step.graph.input[2]
+    one.name, two.name = two.name, one.name
+    report = verified(tmp_path, step)
+    assert report.verdict is Verdict.FAILED and "a file of this model should" in report.problems[0]
+
+
 def test_silent_populations_stay_untested(tmp_path: Path) -> None:
     state = {n: a * 0 if n.startswith(("0.", "1.")) else a for n, a in MODEL.state.items()}
     quiet = replace(MODEL, state=state)
@@ -147,7 +164,8 @@ def test_a_part_that_is_missing_shows_in_its_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("opset", [20, 22])
 def test_a_converted_file_is_still_compared(opset: int, tmp_path: Path) -> None:
     """The converter drops what viewers show and keeps names; numbers of ours that differ fail."""
-    for form in ({}, {"input_mode": "sequence"}):
+    forms: list[dict[str, Any]] = [{}, {"input_mode": "sequence"}]
+    for form in forms:
         converted = version_converter.convert_version(build_onnx(MODEL, **form), opset)
         images = FRAMES if form else X
         report = verified(tmp_path, converted, images=images)

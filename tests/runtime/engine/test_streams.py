@@ -38,7 +38,7 @@ from soul_deploy.export.onnx.step import (
     export_step,
     states_of,
 )
-from soul_deploy.export.verify.onnx import onnx_problems
+from soul_deploy.export.verify.onnx_static import check_static
 from soul_deploy.export.verify.onnx_step import StepExecution
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.ir import NeuronSpec
@@ -324,14 +324,14 @@ def changed(built: onnx.ModelProto) -> Iterator[tuple[str, str]]:
     weight.CopyFrom(numpy_helper.from_array(array, "5.weight"))
     yield "a weight", "5.weight: 1 of 96 values differ"
     weight.CopyFrom(kept)
-    node = next(n for n in built.graph.node if n.domain and n.output[0].startswith("6."))
-    threshold = next(a for a in node.attribute if a.name == "threshold")
-    threshold.f = 0.5
-    yield "a threshold", "6.spike.0: "
-    threshold.f = 1.0
+    threshold = next(t for t in built.graph.initializer if t.name == "6.threshold")
+    kept.CopyFrom(threshold)
+    threshold.CopyFrom(numpy_helper.from_array(np.array([0.5], np.float32), threshold.name))
+    yield "a threshold", "6.threshold is [0.5], the graph says 1.0"
+    threshold.CopyFrom(kept)
     one, two = built.graph.output[1], built.graph.output[2]
     one.name, two.name = two.name, one.name
-    yield "states swapped", "should be [('logits'"
+    yield "states swapped", "and yield [('logits'"
     one.name, two.name = two.name, one.name
     entry = next(p for p in built.metadata_props if p.key == "time_steps")
     entry.value = "7"
@@ -342,11 +342,11 @@ def changed(built: onnx.ModelProto) -> Iterator[tuple[str, str]]:
 def test_the_static_gate_sees_a_changed_step_file() -> None:
     model = small()
     built = build_step(model)
-    assert onnx_problems(model, built) == ()
+    assert check_static(model, built).problems == ()
     for what, text in changed(built):
-        problems = onnx_problems(model, built)
+        problems = check_static(model, built).problems
         assert any(text in problem for problem in problems), (what, problems)
-    assert onnx_problems(model, built) == ()
+    assert check_static(model, built).problems == ()
 
 
 def test_a_file_of_currents_runs_no_sequences() -> None:

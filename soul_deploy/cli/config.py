@@ -21,6 +21,7 @@ from soul_deploy.nn.neuron import DEFAULT_ALPHA
 from soul_deploy.training import checkpoint_manager, lr_schedules, messages, train, trainer
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo import resnet
+from soul_deploy.zoo.import_zoo import SIZE_FLAGS
 
 NEURONS = tuple(ir.SOUL_NEURONS)
 
@@ -81,17 +82,6 @@ class Sizes:
     groups: int
     width_per_group: int
     stem: resnet.Stem
-
-
-SIZE_FLAGS = {
-    "hidden": "hidden",
-    "width": "width",
-    "connect_function": "connect",
-    "groups": "groups",
-    "width_per_group": "width_per_group",
-    "stem": "stem",
-}
-"""Flag -> field of Sizes; a model file's provenance holds them by flag."""
 
 
 def sizes_of(choice: options.NetworkChoice) -> Sizes:

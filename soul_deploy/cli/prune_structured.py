@@ -194,7 +194,8 @@ def _start_file(mode: str, path: Path | None) -> Path | None:
 def _model(task: resolve.Task, start: start_model.Start | None, data: Data) -> Model:
     if start is None:
         return resolve.new_model(task, data)
-    model, made = start.network(data), resolve.facts(task) | start_model.assumed(start)
+    model = start.network(data)
+    made = resolve.facts(task) | start_model.kept(model)
     return replace(model, info=replace(model.info, provenance=made))
 
 

@@ -168,7 +168,7 @@ def _model(
     made = resolve.facts(task) | {
         "masking": asdict(masking),
         "start": None if start is None else str(start.path),
-        **start_model.assumed(start),
+        **start_model.kept(model),
     }
     return replace(model, info=replace(model.info, provenance=made))
 

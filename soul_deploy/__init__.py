@@ -38,6 +38,7 @@ _NAMES = {
     "export_onnx": "export.onnx.model:export_onnx",
     "from_torch": "frontend.from_torch:from_torch",
     "import_nir": "export.nir.read:import_nir",
+    "import_zoo": "zoo.import_zoo:import_zoo",
     "layers": "nn.layers",
     "load": "model.file:load",
     "load_network": "runtime.engine.network:load",
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from soul_deploy.training.train import train as train
     from soul_deploy.training.trainer import TrainConfig as TrainConfig
     from soul_deploy.zoo.create import create as create
+    from soul_deploy.zoo.import_zoo import import_zoo as import_zoo
 
     load_network = _network.load
 else:  # what a type checker reads would make a known name of every misspelt one

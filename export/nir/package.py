@@ -16,9 +16,11 @@ import numpy as np
 
 from soul_deploy.base import Array, files, memory
 from soul_deploy.base.errors import FileFormatError, UsageError
+from soul_deploy.base.file_kinds import reads
 
 FORMAT = "soul-deploy/nir/1"
 DEFAULT_DT = 1e-4  # seconds per step; fixed in snnTorch's reader, the default of SpikingJelly's
+BEGINNING = b"\x89HDF\r\n\x1a\n"
 FREE_BYTES, LARGEST_RATIO = 1 << 20, 64  # what arrays of a file may take, by its size
 TEXT_BYTES = 64  # what a text takes besides its letters
 NAME, POPULATION, DECAY_PARAMETER = "name", "population", "w"  # keys of a node's metadata
@@ -37,6 +39,29 @@ def nir_package() -> ModuleType:
             f"NIR files need the package nir, which cannot be imported ({error}); install it with "
             "pip install 'soul-deploy[nir]'"
         ) from error
+
+
+@reads("nir")
+def read_graph(file: files.File) -> Any:
+    """The `nir.NIRGraph` in a file.
+
+    Raises MissingFileError, UsageError if the package nir is missing, and FileFormatError.
+    """
+    with files.opened(file) as source:
+        if source.start(len(BEGINNING)) != BEGINNING:
+            raise FileFormatError(f"{source} is not an intact NIR file, which is one of HDF5")
+        nir = nir_package()
+        check_sizes(source)
+        try_reading(source)
+        try:
+            with source.again() as stream:
+                graph = nir.read(stream, type_check=False)
+        except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
+            raise not_intact(source, error) from error
+    if not isinstance(graph, nir.NIRGraph):
+        kind = type(graph).__name__
+        raise FileFormatError(f"{source} holds a single {kind}, not a NIR graph")
+    return graph
 
 
 def check_sizes(file: files.OpenFile) -> None:

@@ -41,23 +41,8 @@ class Description:
 
 
 def read_nir(file: files.File) -> Any:
-    """The `nir.NIRGraph` in a file.
-
-    Raises MissingFileError, UsageError if the package nir is missing, and FileFormatError.
-    """
-    with files.opened(file) as source:
-        nir, path = package.nir_package(), source.path
-        package.check_sizes(source)
-        package.try_reading(source)
-        try:
-            with source.again() as stream:
-                graph = nir.read(stream, type_check=False)
-        except Exception as error:  # h5py and nir fail in a dozen ways on foreign bytes
-            raise package.not_intact(source, error) from error
-    if not isinstance(graph, nir.NIRGraph):
-        kind = type(graph).__name__
-        raise errors.FileFormatError(f"{path} holds a single {kind}, not a NIR graph")
-    return graph
+    """The `nir.NIRGraph` in a file. Raises as `package.read_graph`."""
+    return package.read_graph(file)
 
 
 def import_nir(

@@ -10,12 +10,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy.base import errors, files, json_text, memory
+from soul_deploy.base.file_kinds import reads
 from soul_deploy.export.onnx import opsets
 
 MESSAGE_BYTES = 400  # of a node, a value or the like: in Python's parser, and in the checker's
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5  # wire types
 
 
+@reads("onnx")
 def read_onnx(file: files.File, *, max_memory: int | None = None) -> ModelProto:
     """The model in a file, checked.
 
@@ -78,6 +80,9 @@ def _operator(domain: str, name: str) -> str:
 
 
 def _value(value: ValueInfoProto) -> dict[str, Any]:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":  # sequence, map, ...; other tools write them
+        return {"name": value.name, "dtype": str(kind).removesuffix("_type"), "shape": []}
     tensor = value.type.tensor_type
     return {
         "name": value.name,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from soul_deploy.base import brief, errors, files, tables
+from soul_deploy.base import brief, errors, file_kinds, files, tables
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import (
     LOGIT_LIMIT,
@@ -54,6 +54,7 @@ CHECKS = {
     "forced": "check 2 (layer by layer)",
     "end_to_end": "check 3 (end to end)",
 }
+KINDS: dict[str, Kind] = {"onnx": "onnx", "event": "event", "nir": "nir"}
 SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".safetensors": "event", ".nir": "nir"}
 
 
@@ -263,13 +264,13 @@ def artifact_kind(artifact: files.File) -> Kind:
                 f"{source} is a model file, as MODEL is; what is verified was exported from it: "
                 "ONNX, an event network or NIR (`soul-deploy export onnx`, `event`, `nir`)"
             )
-        suffix = source.path.suffix.lower()
-        if suffix in SUFFIXES:
-            return SUFFIXES[suffix]
+        found, suffix = file_kinds.kind_of(source), source.path.suffix.lower()
+        if found is not None and found not in KINDS:
+            exported = "an exported file (ONNX, event network or NIR)"
+            raise file_kinds.wrong_kind(source.path, found, exported)
+        kind = SUFFIXES.get(suffix) if found is None else KINDS[found]
         start = source.start(9)
-    if start[:4] == b"\x89HDF":  # NIR is stored as HDF5
-        return "nir"
-    return "event" if start[8:] == b"{" else "onnx"
+    return kind or ("event" if start[8:] == b"{" else "onnx")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from soul_deploy.base import Array, errors, lazy, pixel_rule, terminal
+from soul_deploy.base import Array, errors, file_kinds, lazy, pixel_rule, terminal
 from soul_deploy.base.files import OpenFile, file_sha256, parse_json, read_tensors
 from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_engine_session
 from soul_deploy.runtime.io import images, inspect
 
 RANDOM = "random"
+TIMED = "a model file, an ONNX file or an event network"
 PLACES: Mapping[str, Mapping[str, str]] = {
     "model": {"dense": "model", "compact": "compact"},
     "onnx": {"dense": "onnx", "compact": "onnx_compact"},
@@ -154,6 +155,8 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
             *(path, network.time_steps, network.input_shape, stored, network.source_sha256),
             input_kind=network.input_kind,
         )
+    if kind != "model":
+        raise file_kinds.wrong_kind(path, kind, TIMED)
     document = read_tensors(source).document(inspect.MODEL_FORMAT)
     graph_class = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file")
     graph, info = graph_class.from_json(document["graph"]), document["info"]

@@ -4,10 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from soul_deploy.base import brief, errors, files, json_text, tables
+from soul_deploy.base import brief, errors, file_kinds, files, json_text, tables
 
 Document = Mapping[str, Any]
 Key = tuple[str, int, int]
@@ -89,9 +88,11 @@ def _whole_differs(document: Document, baseline: Document) -> list[str]:
     return differences
 
 
-def load_baseline(path: Path) -> dict[str, Any]:
+@file_kinds.reads("result")
+def load_baseline(file: files.File) -> dict[str, Any]:
     """An earlier result. Raises MissingFileError, FileFormatError."""
-    with files.OpenFile(path) as source:
+    path = files.path_of(file)
+    with files.opened(file) as source:
         json_text.require_length(str(path), source.size, None)
         document = files.parse_json(source.start(source.size), str(path))
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:

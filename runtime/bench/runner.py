@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from soul_deploy.base import Array, environment, errors
+from soul_deploy.base import Array, environment, errors, file_kinds
 from soul_deploy.base.files import temporary_folder
 from soul_deploy.runtime.bench import inputs, report, timing
 from soul_deploy.runtime.bench.engines import Engine, EngineSpec
@@ -105,6 +105,8 @@ def files_of(paths: Sequence[Path | str]) -> inputs.BenchFiles:
     found: dict[str, Path] = {}
     for path in map(Path, paths):
         kind = kind_of_file(path)
+        if kind not in inputs.PLACES:
+            raise file_kinds.wrong_kind(path, kind, inputs.TIMED)
         places = dict.fromkeys(inputs.PLACES[kind].values())
         place = next((place for place in places if place not in found), None)
         if place is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.base import Array, errors, files, pixel_rule
+from soul_deploy.base.file_kinds import reads
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layer_codec
 from soul_deploy.runtime.format.network import EventNetwork, Layer, PixelNormalization, ReadoutLayer
@@ -26,6 +27,7 @@ def save_event_network(path: Path | str, network: EventNetwork) -> None:
     )
 
 
+@reads("event")
 def load_event_network(file: files.File, *, max_memory: int | None = None) -> EventNetwork:
     """Read an event network; its digest, shapes, index ranges and values are checked.
 

@@ -1,69 +1,99 @@
-"""The contents of a file as JSON data: model files, event networks, ONNX files. No PyTorch."""
+"""The contents of a file as JSON data, for every kind of file that a command takes. No PyTorch.
 
-from collections.abc import Mapping
+Readers that need other packages are found by dotted name when such a file comes.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from shlex import quote
 from typing import Any
 
 import numpy as np
 
-from soul_deploy.base import Array, container, dispatch, errors, files, lazy, pixel_rule
+from soul_deploy.base import Array, container, dispatch, errors, file_kinds, files, lazy, pixel_rule
 from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
+from soul_deploy.runtime.io import other_files
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
 WEIGHT, MASK = "weight:", "channel_mask:"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-READABLE = "soul-deploy model files and event networks (.safetensors), and ONNX files (.onnx)"
+READABLE = (
+    "soul-deploy model files and event networks, checkpoints, weights (.safetensors, .pt, .pth, "
+    ".ckpt), ONNX and NIR files, NumPy arrays (.npy, .npz), images, results of bench (JSON)"
+)
 
 
 def describe_file(file: files.File, *, max_memory: int | None = None) -> dict[str, Any]:
-    """The contents of a file, by what it is: "model", "event" or "onnx".
+    """The contents of a file, by what it is: a kind of soul_deploy/base/file_kinds.py.
 
     max_memory: bytes that its description may take; None: DESCRIPTION_BYTES of json_text.py.
-    Raises MissingFileError, LimitError, or FileFormatError for anything else or a damaged file.
+    Raises MissingFileError, LimitError, FileFormatError for anything else or a damaged file, or
+    UsageError if a package that its reader needs is not installed.
     """
     with files.opened(file) as source:
         kind = kind_of_file(source, max_memory=max_memory)
         head = {"schema": SCHEMA, "kind": kind, "path": str(source), "bytes": source.size}
         head["sha256"] = source.sha256()
-        if kind == "onnx":
-            what = "inspecting an ONNX file"
-            reader = lazy.load_object("soul_deploy.export.onnx.reader:describe_onnx", what)
-            contents: dict[str, Any] = reader(source, max_memory=max_memory)
-            return head | contents
-        if kind == "event":
-            network = eventfile.load_event_network(source, max_memory=max_memory)
-            return head | describe_event(network)
-        return head | describe_model(files.read_tensors(source, max_memory=max_memory))
+        return head | DESCRIBERS[kind](source, max_memory)
+
+
+def _event(source: files.OpenFile, max_memory: int | None) -> dict[str, Any]:
+    return describe_event(eventfile.load_event_network(source, max_memory=max_memory))
+
+
+def _model(source: files.OpenFile, max_memory: int | None) -> dict[str, Any]:
+    return describe_model(files.read_tensors(source, max_memory=max_memory))
+
+
+def _found_by_name(name: str, what: str) -> Callable[[files.OpenFile, int | None], dict[str, Any]]:
+    def describe(source: files.OpenFile, max_memory: int | None) -> dict[str, Any]:
+        reader = lazy.load_object(name, f"inspecting {what}")
+        contents: dict[str, Any] = reader(source, max_memory=max_memory)
+        return contents
+
+    return describe
+
+
+DESCRIBERS: Mapping[str, Callable[[files.OpenFile, int | None], dict[str, Any]]] = {
+    "model": _model,
+    "event": _event,
+    "onnx": _found_by_name("soul_deploy.export.onnx.reader:describe_onnx", "an ONNX file"),
+    "nir": _found_by_name("soul_deploy.export.nir.describe:describe_nir", "a NIR file"),
+    "weights": other_files.describe_weights,
+    "checkpoint": other_files.describe_checkpoint,
+    "array": other_files.describe_arrays,
+    "arrays": other_files.describe_arrays,
+    "image": other_files.describe_image,
+    "result": other_files.describe_result,
+}
 
 
 def kind_of_file(file: files.File, *, max_memory: int | None = None) -> str:
-    """ "model", "event" or "onnx", from the file's first bytes and its metadata.
+    """The kind of the file, a key of KINDS of soul_deploy/base/file_kinds.py: by its content, or
+    by its suffix where that is of no kind.
 
     max_memory: as in `describe_file`. Raises MissingFileError, FileFormatError, LimitError.
     """
     with files.opened(file) as source:
         start, suffix = source.start(9), source.path.suffix
+        kind = file_kinds.kind_of(source) or file_kinds.SUFFIXES.get(suffix.lower())
+        if kind is not None:
+            return kind
         if suffix == ".safetensors" or start[8:9] == b"{":
-            return _kind_of_tensors(files.read_tensors(source, max_memory=max_memory))
-        if suffix == ".onnx" or start[:1] == b"\x08":
-            return "onnx"
+            _refuse_tensors(files.read_tensors(source, max_memory=max_memory))
         raise errors.FileFormatError(f"{source} is {_guess(start)}; readable: {READABLE}")
 
 
-def _kind_of_tensors(tensor_file: files.TensorFile) -> str:
-    kinds = {eventfile.FORMAT: "event", MODEL_FORMAT: "model"}
+def _refuse_tensors(tensor_file: files.TensorFile) -> None:
+    """Raise what is wrong with a safetensors file of no known kind."""
     document = tensor_file.description()
     name = document.get("format") if isinstance(document, dict) else None
-    if isinstance(name, str) and name in kinds:
-        return kinds[name]
-    what = "without soul-deploy metadata" if name is None else f"of format {name!r}"
     raise errors.FileFormatError(
-        f"{tensor_file.path} is a safetensors file {what}; readable: {READABLE}, of the formats "
-        f"{MODEL_FORMAT} and {eventfile.FORMAT}"
+        f"{tensor_file.path} is a safetensors file of format {name!r}; readable: {READABLE}, of "
+        f"the formats {', '.join(file_kinds.FORMATS)}"
     )
 
 

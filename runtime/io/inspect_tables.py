@@ -1,9 +1,10 @@
 """The contents of a file as tables and lines for people; `inspect` makes the data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from soul_deploy.base.tables import Table
+from soul_deploy.runtime.io import other_tables
 
 Description: TypeAlias = Mapping[str, Any]
 Facts: TypeAlias = list[tuple[str, object]]
@@ -23,7 +24,7 @@ FORMS = {
 
 def inspect_report(described: Description) -> list[Table | str]:
     """What `soul-deploy inspect` prints, of what `inspect.describe` found."""
-    facts, tables = {"model": _model, "event": _event, "onnx": _onnx}[described["kind"]](described)
+    facts, tables = REPORTS[described["kind"]](described)
     width = max(len(name) for name, _ in facts)
     shown = [(name, value) for name, value in facts if value not in (None, "")]
     return [*(f"{name:<{width}}  {value}" for name, value in shown), "", *tables]
@@ -114,6 +115,19 @@ def _onnx(described: Description) -> tuple[Facts, list[Table]]:
         ("sha256", described["sha256"]),
     ]
     return facts, [Table("Inputs and outputs", ["", "name", "dtype", "shape"], values)]
+
+
+REPORTS: Mapping[str, Callable[[Description], tuple[Facts, list[Table]]]] = {
+    "model": _model,
+    "event": _event,
+    "onnx": _onnx,
+    "nir": other_tables.nir,
+    "weights": other_tables.weights,
+    "checkpoint": other_tables.checkpoint,
+    **dict.fromkeys(("array", "arrays"), other_tables.arrays),
+    "image": other_tables.image,
+    "result": other_tables.result,
+}
 
 
 def _onnx_metadata(metadata: Description) -> Facts:

@@ -17,6 +17,7 @@ from soul_deploy.cli.parsing import Option
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 FILE = click.Path(path_type=Path)
+ARGUMENT = object()
 DATA_DIR = Path("data")
 """Where commands look for data sets unless they are told otherwise."""
 
@@ -81,7 +82,8 @@ def option_group(
     """Decorate a command with the options of `group`, whose fields come from `given` and `shared`.
 
     Their values arrive as `name=group(...)`. heading: where help shows the options that have none
-    of their own. defaults: other ones for this command, by field.
+    of their own. defaults: other ones for this command, by field; ARGUMENT for a field that is no
+    option but an argument of the command.
     """
 
     def decorate(command: Command) -> Command:
@@ -91,7 +93,8 @@ def option_group(
             return command(**{name: group(**mine)}, **values)
 
         before = len(vars(command).get("__click_params__", ()))
-        decorated = options(*(_declared(item, defaults) for item in fields(group)))(collect)
+        declared = [f for f in fields(group) if defaults.get(f.name, "") is not ARGUMENT]
+        decorated = options(*(_declared(item, defaults) for item in declared))(collect)
         for parameter in vars(decorated)["__click_params__"][before:]:
             vars(parameter).setdefault("heading", heading)
         return decorated

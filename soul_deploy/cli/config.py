@@ -21,6 +21,7 @@ from soul_deploy.nn.neuron import DEFAULT_ALPHA
 from soul_deploy.training import checkpoint_manager, lr_schedules, messages, train, trainer
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo import resnet
+from soul_deploy.zoo.import_zoo import SIZE_FLAGS
 
 NEURONS = tuple(ir.SOUL_NEURONS)
 
@@ -61,13 +62,6 @@ def checkpoints_of(
     """The checkpoints in `folder`. start: what the run begins with, name -> JSON value."""
     resume = True if keeping.resume == "auto" else keeping.resume or False
     return checkpoint_manager.Checkpoints(folder, keeping.save_steps, resume, settings=start)
-
-
-SIZE_FLAGS = {
-    flag: flag.removesuffix("_function")
-    for flag in ("hidden", "width", "connect_function", "groups", "width_per_group", "stem")
-}
-"""Flag -> field of `zoo.NetworkOptions`; a model file's provenance holds sizes by flag."""
 
 
 def sizes_of(choice: options.NetworkChoice) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, get_args
 
 import click
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,16 +16,19 @@ from soul_deploy.cli import options, parsing
 from soul_deploy.cli.common_options import given, option, shared
 from soul_deploy.cli.config import remark_on
 from soul_deploy.cli.output import data_flags, print_files, print_result
+from soul_deploy.cli.start_model import say_assumed
 from soul_deploy.data.datasets import Data, canonical_data_name, load_data, require_kind
 from soul_deploy.export.nir import neuron, package, read
 from soul_deploy.frontend.factory import build_network
 from soul_deploy.frontend.from_torch import from_torch
-from soul_deploy.ir import Shape
-from soul_deploy.model.file import load_state_dict, save
+from soul_deploy.ir import NeuronSpec, Shape
+from soul_deploy.model.file import load_weights, save
 from soul_deploy.model.model import Model, ModelInfo, with_input_kind
+from soul_deploy.model.state_dict import Weights
 from soul_deploy.runtime.io.inspect import is_model_file
 from soul_deploy.training.messages import note, warn
-from soul_deploy.zoo.soul_names import Asked, SoulName, read_name, require_neurons, settle
+from soul_deploy.zoo import read_weights
+from soul_deploy.zoo.soul_names import require_neurons
 
 EXAMPLES = 8
 
@@ -120,14 +123,13 @@ def import_torch(
     if model_path is not None and target.resolve() == files.require_file(model_path).resolve():
         raise errors.UsageError(f"{target} holds the weights themselves; give another --output")
     files.require_writable(target)
-    weights = Weights.of(model_path)
-    if weights is not None:
-        time_step = weights.steps(time_step, asked.dataset_name, parsing.explicit_flags(context))
+    explicit = parsing.explicit_flags(context)
+    reading = _read_weights(model_path, factory, time_step, asked.dataset_name, explicit)
+    time_step = time_step if reading is None else reading.choice.time_steps
     data = asked.data()
     shape, count = asked.sizes(data)
     network = build_network(factory, classes=count, input_shape=shape, time_steps=time_step)
-    if model_path is not None:
-        load_weights(network, model_path)
+    told = [] if reading is None else put_weights(network, reading.weights)
     with progress.warnings_said(warn, _advice(data, model_path)):
         progress.status("import torch: comparing the graph with the network")
         example = None if data is None else data.normalise(data.validation.images[:EXAMPLES])
@@ -135,70 +137,63 @@ def import_torch(
     found = model.graph.readout.classes
     if found != count:
         raise errors.UsageError(f"{factory} gives {found} class scores; {count} are needed")
-    told = [] if weights is None else weights.assumed(model, factory)
+    told = told if reading is None else [*_assumed(reading, model, factory), *told]
     model = replace(model, info=_info(factory, data, model, told, asked.input_kind))
     save(model, target)
     _print(model, target, asked.data_dir, output_format)
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A file of weights for the factory's network, and what its name says."""
+def _read_weights(
+    path: Path | None, factory: str, steps: int, data: str | None, explicit: Collection[str]
+) -> read_weights.Reading | None:
+    """The file of weights for a factory's network, which brings its own neurons, and what the file
+    says; None without one.
 
-    path: Path
-    name: SoulName | None
-
-    @staticmethod
-    def of(path: Path | None) -> "Weights | None":
-        """None without a file, and for a model file, which says in itself what it is of."""
-        if path is None or is_model_file(path):
-            return None
-        return Weights(path, read_name(path))
-
-    def steps(self, asked: int, dataset_name: str | None, explicit: Collection[str]) -> int:
-        """T: what was asked for, or what the name says if nothing was.
-
-        Raises UsageError where the name says another T or data set than what was asked for.
-        """
-        if self.name is None:
-            return asked
-        wishes = {"time_steps": Asked("--time_step", asked, "time_step" in explicit)}
-        if dataset_name is not None:
-            known = canonical_data_name(dataset_name)
-            wishes["data"] = Asked("--dataset_name", known, given=True)
-        steps: int = settle(self.path, self.name, wishes).get("time_steps", asked)
-        return steps
-
-    def assumed(self, model: Model, factory: str) -> list[str]:
-        """Sentences about what the file does not hold; said on standard error.
-
-        Raises UsageError if its name says other neurons than the network's.
-        """
-        populations = model.graph.populations
-        require_neurons(self.path, self.name, [node.neuron.family for node in populations])
-        neurons = "; ".join(dict.fromkeys(node.describe() for node in populations))
-        sentence = (
-            f"{self.path.name} holds weights only; the neurons are those that {factory} makes: "
-            f"{neurons}; T {model.graph.time_steps}"
-        )
-        note(sentence)
-        return [sentence]
+    Raises UsageError where it says another T or data set than what was asked for, FileFormatError.
+    """
+    if path is None:
+        return None
+    weights = load_weights(path)
+    if is_model_file(path):  # which says in itself what it is of
+        choice = read_weights.Choice(factory, NeuronSpec(), steps)
+        return read_weights.Reading(weights, choice, None, ())
+    known = data and canonical_data_name(data)
+    given = {"data", *(["time_steps"] if "time_step" in explicit else [])}
+    choice = read_weights.Choice(factory, NeuronSpec(), steps, known, given)
+    reading = read_weights.take_said(weights, choice)
+    say_assumed(reading.assumptions)
+    return reading
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict, all of it. Raises FileFormatError naming what does not fit."""
-    try:
-        state = {name: torch.from_numpy(array) for name, array in load_state_dict(path).items()}
-    except errors.FileFormatError as error:
-        if isinstance(error.__cause__, UnpicklingError):
-            raise errors.FileFormatError(
-                f"{path} is not a file of weights alone: it holds objects whose code would run, "
-                "such as a whole network, or it is no file of PyTorch's. Save the weights with "
-                "torch.save(network.state_dict(), path), or as safetensors"
-            ) from error
-        raise
-    _check_fit(network, state, path)
+def _assumed(reading: read_weights.Reading, model: Model, factory: str) -> list[str]:
+    """Sentences about what the file does not hold; said on standard error.
+
+    Raises UsageError if its name says other neurons than the network's.
+    """
+    path, populations = reading.weights.path, model.graph.populations
+    if is_model_file(path):
+        return []
+    require_neurons(path, reading.name, [node.neuron.family for node in populations])
+    neurons = "; ".join(dict.fromkeys(node.describe() for node in populations))
+    sentence = (
+        f"{path.name} holds weights only; the neurons are those that {factory} makes: "
+        f"{neurons}; T {model.graph.time_steps}"
+    )
+    say_assumed([sentence])
+    return [*reading.assumptions, sentence]
+
+
+def put_weights(network: nn.Module, weights: Weights) -> list[str]:
+    """Load a state dict, all of it; what was done to its names, as sentences.
+
+    Raises FileFormatError naming what does not fit.
+    """
+    fitted = weights.fitted(network.state_dict())
+    state = {name: torch.from_numpy(np.array(array)) for name, array in fitted.state.items()}
+    _check_fit(network, state, weights.path)
     network.load_state_dict(state)
+    say_assumed(fitted.told[len(weights.told) :])
+    return list(fitted.told[len(weights.told) :])
 
 
 def _check_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -246,7 +241,7 @@ def _print(model: Model, target: Path, data_dir: Path, output_format: str) -> No
     remark = "; the graph computes what the network does"
     remark += f", but for {len(untested)} populations that never fired" if untested else ""
     data = data_flags(made.get("data"), data_dir)
-    _print_import(output_format, model, target, data, remark, untested=untested)
+    print_import(output_format, model, target, data, remark, untested=untested)
 
 
 def _nir_options() -> common.Decorator:
@@ -300,10 +295,10 @@ def nir(
         note(f"Assumed: {sentence}")
     save(model, target)
     data = data_flags(None, common.DATA_DIR)  # NIR names no data set
-    _print_import(output_format, model, target, data, "", assumptions=assumptions)
+    print_import(output_format, model, target, data, "", assumptions=assumptions)
 
 
-def _print_import(
+def print_import(
     output_format: str, model: Model, target: Path, data: list[str], remark: str, **more: list[str]
 ) -> None:
     """What another tool's network became. data, remark: end the next step's words and the title."""

@@ -48,7 +48,7 @@ COMMANDS = _found(
         "train": ("train:train", "Train a spiking network."),
         "verify": ("export:verify", "Prove that an exported file equals its model."),
         "energy": ("energy:energy", "Count operations exactly, estimate their energy."),
-        "inspect": ("run:inspect", "Print what is in a model, event or ONNX file."),
+        "inspect": ("run:inspect", "Print what is in a file, of any kind that commands take."),
         "run": ("run:run", "Run an event network on images or a .npy file."),
         "warm-up": ("warm_up:warm_up", "Compile an event network's kernels, for an image."),
     }
@@ -71,6 +71,7 @@ _EXPORT = {
 }
 _IMPORT = {
     "nir": ("import_model:nir", "Read a NIR graph as a model file."),
+    "zoo": ("import_zoo:zoo", "Make a model file of weights of a network known by name."),
     "torch": ("import_model:import_torch", "Make a model file of a PyTorch network of yours."),
 }
 _BENCH = {"sparse": ("bench:sparse", "PyTorch, ONNX Runtime, event runtime.")}

@@ -16,6 +16,7 @@ from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import Decorator, choice, given, option, option_group, shared
 from soul_deploy.ir import SOUL_NEURONS
+from soul_deploy.ir.neurons import constant_text
 
 TRAINED_ON = "[default: the one the model was trained on]"
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -62,15 +63,6 @@ CONSTANTS = {
     "surrogate": "atan, sigmoid or rectangle.",
 }
 """The flags of a neuron's constants, by the names of NeuronSpec's fields, and their help."""
-
-
-def constant_text(value: object) -> str:
-    """A neuron's constant as people write it: 2, yes, none (soft reset), gt."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _constant(name: str, *flags: str) -> Any:
@@ -133,8 +125,8 @@ class NetworkChoice:
         return found
 
 
-def network_options(model: str) -> Decorator:
-    """--model, --neuron_type, --time_step, sizes and the neuron's fields."""
+def network_options(model: object) -> Decorator:
+    """--model, unless `model` is ARGUMENT, --neuron_type, --time_step, sizes, neuron's fields."""
     return option_group("network", NetworkChoice, "Network", model=model)
 
 

@@ -23,7 +23,11 @@ MAX_MEMORY = common.max_memory_option(
 @MAX_MEMORY
 @common.format_option("style")
 def inspect(path: Path, max_memory: str | None, style: str) -> None:
-    """Print what is in FILE: a model file, an event network or an ONNX file."""
+    """Print what is in FILE, of any kind that a command takes.
+
+    Model files, event networks and checkpoints; weights of others (.pt, .pth, .ckpt, .safetensors),
+    which are not unpickled; ONNX and NIR files of any tool; NumPy arrays, images, results of bench.
+    """
     memory.require_address_space(1)
     from soul_deploy.cli.output import drawn
     from soul_deploy.runtime.io.inspect import describe_file

@@ -135,3 +135,12 @@ SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
 }
 """Each neuron as Soul sets it (soul/config/neuron/lif.yaml, plif.yaml): what flags that are not
 given stand for. Soul has no IF; its threshold, reset and surrogate are LIF's."""
+
+
+def constant_text(value: object) -> str:
+    """A neuron's constant as people write it: 2, yes, none (soft reset), gt."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
 """Model files: one .safetensors with weights, masks and the graph; it reloads without its class.
 
-Also reads other people's `.pt` / `.pth` state dicts, through `torch.load(weights_only=True)`.
+Also reads other people's weights (`.pt`, `.pth`, `.ckpt`), through `torch.load(weights_only=True)`.
 """
 
 import math
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from soul_deploy.base import Array, container, errors, files, pixel_rule
+from soul_deploy.base.file_kinds import reads
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, Normalization, State, Validity
-from soul_deploy.model.state_dict import read_state_dict
+from soul_deploy.model.state_dict import Weights, read_weights
 from soul_deploy.nn.graph_module import GraphModule
 
 FORMAT = "soul-deploy/model/1"
@@ -42,6 +43,7 @@ def save(model: Model, path: Path | str) -> None:
     files.write_tensors(path, tensors, document)
 
 
+@reads("model")
 def load(file: files.File, *, max_memory: int | None = None) -> Model:
     """Read a model file; its graph, shapes, digest and values are checked.
 
@@ -203,18 +205,28 @@ def check_info(graph: SpikingGraph, info: ModelInfo) -> None:
         raise ValueError(f"normalization of {len(norm.mean)} channels for {graph.input.shape}")
 
 
-def load_state_dict(file: files.File) -> dict[str, Array]:
-    """A state dict from a model file, bare safetensors, or a `.pt` / `.pth` pickle of tensors.
+@reads("weights", "model")
+def load_weights(file: files.File) -> Weights:
+    """The weights in a model file, bare safetensors, or a `.pt`, `.pth` or `.ckpt` file.
 
-    A dict that holds its state dict under 'model' or 'state_dict' is unwrapped. Pickles go through
-    `torch.load(weights_only=True)`, which refuses everything but tensors and plain containers.
-    Raises MissingFileError or FileFormatError.
+    A state dict that stands under 'state_dict', 'model', 'net' and the like (WEIGHT_KEYS of
+    soul_deploy/base/torch_file.py) is found. Pickles go through `torch.load(weights_only=True)`,
+    which refuses everything but tensors and plain values; an argparse.Namespace is let through.
+    Raises MissingFileError, LimitError, or FileFormatError that says why there are none.
     """
     with files.opened(file) as source:
         if not _is_safetensors(source):
-            return read_state_dict(source)
-        tensors = files.read_tensors(source).tensors
-    return _under(WEIGHT, tensors) or dict(tensors)
+            return read_weights(source)
+        found = files.read_tensors(source)
+    document = found.description()
+    if document is not None:
+        found.document(FORMAT)
+    return Weights(found.path, _under(WEIGHT, found.tensors) or dict(found.tensors))
+
+
+def load_state_dict(file: files.File) -> dict[str, Array]:
+    """The state dict of `load_weights`. Raises as that."""
+    return dict(load_weights(file).state)
 
 
 def _is_safetensors(source: files.OpenFile) -> bool:

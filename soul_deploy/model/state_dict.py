@@ -1,14 +1,14 @@
-"""State dicts in strangers' `.pt` and `.pth` files: what they take is known before it is taken.
+"""State dicts in strangers' `.pt`, `.pth` and `.ckpt` files: what they take is known before it is
+taken.
 
-Nothing is unpickled but by `torch.load(weights_only=True)`. It reads archives (since PyTorch 1.6)
-and legacy files, which are pickles with the values behind them.
+Nothing is unpickled but by `torch.load(weights_only=True)`. Where the weights stand in a file is
+told without it (soul_deploy/base/torch_file.py).
 """
 
-import mmap
-import pickletools
-import re
-import struct
-import zipfile
+from argparse import Namespace
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,57 @@ import numpy as np
 import torch
 from torch import Tensor, UntypedStorage
 
-from soul_deploy.base import Array, errors, files
+from soul_deploy.base import Array, brief, errors, files, torch_file
+from soul_deploy.base.torch_container import ADVICE
 
-ARCHIVE = b"PK\x03\x04"  # torch.load takes a file for an archive by its first bytes alone
 FREE_BYTES, LARGEST_RATIO = 1 << 20, 4  # what arrays may take, by the file's size
-LEGACY_PICKLES = 4  # magic number, version, machine, object; the keys of the storages follow
-KEY_LIST = re.compile(r"](?:\(S*e|Sa)*\.")  # opcodes of a list of texts, S for a text
-UNSAID = "\x80\x95\x94qr"  # opcodes that add nothing to a list: protocol, frame, memo
-END, END64, LOCATOR = "<4s4H2LH", "<4s36x2Q", "<4s4xQ4x"  # an archive's last three records
-ADVICE = "Save it again with torch.save of a current PyTorch"
+PICKLE_BYTES = 512 << 20  # what a file's pickle may take as data, before it is loaded
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
+"""What DataParallel, Lightning and torch.compile put before the names of weights."""
+LISTED = 5
+
+
+@brief
+@dataclass(frozen=True)
+class Weights:
+    """A state dict as a file holds it.
+
+    state  name -> array
+    left   names of what stands beside it in the file
+    facts  plain values beside it, by name: an epoch, arguments of the training
+    told   sentences: where in the file it stood, and what was done to its names
+    """
+
+    path: Path
+    state: Mapping[str, Array]
+    left: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+
+    def fitted(self, names: Collection[str]) -> "Weights":
+        """The weights under a network's `names`, if these lack a prefix that the file's have.
+
+        Whether all of them fit is for the caller to check.
+        """
+        state, left, taken = dict(self.state), list[str](), ""
+        while state and not state.keys() & set(names):
+            under = {p: [n for n in state if n.startswith(p)] for p in PREFIXES}
+            prefix = max(PREFIXES, key=lambda p: len(under[p]))
+            if not under[prefix]:
+                return self
+            left += [taken + name for name in state if not name.startswith(prefix)]
+            state = {name.removeprefix(prefix): state[name] for name in under[prefix]}
+            taken += prefix
+        if not taken or (left and state.keys() != set(names)):
+            return self
+        more = f"; left out: {_listed(left)}" if left else ""
+        sentence = f"{self.path.name}: {taken!r} is taken off the names of its weights{more}"
+        return replace(self, state=state, told=(*self.told, sentence))
+
+
+def _listed(names: Collection[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(list(names)[:LISTED]) + more
 
 
 class Storages:
@@ -56,17 +98,28 @@ class Storages:
         return tensor.numel() == 0 or tensor.untyped_storage().data_ptr() in self._places
 
 
-def read_state_dict(file: files.OpenFile) -> dict[str, Array]:
-    """A dict of tensors, or what it holds under 'model' or 'state_dict'.
+def read_weights(file: files.OpenFile) -> Weights:
+    """The state dict of a file, wherever it stands in it.
 
-    Raises FileFormatError for everything else, and before memory is taken that the file's size
-    does not explain.
+    Raises FileFormatError, with the reason, if there is none or another's code would have to run,
+    and before memory is taken that the file's size does not explain; LimitError.
     """
-    path, storages = file.path, Storages(file)
-    loaded = _load(file, storages)
-    for key in ("model", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
+    told = torch_file.read_torch_file(file, max_memory=PICKLE_BYTES, advice=torch_file.SAVE)
+    if told.key is None:
+        raise errors.FileFormatError(told.why)
+    storages = Storages(file)
+    loaded = _load(file, storages, told)
+    for name in told.key:
+        loaded = loaded.get(name) if isinstance(loaded, dict) else None
+    state = _plain_state(file.path, storages, loaded)
+    if not told.key:
+        return Weights(file.path, state)
+    beside = f"; beside them: {_listed(told.left)}" if told.left else ""
+    sentence = f"{file.path.name}: weights taken from {'.'.join(told.key)!r}{beside}"
+    return Weights(file.path, state, told.left, told.facts, (sentence,))
+
+
+def _plain_state(path: Path, storages: Storages, loaded: Any) -> dict[str, Array]:
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
@@ -85,20 +138,15 @@ def read_state_dict(file: files.OpenFile) -> dict[str, Array]:
     return {name: _array(path, name, tensor) for name, tensor in loaded.items()}
 
 
-def _load(file: files.OpenFile, storages: Storages) -> Any:
-    path = file.path
+def _load(file: files.OpenFile, storages: Storages, told: torch_file.TorchFile) -> Any:
+    path, keys = file.path, told.keys
     try:
-        keys = _checked(file)
-        with file.again() as stream:
+        with file.again() as stream, _namespaces(torch_file.NAMESPACE in told.names):
             loaded = torch.load(stream, map_location=storages.take, weights_only=True)
     except errors.FileFormatError:
         raise
     except Exception as error:  # foreign bytes make the unpickler fail in a dozen ways
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise errors.FileFormatError(
-            f"{path} is not a file of weights ({first}). Readable: soul-deploy model files, "
-            "safetensors, and .pt/.pth state dicts that hold nothing but tensors"
-        ) from error
+        raise errors.FileFormatError(_not_loaded(path, told, error)) from error
     # What no key names stays as it was allocated: unset memory.
     if keys is not None and len(keys) != len(storages):
         raise errors.FileFormatError(
@@ -108,87 +156,33 @@ def _load(file: files.OpenFile, storages: Storages) -> Any:
     return loaded
 
 
-def _checked(file: files.OpenFile) -> set[str] | None:
-    """What can be told without unpickling; the keys of the blocks that a legacy file holds."""
-    if file.start(len(ARCHIVE)) == ARCHIVE:
-        _check_archive(file)
-        return None
-    # A map ends at the file's end, so that an announced length allocates nothing.
-    with mmap.mmap(file.stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for _ in range(LEGACY_PICKLES):
-            _check_pickle(file.path, data, legacy=True)
-        return _keys(file.path, data)
-
-
-def _check_pickle(path: Path, stream: Any, *, legacy: bool) -> None:
-    """Raise FileFormatError for a pickle that asks for a bytearray, which is as long as it says, or
-    whose blocks of values are parts of others: a key could then fill a part and leave the rest.
-    """
-    last = ""
-    for code, told, _ in pickletools.genops(stream):
-        if isinstance(told, str) and told.split()[-1:] == ["bytearray"]:
-            raise errors.FileFormatError(
-                f"{path} asks for a bytearray; weights are tensors. {ADVICE}"
-            )
-        if legacy and code.code == "Q" and last != "Nt":  # (..., no part of another), its id
-            raise errors.FileFormatError(f"{path} holds parts of blocks of values. {ADVICE}")
-        if code.code not in UNSAID:
-            last = (last + code.code)[-2:]
-
-
-def _keys(path: Path, stream: Any) -> set[str]:
-    """The texts of a pickled list of different texts; anything else raises FileFormatError."""
-    told = [(code.code, text) for code, text, _ in pickletools.genops(stream)]
-    said = "".join(
-        "S" if isinstance(text, str) else code for code, text in told if code not in UNSAID
+def _not_loaded(path: Path, told: torch_file.TorchFile, error: Exception) -> str:
+    if told.foreign:
+        return (
+            f"{path} is not a file of weights alone: it holds objects whose code would run, "
+            f"{_listed(told.foreign)}. {torch_file.SAVE}"
+        )
+    first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    return (
+        f"{path} is not a file of weights ({first}). Readable: soul-deploy model files, "
+        "safetensors, and .pt/.pth/.ckpt files of tensors and plain values"
     )
-    keys = [text for _, text in told if isinstance(text, str)]
-    plain = KEY_LIST.fullmatch(said) is not None and len(set(keys)) == len(keys)
-    errors.require(plain, f"{path}: its list of values is not one of torch.save. {ADVICE}")
-    return set(keys)
 
 
-def _check_archive(file: files.OpenFile) -> None:
-    """Raise FileFormatError for a zip archive with packed entries: torch.save packs none, so that
-    what is read is never larger than the file.
+@contextmanager
+def _namespaces(wanted: bool) -> Iterator[None]:
+    """While a file with an argparse.Namespace is loaded: a class of plain attributes, whose making
+    runs nobody's code. torch.serialization.safe_globals does the same since PyTorch 2.5.
     """
-    path, size = file.path, file.size
+    before = list(torch.serialization.get_safe_globals()) if wanted else []
     try:
-        with zipfile.ZipFile(file.stream) as archive:
-            packed = [e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED]
-            stored = sum(entry.file_size for entry in archive.infolist())
-            ends = _one_directory(file)
-            if ends and not packed and stored <= size:
-                for entry in archive.infolist():
-                    if entry.filename.endswith("data.pkl"):
-                        with archive.open(entry) as stream:
-                            _check_pickle(path, stream, legacy=False)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise errors.FileFormatError(f"{path} is not an intact archive ({error})") from error
-    where = "its directory is not at its end"
-    errors.require(ends, f"{path} is not an intact archive: {where}. {ADVICE}")
-    told = f"{path} is an archive that unpacks to more than it holds; it was not opened"
-    errors.require(not packed and stored <= size, told)
-
-
-def _one_directory(file: files.OpenFile) -> bool:
-    """Whether the archive's directory ends right before its last records, where every reader finds
-    it: PyTorch's could see another one than ours, with packed entries.
-    """
-    last, located, wide = (struct.calcsize(form) for form in (END, LOCATOR, END64))
-    file.stream.seek(max(0, file.size - last - located - wide))
-    tail = file.stream.read().rjust(last + located + wide, b"\0")
-    name, _, _, _, _, length, start, comment = struct.unpack(END, tail[-last:])
-    if name != b"PK\x05\x06" or comment:
-        return False
-    behind = file.size - last
-    name, place = struct.unpack(LOCATOR, tail[wide : wide + located])
-    if name == b"PK\x06\x07":
-        behind -= located + wide
-        name, length, start = struct.unpack(END64, tail[:wide])
-        if name != b"PK\x06\x06" or place != behind:
-            return False
-    return bool(start + length == behind)
+        if wanted:
+            torch.serialization.add_safe_globals([Namespace])
+        yield
+    finally:
+        if wanted:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _check_plain(storages: Storages, name: str, tensor: Tensor) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, errors, files
+from soul_deploy.base.file_kinds import reads
 from soul_deploy.training.state import Tree, join_tree, split_tree, text_of, tree_of
 
 FORMAT = "soul-deploy/checkpoint/1"
@@ -62,6 +63,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     files.write_tensors(path, arrays, document)
 
 
+@reads("checkpoint")
 def read_checkpoint(file: files.File) -> Checkpoint:
     """Read and compare the sha256 over everything.
 

@@ -1,9 +1,10 @@
-"""What a file of weights says by its name, and whether that is what was asked for.
+"""What a file of weights says by its name, and by the arguments saved in it; and whether that is
+what was asked for.
 
 Soul's scripts write `best_{model}_{neuron}_{data}_T{T}_{seed}.pt`, some without T, and
 `pruned_…`, `up_search_…`, `up_finetune_…` (run_efficiency.py, structured_prune.py,
 unstructured_prune.py). Nothing else in such a file says which neuron it is of: CLIF, ILIF, INTLIF,
-TLIF and others have the tensors of LIF.
+TLIF and others have the tensors of LIF. Other people save their arguments beside the weights.
 """
 
 import re
@@ -15,6 +16,8 @@ from typing import Any
 from soul_deploy.base.errors import UsageError
 from soul_deploy.data.datasets import READERS
 from soul_deploy.ir import SOUL_NEURONS
+from soul_deploy.ir.neurons import LARGEST, constant_text
+from soul_deploy.runtime.format.validate import MAX_STEPS
 from soul_deploy.zoo.registry import NETWORKS
 
 NAMED_NEURONS = frozenset(
@@ -38,14 +41,22 @@ class SoulName:
     data: str | None
     time_steps: int | None
 
+    def said(self) -> dict[str, Any]:
+        """What it says, by field."""
+        return {field: value for field, value in vars(self).items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Asked:
-    """A value that a command would use. given: by the user, not by default."""
+    """A value that a command would use.
+
+    given: by the user, or said by `source`, another part of the file; not by default.
+    """
 
     flag: str
     value: Any
     given: bool
+    source: str = ""
 
 
 def read_name(path: Path) -> SoulName | None:
@@ -80,42 +91,116 @@ def _place_of_neuron(words: Sequence[str], soul: bool) -> int | None:
     return places[0] if len({words[at] for at in places}) == 1 else None
 
 
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "model": ("model", "arch", "model_name"),
+    "neuron": ("neuron_type", "neuron", "neuron_model"),
+    "data": ("dataset_name", "dataset", "data_set"),
+    "time_steps": ("time_step", "time_steps", "timesteps", "num_steps", "T"),
+    "tau": ("tau",),
+    "v_threshold": ("v_threshold", "v_th", "V_th", "threshold", "thresh"),
+    "v_reset": ("v_reset",),
+    "decay_input": ("decay_input",),
+}
+"""How people call what decides a network's spikes; the constants are NeuronSpec's."""
+CONSTANTS = tuple(SPELLINGS)[4:]
+
+
+def read_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the plain values beside weights say, by the keys of SPELLINGS.
+
+    Believed are whole numbers of steps, numbers, and names of networks, neurons and data sets that
+    we know, however they are spelled; others may call other things so.
+    """
+    found: dict[str, Any] = {}
+    for field, spellings in SPELLINGS.items():
+        values = [_believed(field, facts[name]) for name in spellings if name in facts]
+        if values and values[0] is not UNKNOWN:
+            found[field] = values[0]
+    return found
+
+
+UNKNOWN: Any = object()
+KNOWN: Mapping[str, Collection[str]] = {
+    "model": NETWORKS,
+    "neuron": NAMED_NEURONS | {"if"},
+    "data": READERS,
+}
+
+
+def _believed(field: str, value: Any) -> Any:
+    """The value in our spelling; UNKNOWN if it may mean anything."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = number and abs(value) <= LARGEST
+    if field in KNOWN:
+        word = re.sub(r"[^a-z0-9]", "", str(value).lower())
+        word = word.removesuffix("node").removesuffix("neuron") if field == "neuron" else word
+        word = "plif" if word == "parametriclif" else word
+        return word if word in KNOWN[field] else UNKNOWN
+    if field == "time_steps":
+        return value if number and isinstance(value, int) and 1 <= value <= MAX_STEPS else UNKNOWN
+    if field == "decay_input":
+        return value if isinstance(value, bool) else UNKNOWN
+    if field == "v_reset" and value is None:
+        return None
+    return float(value) if number else UNKNOWN
+
+
 VALID: Mapping[str, Collection[Any]] = {"model": NETWORKS, "neuron": SOUL_NEURONS, "data": READERS}
 WORDS = {"model": "model", "neuron": "neuron", "data": "data set", "time_steps": "T"}
+NAME = "its name says"
+ARGUMENTS = "the arguments saved in it say"
+CURES = {
+    NAME: "If the file's name is wrong, rename the file",
+    ARGUMENTS: "If they are not those of this training, save the weights alone",
+}
 
 
-def settle(path: Path, name: SoulName, asked: Mapping[str, Asked]) -> dict[str, Any]:
-    """What the name says and the user did not: field of SoulName -> value.
+def settle(
+    path: Path, said: Mapping[str, Any], asked: Mapping[str, Asked], source: str = NAME
+) -> dict[str, Any]:
+    """What the file says and the user did not: field -> value.
 
-    Raises UsageError, naming both, where the name says something else than what was asked for, or
-    something that cannot be loaded. `asked` holds the fields that are to agree.
+    source: a key of CURES. Raises UsageError, naming both, where the file says something else than
+    what was asked for, or something that cannot be loaded. `asked` holds the fields that are to
+    agree.
     """
     taken: dict[str, Any] = {}
     wrong: list[str] = []
     for field, wish in asked.items():
-        said = getattr(name, field)
-        if said is None or said == wish.value:
+        if field not in said or said[field] == wish.value:
             continue
-        known = said in VALID.get(field, (said,))
+        known = said[field] in VALID.get(field, (said[field],))
         if known and not wish.given:
-            taken[field] = said
+            taken[field] = said[field]
         else:
-            wrong.append(_disagreement(field, said, wish, known))
+            wrong.append(f"{source} {_disagreement(field, said[field], wish, known)}")
     if wrong:
-        raise UsageError(
-            f"{path}: {'; '.join(wrong)}. If the file's name is wrong, rename the file"
-        )
+        raise UsageError(f"{path}: {'; '.join(wrong)}. {CURES[source]}")
     return taken
 
 
 def _disagreement(field: str, said: Any, wish: Asked, known: bool) -> str:
-    word, default = WORDS[field], "" if wish.given else ", the default"
-    advice = f"give {wish.flag} {said}"
+    word, default = WORDS.get(field, field), "" if wish.given else ", the default"
+    told, value = constant_text(said), constant_text(wish.value)
+    if wish.source:
+        return f"{word} {told}, but {wish.source} {word} {value}"
+    advice = f"give {wish.flag} {told}"
     if not known:
-        advice = f"{word} {said} cannot be loaded, valid: {', '.join(VALID[field])}"
+        advice = f"{word} {told} cannot be loaded, valid: {', '.join(VALID[field])}"
+    return f"{word} {told}, but {word} {value} is asked for ({wish.flag}{default}); {advice}"
+
+
+def unsaved_masks(path: Path, left: Collection[str]) -> str | None:
+    """A sentence if Soul's unstructured pruning wrote the file: its masks are in none.
+
+    left: what stands beside the weights in the file.
+    """
+    words = path.stem.lower().split("_")[:2]
+    if words not in (["up", "search"], ["up", "finetune"]) and "optimizer_prune" not in left:
+        return None
     return (
-        f"its name says {word} {said}, but {word} {wish.value} is asked for "
-        f"({wish.flag}{default}); {advice}"
+        f"{path.name}: Soul's unstructured pruning saves no masks with the weights; the network "
+        "is loaded as a dense one"
     )
 
 

@@ -148,10 +148,10 @@ def test_networks_of_another_t_are_not_compared(files: Files, tmp_path: Path) ->
         (["--event", "EVENT", "--input", "mnist5k"], 2, "mnist5k has images of (1, 28, 28)"),
         (["--event", "EVENT", "--input", "none.npy"], 2, "no file at none.npy"),
         (["--event", "EVENT", "--compare", "none.json"], 2, "no file at none.json"),
-        (["--event", "EVENT", "--compare", "EVENT"], 1, "is not JSON"),
+        (["--event", "EVENT", "--compare", "EVENT"], 1, "is an event network, and a result"),
         (["--event", "none.safetensors"], 2, "no file at none.safetensors"),
-        (["--event", "MODEL"], 1, "is of format 'soul-deploy/model/1'"),
-        (["--model", "EVENT"], 1, "is of format 'soul-deploy/event/1'"),
+        (["--event", "MODEL"], 1, "is a model file, and an event network is needed"),
+        (["--model", "EVENT"], 1, "is an event network, and a model file is needed"),
         (["--onnx", "EVENT"], 1, "is not an ONNX file"),
     ],
 )

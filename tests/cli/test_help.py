@@ -27,9 +27,10 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.zoo.create import create
 
 CHEAP = {"demo", "verify", "inspect", "run", "compact", "onnx", "event", "nir", "torch", "energy"}
-CHEAP |= {"warm-up"}
+CHEAP |= {"warm-up", "zoo"}
 PATHS = commands()
 
 
@@ -66,6 +67,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sha256 = file_sha256(tmp_path / "model.safetensors")
     export_event(model, tmp_path / "net.event", source_sha256=sha256)
     export_nir(model, tmp_path / "net.nir")
+    network = create("spikingvgg5", input_shape=(3, 32, 32), classes=10, hidden=8).module()
+    torch.save(network.state_dict(), tmp_path / "best.pt")
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "image.png")
     (tmp_path / "mynets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)

@@ -30,6 +30,7 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.zoo.create import create
 
 CHILD = SUPPORT / "printing_child.py"
 CAT = "é猫→[/red]:smile:"
@@ -42,6 +43,7 @@ NET = "net é.safetensors"
 SHORT = ("--threads", 1, "--epochs", 1)
 SMALL = ("--model", "somenets:make", "-T", 2, *SHORT)
 DATA = ("--dataset_name", "mnist", "--model_dir", "out")
+SHAPE = ("--input_shape", "1 32 32", "--classes", 10)
 CHECK = ("--samples", 2, "--threads", 1)
 BENCH = ("--iterations", 1, "--warmup", 0, "--no_fresh")
 # command -> what makes it work, and the file that it writes
@@ -61,8 +63,9 @@ WORDS: dict[tuple[str, ...], tuple[tuple[object, ...], str | None]] = {
     ("export", "event"): ((NET, "-o", "out/x", *CHECK), "out/x"),
     ("export", "nir"): ((NET, "-o", "out/x", *CHECK), "out/x"),
     ("import", "nir"): (("net.nir", "-o", "out/x"), "out/x"),
-    ("import", "torch"): (
-        ("somenets:make", "--input_shape", "1 32 32", "--classes", 10, "-o", "out/x"),
+    ("import", "torch"): (("somenets:make", *SHAPE, "-o", "out/x"), "out/x"),
+    ("import", "zoo"): (
+        ("spikingvgg5", "--model_path", "best.pt", "--hidden", 2, *SHAPE, "-o", "out/x"),
         "out/x",
     ),
     ("bench", "sparse"): (("--event", "net.event", *BENCH, "-o", "out/x"), "out/x"),
@@ -126,6 +129,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     save(model, folder / NET)
     export_event(model, folder / "net.event", source_sha256=file_sha256(folder / NET))
     export_nir(model, folder / "net.nir")
+    network = create("spikingvgg5", input_shape=(1, 32, 32), classes=10, hidden=2).module()
+    torch.save(network.state_dict(), folder / "best.pt")
     (folder / "somenets.py").write_text(NETS)
     np.save(folder / f"{CAT[:2]}.npy", np.zeros((2, 1, 32, 32), np.uint8))
     write_mnist_folder(folder / "data", "")

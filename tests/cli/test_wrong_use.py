@@ -41,6 +41,7 @@ READERS = (
     "export nir FOLDER",
     "import nir FOLDER",
     "import torch torch.nn:Flatten --model_path FOLDER --input_shape 1 8 8 --classes 64",
+    "import zoo spikingvgg5 --model_path FOLDER --input_shape 1 8 8 --classes 10",
     "prune compact FOLDER",
     "prune structured --mode load --model_path FOLDER --dataset_name digits",
     "prune unstructured --model_path FOLDER --dataset_name digits",

@@ -21,7 +21,7 @@ from soul_deploy.base.files import (
 )
 from soul_deploy.cli.main import root
 from soul_deploy.ir import NeuronSpec
-from soul_deploy.model.file import FORMAT, expected_shapes, load, load_state_dict, save
+from soul_deploy.model.file import expected_shapes, load, load_state_dict, save
 from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.zoo.registry import NetworkOptions, create
@@ -268,7 +268,7 @@ def test_bare_safetensors_are_told_from_model_files(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file({"a": np.ones(3, np.float32)}, tmp_path / "bare.safetensors")
-    with pytest.raises(FileFormatError, match="without soul-deploy metadata; expected " + FORMAT):
+    with pytest.raises(FileFormatError, match="is a file of weights, and a model file is needed"):
         load(tmp_path / "bare.safetensors")
 
 

@@ -349,8 +349,9 @@ def test_import_torch_reads_names_too(here: list[str]) -> None:
     assert result.exit_code == 0, result.output
     model = load(Path("m.st"))
     assert model.graph.time_steps == 8
-    (told,) = model.info.provenance["assumptions"]
+    taken, told = model.info.provenance["assumptions"]
+    assert taken == "best_spikingvgg5_lif_cifar10_T8_2025.pt: taken from its name: T 8"
     assert told.startswith(
         "best_spikingvgg5_lif_cifar10_T8_2025.pt holds weights only; the neurons"
     )
-    assert told in result.stderr
+    assert taken in result.stderr and told in result.stderr

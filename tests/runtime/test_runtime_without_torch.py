@@ -96,7 +96,7 @@ assert not heavy, heavy
     ("words", "text"),
     [
         (("--help",), "Run an event network on images"),
-        (("inspect", "--help"), "model file, an event network or an ONNX file"),
+        (("inspect", "--help"), "Model files, event networks and checkpoints"),
         (("run", "--help"), "without PyTorch"),
         (("bench", "sparse", "--help"), "Time engines side by side"),
     ],
@@ -112,6 +112,24 @@ def test_files_are_inspected(files: Files) -> None:
         done = command("inspect", path)
         assert done.returncode == 0, done.stderr
         assert text in done.stdout
+
+
+def test_files_of_pytorch_and_nir_are_inspected_without_it(files: Files, tmp_path: Path) -> None:
+    state = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.ones(2)}
+    torch.save({"net": state, "epoch": 3}, tmp_path / "theirs.pt")
+    nir = pytest.importorskip("nir")
+    nodes = {
+        "in": nir.Input({"input": np.array([4])}),
+        "out": nir.Output({"output": np.array([4])}),
+    }
+    nir.write(tmp_path / "theirs.nir", nir.NIRGraph(nodes, [("in", "out")]))
+    for name, text in (("theirs.pt", "in 'net'"), ("theirs.nir", "2, 1 edges")):
+        done = command("inspect", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert text in done.stdout
+    done = command("run", tmp_path / "theirs.pt", tmp_path / "theirs.pt")
+    assert done.returncode == 1
+    assert "is a file of weights, and an event network is needed here" in done.stderr
 
 
 def test_what_needs_more_says_so(files: Files) -> None:

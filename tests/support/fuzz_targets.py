@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -286,7 +287,7 @@ def checkpoint_target(folder: Path) -> Target:
 
 
 def inspect_target(folder: Path) -> Target:
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.onnx")]
+    files = [path for kind in ("safetensors", "onnx", "pt") for path in folder.glob(f"*.{kind}")]
     damage = raw([path.read_bytes() for path in sorted(files)])
     return Target(
         "inspect", ".safetensors", damage, describe_file, lambda found, _: json_data(found)
@@ -304,9 +305,13 @@ def weights_target(folder: Path) -> Target:
     zipped, legacy = io.BytesIO(), io.BytesIO()
     torch.save(state, zipped)
     torch.save({"state_dict": state}, legacy, _use_new_zipfile_serialization=False)
+    checkpoint = {"net": {f"module.{k}": v for k, v in state.items()}, "args": Namespace(T=4)}
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    (folder / "legacy.pt").write_bytes(legacy.getvalue())
     bare = folder / "bare"
     save_file({k: v.numpy() for k, v in state.items()}, bare)
     contents = [zipped.getvalue(), legacy.getvalue(), bare.read_bytes()]
+    contents += [(folder / "checkpoint.pt").read_bytes()]
 
     def judge(found: dict[str, Any], _: bool) -> None:
         assert all(isinstance(array, np.ndarray) for array in found.values())

@@ -370,7 +370,9 @@ def test_a_changed_byte_is_seen(tmp_path: Path) -> None:
 def test_foreign_and_missing_files(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.safetensors"
     save_file({"w": np.ones(3, np.float32)}, foreign)
-    with pytest.raises(FileFormatError, match="without soul-deploy metadata"):
+    with pytest.raises(
+        FileFormatError, match="is a file of weights, and an event network is needed"
+    ):
         load_event_network(foreign)
     with pytest.raises(MissingFileError, match="no file at"):
         load_event_network(tmp_path / "none.safetensors")

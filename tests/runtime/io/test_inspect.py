@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from deployed import NORM, SHAPE, STEPS, Files, damage, make_files, small_model
-from safetensors.numpy import save_file
 
 from soul_deploy.base.files import file_sha256, write_tensors
 from soul_deploy.cli.main import root
@@ -157,14 +157,16 @@ def wrong_file(kind: str, folder: Path, files: Files) -> Path:
         path.write_bytes(pickle.dumps({"a": 1}))
     elif kind == "archive.pt":
         torch.save({"a": torch.zeros(1)}, path)
+        path.write_bytes(path.read_bytes()[:-9])
+    elif kind == "other archive":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("notes.txt", "this is no model")
     elif kind == "binary":
         path.write_bytes(bytes(range(1, 200)))
     elif kind == "text.onnx":
         path.write_text("this is no model")
     elif kind == "folder":
         path.mkdir()
-    elif kind == "bare.safetensors":
-        save_file({"a": np.zeros(2, np.float32)}, path)
     elif kind == "future.safetensors":
         write_tensors(path, {"a": np.zeros(2, np.float32)}, {"format": "soul-deploy/event/99"})
     elif kind == "changed.safetensors":
@@ -185,10 +187,10 @@ def wrong_file(kind: str, folder: Path, files: Files) -> Path:
         ("text", 1, "is a text file; readable: soul-deploy model files and event networks"),
         ("empty", 1, "is empty; readable"),
         ("pickle", 1, "is a pickle or an archive (it was not opened); readable"),
-        ("archive.pt", 1, "is a pickle or an archive (it was not opened); readable"),
+        ("archive.pt", 1, "is not an intact archive"),
+        ("other archive", 1, "is a pickle or an archive (it was not opened); readable"),
         ("binary", 1, "is of an unknown format; readable"),
         ("text.onnx", 1, "is not an intact ONNX file"),
-        ("bare.safetensors", 1, "without soul-deploy metadata; readable"),
         ("future.safetensors", 1, "is a safetensors file of format 'soul-deploy/event/99'"),
         ("changed.safetensors", 1, "do not match their digest; the file is damaged"),
         ("model", 1, "is not an intact safetensors file"),

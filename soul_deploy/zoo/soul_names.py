@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.data.datasets import READERS
+from soul_deploy.data.datasets import NAMES
 from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.zoo.registry import NETWORKS
 
@@ -66,7 +66,7 @@ def read_name(path: Path) -> SoulName | None:
     return SoulName(
         model if model in NETWORKS or (soul and place > 1) else None,
         words[place],
-        data if data in READERS or (soul and len(behind) > 1) else None,
+        data if data in NAMES or (soul and len(behind) > 1) else None,
         int(steps[1]) if steps else None,
     )
 
@@ -80,7 +80,7 @@ def _place_of_neuron(words: Sequence[str], soul: bool) -> int | None:
     return places[0] if len({words[at] for at in places}) == 1 else None
 
 
-VALID: Mapping[str, Collection[Any]] = {"model": NETWORKS, "neuron": SOUL_NEURONS, "data": READERS}
+VALID: Mapping[str, Collection[Any]] = {"model": NETWORKS, "neuron": SOUL_NEURONS, "data": NAMES}
 WORDS = {"model": "model", "neuron": "neuron", "data": "data set", "time_steps": "T"}
 
 

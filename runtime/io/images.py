@@ -96,11 +96,12 @@ def read_archive(path: Path, rule: InputRule, count: int | None = None) -> Sampl
     labelled.kind_of(held, rule.kind, "the network")
     images, labels = held.sets[labelled.ONE]
     array, frames = labelled.by_axes(path, images, rule.kind, rule.shape)
+    chosen = list(folders.spread(len(array), len(array) if count is None else count))
     if count is not None:
-        chosen = list(folders.spread(len(array), count))
         array, labels = array[chosen], None if labels is None else labels[chosen]
     found = _samples(str(path), array.swapaxes(0, 1) if frames else array, rule)
-    return Samples(found.names, found.values, frames, labels, held.classes)
+    names = tuple(f"{path}[{index}]" for index in chosen)
+    return Samples(names, found.values, frames, labels, held.classes)
 
 
 def read_images(paths: Sequence[Path], rule: InputRule) -> Array:

@@ -1,4 +1,4 @@
-"""`--input data|random|NAME|PATH`: the same in verify, export, energy, bench, and by place in run."""
+"""`--input data|random|NAME|PATH`, alike in verify, export, energy and bench; by place in run."""
 
 import json
 from pathlib import Path

@@ -1,19 +1,32 @@
 """From data on disk to what runs, by commands alone: train, prune, export, verify, run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from own_files import NAMES, SIDE, pictures, write_fashion, write_frames, write_npz, write_photos
+from own_files import (
+    NAMES,
+    SIDE,
+    pictures,
+    write_fashion,
+    write_folder,
+    write_frames,
+    write_npz,
+    write_photos,
+)
 
 from soul_deploy.cli.main import root
-from soul_deploy.model.file import load
+from soul_deploy.model.file import load, save
 
-NETWORK = ("--model", "spikingvgg5", "--hidden", 16, "-T", 2, "-b", 10, "--learning_rate", 0.005)
-NETWORK += ("--v_threshold", 0.5)
+NETWORK: tuple[object, ...] = (
+    *("--model", "spikingvgg5", "--hidden", 16, "-T", 2, "--v_threshold", 0.5),
+    *("-b", 10, "--learning_rate", 0.005),
+)
+ONCE = ("--epochs", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +141,39 @@ def test_frame_sequences_go_the_whole_way() -> None:
     assert timed["input"] == "npz, sequence, 8 samples, T = 2"
     masks = ("--epochs", 1, "-b", 10, "--finetune", "--epoch_finetune", 1)
     made("prune", "unstructured", "--model_path", compact, "--data_dir", "events.npz", *masks)
+
+
+def test_a_model_keeps_its_normalisation_and_its_classes() -> None:
+    write_photos(Path("photos"))
+    dense = made("train", *NETWORK, "--dataset_name", "folder", "--data_dir", "photos", *ONCE)
+    images, labels = pictures(20, 3)
+    write_folder(Path("darker"), images // 2, labels)
+    words = ("prune", "structured", "--model_path", dense["model"], "--data_dir", "darker", *ONCE)
+    result = done(*words, "--format", "json")
+    assert "has no validation split and test split; a tenth of its 60" in result.stderr
+    compact = Path(json.loads(result.stdout)["files"]["Compact model"]["path"])
+    norm = load(Path(dense["model"])).info.normalization
+    assert load(compact).info.normalization == norm is not None
+    Path("darker/bar").rename("darker/line")
+    for command in (words, ("energy", compact, "--data_dir", "darker")):
+        refused = call(*command)
+        assert refused.exit_code == 2, refused.output
+        assert "'folder' has other classes than" in refused.stderr
+        assert "cross where it has bar" in refused.stderr
+    contrary = call(*words[:4], "--data_dir", "photos", "--input_kind", "counts")
+    assert contrary.exit_code == 2 and "but the model takes images" in contrary.stderr
+
+
+def test_a_model_of_unknown_data_asks_for_them() -> None:
+    write_photos(Path("photos"))
+    words = (*NETWORK, "--dataset_name", "folder", "--data_dir", "photos", *ONCE)
+    path = Path(made("train", *words)["model"])
+    model = load(path)
+    save(replace(model, info=replace(model.info, provenance={})), path)
+    for how in ("structured", "unstructured"):
+        refused = call("prune", how, "--model_path", path, "--data_dir", "photos", "--dry_run")
+        assert refused.exit_code == 2 and "records no data set; give --dataset_name" in (
+            refused.stderr
+        )
+        call_with = ("--dataset_name", "folder", "--data_dir", "photos", "--dry_run")
+        done("prune", how, "--model_path", path, *call_with)

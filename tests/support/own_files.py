@@ -61,7 +61,7 @@ def write_frames(path: Path, steps: int) -> None:
 
 
 def write_fashion(folder: Path) -> None:
-    """Fashion-MNIST's four files as Debian's dataset-fashion-mnist installs them, with few images."""
+    """Fashion-MNIST's files as Debian's dataset-fashion-mnist installs them, with few images."""
     folder.mkdir(parents=True)
     for part, count, seed in (("train", 40, 0), ("t10k", 6, 1)):
         images, labels = pictures(count, seed, 28)

@@ -4,6 +4,7 @@ What their numbers mean stands in pixel_rule.py.
 """
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,12 +56,12 @@ def read_path(path: Path, rule: InputRule, count: int | None = None) -> Samples:
     and what `list_images` and `read_labelled` raise.
     """
     suffix = path.suffix.lower()
-    if path.is_dir():
-        return read_folder(path, rule, count)
     if suffix == ".npz":
         return read_archive(path, rule, count)
     if suffix == ".npy":
         return first_samples(read_array(path, rule), count)
+    if os.path.isdir(path):  # no error for a name that cannot be looked up
+        return read_folder(path, rule, count)
     return Samples((str(path),), pixel_rule.normalise(read_images([path], rule), rule))
 
 

@@ -4,7 +4,8 @@ The names of data sets are words of their own: a file or folder that is called l
 with its folder, ./digits. PyTorch is imported only where a data set is asked for by name.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
@@ -47,7 +48,8 @@ def read_name(text: str) -> InputName:
     if text == STDIN:
         return InputName("stdin", text)
     path = Path(text)
-    if path.suffix.lower() in PATH_SUFFIXES or len(path.parts) != 1 or path.exists():
+    looks_like_one = path.suffix.lower() in PATH_SUFFIXES or len(path.parts) != 1
+    if looks_like_one or os.path.exists(text):
         return InputName("path", text)
     raise UnknownNameError("input", text, [DATA, RANDOM, *DATA_SETS, "an existing file or folder"])
 
@@ -101,7 +103,7 @@ def run_samples(
     words: Sequence[str],
     rule: InputRule,
     *,
-    stdin: IO[bytes],
+    stdin: Callable[[], IO[bytes]],
     count: int | None,
     drawn: int,
     data_dir: Path,
@@ -109,7 +111,7 @@ def run_samples(
 ) -> list[Samples]:
     """The samples of each word, in order; all image files together come first.
 
-    -: a .npy file from `stdin`. count: at most so many of a word; None: all that a path or `-`
+    -: a .npy file from `stdin()`. count: at most so many of a word; None: all that a path or `-`
     holds, `drawn` of a data set and of random numbers. Raises as `named_samples`.
     """
     groups: list[Samples] = []
@@ -119,13 +121,13 @@ def run_samples(
     for word in words:
         name = read_name(word)
         if name.kind == "stdin":
-            array = arrays.read_npy_stream(stdin, "standard input")
+            array = arrays.read_npy_stream(stdin(), "standard input")
             given = images.array_samples("-", array, rule)
             groups.append(images.first_samples(given, count))
         elif name.kind != "path":
             many = drawn if count is None else count
             groups.append(named_samples(name, rule, many, data_dir=data_dir, seed=seed))
-        elif Path(word).is_dir() or Path(word).suffix.lower() in (".npy", ".npz"):
+        elif os.path.isdir(word) or Path(word).suffix.lower() in (".npy", ".npz"):
             groups.append(images.read_path(Path(word), rule, count))
         else:
             singles.append(require_file(Path(word)))

@@ -111,7 +111,7 @@ def dataset_option(text: str, default: str | None = None) -> Decorator:
 
 
 def data_dir_option() -> Decorator:
-    text = "Folder of the data set's files; mnist5k and digits need none."
+    text = "Folder of the data set's files, or a .npz file; mnist5k and digits need none."
     flags = ("--data_dir", "-data_dir")
     return option(*flags, type=FILE, default=DATA_DIR, help=text, heading="Data")
 

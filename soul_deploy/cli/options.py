@@ -23,7 +23,7 @@ TRAINED_ON = "[default: the one the model was trained on]"
 FOLDER = click.Path(path_type=Path, file_okay=False)
 DATA_SETS = (
     f"{', '.join(inputs.DATA_SETS)}: folder and npz are your own, images in a folder per class and "
-    "arrays in .npz, both at --data_dir."
+    "arrays in .npz, both at --data_dir. A model file says its own."
 )
 
 

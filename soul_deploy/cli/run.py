@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -105,10 +105,16 @@ def _results(
         network = load(source, threads, max_memory=allowed)
     with progress.warnings_said(terminal.warn), compiling_announced():
         rule = replace(network.events.rule, resize=resize)
-        where: Any = {"stdin": sys.stdin.buffer, "data_dir": data_dir, "seed": seed}
+        where: Any = {"stdin": _standard_input, "data_dir": data_dir, "seed": seed}
         groups = run_samples(words, rule, count=samples, drawn=DRAWN, **where)
         network.warm_up(stream=stream)
         return result(network, groups, stream=stream, **shown)
+
+
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None:
+        raise errors.UsageError("- stands for standard input, which is closed")
+    return sys.stdin.buffer
 
 
 def run_report(found: dict[str, Any]) -> str:

@@ -64,6 +64,7 @@ def load_data(
     known = canonical_data_name(name)
     check_size(known, size)
     if known in own.READERS:
+        _refuse_download(known, download)
         return own.READERS[known](data_dir, own.Form(size, kind=input_kind))
     loaded = READERS[known](data_dir, download)
     return _scaled(loaded, size or SIDES[known]) if known in SIDES else loaded
@@ -84,10 +85,16 @@ def load_data_for(
     """
     known = canonical_data_name(name)
     if known in own.READERS and shape:
+        _refuse_download(known, download)
         return own.READERS[known](data_dir, own.Form(shape=shape, kind=input_kind))
     scaled = len(shape) == 3 and shape[1] == shape[2] and known in SIDES
     side = shape[2] if scaled else None
     return load_data(known, data_dir, download=download, size=side, input_kind=input_kind)
+
+
+def _refuse_download(name: str, download: bool) -> None:
+    if download:
+        raise errors.UsageError(f"download given, but data set {name!r} is your own; leave it out")
 
 
 def check_size(name: str, size: int | None) -> None:

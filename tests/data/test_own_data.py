@@ -238,5 +238,7 @@ def test_what_belongs_to_images_or_arrays_only(tmp_path: Path) -> None:
         load_data("npz", tmp_path / "photos.npz", size=8)
     with pytest.raises(UsageError, match="'folder' holds images, but counts are needed"):
         load_data("folder", tmp_path / "photos", input_kind="counts")
+    with pytest.raises(UsageError, match="download given, but data set 'folder' is your own"):
+        load_data("folder", tmp_path / "photos", download=True)
     with pytest.raises(MissingFileError, match=r"no \.npz file, or folder of them, at"):
         load_data("npz", tmp_path / "none.npz")

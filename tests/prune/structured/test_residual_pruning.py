@@ -289,7 +289,7 @@ def test_the_command_builds_the_variants() -> None:
             "Valid here, with --residual internal: 1 (layer1.0.sn1), 3 (layer1.1.sn1), 5 (layer2",
         ),
         (["-nodes", "0", "--residual", "scatter"], "2 (layer1.0.sn2), 3 (layer1.1.sn1), 4 (layer"),
-        (["-nodes", "99"], "has 17 spiking layers, 0 to 16; valid are 1, 3, 5, 7, 9, 11, 13, 15"),
+        (["-nodes", "99"], "has 20 spiking layers, 0 to 19; valid are 1, 3, 5, 8, 10, 13, 15, 18"),
     ],
 )
 def test_the_command_refuses_what_it_does_not_know(words: list[str], message: str) -> None:

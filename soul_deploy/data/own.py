@@ -193,21 +193,30 @@ def _data(
                 f"data set {name!r}: {split} has a label {labels.max()}, and {count} classes count "
                 "from 0"
             )
-    norm = _normalization(raw["train"][0]) if kind == "images" else None
     tensors = {split: Split(*map(torch.from_numpy, pair)) for split, pair in raw.items()}
-    splits = filled(tensors)
-    missing = [split for split in SPLITS if split not in raw]
-    if missing:
-        told = " and ".join(f"{split} split" for split in missing)
-        notes = [
-            *notes,
-            f"data set {name}: it has no {told}; a tenth of its {len(raw['train'][1])} training "
-            "samples is taken for each, class by class",
-        ]
-    names = classes or tuple(map(str, range(count)))
-    three = (splits[split] for split in SPLITS)
-    told_notes = tuple(notes)
-    return Data(name, *three, names, norm, None, kind, frames, told_notes)
+    train, validation, test = filled(tensors).values()
+    return Data(
+        name,
+        train,
+        validation,
+        test,
+        classes=classes or tuple(map(str, range(count))),
+        normalization=_normalization(raw["train"][0]) if kind == "images" else None,
+        input_kind=kind,
+        frames=frames,
+        notes=(*notes, *_taken(name, raw)),
+    )
+
+
+def _taken(name: str, raw: Raw) -> list[str]:
+    """What is said of splits that are missing."""
+    missing = [f"{split} split" for split in SPLITS if split not in raw]
+    if not missing:
+        return []
+    return [
+        f"data set {name}: it has no {' and '.join(missing)}; a tenth of its "
+        f"{len(raw['train'][1])} training samples is taken for each, class by class"
+    ]
 
 
 def _normalization(pixels: Array) -> Normalization | None:

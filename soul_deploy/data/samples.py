@@ -139,6 +139,5 @@ def filled(splits: Mapping[str, Split]) -> dict[str, Split]:
         )
     sizes = (len(train) - held * len(missing), *(held for _ in missing))
     parts = map(train.select, stratified_parts(train.labels, sizes))
-    return (
-        {**splits, **dict(zip(("train", *missing), parts, strict=True))} if missing else {**splits}
-    )
+    taken = dict(zip(("train", *missing), parts, strict=True)) if missing else {}
+    return {name: taken[name] if name in taken else splits[name] for name in SPLITS}

@@ -4,6 +4,7 @@ import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from soul_deploy.runtime.io import arrays
 from soul_deploy.runtime.io.labelled import read_labelled
 
 
-def entry(array: object, **allow: bool) -> bytes:
+def entry(array: object, **allow: Any) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.asanyarray(array), **allow)
     return buffer.getvalue()
@@ -32,7 +33,10 @@ def written(path: Path, *entries: tuple[str, bytes], method: int = zipfile.ZIP_D
 
 
 def test_arrays_come_as_numpy_reads_them(tmp_path: Path) -> None:
-    held = {"a": np.arange(6.0).reshape(2, 3), "b": np.asfortranarray(np.arange(6).reshape(2, 3))}
+    held: dict[str, Any] = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "b": np.asfortranarray(np.arange(6).reshape(2, 3)),
+    }
     for write in (np.savez, np.savez_compressed):
         write(tmp_path / "x.npz", **held)
         with OpenFile(tmp_path / "x.npz") as source:
@@ -126,7 +130,10 @@ def test_what_unpacks_to_more_than_its_size_explains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of two arrays is allowed; both together are not. Stored, their size explains them."""
-    held = {"images": np.zeros((300, 1, 50, 50), np.uint8), "labels": np.zeros(300, np.int64)}
+    held: dict[str, Any] = {
+        "images": np.zeros((300, 1, 50, 50), np.uint8),
+        "labels": np.zeros(300, np.int64),
+    }
     monkeypatch.setattr(memory, "WORK_BYTES", 751_000)
     np.savez_compressed(tmp_path / "x.npz", **held)
     with pytest.raises(LimitError, match=r"labels needs 2,400 bytes of memory; allowed are 1,000"):

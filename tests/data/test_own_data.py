@@ -60,6 +60,15 @@ def test_splits_of_folders(
     assert together.bincount().tolist() == [sum(expected) // 3] * 3
 
 
+def test_labels_count_the_classes_of_the_training_split(tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    for image in (tmp_path / "test" / "bar").iterdir():
+        image.unlink()
+    (tmp_path / "test" / "bar").rmdir()
+    data = load_data("folder", tmp_path)
+    assert data.test.labels.tolist() == [1] * 6 + [2] * 6 and len(data.classes) == 3
+
+
 def grey(path: Path, size: tuple[int, int] = (9, 7), mode: str = "L") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, 200 if mode in ("L", "I;16") else None).save(path)

@@ -12,6 +12,7 @@ from PIL import Image
 from soul_deploy import as_data
 from soul_deploy.base.errors import DataError, MissingFileError, UsageError, ValidityError
 from soul_deploy.data.datasets import Data, load_data, load_data_for
+from soul_deploy.data.sampler import moved
 
 
 def sizes(data: Data) -> tuple[int, int, int]:
@@ -228,6 +229,14 @@ def test_the_kind_tells_sequences_from_pixels(tmp_path: Path) -> None:
     assert load_data("npz", path).normalization is not None
     with pytest.raises(UsageError, match="records input_kind images, but the network takes counts"):
         load_data("npz", path, input_kind="counts")
+
+
+def test_the_frames_of_a_sequence_are_moved_alike() -> None:
+    frames = torch.from_numpy(pictures(2, 0)[0]).reshape(3, 2, 3, SIDE, SIDE)
+    moves = torch.tensor([[0, 4, 0], [2, 2, 1], [5, 8, 1]])
+    found = moved(frames, moves, "crop_flip")
+    for step in range(2):
+        assert torch.equal(found[:, step], moved(frames[:, step], moves, "crop_flip"))
 
 
 def test_three_axes_are_never_guessed(tmp_path: Path) -> None:

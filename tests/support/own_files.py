@@ -3,6 +3,7 @@
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,14 +43,14 @@ def write_photos(folder: Path) -> None:
 def write_npz(path: Path) -> None:
     """The same data set in one file."""
     (images, labels), (others, more) = pictures(20, 0), pictures(6, 1)
-    arrays = {"train_images": images, "train_labels": labels, "test_images": others}
+    arrays: dict[str, Any] = {"train_images": images, "train_labels": labels, "test_images": others}
     np.savez_compressed(path, **arrays, test_labels=more, classes=np.array(NAMES))
 
 
 def write_frames(path: Path, steps: int) -> None:
     """Sequences of event counts (N, T, 2, 8, 8): a bar that moves right or down."""
     random = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, count in (("train", 40), ("test", 8)):
         labels = np.arange(count) % 2
         frames = random.poisson(0.05, (count, steps, 2, 8, 8)).astype(np.uint8)

@@ -60,7 +60,7 @@ def _run_options() -> common.Decorator:
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @_run_options()
 def run(path: Path, inputs: tuple[str, ...], threads: int, style: str, **wanted: Any) -> None:
-    """Run the event network NETWORK on images, folders of them or arrays, without PyTorch.
+    """Run the event network NETWORK without PyTorch, on images, folders of them or arrays.
 
     INPUT is an image, a folder of images, a .npy or .npz file, - (a .npy on standard input),
     random, or a data set's name (its test images; reading it needs PyTorch).

@@ -39,7 +39,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Image.fromarray(np.moveaxis(pixels, 0, -1)).save(place / f"{index}.png")
     np.save("x.npy", PIXELS)
     np.savez("x.npz", images=PIXELS, labels=LABELS)
-    np.savez_compressed("named.npz", images=PIXELS, labels=LABELS, classes=np.array(CLASSES))
+    names = np.array(CLASSES[::-1])  # in another order than the network's
+    np.savez_compressed("named.npz", images=PIXELS, labels=3 - LABELS, classes=names)
 
 
 def call(*words: object, stdin: bytes | None = None) -> Result:

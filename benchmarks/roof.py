@@ -33,6 +33,7 @@ from soul_deploy.runtime.engine.inputs import samples_of
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.format.network import EventNetwork
+from soul_deploy.runtime.io.inputs import RANDOM
 from soul_deploy.runtime.kernels.cache import FASTMATH
 from soul_deploy.runtime.kernels.simd import add_row
 from soul_deploy.runtime.kernels.synapses import Taps
@@ -333,7 +334,7 @@ def files_of(given: argparse.Namespace, folder: Path) -> tuple[Path, str]:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("event", nargs="?", type=Path, help="event file")
-    parser.add_argument("--input", default=inputs.RANDOM, help="random, a data set, or a .npy file")
+    parser.add_argument("--input", default=RANDOM, help="random, a data set, or a .npy file")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
     parser.add_argument("--density", type=float, help="nonzero weights of the reference network")
     parser.add_argument("--rate", type=float, help="firing rate of the reference network")

@@ -99,21 +99,28 @@ def chosen_layers(
 
     Raises UnknownNameError, or UsageError for those that cannot be pruned by channel.
     """
-    units = selection.pruning_units(graph, config.residual)
-    able = {name for unit in units for name in unit.populations}
+    able = prunable_layers(graph, config)
     names = tuple(node.name for node in graph.populations)
     for name in layers or ():
         errors.require_known("layer", name, names)
-    chosen = tuple(name for name in names if name in (able if layers is None else layers))
-    refused = [name for name in chosen if name not in able]
+    chosen = tuple(name for name in names if name in (able.values() if layers is None else layers))
+    refused = [name for name in chosen if name not in able.values()]
     if refused or not chosen:
         raise errors.UsageError(
             f"pruning_nodes: {', '.join(refused) or 'no layer'} cannot be pruned by channel; a "
             "layer can if its current comes from one convolution or linear layer of its own, if "
             "it belongs to no residual stream (or with --residual coupled or scatter), and if its "
-            "channels are not the classes"
+            f"channels are not the classes. Valid here, with --residual {config.residual}: "
+            f"{', '.join(f'{index} ({name})' for index, name in able.items()) or 'none'}"
         )
     return chosen
+
+
+def prunable_layers(graph: SpikingGraph, config: sca.ScaConfig) -> dict[int, str]:
+    """Index in forward order -> name, of the populations that can be pruned by channel."""
+    units = selection.pruning_units(graph, config.residual)
+    able = {name for unit in units for name in unit.populations}
+    return {i: node.name for i, node in enumerate(graph.populations) if node.name in able}
 
 
 class _DenseAccuracy:

@@ -1,17 +1,15 @@
 """Inputs of `bench`: the files of each engine, and samples that fit the files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from soul_deploy.base import Array, errors, file_kinds, lazy, pixel_rule, terminal
+from soul_deploy.base import Array, errors, file_kinds, lazy, pixel_rule
 from soul_deploy.base.files import OpenFile, file_sha256, parse_json, read_tensors
 from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec, open_engine_session
-from soul_deploy.runtime.io import images, inspect
+from soul_deploy.runtime.io import inputs, inspect
 
-RANDOM = "random"
 TIMED = "a model file, an ONNX file or an event network"
 PLACES: Mapping[str, Mapping[str, str]] = {
     "model": {"dense": "model", "compact": "compact"},
@@ -124,7 +122,8 @@ def _export(model: Path, file: str, folder: Path) -> Path:
 class NetworkFacts:
     """The facts about a network's input that an artifact stores.
 
-    steps, input_kind: None for an ONNX file that doesn't say.
+    steps, input_kind: None for an ONNX file that doesn't say. data: the data set that a model file
+    records, and artifacts don't.
     """
 
     path: Path
@@ -135,6 +134,7 @@ class NetworkFacts:
     sequence: bool | None = None
     is_model: bool = False
     input_kind: pixel_rule.InputKind | None = None
+    data: str | None = None
 
 
 def facts_of(path: Path) -> NetworkFacts:
@@ -160,10 +160,12 @@ def _facts(source: OpenFile, kind: str) -> NetworkFacts:
     document = read_tensors(source).document(inspect.MODEL_FORMAT)
     graph_class = lazy.load_object("soul_deploy.ir.graph:SpikingGraph", "reading a model file")
     graph, info = graph_class.from_json(document["graph"]), document["info"]
+    data = info["provenance"].get("data")
     return NetworkFacts(
         *(path, graph.time_steps, graph.input.shape, info["normalization"]),
         is_model=True,
         input_kind=_kind_of(path, info.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)),
+        data=data if isinstance(data, str) else None,
     )
 
 
@@ -174,6 +176,18 @@ def _kind_of(path: Path, stored: object) -> pixel_rule.InputKind:
             f"{path}: input kind {stored!r}; known: {', '.join(pixel_rule.INPUT_KINDS)}"
         )
     return stored
+
+
+def recorded_data(files: BenchFiles) -> str:
+    """The data set that the model files record; "data" if there is none. Raises ValidityError for
+    files that record different ones.
+    """
+    models = [path for path in (files.model, files.compact) if path is not None]
+    found = {data: path for path in models if (data := facts_of(path).data)}
+    if len(found) > 1:
+        told = ", but ".join(f"{path} was trained on {data}" for data, path in found.items())
+        raise errors.ValidityError(f"{told}; name the data set with --input")
+    return next(iter(found), inputs.DATA)
 
 
 def source_of(facts: NetworkFacts) -> str | None:
@@ -246,38 +260,16 @@ def common_rule(facts: Sequence[NetworkFacts]) -> pixel_rule.InputRule:
 def input_samples(
     name_or_path: str | object, data_dir: Path, rule: pixel_rule.InputRule, count: int, seed: int
 ) -> tuple[Array, int]:
-    """(samples, batch axis): an array, `random`, a data set's name, or a .npy file.
+    """(samples, batch axis): of an array, or of what `runtime.io.inputs.read_name` reads.
 
-    random: numbers of the networks' kind, for images uniform pixels, normalised. A data set gives
-    its first `count` test images. A .npy file is read as `run` reads it.
     Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
     """
     if not isinstance(name_or_path, str):
         values = pixel_rule.numbers_of(pixel_rule.input_array(name_or_path, rule), rule)
         return values, values.ndim - len(rule.shape) - 1
-    if name_or_path.lower() == RANDOM:
-        return pixel_rule.random_inputs(rule, count, seed), 0
-    if name_or_path.lower().endswith(".npy"):
-        samples = images.read_array(Path(name_or_path), rule)
-        return samples.values, 1 if samples.sequence else 0
-    return dataset_samples(name_or_path, data_dir, rule, count), 0
-
-
-def dataset_samples(name: str, data_dir: Path, rule: pixel_rule.InputRule, count: int) -> Array:
-    """The first `count` test images, normalised as the networks' files say, or the data set."""
-    load_data = lazy.load_object("soul_deploy.data.datasets:load_data_for", f"--input {name}")
-    data: Any = load_data(rule.shape, name, data_dir)
-    if data.remark:
-        terminal.say(data.remark, err=True)
-    if tuple(data.input_shape) != rule.shape:
-        raise errors.ValidityError(
-            f"{name} has images of {tuple(data.input_shape)}, the networks take {rule.shape}"
-        )
-    if data.input_kind != rule.kind:
-        raise errors.ValidityError(f"{name} holds {data.input_kind}, the networks take {rule.kind}")
-    if not rule.mean:
-        rule = replace(rule, mean=data.normalization.mean, std=data.normalization.std)
-    return pixel_rule.normalise(data.test.images[:count].numpy(), rule)
+    name = inputs.read_name(name_or_path)
+    samples = inputs.named_samples(name, rule, count, data_dir=data_dir, seed=seed)
+    return samples.values, samples.axis
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ measured apart, once for each engine in a fresh process (timing.py).
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from soul_deploy.base import Array, environment, errors, file_kinds
 from soul_deploy.base.files import temporary_folder
 from soul_deploy.runtime.bench import inputs, report, timing
 from soul_deploy.runtime.bench.engines import Engine, EngineSpec
+from soul_deploy.runtime.io.inputs import DATA, RANDOM
 from soul_deploy.runtime.io.inspect import kind_of_file
 
 MAX_BATCHES = 8
@@ -34,6 +35,7 @@ class BenchConfig:
     fresh        also start each engine in a process of its own: load time, first run, memory
     seed         of random images
     data_dir     where a data set's files stand
+    resize       scale image files of another size
     """
 
     engines: tuple[str, ...] = ()
@@ -44,11 +46,12 @@ class BenchConfig:
     fresh: bool = True
     seed: int = 2025
     data_dir: Path = Path("data")
+    resize: bool = False
 
 
 def bench(
     files: Sequence[Path | str] | inputs.BenchFiles,
-    images: str | object = inputs.RANDOM,
+    images: str | object = RANDOM,
     config: BenchConfig | None = None,
     *,
     progress: Progress = lambda text: None,
@@ -58,7 +61,8 @@ def bench(
     files: model files, ONNX files and an event network, of one network, or two of a kind: the
     first of the dense network, the second of the compact one. Missing ONNX and event files are
     exported from model files, which needs PyTorch. images: an array (N, C, H, W), or
-    (T, N, C, H, W) for a sequence; "random"; a data set's name; the path of a .npy file.
+    (T, N, C, H, W) for a sequence; "random"; "data", the data set that a model file records; a data
+    set's name; the path of a .npy or .npz file or of a folder of images.
     Warns of ONNX and event files that were not made from the model files given with them.
     Raises UsageError for files or engines that do not go together, ValidityError if they take
     different inputs, MissingFileError, FileFormatError, DataError.
@@ -86,7 +90,9 @@ def time_files(
     for text in inputs.foreign_files(given):
         warn(text)
     facts = {path: inputs.facts_of(path) for path in dict.fromkeys(spec.path for spec in specs)}
-    rule = inputs.common_rule(list(facts.values()))
+    rule = replace(inputs.common_rule(list(facts.values())), resize=config.resize)
+    if isinstance(images, str) and images.lower() == DATA:
+        images = inputs.recorded_data(given)
     count = max(config.batch_sizes) * MAX_BATCHES
     samples, axis = inputs.input_samples(images, config.data_dir, rule, count, config.seed)
     document = run_bench(specs, config, samples, axis, progress)

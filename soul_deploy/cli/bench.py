@@ -18,6 +18,7 @@ from soul_deploy.runtime.bench import inputs, runner, timing
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import ReferenceRequest
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
+from soul_deploy.runtime.io.inputs import RANDOM
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ def _network_options() -> common.Decorator:
 def _timing_options() -> common.Decorator:
     engines = f"Which of {', '.join(ENGINES)}.  [default: all that the files allow]"
     batch = ("--batch_size", "--batch_sizes", "-b")
-    source = "random (uniform pixels), a data set's name (its test images), or a .npy file."
     duration = "Seconds per engine, at least --iterations runs."
     fresh = "Also start each engine in a process of its own: load time, first run, memory."
 
@@ -84,7 +84,8 @@ def _timing_options() -> common.Decorator:
         option("--engines", "--backend", help=engines),
         common.threads_option("List of numbers.", cls=parsing.ListOption, kind=str, default="1"),
         option(*batch, cls=parsing.ListOption, default="1"),
-        option("--input", "given_input", default=inputs.RANDOM, help=source, heading="Data"),
+        common.input_option("given_input", RANDOM, "test images"),
+        common.resize_option(),
         common.data_dir_option(),
         number("--warmup", 0, 5, "Runs."),
         number("--iterations", 1, 50),
@@ -153,6 +154,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         fresh=values["fresh"],
         seed=values["seed"],
         data_dir=values["data_dir"],
+        resize=values["resize"],
     )
     return BenchRequest(files, config, values["given_input"], reference)
 
@@ -169,7 +171,7 @@ def read_reference(values: dict[str, Any], files: inputs.BenchFiles) -> Referenc
         return None
     if files != inputs.BenchFiles():
         raise errors.UsageError("--reference makes its own network; leave out the files")
-    if values["given_input"] != inputs.RANDOM:
+    if values["given_input"] != RANDOM:
         raise errors.UsageError("--reference makes its own input; leave out --input")
     return ReferenceRequest(**fields, seed=values["seed"])
 
@@ -223,6 +225,6 @@ def bench(request: BenchRequest) -> BenchReport:
         )
         document = dict(report.document)
     if request.reference is not None:
-        told_input = document["input"].replace(images, inputs.RANDOM, 1)
+        told_input = document["input"].replace(images, RANDOM, 1)
         document |= {"reference": asdict(request.reference), "input": told_input}
     return replace(report, document=document)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from soul_deploy.base import brief, errors, files, pixel_rule, progress, terminal
-from soul_deploy.cli import config, options, parsing
-from soul_deploy.cli.output import data_flags, drawn, print_files
+from soul_deploy.base import brief, errors, files, progress, terminal
+from soul_deploy.cli import options, parsing
+from soul_deploy.cli.output import data_flags, drawn, folder_flags, print_files
+from soul_deploy.data.chosen import choose
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.onnx.reader import read_onnx
 from soul_deploy.export.verify import onnx_static
@@ -20,8 +21,11 @@ from soul_deploy.export.verify import verify as gates
 from soul_deploy.export.verify.verify import Kind, VerifyReport
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model
+from soul_deploy.nn.graph_module import shows_image
+from soul_deploy.runtime.io import inputs
 from soul_deploy.runtime.io.inspect_tables import representation_table
 from soul_deploy.runtime.kernels.cache import compiling_announced
+from soul_deploy.training.messages import note
 
 EXPORT_SCHEMA = "soul-deploy/export/2"
 TITLES: dict[Kind, str] = {"onnx": "ONNX", "event": "Event network", "nir": "NIR"}
@@ -133,11 +137,20 @@ def _tell(
 def _verifying(source: Source, target: Path, check_on: options.CheckOptions) -> list[object]:
     """Words that verify a file on what this command was given."""
     steps = [] if source.time_step is None else ["--time_step", source.time_step]
-    name = check_on.dataset_name or source.model.info.provenance.get("data")
-    given = [] if check_on.dataset_name is None else ["--dataset_name", check_on.dataset_name]
-    random = check_on.source.lower() == "random"
-    images = data_flags(None if random else name, check_on.data_dir)
-    return ["verify", source.path, target, *steps, *([] if random else given), *images]
+    images = input_flags(check_on, source.model.info.provenance.get("data"))
+    return ["verify", source.path, target, *steps, *images]
+
+
+def input_flags(check_on: options.CheckOptions, recorded: object) -> list[object]:
+    """Flags that give another command the same images. recorded: the model's data set."""
+    if check_on.source.lower() == inputs.DATA:
+        name = check_on.dataset_name
+        given = [] if name is None else ["--dataset_name", name]
+        return [*given, *data_flags(name or recorded, check_on.data_dir)]
+    named = inputs.read_name(check_on.source).kind == "name"
+    resize = ["--resize"] if check_on.resize else []
+    folder = folder_flags(check_on.data_dir) if named else []
+    return ["--input", check_on.source, *resize, *folder]
 
 
 def inconclusive(report: VerifyReport, model: Path) -> str:
@@ -162,10 +175,16 @@ def check_file(
         torch.set_num_threads(check_on.threads)
     (path, shown), (images, described) = paths, chosen
     progress.status(f"verifying {shown} on {described}")
-    if kind == "onnx" and _takes_frames(path, source.model):
-        steps = source.model.graph.time_steps
-        images, frames = _moving(images, steps)
+    sequence = not shows_image(source.model.graph, images)
+    frames_taken = kind == "onnx" and _takes_frames(path, source.model)
+    if frames_taken and not sequence:
+        images, frames = _moving(images, source.model.graph.time_steps)
         described += f", a sequence of {frames} frames each"
+    if kind == "onnx" and sequence and not frames_taken:
+        raise errors.UsageError(
+            f"{shown} takes one image, shown at every step, and {described} are sequences; export "
+            "it with --input_mode sequence, or verify on images"
+        )
     with compiling_announced():
         return gates.verify(
             *(source.model, path, images),
@@ -197,18 +216,10 @@ def _takes_frames(path: Path, model: Model) -> bool:
 
 
 def check_images(model: Model, check_on: options.CheckOptions) -> tuple[Tensor, str]:
-    """Normalised images (N, C, H, W), or numbers of the model's kind, and what they are.
-
-    Raises UsageError if the model does not say what it was trained on, or the data do not fit it.
+    """Normalised images (N, C, H, W), sequences (T, N, C, H, W), or numbers of the model's kind,
+    and what they are. Raises as `choose`.
     """
-    if check_on.source.lower() == "random":
-        found = pixel_rule.random_inputs(model.input_rule, check_on.samples, check_on.seed)
-        return torch.from_numpy(
-            found
-        ), f"{len(found)} random {model.info.input_kind}, seed {check_on.seed}"
-    given, folder = check_on.dataset_name, check_on.data_dir
-    instead = ", or --input random to verify on random pixels"
-    data = config.named_data(model, given, folder, check_on.download, instead)
-    name = given or model.info.provenance["data"]
-    chosen = data.validation.images[: check_on.samples]
-    return data.normalise(chosen), f"{len(chosen)} validation images of {name}"
+    found = choose(model, check_on.wish())
+    for line in found.remarks:
+        note(line)
+    return found.images, found.what

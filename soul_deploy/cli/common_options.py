@@ -18,6 +18,7 @@ Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 FILE = click.Path(path_type=Path)
 ARGUMENT = object()
+INPUTS = "data|random|NAME|PATH"
 DATA_DIR = Path("data")
 """Where commands look for data sets unless they are told otherwise."""
 
@@ -113,9 +114,24 @@ def dataset_option(text: str, default: str | None = None) -> Decorator:
 
 
 def data_dir_option() -> Decorator:
-    text = "Folder of the data set's files; mnist5k and digits need none."
+    text = "Folder of the data set's files, or a .npz file; mnist5k and digits need none."
     flags = ("--data_dir", "-data_dir")
     return option(*flags, type=FILE, default=DATA_DIR, help=text, heading="Data")
+
+
+def input_option(name: str, default: str, used: str) -> Decorator:
+    """--input, the same in all commands; used: what is taken of a data set."""
+    text = (
+        "What it runs on. data: the data set that the model file records; random: uniform pixels, "
+        "or numbers of the model's kind; a data set's name; or a path: an image, a folder of "
+        f"images, a .npy or a .npz (images, labels). Of a data set: {used}."
+    )
+    return option("--input", name, default=default, metavar=INPUTS, help=text, heading="Data")
+
+
+def resize_option() -> Decorator:
+    text = "Scale image files of another size (bilinear)."
+    return option("--resize", is_flag=True, help=text, heading="Data")
 
 
 def download_option() -> Decorator:

@@ -12,7 +12,7 @@ from torch import nn
 from soul_deploy import distributed, ir
 from soul_deploy.base import errors, files, progress
 from soul_deploy.cli import options, parsing
-from soul_deploy.data import datasets, given, sampler
+from soul_deploy.data import datasets, own, sampler
 from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
@@ -139,46 +139,44 @@ def require_outputs(*paths: Path, unless: bool = False) -> None:
         files.require_writable(*paths)
 
 
-def load_task_data(wanted: options.DataOptions, taken: ir.Shape | None = None) -> datasets.Data:
+def load_task_data(wanted: options.DataOptions, model: Model | None = None) -> datasets.Data:
     """The data set that the options name; of several processes, the main one downloads it.
 
-    taken: (C, H, W) that the network of a model file takes. Raises as `load_data`.
+    model: of a model file, whose images, kind of input and normalisation count. Raises as
+    `load_data`, and UsageError for an --input_kind that data or model contradict.
     """
-    name, folder = wanted.dataset_name, wanted.data_dir
+    name, folder, kind = wanted.dataset_name, wanted.data_dir, _input_kind(wanted, model)
 
     def load(main: bool) -> datasets.Data:
-        download = wanted.download and main
-        if wanted.size is None and taken is not None:
-            return datasets.load_data_for(taken, name, folder, download=download)
-        return datasets.load_data(name, folder, download=download, size=wanted.size)
+        how: dict[str, Any] = {"download": wanted.download and main, "input_kind": kind}
+        if wanted.size is None and model is not None:
+            return datasets.load_data_for(model.input_shape, name, folder, **how)
+        return datasets.load_data(name, folder, size=wanted.size, **how)
 
     loaded = distributed.main_first(load) if wanted.download else load(False)
-    return remark_on(loaded, "; --size chooses another side" if taken is None else "")
+    if wanted.input_kind is not None:
+        whose = f"a network of --input_kind {wanted.input_kind}"
+        datasets.require_kind(loaded, wanted.input_kind, whose)
+    return remark_on(loaded, "; --size chooses another side" if model is None else "")
+
+
+def _input_kind(wanted: options.DataOptions, model: Model | None) -> Any:
+    """What the numbers are, as the model or a flag says; None: as the data say."""
+    held = None if model is None else model.info.input_kind
+    if held is not None and wanted.input_kind not in (None, held):
+        raise errors.UsageError(
+            f"--input_kind {wanted.input_kind} given, but the model takes {held}; leave it out"
+        )
+    return held or wanted.input_kind
 
 
 def remark_on(data: datasets.Data, advice: str = "") -> datasets.Data:
-    """`data`; what was done to its images is said, with `advice` behind it."""
+    """`data`; what was done to them is said, with `advice` on images that were scaled."""
     if data.remark:
         messages.note(f"{data.remark}{advice}")
+    for line in data.notes:
+        messages.note(line)
     return data
-
-
-def named_data(
-    model: Model, name: str | None, folder: Path, download: bool, instead: str = ""
-) -> datasets.Data:
-    """The data set called `name`, or the one that the model was trained on, as the model takes it.
-
-    instead: what else may be given, for the UsageError of a model that does not say. Raises
-    UsageError also for data that do not fit, and as `load_data`.
-    """
-    found = name or model.info.provenance.get("data")
-    if not isinstance(found, str):
-        raise errors.UsageError(
-            "the model file does not say which data it was trained on; give --dataset_name"
-            + instead
-        )
-    data = datasets.load_data_for(model.input_shape, found, folder, download=download)
-    return given.fitted(model, remark_on(data))
 
 
 def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.SpikingGraph]:
@@ -190,11 +188,21 @@ def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.Spiki
 
 def new_model(task: Task, data: datasets.Data) -> Model:
     """The task's network, freshly initialised from its seed."""
+    if data.steps not in (None, task.time_steps):
+        raise errors.UsageError(
+            f"data set {data.name!r} holds sequences of {data.steps} frames, and the network is to "
+            f"run {task.time_steps} steps; give --time_step {data.steps}"
+        )
     torch.manual_seed(task.seed)
     network, graph = create_network(task, data)
     module, state = graph_module.GraphModule(graph), network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     norm, kind = data.normalization, data.input_kind
+    if norm is not None and data.name in own.READERS:
+        messages.note(
+            f"data set {data.name}: pixels are normalised by the training split's mean "
+            f"{norm.mean} and deviation {norm.std}, which the model file records"
+        )
     return from_module(module, ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind))
 
 

@@ -7,19 +7,21 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 from soul_deploy.analysis import measure
 from soul_deploy.analysis import report as reported
+from soul_deploy.analysis.reports_table import side_by_side
 from soul_deploy.base import errors, files, progress, terminal
 from soul_deploy.cli import common_options as common
-from soul_deploy.cli import config, options, output, parsing
+from soul_deploy.cli import options, output, parsing
 from soul_deploy.cli.common_options import choice, given, option, shared
+from soul_deploy.data.chosen import Wish, choose
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.verify.event_run import CountCheck, verify_counts
 from soul_deploy.model.file import load
-from soul_deploy.model.model import Model
+from soul_deploy.runtime.io.inputs import read_name
 from soul_deploy.runtime.ops.energy import ARITHMETIC, DROPPED, MEMORY, OPTIONAL_TERMS, dropped_hint
+from soul_deploy.training.messages import note
 
 SPLITS = ("train", "validation", "test")
 FORMATS = ("text", "table", "json", "csv", "markdown")
@@ -52,14 +54,40 @@ class Counted:
 class Wanted:
     """On how many images of what, for how many steps."""
 
+    source: str = shared(common.input_option("source", "data", "those of --split"))
+    resize: bool = shared(common.resize_option())
     dataset_name: str | None = shared(
         common.dataset_option(f"Data set to run on.  {options.TRAINED_ON}")
     )
     data_dir: Path = shared(common.data_dir_option())
     download: bool = shared(common.download_option())
-    split: str = given("test", "Which images.", type=choice(SPLITS))
+    split: str | None = given(
+        None, "Which images of a data set.  [default: test]", type=choice(SPLITS)
+    )
     samples: int = given(200, "Images.", type=click.IntRange(1))
+    seed: int = shared(common.seed_option("Of random pixels.", "Data"))
     time_step: int | None = shared(options.model_steps_option())
+
+    def __post_init__(self) -> None:
+        errors.require_seed(self.seed)
+
+    def wish(self) -> Wish:
+        """What the networks run on. Raises UsageError for a split of what has none."""
+        if self.split is not None and read_name(self.source).kind not in ("data", "name"):
+            raise errors.UsageError(
+                f"--split {self.split} belongs to a data set, and --input {self.source} is none; "
+                "leave it out"
+            )
+        return Wish(
+            source=self.source,
+            dataset=self.dataset_name,
+            data_dir=self.data_dir,
+            download=self.download,
+            split=self.split or "test",
+            count=self.samples,
+            seed=self.seed,
+            resize=self.resize,
+        )
 
 
 class PresetChoice(click.Choice[str]):
@@ -157,11 +185,14 @@ def counted(
         model, sha256, size = load(source), source.sha256(), source.size
     if wanted.time_step is not None:
         model = model.with_time_steps(wanted.time_step)
-    images, labels, name = _images(model, wanted)
-    data = {"name": name, "split": wanted.split, "arch": model.info.provenance.get("model", "")}
+    chosen = choose(model, wanted.wish())
+    for line in chosen.remarks:
+        note(line)
+    images, arch = chosen.images, model.info.provenance.get("model", "")
+    data = {"name": chosen.name, "split": chosen.split, "arch": arch}
     measured = measure.Measured(path=str(path), sha256=sha256, artifact_bytes=size, data=data)
     report = measure.count(
-        model, images, labels=labels, original=original, energy=choice, measured=measured
+        model, images, labels=chosen.labels, original=original, energy=choice, measured=measured
     )
     if not check:
         return Counted(report, None, "not asked for")
@@ -169,14 +200,6 @@ def counted(
         return Counted(report, verify_counts(model, images))
     except errors.UnsupportedGraphError as error:
         return Counted(report, None, str(error))
-
-
-def _images(model: Model, wanted: Wanted) -> tuple[Tensor, Tensor, str]:
-    """Normalised images, labels and the data set's name. Raises UsageError if they do not fit."""
-    data = config.named_data(model, wanted.dataset_name, wanted.data_dir, wanted.download)
-    split = getattr(data, wanted.split)
-    chosen = split.images[: wanted.samples], split.labels[: wanted.samples]
-    return data.normalise(chosen[0]), chosen[1], data.name
 
 
 def _shown(found: list[Counted], output_format: str) -> str:
@@ -191,4 +214,5 @@ def _shown(found: list[Counted], output_format: str) -> str:
             documents[0] if len(found) == 1 else {"schema": reported.SCHEMA, "reports": documents}
         )
         return json.dumps(whole, indent=2)
-    return "\n\n".join(item.text() for item in found)
+    table = [output.drawn(side_by_side(reports))] if len(reports) > 1 else []
+    return "\n\n".join([*table, *(item.text() for item in found)])

@@ -60,7 +60,8 @@ class InputOptions:
             if self.size is not None:
                 raise errors.UsageError("size belongs to a data set; give --input_shape instead")
             return None
-        loaded = load_data(self.dataset_name, self.data_dir, download=self.download, size=self.size)
+        how: Any = {"download": self.download, "size": self.size, "input_kind": self.input_kind}
+        loaded = load_data(self.dataset_name, self.data_dir, **how)
         remark_on(loaded, "; --size chooses another side")
         if self.input_kind is not None:
             require_kind(loaded, self.input_kind, f"a network of --input_kind {self.input_kind}")

@@ -49,7 +49,7 @@ COMMANDS = _found(
         "verify": ("export:verify", "Prove that an exported file equals its model."),
         "energy": ("energy:energy", "Count operations exactly, estimate their energy."),
         "inspect": ("run:inspect", "Print what is in a file, of any kind that commands take."),
-        "run": ("run:run", "Run an event network on images or a .npy file."),
+        "run": ("run:run", "Run an event network on images or arrays."),
         "warm-up": ("warm_up:warm_up", "Compile an event network's kernels, for an image."),
     }
 )

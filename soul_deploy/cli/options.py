@@ -15,18 +15,23 @@ from soul_deploy.base import errors, pixel_rule
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import Decorator, choice, given, option, option_group, shared
+from soul_deploy.data import chosen
 from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.ir.neurons import constant_text
+from soul_deploy.runtime.io import inputs
 
 TRAINED_ON = "[default: the one the model was trained on]"
 FOLDER = click.Path(path_type=Path, file_okay=False)
-DATA_SETS = "mnist5k, digits, mnist, fashionmnist, cifar10, cifar100 or svhn."
+DATA_SETS = (
+    f"{', '.join(inputs.DATA_SETS)}: folder and npz are your own, images in a folder per class and "
+    "arrays in .npz, both at --data_dir. A model file says its own."
+)
 
 
 def size_option() -> Decorator:
     text = (
-        "Side in pixels to which mnist's and fashionmnist's images are scaled.  "
-        "[default: the model file's, or 32, as in Soul]"
+        "Side in pixels to which images of mnist, fashionmnist and folder are scaled.  "
+        "[default: the model file's, or 32, as in Soul; folder: as they are]"
     )
     return option("--size", type=int, help=text, heading="Data")
 
@@ -49,6 +54,7 @@ class DataOptions:
     data_dir: Path = shared(common.data_dir_option())
     download: bool = shared(common.download_option())
     size: int | None = shared(size_option())
+    input_kind: str | None = shared(input_kind_option("the model file's or the data set's"))
 
 
 data_options = option_group("data", DataOptions)
@@ -223,13 +229,8 @@ class CheckOptions:
 
     samples: int = given(32, "Images to verify on.")
     batch: int = given(16, "Images at a time while verifying; files take any batch.", "-b")
-    source: str = given(
-        "data",
-        "data: validation images of the data set; random: random pixels, or for other "
-        "kinds of input random numbers of that kind.",
-        *("--input", "source"),
-        type=choice(["data", "random"]),
-    )
+    source: str = shared(common.input_option("source", "data", "validation images"))
+    resize: bool = shared(common.resize_option())
     dataset_name: str | None = shared(
         common.dataset_option(f"Data set to verify on.  {TRAINED_ON}")
     )
@@ -243,6 +244,19 @@ class CheckOptions:
         errors.require_least(1, samples=self.samples, batch=self.batch)
         parsing.require_threads(self.threads)
         errors.require_seed(self.seed)
+
+    def wish(self) -> chosen.Wish:
+        """What an artifact is verified on."""
+        return chosen.Wish(
+            source=self.source,
+            dataset=self.dataset_name,
+            data_dir=self.data_dir,
+            download=self.download,
+            split="validation",
+            count=self.samples,
+            seed=self.seed,
+            resize=self.resize,
+        )
 
 
 check_options = option_group("check_on", CheckOptions, "Data")

@@ -178,11 +178,16 @@ def parse_indexes(name: str, text: str) -> tuple[int, ...] | None:
 
 
 def existing_indexes(
-    name: str, indexes: tuple[int, ...] | None, count: int, what: str
+    name: str,
+    indexes: tuple[int, ...] | None,
+    count: int,
+    what: str,
+    able: tuple[int, ...] | None = None,
 ) -> tuple[tuple[int, ...], str | None]:
     """The indexes below `count`, and a warning that names the others, or None.
 
-    None stands for all. Raises UsageError if none exists.
+    None stands for all. able: those that can be chosen, where not all can. Raises UsageError if
+    none exists.
     """
     if indexes is None:
         return tuple(range(count)), None
@@ -190,6 +195,8 @@ def existing_indexes(
     kept = tuple(index for index in indexes if index < count)
     given = ", ".join(map(str, missing))
     valid = f"this network has {count} {what}, 0 to {count - 1}"
+    if able is not None and len(able) < count:
+        valid += f"; valid are {', '.join(map(str, able)) or 'none'}"
     if not kept:
         raise errors.UsageError(f"{name}: none of {given} exists; {valid}")
     return kept, f"{name}: {given} ignored; {valid}" if missing else None

@@ -118,10 +118,10 @@ def outputs(
 )
 @option(
     *("--mode", "-mode"),
-    default="train",
-    help="train: --epochs dense epochs first; load: go on from --model_path.",
+    help="train: --epochs dense epochs first; load: go on from --model_path.  "
+    "[default: load with --model_path, else train]",
 )
-@start_model.model_path_option("For --mode load: a model file")
+@start_model.model_path_option("Network to start from: a model file")
 @common.dry_run_option("Print the plan and stop; no file is written.")
 @options.network_options("spikingvgg16")
 @options.data_options
@@ -132,7 +132,7 @@ def outputs(
 @click.pass_context
 def structured(
     context: click.Context,
-    mode: str,
+    mode: str | None,
     model_path: Path | None,
     dry_run: bool,
     network: options.NetworkChoice,
@@ -156,7 +156,7 @@ def structured(
     resolve.require_outputs(*files.values(), unless=dry_run)
     loaded = start_model.data_for(data, task, start)
     model = start_model.network(start, task, loaded)
-    asked: dict[str, Any] = {"layers": _layers(model.graph, indexes), "device": device}
+    asked: dict[str, Any] = {"layers": _layers(model.graph, config, indexes), "device": device}
     if dry_run:
         _preview(run.output_format, model, loaded if start else None, config, training, asked)
         return
@@ -171,21 +171,26 @@ def structured(
         _finish(result, files, run.output_format, data.data_dir)
 
 
-def _start_file(mode: str, path: Path | None) -> Path | None:
-    loads = errors.known("mode", mode, ("train", "load")) == "load"
+def _start_file(mode: str | None, path: Path | None) -> Path | None:
+    """The file to go on from; without a mode, a file given means load. Raises UsageError."""
+    known = mode and errors.known("mode", mode, ("train", "load"))
+    loads = path is not None if known is None else known == "load"
     if loads and path is None:
         raise errors.UsageError("--mode load needs --model_path, the file to start from")
     if path is not None and not loads:
-        told = "--model_path belongs to --mode load; mode train starts from nothing"
+        told = "--mode train starts from nothing, but --model_path is given; leave one of them out"
         raise errors.UsageError(told)
     return path and require_file(path)
 
 
-def _layers(graph: SpikingGraph, indexes: tuple[int, ...] | None) -> tuple[str, ...] | None:
+def _layers(
+    graph: SpikingGraph, config: sca.ScaConfig, indexes: tuple[int, ...] | None
+) -> tuple[str, ...] | None:
     """Names of the populations to prune, or None for all; a warning for unknown indexes."""
     names = [node.name for node in graph.populations]
+    able = tuple(pipeline.prunable_layers(graph, config))
     chosen, warning = parsing.existing_indexes(
-        "pruning_nodes", indexes, len(names), "spiking layers"
+        "pruning_nodes", indexes, len(names), "spiking layers", able
     )
     if warning:
         messages.warn(warning)

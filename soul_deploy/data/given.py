@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from soul_deploy.base import Array, errors, pixel_rule
-from soul_deploy.data.datasets import Data, Split, load_data_for, require_kind, stratified_parts
+from soul_deploy.data.datasets import load_data_for, require_kind
+from soul_deploy.data.own import READERS as OWN
+from soul_deploy.data.samples import SPLITS, Data, Split, filled
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import shows_image
 
 DataLike: TypeAlias = Data | str | tuple[Any, Any] | Dataset[Any] | Mapping[str, Any]
 """What `as_data` takes."""
-SPLITS = ("train", "validation", "test")
 
 
 def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None = None) -> Data:
@@ -28,9 +29,9 @@ def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None
               which is read into memory; or a mapping with "train" and perhaps "validation" and
               "test", each a pair or a Dataset. Splits that are missing are taken from "train", a
               tenth of it each, class by class, by a permutation with a fixed seed.
-    images    (N, C, H, W), or (N, H, W) of one channel, or (N, features). uint8 are pixels, which
-              are normalised as `model` says, by 1/255 if it says nothing; floating-point numbers
-              are taken as they are.
+    images    (N, C, H, W), or (N, H, W) of one channel, or (N, features), or sequences
+              (N, T, C, H, W) of the model's T. uint8 are pixels, which are normalised as `model`
+              says, by 1/255 if it says nothing; floating-point numbers are taken as they are.
     labels    (N,) integers from 0.
 
     Raises DataError for wrong arrays, UsageError for data that does not fit the model, and what
@@ -38,22 +39,24 @@ def as_data(data: DataLike, *, model: Model | None = None, data_dir: Path | None
     """
     folder = Path("data") if data_dir is None else data_dir
     if isinstance(data, str):
-        found = load_data_for(() if model is None else model.input_shape, data, folder)
+        shape, kind = (model.input_shape, model.info.input_kind) if model else ((), None)
+        found = load_data_for(shape, data, folder, input_kind=kind)
     else:
         found = data if isinstance(data, Data) else _given(data, model)
-    if model is not None:
-        check_data("the model", model, found)
-    return found
+    if model is None:
+        return found
+    check_data("the model", model, found)
+    return fitted(model, found)
 
 
 def check_data(whose: str | Path, model: Model, data: Data) -> None:
-    """Raise UsageError unless `whose` network fits the data's images, classes and scaling."""
+    """Raise UsageError unless `whose` network fits the data's images, classes and kind."""
     require_kind(data, model.info.input_kind, str(whose))
-    norm = model.info.normalization
+    steps = model.graph.time_steps if data.frames else None
     for what, needs, has in (
         ("images of", model.input_shape, data.input_shape),
+        ("sequences of T =", steps, data.steps),
         ("classes:", model.graph.readout.classes, len(data.classes)),
-        ("normalisation", norm or data.normalization, data.normalization),
     ):
         if needs != has:
             raise errors.UsageError(
@@ -61,10 +64,23 @@ def check_data(whose: str | Path, model: Model, data: Data) -> None:
                 "give the data set that it was trained on with --dataset_name"
                 + ("; leave --size out" if what == "images of" and data.stored_side else "")
             )
+    require_classes(data, model, str(whose))
+
+
+def require_classes(data: Data, model: Model, whose: str) -> None:
+    """Raise UsageError where data and `whose` network name their classes, and otherwise."""
+    theirs, ours = model.info.classes, data.names
+    if data.name in OWN and theirs and ours and theirs != ours:
+        wrong = [(has, needs) for has, needs in zip(ours, theirs, strict=False) if has != needs]
+        first = f"{wrong[0][0]} where it has {wrong[0][1]}" if wrong else f"{len(ours)} of them"
+        raise errors.UsageError(
+            f"data set {data.name!r} has other classes than {whose}: {first}; give the data set "
+            "that it was trained on with --data_dir"
+        )
 
 
 def _given(data: Any, model: Model | None) -> Data:
-    splits = _filled(_splits(data))
+    splits = filled(_splits(data))
     most = max(int(split.labels.max()) for split in splits.values())
     count = most + 1 if model is None else model.graph.readout.classes
     if most >= count:
@@ -73,11 +89,12 @@ def _given(data: Any, model: Model | None) -> Data:
     classes = info.classes if info and info.classes else tuple(map(str, range(count)))
     norm, kind = (info.normalization, info.input_kind) if info else (None, "images")
     train, validation, test = (splits[name] for name in SPLITS)
-    return Data("given", train, validation, test, classes, norm, input_kind=kind)
+    frames = train.images.ndim == 5
+    return Data("given", train, validation, test, classes, norm, input_kind=kind, frames=frames)
 
 
 def _splits(data: Any) -> dict[str, Split]:
-    """The splits that were given, of equal shapes and dtypes."""
+    """The splits that were given."""
     if not isinstance(data, Mapping):
         return {"train": _split("train", data)}
     if "train" not in data or not set(data) <= set(SPLITS):
@@ -85,26 +102,7 @@ def _splits(data: Any) -> dict[str, Split]:
         raise errors.UsageError(
             f"data with the splits {names} given; needs train, takes validation, test"
         )
-    splits = {name: _split(name, data[name]) for name in SPLITS if name in data}
-    forms = {(split.images.dtype, split.images.shape[1:]) for split in splits.values()}
-    if len(forms) > 1:
-        told = "; ".join(f"{dtype} {tuple(shape)}" for dtype, shape in forms)
-        raise errors.DataError(f"the splits hold images of different forms: {told}")
-    return splits
-
-
-def _filled(splits: dict[str, Split]) -> dict[str, Split]:
-    """All three splits, the missing ones taken from the training samples."""
-    missing = [name for name in SPLITS if name not in splits]
-    train = splits["train"]
-    held = len(train) // 10
-    if missing and not held:
-        raise errors.DataError(
-            f"{len(train)} training samples given; {', '.join(missing)} need at least 10"
-        )
-    sizes = (len(train) - held * len(missing), *(held for _ in missing))
-    parts = map(train.select, stratified_parts(train.labels, sizes))
-    return splits | dict(zip(("train", *missing), parts, strict=True)) if missing else splits
+    return {name: _split(name, data[name]) for name in SPLITS if name in data}
 
 
 def _split(name: str, given: Any) -> Split:
@@ -122,10 +120,11 @@ def _split(name: str, given: Any) -> Split:
     if images.is_floating_point():
         images = images.float()
     whole = labels.ndim == 1 and not (labels.is_floating_point() or labels.is_complex())
-    if images.ndim not in (2, 4) or not whole or len(images) != len(labels) or not len(labels):
+    if images.ndim not in (2, 4, 5) or not whole or len(images) != len(labels) or not len(labels):
         raise errors.DataError(
             f"{name}: images {tuple(images.shape)} and labels {labels.dtype}{tuple(labels.shape)}; "
-            "needs images (N, C, H, W), (N, H, W) or (N, features) and integer labels (N,)"
+            "needs images (N, C, H, W), (N, H, W) or (N, features), or sequences (N, T, C, H, W), "
+            "and integer labels (N,)"
         )
     if images.dtype not in (torch.uint8, torch.float32) or not images.isfinite().all():
         raise errors.DataError(f"{name}: images of {images.dtype}; needs uint8 or finite numbers")
@@ -172,7 +171,7 @@ def images_for(model: Model, images: Images) -> tuple[Tensor, int]:
     UsageError for data that do not fit.
     """
     if isinstance(images, Data):
-        return fitted(model, images).normalise(images.test.images), 0
+        return fitted(model, images).normalise(images.test.images), 1 if images.frames else 0
     given = images.detach().cpu() if isinstance(images, Tensor) else images
     rule = model.input_rule
     numbers = pixel_rule.numbers_of(pixel_rule.input_array(given, rule, "images"), rule, "images")
@@ -187,5 +186,10 @@ def fitted(model: Model, data: Data) -> Data:
             f"{data.name} has images of {data.input_shape}, this model takes {model.input_shape}"
         )
     require_kind(data, model.info.input_kind, "the model")
+    if data.frames and data.steps != model.graph.time_steps:
+        raise errors.UsageError(
+            f"{data.name} has sequences of {data.steps} steps, this model runs T = "
+            f"{model.graph.time_steps}"
+        )
     norm = model.info.normalization
     return data if norm is None else replace(data, normalization=norm)

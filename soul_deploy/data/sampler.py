@@ -115,7 +115,11 @@ def draw_moves(count: int, kind: Augment, random: torch.Generator) -> Tensor | N
 
 
 def moved(images: Tensor, moves: Tensor, kind: Augment) -> Tensor:
-    """uint8 images (B, C, H, W), each moved over a black border, perhaps mirrored."""
+    """Images (B, C, H, W), each moved over a black border, perhaps mirrored; the frames of a
+    sequence (B, T, C, H, W) all alike.
+    """
+    if images.ndim == 5:
+        return moved(images.flatten(1, 2), moves, kind).reshape(images.shape)
     reach = SHIFT[kind]
     count, _, height, width = images.shape
     padded = F.pad(images, (reach, reach, reach, reach))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.data.datasets import READERS
+from soul_deploy.data.datasets import NAMES
 from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.ir.neurons import LARGEST, constant_text
 from soul_deploy.runtime.format.validate import MAX_STEPS
@@ -77,7 +77,7 @@ def read_name(path: Path) -> SoulName | None:
     return SoulName(
         model if model in NETWORKS or (soul and place > 1) else None,
         words[place],
-        data if data in READERS or (soul and len(behind) > 1) else None,
+        data if data in NAMES or (soul and len(behind) > 1) else None,
         int(steps[1]) if steps else None,
     )
 
@@ -123,7 +123,7 @@ UNKNOWN: Any = object()
 KNOWN: Mapping[str, Collection[str]] = {
     "model": NETWORKS,
     "neuron": NAMED_NEURONS | {"if"},
-    "data": READERS,
+    "data": NAMES,
 }
 
 
@@ -145,7 +145,7 @@ def _believed(field: str, value: Any) -> Any:
     return float(value) if number else UNKNOWN
 
 
-VALID: Mapping[str, Collection[Any]] = {"model": NETWORKS, "neuron": SOUL_NEURONS, "data": READERS}
+VALID: Mapping[str, Collection[Any]] = {"model": NETWORKS, "neuron": SOUL_NEURONS, "data": NAMES}
 WORDS = {"model": "model", "neuron": "neuron", "data": "data set", "time_steps": "T"}
 NAME = "its name says"
 ARGUMENTS = "the arguments saved in it say"

@@ -287,6 +287,31 @@ def test_text_csv_and_markdown(models: tuple[Path, ...]) -> None:
     assert "| 1.00 |" in table[2]
 
 
+def test_several_networks_begin_side_by_side(models: tuple[Path, ...]) -> None:
+    reports = json.loads(run(*models, "--format", "json").stdout)["reports"]
+    lines = run(*models).stdout.splitlines()
+    assert lines[0] == "Side by side, per inference"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines[4:20]]
+    cells = {row[0]: row[1:] for row in rows if len(row) == 4}
+    assert cells["stage"] == ["dense", "masked", "compact"] and cells["T"] == ["3", "3", "3"]
+    assert cells["samples"] == ["6 of digits, test"] * 3
+    synops = [report["totals"]["synops"] / 6 for report in reports]
+    assert cells["SynOps"] == [
+        f"{synops[0]:,.0f}",
+        *(f"{value:,.0f} ({value / synops[0]:.1%})" for value in synops[1:]),
+    ]
+    weights = [report["structure"]["weights_nz"] for report in reports]
+    assert cells["nonzero weights"][0] == f"{weights[0]:,}"
+    assert cells["nonzero weights"][2] == f"{weights[2]:,} ({weights[2] / weights[0]:.1%})"
+    sizes = [path.stat().st_size for path in models]
+    assert cells["file, bytes"][1] == f"{sizes[1]:,} ({sizes[1] / sizes[0]:.1%})"
+    correct = [report["dataset"]["correct"] for report in reports]
+    assert cells["accuracy"] == [f"{count / 6:.2%}" for count in correct]
+    picojoules = reports[0]["energy"][0]["value_int"] / 10 / 6 / 1e3
+    assert cells["fp32, nJ (estimate)"][0] == f"{picojoules:.4g}"
+    assert "Side by side" not in run(models[0]).stdout
+
+
 def test_denominators_of_another_network(models: tuple[Path, ...]) -> None:
     small = json.loads(run(models[2], "--format", "json").stdout)["structure"]
     large = json.loads(run(models[2], "--original", models[0], "--format", "json").stdout)

@@ -59,6 +59,7 @@ def test_no_reader_is_fooled(tmp_path: Path) -> None:
         "onnx",
         "nir",
         "array",
+        "archive",
         "image",
         "idx",
         "table",

@@ -38,11 +38,12 @@ from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, ModelInfo, Normalization
 from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron
-from soul_deploy.runtime.bench.inputs import common_rule, dataset_samples, facts_of
+from soul_deploy.runtime.bench.inputs import common_rule, facts_of
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.network import load as load_network
 from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.io.inputs import dataset_samples
 from soul_deploy.runtime.ops.counted_run import count, count_layer, count_recorded, count_run
 
 Made = dict[str, Path]
@@ -545,8 +546,8 @@ def test_bench_normalises_a_data_set_as_the_files_say(tmp_path: Path) -> None:
         replace(rule, shape=(1, 8, 8), mean=(0.25,), std=(0.5,)),
         load_data("digits", tmp_path),
     )
-    found = dataset_samples("digits", tmp_path, rule, 3)
+    found = dataset_samples("digits", tmp_path, rule, 3).values
     pixels = data.test.images[:3].numpy().astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(found, (pixels - np.float32(0.25)) / np.float32(0.5))
-    own = dataset_samples("digits", tmp_path, replace(rule, mean=(), std=()), 3)
+    own = dataset_samples("digits", tmp_path, replace(rule, mean=(), std=()), 3).values
     np.testing.assert_array_equal(own, data.normalise(data.test.images[:3]).numpy())

@@ -212,7 +212,7 @@ WRONG_USE = {
     ("--dataset_name", "mnist5k"): "mnist5k has images of (1, 28, 28), this model takes (1, 8, 8)",
     ("--dataset_name", "cifar10", "--data_dir", "/nowhere"): "/nowhere",
     ("--time_step", "0"): "time_step 0 must be at least 1",
-    ("--input", "noise"): "'noise' is not one of",
+    ("--input", "noise"): "unknown input 'noise'; valid: data, random, mnist5k",
     ("--input_mode", "stream"): "'stream' is not one of",
 }
 

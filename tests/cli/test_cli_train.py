@@ -136,6 +136,17 @@ def test_soul_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert compact.info.stage == "compact"
 
 
+def test_a_model_file_alone_says_what_to_load(trained: Path, tmp_path: Path) -> None:
+    """Neither --mode nor the data set is typed; cifar10, the default, isn't here."""
+    for how in ("structured", "unstructured"):
+        result = call("prune", how, "--model_path", str(trained), "--dry_run")
+        assert result.exit_code == 0, result.output
+    words = ("--model_path", str(trained), "--epochs", "1", "--prune_ratio", "0.2")
+    assert call("prune", "structured", *words).exit_code == 0
+    (compact,) = (tmp_path / "saved_models").glob("pruned_*_digits_*_compact.safetensors")
+    assert load(compact).info.provenance["data"] == "digits"
+
+
 def test_prune_masks_removes_and_reports(trained: Path, tmp_path: Path) -> None:
     loaded = ["--mode", "load", "--model_path", str(trained), "-dataset", "digits"]
     options = ["--prune_ratio", "0.5", "--min-keep", "0.25", "-epochs", "2", "--finetune_epochs=1"]
@@ -233,7 +244,8 @@ def test_wrong_values(command: list[str], words: str, message: str, tmp_path: Pa
         ("--mode search", "unknown mode 'search'; valid: train, load"),
         ("--mode load", "--mode load needs --model_path"),
         ("--mode load --model_path gone.pt", "no file at gone.pt"),
-        ("--model_path gone.pt", "belongs to --mode load"),
+        ("--model_path gone.pt", "no file at gone.pt"),
+        ("--mode train --model_path gone.pt", "--mode train starts from nothing, but --model_path"),
         ("--prune_ratio 0.6 --regrow_ratio 0.4", "sum must be below 1"),
         ("--prune_ratio 0.5 --min_keep 0.9", "lower one of them"),
         ("--finetune_epochs 50", "no mask update fits into prune_epochs 50"),

@@ -32,7 +32,6 @@ def refused(*words: object) -> str:
 READERS = (
     "inspect FOLDER",
     "run FOLDER FOLDER",
-    "run EVENT FOLDER",
     "verify FOLDER EVENT",
     "verify MODEL FOLDER --input random",
     "energy FOLDER",

@@ -59,7 +59,7 @@ from soul_deploy.runtime.bench.report import SCHEMA, load_baseline
 from soul_deploy.runtime.engine import network
 from soul_deploy.runtime.format.file import load_event_network, save_event_network
 from soul_deploy.runtime.format.network import EventNetwork
-from soul_deploy.runtime.io.images import read_array, read_image
+from soul_deploy.runtime.io.images import read_archive, read_array, read_image
 from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.training.checkpoint import _content, read_checkpoint
 
@@ -363,6 +363,24 @@ def array_target(folder: Path) -> Target:
     return Target("array", ".npy", raw(contents), lambda p: read_array(p, RULE), judge)
 
 
+def archive_target(folder: Path) -> Target:
+    """A .npz of samples or of sequences, with labels, packed and not."""
+    rng, contents = np.random.default_rng(0), []
+    for images in (rng.random((4, 3, 8, 10)).astype(np.float32), np.zeros((4, 3, 3, 8, 10), "u1")):
+        for write in (np.savez, np.savez_compressed):
+            buffer = io.BytesIO()
+            write(
+                buffer, images=images, labels=np.arange(4), classes=np.array(["a", "b", "c", "d"])
+            )
+            contents.append(buffer.getvalue())
+
+    def judge(found: Any, _: bool) -> None:
+        assert found.values.dtype == np.float32
+        assert found.values.shape[-3:] == RULE.shape
+
+    return Target("archive", ".npz", raw(contents), lambda p: read_archive(p, RULE), judge)
+
+
 def image_target(folder: Path) -> Target:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
     contents = []
@@ -442,6 +460,7 @@ def baseline_target(folder: Path) -> Target:
 
 MAKERS: list[Callable[[Path], Target]] = [
     *(event_target, model_target, weights_target, onnx_target, nir_target, array_target),
+    archive_target,
     *(checkpoint_target, image_target, idx_target, table_target, baseline_target, inspect_target),
 ]
 

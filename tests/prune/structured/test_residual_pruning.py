@@ -285,6 +285,12 @@ def test_the_command_builds_the_variants() -> None:
         (["-m", "msresnet34", "--groups", "2"], "msresnet34 has basic blocks"),
         (["--residual", "all"], "unknown residual 'all'; valid: internal, coupled, scatter"),
         (["-nodes", "0 2"], "sn1, layer1.0.sn2 cannot be pruned by channel"),
+        (
+            ["-nodes", "0 2"],
+            "Valid here, with --residual internal: 1 (layer1.0.sn1), 3 (layer1.1.sn1), 5 (layer2",
+        ),
+        (["-nodes", "0", "--residual", "scatter"], "2 (layer1.0.sn2), 3 (layer1.1.sn1), 4 (layer"),
+        (["-nodes", "99"], "has 20 spiking layers, 0 to 19; valid are 1, 3, 5, 8, 10, 13, 15, 18"),
     ],
 )
 def test_the_command_refuses_what_it_does_not_know(words: list[str], message: str) -> None:

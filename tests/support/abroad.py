@@ -67,14 +67,14 @@ ENGINES = {"ONNX Runtime": in_onnx_runtime, "OpenVINO": in_openvino, "OpenCV": i
 
 
 def lacking(engine: str, model: Model) -> str:
-    """What of this network the engine is known to compute otherwise (docs/onnx.md); empty if
-    nothing: windows of a convolution that lie in the padding altogether."""
-    if engine == "ONNX Runtime":
-        return ""
+    """What of this network the engine computes otherwise (docs/onnx.md); empty if nothing known."""
     for node in model.graph.of_type(ir.Convolution):
-        sides = zip(node.kernel, node.dilation, node.padding, strict=True)
-        if any(padding > (kernel - 1) * dilation for kernel, dilation, padding in sides):
-            return f"{node.name}: windows of padding alone"
+        padded, plain = node.kernel == (1, 1) and any(node.padding), node.stride == (1, 1)
+        if padded and engine == ("OpenCV" if plain else "OpenVINO"):
+            return f"{node.name}: padding around a kernel of one point"
+        one_channel = model.graph.shapes[node.inputs[0]][0] == 1
+        if engine == "OpenVINO" and one_channel and model.graph.shapes[node.name][1] == 1:
+            return f"{node.name}: a map of one row from one channel"
     return ""
 
 

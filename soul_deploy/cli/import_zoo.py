@@ -110,11 +110,10 @@ def zoo(
     files.require_writable(target)
     asked, explicit = asked.named_by(path), parsing.explicit_flags(context)
     named = asked.dataset_name and canonical_data_name(asked.dataset_name)
-    flags = read_weights.FLAGS
+    flags, steps = read_weights.FLAGS, network.time_step
     fields = {name for name, flag in flags.items() if flag.removeprefix("--") in explicit}
     fields |= {"model", "data"}
     spec, sizes = config.neuron_spec(network), config.sizes_of(network)
-    steps = network.time_step
     reading = import_zoo.read_file(
         *(path, network.model, spec, steps, fields), data=named, flags=flags | {"model": "NETWORK"}
     )
@@ -126,7 +125,5 @@ def zoo(
         model = import_zoo.build(reading, made, asked.info(data))
     say_assumed(assumed(model)[len(reading.assumptions) :])
     save(model, target)
-    told = assumed(model)
-    print_import(
-        output_format, model, target, data_flags(named, asked.data_dir), "", assumptions=told
-    )
+    words, told = data_flags(named, asked.data_dir), assumed(model)
+    print_import(output_format, model, target, words, "", assumptions=told)

@@ -24,23 +24,13 @@ PIXELS = "no normalisation is given: the network is taken to be trained on pixel
 
 
 def import_zoo(
-    path: Path | str,
-    name: str,
-    *,
-    input_shape: Shape,
-    classes: int | Sequence[str],
-    time_steps: int | None = None,
-    neuron: NeuronSpec | Mapping[str, Any] | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    input_kind: pixel_rule.InputKind = "images",
-    hidden: int = 2048,
-    width: int = 256,
-    connect: MergeFunction = "add",
-    groups: int = 1,
-    width_per_group: int = 64,
+    path: Path | str, name: str, *, input_shape: Shape, classes: int | Sequence[str],
+    time_steps: int | None = None, neuron: NeuronSpec | Mapping[str, Any] | None = None,
+    mean: Sequence[float] = (), std: Sequence[float] = (),
+    input_kind: pixel_rule.InputKind = "images", hidden: int = 2048, width: int = 256,
+    connect: MergeFunction = "add", groups: int = 1, width_per_group: int = 64,
     stem: resnet.Stem = "soul",
-) -> Model:
+) -> Model:  # fmt: skip
     """A Model of a network of the zoo with the weights in a file, of any data set.
 
     path         .pt, .pth, .ckpt or .safetensors: weights, or a checkpoint with weights in it

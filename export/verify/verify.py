@@ -193,7 +193,7 @@ def verify(
     images: (B, C, H, W) or (T, B, C, H, W), as `images_for` takes them. kind: by name and content
     if None. source_sha256: of the model's file, if the artifact must be made of it. described,
     name: of images and file in the report. allow_silent: populations may never fire. Raises
-    MissingFileError, FileFormatError, LimitError for the file, ValidityError, UsageError for images.
+    MissingFileError, FileFormatError, LimitError (file), ValidityError, UsageError (images).
     """
     path, (given, axis) = Path(path), images_for(model, images)
     if not given.shape[axis]:

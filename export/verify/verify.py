@@ -234,7 +234,7 @@ def _compared(
     try:
         return Comparer(reference).both(opened.ready, images, batch, **how), ""
     except (errors.VerificationError, ValueError, *onnx_run.FAILURES) as error:
-        if not opened.incomparable or isinstance(error, errors.ValidityError):
+        if not opened.incomparable:
             raise
         return None, f"the file does not run as the model: {onnx_run.first_line(error)}"
 

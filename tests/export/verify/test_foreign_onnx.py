@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from deployed import small_model
 from onnx import ModelProto, compose, inliner, numpy_helper, version_converter
 
-from soul_deploy.base.errors import FileFormatError
+from soul_deploy.base.errors import FileFormatError, ValidityError
 from soul_deploy.cli.main import root
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.onnx.model import build_onnx, export_onnx
@@ -71,6 +71,16 @@ def test_an_inlined_file_is_judged_by_what_it_does(tmp_path: Path) -> None:
     assert (document["verdict"], document["carried_by"]) == ("passed", list(BOTH))
     assert (document["static"]["passed"], document["static"]["comparable"]) == (None, False)
     assert document["forced"]["passed"] and document["end_to_end"]["flipped"] == 0
+    found = report.comparison
+    assert found is not None
+    wrong = replace(found, forced=replace(found.forced, logit_difference=1.0))
+    assert replace(report, comparison=wrong).carried_by == ("forced",)
+    assert replace(report, comparison=wrong).verdict is Verdict.FAILED
+
+
+def test_images_that_the_file_does_not_take_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidityError, match="this file takes static images"):
+        verified(tmp_path, inlined(), images=FRAMES)
 
 
 @pytest.mark.parametrize("weight", ["0.weight", "5.weight", "7.weight"])

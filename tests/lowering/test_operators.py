@@ -1,0 +1,148 @@
+"""Linear operators by hand: what they count, the limits of what is composed, and their fan-outs."""
+
+import numpy as np
+import pytest
+
+from soul_deploy import ir
+from soul_deploy.base.errors import LimitError
+from soul_deploy.export.event.storage_format import represent
+from soul_deploy.lowering import linear_operators as linear
+from soul_deploy.lowering.fan_out import fanout
+from soul_deploy.lowering.fold_batch_norm import DeployedWeights
+from soul_deploy.model.file import expected_shapes
+
+LIF = ir.NeuronSpec()
+
+
+def convolution(groups: int = 1) -> linear.ConvOperator:
+    """2 channels of 7 × 8 to 4 of 5 × 7, kernel 3 × 2, all weights 1."""
+    weight = np.ones((4, 2 // groups, 3, 2), np.float32)
+    return linear.ConvOperator(
+        weight, None, (1, 1), (0, 0), (1, 1), groups, (2, 7, 8), (4, 5, 7), (7, 8)
+    )
+
+
+@pytest.mark.parametrize(("groups", "most"), [(1, 24), (2, 12)])
+def test_an_input_in_the_middle_reaches_as_many_targets_as_any_can(groups: int, most: int) -> None:
+    operator = convolution(groups)
+    assert operator.most_targets == fanout(operator).max() == most
+    synapses, _ = represent(operator, None, None, "implicit")
+    assert synapses.most_targets == most
+
+
+def test_a_matrix_reaches_all_its_targets() -> None:
+    ones = np.ones((6, 5), np.float32)
+    operator = linear.MatrixOperator(ones, None, (5,), (6,))
+    assert operator.most_targets == operator.targets(None) == fanout(operator).max() == 6
+    live = np.array([1, 0, 0, 1, 1, 0], bool)
+    assert operator.targets(live) == 3 and fanout(operator, live).tolist() == [3] * 5
+
+
+def test_biased_targets_are_live_ones_of_channels_with_a_bias() -> None:
+    operator = linear.MatrixOperator(
+        np.ones((12, 5), np.float32), np.array([0, 2, -1], np.float32), (5,), (3, 2, 2)
+    )
+    live = np.zeros((3, 2, 2), bool)
+    live[0] = live[1, 0] = live[2, 1, 1] = True
+    assert operator.biased(None) == 8 and operator.biased(live) == 3
+    assert convolution().biased(None) == 0
+
+
+@pytest.mark.parametrize("space", [True, False])
+def test_a_readouts_outputs_are_its_weights_rows_or_its_votes(space: bool) -> None:
+    weight, bias = np.ones((3, 6 if space else 24), np.float32), np.array([0, 1, 2], np.float32)
+    operator = linear.ReadoutOperator(weight, 1, bias, 1.0, space, (6, 2, 2))
+    assert operator.out_shape == (3,) and operator.readout is operator
+    assert operator.targets(None) == operator.targets(np.zeros(3, bool)) == 3
+    assert operator.biased(np.zeros(3, bool)) == 2
+    votes = linear.ReadoutOperator(None, 2, None, 1.0, space, (6, 2, 2))
+    assert votes.out_shape == ((3,) if space else (12,))
+    assert votes.targets(None) == 0 and votes.biased(None) == 0
+    assert fanout(votes).shape == ((6,) if space else (6, 2, 2)) and not fanout(votes).any()
+    assert convolution().readout is None
+
+
+# Limits: elements that each composed operator has, and not one more.
+
+
+def graph_of(*nodes: ir.Node, votes: int = 0, side: int = 6) -> ir.SpikingGraph:
+    """Spikes (2, side, side + 2), `nodes`, a readout of 2 classes behind the last."""
+    first = (ir.Input("input", (), (2, side, side + 2)), ir.Population("s", ("input",), LIF))
+    how = {"linear": False, "votes": votes} if votes else {}
+    head = ir.Readout("head", (nodes[-1].name,), 2, **how)  # type: ignore[arg-type]
+    return ir.SpikingGraph((*first, *nodes, head), 2)
+
+
+def behind(pool: ir.Node, projection: ir.Node) -> ir.SpikingGraph:
+    return graph_of(pool, projection, ir.Population("q", (projection.name,), LIF))
+
+
+def lowered(graph: ir.SpikingGraph, name: str) -> linear.LinearProjection:
+    shapes = expected_shapes(graph)
+    folded = {}
+    for node in (*graph.projections, graph.readout):
+        if f"{node.name}.weight" in shapes:
+            weight = np.ones(shapes[f"{node.name}.weight"], np.float32)
+            folded[node.name] = DeployedWeights(weight, None)
+    return linear.lower_projection(graph, folded, name)
+
+
+TILES = ir.AvgPool("pool", ("s",), (2, 2), (2, 2))
+OVERLAPS = ir.AvgPool("pool", ("s",), (2, 2), (1, 1))
+CONVOLUTION = ir.Convolution("p", ("pool",), False, None, 2, 3, (2, 2))
+DILATED = ir.Convolution("p", ("pool",), False, None, 2, 3, (2, 2), dilation=(2, 2))
+ADAPTIVE = ir.AdaptiveAvgPool("pool", ("s",), (4, 4))
+FLAT = ir.Flatten("flat", ("pool",))
+LIMITS: dict[str, tuple[ir.SpikingGraph, str, int]] = {
+    # 3 · 2 kernels of (2 · 2) × (2 · 2) positions
+    "tiles": (behind(TILES, CONVOLUTION), "p", 3 * 2 * 16),
+    # a dilated kernel is 3 × 3 wide, zeros included
+    "dilated": (behind(TILES, DILATED), "p", 3 * 2 * 36),
+    # pooled to 5 × 7: outputs 3 · 4 · 6, and inputs 2 · 6 · 8 of the map before
+    "overlapping": (behind(OVERLAPS, CONVOLUTION), "p", (3 * 4 * 6) * (2 * 6 * 8)),
+    # pooled to 4 × 4: outputs 3 · 3 · 3
+    "adaptive": (behind(ADAPTIVE, CONVOLUTION), "p", (3 * 3 * 3) * (2 * 6 * 8)),
+    # the pooling's own matrix is 35 × 48: larger than that of the one neuron behind it
+    "pooling": (
+        graph_of(
+            OVERLAPS, FLAT, ir.Linear("p", ("flat",), False, None, 70, 1),
+            ir.Population("q", ("p",), LIF),
+        ),
+        "p",
+        35 * 48,
+    ),
+    "linear": (
+        graph_of(
+            TILES, FLAT, ir.Linear("p", ("flat",), False, None, 24, 50),
+            ir.Population("q", ("p",), LIF),
+        ),
+        "p",
+        50 * 96,
+    ),
+    "votes": (graph_of(TILES, FLAT, votes=12), "head", 12 * 48),
+    "readout": (graph_of(TILES), "head", 12 * 48),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_what_is_composed_may_have_as_many_elements_as_the_limit_and_no_more(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, name, elements = LIMITS[case]
+    monkeypatch.setattr(linear, "MAX_ELEMENTS", elements)
+    operator = lowered(graph, name).operator
+    assert operator.in_shape == (2, 6, 8)
+    monkeypatch.setattr(linear, "MAX_ELEMENTS", elements - 1)
+    with pytest.raises(LimitError, match=rf"^{name}: composing its average pooling needs a \d+ × "):
+        lowered(graph, name)
+
+
+def test_the_real_limit_is_a_gibibyte_of_float32() -> None:
+    assert linear.MAX_ELEMENTS * 4 == 1 << 30
+    with pytest.raises(LimitError, match="at most 268435456 elements are supported"):
+        linear.as_matrix(
+            linear.ConvOperator(
+                np.ones((1, 1, 1, 1), np.float32), None, (1, 1), (0, 0), (1, 1), 1,
+                (1, 128, 129), (1, 128, 129), (128, 129),
+            )
+        )  # fmt: skip

@@ -5,29 +5,42 @@
 cosmic-ray (extra `mutate`) makes the mutants; `--count` of them are drawn with `--seed`. The tests
 run in a copy of the tree below build/mutate, those that reach the module. What is done is kept
 there: the same command goes on where it stopped, until a source or a test changes. It ends after
-`--minutes`. A mutant of an annotation is no fault and is left out. Exit code 3: not all are tested.
+`--minutes`. A mutant of an annotation is no fault and is left out; those of EQUIVALENT do the same
+as the module, for the reasons given there. Exit code 3: not all are tested.
 """
 
 import argparse
 import ast
+import difflib
 import hashlib
+import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cosmic_ray.commands.init import init
-from cosmic_ray.mutating import mutate_and_test
+from cosmic_ray.mutating import use_mutation
+from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = Path(__file__).resolve().parent.parent
+EQUIVALENT = Path("benchmarks/equivalent_mutants.toml")
 LEAST_TIMEOUT = 30.0  # seconds, beside three times what the tests take
+PRELOADED = ("torch", "numba", "hypothesis", "onnx", "onnxruntime", "rich.console")
+"""What takes seconds to import, and is imported once: the tests run in forks."""
+FORK = multiprocessing.get_context("fork")
 
 
 def tracked() -> list[Path]:
@@ -112,14 +125,55 @@ def drawn(db: Any, module: Path, count: int, seed: int) -> list[Any]:
     return random.Random(seed).sample(real, min(count, len(real)))
 
 
+def passes(words: list[str], timeout: float) -> bool:
+    """Whether these tests pass, in seconds of at most `timeout`."""
+    process = FORK.Process(target=_test, args=(words,))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)  # and what its tests started
+        process.join()
+    return process.exitcode == 0
+
+
+def _test(words: list[str]) -> None:
+    """Run the tests of the folder that this is in, silently; exit with pytest's code."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
+    sys.dont_write_bytecode = True  # mutants can be of one size and second
+    sys.path[0] = os.environ["PYTHONPATH"] = str(Path.cwd())
+    sys.exit(pytest.main(words))
+
+
+def tested(mutation: Any, words: list[str], timeout: float) -> WorkResult:
+    """Put the mutant in, run the tests, take it out."""
+    operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+    with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
+        if after is None:
+            return WorkResult(worker_outcome=WorkerOutcome.NO_TEST)
+        alive = passes(words, timeout)
+    diff = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="")
+    return WorkResult(
+        worker_outcome=WorkerOutcome.NORMAL,
+        test_outcome=TestOutcome.SURVIVED if alive else TestOutcome.KILLED,
+        diff="\n".join(list(diff)[2:]),
+    )
+
+
 def run(module: Path, tests: list[str], count: int, seed: int, minutes: float) -> int:
     """Test the mutants that are not tested yet, and print the score. The exit code."""
     end = time.monotonic() + 60 * minutes
-    os.environ["PYTHONPATH"] = str(Path.cwd())
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    words = ["-q", "-x", "-p", "no:cacheprovider", *tests]
+    for name in PRELOADED:
+        with suppress(ImportError):
+            import_module(name)
+    passes(words, 60 * minutes)  # compiles kernels
     began = time.monotonic()
-    if subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode:
-        print(f"the tests fail without a mutant: {' '.join(words[1:])}", file=sys.stderr)
+    if not passes(words, 60 * minutes):
+        print(f"the tests fail without a mutant: pytest {' '.join(words)}", file=sys.stderr)
         return 1
     timeout = 3 * (time.monotonic() - began) + LEAST_TIMEOUT
     with use_db("mutants.sqlite", WorkDB.Mode.create) as db:
@@ -129,29 +183,34 @@ def run(module: Path, tests: list[str], count: int, seed: int, minutes: float) -
         done = dict(db.results)
         for item in chosen:
             if item.job_id not in done and time.monotonic() < end:
-                result = mutate_and_test(item.mutations, " ".join(words), timeout)
+                done[item.job_id] = result = tested(item.mutations[0], words, timeout)
                 db.set_result(item.job_id, result)
-                done[item.job_id] = result
-    return report(
-        module, [done[item.job_id] for item in chosen if item.job_id in done], len(chosen)
-    )
+    found = [done[item.job_id] for item in chosen if item.job_id in done]
+    return report(module, found, len(chosen))
 
 
 def report(module: Path, results: list[WorkResult], wanted: int) -> int:
     """Print each survivor and the score."""
     valid = [result for result in results if result.worker_outcome is WorkerOutcome.NORMAL]
-    alive = [result for result in valid if result.test_outcome is TestOutcome.SURVIVED]
-    for result in alive:
-        lines = (result.diff or "").splitlines()
-        print(
-            "\n".join(
-                line for line in lines if line[:1] in "+-@" and line[:3] not in ("+++", "---")
-            )
-        )
-    killed = len(valid) - len(alive)
-    share = f"{killed / len(valid):.0%}" if valid else "-"
-    print(f"{module}: {killed} of {len(valid)} mutants killed ({share}); {wanted} were drawn")
+    alive = [str(r.diff) for r in valid if r.test_outcome is TestOutcome.SURVIVED]
+    same = [diff for diff in alive if is_equivalent(module, diff)]
+    for diff in alive:
+        print("equivalent:" if diff in same else "survived:")
+        print("\n".join(line for line in diff.splitlines() if line[:1] in "+-@"))
+    killed, counted = len(valid) - len(alive), len(valid) - len(same)
+    share = f"{killed / counted:.0%}" if counted else "-"
+    print(
+        f"{module}: {killed} of {counted} mutants killed ({share}); "
+        f"{wanted} were drawn, {len(same)} are equivalent"
+    )
     return 0 if len(results) == wanted else 3
+
+
+def is_equivalent(module: Path, diff: str) -> bool:
+    """Whether EQUIVALENT lists the mutant, by the line that it puts in."""
+    lines = [line[1:].strip() for line in diff.splitlines() if line.startswith("+")]
+    known = tomllib.loads((ROOT / EQUIVALENT).read_text()).get(module.as_posix(), {})
+    return len(lines) == 1 and lines[0] in known
 
 
 def main() -> int:

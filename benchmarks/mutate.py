@@ -5,8 +5,9 @@
 cosmic-ray (extra `mutate`) makes the mutants; `--count` of them are drawn with `--seed`. The tests
 run in a copy of the tree below build/mutate, those that reach the module. What is done is kept
 there: the same command goes on where it stopped, until a source or a test changes. It ends after
-`--minutes`. A mutant of an annotation is no fault and is left out; those of EQUIVALENT do the same
-as the module, for the reasons given there. Exit code 3: not all are tested.
+`--minutes`. Mutants of annotations are no faults, and what is no Python needs no test: both are
+left out. Those of EQUIVALENT do the same as the module, for the reasons given there. Exit code 3:
+not all are tested.
 """
 
 import argparse
@@ -22,15 +23,17 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cosmic_ray.commands.init import init
-from cosmic_ray.mutating import use_mutation
+from cosmic_ray.mutating import mutate_code, use_mutation
 from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
@@ -116,13 +119,31 @@ def annotations(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]
 
 
 def drawn(db: Any, module: Path, count: int, seed: int) -> list[Any]:
-    """`count` mutants of the module, none of an annotation, the same for the same seed."""
+    """`count` mutants of the module, the same for the same seed: no two of a place before each has
+    one. None is of an annotation, and all are Python.
+    """
     ranges = list(annotations(module))
     items = sorted(db.work_items, key=lambda item: repr(item.mutations))
-    real = [
-        item for item in items if not any(a <= item.mutations[0].start_pos < b for a, b in ranges)
-    ]
-    return random.Random(seed).sample(real, min(count, len(real)))
+    random.Random(seed).shuffle(items)
+    turns: Counter[tuple[int, int]] = Counter()
+    in_turn = []
+    for place, item in ((item.mutations[0].start_pos, item) for item in items):
+        if not any(begin <= place < end for begin, end in ranges):
+            turns[place] += 1
+            in_turn.append((turns[place], item))
+    in_turn.sort(key=lambda pair: pair[0])
+    return list(islice((item for _, item in in_turn if is_python(item.mutations[0])), count))
+
+
+def is_python(mutation: Any) -> bool:
+    """Whether the mutant can be compiled: a bare `*` among parameters is no multiplication."""
+    operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+    code = mutate_code(mutation.module_path.read_text(), operator, mutation.occurrence)
+    try:
+        compile(code, str(mutation.module_path), "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def passes(words: list[str], timeout: float) -> bool:

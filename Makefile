@@ -32,9 +32,9 @@ search: $(STAMP)  ## property tests and the fuzzer on new draws, SEARCH_ROUNDS t
 soak: $(STAMP)  ## hours: damaged files and random networks by the thousand (docs/reliability.md)
 	$(BIN)/python -m pytest -q -s -m soak tests
 
-mutate: $(STAMP)  ## how many of 60 small faults in MODULE its tests see, in 15 minutes at most; again: goes on
+mutate: $(STAMP)  ## how many of 60 small faults in MODULE its TESTS (if given) see; again: goes on
 	$(BIN)/python -m pip install --quiet -e ".[mutate]"
-	$(BIN)/python benchmarks/mutate.py $(MODULE)
+	$(BIN)/python benchmarks/mutate.py $(MODULE) $(if $(TESTS),--tests $(TESTS))
 
 check: $(STAMP)  ## formatting, lint, types, the floors
 	$(BIN)/ruff format --check .

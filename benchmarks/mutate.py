@@ -4,7 +4,8 @@
 
 cosmic-ray (extra `mutate`) makes the mutants; `--count` of them are drawn with `--seed`. The tests
 run in a copy of the tree below build/mutate, those that reach the module. What is done is kept
-there: the same command goes on where it stopped, until a source or a test changes. It ends after
+there, and the same command goes on where it stopped, until the module changes; where other sources
+or tests have changed, what survived is tested again (all is with `--anew`). It ends after
 `--minutes`. Mutants of annotations are no faults, and what is no Python needs no test: both are
 left out. Those of EQUIVALENT do the same as the module, for the reasons given there. Exit code 3:
 not all are tested.
@@ -40,6 +41,7 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = Path("benchmarks/equivalent_mutants.toml")
+MUTANTS, STAMP = "mutants.sqlite", "mutate.sha256"
 LEAST_TIMEOUT = 30.0  # seconds, beside three times what the tests take
 PRELOADED = ("torch", "numba", "hypothesis", "onnx", "onnxruntime", "rich.console")
 """What takes seconds to import, and is imported once: the tests run in forks."""
@@ -53,22 +55,28 @@ def tracked() -> list[Path]:
     return [Path(name) for name in listed.split("\0") if name and (ROOT / name).exists()]
 
 
-def copied(module: Path) -> Path:
-    """A copy of the tree; a new one if a source or test has changed since the last."""
+def copied(module: Path, anew: bool) -> tuple[Path, str]:
+    """A copy of the tree, with the mutants that were tested of the module as it is; its digest."""
     paths = tracked()
-    digest = hashlib.sha256()
+    sha = hashlib.sha256()
     for path in sorted(paths):
         if path.suffix == ".py" and not (ROOT / path).is_symlink():
-            digest.update(path.as_posix().encode() + (ROOT / path).read_bytes())
+            sha.update(path.as_posix().encode() + (ROOT / path).read_bytes())
     folder = ROOT / "build" / "mutate" / module.with_suffix("").as_posix().replace("/", "-")
-    stamp = folder / "mutate.sha256"
-    if not stamp.exists() or stamp.read_text() != digest.hexdigest():
-        shutil.rmtree(folder, ignore_errors=True)
+    tree, mutants = folder / "tree", folder / MUTANTS
+    if anew or not (tree / module).exists() or not same(tree / module, ROOT / module):
+        mutants.unlink(missing_ok=True)
+    if not (tree / STAMP).exists() or (tree / STAMP).read_text() != sha.hexdigest():
+        shutil.rmtree(tree, ignore_errors=True)
         for path in paths:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, folder / path, follow_symlinks=False)
-        stamp.write_text(digest.hexdigest())
-    return folder
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, tree / path, follow_symlinks=False)
+        (tree / STAMP).write_text(sha.hexdigest())
+    return tree, sha.hexdigest()
+
+
+def same(one: Path, other: Path) -> bool:
+    return one.read_bytes() == other.read_bytes()
 
 
 def dotted(path: Path) -> str:
@@ -146,9 +154,9 @@ def is_python(mutation: Any) -> bool:
     return True
 
 
-def passes(words: list[str], timeout: float) -> bool:
-    """Whether these tests pass, in seconds of at most `timeout`."""
-    process = FORK.Process(target=_test, args=(words,))
+def passes(words: list[str], timeout: float, *, shown: bool = False) -> bool:
+    """Whether these tests pass, in seconds of at most `timeout`; shown: what they print."""
+    process = FORK.Process(target=_test, args=(words, shown))
     process.start()
     process.join(timeout)
     if process.is_alive():
@@ -158,19 +166,19 @@ def passes(words: list[str], timeout: float) -> bool:
     return process.exitcode == 0
 
 
-def _test(words: list[str]) -> None:
-    """Run the tests of the folder that this is in, silently; exit with pytest's code."""
+def _test(words: list[str], shown: bool) -> None:
+    """Run the tests of the folder that this is in; exit with pytest's code."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
+    for stream in () if shown else (1, 2):
         os.dup2(nothing, stream)
     sys.dont_write_bytecode = True  # mutants can be of one size and second
     sys.path[0] = os.environ["PYTHONPATH"] = str(Path.cwd())
     sys.exit(pytest.main(words))
 
 
-def tested(mutation: Any, words: list[str], timeout: float) -> WorkResult:
-    """Put the mutant in, run the tests, take it out."""
+def tested(mutation: Any, words: list[str], timeout: float, digest: str) -> WorkResult:
+    """Put the mutant in, run the tests, take it out. digest: of the tree, kept as its output."""
     operator = get_operator(mutation.operator_name)(**mutation.operator_args)
     with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
         if after is None:
@@ -181,30 +189,36 @@ def tested(mutation: Any, words: list[str], timeout: float) -> WorkResult:
         worker_outcome=WorkerOutcome.NORMAL,
         test_outcome=TestOutcome.SURVIVED if alive else TestOutcome.KILLED,
         diff="\n".join(list(diff)[2:]),
+        output=digest,
     )
 
 
-def run(module: Path, tests: list[str], count: int, seed: int, minutes: float) -> int:
+def run(module: Path, tests: list[str], digest: str, count: int, seed: int, minutes: float) -> int:
     """Test the mutants that are not tested yet, and print the score. The exit code."""
     end = time.monotonic() + 60 * minutes
-    words = ["-q", "-x", "-p", "no:cacheprovider", *tests]
+    preloaded = "ignore::pytest.PytestAssertRewriteWarning"
+    words = ["-q", "-x", "-p", "no:cacheprovider", "-W", preloaded, *tests]
     for name in PRELOADED:
         with suppress(ImportError):
             import_module(name)
     passes(words, 60 * minutes)  # compiles kernels
     began = time.monotonic()
-    if not passes(words, 60 * minutes):
+    if not passes(words, 60 * minutes, shown=True):
         print(f"the tests fail without a mutant: pytest {' '.join(words)}", file=sys.stderr)
         return 1
     timeout = 3 * (time.monotonic() - began) + LEAST_TIMEOUT
-    with use_db("mutants.sqlite", WorkDB.Mode.create) as db:
+    with use_db(f"../{MUTANTS}", WorkDB.Mode.create) as db:
         if not db.num_work_items:
             init([module], db, {})
         chosen = drawn(db, module, count, seed)
-        done = dict(db.results)
+        done = {
+            job: result
+            for job, result in db.results
+            if result.test_outcome is TestOutcome.KILLED or result.output == digest
+        }
         for item in chosen:
             if item.job_id not in done and time.monotonic() < end:
-                done[item.job_id] = result = tested(item.mutations[0], words, timeout)
+                done[item.job_id] = result = tested(item.mutations[0], words, timeout, digest)
                 db.set_result(item.job_id, result)
     found = [done[item.job_id] for item in chosen if item.job_id in done]
     return report(module, found, len(chosen))
@@ -241,14 +255,16 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--anew", action="store_true", help="forget what was tested before")
     given = parser.parse_args()
     if not (ROOT / given.module).is_file():
         parser.error(f"{given.module} is no file of this tree")
     tests = given.tests or tests_of(given.module)
     if not tests:
         parser.error(f"no test imports {given.module}; give --tests")
-    os.chdir(copied(given.module))
-    return run(given.module, tests, given.count, given.seed, given.minutes)
+    tree, digest = copied(given.module, given.anew)
+    os.chdir(tree)
+    return run(given.module, tests, digest, given.count, given.seed, given.minutes)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Mutation testing of one module: how many small faults put into it do its tests see?
 
-    python benchmarks/mutate.py prune/removal/planner.py [--tests tests/prune ...]
+    python benchmarks/mutate.py prune/removal/planner.py [--tests tests/prune ...] [-k "not zoo"]
 
 cosmic-ray (extra `mutate`) makes the mutants; `--count` of them are drawn with `--seed`. The tests
 run in a copy of the tree below build/mutate, those that reach the module. What is done is kept
 there, and the same command goes on where it stopped, until the module changes; where other sources
 or tests have changed, what survived is tested again (all is with `--anew`). It ends after
-`--minutes`. Mutants of annotations are no faults, and what is no Python needs no test: both are
-left out. Those of EQUIVALENT do the same as the module, for the reasons given there. Exit code 3:
-not all are tested.
+`--minutes`. Options that are none of this program are pytest's. Mutants of annotations are no
+faults, and what is no Python needs no test: both are left out. Those of EQUIVALENT do the same as
+the module, for the reasons given there. Exit code 3: not all are tested.
 """
 
 import argparse
@@ -28,23 +28,23 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cosmic_ray.commands.init import init
-from cosmic_ray.mutating import mutate_code, use_mutation
+from cosmic_ray.mutating import use_mutation
 from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENT = Path("benchmarks/equivalent_mutants.toml")
-MUTANTS, STAMP = "mutants.sqlite", "mutate.sha256"
+FOLDER = ROOT / "build" / "mutate"
 LEAST_TIMEOUT = 30.0  # seconds, beside three times what the tests take
 PRELOADED = ("torch", "numba", "hypothesis", "onnx", "onnxruntime", "rich.console")
 """What takes seconds to import, and is imported once: the tests run in forks."""
+PRELOADED_TOO = "ignore::pytest.PytestAssertRewriteWarning"
 FORK = multiprocessing.get_context("fork")
 
 
@@ -55,28 +55,20 @@ def tracked() -> list[Path]:
     return [Path(name) for name in listed.split("\0") if name and (ROOT / name).exists()]
 
 
-def copied(module: Path, anew: bool) -> tuple[Path, str]:
-    """A copy of the tree, with the mutants that were tested of the module as it is; its digest."""
-    paths = tracked()
-    sha = hashlib.sha256()
+def copied(tree: Path) -> str:
+    """Make `tree` a copy of this one (and of its times, for kernels); a digest of its Python."""
+    paths, sha = tracked(), hashlib.sha256()
     for path in sorted(paths):
-        if path.suffix == ".py" and not (ROOT / path).is_symlink():
-            sha.update(path.as_posix().encode() + (ROOT / path).read_bytes())
-    folder = ROOT / "build" / "mutate" / module.with_suffix("").as_posix().replace("/", "-")
-    tree, mutants = folder / "tree", folder / MUTANTS
-    if anew or not (tree / module).exists() or not same(tree / module, ROOT / module):
-        mutants.unlink(missing_ok=True)
-    if not (tree / STAMP).exists() or (tree / STAMP).read_text() != sha.hexdigest():
-        shutil.rmtree(tree, ignore_errors=True)
-        for path in paths:
-            (tree / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, tree / path, follow_symlinks=False)
-        (tree / STAMP).write_text(sha.hexdigest())
-    return tree, sha.hexdigest()
-
-
-def same(one: Path, other: Path) -> bool:
-    return one.read_bytes() == other.read_bytes()
+        source, target = ROOT / path, tree / path
+        if path.suffix == ".py" and not source.is_symlink() and path.parts[0] != "benchmarks":
+            sha.update(path.as_posix().encode() + source.read_bytes())
+        link = target.is_symlink()
+        if not link and not (target.exists() and target.read_bytes() == source.read_bytes()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+    for path in set(tree.rglob("*.py")) - {tree / path for path in paths}:
+        path.unlink()
+    return sha.hexdigest()
 
 
 def dotted(path: Path) -> str:
@@ -126,9 +118,9 @@ def annotations(path: Path) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]
                 yield (part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)
 
 
-def drawn(db: Any, module: Path, count: int, seed: int) -> list[Any]:
-    """`count` mutants of the module, the same for the same seed: no two of a place before each has
-    one. None is of an annotation, and all are Python.
+def drawn(db: Any, module: Path, seed: int) -> Iterator[Any]:
+    """The module's mutants, none of an annotation, in an order that the seed gives: no two of a
+    place before each has one.
     """
     ranges = list(annotations(module))
     items = sorted(db.work_items, key=lambda item: repr(item.mutations))
@@ -139,19 +131,16 @@ def drawn(db: Any, module: Path, count: int, seed: int) -> list[Any]:
         if not any(begin <= place < end for begin, end in ranges):
             turns[place] += 1
             in_turn.append((turns[place], item))
-    in_turn.sort(key=lambda pair: pair[0])
-    return list(islice((item for _, item in in_turn if is_python(item.mutations[0])), count))
+    return (item for _, item in sorted(in_turn, key=lambda pair: pair[0]))
 
 
-def is_python(mutation: Any) -> bool:
-    """Whether the mutant can be compiled: a bare `*` among parameters is no multiplication."""
-    operator = get_operator(mutation.operator_name)(**mutation.operator_args)
-    code = mutate_code(mutation.module_path.read_text(), operator, mutation.occurrence)
+def is_python(code: str | None) -> bool:
+    """Whether a mutant can be compiled: a bare `*` among parameters is no multiplication."""
     try:
-        compile(code, str(mutation.module_path), "exec")
+        compile(code or "", "mutant", "exec")
     except SyntaxError:
         return False
-    return True
+    return code is not None
 
 
 def passes(words: list[str], timeout: float, *, shown: bool = False) -> bool:
@@ -181,7 +170,7 @@ def tested(mutation: Any, words: list[str], timeout: float, digest: str) -> Work
     """Put the mutant in, run the tests, take it out. digest: of the tree, kept as its output."""
     operator = get_operator(mutation.operator_name)(**mutation.operator_args)
     with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
-        if after is None:
+        if not is_python(after):
             return WorkResult(worker_outcome=WorkerOutcome.NO_TEST)
         alive = passes(words, timeout)
     diff = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="")
@@ -196,47 +185,55 @@ def tested(mutation: Any, words: list[str], timeout: float, digest: str) -> Work
 def run(module: Path, tests: list[str], digest: str, count: int, seed: int, minutes: float) -> int:
     """Test the mutants that are not tested yet, and print the score. The exit code."""
     end = time.monotonic() + 60 * minutes
-    preloaded = "ignore::pytest.PytestAssertRewriteWarning"
-    words = ["-q", "-x", "-p", "no:cacheprovider", "-W", preloaded, *tests]
+    words = ["-q", "-x", "-p", "no:cacheprovider", "-W", PRELOADED_TOO, *tests]
     for name in PRELOADED:
         with suppress(ImportError):
             import_module(name)
-    passes(words, 60 * minutes)  # compiles kernels
     began = time.monotonic()
     if not passes(words, 60 * minutes, shown=True):
         print(f"the tests fail without a mutant: pytest {' '.join(words)}", file=sys.stderr)
         return 1
     timeout = 3 * (time.monotonic() - began) + LEAST_TIMEOUT
-    with use_db(f"../{MUTANTS}", WorkDB.Mode.create) as db:
+    found: list[WorkResult] = []
+    with use_db(mutants_of(module), WorkDB.Mode.create) as db:
         if not db.num_work_items:
             init([module], db, {})
-        chosen = drawn(db, module, count, seed)
-        done = {
-            job: result
-            for job, result in db.results
-            if result.test_outcome is TestOutcome.KILLED or result.output == digest
-        }
-        for item in chosen:
-            if item.job_id not in done and time.monotonic() < end:
-                done[item.job_id] = result = tested(item.mutations[0], words, timeout, digest)
+        known = dict(db.results)
+        for item in drawn(db, module, seed):
+            result = known.get(item.job_id)
+            if result is None or (is_alive(result) and result.output != digest):
+                if time.monotonic() > end:
+                    continue
+                result = tested(item.mutations[0], words, timeout, digest)
                 db.set_result(item.job_id, result)
-    found = [done[item.job_id] for item in chosen if item.job_id in done]
-    return report(module, found, len(chosen))
+            found += [result] if result.worker_outcome is WorkerOutcome.NORMAL else []
+            if len(found) == count:
+                break
+    return report(module, found, count)
+
+
+def mutants_of(module: Path) -> Path:
+    """Where the mutants of the module, as it is, are kept, and what was found of them."""
+    sha = hashlib.sha256(module.read_bytes()).hexdigest()[:16]
+    return FOLDER / f"{module.with_suffix('').as_posix().replace('/', '-')}-{sha}.sqlite"
+
+
+def is_alive(result: WorkResult) -> bool:
+    return result.test_outcome is TestOutcome.SURVIVED
 
 
 def report(module: Path, results: list[WorkResult], wanted: int) -> int:
     """Print each survivor and the score."""
-    valid = [result for result in results if result.worker_outcome is WorkerOutcome.NORMAL]
-    alive = [str(r.diff) for r in valid if r.test_outcome is TestOutcome.SURVIVED]
+    alive = [str(result.diff) for result in results if is_alive(result)]
     same = [diff for diff in alive if is_equivalent(module, diff)]
     for diff in alive:
         print("equivalent:" if diff in same else "survived:")
         print("\n".join(line for line in diff.splitlines() if line[:1] in "+-@"))
-    killed, counted = len(valid) - len(alive), len(valid) - len(same)
+    killed, counted = len(results) - len(alive), len(results) - len(same)
     share = f"{killed / counted:.0%}" if counted else "-"
     print(
         f"{module}: {killed} of {counted} mutants killed ({share}); "
-        f"{wanted} were drawn, {len(same)} are equivalent"
+        f"{len(results)} of {wanted} were tested, {len(same)} are equivalent"
     )
     return 0 if len(results) == wanted else 3
 
@@ -256,15 +253,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--anew", action="store_true", help="forget what was tested before")
-    given = parser.parse_args()
+    given, of_pytest = parser.parse_known_args()
     if not (ROOT / given.module).is_file():
         parser.error(f"{given.module} is no file of this tree")
     tests = given.tests or tests_of(given.module)
     if not tests:
         parser.error(f"no test imports {given.module}; give --tests")
-    tree, digest = copied(given.module, given.anew)
+    tree = FOLDER / "tree"
+    digest = copied(tree)
+    os.environ["NUMBA_CACHE_DIR"] = str(FOLDER / "kernels")
     os.chdir(tree)
-    return run(given.module, tests, digest, given.count, given.seed, given.minutes)
+    if given.anew:
+        mutants_of(given.module).unlink(missing_ok=True)
+    return run(given.module, [*of_pytest, *tests], digest, given.count, given.seed, given.minutes)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
 from soul_deploy import ir
-from soul_deploy.base.errors import LimitError
+from soul_deploy.base.errors import LimitError, UnsupportedGraphError
 from soul_deploy.export.event.storage_format import represent
 from soul_deploy.lowering import linear_operators as linear
-from soul_deploy.lowering.fan_out import fanout
-from soul_deploy.lowering.fold_batch_norm import DeployedWeights
+from soul_deploy.lowering.fan_out import arrivals, fanout
+from soul_deploy.lowering.fold_batch_norm import DeployedWeights, fold
 from soul_deploy.model.file import expected_shapes
+from soul_deploy.nn.graph_module import GraphModule, Signal
 
 LIF = ir.NeuronSpec()
 
@@ -146,3 +148,150 @@ def test_the_real_limit_is_a_gibibyte_of_float32() -> None:
                 (1, 128, 129), (1, 128, 129), (128, 129),
             )
         )  # fmt: skip
+
+
+# What is composed computes what the layers compute: every side, stride, padding differs from others.
+
+
+def pool(kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair = (0, 0)) -> ir.AvgPool:
+    return ir.AvgPool("pool", ("s",), kernel, stride, padding)
+
+
+def conv(source: str, kernel: ir.Pair, *how: ir.Pair, groups: int = 1) -> ir.Convolution:
+    """2 channels to 4; how: stride, padding, dilation."""
+    return ir.Convolution("p", (source,), True, None, 2, 4, kernel, *how, groups=groups)
+
+
+def dense(inputs: int) -> tuple[ir.Node, ir.Node]:
+    return FLAT, ir.Linear("p", ("flat",), True, None, inputs, 3)
+
+
+COMPOSED: dict[str, tuple[ir.Node, ...]] = {
+    "alone": (conv("s", (3, 2), (2, 1), (1, 2), (1, 2)),),
+    "groups": (conv("s", (2, 3), (1, 2), (2, 1), (2, 1), groups=2),),
+    "tiles": (pool((3, 2), (3, 2)), conv("pool", (2, 3), (1, 2), (1, 2))),
+    "dilated tiles": (pool((2, 1), (2, 1)), conv("pool", (2, 2), (2, 3), (1, 0), (2, 3))),
+    "incomplete tiles": (pool((4, 3), (4, 3)), conv("pool", (1, 2), (1, 1), (1, 1))),
+    "even": (
+        ir.AdaptiveAvgPool("pool", ("s",), (3, 2)),
+        conv("pool", (3, 2), (1, 1), (1, 0), groups=2),
+    ),
+    "uneven": (ir.AdaptiveAvgPool("pool", ("s",), (4, 3)), conv("pool", (3, 2), (2, 1), (1, 1))),
+    "one side uneven": (ir.AdaptiveAvgPool("pool", ("s",), (4, 8)), conv("pool", (2, 2))),
+    "larger": (ir.AdaptiveAvgPool("pool", ("s",), (7, 9)), conv("pool", (2, 3), (3, 2))),
+    "overlapping": (pool((3, 2), (2, 1), (1, 0)), conv("pool", (2, 3), (1, 2), (0, 1))),
+    "padded": (pool((2, 3), (2, 3), (1, 1)), conv("pool", (2, 2))),
+    "gaps": (pool((1, 2), (2, 3)), conv("pool", (2, 2))),
+    "twice": (
+        pool((2, 2), (1, 2)),
+        ir.AvgPool("again", ("pool",), (1, 2), (2, 1)),
+        conv("again", (2, 2)),
+    ),
+    "linear": (pool((2, 3), (2, 2), (0, 1)), *dense(2 * 3 * 4)),
+    "linear, tiles": (pool((2, 4), (2, 4)), *dense(2 * 3 * 2)),
+}
+
+
+def drawn(graph: ir.SpikingGraph) -> tuple[GraphModule, dict[str, DeployedWeights]]:
+    """The graph's module in float64, with small whole numbers as weights."""
+    rng = np.random.default_rng(5)
+    module = GraphModule(graph).double()
+    state = {
+        name: rng.integers(-4, 5, tensor.shape).astype(np.float32)
+        for name, tensor in module.state_dict().items()
+    }
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    return module, fold(graph, state, {})
+
+
+@pytest.mark.parametrize("case", COMPOSED)
+def test_what_is_composed_computes_what_the_layers_do(case: str) -> None:
+    graph = graph_of(*COMPOSED[case], ir.Population("q", ("p",), LIF))
+    module, folded = drawn(graph)
+    found = linear.lower_projection(graph, folded, "p")
+    operator = found.operator
+    assert found.source == "s" and operator.in_shape == (2, 6, 8)
+    if isinstance(operator, linear.ConvOperator):
+        operator = linear.as_matrix(operator)
+    assert isinstance(operator, linear.MatrixOperator)
+    assert operator.out_shape == graph.shapes["p"]
+    spikes = torch.from_numpy(np.random.default_rng(6).random((5, 2, 6, 8)) < 0.5).double()
+    with torch.no_grad():
+        expected = module.evaluate({"s": Signal(spikes, True)}, ["p"])["p"].tensor.numpy()
+    current = spikes.flatten(1).numpy() @ operator.weight.astype(np.float64).T
+    assert operator.bias is not None
+    current += np.repeat(operator.bias, expected[0, 0].size)
+    np.testing.assert_allclose(current, expected.reshape(5, -1), rtol=0, atol=1e-5)
+
+
+READOUTS: dict[str, tuple[tuple[ir.Node, ...], ir.Readout]] = {
+    "sums": ((), ir.Readout("head", ("s",), 3)),
+    "pooled sums": ((pool((2, 3), (2, 3)),), ir.Readout("head", ("pool",), 3)),
+    "flat": ((pool((3, 2), (2, 1)), FLAT), ir.Readout("head", ("flat",), 3)),
+    "votes": (
+        (pool((3, 2), (3, 2)), FLAT),
+        ir.Readout("head", ("flat",), 4, linear=False, votes=4),
+    ),
+    "adaptive": ((ir.AdaptiveAvgPool("pool", ("s",), (4, 3)),), ir.Readout("head", ("pool",), 3)),
+}
+
+
+@pytest.mark.parametrize("case", READOUTS)
+def test_a_composed_readout_scores_as_the_layers_do(case: str) -> None:
+    between, head = READOUTS[case]
+    first = ir.Input("input", (), (2, 6, 8)), ir.Population("s", ("input",), LIF)
+    graph = ir.SpikingGraph((*first, *between, head), 3)
+    module, folded = drawn(graph)
+    found = linear.lower_projection(graph, folded, "head")
+    operator = found.operator.readout
+    assert operator is not None and found.source == "s" and operator.in_shape == (2, 6, 8)
+    spikes = torch.from_numpy(np.random.default_rng(6).random((3, 5, 2, 6, 8)) < 0.5).double()
+    with torch.no_grad():
+        expected = module.evaluate({"s": Signal(spikes, False)}, ["head"])["head"].tensor.numpy()
+    counts = spikes.sum(0).sum((2, 3)) if operator.space else spikes.sum(0).flatten(1)
+    assert operator.weight is not None
+    scores = operator.scale * (counts.numpy() @ operator.weight.astype(np.float64).T)
+    scores += 0 if operator.bias is None else operator.bias
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    assert operator.out_shape == (head.classes,)
+
+
+def test_what_is_no_pooling_is_not_composed() -> None:
+    graph = graph_of(*COMPOSED["tiles"], ir.Population("q", ("p",), LIF))
+    _, folded = drawn(graph)
+    operator = linear.base_operator(graph["p"], graph, folded["p"])
+    with pytest.raises(UnsupportedGraphError, match="q: population cannot be composed into a"):
+        linear.compose_behind(graph["q"], operator, (2, 6, 8), "p")
+
+
+@pytest.mark.parametrize("case", COMPOSED)
+def test_fan_outs_and_arrivals_are_those_of_the_dense_matrix(case: str) -> None:
+    graph = graph_of(*COMPOSED[case], ir.Population("q", ("p",), LIF))
+    _, folded = drawn(graph)
+    operator = linear.lower_projection(graph, folded, "p").operator
+    assert isinstance(operator, linear.Operator)
+    matrix = operator.weight
+    if isinstance(operator, linear.ConvOperator):
+        matrix = linear.as_matrix(operator).weight
+    rng = np.random.default_rng(7)
+    live = rng.random(operator.out_shape) < 0.6
+    live.flat[0], live.flat[-1] = True, False
+    for mask in (None, live):
+        rows = matrix if mask is None else matrix[mask.reshape(-1)]
+        found = fanout(operator, mask)
+        assert found.dtype == np.int64 and found.shape == operator.in_shape
+        np.testing.assert_array_equal(found.reshape(-1), np.count_nonzero(rows, axis=0))
+        assert operator.targets(mask) == len(rows)
+    events = torch.from_numpy(rng.random((3, *operator.in_shape)) < 0.5)
+    expected = events.flatten(1).double().numpy() @ (matrix != 0).T
+    np.testing.assert_array_equal(arrivals(operator, events).flatten(1).numpy(), expected)
+    biased = np.repeat(operator.bias != 0, live[0].size).reshape(live.shape)  # type: ignore[operator]
+    assert (operator.biased(None), operator.biased(live)) == (biased.sum(), (biased & live).sum())
+
+
+def test_a_readouts_fan_out_counts_the_classes_that_weigh_an_input() -> None:
+    weight = np.array([[0, 1, -1, 0], [2, 0, -1, 0], [1, 0, 1, 0]], np.float32)
+    wide = linear.ReadoutOperator(weight, 1, None, 1.0, False, (2, 1, 2))
+    assert fanout(wide).tolist() == [[[2, 1]], [[3, 0]]]
+    spaced = linear.ReadoutOperator(weight, 1, None, 1.0, True, (4, 3, 3))
+    assert fanout(spaced).tolist() == [2, 1, 3, 0]

@@ -1,4 +1,4 @@
-"""Comparing two executions, by hand: which mismatch is the cause, what JSON holds, what is refused."""
+"""Comparing two executions, by hand: causes, what JSON holds, logits of another shape."""
 
 import json
 from dataclasses import replace

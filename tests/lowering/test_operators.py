@@ -150,7 +150,7 @@ def test_the_real_limit_is_a_gibibyte_of_float32() -> None:
         )  # fmt: skip
 
 
-# What is composed computes what the layers compute: every side, stride, padding differs from others.
+# What is composed computes what the layers compute. No two sides, strides or paddings are equal.
 
 
 def pool(kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair = (0, 0)) -> ir.AvgPool:

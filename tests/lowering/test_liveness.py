@@ -155,3 +155,75 @@ def test_targets_are_those_of_the_only_population_or_everything() -> None:
     assert live_targets(graph, masks, "d") is None  # "e" weighs all of it
     assert live_targets(graph, masks, "e") is None  # none is masked
     assert live_targets(graph, {}, "c") is None
+
+
+def meeting(function: ir.MergeFunction) -> ir.SpikingGraph:
+    """Three populations of three neurons (two for an IAND) meet; a linear layer weighs the sum."""
+    names = ("a", "b") if function == "iand" else ("a", "b", "c")
+    nodes: list[ir.Node] = [ir.Input("input", (), (2,))]
+    for name in names:
+        nodes.append(ir.Linear(f"to_{name}", ("input",), False, None, 2, 3))
+        nodes.append(ir.Population(name, (f"to_{name}",), LIF))
+    nodes += [
+        ir.Merge("m", names, function),
+        ir.Linear("p", ("m",), False, None, 3, 2),
+        ir.Population("q", ("p",), LIF),
+        ir.Readout("head", ("q",), 2),
+    ]
+    return ir.SpikingGraph(tuple(nodes), 2)
+
+
+A, B, C = (np.array(flags, bool) for flags in ([1, 0, 0], [1, 1, 0], [1, 0, 1]))
+MEETINGS: list[tuple[ir.MergeFunction, dict[str, Array], list[bool] | None]] = [
+    ("add", {"a": A, "b": B, "c": A}, [True, True, False]),
+    ("add", {"a": A, "b": A, "c": C}, [True, False, True]),
+    ("add", {"a": A, "b": A}, None),  # all of "c"
+    ("and", {"a": B, "b": B, "c": C}, [True, False, False]),
+    ("and", {"b": C}, [True, False, True]),
+    ("and", {}, None),
+    ("iand", {"a": B, "b": A}, [True, True, False]),  # the identity's, whatever the branch does
+    ("iand", {"b": A}, None),
+]
+
+
+@pytest.mark.parametrize(("function", "masks", "expected"), MEETINGS)
+def test_where_a_merge_can_be_nonzero(
+    function: ir.MergeFunction, masks: Mapping[str, Array], expected: list[bool] | None
+) -> None:
+    found = live_values(meeting(function), masks)["m"]
+    assert (None if found is None else found.tolist()) == expected
+
+
+@pytest.mark.parametrize("function", ["add", "and", "iand"])
+def test_what_a_merge_is_weighed_at_its_branches_are_live_at(function: ir.MergeFunction) -> None:
+    graph = meeting(function)
+    state = state_of(graph)
+    state["p.weight"] = np.array([[0, 1, 0], [0, 1, 1]], np.float32)
+    state["head.weight"][:] = 1
+    live = found_live(graph, state, {"b": B})
+    assert live["a"].tolist() == [False, True, True] and live["b"].tolist() == [False, True, False]
+    live = found_live(graph, state, {"q": np.array([True, False])})
+    assert live["a"].tolist() == live["b"].tolist() == [False, True, False]
+
+
+def test_whole_maps_matter_to_an_adaptive_pooling_that_a_merge_reads() -> None:
+    """A merge reads the pooled map itself, so nothing composes it into a projection."""
+    first = ir.Input("input", (), (1, 4, 4)), ir.Population("s", ("input",), LIF)
+    graph = ir.SpikingGraph(
+        (
+            *first,
+            ir.AdaptiveAvgPool("pool", ("s",), (2, 2)),
+            ir.Convolution("side", ("s",), False, None, 1, 1, (3, 3)),
+            ir.Merge("m", ("pool", "side"), "add"),
+            ir.Population("r", ("m",), LIF),
+            ir.Readout("head", ("r",), 2),
+        ),
+        2,
+    )
+    state = state_of(graph) | {"side.weight": np.zeros((1, 1, 3, 3), np.float32)}
+    state["head.weight"][:] = 1
+    keep = np.zeros((1, 2, 2), bool)
+    assert not found_live(graph, state, {"r": keep})["s"].any()
+    keep[0, 1, 1] = True
+    assert found_live(graph, state, {"r": keep})["s"].all()
+    assert live_values(graph, {"s": np.zeros((1, 4, 4), bool)})["pool"] is None

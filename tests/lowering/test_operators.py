@@ -157,9 +157,13 @@ def pool(kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair = (0, 0)) -> ir.AvgP
     return ir.AvgPool("pool", ("s",), kernel, stride, padding)
 
 
-def conv(source: str, kernel: ir.Pair, *how: ir.Pair, groups: int = 1) -> ir.Convolution:
-    """2 channels to 4; how: stride, padding, dilation."""
-    return ir.Convolution("p", (source,), True, None, 2, 4, kernel, *how, groups=groups)
+def conv(
+    source: str, kernel: ir.Pair, stride: ir.Pair = (1, 1), padding: ir.Pair = (0, 0),
+    dilation: ir.Pair = (1, 1), groups: int = 1,
+) -> ir.Convolution:  # fmt: skip
+    """2 channels to 4."""
+    how = stride, padding, dilation, groups
+    return ir.Convolution("p", (source,), True, None, 2, 4, kernel, *how)
 
 
 def dense(inputs: int) -> tuple[ir.Node, ir.Node]:
@@ -192,6 +196,10 @@ COMPOSED: dict[str, tuple[ir.Node, ...]] = {
 }
 
 
+CONVOLUTIONS = ("alone", "groups", "tiles", "dilated tiles", "incomplete tiles", "even")
+"""Behind windows that tile the map a convolution stays one."""
+
+
 def drawn(graph: ir.SpikingGraph) -> tuple[GraphModule, dict[str, DeployedWeights]]:
     """The graph's module in float64, with small whole numbers as weights."""
     rng = np.random.default_rng(5)
@@ -211,6 +219,7 @@ def test_what_is_composed_computes_what_the_layers_do(case: str) -> None:
     found = linear.lower_projection(graph, folded, "p")
     operator = found.operator
     assert found.source == "s" and operator.in_shape == (2, 6, 8)
+    assert isinstance(operator, linear.ConvOperator) is (case in CONVOLUTIONS)
     if isinstance(operator, linear.ConvOperator):
         operator = linear.as_matrix(operator)
     assert isinstance(operator, linear.MatrixOperator)
@@ -285,7 +294,8 @@ def test_fan_outs_and_arrivals_are_those_of_the_dense_matrix(case: str) -> None:
     events = torch.from_numpy(rng.random((3, *operator.in_shape)) < 0.5)
     expected = events.flatten(1).double().numpy() @ (matrix != 0).T
     np.testing.assert_array_equal(arrivals(operator, events).flatten(1).numpy(), expected)
-    biased = np.repeat(operator.bias != 0, live[0].size).reshape(live.shape)  # type: ignore[operator]
+    assert operator.bias is not None
+    biased = np.repeat(operator.bias != 0, live[0].size).reshape(live.shape)
     assert (operator.biased(None), operator.biased(live)) == (biased.sum(), (biased & live).sum())
 
 

@@ -380,7 +380,7 @@ def test_foreign_and_missing_files(tmp_path: Path) -> None:
 def test_arrays_that_are_not_contiguous_are_refused(sparse: bool) -> None:
     """Kernels read them by their addresses."""
     wide = np.ones((4, 12), np.float32)
-    rows = DenseRows(wide[:, ::2])
+    rows: DenseRows | SparseRows = DenseRows(wide[:, ::2])
     if sparse:
         starts, targets = np.arange(5, dtype=np.uint32), np.zeros(4, np.uint32)
         rows = SparseRows(starts, targets, wide[:, 0])

@@ -74,7 +74,7 @@ def test_right_counts_agree() -> None:
     found = comparer().both(Counting(REFERENCE), ONES)
     for check in (found.forced, found.end_to_end):
         assert check.passed and check.counted and check.counts_agree
-        assert check.mismatches == check.differences == ()
+        assert not check.mismatches and not check.differences
     assert not comparer().both(ModelExecution(REFERENCE), ONES).end_to_end.counted
 
 
@@ -111,7 +111,7 @@ def test_counts_that_are_missing_or_too_many_or_of_other_steps_are_named() -> No
     right = Counting(REFERENCE).run_layer("3", values).counts
     spikes = {"3": values["3"].tensor.bool()}
     assert right is not None and counts.mismatches(right, dict(values), spikes) == []
-    other = {"more": StepCounts()} | right
+    other = {"more": StepCounts(), **right}
     expected = [CountMismatch("more", "entries", 0, 1)]
     assert counts.mismatches(other, dict(values), spikes) == expected
     synops = right["2"].values["synops"]

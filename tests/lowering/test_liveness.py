@@ -123,7 +123,7 @@ def test_a_maximum_can_be_nonzero_where_its_window_holds_an_unmasked_neuron(
     expected = F.max_pool2d(values, node.kernel, node.stride, node.padding).numpy() > 0
     assert not expected.all() and found["pool"] is not None
     np.testing.assert_array_equal(found["pool"], expected)
-    np.testing.assert_array_equal(found["s"], mask)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found["s"], mask)
     assert found["input"] is found["p"] is found["q"] is found["head"] is None
     everywhere = live_values(graph, {"s": np.ones(SHAPE, bool), "q": mask[:, :1, :1]})
     assert everywhere["s"] is everywhere["pool"] is None

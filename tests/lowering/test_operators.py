@@ -1,5 +1,7 @@
 """Linear operators by hand: what they count, the limits of what is composed, and their fan-outs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from soul_deploy import ir
 from soul_deploy.base.errors import LimitError, UnsupportedGraphError
 from soul_deploy.export.event.storage_format import represent
 from soul_deploy.lowering import linear_operators as linear
-from soul_deploy.lowering.fan_out import arrivals, fanout
+from soul_deploy.lowering.fan_out import (
+    CountedLayer,
+    CountedPooling,
+    CountedPopulation,
+    arrivals,
+    fanout,
+    needed_values,
+)
 from soul_deploy.lowering.fold_batch_norm import DeployedWeights, fold
 from soul_deploy.model.file import expected_shapes
 from soul_deploy.nn.graph_module import GraphModule, Signal
@@ -305,3 +314,24 @@ def test_a_readouts_fan_out_counts_the_classes_that_weigh_an_input() -> None:
     assert fanout(wide).tolist() == [[[2, 1]], [[3, 0]]]
     spaced = linear.ReadoutOperator(weight, 1, None, 1.0, True, (4, 3, 3))
     assert fanout(spaced).tolist() == [2, 1, 3, 0]
+
+
+def test_events_arrive_through_the_padding_of_a_map_narrower_than_its_channels() -> None:
+    rng = np.random.default_rng(8)
+    operator = linear.ConvOperator(
+        rng.integers(-1, 2, (3, 7, 3, 3)).astype(np.float32), None, (1, 1), (1, 1), (1, 1), 1,
+        (7, 2, 3), (3, 2, 3), (2, 3),
+    )  # fmt: skip
+    events = torch.from_numpy(rng.random((4, 7, 2, 3)) < 0.5)
+    matrix = linear.as_matrix(operator).weight
+    expected = events.flatten(1).double().numpy() @ (matrix != 0).T
+    np.testing.assert_array_equal(arrivals(operator, events).flatten(1).numpy(), expected)
+
+
+def test_an_entry_is_counted_from_what_feeds_it_and_its_population() -> None:
+    assert needed_values(CountedPopulation("p", (3,))) == ("p",)
+    assert needed_values(CountedPooling("m", "s", (2, 2), (2, 2), (0, 0))) == ("s",)
+    matrix = linear.MatrixOperator(np.ones((2, 3), np.float32), None, (3,), (2,))
+    entry = CountedLayer("c", linear.LinearProjection("s", matrix), ir.SPIKE, "q")
+    assert needed_values(entry) == ("s", "q")
+    assert needed_values(replace(entry, population=None)) == ("s",)

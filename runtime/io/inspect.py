@@ -19,7 +19,7 @@ from soul_deploy.runtime.io import other_files
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
 WEIGHT, MASK = "weight:", "channel_mask:"
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+UNTRAINED = ("running_mean", "running_var", "num_batches_tracked", "pattern")
 READABLE = (
     "soul-deploy model files and event networks, checkpoints, weights (.safetensors, .pt, .pth, "
     ".ckpt), ONNX and NIR files, NumPy arrays (.npy, .npz), images, results of bench (JSON)"
@@ -181,8 +181,8 @@ def _model_layers(graph: Any, tensors: Mapping[str, Array]) -> list[dict[str, An
 
 
 def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
-    """Trained values (weights and biases, not running statistics) and how many are not 0."""
-    trained = [a for n, a in tensors.items() if n.startswith(WEIGHT) and not n.endswith(STATISTICS)]
+    """Trained values (weights and biases, not statistics or patterns), how many are not 0."""
+    trained = [a for n, a in tensors.items() if n.startswith(WEIGHT) and not n.endswith(UNTRAINED)]
     return {
         "parameters": sum(array.size for array in trained),
         "nonzeros": sum(int(np.count_nonzero(array)) for array in trained),

@@ -24,7 +24,13 @@ from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, Normalization
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.runtime.ops.counters import CountLimits, LayerCounts, StepCounts, require_bounds
+from soul_deploy.runtime.ops.counters import (
+    CountLimits,
+    LayerCounts,
+    StepCounts,
+    require_bounds,
+    require_edge_values,
+)
 from soul_deploy.runtime.ops.energy import ARITHMETIC, Activity, Arrays, memory_energy, ops_energy
 
 MEASURED = Measured(data={"name": "random"})
@@ -144,6 +150,16 @@ def test_counts_within_their_bounds() -> None:
 def test_counts_beyond_their_bounds(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(VerificationError, match=f"c: {message}; the counts are wrong"):
         require_bounds("c", replace(FINE, **wrong), LIMITS)
+
+
+@pytest.mark.parametrize("value", [-1.0, 2.0, 0.5])
+def test_values_that_an_edge_cannot_hold(value: float) -> None:
+    text = "c: values from .* arrived on an edge that holds whole numbers from 0 to 1"
+    with pytest.raises(VerificationError, match=text):
+        require_edge_values("c", np.array([0.0, value, 1.0]), 1)
+    require_edge_values("c", np.array([0.0, value, 1.0]), None)
+    require_edge_values("c", np.array([0.0, 1.0, 1.0]), 1)
+    require_edge_values("c", np.array([0, 2, 1], np.uint8), 2)
 
 
 def test_step_counts_add_up() -> None:

@@ -12,6 +12,7 @@ from soul_deploy import from_torch
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError, VerificationError
 from soul_deploy.frontend import from_torch as fromtorch
 from soul_deploy.frontend.from_torch import trace
+from soul_deploy.frontend.side_by_side import Trace, TracedRun, difference
 from soul_deploy.frontend.tracer import SUPPORTED
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn import layers
@@ -337,6 +338,52 @@ def test_rounding_alone_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fromtorch, "TOLERANCE", 1e-14)
     with pytest.warns(UserWarning, match="the graph is the same in float64; in float32 the larg"):
         from_torch(network, (2, 4, 4), T, example=x)
+
+
+def run_of(scores: float, current: float, fired: bool = True) -> TracedRun:
+    """One population of one neuron, one class."""
+    of_neuron = torch.full((1, 1, 1), current)
+    trace = Trace(of_neuron, of_neuron / 2, torch.full((1, 1, 1), fired))
+    return TracedRun({"n": trace}, torch.full((1, 1), scores))
+
+
+@pytest.mark.parametrize(
+    ("scores", "off", "differs"),
+    [
+        (1000.0, 0.008, False),  # relative to large scores
+        (1000.0, 0.02, True),
+        (0.001, 8e-6, False),  # small ones are compared as if the largest were 1
+        (0.001, 2e-5, True),
+        (-1000.0, 0.02, True),
+        (1000.0, float("nan"), True),
+    ],
+)
+def test_scores_are_compared_at_their_size_and_small_ones_at_1(
+    scores: float, off: float, differs: bool
+) -> None:
+    found = difference(run_of(scores, 1.0), run_of(scores + off, 1.0), {"n": 1.0}, 1e-5)
+    assert found.of_outputs is found.any is differs
+
+
+@pytest.mark.parametrize(
+    ("current", "off", "differs"),
+    [
+        (100.0, 0.0008, False),
+        (100.0, 0.003, True),
+        (-100.0, -0.003, True),
+        (1e-5, 1.5e-8, False),  # a thousandth of the threshold, 2, is the smallest measure
+        (1e-5, 5e-8, True),
+    ],
+)
+def test_currents_are_compared_at_their_size_and_small_ones_at_the_threshold(
+    current: float, off: float, differs: bool
+) -> None:
+    found = difference(run_of(1.0, current), run_of(1.0, current + off), {"n": 2.0}, 1e-5)
+    assert found.any is differs and not found.of_outputs
+    assert list(found.currents) == (["n"] if differs else [])
+    assert list(found.membranes) == (["n"] if differs else [])
+    other = TracedRun(run_of(1.0, 1.0).populations, torch.ones(1, 2))
+    assert difference(run_of(1.0, 1.0), other, {"n": 2.0}, 1e-5).logits == float("inf")
 
 
 def test_a_silent_layer_is_warned_about() -> None:

@@ -289,3 +289,18 @@ def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
         assert read_tensors(tmp_path / f"{i}").description() == {"name": "Straße"}
         written.add((tmp_path / f"{i}").read_bytes())
     assert len(written) == 1
+
+
+def test_mask_parameters_of_another_kind_are_refused(model: Model, tmp_path: Path) -> None:
+    projection = model.graph.projections[0]
+    shape = projection.weight_shape
+    good, path = np.full(shape, 0.5, np.float32), tmp_path / "net.safetensors"
+    save(replace(model, alphas={projection.name: good}), path)
+    np.testing.assert_array_equal(load(path).alphas[projection.name], good)
+    for alpha in (good.astype(np.float64), good[..., 0]):
+        has, needed = f"{alpha.dtype}{alpha.shape}", f"float32{shape}"
+        save(replace(model, alphas={projection.name: alpha}), path)
+        with pytest.raises(FileFormatError) as caught:
+            load(path)
+        told = f"mask parameters of {projection.name} are {has}, need {needed}"
+        assert str(caught.value) == f"{path}: {told}"

@@ -45,6 +45,15 @@ def model_of(network: nn.Module, shape: tuple[int, ...], time_steps: int, **info
 LIF = NeuronSpec()
 
 
+def two_deep() -> Model:
+    """Linear layers of 4 and 3 neurons, head of 2 classes: the second's currents change by step."""
+    network = nn.Sequential(
+        *(nn.Linear(2, 4), SpikingNeuron(LIF, 3), nn.Linear(4, 3), SpikingNeuron(LIF, 3)),
+        layers.RateReadout(3, 2),
+    )
+    return model_of(network, (2,), 3)
+
+
 def small(neuron: NeuronSpec = LIF, time_steps: int = 3) -> Model:
     """2×5×5, conv 4, neuron, max pool, flatten, head of 3 classes."""
     torch.manual_seed(1)
@@ -135,6 +144,15 @@ def test_every_opset_and_any_batch_give_the_same_scores(opset: int) -> None:
         recorded = model.module().record(x)
         assert recorded.spikes["2"].any()
         np.testing.assert_allclose(run(built, x)[0], recorded.logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [17, 18, 19])
+def test_a_split_says_its_number_of_parts_from_opset_18_on(opset: int) -> None:
+    built = build_onnx(two_deep(), opset=opset)
+    (split,) = (node for node in built.graph.node if node.op_type == "Split")
+    attributes = {item.name: item.i for item in split.attribute}
+    assert len(split.output) == 3
+    assert attributes == {"axis": 0} | ({"num_outputs": 3} if opset >= 18 else {})
 
 
 @pytest.mark.parametrize(("size", "target"), [((4, 4), (7, 7)), ((5, 3), (2, 4)), ((6, 4), (3, 2))])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soul_deploy import ir
-from soul_deploy.base.errors import RemovalError, ValidityError
+from soul_deploy.base.errors import RemovalError, UnknownNameError, UsageError, ValidityError
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model, Validity, arrays_of
 from soul_deploy.nn.graph_module import GraphModule
@@ -370,6 +370,65 @@ def test_round_to_takes_channels_back_without_changing_the_outputs() -> None:
     compact = remove(model, plan)
     np.testing.assert_array_equal(compact.channel_masks["sb"], [True, False, True, True])
     assert_same_outputs(model, compact)
+
+
+def descending() -> ir.SpikingGraph:
+    """Two linear layers whose names fall; each is the only one of its population."""
+    nodes: tuple[ir.Node, ...] = (
+        ir.Input("input", (), (5,)),
+        ir.Linear("z", ("input",), True, None, 5, 7),
+        ir.Population("sz", ("z",), LIF),
+        ir.Linear("y", ("sz",), True, None, 7, 6),
+        ir.Population("sy", ("y",), LIF),
+        ir.Readout("head", ("sy",), 3),
+    )
+    return ir.SpikingGraph(nodes, 4)
+
+
+MASKS: dict[str, tuple[ir.SpikingGraph, dict[str, list[int]]]] = {
+    "chain": (chain(), {"sa": [1, 0, 1, 1], "sb": [1, 1, 0, 0, 1, 0], "sc": [0, 1, 1, 0, 1]}),
+    "grouped": (chain(groups=2), {"sb": [1, 1, 0, 0, 1, 0], "sc": [0, 1, 1, 0, 1]}),
+    "descending": (descending(), {"sz": [1, 0, 1, 1, 0, 1, 0], "sy": [0, 1, 1, 1, 1, 0]}),
+}
+
+
+@pytest.mark.parametrize("round_to", [1, 2, 3, 4])
+@pytest.mark.parametrize("case", MASKS)
+def test_a_plan_counts_the_weights_that_are_there_and_those_that_stay(
+    case: str, round_to: int
+) -> None:
+    """Of each population's projection; kept are multiples of round_to, or all."""
+    graph, kept = MASKS[case]
+    masks = {name: np.array(keep, bool) for name, keep in kept.items()}
+    model = replace(model_of(graph), channel_masks=masks)
+    plan = plan_removal(model, round_to=round_to)
+    compact = remove(model, plan)
+    assert [layer.population for layer in plan.layers] == [p.name for p in graph.populations]
+    for layer in plan.layers:
+        (name,) = graph[layer.population].inputs
+        assert layer.projection == name
+        assert layer.synapses == model.state[f"{name}.weight"].size
+        assert layer.synapses_after == compact.state[f"{name}.weight"].size
+        if layer.population in masks and layer.tied is None:
+            keep = masks[layer.population]
+            least = -(-int(keep.sum()) // round_to) * round_to
+            assert len(layer.kept) == min(least, len(keep))
+            back = [c for c in np.flatnonzero(~keep) if c in layer.kept]
+            assert back == list(np.flatnonzero(~keep)[: len(back)])  # the lowest come back
+    assert_same_scores(model, compact)
+
+
+def assert_same_scores(model: Model, compact: Model) -> None:
+    x = torch.rand(5, *model.graph.input.shape, dtype=torch.float64) * 2
+    torch.testing.assert_close(double(compact)(x), double(model)(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_channels_are_rounded_to_at_least_1(wrong: int) -> None:
+    with pytest.raises(UsageError, match=f"round_to {wrong} must be at least 1"):
+        plan_removal(model_of(chain()), round_to=wrong)
+    with pytest.raises(UnknownNameError, match="residual"):
+        plan_removal(model_of(chain()), residual="all")  # type: ignore[arg-type]
 
 
 @st.composite

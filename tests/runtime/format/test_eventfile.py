@@ -376,3 +376,17 @@ def test_foreign_and_missing_files(tmp_path: Path) -> None:
         load_event_network(foreign)
     with pytest.raises(MissingFileError, match="no file at"):
         load_event_network(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_arrays_that_are_not_contiguous_are_refused(sparse: bool) -> None:
+    """Kernels read them by their addresses."""
+    wide = np.ones((4, 12), np.float32)
+    rows: DenseRows | SparseRows = DenseRows(wide[:, ::2])
+    if sparse:
+        starts, targets = np.arange(5, dtype=np.uint32), np.zeros(4, np.uint32)
+        rows = SparseRows(starts, targets, wide[:, 0])
+    with pytest.raises(FileFormatError, match="weights is not contiguous"):
+        MatrixSynapses((4,), (6,), rows, None)
+    with pytest.raises(FileFormatError, match="bias is not contiguous"):
+        MatrixSynapses((4,), (6,), DenseRows(np.ones((4, 6), np.float32)), wide[0, ::2])

@@ -18,8 +18,10 @@ from soul_deploy.base.files import file_sha256, write_tensors
 from soul_deploy.cli.main import root
 from soul_deploy.cli.output import drawn
 from soul_deploy.export.event.build import export_event
-from soul_deploy.ir import Population
-from soul_deploy.model.file import load
+from soul_deploy.ir import Input, Linear, NeuronSpec, Population, Readout, SpikingGraph
+from soul_deploy.model.file import expected_shapes, load, save
+from soul_deploy.model.model import Model
+from soul_deploy.prune.removal.apply import parameters
 from soul_deploy.runtime.equations import CHARGE, NeuronEquation
 from soul_deploy.runtime.io.inspect import describe_file
 from soul_deploy.runtime.io.inspect_tables import FORMS, inspect_report, neuron_text
@@ -115,6 +117,22 @@ def test_live_neurons_and_generated_channels_are_shown(tmp_path: Path) -> None:
     assert f"2 channels of {row['layer']}" in drawn(
         inspect_report({**found, "layers": [shown, *found["layers"][1:]]})
     )
+
+
+def test_a_pattern_is_no_parameter(tmp_path: Path) -> None:
+    """Nobody trains the spikes of a constant-pattern channel."""
+    nodes = (
+        Input("input", (), (2,)),
+        Linear("l", ("input",), True, None, 2, 3),
+        Population("p", ("l",), NeuronSpec(), 2),
+        Readout("head", ("p",), 4, linear=True, bias=False),
+    )
+    graph = SpikingGraph(nodes, 3)
+    state = {key: np.ones(shape, np.float32) for key, shape in expected_shapes(graph).items()}
+    save(Model(graph, state), tmp_path / "net.safetensors")
+    found = as_json("inspect", tmp_path / "net.safetensors")
+    assert found["parameters"] == found["nonzeros"] == parameters(state) == 9 + 4 * 5
+    assert {row["layer"]: row["parameters"] for row in found["layers"]}["p"] == 0
 
 
 def test_an_onnx_file_shows_what_a_caller_needs(files: Files) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import torch
 from test_compare import IF, ONES, Tampered, two_layers, with_a_pattern
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.prune.removal.apply import remove
+from soul_deploy.prune.removal.planner import plan_removal
 
 
 def pair_and_one(first: float, second: float) -> Model:
@@ -77,3 +80,19 @@ def test_an_infinite_distance_is_null_in_json() -> None:
         assert [flip["distance"] for flip in flips] == [None, None]
         assert data[check]["unexplained"] == 2
     assert data["verdict"] == "failed"
+
+
+def test_maps_that_lost_channels_are_compared_on_those_left() -> None:
+    network = nn.Sequential(
+        layers.Conv2d(1, 3, 1, bias=False),
+        SpikingNeuron(IF, 2),
+        layers.RateReadout(3, 2, bias=False),
+    )
+    module = GraphModule(trace(network, (1, 2, 3), 2))
+    with torch.no_grad():
+        module.get_parameter("0.weight").fill_(1.5)
+    keep = {"1": np.array([True, False, True])}
+    masked = replace(from_module(module, ModelInfo()), channel_masks=keep)
+    plan = plan_removal(masked)
+    found = compare(masked, remove(masked, plan), torch.ones(1, 1, 2, 3), plan.kept_channels)
+    assert found.passed and found.end_to_end.layers[0].golden_spikes == 2 * 2 * 6

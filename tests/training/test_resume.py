@@ -500,7 +500,7 @@ def test_other_settings_or_data_are_refused_by_name(
     assert result.exit_code == 2 and "save_steps 0 must be at least 1" in result.stderr
     model = next((tmp_path / "saved_models").glob("best_*"))
     result = call(*words, "--resume", str(model))
-    assert result.exit_code == 1 and "soul-deploy/checkpoint/1" in result.stderr
+    assert result.exit_code == 1 and "is a model file, and a checkpoint" in result.stderr
 
 
 def test_another_environment_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

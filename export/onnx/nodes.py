@@ -152,21 +152,23 @@ def _input(node: ir.Input, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Convolution)
 def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
-    b.op(
-        "Conv",
-        [b.source(node), *_synapses(b, node.name)],
-        b.value(node.name),
-        kernel_shape=node.kernel,
-        strides=node.stride,
-        pads=_pads(node.padding),
-        dilations=node.dilation,
-        group=node.groups,
-    )
+    """Engines misread padding around a kernel of one point (docs/onnx.md): points are picked."""
+    source, stride, pads = b.source(node), node.stride, _pads(node.padding)
+    if node.kernel == (1, 1) and any(pads) and not b.functions:
+        source, stride, pads = _picked(node, b), (1, 1), _pads((0, 0))
+    sides = {"kernel_shape": node.kernel, "strides": stride, "pads": pads}
+    inputs = [source, *_synapses(b, node.name)]
+    b.op("Conv", inputs, b.value(node.name), **sides, dilations=node.dilation, group=node.groups)
 
 
-@append_onnx.on(ir.Linear)
-def _linear(node: ir.Linear, b: OnnxBuilder) -> None:
-    b.op("Gemm", [b.source(node), *_synapses(b, node.name)], b.value(node.name), transB=1)
+def _picked(node: ir.Convolution, b: OnnxBuilder) -> str:
+    """Every stride-th point of the padded map."""
+    name, far = node.name, np.iinfo(np.int64).max
+    around = b.integers(f"{name}.pads", *(0, 0, *node.padding) * 2)
+    padded = b.op("Pad", [b.source(node), around], f"{name}.padded")
+    ranges = {"begin": (0, 0), "end": (far, far), "axes": (2, 3), "step": node.stride}
+    parts = [b.integers(f"{name}.{part}", *values) for part, values in ranges.items()]
+    return b.op("Slice", [padded, *parts], f"{name}.picked")
 
 
 @append_onnx.on(ir.MaxPool)
@@ -175,9 +177,9 @@ def _max_pool(node: ir.MaxPool, b: OnnxBuilder) -> None:
     b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
 
 
-@append_onnx.on(ir.AvgPool)
-def _avg_pool(node: ir.AvgPool, b: OnnxBuilder) -> None:
-    _average(b, node, node.kernel, node.stride, node.padding)
+append_onnx.on(ir.AvgPool)(
+    lambda node, b: _average(b, node, node.kernel, node.stride, node.padding)
+)
 
 
 def _average(
@@ -204,9 +206,10 @@ def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
     b.reshape(pooled, f"{name}.shape", b.value(name), 0, 0, *node.size)
 
 
-@append_onnx.on(ir.Flatten)
-def _flatten(node: ir.Flatten, b: OnnxBuilder) -> None:
-    b.op("Flatten", [b.source(node)], b.value(node.name), axis=1)
+append_onnx.on(ir.Flatten)(lambda n, b: b.op("Flatten", [b.source(n)], b.value(n.name), axis=1))
+append_onnx.on(ir.Linear)(
+    lambda n, b: b.op("Gemm", [b.source(n), *_synapses(b, n.name)], b.value(n.name), transB=1)
+)
 
 
 @append_onnx.on(ir.Population)

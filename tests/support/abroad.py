@@ -69,9 +69,6 @@ ENGINES = {"ONNX Runtime": in_onnx_runtime, "OpenVINO": in_openvino, "OpenCV": i
 def lacking(engine: str, model: Model) -> str:
     """What of this network the engine computes otherwise (docs/onnx.md); empty if nothing known."""
     for node in model.graph.of_type(ir.Convolution):
-        padded, plain = node.kernel == (1, 1) and any(node.padding), node.stride == (1, 1)
-        if padded and engine == ("OpenCV" if plain else "OpenVINO"):
-            return f"{node.name}: padding around a kernel of one point"
         one_channel = model.graph.shapes[node.inputs[0]][0] == 1
         if engine == "OpenVINO" and one_channel and model.graph.shapes[node.name][1] == 1:
             return f"{node.name}: a map of one row from one channel"

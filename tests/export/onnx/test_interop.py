@@ -3,9 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -101,6 +103,24 @@ def test_groups_of_neurons_are_summed_and_scaled(engine: str, tmp_path: Path) ->
     model, x = model_of(network, (6,), 2), torch.randn(5, 6) * 3
     assert model.module().record(x).logits.std() > 0.1
     assert disagreement(ENGINES[engine], model, x, tmp_path) is None
+
+
+@BY_ENGINE
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 3)], ids=str)
+def test_padding_around_a_kernel_of_one_point(
+    engine: str, stride: tuple[int, int], tmp_path: Path
+) -> None:
+    """As a padded `Conv` it was refused by OpenVINO, or summed otherwise by OpenCV."""
+    fires = [SpikingNeuron(NeuronSpec(v_threshold=0.2), 2) for _ in range(2)]
+    first, second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 1, stride, padding=(1, 2))
+    network = nn.Sequential(first, fires[0], second, fires[1], layers.VoteReadout(3, 2))
+    model, x = model_of(network, (2, 5, 6), 2), torch.randn(5, 2, 5, 6) * 3
+    live = np.random.default_rng(1).random(model.graph.shapes["1"]) < 0.7
+    model = replace(model, neuron_masks={"1": live})
+    assert model.module().record(x).logits.std() > 0.01
+    assert disagreement(ENGINES[engine], model, x, tmp_path) is None
+    export_onnx(model, tmp_path / "net.onnx")
+    assert verify(model, tmp_path / "net.onnx", x).passed
 
 
 @BY_ENGINE

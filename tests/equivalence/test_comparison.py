@@ -73,7 +73,8 @@ def test_the_verdict_needs_samples_and_spikes() -> None:
     assert both(GOOD, quiet).silent == ("b",) and both(quiet).silent == ()
     assert both(GOOD, quiet, allow_silent=True).passed
     empty = replace(GOOD, samples=0)
-    assert both(empty).verdict is both(GOOD, empty).verdict is Verdict.INCONCLUSIVE
+    assert both(GOOD, empty).verdict is both(empty, empty).verdict is Verdict.INCONCLUSIVE
+    assert both(empty).passed  # no layers that could be run alone: end to end carries it
 
 
 def test_batches_add_up() -> None:

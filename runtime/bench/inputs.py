@@ -260,14 +260,14 @@ def common_rule(facts: Sequence[NetworkFacts]) -> pixel_rule.InputRule:
 def input_samples(
     name_or_path: str | object, data_dir: Path, rule: pixel_rule.InputRule, count: int, seed: int
 ) -> tuple[Array, int]:
-    """(samples, batch axis): of an array, or of what `runtime.io.inputs.read_name` reads.
+    """(samples, batch axis): of an array, or of what `runtime.io.inputs.read_input_name` reads.
 
     Raises UnknownNameError, ValidityError, MissingFileError, FileFormatError, DataError.
     """
     if not isinstance(name_or_path, str):
         values = pixel_rule.numbers_of(pixel_rule.input_array(name_or_path, rule), rule)
         return values, values.ndim - len(rule.shape) - 1
-    name = inputs.read_name(name_or_path)
+    name = inputs.read_input_name(name_or_path)
     samples = inputs.named_samples(name, rule, count, data_dir=data_dir, seed=seed)
     return samples.values, samples.axis
 

@@ -94,7 +94,7 @@ def read_archive(path: Path, rule: InputRule, count: int | None = None) -> Sampl
             f"{path} holds the splits {', '.join(held.sets)}; give it as a data set, "
             f"--dataset_name npz --data_dir {path}, or an archive of images and labels alone"
         )
-    labelled.kind_of(held, rule.kind, "the network")
+    labelled.agreed_kind(held, rule.kind, "the network")
     images, labels = held.sets[labelled.ONE]
     array, frames = labelled.by_axes(path, images, rule.kind, rule.shape)
     chosen = list(folders.spread(len(array), len(array) if count is None else count))

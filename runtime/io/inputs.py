@@ -36,7 +36,7 @@ class InputName:
     text: str
 
 
-def read_name(text: str) -> InputName:
+def read_input_name(text: str) -> InputName:
     """What `text` names. Raises UnknownNameError for a word that is neither name nor path."""
     word = text.lower()
     if word == DATA:
@@ -119,7 +119,7 @@ def run_samples(
     if list(words).count(STDIN) > 1:
         raise UsageError("- is given twice; standard input can be read once")
     for word in words:
-        name = read_name(word)
+        name = read_input_name(word)
         if name.kind == "stdin":
             array = arrays.read_npy_stream(stdin(), "standard input")
             given = images.array_samples("-", array, rule)

@@ -98,7 +98,7 @@ def _kind(path: Path, kind: Array | None) -> pixel_rule.InputKind | None:
     return word
 
 
-def kind_of(
+def agreed_kind(
     held: LabelledArrays, given: pixel_rule.InputKind | None, whose: str
 ) -> pixel_rule.InputKind:
     """What the numbers are: as the archive records, else as `given`, else images.

@@ -59,7 +59,7 @@ def _beside(told: torch_file.TorchFile) -> dict[str, str]:
     found: dict[str, str] = {}
     place, before = told.root, ""
     for depth, key in enumerate((*(told.key or ()), None)):
-        inside = torch_file.entries(place)
+        inside = torch_file.entries_in(place)
         whole = told.key is not None and depth == len(told.key)
         for name, value in {} if whole else inside.items():
             if name != key:
@@ -72,7 +72,7 @@ def _beside(told: torch_file.TorchFile) -> dict[str, str]:
 def _words(value: Any) -> str:
     if not isinstance(value, Made):
         return _shortened(str(value)) if torch_file.is_plain(value) else type(value).__name__
-    tensors, inside = torch_file.tensors_of(value), torch_file.entries(value)
+    tensors, inside = torch_file.tensors_of(value), torch_file.entries_in(value)
     if torch_file.tensor_facts(value) is not None:
         return "a tensor"
     if tensors:

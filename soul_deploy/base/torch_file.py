@@ -74,7 +74,7 @@ class TorchFile:
         """The state dict; empty without one."""
         found = self.root
         for name in self.key or ():
-            found = entries(found)[name]
+            found = entries_in(found)[name]
         return {} if self.key is None else tensors_of(found)
 
     @property
@@ -102,7 +102,7 @@ def read_torch_file(
         with torch_container.object_pickle(file) as stream:
             pickled = read_pickle(stream, what, allowed, advice)
         found = _placed(file.path, TorchFile(pickled.root, pickled.names))
-        network = _pickled_network(file.path, found.root, entries(found.root))
+        network = _pickled_network(file.path, found.root, entries_in(found.root))
         if not archive and not network:  # the source of its classes is no block of values
             keys = torch_container.checked(file)
     except (ValueError, IndexError, AttributeError) as error:
@@ -116,7 +116,7 @@ def _placed(path: Path, file: TorchFile) -> TorchFile:
     place, key, left, facts = file.root, list[str](), list[str](), dict[str, Any]()
     why = ""
     while not why:
-        inside = entries(place)
+        inside = entries_in(place)
         facts |= _facts(inside)
         why = _pickled_network(path, place, inside)
         found = [name for name in WEIGHT_KEYS if _holds_weights(inside.get(name))]
@@ -126,7 +126,7 @@ def _placed(path: Path, file: TorchFile) -> TorchFile:
         left += [name for name in inside if name != found[0]]
         key.append(found[0])
         place = inside[found[0]]
-    why = why or _no_state(path, key, entries(place))
+    why = why or _no_state(path, key, entries_in(place))
     return replace(
         file, key=None if why else tuple(key), why=why, left=() if why else tuple(left), facts=facts
     )
@@ -137,7 +137,7 @@ SAVE = "Save the weights with torch.save(network.state_dict(), path), or as safe
 
 def _holds_weights(value: Any) -> bool:
     """Whether it is a state dict, or one stands in it under a name that says so."""
-    inside = entries(value)
+    inside = entries_in(value)
     return bool(tensors_of(value)) or any(tensors_of(inside.get(name)) for name in WEIGHT_KEYS)
 
 
@@ -173,12 +173,12 @@ def _no_state(path: Path, key: list[str], inside: Mapping[str, Any]) -> str:
     return f"{told}, nor one under {', '.join(WEIGHT_KEYS)}{more}. {SAVE}"
 
 
-def entries(value: Any) -> dict[str, Any]:
+def entries_in(value: Any) -> dict[str, Any]:
     """What a dict or an argparse.Namespace holds under texts; empty for anything else."""
     if not isinstance(value, Made):
         return {}
     if value.name == NAMESPACE:
-        return entries(value.state)
+        return entries_in(value.state)
     if value.name.rpartition(".")[2] == "AttributeDict" or value.name in DICTS:
         return {key: item for key, item in value.items if isinstance(key, str)}
     return {}
@@ -186,7 +186,7 @@ def entries(value: Any) -> dict[str, Any]:
 
 def tensors_of(value: Any) -> dict[str, TensorFacts]:
     """The tensors that a dict holds by name."""
-    found = {name: tensor_facts(item) for name, item in entries(value).items()}
+    found = {name: tensor_facts(item) for name, item in entries_in(value).items()}
     return {name: facts for name, facts in found.items() if facts is not None}
 
 
@@ -232,13 +232,13 @@ def module_class(value: Any) -> str:
     """The class of a pickled network, "" for anything else."""
     if not isinstance(value, Made) or value.name in DICTS or not value.called:
         return ""
-    state = entries(value.state)
+    state = entries_in(value.state)
     return value.name if "_modules" in state and "_parameters" in state else ""
 
 
 def _facts(inside: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values, those of arguments among them too."""
-    arguments = [entries(inside.get(name)) for name in ARGUMENT_KEYS]
+    arguments = [entries_in(inside.get(name)) for name in ARGUMENT_KEYS]
     return {
         name: value
         for part in (inside, *arguments)

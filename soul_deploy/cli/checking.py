@@ -147,7 +147,7 @@ def input_flags(check_on: options.CheckOptions, recorded: object) -> list[object
         name = check_on.dataset_name
         given = [] if name is None else ["--dataset_name", name]
         return [*given, *data_flags(name or recorded, check_on.data_dir)]
-    named = inputs.read_name(check_on.source).kind == "name"
+    named = inputs.read_input_name(check_on.source).kind == "name"
     resize = ["--resize"] if check_on.resize else []
     folder = folder_flags(check_on.data_dir) if named else []
     return ["--input", check_on.source, *resize, *folder]

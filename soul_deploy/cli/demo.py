@@ -19,7 +19,7 @@ ONNX, EVENT, TIMES = "compact.onnx", "compact.event.safetensors", "bench.json"
 DENSE_ONNX = "dense.onnx"
 
 
-def places(folder: Path) -> dict[str, Path]:
+def demo_files(folder: Path) -> dict[str, Path]:
     """Where the demo's files are, in the order they are made; a method's begin with its name."""
     found = {"dense": folder / f"best_{STEM}.safetensors", DENSE_ONNX: folder / DENSE_ONNX}
     for branch in BRANCHES:
@@ -30,7 +30,7 @@ def places(folder: Path) -> dict[str, Path]:
 
 def commands(folder: Path, threads: int) -> list[list[str]]:
     """What to type, in order."""
-    found = {name: str(path) for name, path in places(folder).items()}
+    found = {name: str(path) for name, path in demo_files(folder).items()}
     dense = found["dense"]
     shared = [
         *("--dataset_name", "mnist5k", "--batch_size", "64", "--threads", str(threads)),
@@ -92,7 +92,7 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
     """
     if not dry_run:
         lazy.load_object("torch:Tensor", "soul-deploy demo")
-        files.require_writable(*places(output).values())
+        files.require_writable(*demo_files(output).values())
     begun = time.monotonic()
     for arguments in commands(output, threads):
         terminal.show(f"\n$ soul-deploy {terminal.one_line(shlex.join(arguments))}")
@@ -100,7 +100,7 @@ def demo(output: Path, threads: int, dry_run: bool) -> None:
             main.root.main(arguments, prog_name="soul-deploy", standalone_mode=False)
     if not dry_run:
         progress.status("demo: the table of all of it")
-        terminal.show("\n" + summary(places(output)))
+        terminal.show("\n" + summary(demo_files(output)))
         terminal.show(f"\nThe whole demo took {(time.monotonic() - begun) / 60:.1f} minutes.")
 
 

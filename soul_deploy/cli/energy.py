@@ -19,7 +19,7 @@ from soul_deploy.data.chosen import Wish, choose
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.verify.event_run import CountCheck, verify_counts
 from soul_deploy.model.file import load
-from soul_deploy.runtime.io.inputs import read_name
+from soul_deploy.runtime.io.inputs import read_input_name
 from soul_deploy.runtime.ops.energy import ARITHMETIC, DROPPED, MEMORY, OPTIONAL_TERMS, dropped_hint
 from soul_deploy.training.messages import note
 
@@ -28,7 +28,7 @@ FORMATS = ("text", "table", "json", "csv", "markdown")
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedModel:
     """A report, and how the event runtime's own counts compare; None: not compared, `why`."""
 
     report: reported.OpsReport
@@ -73,7 +73,7 @@ class Wanted:
 
     def wish(self) -> Wish:
         """What the networks run on. Raises UsageError for a split of what has none."""
-        if self.split is not None and read_name(self.source).kind not in ("data", "name"):
+        if self.split is not None and read_input_name(self.source).kind not in ("data", "name"):
             raise errors.UsageError(
                 f"--split {self.split} belongs to a data set, and --input {self.source} is none; "
                 "leave it out"
@@ -178,7 +178,7 @@ def counted(
     wanted: Wanted,
     choice: measure.EnergyChoice,
     check: bool,
-) -> Counted:
+) -> CountedModel:
     """The report of one model file."""
     progress.status(f"energy: counting {path}")
     with files.OpenFile(path) as source:
@@ -195,14 +195,14 @@ def counted(
         model, images, labels=chosen.labels, original=original, energy=choice, measured=measured
     )
     if not check:
-        return Counted(report, None, "not asked for")
+        return CountedModel(report, None, "not asked for")
     try:
-        return Counted(report, verify_counts(model, images))
+        return CountedModel(report, verify_counts(model, images))
     except errors.UnsupportedGraphError as error:
-        return Counted(report, None, str(error))
+        return CountedModel(report, None, str(error))
 
 
-def _shown(found: list[Counted], output_format: str) -> str:
+def _shown(found: list[CountedModel], output_format: str) -> str:
     reports = [item.report for item in found]
     if output_format == "csv":
         return reported.csv_text(reports)

@@ -36,7 +36,7 @@ class Chosen:
 class Wish:
     """What is asked for.
 
-    source    as `inputs.read_name` reads it; "data" is the data set that the model records
+    source    as `inputs.read_input_name` reads it; "data" is the data set that the model records
     dataset   a data set's name that "data" stands for instead
     split     of a data set; the first `count` samples of it are taken
     resize    scale image files of another size; seed: of random numbers
@@ -58,7 +58,7 @@ def choose(model: Model, wish: Wish) -> Chosen:
     Raises UsageError where nothing says which data are meant, or two things are said; and what
     `load_data` and `runtime.io.inputs.named_samples` raise.
     """
-    name = inputs.read_name(wish.source)
+    name = inputs.read_input_name(wish.source)
     if wish.dataset is not None:
         if name.kind != "data":
             raise errors.UsageError(

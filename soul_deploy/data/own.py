@@ -118,7 +118,7 @@ def read_npz(place: Path, form: Form) -> Data:
     if form.size is not None:
         raise errors.UsageError("size is for images in files; the arrays of a .npz keep their size")
     held = _archives(place) if place.is_dir() else {labelled.ONE: labelled.read_labelled(place)}
-    kinds = {labelled.kind_of(archive, form.kind, "the network") for archive in held.values()}
+    kinds = {labelled.agreed_kind(archive, form.kind, "the network") for archive in held.values()}
     texts = {archive.classes for archive in held.values() if archive.classes}
     if len(kinds) > 1 or len(texts) > 1:
         told = "input kinds" if len(kinds) > 1 else "classes"

@@ -16,6 +16,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import neuron as onnx_neuron
+from soul_deploy.export.onnx.convolution import append_convolution, pads
 from soul_deploy.lowering import deploy, linear_operators
 
 BATCH, MERGED = "batch", "time_batch"
@@ -134,10 +135,6 @@ def _synapses(b: OnnxBuilder, name: str) -> list[str]:
     return names
 
 
-def _pads(padding: ir.Pair) -> list[int]:
-    return [*padding, *padding]
-
-
 @dispatch.operation_table(ir.Node)
 def append_onnx(node: ir.Node, b: OnnxBuilder) -> None:
     """Append the node's ONNX spelling to what is being built."""
@@ -152,28 +149,12 @@ def _input(node: ir.Input, b: OnnxBuilder) -> None:
 
 @append_onnx.on(ir.Convolution)
 def _convolution(node: ir.Convolution, b: OnnxBuilder) -> None:
-    """Engines misread padding around a kernel of one point (docs/onnx.md): points are picked."""
-    source, stride, pads = b.source(node), node.stride, _pads(node.padding)
-    if node.kernel == (1, 1) and any(pads) and not b.functions:
-        source, stride, pads = _picked(node, b), (1, 1), _pads((0, 0))
-    sides = {"kernel_shape": node.kernel, "strides": stride, "pads": pads}
-    inputs = [source, *_synapses(b, node.name)]
-    b.op("Conv", inputs, b.value(node.name), **sides, dilations=node.dilation, group=node.groups)
-
-
-def _picked(node: ir.Convolution, b: OnnxBuilder) -> str:
-    """Every stride-th point of the padded map."""
-    name, far = node.name, np.iinfo(np.int64).max
-    around = b.integers(f"{name}.pads", *(0, 0, *node.padding) * 2)
-    padded = b.op("Pad", [b.source(node), around], f"{name}.padded")
-    ranges = {"begin": (0, 0), "end": (far, far), "axes": (2, 3), "step": node.stride}
-    parts = [b.integers(f"{name}.{part}", *values) for part, values in ranges.items()]
-    return b.op("Slice", [padded, *parts], f"{name}.picked")
+    append_convolution(node, b, _synapses(b, node.name))
 
 
 @append_onnx.on(ir.MaxPool)
 def _max_pool(node: ir.MaxPool, b: OnnxBuilder) -> None:
-    sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": _pads(node.padding)}
+    sides = {"kernel_shape": node.kernel, "strides": node.stride, "pads": pads(node.padding)}
     b.op("MaxPool", [b.source(node)], b.value(node.name), **sides)
 
 
@@ -185,7 +166,7 @@ append_onnx.on(ir.AvgPool)(
 def _average(
     b: OnnxBuilder, node: ir.Node, kernel: ir.Pair, stride: ir.Pair, padding: ir.Pair = (0, 0)
 ) -> None:
-    sides = {"kernel_shape": kernel, "strides": stride, "pads": _pads(padding)}
+    sides = {"kernel_shape": kernel, "strides": stride, "pads": pads(padding)}
     b.op("AveragePool", [b.source(node)], b.value(node.name), count_include_pad=1, **sides)
 
 

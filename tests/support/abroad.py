@@ -13,7 +13,6 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from soul_deploy import ir
 from soul_deploy.base import Array
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
@@ -64,15 +63,6 @@ def in_opencv(path: Path) -> Loaded:
 
 
 ENGINES = {"ONNX Runtime": in_onnx_runtime, "OpenVINO": in_openvino, "OpenCV": in_opencv}
-
-
-def lacking(engine: str, model: Model) -> str:
-    """What of this network the engine computes otherwise (docs/onnx.md); empty if nothing known."""
-    for node in model.graph.of_type(ir.Convolution):
-        one_channel = model.graph.shapes[node.inputs[0]][0] == 1
-        if engine == "OpenVINO" and one_channel and model.graph.shapes[node.name][1] == 1:
-            return f"{node.name}: a map of one row from one channel"
-    return ""
 
 
 class AllSteps:

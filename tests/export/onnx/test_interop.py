@@ -20,7 +20,7 @@ from torch import Tensor, nn
 pytest.importorskip("openvino", reason="the extra `interop` brings OpenVINO")
 pytest.importorskip("cv2", reason="the extra `interop` brings OpenCV")
 
-from abroad import ENGINES, AllSteps, StepByStep, disagreement, lacking
+from abroad import ENGINES, AllSteps, StepByStep, disagreement
 
 from soul_deploy.base import Array
 from soul_deploy.base.errors import RemovalError, SoulDeployError
@@ -124,6 +124,20 @@ def test_padding_around_a_kernel_of_one_point(
 
 
 @BY_ENGINE
+@pytest.mark.parametrize("padding", [(0, 1), (0, 2)], ids=str)
+def test_a_row_that_comes_from_one_channel(
+    engine: str, padding: tuple[int, int], tmp_path: Path
+) -> None:
+    """OpenVINO added it wrongly to the membranes of one sample, in step files."""
+    conv = nn.Conv2d(1, 4, (3, 2), (3, 1), padding=padding)
+    fires = SpikingNeuron(NeuronSpec(v_threshold=0.3), 3)
+    network = nn.Sequential(conv, fires, nn.AvgPool2d((1, 3), (2, 1)), layers.RateReadout(4, 3))
+    model, x = model_of(network, (1, 3, 8), 3), torch.randn(1, 1, 3, 8) * 3
+    assert model.module().record(x).logits.std() > 0.01
+    assert disagreement(ENGINES[engine], model, x, tmp_path) is None
+
+
+@BY_ENGINE
 @pytest.mark.parametrize("opset", OPSETS)
 def test_every_opset(engine: str, opset: int, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
@@ -185,15 +199,12 @@ def first_drawn(count: int, seed: int, networks: int) -> list[Drawn]:
 
 
 def differing(drawn: list[Drawn], folder: Path) -> tuple[dict[str, int], list[str]]:
-    """How many files each engine ran (or lacks something for), and every disagreement."""
-    counts = dict.fromkeys(ENGINES, 0) | {f"{engine} lacks": 0 for engine in ENGINES}
+    """How many networks each engine ran, and every disagreement."""
+    counts = dict.fromkeys(ENGINES, 0)
     found = []
     for number, one in enumerate(drawn):
         for name, model, x in networks(one):
             for engine, load in ENGINES.items():
-                if lacking(engine, model):
-                    counts[f"{engine} lacks"] += 1
-                    continue
                 counts[engine] += 1
                 try:
                     wrong = disagreement(load, model, x, folder)

@@ -74,7 +74,7 @@ class GraphBuilder:
 
     def build(self, traced: fx.Graph) -> ir.SpikingGraph:
         """The graph of all operations."""
-        output = next(reversed(traced.nodes))
+        *_, output = traced.nodes  # which PyTorch 2.4 cannot reverse
         self._follow_to(output.prev)
         self._follow_memory(output)
         return self._finish(output)

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from soul_deploy.base import Array, errors, files, lazy
+from soul_deploy.base import Array, errors, file_kinds, files, lazy
 
 ORT_FAILURES = "InvalidProtobuf InvalidGraph Fail InvalidArgument NotImplemented RuntimeException"
 
@@ -75,6 +75,9 @@ def open_engine_session(path: Path, threads: int) -> Any:
     try:
         return ort(str(path), options, providers=["CPUExecutionProvider"])
     except tuple(getattr(failures, name) for name in ORT_FAILURES.split()) as error:
+        found = file_kinds.kind_of(path)
+        if found not in (None, "onnx"):
+            raise file_kinds.wrong_kind(path, found, file_kinds.KINDS["onnx"].what) from error
         first = str(error).strip().splitlines()[0]
         text = f"{path} is not an ONNX file that can be run ({first})"
         raise errors.FileFormatError(text) from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from soul_deploy.base import Array, brief, errors, files, memory, pixel_rule
+from soul_deploy.base import Array, brief, errors, file_kinds, files, memory, pixel_rule
 from soul_deploy.base.pixel_rule import InputRule
 from soul_deploy.runtime.io import arrays, folders, labelled
 
@@ -170,6 +170,13 @@ def _decoding(path: Path) -> Iterator[None]:
     except errors.SoulDeployError:
         raise
     except Exception as error:  # decoders fail in a dozen ways on foreign bytes
+        found = file_kinds.kind_of(path)
+        if found in ("array", "arrays"):
+            suffix = {"array": ".npy", "arrays": ".npz"}[found]
+            text = f"{path} is {file_kinds.KINDS[found].what}, not an image; let its name end in"
+            raise errors.FileFormatError(f"{text} {suffix}") from error
+        if found not in (None, "image"):
+            raise file_kinds.wrong_kind(path, found, "an image or an array") from error
         raise errors.FileFormatError(
             f"{path} is not an image that can be read ({error}); readable: "
             f"{', '.join(IMAGE_FORMATS)}, and .npy arrays"

@@ -288,6 +288,7 @@ def nir(
     parsing.require_steps("time_step", time_step)
     target = output or files.require_file(nir_path).with_suffix(".safetensors")
     if target.resolve() == nir_path.resolve():
+        read.read_nir(nir_path)  # what is none is refused as what it is
         raise errors.UsageError(f"{target} is the NIR file itself; give another --output")
     files.require_writable(target)
     model = read.import_nir(read.read_nir(nir_path), time_steps=time_step, **rules)

@@ -193,6 +193,7 @@ def _data(
                 f"data set {name!r}: {split} has a label {labels.max()}, and {count} classes count "
                 "from 0"
             )
+    _require_classes(name, count, raw, named=bool(classes))
     tensors = {split: Split(*map(torch.from_numpy, pair)) for split, pair in raw.items()}
     train, validation, test = filled(tensors).values()
     return Data(
@@ -206,6 +207,22 @@ def _data(
         frames=frames,
         notes=(*notes, *_taken(name, raw)),
     )
+
+
+def _require_classes(name: str, count: int, raw: Raw, named: bool) -> None:
+    """Raises DataError for one class, and for a class without a name that no sample is of: a head
+    is made of as many outputs as the highest label says.
+    """
+    if count < 2:
+        raise errors.DataError(
+            f"data set {name!r} has one class, which nothing is told from; give two at least"
+        )
+    found = len(np.unique(np.concatenate([labels for _, labels in raw.values()])))
+    if not named and found < count:
+        raise errors.DataError(
+            f"data set {name!r}: its labels are {found} numbers from 0 to {count - 1}; number them "
+            "without gaps, or name all classes in an array classes"
+        )
 
 
 def _taken(name: str, raw: Raw) -> list[str]:

@@ -190,6 +190,9 @@ TAKING: dict[str, tuple[str, ...]] = {
     "verify FILE EVENT --input random": ("model",),
     "verify MODEL FILE --input random": ("model", "event", "onnx", "nir"),
     "run FILE ARRAY": ("event", "model"),
+    "run EVENT FILE": ("image", "array", "arrays"),
+    "bench sparse --onnx FILE --input random --iterations 1 --no_fresh": ("onnx",),
+    "import nir FILE -o FILE": ("nir",),
     "import nir FILE -o OUT": ("nir",),
     "import zoo spikingvgg5 --model_path FILE --input_shape 1,8,8 --classes 10 -o OUT": (
         "weights",
@@ -254,3 +257,15 @@ def test_a_file_that_was_mistaken_for_another_by_its_suffix(
     assert shown(path)[0]["kind"] == "event"
     result = soul_deploy("verify", files["model"], path, "--input", "random", "--samples", 2)
     assert result.exit_code == 0, result.output
+
+
+def test_arrays_that_are_called_images_are_told_how_to_be_called(
+    files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    for kind, suffix in (("array", ".npy"), ("arrays", ".npz")):
+        path = tmp_path / f"{kind}.png"
+        path.write_bytes(files[kind].read_bytes())
+        result = soul_deploy("run", files["event"], path)
+        assert result.exit_code == 1
+        said = f"{path} is {KINDS[kind].what}, not an image; let its name end in {suffix}"
+        assert result.stderr == f"Error: {said}\n"

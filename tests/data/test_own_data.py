@@ -121,7 +121,10 @@ def test_folders_that_leave_open_what_is_meant(tmp_path: Path) -> None:
     (tmp_path / "d" / "test" / "0.png").unlink()
     refused("test holds the classes bus, which the training images of .* lack; they have train")
     (tmp_path / "d" / "test" / "bus").rename(tmp_path / "d" / "test" / "train")
-    assert load_data("folder", tmp_path / "d").classes == ("train",)
+    refused("has one class, which nothing is told from; give two at least", DataError)
+    for index in range(10):
+        grey(tmp_path / "d" / "train" / "bus" / f"{index}.png")
+    assert load_data("folder", tmp_path / "d").classes == ("bus", "train")
     (tmp_path / "d" / "train" / "empty").mkdir()
     refused("empty holds no images")
     (tmp_path / "d" / "train").rename(tmp_path / "d" / "val")
@@ -193,6 +196,8 @@ def test_a_file_per_split(tmp_path: Path) -> None:
         (arrays(train_labels=LABELS[:3]), r"the labels of train_images .* are int64 \(3,\)"),
         (arrays(train_labels=np.eye(3)[LABELS]), r"float64 \(30, 3\); needed are integers"),
         (arrays(train_labels=LABELS - 1), "labels of train_images count from 0; -1 is there"),
+        (arrays(train_labels=LABELS * 0), "has one class, which nothing is told from"),
+        (arrays(train_labels=LABELS * 10**5), "its labels are 3 numbers from 0 to 200000; number"),
         (arrays(train_images=np.moveaxis(IMAGES, 1, -1)), "whose channels stand last, it seems"),
         (arrays(train_images=IMAGES.astype(int)), "holds int64; needed: floating-point values"),
         (arrays(train_images=IMAGES / np.nan), "not finite"),

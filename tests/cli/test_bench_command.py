@@ -152,7 +152,7 @@ def test_networks_of_another_t_are_not_compared(files: Files, tmp_path: Path) ->
         (["--event", "none.safetensors"], 2, "no file at none.safetensors"),
         (["--event", "MODEL"], 1, "is a model file, and an event network is needed"),
         (["--model", "EVENT"], 1, "is an event network, and a model file is needed"),
-        (["--onnx", "EVENT"], 1, "is not an ONNX file"),
+        (["--onnx", "EVENT"], 1, "is an event network, and an ONNX file"),
     ],
 )
 def test_wrong_use_is_told(files: Files, arguments: list[str], code: int, message: str) -> None:

@@ -1,0 +1,52 @@
+"""What a pruned network may cost: a target of synapses, synaptic operations or parameters."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from soul_deploy.base import errors
+
+Quantity = Literal["connectivity", "synops", "params"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+TOLERANCE = 0.05
+"""How far from the target a network may end, relative to it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cost that the pruned network is to have.
+
+    quantity  connectivity: live synapses; synops: SynOps per sample, the mean over the validation
+              split; params: trained values of the compact network
+    value     below 1: a share of what the dense network has; from 1: a count (not of connectivity)
+    """
+
+    quantity: Quantity
+    value: float
+
+    def __post_init__(self) -> None:
+        errors.require_known("target", self.quantity, QUANTITIES)
+        share = 0 < self.value < 1
+        count = self.quantity != "connectivity" and 1 <= self.value < math.inf
+        if not (share or count):
+            rule = "must be above 0 and below 1 (0.05 leaves 5 %)"
+            if self.quantity != "connectivity":
+                rule = f"{rule}, or a count from 1"
+            raise errors.UsageError(f"target_{self.quantity} {self.value:g} {rule}")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the value is a share of the dense network's."""
+        return self.value < 1
+
+    def amount(self, dense: float) -> float:
+        """What the pruned network is to have where the dense one has `dense`."""
+        return self.value * dense if self.is_share else self.value
+
+    def reached(self, measured: float, dense: float) -> bool:
+        """Whether `measured` is within 5 % of the wanted amount."""
+        wanted = self.amount(dense)
+        return abs(measured - wanted) <= TOLERANCE * wanted
+
+    def __str__(self) -> str:
+        return f"target_{self.quantity} {self.value:g}"

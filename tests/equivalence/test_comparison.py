@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -199,3 +199,40 @@ def test_a_flip_within_the_allowance_is_explained(distance: float) -> None:
     assert not beyond.near and not beyond.explained and str(beyond).endswith(" UNEXPLAINED")
     assert replace(beyond, cause=FIRST).explained and not layer("a").silent
     assert replace(layer("a"), driven_spikes=0).silent and layer("a", near).passed
+
+
+def test_the_table_says_what_was_compared_alone_and_end_to_end() -> None:
+    hidden = replace(layer("a", FIRST), compared=False)
+    shown = layer("a", FAR, TRACED)
+    for alone, chained, cells in (
+        ((), shown, ("-", 2, 4, 1)),  # no layers that could be run alone
+        ((layer("a", FAR),), shown, (1, 2, 4, 2)),  # one unexplained in each of the two checks
+        ((layer("a", FAR),), hidden, (1, "-", "-", 1)),
+        ((), hidden, ("-", "-", "-", "-")),
+    ):
+        [row] = spikes_table(both(check(*alone), check(chained))).rows
+        assert row[4:] == cells
+    told = check_lines(both(GOOD, check(hidden)))[1][0]
+    assert "spikes not compared" in told and not check(hidden, layer("b")).spikes_compared
+    assert "0 flips on 0 samples" in check_lines(both())[1][0]
+
+
+def test_many_things_are_counted_and_large_counts_agree() -> None:
+    assert list(first_lines(range(25)))[10:] == ["  and 15 more"]
+    large = int("4000")  # not the same object as another 4000
+    right = replace(
+        GOOD, counted=True, differences=(CountDifference("c", "x", large, int("4000")),)
+    )
+    assert ", counts differ by the fan-out" in check_lines(both(GOOD, right))[1][0]
+
+
+def test_results_are_values_that_do_not_change() -> None:
+    for result, name in ((GOOD, "samples"), (both(), "time_steps")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(result, name, 1)
+        assert "layers=(" not in repr(result)
+    with pytest.raises(TypeError):
+        CheckResult(1)  # type: ignore[call-arg]
+    assert CheckResult() == CheckResult(samples=0, flipped_samples=0, agreeing=0)
+    with pytest.raises(ValueError, match="shorter"):
+        FLIPPED + check(layer("a"))

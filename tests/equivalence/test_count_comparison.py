@@ -1,7 +1,7 @@
 """Counts of an execution: right ones, wrong ones, and those that flipped spikes change."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -118,6 +118,11 @@ def test_counts_that_are_missing_or_too_many_or_of_other_steps_are_named() -> No
     short = StepCounts({**right["2"].values, "synops": synops[:2]})
     found = counts.mismatches({"2": short}, dict(values), spikes)
     assert found == [CountMismatch("2", "synops", int(synops.sum()), int(synops[:2].sum()))]
+    found = counts.mismatches({"more": StepCounts(), "2": short}, dict(values), spikes)
+    assert [item.layer for item in found] == ["more", "2"]  # what is unknown hides nothing
+    for item in (found[0], CountDifference("2", "synops", 1, 0), counts):
+        with pytest.raises(FrozenInstanceError):
+            item.layer = "3"  # type: ignore[misc, union-attr]
     none = StepCounts({n: a for n, a in right["2"].values.items() if n != "synops"})
     found = counts.mismatches({"2": none}, dict(values), spikes)
     first = tuple(map(int, np.argwhere(synops)[0]))

@@ -209,8 +209,9 @@ def new_model(task: Task, data: datasets.Data) -> Model:
     norm, kind = data.normalization, data.input_kind
     if norm is not None and data.name in own.READERS:
         messages.note(
-            f"data set {data.name}: pixels are normalised by the training split's mean "
-            f"{norm.mean} and deviation {norm.std}, which the model file records"
+            f"data set {data.name}: pixels are normalised by the mean of the {len(data.train)} "
+            f"samples left for training, {norm.mean}, and deviation {norm.std}, which the model "
+            "file records"
         )
     made = facts(task) | untested
     return from_module(module, ModelInfo("dense", norm, data.classes, made, input_kind=kind))

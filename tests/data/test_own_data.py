@@ -13,6 +13,7 @@ from soul_deploy import as_data
 from soul_deploy.base.errors import DataError, MissingFileError, UsageError, ValidityError
 from soul_deploy.data.datasets import Data, load_data, load_data_for
 from soul_deploy.data.sampler import moved
+from soul_deploy.model.model import Normalization
 
 
 def sizes(data: Data) -> tuple[int, int, int]:
@@ -30,12 +31,28 @@ def test_a_folder_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
     for pixels, (image, _) in zip(data.test.images, theirs, strict=True):
         assert torch.equal(pixels, torch.from_numpy(np.array(image)).permute(2, 0, 1))
     assert sizes(data) == (54, 6, 18) and data.validation.labels.bincount().tolist() == [2, 2, 2]
-    norm, pixels = data.normalization, pictures(20, 0)[0] / 255
+    norm, pixels = data.normalization, data.train.images.numpy() / 255
     assert norm is not None
     np.testing.assert_allclose(norm.mean, pixels.mean((0, 2, 3)), atol=6e-5)
     np.testing.assert_allclose(norm.std, pixels.std((0, 2, 3)), atol=6e-5)
     assert len(data.notes) == 1 and "no validation split" in data.notes[0]
     assert as_data("folder", data_dir=tmp_path).classes == NAMES
+
+
+def test_samples_that_are_held_out_do_not_count_for_the_normalisation(tmp_path: Path) -> None:
+    """Those left are black; a white one among them would show."""
+    images, labels = np.zeros((40, 1, 4, 4), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "black.npz", images=images, labels=labels)
+    held = load_data("npz", tmp_path / "black.npz")
+    first = np.arange(40, dtype=np.uint8)[:, None, None, None] + images
+    np.savez(tmp_path / "numbered.npz", images=first, labels=labels)
+    numbered = load_data("npz", tmp_path / "numbered.npz")
+    outside = torch.cat([numbered.validation.images, numbered.test.images])[:, 0, 0, 0].numpy()
+    images[outside] = 255
+    np.savez(tmp_path / "white.npz", images=images, labels=labels)
+    data = load_data("npz", tmp_path / "white.npz")
+    assert sizes(data) == (32, 4, 4) and data.validation.images.min() == 255
+    assert data.normalization == held.normalization == Normalization((0.0,), (1.0,))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps spikingjelly==2.0.0 neurobench==2.3.0
 	touch $(STAMP)
 
-demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 9 minutes on 2 cores
+demo: $(STAMP)  ## train, prune, remove, export, verify, compare: about 12 minutes on 2 cores
 	$(BIN)/soul-deploy demo --output $(OUT)
 
 test: $(STAMP)  ## all tests, the same draws at every run; then the kernel tests once more without compilation

@@ -44,6 +44,39 @@ def test_every_file_that_a_document_names_exists() -> None:
     assert named > 60
 
 
+def test_every_place_that_the_architecture_names_exists() -> None:
+    """Folders too, the packages of its map, all of them, and modules by their dotted names."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    roots = (ROOT, ROOT / "soul_deploy")
+    named = {name for name in re.findall(r"`([\w./]+)`", text) if "/" in name}
+    packages = "|".join(path.parent.name for path in (ROOT / "soul_deploy").glob("*/__init__.py"))
+    dotted = re.findall(rf"`((?:{packages})(?:\.\w+)+)`", text)
+    named |= {name if name.endswith(".py") else name.replace(".", "/") + ".py" for name in dotted}
+    assert len(named) > 50
+    missing = [name for name in named if not any((root / name).exists() for root in roots)]
+    assert missing == []
+    block = text[text.index("## The place of things") :].split("```")[1]
+    for line in re.sub(r"\n +", " ", block.strip()).splitlines():
+        folder, _, listed = line.partition("/ ")
+        words = re.findall(r"[a-z_.]+", re.sub(r"\(.*?\)", "", listed))
+        found = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+        assert found - {"prune", "export", "runtime"} <= set(words), folder
+        for word in words:
+            place = ROOT / folder / word
+            assert place.exists() or place.with_name(f"{word}.py").exists(), f"{folder}/{word}"
+
+
+def test_the_demo_takes_as_long_everywhere() -> None:
+    """11.6 minutes were measured on 2 cores."""
+    places = {
+        "README.md": r"`make demo` ends with this table \(about (\d+) minutes",
+        "Makefile": r"^demo: .* about (\d+) minutes on 2 cores",
+        "soul_deploy/cli/demo.py": r"About (\d+) minutes on 2 cores",
+    }
+    for name, pattern in places.items():
+        assert re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE) == ["12"], name
+
+
 def test_the_worked_example_of_counting() -> None:
     outcome = doctest.testfile(str(ROOT / "docs" / "counting.md"), module_relative=False)
     assert outcome.attempted > 15

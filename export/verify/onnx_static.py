@@ -5,7 +5,6 @@ are others (simplified, inlined or converted by another tool) cannot be compared
 is *not comparable*, and running it decides.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from soul_deploy.base import Array, errors, pixel_rule
+from soul_deploy.base import Array, errors
 from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx import opsets
 from soul_deploy.export.onnx import step as onnx_step
-from soul_deploy.export.verify import event
+from soul_deploy.export.verify import event, onnx_told
 from soul_deploy.lowering import deploy
 from soul_deploy.model.model import Model
 
@@ -55,11 +54,6 @@ class StaticCheck:
 
     problems: tuple[str, ...]
     incomparable: tuple[str, ...] = ()
-
-
-def properties(file: ModelProto) -> dict[str, str]:
-    """The file's metadata_props."""
-    return {entry.key: entry.value for entry in file.metadata_props}
 
 
 def entries_of(
@@ -108,7 +102,7 @@ def _ends(file: ModelProto) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueI
 
 def _written_form(file: ModelProto, model: Model) -> Interface:
     """The form that the metadata say, as far as they do, else the exporter's default."""
-    said = properties(file)
+    said = onnx_told.properties(file)
     possible = list(forms(model))
     likely = (
         form
@@ -170,7 +164,7 @@ def check_static(
     source_sha256: digest of the reference's file, if known. Raises FileFormatError for a file of a
     format that this version does not know.
     """
-    said = properties(file)
+    said = onnx_told.properties(file)
     if said.get("format", onnx_model.FORMAT) not in onnx_model.FORMATS:
         raise errors.FileFormatError(
             f"an ONNX file of format {said['format']!r}; this version of soul-deploy knows "
@@ -180,7 +174,7 @@ def check_static(
         raise errors.FileFormatError(
             "the numbers of this ONNX file lie in other files; write it as one file to verify it"
         )
-    problems = list(_metadata_problems(reference, file, source_sha256))
+    problems = list(onnx_told.metadata_problems(reference, file, source_sha256))
     try:
         form = interface_of(file, reference)
     except errors.FileFormatError as error:
@@ -188,11 +182,13 @@ def check_static(
     problems += _form_problems(file, form)
     known = opsets.opset_of(file) in opsets.OPSETS
     expected = _emitted(reference, file, form) if known else ModelProto()
+    problems += onnx_told.caller_problems(reference, expected, file, form.mode)
     foreign = tuple(_foreign(file, expected, entries_of(reference, form)))
     if foreign:
         return StaticCheck(tuple(problems), (*_other_numbers(expected, file), *foreign))
     problems += _array_problems(reference, file, form)
     problems += _neuron_problems(reference, file, form)
+    problems += _declared_problems(reference, expected, file, form)
     differing = () if problems else tuple(_structure_problems(expected, file))
     opset = opsets.opset_of(file)
     if differing and said.get("opset", str(opset)) != str(opset):
@@ -209,27 +205,9 @@ def _emitted(reference: Model, file: ModelProto, form: Interface) -> ModelProto:
     return onnx_model.build_onnx(reference, input_mode=form.mode, outputs=form.yields, **how)
 
 
-def _metadata_problems(
-    reference: Model, file: ModelProto, source_sha256: str | None
-) -> Iterator[str]:
-    """Of a file with the exporter's metadata."""
-    found = properties(file)
-    if "format" not in found:
-        return
-    yield from event.source_problems(found.get("source_sha256"), source_sha256)
-    shape = json.dumps(list(reference.graph.input.shape))
-    expected = {"time_steps": str(reference.graph.time_steps), "input_shape": shape}
-    for key, value in expected.items():
-        if found.get(key) != value:
-            yield f"metadata {key} is {found.get(key)!r}, the graph says {value!r}"
-    kind = found.get("input_kind", pixel_rule.KIND_OF_OLD_FILES)
-    if kind != reference.info.input_kind:
-        yield f"metadata input_kind is {kind!r}, the model says {reference.info.input_kind!r}"
-
-
 def _form_problems(file: ModelProto, form: Interface) -> Iterator[str]:
     """Where the metadata say another form than the file has."""
-    said = properties(file)
+    said = onnx_told.properties(file)
     has = {"input_mode": form.mode, "outputs": form.yields, "static_input": form.static_input}
     for key, value in has.items():
         if said.get(key, value) != value:
@@ -247,7 +225,7 @@ def _foreign(
         for value, (name, _) in zip(values, entries, strict=True):
             if value.name != name:
                 yield f"{name!r} is called {value.name!r}"
-    if "format" not in properties(file):
+    if "format" not in onnx_told.properties(file):
         yield "the file has no metadata of soul-deploy"
     if not expected.graph.node:
         known = f"{opsets.OPSETS[0]} to {opsets.OPSETS[-1]}"
@@ -322,6 +300,32 @@ def _neuron_problems(reference: Model, file: ModelProto, form: Interface) -> Ite
             constants = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             if (node.op_type, _rounded(constants)) != expected:
                 yield f"{node.name}: {node.op_type} {constants}, the graph says {expected}"
+
+
+def _declared_problems(
+    reference: Model, expected: ModelProto, file: ModelProto, form: Interface
+) -> Iterator[str]:
+    """Types and sides that the file declares of populations' spikes, where it does.
+
+    Sides that a tool has named otherwise are no difference.
+    """
+    nodes = (node.name for node in reference.graph.populations)
+    names = {onnx_nodes.value_name(reference.graph, name, form.mode) for name in nodes}
+    ours = {value.name: value for value in expected.graph.value_info if value.name in names}
+    for value in file.graph.value_info:
+        if value.name not in ours:
+            continue
+        (kind, sides), (wanted, shape) = map(_declaration, (value, ours[value.name]))
+        pairs = zip(sides, shape, strict=False)
+        fixed = all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+        if kind != wanted or not fixed or (sides and len(sides) != len(shape)):
+            told = f"{wanted} {list(shape)}"
+            yield f"value {value.name!r} is declared as {kind} {list(sides)}, the graph says {told}"
+
+
+def _declaration(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
+    kind = value.type.tensor_type.elem_type
+    return onnx.TensorProto.DataType.Name(kind).lower(), _sides(value)
 
 
 def _rounded(constants: Mapping[str, float]) -> dict[str, float]:

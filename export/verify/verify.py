@@ -227,16 +227,24 @@ def _compared(
     batch: int,
     allow_silent: bool,
 ) -> tuple[Comparison | None, str]:
-    """Checks 2 and 3, unless there are problems; or, of a file of another tool, what ended them."""
+    """Checks 2 and 3, unless there are problems; or what ended them: an ONNX file that does not
+    open or run, and a file of another tool that does something else.
+    """
     if opened.ready is None or problems:
         return None, ""
     how: Any = {"allow_silent": allow_silent, "by_layer": not opened.uncut}
     try:
         return Comparer(reference).both(opened.ready, images, batch, **how), ""
-    except (errors.VerificationError, ValueError, *onnx_run.FAILURES) as error:
+    except onnx_run.FAILURES as error:
+        return None, _not_run(error)
+    except (errors.VerificationError, ValueError) as error:
         if not opened.incomparable:
             raise
-        return None, f"the file does not run as the model: {onnx_run.first_line(error)}"
+        return None, _not_run(error)
+
+
+def _not_run(error: Exception) -> str:
+    return f"the file does not run as the model: {onnx_run.first_line(error)}"
 
 
 def _changed_outputs(
@@ -317,6 +325,7 @@ def _open_nir(reference: ReferenceModel, file: files.File, source_sha256: str | 
     problems = list(event_check.source_problems(stored, source_sha256))
     if "time_steps" in graph.metadata:
         imported = import_nir(graph)
+        problems += _told_problems(reference.model, imported)
     else:  # of another tool: read as the model was, if it came from there
         read_with = reference.model.info.provenance.get("nir")
         said = read_with if isinstance(read_with, dict) else {}
@@ -324,6 +333,18 @@ def _open_nir(reference: ReferenceModel, file: files.File, source_sha256: str | 
         imported = import_nir(graph, time_steps=reference.graph.time_steps, **rules)
     problems += nir_problems(reference.model, imported)
     return _Opened(tuple(problems), None if problems else ModelExecution(imported))
+
+
+def _told_problems(reference: Model, imported: Model) -> Iterator[str]:
+    """What callers read in the metadata of a NIR file of ours, beside what `nir_problems` sees."""
+    ours, theirs = reference.info, imported.info
+    for what, mine, stored in (
+        ("class names", ours.classes, theirs.classes),
+        ("normalization", ours.normalization, theirs.normalization),
+        ("validity", ours.validity, theirs.validity),
+    ):
+        if mine != stored:
+            yield f"{what}: {stored} in the file, the model says {mine}"
 
 
 def nir_problems(reference: Model, imported: Model) -> Iterator[str]:

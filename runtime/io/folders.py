@@ -79,7 +79,7 @@ def list_images(folder: Path, *, is_split: bool = False) -> ImageFiles:
     if not is_split and split_folders(folder):
         raise errors.UsageError(
             f"{folder} is divided into splits; name the one that is meant, {folder / 'train'} for "
-            "example, or give the whole as a data set: --dataset_name folder --data_dir"
+            f"example, or give the whole as the data set called folder, with --data_dir {folder}"
         )
     folders, images = _listed(folder)
     by_class = {path.name: _below(path) for path in folders}

@@ -91,8 +91,8 @@ def read_archive(path: Path, rule: InputRule, count: int | None = None) -> Sampl
     held = labelled.read_labelled(path)
     if labelled.ONE not in held.sets:
         raise errors.UsageError(
-            f"{path} holds the splits {', '.join(held.sets)}; give it as a data set, "
-            f"--dataset_name npz --data_dir {path}, or an archive of images and labels alone"
+            f"{path} holds the splits {', '.join(held.sets)}; give it as the data "
+            f"set called npz, with --data_dir {path}, or give an archive of images and labels alone"
         )
     labelled.agreed_kind(held, rule.kind, "the network")
     images, labels = held.sets[labelled.ONE]

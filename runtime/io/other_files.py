@@ -4,6 +4,7 @@ Nothing here needs PyTorch, and no array of values is read.
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -99,27 +100,42 @@ def describe_checkpoint(file: files.OpenFile, max_memory: int | None) -> dict[st
 
 
 def describe_arrays(file: files.OpenFile, max_memory: int | None) -> dict[str, Any]:
-    """The arrays of a .npy or .npz file; only their headers are read."""
+    """The arrays of a .npy or .npz file; only their headers are read.
+
+    Raises FileFormatError for what is no array, and for one that is cut off.
+    """
     try:
         if not torch_container.is_archive(file):
             file.stream.seek(0)
-            return {"arrays": [_array("", file.stream)]}
+            return {"arrays": [_array("", str(file), file.stream, file.size)]}
         rows = []
         with zipfile.ZipFile(file.stream) as archive:
             for entry in archive.infolist():
+                name = entry.filename.removesuffix(".npy")
                 with archive.open(entry) as stream:
-                    rows.append(_array(entry.filename.removesuffix(".npy"), stream))
+                    rows.append(_array(name, f"{name} in {file}", stream, entry.file_size))
         return {"arrays": rows}
+    except errors.FileFormatError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy's literals fail in a dozen ways
         text = f"{file} is not an intact file of NumPy arrays ({error!s:.100})"
         raise errors.FileFormatError(text) from error
 
 
-def _array(name: str, stream: Any) -> dict[str, Any]:
+def _array(name: str, place: str, stream: Any, size: int) -> dict[str, Any]:
+    """What the header at the begin of `stream` says of an array; size: bytes that there are."""
     version = np.lib.format.read_magic(stream)
     first = version == (1, 0)
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a shape of {shape}")
+    declared, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if declared > there and not dtype.hasobject:  # a pickle is of any length
+        raise errors.FileFormatError(
+            f"{place} is cut off: its header declares {declared:,} bytes of values ({dtype} "
+            f"{tuple(shape)}), and {there:,} are there; copy or write the file again"
+        )
     return {"name": name, "dtype": str(dtype), "shape": list(shape)}
 
 

@@ -101,6 +101,8 @@ def compiling_message(kept: Places) -> str:
     """What is said once; kept: the folders of compiled kernels."""
     if kept.written is not None:
         where = f"they are kept in {kept.written}"
+        if passed := ", ".join(map(str, kept.tried[:-1])):
+            where += f", since {passed} cannot be written"
         return f"Compiling kernels once for this machine (up to about 20 s); {where}"
     return (
         f"Compiling kernels, at every start (up to about 20 s): {unkept(kept)}, or fill it before, "

@@ -79,7 +79,8 @@ def candidates() -> Iterator[Path]:
 def can_be_written(folder: Path) -> bool:
     """Whether files can be made in a folder, which may have to be made first; nothing is written.
 
-    What the system grants and then refuses (a full disk) shows when a kernel is written.
+    What the system grants and then refuses (/proc, a full disk) shows when the folder is made or a
+    kernel is written.
     """
     there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
@@ -93,12 +94,33 @@ class Places:
         self.read: list[Path] = []
         self.written: Path | None = None
         self.tried: list[Path] = []
-        for folder in folders if stamp is not None else ():
+        self._left = iter(folders if stamp is not None else ())
+        self._name = f"{PREFIX}{stamp}"[: len(PREFIX) + 16]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take folders up to the next that can be written, if there is one."""
+        self.written = None
+        for folder in self._left:
             self.tried.append(folder)
-            self.read.append(folder / f"{PREFIX}{stamp}"[: len(PREFIX) + 16])
+            self.read.append(folder / self._name)
             if can_be_written(folder):
                 self.written = self.read[-1]
                 break
+
+    def sought(self) -> Iterator[Path]:
+        """Where a kernel may be kept, in order. At the end, so that new ones can be kept, the
+        folder for them is there; where it cannot be made (/proc), the folders behind it follow.
+        """
+        at = 0
+        while at < len(self.read):
+            yield self.read[at]
+            at += 1
+            if self.written is not None and at == len(self.read):
+                try:
+                    _make(self.written)
+                except OSError:
+                    self._go_on()
 
     def write(self, save: Callable[[Path], None]) -> None:
         """Call `save` with the folder for new kernels, which is there then; nothing without one.
@@ -108,10 +130,7 @@ class Places:
         if (folder := self.written) is None:
             return
         try:
-            is_new = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
-            if is_new:
-                _remove_oldest(folder)
+            _make(folder)
             save(folder)
         except OSError as error:
             self.written = None
@@ -119,6 +138,13 @@ class Places:
                 "kernels that were compiled cannot be kept in %s (%s); free some space, or set %s "
                 "to another folder", folder, error.strerror or error, VARIABLE,
             )  # fmt: skip
+
+
+def _make(folder: Path) -> None:
+    """Make a folder of kernels, unless it is there; the oldest ones go for it."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_oldest(folder)
 
 
 def _remove_oldest(newest: Path) -> None:
@@ -153,7 +179,7 @@ class KernelCache(caching.FunctionCache):
         """The compiled form for the argument types `sig`; None if it is in no place."""
         target_context.refresh()
         key = self._key(sig, target_context.codegen())
-        for place in places().read:
+        for place in places().sought():
             # What a power cut left of a file is as good as no file.
             with suppress(OSError, EOFError, UnpicklingError):
                 if (kept := self._file(place, key).load(key)) is not None:

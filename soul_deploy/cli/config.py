@@ -179,11 +179,20 @@ def remark_on(data: datasets.Data, advice: str = "") -> datasets.Data:
     return data
 
 
-def create_network(task: Task, data: datasets.Data) -> tuple[nn.Module, ir.SpikingGraph]:
-    """The task's network and its graph, warnings told as the command's own."""
+def create_network(
+    task: Task, data: datasets.Data
+) -> tuple[nn.Module, ir.SpikingGraph, dict[str, list[str]]]:
+    """The task's network, its graph, and what its provenance says was not tested, if anything.
+
+    Warnings are told as the command's own.
+    """
     shown = f"soul-deploy import torch {task.model} --dataset_name {task.data}"
     with progress.warnings_said(messages.warn, f"`{shown}` compares on images"):
-        return zoo.create(task.model, task.network_options(data))
+        wanted = task.network_options(data)
+        if not is_dotted(task.model):
+            return (*zoo.create(task.model, wanted), {})
+        network, found = zoo.create_own(task.model, wanted)
+        return network, found.traced.graph, found.told
 
 
 def new_model(task: Task, data: datasets.Data) -> Model:
@@ -194,16 +203,18 @@ def new_model(task: Task, data: datasets.Data) -> Model:
             f"run {task.time_steps} steps; give --time_step {data.steps}"
         )
     torch.manual_seed(task.seed)
-    network, graph = create_network(task, data)
+    network, graph, untested = create_network(task, data)
     module, state = graph_module.GraphModule(graph), network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     norm, kind = data.normalization, data.input_kind
     if norm is not None and data.name in own.READERS:
         messages.note(
-            f"data set {data.name}: pixels are normalised by the training split's mean "
-            f"{norm.mean} and deviation {norm.std}, which the model file records"
+            f"data set {data.name}: pixels are normalised by the mean of the {len(data.train)} "
+            f"samples left for training, {norm.mean}, and deviation {norm.std}, which the model "
+            "file records"
         )
-    return from_module(module, ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind))
+    made = facts(task) | untested
+    return from_module(module, ModelInfo("dense", norm, data.classes, made, input_kind=kind))
 
 
 def facts(task: Task) -> dict[str, Any]:

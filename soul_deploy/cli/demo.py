@@ -88,7 +88,7 @@ def _deploy(found: Mapping[str, str], branch: str) -> list[list[str]]:
 def demo(output: Path, threads: int, dry_run: bool) -> None:
     """Train a SpikingVGG on 5,000 real digits, prune it by both methods, export, verify, time.
 
-    About 8 minutes on 2 cores. Each step is a command that you could type.
+    About 12 minutes on 2 cores. Each step is a command that you could type.
     """
     if not dry_run:
         lazy.load_object("torch:Tensor", "soul-deploy demo")

@@ -129,8 +129,11 @@ def assumed(model: Model) -> list[str]:
 
 
 def kept(model: Model) -> dict[str, list[str]]:
-    """For the provenance of what is made of the model: what was assumed, if anything was."""
-    return {"assumptions": assumed(model)} if assumed(model) else {}
+    """For the provenance of what is made of the model: what was assumed, and what was not tested,
+    if anything was.
+    """
+    told = {name: model.info.provenance.get(name) for name in ("assumptions", "untested")}
+    return {name: list(said) for name, said in told.items() if isinstance(said, list) and said}
 
 
 def say_assumed(sentences: Sequence[str], warning: str | None = None) -> None:
@@ -146,8 +149,8 @@ def choice_of(task: config.Task, explicit: Collection[str]) -> read_weights.Choi
 
 
 def _from_weights(reading: read_weights.Reading, task: config.Task, data: Data) -> Model:
-    _, graph = config.create_network(task, data)
-    info = ModelInfo("dense", data.normalization, data.classes, input_kind=data.input_kind)
+    _, graph, told = config.create_network(task, data)
+    info = ModelInfo("dense", data.normalization, data.classes, told, input_kind=data.input_kind)
     read_as = (
         f"{task.model} for {task.data} (input {data.input_shape}), hidden {task.sizes['hidden']}; "
         "give --model, --hidden and --dataset_name of its training"

@@ -2,8 +2,8 @@
 
 Splits are called train, test and val (or validation), at least train. A missing validation or test
 split is a tenth of the training samples each, class by class, by a permutation with a fixed seed.
-Pixels are normalised by mean and deviation of the training split's, channel by channel, which the
-model file records; whoever has a model takes what it records.
+Pixels are normalised by mean and deviation of the samples that are left for training, channel by
+channel, which the model file records; whoever has a model takes what it records.
 """
 
 from collections.abc import Callable, Mapping
@@ -202,7 +202,7 @@ def _data(
         validation,
         test,
         classes=classes or tuple(map(str, range(count))),
-        normalization=_normalization(raw["train"][0]) if kind == "images" else None,
+        normalization=_normalization(train.images.numpy()) if kind == "images" else None,
         input_kind=kind,
         frames=frames,
         notes=(*notes, *_taken(name, raw)),

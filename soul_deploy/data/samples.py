@@ -12,6 +12,8 @@ from soul_deploy.model.model import Normalization
 
 SPLIT_SEED = 20250
 SPLITS = ("train", "validation", "test")
+LEAST = 10
+"""One in so many training samples goes to each split that is missing."""
 
 
 @brief
@@ -124,7 +126,7 @@ def stratified_parts(
 def filled(splits: Mapping[str, Split]) -> dict[str, Split]:
     """All three splits, of one form. What is missing is a tenth of the training samples each.
 
-    Raises DataError for splits of different forms, and for too few training samples.
+    Raises DataError for splits of different forms, UsageError for too few training samples.
     """
     forms = {(split.images.dtype, split.images.shape[1:]) for split in splits.values()}
     if len(forms) > 1:
@@ -132,10 +134,13 @@ def filled(splits: Mapping[str, Split]) -> dict[str, Split]:
         raise errors.DataError(f"the splits hold images of different forms: {told}")
     missing = [name for name in SPLITS if name not in splits]
     train = splits["train"]
-    held = len(train) // 10
+    held = len(train) // LEAST
     if missing and not held:
-        raise errors.DataError(
-            f"{len(train)} training samples given; {', '.join(missing)} need at least 10"
+        names = " and ".join(missing)
+        raise errors.UsageError(
+            f"{len(train)} training samples are given, and no {names} samples; a tenth of the "
+            f"training samples is taken for a split that is missing, which needs {LEAST} of them: "
+            f"give {LEAST} training samples at least, or {names} samples too"
         )
     sizes = (len(train) - held * len(missing), *(held for _ in missing))
     parts = map(train.select, stratified_parts(train.labels, sizes))

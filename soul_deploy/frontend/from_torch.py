@@ -171,9 +171,14 @@ class Examined:
     module: GraphModule
     untested: tuple[str, ...]
 
+    @property
+    def told(self) -> dict[str, list[str]]:
+        """What a provenance says of that; {} if all was tested."""
+        return {"untested": list(self.untested)} if self.untested else {}
+
     def model(self, info: ModelInfo, made: Mapping[str, object]) -> Model:
         """The network at rest, whose provenance says `made`, and what was not tested."""
-        told = {**made, **({"untested": list(self.untested)} if self.untested else {})}
+        told = {**made, **self.told}
         state = arrays_of(self.module.state_dict())
         return Model(self.module.graph, state, info=replace(info, provenance=told))
 

@@ -16,7 +16,7 @@ from soul_deploy.base import Array, container, errors, files, pixel_rule
 from soul_deploy.base.file_kinds import reads
 from soul_deploy.ir import Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, Normalization, State, Validity
-from soul_deploy.model.state_dict import Weights, read_weights
+from soul_deploy.model.state_dict import COUNT, Weights, read_weights, with_whole_counts
 from soul_deploy.nn.graph_module import GraphModule
 
 FORMAT = "soul-deploy/model/1"
@@ -120,7 +120,7 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
         fits = has.shape == shape
         errors.require(fits, f"{what} has shape {has.shape}, the network needs {shape}")
         kinds, needed = "f", "floating point"
-        if name.endswith(".num_batches_tracked"):
+        if name.endswith(COUNT):
             kinds, needed = "iu", "an integer"
         fits = has.dtype.kind in kinds
         errors.require(fits, f"{what} is {has.dtype}, the network needs {needed}")
@@ -212,16 +212,18 @@ def load_weights(file: files.File) -> Weights:
     A state dict that stands under 'state_dict', 'model', 'net' and the like (WEIGHT_KEYS of
     soul_deploy/base/torch_file.py) is found. Pickles go through `torch.load(weights_only=True)`,
     which refuses everything but tensors and plain values; an argparse.Namespace is let through.
-    Raises MissingFileError, LimitError, or FileFormatError that says why there are none.
+    Batch norm's counts are integers (`with_whole_counts`). Raises MissingFileError, LimitError, or
+    FileFormatError that says why there are none.
     """
     with files.opened(file) as source:
         if not _is_safetensors(source):
-            return read_weights(source)
+            return with_whole_counts(read_weights(source))
         found = files.read_tensors(source)
     document = found.description()
     if document is not None:
         found.document(FORMAT)
-    return Weights(found.path, _under(WEIGHT, found.tensors) or dict(found.tensors))
+    state = _under(WEIGHT, found.tensors) or dict(found.tensors)
+    return with_whole_counts(Weights(found.path, state))
 
 
 def load_state_dict(file: files.File) -> dict[str, Array]:

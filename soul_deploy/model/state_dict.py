@@ -23,6 +23,7 @@ FREE_BYTES, LARGEST_RATIO = 1 << 20, 4  # what arrays may take, by the file's si
 PICKLE_BYTES = 512 << 20  # what a file's pickle may take as data, before it is loaded
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
 """What DataParallel, Lightning and torch.compile put before the names of weights."""
+COUNT, LARGEST_COUNT = ".num_batches_tracked", 1 << 53
 LISTED = 5
 
 
@@ -62,6 +63,29 @@ class Weights:
         more = f"; left out: {_listed(left)}" if left else ""
         sentence = f"{self.path.name}: {taken!r} is taken off the names of its weights{more}"
         return replace(self, state=state, told=(*self.told, sentence))
+
+
+def with_whole_counts(weights: Weights) -> Weights:
+    """The weights, batch norm's counts of batches as integers where they are whole numbers in
+    floating point: averages of models, and those that were cast as a whole, have them so.
+    """
+    counts = {
+        name: array.astype(np.int64)
+        for name, array in weights.state.items()
+        if name.endswith(COUNT) and array.dtype.kind == "f" and _are_counts(array)
+    }
+    if not counts:
+        return weights
+    sentence = (
+        f"{weights.path.name}: {len(counts)} counts of batches ({COUNT[1:]}) are floating-point "
+        "numbers; as whole numbers they are taken for integers"
+    )
+    state = {**weights.state, **counts}
+    return replace(weights, state=state, told=(*weights.told, sentence))
+
+
+def _are_counts(array: Array) -> bool:
+    return bool(((array >= 0) & (array < LARGEST_COUNT) & (array == np.floor(array))).all())
 
 
 def _listed(names: Collection[str]) -> str:

@@ -159,11 +159,16 @@ def _settled(
     names: Collection[str],
     told: list[str],
 ) -> Choice:
-    """`choice` with what `source` says of `names`; `told` gets a sentence of what was taken."""
+    """`choice` with what `source` says of `names`; `told` gets a sentence of what was taken,
+    of arguments also where it is the default.
+    """
     wanted = [name for name in names if name in WORDS or name in _read_by(choice.neuron)]
-    taken = settle(path, said, choice.asked(wanted), source)
-    if taken:
-        items = [f"{WORDS.get(n, n)} {constant_text(value)}" for n, value in taken.items()]
+    asked = choice.asked(wanted)
+    taken = settle(path, said, asked, source)
+    named = {n: said[n] for n, wish in asked.items() if n in said and not wish.given}
+    named = named if source == ARGUMENTS else taken  # a name is seen as it is
+    if named:
+        items = [f"{WORDS.get(n, n)} {constant_text(value)}" for n, value in named.items()]
         told.append(f"{path.name}: taken from {FROM[source]}: {', '.join(items)}")
     says = {name: source for name in wanted if name in said}
     return replace(choice.taking(taken), said={**says, **choice.said})

@@ -220,7 +220,11 @@ class Endless(IterableDataset[Any]):
         (lambda x, y: (x.astype(np.int64), y), DataError, "images of torch.int64; needs uint8"),
         (lambda x, y: (x / np.nan, y), DataError, "finite numbers"),
         (lambda x, y: (x[:, 0, 0, 0], y), DataError, "needs images"),
-        (lambda x, y: (x[:9], y[:9]), DataError, "9 training samples given"),
+        (
+            lambda x, y: (x[:9], y[:9]),
+            UsageError,
+            "9 training samples are given, and no validation",
+        ),
         (lambda x, y: (x[..., :5], y), UsageError, r"the model needs images of \(2, 6, 6\)"),
         (lambda x, y: {"test": (x, y)}, UsageError, "needs train"),
         (lambda x, y: {"train": (x, y), "dev": (x, y)}, UsageError, "train, dev given"),

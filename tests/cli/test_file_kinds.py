@@ -1,10 +1,12 @@
 """Every kind of file: `inspect` describes it, and a command that takes another kind says which."""
 
 import argparse
+import io
 import json
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -269,3 +271,53 @@ def test_arrays_that_are_called_images_are_told_how_to_be_called(
         assert result.exit_code == 1
         said = f"{path} is {KINDS[kind].what}, not an image; let its name end in {suffix}"
         assert result.stderr == f"Error: {said}\n"
+
+
+def npy(shape: tuple[int, ...], values: bytes) -> bytes:
+    """A .npy file whose header says float32 of `shape`, whatever follows."""
+    stream = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + values
+
+
+@pytest.mark.parametrize(
+    ("shape", "there", "declared"),
+    [((3, 4), 47, "48"), ((2,), 0, "8"), ((10**6,) * 6, 8, f"{4 * 10**36:,}")],
+)
+@pytest.mark.parametrize("method", [None, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_array_that_is_cut_off_is_no_intact_one(
+    shape: tuple[int, ...], there: int, declared: str, method: int | None, tmp_path: Path
+) -> None:
+    path, content = tmp_path / "x.npy", npy(shape, bytes(there))
+    if method is None:
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("frames.npy", content)
+    result = soul_deploy("inspect", path)
+    assert result.exit_code == 1 and result.stdout == ""
+    place = str(path) if method is None else f"frames in {path}"
+    assert f"{place} is cut off: its header declares {declared} bytes" in result.stderr
+    assert f"and {there} are there" in result.stderr
+
+
+@pytest.mark.parametrize("shape", [(), (0, 5), (3, 4)])
+def test_a_whole_array_is_described(shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy(shape, bytes(4 * int(np.prod(shape)))))
+    assert shown(path)[0]["arrays"] == [{"name": "", "dtype": "float32", "shape": list(shape)}]
+
+
+def test_an_array_of_objects_is_described_though_its_bytes_cannot_be_counted(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.array([None] * 100), allow_pickle=True)
+    assert shown(path)[0]["arrays"][0]["dtype"] == "object"
+
+
+def test_an_array_of_a_negative_shape_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(npy((-1,), b""))
+    result = soul_deploy("inspect", tmp_path / "x.npy")
+    assert result.exit_code == 1 and "a shape of (-1,)" in result.stderr

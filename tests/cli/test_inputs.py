@@ -1,6 +1,7 @@
 """`--input data|random|NAME|PATH`, alike in verify, export, energy and bench; by place in run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def test_images_of_another_size_are_scaled_only_if_asked(files: Files) -> None:
         ("energy MODEL --input digits", "digits has images of (1, 8, 8), this model takes (3, 8"),
         ("run EVENT digits", "digits has images of (1, 8, 8), the networks take (3, 8, 10)"),
         ("run EVENT photos/..", "holds images"),
-        ("run EVENT splits.npz", "holds the splits test, train; give it as a data set"),
+        ("run EVENT splits.npz", "holds the splits test, train; give it as the data set"),
         ("run EVENT split", "is divided into splits; name the one that is meant, split/train for"),
     ],
 )
@@ -185,6 +186,33 @@ def test_what_names_nothing_or_two_things(files: Files, words: str, message: str
     Path("empty").mkdir()
     known = {"MODEL": files.compact, "EVENT": files.compact_event}
     assert message in refused(*(known.get(word, word) for word in words.split()))
+
+
+@pytest.mark.parametrize("path", ["split", "splits.npz"])
+def test_the_advice_on_splits_holds_for_every_command(files: Files, path: str) -> None:
+    """The name takes the place of the path; no command has an option that others lack."""
+    many, labels = np.concatenate([PIXELS, PIXELS]), np.concatenate([LABELS, LABELS])
+    sets: dict[str, Any] = {"train_images": many, "train_labels": labels}
+    np.savez("splits.npz", test_images=PIXELS, test_labels=LABELS, **sets)
+    for split in ("train", "test"):
+        for index, pixels in enumerate(many):
+            place = Path("split", split, CLASSES[labels[index]])
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.moveaxis(pixels, 0, -1)).save(place / f"{index}.png")
+    count = {"split": 16, "splits.npz": 8}[path]
+    for words in (
+        ("run", files.compact_event),
+        ("energy", files.compact, "--input"),
+        ("verify", files.compact, files.compact_event, "--allow_silent", "--input"),
+        ("bench", "sparse", "--event", files.compact_event, "--no_fresh", "--input"),
+    ):
+        (advice,) = re.findall(
+            r"the data set called (\w+), with (--data_dir [\w.]+)", refused(*words, path)
+        )
+        result = call(*words, advice[0], *advice[1].split())
+        assert result.exit_code == 0, result.output
+    found = made("run", files.compact_event, advice[0], *advice[1].split())
+    assert len(found["results"]) == count
 
 
 def test_labels_that_are_no_classes(files: Files) -> None:

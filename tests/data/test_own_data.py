@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from own_files import NAMES, SIDE, pictures, write_folder, write_frames, write_npz, write_photos
 from PIL import Image
 
 from soul_deploy import as_data
 from soul_deploy.base.errors import DataError, MissingFileError, UsageError, ValidityError
+from soul_deploy.cli.main import root
 from soul_deploy.data.datasets import Data, load_data, load_data_for
 from soul_deploy.data.sampler import moved
+from soul_deploy.model.model import Normalization
 
 
 def sizes(data: Data) -> tuple[int, int, int]:
@@ -30,12 +33,28 @@ def test_a_folder_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
     for pixels, (image, _) in zip(data.test.images, theirs, strict=True):
         assert torch.equal(pixels, torch.from_numpy(np.array(image)).permute(2, 0, 1))
     assert sizes(data) == (54, 6, 18) and data.validation.labels.bincount().tolist() == [2, 2, 2]
-    norm, pixels = data.normalization, pictures(20, 0)[0] / 255
+    norm, pixels = data.normalization, data.train.images.numpy() / 255
     assert norm is not None
     np.testing.assert_allclose(norm.mean, pixels.mean((0, 2, 3)), atol=6e-5)
     np.testing.assert_allclose(norm.std, pixels.std((0, 2, 3)), atol=6e-5)
     assert len(data.notes) == 1 and "no validation split" in data.notes[0]
     assert as_data("folder", data_dir=tmp_path).classes == NAMES
+
+
+def test_samples_that_are_held_out_do_not_count_for_the_normalisation(tmp_path: Path) -> None:
+    """Those left are black; a white one among them would show."""
+    images, labels = np.zeros((40, 1, 4, 4), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "black.npz", images=images, labels=labels)
+    held = load_data("npz", tmp_path / "black.npz")
+    first = np.arange(40, dtype=np.uint8)[:, None, None, None] + images
+    np.savez(tmp_path / "numbered.npz", images=first, labels=labels)
+    numbered = load_data("npz", tmp_path / "numbered.npz")
+    outside = torch.cat([numbered.validation.images, numbered.test.images])[:, 0, 0, 0].numpy()
+    images[outside] = 255
+    np.savez(tmp_path / "white.npz", images=images, labels=labels)
+    data = load_data("npz", tmp_path / "white.npz")
+    assert sizes(data) == (32, 4, 4) and data.validation.images.min() == 255
+    assert data.normalization == held.normalization == Normalization((0.0,), (1.0,))
 
 
 @pytest.mark.parametrize(
@@ -265,3 +284,32 @@ def test_what_belongs_to_images_or_arrays_only(tmp_path: Path) -> None:
         load_data("folder", tmp_path / "photos", download=True)
     with pytest.raises(MissingFileError, match=r"no \.npz file, or folder of them, at"):
         load_data("npz", tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("missing", [("validation",), ("validation", "test")])
+def test_too_few_training_samples_are_a_matter_of_use(
+    missing: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The advice holds: with ten, or with the splits themselves, it can be read."""
+    images, labels = np.zeros((10, 1, 4, 4), np.uint8), np.arange(10) % 2
+    splits = {"validation": "val", "test": "test"}
+    beside: dict[str, Any] = {}
+    for split in splits.keys() - set(missing):
+        beside |= {f"{splits[split]}_images": images[:2], f"{splits[split]}_labels": labels[:2]}
+    path = tmp_path / "few.npz"
+    np.savez(path, train_images=images[:9], train_labels=labels[:9], **beside)
+    words = ["train", "--model", "spikingvgg5", "--dataset_name", "npz", "--data_dir", str(path)]
+    result = CliRunner().invoke(root, [*words, "--epochs", "1", "--model_dir", str(tmp_path)])
+    names = " and ".join(missing)
+    assert result.exit_code == 2, result.output
+    assert result.stderr == (
+        f"Error: 9 training samples are given, and no {names} samples; a tenth of the training "
+        "samples is taken for a split that is missing, which needs 10 of them: give 10 training "
+        f"samples at least, or {names} samples too\n"
+    )
+    np.savez(path, train_images=images, train_labels=labels, **beside)
+    assert sizes(load_data("npz", path))[0] == 10 - len(missing)
+    for split in missing:
+        beside |= {f"{splits[split]}_images": images[:2], f"{splits[split]}_labels": labels[:2]}
+    np.savez(path, train_images=images[:9], train_labels=labels[:9], **beside)
+    assert sizes(load_data("npz", path)) == (9, 2, 2)

@@ -180,6 +180,24 @@ def test_a_model_of_a_silent_factory_says_what_was_not_tested() -> None:
     assert "untested" not in fires.info.provenance
 
 
+def test_commands_keep_what_was_not_tested(tmp_path: Path) -> None:
+    """Of training, and of what is pruned from its file or from weights."""
+    quiet = ("--dataset_name", "digits", "--model", "somebody.nets:quiet", "-T", "2")
+    short = ("--epochs", "1", "--threads", "1", "--format", "json")
+    trained = call("train", *quiet, *short)
+    assert trained.exit_code == 0, trained.output
+    path = json.loads(trained.stdout)["model"]
+    assert load(Path(path)).info.provenance["untested"] == ["fire", "fire2"]
+    torch.save(load(Path(path)).module().state_dict(), "w.pt")
+    prune = ("prune", "structured", "--mode", "load", "--prune_ratio", "0", "--model_path")
+    for words in (("w.pt", *quiet), (path,)):
+        pruned = call(*prune, *words, *short)
+        assert pruned.exit_code == 0, pruned.output
+        for made in tmp_path.glob("saved_models/pruned_*.safetensors"):
+            assert load(made).info.provenance["untested"] == ["fire", "fire2"]
+            made.unlink()
+
+
 def test_a_state_dict_is_pruned_with_the_factory(tmp_path: Path) -> None:
     network, _ = create("somebody.nets:make", OPTIONS)
     used = {k: v for k, v in network.state_dict().items() if "unused" not in k}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from safetensors.numpy import save_file
 from test_soul_files import FACTORY, assert_souls_spikes, call, golden, here, written
 from torch import Tensor, nn
 
@@ -180,7 +181,7 @@ def test_saved_arguments_hold_where_no_flag_is_given() -> None:
     specs = {node.neuron for node in model.graph.populations}
     assert specs == {NeuronSpec("lif", tau=1.5, v_reset=None)}
     for line in (
-        "theirs.pt: taken from the arguments saved in it: T 8",
+        "theirs.pt: taken from the arguments saved in it: neuron lif, T 8",
         "theirs.pt: taken from the arguments saved in it: tau 1.5, v_reset none",
         "theirs.pt says no more; assumed without being told (Soul's lif): v_threshold 1, "
         "decay_input yes, fire gt",
@@ -234,6 +235,49 @@ def test_contradictions_are_refused_naming_both(
     result = zoo(name, *words)
     assert result.exit_code == 2, result.output
     assert message in result.stderr and not Path("m.safetensors").exists()
+
+
+def test_saved_arguments_that_are_the_defaults_are_named_too() -> None:
+    """Those that a flag gives are not: they were asked for."""
+    arguments = argparse.Namespace(T=4, tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True)
+    torch.save({"model": souls(), "args": arguments}, "theirs.pt")
+    model, result = imported("theirs.pt", "--v_threshold", "1")
+    for line in (
+        "theirs.pt: taken from the arguments saved in it: T 4",
+        "theirs.pt: taken from the arguments saved in it: tau 2, v_reset 0, decay_input yes",
+        "theirs.pt says no more; assumed without being told (Soul's lif): neuron lif, fire gt",
+    ):
+        assert line in result.stderr.splitlines()
+        assert line in model.info.provenance["assumptions"]
+
+
+def counted(state: State, value: float, dtype: torch.dtype) -> State:
+    """The state with other counts of batches."""
+    count = torch.tensor(value, dtype=dtype)
+    return {n: count if n.endswith("num_batches_tracked") else t for n, t in state.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.bfloat16])
+def test_counts_in_floating_point_are_integers(dtype: torch.dtype) -> None:
+    """As averages of models have them, and what was cast as a whole."""
+    state = counted(souls(), 96, dtype)
+    torch.save(state, "w.pt")
+    model, result = imported("w.pt")
+    counts = [a for n, a in model.state.items() if n.endswith("num_batches_tracked")]
+    assert len(counts) == 4 and all(a.dtype == np.int64 and a == 96 for a in counts)
+    (line,) = [line for line in result.stderr.splitlines() if "counts of batches" in line]
+    assert line.startswith("w.pt: 4 counts") and line in model.info.provenance["assumptions"]
+    if dtype in (torch.float32, torch.float64):  # the others are no weights of safetensors
+        save_file({n: t.numpy() for n, t in state.items()}, "w.safetensors")
+        same, _ = imported("w.safetensors")
+        assert digest(same.state) == digest(model.state)
+
+
+@pytest.mark.parametrize("value", [12.5, -1, 1e30])
+def test_what_counts_no_batches_is_refused(value: float) -> None:
+    torch.save(counted(souls(), value, torch.float32), "w.pt")
+    result = zoo("w.pt")
+    assert result.exit_code == 1 and "the network needs an integer" in result.stderr
 
 
 def test_words_that_mean_something_else_are_not_believed() -> None:

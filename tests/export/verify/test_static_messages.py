@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.verify.event import event_problems
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.model.file import expected_shapes
-from soul_deploy.model.model import Model, ModelInfo
+from soul_deploy.model.model import Model, ModelInfo, Normalization, Validity
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format import network as eventnet
 
@@ -52,6 +53,10 @@ def another(model: Model, name: str, by: float = 1.0) -> Model:
     return replace(model, state={**model.state, name: model.state[name] + np.float32(by)})
 
 
+def informed(**info: Any) -> Model:
+    return replace(model_of(), info=ModelInfo(**info))
+
+
 MORE = (
     ir.Convolution("again", ("fires",), False, None, 2, 2, (1, 1)),
     ir.Population("more", ("again",), LIF),
@@ -72,6 +77,21 @@ NIR: dict[str, tuple[Model, Model, list[str]]] = {
         model_of(),
         replace(model_of(), info=ModelInfo(input_kind="counts")),
         ["input_kind: counts in the file, the model says values"],
+    ),
+    "class names": (
+        informed(classes=("a", "b", "c")),
+        informed(classes=("a", "c", "b")),
+        ["class names: ('a', 'c', 'b') in the file, the model says ('a', 'b', 'c')"],
+    ),
+    "normalization": (
+        informed(),
+        informed(normalization=Normalization((0.5,), (0.25,))),
+        ["normalization: Normalization(mean=(0.5,), std=(0.25,)) in the file, the model says None"],
+    ),
+    "validity": (
+        informed(validity=Validity(3)),
+        informed(validity=Validity(3, reset_per_sample=True)),
+        ["validity: Validity(time_steps=3, reset_per_sample=True) in the file"],
     ),
     "missing": (model_of(*MORE), model_of(), ["more: missing", "again: missing"]),
     "surplus": (model_of(), model_of(*MORE), ["more: not in the model", "again: not in the model"]),

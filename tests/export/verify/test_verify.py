@@ -9,10 +9,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, numpy_helper
+from click.testing import CliRunner
+from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from soul_deploy.base.errors import FileFormatError, MissingFileError, ValidityError
+from soul_deploy.cli.main import root
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
 from soul_deploy.equivalence.reference import ReferenceModel
 from soul_deploy.equivalence.verdict import Verdict
@@ -25,6 +27,7 @@ from soul_deploy.export.verify.onnx_static import StaticCheck, check_static
 from soul_deploy.export.verify.verify import artifact_kind, verify
 from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import NeuronSpec
+from soul_deploy.model.file import save
 from soul_deploy.model.model import Model, ModelInfo, Normalization, from_module
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
@@ -161,6 +164,27 @@ def _change_metadata(file: ModelProto) -> None:
     next(entry for entry in file.metadata_props if entry.key == "input_mode").value = "sequence"
 
 
+def _told(key: str, value: str | None) -> Callable[[ModelProto], None]:
+    """Another value of a metadata key, or none."""
+
+    def change(file: ModelProto) -> None:
+        kept = {e.key: e.value for e in file.metadata_props} | {key: value or ""}
+        helper.set_model_props(file, {k: v for k, v in kept.items() if v or k != key})
+
+    change.__name__ = f"{key}_{value}"
+    return change
+
+
+def _declare_another_height(file: ModelProto) -> None:
+    value = next(v for v in file.graph.value_info if v.name == "1")
+    value.type.tensor_type.shape.dim[2].dim_value += 1
+
+
+def _declare_another_type(file: ModelProto) -> None:
+    value = next(v for v in file.graph.value_info if v.name == "1")
+    value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+
 SPOILED: dict[Callable[[ModelProto], None], str] = {
     _change_weight: "3.weight: 1 of 144 values differ from the folded weights",
     _swap_layers: "0.weight: 144 of 144 values differ",
@@ -173,6 +197,18 @@ SPOILED: dict[Callable[[ModelProto], None], str] = {
     _change_stride: "node '6' is not what the graph says",
     _change_steps: "metadata time_steps is '4', the graph says '3'",
     _change_metadata: "metadata input_mode is 'sequence', the file's is 'static'",
+    _told("classes", '["b", "a", "c"]'): 'metadata classes is \'["b", "a", "c"]\', the model says',
+    _told("classes", None): "metadata classes is None, the model says",
+    _told("normalization", '{"mean": [0.5], "std": [0.5]}'): "metadata normalization is",
+    _told("validity", '{"reset_per_sample": true, "time_steps": null}'): "metadata validity is",
+    _told("input_kind", "counts"): "metadata input_kind is 'counts', the model says 'images'",
+    _told("normalization_applied_by", "file"): "the model says 'caller'",
+    _told("encoding", "Poisson"): "metadata encoding is 'Poisson', the model says",
+    _told("decode", "max"): "metadata decode is 'max', the model says",
+    _told("fire", "v >= v_threshold"): "metadata fire is",
+    _told("neurons", "{}"): "metadata neurons is '{}'",
+    _declare_another_height: "value '1' is declared as float ['time_batch', 4, 7, 6], the graph",
+    _declare_another_type: "value '1' is declared as double",
 }
 CALLS = (_change_call, _skip_a_call, _change_function)
 
@@ -193,6 +229,30 @@ def test_a_wrong_onnx_file_fails_the_static_gate(
     assert report.carried_by == ("static",)
     assert "1 static: FAILED" in report.text()
     assert "Verified: NO" in report.text()
+
+
+def test_what_a_file_of_ours_does_not_declare_is_no_difference(tmp_path: Path) -> None:
+    """Populations' spikes are compared nonetheless."""
+    file = build_onnx(GOLDEN)
+    del file.graph.value_info[:]
+    onnx.save(file, tmp_path / "net.onnx")
+    report = verify(GOLDEN, tmp_path / "net.onnx", X)
+    assert report.passed and report.end_to_end is not None and report.end_to_end.spikes_compared
+
+
+def test_a_file_of_ours_that_does_not_open_has_failed(tmp_path: Path) -> None:
+    """ONNX Runtime knows no such operators, which no node uses."""
+    path, model = tmp_path / "net.onnx", tmp_path / "model.safetensors"
+    file = build_onnx(GOLDEN)
+    file.opset_import.append(helper.make_opsetid("ai.onnx.ml", 99))
+    onnx.save(file, path)
+    save(GOLDEN, model)
+    report = verify(GOLDEN, path, X)
+    assert report.verdict is Verdict.FAILED and report.carried_by == ("end_to_end",)
+    result = CliRunner().invoke(root, ["verify", str(model), str(path), "--input", "random"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "3 end to end: FAILED, the file does not run as the model" in result.stdout
+    assert result.stderr.count("Error:") == 1
 
 
 RUNNING = (
@@ -290,8 +350,16 @@ def _event_bias(network: EventNetwork) -> EventNetwork:
     return replace(network, readout=replace(network.readout, bias=network.readout.bias + 1))
 
 
-def _event_normalization(network: EventNetwork) -> EventNetwork:
+def _event_classes(network: EventNetwork) -> EventNetwork:
     return replace(network, classes=("a", "b", "d"))
+
+
+def _event_normalization(network: EventNetwork) -> EventNetwork:
+    return replace(network, normalization=Normalization((0.5,), (0.5,)))
+
+
+def _event_kind(network: EventNetwork) -> EventNetwork:
+    return replace(network, input_kind="counts")
 
 
 WRONG_EVENTS: dict[Callable[[EventNetwork], EventNetwork], str] = {
@@ -301,7 +369,9 @@ WRONG_EVENTS: dict[Callable[[EventNetwork], EventNetwork], str] = {
     _event_neuron: "1: neuron is",
     _event_steps: "T is 4, the graph says 3",
     _event_bias: "readout: bias: 3 of 3 entries differ",
-    _event_normalization: "class names is",
+    _event_classes: "class names is",
+    _event_normalization: "normalisation is ((0.5,), (0.5,)), the graph says None",
+    _event_kind: "the kind of input is counts, the graph says images",
 }
 
 

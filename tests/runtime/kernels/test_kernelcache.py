@@ -35,12 +35,13 @@ STAMP = "0123456789abcdef" * 4
 
 
 def ran(code: str, folder: Path, **changed: str) -> list[str]:
+    """The words on stdout; stderr stays empty."""
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | changed
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment | {"PYTHONPATH": str(folder)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
 
 
@@ -229,3 +230,53 @@ def test_what_holds_addresses_of_this_process_is_not_kept(tmp_path: Path) -> Non
 
     cache: Any = kept.KernelCache(ran)
     cache.save_overload((), Result())  # would fail: it has no codegen
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As /proc does: access says that folders can be made below `name`, and making one fails."""
+    make = Path.mkdir
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+        if name in path.parts:
+            raise FileNotFoundError(2, "No such file or directory")
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+def test_a_folder_that_cannot_be_made_is_passed_over_before_anything_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing(monkeypatch, "proc")
+    folders = [tmp_path / name for name in ("proc", "home", "more")]
+    found = Places(iter(folders), STAMP)
+    assert list(tmp_path.iterdir()) == []  # who only reads writes nothing
+    names = [folder / f"{PREFIX}0123456789abcdef" for folder in folders]
+    assert list(found.sought()) == names[:2] == found.read
+    assert found.written == names[1] and names[1].is_dir()
+    where = f"they are kept in {names[1]}, since {folders[0]} cannot be written"
+    assert compiling_message(found).endswith(where)
+    alone = Places(iter(folders[:1]), STAMP)
+    assert list(alone.sought()) == names[:1] and alone.written is None
+    said = compiling_message(alone)
+    assert "at every start" in said and str(folders[0]) in said and "kept in" not in said
+    alone.write(lambda folder: pytest.fail("nothing can be written"))
+    assert caplog.messages == []
+
+
+def test_a_kernel_that_is_found_makes_no_folder_behind_it(tmp_path: Path) -> None:
+    found = Places(iter([tmp_path / "cache"]), STAMP)
+    assert next(found.sought()) == found.written
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_one_true_line_where_nothing_can_be_made(tree: Path) -> None:
+    """The kernels go beside the sources, which is what the line says."""
+    announced = "from soul_deploy.runtime.kernels.cache import compiling_announced"
+    code = f"{announced}\nwith compiling_announced(print):\n    exec({FIRES!r})\n"
+    said = " ".join(ran(code, tree, NUMBA_CACHE_DIR="/proc/nowhere"))
+    kernels = tree / "soul_deploy" / "runtime" / "kernels" / "__pycache__"
+    assert said.count("kept") == 1 and f"they are kept in {kernels}" in said
+    assert said.count("/proc/nowhere cannot be written") == 1
+    assert ran(FIRES, tree, NUMBA_CACHE_DIR="/proc/nowhere") == ["0", "1", "1", "1"]

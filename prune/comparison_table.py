@@ -124,7 +124,7 @@ class Comparison(Shown):
         if accuracy is None or synops is None:
             return (name, "failed", *[""] * 5, runs)
         whole = self.spread(DENSE, "synops")
-        share = f"{synops.mean / whole.mean:.1%}" if whole and whole.mean else ""
+        share = f"{100 * synops.mean / whole.mean:.1f} %" if whole and whole.mean else ""
         sizes = [round(_mean(self.spread(name, field))) for field in ("parameters", "nonzero")]
         seconds = f"{_mean(self.spread(name, 'seconds')):.1f}"
         shown = _with_spread(accuracy, accuracy.deviation, lambda value: f"{100 * value:.2f}")
@@ -132,7 +132,7 @@ class Comparison(Shown):
 
     def differences_table(self, first: str | None = None) -> Table:
         """Paired by seed: the mean and its standard error."""
-        title = f"Less {first or self.entries[0]}, paired by seed: mean ± standard error"
+        title = f"Less {first or self.entries[0]}, by seed"
         rows = [
             (
                 each.entry,
@@ -142,7 +142,7 @@ class Comparison(Shown):
             )
             for each in self.differences(first)
         ]
-        return Table(title, ["method", "accuracy, points", "SynOps, ratio", "pairs"], rows)
+        return Table(title, ["method", "points ± standard error", "SynOps, ratio", "pairs"], rows)
 
     def parts(self) -> list[Table | str]:
         """The table, the differences, why runs failed."""

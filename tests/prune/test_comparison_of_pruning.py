@@ -15,6 +15,7 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.comparison import Entry, compare_pruning
 from soul_deploy.prune.comparison_table import Comparison, Run
+from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.structured.pipeline import prune_structured
 from soul_deploy.prune.structured.sca import PruneSchedule, ScaConfig
 from soul_deploy.prune.structured.selection import Guard
@@ -43,7 +44,8 @@ BY_HAND = Comparison(
 
 def test_means_deviations_and_differences_by_hand() -> None:
     spread = BY_HAND.spread("a", "accuracy")
-    assert spread is not None and (spread.mean, spread.count) == (pytest.approx(0.6), 3)
+    assert spread is not None and spread.count == 3
+    assert spread.mean == pytest.approx(0.6)
     assert spread.deviation == pytest.approx(0.1)  # sqrt((0.01 + 0 + 0.01) / 2)
     assert BY_HAND.spread("c", "accuracy") is None
     (apart,) = BY_HAND.differences()
@@ -52,14 +54,14 @@ def test_means_deviations_and_differences_by_hand() -> None:
     assert apart.accuracy.error == pytest.approx(0.05)  # sqrt(2 · 0.05²) / sqrt(2)
     assert apart.synops is not None and apart.synops.mean == pytest.approx((0.5 + 1) / 2)
     (other,) = BY_HAND.differences("b")
-    assert (other.entry, other.accuracy.mean) == ("a", pytest.approx(-0.05))
+    assert other.entry == "a" and other.accuracy.mean == pytest.approx(-0.05)
 
 
 def test_tables_say_what_was_found() -> None:
     rows = {row[0]: row[1:] for row in BY_HAND.table().rows}
     assert list(rows) == ["dense", "a", "b", "c"]
-    assert rows["dense"][:3] == ("80.00 ± 10.00 %", 200, "100.0%")
-    assert rows["a"] == ("60.00 ± 10.00 %", 50, "25.0%", 10, 8, "2.0", "3")
+    assert rows["dense"][:3] == ("80.00 ± 10.00 %", 200, "100.0 %")
+    assert rows["a"] == ("60.00 ± 10.00 %", 50, "25.0 %", 10, 8, "2.0", "3")
     assert rows["b"][0] == "60.00 ± 0.00 %" and rows["b"][-1] == "2 of 3"
     assert rows["c"] == ("failed", "", "", "", "", "", "0 of 3")
     assert BY_HAND.differences_table().rows == (("b", "+5.00 ± 5.00", "0.75", 2),)
@@ -113,7 +115,8 @@ def structured(name: str = "half", *, ratio: float = 0.5, min_keep: float = 0.0)
 
 
 def searched() -> Entry:
-    return Entry("search", prune_unstructured, SearchConfig(penalty_lmbda=0.0, mask_init_factor=(1, 1, 0, 0)), TRAINING)
+    config = SearchConfig(penalty_lmbda=0.0, mask_init_factor=(1, 1, 0, 0))
+    return Entry("search", prune_unstructured, config, TRAINING)
 
 
 def test_runs_are_kept_and_not_repeated(
@@ -134,7 +137,7 @@ def test_runs_are_kept_and_not_repeated(
     compact = load(tmp_path / "half_1.safetensors")
     assert compact.info.stage == "compact" and not compact.channel_masks
 
-    def never(*_: object, **__: object) -> None:
+    def never(*_: object, **__: object) -> PruneResult:
         raise AssertionError("nothing is run again")
 
     monkeypatch.setattr("soul_deploy.training.train.train", never)

@@ -52,12 +52,12 @@ TRAINED, CHOSEN = 6000, 1000
 """Images for training, and for choosing the best epoch."""
 
 # Epochs and rates; the same for all entries of a part.
-BATCH = 60
+BATCH, RATE = 60, 1e-3
+CONSTANT = Schedule("constant")
 CONV_EPOCHS = 6  # 6Conv2FC as `train` trains it: Adam 1e-3, cosine, batch 64
 VGG_EPOCHS = 8  # Adam 1e-3, cosine
 PRUNE_EPOCHS, FROZEN_EPOCHS = 8, 3  # structured: Adam 1e-3, cosine; five updates of the masks
-SEARCH_EPOCHS, FINETUNE_EPOCHS = 10, 4  # unstructured: Adam 1e-3, cosine, both
-MASK_RATE, FINETUNE_RATE = 1e-2, 1e-3
+SEARCH_EPOCHS, FINETUNE_EPOCHS = 8, 3  # unstructured: Adam 1e-3, weights and masks, constant
 TEMPERATURE = (5, 1000)
 LAMBDA, TARGET = 5e-9, 0.042
 LAMBDAS = (1e-9, 5e-9, 2e-8)
@@ -164,7 +164,7 @@ class Setting:
 
 def training(epochs: int) -> TrainConfig:
     """Adam, 1e-3, cosine."""
-    return TrainConfig(epochs=epochs, batch_size=BATCH, learning_rate=1e-3)
+    return TrainConfig(epochs=epochs, batch_size=BATCH, learning_rate=RATE)
 
 
 def search_entry(name: str, lmbda: float | None, target: float | None) -> Entry:
@@ -173,10 +173,10 @@ def search_entry(name: str, lmbda: float | None, target: float | None) -> Entry:
         penalty_lmbda=lmbda,
         target_connectivity=target,
         temp_scheduler=TEMPERATURE,
-        prune_lr=MASK_RATE,
-        finetune=FinetuneConfig(FINETUNE_EPOCHS, FINETUNE_RATE, Schedule("cosine")),
+        finetune=FinetuneConfig(FINETUNE_EPOCHS, RATE, CONSTANT),
     )
-    return Entry(name, prune_unstructured, config, training(SEARCH_EPOCHS))
+    searched = replace(training(SEARCH_EPOCHS), schedule=CONSTANT)
+    return Entry(name, prune_unstructured, config, searched)
 
 
 def channel_entry(score: Score, ratio: float, ramp: Ramp, min_keep: float = 0.0) -> Entry:
@@ -245,7 +245,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     seeds = range(given.first, given.first + given.seeds)
     chosen = [name for name in given.entries.split(",") if name]
-    found = PARTS[given.part](Setting(images(given.data_dir), given.output, seeds, chosen))
+    setting = Setting(images(given.data_dir), given.output, seeds, chosen)
+    try:
+        found = PARTS[given.part](setting)
+    except errors.SoulDeployError as error:
+        sys.exit(f"Error: {error}")
     print(found.text())
     document = {"part": given.part, **found.to_dict()}
     files.write_text(given.output / f"{given.part}.json", json.dumps(document, indent=1) + "\n")

@@ -32,6 +32,8 @@ COUNTED = 1000
 """Validation images, the first ones, on which SynOps are counted."""
 Start: TypeAlias = Model | Callable[[int], Model]
 """A network that all seeds share, or what gives the network of each seed."""
+Made: TypeAlias = tuple[Model, float]
+"""A network and its test accuracy."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class _Work:
         return self._done(entry.name, seed, entry.settings(), lambda: self._pruned(entry, seed))
 
     def _done(
-        self, name: str, seed: int | None, asked: Mapping[str, Any], make: Callable[[], Model]
+        self, name: str, seed: int | None, asked: Mapping[str, Any], make: Callable[[], Made]
     ) -> Run:
         """The run as the folder holds it, or made now and kept there."""
         model_path = _path(self.folder, name, seed)
@@ -199,28 +201,21 @@ class _Work:
         return run
 
     def _figures(
-        self, name: str, seed: int | None, make: Callable[[], Model]
+        self, name: str, seed: int | None, make: Callable[[], Made]
     ) -> tuple[Model | None, Run]:
         begun = time.perf_counter()
         try:
-            made = make()
+            made, accuracy = make()
         except errors.SoulDeployError as error:
             if name == table.DENSE:
                 raise
             seconds = time.perf_counter() - begun
             return None, Run(name, seed, error=str(error), seconds=seconds)
         seconds = time.perf_counter() - begun
-        return made, Run(name, seed, seconds=seconds, **self._measured(made))
-
-    def _measured(self, model: Model) -> dict[str, Any]:
-        module = train.module_of(model, train.prepare_device(self.device))
-        weights = [value for name, value in model.state.items() if name.endswith(".weight")]
-        return {
-            "accuracy": trainer.accuracy(module, self.data, self.data.test),
-            "synops": synops_per_image(model, self.data),
-            "parameters": parameters(model.state),
-            "nonzero": sum(int(np.count_nonzero(value)) for value in weights),
-        }
+        weights = [value for key, value in made.state.items() if key.endswith(".weight")]
+        nonzero = sum(int(np.count_nonzero(value)) for value in weights)
+        synops, size = synops_per_image(made, self.data), parameters(made.state)
+        return made, Run(name, seed, accuracy, synops, size, nonzero, seconds)
 
     def _begun(self, seed: int) -> Model:
         return self.start(seed) if callable(self.start) else self.start
@@ -233,18 +228,21 @@ class _Work:
             held |= {f"{kind}:{name}": value for name, value in getattr(model, kind).items()}
         return files.digest(held)
 
-    def _trained(self, seed: int) -> Model:
+    def _trained(self, seed: int) -> Made:
         model = self._begun(seed)
         if self.dense is None:
-            return model
+            module = train.module_of(model, train.prepare_device(self.device))
+            return model, trainer.accuracy(module, self.data, self.data.test)
         config = replace(self.dense, seed=seed)
-        return train.train(model, self.data, config, device=self.device).model
+        result = train.train(model, self.data, config, device=self.device)
+        return result.model, result.test_accuracy
 
-    def _pruned(self, entry: Entry, seed: int) -> Model:
+    def _pruned(self, entry: Entry, seed: int) -> Made:
         start = load(_path(self.folder, table.DENSE, None if self.one_start else seed))
         training = replace(entry.training, seed=seed)
         result = entry.method(start, self.data, entry.config, training, device=self.device)
-        return result.compact or result.masked
+        left = "masked" if result.compact is None else "compact"
+        return result.compact or result.masked, result.accuracies[left]
 
 
 def synops_per_image(model: Model, data: Data) -> float:

@@ -13,13 +13,7 @@ import numpy as np
 
 from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.prune.structured.costs import Costs, Keep
-from soul_deploy.prune.structured.selection import (
-    ChannelPlan,
-    Flags,
-    Guard,
-    LayerChannels,
-    Values,
-)
+from soul_deploy.prune.structured.selection import ChannelPlan, Flags, Guard, LayerChannels, Values
 
 ROUND = 0.02
 """Share of the open channels that go, or come back, before costs are computed anew."""
@@ -43,12 +37,7 @@ def decide(
 
 
 def correct(
-    plan: ChannelPlan,
-    scores: ByUnit,
-    gradients: ByUnit,
-    costs: Costs,
-    wanted: float,
-    guard: Guard,
+    plan: ChannelPlan, scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, guard: Guard
 ) -> ChannelPlan:
     """`plan` brought to `wanted` by costs measured since: the worst go, or the best come back."""
     _require_finite(scores, gradients)

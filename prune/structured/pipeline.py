@@ -192,7 +192,7 @@ class _Run:
         accuracies = {"dense": dense, "masked": self.work.accuracy()}
         made = {"command": COMMAND, **self.asked, "accuracy": dict(accuracies)}
         masked = self.work.model(self.work.info("masked", self.dense_epochs, **made))
-        removal = {"residual": self.config.removal}
+        removal = {"residual": self.config.removed_streams}
         return finished(self.work, masked, accuracies, removal, on_masked, history=history)
 
 

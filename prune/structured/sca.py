@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from soul_deploy import distributed
-from soul_deploy.base import brief
+from soul_deploy.base import brief, errors
 from soul_deploy.base.errors import UsageError, require_known
 from soul_deploy.data import datasets, sampler
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
 from soul_deploy.prune import target
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
-from soul_deploy.prune.structured import metering, ranking, scores, selection
+from soul_deploy.prune.structured import frozen, metering, ranking, scores, selection
 from soul_deploy.training import trainer
-from soul_deploy.training.state import Bundle, Restorable
+from soul_deploy.training.state import Bundle, Restorable, Tree, tree_of
 
 Ramp = Literal["constant", "linear", "cubic"]
 RAMPS: tuple[Ramp, ...] = ("constant", "linear", "cubic")
@@ -123,10 +123,10 @@ class ScaConfig:
             require_known(name, getattr(self, name), choices)
 
     @property
-    def removal(self) -> Residual:
-        """What goes from residual streams at removal.
+    def removed_streams(self) -> Residual:
+        """What removal takes from residual streams: of single branches only if that was asked for.
 
-        They lose what is dead in all members anyway; single branches only if asked for.
+        Streams lose what is dead in all members anyway.
         """
         return "scatter" if self.residual == "scatter" else "coupled"
 
@@ -158,11 +158,12 @@ def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
     selection.check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
-class ChannelPruning(Bundle):
+class ChannelPruning:
     """The loop over the populations `names` of a module, which is pruned in place.
 
-    Its `state` between two steps is all that is needed to go on. Raises UsageError before any
-    training if the budget cannot be met.
+    After the last mask update it goes on without the masked channels (`frozen`). Its `state`
+    between two steps is all that is needed to go on. Raises UsageError before any training if the
+    budget cannot be met.
     """
 
     def __init__(
@@ -178,15 +179,15 @@ class ChannelPruning(Bundle):
         self.sca = sca
         self._measurement = _Measurement(module, data, recipe.seed, sca, names)
         self._statistics = self._measurement.statistics
-        self._best = trainer.BestState()
+        self._after_step = after_step
         self._training = trainer.Training(
             *(module, data, replace(recipe, epochs=sca.schedule.epochs)),
             hooks=self._statistics,
             tick=tick,
             after_step=after_step,
         )
-        training, best = self._training, self._best
-        super().__init__({"training": training, "best": best, **self._measurement.parts})
+        self._updates = Bundle({"training": self._training, **self._measurement.parts})
+        self._frozen: frozen.FrozenEpochs | None = None
 
     def run(self) -> Iterator[PruneStep]:
         """Go on, yielding after each epoch.
@@ -194,17 +195,42 @@ class ChannelPruning(Bundle):
         It ends with the weights of the epoch with the best validation accuracy among those with the
         final masks; the state right after the last mask update is one of them.
         """
-        module, data, schedule = self._training.module, self._training.data, self.sca.schedule
-        for result in self._training.run():
-            ratio, best = schedule.ratio_after.get(result.epoch), result
-            plan = None if ratio is None else self._update(ratio)
-            if result.epoch == schedule.last_update:
-                masked = trainer.accuracy(module, data, data.validation)
-                best = replace(result, validation_accuracy=masked)
-            if result.epoch >= schedule.last_update:
-                self._best.offer(module, best)
+        schedule = self.sca.schedule
+        if self._frozen is None:
+            for result in self._training.run(until=schedule.last_update):
+                ratio = schedule.ratio_after.get(result.epoch)
+                yield PruneStep(result, None if ratio is None else self._update(ratio))
+            if schedule.last_update == schedule.epochs:
+                return
+            self._frozen = self._freeze()
+            self._frozen.begin()
+        for result, plan in self._frozen.run():
             yield PruneStep(result, plan)
-        self._best.take(module)
+
+    @property
+    def module(self) -> GraphModule:
+        """What is trained now: behind the last mask update, the network without masked channels."""
+        return self._training.module if self._frozen is None else self._frozen.module
+
+    def _freeze(self) -> frozen.FrozenEpochs:
+        streams = self.sca.removed_streams
+        return frozen.FrozenEpochs(self._training, streams, after_step=self._after_step)
+
+    def state(self) -> Tree:
+        """Of the epochs up to the last mask update, or of those after it."""
+        return self._updates.state() if self._frozen is None else {"frozen": self._frozen.state()}
+
+    def restore(self, tree: Tree) -> None:
+        """Raises FileFormatError also for what an earlier version wrote, which trained on masked
+        channels to the end: going on from it would end in other weights.
+        """
+        told = "an earlier version wrote it, which fine-tuned at full width; leave --resume out"
+        errors.require("best" not in tree, told)
+        if "frozen" in tree:
+            self._frozen = self._freeze()
+            self._frozen.restore(tree_of(tree, "frozen"))
+        else:
+            self._updates.restore(tree)
 
     def _update(self, ratio: float) -> selection.ChannelPlan:
         """Set the masks that what was measured gives, and begin to measure anew."""
@@ -267,7 +293,9 @@ class _Measurement:
         return {"statistics": self.statistics, **meters}
 
     def _meter(self, quantity: target.Quantity) -> metering.Meter:
-        return metering.Meter(self.module, self.data, self.units, quantity, self.sca.removal)
+        return metering.Meter(
+            self.module, self.data, self.units, quantity, self.sca.removed_streams
+        )
 
     def decide(self, ratio: float) -> selection.ChannelPlan:
         """Which channels of the units stay when `ratio` of all is pruned."""

@@ -10,20 +10,25 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.prune.structured.costs import Costs, Keep
-from soul_deploy.prune.structured.selection import ChannelPlan, Flags, Guard, LayerChannels, Values
+from soul_deploy.prune.structured.selection import ChannelPlan, Flags, LayerChannels, Values
 
+POWER = 1.0
+TINY = 1e-9
 ROUND = 0.02
 """Share of the open channels that go, or come back, before costs are computed anew."""
 ByUnit = Mapping[str, Values]
+Floors = Mapping[str, int]
+"""Unit -> how many channels it keeps at least."""
 
 
 def decide(
-    scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, regrow: float, guard: Guard
+    scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, regrow: float, floors: Floors
 ) -> ChannelPlan:
-    """The plan that costs `wanted`, or as near as the guard's floors and whole channels allow.
+    """The plan that costs `wanted`, or as near as the units' floors and whole channels allow.
 
     scores, gradients: (C,) by unit. From all channels the worst score for its saved cost goes,
     again and again, down to (1 - regrow) · wanted; then those with the largest |gradient| for their
@@ -32,56 +37,87 @@ def decide(
     """
     _require_finite(scores, gradients)
     slopes = {name: np.abs(values) for name, values in gradients.items()}
-    kept = shrunk(costs.all_open(), scores, costs, (1 - regrow) * wanted, guard)
+    kept = shrunk(costs.all_open(), scores, costs, (1 - regrow) * wanted, floors)
     return _plan(kept, grown(kept, slopes, costs, wanted), scores, slopes)
 
 
 def correct(
-    plan: ChannelPlan, scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, guard: Guard
+    keep: Keep, scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, floors: Floors
 ) -> ChannelPlan:
-    """`plan` brought to `wanted` by costs measured since: the worst go, or the best come back."""
+    """`keep` brought to `wanted` by costs measured since: the worst go, or the best come back."""
     _require_finite(scores, gradients)
     slopes = {name: np.abs(values) for name, values in gradients.items()}
-    before = {layer.name: layer.keep for layer in plan.layers}
-    kept = shrunk(before, scores, costs, wanted, guard)
+    kept = shrunk(keep, scores, costs, wanted, floors)
     return _plan(kept, grown(kept, slopes, costs, wanted), scores, slopes)
 
 
-def least(costs: Costs, guard: Guard) -> float:
+def unchanged(keep: Keep, scores: ByUnit, gradients: ByUnit) -> ChannelPlan:
+    """The plan that keeps what is open."""
+    return _plan(keep, keep, scores, {name: np.abs(of) for name, of in gradients.items()})
+
+
+def least(costs: Costs, floors: Floors) -> float:
     """What the floors alone cost."""
     even = {unit: np.zeros(width) for unit, width in costs.widths.items()}
-    return costs.total(shrunk(costs.all_open(), even, costs, 0.0, guard))
+    return costs.total(shrunk(costs.all_open(), even, costs, 0.0, floors))
+
+
+def reserve(keep: Keep, gradients: ByUnit, costs: Costs, count: int) -> dict[str, Flags]:
+    """The `count` closed channels that would come back first."""
+    flat = _Flat(costs)
+    opened, added = flat.flags(keep), flat.values(costs.marginal(keep))
+    slopes = np.abs(flat.values(gradients))
+    worth = np.where(opened, -math.inf, flat.worth(slopes, added, opened))
+    chosen = np.zeros(len(opened), np.bool_)
+    chosen[np.argsort(-worth, kind="stable")[:count]] = True
+    return flat.split(chosen & ~opened)
 
 
 def shrunk(
-    keep: Keep, scores: ByUnit, costs: Costs, wanted: float, guard: Guard
+    keep: Keep, scores: ByUnit, costs: Costs, wanted: float, floors: Floors
 ) -> dict[str, Flags]:
     """`keep` without channels, until it costs `wanted` at most or floors alone are left.
 
     A channel that saves nothing stays.
     """
     flat = _Flat(costs)
-    opened, score = flat.join(keep), flat.join(scores)
+    opened, score = flat.flags(keep), flat.values(scores)
     excess = costs.total(keep) - wanted
     while excess > 0:
-        saved = flat.join(costs.marginal(flat.split(opened)))
-        spare = flat.spare(opened, guard)
-        worth = np.full(len(score), math.inf)
+        saved = flat.values(costs.marginal(flat.split(opened)))
         able = opened & (saved > 0)
-        worth[able] = score[able] / saved[able]
-        gone, left = 0, excess
-        for i in np.lexsort((-np.arange(len(score)), worth)):
-            unit = flat.unit[i]
-            if not able[i] or gone >= flat.round(opened) or (gone and saved[i] > left):
-                break  # the sum of what each saves is never less than what all save
-            if spare[unit] > 0:
-                opened[i] = False
-                spare[unit] -= 1
-                gone, left = gone + 1, left - saved[i]
+        worth = np.where(able, flat.worth(score, saved, opened), math.inf)
+        order = np.lexsort((-np.arange(len(score)), worth))  # of equals the last goes first
+        spare = flat.spare(opened, floors)
+        gone = _first_that_fit(order[: int(able.sum())], saved, excess, flat.unit, spare)
+        gone = gone[: flat.round(opened)]
         if not gone:
             break
+        opened[gone] = False
         excess = costs.total(flat.split(opened)) - wanted
     return flat.split(opened)
+
+
+def _first_that_fit(
+    order: npt.NDArray[np.intp],
+    saved: Values,
+    excess: float,
+    unit: npt.NDArray[np.intp],
+    spare: npt.NDArray[np.int64],
+) -> list[int]:
+    """Channels that go together, in order: the first, and others while `excess` is not used up.
+
+    The sum of what each saves is never less than what all save.
+    """
+    gone: list[int] = []
+    for i in order.tolist():
+        if gone and saved[i] > excess:
+            break
+        if spare[unit[i]] > 0:
+            spare[unit[i]] -= 1
+            excess -= saved[i]
+            gone.append(i)
+    return gone
 
 
 def grown(keep: Keep, values: ByUnit, costs: Costs, wanted: float) -> dict[str, Flags]:
@@ -89,22 +125,19 @@ def grown(keep: Keep, values: ByUnit, costs: Costs, wanted: float) -> dict[str, 
     the cost nearer to `wanted`.
     """
     flat = _Flat(costs)
-    opened, value = flat.join(keep), flat.join(values)
+    opened, value = flat.flags(keep), flat.values(values)
     while True:
         lack = wanted - costs.total(flat.split(opened))
-        added = flat.join(costs.marginal(flat.split(opened)))
+        added = flat.values(costs.marginal(flat.split(opened)))
         able = ~opened & (added > 0) & (np.abs(lack - added) < abs(lack))
         if not able.any():
             return flat.split(opened)
-        worth = np.full(len(value), -math.inf)
-        worth[able] = value[able] / added[able]
-        come = 0
-        for i in np.argsort(-worth, kind="stable")[: flat.round(opened)]:
-            # Together they cost more than the sum of each: half of what lacks leaves room.
-            if not able[i] or (come and added[i] > lack / 2):
-                break
-            opened[i] = True
-            come, lack = come + 1, lack - added[i]
+        worth = np.where(able, flat.worth(value, added, opened), -math.inf)
+        order = np.argsort(-worth, kind="stable")[: min(flat.round(opened), int(able.sum()))]
+        come = 1  # Together they cost more than the sum of each: half of what lacks leaves room.
+        while come < len(order) and added[order[: come + 1]].sum() < lack / 2:
+            come += 1
+        opened[order[:come]] = True
 
 
 class _Flat:
@@ -115,16 +148,25 @@ class _Flat:
         self.unit = np.repeat(np.arange(len(self.widths)), [*self.widths.values()])
         self._cuts = np.cumsum([*self.widths.values()])[:-1]
 
-    def join(self, by_unit: Mapping[str, Values] | Keep) -> Values | Flags:
+    def values(self, by_unit: ByUnit) -> Values:
+        return np.concatenate([by_unit[name] for name in self.widths])
+
+    def flags(self, by_unit: Keep) -> Flags:
         return np.concatenate([by_unit[name] for name in self.widths])
 
     def split(self, flat: Flags) -> dict[str, Flags]:
         return dict(zip(self.widths, np.split(flat.copy(), self._cuts), strict=True))
 
-    def spare(self, opened: Flags, guard: Guard) -> Values:
+    def spare(self, opened: Flags, floors: Floors) -> npt.NDArray[np.int64]:
         """How many open channels each unit has above its floor."""
         counts = np.bincount(self.unit[opened], minlength=len(self.widths))
-        return counts - [guard.floor(width) for width in self.widths.values()]
+        return counts - np.array([floors[unit] for unit in self.widths], np.int64)
+
+    def worth(self, values: Values, costs: Values, opened: Flags) -> Values:
+        """Each channel's share of what its unit holds open, per cost; see the module's text."""
+        held = np.bincount(self.unit[opened], values[opened], len(self.widths))[self.unit]
+        share = np.divide(values, held, out=np.ones(len(values)), where=held > 0)
+        return share / np.maximum(costs, TINY) ** POWER
 
     def round(self, opened: Flags) -> int:
         return max(1, math.ceil(ROUND * int(opened.sum())))

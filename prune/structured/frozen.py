@@ -44,6 +44,12 @@ class Correction(saved.Restorable, Protocol):
         """Change masks of the module; the plan, or None where they stay."""
         ...
 
+    def worth(self, accuracy: float) -> float:
+        """By what epochs are compared, above -1: the accuracy, where the masks are as they should
+        be.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Narrowed:
@@ -131,7 +137,7 @@ class FrozenEpochs:
     def begin(self) -> None:
         """Go on where the whole network's training is; its state is the first candidate."""
         _carry_over(self._whole, self.training, self._made.places)
-        self._best.offer(self._accuracy())
+        self._best.offer(self._worth(self._accuracy()))
 
     def run(self) -> Iterator[tuple[EpochResult, ChannelPlan | None]]:
         """Go on, yielding after each epoch its result and the change of masks after it.
@@ -141,10 +147,14 @@ class FrozenEpochs:
         for result in self.training.run():
             correction = self._correction
             plan = None if correction is None else correction.after_epoch(self.training)
-            self._best.offer(result.validation_accuracy if plan is None else self._accuracy())
+            reached = result.validation_accuracy if plan is None else self._accuracy()
+            self._best.offer(self._worth(reached))
             yield result, plan
         self._best.take()
         self._made.write_back(self.module, self._whole.module)
+
+    def _worth(self, accuracy: float) -> float:
+        return accuracy if self._correction is None else self._correction.worth(accuracy)
 
     def _accuracy(self) -> float:
         return trainer.accuracy(self.module, self.training.data, self.training.data.validation)
@@ -171,7 +181,7 @@ class FrozenEpochs:
 
 
 class _Best:
-    """The module's weights and masks at its highest validation accuracy, the first of equals."""
+    """The module's weights and masks at its highest worth, the first of equals."""
 
     def __init__(self, module: GraphModule) -> None:
         self._module = module

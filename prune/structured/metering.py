@@ -17,7 +17,8 @@ from torch import Tensor
 
 from soul_deploy import distributed, ir
 from soul_deploy.analysis import connectivity
-from soul_deploy.base import brief
+from soul_deploy.base import Array, brief
+from soul_deploy.base.errors import require
 from soul_deploy.data import datasets
 from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model, ModelInfo, from_module
@@ -27,7 +28,7 @@ from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.structured.costs import Costs, PairCosts, pair_sums
 from soul_deploy.prune.structured.selection import Flags, PruningUnit, Values
 from soul_deploy.prune.target import Quantity
-from soul_deploy.training.state import Tree, array_of, same_names, tree_of
+from soul_deploy.training.state import Tree, array_of, tree_of
 from soul_deploy.training.trainer import device_of
 
 CHUNK = 64
@@ -41,13 +42,16 @@ Sums = Mapping[str, Tensor]
 class Reading:
     """What was measured of a network.
 
-    cost   of the network with its present masks: live synapses, values, or SynOps per sample
-    costs  what its channels cost, in parts of 1/samples
+    cost     of the network with its present masks: live synapses, values, or SynOps per sample
+    costs    what its channels cost, in parts of 1/samples
+    dense    the cost that shares are of, where that is not what the network costs at first: all
+             its synapses
     """
 
     cost: float
     costs: Costs
     samples: int = 1
+    dense: float | None = None
 
 
 @torch.no_grad()
@@ -114,11 +118,12 @@ class Meter:
         return {"known": dict(self.known)}
 
     def restore(self, tree: Tree) -> None:
-        held = tree_of(tree, "known")
-        if held:
-            needed = dict.fromkeys(self.sources) if self.quantity == "synops" else {}
-            same_names("nodes that deliver", needed, held)
-        self.known = {name: torch.from_numpy(np.array(array_of(held, name))) for name in held}
+        held, shapes = tree_of(tree, "known"), self.module.graph.shapes
+        found = {name: torch.from_numpy(np.array(array_of(held, name))) for name in held}
+        for name, total in found.items():
+            fits = name in self.sources and tuple(total.shape) == shapes[name]
+            require(fits and total.dtype == torch.float64, f"{name}: delivered values do not fit")
+        self.known = found
 
     @property
     def keep(self) -> dict[str, Flags]:
@@ -144,10 +149,20 @@ class Meter:
         """What the network costs now, and what its channels do."""
         return QUANTITIES[self.quantity](self, self.model())
 
+    def start_from(self, other: "Meter", channels: Mapping[str, Array]) -> None:
+        """Take over what is known to the meter of the whole network.
+
+        channels: mask -> which channels of the whole network are left.
+        """
+        masks = {unit.name: unit.masks[0] for unit in self.units}
+        for name in set(self.sources).intersection(other.known):
+            for unit in self._wiring.alone_before(name):
+                self.known[name] = other.known[name][channels[masks[unit]]]
+
     def remember(self, sums: Sums) -> None:
         """Take over what open channels delivered; of closed ones the last known stays."""
         known = {name: total.clone() for name, total in sums.items()}
-        for name in known if self.known else ():
+        for name in set(known).intersection(self.known):
             for unit in self._wiring.alone_before(name):
                 closed = torch.from_numpy(~self.keep[unit])
                 part = slice(0, len(closed))
@@ -184,9 +199,10 @@ def _connectivity(meter: Meter, model: Model) -> Reading:
         live = None if layer.live is None else torch.from_numpy(layer.live.astype(np.float64))
         operator = layer.linear.operator
         ones = torch.ones(operator.in_shape, dtype=torch.float64)
-        found = pair_sums(operator, ones, live)
-        pairs[layer.name] = found, np.zeros(len(found))
-    return Reading(connectivity.connectivity(model).live, meter.costs(pairs, None))
+        between = pair_sums(operator, ones, live)
+        pairs[layer.name] = between, np.zeros(len(between))
+    found = connectivity.connectivity(model)
+    return Reading(found.live, meter.costs(pairs, None), dense=found.dense)
 
 
 def _params(meter: Meter, model: Model) -> Reading:

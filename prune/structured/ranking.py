@@ -27,14 +27,14 @@ class Ranked:
 
     statistics  what training batches gave since the last update of the masks
     synops      measures what channels cause; None unless the score needs it
-    seed        of the random ranks: the same ones whenever they are asked for
+    ranks       the random ones (see `random_ranks`): the same whenever they are asked for
     """
 
     module: GraphModule
     units: Sequence[PruningUnit]
     statistics: ChannelStatistics
     synops: Meter | None
-    seed: int
+    ranks: ByUnit
 
     def of_rows(self, values: Callable[[str], Values]) -> ByUnit:
         """The mean over each unit's projections of (C,) values by projection."""
@@ -71,16 +71,19 @@ def _activity(ranked: Ranked) -> ByUnit:
     return {u.name: np.mean([found[p] for p in u.populations], axis=0) for u in ranked.units}
 
 
-def _random(ranked: Ranked) -> ByUnit:
-    """A rank from 0 to 1, drawn once per seed.
+def random_ranks(units: Sequence[PruningUnit], seed: int) -> ByUnit:
+    """A rank from 0 to 1 for each channel, from the seed alone."""
+    bounds = np.cumsum([0, *(unit.channels for unit in units)])
+    ranks = np.random.default_rng(seed).permutation(bounds[-1]) / max(1, bounds[-1])
+    parts = np.split(ranks, bounds[1:-1])
+    return {unit.name: part for unit, part in zip(units, parts, strict=True)}
 
-    The same ranks at each update: ranks drawn anew would close what was trained since the last one,
+
+def _random(ranked: Ranked) -> ByUnit:
+    """Ranks drawn once: drawn anew at each update they would close what was trained since the last,
     and a gradual baseline would be worse than random channels are.
     """
-    bounds = np.cumsum([0, *(unit.channels for unit in ranked.units)])
-    ranks = np.random.default_rng(ranked.seed).permutation(bounds[-1]) / max(1, bounds[-1])
-    parts = np.split(ranks, bounds[1:-1])
-    return {unit.name: part for unit, part in zip(ranked.units, parts, strict=True)}
+    return ranked.ranks
 
 
 def _l1(ranked: Ranked) -> ByUnit:

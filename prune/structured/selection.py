@@ -88,6 +88,11 @@ class ChannelPlan:
     def total(self) -> int:
         return sum(len(layer.keep) for layer in self.layers)
 
+    def keeps_as(self, other: "ChannelPlan") -> bool:
+        """Whether both, of the same units, keep the same channels."""
+        pairs = zip(self.layers, other.layers, strict=True)
+        return all(bool((mine.keep == their.keep).all()) for mine, their in pairs)
+
     def rows(self) -> list[tuple[str, int, int, int, float, float]]:
         """(layer, channels, kept, of these by gradient, lowest kept score, highest cut score)."""
         return [

@@ -16,14 +16,9 @@ from soul_deploy.data.sampler import share_of
 from soul_deploy.distributed import Group
 from soul_deploy.ir import NeuronSpec, Projection
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import (
-    ChannelPruning,
-    PruneSchedule,
-    ScaConfig,
-    apply,
-    open_masks,
-    plan_of_weights,
-)
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.masks import apply, open_masks
+from soul_deploy.prune.structured.sca import ChannelPruning, plan_of_weights
 from soul_deploy.prune.structured.scores import ChannelStatistics, Score
 from soul_deploy.prune.structured.selection import (
     Budget,

@@ -20,7 +20,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,10 +36,11 @@ from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn import layers
 from soul_deploy.prune.comparison import Entry, compare_pruning
 from soul_deploy.prune.comparison_table import Comparison
+from soul_deploy.prune.structured.config import PruneSchedule, Ramp, ScaConfig
 from soul_deploy.prune.structured.pipeline import prune_structured
-from soul_deploy.prune.structured.sca import PruneSchedule, Ramp, ScaConfig
-from soul_deploy.prune.structured.scores import SCORES, Score
+from soul_deploy.prune.structured.scores import Score
 from soul_deploy.prune.structured.selection import Guard
+from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.pipeline import prune_unstructured
 from soul_deploy.training.lr_schedules import Schedule
@@ -61,8 +62,11 @@ SEARCH_EPOCHS, FINETUNE_EPOCHS = 8, 3  # unstructured: Adam 1e-3, weights and ma
 TEMPERATURE = (5, 1000)
 LAMBDA, TARGET = 5e-9, 0.042
 LAMBDAS = (1e-9, 5e-9, 2e-8)
-RATIOS = (0.5, 0.7)
+RATIOS = (0.5, 0.7)  # pruned shares of the channels
+SHARE, SHARES = 0.4, (0.5, 0.2, 0.1, 0.05)  # of the dense network's SynOps
+SCORES: tuple[Score, ...] = ("spike_membrane", "random", "l1", "bn_gamma", "synops")
 RAMPS: tuple[Ramp, ...] = ("constant", "cubic")
+MIN_KEEP = 0.15
 
 VGG_WIDTHS: tuple[int | str, ...] = (24, "M", 48, 48, "M", 96, 96, 96, "M")
 VGG_HIDDEN = 96
@@ -179,13 +183,17 @@ def search_entry(name: str, lmbda: float | None, target: float | None) -> Entry:
     return Entry(name, prune_unstructured, config, searched)
 
 
-def channel_entry(score: Score, ratio: float, ramp: Ramp, min_keep: float = 0.0) -> Entry:
-    """A share of the channels pruned."""
+def channel_entry(score: Score, budget: float | Target, ramp: Ramp, min_keep: float = 0.0) -> Entry:
+    """A pruned share of the channels, or a target."""
+    target = budget if isinstance(budget, Target) else None
+    value = budget.value if isinstance(budget, Target) else budget
     schedule = PruneSchedule(
-        ratio, 0.1, epochs=PRUNE_EPOCHS, finetune_epochs=FROZEN_EPOCHS, ramp=ramp
+        *(0.0 if target else value, 0.1, PRUNE_EPOCHS), finetune_epochs=FROZEN_EPOCHS, ramp=ramp
     )
-    config = ScaConfig(schedule, Guard(min_keep=min_keep), score)
-    return Entry(f"{score}:{ratio:g}:{ramp}", prune_structured, config, training(PRUNE_EPOCHS))
+    config = ScaConfig(schedule, Guard(min_keep=min_keep), score, target=target)
+    kept = f":{min_keep:g}" if min_keep else ""
+    name = f"{score}:{value:g}:{ramp}{kept}"
+    return Entry(name, prune_structured, config, training(PRUNE_EPOCHS))
 
 
 def dense_conv(setting: Setting) -> Comparison:
@@ -212,12 +220,33 @@ def scratch(setting: Setting) -> Comparison:
 
 
 def structured(setting: Setting) -> Comparison:
-    """Half of the channels, and 70 %."""
+    """Half of the channels pruned, and 70 %."""
     dense_vgg(setting)
+    kept: tuple[Score, ...] = ("spike_membrane", "random")
     entries = [
-        channel_entry(score, ratio, ramp) for ratio in RATIOS for ramp in RAMPS for score in SCORES
+        *(channel_entry(s, ratio, ramp) for ratio in RATIOS for ramp in RAMPS for s in SCORES),
+        *(channel_entry(s, ratio, "cubic", MIN_KEEP) for ratio in RATIOS for s in kept),
     ]
     return setting.compare("structured", setting.dense_of("vgg"), entries)
+
+
+def synops(setting: Setting) -> Comparison:
+    """To 40 % of the dense network's SynOps."""
+    dense_vgg(setting)
+    target = Target("synops", SHARE)
+    entries = [channel_entry(score, target, ramp) for ramp in RAMPS for score in SCORES]
+    return setting.compare("synops", setting.dense_of("vgg"), entries)
+
+
+def curve(setting: Setting) -> Comparison:
+    """Down to 5 % of the SynOps, our scores and random channels."""
+    dense_vgg(setting)
+    entries = [
+        channel_entry(score, Target("synops", share), "cubic")
+        for share in SHARES
+        for score in SCORES
+    ]
+    return setting.compare("curve", setting.dense_of("vgg"), entries)
 
 
 PARTS: Mapping[str, Callable[[Setting], Comparison]] = {
@@ -225,7 +254,19 @@ PARTS: Mapping[str, Callable[[Setting], Comparison]] = {
     "unstructured": unstructured,
     "scratch": scratch,
     "structured": structured,
+    "synops": synops,
+    "curve": curve,
 }
+
+
+def groups(found: Comparison) -> list[Comparison]:
+    """The entries of each budget by themselves: the second word of their names."""
+    kinds = [name.split(":")[1:2] for name in found.entries]
+    unique = [kind for i, kind in enumerate(kinds) if kind not in kinds[:i]]
+    return [
+        replace(found, entries=tuple(n for n in found.entries if n.split(":")[1:2] == kind))
+        for kind in unique
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,8 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = PARTS[given.part](setting)
     except errors.SoulDeployError as error:
         sys.exit(f"Error: {error}")
-    print(found.text())
+    apart = [group.differences_table() for group in groups(found) if group.entries[1:]]
+    print("\n".join([found.table().text(), *(table.text() for table in apart), *found.failures()]))
     document = {"part": given.part, **found.to_dict()}
+    document["differences"] = [asdict(d) for group in groups(found) for d in group.differences()]
     files.write_text(given.output / f"{given.part}.json", json.dumps(document, indent=1) + "\n")
     return 0
 

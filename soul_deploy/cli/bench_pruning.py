@@ -16,8 +16,10 @@ from soul_deploy.data.datasets import Data
 from soul_deploy.model.model import Model
 from soul_deploy.prune import comparison
 from soul_deploy.prune.comparison_table import Comparison
+from soul_deploy.prune.structured import config as structured
 from soul_deploy.prune.structured import pipeline as by_channel
-from soul_deploy.prune.structured import sca, scores, selection
+from soul_deploy.prune.structured import scores, selection
+from soul_deploy.prune.target import QUANTITIES, Target
 from soul_deploy.prune.unstructured import config as searching
 from soul_deploy.prune.unstructured import pipeline as by_weight
 from soul_deploy.training import train, trainer
@@ -27,7 +29,7 @@ STRUCTURED, UNSTRUCTURED = "structured", "unstructured"
 METHODS = {STRUCTURED: scores.SCORES, UNSTRUCTURED: ("search",)}
 """What can be compared, by kind."""
 DEVICES = ("auto", "cpu", "cuda")
-BUDGETS = ("prune_ratio", "target_connectivity")
+BUDGETS = ("prune_ratio", *(f"target_{quantity}" for quantity in QUANTITIES))
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,22 @@ class ComparedOptions:
     dense_epochs: int | None = given(
         None, "Epochs of the dense network, without --model_path. [default: --epochs]"
     )
-    prune_ratio: float | None = given(None, "Budget: pruned share of all channels.")
-    target_connectivity: float | None = given(None, "Budget: share of the synapses that is left.")
+    prune_ratio: float | None = given(
+        None, "Budget of structured methods: the pruned share of all channels."
+    )
+    target_synops: float | None = given(
+        None, "Budget: SynOps per sample, a share of the dense network's or a count."
+    )
+    target_params: float | None = given(
+        None, "Budget: parameters, a share of the dense network's or a count."
+    )
+    target_connectivity: float | None = given(
+        None, "Budget: live synapses, a share of the dense network's."
+    )
     finetune_epochs: int | None = given(
         None, "Of --epochs, those at the end with fixed masks. [default: a third]"
     )
-    prune_ramp: str = common.one_of(sca.RAMPS, "How the pruned share rises, of channels.")
+    prune_ramp: str = common.one_of(structured.RAMPS, "How the pruned share rises, of channels.")
     regrow_ratio: float = given(0.1, "Share of the channels that comes back by gradient.")
     min_keep: float = given(0.0, "Share of its channels that every layer keeps.")
     prune_lr: float | None = given(None, "Of masks searched for. [default: --learning_rate]")
@@ -62,11 +74,7 @@ class ComparedOptions:
 
     def entries(self, training: trainer.TrainConfig) -> tuple[comparison.Entry, ...]:
         """One per method. Raises UsageError, UnknownNameError."""
-        budgets = {name: getattr(self, name) for name in BUDGETS}
-        budgets = {name: value for name, value in budgets.items() if value is not None}
-        if len(budgets) != 1:
-            told = ", ".join(f"--{name}" for name in BUDGETS)
-            raise errors.UsageError(f"{len(budgets)} budgets given; needs one of {told}")
+        target = self._target()
         frozen = training.epochs // 3 if self.finetune_epochs is None else self.finetune_epochs
         if frozen >= training.epochs:
             told = f"finetune_epochs {frozen} leaves nothing of --epochs {training.epochs}"
@@ -76,40 +84,47 @@ class ComparedOptions:
         if not names:
             raise errors.UsageError(f"--methods {self.methods!r}: the list is empty; give some")
         methods = [method_of(name) for name in names]
-        return tuple(made[kind](name, training, frozen) for kind, name in methods)
+        return tuple(made[kind](name, target, training, frozen) for kind, name in methods)
+
+    def _target(self) -> Target | None:
+        """The budget, or None for prune_ratio. Raises UsageError unless one is given."""
+        asked = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(asked) != 1:
+            told = ", ".join(f"--{name}" for name in BUDGETS)
+            raise errors.UsageError(f"{len(asked)} budgets given; needs one of {told}")
+        given = {f"target_{quantity}": quantity for quantity in QUANTITIES}
+        return Target(given[asked[0]], getattr(self, asked[0])) if asked[0] in given else None
 
     def _by_channel(
-        self, score: Any, training: trainer.TrainConfig, frozen: int
+        self, score: Any, target: Target | None, training: trainer.TrainConfig, frozen: int
     ) -> comparison.Entry:
-        ratio = self._only("prune_ratio", STRUCTURED)
         ramp: Any = self.prune_ramp
-        schedule = sca.PruneSchedule(
-            ratio, self.regrow_ratio, training.epochs, finetune_epochs=frozen, ramp=ramp
+        schedule = structured.PruneSchedule(
+            *(self.prune_ratio or 0.0, self.regrow_ratio, training.epochs),
+            finetune_epochs=frozen,
+            ramp=ramp,
         )
-        config = sca.ScaConfig(schedule, selection.Guard(min_keep=self.min_keep), score)
+        guard = selection.Guard(min_keep=self.min_keep)
+        config = structured.ScaConfig(schedule, guard, score, target=target)
         name = f"{STRUCTURED}:{score}"
         return comparison.Entry(name, by_channel.prune_structured, config, training)
 
     def _by_weight(
-        self, method: str, training: trainer.TrainConfig, frozen: int
+        self, method: str, target: Target | None, training: trainer.TrainConfig, frozen: int
     ) -> comparison.Entry:
-        target, finetune = self._only("target_connectivity", UNSTRUCTURED), None
+        if target is None or target.quantity != "connectivity":
+            told = f"{UNSTRUCTURED} methods need --target_connectivity"
+            raise errors.UsageError(f"{told}; give it, or leave them out")
+        finetune = None
         if frozen:
             rate, schedule = training.learning_rate, training.schedule
             finetune = searching.FinetuneConfig(frozen, rate, schedule)
         config = searching.SearchConfig(
-            target_connectivity=target, prune_lr=self.prune_lr, finetune=finetune
+            target_connectivity=target.value, prune_lr=self.prune_lr, finetune=finetune
         )
         training = replace(training, epochs=training.epochs - frozen)
         name = f"{UNSTRUCTURED}:{method}"
         return comparison.Entry(name, by_weight.prune_unstructured, config, training)
-
-    def _only(self, budget: str, kind: str) -> float:
-        """The value of the only budget that a kind knows. Raises UsageError without it."""
-        value: float | None = getattr(self, budget)
-        if value is None:
-            raise errors.UsageError(f"{kind} methods need --{budget}; give it, or leave them out")
-        return value
 
 
 def method_of(word: str) -> tuple[str, str]:

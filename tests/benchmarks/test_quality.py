@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from quality import STEPS, averaged, images, main, small_vgg
+from quality import STEPS, averaged, groups, images, main, small_vgg
 
 from soul_deploy.data.datasets import Data, Split
+from soul_deploy.prune.comparison_table import Comparison, Run
 
 
 def test_images_are_padded_and_averaged() -> None:
@@ -61,3 +62,14 @@ def test_a_part_prints_its_table_and_goes_on(
     assert [path.stat().st_mtime_ns for path in (tmp_path / "scratch").iterdir()] == stamps
     with pytest.raises(SystemExit, match="unknown entry 'snip'; valid: lambda=1e-09"):
         main(["scratch", "--entries", "snip", *out])
+
+
+def test_differences_are_taken_within_a_budget() -> None:
+    names = ("l1:0.5:cubic", "l1:0.7:cubic", "random:0.5:cubic", "random:0.7:cubic")
+    runs = tuple(Run(name, 0, 0.1 * i, 1.0, 1, 1) for i, name in enumerate(names, 1))
+    half, more = groups(Comparison(names, (0,), runs))
+    assert half.entries == names[::2] and more.entries == names[1::2]
+    (apart,) = more.differences()
+    assert apart.entry == "random:0.7:cubic" and apart.accuracy.mean == pytest.approx(0.2)
+    (whole,) = groups(Comparison(("search", "random"), (0,), ()))
+    assert whole.entries == ("search", "random")

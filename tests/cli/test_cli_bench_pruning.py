@@ -118,3 +118,13 @@ def test_unstructured_methods_are_compared_too() -> None:
     if not run["error"]:
         model = load(Path("runs/unstructured_search_2025.safetensors"))
         assert model.info.provenance["search"]["target"] == 0.5
+
+
+def test_scores_share_a_target() -> None:
+    budget = ["--target_params", "0.5", "--methods", "l1,random", "--seeds", "1"]
+    found = call(*SMALL, *QUICK, *budget, "--format", "json")
+    assert found.exit_code == 0, found.output
+    dense, *runs = json.loads(found.stdout)["runs"]
+    assert [run["entry"] for run in runs] == ["structured:l1", "structured:random"]
+    for run in runs:
+        assert 0.45 < run["parameters"] / dense["parameters"] < 0.55

@@ -16,8 +16,8 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.comparison import Entry, compare_pruning
 from soul_deploy.prune.comparison_table import Comparison, Run
 from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
 from soul_deploy.prune.structured.pipeline import prune_structured
-from soul_deploy.prune.structured.sca import PruneSchedule, ScaConfig
 from soul_deploy.prune.structured.selection import Guard
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.pipeline import prune_unstructured

@@ -60,7 +60,7 @@ class ComparedOptions:
     target_connectivity: float | None = given(
         None, "Budget: live synapses, a share of the dense network's."
     )
-    finetune_epochs: int | None = given(
+    frozen_epochs: int | None = given(
         None, "Of --epochs, those at the end with fixed masks. [default: a third]"
     )
     prune_ramp: str = common.one_of(structured.RAMPS, "How the pruned share rises, of channels.")
@@ -70,14 +70,14 @@ class ComparedOptions:
 
     def __post_init__(self) -> None:
         errors.require_least(1, seeds=self.seeds, dense_epochs=self.dense_epochs)
-        errors.require_least(0, finetune_epochs=self.finetune_epochs)
+        errors.require_least(0, frozen_epochs=self.frozen_epochs)
 
     def entries(self, training: trainer.TrainConfig) -> tuple[comparison.Entry, ...]:
         """One per method. Raises UsageError, UnknownNameError."""
         target = self._target()
-        frozen = training.epochs // 3 if self.finetune_epochs is None else self.finetune_epochs
+        frozen = training.epochs // 3 if self.frozen_epochs is None else self.frozen_epochs
         if frozen >= training.epochs:
-            told = f"finetune_epochs {frozen} leaves nothing of --epochs {training.epochs}"
+            told = f"frozen_epochs {frozen} leaves nothing of --epochs {training.epochs}"
             raise errors.UsageError(f"{told} to prune in; give fewer")
         made = {STRUCTURED: self._by_channel, UNSTRUCTURED: self._by_weight}
         names = [word.strip() for word in self.methods.split(",") if word.strip()]

@@ -100,7 +100,7 @@ def test_wrong_use_is_told() -> None:
         (["--methods", " , ", "--prune_ratio", "0.5"], "the list is empty"),
         (["--methods", "unstructured:search", "--prune_ratio", "0.5"], "need --target_connec"),
         ([*METHODS, "--methods", "spike,spike"], "each must be there once"),
-        ([*METHODS, "--finetune_epochs", "2"], "leaves nothing of --epochs 2 to prune in"),
+        ([*METHODS, "--frozen_epochs", "2"], "leaves nothing of --epochs 2 to prune in"),
         ([*METHODS, "--seeds", "0"], "seeds 0 must be at least 1"),
     ):
         result = call(*SMALL, *QUICK, *words)

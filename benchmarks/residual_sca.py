@@ -25,7 +25,8 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.sca import ChannelPruning
 from soul_deploy.prune.structured.selection import Guard, pruning_units
 from soul_deploy.training.trainer import TrainConfig, Training, accuracy
 from soul_deploy.zoo.registry import NetworkOptions, create

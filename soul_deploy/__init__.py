@@ -19,8 +19,8 @@ _NAMES = {
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
     "PruneResult": "prune.result:PruneResult",
-    "PruneSchedule": "prune.structured.sca:PruneSchedule",
-    "ScaConfig": "prune.structured.sca:ScaConfig",
+    "PruneSchedule": "prune.structured.config:PruneSchedule",
+    "ScaConfig": "prune.structured.config:ScaConfig",
     "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
@@ -82,11 +82,11 @@ if TYPE_CHECKING:
     from soul_deploy.prune.removal.apply import remove as remove
     from soul_deploy.prune.removal.planner import plan_removal as plan_removal
     from soul_deploy.prune.result import PruneResult as PruneResult
+    from soul_deploy.prune.structured.config import PruneSchedule as PruneSchedule
+    from soul_deploy.prune.structured.config import ScaConfig as ScaConfig
     from soul_deploy.prune.structured.pipeline import DensePhase as DensePhase
     from soul_deploy.prune.structured.pipeline import plan_structured as plan_structured
     from soul_deploy.prune.structured.pipeline import prune_structured as prune_structured
-    from soul_deploy.prune.structured.sca import PruneSchedule as PruneSchedule
-    from soul_deploy.prune.structured.sca import ScaConfig as ScaConfig
     from soul_deploy.prune.unstructured.config import FinetuneConfig as FinetuneConfig
     from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
     from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured

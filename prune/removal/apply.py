@@ -64,6 +64,21 @@ def remove(
     return Model(narrow, state, channels, info, neurons)
 
 
+def places(graph: ir.SpikingGraph, state: Mapping[str, Array], plan: RemovalPlan) -> State:
+    """Where each value of the compact network stands in the whole one: name -> flat indices.
+
+    They have the shapes of the compact tensors. For plans that only cut: no channel is folded or
+    generated.
+    """
+    found: State = {
+        name: np.arange(array.size).reshape(array.shape) for name, array in state.items()
+    }
+    for projection in graph.projections:
+        _cut(graph, projection, plan, found)
+    _cut(graph, graph.readout, plan, found)
+    return found
+
+
 def _narrower(
     graph: ir.SpikingGraph, changed: Mapping[str, ir.Node], plan: RemovalPlan
 ) -> ir.SpikingGraph:

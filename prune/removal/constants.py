@@ -87,6 +87,14 @@ def known_behind(node: Merge, inputs: Sequence[Known]) -> Known:
     return Known(np.where(zero, np.float32(0), np.float32(np.nan)), proven | ~zero)
 
 
+def masked_current(projection: Projection, on: Array | None) -> Known:
+    """What a channel mask (C,) alone says of a projection's current: 0, whatever its weights."""
+    known = Known.nothing(projection.out_channels)
+    if on is not None:
+        known.value[~on] = 0
+    return known
+
+
 @torch.no_grad()
 def constant_current(projection: Projection, state: Mapping[str, Array], on: Array | None) -> Array:
     """The current (C,) of a projection whose inputs are all 0: bias, batch norm and mask only.

@@ -26,6 +26,7 @@ def plan_removal(
     round_to: int = 1,
     residual: grouping.Residual = "coupled",
     max_memory: int | None = None,
+    trained_on: bool = False,
 ) -> RemovalPlan:
     """Decide what can be removed from a masked or zeroed network.
 
@@ -33,6 +34,7 @@ def plan_removal(
     could go stay, masked. residual: what goes from residual streams: nothing ("internal"), channels
     of all their members ("coupled"), and silent channels of single branches too ("scatter").
     max_memory: bytes that planning may take besides the weights; None: what the machine has.
+    trained_on: the weights will change, so only what the masks alone keep at 0 goes.
     Raises LimitError for more, and RemovalError if a layer that nothing bypasses would lose its
     last channel: the output would then not depend on the input.
     """
@@ -40,14 +42,15 @@ def plan_removal(
     errors.require_known("residual", residual, grouping.RESIDUAL)
     allowed = memory.machine_memory() if max_memory is None else max_memory
     footprint.require_planning(model.graph, allowed)
-    return _Planner(model, residual).plan(round_to)
+    return _Planner(model, residual, trained_on).plan(round_to)
 
 
 class _Planner:
     """`live` shrinks until nothing more can go; `bias` collects what folded channels add."""
 
-    def __init__(self, model: Model, residual: grouping.Residual) -> None:
+    def __init__(self, model: Model, residual: grouping.Residual, trained_on: bool) -> None:
         self.graph, self.model, self.residual = model.graph, model, residual
+        self.trained_on = trained_on
         groups = grouping.channel_groups(self.graph)
         self.groups = [_restricted(group, residual) for group in groups]
         self.group_of = {name: group for group in self.groups for name in group.nodes}
@@ -72,8 +75,9 @@ class _Planner:
                 f"{source}: none of its channels ever spikes; the output would not depend on the "
                 "input. Prune less, or keep at least one channel"
             )
-        for group in filter(lambda group: group.free, self.cut):
-            self._generate(group)
+        for group in self.cut if not self.trained_on else ():
+            if group.free:
+                self._generate(group)
         for group in self.cut:
             self._round(group, round_to)
         if self.residual == "scatter":
@@ -88,7 +92,7 @@ class _Planner:
         changed = self._forwards()
         for group in self.cut:
             changed |= self._remove(group, self._silent(group))
-        for group in reversed(self.cut):
+        for group in reversed(self.cut) if not self.trained_on else ():
             seen = np.zeros(group.channels, bool)  # by something live, where it is not always 0
             for source, reader in group.readers:
                 seen |= self._weighed(reader) & ~self.known[source].zero
@@ -119,12 +123,14 @@ class _Planner:
         folded = False
         for node in self.graph.nodes[:-1]:
             self.known[node.name] = known_of(node, self)
-            if node.fires:
+            if node.fires and not self.trained_on:
                 folded |= self._fold(node)
         return folded
 
     def current(self, node: ir.Projection) -> constants.Known:
-        """Rows without live input, or masked: a constant."""
+        """Rows without live input, or masked: a constant. What is trained on is one if masked."""
+        if self.trained_on:
+            return constants.masked_current(node, self.connections.masks.get(node.name))
         source, used = node.inputs[0], self.connections.used(node.name)
         live, known = self.live[self.group_of[source].name], self.known[source]
         on = self.connections.masks.get(node.name)

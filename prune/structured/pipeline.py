@@ -11,7 +11,9 @@ from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.result import OnMasked, PruneResult, finished
-from soul_deploy.prune.structured import sca, selection
+from soul_deploy.prune.structured import measurement, sca, selection
+from soul_deploy.prune.structured.config import ScaConfig
+from soul_deploy.prune.target import UNITS, Target
 from soul_deploy.training import train, trainer
 from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints
 from soul_deploy.training.messages import EpochLog, OnEpoch
@@ -37,7 +39,7 @@ class DensePhase:
 def prune_structured(
     model: Model | SpikingGraph,
     data: given.DataLike,
-    config: sca.ScaConfig = sca.ScaConfig(),
+    config: ScaConfig = ScaConfig(),
     training: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     layers: Sequence[str] | None = None,
@@ -61,7 +63,9 @@ def prune_structured(
 
     The others are as for `train`. Started by torchrun, all processes prune together, each returns
     the result, and the main one writes. Raises UsageError for layers that cannot be pruned and a
-    budget that cannot be met, and what `train` raises.
+    number of channels that the floors do not leave, TargetError for a target that is not met (after
+    `on_masked` with the nearest, unless that is known before any training), and what `train`
+    raises.
     """
     start, module, names = _begin(model, config, training, layers, device)
     work = train.Work(start, module, train.data_read(start, data, training), training)
@@ -71,14 +75,14 @@ def prune_structured(
         tested = run.dense_accuracy(manager, on_epoch, on_batch)
         epochs = config.schedule.epochs
         with EpochLog("prune", epochs, log, on_epoch=on_epoch, on_batch=on_batch) as told:
-            run.loop(manager, told, tested)
+            pruning = run.loop(manager, told, tested)
         progress.status(f"{COMMAND}: removing and testing")
-        return run.result(tested.value, told.results(), on_masked)
+        return run.result(tested.value, pruning, told.results(), on_masked)
 
 
 def _begin(
     model: Model | SpikingGraph,
-    config: sca.ScaConfig,
+    config: ScaConfig,
     training: trainer.TrainConfig,
     layers: Sequence[str] | None,
     device: str,
@@ -88,12 +92,12 @@ def _begin(
     train.refuse_searched(start)
     module = train.module_of(start, place)
     names = chosen_layers(start.graph, config, layers)
-    sca.check(module, config, names)
+    measurement.check(module, config, names)
     return start, module, names
 
 
 def chosen_layers(
-    graph: SpikingGraph, config: sca.ScaConfig, layers: Sequence[str] | None
+    graph: SpikingGraph, config: ScaConfig, layers: Sequence[str] | None
 ) -> tuple[str, ...]:
     """The populations to prune, in forward order; `layers` None: all that can be.
 
@@ -116,7 +120,7 @@ def chosen_layers(
     return chosen
 
 
-def prunable_layers(graph: SpikingGraph, config: sca.ScaConfig) -> dict[int, str]:
+def prunable_layers(graph: SpikingGraph, config: ScaConfig) -> dict[int, str]:
     """Index in forward order -> name, of the populations that can be pruned by channel."""
     units = selection.pruning_units(graph, config.residual)
     able = {name for unit in units for name in unit.populations}
@@ -141,7 +145,7 @@ class _Run:
     """All that was asked for, checked, and the module on its way."""
 
     work: train.Work
-    config: sca.ScaConfig
+    config: ScaConfig
     names: tuple[str, ...]
     dense: DensePhase | None
 
@@ -170,7 +174,9 @@ class _Run:
             return _DenseAccuracy(result.test_accuracy)
         return _DenseAccuracy(0.0 if manager.starts_in("prune") else self.work.accuracy())
 
-    def loop(self, manager: CheckpointManager, log: EpochLog, dense: _DenseAccuracy) -> None:
+    def loop(
+        self, manager: CheckpointManager, log: EpochLog, dense: _DenseAccuracy
+    ) -> sca.ChannelPruning:
         """Prune; the module ends with its final masks."""
         work = self.work
         pruning = sca.ChannelPruning(
@@ -180,21 +186,41 @@ class _Run:
         )
         with manager.loop("prune", Bundle({"pruning": pruning, "dense": dense, "log": log})):
             for step in pruning.run():
-                plan = step.plan  # its epoch's results are those before the update of the masks
-                told = f"after it {plan.kept} of {plan.total} channels stay" if plan else ""
-                log.epoch(step.result, told)
+                # An epoch's results are those before the update of the masks.
+                log.epoch(step.result, _told(step, self.config.target))
                 manager.after_epoch()
+        return pruning
 
     def result(
-        self, dense: float, history: tuple[trainer.EpochResult, ...], on_masked: OnMasked | None
+        self,
+        dense: float,
+        pruning: sca.ChannelPruning,
+        history: tuple[trainer.EpochResult, ...],
+        on_masked: OnMasked | None,
     ) -> PruneResult:
-        """Test, remove, test again."""
+        """Test, remove, test again. Raises TargetError, after `on_masked`, for a target missed."""
         accuracies = {"dense": dense, "masked": self.work.accuracy()}
-        made = {"command": COMMAND, **self.asked, "accuracy": dict(accuracies)}
+        synops, spent = pruning.measurement.synops(), pruning.measurement.spent()
+        told = {} if spent is None else {"target": spent.to_dict()}
+        made = {"command": COMMAND, **self.asked, **told, "accuracy": dict(accuracies)}
         masked = self.work.model(self.work.info("masked", self.dense_epochs, **made))
-        # Streams lose what is dead in all members anyway; single branches only if asked for.
-        removal = {"residual": "scatter" if self.config.residual == "scatter" else "coupled"}
-        return finished(self.work, masked, accuracies, removal, on_masked, history=history)
+        if spent is not None and not spent.reached:
+            if on_masked is not None:
+                on_masked(masked)
+            raise measurement.unmet(spent, self.config.guard)
+        removal = {"residual": self.config.removed_streams}
+        measured = {"history": history, "synops": synops, "spent": spent}
+        return finished(self.work, masked, accuracies, removal, on_masked, **measured)
+
+
+def _told(step: sca.PruneStep, target: Target | None) -> str:
+    """What an epoch's line says of the masks set after it."""
+    if step.plan is None:
+        return ""
+    told = f"after it {step.plan.kept} of {step.plan.total} channels stay"
+    if target is None or step.cost is None:
+        return told
+    return f"{told}, {step.cost:,.0f} {UNITS[target.quantity]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +257,7 @@ class StructuredPlan:
 def plan_structured(
     model: Model | SpikingGraph,
     data: given.DataLike | None = None,
-    config: sca.ScaConfig = sca.ScaConfig(),
+    config: ScaConfig = ScaConfig(),
     training: trainer.TrainConfig = trainer.TrainConfig(),
     *,
     layers: Sequence[str] | None = None,

@@ -74,12 +74,15 @@ _IMPORT = {
     "zoo": ("import_zoo:zoo", "Make a model file of weights of a network known by name."),
     "torch": ("import_model:import_torch", "Make a model file of a PyTorch network of yours."),
 }
-_BENCH = {"sparse": ("bench:sparse", "PyTorch, ONNX Runtime, event runtime.")}
+_BENCH = {
+    "sparse": ("bench:sparse", "PyTorch, ONNX Runtime, event runtime."),
+    "pruning": ("bench_pruning:pruning", "Methods of pruning on one budget, over several seeds."),
+}
 GROUPS = {
     "prune": ("Decide what goes, then remove it.", _found(_PRUNE)),
     "export": ("Write a model as ONNX, an event network or NIR, and check it.", _found(_EXPORT)),
     "import": ("Read a network that another tool wrote.", _found(_IMPORT)),
-    "bench": ("Time engines side by side.", _found(_BENCH)),
+    "bench": ("Compare engines, or methods of pruning, side by side.", _found(_BENCH)),
 }
 
 

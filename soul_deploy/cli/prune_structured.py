@@ -21,7 +21,9 @@ from soul_deploy.model.file import save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL
 from soul_deploy.prune.result import PruneResult
-from soul_deploy.prune.structured import pipeline, sca, scores, selection
+from soul_deploy.prune.structured import config as sca
+from soul_deploy.prune.structured import pipeline, scores, selection
+from soul_deploy.prune.target import QUANTITIES, Target
 from soul_deploy.training import checkpoint, messages, trainer
 from soul_deploy.training.train import TrainResult
 
@@ -43,21 +45,41 @@ class ScaOptions:
         "-nodes",
         cls=parsing.ListOption,
     )
-    prune_ratio: float = given(0.1, "p: pruned share of all channels of these layers.")
-    regrow_ratio: float = given(0.1, "q: share that comes back by gradient; p + q < 1.")
+    prune_ratio: float | None = given(
+        None, "p: pruned share of all channels of these layers. [default: 0.1]"
+    )
+    target_synops: float | None = given(
+        None,
+        "Instead of p: SynOps per sample of the validation split, as a share of the dense "
+        "network's (0.1) or a count. Channels go by score per saved cost.",
+    )
+    target_params: float | None = given(
+        None, "Instead of p: parameters of the compact network, a share or a count."
+    )
+    target_connectivity: float | None = given(
+        None, "Instead of p: live synapses, a share of the dense network's."
+    )
+    regrow_ratio: float = given(
+        0.1, "q: share (of a target, its cost) that comes back by gradient; p + q < 1."
+    )
     prune_interval: int = given(1, "Epochs from one mask update to the next.")
     prune_warmup: int = given(0, "Epochs before the first interval.")
     prune_ramp: str = _one_of(sca.RAMPS, "How the share rises to p over the updates.")
     prune_epochs: int | None = given(None, "Length of the pruning loop. [default: --epochs]")
     finetune_epochs: int = given(0, "Epochs with frozen masks at the loop's end.")
     score: str = _one_of(
-        scores.SCORES, "What keeps a channel: spikes + |membrane|, or one of them."
+        scores.SCORES,
+        "What keeps a channel: its spikes + |membrane|, or one of them; a random rank; its mean "
+        "|weight|; its |gamma|; the SynOps it causes.",
     )
     score_window: str = _one_of(
         scores.WINDOWS, "Batches that count into the score (Soul: last_batch)."
     )
     regrow_window: str = _one_of(scores.WINDOWS, "Batches that count into the regrowth gradient.")
     regrow_weights: str = _one_of(sca.REGROW_WEIGHTS, "Weights with which a channel comes back.")
+    kept_count: str = _one_of(
+        selection.KEPT_COUNT, "How (1 - p) N becomes a whole number (Soul, the authors: floor)."
+    )
     min_channels: int = given(1, "Channels that every layer keeps.")
     min_keep: float = given(0.0, "Share of its channels that every layer keeps.")
     round_to: int = given(1, "Kept counts are raised to a multiple of this.")
@@ -77,7 +99,7 @@ class ScaOptions:
         names: Any = {name: _plain(getattr(self, name)) for name in ("prune_ramp", *sca.NAMED)}
         return sca.ScaConfig(
             schedule=sca.PruneSchedule(
-                ratio=self.prune_ratio,
+                ratio=0.1 if self.prune_ratio is None else self.prune_ratio,
                 regrow_ratio=self.regrow_ratio,
                 epochs=epochs if self.prune_epochs is None else self.prune_epochs,
                 finetune_epochs=self.finetune_epochs,
@@ -86,8 +108,20 @@ class ScaOptions:
                 ramp=names.pop("prune_ramp"),
             ),
             guard=selection.Guard(self.min_channels, self.min_keep, self.round_to),
+            target=self._target(),
             **names,
         )
+
+    def _target(self) -> Target | None:
+        """The one that is given, if any. Raises UsageError for two."""
+        asked = [q for q in QUANTITIES if getattr(self, f"target_{q}") is not None]
+        names = [f"--target_{quantity}" for quantity in asked]
+        names += ["--prune_ratio"] if self.prune_ratio is not None else []
+        if asked and len(names) > 1:
+            raise errors.UsageError(
+                f"{' and '.join(names)} given; each says how much is pruned: leave all but one out"
+            )
+        return Target(asked[0], getattr(self, f"target_{asked[0]}")) if asked else None
 
 
 def _plain(text: str) -> str:
@@ -217,14 +251,20 @@ def _finish(
     files = {what: outputs[what] for what in written if what in outputs}
     start_model.save_compact(result, files["Compact model"], files["Masked model"])
     told = result.to_dict()
-    document = {name: told[name] for name in ("test_accuracy", "layers", "parameters")}
+    kept = ("test_accuracy", "layers", "parameters", "synops", "target")
+    document = {name: told[name] for name in kept}
     document["files"] = output.files_json(files)
     (before, after), tested = result.parameters, result.accuracies
     rows: list[tuple[object, ...]] = [*result.layers, ("parameters", before, before, after)]
+    if result.synops is not None:
+        dense, masked = (f"{count:,.0f}" for count in result.synops)
+        rows.append(("SynOps per sample", dense, masked, masked))
     shares = [f"{tested[kind]:.2%}" for kind in ("dense", "masked", "compact")]
     rows.append(("test accuracy", *shares))
     columns, title = ("layer", "before", "masked", "compact"), "Structured pruning"
     output.print_result(output_format, "soul-deploy/prune/1", document, title, columns, rows)
+    if result.spent is not None and output_format != "json":
+        terminal.say(f"{result.spent.target}: {result.spent}")
     words = ["export", "event", files["Compact model"], *output.folder_flags(data_dir)]
     output.print_files(output_format, files, words)
 

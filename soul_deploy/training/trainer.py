@@ -166,14 +166,15 @@ class Training:
         self.progress.restore(saved.tree_of(tree, "progress"))
         self.progress.check(self.config.epochs, len(self._order.batches(0)), len(self.data.train))
 
-    def run(self) -> Iterator[EpochResult]:
+    def run(self, until: int | None = None) -> Iterator[EpochResult]:
         """Train on, yielding after each epoch; the module is in evaluation mode then.
 
-        Raises SoulDeployError when the loss is no longer a number.
+        until: the last epoch, counted from 1; None: that of the config. Raises SoulDeployError when
+        the loss is no longer a number.
         """
         progress = self.progress
         distributed.assert_ranks_agree("at the start", self.module, [progress.epoch, progress.step])
-        while progress.epoch < self.config.epochs:
+        while progress.epoch < (self.config.epochs if until is None else until):
             start = time.perf_counter() - progress.seconds
             rate = float(self.optimizer.param_groups[0]["lr"])
             self._train_epoch(start)

@@ -12,7 +12,8 @@ from chains import ChainSpec, ConvSpec, LinearSpec, build
 from soul_deploy.data.datasets import Data, Split
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.model import Model, Normalization
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneSchedule, PruneStep, ScaConfig
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.sca import ChannelPruning, PruneStep
 from soul_deploy.training.checkpoint import Checkpoint, write_checkpoint
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.state import Bundle, random_states, restore_random_states, tree_of

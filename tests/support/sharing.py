@@ -20,7 +20,8 @@ from soul_deploy.base.errors import DistributedError
 from soul_deploy.data.datasets import Data
 from soul_deploy.distributed import assert_ranks_start_alike
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.sca import ChannelPruning
 from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks, maskable_neurons
 from soul_deploy.prune.unstructured.pruning import Pruning

@@ -29,7 +29,8 @@ from soul_deploy.data.datasets import READERS, Data, Split
 from soul_deploy.data.sampler import DataOrder, EpochBatches
 from soul_deploy.distributed import Group
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.sca import ChannelPruning
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop
 from soul_deploy.training.checkpoint import (

@@ -22,7 +22,9 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, reaches_readout
 from soul_deploy.prune.removal.apply import parameters, remove
 from soul_deploy.prune.removal.planner import plan_removal
-from soul_deploy.prune.structured.sca import ChannelPruning, PruneSchedule, ScaConfig, open_masks
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.masks import open_masks
+from soul_deploy.prune.structured.sca import ChannelPruning
 from soul_deploy.prune.structured.scores import ChannelStatistics
 from soul_deploy.prune.structured.selection import PruningUnit, pruning_units, voters
 from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients

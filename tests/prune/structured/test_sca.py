@@ -16,14 +16,9 @@ from soul_deploy.data.sampler import share_of
 from soul_deploy.distributed import Group
 from soul_deploy.ir import NeuronSpec, Projection
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.structured.sca import (
-    ChannelPruning,
-    PruneSchedule,
-    ScaConfig,
-    apply,
-    open_masks,
-    plan_of_weights,
-)
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.masks import apply, open_masks
+from soul_deploy.prune.structured.sca import ChannelPruning, plan_of_weights
 from soul_deploy.prune.structured.scores import ChannelStatistics, Score
 from soul_deploy.prune.structured.selection import (
     Budget,
@@ -365,11 +360,11 @@ def test_the_loop_ends_with_exact_counts_and_the_best_frozen_epoch(digits: Data)
         PruneSchedule(0.5, 0.1, epochs=4, finetune_epochs=2, ramp="linear"), Guard(min_keep=0.25)
     )
     steps, reached = [], []
-    for step in ChannelPruning(
-        module, digits, TrainConfig(batch_size=40, learning_rate=5e-3), sca, names
-    ).run():
+    recipe = TrainConfig(batch_size=40, learning_rate=5e-3)
+    loop = ChannelPruning(module, digits, recipe, sca, names)
+    for step in loop.run():
         steps.append(step)
-        reached.append(accuracy(module, digits, digits.validation))
+        reached.append(accuracy(loop.module, digits, digits.validation))
     counts = [step.plan.kept if step.plan else None for step in steps]
     assert counts == [162, 108, None, None]  # of 64 + 128 + 12 + 12 = 216
     assert accuracy(module, digits, digits.validation) == max(reached[1:])
@@ -400,12 +395,11 @@ def test_it_ends_with_the_best_epoch_of_those_with_the_final_masks(
     module = small_network(digits)
     sca = ScaConfig(PruneSchedule(0.5, 0.1, epochs=5, finetune_epochs=3, ramp="linear"))
     recipe = TrainConfig(batch_size=40, learning_rate=5e-3)
-    states = {
-        step.result.epoch: copied_state(module)
-        for step in ChannelPruning(module, digits, recipe, sca, names_of(module)).run()
-    }
+    loop = ChannelPruning(module, digits, recipe, sca, names_of(module))
+    states = {step.result.epoch: copied_state(loop.module) for step in loop.run()}
     assert next(told, None) is None and list(states) == [1, 2, 3, 4, 5]
-    for name, tensor in module.state_dict().items():
+    ended = module if best == 2 else loop.module  # the states after epoch 2 have all channels
+    for name, tensor in ended.state_dict().items():
         assert torch.equal(tensor, states[best][name]), name
     others = [epoch for epoch in states if epoch != best]
     weight = next(iter(states[best]))

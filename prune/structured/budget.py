@@ -1,0 +1,188 @@
+"""Which channels stay within a budget of cost: the score per saved cost, decided purely.
+
+After SPEAR, "Structured Pruning for Spiking Neural Networks via Synaptic Operation Estimation and
+Reinforcement Learning" (arXiv 2507.02945), in that SynOps are the constraint; here the search is
+greedy. The channel whose score is lowest for what it saves goes first. What it saves is its
+marginal cost among those that are still open, so costs are computed anew as channels go.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from soul_deploy.base.errors import SoulDeployError
+from soul_deploy.prune.structured.costs import Costs, Keep
+from soul_deploy.prune.structured.selection import ChannelPlan, Flags, LayerChannels, Values
+
+POWER = 1.0
+TINY = 1e-9
+ROUND = 0.02
+"""Share of the open channels that go, or come back, before costs are computed anew."""
+ByUnit = Mapping[str, Values]
+Floors = Mapping[str, int]
+"""Unit -> how many channels it keeps at least."""
+
+
+def decide(
+    scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, regrow: float, floors: Floors
+) -> ChannelPlan:
+    """The plan that costs `wanted`, or as near as the units' floors and whole channels allow.
+
+    scores, gradients: (C,) by unit. From all channels the worst score for its saved cost goes,
+    again and again, down to (1 - regrow) · wanted; then those with the largest |gradient| for their
+    cost come back. Of equals the earlier layer and channel stays. Raises SoulDeployError for values
+    that are not finite.
+    """
+    _require_finite(scores, gradients)
+    slopes = {name: np.abs(values) for name, values in gradients.items()}
+    kept = shrunk(costs.all_open(), scores, costs, (1 - regrow) * wanted, floors)
+    return _plan(kept, grown(kept, slopes, costs, wanted), scores, slopes)
+
+
+def correct(
+    keep: Keep, scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, floors: Floors
+) -> ChannelPlan:
+    """`keep` brought to `wanted` by costs measured since: the worst go, or the best come back."""
+    _require_finite(scores, gradients)
+    slopes = {name: np.abs(values) for name, values in gradients.items()}
+    kept = shrunk(keep, scores, costs, wanted, floors)
+    return _plan(kept, grown(kept, slopes, costs, wanted), scores, slopes)
+
+
+def unchanged(keep: Keep, scores: ByUnit, gradients: ByUnit) -> ChannelPlan:
+    """The plan that keeps what is open."""
+    return _plan(keep, keep, scores, {name: np.abs(of) for name, of in gradients.items()})
+
+
+def least(costs: Costs, floors: Floors) -> float:
+    """What the floors alone cost."""
+    even = {unit: np.zeros(width) for unit, width in costs.widths.items()}
+    return costs.total(shrunk(costs.all_open(), even, costs, 0.0, floors))
+
+
+def reserve(keep: Keep, gradients: ByUnit, costs: Costs, count: int) -> dict[str, Flags]:
+    """The `count` closed channels that would come back first."""
+    flat = _Flat(costs)
+    opened, added = flat.flags(keep), flat.values(costs.marginal(keep))
+    slopes = np.abs(flat.values(gradients))
+    worth = np.where(opened, -math.inf, flat.worth(slopes, added, opened))
+    chosen = np.zeros(len(opened), np.bool_)
+    chosen[np.argsort(-worth, kind="stable")[:count]] = True
+    return flat.split(chosen & ~opened)
+
+
+def shrunk(
+    keep: Keep, scores: ByUnit, costs: Costs, wanted: float, floors: Floors
+) -> dict[str, Flags]:
+    """`keep` without channels, until it costs `wanted` at most or floors alone are left.
+
+    A channel that saves nothing stays.
+    """
+    flat = _Flat(costs)
+    opened, score = flat.flags(keep), flat.values(scores)
+    excess = costs.total(keep) - wanted
+    while excess > 0:
+        saved = flat.values(costs.marginal(flat.split(opened)))
+        able = opened & (saved > 0)
+        worth = np.where(able, flat.worth(score, saved, opened), math.inf)
+        order = np.lexsort((-np.arange(len(score)), worth))  # of equals the last goes first
+        spare = flat.spare(opened, floors)
+        gone = _first_that_fit(order[: int(able.sum())], saved, excess, flat.unit, spare)
+        gone = gone[: flat.round(opened)]
+        if not gone:
+            break
+        opened[gone] = False
+        excess = costs.total(flat.split(opened)) - wanted
+    return flat.split(opened)
+
+
+def _first_that_fit(
+    order: npt.NDArray[np.intp],
+    saved: Values,
+    excess: float,
+    unit: npt.NDArray[np.intp],
+    spare: npt.NDArray[np.int64],
+) -> list[int]:
+    """Channels that go together, in order: the first, and others while `excess` is not used up.
+
+    The sum of what each saves is never less than what all save.
+    """
+    gone: list[int] = []
+    for i in order.tolist():
+        if gone and saved[i] > excess:
+            break
+        if spare[unit[i]] > 0:
+            spare[unit[i]] -= 1
+            excess -= saved[i]
+            gone.append(i)
+    return gone
+
+
+def grown(keep: Keep, values: ByUnit, costs: Costs, wanted: float) -> dict[str, Flags]:
+    """`keep` and the closed channels with the best value for their cost, as long as each brings
+    the cost nearer to `wanted`.
+    """
+    flat = _Flat(costs)
+    opened, value = flat.flags(keep), flat.values(values)
+    while True:
+        lack = wanted - costs.total(flat.split(opened))
+        added = flat.values(costs.marginal(flat.split(opened)))
+        able = ~opened & (added > 0) & (np.abs(lack - added) < abs(lack))
+        if not able.any():
+            return flat.split(opened)
+        worth = np.where(able, flat.worth(value, added, opened), -math.inf)
+        order = np.argsort(-worth, kind="stable")[: min(flat.round(opened), int(able.sum()))]
+        come = 1  # Together they cost more than the sum of each: half of what lacks leaves room.
+        while come < len(order) and added[order[: come + 1]].sum() < lack / 2:
+            come += 1
+        opened[order[:come]] = True
+
+
+class _Flat:
+    """All channels in a row, unit after unit."""
+
+    def __init__(self, costs: Costs) -> None:
+        self.widths = costs.widths
+        self.unit = np.repeat(np.arange(len(self.widths)), [*self.widths.values()])
+        self._cuts = np.cumsum([*self.widths.values()])[:-1]
+
+    def values(self, by_unit: ByUnit) -> Values:
+        return np.concatenate([by_unit[name] for name in self.widths])
+
+    def flags(self, by_unit: Keep) -> Flags:
+        return np.concatenate([by_unit[name] for name in self.widths])
+
+    def split(self, flat: Flags) -> dict[str, Flags]:
+        return dict(zip(self.widths, np.split(flat.copy(), self._cuts), strict=True))
+
+    def spare(self, opened: Flags, floors: Floors) -> npt.NDArray[np.int64]:
+        """How many open channels each unit has above its floor."""
+        counts = np.bincount(self.unit[opened], minlength=len(self.widths))
+        return counts - np.array([floors[unit] for unit in self.widths], np.int64)
+
+    def worth(self, values: Values, costs: Values, opened: Flags) -> Values:
+        """Each channel's share of what its unit holds open, per cost; see the module's text."""
+        held = np.bincount(self.unit[opened], values[opened], len(self.widths))[self.unit]
+        share = np.divide(values, held, out=np.ones(len(values)), where=held > 0)
+        return share / np.maximum(costs, TINY) ** POWER
+
+    def round(self, opened: Flags) -> int:
+        return max(1, math.ceil(ROUND * int(opened.sum())))
+
+
+def _plan(kept: Keep, final: Keep, scores: ByUnit, slopes: ByUnit) -> ChannelPlan:
+    """kept: by score; final: with those that came back."""
+    return ChannelPlan(
+        tuple(
+            LayerChannels(name, keep, keep & ~kept[name], scores[name], slopes[name])
+            for name, keep in final.items()
+        )
+    )
+
+
+def _require_finite(scores: ByUnit, gradients: ByUnit) -> None:
+    values = (*scores.values(), *gradients.values())
+    if not all(np.isfinite(found).all() for found in values):
+        raise SoulDeployError("scores or gradients are not finite; lower --learning_rate")

@@ -9,14 +9,14 @@ import torch
 from blocks import LIF, conv, model_of, ms, sew
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from priced import data_of, known_spikes
 from searching import small_graph
 
 from soul_deploy import ir
 from soul_deploy.analysis.connectivity import connectivity
 from soul_deploy.analysis.synops import count_model
-from soul_deploy.data.datasets import Data, Split, load_data
+from soul_deploy.data.datasets import Data, load_data
 from soul_deploy.lowering.deploy import lower
-from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import parameters, remove
@@ -28,40 +28,6 @@ from soul_deploy.prune.target import Quantity
 from soul_deploy.training.state import join_tree, split_tree
 
 DIGITS = (1, 8, 8)
-IF = ir.NeuronSpec("if", v_threshold=0.5)
-
-
-def two_layers() -> ir.SpikingGraph:
-    """Two inputs, three neurons, two neurons, a head of two classes; T = 2."""
-    return ir.SpikingGraph(
-        (
-            ir.Input("input", (), (2,)),
-            ir.Linear("a", ("input",), False, None, 2, 3),
-            ir.Population("sa", ("a",), IF),
-            ir.Linear("b", ("sa",), True, None, 3, 2),
-            ir.Population("sb", ("b",), IF),
-            ir.Readout("head", ("sb",), 2, linear=True),
-        ),
-        2,
-    )
-
-
-def known_spikes() -> Model:
-    """With input (1, 1), sa fires 2, 2 and 0 times, sb 2 and 0 times; every synapse exists."""
-    state = {
-        "a.weight": np.array([[1, 1], [0.5, 0.5], [-1, -1]], np.float32),
-        "b.weight": np.array([[1, 1, 1], [-1, -1, -1]], np.float32),
-        "b.bias": np.zeros(2, np.float32),
-        "head.weight": np.ones((2, 2), np.float32),
-        "head.bias": np.zeros(2, np.float32),
-    }
-    return Model(two_layers(), state)
-
-
-def data_of(images: torch.Tensor, classes: int = 2) -> Data:
-    """All three splits are these samples, which are taken as they are."""
-    split = Split(images, torch.zeros(len(images), dtype=torch.long))
-    return Data("values", split, split, split, tuple("0123456789"[:classes]), None, "values")
 
 
 def meter_of(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from test_costs import data_of, known_spikes, two_layers
+from priced import data_of, known_spikes, two_layers
 
 from soul_deploy.base.errors import TargetError, UsageError
 from soul_deploy.cli.main import root
@@ -58,7 +58,7 @@ def test_random_ranks_are_those_of_the_seed() -> None:
 
 
 def test_gamma_ranks_units_with_a_norm_only() -> None:
-    with pytest.raises(UsageError, match="bn_gamma .* and a, b has no batch norm"):
+    with pytest.raises(UsageError, match=r"bn_gamma .* and a, b has no batch norm"):
         check(GraphModule(two_layers()), ScaConfig(score="bn_gamma"), NAMES)
 
 

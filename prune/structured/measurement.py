@@ -59,9 +59,9 @@ def unmet(spent: Spent, guard: selection.Guard) -> errors.TargetError:
 
 def _require_above(target: Target, cost: float, dense: float) -> None:
     if target.amount(dense) >= cost:
+        rule = "give less" if cost else "train it, until its neurons spike"
         raise errors.UsageError(
-            f"{target}: the network has {cost:,.0f} {UNITS[target.quantity]} before pruning; give "
-            "less"
+            f"{target}: the network has {cost:,.0f} {UNITS[target.quantity]} before pruning; {rule}"
         )
 
 
@@ -156,8 +156,8 @@ class Measurement:
     @property
     def parts(self) -> Mapping[str, Restorable]:
         """What a run that goes on needs of it, by name."""
-        meters = Bundle(dict[str, Restorable](self.meters))
-        return {"statistics": self.statistics, "meters": meters, "dense": self.dense}
+        meters: dict[str, Restorable] = {name: meter for name, meter in self.meters.items()}
+        return {"statistics": self.statistics, "meters": Bundle(meters), "dense": self.dense}
 
     def _meter(self, quantity: Quantity) -> metering.Meter:
         streams = self.sca.removed_streams

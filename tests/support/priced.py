@@ -40,4 +40,6 @@ def known_spikes() -> Model:
 def data_of(images: torch.Tensor, classes: int = 2) -> Data:
     """All three splits are these samples, which are taken as they are."""
     split = Split(images, torch.zeros(len(images), dtype=torch.long))
-    return Data("values", split, split, split, tuple("0123456789"[:classes]), None, "values")
+    return Data(
+        "values", split, split, split, tuple("0123456789"[:classes]), None, input_kind="values"
+    )

@@ -135,7 +135,7 @@ def test_a_correction_of_what_fits_changes_nothing_and_others_get_nearer(
 
 
 def test_a_busy_channel_pays_for_what_it_costs() -> None:
-    """Equal shares of the score: the one that costs more goes. A dear one stays if it is worth it."""
+    """Of equal scores the one that costs more goes first; it stays if it is worth that."""
     costs = chain([[0], [0], [0], [0]], [[9, 1, 1, 1]])
     floors = {"u0": 1, "u1": 1}
     one = {"u1": np.ones(1)}
@@ -149,9 +149,9 @@ def test_a_busy_channel_pays_for_what_it_costs() -> None:
 def test_values_that_are_not_finite_are_refused() -> None:
     costs = chain([[1.0], [1.0]])
     wrong, right = {"u0": np.array([1, math.nan])}, {"u0": np.ones(2)}
-    for values in ((wrong, right), (right, wrong)):
+    for scores, gradients in ((wrong, right), (right, wrong)):
         with pytest.raises(SoulDeployError, match="not finite"):
-            budget.decide(*values, costs, 1.0, 0.0, {"u0": 1})
+            budget.decide(scores, gradients, costs, 1.0, 0.0, {"u0": 1})
 
 
 def test_the_reserve_is_what_would_come_back_first() -> None:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch.optim import Optimizer
 
-from soul_deploy.base import Array, errors
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.data import datasets
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured import budget, masks, metering, ranking, scores, selection
@@ -58,10 +59,29 @@ def unmet(spent: Spent, guard: selection.Guard) -> errors.TargetError:
 
 def _require_above(target: Target, cost: float, dense: float) -> None:
     if target.amount(dense) >= cost:
+        rule = "give less" if cost else "train it, until its neurons spike"
         raise errors.UsageError(
-            f"{target}: the network has {cost:,.0f} {UNITS[target.quantity]} before pruning; give "
-            "less"
+            f"{target}: the network has {cost:,.0f} {UNITS[target.quantity]} before pruning; {rule}"
         )
+
+
+@brief
+@dataclass(frozen=True)
+class CostPlan:
+    """What a plan is expected to cost. layers: (projection, cost of all channels, planned)."""
+
+    spent: Spent
+    layers: tuple[tuple[str, float, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data; share: of the planned cost."""
+        total = sum(planned for _, _, planned in self.layers)
+        rows = [
+            {"name": name, "dense": dense, "planned": planned, "share": planned / (total or 1.0)}
+            for name, dense, planned in self.layers
+        ]
+        told = self.spent.to_dict()
+        return {**told, "planned": told.pop("cost"), "layers": rows}
 
 
 class DenseCosts:
@@ -136,7 +156,8 @@ class Measurement:
     @property
     def parts(self) -> Mapping[str, Restorable]:
         """What a run that goes on needs of it, by name."""
-        return {"statistics": self.statistics, "meters": Bundle(self.meters), "dense": self.dense}
+        meters: dict[str, Restorable] = {name: meter for name, meter in self.meters.items()}
+        return {"statistics": self.statistics, "meters": Bundle(meters), "dense": self.dense}
 
     def _meter(self, quantity: Quantity) -> metering.Meter:
         streams = self.sca.removed_streams
@@ -179,6 +200,24 @@ class Measurement:
         cost = (dense - rise * (dense - target.amount(dense))) * reading.samples
         values = self.scores(), self.gradients()
         return budget.decide(*values, reading.costs, cost, schedule.regrow_ratio, self.floors)
+
+    def planned(self, plan: selection.ChannelPlan) -> CostPlan | None:
+        """What a plan leaves of the target's quantity, by what is measured now; None without one.
+
+        Closed channels change what the others fire, so the network is measured again when it is
+        pruned.
+        """
+        target = self.sca.target
+        if target is None:
+            return None
+        reading, dense = self.meters[target.quantity].measure(), self.dense.values[target.quantity]
+        keep, costs = {layer.name: layer.keep for layer in plan.layers}, reading.costs
+        before, after = costs.by_part(costs.all_open()), costs.by_part(keep)
+        layers = tuple(
+            (name, cost / reading.samples, after[name] / reading.samples)
+            for name, cost in before.items()
+        )
+        return CostPlan(Spent(target, dense, costs.total(keep) / reading.samples), layers)
 
     def settle(self, optimizer: Optimizer) -> selection.ChannelPlan | None:
         """Correct the masks until the measured cost is that of the target, as near as may be.

@@ -227,16 +227,19 @@ def _told(step: sca.PruneStep, target: Target | None) -> str:
 class StructuredPlan:
     """What would be pruned, and when.
 
-    updates   epoch -> channels that stay after its update of the masks, of `channels` in all
+    updates   epoch -> channels that stay after its update of the masks, of `channels` in all; ""
+              where a target decides
     layers    per population: name, index, whether it is pruned, its channels, how many it keeps at
               least ("" if it is not pruned), how many it would keep now ("" if not known)
     measured  which channels the present weights would keep, and their scores; None: not measured
+    costs     what these would cost, if there is a target
     """
 
-    updates: Mapping[int, int]
+    updates: Mapping[int, int | str]
     channels: int
     layers: tuple[tuple[str, int, bool, int, int | str, int | str], ...]
     measured: selection.ChannelPlan | None = None
+    costs: measurement.CostPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
@@ -247,10 +250,11 @@ class StructuredPlan:
             "layers": [dict(zip(names, row, strict=True)) for row in self.layers],
             "keep": {layer.name: layer.keep.nonzero()[0].tolist() for layer in kept},
             "scores": {layer.name: layer.score.tolist() for layer in kept},
+            "target": None if self.costs is None else self.costs.to_dict(),
         }
 
     def __repr__(self) -> str:
-        last = [*self.updates.values()][-1]
+        last = [*self.updates.values()][-1] or "as many as a target allows"
         return f"StructuredPlan({last} of {self.channels} channels stay)"
 
 
@@ -269,10 +273,12 @@ def plan_structured(
     Raises as `prune_structured`.
     """
     start, module, names = _begin(model, config, training, layers, device)
-    graph, measured = start.graph, None
+    graph, measured, costs = start.graph, None, None
     if data is not None:
         loaded = train.data_read(start, data, training)
-        measured = sca.plan_of_weights(module, loaded, training, config, names)
+        weights = sca.measured_weights(module, loaded, training, config, names)
+        measured = weights.decide(1.0)
+        costs = weights.planned(measured)
     units = config.units(graph, names)
     unit_of = {name: unit.name for unit in units for name in unit.populations}
     kept = {layer.name: layer for layer in measured.layers} if measured else {}
@@ -284,5 +290,10 @@ def plan_structured(
         stays: int | str = int(layer.keep.sum()) if layer else ("" if pruned else channels)
         rows.append((node.name, index, pruned, channels, floor, stays))
     ratios, total = config.schedule.ratio_after.items(), sum(unit.channels for unit in units)
-    updates = {epoch: config.budget(total, ratio).kept for epoch, ratio in ratios}
-    return StructuredPlan(updates=updates, channels=total, layers=tuple(rows), measured=measured)
+    updates: dict[int, int | str] = {
+        epoch: config.budget(total, ratio).kept if config.target is None else ""
+        for epoch, ratio in ratios
+    }
+    return StructuredPlan(
+        updates=updates, channels=total, layers=tuple(rows), measured=measured, costs=costs
+    )

@@ -148,7 +148,18 @@ def plan_of_weights(
     sca: ScaConfig,
     names: Sequence[str],
 ) -> selection.ChannelPlan:
-    """The final plan that the present weights would give, measured over one epoch without learning.
+    """The final plan that the present weights would give (see `measured_weights`)."""
+    return measured_weights(module, data, recipe, sca, names).decide(1.0)
+
+
+def measured_weights(
+    module: GraphModule,
+    data: datasets.Data,
+    recipe: trainer.TrainConfig,
+    sca: ScaConfig,
+    names: Sequence[str],
+) -> Measurement:
+    """What one epoch without learning measures of the present weights.
 
     Batch norm's running statistics move; use a module of its own.
     """
@@ -159,4 +170,4 @@ def plan_of_weights(
         module.zero_grad()
         share = sampler.share_of(data.train.select(index), distributed.current())
         trainer.backward(module, data, share, measurement.statistics)
-    return measurement.decide(1.0)
+    return measurement

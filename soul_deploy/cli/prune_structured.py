@@ -23,7 +23,8 @@ from soul_deploy.prune.channel_groups import RESIDUAL
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.structured import config as sca
 from soul_deploy.prune.structured import pipeline, scores, selection
-from soul_deploy.prune.target import QUANTITIES, Target
+from soul_deploy.prune.structured.measurement import CostPlan
+from soul_deploy.prune.target import QUANTITIES, UNITS, Target
 from soul_deploy.training import checkpoint, messages, trainer
 from soul_deploy.training.train import TrainResult
 
@@ -286,7 +287,25 @@ def _preview(
     output.print_result(output_format, schema, plan.to_dict(), title, columns, plan.layers)
     if output_format != "json":
         last = config.schedule.last_update
+        stays = f"{plan.updates[last]} of {plan.channels} channels stay"
+        if config.target is not None:
+            stays = f"{config.target} decides how many of {plan.channels} channels stay"
         terminal.say(
             f"{len(plan.updates)} mask updates in {config.schedule.epochs} epochs, the last after "
-            f"epoch {last}: {plan.updates[last]} of {plan.channels} channels stay"
+            f"epoch {last}: {stays}"
         )
+        if plan.costs is not None:
+            _print_costs(output_format, plan.costs)
+
+
+def _print_costs(output_format: str, costs: CostPlan) -> None:
+    """A row per projection: what it costs, what is planned, its share of the planned cost."""
+    told = costs.to_dict()
+    rows = [
+        (row["name"], f"{row['dense']:,.0f}", f"{row['planned']:,.0f}", f"{row['share']:.1%}")
+        for row in told["layers"]
+    ]
+    columns = ("layer", "all channels", "planned", "share")
+    unit = UNITS[costs.spent.target.quantity]
+    output.print_result(output_format, "", told, f"Budget, {unit}", columns, rows)
+    terminal.say(f"Planned from the present weights: {costs.spent}")

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpointed import JOBS, write_checkpoints
+from checkpointed import JOBS, MODEL, write_checkpoints
 
 from soul_deploy.base.errors import FileFormatError
 from soul_deploy.training.checkpoint import Checkpoint, read_checkpoint
-from soul_deploy.training.state import Tree
+from soul_deploy.training.state import Tree, join_tree, split_tree
+from soul_deploy.training.trainer import BestState, EpochResult
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +19,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
-@pytest.fixture
-def found(paths: list[Path]) -> Checkpoint:
-    """Of the job `warm`, in its last epoch: every part holds something."""
-    return read_checkpoint(next(p for p in paths if p.name.startswith("warm.step5")))
+def checkpoint(paths: list[Path], when: str) -> Checkpoint:
+    """Of the job `warm`, "step1" or "step5" (in its frozen epoch): every part holds something."""
+    return read_checkpoint(next(p for p in paths if p.name.startswith(f"warm.{when}")))
 
 
 def put(tree: Tree, path: str, value: Any) -> None:
@@ -35,7 +35,8 @@ def put(tree: Tree, path: str, value: Any) -> None:
 
 NUMPY, PYTHON = "random/numpy_place", "random/python_place"
 SCORES, GRADIENTS = "run/pruning/statistics/scores", "run/pruning/statistics/gradients"
-TRAINING, BEST = "run/pruning/training", "run/pruning/best"
+FROZEN = "run/pruning/frozen"
+TRAINING, BEST = f"{FROZEN}/training", f"{FROZEN}/best"
 CASES: list[tuple[str, Any, str]] = [
     (f"{NUMPY}/0", 10**9, r"numpy_place is \[1000000000, 0, 0\.0\], needs 0 to 624, 0 or 1"),
     *((f"{NUMPY}/0", bad, "numpy_place is") for bad in (625, -1, 2**31, 2**63, 10**30, 5.0, True)),
@@ -66,20 +67,23 @@ CASES: list[tuple[str, Any, str]] = [
     (f"{TRAINING}/progress/step", 3, "epoch 2, step 3, .* right: this run has"),
     (f"{TRAINING}/progress/hits", 9, "step 1, 9 right: this run has"),
     (f"{TRAINING}/progress/loss", "x", "'loss' is a str, which does not fit"),
-    (f"{TRAINING}/module/channel_masks/2", np.full(3, 0.5, np.float32), "hold other than 0 and 1"),
+    (f"{FROZEN}/whole/channel_masks/2", np.full(3, 0.5, np.float32), "hold other than 0 and 1"),
     (f"{TRAINING}/optimizer/moments/0/exp_avg", None, "parameter 0 has the moments"),
     ("run/history/epochs/0/validation_accuracy", "x", "'validation_accuracy' is a str"),
     ("run/history/epochs/0/epoch", 1.0, "'epoch' is a float"),
     ("run/history/epochs/0", [], "'EpochResult' is a list"),
     ("run/history/epochs/0", {}, "EpochResult: epoch, .* not on both sides"),
-    (f"{BEST}/epochs/0/validation_accuracy", "x", "'validation_accuracy' is a str"),
-    (f"{BEST}/epochs", [], "the best epoch: 0 results, "),
-    (f"{BEST}/weights", {}, "the best epoch: 1 results, 0 weights"),
+    (f"{BEST}/accuracy", "x", "'accuracy' is a str"),
+    (f"{BEST}/module/weights", {}, "weights: .* not on both sides"),
+    (f"{BEST}/module", {}, "'weights' is missing"),
+    (f"{FROZEN}/reserve", {"2": np.ones(2, bool)}, "reserve: 2 does not fit its mask"),
+    (f"{FROZEN}/whole/weights", {}, "weights: .* not on both sides"),
 ]
 
 
 @pytest.mark.parametrize(("path", "value", "message"), CASES, ids=range(len(CASES)))
-def test_content_that_cannot_be(found: Checkpoint, path: str, value: Any, message: str) -> None:
+def test_content_that_cannot_be(paths: list[Path], path: str, value: Any, message: str) -> None:
+    found = checkpoint(paths, "step1" if "/statistics/" in path else "step5")
     put(found.state, path, value)
     with pytest.raises(FileFormatError, match=message):
         JOBS["warm"]().restore(found)
@@ -96,21 +100,25 @@ def test_content_that_cannot_be(found: Checkpoint, path: str, value: Any, messag
             r"bias is torch\.float64\(9,\), this run needs torch\.float32",
         ),
         (lambda best: best.update(epochs=[], weights={}), "no epoch was kept as the best"),
+        (lambda best: best.update(epochs=[]), "the best epoch: 0 results, "),
+        (lambda best: best.update(weights={}), "the best epoch: 1 results, 0 weights"),
+        (
+            lambda best: best["epochs"][0].update(validation_accuracy="x"),
+            "'validation_accuracy' is a str",
+        ),
     ],
 )
-def test_the_best_epoch_must_fit(
-    found: Checkpoint, change: Callable[[Tree], object], message: str
-) -> None:
-    """Seen when its weights are taken: at the end, where no better epoch came."""
-    best = found.state["run"]["pruning"]["best"]
-    put(best, "epochs/0/validation_accuracy", 2.0)
-    change(best)
-    put(found.state, f"{TRAINING}/progress/epoch", 3)
-    put(found.state, f"{TRAINING}/progress/step", 0)
-    job = JOBS["warm"]()
-    job.restore(found)
+def test_the_best_epoch_must_fit(change: Callable[[Tree], object], message: str) -> None:
+    """Seen when it is restored, or when its weights are taken."""
+    module, best = MODEL.module(), BestState()
+    best.offer(module, EpochResult(1, 0.5, 0.5, 0.5, 0.1, 1.0))
+    arrays, facts = split_tree(best.state())
+    tree = join_tree(arrays, facts)
+    change(tree)
+    again = BestState()
     with pytest.raises(FileFormatError, match=message):
-        list(job.run())
+        again.restore(tree)
+        again.take(module)
 
 
 def test_intact_checkpoints_are_restored(paths: list[Path]) -> None:

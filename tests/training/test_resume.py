@@ -149,10 +149,11 @@ class Job:
                 hooks=random_hooks,
                 after_step=lambda: self.hook(),
             )
-        if self.kind == "sca":
+        if self.kind in ("sca", "frozen"):
             module = network(self.data)
             names = [node.name for node in module.graph.populations]
-            sca = ScaConfig(PruneSchedule(0.5, 0.1, 2, 0))
+            schedule = (3, 2) if self.kind == "frozen" else (2, 0)
+            sca = ScaConfig(PruneSchedule(0.5, 0.1, *schedule))
             return ChannelPruning(
                 *(module, self.data, replace(recipe, optimizer="sgd"), sca, names),
                 after_step=lambda: self.hook(),
@@ -181,7 +182,7 @@ def without_times(value: Any) -> Any:
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
-KINDS = ("training", "sca", "search", "finetune")
+KINDS = ("training", "sca", "frozen", "search", "finetune")
 AT = 4
 """The step after which is saved: the second epoch's first."""
 
@@ -259,6 +260,28 @@ def test_a_run_from_a_checkpoint_ends_the_same(kind: str, digits: Data, runs: Ru
 def test_every_part_of_a_checkpoint_matters(kind: str, part: str, digits: Data, runs: Runs) -> None:
     end, path = runs[kind]
     assert resumed(kind, digits, path, part) != end
+
+
+@pytest.mark.parametrize(
+    "part", ["whole", "training/module", "training/optimizer", "training/progress", "best"]
+)
+def test_every_part_of_a_checkpoint_of_frozen_epochs_matters(
+    part: str, digits: Data, runs: Runs
+) -> None:
+    end, path = runs["frozen"]
+    arrays, facts = split_tree(read_checkpoint(path).state)
+    prefix, changed = f"run/frozen/{part}", 0
+    for name, array in arrays.items():
+        if name.startswith(prefix) and name.endswith(("weight", "exp_avg", "buffer")):
+            arrays[name], changed = array + np.float32(0.125), changed + 1
+    tree = join_tree(arrays, facts)
+    if part == "training/progress":
+        tree["run"]["frozen"]["training"]["progress"]["step"] = 0
+    if part == "best":  # so that it is what the run ends with
+        tree["run"]["frozen"]["best"]["accuracy"] = 1.0
+    job = Job("frozen", digits)
+    job.loop.restore(tree["run"])
+    assert (changed or part == "training/progress") and job.finish() != end
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -216,10 +216,11 @@ def plan_of_weights(
     """
     measurement = _Measurement(module, sca, names)
     trainer.begin_training(module, recipe)
+    objective = recipe.objective.decided(module.graph)
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
         module.zero_grad()
         share = sampler.share_of(data.train.select(index), distributed.current())
-        trainer.backward(module, data, share, measurement.statistics)
+        trainer.backward(module, data, share, measurement.statistics, objective)
     return measurement.decide(sca.schedule.ratio)
 
 

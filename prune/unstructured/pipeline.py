@@ -132,6 +132,7 @@ def prune_unstructured(
     fit, SearchStoppedError if the search cannot go on, and what `train` raises.
     """
     start, place = train.with_weights(model, training.seed), train.prepare_device(device)
+    training = train.decided(training, start.graph)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
     module = train.module_of(replace(start, neuron_masks={}), place)
     work = train.Work(start, module, train.data_read(start, data, training), training)

@@ -18,10 +18,12 @@ from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import graph_module
 from soul_deploy.nn.neuron import DEFAULT_ALPHA
-from soul_deploy.training import checkpoint_manager, lr_schedules, messages, train, trainer
+from soul_deploy.training import checkpoint_manager, lr_schedules, messages, recipes, train, trainer
+from soul_deploy.training.objective import CRITERIA, Objective
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo import resnet
 from soul_deploy.zoo.import_zoo import SIZE_FLAGS
+from soul_deploy.zoo.initialisation import INITIALISATIONS, Initialisation
 
 NEURONS = tuple(ir.SOUL_NEURONS)
 
@@ -41,14 +43,38 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
-def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
-    """The training that the options describe. Raises UnknownNameError or UsageError."""
+def recipe_of(learning: options.LearningOptions, data: str) -> trainer.TrainConfig:
+    """The training that the options describe, on this data set; what is not Soul's is said.
+
+    Raises UnknownNameError or UsageError.
+    """
     chosen = asdict(learning)
+    recipe = chosen.pop("recipe")
     schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
     chosen["optimizer"] = errors.known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
-    augment = learning.augment.replace("-", "_")
-    chosen["augment"] = errors.known("augmentation", augment, sampler.SHIFT)
-    return trainer.TrainConfig(schedule=schedule, **chosen)
+    valid = (*sampler.SHIFT, recipes.AUTO)
+    chosen["augment"] = errors.known("augmentation", learning.augment.replace("-", "_"), valid)
+    if chosen["augment"] == recipes.AUTO:
+        chosen["augment"] = recipes.augment_of(recipe, data)
+    criterion = errors.known("criterion", chosen.pop("criterion"), CRITERIA)
+    tet = {name: chosen.pop(name) for name in ("tet", "tet_phi", "tet_lambda")}
+    config = trainer.TrainConfig(schedule=schedule, objective=Objective(criterion, **tet), **chosen)
+    _say_recipe(recipe, data)
+    return config
+
+
+def _say_recipe(recipe: recipes.Recipe, data: str) -> None:
+    """Which defaults of the command are not Soul's."""
+    context = click.get_current_context()
+    assert isinstance(context.command, parsing.SoulCommand)
+    name, given = context.command.recipes_of, parsing.explicit_flags(context)
+    assert name is not None
+    found = recipes.differences(name, recipe, data, given)
+    if found:
+        messages.note(f"recipe {recipe}: {', '.join(found)}")
+    augment = recipes.augment_of(recipe, data)
+    if augment != "none" and "augment" not in given:
+        messages.note(f"augment: {augment}, for data set {data}; --augment none leaves it out")
 
 
 def prepare(run: options.RunOptions) -> torch.device:
@@ -86,6 +112,7 @@ class Task:
     time_steps: int
     sizes: Mapping[str, Any]
     seed: int
+    initialisation: Initialisation
 
     @property
     def stem(self) -> str:
@@ -99,7 +126,9 @@ class Task:
     def network_options(self, data: datasets.Data) -> zoo.NetworkOptions:
         """What the zoo needs to build the network for this data set."""
         return zoo.NetworkOptions(
-            data.input_shape, len(data.classes), self.neuron, self.time_steps, **self.sizes
+            *(data.input_shape, len(data.classes), self.neuron, self.time_steps),
+            **self.sizes,
+            initialisation=self.initialisation,
         )
 
 
@@ -114,6 +143,7 @@ def task_of(network: options.NetworkChoice, data: options.DataOptions, seed: int
         network.time_step,
         sizes_of(network),
         seed,
+        errors.known("initialisation", network.initialisation.replace("-", "_"), INITIALISATIONS),
     )
 
 
@@ -203,7 +233,8 @@ def new_model(task: Task, data: datasets.Data) -> Model:
             f"data set {data.name}: pixels are normalised by the training split's mean "
             f"{norm.mean} and deviation {norm.std}, which the model file records"
         )
-    return from_module(module, ModelInfo("dense", norm, data.classes, facts(task), input_kind=kind))
+    began = facts(task) | {"initialisation": task.initialisation}
+    return from_module(module, ModelInfo("dense", norm, data.classes, began, input_kind=kind))
 
 
 def facts(task: Task) -> dict[str, Any]:

@@ -78,10 +78,8 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     words = (
         "train --model Cifar10Net --width 4 --hidden 8 -T 2 --dataset_name digits --augment none"
     )
-    words += (
-        " --batch_size 256 --threads 1 --learning_rate 0.01 --epochs 2"
+    words += " --batch_size 256 --threads 1 --learning_rate 0.01 --epochs 2"
     words += " --model_dir m --criterion ce"
-    )
     result = CliRunner().invoke(root, [*words.split(), "--resume", "auto", "--format", "json"])
     assert result.exit_code == 0, result.output
     assert "resuming from" in result.stderr

@@ -193,8 +193,7 @@ class _Run:
         accuracies = {"dense": dense, "masked": self.work.accuracy()}
         made = {"command": COMMAND, **self.asked, "accuracy": dict(accuracies)}
         masked = self.work.model(self.work.info("masked", self.dense_epochs, **made))
-        # Streams lose what is dead in all members anyway; single branches only if asked for.
-        removal = {"residual": "scatter" if self.config.residual == "scatter" else "coupled"}
+        removal = {"residual": self.config.removal}
         return finished(self.work, masked, accuracies, removal, on_masked, history=history)
 
 

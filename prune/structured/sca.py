@@ -21,10 +21,11 @@ from soul_deploy.base.errors import UsageError, require_known
 from soul_deploy.data import datasets, sampler
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import ChannelMask, GraphModule
+from soul_deploy.prune import target
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
-from soul_deploy.prune.structured import scores, selection
+from soul_deploy.prune.structured import metering, ranking, scores, selection
 from soul_deploy.training import trainer
-from soul_deploy.training.state import Bundle
+from soul_deploy.training.state import Bundle, Restorable
 
 Ramp = Literal["constant", "linear", "cubic"]
 RAMPS: tuple[Ramp, ...] = ("constant", "linear", "cubic")
@@ -91,7 +92,7 @@ class PruneSchedule:
 
 RegrowWeights = Literal["retain", "zero"]
 REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
-NAMED = ("score", "score_window", "regrow_window", "regrow_weights", "residual")
+NAMED = ("score", "score_window", "regrow_window", "regrow_weights", "residual", "kept_count")
 """Fields of ScaConfig that are one of some names."""
 
 
@@ -103,6 +104,7 @@ class ScaConfig:
                     weights start from 0 (its batch norm stays, so that it can learn)
     residual        what is pruned of residual streams: "internal", nothing; "coupled", channels of
                     all members at once; "scatter", branches one by one
+    kept_count      how (1 - p) N becomes a number of channels: "round"; "floor" (Soul, the authors)
     """
 
     schedule: PruneSchedule = field(default_factory=PruneSchedule)
@@ -112,11 +114,21 @@ class ScaConfig:
     regrow_window: scores.Window = "epoch"
     regrow_weights: RegrowWeights = "retain"
     residual: Residual = "internal"
+    kept_count: selection.KeptCount = "round"
 
     def __post_init__(self) -> None:
-        valid = (scores.SCORES, scores.WINDOWS, scores.WINDOWS, REGROW_WEIGHTS, RESIDUAL)
+        windows = scores.WINDOWS, scores.WINDOWS
+        valid = (scores.SCORES, *windows, REGROW_WEIGHTS, RESIDUAL, selection.KEPT_COUNT)
         for name, choices in zip(NAMED, valid, strict=True):
             require_known(name, getattr(self, name), choices)
+
+    @property
+    def removal(self) -> Residual:
+        """What goes from residual streams at removal.
+
+        They lose what is dead in all members anyway; single branches only if asked for.
+        """
+        return "scatter" if self.residual == "scatter" else "coupled"
 
     def units(
         self, graph: SpikingGraph, names: Collection[str]
@@ -126,7 +138,7 @@ class ScaConfig:
 
     def budget(self, channels: int, ratio: float) -> selection.Budget:
         """How many of `channels` stay when `ratio` of them is pruned."""
-        return selection.Budget.of(channels, ratio, self.schedule.regrow_ratio)
+        return selection.Budget.of(channels, ratio, self.schedule.regrow_ratio, self.kept_count)
 
 
 @brief
@@ -139,8 +151,10 @@ class PruneStep:
 
 
 def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
-    """Raise UsageError before any training if the budget cannot be met."""
-    widths = {unit.name: unit.channels for unit in sca.units(module.graph, names)}
+    """Raise UsageError before any training: a budget out of reach, a score without its measure."""
+    units = sca.units(module.graph, names)
+    ranking.check_score(sca.score, module.graph, units)
+    widths = {unit.name: unit.channels for unit in units}
     selection.check_budget(sca.budget(sum(widths.values()), sca.schedule.ratio), widths, sca.guard)
 
 
@@ -162,7 +176,7 @@ class ChannelPruning(Bundle):
         after_step: Callable[[], None] | None = None,
     ) -> None:
         self.sca = sca
-        self._measurement = _Measurement(module, sca, names)
+        self._measurement = _Measurement(module, data, recipe.seed, sca, names)
         self._statistics = self._measurement.statistics
         self._best = trainer.BestState()
         self._training = trainer.Training(
@@ -171,8 +185,8 @@ class ChannelPruning(Bundle):
             tick=tick,
             after_step=after_step,
         )
-        training, statistics, best = self._training, self._statistics, self._best
-        super().__init__({"training": training, "statistics": statistics, "best": best})
+        training, best = self._training, self._best
+        super().__init__({"training": training, "best": best, **self._measurement.parts})
 
     def run(self) -> Iterator[PruneStep]:
         """Go on, yielding after each epoch.
@@ -214,7 +228,7 @@ def plan_of_weights(
 
     Batch norm's running statistics move; use a module of its own.
     """
-    measurement = _Measurement(module, sca, names)
+    measurement = _Measurement(module, data, recipe.seed, sca, names)
     trainer.begin_training(module, recipe)
     objective = recipe.objective.decided(module.graph)
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
@@ -227,9 +241,16 @@ def plan_of_weights(
 class _Measurement:
     """The units of a module, with open masks and fresh statistics. Raises as `check`."""
 
-    def __init__(self, module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        data: datasets.Data,
+        seed: int,
+        sca: ScaConfig,
+        names: Sequence[str],
+    ) -> None:
         check(module, sca, names)
-        self.sca = sca
+        self.module, self.data, self.seed, self.sca = module, data, seed, sca
         self.units = sca.units(module.graph, names)
         masks = [mask for unit in self.units for mask in unit.masks]
         open_masks(module, masks)
@@ -238,14 +259,29 @@ class _Measurement:
         channels = {name: selection.channels_of(graph, name) for name in masks}
         windows = sca.score_window, sca.regrow_window
         self.statistics = scores.ChannelStatistics(measured, sca.score, *windows, channels)
+        self.synops = self._meter("synops") if sca.score == "synops" else None
+
+    @property
+    def parts(self) -> Mapping[str, Restorable]:
+        """What a run that goes on needs of it, by name."""
+        meters = {"synops": self.synops} if self.synops else {}
+        return {"statistics": self.statistics, **meters}
+
+    def _meter(self, quantity: target.Quantity) -> metering.Meter:
+        return metering.Meter(self.module, self.data, self.units, quantity, self.sca.removal)
 
     def decide(self, ratio: float) -> selection.ChannelPlan:
         """Which channels of the units stay when `ratio` of all is pruned."""
-        units, budget = self.units, self.sca.budget(sum(u.channels for u in self.units), ratio)
-        score, slope = self.statistics.scores(), self.statistics.gradients()
-        activity = {u.name: np.mean([score[p] for p in u.populations], axis=0) for u in units}
-        gradients = {u.name: np.mean([slope[mask] for mask in u.masks], axis=0) for u in units}
-        return selection.decide(activity, gradients, budget, self.sca.guard)
+        budget = self.sca.budget(sum(u.channels for u in self.units), ratio)
+        return selection.decide(self._scores(), self._gradients(), budget, self.sca.guard)
+
+    def _scores(self) -> dict[str, selection.Values]:
+        ranked = ranking.Ranked(self.module, self.units, self.statistics, self.synops, self.seed)
+        return ranking.scores_of(self.sca.score, ranked)
+
+    def _gradients(self) -> dict[str, selection.Values]:
+        slope = self.statistics.gradients()
+        return {u.name: np.mean([slope[mask] for mask in u.masks], axis=0) for u in self.units}
 
 
 def open_masks(module: GraphModule, names: Iterable[str]) -> None:

@@ -1,7 +1,8 @@
 """What SCA measures while a network trains: channel activity and the gradients of masked scales."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
+from types import MappingProxyType
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -14,9 +15,14 @@ from soul_deploy.prune.structured.selection import Values
 from soul_deploy.training.state import Bundle, Tree, array_of, count_of
 from soul_deploy.training.trainer import BatchHooks
 
-Score = Literal["spike_membrane", "spike", "membrane"]
+Score = Literal["spike_membrane", "spike", "membrane", "random", "l1", "bn_gamma", "synops"]
 Window = Literal["epoch", "last_batch"]
-SCORES: tuple[Score, ...] = ("spike_membrane", "spike", "membrane")
+SCORES: tuple[Score, ...] = get_args(Score)
+ACTIVITY: Mapping[str, tuple[bool, bool]] = MappingProxyType(
+    {"spike_membrane": (True, True), "spike": (True, False), "membrane": (False, True)}
+)
+"""The scores measured while it trains: whether spikes and the membrane potential count. How each
+of the others is measured stands in `ranking.MEASURED`."""
 WINDOWS: tuple[Window, ...] = ("epoch", "last_batch")
 Names: TypeAlias = Iterable[str] | Mapping[str, int]
 """Populations or masks, perhaps with how many channels each has."""
@@ -61,7 +67,8 @@ class ChannelStatistics(BatchHooks, Bundle):
     """Scores of the populations `names` and regrowth gradients of masks, over training batches.
 
     Score of a channel: the mean over time, batch and space of S + |V|, spikes and the membrane
-    potential after fire and reset (or of one of the two). Gradient: the mean of |dL/dg| where g is
+    potential after fire and reset (or of one of the two); a score that is not measured while the
+    network trains (see ACTIVITY) has none here. Gradient: the mean of |dL/dg| where g is
     gamma times mask taken as an independent tensor, so it is not zero for a masked channel.
     `masks`: those of `names` unless others are given. Both may say how many channels each has; what
     is restored must then have as many.
@@ -79,7 +86,8 @@ class ChannelStatistics(BatchHooks, Bundle):
         self.score = score
         names = _channels(names)
         masks = names if masks is None else _channels(masks)
-        self._scores = {name: RunningMean(score_window, count) for name, count in names.items()}
+        seen = names if score in ACTIVITY else {}
+        self._scores = {name: RunningMean(score_window, count) for name, count in seen.items()}
         self._gradients = {name: RunningMean(regrow_window, count) for name, count in masks.items()}
         parts = {"scores": Bundle(self._scores), "gradients": Bundle(self._gradients)}
         Bundle.__init__(self, parts)
@@ -92,6 +100,8 @@ class ChannelStatistics(BatchHooks, Bundle):
         weight: of this process's part of the batch; the score is the whole batch's. per_step: class
         scores of each step, (T, B, classes).
         """
+        if not self._scores:
+            return module.forward_observed(images, None)
         sums: dict[str, Tensor] = {}
 
         def observe(name: str, t: int, spikes: Tensor, v: Tensor) -> None:
@@ -120,9 +130,10 @@ class ChannelStatistics(BatchHooks, Bundle):
     def _of_step(self, spikes: Tensor, v: Tensor) -> Tensor:
         rest = (0, *range(2, spikes.dim()))
         total = torch.zeros((), dtype=torch.float64, device=spikes.device)
-        if self.score != "membrane":
+        counts, potential = ACTIVITY[self.score]
+        if counts:
             total = total + spikes.mean(rest).double()
-        if self.score != "spike":
+        if potential:
             total = total + v.abs().mean(rest).double()
         return total
 

@@ -51,13 +51,18 @@ class ScaOptions:
     prune_epochs: int | None = given(None, "Length of the pruning loop. [default: --epochs]")
     finetune_epochs: int = given(0, "Epochs with frozen masks at the loop's end.")
     score: str = _one_of(
-        scores.SCORES, "What keeps a channel: spikes + |membrane|, or one of them."
+        scores.SCORES,
+        "What keeps a channel: its spikes + |membrane|, or one of them; a random rank; its mean "
+        "|weight|; its |gamma|; the SynOps it causes.",
     )
     score_window: str = _one_of(
         scores.WINDOWS, "Batches that count into the score (Soul: last_batch)."
     )
     regrow_window: str = _one_of(scores.WINDOWS, "Batches that count into the regrowth gradient.")
     regrow_weights: str = _one_of(sca.REGROW_WEIGHTS, "Weights with which a channel comes back.")
+    kept_count: str = _one_of(
+        selection.KEPT_COUNT, "How (1 - p) N becomes a whole number (Soul, the authors: floor)."
+    )
     min_channels: int = given(1, "Channels that every layer keeps.")
     min_keep: float = given(0.0, "Share of its channels that every layer keeps.")
     round_to: int = given(1, "Kept counts are raised to a multiple of this.")

@@ -212,7 +212,13 @@ def _matrix_arrivals(op: linear_operators.MatrixOperator, events: Tensor) -> Ten
 
 @arrivals.on(linear_operators.ConvOperator)
 def _conv_arrivals(op: linear_operators.ConvOperator, events: Tensor) -> Tensor:
-    x = events[:, :, : op.reach[0], : op.reach[1]].double()
+    x, weight = padded(op, events.double()), nonzero(op.weight)
+    return F.conv2d(x, weight, None, op.stride, 0, op.dilation, op.groups)
+
+
+def padded(op: linear_operators.ConvOperator, values: Tensor) -> Tensor:
+    """(N, *in_shape) with the zeros around that the windows of all outputs meet, and no more."""
+    x = values[:, :, : op.reach[0], : op.reach[1]]
     needed = [0, 0]
     padding: list[int] = []
     for axis in (0, 1):
@@ -221,5 +227,5 @@ def _conv_arrivals(op: linear_operators.ConvOperator, events: Tensor) -> Tensor:
         before = op.padding[axis]
         after = max(needed[axis] - before - x.shape[2 + axis], 0)
         padding = [before, after, *padding]
-    x = F.pad(x, padding)[:, :, : needed[0], : needed[1]]  # the last window may end before the map
-    return F.conv2d(x, nonzero(op.weight), None, op.stride, 0, op.dilation, op.groups)
+    # The last window may end before the map.
+    return F.pad(x, padding)[:, :, : needed[0], : needed[1]]

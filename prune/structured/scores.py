@@ -101,7 +101,7 @@ class ChannelStatistics(BatchHooks, Bundle):
         scores of each step, (T, B, classes).
         """
         if not self._scores:
-            return module.forward_observed(images, None)
+            return module.forward_observed(images, None, per_step=per_step)
         sums: dict[str, Tensor] = {}
 
         def observe(name: str, t: int, spikes: Tensor, v: Tensor) -> None:

@@ -43,38 +43,44 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 
-def recipe_of(learning: options.LearningOptions, data: str) -> trainer.TrainConfig:
-    """The training that the options describe, on this data set; what is not Soul's is said.
+def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
+    """The training that the options describe; `on_data` decides an augmentation that is left open.
 
     Raises UnknownNameError or UsageError.
     """
     chosen = asdict(learning)
-    recipe = chosen.pop("recipe")
+    del chosen["recipe"]
     schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
     chosen["optimizer"] = errors.known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
-    valid = (*sampler.SHIFT, recipes.AUTO)
-    chosen["augment"] = errors.known("augmentation", learning.augment.replace("-", "_"), valid)
-    if chosen["augment"] == recipes.AUTO:
-        chosen["augment"] = recipes.augment_of(recipe, data)
+    chosen["augment"] = _augment(learning) or "none"
     criterion = errors.known("criterion", chosen.pop("criterion"), CRITERIA)
     tet = {name: chosen.pop(name) for name in ("tet", "tet_phi", "tet_lambda")}
-    config = trainer.TrainConfig(schedule=schedule, objective=Objective(criterion, **tet), **chosen)
-    _say_recipe(recipe, data)
-    return config
+    return trainer.TrainConfig(schedule=schedule, objective=Objective(criterion, **tet), **chosen)
 
 
-def _say_recipe(recipe: recipes.Recipe, data: str) -> None:
-    """Which defaults of the command are not Soul's."""
+def _augment(learning: options.LearningOptions) -> str | None:
+    """The augmentation that is asked for; None: the recipe's for the data set."""
+    name = learning.augment.replace("-", "_")
+    known = errors.known("augmentation", name, (*sampler.SHIFT, recipes.AUTO))
+    return None if known == recipes.AUTO else known
+
+
+def on_data(
+    training: trainer.TrainConfig, learning: options.LearningOptions, data: str
+) -> trainer.TrainConfig:
+    """The training on this data set. Which defaults of the command are not Soul's is said."""
     context = click.get_current_context()
     assert isinstance(context.command, parsing.SoulCommand)
-    name, given = context.command.recipes_of, parsing.explicit_flags(context)
+    name, recipe = context.command.recipes_of, learning.recipe
     assert name is not None
-    found = recipes.differences(name, recipe, data, given)
+    found = recipes.differences(name, recipe, data, parsing.explicit_flags(context))
     if found:
         messages.note(f"recipe {recipe}: {', '.join(found)}")
-    augment = recipes.augment_of(recipe, data)
-    if augment != "none" and "augment" not in given:
-        messages.note(f"augment: {augment}, for data set {data}; --augment none leaves it out")
+    augment: Any = recipes.augment_of(recipe, data)
+    if _augment(learning) is not None or augment == "none":
+        return training
+    messages.note(f"augment: {augment}, for data set {data}; --augment none leaves it out")
+    return replace(training, augment=augment)
 
 
 def prepare(run: options.RunOptions) -> torch.device:

@@ -146,7 +146,7 @@ def network_options(model: object) -> Decorator:
 class LearningOptions:
     """How weights are learned."""
 
-    recipe: str = given(
+    recipe: recipes.Recipe = given(
         recipes.RECIPES[0],
         "Where the defaults of all options come from that touch accuracy: ours, soul or authors "
         "(of the paper). What differs from Soul is printed; docs/methods.md has them all.",

@@ -154,11 +154,11 @@ def structured(
     come back by the gradient of their batch-norm scale. At the end the masked network and a
     compact one without the pruned channels are written.
     """
-    task = resolve.task_of(network, data, learning.seed)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
-    training = resolve.recipe_of(learning, task.data)
+    training = resolve.on_data(training, learning, task.data)
     files = outputs(task, run, trained=start is None)
     resolve.require_outputs(*files.values(), unless=dry_run)
     loaded = start_model.data_for(data, task, start)

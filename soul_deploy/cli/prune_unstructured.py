@@ -60,11 +60,11 @@ def unstructured(
     and a compact one without its dead channels are written.
     """
     _check(mode, searching, masking, parsing.explicit_flags(context))
-    task = resolve.task_of(network, data, learning.seed)
+    task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, path = searching.config(masking), model_path and require_file(model_path)
     device = resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
-    training = resolve.recipe_of(learning, task.data)
+    training = resolve.on_data(training, learning, task.data)
     files = outputs(task, run, latest=searching.save_latest)
     resolve.require_outputs(*files.values(), unless=dry_run)
     loaded, told = start_model.data_for(data, task, start), {"masking": asdict(masking)}

@@ -35,8 +35,8 @@ def train(
     The best epoch is chosen on a validation split of the training images; the test images are
     used once, at the end.
     """
-    task = resolve.task_of(network, data, learning.seed)
-    config = resolve.recipe_of(learning, task.data)
+    config, task = resolve.recipe_of(learning), resolve.task_of(network, data, learning.seed)
+    config = resolve.on_data(config, learning, task.data)
     device = resolve.prepare(run)
     path = run.model_dir / f"best_{task.stem}.safetensors"
     log = train_log(run.log_dir, task)

@@ -18,6 +18,7 @@ _NAMES = {
     "GraphModule": "nn.graph_module:GraphModule",
     "Model": "model.model:Model",
     "NeuronSpec": "ir.neurons:NeuronSpec",
+    "Objective": "training.objective:Objective",
     "PruneResult": "prune.result:PruneResult",
     "PruneSchedule": "prune.structured.config:PruneSchedule",
     "ScaConfig": "prune.structured.config:ScaConfig",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from soul_deploy.runtime.engine import network as _network
     from soul_deploy.runtime.io.warm_up import warm_up as warm_up
     from soul_deploy.training.checkpoint_manager import Checkpoints as Checkpoints
+    from soul_deploy.training.objective import Objective as Objective
     from soul_deploy.training.train import TrainResult as TrainResult
     from soul_deploy.training.train import train as train
     from soul_deploy.training.trainer import TrainConfig as TrainConfig

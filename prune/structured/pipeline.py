@@ -68,6 +68,7 @@ def prune_structured(
     raises.
     """
     start, module, names = _begin(model, config, training, layers, device)
+    training = train.decided(training, start.graph)
     work = train.Work(start, module, train.data_read(start, data, training), training)
     run = _Run(work, config, names, dense)
     asked = {"recipe": training.recorded(), "epochs": run.dense_epochs, **run.asked}

@@ -166,8 +166,9 @@ def measured_weights(
     measurement = Measurement.of(module, data, recipe.seed, sca, names)
     measurement.begin()
     trainer.begin_training(module, recipe)
+    objective = recipe.objective.decided(module.graph)
     for index in torch.split(torch.arange(len(data.train)), recipe.batch_size):
         module.zero_grad()
         share = sampler.share_of(data.train.select(index), distributed.current())
-        trainer.backward(module, data, share, measurement.statistics)
+        trainer.backward(module, data, share, measurement.statistics, objective)
     return measurement

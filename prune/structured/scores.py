@@ -92,13 +92,16 @@ class ChannelStatistics(BatchHooks, Bundle):
         parts = {"scores": Bundle(self._scores), "gradients": Bundle(self._gradients)}
         Bundle.__init__(self, parts)
 
-    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
+    def forward(
+        self, module: GraphModule, images: Tensor, weight: float = 1.0, *, per_step: bool = False
+    ) -> Tensor:
         """Class scores; every step of the populations counts into this batch's score.
 
-        weight: of this process's part of the batch; the score is the whole batch's.
+        weight: of this process's part of the batch; the score is the whole batch's. per_step: class
+        scores of each step, (T, B, classes).
         """
         if not self._scores:
-            return module.forward_observed(images, None)
+            return module.forward_observed(images, None, per_step=per_step)
         sums: dict[str, Tensor] = {}
 
         def observe(name: str, t: int, spikes: Tensor, v: Tensor) -> None:
@@ -106,7 +109,7 @@ class ChannelStatistics(BatchHooks, Bundle):
                 step = self._of_step(spikes.detach(), v.detach())
                 sums[name] = step if t == 0 else sums[name] + step
 
-        result = module.forward_observed(images, observe)
+        result = module.forward_observed(images, observe, per_step=per_step)
         scores = [total / module.graph.time_steps * weight for total in sums.values()]
         distributed.current().add_up(scores)
         for name, score in zip(sums, scores, strict=True):

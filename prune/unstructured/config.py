@@ -42,7 +42,6 @@ class SearchConfig:
                          balanced on the first batch
     penalty_coef         what an entry costs; "authors": the published code's coefficients, "exact":
                          counted on this network
-    criterion, tet…      the task's loss, as `Objective` has it
     temp_scheduler       init, final[, T0, Tmax], or w_init, n_init, w_final, n_final, T0, Tmax;
                          T0 and Tmax are epochs
     mask_init_factor     alpha's mean for weights and for neurons, and both standard deviations;
@@ -58,10 +57,6 @@ class SearchConfig:
     target_connectivity: float | None = None
     penalty_lmbda: float | None = None
     penalty_coef: loss.CoefficientRule = "authors"
-    criterion: loss.Criterion = "mse"
-    tet: bool = False
-    tet_phi: float = 1.0
-    tet_lambda: float = 0.0
     temp_scheduler: Sequence[float] = (5, 1000)
     mask_init_factor: Sequence[float] | None = None
     accumulate_step: int = 1
@@ -90,13 +85,8 @@ class SearchConfig:
         if self.prune_optimizer is not None:
             errors.require_known("prune_optimizer", self.prune_optimizer, trainer.OPTIMIZERS)
         errors.known("residual", self.residual, RESIDUAL)
-        for checked in (self.objective, self.temperature(1), self.mask_start(0)):
+        for checked in (self.temperature(1), self.mask_start(0)):
             assert checked is not None, "each of them has raised UsageError before"
-
-    @property
-    def objective(self) -> loss.Objective:
-        """The task's loss. Raises UsageError."""
-        return loss.Objective(self.criterion, self.tet, self.tet_phi, self.tet_lambda)
 
     def temperature(self, epochs: int) -> masks.Temperature:
         """The masks' temperature over a search of so many epochs. Raises UsageError."""
@@ -133,15 +123,16 @@ class SearchConfig:
 
     def recorded(self, training: trainer.TrainConfig) -> dict[str, Any]:
         """The search and the fine-tuning as files hold them; plain JSON data."""
+        masks_trained = self.mask_training(training).recorded()
+        del masks_trained["objective"]  # the weights' and theirs is one loss
         return {
             "search": {
                 "epochs": training.epochs,
                 "temperature": asdict(self.temperature(training.epochs)),
-                "masks": self.mask_training(training).recorded(),
+                "masks": masks_trained,
                 "lmbda": self.first_lmbda,
                 "target": self.target_connectivity,
                 "accumulate": self.accumulate_step,
-                "objective": asdict(self.objective),
             },
             "finetune": None if self.finetune is None else asdict(self.finetune),
         }

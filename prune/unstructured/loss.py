@@ -1,9 +1,7 @@
-"""What a search minimises: the task's loss, and a penalty on every kept weight and neuron.
+"""What a search adds to the task's loss: a penalty on every kept weight and neuron.
 
-The task's loss is MSE or cross-entropy, of the mean output or of each step's (TET: Deng et al.,
-ICLR 2022; as used by Shi et al., ICLR 2024, published code, utils.py). The penalty's coefficients
-are constants, computed once from shapes: SynOps per time step at unit firing rate (Shi et al.,
-published code, models/submodules/sparse.py and penalty_term.py).
+Its coefficients are constants, computed once from shapes: SynOps per time step at unit firing rate
+(Shi et al., published code, models/submodules/sparse.py and penalty_term.py).
 """
 
 from collections.abc import Mapping
@@ -11,20 +9,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, get_args
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from soul_deploy import ir
 from soul_deploy.analysis.connectivity import dense_synapses
 from soul_deploy.base import dispatch
-from soul_deploy.base.errors import UsageError, require_known
-from soul_deploy.nn.graph_module import GraphModule
 
 CoefficientRule = Literal["authors", "exact"]
 RULES: tuple[CoefficientRule, ...] = get_args(CoefficientRule)
-Criterion = Literal["mse", "ce"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 
 @dataclass(frozen=True)
@@ -91,44 +81,3 @@ def _consumers(graph: ir.SpikingGraph, name: str) -> list[ir.Projection]:
             pending.extend(graph.consumers[node.name])
         seen.add(node.name)
     return found
-
-
-@dataclass(frozen=True)
-class Objective:
-    """criterion "mse": against one-hot targets; "ce": cross-entropy.
-
-    tet: the mean over steps of (1 - tet_lambda) · criterion(output_t) + tet_lambda · MSE(output_t,
-    tet_phi), instead of the criterion of the mean output.
-    """
-
-    criterion: Criterion = "mse"
-    tet: bool = False
-    tet_phi: float = 1.0
-    tet_lambda: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_known("criterion", self.criterion, CRITERIA)
-        if not 0 <= self.tet_lambda <= 1:
-            raise UsageError(f"TET_lambda {self.tet_lambda} must be from 0 to 1")
-
-    def loss(self, module: GraphModule, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's loss, and its class scores (B, classes)."""
-        if not self.tet:
-            scores = module(images)
-            return self.of_scores(scores, labels), scores
-        steps = module.per_step(images)
-        return self.of_steps(steps, labels), steps.detach().mean(0)
-
-    def of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The criterion of scores (B, classes) against integer labels (B,)."""
-        if self.criterion == "ce":
-            return F.cross_entropy(scores, labels)
-        return F.mse_loss(scores, F.one_hot(labels, scores.shape[-1]).to(scores.dtype))
-
-    def of_steps(self, steps: Tensor, labels: Tensor) -> Tensor:
-        """TET's loss of per-step scores (T, B, classes)."""
-        task = torch.stack([self.of_scores(scores, labels) for scores in steps]).mean()
-        if self.tet_lambda == 0:
-            return task
-        calm = F.mse_loss(steps, torch.full_like(steps, self.tet_phi))
-        return (1 - self.tet_lambda) * task + self.tet_lambda * calm

@@ -120,7 +120,8 @@ def prune_unstructured(
 ) -> PruneResult:
     """Prune single weights and neurons of `model` by trainable masks, then remove what died.
 
-    training     how the weights are trained in search and fine-tuning; its epochs are the search's
+    training     how the weights are trained in search and fine-tuning; its epochs are the search's,
+                 its objective is that of both (Soul and the authors: MSE)
     log          the table of epochs goes to its .jsonl and .csv; tensorboard: also for that
     test_start   measure the start's test accuracy; fresh weights of a graph never are tested
     on_epoch     called with each SearchEpoch, whose `model` has hard masks
@@ -132,6 +133,7 @@ def prune_unstructured(
     fit, SearchStoppedError if the search cannot go on, and what `train` raises.
     """
     start, place = train.with_weights(model, training.seed), train.prepare_device(device)
+    training = train.decided(training, start.graph)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
     module = train.module_of(replace(start, neuron_masks={}), place)
     work = train.Work(start, module, train.data_read(start, data, training), training)

@@ -79,6 +79,7 @@ class Pruning:
         distributed.shared_batch_norm(module)
         self.module, self.data, self.training = module, data, training
         self.config, self.masks = config, masks
+        self.objective = training.objective.decided(module.graph)
         self.tick, self.after_step = tick, after_step
         self.optimizer = trainer.make_optimizer(module, training)
         parameters, how = masks.parameters(), config.mask_training(training)
@@ -199,7 +200,8 @@ class Pruning:
         device = next(self.module.parameters()).device
         labels = share.own.labels.to(device)
         images = self.data.normalise(share.own.images).to(device)
-        task, scores = self.config.objective.loss(self.module, images, labels)
+        outputs = self.module.forward_observed(images, None, per_step=self.objective.tet)
+        task, scores = self.objective.loss(outputs, labels)
         loss = penalised(task, share.weight)
         mean, right = share.whole(task, scores, labels)
         if not (math.isfinite(mean) and loss.isfinite()):

@@ -136,6 +136,7 @@ def method_of(word: str) -> tuple[str, str]:
 
 @click.command(
     cls=parsing.SoulCommand,
+    recipes_of="prune structured",
     example="bench pruning --model spikingvgg5 --hidden 64 --dataset_name digits --methods "
     "spike_membrane,membrane --prune_ratio 0.5 --epochs 3 -o compared",
 )
@@ -143,7 +144,7 @@ def method_of(word: str) -> tuple[str, str]:
 @options.network_options("spikingvgg9")
 @options.data_options
 @common.option_group("compared", ComparedOptions)
-@options.learning_options(epochs=50, batch_size=128)
+@options.learning_options
 @common.option("--device", type=common.choice(DEVICES), default="auto", heading="Training")
 @common.threads_option(heading="Training")
 @common.option(
@@ -174,12 +175,14 @@ def pruning(
     the first method, paired by seed. Runs whose files are in the folder are not repeated.
     """
     training, seeds = resolve.recipe_of(learning), _seeds(learning.seed, compared.seeds)
-    entries, task = compared.entries(training), resolve.task_of(network, data, learning.seed)
+    compared.entries(training)
+    task = resolve.task_of(network, data, learning.seed)
     if model_path is not None and compared.dense_epochs is not None:
         told = "--dense_epochs given, but the network of --model_path is trained already"
         raise errors.UsageError(f"{told}; leave one of them out")
     place = train.prepare_device(device, threads).type
     start, task = start_model.started(model_path, task, context)
+    training = resolve.on_data(training, learning, task.data)
     files.require_writable(folder / "probe.json")
     loaded = start_model.data_for(data, task, start)
     begin: comparison.Start = partial(_fresh, task, loaded)
@@ -189,7 +192,7 @@ def pruning(
     if start is not None:
         begin, dense = start_model.network(start, task, loaded), None
     found = comparison.compare_pruning(
-        *(begin, loaded, entries, seeds, folder),
+        *(begin, loaded, compared.entries(training), seeds, folder),
         dense=dense,
         shared=_shared(compared, learning),
         device=place,

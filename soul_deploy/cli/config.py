@@ -18,10 +18,12 @@ from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import graph_module
 from soul_deploy.nn.neuron import DEFAULT_ALPHA
-from soul_deploy.training import checkpoint_manager, lr_schedules, messages, train, trainer
+from soul_deploy.training import checkpoint_manager, lr_schedules, messages, recipes, train, trainer
+from soul_deploy.training.objective import CRITERIA, Objective
 from soul_deploy.zoo import registry as zoo
 from soul_deploy.zoo import resnet
 from soul_deploy.zoo.import_zoo import SIZE_FLAGS
+from soul_deploy.zoo.initialisation import INITIALISATIONS, Initialisation
 
 NEURONS = tuple(ir.SOUL_NEURONS)
 
@@ -42,13 +44,43 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
 
 
 def recipe_of(learning: options.LearningOptions) -> trainer.TrainConfig:
-    """The training that the options describe. Raises UnknownNameError or UsageError."""
+    """The training that the options describe; `on_data` decides an augmentation that is left open.
+
+    Raises UnknownNameError or UsageError.
+    """
     chosen = asdict(learning)
+    del chosen["recipe"]
     schedule = lr_schedules.parse_schedule([chosen.pop("scheduler")])
     chosen["optimizer"] = errors.known("optimizer", learning.optimizer, trainer.OPTIMIZERS)
-    augment = learning.augment.replace("-", "_")
-    chosen["augment"] = errors.known("augmentation", augment, sampler.SHIFT)
-    return trainer.TrainConfig(schedule=schedule, **chosen)
+    chosen["augment"] = _augment(learning) or "none"
+    criterion = errors.known("criterion", chosen.pop("criterion"), CRITERIA)
+    tet = {name: chosen.pop(name) for name in ("tet", "tet_phi", "tet_lambda")}
+    return trainer.TrainConfig(schedule=schedule, objective=Objective(criterion, **tet), **chosen)
+
+
+def _augment(learning: options.LearningOptions) -> str | None:
+    """The augmentation that is asked for; None: the recipe's for the data set."""
+    name = learning.augment.replace("-", "_")
+    known = errors.known("augmentation", name, (*sampler.SHIFT, recipes.AUTO))
+    return None if known == recipes.AUTO else known
+
+
+def on_data(
+    training: trainer.TrainConfig, learning: options.LearningOptions, data: str
+) -> trainer.TrainConfig:
+    """The training on this data set. Which defaults of the command are not Soul's is said."""
+    context = click.get_current_context()
+    assert isinstance(context.command, parsing.SoulCommand)
+    name, recipe = context.command.recipes_of, learning.recipe
+    assert name is not None
+    found = recipes.differences(name, recipe, data, parsing.explicit_flags(context))
+    if found:
+        messages.note(f"recipe {recipe}: {', '.join(found)}")
+    augment: Any = recipes.augment_of(recipe, data)
+    if _augment(learning) is not None or augment == "none":
+        return training
+    messages.note(f"augment: {augment}, for data set {data}; --augment none leaves it out")
+    return replace(training, augment=augment)
 
 
 def prepare(run: options.RunOptions) -> torch.device:
@@ -86,6 +118,7 @@ class Task:
     time_steps: int
     sizes: Mapping[str, Any]
     seed: int
+    initialisation: Initialisation
 
     @property
     def stem(self) -> str:
@@ -99,7 +132,9 @@ class Task:
     def network_options(self, data: datasets.Data) -> zoo.NetworkOptions:
         """What the zoo needs to build the network for this data set."""
         return zoo.NetworkOptions(
-            data.input_shape, len(data.classes), self.neuron, self.time_steps, **self.sizes
+            *(data.input_shape, len(data.classes), self.neuron, self.time_steps),
+            **self.sizes,
+            initialisation=self.initialisation,
         )
 
 
@@ -114,6 +149,7 @@ def task_of(network: options.NetworkChoice, data: options.DataOptions, seed: int
         network.time_step,
         sizes_of(network),
         seed,
+        errors.known("initialisation", network.initialisation.replace("-", "_"), INITIALISATIONS),
     )
 
 
@@ -213,7 +249,7 @@ def new_model(task: Task, data: datasets.Data) -> Model:
             f"samples left for training, {norm.mean}, and deviation {norm.std}, which the model "
             "file records"
         )
-    made = facts(task) | untested
+    made = facts(task) | {"initialisation": task.initialisation} | untested
     return from_module(module, ModelInfo("dense", norm, data.classes, made, input_kind=kind))
 
 

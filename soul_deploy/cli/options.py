@@ -19,6 +19,7 @@ from soul_deploy.data import chosen
 from soul_deploy.ir import SOUL_NEURONS
 from soul_deploy.ir.neurons import constant_text
 from soul_deploy.runtime.io import inputs
+from soul_deploy.training import recipes
 
 TRAINED_ON = "[default: the one the model was trained on]"
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -106,6 +107,11 @@ class NetworkChoice:
     decay_input: bool | None = _constant("decay_input", "--decay_input/--no_decay_input")
     fire: str | None = _constant("fire")
     surrogate: str | None = _constant("surrogate")
+    initialisation: str = given(
+        "default",
+        "How fresh weights are drawn. default: as the network's source does; kaiming_fan_out: all "
+        "layers of a network of the zoo.",
+    )
     coding_schema: str = given("direct", "direct.", "-coding")
 
     def __post_init__(self) -> None:
@@ -140,6 +146,15 @@ def network_options(model: object) -> Decorator:
 class LearningOptions:
     """How weights are learned."""
 
+    recipe: recipes.Recipe = given(
+        recipes.RECIPES[0],
+        "Where the defaults of all options come from that touch accuracy: ours, soul or authors "
+        "(of the paper). What differs from Soul is printed; docs/methods.md has them all.",
+        type=choice(recipes.RECIPES),
+        is_eager=True,
+        callback=parsing.use_recipe,
+        heading="Method",
+    )
     epochs: int = given(None, "Epochs.", "-epochs")
     batch_size: int = given(None, "Samples per step, of all processes together.", "-b")
     optimizer: str = given("adam", "adam, sgd, adamw or rmsprop.", "-optimizer")
@@ -152,8 +167,19 @@ class LearningOptions:
     learning_rate: float = given(1e-3, None, "-lr")
     weight_decay: float = given(0.0, None, "-wd")
     momentum: float = given(0.9, "For sgd and rmsprop.", "-momentum")
+    nesterov: bool = given(False, "For sgd.", "--nesterov/--no_nesterov")
+    criterion: str = given(
+        recipes.AUTO, "MSE (one-hot targets), CE or auto: MSE for a network that votes, else CE."
+    )
+    tet: bool = given(
+        False, "Loss of every step's output, not of their mean.", "--TET/--no_TET", "tet"
+    )
+    tet_phi: float = given(1.0, None, "--TET_phi", "tet_phi")
+    tet_lambda: float = given(0.0, None, "--TET_lambda", "tet_lambda")
     augment: str = given(
-        "none", "none; shift (by up to 2 pixels); crop_flip (up to 4 pixels and mirroring)."
+        recipes.AUTO,
+        "none; shift (by up to 2 pixels); crop_flip (up to 4 pixels and mirroring); auto: "
+        "crop_flip for cifar10 and cifar100, else none.",
     )
     l1: float = given(0.0, "Added to convolution gradients, times the weight's sign (SCA: 3e-5).")
     seed: int = shared(common.seed_option())
@@ -162,10 +188,7 @@ class LearningOptions:
     )
 
 
-def learning_options(*, epochs: int, batch_size: int, scheduler: str = "cosine") -> Decorator:
-    """--epochs, --batch_size, --optimizer, --scheduler, the rates, --augment, --l1, --seed."""
-    defaults = {"epochs": epochs, "batch_size": batch_size, "scheduler": scheduler}
-    return option_group("learning", LearningOptions, "Training", **defaults)
+learning_options = option_group("learning", LearningOptions, "Training")
 
 
 @dataclass(frozen=True)

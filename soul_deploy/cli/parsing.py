@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from soul_deploy.base import errors, terminal
+from soul_deploy.training import recipes
 
 HEADINGS = ("Data", "Network", "Method", "Training", "Files", "Output", "Other")
 """The headings of help, in order."""
@@ -57,17 +58,27 @@ def _print_help(ctx: click.Context, parameter: click.Parameter, wanted: bool) ->
 class SoulCommand(Speaking):
     """A command that understands both flag spellings and unquoted lists.
 
-    example: words after soul-deploy that run as they stand; the last line of help.
+    example: words after soul-deploy that run as they stand; the last line of help. recipes_of:
+    the command under which `training.recipes` has the defaults of its options, if it has some.
     """
 
-    def __init__(self, name: str | None, *, example: str, **options: Any) -> None:
-        settings = {
+    def __init__(
+        self,
+        name: str | None,
+        *,
+        example: str,
+        recipes_of: recipes.Command | None = None,
+        **options: Any,
+    ) -> None:
+        settings: dict[str, Any] = {
             "token_normalize_func": dashes,
             "help_option_names": ["-h", "--help"],
             "show_default": True,
         }
+        if recipes_of is not None:
+            settings["default_map"] = recipes.values(recipes_of, "ours")
         super().__init__(name, context_settings=settings, **options)
-        self.example = example
+        self.example, self.recipes_of = example, recipes_of
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the words of each list before click's own parsing."""
@@ -121,10 +132,18 @@ def _continues(words: list[str], word: str) -> bool:
     return text.count("[") > text.count("]") and not word.startswith("-")
 
 
+def use_recipe(ctx: click.Context, parameter: click.Parameter, recipe: Any) -> Any:
+    """Callback of an eager --recipe: options that are not given take that recipe's defaults."""
+    assert isinstance(ctx.command, SoulCommand) and ctx.command.recipes_of is not None
+    ctx.default_map = recipes.values(ctx.command.recipes_of, recipe)
+    return recipe
+
+
 def explicit_flags(context: click.Context) -> set[str]:
     """Names of the flags that the user gave."""
-    source, default = context.get_parameter_source, ParameterSource.DEFAULT
-    return {name for name in context.params if source(name) is not default}
+    source = context.get_parameter_source
+    defaults = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    return {name for name in context.params if source(name) not in defaults}
 
 
 def require_steps(name: str, steps: int | None) -> None:

@@ -149,6 +149,7 @@ def outputs(
 
 @click.command(
     cls=parsing.SoulCommand,
+    recipes_of="prune structured",
     example="prune structured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
 @option(
@@ -161,7 +162,7 @@ def outputs(
 @options.network_options("spikingvgg16")
 @options.data_options
 @common.option_group("pruning", ScaOptions)
-@options.learning_options(epochs=50, batch_size=128)
+@options.learning_options
 @options.run_options
 @options.resume_options
 @click.pass_context
@@ -187,6 +188,7 @@ def structured(
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
+    training = resolve.on_data(training, learning, task.data)
     files = outputs(task, run, trained=start is None)
     resolve.require_outputs(*files.values(), unless=dry_run)
     loaded = start_model.data_for(data, task, start)

@@ -26,6 +26,7 @@ SCHEMA = "soul-deploy/prune-unstructured/1"
 
 @click.command(
     cls=parsing.SoulCommand,
+    recipes_of="prune unstructured",
     example="prune unstructured --model spikingvgg5 --dataset_name digits --epochs 2",
 )
 @option(*("--mode", "-mode"), default="search", help="search, as in Soul's script.")
@@ -35,7 +36,7 @@ SCHEMA = "soul-deploy/prune-unstructured/1"
 @options.data_options
 @option_group("masking", MaskOptions)
 @option_group("searching", SearchOptions)
-@options.learning_options(epochs=150, batch_size=128, scheduler="constant")
+@options.learning_options
 @options.run_options
 @options.resume_options
 @click.pass_context
@@ -63,6 +64,7 @@ def unstructured(
     config, path = searching.config(masking), model_path and require_file(model_path)
     device = resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
+    training = resolve.on_data(training, learning, task.data)
     files = outputs(task, run, latest=searching.save_latest)
     resolve.require_outputs(*files.values(), unless=dry_run)
     loaded, told = start_model.data_for(data, task, start), {"masking": asdict(masking)}

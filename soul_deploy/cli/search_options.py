@@ -8,11 +8,11 @@ from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import given
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
-from soul_deploy.prune.unstructured.loss import CRITERIA, RULES
-from soul_deploy.training import lr_schedules, trainer
+from soul_deploy.prune.unstructured.loss import RULES
+from soul_deploy.training import lr_schedules, recipes, trainer
 
 AS_GIVEN = (
-    *("target_connectivity", "penalty_lmbda", "tet", "tet_phi", "tet_lambda"),
+    *("target_connectivity", "penalty_lmbda"),
     *("accumulate_step", "prune_lr", "prune_weight_decay"),
 )
 """Options that `SearchConfig` takes as they are."""
@@ -35,10 +35,10 @@ class MaskOptions:
     )
     not_prune_weight: bool = given(False, "No weight masks.")
     not_prune_neuron: bool = given(False, "No neuron masks; without both kinds it only trains.")
-    mask_init_factor: str | None = given(
-        None,
+    mask_init_factor: str = given(
+        recipes.AUTO,
         "Start of the mask parameters: weights mean, neurons mean, weights std, neurons "
-        "std. [default: 0 0 0 0; with a target 0.1 0.1 0 0, so that all are kept at first]",
+        "std. auto: 0 0 0 0; with a target 0.1 0.1 0 0, so that all are kept at first.",
         cls=parsing.ListOption,
     )
     penalty_coef: str = given(
@@ -59,10 +59,6 @@ class MaskOptions:
 class SearchOptions:
     """How masks are searched for, and what follows."""
 
-    criterion: str = given("MSE", "MSE (one-hot targets) or CE.")
-    tet: bool = given(False, "Loss of every step's output, not of their mean.", "--TET", "tet")
-    tet_phi: float = given(1.0, None, "--TET_phi", "tet_phi")
-    tet_lambda: float = given(0.0, None, "--TET_lambda", "tet_lambda")
     penalty_lmbda: float | None = given(
         None,
         "lambda; with a target, where it starts. "
@@ -80,7 +76,9 @@ class SearchOptions:
     prune_optimizer: str | None = given(None, "Of the masks. [default: --optimizer]")
     prune_lr: float | None = given(None, "Of the masks. [default: --learning_rate]")
     prune_weight_decay: float = given(0.0, "Of the masks.")
-    finetune: bool = given(False, "Train on with fixed masks after the search.")
+    finetune: bool = given(
+        False, "Train on with fixed masks after the search.", "--finetune/--no_finetune"
+    )
     epoch_finetune: int = given(200, "Epochs of the fine-tuning.")
     finetune_lr: float = given(1e-4, "Learning rate of the fine-tuning.")
     finetune_lr_scheduler: str = given(
@@ -94,6 +92,7 @@ class SearchOptions:
         """The search as asked for, of all layers. Raises UsageError."""
         start, optimizer = masking.mask_init_factor, self.prune_optimizer
         schedule = lr_schedules.parse_schedule([self.finetune_lr_scheduler])
+        automatic = start.strip().lower() == recipes.AUTO
         finetune = FinetuneConfig(
             self.epoch_finetune, self.finetune_lr, schedule, self.reset_optimizer
         )
@@ -102,9 +101,8 @@ class SearchOptions:
         return SearchConfig(
             **{name: getattr(self, name) for name in AS_GIVEN},
             penalty_coef=errors.known("penalty_coef", masking.penalty_coef, RULES),
-            criterion=errors.known("criterion", self.criterion, CRITERIA),
             temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
-            mask_init_factor=None if start is None else number_list("mask_init_factor", start),
+            mask_init_factor=None if automatic else number_list("mask_init_factor", start),
             prune_optimizer=optimizer,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,

@@ -89,6 +89,10 @@ def started(
     """The file to start from, if there is one, and the task. Raises as `open_start`."""
     if path is None:
         return None, task
+    if "initialisation" in parsing.explicit_flags(context):
+        raise errors.UsageError(
+            f"--initialisation given, but the weights come from {path}; leave the flag out"
+        )
     start = open_start(path, task, parsing.explicit_flags(context))
     return start, start.task
 
@@ -128,12 +132,15 @@ def assumed(model: Model) -> list[str]:
     return told if isinstance(told, list) else []
 
 
-def kept(model: Model) -> dict[str, list[str]]:
-    """For the provenance of what is made of the model: what was assumed, and what was not tested,
-    if anything was.
+def kept(model: Model) -> dict[str, Any]:
+    """For the provenance of what is made of the model: how its weights were drawn, if that is
+    known, what was assumed and what was not tested, if anything was.
     """
-    told = {name: model.info.provenance.get(name) for name in ("assumptions", "untested")}
-    return {name: list(said) for name, said in told.items() if isinstance(said, list) and said}
+    made = model.info.provenance
+    drawn = {name: made[name] for name in ("initialisation",) if name in made}
+    told = {name: made.get(name) for name in ("assumptions", "untested")}
+    lists = {name: list(said) for name, said in told.items() if isinstance(said, list) and said}
+    return drawn | lists
 
 
 def say_assumed(sentences: Sequence[str], warning: str | None = None) -> None:

@@ -14,11 +14,13 @@ from soul_deploy.training import train as training
 
 
 @click.command(
-    cls=parsing.SoulCommand, example="train --model spikingvgg5 --dataset_name digits --epochs 2"
+    cls=parsing.SoulCommand,
+    recipes_of="train",
+    example="train --model spikingvgg5 --dataset_name digits --epochs 2",
 )
 @options.network_options("spikingvgg9")
 @options.data_options
-@options.learning_options(epochs=150, batch_size=64)
+@options.learning_options
 @options.run_options
 @options.resume_options
 def train(
@@ -34,6 +36,7 @@ def train(
     used once, at the end.
     """
     config, task = resolve.recipe_of(learning), resolve.task_of(network, data, learning.seed)
+    config = resolve.on_data(config, learning, task.data)
     device = resolve.prepare(run)
     path = run.model_dir / f"best_{task.stem}.safetensors"
     log = train_log(run.log_dir, task)

@@ -108,10 +108,19 @@ class GraphModule(nn.Module):
         """Class scores (B, classes)."""
         return self.forward_observed(x, None)
 
-    def forward_observed(self, x: Tensor, observe: StepObserver | None) -> Tensor:
-        """As `forward`, and `observe` sees every population after every step."""
-        readout = self.graph.readout.name
-        return self._values(x, [readout], observe)[readout].tensor
+    def forward_observed(
+        self, x: Tensor, observe: StepObserver | None, *, per_step: bool = False
+    ) -> Tensor:
+        """As `forward`, and `observe` sees every population after every step.
+
+        per_step: the class scores of each step, (T, B, classes), instead of their mean.
+        """
+        readout = self.graph.readout
+        if not per_step:
+            return self._values(x, [readout.name], observe)[readout.name].tensor
+        (source,) = readout.inputs
+        spikes = self._values(x, [source], observe)[source].tensor
+        return self._read(readout, spikes, per_step=True)
 
     def _values(
         self, x: Tensor, wanted: Iterable[str], observe: StepObserver | None = None
@@ -120,9 +129,7 @@ class GraphModule(nn.Module):
 
     def per_step(self, x: Tensor) -> Tensor:
         """Class scores of each step, (T, B, classes); their mean over T is `forward`."""
-        node = self.graph.readout
-        (source,) = node.inputs
-        return self._read(node, self._values(x, [source])[source].tensor, per_step=True)
+        return self.forward_observed(x, None, per_step=True)
 
     @torch.no_grad()
     def record(self, x: Tensor) -> ForwardRecord:

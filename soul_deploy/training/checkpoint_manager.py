@@ -154,8 +154,31 @@ def find_checkpoint(folder: Path, resume: bool | str | Path) -> tuple[Path, Chec
     return None
 
 
+BEFORE = {
+    "recipe.nesterov": False,
+    "recipe.objective.criterion": "ce",
+    "recipe.objective.tet": False,
+    "recipe.objective.tet_phi": 1.0,
+    "recipe.objective.tet_lambda": 0.0,
+    "search.masks.nesterov": False,
+    "sca.kept_count": "round",
+    "task.initialisation": "default",
+}
+"""Settings that checkpoints of 0.1.0 do not hold yet, and what they were then."""
+
+
+def _completed(found: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint, with those that it does not hold yet."""
+    moved = {
+        name.replace("search.objective.", "recipe.objective."): value
+        for name, value in found.items()
+    }
+    return {name: value for name, value in BEFORE.items() if name in asked} | moved
+
+
 def check_settings(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raise UsageError, naming what differs, unless a checkpoint is of the same run."""
+    found = _completed(found, asked)
     names = sorted(set(found) | set(asked))
     different = [name for name in names if found.get(name) != asked.get(name)]
     if different:

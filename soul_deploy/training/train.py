@@ -17,7 +17,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training import checkpoint_manager as keeping
 from soul_deploy.training import state, trainer
 from soul_deploy.training.checkpoint_manager import CheckpointManager, Checkpoints
-from soul_deploy.training.messages import EpochLog, OnEpoch, warn
+from soul_deploy.training.messages import EpochLog, OnEpoch, note, warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ def train(
     """
     place, start = prepare_device(device), with_weights(model, config.seed)
     refuse_searched(start)
+    config = decided(config, start.graph)
     loaded = data_read(start, data, config)
     work = Work(start, module_of(start, place), loaded, config)
     asked = {"recipe": config.recorded(), "epochs": config.epochs}
@@ -195,6 +196,14 @@ def with_weights(model: Model | SpikingGraph, seed: int) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return from_module(GraphModule(model), ModelInfo())
+
+
+def decided(config: trainer.TrainConfig, graph: SpikingGraph) -> trainer.TrainConfig:
+    """The training with the loss that this network needs, if it is left open; then a note."""
+    reason = config.objective.reason(graph)
+    if reason:
+        note(reason)
+    return replace(config, objective=config.objective.decided(graph))
 
 
 def refuse_searched(model: Model) -> None:

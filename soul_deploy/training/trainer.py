@@ -1,4 +1,4 @@
-"""Training by direct coding and cross-entropy; `Training.run` yields one result per epoch.
+"""Training by direct coding; `Training.run` yields one result per epoch.
 
 Whoever drives it acts between the epochs: keeps the best state, changes masks, stops. What has to
 happen inside an epoch (scoring, gradients) comes in as `BatchHooks`. Between any two steps the
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
@@ -27,6 +26,7 @@ from soul_deploy.ir import Convolution
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training import state as saved
 from soul_deploy.training.lr_schedules import Schedule, make_scheduler
+from soul_deploy.training.objective import Objective
 
 EVALUATION_BATCH = 256
 Tick = Callable[[int, int, float], None]
@@ -37,6 +37,8 @@ Tick = Callable[[int, int, float], None]
 class TrainConfig:
     """How a network is trained. Defaults are those of Soul's run script.
 
+    objective  the task's loss; by default cross-entropy, and MSE for networks that vote
+    nesterov   of SGD: momentum looks ahead; without momentum it changes nothing
     augment  "shift": moved by up to 2 pixels; "crop_flip": by up to 4, half of them mirrored
     l1       this times sign(w) is added to the gradient of every convolution's weights
     batch_size  of all processes together
@@ -48,12 +50,14 @@ class TrainConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.9
+    nesterov: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     batch_size: int = 64
     augment: sampler.Augment = "none"
     l1: float = 0.0
     seed: int = 2025
     freeze_batch_norm: bool = False
+    objective: Objective = field(default_factory=Objective)
 
     def recorded(self) -> dict[str, Any]:
         """What files hold as the recipe: all but the epochs, which they hold beside it."""
@@ -82,7 +86,11 @@ class TrainConfig:
 
 OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], TrainConfig], Optimizer]] = {
     "adam": lambda p, r: Adam(p, r.learning_rate, weight_decay=r.weight_decay),
-    "sgd": lambda p, r: SGD(p, r.learning_rate, r.momentum, weight_decay=r.weight_decay),
+    "sgd": lambda p, r: SGD(
+        *(p, r.learning_rate, r.momentum),
+        weight_decay=r.weight_decay,
+        nesterov=r.nesterov and r.momentum > 0,
+    ),
     "adamw": lambda p, r: AdamW(p, r.learning_rate, weight_decay=r.weight_decay),
     "rmsprop": lambda p, r: RMSprop(
         p, r.learning_rate, weight_decay=r.weight_decay, momentum=r.momentum
@@ -108,10 +116,14 @@ class EpochResult:
 class BatchHooks:
     """What happens inside an epoch besides learning; the default does nothing."""
 
-    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
-        """Class scores of a training batch, or of a part of it with this weight."""
-        scores: Tensor = module(images)
-        return scores
+    def forward(
+        self, module: GraphModule, images: Tensor, weight: float = 1.0, *, per_step: bool = False
+    ) -> Tensor:
+        """Class scores of a training batch, or of a part of it with this weight.
+
+        per_step: those of each step, (T, B, classes), instead of their mean.
+        """
+        return module.forward_observed(images, None, per_step=per_step)
 
     def after_backward(self, module: GraphModule) -> None:
         """Gradients are there, the optimizer has not stepped yet."""
@@ -144,6 +156,7 @@ class Training:
         distributed.shared_batch_norm(module)
         self.module, self.data, self.config = module, data, config
         self.hooks, self.tick = hooks or BatchHooks(), tick
+        self._objective = config.objective.decided(module.graph)
         self.optimizer = optimizer or make_optimizer(module, config)
         self.scheduler = make_scheduler(config.schedule, self.optimizer, config.epochs)
         self.progress = saved.TrainingCursor()
@@ -198,7 +211,7 @@ class Training:
         while progress.step < len(batches):
             share = batches[progress.step]
             self.optimizer.zero_grad()
-            loss, right = backward(self.module, self.data, share, self.hooks)
+            loss, right = backward(self.module, self.data, share, self.hooks, self._objective)
             add_l1(self.module, config.l1)
             self.optimizer.step()
             progress.step += 1
@@ -221,7 +234,11 @@ def begin_training(module: nn.Module, config: TrainConfig) -> None:
 
 
 def backward(
-    module: GraphModule, data: datasets.Data, share: sampler.Share, hooks: BatchHooks
+    module: GraphModule,
+    data: datasets.Data,
+    share: sampler.Share,
+    hooks: BatchHooks,
+    objective: Objective,
 ) -> tuple[float, int]:
     """Add the batch's gradients; returns its mean loss and how many samples were right.
 
@@ -231,8 +248,8 @@ def backward(
     device = device_of(module)
     labels = share.own.labels.to(device)
     images = data.normalise(share.own.images).to(device)
-    scores = hooks.forward(module, images, share.weight)
-    loss = F.cross_entropy(scores, labels)
+    outputs = hooks.forward(module, images, share.weight, per_step=objective.tet)
+    loss, scores = objective.loss(outputs, labels)
     mean, right = share.whole(loss, scores, labels)
     if not math.isfinite(mean):
         raise errors.SoulDeployError(

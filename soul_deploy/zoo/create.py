@@ -10,6 +10,7 @@ from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, arrays_of
 from soul_deploy.zoo import registry, resnet
+from soul_deploy.zoo.initialisation import Initialisation
 
 OLD = "soul_deploy.create(name, options) is soul_deploy.create(name, input_shape=, classes=, …) now"
 
@@ -28,6 +29,7 @@ def create(
     groups: int = 1,
     width_per_group: int = 64,
     stem: resnet.Stem = "soul",
+    initialisation: Initialisation = "default",
 ) -> Model: ...
 @overload
 @deprecated(OLD)
@@ -42,6 +44,7 @@ def create(
     time_steps   T that it runs for
     neuron       the neuron model of every population; NeuronSpec() is Soul's LIF
     hidden       neurons of each fully connected layer; width: channels of cifar10net's convolutions
+    initialisation   "default": as the network's own source has it; "kaiming_fan_out": all layers
     connect, groups, width_per_group, stem   of residual networks, as in `registry.NetworkOptions`
 
     Weights come from PyTorch's generator: `torch.manual_seed` makes them repeatable. A network of

@@ -11,6 +11,7 @@ from soul_deploy.frontend import factory, from_torch
 from soul_deploy.frontend.from_torch import trace
 from soul_deploy.ir import MergeFunction, NeuronSpec, Shape, SpikingGraph
 from soul_deploy.zoo import resnet, vgg
+from soul_deploy.zoo.initialisation import Initialisation, kaiming_fan_out
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class NetworkOptions:
     input_shape (C, H, W); hidden: neurons of the fully connected layers (2048); width: channels of
     6Conv2FC's convolutions. Residual networks: connect (SEW), groups and width_per_group
     (bottlenecks), stem ("soul": 7×7, stride 2, max pooling; "small": 3×3 for small images).
+    initialisation: "default" is that of the network's source, "kaiming_fan_out" the same for all.
     """
 
     input_shape: Shape
@@ -32,6 +34,7 @@ class NetworkOptions:
     groups: int = 1
     width_per_group: int = 64
     stem: resnet.Stem = "soul"
+    initialisation: Initialisation = "default"
 
 
 def _sew_resnet(depth: int, options: NetworkOptions) -> nn.Module:
@@ -82,6 +85,8 @@ def create(name: str, options: NetworkOptions) -> tuple[nn.Module, SpikingGraph]
         network, examined = create_own(name, options)
         return network, examined.traced.graph
     network = NETWORKS[canonical_name(name)](options)
+    if options.initialisation == "kaiming_fan_out":
+        kaiming_fan_out(network)
     return network, trace(network, options.input_shape, options.time_steps)
 
 

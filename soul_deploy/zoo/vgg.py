@@ -11,6 +11,7 @@ from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn import layers
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.zoo.initialisation import kaiming_fan_out
 from soul_deploy.zoo.resnet import conv_norm
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ class Cifar10Net(nn.Sequential):
     """Six 3×3 convolutions with batch norm, two linear layers without, a neuron behind each.
 
     The last layer has 10 neurons a class, whose firing rates are averaged. In the paper's code the
-    linear layers are 1×1 convolutions. Input (B, C, H, W) or (T, B, C, H, W).
+    linear layers are 1×1 convolutions. All weights are Kaiming's, as there. Input (B, C, H, W) or
+    (T, B, C, H, W).
     """
 
     def __init__(self, options: "NetworkOptions") -> None:
@@ -128,3 +130,4 @@ class Cifar10Net(nn.Sequential):
         self.fc2 = nn.Linear(options.hidden, options.classes * VOTES, bias=False)
         self.sn2 = SpikingNeuron(neuron, steps)
         self.vote = layers.VoteReadout(options.classes, VOTES)
+        kaiming_fan_out(self)

@@ -38,7 +38,6 @@ torch.set_num_threads(1)
 TRAINING = TrainConfig(epochs=2, batch_size=32, schedule=CONSTANT)
 CONFIG = SearchConfig(
     target_connectivity=0.3,
-    criterion="ce",
     temp_scheduler=(5, 200),
     prune_lr=0.02,
     finetune=FinetuneConfig(epochs=1, learning_rate=1e-3),
@@ -242,7 +241,6 @@ def test_a_plan_names_what_is_masked_and_trains_nothing(model: Model) -> None:
         ({"temp_scheduler": (5,)}, "temp_scheduler takes 2 numbers"),
         ({"prune_optimizer": "lion"}, "unknown prune_optimizer 'lion'; valid: adam"),
         ({"penalty_coef": "soul"}, "unknown penalty_coef 'soul'; valid: authors, exact"),
-        ({"criterion": "mae"}, "unknown criterion 'mae'; valid: mse, ce"),
         ({"round_to": 0}, "round_to 0 must be at least 1"),
     ],
 )

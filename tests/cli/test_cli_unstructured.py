@@ -84,7 +84,7 @@ def test_the_command_writes_models_logs_and_says_what_is_left(quick: Path) -> No
     latest = load(quick / "saved_models" / f"latest_{STEM}.safetensors")
     assert (masked.info.stage, compact.info.stage) == ("masked", "compact")
     assert masked.alphas and not compact.alphas and latest.neuron_masks
-    assert masked.info.provenance["search"]["objective"]["tet_lambda"] == 0.05
+    assert masked.info.provenance["recipe"]["objective"]["tet_lambda"] == 0.05
     for node in masked.graph.projections:
         gone = masked.alphas[node.name] <= 0
         assert not masked.state[f"{node.name}.weight"][gone].any()
@@ -200,7 +200,7 @@ def test_a_dead_layer_ends_with_exit_code_1_and_the_last_good_model(quick: Path)
         (["--target_connectivity", "0.1", "--not_prune_weight"], "needs weight masks"),
         (["--target_connectivity", "0.1", "--penalty_lmbda", "0"], "cannot be steered"),
         (["--mode", "load"], "unknown mode 'load'; valid: search"),
-        (["--criterion", "mae"], "unknown criterion 'mae'; valid: mse, ce"),
+        (["--criterion", "mae"], "unknown criterion 'mae'; valid: auto, mse, ce"),
         (["--penalty_coef", "soul"], "unknown penalty_coef 'soul'; valid: authors, exact"),
         (["--prune_optimizer", "lion"], "unknown prune_optimizer 'lion'; valid: adam"),
         (["--mask_init_factor", "0 0"], "takes 4 numbers .* got 2"),

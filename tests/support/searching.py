@@ -98,9 +98,7 @@ class Search(NamedTuple):
 
 
 def search_of(epochs: int = 2, **changed: Any) -> Search:
-    config = SearchConfig(
-        penalty_lmbda=1e-8, temp_scheduler=(5, 200), criterion="ce", prune_lr=0.01
-    )
+    config = SearchConfig(penalty_lmbda=1e-8, temp_scheduler=(5, 200), prune_lr=0.01)
     return Search(epochs, replace(config, **changed))
 
 

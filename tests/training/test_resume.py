@@ -115,11 +115,15 @@ class Noise(BatchHooks):
     """Draws from all three global generators."""
 
     def forward(
-        self, module: GraphModule, images: torch.Tensor, weight: float = 1.0
+        self,
+        module: GraphModule,
+        images: torch.Tensor,
+        weight: float = 1.0,
+        *,
+        per_step: bool = False,
     ) -> torch.Tensor:
         noise = torch.rand(len(images), 1, 1, 1) + random.random() + np.random.random()
-        scores: torch.Tensor = module(images + 0.1 * noise)
-        return scores
+        return super().forward(module, images + 0.1 * noise, weight, per_step=per_step)
 
 
 @pytest.fixture(autouse=True)

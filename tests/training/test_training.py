@@ -227,9 +227,11 @@ class Watching(BatchHooks):
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
-    def forward(self, module: GraphModule, images: Tensor, weight: float = 1.0) -> Tensor:
+    def forward(
+        self, module: GraphModule, images: Tensor, weight: float = 1.0, *, per_step: bool = False
+    ) -> Tensor:
         self.seen.append(images.clone())
-        return super().forward(module, images, weight)
+        return super().forward(module, images, weight, per_step=per_step)
 
 
 def test_every_batch_of_every_epoch_is_moved_anew(digits: Data) -> None:

@@ -38,6 +38,7 @@ from soul_deploy.runtime.format.network import (
     DenseRows,
     EventNetwork,
     Layer,
+    PixelNormalization,
     SpikingLayer,
 )
 from soul_deploy.runtime.ops.counters import StepCounts
@@ -355,7 +356,7 @@ def _event_classes(network: EventNetwork) -> EventNetwork:
 
 
 def _event_normalization(network: EventNetwork) -> EventNetwork:
-    return replace(network, normalization=Normalization((0.5,), (0.5,)))
+    return replace(network, normalization=PixelNormalization((0.5,), (0.5,)))
 
 
 def _event_kind(network: EventNetwork) -> EventNetwork:

@@ -26,6 +26,8 @@ from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
 from soul_deploy.prune.structured import frozen, sca
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.masks import open_masks
 from soul_deploy.prune.structured.selection import ChannelPlan, prunable
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.state import Tree, join_tree, split_tree
@@ -146,7 +148,7 @@ def test_where_nothing_can_be_removed_it_says_so(caplog: pytest.LogCaptureFixtur
 
 
 def loop_of(
-    module: GraphModule, data: Data, config: sca.ScaConfig, **recipe: object
+    module: GraphModule, data: Data, config: ScaConfig, **recipe: object
 ) -> sca.ChannelPruning:
     how = {"batch_size": 32, "learning_rate": 2e-3, **recipe}
     names = names_of(module) if config.residual == "internal" else tuple(
@@ -155,7 +157,7 @@ def loop_of(
     return sca.ChannelPruning(module, data, TrainConfig(**how), config, names)  # type: ignore[arg-type]
 
 
-SCHEDULE = sca.PruneSchedule(0.5, 0.1, epochs=3, finetune_epochs=2)
+SCHEDULE = PruneSchedule(0.5, 0.1, epochs=3, finetune_epochs=2)
 
 
 def on_a_grid(module: GraphModule) -> None:
@@ -175,7 +177,7 @@ def test_the_masked_network_is_the_compact_one_after_the_frozen_epochs(
         function, "add", shape=DIGITS, classes=10
     )  # fmt: skip
     module = model_of(graph, 1).module()
-    loop = loop_of(module, digits, sca.ScaConfig(SCHEDULE, residual=how))
+    loop = loop_of(module, digits, ScaConfig(SCHEDULE, residual=how))
     widths, before = [], {}
     for step in loop.run():
         widths.append(sum(p.numel() for p in loop.module.parameters()))
@@ -204,7 +206,7 @@ def test_the_masked_network_is_the_compact_one_after_the_frozen_epochs(
 def test_frozen_epochs_run_at_compact_width(digits: Data) -> None:
     """Channels of every layer that is trained, epoch by epoch."""
     module = network(digits)
-    loop = loop_of(module, digits, sca.ScaConfig(SCHEDULE))
+    loop = loop_of(module, digits, ScaConfig(SCHEDULE))
     names, widths = names_of(module), []
     for _ in loop.run():
         widths.append([loop.module.graph.shapes[name][0] for name in names])
@@ -228,7 +230,7 @@ def test_it_learns_what_the_whole_network_would(
 ) -> None:
     """The same training went on at full width: losses, rates, then weights."""
     recipe = {"optimizer": optimizer, "learning_rate": rate, "schedule": schedule}
-    config = sca.ScaConfig(replace(SCHEDULE, epochs=4, finetune_epochs=3, interval=1))
+    config = ScaConfig(replace(SCHEDULE, epochs=4, finetune_epochs=3, interval=1))
     module, twin = network(digits), network(digits)
     loop, before = loop_of(module, digits, config, **recipe), {}
     results: list[EpochResult] = []
@@ -238,7 +240,7 @@ def test_it_learns_what_the_whole_network_would(
         else:
             results.append(step.result)
             ended = copied_state(loop.module)
-    sca.open_masks(twin, names_of(twin))
+    open_masks(twin, names_of(twin))
     how = TrainConfig(batch_size=32, epochs=4, **recipe)  # type: ignore[arg-type]
     full = Training(twin, digits, how)
     full.restore(before["training"])
@@ -261,7 +263,7 @@ class Swap:
         self.channels: list[int] = []
 
     def begin(self, module: GraphModule, channels: Mapping[str, Array]) -> BatchHooks:
-        sca.open_masks(module, [self.name])
+        open_masks(module, [self.name])
         self.channels = channels[self.name].tolist()
         return BatchHooks()
 
@@ -274,6 +276,9 @@ class Swap:
         self.seen.append([self.channels[i] for i in keep.nonzero().flatten().tolist()])
         return ChannelPlan(())
 
+    def worth(self, accuracy: float) -> float:
+        return accuracy
+
     def state(self) -> Tree:
         return {"left": list(self.left)}
 
@@ -283,7 +288,7 @@ class Swap:
 
 def corrected(data: Data, name: str) -> tuple[frozen.FrozenEpochs, GraphModule, Swap]:
     module = network(data)
-    sca.open_masks(module, [name])
+    open_masks(module, [name])
     module.channel_masks[name].keep[:5] = 0
     reserve = np.zeros(len(module.channel_masks[name].keep), bool)
     reserve[[1, 3]] = True
@@ -329,7 +334,7 @@ def test_a_reserve_of_another_network_is_refused(digits: Data) -> None:
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(digits: Data) -> None:
-    loop = loop_of(network(digits), digits, sca.ScaConfig(SCHEDULE))
+    loop = loop_of(network(digits), digits, ScaConfig(SCHEDULE))
     old = copy_of(loop.state()) | {"best": {"epochs": [], "weights": {}}}
     with pytest.raises(FileFormatError, match="earlier version wrote it, which fine-tuned at full"):
-        loop_of(network(digits), digits, sca.ScaConfig(SCHEDULE)).restore(old)
+        loop_of(network(digits), digits, ScaConfig(SCHEDULE)).restore(old)

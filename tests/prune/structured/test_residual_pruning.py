@@ -29,6 +29,7 @@ from soul_deploy.prune.structured.scores import ChannelStatistics
 from soul_deploy.prune.structured.selection import PruningUnit, pruning_units, voters
 from soul_deploy.prune.unstructured.loss import CoefficientRule, coefficients
 from soul_deploy.prune.unstructured.masks import maskable_neurons
+from soul_deploy.training.objective import Objective
 from soul_deploy.training.trainer import TrainConfig, backward
 from soul_deploy.zoo.registry import NetworkOptions, create
 
@@ -183,7 +184,8 @@ def test_a_stream_is_scored_by_the_mean_and_regrown_by_the_mean_gradient(digits:
     statistics = ChannelStatistics(names, "spike_membrane", "epoch", "epoch")
 
     open_masks(single, names)
-    backward(single.train(), digits, share_of(digits.train, Group()), statistics)
+    share = share_of(digits.train, Group())
+    backward(single.train(), digits, share, statistics, Objective("ce"))
     (step,) = ChannelPruning(coupled, digits, recipe, together, names).run()
     assert step.plan is not None
     stream = next(layer for layer in step.plan.layers if layer.name == "b0")

@@ -30,6 +30,7 @@ from soul_deploy.prune.structured.selection import (
     prunable,
 )
 from soul_deploy.training import trainer as training
+from soul_deploy.training.objective import Objective
 from soul_deploy.training.trainer import (
     TrainConfig,
     accuracy,
@@ -248,7 +249,7 @@ def test_scores_of_uneven_parts_add_up_to_those_of_the_batch(digits: Data) -> No
         open_masks(module, names_of(module))
         statistics = ChannelStatistics(names_of(module), "spike_membrane", "epoch", "epoch")
         begin_training(module, TrainConfig(freeze_batch_norm=True))
-        backward(module, digits, share_of(batch, group), statistics)
+        backward(module, digits, share_of(batch, group), statistics, Objective("ce"))
         return statistics.scores()
 
     whole, first, second = scores_of(Group()), scores_of(Group(0, 2)), scores_of(Group(1, 2))

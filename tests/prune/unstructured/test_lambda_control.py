@@ -19,8 +19,8 @@ from soul_deploy.prune.unstructured.lambda_control import (
     check_target,
     within_band,
 )
-from soul_deploy.prune.unstructured.loss import Objective
 from soul_deploy.prune.unstructured.masks import MaskStart
+from soul_deploy.training.objective import Objective
 
 
 def test_the_meter_counts_exactly_and_estimates_soft_gates() -> None:
@@ -85,7 +85,7 @@ def test_balanced_lambda_makes_both_pulls_equal() -> None:
     module = small_module()
     masks = masks_of(module)
     masks.attach(module)
-    task, _ = Objective("ce").loss(module, torch.randn(4, 2, 6, 6), torch.tensor([0, 1, 2, 1]))
+    task, _ = Objective("ce").loss(module(torch.randn(4, 2, 6, 6)), torch.tensor([0, 1, 2, 1]))
     lmbda = balanced_lambda(task, masks)
     pull = sum(float(g.abs().sum()) for g in torch.autograd.grad(task, masks.parameters()))
     push = torch.autograd.grad(lmbda * masks.penalty(), masks.parameters())

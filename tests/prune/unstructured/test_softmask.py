@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from soul_deploy.base.errors import UnknownNameError, UsageError
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.prune.unstructured.loss import Objective, coefficients
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import (
     MaskStart,
     SoftMask,
@@ -17,6 +17,7 @@ from soul_deploy.prune.unstructured.masks import (
     make_masks,
     maskable_neurons,
 )
+from soul_deploy.training.objective import Objective
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 
@@ -106,11 +107,11 @@ def test_mask_gradients_are_the_analytic_ones() -> None:
         module.weight_gates[name] = lambda gate=effective[name]: gate  # type: ignore[misc]
     neurons = masks.neurons["sb"]().detach().requires_grad_()
     module.neuron_gates["sb"] = lambda: neurons
-    Objective("ce").loss(module, x, labels)[0].backward()  # type: ignore[no-untyped-call]
+    Objective("ce").loss(module(x), labels)[0].backward()  # type: ignore[no-untyped-call]
 
     masks.attach(module)
     lmbda = 1e-3
-    task, _ = Objective("ce").loss(module, x, labels)
+    task, _ = Objective("ce").loss(module(x), labels)
     (task + lmbda * masks.penalty()).backward()  # type: ignore[no-untyped-call]
     for gate, mask, beta in [
         *((effective[name], mask, 2.5) for name, mask in masks.weights.items()),
@@ -221,18 +222,18 @@ def test_tet_takes_the_steps_of_the_network_and_the_plain_loss_their_mean() -> N
     x, labels = torch.randn(5, 2, 6, 6), torch.tensor([0, 1, 2, 1, 0])
     steps = module.per_step(x)
     assert steps.shape == (2, 5, 3)
-    loss, scores = Objective("ce", True).loss(module, x, labels)
+    loss, scores = Objective("ce", True).loss(module.per_step(x), labels)
     expected = torch.stack([nn.functional.cross_entropy(step, labels) for step in steps]).mean()
     assert loss.item() == pytest.approx(expected.item())
     torch.testing.assert_close(scores, module(x).detach())
-    plain, scores = Objective("mse").loss(module, x, labels)
+    plain, scores = Objective("mse").loss(module(x), labels)
     assert torch.equal(scores, module(x))
     one_hot = torch.eye(3)[labels]
     assert plain.item() == pytest.approx(((scores - one_hot) ** 2).mean().item())
 
 
 def test_wrong_objectives_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="unknown criterion 'mae'; valid: mse, ce"):
+    with pytest.raises(UnknownNameError, match="unknown criterion 'mae'; valid: auto, mse, ce"):
         Objective("mae")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"TET_lambda 1\.5 must be from 0 to 1"):
         Objective(tet_lambda=1.5)

@@ -19,12 +19,13 @@ from soul_deploy.model.model import ModelInfo
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.lambda_control import within_band
-from soul_deploy.prune.unstructured.loss import Objective, coefficients
+from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
 from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop, SearchStoppedError
 from soul_deploy.training import trainer as training
 from soul_deploy.training.lr_schedules import Schedule
+from soul_deploy.training.objective import Objective
 from soul_deploy.training.trainer import TrainConfig, accuracy
 from soul_deploy.zoo.registry import NetworkOptions, create
 
@@ -215,7 +216,7 @@ def test_accumulated_batches_give_the_gradient_of_their_mean(digits: Data) -> No
     for index in DataOrder(128, 32, 2025).batches(0):
         batch = digits.train.select(index)
         images = digits.normalise(batch.images)
-        total = total + Objective("ce").loss(other.module, images, batch.labels)[0] / 4
+        total = total + Objective("ce").loss(other.module(images), batch.labels)[0] / 4
     (total + 1e-8 * other.masks.penalty()).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(grads[0], other.masks.weights["pre_logits.fc2.0"].alpha.grad)
 

@@ -43,6 +43,9 @@ def note_of(epoch: SearchEpoch) -> str:
     )
     if epoch.phase == "search":
         note += f", lambda {epoch.lmbda:.2e}, temperature {max(epoch.temperature):.4g}"
+    if epoch.dead is not None:
+        soft = f"{epoch.result.validation_accuracy:.2%}"
+        note += f"; hard masks leave nothing of {epoch.dead}; the soft network is at {soft}"
     if epoch.adjustment is not None:
         change = epoch.adjustment
         note += (

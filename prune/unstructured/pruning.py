@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -58,7 +59,7 @@ class SearchEpoch:
     hard_accuracy: float
     model: Model = field(compare=False)
     dead: str | None = None
-    """What the output needs and has no synapse left: a layer, or the neurons of a class."""
+    """What the output needs and the hard masks leave nothing of: a layer, or a class's neurons."""
     adjustment: lambda_control.Adjustment | None = None
 
 
@@ -136,6 +137,21 @@ class Pruning:
             dead=dead_layer(self.module.graph, connectivity, self.meter.empty_class()),
             adjustment=adjustment,
         )
+
+    @torch.no_grad()
+    def responds(self) -> bool:
+        """Whether the class scores, as the module is, differ between any two validation images.
+
+        Every process looks at all of them, so that all decide the same.
+        """
+        split, first, module = self.data.validation, None, self.module.eval()
+        for index in torch.split(torch.arange(len(split)), trainer.EVALUATION_BATCH):
+            images = self.data.normalise(split.select(index).images)
+            scores = module(images.to(trainer.device_of(module)))
+            first = scores[:1] if first is None else first
+            if (scores != first).any():
+                return True
+        return False
 
     def optimizers(self) -> list[Optimizer]:
         """The weights' and, if there are masks, the masks'."""

@@ -30,6 +30,7 @@ class SearchLoop:
 
     def __init__(self, pruning: Pruning) -> None:
         self.pruning, self.epochs = pruning, pruning.training.epochs
+        self._answered = pruning.responds()
         pruning.masks.attach(pruning.module)
         self._schedule = pruning.training.schedule
         self._schedulers = [
@@ -43,9 +44,11 @@ class SearchLoop:
     def run(self) -> Iterator[SearchEpoch]:
         """Go on, yielding after each epoch.
 
-        Raises SearchStoppedError, with the hard model of the last epoch in which all layers lived,
-        when one has died; with a target only at the end, since lambda then falls again, and when
-        the target cannot be met.
+        Hard masks that leave nothing of a layer do not end it while the soft network works, since
+        they come back. Raises SearchStoppedError, with the hard model of the last epoch in which
+        all layers lived, when the soft network has died too (its scores have depended on the input,
+        and no longer do), when the last epoch's hard masks leave nothing of a layer, and when the
+        target cannot be met.
         """
         pruning, control, cursor = self.pruning, self._control, self._cursor
         while cursor.epoch < self.epochs:
@@ -60,13 +63,17 @@ class SearchLoop:
             measured = pruning.measure("search", result, adjustment)
             if measured.dead is None:
                 self._last_good = measured.model
-            elif pruning.config.target_connectivity is None or cursor.epoch == self.epochs:
+            answers = pruning.responds()
+            if measured.dead is not None and (
+                cursor.epoch == self.epochs or (self._answered and not answers)
+            ):
                 raise SearchStoppedError(
                     f"search epoch {result.epoch}: no synapse of {measured.dead} is left (lambda "
                     f"{measured.lmbda:.3g}), so the output no longer depends on the input; lower "
                     "penalty_lmbda, or give target_connectivity (a higher one)",
                     self._last_good,
                 )
+            self._answered = self._answered or answers
             yield measured
 
     def _correct(self, epochs: int) -> lambda_control.Adjustment | None:
@@ -93,6 +100,7 @@ class SearchLoop:
             "schedulers": schedulers,
             "control": self._control.state(),
             "progress": self._cursor.state(),
+            "answered": self._answered,
             "last_good": {kind: dict(getattr(good, SAVED[kind])) for kind in SAVED if good},
         }
 
@@ -104,6 +112,7 @@ class SearchLoop:
         self._control.restore(tree_of(tree, "control"))
         self._cursor.restore(tree_of(tree, "progress"))
         self.pruning.check(self._cursor, self.epochs)
+        self._answered = bool(tree.get("answered"))
         if good := tree_of(tree, "last_good"):
             parts = {field: tree_of(good, kind) for kind, field in SAVED.items()}
             arrays: dict[str, Any] = {

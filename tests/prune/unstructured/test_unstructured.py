@@ -19,6 +19,7 @@ from soul_deploy.model.model import ModelInfo
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.lambda_control import within_band
+from soul_deploy.prune.unstructured.log import note_of
 from soul_deploy.prune.unstructured.loss import Objective, coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
@@ -253,8 +254,16 @@ def test_finetuning_ends_with_its_best_epoch(digits: Data, monkeypatch: pytest.M
     assert not torch.equal(states[1]["head.weight"], states[2]["head.weight"])
 
 
+def loud(pruning: Pruning) -> Pruning:
+    """Its fresh weights are silent; now they are large enough for its scores to answer."""
+    with torch.no_grad():
+        for parameter in pruning.module.parameters():
+            parameter.mul_(6)
+    return pruning
+
+
 def test_a_layer_that_dies_stops_the_search_and_keeps_the_last_good_model(digits: Data) -> None:
-    pruning = pruning_of(digits, search_of(3, penalty_lmbda=1.0), 0.05)
+    pruning = loud(pruning_of(digits, search_of(9, penalty_lmbda=1.0), 0.05))
     epochs: list[SearchEpoch] = []
     with pytest.raises(
         SearchStoppedError, match=r"no synapse of features\.0\.conv\.0 is left"
@@ -262,10 +271,39 @@ def test_a_layer_that_dies_stops_the_search_and_keeps_the_last_good_model(digits
         for epoch in SearchLoop(pruning).run():
             epochs.append(epoch)
     good = stop.value.last_good
-    assert len(epochs) == 1 and good is not None
+    assert len(epochs) < 7 and good is not None  # long before the end
+    assert epochs[0].dead is None and epochs[-1].dead == "features.0.conv.0"
     weights = {n.name: good.state[f"{n.name}.weight"] for n in good.graph.projections}
     counted = measure_connectivity(good.graph, weights, good.neuron_masks)
     assert all(layer.live for layer in counted.layers)
+
+
+def test_a_search_goes_on_while_the_soft_network_works(digits: Data) -> None:
+    """All alphas begin below 0; most come back in the last epoch."""
+    plan = search_of(4, penalty_lmbda=0.0, temp_scheduler=(5, 5), prune_lr=0.01)
+    epochs = list(SearchLoop(pruning_of(digits, plan, -0.1)).run())
+    assert [epoch.dead is None for epoch in epochs] == [False, False, False, True]
+    soft = epochs[1].result.validation_accuracy
+    told = f"hard masks leave nothing of features.0.conv.0; the soft network is at {soft:.2%}"
+    assert told in note_of(epochs[1]) and "leave nothing" not in note_of(epochs[3])
+    assert epochs[1].connectivity.live == 0 and epochs[3].connectivity.live > 0
+
+
+def test_the_last_epoch_needs_hard_masks(digits: Data) -> None:
+    plan = search_of(2, penalty_lmbda=0.0, temp_scheduler=(5, 5), prune_lr=0.01)
+    epochs: list[SearchEpoch] = []
+    with pytest.raises(SearchStoppedError, match="search epoch 2: no synapse of") as stop:
+        for epoch in SearchLoop(pruning_of(digits, plan, -0.1)).run():
+            epochs.append(epoch)
+    assert len(epochs) == 1 and stop.value.last_good is None
+
+
+def test_a_network_responds_when_its_scores_depend_on_the_image(digits: Data) -> None:
+    silent, pruning = pruning_of(digits, search_of(1)), loud(pruning_of(digits, search_of(1)))
+    assert pruning.responds() and not silent.responds()
+    with torch.no_grad():
+        pruning.module.get_parameter("head.weight").zero_()
+    assert not pruning.responds()
 
 
 def test_a_target_that_cannot_be_met_stops_and_keeps_the_last_good_model(digits: Data) -> None:

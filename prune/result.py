@@ -9,6 +9,7 @@ from soul_deploy.base.tables import Shown, Table
 from soul_deploy.model.model import Model
 from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.removal.plan import RemovalPlan
+from soul_deploy.prune.target import Spent
 from soul_deploy.training.train import Work, module_of
 from soul_deploy.training.trainer import device_of
 
@@ -23,7 +24,9 @@ class PruneResult(Shown):
     history       one result, or row of the table, per epoch; those before a resumption included
     accuracies    test accuracies, 0 to 1: "dense" or "start" (unless fresh), "masked", "compact"
     connectivity  live synapses of the masked network
-    synops        SynOps per image of the start and of the masked network, on a fixed sample
+    synops        SynOps per sample of the start and of the masked network: on the validation split
+                  (`prune_structured`), or on a fixed sample of it
+    spent         the target, if one was given, and what was reached
     """
 
     masked: Model
@@ -33,6 +36,7 @@ class PruneResult(Shown):
     accuracies: Mapping[str, float]
     connectivity: Connectivity | None = None
     synops: tuple[float, float] | None = None
+    spent: Spent | None = None
 
     @property
     def layers(self) -> tuple[tuple[str, int, int, int], ...]:
@@ -59,6 +63,7 @@ class PruneResult(Shown):
             "history": [e if isinstance(e, dict) else asdict(e) for e in self.history],
             "connectivity": connectivity,
             "synops": None if self.synops is None else list(self.synops),
+            "target": None if self.spent is None else self.spent.to_dict(),
         }
 
     def parts(self) -> list[Table | str]:

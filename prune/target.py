@@ -1,13 +1,18 @@
 """What a pruned network may cost: a target of synapses, synaptic operations or parameters."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 from soul_deploy.base import errors
 
 Quantity = Literal["connectivity", "synops", "params"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+UNITS: Mapping[Quantity, str] = MappingProxyType(
+    {"connectivity": "synapses", "synops": "SynOps per sample", "params": "parameters"}
+)
 TOLERANCE = 0.05
 """How far from the target a network may end, relative to it."""
 
@@ -50,3 +55,37 @@ class Target:
 
     def __str__(self) -> str:
         return f"target_{self.quantity} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A target, what the dense network costs, and what the pruned one does."""
+
+    target: Target
+    dense: float
+    cost: float
+
+    @property
+    def wanted(self) -> float:
+        return self.target.amount(self.dense)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the cost is within 5 % of what is wanted."""
+        return self.target.reached(self.cost, self.dense)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {
+            "quantity": self.target.quantity,
+            "value": self.target.value,
+            "dense": self.dense,
+            "wanted": self.wanted,
+            "cost": self.cost,
+        }
+
+    def __str__(self) -> str:
+        """2,310 of 24,012 SynOps per sample, 9.6 %; wanted 2,401"""
+        share = f", {self.cost / self.dense:.2%}" if self.dense else ""
+        what = f"{self.cost:,.0f} of {self.dense:,.0f} {UNITS[self.target.quantity]}"
+        return f"{what}{share}; wanted {self.wanted:,.0f}"

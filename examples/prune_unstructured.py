@@ -3,6 +3,7 @@
 from soul_deploy import (
     FinetuneConfig,
     SearchConfig,
+    Target,
     TrainConfig,
     load,
     plan_unstructured,
@@ -12,7 +13,9 @@ from soul_deploy import (
 
 dense = load("dense.safetensors")
 search = SearchConfig(
-    target_connectivity=0.3, prune_lr=0.02, finetune=FinetuneConfig(epochs=2, learning_rate=2e-3)
+    target=Target("connectivity", 0.3),
+    prune_lr=0.02,
+    finetune=FinetuneConfig(epochs=2, learning_rate=2e-3),
 )
 print(plan_unstructured(dense, search).to_dict()["layers"])  # what would be masked
 result = prune_unstructured(dense, "digits", search, TrainConfig(epochs=2))

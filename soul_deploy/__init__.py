@@ -25,6 +25,7 @@ _NAMES = {
     "SearchConfig": "prune.unstructured.config:SearchConfig",
     "SpikingGraph": "ir.graph:SpikingGraph",
     "SpikingNeuron": "nn.neuron:SpikingNeuron",
+    "Target": "prune.target:Target",
     "TrainConfig": "training.trainer:TrainConfig",
     "TrainResult": "training.train:TrainResult",
     "as_data": "data.given:as_data",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from soul_deploy.prune.structured.pipeline import DensePhase as DensePhase
     from soul_deploy.prune.structured.pipeline import plan_structured as plan_structured
     from soul_deploy.prune.structured.pipeline import prune_structured as prune_structured
+    from soul_deploy.prune.target import Target as Target
     from soul_deploy.prune.unstructured.config import FinetuneConfig as FinetuneConfig
     from soul_deploy.prune.unstructured.config import SearchConfig as SearchConfig
     from soul_deploy.prune.unstructured.pipeline import plan_unstructured as plan_unstructured

@@ -7,11 +7,10 @@ from typing import Any
 
 from soul_deploy.base import Array, errors
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
-from soul_deploy.prune.unstructured import lambda_control, loss, masks
+from soul_deploy.prune.target import Target
+from soul_deploy.prune.unstructured import loss, masks
 from soul_deploy.training import lr_schedules, trainer
 
-STEERED_START = (0.1, 0.1, 0.0, 0.0)
-"""How alphas begin when connectivity is steered: the hard masks' then falls from 100 %."""
 LAMBDA = 1e-11
 CONSTANT = lr_schedules.Schedule("constant")
 
@@ -37,15 +36,16 @@ class SearchConfig:
     weight_prune_layers  projections whose weights are masked, by name or index; None: all
     neuron_prune_layers  populations whose neurons are masked; None: those behind a convolution, but
                          the first and the output
-    target_connectivity  lambda is steered so that this share of the synapses is left, within 10 %
-    penalty_lmbda        lambda; with a target, where it starts. None: 1e-11, or with a target:
-                         balanced on the first batch
+    target               lambda is steered so that the network ends within 5 % of it; params: kept
+                         weights and all other trained values
+    penalty_lmbda        lambda; with a target, where it starts. None: 1e-11, or with a target: what
+                         suits it on the first batch
     penalty_coef         what an entry costs; "authors": the published code's coefficients, "exact":
-                         counted on this network
+                         counted on this network, "params": its parameters. None: "authors", or with
+                         a target of parameters "params"
     temp_scheduler       init, final[, T0, Tmax], or w_init, n_init, w_final, n_final, T0, Tmax;
                          T0 and Tmax are epochs
-    mask_init_factor     alpha's mean for weights and for neurons, and both standard deviations;
-                         None: 0, 0, 0, 0, or with a target 0.1, 0.1, 0, 0
+    mask_init_factor     alpha's mean for weights and for neurons, and both standard deviations
     accumulate_step      batches to an optimizer step
     prune_optimizer      of the masks, as prune_lr; None: that of the weights
     finetune             None: no fine-tuning
@@ -54,11 +54,11 @@ class SearchConfig:
 
     weight_prune_layers: masks.Layers = None
     neuron_prune_layers: masks.Layers = None
-    target_connectivity: float | None = None
+    target: Target | None = None
     penalty_lmbda: float | None = None
-    penalty_coef: loss.CoefficientRule = "authors"
+    penalty_coef: loss.CoefficientRule | None = None
     temp_scheduler: Sequence[float] = (5, 1000)
-    mask_init_factor: Sequence[float] | None = None
+    mask_init_factor: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
     accumulate_step: int = 1
     prune_optimizer: str | None = None
     prune_lr: float | None = None
@@ -71,17 +71,16 @@ class SearchConfig:
         lmbda, decay = self.penalty_lmbda, self.prune_weight_decay
         if lmbda is not None and not (math.isfinite(lmbda) and lmbda >= 0):
             raise errors.UsageError(f"penalty_lmbda {lmbda} must be a finite number from 0")
-        if lmbda == 0 and self.target_connectivity is not None:
+        if lmbda == 0 and self.target is not None:
             raise errors.UsageError(
-                "penalty_lmbda 0 cannot be steered to a target_connectivity; leave one of them out"
+                f"penalty_lmbda 0 cannot be steered to {self.target}; leave one of them out"
             )
-        lambda_control.check_target(self.target_connectivity)
         errors.require_least(1, accumulate_step=self.accumulate_step, round_to=self.round_to)
         if self.prune_lr is not None:
             _require_rate("prune_lr", self.prune_lr)
         if not 0 <= decay < math.inf:
             raise errors.UsageError(f"prune_weight_decay {decay} must not be negative, and finite")
-        errors.require_known("penalty_coef", self.penalty_coef, loss.RULES)
+        errors.require_known("penalty_coef", self.cost_rule, loss.RULES)
         if self.prune_optimizer is not None:
             errors.require_known("prune_optimizer", self.prune_optimizer, trainer.OPTIMIZERS)
         errors.known("residual", self.residual, RESIDUAL)
@@ -95,8 +94,6 @@ class SearchConfig:
     def mask_start(self, seed: int, known: Mapping[str, Array] | None = None) -> masks.MaskStart:
         """How alphas begin; known: those of an earlier search. Raises UsageError."""
         factors = self.mask_init_factor
-        if factors is None:
-            factors = (0.0,) * 4 if self.target_connectivity is None else STEERED_START
         if len(factors) != 4:
             raise errors.UsageError(
                 "mask_init_factor takes 4 numbers (weights mean, neurons mean, weights std, "
@@ -116,9 +113,15 @@ class SearchConfig:
         )
 
     @property
+    def cost_rule(self) -> loss.CoefficientRule:
+        """What an entry costs."""
+        values = self.target is not None and self.target.quantity == "params"
+        return self.penalty_coef or ("params" if values else "authors")
+
+    @property
     def first_lmbda(self) -> float | None:
-        """Lambda at the start; None: it is balanced on the first batch."""
-        automatic = self.penalty_lmbda is None and self.target_connectivity is None
+        """Lambda at the start; None: what suits the target on the first batch."""
+        automatic = self.penalty_lmbda is None and self.target is None
         return LAMBDA if automatic else self.penalty_lmbda
 
     def recorded(self, training: trainer.TrainConfig) -> dict[str, Any]:
@@ -131,7 +134,7 @@ class SearchConfig:
                 "temperature": asdict(self.temperature(training.epochs)),
                 "masks": masks_trained,
                 "lmbda": self.first_lmbda,
-                "target": self.target_connectivity,
+                "target": None if self.target is None else asdict(self.target),
                 "accumulate": self.accumulate_step,
             },
             "finetune": None if self.finetune is None else asdict(self.finetune),

@@ -43,12 +43,11 @@ def note_of(epoch: SearchEpoch) -> str:
     )
     if epoch.phase == "search":
         note += f", lambda {epoch.lmbda:.2e}, temperature {max(epoch.temperature):.4g}"
+    if epoch.dead is not None:
+        soft = f"{epoch.result.validation_accuracy:.2%}"
+        note += f"; hard masks leave nothing of {epoch.dead}; the soft network is at {soft}"
     if epoch.adjustment is not None:
-        change = epoch.adjustment
-        note += (
-            f"; {change.offset:+.3g} was added to every mask parameter, which takes connectivity "
-            f"from {change.before:.2%} to {change.after:.2%}"
-        )
+        note += f"; {epoch.adjustment}"
     return note
 
 

@@ -13,7 +13,7 @@ from soul_deploy import ir
 from soul_deploy.analysis.connectivity import dense_synapses
 from soul_deploy.base import dispatch
 
-CoefficientRule = Literal["authors", "exact"]
+CoefficientRule = Literal["authors", "exact", "params"]
 RULES: tuple[CoefficientRule, ...] = get_args(CoefficientRule)
 
 
@@ -33,6 +33,7 @@ def coefficients(graph: ir.SpikingGraph, rule: CoefficientRule) -> Coefficients:
              pooling in between ignored)
     exact    e_w = output positions; e_n = Σ over the consumers of their dense synapses, over the
              number of neurons
+    params   e_w = 1; e_n = Σ over the consumers of their weights, over the number of neurons
     """
     projections, populations, shapes = graph.projections, graph.populations, graph.shapes
     readers = {node.name: _consumers(graph, node.name) for node in populations}
@@ -40,8 +41,12 @@ def coefficients(graph: ir.SpikingGraph, rule: CoefficientRule) -> Coefficients:
         weights = {node.name: _authors_weight(graph, node) for node in projections}
         fanouts = {name: float(sum(map(_authors_fanout, users))) for name, users in readers.items()}
         return Coefficients(weights, fanouts)
-    synapses = dense_synapses(graph)
-    positions = {node.name: float(prod(shapes[node.name][1:])) for node in projections}
+    if rule == "params":
+        positions = {node.name: 1.0 for node in projections}
+        synapses = {node.name: prod(node.weight_shape) for node in projections}
+    else:
+        positions = {node.name: float(prod(shapes[node.name][1:])) for node in projections}
+        synapses = dense_synapses(graph)
     sums = {name: sum(synapses[user.name] for user in users) for name, users in readers.items()}
     return Coefficients(positions, {name: sums[name] / prod(shapes[name]) for name in sums})
 

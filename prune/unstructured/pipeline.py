@@ -12,7 +12,7 @@ from soul_deploy.data.given import DataLike
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, from_module
 from soul_deploy.prune.result import OnMasked, PruneResult, finished
-from soul_deploy.prune.unstructured import loss
+from soul_deploy.prune.unstructured import budget, loss
 from soul_deploy.prune.unstructured import masks as masking
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.log import Recorder, note_of
@@ -87,10 +87,10 @@ def plan_unstructured(
     weights = masking.chosen("weight_prune_layers", config.weight_prune_layers, graph.projections)
     neurons = masking.chosen_neurons(graph, config.neuron_prune_layers)
     masking.require_covered(model.alphas, (*weights, *neurons))
-    if config.target_connectivity is not None and not weights:
-        needed = "target_connectivity needs weight masks"
+    if config.target is not None and not weights:
+        needed = f"{config.target} needs weight masks"
         raise errors.UsageError(f"{needed}; leave --not_prune_weight out")
-    costs, rows = loss.coefficients(graph, config.penalty_coef), []
+    costs, rows = loss.coefficients(graph, config.cost_rule), []
     kinds: tuple[tuple[Kind, Any, Any, Any], ...] = (
         ("weights", graph.projections, weights, costs.weights),
         ("neurons", graph.populations, neurons, costs.neurons),
@@ -132,6 +132,8 @@ def prune_unstructured(
     each returns the result, and the main one writes. Raises UsageError for settings that do not
     fit, SearchStoppedError if the search cannot go on, and what `train` raises.
     """
+    if not isinstance(model, Model):
+        budget.refuse_fresh(config.target)
     start, place = train.with_weights(model, training.seed), train.prepare_device(device)
     training = train.decided(training, start.graph)
     plan, recorder = plan_unstructured(start, config), Recorder(log, tensorboard=tensorboard)
@@ -152,7 +154,7 @@ def _pruning(work: train.Work, config: SearchConfig, plan: MaskPlan) -> Pruning:
     graph, training = work.start.graph, work.config
     masks = masking.make_masks(
         *(work.module, plan.masked("weights"), plan.masked("neurons")),
-        loss.coefficients(graph, config.penalty_coef),
+        loss.coefficients(graph, config.cost_rule),
         config.mask_start(training.seed, work.start.alphas),
     )
     pruning = Pruning(work.module, work.data, training, config, masks)
@@ -181,12 +183,14 @@ class _Run:
         accuracies["masked"] = work.accuracy()
         provenance = {**pruning.info.provenance, "accuracy": dict(accuracies)}
         masked = pruning.hard_model(replace(pruning.info, provenance=provenance))
+        limit = pruning.budget
         removal = {name: getattr(pruning.config, name) for name in ("round_to", "residual")}
         return finished(
             *(work, masked, accuracies, removal if pruning.masks.parameters() else None, on_masked),
             history=tuple(self.recorder.rows),
             connectivity=pruning.meter.exact(),
             synops=(before, pruning.synops(masked)),
+            spent=None if limit is None else limit.spent,
         )
 
     def _train(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -25,9 +26,11 @@ from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, Stage, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import reaches_readout
-from soul_deploy.prune.unstructured import lambda_control
+from soul_deploy.prune.unstructured.budget import Budget, Subject
 from soul_deploy.prune.unstructured.config import SearchConfig
+from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
 from soul_deploy.prune.unstructured.masks import Masks
+from soul_deploy.prune.unstructured.threshold import Adjustment
 from soul_deploy.training import state as saved
 from soul_deploy.training import trainer
 from soul_deploy.training.state import TrainingCursor, Tree, tree_of
@@ -58,8 +61,8 @@ class SearchEpoch:
     hard_accuracy: float
     model: Model = field(compare=False)
     dead: str | None = None
-    """What the output needs and has no synapse left: a layer, or the neurons of a class."""
-    adjustment: lambda_control.Adjustment | None = None
+    """What the output needs and the hard masks leave nothing of: a layer, or a class's neurons."""
+    adjustment: Adjustment | None = None
 
 
 class Pruning:
@@ -85,12 +88,16 @@ class Pruning:
         parameters, how = masks.parameters(), config.mask_training(training)
         make = trainer.OPTIMIZERS[how.optimizer]
         self.mask_optimizer = make(parameters, how) if parameters else None
-        self.meter = lambda_control.ConnectivityMeter(module, masks)
+        self.meter = ConnectivityMeter(module, masks)
         self.lmbda = config.first_lmbda
         stage: Stage = "masked" if parameters else "dense"
         kind = data.input_kind
         self.info = ModelInfo(stage, data.normalization, data.classes, input_kind=kind)
         self._order = sampler.DataOrder(len(data.train), training.batch_size, training.seed)
+        self.budget: Budget | None = None
+        if config.target is not None:
+            subject = Subject(module, data, masks, self.meter, self.hard_model)
+            self.budget = Budget(config.target, subject)
         self._sample = data.normalise(data.validation.images[:COUNTED_IMAGES])
 
     def hard_model(self, info: ModelInfo | None = None) -> Model:
@@ -109,7 +116,7 @@ class Pruning:
         return sum(layer.synops for layer in counts.values()) / len(self._sample)
 
     def measure(
-        self, phase: str, result: EpochResult, adjustment: lambda_control.Adjustment | None = None
+        self, phase: str, result: EpochResult, adjustment: Adjustment | None = None
     ) -> SearchEpoch:
         """What is told of an epoch; the module has the phase's masks then."""
         start = time.perf_counter()
@@ -134,9 +141,28 @@ class Pruning:
             synops=synops,
             hard_accuracy=hard,
             model=model,
-            dead=dead_layer(self.module.graph, connectivity, self.meter.empty_class()),
+            dead=self.dead(),
             adjustment=adjustment,
         )
+
+    def dead(self) -> str | None:
+        """What the output needs and the hard masks leave nothing of."""
+        return dead_layer(self.module.graph, self.meter.exact(), self.meter.empty_class())
+
+    @torch.no_grad()
+    def responds(self) -> bool:
+        """Whether the class scores, as the module is, differ between any two validation images.
+
+        Every process looks at all of them, so that all decide the same.
+        """
+        split, first, module = self.data.validation, None, self.module.eval()
+        for index in torch.split(torch.arange(len(split)), trainer.EVALUATION_BATCH):
+            images = self.data.normalise(split.select(index).images)
+            scores = module(images.to(trainer.device_of(module)))
+            first = scores[:1] if first is None else first
+            if (scores != first).any():
+                return True
+        return False
 
     def optimizers(self) -> list[Optimizer]:
         """The weights' and, if there are masks, the masks'."""
@@ -220,7 +246,7 @@ class Pruning:
             "temperatures": {name: mask.temperature for name, mask in self.masks.named().items()},
             "optimizers": optimizers,
             "lambda": self.lmbda,
-            "connectivity_correction": self.meter.correction,
+            "spending": {} if self.budget is None else self.budget.spending.state(),
         }
 
     def restore(self, tree: Tree) -> None:
@@ -234,7 +260,8 @@ class Pruning:
         for name, optimizer in zip(("weights", "masks"), self.optimizers(), strict=False):
             saved.restore_optimizer(optimizer, tree_of(moments, name))
         self.lmbda = None if tree.get("lambda") is None else saved.number_of(tree, "lambda")
-        self.meter.correction = saved.number_of(tree, "connectivity_correction")
+        if self.budget is not None:
+            self.budget.spending.restore(tree_of(tree, "spending"))
 
     def _alphas(self) -> dict[str, Tensor]:
         return {name: mask.alpha.detach() for name, mask in self.masks.named().items()}

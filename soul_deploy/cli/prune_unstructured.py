@@ -17,7 +17,7 @@ from soul_deploy.cli.common_options import dry_run_option, option, option_group
 from soul_deploy.cli.search_options import MaskOptions, SearchOptions
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.prune.result import PruneResult
-from soul_deploy.prune.unstructured import masks, pipeline, pruning, search
+from soul_deploy.prune.unstructured import budget, masks, pipeline, pruning, search
 from soul_deploy.prune.unstructured.log import check_tensorboard
 from soul_deploy.training import checkpoint, messages
 
@@ -62,6 +62,8 @@ def unstructured(
     _check(mode, searching, masking, parsing.explicit_flags(context))
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)
     config, path = searching.config(masking), model_path and require_file(model_path)
+    if path is None:
+        budget.refuse_fresh(config.target)
     device = resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
     training = resolve.on_data(training, learning, task.data)
@@ -192,6 +194,7 @@ def _finish(
     document = {
         "test_accuracy": dict(tested),
         "connectivity": connectivity.to_dict(),
+        "target": None if result.spent is None else result.spent.to_dict(),
         "synops_per_image": {"before": before, "after": after},
         "survivors": [asdict(layer) for layer in layers],
         "parameters": {
@@ -208,6 +211,8 @@ def _finish(
     terminal.show(output.drawn(connectivity))
     fewer = f" ({before / after:.1f}× fewer)" if after else ""
     terminal.say(f"SynOps per image: {before:,.0f} → {after:,.0f}{fewer}")
+    if result.spent is not None:
+        terminal.say(f"{result.spent.target}: {result.spent}")
     shares = ", ".join(f"{kind} {value:.2%}" for kind, value in tested.items())
     terminal.say(f"Test accuracy: {shares}")
     words = ["export", "event", files[written[-1]], *output.folder_flags(data_dir)]

@@ -2,19 +2,18 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from soul_deploy.base import errors
 from soul_deploy.cli import parsing
 from soul_deploy.cli.common_options import given
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
+from soul_deploy.prune.target import QUANTITIES, Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import RULES
 from soul_deploy.training import lr_schedules, recipes, trainer
 
-AS_GIVEN = (
-    *("target_connectivity", "penalty_lmbda"),
-    *("accumulate_step", "prune_lr", "prune_weight_decay"),
-)
+AS_GIVEN = ("penalty_lmbda", *("accumulate_step", "prune_lr", "prune_weight_decay"))
 """Options that `SearchConfig` takes as they are."""
 
 
@@ -36,13 +35,14 @@ class MaskOptions:
     not_prune_weight: bool = given(False, "No weight masks.")
     not_prune_neuron: bool = given(False, "No neuron masks; without both kinds it only trains.")
     mask_init_factor: str = given(
-        recipes.AUTO,
-        "Start of the mask parameters: weights mean, neurons mean, weights std, neurons "
-        "std. auto: 0 0 0 0; with a target 0.1 0.1 0 0, so that all are kept at first.",
+        "0 0 0 0",
+        "Start of the mask parameters: weights mean, neurons mean, weights std, neurons std.",
         cls=parsing.ListOption,
     )
     penalty_coef: str = given(
-        "authors", "authors: the paper's code; exact: counted on this network."
+        recipes.AUTO,
+        "authors: the paper's code; exact: counted on this network; params: parameters; auto: "
+        "authors, or params with --target_params.",
     )
     round_to: int = given(1, "Compact channel counts are multiples of this.")
     residual: str = given("coupled", REMOVAL_HELP)
@@ -62,10 +62,20 @@ class SearchOptions:
     penalty_lmbda: float | None = given(
         None,
         "lambda; with a target, where it starts. "
-        "[default: 1e-11; with a target, balanced on the first batch]",
+        "[default: 1e-11; with a target, what suits it on the first batch]",
     )
     target_connectivity: float | None = given(
-        None, "Steer lambda so that this share of the synapses is left, within 10 % of it."
+        None, "Steer lambda so that this share of the synapses is left, within 5 % of it."
+    )
+    target_synops: float | None = given(
+        None,
+        "As target_connectivity, for SynOps per sample of the validation split: a share of the "
+        "dense network's (0.1; needs --model_path), or a count.",
+    )
+    target_params: float | None = given(
+        None,
+        "As target_connectivity, for kept weights and all other trained values: a share or a "
+        "count.",
     )
     temp_scheduler: str = given(
         "5 1000",
@@ -90,9 +100,9 @@ class SearchOptions:
 
     def config(self, masking: MaskOptions) -> SearchConfig:
         """The search as asked for, of all layers. Raises UsageError."""
-        start, optimizer = masking.mask_init_factor, self.prune_optimizer
+        optimizer = self.prune_optimizer
+        coef: Any = errors.known("penalty_coef", masking.penalty_coef, (*RULES, recipes.AUTO))
         schedule = lr_schedules.parse_schedule([self.finetune_lr_scheduler])
-        automatic = start.strip().lower() == recipes.AUTO
         finetune = FinetuneConfig(
             self.epoch_finetune, self.finetune_lr, schedule, self.reset_optimizer
         )
@@ -100,14 +110,25 @@ class SearchOptions:
             optimizer = errors.known("prune_optimizer", optimizer, trainer.OPTIMIZERS)
         return SearchConfig(
             **{name: getattr(self, name) for name in AS_GIVEN},
-            penalty_coef=errors.known("penalty_coef", masking.penalty_coef, RULES),
+            penalty_coef=None if coef == recipes.AUTO else coef,
             temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
-            mask_init_factor=None if automatic else number_list("mask_init_factor", start),
+            mask_init_factor=number_list("mask_init_factor", masking.mask_init_factor),
+            target=self.target(),
             prune_optimizer=optimizer,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,
             residual=errors.known("residual", masking.residual, RESIDUAL),
         )
+
+    def target(self) -> Target | None:
+        """The one that is given, if any. Raises UsageError for two."""
+        asked = [q for q in QUANTITIES if getattr(self, f"target_{q}") is not None]
+        if len(asked) > 1:
+            names = " and ".join(f"--target_{quantity}" for quantity in asked)
+            raise errors.UsageError(
+                f"{names} given; each says how much is pruned: leave all but one out"
+            )
+        return Target(asked[0], getattr(self, f"target_{asked[0]}")) if asked else None
 
     def idle(self, flags: Collection[str]) -> list[str]:
         """Those of `flags` that do nothing, since there is no fine-tuning."""

@@ -44,7 +44,8 @@ OWN = "by network: its source's own (6Conv2FC: Kaiming fan_out)"
 STEPS = "run, SP; SCA's script: times 0.1 every 100 epochs"
 KAIMING = "UP:456; models/cifar10.py; ours as for the other commands"
 LAYERS = "UP; models/cifar10.py:16; ours by the network"
-START = "UP; main.py:80; auto: 0 0 0 0, with a target 0.1 0.1 0 0"
+
+COSTS = "UP; penalty_term.py; auto: authors, but params with --target_params"
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
@@ -100,9 +101,9 @@ ROWS: tuple[Row, ...] = (
     Row(U, "initialisation", *("kaiming_fan_out",) * 2, "default", KAIMING),
     Row(U, "weight_prune_layers", "0 1 2 3 4 5 6 7", "all", "all", LAYERS),
     Row(U, "neuron_prune_layers", "1 2 3 4 5", "1 2 3 4 5", "all", LAYERS),
-    Row(U, "mask_init_factor", "0 0 0 0", "0 0 0 0", AUTO, START),
+    Row(U, "mask_init_factor", *("0 0 0 0",) * 3, "UP; main.py:80"),
     Row(U, "temp_scheduler", "5 1000", "5 1000", "5 1000", "UP; temp_scheduler.py"),
-    Row(U, "penalty_coef", "authors", "authors", "authors", "UP; penalty_term.py"),
+    Row(U, "penalty_coef", "authors", "authors", AUTO, COSTS),
     Row(U, "accumulate_step", 1, 1, 1, "UP; main.py's default"),
     Row(U, "prune_weight_decay", 0.0, 0.0, 0.0, "UP; main.py's default"),
     Row(U, "finetune", False, True, False, "UP; main.py: always"),

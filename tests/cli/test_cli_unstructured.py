@@ -18,7 +18,6 @@ from soul_deploy.cli.prune_unstructured import unstructured
 from soul_deploy.data.datasets import READERS, Data
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import ModelInfo
-from soul_deploy.prune.unstructured.lambda_control import within_band
 from soul_deploy.prune.unstructured.search import SearchLoop
 
 
@@ -77,7 +76,10 @@ def test_the_command_writes_models_logs_and_says_what_is_left(quick: Path) -> No
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["schema"] == "soul-deploy/prune-unstructured/1"
-    assert within_band(document["connectivity"]["share"], 0.3)
+    assert document["connectivity"]["share"] == pytest.approx(0.3, rel=0.05)
+    spent = document["target"]
+    assert spent["quantity"] == "connectivity" and spent["wanted"] == 0.3 * spent["dense"]
+    assert spent["cost"] == document["connectivity"]["live"]
     assert document["test_accuracy"]["masked"] == document["test_accuracy"]["compact"]
     masked = load(quick / "saved_models" / f"pruned_{STEM}.safetensors")
     compact = load(quick / "saved_models" / f"pruned_{STEM}_compact.safetensors")
@@ -177,7 +179,7 @@ def test_a_dead_layer_ends_with_exit_code_1_and_the_last_good_model(quick: Path)
     path = quick / "saved_models" / f"pruned_{STEM}.safetensors"
     assert f"kept in {path.relative_to(quick)}" in result.output
     assert load(path).info.stage == "masked"
-    first = call(*QUICK, "--penalty_lmbda", "1", "--model_dir", "none")
+    first = call(*QUICK, "--penalty_lmbda", "1", "--epochs", "1", "--model_dir", "none")
     assert first.exit_code == 1 and "no model was written" in first.output
     assert not (quick / "none").exists()
 
@@ -198,10 +200,13 @@ def test_a_dead_layer_ends_with_exit_code_1_and_the_last_good_model(quick: Path)
         (["--target_connectivity", "1"], "must be above 0 and below 1"),
         (["--target_connectivity", "0"], "must be above 0 and below 1"),
         (["--target_connectivity", "0.1", "--not_prune_weight"], "needs weight masks"),
+        (["--target_params", "0"], "or a count from 1"),
+        (["--target_synops", "0.1"], r"fresh weights .* give a count .* \(--model_path\)"),
+        (["--target_params", "9", "--target_synops", "9"], "--target_synops and --target_params g"),
         (["--target_connectivity", "0.1", "--penalty_lmbda", "0"], "cannot be steered"),
         (["--mode", "load"], "unknown mode 'load'; valid: search"),
         (["--criterion", "mae"], "unknown criterion 'mae'; valid: auto, mse, ce"),
-        (["--penalty_coef", "soul"], "unknown penalty_coef 'soul'; valid: authors, exact"),
+        (["--penalty_coef", "soul"], "unknown penalty_coef 'soul'; valid: authors, exact, params"),
         (["--prune_optimizer", "lion"], "unknown prune_optimizer 'lion'; valid: adam"),
         (["--mask_init_factor", "0 0"], "takes 4 numbers .* got 2"),
         (["--mask_init_factor", "0 0 x 0"], "give numbers"),

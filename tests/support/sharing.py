@@ -22,6 +22,7 @@ from soul_deploy.distributed import assert_ranks_start_alike
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
 from soul_deploy.prune.structured.sca import ChannelPruning
+from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured.loss import coefficients
 from soul_deploy.prune.unstructured.masks import MaskStart, make_masks, maskable_neurons
 from soul_deploy.prune.unstructured.pruning import Pruning
@@ -91,7 +92,7 @@ def connections(data: Data) -> dict[str, Tensor]:
     neurons = maskable_neurons(module.graph)[1:]
     costs = coefficients(module.graph, "exact")
     masks = make_masks(module, names, neurons, costs, MaskStart(0.3, 0.3, 0.2, 0.2))
-    search = search_of(2, penalty_lmbda=None, target_connectivity=0.4, accumulate_step=2)
+    search = search_of(2, penalty_lmbda=None, target=Target("connectivity", 0.4), accumulate_step=2)
     config = replace(search.config, prune_optimizer="sgd")
     pruning = Pruning(module, data, replace(FROZEN, epochs=search.epochs), config, masks)
     *_, last = SearchLoop(pruning).run()

@@ -29,7 +29,8 @@ from soul_deploy.distributed import Group
 from soul_deploy.ir import NeuronSpec, Population
 from soul_deploy.model.file import save
 from soul_deploy.model.model import ModelInfo, from_module
-from soul_deploy.prune.unstructured import lambda_control
+from soul_deploy.prune.target import Target
+from soul_deploy.prune.unstructured import search, threshold
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.lambda_control import LambdaControl
 from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop
@@ -132,15 +133,15 @@ def test_several_processes_finish_their_step_however_often_they_are_asked(
 def test_an_adjustment_that_was_interrupted_is_no_missed_target(
     raised: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = SearchLoop(pruning_of(few(32), search_of(2, target_connectivity=0.3)))
+    loop = SearchLoop(pruning_of(few(32), search_of(2, target=Target("connectivity", 0.3))))
 
     def adjust(*ignored: object) -> None:
         raise raised
 
-    monkeypatch.setattr(lambda_control, "adjust", adjust)
+    monkeypatch.setattr(threshold, "shift", adjust)
     for epoch in (1, 2):
-        monkeypatch.setattr(lambda_control, "SETTLED", 0.0)
-        monkeypatch.setattr(lambda_control, "FAR", 0.0)
+        monkeypatch.setattr(search, "LATE", 0.0)
+        monkeypatch.setattr(search, "FAR", 0.0)
         with pytest.raises(type(raised)) as caught:
             loop._correct(epoch)
         assert caught.value is raised
@@ -165,14 +166,12 @@ def test_a_place_outside_of_the_search_is_refused(key: str, value: int) -> None:
             make().restore(tree | {"progress": {**tree["progress"], key: value}})
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"first": 1.5}, {"first": -0.1}, {"value": 2.0}, {"lowest": -1.0}, {"value": 0.01}]
-)
+@pytest.mark.parametrize("wrong", [{"start": 0.0}, {"start": -1.0}, {"value": 0.0}, {"value": 1e5}])
 def test_an_impossible_controller_is_refused(wrong: dict[str, float]) -> None:
-    state = {"value": 0.5, "lowest": 0.1, "highest": 1.0, "first": 0.9, "last": -3.0}
-    assert LambdaControl.restored(0.3, state).state() == state
+    state = {"start": 0.1, "value": 0.5}
+    assert LambdaControl.restored(state).state() == state
     with pytest.raises(FileFormatError, match="no state of the controller"):
-        LambdaControl.restored(0.3, state | wrong)
+        LambdaControl.restored(state | wrong)
 
 
 def test_ctrl_c_outside_of_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

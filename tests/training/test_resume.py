@@ -31,6 +31,7 @@ from soul_deploy.distributed import Group
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
 from soul_deploy.prune.structured.sca import ChannelPruning
+from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop
 from soul_deploy.training.checkpoint import (
@@ -162,7 +163,7 @@ class Job:
                 *(module, self.data, replace(recipe, optimizer="sgd"), sca, names),
                 after_step=lambda: self.hook(),
             )
-        plan = search_of(2, target_connectivity=0.3, prune_lr=0.02)
+        plan = search_of(2, target=Target("connectivity", 0.3), prune_lr=0.02)
         pruning = pruning_of(self.data, plan, schedule=Schedule())
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():

@@ -1,48 +1,75 @@
-"""Steering lambda: the meter, the controller, the last correction."""
+"""Steering lambda: the meter, the controller, the first lambda, the common threshold."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import masks_of, small_module
+from searching import few, masks_of, pruning_of, search_of, small_module
 
 from soul_deploy.analysis.connectivity import measure_connectivity
-from soul_deploy.base.errors import SoulDeployError, UsageError
-from soul_deploy.prune.unstructured.lambda_control import (
-    ConnectivityMeter,
-    LambdaControl,
-    adjust,
-    balanced_lambda,
-    check_target,
-    within_band,
-)
-from soul_deploy.prune.unstructured.masks import MaskStart
+from soul_deploy.analysis.synops import count_model
+from soul_deploy.base.errors import TargetError, UsageError
+from soul_deploy.data.datasets import Data
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.prune.target import Quantity, Target
+from soul_deploy.prune.unstructured.budget import Budget, Subject
+from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
+from soul_deploy.prune.unstructured.lambda_control import LambdaControl, suited_lambda
+from soul_deploy.prune.unstructured.masks import Masks, MaskStart
+from soul_deploy.prune.unstructured.pruning import Pruning
+from soul_deploy.prune.unstructured.threshold import Adjustment, shift
 from soul_deploy.training.objective import Objective
 
 
-def test_the_meter_counts_exactly_and_estimates_soft_gates() -> None:
-    module = small_module()
-    masks = masks_of(module, MaskStart(0.1, 0.1, 0.3, 0.3), neurons=("sa", "sb"))
-    meter = ConnectivityMeter(module, masks)
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return few(64)
+
+
+def exact_of(module: GraphModule, masks: Masks) -> float:
     weights = {
         name: (mask.alpha > 0).numpy().astype(np.float32) for name, mask in masks.weights.items()
     }
     keeps = {name: (mask.alpha > 0).numpy() for name, mask in masks.neurons.items()}
-    exact = measure_connectivity(module.graph, weights, keeps)
-    assert meter.exact() == exact and 0 < exact.share < 1
-    masks.heat(1e6, 1e6)
-    assert meter.estimate() == pytest.approx(exact.share, rel=1e-4)
-    masks.heat(1e-9, 1e-9)
-    assert meter.estimate() != pytest.approx(exact.share, rel=0.05)
+    return measure_connectivity(module.graph, weights, keeps).share
+
+
+def budget_of(data: Data, target: Target, spread: float = 1.0) -> tuple[Pruning, Budget]:
+    """A network that fires, with masks drawn at random, and its budget."""
+    pruning = pruning_of(data, search_of(1))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in pruning.module.parameters():
+            parameter.mul_(4)
+        for mask in pruning.masks:
+            mask.alpha.copy_(torch.randn(mask.alpha.shape, generator=generator) * spread + 0.5)
+    subject = Subject(pruning.module, data, pruning.masks, pruning.meter, pruning.hard_model)
+    return pruning, Budget(target, subject)
+
+
+def shifted(pruning: Pruning, budget: Budget) -> Adjustment | None:
+    return shift(pruning.module, pruning.masks, budget, pruning.dead)
+
+
+def test_the_meter_counts_exactly_and_estimates_what_hard_masks_keep() -> None:
+    module = small_module()
+    masks = masks_of(module, MaskStart(0.1, 0.1, 0.3, 0.3), neurons=("sa", "sb"))
+    meter = ConnectivityMeter(module, masks)
+    assert 0 < meter.exact().share < 1
+    assert meter.exact().share == exact_of(module, masks)
+    assert meter.estimate() == pytest.approx(meter.exact().share, rel=0.1)
+    with torch.no_grad():
+        masks.weights["a"].alpha.fill_(-1)
+    assert meter.exact().live == 0 < meter.estimate()
 
 
 def test_the_estimate_of_full_masks_is_1() -> None:
     module = small_module()
     masks = masks_of(module, MaskStart(1, 1))
-    masks.heat(100, 100)
     meter = ConnectivityMeter(module, masks)
     assert meter.exact().share == 1 and meter.estimate() == pytest.approx(1)
 
@@ -52,79 +79,115 @@ def test_a_pruned_start_weight_counts_as_pruned() -> None:
     with torch.no_grad():
         module.get_parameter("a.weight")[0] = 0
     masks = masks_of(module, MaskStart(1, 1))
-    layers = ConnectivityMeter(module, masks).exact().layers
+    meter = ConnectivityMeter(module, masks)
+    layers = meter.exact().layers
     assert layers[0].live == layers[0].dense * 3 // 4
+    assert meter.estimate() < 1
 
 
-@given(st.floats(0.01, 0.9), st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=40))
-def test_lambda_rises_above_and_falls_below_the_wanted_curve(
-    target: float, shares: list[float]
-) -> None:
-    control = LambdaControl(target, 1e-3, 1.0)
-    before = 1e-3
-    for index, share in enumerate(shares):
-        after = control.update((index + 1) / len(shares), share)
-        assert after <= max(3.0, before * np.exp(0.3) * 1.0001) and after >= 2e-4
-        before = after
-    steady = LambdaControl(target, 0.02, 1.0)
-    values = [steady.update(1.0, min(1.0, target * 1.5)) for _ in range(4)]
+@given(st.floats(2, 100), st.lists(st.floats(0, 100), min_size=2, max_size=40))
+def test_lambda_rises_above_and_falls_below_the_budget(dense: float, excesses: list[float]) -> None:
+    control = LambdaControl(1e-3)
+    for index, excess in enumerate(excesses):
+        before = control.value
+        progress = (index + 1) / len(excesses)
+        after = control.update(progress, excess, dense)
+        allowed = control.allowed(progress, dense)
+        assert abs(np.log(after / before)) < 0.1001
+        rises, falls = excess > allowed * 1.001, excess < 0.999
+        assert (after > before) == rises or abs(excess - allowed) < 0.01 * allowed
+        assert (after < before) == falls or abs(excess - 1) < 0.01
+    values = [control.update(1.0, 1.5, dense) for _ in range(4)]
     assert all(b > a for a, b in itertools.pairwise(values))
-    values = [steady.update(1.0, target * 0.5) for _ in range(4)]
-    assert all(b < a for a, b in itertools.pairwise(values))
 
 
-def test_the_wanted_curve_falls_from_the_first_measurement_to_the_target() -> None:
-    control = LambdaControl(0.05, 1.0, 1.0)
-    control.update(0.01, 0.8)
-    assert control.wanted(0.0) == pytest.approx(0.8)
-    assert control.wanted(0.3) == pytest.approx((0.8 * 0.05) ** 0.5)
-    assert control.wanted(0.6) == control.wanted(1.0) == pytest.approx(0.05)
+def test_what_is_allowed_falls_from_the_dense_network_to_the_budget() -> None:
+    allowed = [LambdaControl.allowed(part, 20.0) for part in (0.0, 0.15, 0.3, 1.0)]
+    assert allowed == pytest.approx([20, 20**0.5, 1, 1])
+    assert LambdaControl.allowed(0.0, 0.5) == 1
 
 
-def test_balanced_lambda_makes_both_pulls_equal() -> None:
-    module = small_module()
-    masks = masks_of(module)
-    masks.attach(module)
-    task, _ = Objective("ce").loss(module(torch.randn(4, 2, 6, 6)), torch.tensor([0, 1, 2, 1]))
-    lmbda = balanced_lambda(task, masks)
-    pull = sum(float(g.abs().sum()) for g in torch.autograd.grad(task, masks.parameters()))
-    push = torch.autograd.grad(lmbda * masks.penalty(), masks.parameters())
-    assert sum(float(g.abs().sum()) for g in push) == pytest.approx(pull, rel=1e-4)
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_the_first_lambda_keeps_what_pulls_hardest(digits: Data, share: float) -> None:
+    """Naively: entries by pull over cost, the best of which make the budget."""
+    pruning, budget = budget_of(digits, Target("params", share))
+    with torch.no_grad():
+        for mask in pruning.masks:
+            mask.alpha.zero_()
+    pruning.masks.attach(pruning.module)
+    images = digits.normalise(digits.train.images[:32])
+    task, _ = Objective("ce").loss(pruning.module(images), digits.train.labels[:32])
+    lmbda = suited_lambda(task, pruning.masks, budget)
+    assert all(not mask.alpha.any() for mask in pruning.masks)
+    masks = list(pruning.masks.weights.values())
+    pulls = torch.autograd.grad(task, [mask.alpha for mask in masks])
+    pushes = [mask.cost * mask.temperature / 4 for mask in masks]
+    ratios = torch.cat([(-g / e).flatten() for g, e in zip(pulls, pushes, strict=True)])
+    kept = int((ratios > lmbda).sum()) + budget.spending.dense - ratios.numel()
+    assert kept == pytest.approx(budget.wanted, rel=0.01)
 
 
-@pytest.mark.parametrize("target", [0.02, 0.3, 0.9])
-def test_the_last_adjustment_lands_within_10_percent(target: float) -> None:
-    module = small_module()
-    masks = masks_of(module, MaskStart(0, 0, 1, 1), neurons=("sa", "sb"))
-    start = masks.alphas()
-    meter = ConnectivityMeter(module, masks)
-    done = adjust(masks, target, meter.exact)
-    assert done is not None and within_band(meter.exact().share, target)
-    assert done.after == meter.exact().share
-    for name, alpha in masks.alphas().items():
-        np.testing.assert_allclose(alpha - start[name], done.offset, atol=1e-6)
-    assert adjust(masks, target, meter.exact) is None
+QUANTITIES: list[tuple[Quantity, float]] = [
+    *(("connectivity", 0.05), ("connectivity", 0.3), ("connectivity", 0.9)),
+    *(("params", 0.1), ("params", 60_000), ("synops", 0.05), ("synops", 0.6)),
+]
 
 
-def test_an_adjustment_that_cannot_be_made_says_so_and_changes_nothing() -> None:
-    module = small_module()
-    masks = masks_of(module, MaskStart(0.5, 0.5))
-    meter = ConnectivityMeter(module, masks)
-    with pytest.raises(SoulDeployError, match=r"no common threshold .* within 10 % of 0.3"):
-        adjust(masks, 0.3, meter.exact)
-    assert all((alpha == 0.5).all() for alpha in masks.alphas().values())
+@pytest.mark.parametrize(("quantity", "value"), QUANTITIES)
+def test_a_shift_lands_within_5_percent(digits: Data, quantity: Quantity, value: float) -> None:
+    target = Target(quantity, value)
+    pruning, budget = budget_of(digits, target)
+    start = pruning.masks.alphas()
+    done = shifted(pruning, budget)
+    model = pruning.hard_model()
+    naive: dict[Quantity, Callable[[], float]] = {
+        "connectivity": lambda: float(pruning.meter.exact().live),
+        "params": lambda: float(
+            sum(
+                np.count_nonzero(array)
+                if name.endswith("weight") and array.ndim > 1
+                else array.size
+                for name, array in model.state.items()
+                if "running" not in name and "num_batches" not in name
+            )
+        ),
+        "synops": lambda: (
+            sum(
+                layer.synops
+                for layer in count_model(model, digits.normalise(digits.validation.images)).values()
+            )
+            / len(digits.validation)
+        ),
+    }
+    assert done is not None and done.after == naive[quantity]()
+    assert target.reached(done.after, budget.spending.dense)
+    assert not target.reached(done.before, budget.spending.dense)
+    widest = max(float(np.abs(alpha).max()) for alpha in start.values())
+    for name, alpha in pruning.masks.alphas().items():
+        np.testing.assert_allclose(alpha - start[name], done.offset, atol=2e-4 * widest)
+    assert shifted(pruning, budget) is None
+    assert all(layer.live for layer in pruning.meter.exact().layers)
 
 
-@pytest.mark.parametrize("target", [0, 1, -0.1, 1.5, float("nan")])
-def test_targets_outside_0_and_1_are_refused(target: float) -> None:
+def test_of_equal_masks_the_larger_weights_stay(digits: Data) -> None:
+    pruning, budget = budget_of(digits, Target("params", 0.3), spread=0.0)
+    shifted(pruning, budget)
+    for name, mask in pruning.masks.weights.items():
+        weight = pruning.module.get_parameter(f"{name}.weight").detach().abs()
+        weight = weight / weight.max()
+        if mask.keep().any() and not mask.keep().all():
+            assert weight[mask.keep()].min() >= weight[~mask.keep()].max() - 1e-3
+
+
+def test_a_budget_that_cannot_be_met_names_the_nearest_that_can(digits: Data) -> None:
+    pruning, budget = budget_of(digits, Target("params", 1))
+    with pytest.raises(TargetError, match=r"target_params 1: .* the nearest that can be met is"):
+        shifted(pruning, budget)
+    assert pruning.dead() is None
+    assert budget.spending.exact() < 0.2 * budget.spending.dense
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, float("nan")])
+def test_targets_outside_0_and_1_are_refused(value: float) -> None:
     with pytest.raises(UsageError, match="must be above 0 and below 1"):
-        check_target(target)
-
-
-def test_a_search_that_begins_below_its_target_aims_at_the_target() -> None:
-    control = LambdaControl(0.5, 1.0, 1.0)
-    control.update(0.0, 0.2)
-    assert [control.wanted(part) for part in (0.0, 0.3, 1.0)] == pytest.approx([0.5, 0.5, 0.5])
-    above = LambdaControl(0.5, 1.0, 1.0)
-    above.update(0.0, 0.8)
-    assert above.wanted(0.0) == pytest.approx(0.8) and above.wanted(1.0) == pytest.approx(0.5)
+        Target("connectivity", value)

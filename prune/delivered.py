@@ -1,0 +1,69 @@
+"""What the nodes of a network deliver, and the SynOps that follow from it.
+
+SynOps are as docs/counting.md defines them, the head included: spikes delivered times live fan-out.
+Each layer's count is linear in what its source delivers, so the sums over time and samples, by
+position, give the exact integer that `analysis.synops.count_model` gives.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from soul_deploy import distributed, ir
+from soul_deploy.data import datasets
+from soul_deploy.lowering import deploy, fan_out, linear_operators
+from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.training.trainer import device_of
+
+CHUNK = 64
+"""Samples that run at once, as `count_model` runs them: batches can differ in the last bit."""
+Sums = Mapping[str, Tensor]
+"""Node -> what it delivers by position (its shape), float64, summed over time and samples."""
+
+
+def sources(graph: ir.SpikingGraph) -> tuple[str, ...]:
+    """The nodes whose values SynOps are counted from."""
+    weighers = (node.name for node in graph.nodes if node.weighs)
+    found = (linear_operators.walk_back(graph, name)[0] for name in weighers)
+    return tuple(name for name in dict.fromkeys(found) if graph.edges[name].kind != "analog")
+
+
+@torch.no_grad()
+def delivered(
+    module: GraphModule, data: datasets.Data, split: datasets.Split, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """What nodes deliver on `split`, in evaluation mode (see Sums), on the CPU.
+
+    Several processes take chunks in turn; all return the same exact sums.
+    """
+    training, group = module.training, distributed.current()
+    module.eval()
+    sums = {n: torch.zeros(module.graph.shapes[n], dtype=torch.float64) for n in names}
+    for index in group.mine(torch.split(torch.arange(len(split)), CHUNK)):
+        images = data.normalise(split.select(index).images).to(device_of(module))
+        known = {module.graph.input.name: module.as_signal(images)}
+        for name, signal in module.evaluate(known, names).items():
+            sums[name] += signal.tensor.sum((0, 1), dtype=torch.float64).cpu()
+    module.train(training)
+    on_device = [sums[name].to(group.device) for name in names]
+    group.add_up(on_device)
+    return {name: total.cpu() for name, total in zip(names, on_device, strict=True)}
+
+
+def counted_layers(lowered: deploy.Deployed) -> Iterator[fan_out.CountedLayer]:
+    """The layers that have SynOps: all but those that an analog value feeds."""
+    for layer in lowered.layers:
+        if layer.edge.kind != "analog" or layer.linear.operator.readout is not None:
+            yield layer
+
+
+def synops_sum(lowered: deploy.Deployed, sums: Sums) -> int:
+    """SynOps of all layers for what their sources delivered, the exact integer."""
+    total = 0
+    for layer in counted_layers(lowered):
+        reach, values = torch.from_numpy(layer.fanout), sums[layer.source]
+        if values.dim() > reach.dim():  # the readout sums over space first
+            values = values.sum((1, 2))
+        total += int((values.to(torch.int64) * reach).sum())
+    return total

@@ -112,16 +112,14 @@ class ComparedOptions:
     def _by_weight(
         self, method: str, target: Target | None, training: trainer.TrainConfig, frozen: int
     ) -> comparison.Entry:
-        if target is None or target.quantity != "connectivity":
-            told = f"{UNSTRUCTURED} methods need --target_connectivity"
-            raise errors.UsageError(f"{told}; give it, or leave them out")
+        if target is None:
+            told = f"{UNSTRUCTURED} methods prune no share of the channels"
+            raise errors.UsageError(f"{told}; give a --target_… or leave them out")
         finetune = None
         if frozen:
             rate, schedule = training.learning_rate, training.schedule
             finetune = searching.FinetuneConfig(frozen, rate, schedule)
-        config = searching.SearchConfig(
-            target_connectivity=target.value, prune_lr=self.prune_lr, finetune=finetune
-        )
+        config = searching.SearchConfig(target=target, prune_lr=self.prune_lr, finetune=finetune)
         training = replace(training, epochs=training.epochs - frozen)
         name = f"{UNSTRUCTURED}:{method}"
         return comparison.Entry(name, by_weight.prune_unstructured, config, training)

@@ -134,6 +134,7 @@ def method_of(word: str) -> tuple[str, str]:
 
 @click.command(
     cls=parsing.SoulCommand,
+    recipes_of="prune structured",
     example="bench pruning --model spikingvgg5 --hidden 64 --dataset_name digits --methods "
     "spike_membrane,membrane --prune_ratio 0.5 --epochs 3 -o compared",
 )
@@ -141,7 +142,7 @@ def method_of(word: str) -> tuple[str, str]:
 @options.network_options("spikingvgg9")
 @options.data_options
 @common.option_group("compared", ComparedOptions)
-@options.learning_options(epochs=50, batch_size=128)
+@options.learning_options
 @common.option("--device", type=common.choice(DEVICES), default="auto", heading="Training")
 @common.threads_option(heading="Training")
 @common.option(
@@ -172,12 +173,14 @@ def pruning(
     the first method, paired by seed. Runs whose files are in the folder are not repeated.
     """
     training, seeds = resolve.recipe_of(learning), _seeds(learning.seed, compared.seeds)
-    entries, task = compared.entries(training), resolve.task_of(network, data, learning.seed)
+    task = resolve.task_of(network, data, learning.seed)
     if model_path is not None and compared.dense_epochs is not None:
         told = "--dense_epochs given, but the network of --model_path is trained already"
         raise errors.UsageError(f"{told}; leave one of them out")
     place = train.prepare_device(device, threads).type
     start, task = start_model.started(model_path, task, context)
+    training = resolve.on_data(training, learning, task.data)
+    entries = compared.entries(training)
     files.require_writable(folder / "probe.json")
     loaded = start_model.data_for(data, task, start)
     begin: comparison.Start = partial(_fresh, task, loaded)

@@ -60,7 +60,7 @@ VGG_EPOCHS = 8  # Adam 1e-3, cosine
 PRUNE_EPOCHS, FROZEN_EPOCHS = 8, 3  # structured: Adam 1e-3, cosine; five updates of the masks
 SEARCH_EPOCHS, FINETUNE_EPOCHS = 8, 3  # unstructured: Adam 1e-3, weights and masks, constant
 TEMPERATURE = (5, 1000)
-LAMBDA, TARGET = 5e-9, 0.042
+LAMBDA, TARGET = 5e-9, Target("connectivity", 0.042)
 LAMBDAS = (1e-9, 5e-9, 2e-8)
 RATIOS = (0.5, 0.7)  # pruned shares of the channels
 SHARE, SHARES = 0.4, (0.5, 0.2, 0.1, 0.05)  # of the dense network's SynOps
@@ -171,11 +171,11 @@ def training(epochs: int) -> TrainConfig:
     return TrainConfig(epochs=epochs, batch_size=BATCH, learning_rate=RATE)
 
 
-def search_entry(name: str, lmbda: float | None, target: float | None) -> Entry:
+def search_entry(name: str, lmbda: float | None, target: Target | None) -> Entry:
     """The search at a lambda, or for a share of the synapses."""
     config = SearchConfig(
         penalty_lmbda=lmbda,
-        target_connectivity=target,
+        target=target,
         temp_scheduler=TEMPERATURE,
         finetune=FinetuneConfig(FINETUNE_EPOCHS, RATE, CONSTANT),
     )

@@ -112,16 +112,14 @@ class ComparedOptions:
     def _by_weight(
         self, method: str, target: Target | None, training: trainer.TrainConfig, frozen: int
     ) -> comparison.Entry:
-        if target is None or target.quantity != "connectivity":
-            told = f"{UNSTRUCTURED} methods need --target_connectivity"
-            raise errors.UsageError(f"{told}; give it, or leave them out")
+        if target is None:
+            told = f"{UNSTRUCTURED} methods prune no share of the channels"
+            raise errors.UsageError(f"{told}; give a --target_… or leave them out")
         finetune = None
         if frozen:
             rate, schedule = training.learning_rate, training.schedule
             finetune = searching.FinetuneConfig(frozen, rate, schedule)
-        config = searching.SearchConfig(
-            target_connectivity=target.value, prune_lr=self.prune_lr, finetune=finetune
-        )
+        config = searching.SearchConfig(target=target, prune_lr=self.prune_lr, finetune=finetune)
         training = replace(training, epochs=training.epochs - frozen)
         name = f"{UNSTRUCTURED}:{method}"
         return comparison.Entry(name, by_weight.prune_unstructured, config, training)
@@ -175,7 +173,6 @@ def pruning(
     the first method, paired by seed. Runs whose files are in the folder are not repeated.
     """
     training, seeds = resolve.recipe_of(learning), _seeds(learning.seed, compared.seeds)
-    compared.entries(training)
     task = resolve.task_of(network, data, learning.seed)
     if model_path is not None and compared.dense_epochs is not None:
         told = "--dense_epochs given, but the network of --model_path is trained already"
@@ -183,6 +180,7 @@ def pruning(
     place = train.prepare_device(device, threads).type
     start, task = start_model.started(model_path, task, context)
     training = resolve.on_data(training, learning, task.data)
+    entries = compared.entries(training)
     files.require_writable(folder / "probe.json")
     loaded = start_model.data_for(data, task, start)
     begin: comparison.Start = partial(_fresh, task, loaded)
@@ -192,7 +190,7 @@ def pruning(
     if start is not None:
         begin, dense = start_model.network(start, task, loaded), None
     found = comparison.compare_pruning(
-        *(begin, loaded, compared.entries(training), seeds, folder),
+        *(begin, loaded, entries, seeds, folder),
         dense=dense,
         shared=_shared(compared, learning),
         device=place,

@@ -98,7 +98,7 @@ def test_wrong_use_is_told() -> None:
         (["--methods", "spikes", "--prune_ratio", "0.5"], "unknown structured method 'spikes'"),
         (["--methods", "snip:spike", "--prune_ratio", "0.5"], "unknown kind of method 'snip'"),
         (["--methods", " , ", "--prune_ratio", "0.5"], "the list is empty"),
-        (["--methods", "unstructured:search", "--prune_ratio", "0.5"], "need --target_connec"),
+        (["--methods", "unstructured:search", "--prune_ratio", "0.5"], "no share of the channels"),
         ([*METHODS, "--methods", "spike,spike"], "each must be there once"),
         ([*METHODS, "--frozen_epochs", "2"], "leaves nothing of --epochs 2 to prune in"),
         ([*METHODS, "--seeds", "0"], "seeds 0 must be at least 1"),
@@ -117,7 +117,7 @@ def test_unstructured_methods_are_compared_too() -> None:
     assert run["entry"] == "unstructured:search"
     if not run["error"]:
         model = load(Path("runs/unstructured_search_2025.safetensors"))
-        assert model.info.provenance["search"]["target"] == 0.5
+        assert model.info.provenance["search"]["target"]["value"] == 0.5
 
 
 def test_scores_share_a_target() -> None:

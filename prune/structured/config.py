@@ -1,7 +1,7 @@
 """What SCA prunes: when masks change, what is measured, what every layer keeps."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -100,6 +100,8 @@ class ScaConfig:
     target          what the pruned network is to cost, instead of the schedule's ratio; channels
                     are then ranked by score per saved cost
     kept_count      how (1 - p) N becomes a number of channels: "round"; "floor" (Soul, the authors)
+    widths          population -> channels that the guard's share is of, if the network was narrowed
+                    before; None: those that it has
     """
 
     schedule: PruneSchedule = field(default_factory=PruneSchedule)
@@ -111,6 +113,7 @@ class ScaConfig:
     residual: Residual = "internal"
     kept_count: selection.KeptCount = "round"
     target: Target | None = None
+    widths: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         windows = scores.WINDOWS, scores.WINDOWS
@@ -136,6 +139,12 @@ class ScaConfig:
     ) -> tuple[selection.PruningUnit, ...]:
         """What is decided about when the populations `names` are pruned."""
         return selection.pruning_units(graph, self.residual, names)
+
+    def floors(self, units: Sequence[selection.PruningUnit]) -> dict[str, int]:
+        """How many channels each unit keeps at least."""
+        widths = self.widths or {}
+        floors = {u.name: self.guard.floor(widths.get(u.populations[0], u.channels)) for u in units}
+        return {unit.name: min(floors[unit.name], unit.channels) for unit in units}
 
     def budget(self, channels: int, ratio: float) -> selection.Budget:
         """How many of `channels` stay when `ratio` of them is pruned."""

@@ -2,8 +2,11 @@
 
 After SPEAR, "Structured Pruning for Spiking Neural Networks via Synaptic Operation Estimation and
 Reinforcement Learning" (arXiv 2507.02945), in that SynOps are the constraint; here the search is
-greedy. The channel whose score is lowest for what it saves goes first. What it saves is its
-marginal cost among those that are still open, so costs are computed anew as channels go.
+greedy. The channel whose worth is lowest goes first: its share of the score that its unit still
+holds, divided by the square root of what its removal saves. Shares make layers comparable whatever
+the scale of their scores, and what is left of a layer is worth more the less there is (a greedy
+rise of the sum of the logarithms of what units hold), so that none is emptied. What a removal saves
+is the marginal cost among the channels that are still open: computed anew as channels go.
 """
 
 import math
@@ -16,7 +19,8 @@ from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.prune.structured.costs import Costs, Keep
 from soul_deploy.prune.structured.selection import ChannelPlan, Flags, LayerChannels, Values
 
-POWER = 1.0
+POWER = 0.5
+"""Of the cost by which worth is divided. With 1 only the dearest layers are pruned."""
 TINY = 1e-9
 ROUND = 0.02
 """Share of the open channels that go, or come back, before costs are computed anew."""
@@ -76,7 +80,8 @@ def reserve(keep: Keep, gradients: ByUnit, costs: Costs, count: int) -> dict[str
 def shrunk(
     keep: Keep, scores: ByUnit, costs: Costs, wanted: float, floors: Floors
 ) -> dict[str, Flags]:
-    """`keep` without channels, until it costs `wanted` at most or floors alone are left.
+    """`keep` without channels, until it costs `wanted` at most or none can go that brings the cost
+    nearer to it.
 
     A channel that saves nothing stays.
     """
@@ -85,7 +90,7 @@ def shrunk(
     excess = costs.total(keep) - wanted
     while excess > 0:
         saved = flat.values(costs.marginal(flat.split(opened)))
-        able = opened & (saved > 0)
+        able = opened & (saved > 0) & (saved < 2 * excess)
         worth = np.where(able, flat.worth(score, saved, opened), math.inf)
         order = np.lexsort((-np.arange(len(score)), worth))  # of equals the last goes first
         spare = flat.spare(opened, floors)

@@ -10,6 +10,7 @@ from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
 from soul_deploy.prune.target import QUANTITIES, Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import CRITERIA, RULES
+from soul_deploy.prune.unstructured.methods import METHODS, RAMPS
 from soul_deploy.training import lr_schedules, trainer
 
 AS_GIVEN = (
@@ -61,6 +62,15 @@ class MaskOptions:
 class SearchOptions:
     """How masks are searched for, and what follows."""
 
+    method: str = given(
+        "search",
+        "search: masks are trained; magnitude, random: baselines, by the weights' size or at "
+        "random, with hard masks over the same epochs. They need a target.",
+    )
+    prune_ramp: str = given(
+        "constant",
+        "How a baseline gets to its target over the epochs: constant (at once), linear, cubic.",
+    )
     criterion: str = given("MSE", "MSE (one-hot targets) or CE.")
     tet: bool = given(False, "Loss of every step's output, not of their mean.", "--TET", "tet")
     tet_phi: float = given(1.0, None, "--TET_phi", "tet_phi")
@@ -118,6 +128,8 @@ class SearchOptions:
             temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
             mask_init_factor=number_list("mask_init_factor", masking.mask_init_factor),
             target=self.target(),
+            method=errors.known("method", self.method, METHODS),
+            prune_ramp=errors.known("prune_ramp", self.prune_ramp, tuple(RAMPS)),
             prune_optimizer=optimizer,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,

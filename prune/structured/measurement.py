@@ -156,8 +156,7 @@ class Measurement:
     @property
     def parts(self) -> Mapping[str, Restorable]:
         """What a run that goes on needs of it, by name."""
-        meters: dict[str, Restorable] = {}
-        meters.update(self.meters)
+        meters: dict[str, Restorable] = {str(n): meter for n, meter in self.meters.items()}
         return {"statistics": self.statistics, "meters": Bundle(meters), "dense": self.dense}
 
     def _meter(self, quantity: Quantity) -> metering.Meter:

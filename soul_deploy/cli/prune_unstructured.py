@@ -21,6 +21,11 @@ from soul_deploy.prune.unstructured import budget, masks, pipeline, pruning, sea
 from soul_deploy.prune.unstructured.log import check_tensorboard
 from soul_deploy.training import checkpoint, messages
 
+SEARCHED = (
+    *("penalty_lmbda", "penalty_coef", "mask_init_factor", "temp_scheduler"),
+    *("prune_optimizer", "prune_lr", "prune_weight_decay"),
+)
+"""Options of the masks' training, which a baseline has not."""
 SCHEMA = "soul-deploy/prune-unstructured/1"
 
 
@@ -96,6 +101,9 @@ def _check(
     if idle:
         names = ", ".join(idle)
         messages.warn(f"{names} given without --finetune: there is no fine-tuning, so unused")
+    unused = [f"--{name}" for name in SEARCHED if name in given and searching.method != "search"]
+    if unused:
+        messages.warn(f"{', '.join(unused)} given with --method {searching.method}: unused")
 
 
 def outputs(task: resolve.Task, run: options.RunOptions, *, latest: bool) -> dict[str, Path]:

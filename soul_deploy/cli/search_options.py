@@ -11,6 +11,7 @@ from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
 from soul_deploy.prune.target import QUANTITIES, Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import RULES
+from soul_deploy.prune.unstructured.methods import METHODS, RAMPS
 from soul_deploy.training import lr_schedules, recipes, trainer
 
 AS_GIVEN = ("penalty_lmbda", *("accumulate_step", "prune_lr", "prune_weight_decay"))
@@ -59,6 +60,15 @@ class MaskOptions:
 class SearchOptions:
     """How masks are searched for, and what follows."""
 
+    method: str = given(
+        "search",
+        "search: masks are trained; magnitude, random: baselines, by the weights' size or at "
+        "random, with hard masks over the same epochs. They need a target.",
+    )
+    prune_ramp: str = given(
+        "constant",
+        "How a baseline gets to its target over the epochs: constant (at once), linear, cubic.",
+    )
     penalty_lmbda: float | None = given(
         None,
         "lambda; with a target, where it starts. "
@@ -114,6 +124,8 @@ class SearchOptions:
             temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
             mask_init_factor=number_list("mask_init_factor", masking.mask_init_factor),
             target=self.target(),
+            method=errors.known("method", self.method, METHODS),
+            prune_ramp=errors.known("prune_ramp", self.prune_ramp, tuple(RAMPS)),
             prune_optimizer=optimizer,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,

@@ -21,8 +21,8 @@ from soul_deploy.model.file import save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL
 from soul_deploy.prune.result import PruneResult
+from soul_deploy.prune.structured import budget, pipeline, scores, selection
 from soul_deploy.prune.structured import config as sca
-from soul_deploy.prune.structured import pipeline, scores, selection
 from soul_deploy.prune.structured.measurement import CostPlan
 from soul_deploy.prune.target import QUANTITIES, UNITS, Target
 from soul_deploy.training import checkpoint, messages, trainer
@@ -52,7 +52,7 @@ class ScaOptions:
     target_synops: float | None = given(
         None,
         "Instead of p: SynOps per sample of the validation split, as a share of the dense "
-        "network's (0.1) or a count. Channels go by score per saved cost.",
+        "network's (0.1) or a count.",
     )
     target_params: float | None = given(
         None, "Instead of p: parameters of the compact network, a share or a count."
@@ -78,6 +78,11 @@ class ScaOptions:
     )
     regrow_window: str = _one_of(scores.WINDOWS, "Batches that count into the regrowth gradient.")
     regrow_weights: str = _one_of(sca.REGROW_WEIGHTS, "Weights with which a channel comes back.")
+    budget_rule: str = _one_of(
+        budget.RULES,
+        "By what channels go to a target. per_cost: share of the layer's score by what is saved; "
+        "score: the lowest scores, whatever they save.",
+    )
     kept_count: str = _one_of(
         selection.KEPT_COUNT, "How (1 - p) N becomes a whole number (Soul, the authors: floor)."
     )

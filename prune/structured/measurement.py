@@ -199,8 +199,8 @@ class Measurement:
         dense = self.dense.values[target.quantity]
         cost = (dense - rise * (dense - target.amount(dense))) * reading.samples
         values = self.scores(), self.gradients()
-        limits = schedule.regrow_ratio, self.floors, self.sca.budget_rule
-        return budget.decide(*values, reading.costs, cost, *limits)
+        limits = cost, schedule.regrow_ratio, self.floors
+        return budget.decide(*values, reading.costs, *limits, rule=self.sca.budget_rule)
 
     def planned(self, plan: selection.ChannelPlan) -> CostPlan | None:
         """What a plan leaves of the target's quantity, by what is measured now; None without one.
@@ -235,8 +235,8 @@ class Measurement:
         while len(tried) <= ROUNDS:
             reading = meter.measure()
             tried.append((abs(reading.cost - wanted), reading.cost, plan))
-            limits = wanted * reading.samples, self.floors, self.sca.budget_rule
-            better = budget.correct(meter.keep, *values, reading.costs, *limits)
+            limits, rule = (wanted * reading.samples, self.floors), self.sca.budget_rule
+            better = budget.correct(meter.keep, *values, reading.costs, *limits, rule=rule)
             if tried[-1][0] <= CLOSE * wanted or better.keeps_as(plan):
                 break
             plan = better

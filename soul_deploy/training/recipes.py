@@ -44,7 +44,7 @@ OWN = "by network: its source's own (6Conv2FC: Kaiming fan_out)"
 STEPS = "run, SP; SCA's script: times 0.1 every 100 epochs"
 KAIMING = "UP:456; models/cifar10.py; ours as for the other commands"
 LAYERS = "UP; models/cifar10.py:16; ours by the network"
-START = "UP; main.py:80; auto: 0 0 0 0, with a target 0.1 0.1 0 0"
+START = "UP; main:80; auto: 0 0 0 0, with a target 0.1 0.1 0 0"
 
 # fmt: off
 ROWS: tuple[Row, ...] = (
@@ -86,30 +86,30 @@ ROWS: tuple[Row, ...] = (
     Row(S, "kept_count", "floor", "floor", "round", "SP; SCA: 3,801 of 4,224 at p = 0.1"),
     Row(S, "min_channels", 1, 1, 1, "none in Soul and SCA: layers can end empty"),
     Row(S, "min_keep", 0.0, 0.0, 0.0, "neither has one"),
-    Row(U, "epochs", 150, 800, 150, "UP; main.py's default"),
-    Row(U, "batch_size", 128, 16, 128, "UP; main.py's default"),
-    Row(U, "optimizer", "adam", "adam", "adam", "UP; main.py's default"),
-    Row(U, "learning_rate", 1e-3, 1e-4, 1e-3, "UP; main.py's default"),
-    Row(U, "scheduler", "constant", "constant", "constant", "UP; main.py's default: none"),
-    Row(U, "momentum", 0.9, 0.9, 0.9, "UP; main.py"),
-    Row(U, "nesterov", True, True, True, "UP and main.py: SGD always has it"),
-    Row(U, "weight_decay", 0.0, 0.0, 0.0, "UP; main.py's default"),
-    Row(U, "criterion", "mse", "mse", "mse", "UP; main.py's default"),
-    Row(U, "TET", False, False, False, "UP; main.py's default"),
+    Row(U, "epochs", 150, 800, 150, "UP; main's default"),
+    Row(U, "batch_size", 128, 16, 128, "UP; main's default"),
+    Row(U, "optimizer", "adam", "adam", "adam", "UP; main's default"),
+    Row(U, "learning_rate", 1e-3, 1e-4, 1e-3, "UP; main's default"),
+    Row(U, "scheduler", "constant", "constant", "constant", "UP; main's default: none"),
+    Row(U, "momentum", 0.9, 0.9, 0.9, "UP; main"),
+    Row(U, "nesterov", True, True, True, "UP and main: SGD always has it"),
+    Row(U, "weight_decay", 0.0, 0.0, 0.0, "UP; main's default"),
+    Row(U, "criterion", "mse", "mse", "mse", "UP; main's default"),
+    Row(U, "TET", False, False, False, "UP; main's default"),
     Row(U, "augment", AUTO, AUTO, AUTO, BY_DATA),
     Row(U, "initialisation", *("kaiming_fan_out",) * 2, "default", KAIMING),
     Row(U, "weight_prune_layers", "0 1 2 3 4 5 6 7", "all", "all", LAYERS),
     Row(U, "neuron_prune_layers", "1 2 3 4 5", "1 2 3 4 5", "all", LAYERS),
     Row(U, "mask_init_factor", "0 0 0 0", "0 0 0 0", AUTO, START),
-    Row(U, "temp_scheduler", "5 1000", "5 1000", "5 1000", "UP; temp_scheduler.py"),
-    Row(U, "penalty_coef", "authors", "authors", "authors", "UP; penalty_term.py"),
-    Row(U, "accumulate_step", 1, 1, 1, "UP; main.py's default"),
-    Row(U, "prune_weight_decay", 0.0, 0.0, 0.0, "UP; main.py's default"),
-    Row(U, "finetune", False, True, False, "UP; main.py: always"),
-    Row(U, "epoch_finetune", 200, 200, 200, "UP; main.py's default"),
-    Row(U, "finetune_lr", 1e-4, 1e-4, 1e-4, "UP; main.py's default"),
-    Row(U, "finetune_lr_scheduler", *("constant",) * 3, "UP; main.py's default: none"),
-    Row(U, "reset_optimizer", False, False, False, "main.py:862 keeps the moments"),
+    Row(U, "temp_scheduler", "5 1000", "5 1000", "5 1000", "UP; temp_scheduler"),
+    Row(U, "penalty_coef", "authors", "authors", "authors", "UP; penalty_term"),
+    Row(U, "accumulate_step", 1, 1, 1, "UP; main's default"),
+    Row(U, "prune_weight_decay", 0.0, 0.0, 0.0, "UP; main's default"),
+    Row(U, "finetune", False, True, False, "UP; main: always"),
+    Row(U, "epoch_finetune", 200, 200, 200, "UP; main's default"),
+    Row(U, "finetune_lr", 1e-4, 1e-4, 1e-4, "UP; main's default"),
+    Row(U, "finetune_lr_scheduler", *("constant",) * 3, "UP; main's default: none"),
+    Row(U, "reset_optimizer", False, False, False, "main:862 keeps the moments"),
 )
 # fmt: on
 

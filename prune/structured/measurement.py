@@ -199,8 +199,8 @@ class Measurement:
         dense = self.dense.values[target.quantity]
         cost = (dense - rise * (dense - target.amount(dense))) * reading.samples
         values = self.scores(), self.gradients()
-        limits = cost, schedule.regrow_ratio, self.floors
-        return budget.decide(*values, reading.costs, *limits, rule=self.sca.budget_rule)
+        limits = schedule.regrow_ratio, self.floors
+        return budget.decide(*values, reading.costs, cost, *limits, rule=self.sca.budget_rule)
 
     def planned(self, plan: selection.ChannelPlan) -> CostPlan | None:
         """What a plan leaves of the target's quantity, by what is measured now; None without one.

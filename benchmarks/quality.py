@@ -36,6 +36,7 @@ from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn import layers
 from soul_deploy.prune.comparison import Entry, compare_pruning
 from soul_deploy.prune.comparison_table import Comparison
+from soul_deploy.prune.structured.budget import Rule
 from soul_deploy.prune.structured.config import PruneSchedule, Ramp, ScaConfig
 from soul_deploy.prune.structured.pipeline import prune_structured
 from soul_deploy.prune.structured.scores import Score
@@ -66,7 +67,8 @@ RATIOS = (0.5, 0.7)  # pruned shares of the channels
 SHARE, SHARES = 0.4, (0.5, 0.2, 0.1, 0.05)  # of the dense network's SynOps
 SCORES: tuple[Score, ...] = ("spike_membrane", "random", "l1", "bn_gamma", "synops")
 RAMPS: tuple[Ramp, ...] = ("constant", "cubic")
-MIN_KEEP = 0.15
+MIN_KEEP, REGROW = 0.15, 0.1
+OUR_SCORE: Score = "spike_membrane"
 
 VGG_WIDTHS: tuple[int | str, ...] = (24, "M", 48, 48, "M", 96, 96, 96, "M")
 VGG_HIDDEN = 96
@@ -183,15 +185,21 @@ def search_entry(name: str, lmbda: float | None, target: Target | None) -> Entry
     return Entry(name, prune_unstructured, config, searched)
 
 
-def channel_entry(score: Score, budget: float | Target, ramp: Ramp, min_keep: float = 0.0) -> Entry:
-    """A pruned share of the channels, or a target."""
+def channel_entry(
+    score: Score, budget: float | Target, ramp: Ramp, min_keep: float = 0.0, rule: Rule = "score"
+) -> Entry:
+    """A pruned share of the channels, or a target. Only SCA's score has a gradient beside it."""
     target = budget if isinstance(budget, Target) else None
     value = budget.value if isinstance(budget, Target) else budget
     schedule = PruneSchedule(
-        *(0.0 if target else value, 0.1, PRUNE_EPOCHS), finetune_epochs=FROZEN_EPOCHS, ramp=ramp
+        *(0.0 if target else value, REGROW if score == OUR_SCORE else 0.0, PRUNE_EPOCHS),
+        finetune_epochs=FROZEN_EPOCHS,
+        ramp=ramp,
     )
-    config = ScaConfig(schedule, Guard(min_keep=min_keep), score, target=target)
+    guard = Guard(min_keep=min_keep)
+    config = ScaConfig(schedule, guard, score, target=target, budget_rule=rule)
     kept = f":{min_keep:g}" if min_keep else ""
+    kept += ":per_cost" if rule == "per_cost" else ""
     name = f"{score}:{value:g}:{ramp}{kept}"
     return Entry(name, prune_structured, config, training(PRUNE_EPOCHS))
 
@@ -234,17 +242,22 @@ def synops(setting: Setting) -> Comparison:
     """To 40 % of the dense network's SynOps."""
     dense_vgg(setting)
     target = Target("synops", SHARE)
-    entries = [channel_entry(score, target, ramp) for ramp in RAMPS for score in SCORES]
+    entries = [
+        channel_entry(OUR_SCORE, target, "cubic", MIN_KEEP, "per_cost"),
+        channel_entry(OUR_SCORE, target, "cubic", rule="per_cost"),
+        channel_entry(OUR_SCORE, target, "cubic", MIN_KEEP),
+        *(channel_entry(score, target, "cubic") for score in SCORES),
+    ]
     return setting.compare("synops", setting.dense_of("vgg"), entries)
 
 
 def curve(setting: Setting) -> Comparison:
     """Down to 5 % of the SynOps, our scores and random channels."""
     dense_vgg(setting)
+    targets = [Target("synops", share) for share in SHARES]
     entries = [
-        channel_entry(score, Target("synops", share), "cubic")
-        for share in SHARES
-        for score in SCORES
+        *(channel_entry(OUR_SCORE, t, "cubic", MIN_KEEP, "per_cost") for t in targets),
+        *(channel_entry(score, t, "cubic") for t in targets for score in SCORES),
     ]
     return setting.compare("curve", setting.dense_of("vgg"), entries)
 

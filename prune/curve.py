@@ -30,7 +30,7 @@ from soul_deploy.prune.structured.pipeline import prune_structured
 from soul_deploy.prune.target import TOLERANCE, Target
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.pipeline import prune_unstructured
-from soul_deploy.prune.unstructured.search import SearchStoppedError
+from soul_deploy.prune.unstructured.stopped import SearchStoppedError
 from soul_deploy.training import checkpoint, messages, train, trainer
 from soul_deploy.training import checkpoint_manager as keeping
 

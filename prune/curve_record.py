@@ -112,6 +112,10 @@ class Curve(Shown):
         distributed.current().wait()
 
     def parts(self) -> list[Table | str]:
+        """The table of the points."""
+        return [self.table()]
+
+    def table(self) -> Table:
         """A row for the dense network and for each point."""
         rows: list[tuple[object, ...]] = [
             (
@@ -129,7 +133,7 @@ class Curve(Shown):
             accuracy = "" if dense.accuracy is None else f"{dense.accuracy:.2%}"
             synops = "" if dense.synops is None else f"{dense.synops:,.0f}"
             rows.insert(0, ("dense", accuracy, synops, dense.parameters, "", ""))
-        return [Table(f"Curve of target_{self.quantity}", COLUMNS, rows)]
+        return Table(f"Curve of target_{self.quantity}", COLUMNS, rows)
 
     def __repr__(self) -> str:
         told = ", ".join(f"{point.label}: {point.accuracy:.2%}" for point in self.points)

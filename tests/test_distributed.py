@@ -152,6 +152,7 @@ def _kill_rank_one(job: "subprocess.Popen[str]", folder: Path) -> float:
 def test_a_killed_process_ends_the_job_and_the_rest_resumes(tmp_path: Path) -> None:
     words = ["-m", "soul_deploy", "prune", "structured", *QUICK, "--prune_ratio", "0.3"]
     words += ["--epochs", "1", "--prune_epochs", "3", "--save_steps", "2", "--resume", "auto"]
+    words += ["--finetune_epochs", "1"]
     started = torchrun(tmp_path, *words)
     checkpoints = tmp_path / "saved_models" / "checkpoints" / f"structured_{STEM}"
     killed = _kill_rank_one(started, checkpoints)

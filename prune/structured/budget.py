@@ -2,12 +2,18 @@
 
 After SPEAR, "Structured Pruning for Spiking Neural Networks via Synaptic Operation Estimation and
 Reinforcement Learning" (arXiv 2507.02945), in that SynOps are the constraint; here the search is
-greedy. The channel whose score is lowest for what it saves goes first. What it saves is its
-marginal cost among those that are still open, so costs are computed anew as channels go.
+greedy. The channel whose worth is lowest goes first: its share of the score that its unit still
+holds, divided by the square root of what its removal saves. Shares make layers comparable whatever
+the scale of their scores, and what is left of a layer is worth more the less there is (a greedy
+rise of the sum of the logarithms of what units hold), so that none is emptied. What a removal saves
+is the marginal cost among the channels that are still open: computed anew as channels go. With the
+rule "score" the score alone is the worth, as baselines have it, and the budget only says when to
+stop.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +22,10 @@ from soul_deploy.base.errors import SoulDeployError
 from soul_deploy.prune.structured.costs import Costs, Keep
 from soul_deploy.prune.structured.selection import ChannelPlan, Flags, LayerChannels, Values
 
-POWER = 1.0
+Rule = Literal["per_cost", "score"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+POWER = 0.5
+"""Of the cost by which worth is divided. With 1 only the dearest layers are pruned."""
 TINY = 1e-9
 ROUND = 0.02
 """Share of the open channels that go, or come back, before costs are computed anew."""
@@ -26,7 +35,13 @@ Floors = Mapping[str, int]
 
 
 def decide(
-    scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, regrow: float, floors: Floors
+    scores: ByUnit,
+    gradients: ByUnit,
+    costs: Costs,
+    wanted: float,
+    regrow: float,
+    floors: Floors,
+    rule: Rule = "per_cost",
 ) -> ChannelPlan:
     """The plan that costs `wanted`, or as near as the units' floors and whole channels allow.
 
@@ -37,18 +52,24 @@ def decide(
     """
     _require_finite(scores, gradients)
     slopes = {name: np.abs(values) for name, values in gradients.items()}
-    kept = shrunk(costs.all_open(), scores, costs, (1 - regrow) * wanted, floors)
-    return _plan(kept, grown(kept, slopes, costs, wanted), scores, slopes)
+    kept = shrunk(costs.all_open(), scores, costs, (1 - regrow) * wanted, floors, rule)
+    return _plan(kept, grown(kept, slopes, costs, wanted, rule), scores, slopes)
 
 
 def correct(
-    keep: Keep, scores: ByUnit, gradients: ByUnit, costs: Costs, wanted: float, floors: Floors
+    keep: Keep,
+    scores: ByUnit,
+    gradients: ByUnit,
+    costs: Costs,
+    wanted: float,
+    floors: Floors,
+    rule: Rule = "per_cost",
 ) -> ChannelPlan:
     """`keep` brought to `wanted` by costs measured since: the worst go, or the best come back."""
     _require_finite(scores, gradients)
     slopes = {name: np.abs(values) for name, values in gradients.items()}
-    kept = shrunk(keep, scores, costs, wanted, floors)
-    return _plan(kept, grown(kept, slopes, costs, wanted), scores, slopes)
+    kept = shrunk(keep, scores, costs, wanted, floors, rule)
+    return _plan(kept, grown(kept, slopes, costs, wanted, rule), scores, slopes)
 
 
 def unchanged(keep: Keep, scores: ByUnit, gradients: ByUnit) -> ChannelPlan:
@@ -62,9 +83,11 @@ def least(costs: Costs, floors: Floors) -> float:
     return costs.total(shrunk(costs.all_open(), even, costs, 0.0, floors))
 
 
-def reserve(keep: Keep, gradients: ByUnit, costs: Costs, count: int) -> dict[str, Flags]:
+def reserve(
+    keep: Keep, gradients: ByUnit, costs: Costs, count: int, rule: Rule = "per_cost"
+) -> dict[str, Flags]:
     """The `count` closed channels that would come back first."""
-    flat = _Flat(costs)
+    flat = _Flat(costs, rule)
     opened, added = flat.flags(keep), flat.values(costs.marginal(keep))
     slopes = np.abs(flat.values(gradients))
     worth = np.where(opened, -math.inf, flat.worth(slopes, added, opened))
@@ -74,18 +97,19 @@ def reserve(keep: Keep, gradients: ByUnit, costs: Costs, count: int) -> dict[str
 
 
 def shrunk(
-    keep: Keep, scores: ByUnit, costs: Costs, wanted: float, floors: Floors
+    keep: Keep, scores: ByUnit, costs: Costs, wanted: float, floors: Floors, rule: Rule = "per_cost"
 ) -> dict[str, Flags]:
-    """`keep` without channels, until it costs `wanted` at most or floors alone are left.
+    """`keep` without channels, until it costs `wanted` at most or none can go that brings the cost
+    nearer to it.
 
     A channel that saves nothing stays.
     """
-    flat = _Flat(costs)
+    flat = _Flat(costs, rule)
     opened, score = flat.flags(keep), flat.values(scores)
     excess = costs.total(keep) - wanted
     while excess > 0:
         saved = flat.values(costs.marginal(flat.split(opened)))
-        able = opened & (saved > 0)
+        able = opened & (saved > 0) & (saved < 2 * excess)
         worth = np.where(able, flat.worth(score, saved, opened), math.inf)
         order = np.lexsort((-np.arange(len(score)), worth))  # of equals the last goes first
         spare = flat.spare(opened, floors)
@@ -120,11 +144,13 @@ def _first_that_fit(
     return gone
 
 
-def grown(keep: Keep, values: ByUnit, costs: Costs, wanted: float) -> dict[str, Flags]:
+def grown(
+    keep: Keep, values: ByUnit, costs: Costs, wanted: float, rule: Rule = "per_cost"
+) -> dict[str, Flags]:
     """`keep` and the closed channels with the best value for their cost, as long as each brings
     the cost nearer to `wanted`.
     """
-    flat = _Flat(costs)
+    flat = _Flat(costs, rule)
     opened, value = flat.flags(keep), flat.values(values)
     while True:
         lack = wanted - costs.total(flat.split(opened))
@@ -143,8 +169,8 @@ def grown(keep: Keep, values: ByUnit, costs: Costs, wanted: float) -> dict[str, 
 class _Flat:
     """All channels in a row, unit after unit."""
 
-    def __init__(self, costs: Costs) -> None:
-        self.widths = costs.widths
+    def __init__(self, costs: Costs, rule: Rule) -> None:
+        self.widths, self.rule = costs.widths, rule
         self.unit = np.repeat(np.arange(len(self.widths)), [*self.widths.values()])
         self._cuts = np.cumsum([*self.widths.values()])[:-1]
 
@@ -163,7 +189,9 @@ class _Flat:
         return counts - np.array([floors[unit] for unit in self.widths], np.int64)
 
     def worth(self, values: Values, costs: Values, opened: Flags) -> Values:
-        """Each channel's share of what its unit holds open, per cost; see the module's text."""
+        """By the rule: see the module's text."""
+        if self.rule == "score":
+            return values
         held = np.bincount(self.unit[opened], values[opened], len(self.widths))[self.unit]
         share = np.divide(values, held, out=np.ones(len(values)), where=held > 0)
         return share / np.maximum(costs, TINY) ** POWER

@@ -9,7 +9,7 @@ from typing import Literal
 from soul_deploy.base.errors import UsageError, require_known
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
-from soul_deploy.prune.structured import scores, selection
+from soul_deploy.prune.structured import budget, scores, selection
 from soul_deploy.prune.target import Target
 
 Ramp = Literal["constant", "linear", "cubic"]
@@ -85,7 +85,10 @@ class PruneSchedule:
 
 RegrowWeights = Literal["retain", "zero"]
 REGROW_WEIGHTS: tuple[RegrowWeights, ...] = ("retain", "zero")
-NAMED = ("score", "score_window", "regrow_window", "regrow_weights", "residual", "kept_count")
+NAMED = (
+    *("score", "score_window", "regrow_window", "regrow_weights", "residual", "kept_count"),
+    "budget_rule",
+)
 """Fields of ScaConfig that are one of some names."""
 
 
@@ -97,8 +100,9 @@ class ScaConfig:
                     weights start from 0 (its batch norm stays, so that it can learn)
     residual        what is pruned of residual streams: "internal", nothing; "coupled", channels of
                     all members at once; "scatter", branches one by one
-    target          what the pruned network is to cost, instead of the schedule's ratio; channels
-                    are then ranked by score per saved cost
+    target          what the pruned network is to cost, instead of the schedule's ratio
+    budget_rule     by what channels go to a target: "per_cost", share of the layer's score by what
+                    is saved; "score", the lowest scores, whatever they save
     kept_count      how (1 - p) N becomes a number of channels: "round"; "floor" (Soul, the authors)
     widths          population -> channels that the guard's share is of, if the network was narrowed
                     before; None: those that it has
@@ -113,11 +117,13 @@ class ScaConfig:
     residual: Residual = "internal"
     kept_count: selection.KeptCount = "round"
     target: Target | None = None
+    budget_rule: budget.Rule = "per_cost"
     widths: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         windows = scores.WINDOWS, scores.WINDOWS
-        valid = (scores.SCORES, *windows, REGROW_WEIGHTS, RESIDUAL, selection.KEPT_COUNT)
+        counted = selection.KEPT_COUNT, budget.RULES
+        valid = (scores.SCORES, *windows, REGROW_WEIGHTS, RESIDUAL, *counted)
         for name, choices in zip(NAMED, valid, strict=True):
             require_known(name, getattr(self, name), choices)
         if self.target is not None and self.guard.round_to > 1:

@@ -198,7 +198,8 @@ class Measurement:
         dense = self.dense.values[target.quantity]
         cost = (dense - rise * (dense - target.amount(dense))) * reading.samples
         values = self.scores(), self.gradients()
-        return budget.decide(*values, reading.costs, cost, schedule.regrow_ratio, self.floors)
+        limits = schedule.regrow_ratio, self.floors
+        return budget.decide(*values, reading.costs, cost, *limits, rule=self.sca.budget_rule)
 
     def planned(self, plan: selection.ChannelPlan) -> CostPlan | None:
         """What a plan leaves of the target's quantity, by what is measured now; None without one.
@@ -233,8 +234,8 @@ class Measurement:
         while len(tried) <= ROUNDS:
             reading = meter.measure()
             tried.append((abs(reading.cost - wanted), reading.cost, plan))
-            goal, floors = wanted * reading.samples, self.floors
-            better = budget.correct(meter.keep, *values, reading.costs, goal, floors)
+            limits, rule = (wanted * reading.samples, self.floors), self.sca.budget_rule
+            better = budget.correct(meter.keep, *values, reading.costs, *limits, rule=rule)
             if tried[-1][0] <= CLOSE * wanted or better.keeps_as(plan):
                 break
             plan = better
@@ -254,7 +255,7 @@ class Measurement:
         meter = self.meters[target.quantity]
         keep, costs = meter.keep, meter.measure().costs
         count = math.ceil(RESERVE * sum(int(flags.sum()) for flags in keep.values()))
-        chosen = budget.reserve(keep, self.gradients(), costs, count)
+        chosen = budget.reserve(keep, self.gradients(), costs, count, self.sca.budget_rule)
         return {mask: chosen[unit.name] for unit in self.units for mask in unit.masks}
 
     def apply(self, plan: selection.ChannelPlan, optimizer: Optimizer) -> None:

@@ -6,6 +6,7 @@ make it 0.
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.delivered import Sums, delivered, sources, synops_sum
 from soul_deploy.prune.removal import apply
-from soul_deploy.prune.target import UNITS, Quantity, Spent, Target
+from soul_deploy.prune.target import TOLERANCE, UNITS, Quantity, Spent, Target
 from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
 from soul_deploy.prune.unstructured.masks import Masks
 from soul_deploy.training.state import Tree, array_of, tree_of
@@ -197,15 +198,23 @@ class Budget:
 
     def __init__(self, target: Target, subject: Subject) -> None:
         self.target, self.spending = target, _KINDS[target.quantity](subject)
+        self._part = 1.0
+
+    def on_the_way(self, part: float) -> "Budget":
+        """The budget at a part of the way from the dense network, 0, to the target, 1."""
+        other = copy(self)
+        other._part = part
+        return other
 
     @property
     def wanted(self) -> float:
         """The amount that the masks are to leave."""
-        return self.target.amount(self.spending.dense)
+        dense = self.spending.dense
+        return self._part * self.target.amount(dense) + (1 - self._part) * dense
 
     def reached(self, amount: float) -> bool:
         """Whether an amount is within 5 % of the wanted one."""
-        return self.target.reached(amount, self.spending.dense)
+        return abs(amount - self.wanted) <= TOLERANCE * self.wanted
 
     def excess(self) -> float:
         """The estimate, relative to the wanted amount; 1 where nothing is known."""

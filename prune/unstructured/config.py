@@ -9,6 +9,7 @@ from soul_deploy.base import Array, errors
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
 from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured import loss, masks
+from soul_deploy.prune.unstructured.methods import METHODS, RAMPS, Method, Ramp
 from soul_deploy.training import lr_schedules, trainer
 
 LAMBDA = 1e-11
@@ -38,6 +39,8 @@ class SearchConfig:
                          the first and the output
     target               lambda is steered so that the network ends within 5 % of it; params: kept
                          weights and all other trained values
+    method               search: masks are trained; magnitude, random: baselines without, which need
+                         a target; prune_ramp: how they get there over the epochs
     penalty_lmbda        lambda; with a target, where it starts. None: 1e-11, or with a target: what
                          suits it on the first batch
     penalty_coef         what an entry costs; "authors": the published code's coefficients, "exact":
@@ -55,6 +58,8 @@ class SearchConfig:
     weight_prune_layers: masks.Layers = None
     neuron_prune_layers: masks.Layers = None
     target: Target | None = None
+    method: Method = "search"
+    prune_ramp: Ramp = "constant"
     penalty_lmbda: float | None = None
     penalty_coef: loss.CoefficientRule | None = None
     temp_scheduler: Sequence[float] = (5, 1000)
@@ -75,6 +80,7 @@ class SearchConfig:
             raise errors.UsageError(
                 f"penalty_lmbda 0 cannot be steered to {self.target}; leave one of them out"
             )
+        self._check_method()
         errors.require_least(1, accumulate_step=self.accumulate_step, round_to=self.round_to)
         if self.prune_lr is not None:
             _require_rate("prune_lr", self.prune_lr)
@@ -86,6 +92,21 @@ class SearchConfig:
         errors.known("residual", self.residual, RESIDUAL)
         for checked in (self.temperature(1), self.mask_start(0)):
             assert checked is not None, "each of them has raised UsageError before"
+
+    def _check_method(self) -> None:
+        errors.require_known("method", self.method, METHODS)
+        errors.require_known("prune_ramp", self.prune_ramp, RAMPS)
+        if self.method == "search" and self.prune_ramp != "constant":
+            raise errors.UsageError(
+                f"prune_ramp {self.prune_ramp} is for method magnitude or random; a search finds "
+                "its own way"
+            )
+        if self.method != "search" and self.target is None:
+            raise errors.UsageError(f"method {self.method} needs a target: give one of target_*")
+        if self.method != "search" and self.neuron_prune_layers:
+            raise errors.UsageError(
+                f"method {self.method} prunes weights alone; leave neuron_prune_layers out"
+            )
 
     def temperature(self, epochs: int) -> masks.Temperature:
         """The masks' temperature over a search of so many epochs. Raises UsageError."""
@@ -133,6 +154,8 @@ class SearchConfig:
                 "epochs": training.epochs,
                 "temperature": asdict(self.temperature(training.epochs)),
                 "masks": masks_trained,
+                "method": self.method,
+                "ramp": self.prune_ramp,
                 "lmbda": self.first_lmbda,
                 "target": None if self.target is None else asdict(self.target),
                 "accumulate": self.accumulate_step,

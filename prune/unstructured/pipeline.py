@@ -14,6 +14,7 @@ from soul_deploy.model.model import Model, from_module
 from soul_deploy.prune.result import OnMasked, PruneResult, finished
 from soul_deploy.prune.unstructured import budget, loss
 from soul_deploy.prune.unstructured import masks as masking
+from soul_deploy.prune.unstructured.baselines import BaselineLoop
 from soul_deploy.prune.unstructured.config import SearchConfig
 from soul_deploy.prune.unstructured.log import Recorder, note_of
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
@@ -23,6 +24,7 @@ from soul_deploy.training import checkpoint_manager, messages, state, train, tra
 COMMAND = "prune unstructured"
 PHASES = ("search", "finetune")
 Kind = Literal["weights", "neurons"]
+Loop = SearchLoop | BaselineLoop | FinetuneLoop
 OnEpoch = Callable[[SearchEpoch], None]
 """Called after each epoch of the search and of the fine-tuning."""
 
@@ -85,7 +87,8 @@ def plan_unstructured(
         )
     graph = model.graph
     weights = masking.chosen("weight_prune_layers", config.weight_prune_layers, graph.projections)
-    neurons = masking.chosen_neurons(graph, config.neuron_prune_layers)
+    searching = config.method == "search"
+    neurons = masking.chosen_neurons(graph, config.neuron_prune_layers if searching else ())
     masking.require_covered(model.alphas, (*weights, *neurons))
     if config.target is not None and not weights:
         needed = f"{config.target} needs weight masks"
@@ -197,20 +200,23 @@ class _Run:
         """Search and fine-tune; the module has hard masks then."""
         pruning, manager = self.pruning, self.manager
         pruning.after_step = manager.after_step
-        search = SearchLoop(pruning)
+        searching = pruning.config.method == "search"
+        search = SearchLoop(pruning) if searching else BaselineLoop(pruning)
         if not manager.passed("search"):
             self._follow(search, "search", pruning.training.epochs)
         pruning.masks.attach_hard(pruning.module)
         finetune = pruning.config.finetune
         if finetune is not None:
             self._follow(FinetuneLoop(pruning, finetune), "finetune", finetune.epochs)
-        elif pruning.masks.parameters():
+        elif searching and pruning.masks.parameters():
             messages.warn(
                 "not fine-tuned: the batch norms' running statistics belong to the soft masks of "
                 "the search; give --finetune"
             )
 
-    def _follow(self, loop: SearchLoop | FinetuneLoop, label: str, epochs: int) -> None:
+    def _follow(
+        self, loop: SearchLoop | BaselineLoop | FinetuneLoop, label: str, epochs: int
+    ) -> None:
         with messages.EpochLog(label, epochs, None, on_batch=self.on_batch) as log:
             self.pruning.tick = log.tick
             parts = state.Bundle({"loop": loop, "recorder": self.recorder, "log": log})

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base.errors import SoulDeployError, TargetError
+from soul_deploy.base.errors import TargetError
 from soul_deploy.model.model import Model
 from soul_deploy.prune.target import TOLERANCE
 from soul_deploy.prune.unstructured import lambda_control, threshold
 from soul_deploy.prune.unstructured.budget import Budget
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
+from soul_deploy.prune.unstructured.stopped import SearchStoppedError as SearchStoppedError
 from soul_deploy.training import lr_schedules, trainer
 from soul_deploy.training import state as saved
 from soul_deploy.training.state import TrainingCursor, Tree, tree_of
@@ -22,14 +23,6 @@ LATE = 0.6
 """The share of the search after which an epoch that ends far from its target is corrected."""
 FAR = 0.5
 """How far off that is, relative to the target."""
-
-
-class SearchStoppedError(SoulDeployError):
-    """The search cannot go on; `last_good`: the hard model of the last epoch that was whole."""
-
-    def __init__(self, message: str, last_good: Model | None) -> None:
-        self.last_good = last_good
-        super().__init__(message)
 
 
 class SearchLoop:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from soul_deploy.base import errors
-from soul_deploy.cli import parsing
+from soul_deploy.cli import curve, parsing
 from soul_deploy.cli.common_options import given
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
-from soul_deploy.prune.target import QUANTITIES, Target
+from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import RULES
+from soul_deploy.prune.unstructured.methods import METHODS, RAMPS
 from soul_deploy.training import lr_schedules, recipes, trainer
 
 AS_GIVEN = ("penalty_lmbda", *("accumulate_step", "prune_lr", "prune_weight_decay"))
@@ -59,23 +60,30 @@ class MaskOptions:
 class SearchOptions:
     """How masks are searched for, and what follows."""
 
+    method: str = given(
+        "search",
+        "search: masks are trained; magnitude, random: baselines, by the weights' size or at "
+        "random, with hard masks over the same epochs. They need a target.",
+    )
+    prune_ramp: str = given(
+        "constant",
+        "How a baseline gets to its target over the epochs: constant (at once), linear, cubic.",
+    )
     penalty_lmbda: float | None = given(
         None,
         "lambda; with a target, where it starts. "
         "[default: 1e-11; with a target, what suits it on the first batch]",
     )
-    target_connectivity: float | None = given(
-        None, "Steer lambda so that this share of the synapses is left, within 5 % of it."
+    target_connectivity: str | None = curve.given_targets(
+        "Steer lambda so that this share of the synapses is left, within 5 % of it. Of several, "
+        "falling (0.5,0.2), each goes on from the network before it."
     )
-    target_synops: float | None = given(
-        None,
+    target_synops: str | None = curve.given_targets(
         "As target_connectivity, for SynOps per sample of the validation split: a share of the "
         "dense network's (0.1; needs --model_path), or a count.",
     )
-    target_params: float | None = given(
-        None,
-        "As target_connectivity, for kept weights and all other trained values: a share or a "
-        "count.",
+    target_params: str | None = curve.given_targets(
+        "As target_connectivity, for kept weights and all other trained values: shares or counts.",
     )
     temp_scheduler: str = given(
         "5 1000",
@@ -113,22 +121,18 @@ class SearchOptions:
             penalty_coef=None if coef == recipes.AUTO else coef,
             temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
             mask_init_factor=number_list("mask_init_factor", masking.mask_init_factor),
-            target=self.target(),
+            target=next(iter(self.targets()), None),
+            method=errors.known("method", self.method, METHODS),
+            prune_ramp=errors.known("prune_ramp", self.prune_ramp, tuple(RAMPS)),
             prune_optimizer=optimizer,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,
             residual=errors.known("residual", masking.residual, RESIDUAL),
         )
 
-    def target(self) -> Target | None:
-        """The one that is given, if any. Raises UsageError for two."""
-        asked = [q for q in QUANTITIES if getattr(self, f"target_{q}") is not None]
-        if len(asked) > 1:
-            names = " and ".join(f"--target_{quantity}" for quantity in asked)
-            raise errors.UsageError(
-                f"{names} given; each says how much is pruned: leave all but one out"
-            )
-        return Target(asked[0], getattr(self, f"target_{asked[0]}")) if asked else None
+    def targets(self) -> tuple[Target, ...]:
+        """Those that are given, if any, of one quantity. Raises UsageError."""
+        return curve.targets_of(self)
 
     def idle(self, flags: Collection[str]) -> list[str]:
         """Those of `flags` that do nothing, since there is no fine-tuning."""

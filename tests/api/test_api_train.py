@@ -54,7 +54,8 @@ def test_a_graph_and_arrays_give_a_trained_model(capfd: pytest.CaptureFixture[st
     assert result.best.validation_accuracy == max(e.validation_accuracy for e in result.history)
     made = result.model.info
     assert (made.stage, made.classes, made.normalization) == ("dense", ("0", "1", "2"), None)
-    assert made.provenance["recipe"] == QUICK.recorded() and made.provenance["epochs"] == 3
+    decided = replace(QUICK, objective=soul_deploy.Objective("ce"))
+    assert made.provenance["recipe"] == decided.recorded() and made.provenance["epochs"] == 3
     assert json.loads(json.dumps(result.to_dict()))["best_epoch"] == result.best.epoch
     assert len(repr(result)) < 120 and f"test {result.test_accuracy:.2%}" in repr(result)
     with pytest.raises(FrozenInstanceError):
@@ -64,7 +65,8 @@ def test_a_graph_and_arrays_give_a_trained_model(capfd: pytest.CaptureFixture[st
 def test_messages_go_to_the_logger(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "soul_deploy"):
         soul_deploy.train(small_graph(), arrays(), replace(QUICK, epochs=1), device="cpu")
-    (record,) = caplog.records
+    loss, record = caplog.records
+    assert loss.getMessage() == "loss: cross-entropy, since the network's readout is linear"
     assert record.levelname == "INFO" and record.getMessage().startswith("train 1/1: loss")
 
 

@@ -36,7 +36,7 @@ from soul_deploy.training.checkpoint_manager import Checkpoints
 from soul_deploy.training.trainer import TrainConfig
 
 torch.set_num_threads(1)
-TRAINING = TrainConfig(epochs=2, batch_size=32, schedule=CONSTANT)
+TRAINING = TrainConfig(epochs=2, batch_size=32, schedule=CONSTANT, nesterov=True)
 CONFIG = SearchConfig(
     target=Target("connectivity", 0.3),
     temp_scheduler=(5, 200),

@@ -69,7 +69,7 @@ def naive_shrinking(
                 less = copied(keep)
                 less[name][i] = False
                 saved = costs.total(keep) - costs.total(less)
-                if saved <= 0:
+                if not 0 < saved < 2 * (costs.total(keep) - wanted):
                     continue
                 share = scores[name][i] / held if held > 0 else 1.0
                 key = (share / saved**budget.POWER, -order, name, i)

@@ -24,7 +24,9 @@ def targets_of(given: Any, *others: str) -> tuple[Target, ...]:
 
     others: options given that say how much is pruned too. Raises UsageError.
     """
-    asked = [quantity for quantity in QUANTITIES if getattr(given, f"target_{quantity}") is not None]
+    asked = [
+        quantity for quantity in QUANTITIES if getattr(given, f"target_{quantity}") is not None
+    ]
     names = [f"--{name}" for name in (*(f"target_{quantity}" for quantity in asked), *others)]
     if asked and names[1:]:
         raise errors.UsageError(

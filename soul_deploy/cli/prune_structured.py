@@ -52,7 +52,7 @@ class ScaOptions:
     target_synops: str | None = curve.given_targets(
         "Instead of p: SynOps per sample of the validation split, as a share of the dense "
         "network's (0.1) or a count. Of several, falling (0.5,0.2), each goes on from the network "
-        "before it.",
+        "before it."
     )
     target_params: str | None = curve.given_targets(
         "Instead of p: parameters of the compact network, shares or counts."

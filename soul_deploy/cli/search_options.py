@@ -80,10 +80,10 @@ class SearchOptions:
     )
     target_synops: str | None = curve.given_targets(
         "As target_connectivity, for SynOps per sample of the validation split: a share of the "
-        "dense network's (0.1; needs --model_path), or a count.",
+        "dense network's (0.1; needs --model_path), or a count."
     )
     target_params: str | None = curve.given_targets(
-        "As target_connectivity, for kept weights and all other trained values: shares or counts.",
+        "As target_connectivity, for kept weights and all other trained values: shares or counts."
     )
     temp_scheduler: str = given(
         "5 1000",

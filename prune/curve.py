@@ -182,16 +182,13 @@ class _Descent:
 
     def run(self, targets: Sequence[Target]) -> Curve:
         """Every point that is not there yet."""
-        curve, before = self._begin(targets[0]), ""
+        curve, before = self._begin(targets), ""
         for target in targets:
             label = label_of(target)
             start = self.files.of_point(before)[self._method.goes_on_from] if before else None
             with self._watching(label):
                 curve = self._point(curve, target, start)
             before = label
-        labels = [label_of(target) for target in targets]
-        curve = replace(curve, points=tuple(p for p in curve.points if p.label in labels))
-        curve.write()
         return curve
 
     @property
@@ -208,14 +205,20 @@ class _Descent:
     def _resumes(self) -> bool:
         return self.checkpoints is not None and bool(self.checkpoints.resume)
 
-    def _begin(self, target: Target) -> Curve:
-        """The curve so far. Raises UsageError if it was made with other settings."""
-        path, group = self.files.table, distributed.current()
-        settings = keeping.plain_settings(self._settings(target))
-        curve = Curve(path=path, quantity=target.quantity, settings=settings)
+    def _begin(self, targets: Sequence[Target]) -> Curve:
+        """The curve so far, but for points of other targets.
+
+        Raises UsageError if it was made with other settings.
+        """
+        path, group, quantity = self.files.table, distributed.current(), targets[0].quantity
+        settings = keeping.plain_settings(self._settings(quantity))
+        curve = Curve(path=path, quantity=quantity, settings=settings)
         if path.exists() and self._resumes:
             curve = read_curve(path)
             keeping.check_settings(path, curve.settings, settings)
+            labels = {label_of(target) for target in targets}
+            points = tuple(point for point in curve.points if point.label in labels)
+            curve = replace(curve, points=points)
         elif path.exists():
             messages.warn(
                 f"{path} holds points of an earlier run, which this run will replace; stop it and "
@@ -224,7 +227,7 @@ class _Descent:
         group.wait()  # until all have read it
         return curve
 
-    def _settings(self, target: Target) -> dict[str, Any]:
+    def _settings(self, quantity: str) -> dict[str, Any]:
         """What decides the points, besides their targets."""
         config, kept, dense = asdict(self.config), self.checkpoints, self.how.get("dense")
         del config["target"]
@@ -234,7 +237,7 @@ class _Descent:
             held |= {f"{kind}:{name}": value for name, value in getattr(first, kind).items()}
         start = None if kept is None else kept.settings
         return {
-            "quantity": target.quantity,
+            "quantity": quantity,
             "config": config,
             "recipe": self.training.recorded(),
             "epochs": self.training.epochs,
@@ -304,7 +307,9 @@ class _Descent:
                 how["checkpoints"] = replace(how["checkpoints"], settings=None)
         how |= {"on_masked": on_masked, "log": None if log is None else _labelled(log, label)}
         model = self.model if start is None else self._loaded(start)
-        config = self._configured(curve, target)
+        config = replace(self.config, target=target)
+        if start is not None:
+            config = self._narrower(config, curve)
         return self._method.prune(model, self.data, config, self.training, **how)
 
     def _loaded(self, path: Path) -> Model:
@@ -314,12 +319,10 @@ class _Descent:
         told = {**(own if "command" in made else made), "start": path.name}
         return replace(model, info=replace(model.info, provenance=told))
 
-    def _configured(self, curve: Curve, target: Target) -> Config:
-        """The settings of one point: shares are of the first network."""
-        config, dense = self.config, curve.dense
-        if dense is None:
-            return replace(config, target=target)
-        config = replace(config, target=replace(target, dense=dense.cost))
+    def _narrower(self, config: Config, curve: Curve) -> Config:
+        """The settings of a later point: shares are of the first network."""
+        assert config.target is not None and curve.dense is not None, "the first point is there"
+        config = replace(config, target=replace(config.target, dense=curve.dense.cost))
         if isinstance(config, ScaConfig):
             shapes = self.first.graph.shapes
             widths = {node.name: shapes[node.name][0] for node in self.first.graph.populations}

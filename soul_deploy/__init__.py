@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "BenchConfig": "runtime.bench.runner:BenchConfig",
     "Checkpoints": "training.checkpoint_manager:Checkpoints",
+    "Curve": "prune.curve_record:Curve",
     "DensePhase": "prune.structured.pipeline:DensePhase",
     "EnergyChoice": "analysis.measure:EnergyChoice",
     "FinetuneConfig": "prune.unstructured.config:FinetuneConfig",
@@ -47,6 +48,7 @@ _NAMES = {
     "plan_removal": "prune.removal.planner:plan_removal",
     "plan_structured": "prune.structured.pipeline:plan_structured",
     "plan_unstructured": "prune.unstructured.pipeline:plan_unstructured",
+    "prune_curve": "prune.curve:prune_curve",
     "prune_structured": "prune.structured.pipeline:prune_structured",
     "prune_unstructured": "prune.unstructured.pipeline:prune_unstructured",
     "remove": "prune.removal.apply:remove",
@@ -81,6 +83,8 @@ if TYPE_CHECKING:
     from soul_deploy.nn import layers as layers
     from soul_deploy.nn.graph_module import GraphModule as GraphModule
     from soul_deploy.nn.neuron import SpikingNeuron as SpikingNeuron
+    from soul_deploy.prune.curve import prune_curve as prune_curve
+    from soul_deploy.prune.curve_record import Curve as Curve
     from soul_deploy.prune.removal.apply import remove as remove
     from soul_deploy.prune.removal.planner import plan_removal as plan_removal
     from soul_deploy.prune.result import PruneResult as PruneResult

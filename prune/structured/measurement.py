@@ -171,7 +171,7 @@ class Measurement:
             if quantity not in self.dense.values:
                 meter = self.meters.get(quantity) or self._meter(quantity)
                 reading = meter.measure()
-                self.dense.values[quantity] = reading.dense or reading.cost
+                self.dense.values[quantity] = float(reading.dense or reading.cost)
                 if self.sca.target is not None and self.sca.target.quantity == quantity:
                     _require_above(self.sca.target, reading.cost, self.dense.values[quantity])
 

@@ -37,6 +37,10 @@ COMMANDS = {
     "unstructured": f"prune unstructured {SMALL} --epochs 2 --criterion ce --prune_lr 0.02 "
     "--target_connectivity 0.3 --temp_scheduler 5,200 --save_steps 1 --finetune "
     "--epoch_finetune 2 --finetune_lr_scheduler cosine",
+    "structured curve": f"prune structured {SMALL} --epochs 2 --target_params 0.6,0.4 "
+    "--finetune_epochs 1 --optimizer sgd -lr 0.05 --save_steps 2",
+    "unstructured curve": f"prune unstructured {SMALL} --epochs 2 --criterion ce --prune_lr 0.02 "
+    "--target_params 0.5,0.3 --temp_scheduler 5,200 --save_steps 2",
 }
 
 
@@ -100,6 +104,9 @@ def outcome(folder: Path) -> dict[str, str]:
     for path in sorted((folder / "logs").glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         found[path.name] = json.dumps([{**row, "seconds": 0} for row in rows])
+    for path in (folder / "saved_models").glob("*.json"):
+        curve = json.loads(path.read_text())
+        found[path.name] = json.dumps([{**point, "seconds": 0} for point in curve["points"]])
     return found
 
 

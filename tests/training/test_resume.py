@@ -103,6 +103,15 @@ def test_an_interrupted_command_ends_bit_identical(command: str, tmp_path: Path)
         check_case(seen)
 
 
+@pytest.mark.parametrize("command", ["structured curve", "unstructured curve"])
+def test_an_interrupted_curve_ends_bit_identical(command: str, tmp_path: Path) -> None:
+    """Killed inside of points and between them."""
+    found = cases(command, "kill=3,TERM=1", 2, tmp_path)
+    assert len(found) == 4
+    for seen in found:
+        check_case(seen)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("command", ["train", "structured", "unstructured"])
 def test_soak_interrupted_commands(command: str, tmp_path: Path) -> None:

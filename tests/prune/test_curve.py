@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_a_run_goes_on_behind_what_is_whole(
 
     def run(*values: float, resume: bool = True, training: TrainConfig = TRAINING) -> Curve:
         checkpoints = replace(kept, resume=resume)
-        where = {"path": path, "checkpoints": checkpoints}
+        where: dict[str, Any] = {"path": path, "checkpoints": checkpoints}
         return prune_curve(dense, digits, targets("params", *values), BY_CHANNEL, training, **where)
 
     caplog.set_level("INFO")

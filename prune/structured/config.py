@@ -106,7 +106,7 @@ class ScaConfig:
     regrow_window: scores.Window = "epoch"
     regrow_weights: RegrowWeights = "retain"
     residual: Residual = "internal"
-    kept_count: selection.KeptCount = "round"
+    kept_count: selection.KeptCount = "floor"
     target: Target | None = None
     budget_rule: budget.Rule = "per_cost"
 

@@ -24,10 +24,12 @@ class Target:
     quantity  connectivity: live synapses; synops: SynOps per sample, the mean over the validation
               split; params: trained values of the compact network
     value     below 1: a share of what the dense network has; from 1: a count (not of connectivity)
+    dense     what a share is of; None: what the network has that is pruned
     """
 
     quantity: Quantity
     value: float
+    dense: float | None = None
 
     def __post_init__(self) -> None:
         errors.require_known("target", self.quantity, QUANTITIES)
@@ -44,13 +46,17 @@ class Target:
         """Whether the value is a share of the dense network's."""
         return self.value < 1
 
-    def amount(self, dense: float) -> float:
-        """What the pruned network is to have where the dense one has `dense`."""
-        return self.value * dense if self.is_share else self.value
+    def whole(self, start: float) -> float:
+        """What a share is of, where the network that is pruned has `start`."""
+        return start if self.dense is None else self.dense
 
-    def reached(self, measured: float, dense: float) -> bool:
+    def amount(self, start: float) -> float:
+        """What the pruned network is to have where it has `start` before."""
+        return self.value * self.whole(start) if self.is_share else self.value
+
+    def reached(self, measured: float, start: float) -> bool:
         """Whether `measured` is within 5 % of the wanted amount."""
-        wanted = self.amount(dense)
+        wanted = self.amount(start)
         return abs(measured - wanted) <= TOLERANCE * wanted
 
     def __str__(self) -> str:
@@ -59,20 +65,25 @@ class Target:
 
 @dataclass(frozen=True)
 class Spent:
-    """A target, what the dense network costs, and what the pruned one does."""
+    """A target, what the network costs before pruning, and after it."""
 
     target: Target
-    dense: float
+    start: float
     cost: float
 
     @property
+    def dense(self) -> float:
+        """What shares are of."""
+        return self.target.whole(self.start)
+
+    @property
     def wanted(self) -> float:
-        return self.target.amount(self.dense)
+        return self.target.amount(self.start)
 
     @property
     def reached(self) -> bool:
         """Whether the cost is within 5 % of what is wanted."""
-        return self.target.reached(self.cost, self.dense)
+        return self.target.reached(self.cost, self.start)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""

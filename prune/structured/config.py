@@ -1,6 +1,6 @@
 """What SCA prunes: when masks change, what is measured, what every layer keeps."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -97,6 +97,8 @@ class ScaConfig:
     budget_rule     by what channels go to a target: "per_cost", share of the layer's score by what
                     is saved; "score", the lowest scores, whatever they save
     kept_count      how (1 - p) N becomes a number of channels: "round"; "floor" (Soul, the authors)
+    widths          population -> channels that the guard's share is of, if the network was narrowed
+                    before; None: those that it has
     """
 
     schedule: PruneSchedule = field(default_factory=PruneSchedule)
@@ -109,6 +111,7 @@ class ScaConfig:
     kept_count: selection.KeptCount = "floor"
     target: Target | None = None
     budget_rule: budget.Rule = "per_cost"
+    widths: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         windows = scores.WINDOWS, scores.WINDOWS
@@ -135,6 +138,12 @@ class ScaConfig:
     ) -> tuple[selection.PruningUnit, ...]:
         """What is decided about when the populations `names` are pruned."""
         return selection.pruning_units(graph, self.residual, names)
+
+    def floors(self, units: Sequence[selection.PruningUnit]) -> dict[str, int]:
+        """How many channels each unit keeps at least."""
+        widths = self.widths or {}
+        floors = {u.name: self.guard.floor(widths.get(u.populations[0], u.channels)) for u in units}
+        return {unit.name: min(floors[unit.name], unit.channels) for unit in units}
 
     def budget(self, channels: int, ratio: float) -> selection.Budget:
         """How many of `channels` stay when `ratio` of them is pruned."""

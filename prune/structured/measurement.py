@@ -42,8 +42,7 @@ def check(module: GraphModule, sca: ScaConfig, names: Sequence[str]) -> None:
         reading = meter.measure()
         dense = reading.dense or reading.cost
         _require_above(sca.target, reading.cost, dense)
-        floors = {name: sca.guard.floor(width) for name, width in widths.items()}
-        least = budget.least(reading.costs, floors)
+        least = budget.least(reading.costs, sca.floors(units))
         if least > (1 + TOLERANCE) * sca.target.amount(dense):
             raise unmet(Spent(sca.target, dense, least), sca.guard)
 
@@ -136,7 +135,7 @@ class Measurement:
         """Of the populations `names` of a whole network. Raises as `check`."""
         check(module, sca, names)
         units = sca.units(module.graph, names)
-        floors = {unit.name: sca.guard.floor(unit.channels) for unit in units}
+        floors = sca.floors(units)
         ranks = ranking.random_ranks(units, seed)
         dense = DenseCosts(*(() if sca.target is None else (sca.target.quantity,)))
         return Measurement(module, data, sca, units, floors, ranks, dense)

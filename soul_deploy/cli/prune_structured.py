@@ -13,7 +13,7 @@ from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.cli import common_options as common
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options, output, parsing, start_model, train
+from soul_deploy.cli import curve, options, output, parsing, start_model, train
 from soul_deploy.cli.common_options import given, option
 from soul_deploy.data.datasets import Data
 from soul_deploy.ir import SpikingGraph
@@ -25,7 +25,7 @@ from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.structured import budget, pipeline, scores, selection
 from soul_deploy.prune.structured import config as sca
 from soul_deploy.prune.structured.measurement import CostPlan
-from soul_deploy.prune.target import QUANTITIES, UNITS, Target
+from soul_deploy.prune.target import UNITS, Target
 from soul_deploy.training import checkpoint, messages, recipes, trainer
 from soul_deploy.training.train import TrainResult
 
@@ -50,16 +50,16 @@ class ScaOptions:
     prune_ratio: float | None = given(
         None, "p: pruned share of all channels of these layers. [default: 0.1]"
     )
-    target_synops: float | None = given(
-        None,
+    target_synops: str | None = curve.given_targets(
         "Instead of p: SynOps per sample of the validation split, as a share of the dense "
-        "network's (0.1) or a count.",
+        "network's (0.1) or a count. Of several, falling (0.5,0.2), each goes on from the network "
+        "before it."
     )
-    target_params: float | None = given(
-        None, "Instead of p: parameters of the compact network, a share or a count."
+    target_params: str | None = curve.given_targets(
+        "Instead of p: parameters of the compact network, shares or counts."
     )
-    target_connectivity: float | None = given(
-        None, "Instead of p: live synapses, a share of the dense network's."
+    target_connectivity: str | None = curve.given_targets(
+        "Instead of p: live synapses, shares of the dense network's."
     )
     regrow_ratio: float = given(
         0.1, "q: share (of a target, its cost) that comes back by gradient; p + q < 1."
@@ -118,7 +118,7 @@ class ScaOptions:
                 ramp=names.pop("prune_ramp"),
             ),
             guard=selection.Guard(self.min_channels, self.min_keep, self.round_to),
-            target=self._target(),
+            target=next(iter(self.targets()), None),
             **names,
         )
 
@@ -133,16 +133,9 @@ class ScaOptions:
             raise errors.UsageError(told)
         return int(asked)
 
-    def _target(self) -> Target | None:
-        """The one that is given, if any. Raises UsageError for two."""
-        asked = [q for q in QUANTITIES if getattr(self, f"target_{q}") is not None]
-        names = [f"--target_{quantity}" for quantity in asked]
-        names += ["--prune_ratio"] if self.prune_ratio is not None else []
-        if asked and len(names) > 1:
-            raise errors.UsageError(
-                f"{' and '.join(names)} given; each says how much is pruned: leave all but one out"
-            )
-        return Target(asked[0], getattr(self, f"target_{asked[0]}")) if asked else None
+    def targets(self) -> tuple[Target, ...]:
+        """Those that are given, if any, of one quantity. Raises UsageError."""
+        return curve.targets_of(self, *(["prune_ratio"] if self.prune_ratio is not None else []))
 
 
 def _plain(text: str) -> str:
@@ -210,19 +203,24 @@ def structured(
     start, task = start_model.started(path, task, context)
     training = resolve.on_data(training, learning, task.data)
     files = outputs(task, run, trained=start is None)
-    resolve.require_outputs(*files.values(), unless=dry_run)
+    targets = pruning.targets()
+    resolve.require_outputs(*curve.outputs(files, targets), unless=dry_run)
     loaded = start_model.data_for(data, task, start)
     model = start_model.network(start, task, loaded)
     asked: dict[str, Any] = {"layers": _layers(model.graph, config, indexes), "device": device}
     if dry_run:
+        curve.tell_first(targets)
         _preview(run.output_format, model, loaded if start else None, config, training, asked)
         return
-    resolve.warn_of_replacing(files["Masked model"], "prune structured")
     sha256, folder = path and file_sha256(path), files["Checkpoint"].parent
     kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
     asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
-    asked["on_masked"] = partial(start_model.save_masked, files["Masked model"])
     asked["log"] = files["Epochs"]
+    if targets[1:]:
+        curve.go_down(targets, (model, loaded, config, training), asked, files, run, data)
+        return
+    resolve.warn_of_replacing(files["Masked model"], pipeline.COMMAND)
+    asked["on_masked"] = partial(start_model.save_masked, files["Masked model"])
     result = pipeline.prune_structured(model, loaded, config, training, **asked)
     with kept.watching():
         _finish(result, files, run.output_format, data.data_dir)

@@ -12,7 +12,7 @@ from soul_deploy import distributed
 from soul_deploy.base import errors, terminal
 from soul_deploy.base.files import file_sha256, require_file
 from soul_deploy.cli import config as resolve
-from soul_deploy.cli import options, output, parsing, start_model
+from soul_deploy.cli import curve, options, output, parsing, start_model
 from soul_deploy.cli.common_options import dry_run_option, option, option_group
 from soul_deploy.cli.search_options import MaskOptions, SearchOptions
 from soul_deploy.ir import SpikingGraph
@@ -72,19 +72,25 @@ def unstructured(
     device = resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
     training = resolve.on_data(training, learning, task.data)
-    files = outputs(task, run, latest=searching.save_latest)
-    resolve.require_outputs(*files.values(), unless=dry_run)
+    files, targets = outputs(task, run, latest=searching.save_latest), searching.targets()
+    resolve.require_outputs(*curve.outputs(files, targets), unless=dry_run)
     loaded, told = start_model.data_for(data, task, start), {"masking": asdict(masking)}
     model = start_model.network(start, task, loaded, told | {"start": path and str(path)})
     config = replace(config, **_layers(masking, model.graph))
     plan = pipeline.plan_unstructured(model, config, path=path)
     if dry_run:
+        curve.tell_first(targets)
         _print_preview(run.output_format, plan)
         return
     asked = {**told, "task": asdict(task), "model_path": path and file_sha256(path)}
     kept = resolve.checkpoints_of(keeping, files["Checkpoint"].parent, **asked)
     how: dict[str, Any] = {"device": device, "tensorboard": searching.tensorboard}
-    how |= {"checkpoints": kept, "test_start": path is not None}
+    how |= {"checkpoints": kept, "test_start": path is not None, "log": files["Epochs"]}
+    latest = files.get("Latest model")
+    how["on_epoch"] = None if latest is None else partial(_save_latest, latest)
+    if targets[1:]:
+        curve.go_down(targets, (model, loaded, config, training), how, files, run, data)
+        return
     result = _pruned((model, loaded, config, training), plan, how, files)
     with kept.watching():
         _finish(result, files, run.output_format, data.data_dir)
@@ -148,17 +154,11 @@ def _pruned(
     files: Mapping[str, Path],
 ) -> PruneResult:
     """The result, of which the network is written; if the search stops, that of the last epoch."""
-    latest = files.get("Latest model")
     path = files["Masked model" if any(row.entries for row in plan.layers) else "Model"]
     resolve.warn_of_replacing(path, pipeline.COMMAND)
     try:
-        return pipeline.prune_unstructured(
-            *inputs,
-            **how,
-            log=files["Epochs"],
-            on_epoch=None if latest is None else partial(_save_latest, latest),
-            on_masked=partial(start_model.save_masked, path),
-        )
+        on_masked = partial(start_model.save_masked, path)
+        return pipeline.prune_unstructured(*inputs, **how, on_masked=on_masked)
     except search.SearchStoppedError as stop:
         told = ". No epoch was left to keep; no model was written"
         with how["checkpoints"].watching():

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from soul_deploy.base import errors
-from soul_deploy.cli import parsing
+from soul_deploy.cli import curve, parsing
 from soul_deploy.cli.common_options import given
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
 from soul_deploy.prune.ramp import RAMPS
-from soul_deploy.prune.target import QUANTITIES, Target
+from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import RULES
 from soul_deploy.prune.unstructured.methods import METHODS
@@ -75,18 +75,16 @@ class SearchOptions:
         "lambda; with a target, where it starts. "
         "[default: 1e-11; with a target, what suits it on the first batch]",
     )
-    target_connectivity: float | None = given(
-        None, "Steer lambda so that this share of the synapses is left, within 5 % of it."
+    target_connectivity: str | None = curve.given_targets(
+        "Steer lambda so that this share of the synapses is left, within 5 % of it. Of several, "
+        "falling (0.5,0.2), each goes on from the network before it."
     )
-    target_synops: float | None = given(
-        None,
+    target_synops: str | None = curve.given_targets(
         "As target_connectivity, for SynOps per sample of the validation split: a share of the "
-        "dense network's (0.1; needs --model_path), or a count.",
+        "dense network's (0.1; needs --model_path), or a count."
     )
-    target_params: float | None = given(
-        None,
-        "As target_connectivity, for kept weights and all other trained values: a share or a "
-        "count.",
+    target_params: str | None = curve.given_targets(
+        "As target_connectivity, for kept weights and all other trained values: shares or counts."
     )
     temp_scheduler: str = given(
         "5 1000",
@@ -124,7 +122,7 @@ class SearchOptions:
             penalty_coef=None if coef == recipes.AUTO else coef,
             temp_scheduler=number_list("temp_scheduler", self.temp_scheduler),
             mask_init_factor=number_list("mask_init_factor", masking.mask_init_factor),
-            target=self.target(),
+            target=next(iter(self.targets()), None),
             method=errors.known("method", self.method, METHODS),
             prune_ramp=errors.known("prune_ramp", self.prune_ramp, RAMPS),
             prune_optimizer=optimizer,
@@ -133,15 +131,9 @@ class SearchOptions:
             residual=errors.known("residual", masking.residual, RESIDUAL),
         )
 
-    def target(self) -> Target | None:
-        """The one that is given, if any. Raises UsageError for two."""
-        asked = [q for q in QUANTITIES if getattr(self, f"target_{q}") is not None]
-        if len(asked) > 1:
-            names = " and ".join(f"--target_{quantity}" for quantity in asked)
-            raise errors.UsageError(
-                f"{names} given; each says how much is pruned: leave all but one out"
-            )
-        return Target(asked[0], getattr(self, f"target_{asked[0]}")) if asked else None
+    def targets(self) -> tuple[Target, ...]:
+        """Those that are given, if any, of one quantity. Raises UsageError."""
+        return curve.targets_of(self)
 
     def idle(self, flags: Collection[str]) -> list[str]:
         """Those of `flags` that do nothing, since there is no fine-tuning."""

@@ -36,13 +36,15 @@ from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn import layers
 from soul_deploy.prune.comparison import Entry, compare_pruning
 from soul_deploy.prune.comparison_table import Comparison
+from soul_deploy.prune.ramp import Ramp
 from soul_deploy.prune.structured.budget import Rule
-from soul_deploy.prune.structured.config import PruneSchedule, Ramp, ScaConfig
+from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
 from soul_deploy.prune.structured.pipeline import prune_structured
 from soul_deploy.prune.structured.scores import Score
 from soul_deploy.prune.structured.selection import Guard
 from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
+from soul_deploy.prune.unstructured.methods import Method
 from soul_deploy.prune.unstructured.pipeline import prune_unstructured
 from soul_deploy.training.lr_schedules import Schedule
 from soul_deploy.training.trainer import TrainConfig
@@ -66,6 +68,7 @@ LAMBDAS = (1e-9, 5e-9, 2e-8)
 RATIOS = (0.5, 0.7)  # pruned shares of the channels
 SHARE, SHARES = 0.4, (0.5, 0.2, 0.1, 0.05)  # of the dense network's SynOps
 SCORES: tuple[Score, ...] = ("spike_membrane", "random", "l1", "bn_gamma", "synops")
+BASELINES: tuple[Method, ...] = ("magnitude", "random")
 RAMPS: tuple[Ramp, ...] = ("constant", "cubic")
 MIN_KEEP, REGROW = 0.15, 0.1
 OUR_SCORE: Score = "spike_membrane"
@@ -185,6 +188,12 @@ def search_entry(name: str, lmbda: float | None, target: Target | None) -> Entry
     return Entry(name, prune_unstructured, config, searched)
 
 
+def weight_entry(method: Method, ramp: Ramp) -> Entry:
+    """A baseline to the same share of the synapses, over the same epochs."""
+    entry = search_entry(f"{method}:{ramp}", None, TARGET)
+    return replace(entry, config=replace(entry.config, method=method, prune_ramp=ramp))
+
+
 def channel_entry(
     score: Score, budget: float | Target, ramp: Ramp, min_keep: float = 0.0, rule: Rule = "score"
 ) -> Entry:
@@ -217,7 +226,11 @@ def dense_vgg(setting: Setting) -> Comparison:
 def unstructured(setting: Setting) -> Comparison:
     """At 4.2 % of the synapses, against the search at a lambda that leaves about as much."""
     dense_conv(setting)
-    entries = [search_entry("lambda", LAMBDA, None), search_entry("search", None, TARGET)]
+    entries = [
+        search_entry("lambda", LAMBDA, None),
+        search_entry("search", None, TARGET),
+        *(weight_entry(method, ramp) for method in BASELINES for ramp in RAMPS),
+    ]
     return setting.compare("unstructured", setting.dense_of("train"), entries)
 
 

@@ -1,5 +1,6 @@
 """Several processes do what one does: sums, masks, files, and what happens when one dies."""
 
+import json
 import os
 import re
 import signal
@@ -162,6 +163,22 @@ def test_a_killed_process_ends_the_job_and_the_rest_resumes(tmp_path: Path) -> N
     assert "Signal 9 (SIGKILL) received" in said and "--resume auto" in said
     assert not list((tmp_path / "saved_models").glob("*.safetensors"))
     _resume(tmp_path, words)
+
+
+def test_two_processes_go_down_a_curve_and_past_what_is_whole(tmp_path: Path) -> None:
+    words = ["-m", "soul_deploy", "prune", "structured", *QUICK, "--target_params", "0.6,0.4"]
+    words += ["--epochs", "1", "--prune_epochs", "1", "--resume", "auto"]
+    models = tmp_path / "saved_models"
+    for passed in (0, 1):
+        for left in models.glob("*_0.40*"):
+            left.unlink()
+        started = torchrun(tmp_path, *words)
+        _, said = started.communicate(timeout=120)
+        assert started.returncode == 0, said
+        assert said.count("not pruned again") == passed
+        points = json.loads((models / f"curve_{STEM}.json").read_text())["points"]
+        assert [point["label"] for point in points] == ["0.60", "0.40"]
+        assert all(load(models / point["files"]["compact"]).state for point in points)
 
 
 SLOW_DISK = """

@@ -1,6 +1,5 @@
 """What SCA prunes: when masks change, what is measured, what every layer keeps."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,11 +8,9 @@ from typing import Literal
 from soul_deploy.base.errors import UsageError, require_known
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
+from soul_deploy.prune.ramp import RAMPS, RISE, Ramp
 from soul_deploy.prune.structured import budget, scores, selection
 from soul_deploy.prune.target import Target
-
-Ramp = Literal["constant", "linear", "cubic"]
-RAMPS: tuple[Ramp, ...] = ("constant", "linear", "cubic")
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,11 @@ class PruneSchedule:
 
     @cached_property
     def rise_after(self) -> Mapping[int, float]:
-        """How much of the way to the end each update has gone, from 0 to 1, by its epoch.
-
-        The cubic ramp is that of Zhu and Gupta, "To prune, or not to prune" (2017).
-        """
+        """How much of the way to the end each update has gone, from 0 to 1, by its epoch."""
         last = self.epochs - self.finetune_epochs
         at = range(self.warmup + self.interval, last + 1, self.interval)
-        done = {epoch: (k + 1) / len(at) for k, epoch in enumerate(at)}
-        power = {"constant": math.inf, "linear": 1, "cubic": 3}[self.ramp]
-        return {epoch: 1 - (1 - x) ** power for epoch, x in done.items()}
+        rise = RISE[self.ramp]
+        return {epoch: rise((k + 1) / len(at)) for k, epoch in enumerate(at)}
 
     @property
     def last_update(self) -> int:
@@ -115,7 +108,7 @@ class ScaConfig:
     regrow_window: scores.Window = "epoch"
     regrow_weights: RegrowWeights = "retain"
     residual: Residual = "internal"
-    kept_count: selection.KeptCount = "round"
+    kept_count: selection.KeptCount = "floor"
     target: Target | None = None
     budget_rule: budget.Rule = "per_cost"
     widths: Mapping[str, int] | None = None

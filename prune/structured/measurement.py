@@ -199,7 +199,10 @@ class Measurement:
         cost = (dense - rise * (dense - target.amount(dense))) * reading.samples
         values = self.scores(), self.gradients()
         limits = schedule.regrow_ratio, self.floors
-        return budget.decide(*values, reading.costs, cost, *limits, rule=self.sca.budget_rule)
+        plan = budget.decide(*values, reading.costs, cost, *limits, rule=self.sca.budget_rule)
+        kept = {layer.name: layer.keep for layer in plan.layers}
+        self.cost = reading.costs.total(kept) / reading.samples  # as planned; `settle` measures
+        return plan
 
     def planned(self, plan: selection.ChannelPlan) -> CostPlan | None:
         """What a plan leaves of the target's quantity, by what is measured now; None without one.

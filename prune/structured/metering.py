@@ -15,26 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy import distributed, ir
+from soul_deploy import ir
 from soul_deploy.analysis import connectivity
 from soul_deploy.base import Array, brief
 from soul_deploy.base.errors import require
 from soul_deploy.data import datasets
-from soul_deploy.lowering import deploy, fan_out, linear_operators
+from soul_deploy.lowering import deploy, linear_operators
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, channel_groups
+from soul_deploy.prune.delivered import Sums, counted_layers, delivered, synops_sum
 from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.structured.costs import Costs, PairCosts, pair_sums
 from soul_deploy.prune.structured.selection import Flags, PruningUnit, Values
 from soul_deploy.prune.target import Quantity
 from soul_deploy.training.state import Tree, array_of, tree_of
-from soul_deploy.training.trainer import device_of
-
-CHUNK = 64
-"""Samples that run at once, as `count_model` runs them: batches can differ in the last bit."""
-Sums = Mapping[str, Tensor]
-"""Node -> what it delivers by position (its shape), float64, summed over time and samples."""
 
 
 @brief
@@ -52,45 +47,6 @@ class Reading:
     costs: Costs
     samples: int = 1
     dense: float | None = None
-
-
-@torch.no_grad()
-def delivered(module: GraphModule, data: datasets.Data, names: Sequence[str]) -> dict[str, Tensor]:
-    """What nodes deliver on the validation split, in evaluation mode (see Sums), on the CPU.
-
-    Several processes take chunks in turn; all return the same exact sums.
-    """
-    training, group, split = module.training, distributed.current(), data.validation
-    module.eval()
-    shapes = module.graph.shapes
-    sums = {name: torch.zeros(shapes[name], dtype=torch.float64) for name in names}
-    for index in group.mine(torch.split(torch.arange(len(split)), CHUNK)):
-        images = data.normalise(split.select(index).images).to(device_of(module))
-        known = {module.graph.input.name: module.as_signal(images)}
-        for name, signal in module.evaluate(known, names).items():
-            sums[name] += signal.tensor.sum((0, 1), dtype=torch.float64).cpu()
-    module.train(training)
-    on_device = [sums[name].to(group.device) for name in names]
-    group.add_up(on_device)
-    return {name: total.cpu() for name, total in zip(names, on_device, strict=True)}
-
-
-def counted_layers(lowered: deploy.Deployed) -> Iterator[fan_out.CountedLayer]:
-    """The layers that have SynOps: all but those that an analog value feeds."""
-    for layer in lowered.layers:
-        if layer.edge.kind != "analog" or layer.linear.operator.readout is not None:
-            yield layer
-
-
-def synops_sum(lowered: deploy.Deployed, sums: Sums) -> int:
-    """SynOps of all layers for what their sources delivered, the exact integer."""
-    total = 0
-    for layer in counted_layers(lowered):
-        reach, values = torch.from_numpy(layer.fanout), sums[layer.source]
-        if values.dim() > reach.dim():  # the readout sums over space first
-            values = values.sum((1, 2))
-        total += int((values.to(torch.int64) * reach).sum())
-    return total
 
 
 class Meter:
@@ -181,7 +137,10 @@ class Meter:
 
 def _synops(meter: Meter, model: Model) -> Reading:
     assert meter.data is not None
-    sums, samples = delivered(meter.module, meter.data, meter.sources), len(meter.data.validation)
+    sums, samples = (
+        delivered(meter.module, meter.data, meter.data.validation, meter.sources),
+        len(meter.data.validation),
+    )
     meter.remember(sums)
     pairs = {}
     for layer in counted_layers(deploy.lower(replace(model, channel_masks={}))):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from soul_deploy.base.errors import TargetError
 from soul_deploy.model.model import Model
+from soul_deploy.prune.ramp import RISE
 from soul_deploy.prune.unstructured import threshold
-from soul_deploy.prune.unstructured.methods import RAMPS
 from soul_deploy.prune.unstructured.pruning import Pruning, SearchEpoch
 from soul_deploy.prune.unstructured.stopped import SearchStoppedError
 from soul_deploy.training import lr_schedules, trainer
@@ -80,7 +80,7 @@ class BaselineLoop:
 
     def _prune(self, epoch: int) -> None:
         """Rank the weights, and keep as many as the ramp has it for this epoch."""
-        pruning, ramp = self.pruning, RAMPS[self.pruning.config.prune_ramp]
+        pruning, ramp = self.pruning, RISE[self.pruning.config.prune_ramp]
         part = ramp((epoch + 1) / self.epochs)
         if epoch > 0 and part == ramp(epoch / self.epochs):
             return

@@ -7,9 +7,10 @@ from typing import Any
 
 from soul_deploy.base import Array, errors
 from soul_deploy.prune.channel_groups import RESIDUAL, Residual
+from soul_deploy.prune.ramp import RAMPS, Ramp
 from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured import loss, masks
-from soul_deploy.prune.unstructured.methods import METHODS, RAMPS, Method, Ramp
+from soul_deploy.prune.unstructured.methods import METHODS, Method
 from soul_deploy.training import lr_schedules, trainer
 
 LAMBDA = 1e-11

@@ -16,18 +16,23 @@ from soul_deploy.data.datasets import Data
 from soul_deploy.model.model import Model
 from soul_deploy.prune import comparison
 from soul_deploy.prune.comparison_table import Comparison
+from soul_deploy.prune.ramp import RAMPS
 from soul_deploy.prune.structured import config as structured
 from soul_deploy.prune.structured import pipeline as by_channel
 from soul_deploy.prune.structured import scores, selection
 from soul_deploy.prune.target import QUANTITIES, Target
 from soul_deploy.prune.unstructured import config as searching
 from soul_deploy.prune.unstructured import pipeline as by_weight
+from soul_deploy.prune.unstructured.methods import METHODS as WEIGHT_METHODS
 from soul_deploy.training import train, trainer
 
 SCHEMA = "soul-deploy/bench-pruning/1"
 STRUCTURED, UNSTRUCTURED = "structured", "unstructured"
-METHODS = {STRUCTURED: scores.SCORES, UNSTRUCTURED: ("search",)}
-"""What can be compared, by kind."""
+SCA = "sca"
+METHODS = {STRUCTURED: (*scores.SCORES, SCA), UNSTRUCTURED: WEIGHT_METHODS}
+"""What can be compared, by kind. sca: spike_membrane alone, whatever channels cost."""
+ACTIVITY = ("spike", "membrane", "spike_membrane")
+"""Scores that channels pay their cost from; the others are baselines, which rank by them alone."""
 DEVICES = ("auto", "cpu", "cuda")
 BUDGETS = ("prune_ratio", *(f"target_{quantity}" for quantity in QUANTITIES))
 
@@ -39,7 +44,8 @@ class ComparedOptions:
     methods: str = given(
         "spike_membrane",
         "With commas: scores of prune structured "
-        f"({', '.join(scores.SCORES)}), and ways of prune unstructured as "
+        f"({', '.join(scores.SCORES)}; sca: spike_membrane alone, whatever channels cost), and "
+        "ways of prune unstructured as "
         f"{', '.join(f'{UNSTRUCTURED}:{name}' for name in METHODS[UNSTRUCTURED])}. The others are "
         "compared with the first.",
         metavar="LIST",
@@ -63,7 +69,7 @@ class ComparedOptions:
     frozen_epochs: int | None = given(
         None, "Of --epochs, those at the end with fixed masks. [default: a third]"
     )
-    prune_ramp: str = common.one_of(structured.RAMPS, "How the pruned share rises, of channels.")
+    prune_ramp: str = common.one_of(RAMPS, "How the pruned share rises, of channels.")
     regrow_ratio: float = given(0.1, "Share of the channels that comes back by gradient.")
     min_keep: float = given(0.0, "Share of its channels that every layer keeps.")
     prune_lr: float | None = given(None, "Of masks searched for. [default: --learning_rate]")
@@ -96,21 +102,25 @@ class ComparedOptions:
         return Target(given[asked[0]], getattr(self, asked[0])) if asked[0] in given else None
 
     def _by_channel(
-        self, score: Any, target: Target | None, training: trainer.TrainConfig, frozen: int
+        self, method: Any, target: Target | None, training: trainer.TrainConfig, frozen: int
     ) -> comparison.Entry:
         ramp: Any = self.prune_ramp
+        regrown = self.regrow_ratio if method in (*ACTIVITY, SCA) else 0.0
         schedule = structured.PruneSchedule(
-            *(self.prune_ratio or 0.0, self.regrow_ratio, training.epochs),
-            finetune_epochs=frozen,
-            ramp=ramp,
+            *(self.prune_ratio or 0.0, regrown, training.epochs), finetune_epochs=frozen, ramp=ramp
         )
-        guard = selection.Guard(min_keep=self.min_keep)
-        config = structured.ScaConfig(schedule, guard, score, target=target)
-        name = f"{STRUCTURED}:{score}"
+        config = structured.ScaConfig(
+            schedule,
+            selection.Guard(min_keep=self.min_keep),
+            "spike_membrane" if method == SCA else method,
+            target=target,
+            budget_rule="per_cost" if method in ACTIVITY else "score",
+        )
+        name = f"{STRUCTURED}:{method}"
         return comparison.Entry(name, by_channel.prune_structured, config, training)
 
     def _by_weight(
-        self, method: str, target: Target | None, training: trainer.TrainConfig, frozen: int
+        self, method: Any, target: Target | None, training: trainer.TrainConfig, frozen: int
     ) -> comparison.Entry:
         if target is None:
             told = f"{UNSTRUCTURED} methods prune no share of the channels"
@@ -119,7 +129,9 @@ class ComparedOptions:
         if frozen:
             rate, schedule = training.learning_rate, training.schedule
             finetune = searching.FinetuneConfig(frozen, rate, schedule)
-        config = searching.SearchConfig(target=target, prune_lr=self.prune_lr, finetune=finetune)
+        ramp: Any = "constant" if method == "search" else self.prune_ramp
+        how = {"method": method, "prune_ramp": ramp, "prune_lr": self.prune_lr}
+        config = searching.SearchConfig(target=target, finetune=finetune, **how)
         training = replace(training, epochs=training.epochs - frozen)
         name = f"{UNSTRUCTURED}:{method}"
         return comparison.Entry(name, by_weight.prune_unstructured, config, training)

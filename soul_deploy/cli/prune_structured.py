@@ -20,6 +20,7 @@ from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.file import save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import RESIDUAL
+from soul_deploy.prune.ramp import RAMPS
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.structured import budget, pipeline, scores, selection
 from soul_deploy.prune.structured import config as sca
@@ -65,7 +66,7 @@ class ScaOptions:
     )
     prune_interval: int = given(1, "Epochs from one mask update to the next.")
     prune_warmup: int = given(0, "Epochs before the first interval.")
-    prune_ramp: str = _one_of(sca.RAMPS, "How the share rises to p over the updates.")
+    prune_ramp: str = _one_of(RAMPS, "How the share rises to p over the updates.")
     prune_epochs: int | None = given(None, "Length of the pruning loop. [default: --epochs]")
     finetune_epochs: str = given(
         recipes.AUTO, "Epochs with frozen masks at the loop's end; auto: a third of the loop."

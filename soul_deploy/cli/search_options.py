@@ -8,10 +8,11 @@ from soul_deploy.base import errors
 from soul_deploy.cli import curve, parsing
 from soul_deploy.cli.common_options import given
 from soul_deploy.prune.channel_groups import REMOVAL_HELP, RESIDUAL
+from soul_deploy.prune.ramp import RAMPS
 from soul_deploy.prune.target import Target
 from soul_deploy.prune.unstructured.config import FinetuneConfig, SearchConfig
 from soul_deploy.prune.unstructured.loss import RULES
-from soul_deploy.prune.unstructured.methods import METHODS, RAMPS
+from soul_deploy.prune.unstructured.methods import METHODS
 from soul_deploy.training import lr_schedules, recipes, trainer
 
 AS_GIVEN = ("penalty_lmbda", *("accumulate_step", "prune_lr", "prune_weight_decay"))
@@ -123,7 +124,7 @@ class SearchOptions:
             mask_init_factor=number_list("mask_init_factor", masking.mask_init_factor),
             target=next(iter(self.targets()), None),
             method=errors.known("method", self.method, METHODS),
-            prune_ramp=errors.known("prune_ramp", self.prune_ramp, tuple(RAMPS)),
+            prune_ramp=errors.known("prune_ramp", self.prune_ramp, RAMPS),
             prune_optimizer=optimizer,
             finetune=finetune if self.finetune else None,
             round_to=masking.round_to,

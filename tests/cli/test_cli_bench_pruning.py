@@ -65,7 +65,7 @@ def test_it_trains_prunes_compares_and_goes_on() -> None:
     changed = call(*SMALL, *METHODS, *QUICK[2:], "--epochs", "1")
     assert changed.exit_code == 2 and "was made with other settings" in changed.output
     changed = call(*SMALL, *METHODS, *QUICK, "--min_keep", "0.1", "--methods", "spike")
-    assert changed.exit_code == 2 and "common options.min_keep 0.0, now 0.1" in changed.output
+    assert changed.exit_code == 2 and "common options.min_keep 0.15, now 0.1" in changed.output
 
 
 def document_entries(document: dict[str, list[dict[str, str]]]) -> list[str]:

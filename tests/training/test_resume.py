@@ -32,6 +32,7 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
 from soul_deploy.prune.structured.sca import ChannelPruning
 from soul_deploy.prune.target import Target
+from soul_deploy.prune.unstructured.baselines import BaselineLoop
 from soul_deploy.prune.unstructured.config import FinetuneConfig
 from soul_deploy.prune.unstructured.search import FinetuneLoop, SearchLoop
 from soul_deploy.training.checkpoint import (
@@ -173,6 +174,9 @@ class Job:
                 after_step=lambda: self.hook(),
             )
         plan = search_of(2, target=Target("connectivity", 0.3), prune_lr=0.02)
+        if self.kind == "baseline":
+            target = Target("synops", 2000)
+            plan = search_of(2, target=target, method="magnitude", prune_ramp="linear")
         pruning = pruning_of(self.data, plan, schedule=Schedule())
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -181,6 +185,11 @@ class Job:
         pruning.after_step = lambda: self.hook()
         if self.kind == "search":
             return SearchLoop(pruning)
+        if self.kind == "baseline":
+            with torch.no_grad():
+                for parameter in pruning.module.parameters():  # fresh ones are silent
+                    parameter.mul_(4)
+            return BaselineLoop(pruning)
         return FinetuneLoop(pruning, FinetuneConfig(2, 1e-3, Schedule()))
 
     def finish(self) -> str:
@@ -196,7 +205,7 @@ def without_times(value: Any) -> Any:
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
-KINDS = ("training", "sca", "frozen", "search", "finetune")
+KINDS = ("training", "sca", "frozen", "search", "finetune", "baseline")
 AT = 4
 """The step after which is saved: the second epoch's first."""
 

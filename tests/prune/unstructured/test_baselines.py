@@ -33,7 +33,7 @@ def model(digits: Data) -> Model:
 
 
 def pruned(model: Model, data: Data, **asked: Any) -> PruneResult:
-    config: dict[str, Any] = {"criterion": "ce", "target": Target("params", 0.2), **asked}
+    config: dict[str, Any] = {"target": Target("params", 0.2), **asked}
     return prune_unstructured(model, data, SearchConfig(**config), STILL)
 
 

@@ -23,9 +23,9 @@ Sums = Mapping[str, Tensor]
 
 
 def sources(graph: ir.SpikingGraph) -> tuple[str, ...]:
-    """The nodes whose values SynOps are counted from."""
-    weighers = (node.name for node in graph.nodes if node.weighs)
-    found = (linear_operators.walk_back(graph, name)[0] for name in weighers)
+    """The nodes whose values SynOps are counted from; a readout that votes is one of the layers."""
+    counted = (node.name for node in graph.nodes if node.weighs or node is graph.readout)
+    found = (linear_operators.walk_back(graph, name)[0] for name in counted)
     return tuple(name for name in dict.fromkeys(found) if graph.edges[name].kind != "analog")
 
 

@@ -224,7 +224,7 @@ class Budget:
 
     def told(self, amount: float) -> str:
         """An amount in the target's unit, and as a share."""
-        target, dense = self.target, self.spending.dense
+        target, dense = self.target, self.target.whole(self.spending.dense)
         share = f" ({amount / dense:.2%})" if dense else ""
         return f"{amount:,.0f} {UNITS[target.quantity]}{share}"
 

@@ -138,6 +138,26 @@ def test_weights_fall_to_shares_of_the_first_network(
     assert made["start"] == "pruned_a_0.50.safetensors"
 
 
+def test_a_network_that_votes_has_a_curve_of_synops(digits: Data, tmp_path: Path) -> None:
+    nodes = (
+        ir.Input("input", (), (1, 8, 8)),
+        conv("a", "input", 1, 6, norm=ir.BatchNorm("n")),
+        ir.Population("sa", ("a",), LIF),
+        ir.Flatten("flat", ("sa",)),
+        ir.Linear("b", ("flat",), True, ir.BatchNorm("m"), 384, 60),
+        ir.Population("sb", ("b",), LIF),
+        ir.Readout("vote", ("sb",), 10),
+    )
+    model = model_of(ir.SpikingGraph(nodes, 2), 2)
+    info = replace(model.info, normalization=digits.normalization, classes=digits.classes)
+    model, path = replace(model, info=info), tmp_path / "pruned_a.safetensors"
+    config = replace(BY_WEIGHT, finetune=None)
+    asked = targets("synops", 0.7, 0.55)
+    curve = prune_curve(model, digits, asked, config, TRAINING, path=path)
+    check_points(curve, digits, ["0.70", "0.55"])
+    assert curve.dense is not None and curve.dense.cost == synops(model, digits)
+
+
 def test_a_target_that_cannot_be_met_keeps_the_points_before_it(
     dense: Model, digits: Data, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.base import Array, errors
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.model.model import Model, ModelInfo, Validity, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual
@@ -51,6 +51,7 @@ class Correction(saved.Restorable, Protocol):
         ...
 
 
+@brief
 @dataclass(frozen=True)
 class Narrowed:
     """A network without the channels that its masks close for good.

@@ -114,7 +114,9 @@ class ChannelPruning:
 
     def state(self) -> Tree:
         """Of the epochs up to the last mask update, or of those after it."""
-        return self._updates.state() if self._frozen is None else {"frozen": self._frozen.state()}
+        if self._frozen is None:
+            return self._updates.state()
+        return {"frozen": self._frozen.state(), "dense": self._measurement.dense.state()}
 
     def restore(self, tree: Tree) -> None:
         """Raises FileFormatError also for what an earlier version wrote, which trained on masked
@@ -123,6 +125,7 @@ class ChannelPruning:
         told = "an earlier version wrote it, which fine-tuned at full width; leave --resume out"
         errors.require("best" not in tree, told)
         if "frozen" in tree:
+            self._measurement.dense.restore(tree_of(tree, "dense"))
             self._frozen = self._freeze()
             self._frozen.restore(tree_of(tree, "frozen"))
         else:

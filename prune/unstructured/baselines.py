@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from soul_deploy.base import brief
 from soul_deploy.base.errors import TargetError
 from soul_deploy.model.model import Model
 from soul_deploy.prune.ramp import RISE
@@ -21,6 +22,7 @@ from soul_deploy.training import state as saved
 from soul_deploy.training.state import TrainingCursor, Tree, tree_of
 
 
+@brief
 @dataclass(frozen=True)
 class WeightRanks:
     """Which weights stay: those that rank highest over all layers, as far as the budget goes.

@@ -201,10 +201,10 @@ def structured(
     config, indexes = pruning.config(learning.epochs), pruning.indexes()
     path, device = _start_file(mode, model_path), resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
-    training = resolve.on_data(training, learning, task.data)
     files = outputs(task, run, trained=start is None)
     targets = pruning.targets()
     resolve.require_outputs(*curve.outputs(files, targets), unless=dry_run)
+    training = resolve.on_data(training, learning, task.data)
     loaded = start_model.data_for(data, task, start)
     model = start_model.network(start, task, loaded)
     asked: dict[str, Any] = {"layers": _layers(model.graph, config, indexes), "device": device}

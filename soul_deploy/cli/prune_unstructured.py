@@ -71,9 +71,9 @@ def unstructured(
         budget.refuse_fresh(config.target)
     device = resolve.prepare(run).type
     start, task = start_model.started(path, task, context)
-    training = resolve.on_data(training, learning, task.data)
     files, targets = outputs(task, run, latest=searching.save_latest), searching.targets()
     resolve.require_outputs(*curve.outputs(files, targets), unless=dry_run)
+    training = resolve.on_data(training, learning, task.data)
     loaded, told = start_model.data_for(data, task, start), {"masking": asdict(masking)}
     model = start_model.network(start, task, loaded, told | {"start": path and str(path)})
     config = replace(config, **_layers(masking, model.graph))

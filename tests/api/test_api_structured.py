@@ -84,7 +84,7 @@ def test_the_command_gives_the_same_bits_and_the_same_plan(
         *("prune", "structured", "--mode", "load", "--model_path", "start.safetensors"),
         *("--dataset_name", "digits", "--threads", "1", "-b", "16", "--format", "json"),
         *("--prune_ratio", "0.4", "--prune_epochs", "2", "--finetune_epochs", "1"),
-        *("--pruning_nodes", "0", "1"),
+        *("--pruning_nodes", "0", "1", "--prune_ramp", "constant", "--min_keep", "0"),
     ]
     sca = ScaConfig(PruneSchedule(0.4, 0.1, epochs=2, finetune_epochs=1))
     layers = [node.name for node in start.graph.populations[:2]]

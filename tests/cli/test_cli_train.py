@@ -132,7 +132,7 @@ def test_soul_command_runs_as_printed(tmp_path: Path, monkeypatch: pytest.Monkey
     stem = "saved_models/pruned_spikingvgg9_lif_cifar10_T4_2025"
     masked, compact = (load(Path(f"{stem}.safetensors")), load(Path(f"{stem}_compact.safetensors")))
     channels = sum(len(keep) for keep in masked.channel_masks.values())
-    assert sum(int(keep.sum()) for keep in masked.channel_masks.values()) == round(0.9 * channels)
+    assert sum(int(keep.sum()) for keep in masked.channel_masks.values()) == 9 * channels // 10
     assert compact.info.stage == "compact"
 
 
@@ -189,11 +189,22 @@ def test_mode_train_writes_the_dense_model_too(tmp_path: Path) -> None:
 
 
 def test_dry_run_leaves_no_file(tmp_path: Path) -> None:
-    result = call("prune", "structured", *SMALL, "--dry-run", "--format", "json", "-nodes", "0,3")
+    result = call(
+        "prune",
+        "structured",
+        *SMALL,
+        "--dry-run",
+        "--format",
+        "json",
+        "-nodes",
+        "0,3",
+        "--recipe",
+        "soul",
+    )
     assert result.exit_code == 0, result.output
     document: dict[str, Any] = json.loads(result.stdout)
     assert [layer["pruned"] for layer in document["layers"]] == [True, False, False, True]
-    assert document["updates"][0] == {"epoch": 1, "kept": 65}  # of 64 + 8
+    assert document["updates"][0] == {"epoch": 1, "kept": 64}  # nine tenths of 64 + 8, floored
     assert files(tmp_path) == []
 
 

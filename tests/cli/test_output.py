@@ -68,6 +68,10 @@ WORDS: dict[tuple[str, ...], tuple[tuple[object, ...], str | None]] = {
         ("spikingvgg5", "--model_path", "best.pt", "--hidden", 2, *SHAPE, "-o", "out/x"),
         "out/x",
     ),
+    ("bench", "pruning"): (
+        ("--model_path", NET, *SHORT, *DATA[:2], "--prune_ratio", 0.5, "--seeds", 1, "-o", "out"),
+        None,
+    ),
     ("bench", "sparse"): (("--event", "net.event", *BENCH, "-o", "out/x"), "out/x"),
     ("verify",): ((NET, "net.event", *CHECK), None),
     ("energy",): ((NET, "--samples", 2, "--threads", 1), None),

@@ -273,7 +273,7 @@ def test_a_run_from_a_checkpoint_ends_the_same(kind: str, digits: Data, runs: Ru
         *(("search", f"run/{part}") for part in ("control", "progress")),
         *(
             ("search", f"run/pruning/{part}")
-            for part in ("module", "alphas", "temperatures", "lambda", "connectivity_correction")
+            for part in ("module", "alphas", "temperatures", "lambda")
         ),
         *(("search", f"run/pruning/optimizers/{part}") for part in ("weights", "masks")),
         *(("finetune", f"run/{part}") for part in ("scheduler", "progress", "best")),

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from soul_deploy.analysis.synops import count_model
 from soul_deploy.base import errors, files, json_text
 from soul_deploy.data import given
 from soul_deploy.data.datasets import Data
@@ -21,6 +20,7 @@ from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune import comparison_table as table
 from soul_deploy.prune.comparison_table import Comparison, Run
+from soul_deploy.prune.delivered import synops_per_sample
 from soul_deploy.prune.removal.apply import parameters
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.training import messages, train, trainer
@@ -28,8 +28,6 @@ from soul_deploy.training.checkpoint_manager import content_of, network_of, plai
 
 SCHEMA = "soul-deploy/pruning-run/1"
 FIELDS = {"entry", "seed", "common", "asked", "start", "run"}
-COUNTED = 1000
-"""Validation images, the first ones, on which SynOps are counted."""
 Start: TypeAlias = Model | Callable[[int], Model]
 """A network that all seeds share, or what gives the network of each seed."""
 Made: TypeAlias = tuple[Model, float]
@@ -76,8 +74,8 @@ def compare_pruning(
     dense   training of the start, first, with each seed; None: it is pruned as it is
     shared  what else all runs in the folder have in common, as JSON data
 
-    Runs whose files are in the folder are read from there, which is told. SynOps are counted on the
-    first 1,000 validation images. A run that fails (a budget that cannot be met) is a row that says
+    Runs whose files are in the folder are read from there, which is told. SynOps are those of the
+    validation split. A run that fails (a budget that cannot be met) is a row that says
     why. Raises UsageError for names that no file can have, and for a folder that holds runs with
     other settings; what training the start raises.
     """
@@ -186,7 +184,11 @@ class _Work:
         path, label = model_path.with_suffix(".json"), f"{name}{_of(seed)}"
         if path.exists():
             run = Run(**_read(path)["run"])
-            if run.error or model_path.exists():
+            if run.error:
+                told = f"failed before ({run.error}); remove {path} to try again"
+                messages.warn(f"{label}: {told}")
+                return run
+            if model_path.exists():
                 messages.note(f"{label}: complete in {path}, not run again")
                 return run
         messages.note(f"{label}: begins")
@@ -214,7 +216,8 @@ class _Work:
         seconds = time.perf_counter() - begun
         weights = [value for key, value in made.state.items() if key.endswith(".weight")]
         nonzero = sum(int(np.count_nonzero(value)) for value in weights)
-        synops, size = synops_per_image(made, self.data), parameters(made.state)
+        place = train.prepare_device(self.device)
+        synops, size = synops_per_sample(made, self.data, place), parameters(made.state)
         return made, Run(name, seed, accuracy, synops, size, nonzero, seconds)
 
     def _begun(self, seed: int) -> Model:
@@ -243,13 +246,6 @@ class _Work:
         result = entry.method(start, self.data, entry.config, training, device=self.device)
         left = "masked" if result.compact is None else "compact"
         return result.compact or result.masked, result.accuracies[left]
-
-
-def synops_per_image(model: Model, data: Data) -> float:
-    """SynOps per sample, the head included, on the first of the validation samples."""
-    images = data.validation.images[:COUNTED]
-    counts = count_model(model, data.normalise(images))
-    return sum(layer.synops for layer in counts.values()) / len(images)
 
 
 def _path(folder: Path, name: str, seed: int | None) -> Path:

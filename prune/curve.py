@@ -18,11 +18,10 @@ from soul_deploy.analysis.connectivity import connectivity
 from soul_deploy.base import errors, files
 from soul_deploy.data import datasets, given
 from soul_deploy.ir import SpikingGraph
-from soul_deploy.lowering import deploy
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.prune.curve_record import Curve, CurvePoint, DenseNetwork, read_curve
-from soul_deploy.prune.delivered import delivered, sources, synops_sum
+from soul_deploy.prune.delivered import synops_per_sample
 from soul_deploy.prune.removal.apply import parameters
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.structured.config import ScaConfig
@@ -372,7 +371,4 @@ class _Descent:
 
     def _synops(self, model: Model) -> float:
         """SynOps per sample, the mean over the validation split."""
-        module = train.module_of(model, train.prepare_device(self.how["device"]))
-        split = self.data.validation
-        sums = delivered(module, self.data, split, sources(model.graph))
-        return synops_sum(deploy.lower(model), sums) / len(split)
+        return synops_per_sample(model, self.data, train.prepare_device(self.how["device"]))

@@ -13,7 +13,9 @@ from torch import Tensor
 from soul_deploy import distributed, ir
 from soul_deploy.data import datasets
 from soul_deploy.lowering import deploy, fan_out, linear_operators
+from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.training import train
 from soul_deploy.training.trainer import device_of
 
 CHUNK = 64
@@ -49,6 +51,13 @@ def delivered(
     on_device = [sums[name].to(group.device) for name in names]
     group.add_up(on_device)
     return {name: total.cpu() for name, total in zip(names, on_device, strict=True)}
+
+
+def synops_per_sample(model: Model, data: datasets.Data, device: torch.device) -> float:
+    """SynOps of a network, the mean over the validation split, the head included."""
+    module, split = train.module_of(model, device), data.validation
+    sums = delivered(module, data, split, sources(model.graph))
+    return synops_sum(deploy.lower(model), sums) / len(split)
 
 
 def counted_layers(lowered: deploy.Deployed) -> Iterator[fan_out.CountedLayer]:

@@ -24,8 +24,7 @@ class PruneResult(Shown):
     history       one result, or row of the table, per epoch; those before a resumption included
     accuracies    test accuracies, 0 to 1: "dense" or "start" (unless fresh), "masked", "compact"
     connectivity  live synapses of the masked network
-    synops        SynOps per sample of the start and of the masked network: on the validation split
-                  (`prune_structured`), or on a fixed sample of it
+    synops        SynOps per sample of the start and of the masked network, on the validation split
     spent         the target, if one was given, and what was reached
     """
 

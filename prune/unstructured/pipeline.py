@@ -11,6 +11,7 @@ from soul_deploy.base import errors, progress
 from soul_deploy.data.given import DataLike
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.model.model import Model, from_module
+from soul_deploy.prune.delivered import synops_per_sample
 from soul_deploy.prune.result import OnMasked, PruneResult, finished
 from soul_deploy.prune.unstructured import budget, loss
 from soul_deploy.prune.unstructured import masks as masking
@@ -180,7 +181,7 @@ class _Run:
     def result(self, accuracies: dict[str, float], on_masked: OnMasked | None) -> PruneResult:
         """Train, remove, test; accuracies: those measured before."""
         work, pruning = self.work, self.pruning
-        before = pruning.synops(from_module(work.module, pruning.info))
+        before = self._synops(from_module(work.module, pruning.info))
         self._train()
         progress.status(f"{COMMAND}: removing and testing")
         accuracies["masked"] = work.accuracy()
@@ -192,9 +193,12 @@ class _Run:
             *(work, masked, accuracies, removal if pruning.masks.parameters() else None, on_masked),
             history=tuple(self.recorder.rows),
             connectivity=pruning.meter.exact(),
-            synops=(before, pruning.synops(masked)),
+            synops=(before, self._synops(masked)),
             spent=None if limit is None else limit.spent,
         )
+
+    def _synops(self, model: Model) -> float:
+        return synops_per_sample(model, self.work.data, trainer.device_of(self.work.module))
 
     def _train(self) -> None:
         """Search and fine-tune; the module has hard masks then."""

@@ -26,7 +26,7 @@ from soul_deploy.prune.structured import budget, pipeline, scores, selection
 from soul_deploy.prune.structured import config as sca
 from soul_deploy.prune.structured.measurement import CostPlan
 from soul_deploy.prune.target import UNITS, Target
-from soul_deploy.training import checkpoint, messages, recipes, trainer
+from soul_deploy.training import checkpoint, messages, trainer
 from soul_deploy.training.train import TrainResult
 
 
@@ -68,9 +68,7 @@ class ScaOptions:
     prune_warmup: int = given(0, "Epochs before the first interval.")
     prune_ramp: str = _one_of(RAMPS, "How the share rises to p over the updates.")
     prune_epochs: int | None = given(None, "Length of the pruning loop. [default: --epochs]")
-    finetune_epochs: str = given(
-        recipes.AUTO, "Epochs with frozen masks at the loop's end; auto: a third of the loop."
-    )
+    finetune_epochs: int = given(0, "Epochs with frozen masks at the loop's end.")
     score: str = _one_of(
         scores.SCORES,
         "What keeps a channel: its spikes + |membrane|, or one of them; a random rank; its mean "
@@ -106,13 +104,12 @@ class ScaOptions:
         Raises UsageError.
         """
         names: Any = {name: _plain(getattr(self, name)) for name in ("prune_ramp", *sca.NAMED)}
-        length = epochs if self.prune_epochs is None else self.prune_epochs
         return sca.ScaConfig(
             schedule=sca.PruneSchedule(
                 ratio=0.1 if self.prune_ratio is None else self.prune_ratio,
                 regrow_ratio=self.regrow_ratio,
-                epochs=length,
-                finetune_epochs=self._frozen(length),
+                epochs=epochs if self.prune_epochs is None else self.prune_epochs,
+                finetune_epochs=self.finetune_epochs,
                 interval=self.prune_interval,
                 warmup=self.prune_warmup,
                 ramp=names.pop("prune_ramp"),
@@ -121,17 +118,6 @@ class ScaOptions:
             target=next(iter(self.targets()), None),
             **names,
         )
-
-    def _frozen(self, epochs: int) -> int:
-        """Of a loop of so many epochs those with frozen masks. Raises UsageError."""
-        asked = self.finetune_epochs.strip().lower()
-        if asked == recipes.AUTO:
-            spare = epochs - self.prune_warmup
-            return max(0, min(spare // 3, spare - self.prune_interval))
-        if not asked.isdecimal():
-            told = f"finetune_epochs {self.finetune_epochs!r}: give a number of epochs, or auto"
-            raise errors.UsageError(told)
-        return int(asked)
 
     def targets(self) -> tuple[Target, ...]:
         """Those that are given, if any, of one quantity. Raises UsageError."""

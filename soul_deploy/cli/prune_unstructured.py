@@ -78,6 +78,8 @@ def unstructured(
     model = start_model.network(start, task, loaded, told | {"start": path and str(path)})
     config = replace(config, **_layers(masking, model.graph))
     plan = pipeline.plan_unstructured(model, config, path=path)
+    if config.penalty_coef is None and config.cost_rule != "authors":
+        messages.note(f"penalty_coef: {config.cost_rule}, for {config.target} (Soul: authors)")
     if dry_run:
         curve.tell_first(targets)
         _print_preview(run.output_format, plan)

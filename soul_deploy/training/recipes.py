@@ -45,9 +45,8 @@ STEPS = "run, SP; SCA's script: times 0.1 every 100 epochs"
 KAIMING = "UP:456; models/cifar10.py; ours as for the other commands"
 LAYERS = "UP; models/cifar10.py:16; ours by the network"
 
-RISING = "SP; SCA: p from the first step; ours measured, docs/quality.md"
-FROZEN = "SP:720; SCA: masks change to the end; auto: a third of the loop, measured"
-HELD = "neither has one; ours measured, docs/quality.md"
+RISING = "SP; SCA: p from the first step; ours: see docs/quality.md"
+HELD = "neither has one; ours: see docs/quality.md"
 COSTS = "UP; penalty_term; auto: authors, but params with --target_params"
 
 # fmt: off
@@ -82,7 +81,7 @@ ROWS: tuple[Row, ...] = (
     Row(S, "prune_interval", 1, 1, 1, "SP; SCA's script"),
     Row(S, "prune_warmup", 0, 0, 0, "SP; SCA's script"),
     Row(S, "prune_ramp", "constant", "constant", "cubic", RISING),
-    Row(S, "finetune_epochs", "0", "0", AUTO, FROZEN),
+    Row(S, "finetune_epochs", 0, 0, 0, "SP:720; SCA: masks change to the end"),
     Row(S, "score", *("spike_membrane",) * 3, "SP:324; SCA's script"),
     Row(S, "score_window", "last_batch", "epoch", "epoch", "SP:332; SCA: since the last update"),
     Row(S, "regrow_window", "last_batch", "last_batch", "epoch", "SP:370; SCA; a mean is calmer"),

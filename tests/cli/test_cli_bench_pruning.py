@@ -91,6 +91,23 @@ def test_a_model_file_is_pruned_with_each_seed_and_failures_are_rows() -> None:
     assert "failed" in told.stdout and "0 of 2" in told.stdout and "min_keep 1" in told.stdout
 
 
+def test_baselines_rank_alone_and_our_scores_pay_for_costs() -> None:
+    words = ["--methods", "spike_membrane,sca,random", "--target_params", "0.6", "--epochs", "2"]
+    found = call(*SMALL, *QUICK, *words, "--seeds", "1", "--frozen_epochs", "1")
+    assert found.exit_code == 0, found.output
+    held = {}
+    for name in ("spike_membrane", "sca", "random"):
+        record = json.loads(Path(f"runs/structured_{name}_2025.json").read_text())
+        names = ("score", "budget_rule", "schedule.regrow_ratio")
+        held[name] = tuple(record["asked"][f"config.{field}"] for field in names)
+        assert record["asked"]["config.schedule.finetune_epochs"] == 1
+    assert held == {
+        "spike_membrane": ("spike_membrane", "per_cost", 0.1),
+        "sca": ("spike_membrane", "score", 0.1),
+        "random": ("random", "score", 0.0),
+    }
+
+
 def test_wrong_use_is_told() -> None:
     for words, text in (
         (["--methods", "spike"], "0 budgets given; needs one of --prune_ratio"),

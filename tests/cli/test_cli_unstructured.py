@@ -260,3 +260,15 @@ def test_alphas_of_another_shape_are_refused_when_read(digits: Data, tmp_path: P
     save(replace(model, alphas={"pre_logits.fc2.0": np.zeros(3, np.float32)}), path)
     with pytest.raises(FileFormatError, match=r"mask parameters of pre_logits\.fc2\.0 are float32"):
         load(path)
+
+
+def test_costs_that_follow_the_target_are_told() -> None:
+    told = "penalty_coef: params, for target_params 0.5 (Soul: authors)"
+    for more, shown in (
+        (["--target_params", "0.5"], True),
+        (["--target_params", "0.5", "--penalty_coef", "authors"], False),
+        (["--target_connectivity", "0.5"], False),
+    ):
+        result = call(*SMALL, "--dry_run", *more)
+        assert result.exit_code == 0, result.output
+        assert (told in result.stderr) is shown

@@ -181,14 +181,18 @@ def test_other_settings_are_refused(data: Data, tmp_path: Path) -> None:
         compare_pruning(start, data, [searched()], (1,), tmp_path, shared={"budget": 0.5})
 
 
-def test_a_run_that_fails_is_told_and_not_repeated(data: Data, tmp_path: Path) -> None:
+def test_a_run_that_fails_is_told_and_not_repeated(
+    data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     entries = [structured(), structured("greedy", ratio=0.5, min_keep=1.0)]
     found = compare_pruning(fresh(3), data, entries, (1,), tmp_path)
     (failed,) = found.failed
     assert failed.entry == "greedy" and "min_keep 1 keep" in failed.error
     assert not (tmp_path / "greedy_1.safetensors").exists()
-    again = compare_pruning(fresh(3), data, entries, (1,), tmp_path)
+    with caplog.at_level("WARNING", logger="soul_deploy"):
+        again = compare_pruning(fresh(3), data, entries, (1,), tmp_path)
     assert again.runs == found.runs
+    assert "greedy, seed 1: failed before" in caplog.text and "to try again" in caplog.text
 
 
 def test_names_that_no_folder_can_hold_are_refused(data: Data, tmp_path: Path) -> None:

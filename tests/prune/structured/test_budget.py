@@ -53,7 +53,7 @@ def copied(keep: dict[str, Flags]) -> dict[str, Flags]:
 
 
 def naive_shrinking(
-    costs: Costs, scores: Arrays, floors: dict[str, int], wanted: float
+    costs: Costs, scores: Arrays, floors: dict[str, int], wanted: float, rule: budget.Rule
 ) -> dict[str, Flags]:
     """One channel at a time, each cost the difference of two totals."""
     keep = costs.all_open()
@@ -72,7 +72,8 @@ def naive_shrinking(
                 if not 0 < saved < 2 * (costs.total(keep) - wanted):
                     continue
                 share = scores[name][i] / held if held > 0 else 1.0
-                key = (share / saved**budget.POWER, -order, name, i)
+                worth = scores[name][i] if rule == "score" else share / saved**budget.POWER
+                key = (worth, -order, name, i)
                 best = key if best is None or key[:2] < best[:2] else best
         if best is None:
             break
@@ -80,14 +81,14 @@ def naive_shrinking(
     return keep
 
 
-@given(cases())
+@given(cases(), st.sampled_from(budget.RULES))
 def test_shrinking_equals_the_naive_rule(
-    case: tuple[Costs, Arrays, Arrays, dict[str, int], float],
+    case: tuple[Costs, Arrays, Arrays, dict[str, int], float], rule: budget.Rule
 ) -> None:
     """So few channels that each round takes one."""
     costs, scores, _, floors, wanted = case
-    found = budget.shrunk(costs.all_open(), scores, costs, wanted, floors)
-    expected = naive_shrinking(costs, scores, floors, wanted)
+    found = budget.shrunk(costs.all_open(), scores, costs, wanted, floors, rule)
+    expected = naive_shrinking(costs, scores, floors, wanted, rule)
     for name, keep in expected.items():
         assert found[name].tolist() == keep.tolist(), name
 
@@ -144,6 +145,23 @@ def test_a_busy_channel_pays_for_what_it_costs() -> None:
     busy = {"u0": np.array([90.0, 1, 1, 1]), **one}
     kept = budget.shrunk(costs.all_open(), busy, costs, 9, floors)
     assert kept["u0"].tolist() == [True, False, False, False]
+
+
+def test_by_score_alone_the_lowest_go_whatever_they_save() -> None:
+    """Costs 9, 1, 1, 1: the third goes, then the first, which leaves 2 of the 3 that may stay."""
+    costs = chain([[0], [0], [0], [0]], [[9, 1, 1, 1]])
+    floors, scores = {"u0": 1, "u1": 1}, {"u0": np.array([2.0, 3, 1, 4]), "u1": np.ones(1)}
+    slopes = {"u0": np.array([1.0, 0, 5, 0]), "u1": np.ones(1)}
+    for rule, kept, grown in (
+        ("score", [False, True, False, True], [False, True, True, True]),
+        ("per_cost", [False, True, True, True], [False, True, True, True]),
+    ):
+        rules: budget.Rule = "score" if rule == "score" else "per_cost"
+        found = budget.shrunk(costs.all_open(), scores, costs, 3, floors, rules)
+        assert found["u0"].tolist() == kept
+        plan = budget.decide(scores, slopes, costs, 3, 0.0, floors, rule=rules)
+        assert plan.layers[0].keep.tolist() == grown  # 3 is met by what has the larger gradient
+        assert budget.correct(found, scores, slopes, costs, 3, floors, rules).keeps_as(plan)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

@@ -1,6 +1,7 @@
 """The scores by name: by hand, and through the command."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def test_every_score_prunes_to_the_same_count(score: Score, path: Path) -> None:
         ("--target_params 0.3 --round_to 8", "round_to 8 with target_params 0.3"),
         ("--target_params 900000000", "parameters before pruning; give less"),
         ("--kept_count ceil", "unknown kept_count 'ceil'; valid: round, floor"),
+        ("--budget_rule cost", "unknown budget_rule 'cost'; valid: per_cost, score"),
     ],
 )
 def test_wrong_targets(words: str, message: str, path: Path, tmp_path: Path) -> None:
@@ -201,6 +203,23 @@ def test_a_synops_target_below_the_floors_keeps_the_nearest(path: Path, tmp_path
     assert "target_synops 0.001 cannot be met: the nearest is" in " ".join(result.stderr.split())
     (masked,) = (tmp_path / "saved_models").glob("pruned_*.safetensors")
     assert load(masked).channel_masks
+
+
+def test_rules_keep_other_channels_at_the_same_cost(path: Path, tmp_path: Path) -> None:
+    """And what is left is told after each update of the masks, not only after the last."""
+    kept, length = {}, ["--prune_epochs", "3", "--finetune_epochs", "1"]
+    for rule in ("per_cost", "score"):
+        words = ["--target_synops", "0.4", "--budget_rule", rule, "--model_dir", rule]
+        result = prune(path, *words, *length)
+        assert result.exit_code == 0, result.output
+        told = re.findall(r"channels stay, ([\d,]+) SynOps per sample", result.stderr)
+        costs = [float(cost.replace(",", "")) for cost in told]
+        assert len(costs) >= 2 and costs[0] > costs[1] > 0, result.stderr
+        (masked,) = (
+            file for file in (tmp_path / rule).glob("pruned_*") if "compact" not in file.name
+        )
+        kept[rule] = {n: keep.tolist() for n, keep in load(masked).channel_masks.items()}
+    assert kept["per_cost"] != kept["score"]
 
 
 def test_a_silent_network_has_no_target_of_synops(digits: Data) -> None:

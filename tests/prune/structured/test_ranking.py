@@ -4,6 +4,8 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.result import PruneResult
 from soul_deploy.prune.structured.config import PruneSchedule, ScaConfig
+from soul_deploy.prune.structured.correction import TargetCorrection
 from soul_deploy.prune.structured.measurement import Measurement, check
 from soul_deploy.prune.structured.pipeline import plan_structured, prune_structured
 from soul_deploy.prune.structured.scores import SCORES, Score
@@ -245,3 +248,15 @@ def test_a_plan_with_a_target_needs_no_data() -> None:
         two_layers(), None, ScaConfig(PruneSchedule(epochs=2), target=Target("params", 0.7))
     )
     assert plan.measured is None and [*plan.updates] == [1, 2]
+
+
+def test_an_epoch_off_its_target_is_worth_less_than_any_within_tolerance() -> None:
+    """100 SynOps are wanted, so 95 to 105 are within; the nearer of those off it comes first."""
+
+    def worth(cost: float) -> float:
+        target, dense = Target("synops", 0.5), SimpleNamespace(values={"synops": 200.0})
+        whole: Any = SimpleNamespace(sca=SimpleNamespace(target=target), dense=dense, cost=cost)
+        return TargetCorrection(whole).worth(0.9)
+
+    assert [worth(cost) for cost in (95.0, 100.0, 105.0)] == [0.9] * 3
+    assert 0 > worth(106) > worth(90) > worth(300) > -1

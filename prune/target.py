@@ -17,6 +17,11 @@ TOLERANCE = 0.05
 """How far from the target a network may end, relative to it."""
 
 
+def within(measured: float, wanted: float) -> bool:
+    """Whether an amount is within 5 % of the wanted one."""
+    return abs(measured - wanted) <= TOLERANCE * wanted
+
+
 @dataclass(frozen=True)
 class Target:
     """A cost that the pruned network is to have.
@@ -56,8 +61,7 @@ class Target:
 
     def reached(self, measured: float, start: float) -> bool:
         """Whether `measured` is within 5 % of the wanted amount."""
-        wanted = self.amount(start)
-        return abs(measured - wanted) <= TOLERANCE * wanted
+        return within(measured, self.amount(start))
 
     def __str__(self) -> str:
         return f"target_{self.quantity} {self.value:g}"

@@ -20,7 +20,7 @@ from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.delivered import Sums, delivered, sources, synops_sum
 from soul_deploy.prune.removal import apply
-from soul_deploy.prune.target import TOLERANCE, UNITS, Quantity, Spent, Target
+from soul_deploy.prune.target import UNITS, Quantity, Spent, Target, within
 from soul_deploy.prune.unstructured.connectivity_meter import ConnectivityMeter
 from soul_deploy.prune.unstructured.masks import Masks
 from soul_deploy.training.state import Tree, array_of, tree_of
@@ -214,7 +214,7 @@ class Budget:
 
     def reached(self, amount: float) -> bool:
         """Whether an amount is within 5 % of the wanted one."""
-        return abs(amount - self.wanted) <= TOLERANCE * self.wanted
+        return within(amount, self.wanted)
 
     def excess(self) -> float:
         """The estimate, relative to the wanted amount; 1 where nothing is known."""

@@ -76,7 +76,7 @@ def _calls(rows: SparseRows | DenseRows, values: Array) -> tuple[Call, ...]:
     synapses = ConvSynapses(shape, shape, rows, None, *geometry)
     neuron = NeuronEquation("soul_lif_decay", 2.0, 1.0, 0.0, "gt")
     layer = SpikingLayer("layer", "layer.conv", "input", "spike", 1, synapses, neuron)
-    ready, size = plan_layer(layer), math.prod(shape)
+    ready, size = plan_layer(layer, "dense" if rows.dense else "sparse"), math.prod(shape)
     current = aligned(currents_shape(layer, ready, len(values)), np.float32)
     v, spikes = aligned((size,), np.float32), aligned(values.shape, np.uint8)
     ((calls,),) = spiking_regions(

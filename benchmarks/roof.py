@@ -47,6 +47,7 @@ from soul_deploy.runtime.kernels.time_vectorised import (
 )
 from soul_deploy.runtime.ops.counted_run import count
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
+from soul_deploy.runtime.plan.forms import event_forms
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, plan_layers
 from soul_deploy.runtime.plan.regions import Call
 
@@ -219,7 +220,7 @@ def measure_roof(path: Path, x: Array, runs: int) -> dict[str, Any]:
     Raises MissingFileError, FileFormatError, LimitError, ValidityError.
     """
     events = load_event_network(path)
-    plans, samples = plan_layers(events), samples_of(events, x)
+    plans, samples = plan_layers(events, event_forms(events)), samples_of(events, x)
     buffers = buffers_for(events, plans, samples[0])
     calls = [call for region in buffers.regions for call in region[0]]
     places = synapse_calls(calls, plans)

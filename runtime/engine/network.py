@@ -18,7 +18,9 @@ from soul_deploy.runtime.format import file, network, validate
 from soul_deploy.runtime.kernels.barrier import Barrier
 from soul_deploy.runtime.plan import estimate, layer_plan
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers, run_layer
+from soul_deploy.runtime.plan.forms import forms_of
 from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
+from soul_deploy.runtime.plan.planes import map_of
 
 
 def load(path: files.File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
@@ -42,7 +44,7 @@ class Recording:
     logits: Array
 
 
-_State = tuple[network.EventNetwork, int, int | None, streaming.StreamState]
+_State = tuple[network.EventNetwork, int, int | None, Mapping[str, str], streaming.StreamState]
 
 
 @brief
@@ -66,11 +68,15 @@ class Network:
     from the original's. A step that another thread is in the middle of is not copied.
 
     max_memory: as in `load`; LimitError is raised before anything larger is made.
+
+    forms: how the synapses of some layers run, by name (plan/forms.py); of the others, and if none
+    is given, the form that is expected to be fastest here. `layer_forms` says which all have.
     """
 
     events: network.EventNetwork
     threads: int = 0
     max_memory: int | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
     _spare: dict[tuple[int, int], list[Buffers]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -81,8 +87,9 @@ class Network:
             raise errors.UsageError(
                 f"{self.threads!r} threads asked; give 1 to {validate.MAX_THREADS}, or 0 for all"
             )
-        estimate.require_running(self.events, self.max_memory)
-        self._plans = layer_plan.plan_layers(self.events)
+        self.layer_forms = forms_of(self.events, self.forms)
+        estimate.require_running(self.events, self.max_memory, self.layer_forms)
+        self._plans = layer_plan.plan_layers(self.events, self.layer_forms)
         self._team = thread_team.ThreadTeam(self.threads) if self.threads > 1 else None
         self._build = partial(build_buffers, self.events, self._plans)
         self._reader = InputReader(self.events)
@@ -90,10 +97,10 @@ class Network:
 
     def __getstate__(self) -> "_State":
         """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
-        return self.events, self.threads, self.max_memory, self._stream.state()
+        return self.events, self.threads, self.max_memory, self.forms, self._stream.state()
 
     def __setstate__(self, state: "_State") -> None:
-        self.events, self.threads, self.max_memory, running = state
+        self.events, self.threads, self.max_memory, self.forms, running = state
         self._spare = {}
         self.__post_init__()
         self._stream.resume(running)
@@ -198,9 +205,11 @@ class Network:
 
     def _values(self, buffers: Buffers, name: str) -> Array:
         """A layer's map, from wherever the run left it."""
-        if name not in buffers.compacted:
+        if name in buffers.values:
             return buffers.values[name]
         layer = self.events.by_name[name]
+        if name in buffers.words:
+            return map_of(buffers.words[name], layer.out_shape)
         layout = layout_of(layer)
         assert layout is not None
         return dense_map(layer, layout, buffers.compacted[name])

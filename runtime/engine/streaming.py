@@ -9,6 +9,7 @@ from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.engine.inputs import InputReader
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers
+from soul_deploy.runtime.plan.forms import Form
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, plan_layers
 
 
@@ -55,12 +56,13 @@ class Stream:
     def steps(self) -> int:
         return self.running[1]
 
-    def __getstate__(self) -> tuple[EventNetwork, StreamState]:
-        return self.events, self.state()
+    def __getstate__(self) -> tuple[EventNetwork, dict[str, Form], StreamState]:
+        forms = {name: plan.form for name, plan in self.prepared.items()}
+        return self.events, forms, self.state()
 
-    def __setstate__(self, state: tuple[EventNetwork, StreamState]) -> None:
-        self.events, running = state
-        self.prepared, self.reader = plan_layers(self.events), InputReader(self.events)
+    def __setstate__(self, state: tuple[EventNetwork, dict[str, Form], StreamState]) -> None:
+        self.events, forms, running = state
+        self.prepared, self.reader = plan_layers(self.events, forms), InputReader(self.events)
         self.resume(running)
 
     def step(self, x: Array | None = None) -> Array:

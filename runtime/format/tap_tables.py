@@ -119,7 +119,7 @@ def gather_table(convolution: ConvSynapses) -> Array:
     channel-last values; one past the last value stands for an input outside.
     """
     channels, height, width = convolution.in_shape
-    rows, columns = (_positions(convolution, axis) for axis in (0, 1))
+    rows, columns = (positions_under(convolution, axis) for axis in (0, 1))
     inside = (rows[:, None, :, None] >= 0) & (columns[None, :, None, :] >= 0)
     place = (rows[:, None, :, None] * width + columns[None, :, None, :]) * channels
     channel = np.arange(channels, dtype=np.uint32)[:, None, None]
@@ -128,7 +128,7 @@ def gather_table(convolution: ConvSynapses) -> Array:
     return table.reshape(len(rows) * len(columns), convolution.groups, -1)
 
 
-def _positions(convolution: ConvSynapses, axis: int) -> Array:
+def positions_under(convolution: ConvSynapses, axis: int) -> Array:
     """int64 (outputs, kernel): the input position under each mirrored kernel index, or -1."""
     index = np.arange(convolution.kernel[axis] - 1, -1, -1, dtype=np.int64)
     start = np.arange(convolution.out_shape[1 + axis], dtype=np.int64) * convolution.stride[axis]

@@ -15,6 +15,7 @@ from typing import Any
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from soul_deploy.base import Array
@@ -25,6 +26,12 @@ UNROLLED = 4
 TRANSPOSED = 8
 """Neurons whose lanes are transposed at once."""
 
+VECTOR = 16
+"""Floats that are summed as one; the compiler splits it where registers are smaller."""
+
+BYTES = 64
+"""Bytes that are looked at at once."""
+
 WIDE = ir.IntType(64)
 
 
@@ -34,7 +41,13 @@ def compiled() -> bool:
     return not off
 
 
-class _Emitter:
+def target_features() -> str:
+    """What kernels are compiled for, as LLVM names it: "+avx2,-avx512f,…"."""
+    features: str = cpu_target.target_context.codegen()._tm_features
+    return features
+
+
+class Emitter:
     """Emits vector loads and stores for one call of an intrinsic."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
@@ -92,13 +105,13 @@ def _vector_add_row(
     event: Any, lanes: Any,
 ) -> Any:  # fmt: skip
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _emit_add_row(_Emitter(context, builder, signature, args), lanes.literal_value)
+        _emit_add_row(Emitter(context, builder, signature, args), lanes.literal_value)
         return context.get_dummy_value()
 
     return types.void(out, base, targets, weight, begin, end, amounts, event, lanes), generate
 
 
-def _emit_add_row(e: _Emitter, lanes: int) -> None:
+def _emit_add_row(e: Emitter, lanes: int) -> None:
     """The loop over a row, `UNROLLED` synapses per iteration, then the rest one by one."""
     b, vector = e.builder, floats(lanes)
     targets, weight = e.array(2).data, e.array(3).data
@@ -129,7 +142,7 @@ def _plain_broadcast_store(out: Array, neuron: int, value: float, lanes: int) ->
 @intrinsic(prefer_literal=True)
 def _vector_broadcast_store(typing: Any, out: Any, neuron: Any, value: Any, lanes: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e, vector = _Emitter(context, builder, signature, args), floats(lanes.literal_value)
+        e, vector = Emitter(context, builder, signature, args), floats(lanes.literal_value)
         pointer = e.vector_at(e.array(0).data, e.times(e.index(1), vector.count), vector)
         builder.store(e.splat(args[2], vector), pointer, align=4)
         return context.get_dummy_value()
@@ -147,13 +160,13 @@ def _vector_transpose(
     typing: Any, current: Any, neuron: Any, arriving: Any, index: Any, lanes: Any
 ) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _emit_transpose(_Emitter(context, builder, signature, args), lanes.literal_value)
+        _emit_transpose(Emitter(context, builder, signature, args), lanes.literal_value)
         return context.get_dummy_value()
 
     return types.void(current, neuron, arriving, index, lanes), generate
 
 
-def _emit_transpose(e: _Emitter, lanes: int) -> None:
+def _emit_transpose(e: Emitter, lanes: int) -> None:
     b, block, row = e.builder, floats(TRANSPOSED * lanes), floats(TRANSPOSED)
     source = e.vector_at(e.array(0).data, e.times(e.index(1), lanes), block)
     values, nothing = b.load(source, align=4), ir.Constant(block, ir.Undefined)
@@ -166,6 +179,100 @@ def _emit_transpose(e: _Emitter, lanes: int) -> None:
         b.store(b.shuffle_vector(values, nothing, mask), to, align=4)
 
 
+def _plain_sum_rows(
+    start: Array, begin: int, weight: Array, segments: Array, count: int, rows: Array,
+    amounts: Array, out: Array, to: int, vectors: int, graded: bool,
+) -> None:  # fmt: skip
+    """out[to : to + width] = start's row `begin`, plus the rows of weights of listed events.
+
+    width = vectors · VECTOR, of the rows of `start`, `weight` and what leaves. Segment s of the
+    `count` holds the events e from segments[0, s] to segments[1, s]: row segments[2, s] + rows[e]
+    of `weight` is added, times amounts[e] if `graded`; sums are rounded after each row.
+    """
+    width = vectors * VECTOR
+    total = start[begin * width : (begin + 1) * width].copy()
+    for s in range(count):
+        for e in range(segments[0, s], segments[1, s]):
+            row = int(segments[2, s]) + int(rows[e])
+            added = weight[row * width : (row + 1) * width]
+            total += amounts[e] * added if graded else added
+    out[to : to + width] = total
+
+
+@intrinsic(prefer_literal=True)
+def _vector_sum_rows(
+    typing: Any, start: Any, begin: Any, weight: Any, segments: Any, count: Any, rows: Any,
+    amounts: Any, out: Any, to: Any, vectors: Any, graded: Any,
+) -> Any:  # fmt: skip
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        _emit_sum_rows(e, vectors.literal_value, graded=graded.literal_value)
+        return context.get_dummy_value()
+
+    given = start, begin, weight, segments, count, rows, amounts, out, to, vectors, graded
+    return types.void(*given), generate
+
+
+def _emit_sum_rows(e: Emitter, vectors: int, *, graded: bool) -> None:
+    b, vector, width = e.builder, floats(VECTOR), vectors * VECTOR
+    weight, listed, amounts = e.array(2).data, e.array(5).data, e.array(6).data
+    segments = e.array(3)
+    pitch = b.extract_value(segments.shape, 1)
+
+    def places(pointer: Any, row: Any) -> list[Any]:
+        first = e.times(row, width)
+        return [
+            e.vector_at(pointer, b.add(first, WIDE(VECTOR * i)), vector) for i in range(vectors)
+        ]
+
+    sums = [cgutils.alloca_once(b, vector) for _ in range(vectors)]  # type: ignore[no-untyped-call]
+    for total, place in zip(sums, places(e.array(0).data, e.index(1)), strict=True):
+        b.store(b.load(place, align=4), total)
+    with cgutils.for_range_slice(b, WIDE(0), e.index(4), WIDE(1), WIDE) as (s, _):
+        begin, end, base = (
+            b.load(b.gep(segments.data, [b.add(e.times(pitch, i), s)])) for i in range(3)
+        )
+        with cgutils.for_range_slice(b, begin, end, WIDE(1), WIDE) as (event, _):
+            row = b.add(base, b.zext(b.load(b.gep(listed, [event])), WIDE))
+            factor = e.splat(b.load(b.gep(amounts, [event])), vector) if graded else None
+            for total, place in zip(sums, places(weight, row), strict=True):
+                added = b.load(place, align=4)
+                added = added if factor is None else b.fmul(factor, added)
+                b.store(b.fadd(b.load(total), added), total)
+    for i, total in enumerate(sums):
+        to = b.add(e.index(8), WIDE(VECTOR * i))
+        b.store(b.load(total), e.vector_at(e.array(7).data, to, vector), align=4)
+
+
+def _plain_nonzero_bits(values: Array, at: int) -> int:
+    """Bit i says whether values[at + i] is nonzero, i below BYTES; values uint8, one axis."""
+    return sum(1 << i for i in range(BYTES) if values[at + i])
+
+
+@intrinsic
+def _vector_nonzero_bits(typing: Any, values: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, vector = Emitter(context, builder, signature, args), ir.VectorType(ir.IntType(8), BYTES)
+        arrived = builder.load(e.vector_at(e.array(0).data, e.index(1), vector), align=1)
+        nonzero = builder.icmp_unsigned("!=", arrived, ir.Constant(vector, [0] * BYTES))
+        return builder.bitcast(nonzero, WIDE)
+
+    return types.uint64(values, at), generate
+
+
+def _plain_lowest_bit(bits: int) -> int:
+    """Index of the lowest set bit; at least one is set."""
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
+@intrinsic
+def _vector_lowest_bit(typing: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.uint64(types.uint64), generate
+
+
 def _plain_prefetch(array: Array, index: int) -> None:
     """Prefetch the cache line of array[index]; changes no value."""
 
@@ -173,7 +280,7 @@ def _plain_prefetch(array: Array, index: int) -> None:
 @intrinsic
 def _vector_prefetch(typing: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         line = builder.bitcast(builder.gep(e.array(0).data, [e.index(1)]), byte)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
@@ -195,6 +302,16 @@ broadcast_store: Any = _vector_broadcast_store if compiled() else _plain_broadca
 
 transpose: Any = _vector_transpose if compiled() else _plain_transpose
 """transpose(current, neuron, arriving, index, lanes): `_plain_transpose`."""
+
+sum_rows: Any = _vector_sum_rows if compiled() else _plain_sum_rows
+"""sum_rows(start, begin, weight, segments, count, rows, amounts, out, to, vectors, graded): as
+`_plain_sum_rows`."""
+
+nonzero_bits: Any = _vector_nonzero_bits if compiled() else _plain_nonzero_bits
+"""nonzero_bits(values, at) -> uint64: `_plain_nonzero_bits`."""
+
+lowest_bit: Any = _vector_lowest_bit if compiled() else _plain_lowest_bit
+"""lowest_bit(bits) -> uint64: `_plain_lowest_bit`."""
 
 prefetch: Any = _vector_prefetch if compiled() else _plain_prefetch
 """prefetch(array, index): `_plain_prefetch`."""

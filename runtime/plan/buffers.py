@@ -10,9 +10,11 @@ import numpy as np
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.barrier import Barrier
-from soul_deploy.runtime.plan import regions
+from soul_deploy.runtime.kernels.bit_planes import BLOCK, group_of
+from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
+from soul_deploy.runtime.plan.planes import Words
 from soul_deploy.runtime.plan.regions import Region
 
 
@@ -25,6 +27,7 @@ class Buffers:
               values are uint8, analog ones float32, with a single step where all steps are the
               same. Compacted populations have a map only where something reads the map
     compacted spikes (T, L) uint8 of compacted populations, by name
+    words     of populations that run on bit planes, or that such layers read, by name
     membranes by layer name: (L,) float32
     patterns  by layer name: the slice of a map that holds constant-pattern channels, and their
               spikes (all T, positions, G); outside streams the map holds them from the start
@@ -36,6 +39,7 @@ class Buffers:
     scores: Array
     values: dict[str, Array] = field(default_factory=dict)
     compacted: dict[str, Array] = field(default_factory=dict)
+    words: dict[str, Words] = field(default_factory=dict)
     membranes: dict[str, Array] = field(default_factory=dict)
     patterns: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     static_regions: list[Region] = field(default_factory=list)
@@ -84,6 +88,8 @@ def build_buffers(
     """
     largest = 0
     for layer in network.spiking_layers:
+        if plans[layer.name].planes is not None:
+            continue
         given = input_steps if layer.source in network.static else steps
         shape = regions.currents_shape(layer, plans[layer.name], given)
         largest = max(largest, math.prod(shape))
@@ -115,6 +121,9 @@ class Builder:
     def __post_init__(self) -> None:
         self.made = Buffers(aligned((self.network.readout.classes,), np.float32))
         self.read = read_as_maps(self.network, self.plans)
+        rows = {name: plan.planes for name, plan in self.plans.items() if plan.planes is not None}
+        self.margins = planes.margins_of(self.network, rows, self.steps)
+        self.shifted = aligned((0,), np.uint16)
 
     def add_current(self, layer: net.CurrentLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
@@ -153,6 +162,9 @@ class Builder:
         return (self.made.compacted if compacted else self.made.values)[layer.source]
 
     def add_spiking(self, layer: net.SpikingLayer) -> None:
+        if (rows := self.plans[layer.name].planes) is not None:
+            self._add_planes(layer, rows)
+            return
         plan, source = self.plans[layer.name], self._source(layer)
         v, spikes = self._neurons(layer, plan.layout, plan.neurons)
         shape = regions.currents_shape(layer, plan, len(source))
@@ -169,6 +181,37 @@ class Builder:
         self.made.static_regions += of_input
         self.made.regions.append(of_steps)
         self._scatter_spikes(layer, plan.layout, spikes)
+
+    def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
+        source, steps = self._words(layer), self.steps
+        size, taps = group_of(steps) * steps, len(rows.moves)
+        shape = rows.tiles(steps), layer.in_shape[0], taps, size
+        if self.shifted.size < math.prod(shape):
+            self.shifted = aligned((math.prod(shape),), np.uint16)
+        shifted = self.shifted[: math.prod(shape)].reshape(shape)
+        lanes = rows.tiles(steps) * group_of(steps) * BLOCK
+        v = self.made.membranes[layer.name] = aligned((layer.out_shape[0], lanes), np.float32)
+        v[...] = layer.neuron.rest
+        spikes = planes.empty_words(layer.out_shape, steps, self.margins[layer.name])
+        self.made.words[layer.name] = spikes
+        region = regions.plane_region(
+            layer.neuron, rows, source, shifted, v, spikes, carry=self.carry,
+            partitions=self.partitions,
+        )  # fmt: skip
+        self.made.regions.append(region)
+        if layer.name in self.read:
+            out = self._map(layer, steps)
+            self.made.regions.append(regions.unpack_region(spikes, out, partitions=self.partitions))
+
+    def _words(self, layer: net.SpikingLayer) -> planes.Words:
+        """The words of what a layer on bit planes reads; packed from its map if they are new."""
+        name = layer.source
+        if name not in self.made.words:
+            words = planes.empty_words(layer.in_shape, self.steps, self.margins[name])
+            self.made.words[name] = words
+            source = self.made.values[name]
+            self.made.regions.append(regions.pack_region(source, words, partitions=self.partitions))
+        return self.made.words[name]
 
     def add_population(self, layer: net.PopulationLayer) -> None:
         layout, source = layout_of(layer), self.made.values[layer.source]
@@ -258,6 +301,12 @@ def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> s
     readers = [network.readout.source]
     for layer in network.layers:
         plan = plans.get(layer.name)
-        if plan is None or plan.source_layout is None:
+        if plan is not None and plan.planes is not None:
+            readers += [name for name in layer.sources if not _on_planes(plans.get(name))]
+        elif plan is None or plan.source_layout is None:
             readers += layer.sources
     return set(readers)
+
+
+def _on_planes(plan: LayerPlan | None) -> bool:
+    return plan is not None and plan.planes is not None

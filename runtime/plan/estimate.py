@@ -12,15 +12,24 @@ from soul_deploy.base import dispatch, memory
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import tap_count
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
+from soul_deploy.runtime.plan.forms import Form, event_forms, forms_of
+from soul_deploy.runtime.plan.planes import plane_bytes
 
 TAP_BYTES = 24 + 64  # of an entry in a tap table, and what computing it takes meanwhile
 LIVE_NEURON_BYTES = 8 + 40  # of a neuron in a compacted population, kept and meanwhile
 EVENT_BYTES = 8 + 5 + 4 * MOST_LANES  # scratch for an event that a kernel collects
 
 
-def require_running(network: net.EventNetwork, max_memory: int | None = None) -> None:
-    """Raise LimitError if running takes more than allowed; None: WORK_BYTES of memory.py."""
-    _require("running this network", running_bytes(network), max_memory)
+def require_running(
+    network: net.EventNetwork,
+    max_memory: int | None = None,
+    forms: Mapping[str, Form] | None = None,
+) -> None:
+    """Raise LimitError if running takes more than allowed; None: WORK_BYTES of memory.py.
+
+    forms: as in `running_bytes`.
+    """
+    _require("running this network", running_bytes(network, forms), max_memory)
 
 
 def require_counting(network: net.EventNetwork, max_memory: int | None = None) -> None:
@@ -30,7 +39,7 @@ def require_counting(network: net.EventNetwork, max_memory: int | None = None) -
 
 def require_products(network: net.EventNetwork, max_memory: int | None = None) -> None:
     """As `require_running`, with the table of every convolution gathered, in 64 bits."""
-    by_layer = running_bytes(network)
+    by_layer = running_bytes(network, event_forms(network))
     for layer in network.projected:
         by_layer[layer.name] += 2 * gather_bytes(layer.synapses)
     _require("running this network on CSR products", by_layer, max_memory)
@@ -43,30 +52,36 @@ def _require(what: str, by_layer: Mapping[str, int], max_memory: int | None) -> 
     memory.require_memory(what_runs, sum(by_layer.values()), allowed, memory.RAISE_IT)
 
 
-def running_bytes(network: net.EventNetwork) -> dict[str, int]:
-    """Bytes by layer: tables, and buffers for all steps of one sample."""
+def running_bytes(
+    network: net.EventNetwork, forms: Mapping[str, Form] | None = None
+) -> dict[str, int]:
+    """Bytes by layer: tables, and buffers for all steps of one sample.
+
+    forms: how each layer's synapses run; None: as they do unless somebody says otherwise.
+    """
     steps = network.time_steps
+    forms = forms_of(network, {}) if forms is None else forms
     by_layer = {network.input_name: 4 * steps * math.prod(network.input_shape)}
     for layer in network.layers:
         analog = network.edges[layer.name][0] == "analog"
         by_layer[layer.name] = steps * math.prod(layer.out_shape) * (4 if analog else 1)
-        by_layer[layer.name] += layer_bytes(layer, steps)
+        by_layer[layer.name] += layer_bytes(layer, steps, forms.get(layer.name))
     readout = network.readout
     by_layer[readout.name] = 8 * readout.sums + 4 * readout.classes
     return by_layer
 
 
 @dispatch.operation_table(net.Layer)
-def layer_bytes(layer: net.Layer, steps: int) -> int:
-    """Bytes that running a layer takes besides its map."""
+def layer_bytes(layer: net.Layer, steps: int, form: Form | None) -> int:
+    """Bytes that running a layer takes besides its map; form: of its synapses, if it has some."""
     raise layer_bytes.unknown(layer)
 
 
-layer_bytes.on(net.MapLayer)(lambda layer, steps: 0)
+layer_bytes.on(net.MapLayer)(lambda layer, steps, form: 0)
 
 
 @layer_bytes.on(net.PopulationLayer)
-def _population_bytes(layer: net.Firing, steps: int) -> int:
+def _population_bytes(layer: net.Firing, steps: int, form: Form | None) -> int:
     """Membranes; if compacted, also indices, currents and spikes of the live neurons."""
     neurons = math.prod(layer.current_shape)
     if layer.live is None and layer.pattern is None:
@@ -78,41 +93,61 @@ def _population_bytes(layer: net.Firing, steps: int) -> int:
 
 
 @layer_bytes.on(net.CurrentLayer)
-def _projection_bytes(layer: net.Synaptic, steps: int) -> int:
+def _projection_bytes(layer: net.Synaptic, steps: int, form: Form | None) -> int:
     """Currents, scratch and tables."""
+    convolution = layer.synapses.convolution
+    if form == "planes" and convolution is not None:
+        return plane_bytes(layer, convolution, steps)
     columns = math.prod(layer.current_shape)
-    return 4 * columns * _columns_of(steps) + synapse_bytes(layer.synapses, layer.edge)
+    return 4 * columns * _columns_of(steps) + synapse_bytes(layer.synapses, form, steps)
 
 
 layer_bytes.on(net.SpikingLayer)(
-    lambda layer, steps: _projection_bytes(layer, steps) + _population_bytes(layer, steps)
+    lambda layer, steps, form: (
+        _projection_bytes(layer, steps, form) + _population_bytes(layer, steps, form)
+    )
 )
 
 
 @dispatch.operation_table(net.Synapses)
-def synapse_bytes(synapses: net.Synapses, edge: net.EdgeKind) -> int:
-    """Scratch for the events of one position, and tables."""
+def synapse_bytes(synapses: net.Synapses, form: Form | None, steps: int) -> int:
+    """Scratch for the events of one position, or lists of all events, and tables."""
     raise synapse_bytes.unknown(synapses)
 
 
 @synapse_bytes.on(net.MatrixSynapses)
-def _(matrix: net.MatrixSynapses, edge: net.EdgeKind) -> int:
+def _(matrix: net.MatrixSynapses, form: Form | None, steps: int) -> int:
     """The bias of a compacted matrix is repeated over its columns."""
     return 8 * math.prod(matrix.out_shape) + EVENT_BYTES * math.prod(matrix.in_shape)
 
 
 @synapse_bytes.on(net.ConvSynapses)
-def _(convolution: net.ConvSynapses, edge: net.EdgeKind) -> int:
+def _(convolution: net.ConvSynapses, form: Form | None, steps: int) -> int:
     scratch = EVENT_BYTES * convolution.row_count
     sparse = not convolution.rows.dense
-    if not sparse and edge == "analog":
+    if form == "analog":
         return scratch + gather_bytes(convolution)
+    if form == "gather":
+        return _listed_bytes(convolution, steps)
     stride, dilation = convolution.stride, convolution.dilation
     merged = sparse and stride == (1, 1)
     contiguous = stride[1] == 1 and dilation[1] == 1 and convolution.groups == 1
     rows = tap_count(convolution, 0, merge=merged)
     across = tap_count(convolution, 1, merge=merged or (contiguous and not sparse))
     return scratch + TAP_BYTES * (rows + across)
+
+
+def _listed_bytes(convolution: net.ConvSynapses, steps: int) -> int:
+    """What gathers dense rows: lists of events, rows padded to vectors and a copy meanwhile, what
+    lies under each kernel index."""
+    (channels, height, width), groups = convolution.in_shape, convolution.groups
+    events, starts = 8 * channels * height * width, 4 * (height * width + 1) * groups
+    blocks = 2 * (convolution.out_shape[0] // groups)  # as many again at most fill a vector
+    rows = 8 * (convolution.row_count + groups) * blocks
+    under = 32 * sum(
+        n * k for n, k in zip(convolution.out_shape[1:], convolution.kernel, strict=True)
+    )
+    return steps * (events + starts) + rows + under
 
 
 def _columns_of(steps: int) -> int:

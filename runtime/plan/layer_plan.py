@@ -9,7 +9,7 @@ partitions changes no bit, and partitions need no locks.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,13 @@ import numpy.typing as npt
 
 from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.runtime.format import network as net
-from soul_deploy.runtime.format.tap_tables import gather_table, tap_table
+from soul_deploy.runtime.format.tap_tables import gather_table, positions_under, tap_table
+from soul_deploy.runtime.kernels import bit_planes, gather, time_vectorised
 from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels import time_vectorised
+from soul_deploy.runtime.kernels.simd import VECTOR
+from soul_deploy.runtime.plan.forms import Form
 from soul_deploy.runtime.plan.layout import CompactLayout, compact_rows, layout_of, masked_out_index
+from soul_deploy.runtime.plan.planes import PlaneRows, plane_rows
 
 ALIGNMENT = 64
 IN_LANES = {
@@ -53,9 +56,11 @@ def partitions_of(count: int) -> tuple[Partition, ...]:
 class LayerPlan:
     """The plan of a projection: kernel(values, *tables, *scratch, out) adds its synapses.
 
+    form      how they are added
     arrays    aligned copies of the rows: (weight,), or (starts, targets, weight) of a convolution,
-              or (starts, bases, targets, weight) of a matrix (`based_rows`); a dense analog
-              convolution also has its gather table
+              or (starts, bases, targets, weight) of a matrix (`based_rows`); analog rows of a
+              convolution also have their gather table, gathered ones (weight, bias) in blocks, and
+              their kernel begins with the bias
     bias      (m,) float32 that repeats over the columns of the currents, or empty
     columns   of the currents that the kernel leaves: the current's neurons, or the packed ones
     unit      columns that stay together: parts of the layer are made of these
@@ -63,10 +68,12 @@ class LayerPlan:
     layout    of the population, if there is one and it is packed
     source_layout packing of the source, if the kernel takes that source's spikes packed
     masked_out neurons that are updated with the others, but whose spikes are taken out; None: none
+    planes    the rows of a layer on bit planes, which has no `arrays`
     """
 
     synapses: net.Synapses
-    kernel: Callable[..., None]
+    form: Form
+    kernel: Callable[..., Any]
     arrays: tuple[Array, ...]
     bias: Array
     columns: int
@@ -75,6 +82,7 @@ class LayerPlan:
     layout: CompactLayout | None = None
     source_layout: CompactLayout | None = None
     masked_out: Array | None = None
+    planes: PlaneRows | None = None
 
     @property
     def gather_index(self) -> Array | None:
@@ -112,27 +120,33 @@ def aligned_copy(array: Array | None) -> Array:
 
 @dispatch.operation_table(net.Synapses)
 def prepare_synapses(
-    synapses: net.Synapses, layer: net.Synaptic, source: net.Layer | None
+    synapses: net.Synapses, layer: net.Synaptic, source: net.Layer | None, form: Form
 ) -> LayerPlan:
     """The plan of a layer with these synapses; as `plan_layer`."""
     raise prepare_synapses.unknown(synapses)
 
 
 @prepare_synapses.on(net.ConvSynapses)
-def _(convolution: net.ConvSynapses, layer: net.Synaptic, source: net.Layer | None) -> LayerPlan:
-    layout = layout_of(layer)
-    kernel, arrays = convolution_kernel(convolution.rows, convolution, layer.edge)
+def _(
+    convolution: net.ConvSynapses, layer: net.Synaptic, source: net.Layer | None, form: Form
+) -> LayerPlan:
+    if form == "planes":
+        return _plan_on_planes(layer, convolution)
+    layout, graded = layout_of(layer), layer.edge == "graded"
+    kernel, arrays = convolution_kernel(convolution.rows, convolution, form, graded=graded)
     columns = math.prod(layer.current_shape)
     unit = columns // convolution.out_shape[1]
     neurons = columns if layout is None else len(layout.gather_index)
     return LayerPlan(
-        convolution, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons, layout,
-        masked_out=masked_out_index(layer),
+        convolution, form, kernel, arrays, aligned_copy(convolution.bias), columns, unit, neurons,
+        layout, masked_out=masked_out_index(layer),
     )  # fmt: skip
 
 
 @prepare_synapses.on(net.MatrixSynapses)
-def _(matrix: net.MatrixSynapses, layer: net.Synaptic, source: net.Layer | None) -> LayerPlan:
+def _(
+    matrix: net.MatrixSynapses, layer: net.Synaptic, source: net.Layer | None, form: Form
+) -> LayerPlan:
     """Rows and columns of live neurons only: a matrix behind a compacted population reads compacted
     spikes, behind constant-pattern channels the map.
     """
@@ -145,7 +159,7 @@ def _(matrix: net.MatrixSynapses, layer: net.Synaptic, source: net.Layer | None)
     columns = columns if layout is None else len(layout.gather_index)
     unit = len(bias) if bias is not None and 0 < len(bias) < columns else 1
     return LayerPlan(
-        matrix, kernel, arrays, aligned_copy(bias), columns, unit, columns, layout, read
+        matrix, form, kernel, arrays, aligned_copy(bias), columns, unit, columns, layout, read
     )
 
 
@@ -178,13 +192,15 @@ def _(
 
 
 @dispatch.operation_table(net.Rows)
-def convolution_kernel(rows: net.Rows, convolution: net.ConvSynapses, edge: net.EdgeKind) -> Kernel:
-    """The kernel of a convolution and its rows."""
+def convolution_kernel(
+    rows: net.Rows, convolution: net.ConvSynapses, form: Form, *, graded: bool
+) -> Kernel:
+    """The kernel of a convolution and its rows. graded: spikes have amounts other than 1."""
     raise convolution_kernel.unknown(rows)
 
 
 @convolution_kernel.on(net.SparseRows)
-def _(rows: net.SparseRows, convolution: net.ConvSynapses, edge: net.EdgeKind) -> Kernel:
+def _(rows: net.SparseRows, convolution: net.ConvSynapses, form: Form, *, graded: bool) -> Kernel:
     starts, targets, weight = (aligned_copy(array) for array in rows.arrays)
     if convolution.stride == (1, 1):
         targets += _tap_offsets(convolution, starts)
@@ -192,12 +208,32 @@ def _(rows: net.SparseRows, convolution: net.ConvSynapses, edge: net.EdgeKind) -
 
 
 @convolution_kernel.on(net.DenseRows)
-def _(rows: net.DenseRows, convolution: net.ConvSynapses, edge: net.EdgeKind) -> Kernel:
-    if edge == "analog":
+def _(rows: net.DenseRows, convolution: net.ConvSynapses, form: Form, *, graded: bool) -> Kernel:
+    if form == "analog":
         by_group = rows.weight.reshape(convolution.groups, -1, rows.weight.shape[-1])
         arrays = aligned_copy(by_group), aligned_copy(gather_table(convolution))
         return kernels.convolve_analog, arrays
+    if form == "gather":
+        return gathered_rows(convolution, rows, graded=graded)
     return kernels.convolve_dense, (aligned_copy(rows.weight),)
+
+
+def gathered_rows(convolution: net.ConvSynapses, rows: net.DenseRows, *, graded: bool) -> Kernel:
+    """(weight, bias) by groups and blocks of output channels, as `convolve_gathered` takes them."""
+    groups, channels = convolution.groups, convolution.in_shape[0]
+    width, taps = convolution.out_shape[0] // groups, math.prod(convolution.kernel)
+    vectors = gather.vectors_for(width)
+    wide = vectors * VECTOR
+    blocks = -(-width // wide)
+    padded = np.zeros((channels, taps, blocks * wide), np.float32)
+    padded[..., :width] = rows.weight[:, ::-1, ::-1].reshape(channels, taps, width)
+    weight = padded.reshape(groups, channels // groups, taps, blocks, wide)
+    bias = np.zeros((groups, blocks * wide), np.float32)
+    if convolution.bias is not None:
+        bias[:, :width] = convolution.bias.reshape(groups, width)
+    arrays = weight.transpose(0, 3, 2, 1, 4), bias.reshape(groups, blocks, wide)
+    kernel = gather.convolve_gathered(vectors, graded)
+    return kernel, tuple(map(aligned_copy, arrays))
 
 
 def based_rows(rows: net.SparseRows) -> tuple[Array, Array, Array, Array]:
@@ -229,7 +265,7 @@ def synapse_tables(
 @synapse_tables.on(net.MatrixSynapses)
 def _(matrix: net.MatrixSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
     first, last = plan.bounds(partition)
-    if plan.kernel is kernels.multiply_dense:
+    if plan.form == "dense":
         return *plan.arrays, first, last
     starts, bases, targets, weight = plan.arrays
     if partition.count == 1:
@@ -242,10 +278,20 @@ def _(matrix: net.MatrixSynapses, plan: LayerPlan, partition: Partition) -> tupl
 def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> tuple[Any, ...]:
     rows = partition.of(convolution.out_shape[1])
     channels, _, columns = convolution.out_shape
-    if plan.kernel is kernels.convolve_analog:
+    if plan.form == "gather":
+        under = [positions_under(convolution, axis)[:, ::-1].copy() for axis in (0, 1)]
+        return (
+            *plan.arrays,
+            channels,
+            *under,
+            rows,
+            convolution.in_shape[2],
+            _arriving(under[0], rows),
+        )
+    if plan.form == "analog":
         weight, sources = plan.arrays
         return weight, convolution.groups, sources, rows[0] * columns, rows[1] * columns
-    if plan.kernel is kernels.convolve_dense:
+    if plan.form == "dense":
         contiguous = convolution.stride[1] == convolution.dilation[1] == convolution.groups == 1
         y = tap_table(convolution, 0, merge=False, outputs=rows)
         x = tap_table(convolution, 1, merge=contiguous)
@@ -257,6 +303,13 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
     tables = ((y.first, y.tap, y.out, y.length), (x.first, x.tap, x.out, x.length))
     pitches = convolution.pitches if merge else (0, 0)
     return *plan.arrays, convolution.kernel, columns, channels, pitches, *tables
+
+
+def _arriving(under: Array, outputs: tuple[int, int]) -> tuple[int, int]:
+    """(first, last) of the input rows under the output rows `outputs`; under: `positions_under`."""
+    reached = under[outputs[0] : outputs[1]]
+    reached = reached[reached >= 0]
+    return (int(reached.min()), int(reached.max()) + 1) if reached.size else (0, 0)
 
 
 def rows_of_partition(starts: Array, targets: Array, first: int, last: int) -> tuple[Array, Array]:
@@ -281,17 +334,25 @@ def _tap_offsets(convolution: net.ConvSynapses, starts: Array) -> Array:
     return np.repeat(per_row, lengths)
 
 
-def plan_layer(layer: net.Synaptic, source: net.Layer | None = None) -> LayerPlan:
-    """The plan of a layer's projection, with copies of its rows.
+def plan_layer(layer: net.Synaptic, form: Form, source: net.Layer | None = None) -> LayerPlan:
+    """The plan of a layer's projection in a form that it can have, with copies of its rows.
 
     source: the layer that `layer` reads; None for the network's input.
     """
-    return prepare_synapses(layer.synapses, layer, source)
+    return prepare_synapses(layer.synapses, layer, source, form)
 
 
-def plan_layers(network: net.EventNetwork) -> dict[str, LayerPlan]:
-    """`plan_layer` for every layer with synapses, by name."""
+def plan_layers(network: net.EventNetwork, forms: Mapping[str, Form]) -> dict[str, LayerPlan]:
+    """`plan_layer` for every layer with synapses, by name, in the `forms` of all."""
     return {
-        layer.name: plan_layer(layer, network.by_name.get(layer.source))
+        layer.name: plan_layer(layer, forms[layer.name], network.by_name.get(layer.source))
         for layer in network.projected
     }
+
+
+def _plan_on_planes(layer: net.Synaptic, convolution: net.ConvSynapses) -> LayerPlan:
+    """It has no arrays but its rows on planes; tables and kernels depend on the steps."""
+    assert isinstance(layer, net.SpikingLayer)
+    rows, neurons = plane_rows(layer, convolution), math.prod(layer.current_shape)
+    unit, kernel = neurons // convolution.out_shape[1], bit_planes.convolve_kernel
+    return LayerPlan(convolution, "planes", kernel, (), EMPTY, neurons, unit, neurons, planes=rows)

@@ -10,9 +10,11 @@ import numpy as np
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network
-from soul_deploy.runtime.kernels import maps, neurons, synapses, time_vectorised
+from soul_deploy.runtime.kernels import bit_planes, maps, neurons, synapses, time_vectorised
+from soul_deploy.runtime.kernels.simd import BYTES
 from soul_deploy.runtime.plan import layer_plan
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
+from soul_deploy.runtime.plan.planes import PlaneRows, Words
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def run_calls(calls: tuple[Call, ...]) -> None:
 
 def lanes_of(layer: network.Synaptic, plan: LayerPlan, steps: int) -> int:
     """Lanes of a spiking layer's currents, for so many different steps of its source; 0: none."""
-    in_lanes = layer.edge != "analog" and plan.kernel in layer_plan.IN_LANES
+    in_lanes = layer.edge != "analog" and plan.form == "sparse"
     return time_vectorised.lanes_for(steps) if in_lanes else 0
 
 
@@ -53,6 +55,8 @@ def current_region(
     source (T or 1, positions, channels) or compacted (T, L'); current (T or 1, plan.columns), or
     (plan.columns, lanes).
     """
+    if plan.form == "gather":
+        return _gather_region(layer, plan, source, current, partitions)
     start: Callable[..., None] = synapses.start_currents
     kernel, region = plan.kernel, []
     if lanes:
@@ -66,6 +70,27 @@ def current_region(
         tables = layer_plan.synapse_tables(layer.synapses, plan, partition)
         starting = Call(start, (current, plan.bias_of(partition), *plan.bounds(partition)))
         region.append((starting, Call(kernel, (values, *tables, *scratch, current))))
+    return tuple(region)
+
+
+def _gather_region(
+    layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, partitions: int
+) -> Region:
+    """Each partition lists the events that it reads."""
+    weight, region = plan.arrays[0], []
+    groups, _, taps, inner, wide = weight.shape
+    for partition in partitions_of(partitions):
+        tables = layer_plan.synapse_tables(plan.synapses, plan, partition)
+        first, last = tables[-1]
+        columns = tables[-2]
+        read = len(source) * (last - first) * columns * groups * inner
+        amounts = np.empty(read if layer.edge == "graded" else 0, np.float32)
+        scratch = (
+            np.zeros((len(source), source.shape[1] * groups + 1), np.uint32),
+            *(np.empty(read, np.uint32), amounts, np.empty((3, taps), np.int64)),
+            np.empty(wide, np.float32),
+        )
+        region.append((Call(plan.kernel, (source, *tables, *scratch, current)),))
     return tuple(region)
 
 
@@ -105,6 +130,62 @@ def spiking_regions(
     if apart:
         return currents, updates
     return (tuple(a + b for a, b in zip(currents, updates, strict=True)),)
+
+
+def pack_region(source: Array, words: Words, *, partitions: int) -> Region:
+    """A map of spikes (T, positions, C) into its words."""
+    blocks, scratch = -(-source.shape[1] // bit_planes.BLOCK), source.shape[2]
+    return tuple(
+        (
+            Call(
+                bit_planes.pack_words,
+                (source, *p.of(blocks), words.front, np.empty(scratch, np.uint16), words.bits),
+            ),
+        )
+        for p in partitions_of(partitions)
+    )
+
+
+def unpack_region(words: Words, out: Array, *, partitions: int) -> Region:
+    """Words into their map of spikes (T, positions, C)."""
+    blocks, scratch = -(-out.shape[1] // bit_planes.BLOCK), out.shape[2]
+    return tuple(
+        (
+            Call(
+                bit_planes.unpack_words,
+                (words.bits, *p.of(blocks), words.front, np.empty(scratch, np.uint16), out),
+            ),
+        )
+        for p in partitions_of(partitions)
+    )
+
+
+def plane_region(
+    neuron: NeuronEquation, rows: PlaneRows, source: Words, shifted: Array, v: Array,
+    spikes: Words, *, carry: bool, partitions: int,
+) -> Region:  # fmt: skip
+    """A layer on bit planes: its words shifted, currents, neurons.
+
+    shifted uint16 (tiles, C, kernel positions, T · group); v (C_out, tiles · group · BLOCK).
+    """
+    steps = source.bits.shape[2]
+    moves = rows.moves + np.array([source.front, 0])
+    shift = bit_planes.shift_kernel(steps)
+    form = neuron.charge, neuron.fire, neuron.v_reset is None
+    convolve = bit_planes.convolve_kernel(*form, steps)
+    inside, live = rows.inside_of(steps), rows.live_of(steps)
+    numbers, region = neurons.update_constants(neuron), []
+    for partition in partitions_of(partitions):
+        share = partition.of(rows.tiles(steps))
+        sums = aligned((shifted.shape[3] * bit_planes.BLOCK,), np.float32)
+        fired = aligned((len(sums) + BYTES,), np.uint8)
+        fired[:] = 0
+        table = rows.starts, rows.places, rows.weight, rows.bias, live
+        tile = *share, spikes.front, sums, fired, spikes.bits
+        shifting = Call(shift, (source.bits, moves, inside, *share, shifted))
+        running = Call(convolve, (shifted, *table, *numbers, carry, v, *tile))
+        region.append((shifting, running))
+    return tuple(region)
 
 
 def neuron_region(

@@ -21,6 +21,7 @@ from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.network import EventNetwork
 from soul_deploy.runtime.kernels.time_vectorised import convolve_lanes, multiply_lanes
 from soul_deploy.runtime.ops.counted_run import additions
+from soul_deploy.runtime.plan.forms import event_forms
 from soul_deploy.runtime.plan.layer_plan import plan_layers
 
 
@@ -31,7 +32,7 @@ def compare(network: EventNetwork, x: Array) -> list[Passes]:
     """
     running = Network(network, 1)
     recorded = running.run_recorded(x[:1]).spikes
-    plans = plan_layers(network)
+    plans = plan_layers(network, event_forms(network))
     buffers = buffers_for(network, plans, samples_of(network, x[:1])[0])
     calls = [call for region in buffers.regions for call in region[0]]
     places, found = synapse_calls(calls, plans), []
@@ -75,7 +76,7 @@ def test_the_roof_makes_the_layers_additions(spec: ChainSpec, choice: Choice, de
 def test_both_kinds_of_rows_have_a_roof(choice: Choice, kernel: object) -> None:
     model = sparsified(small(padding=1), 1)
     network = build_event_network(model, representation=choice)
-    plans = plan_layers(network)
+    plans = plan_layers(network, event_forms(network))
     x = 8 * np.random.default_rng(0).random((1, 2, 6, 6)).astype(np.float32)
     buffers = buffers_for(network, plans, samples_of(network, x)[0])
     calls = [call for region in buffers.regions for call in region[0]]

@@ -4,9 +4,8 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import naive
 import numpy as np
@@ -15,25 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba.core.dispatcher import Dispatcher
+from projections import Case, dyadic, equations, layer_of, run_in_turn, values_of
 
 from soul_deploy.runtime.engine.inputs import by_step, to_channel_last
-from soul_deploy.runtime.equations import FIRE, ChargeForm, NeuronEquation
-from soul_deploy.runtime.format.network import (
-    ConvSynapses,
-    DenseRows,
-    EdgeKind,
-    MatrixSynapses,
-    PoolLayer,
-    ReadoutLayer,
-    Rows,
-    Shape,
-    SparseRows,
-    SpikingLayer,
-    Synapses,
-)
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.format.network import EdgeKind, PoolLayer, ReadoutLayer, Shape
+from soul_deploy.runtime.kernels import bit_planes, rows
 from soul_deploy.runtime.kernels import maps as mapping
-from soul_deploy.runtime.kernels import rows
 from soul_deploy.runtime.kernels import synapses as kernels
+from soul_deploy.runtime.kernels.bit_planes import convolve_kernel, shift_kernel
+from soul_deploy.runtime.kernels.gather import convolve_gathered
 from soul_deploy.runtime.kernels.kept import KernelCache
 from soul_deploy.runtime.kernels.neurons import LANE_BLOCK, update_constants, update_of
 from soul_deploy.runtime.kernels.simd import compiled
@@ -47,46 +37,19 @@ from soul_deploy.runtime.kernels.time_vectorised import (
 )
 from soul_deploy.runtime.ops import counting
 from soul_deploy.runtime.ops.fan_out import fanout_map
+from soul_deploy.runtime.plan.forms import Form, possible_forms
 from soul_deploy.runtime.plan.layer_plan import plan_layer
 from soul_deploy.runtime.plan.regions import (
-    Region,
     current_region,
     currents_shape,
     lanes_of,
     map_region,
     readout_region,
-    run_calls,
     scatter_spikes_region,
 )
 
 Array = npt.NDArray[Any]
-SILENT = NeuronEquation("integrate", 1.0, 1e30, 0.0, "gt")
 KINDS: tuple[EdgeKind, ...] = ("spike", "graded", "analog")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A projection as drawn: weights in PyTorch's layout, values (T, C, H, W) or (T, N)."""
-
-    weight: Array
-    bias: Array | None
-    values: Array
-    kind: EdgeKind
-    sparse: bool
-    geometry: dict[str, Any]
-
-
-def values_of(kind: EdgeKind, shape: Shape, rng: np.random.Generator) -> Array:
-    """Dyadic values of an edge kind, zeros among them."""
-    present = rng.random(shape) < 0.5
-    if kind == "analog":
-        return (rng.integers(-64, 64, shape) / 64 * present).astype(np.float32)
-    return (rng.integers(1, 2 if kind == "spike" else 5, shape) * present).astype(np.uint8)
-
-
-def dyadic(shape: Shape, rng: np.random.Generator, density: float = 1.0) -> Array:
-    values = rng.integers(-255, 256, shape) / 256 * (rng.random(shape) < density)
-    return values.astype(np.float32)
 
 
 @st.composite
@@ -144,51 +107,17 @@ def matrix_cases(draw: st.DrawFn) -> Case:
     )
 
 
-def stored(rows: list[list[tuple[int, Any]]], shape: Shape, *, sparse: bool) -> Rows:
-    """Naive rows in one of the two representations."""
-    if not sparse:
-        return DenseRows(np.array([[w for _, w in row] for row in rows], np.float32).reshape(shape))
-    kept = [[(k, w) for k, w in row if w != 0] for row in rows]
-    starts = np.cumsum([0, *map(len, kept)]).astype(np.uint32)
-    flat = [pair for row in kept for pair in row]
-    targets = np.array([k for k, _ in flat], np.uint32)
-    return SparseRows(starts, targets, np.array([w for _, w in flat], np.float32))
+def forms(case: Case) -> list[Form]:
+    """Those of the case that leave currents."""
+    possible = possible_forms(layer_of(case), len(case.values))
+    return [form for form in possible if form != "planes"]
 
 
-def layer_of(case: Case, neuron: NeuronEquation = SILENT) -> SpikingLayer:
-    in_shape, out_shape = case.values.shape[1:], case.geometry["out_shape"]
-    synapses: Synapses
-    if "stride" not in case.geometry:
-        listed = naive.matrix_rows(case.weight, in_shape, out_shape)
-        rows = stored(listed, (len(listed), math.prod(out_shape)), sparse=case.sparse)
-        order = naive.channel_last(out_shape)
-        bias = None if case.bias is None else np.ascontiguousarray(case.bias[order])
-        synapses = MatrixSynapses(in_shape, out_shape, rows, bias)
-    else:
-        g = case.geometry
-        kernel = case.weight.shape[2:]
-        listed = naive.convolution_rows(case.weight, g["groups"])
-        shape = (in_shape[0], *kernel, out_shape[0] // g["groups"])
-        rows = stored(listed, shape, sparse=case.sparse)
-        synapses = ConvSynapses(
-            in_shape, out_shape, rows, case.bias, (kernel[0], kernel[1]), g["stride"],
-            g["padding"], g["dilation"], g["groups"], g["reach"],
-        )  # fmt: skip
-    bound = {"spike": 1, "graded": 4, "analog": None}[case.kind]
-    return SpikingLayer("p", "c", "s", case.kind, bound, synapses, neuron)
-
-
-def run_in_turn(region: Region) -> None:
-    """All parts, last first: their order must not matter."""
-    for calls in reversed(region):
-        run_calls(calls)
-
-
-def currents(case: Case, parts: int = 1) -> Array:
+def currents(case: Case, form: Form, parts: int = 1) -> Array:
     """What the bias and synapse kernels make of the case, channel-major (T, ...)."""
     layer = layer_of(case)
     source = np.ascontiguousarray(to_channel_last(case.values, layer.in_shape))
-    ready, size = plan_layer(layer), math.prod(layer.out_shape)
+    ready, size = plan_layer(layer, form), math.prod(layer.out_shape)
     current = np.full(currents_shape(layer, ready, len(source)), np.nan, np.float32)
     lanes = lanes_of(layer, ready, len(source))
     run_in_turn(current_region(layer, ready, source, current, lanes=lanes, partitions=parts))
@@ -201,14 +130,16 @@ def currents(case: Case, parts: int = 1) -> Array:
 @given(convolution_cases(), st.integers(1, 4))
 def test_convolution_currents(case: Case, parts: int) -> None:
     expected = naive.convolve(case.values, case.weight, case.bias, **case.geometry)
-    np.testing.assert_array_equal(currents(case, parts), expected)
+    for form in forms(case):
+        np.testing.assert_array_equal(currents(case, form, parts), expected)
 
 
 @given(matrix_cases(), st.integers(1, 4))
 def test_matrix_currents(case: Case, parts: int) -> None:
     flat = case.values.reshape(len(case.values), -1)
     expected = naive.multiply(flat, case.weight, case.bias)
-    np.testing.assert_array_equal(currents(case, parts).reshape(expected.shape), expected)
+    (form,) = forms(case)
+    np.testing.assert_array_equal(currents(case, form, parts).reshape(expected.shape), expected)
 
 
 @given(convolution_cases())
@@ -244,15 +175,6 @@ def test_fanout_is_the_number_of_nonzero_synapses_inside(case: Case) -> None:
     for c, y, x in np.ndindex(*case.values.shape[1:]):
         synapses = naive.targets_of(c, y, x, case.weight, **case.geometry)
         assert found[c, y, x] == sum(w != 0 for *_, w in synapses)
-
-
-@st.composite
-def equations(draw: st.DrawFn) -> NeuronEquation:
-    charge = draw(st.sampled_from(get_args(ChargeForm)))
-    constant = draw(st.sampled_from((2.0, 1.7, 4 / 3, 3.0, 0.37)))
-    threshold = draw(st.sampled_from((1.0, 0.5, 0.7)))
-    reset = draw(st.sampled_from((None, 0.0, -0.3, 0.2)))
-    return NeuronEquation(charge, constant, threshold, reset, draw(st.sampled_from(tuple(FIRE))))
 
 
 @given(equations(), st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 2**20))
@@ -426,16 +348,21 @@ def test_a_one_step_flip_would_be_seen(sparse: bool) -> None:
         dyadic((2, 1, 3, 3), rng), None, np.ones((1, 1, 3, 3), np.uint8), "spike", sparse, geometry
     )
     expected = naive.convolve(case.values, case.weight, None, **geometry)
-    np.testing.assert_array_equal(currents(case), expected)
+    before = [currents(case, form) for form in forms(case)]
     case.weight[1, 0, 2, 0] += 1
-    assert (currents(case) != expected).any()
+    for form, same in zip(forms(case), before, strict=True):
+        np.testing.assert_array_equal(same, expected)
+        assert (currents(case, form) != expected).any()
 
 
 def test_no_kernel_uses_fastmath() -> None:
     """Compiled as a strict sum, without Python's lock; functions made on demand included."""
     neuron = NeuronEquation("integrate", 1.0, 1.0, None, "gt")
     made = [update_of(neuron), update_of(neuron, 4), start_lanes(4), multiply_lanes(4)]
-    made += [value for module in (mapping, kernels, rows) for value in vars(module).values()]
+    made += [shift_kernel(4), convolve_kernel("integrate", "gt", False, 4)]
+    made += [convolve_gathered(2, graded) for graded in (False, True)]
+    modules = mapping, kernels, rows, bit_planes
+    made += [value for module in modules for value in vars(module).values()]
     found = [kernel for kernel in made if isinstance(kernel, Dispatcher)]
     assert len(found) >= 20 or not compiled()
     for kernel in found:

@@ -1,0 +1,95 @@
+"""How each layer's synapses run: which forms a layer can have, and which one pays.
+
+sparse  rows of events are added to their targets, compressed rows
+dense   the same, whole rows
+analog  each output adds its inputs: values that are nonzero for the most part
+gather  each output adds the rows of the events in its window: whole rows
+planes  each output adds the weights whose input fired: shared compressed rows, spikes as bits
+
+All forms of a layer compute the same sums, some in another order (the kernels say which).
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Literal
+
+from soul_deploy.base import errors
+from soul_deploy.runtime.format import network as net
+from soul_deploy.runtime.kernels.bit_planes import group_of
+from soul_deploy.runtime.kernels.simd import VECTOR, compiled, target_features
+from soul_deploy.runtime.plan.layout import channel_last
+from soul_deploy.runtime.plan.planes import blocks_of, fits_planes
+
+Form = Literal["sparse", "dense", "analog", "gather", "planes"]
+
+USUAL_RATE = 0.08
+"""Spikes per neuron and step that are expected of a network."""
+
+PLANE_ADDITION, EVENT_ADDITION = 0.22, 0.5
+"""Nanoseconds: a vector of masked sums, and all steps of a synapse that an event reaches."""
+
+
+def possible_forms(layer: net.Synaptic, steps: int) -> tuple[Form, ...]:
+    """The forms that a layer can have in a network of so many steps; event by event first."""
+    if not layer.synapses.rows.dense:
+        return ("sparse", "planes") if fits_planes(layer, steps) else ("sparse",)
+    convolution = layer.synapses.convolution
+    if convolution is None:
+        return ("dense",)
+    if layer.edge == "analog":
+        return ("analog",)
+    return ("dense", "gather")
+
+
+def event_forms(network: net.EventNetwork) -> dict[str, Form]:
+    """Of every layer the form that goes from event to event, or from value to value."""
+    steps = network.time_steps
+    return {layer.name: possible_forms(layer, steps)[0] for layer in network.projected}
+
+
+def form_of(layer: net.Synaptic, steps: int) -> Form:
+    """The form that is faster, by what each does at a usual rate."""
+    possible = possible_forms(layer, steps)
+    if "planes" in possible and masks_are_registers() and _planes_pay(layer, steps):
+        return "planes"
+    if "gather" in possible and layer.synapses.out_shape[0] // layer.synapses.blocks >= VECTOR:
+        return "gather"
+    return possible[0]
+
+
+def _planes_pay(layer: net.Synaptic, steps: int) -> bool:
+    """Vectors that are added for each weight, against events that reach it."""
+    fires = 1 - (1 - USUAL_RATE) ** steps
+    group = group_of(steps)
+    words = -(-blocks_of(layer.out_shape) // group) * group * steps
+    events = channel_last(layer.out_shape)[0] * fires
+    return words * PLANE_ADDITION < events * EVENT_ADDITION
+
+
+@cache
+def masks_are_registers() -> bool:
+    """Whether kernels are compiled for a processor with registers for masks (AVX-512)."""
+    return compiled() and "+avx512bw" in target_features().split(",")
+
+
+def forms_of(network: net.EventNetwork, wanted: Mapping[str, str]) -> dict[str, Form]:
+    """The form of every layer with synapses: the `wanted` one, or the one that pays.
+
+    Raises UnknownNameError for a layer that has no synapses, UsageError for a form that it cannot
+    have.
+    """
+    layers = {name: layer for layer in network.projected for name in layer.names}
+    asked: dict[str, Form] = {}
+    for name, form in wanted.items():
+        errors.require_known("layer with synapses", name, layers)
+        possible = possible_forms(layers[name], network.time_steps)
+        found = [each for each in possible if each == form]
+        if not found:
+            raise errors.UsageError(
+                f"{name}: its synapses cannot run as {form!r}; give {' or '.join(possible)}"
+            )
+        asked[layers[name].name] = found[0]
+    steps = network.time_steps
+    return {
+        layer.name: asked.get(layer.name) or form_of(layer, steps) for layer in network.projected
+    }

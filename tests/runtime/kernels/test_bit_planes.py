@@ -1,0 +1,220 @@
+"""Layers on bit planes against naive twins: moved bits, sums, whole layers, networks."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from projections import Case, dyadic, equations, layer_of, run_in_turn, values_of
+
+from soul_deploy.base import Array
+from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.runtime.engine.inputs import to_channel_last
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.format.network import (
+    EventNetwork,
+    PoolLayer,
+    PopulationLayer,
+    ReadoutLayer,
+    SpikingLayer,
+)
+from soul_deploy.runtime.kernels import masked, simd
+from soul_deploy.runtime.kernels.bit_planes import BLOCK, MOST_SUMS, group_of
+from soul_deploy.runtime.plan import planes, regions
+from soul_deploy.runtime.plan.forms import event_forms
+from soul_deploy.runtime.plan.layer_plan import aligned, plan_layer
+
+FIRES = NeuronEquation("decay_multiply", 0.5, 0.5, 0.0, "ge")
+STEPS = (1, 2, 3, 4, 5, 6, 8, 16)
+
+
+@st.composite
+def plane_cases(draw: st.DrawFn) -> Case:
+    """Convolutions with stride 1 whose rows are as long as their input's, on spikes."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    groups = draw(st.sampled_from((1, 1, 2)))
+    channels, out = (groups * draw(st.integers(1, 4)) for _ in range(2))
+    kernel_width, dilation = (
+        draw(st.integers(1, 5)),
+        (draw(st.integers(1, 2)), draw(st.integers(1, 2))),
+    )
+    margin = dilation[1] * (kernel_width - 1)
+    width = draw(st.sampled_from((1, 2, 5, 7, 8, 16, 17, 31, 33)))
+    kernel_height, padding = draw(st.integers(1, 3)), (draw(st.integers(0, 2)), -(-margin // 2))
+    height = draw(st.integers(1, 9))
+    largest = height + 2 * padding[0] - dilation[0] * (kernel_height - 1)
+    assume(largest >= 1)
+    rows = draw(st.integers(max(1, largest - 1), largest))
+    shape = (draw(st.sampled_from(STEPS)), channels, height, width)
+    return Case(
+        dyadic((out, channels // groups, kernel_height, kernel_width), rng, 0.4),
+        dyadic((out,), rng) if draw(st.booleans()) else None,
+        values_of("spike", shape, rng),
+        "spike",
+        sparse=True,
+        geometry={
+            "stride": (1, 1),
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "out_shape": (out, rows, width),
+            "reach": (height - draw(st.integers(0, 1)), width - draw(st.integers(0, 1))),
+        },
+    )
+
+
+def spikes_on_planes(layer: SpikingLayer, values: Array, v: Array | None, parts: int) -> Array:
+    """Spikes (T, positions, C_out) of spikes (T, C, H, W); v: membranes to go on with."""
+    source = np.ascontiguousarray(to_channel_last(values, layer.in_shape))
+    rows, steps = plan_layer(layer, "planes").planes, len(values)
+    assert rows is not None and planes.fits_planes(layer, steps)
+    arriving = planes.empty_words(
+        layer.in_shape, steps, rows.margins(steps, planes.blocks_of(layer.in_shape))
+    )
+    run_in_turn(regions.pack_region(source, arriving, partitions=parts))
+    np.testing.assert_array_equal(planes.map_of(arriving, layer.in_shape), source)
+    group, tiles = group_of(steps), rows.tiles(steps)
+    leaving = planes.empty_words(layer.out_shape, steps, (3, tiles * group - rows.blocks))
+    shifted = aligned((tiles, layer.in_shape[0], len(rows.moves), group * steps), np.uint16)
+    membranes = np.zeros((layer.out_shape[0], tiles * group * BLOCK), np.float32)
+    if v is not None:
+        membranes[:, : v.shape[1]] = v
+    region = regions.plane_region(
+        layer.neuron, rows, arriving, shifted, membranes, leaving, carry=v is not None,
+        partitions=parts,
+    )  # fmt: skip
+    run_in_turn(region)
+    out = np.full((steps, layer.out_shape[1] * layer.out_shape[2], layer.out_shape[0]), 9, np.uint8)
+    run_in_turn(regions.unpack_region(leaving, out, partitions=parts))
+    np.testing.assert_array_equal(planes.map_of(leaving, layer.out_shape), out)
+    assert not leaving.bits[:, :3].any()
+    if v is not None:
+        v[...] = membranes[:, : v.shape[1]]
+    return out
+
+
+@given(plane_cases(), equations(), st.integers(1, 4), st.booleans(), st.data())
+def test_a_layer_on_planes_equals_sums_and_the_equation(
+    case: Case, neuron: NeuronEquation, parts: int, carry: bool, data: Any
+) -> None:
+    layer = layer_of(case, neuron)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**20)))
+    if data.draw(st.booleans()):
+        live = rng.random(np.prod(layer.out_shape)) < 0.7
+        layer = replace(layer, live=live)
+        assume(planes.fits_planes(layer, 1))
+    currents = naive.convolve(case.values, case.weight, case.bias, **case.geometry)
+    channels, size = layer.out_shape[0], layer.out_shape[1] * layer.out_shape[2]
+    start = np.full((channels, size), neuron.rest, np.float32)
+    if carry:
+        start = rng.normal(0, 0.5, start.shape).astype(np.float32)
+    flat = np.asarray(currents, np.float32).reshape(len(currents), -1)
+    expected, last = naive.simulate(
+        flat, len(flat), neuron.charge, neuron.constant, neuron.v_threshold, neuron.v_reset,
+        neuron.fire, start.reshape(-1),
+    )  # fmt: skip
+    if layer.live is not None:
+        expected = expected * layer.live.reshape(size, channels).T.reshape(-1)
+    v = start.copy() if carry else None
+    found = spikes_on_planes(layer, case.values, v, parts)
+    by_channel = found.transpose(0, 2, 1).reshape(len(found), -1)
+    np.testing.assert_array_equal(by_channel, expected)
+    if v is not None:
+        np.testing.assert_array_equal(v.reshape(-1), last)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("down", [0, 1, 7, 15])
+def test_moved_words_equal_moved_bits(steps: int, down: int) -> None:
+    rng, group = np.random.default_rng(steps), group_of(steps)
+    size = group * steps
+    words = rng.integers(0, 1 << 16, (group + 1, steps)).astype(np.uint16)
+    masks = rng.integers(0, 1 << 16, size).astype(np.uint16)
+    out = np.zeros(size, np.uint16)
+    masked._plain_shift_words(words.reshape(-1), 0, down, masks, 0, out, 0, steps, size)
+    bits = (words[..., None] >> np.arange(BLOCK)) & 1  # blocks, steps, bits
+    line = bits.transpose(1, 0, 2).reshape(steps, -1)[:, down : down + group * BLOCK]
+    kept = (masks.reshape(group, steps).T[..., None] >> np.arange(BLOCK)) & 1
+    expected = (line.reshape(steps, group, BLOCK) & kept) @ (1 << np.arange(BLOCK))
+    np.testing.assert_array_equal(out, expected.reshape(-1))
+
+
+def test_tiles_fit_into_registers() -> None:
+    for steps in range(1, 3 * MOST_SUMS):
+        group = group_of(steps)
+        assert group * steps <= MOST_SUMS
+        assert (group == 0) == (steps > MOST_SUMS)
+    assert simd.VECTOR == BLOCK
+
+
+@settings(max_examples=40 if simd.compiled() else 4)  # plain Python takes a second for each
+@given(plane_cases(), st.integers(1, 3), st.booleans())
+def test_a_network_is_the_same_on_planes_and_by_events(
+    case: Case, threads: int, pooled: bool
+) -> None:
+    """Two layers, the second on the words of the first or on a pooling; also in streams."""
+    network = chained(case, pooled=pooled)
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0.3, 1, (network.time_steps, 2, *network.input_shape)).astype(np.float32)
+    by_events = Network(network, threads, forms=event_forms(network))
+    on_planes = Network(network, threads, forms={"b": "planes", "c": "planes"})
+    assert on_planes.layer_forms == {"b": "planes", "c": "planes"}
+    expected, found = by_events.run_recorded(samples), on_planes.run_recorded(samples)
+    for name, spikes in expected.spikes.items():
+        np.testing.assert_array_equal(found.spikes[name], spikes)
+    scores = by_events.run(samples)
+    np.testing.assert_array_equal(on_planes.run(samples), scores)
+    for step in samples:
+        np.testing.assert_array_equal(on_planes.step(step), by_events.step(step))
+    other = copy.deepcopy(on_planes)
+    assert other.layer_forms == on_planes.layer_forms
+    np.testing.assert_array_equal(other.run(samples), scores)
+
+
+def chained(case: Case, *, pooled: bool) -> EventNetwork:
+    """Neurons on the input as it is (a), the case (b), pooled or not, and a 3×3 convolution (c)."""
+    rng, shape = np.random.default_rng(len(case.values)), case.values.shape[1:]
+    first = replace(layer_of(case, FIRES), name="b", projection="b.conv", source="a")
+    between: list[PoolLayer] = []
+    source, inner = "b", first.out_shape
+    if pooled:
+        source = "pool"
+        pooling = PoolLayer("pool", "b", inner, inner, (3, 3), (1, 1), (1, 1))
+        between = [pooling]
+    weight = dyadic((3, inner[0], 3, 3), rng, 0.5)
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    more = {"out_shape": (3, *inner[1:]), "reach": inner[1:]}
+    values = np.zeros((1, *inner), np.uint8)
+    second = layer_of(Case(weight, None, values, "spike", True, geometry | more), FIRES)
+    last = replace(second, name="c", projection="c.conv", source=source)
+    layers = (PopulationLayer("a", "input", shape, FIRES), first, *between, last)
+    size = math.prod(last.out_shape)
+    head = dyadic((2, size), rng)
+    readout = ReadoutLayer("out", "c", last.out_shape, 2, False, head, None, 1, 1)
+    return EventNetwork("input", shape, len(case.values), layers, readout)
+
+
+def test_forms_that_a_layer_cannot_have_are_refused() -> None:
+    case = Case(
+        np.ones((16, 1, 3, 3), np.float32), None, np.ones((2, 1, 5, 5), np.uint8), "spike", False,
+        {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1,
+         "out_shape": (16, 5, 5), "reach": (5, 5)},
+    )  # fmt: skip
+    network = chained(case, pooled=False)
+    assert Network(network, 1).layer_forms["b"] == "gather"
+    assert Network(network, 1, forms={"b.conv": "dense", "c": "sparse"}).layer_forms == {
+        "b": "dense",
+        "c": "sparse",
+    }
+    with pytest.raises(
+        UsageError, match="b: its synapses cannot run as 'planes'; give dense or ga"
+    ):
+        Network(network, 1, forms={"b": "planes"})
+    with pytest.raises(UnknownNameError, match="layer with synapses"):
+        Network(network, 1, forms={"a": "sparse"})

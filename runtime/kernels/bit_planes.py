@@ -6,7 +6,8 @@ a layer, the words are copied once for every kernel position, shifted so that bi
 word says whether the input under that kernel position fired; outside the map it did not.
 
 A tile is `group_of(T)` blocks of one output channel at all T steps: MOST_SUMS vectors of sums at
-most, which stay in registers. Each weight of the channel is added where its word has a bit:
+most, which stay in registers. With more steps than that, chunks of them follow one another. Each
+weight of the channel is added where its word has a bit:
 sum = sum + w if bit else sum. So no sum is loaded or stored, and no address is computed but the
 word's. Then the neurons of the tile run, and their spikes leave as words.
 
@@ -37,9 +38,15 @@ MOST_SUMS = 16
 """Vectors of sums in a tile: half of the registers that AVX-512 has."""
 
 
+def chunks_of(steps: int) -> tuple[int, ...]:
+    """So many steps as chunks that a tile can hold, of about the same length."""
+    count = -(-steps // MOST_SUMS)
+    return tuple(steps * (i + 1) // count - steps * i // count for i in range(count))
+
+
 def group_of(steps: int) -> int:
-    """Blocks of a tile at so many steps; 0 if one block has too many sums."""
-    return MOST_SUMS // steps
+    """Blocks of a tile, for so many steps in chunks."""
+    return MOST_SUMS // max(chunks_of(steps))
 
 
 @cached_njit
@@ -79,9 +86,8 @@ def unpack_words(
 
 
 @cache
-def shift_kernel(steps: int) -> Kernel:
-    """The kernel for so many steps."""
-    group = group_of(steps)
+def shift_kernel(steps: int, group: int) -> Kernel:
+    """The kernel for a chunk of so many steps, in tiles of `group` blocks."""
     size = group * steps
 
     @cached_njit
@@ -110,18 +116,17 @@ def shift_kernel(steps: int) -> Kernel:
 
 @cache
 def convolve_kernel(
-    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool, steps: int
+    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool, steps: int, group: int
 ) -> Kernel:
-    """The kernel for one equation form and so many steps."""
+    """The kernel for one equation form and a chunk of so many steps, in tiles of `group` blocks."""
     reset = equations.reset_soft if soft_reset else equations.reset_hard
-    return _make_convolve(equations.CHARGE[charge], equations.FIRE[fire], reset, steps)
+    return _make_convolve(equations.CHARGE[charge], equations.FIRE[fire], reset, steps, group)
 
 
 def _make_convolve(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any],
-    steps: int,
+    steps: int, group: int,
 ) -> Kernel:  # fmt: skip
-    group = group_of(steps)
     size, lanes = group * steps, group * BLOCK
 
     @cached_njit

@@ -123,7 +123,7 @@ class Builder:
         self.read = read_as_maps(self.network, self.plans)
         rows = {name: plan.planes for name, plan in self.plans.items() if plan.planes is not None}
         self.margins = planes.margins_of(self.network, rows, self.steps)
-        self.shifted = aligned((0,), np.uint16)
+        self.moved = aligned((0,), np.uint16)
 
     def add_current(self, layer: net.CurrentLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
@@ -184,18 +184,17 @@ class Builder:
 
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
         source, steps = self._words(layer), self.steps
-        size, taps = group_of(steps) * steps, len(rows.moves)
-        shape = rows.tiles(steps), layer.in_shape[0], taps, size
-        if self.shifted.size < math.prod(shape):
-            self.shifted = aligned((math.prod(shape),), np.uint16)
-        shifted = self.shifted[: math.prod(shape)].reshape(shape)
-        lanes = rows.tiles(steps) * group_of(steps) * BLOCK
+        needed = rows.moved_size(layer.in_shape[0], steps)
+        if self.moved.size < needed:
+            self.moved = aligned((needed,), np.uint16)
+        group = group_of(steps)
+        lanes = rows.tiles(group) * group * BLOCK
         v = self.made.membranes[layer.name] = aligned((layer.out_shape[0], lanes), np.float32)
         v[...] = layer.neuron.rest
         spikes = planes.empty_words(layer.out_shape, steps, self.margins[layer.name])
         self.made.words[layer.name] = spikes
         region = regions.plane_region(
-            layer.neuron, rows, source, shifted, v, spikes, carry=self.carry,
+            layer.neuron, rows, source, self.moved, v, spikes, carry=self.carry,
             partitions=self.partitions,
         )  # fmt: skip
         self.made.regions.append(region)

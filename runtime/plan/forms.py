@@ -29,10 +29,10 @@ PLANE_ADDITION, EVENT_ADDITION = 0.22, 0.5
 """Nanoseconds: a vector of masked sums, and all steps of a synapse that an event reaches."""
 
 
-def possible_forms(layer: net.Synaptic, steps: int) -> tuple[Form, ...]:
-    """The forms that a layer can have in a network of so many steps; event by event first."""
+def possible_forms(layer: net.Synaptic) -> tuple[Form, ...]:
+    """The forms that a layer can have; event by event first."""
     if not layer.synapses.rows.dense:
-        return ("sparse", "planes") if fits_planes(layer, steps) else ("sparse",)
+        return ("sparse", "planes") if fits_planes(layer) else ("sparse",)
     convolution = layer.synapses.convolution
     if convolution is None:
         return ("dense",)
@@ -43,13 +43,12 @@ def possible_forms(layer: net.Synaptic, steps: int) -> tuple[Form, ...]:
 
 def event_forms(network: net.EventNetwork) -> dict[str, Form]:
     """Of every layer the form that goes from event to event, or from value to value."""
-    steps = network.time_steps
-    return {layer.name: possible_forms(layer, steps)[0] for layer in network.projected}
+    return {layer.name: possible_forms(layer)[0] for layer in network.projected}
 
 
 def form_of(layer: net.Synaptic, steps: int) -> Form:
-    """The form that is faster, by what each does at a usual rate."""
-    possible = possible_forms(layer, steps)
+    """The form that is faster in a network of so many steps, by what each does at a usual rate."""
+    possible = possible_forms(layer)
     if "planes" in possible and masks_are_registers() and _planes_pay(layer, steps):
         return "planes"
     if "gather" in possible and layer.synapses.out_shape[0] // layer.synapses.blocks >= VECTOR:
@@ -82,7 +81,7 @@ def forms_of(network: net.EventNetwork, wanted: Mapping[str, str]) -> dict[str, 
     asked: dict[str, Form] = {}
     for name, form in wanted.items():
         errors.require_known("layer with synapses", name, layers)
-        possible = possible_forms(layers[name], network.time_steps)
+        possible = possible_forms(layers[name])
         found = [each for each in possible if each == form]
         if not found:
             raise errors.UsageError(

@@ -1,7 +1,8 @@
 """Layers on bit planes (kernels/bit_planes.py): which can run so, and the arrays that they read.
 
-A map of spikes that such layers give or read is kept as words, (channels, front + blocks + back, T)
-uint16; the blocks of zeros around are what a shift reads beyond the map.
+A map of spikes that such layers give or read is kept as words: of each chunk of steps (channels,
+front + blocks + back, steps) uint16. The blocks of zeros around are what a shift reads beyond the
+map.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 from soul_deploy.base import Array, brief
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import positions_under
-from soul_deploy.runtime.kernels.bit_planes import BLOCK, group_of
+from soul_deploy.runtime.kernels.bit_planes import BLOCK, chunks_of, group_of
 from soul_deploy.runtime.plan.layout import channel_last, layout_of
 
 ROW_BYTES = 8 + 48
@@ -28,10 +29,10 @@ def blocks_of(shape: net.Shape) -> int:
     return -(-channel_last(shape)[0] // BLOCK)
 
 
-def fits_planes(layer: net.Synaptic, steps: int) -> bool:
+def fits_planes(layer: net.Synaptic) -> bool:
     """Whether a layer can run on bit planes: neurons behind a convolution with shared sparse rows
-    and stride 1, whose map has rows as long as its input's, on spikes; a kernel and T that are not
-    large, and no neurons that are compacted.
+    and stride 1, whose map has rows as long as its input's, on spikes; a kernel that is not large,
+    and no neurons that are compacted.
     """
     synapses = layer.synapses
     return (
@@ -42,14 +43,8 @@ def fits_planes(layer: net.Synaptic, steps: int) -> bool:
         and synapses.stride == (1, 1)
         and synapses.in_shape[2] == synapses.out_shape[2]
         and math.prod(synapses.kernel) <= MOST_TAPS
-        and group_of(steps) > 0
         and layout_of(layer) is None
     )
-
-
-def tiles_of(blocks: int, steps: int) -> int:
-    """How many tiles so many blocks are."""
-    return -(-blocks // group_of(steps))
 
 
 def plane_bytes(layer: net.Synaptic, convolution: net.ConvSynapses, steps: int) -> int:
@@ -57,10 +52,11 @@ def plane_bytes(layer: net.Synaptic, convolution: net.ConvSynapses, steps: int) 
     membranes, rows and what sorting them takes meanwhile.
     """
     blocks, arriving = blocks_of(layer.out_shape), blocks_of(layer.in_shape)
-    width, moves = tiles_of(blocks, steps) * group_of(steps), _moves(convolution)
+    group, moves = group_of(steps), _moves(convolution)
+    width, longest = -(-blocks // group) * group, max(chunks_of(steps))
     taps, channels, out = len(moves), layer.in_shape[0], layer.out_shape[0]
     source = channels * (arriving + sum(_margins(moves, width, arriving)))
-    words = (source + out * width + (channels + 4) * taps * width) * steps
+    words = (source + out * width) * steps + (channels + 4) * taps * width * longest
     return 2 * words + (64 + 6) * out * width + ROW_BYTES * convolution.rows.synapses
 
 
@@ -95,26 +91,35 @@ class PlaneRows:
     def blocks(self) -> int:
         return int(self.live.shape[1])
 
-    def tiles(self, steps: int) -> int:
-        """How many tiles an output channel has."""
-        return tiles_of(self.blocks, steps)
+    def tiles(self, group: int) -> int:
+        """How many tiles of `group` blocks an output channel has."""
+        return -(-self.blocks // group)
 
-    def inside_of(self, steps: int) -> Array:
-        """`inside` as the shift reads it: (kernel positions, tiles · group · T)."""
-        words: Array = np.repeat(self._padded(self.inside, steps), steps, axis=1)
+    def inside_of(self, steps: int, group: int) -> Array:
+        """`inside` as a shift of `steps` steps reads it: (kernel positions, blocks · steps).
+
+        The blocks are those of all tiles of `group`.
+        """
+        words: Array = np.repeat(self._padded(self.inside, group), steps, axis=1)
         return words
 
-    def live_of(self, steps: int) -> Array:
-        """`live` of all blocks of the tiles at so many steps."""
-        return self._padded(self.live, steps)
+    def live_of(self, group: int) -> Array:
+        """`live` of all blocks of the tiles."""
+        return self._padded(self.live, group)
 
-    def _padded(self, words: Array, steps: int) -> Array:
-        beyond = self.tiles(steps) * group_of(steps) - self.blocks
+    def _padded(self, words: Array, group: int) -> Array:
+        beyond = self.tiles(group) * group - self.blocks
         return np.ascontiguousarray(np.pad(words, ((0, 0), (0, beyond))))
 
-    def margins(self, steps: int, source_blocks: int) -> tuple[int, int]:
+    def moved_size(self, channels: int, steps: int) -> int:
+        """Words of the copies that a layer reads: one for each of its kernel positions."""
+        group = group_of(steps)
+        blocks = self.tiles(group) * group
+        return blocks * channels * len(self.moves) * max(chunks_of(steps))
+
+    def margins(self, group: int, source_blocks: int) -> tuple[int, int]:
         """Blocks of zeros that the source's words need before and behind."""
-        return _margins(self.moves, self.tiles(steps) * group_of(steps), source_blocks)
+        return _margins(self.moves, self.tiles(group) * group, source_blocks)
 
 
 def plane_rows(layer: net.SpikingLayer, convolution: net.ConvSynapses) -> PlaneRows:
@@ -172,22 +177,32 @@ def words_of(bits: Array) -> Array:
 @brief
 @dataclass(frozen=True)
 class Words:
-    """The words of a map, (C, front + blocks + back, T) uint16, zeros around the blocks."""
+    """The words of a map, (C, front + blocks + back, steps) uint16 of each chunk of steps, zeros
+    around the blocks.
+    """
 
-    bits: Array
+    chunks: tuple[Array, ...]
     front: int
+
+    def of_steps(self, values: Array) -> list[tuple[Array, Array]]:
+        """Each chunk with its steps of a map (T, positions, C)."""
+        ends = np.cumsum([chunk.shape[2] for chunk in self.chunks])
+        steps = [values[end - c.shape[2] : end] for c, end in zip(self.chunks, ends, strict=True)]
+        return list(zip(self.chunks, steps, strict=True))
 
 
 def empty_words(shape: net.Shape, steps: int, margins: tuple[int, int]) -> Words:
     """Of a map in which nothing fires."""
     blocks = margins[0] + blocks_of(shape) + margins[1]
-    return Words(np.zeros((shape[0], blocks, steps), np.uint16), margins[0])
+    sizes = ((shape[0], blocks, chunk) for chunk in chunks_of(steps))
+    return Words(tuple(np.zeros(size, np.uint16) for size in sizes), margins[0])
 
 
 def map_of(words: Words, shape: net.Shape) -> Array:
     """The map (T, positions, C), uint8, of its words."""
-    (positions, channels), steps = channel_last(shape), words.bits.shape[2]
-    kept = words.bits[:, words.front : words.front + blocks_of(shape)]
+    positions, channels = channel_last(shape)
+    whole = np.concatenate(words.chunks, axis=2)
+    kept, steps = whole[:, words.front : words.front + blocks_of(shape)], whole.shape[2]
     bits = kept[..., None] >> np.arange(BLOCK, dtype=np.uint16) & np.uint16(1)
     full = bits.astype(np.uint8).transpose(2, 1, 3, 0).reshape(steps, -1, channels)
     return np.ascontiguousarray(full[:, :positions])
@@ -198,11 +213,12 @@ def margins_of(
 ) -> dict[str, tuple[int, int]]:
     """Blocks of zeros around the words of each map that a layer on bit planes reads or gives."""
     found: dict[str, tuple[int, int]] = {}
+    group = group_of(steps)
     for layer in network.projected:
         if (plan := rows.get(layer.name)) is not None:
-            needed = plan.margins(steps, blocks_of(layer.in_shape))
+            needed = plan.margins(group, blocks_of(layer.in_shape))
             before = found.get(layer.source, (0, 0))
             found[layer.source] = max(before[0], needed[0]), max(before[1], needed[1])
-            beyond = plan.tiles(steps) * group_of(steps) - plan.blocks  # a tile writes all of it
+            beyond = plan.tiles(group) * group - plan.blocks  # a tile writes all of it
             found[layer.name] = (0, beyond)
     return found

@@ -134,57 +134,54 @@ def spiking_regions(
 
 def pack_region(source: Array, words: Words, *, partitions: int) -> Region:
     """A map of spikes (T, positions, C) into its words."""
-    blocks, scratch = -(-source.shape[1] // bit_planes.BLOCK), source.shape[2]
-    return tuple(
-        (
-            Call(
-                bit_planes.pack_words,
-                (source, *p.of(blocks), words.front, np.empty(scratch, np.uint16), words.bits),
-            ),
-        )
-        for p in partitions_of(partitions)
-    )
+    blocks, region = -(-source.shape[1] // bit_planes.BLOCK), []
+    for partition in partitions_of(partitions):
+        scratch = np.empty(source.shape[2], np.uint16)
+        share = *partition.of(blocks), words.front, scratch
+        pairs = words.of_steps(source)
+        region.append(tuple(Call(bit_planes.pack_words, (v, *share, to)) for to, v in pairs))
+    return tuple(region)
 
 
 def unpack_region(words: Words, out: Array, *, partitions: int) -> Region:
     """Words into their map of spikes (T, positions, C)."""
-    blocks, scratch = -(-out.shape[1] // bit_planes.BLOCK), out.shape[2]
-    return tuple(
-        (
-            Call(
-                bit_planes.unpack_words,
-                (words.bits, *p.of(blocks), words.front, np.empty(scratch, np.uint16), out),
-            ),
-        )
-        for p in partitions_of(partitions)
-    )
+    blocks, region = -(-out.shape[1] // bit_planes.BLOCK), []
+    for partition in partitions_of(partitions):
+        share = *partition.of(blocks), words.front, np.empty(out.shape[2], np.uint16)
+        pairs = words.of_steps(out)
+        region.append(tuple(Call(bit_planes.unpack_words, (w, *share, to)) for w, to in pairs))
+    return tuple(region)
 
 
 def plane_region(
-    neuron: NeuronEquation, rows: PlaneRows, source: Words, shifted: Array, v: Array,
-    spikes: Words, *, carry: bool, partitions: int,
+    neuron: NeuronEquation, rows: PlaneRows, source: Words, moved: Array, v: Array, spikes: Words,
+    *, carry: bool, partitions: int,
 ) -> Region:  # fmt: skip
-    """A layer on bit planes: its words shifted, currents, neurons.
+    """A layer on bit planes, chunk after chunk of steps: its words moved, currents, neurons.
 
-    shifted uint16 (tiles, C, kernel positions, T · group); v (C_out, tiles · group · BLOCK).
+    moved: scratch, at least `moved_size` uint16. v (C_out, tiles · group · BLOCK).
     """
-    steps = source.bits.shape[2]
-    moves = rows.moves + np.array([source.front, 0])
-    shift = bit_planes.shift_kernel(steps)
+    group = bit_planes.group_of(sum(chunk.shape[2] for chunk in source.chunks))
+    moves, live = rows.moves + np.array([source.front, 0]), rows.live_of(group)
+    table = rows.starts, rows.places, rows.weight, rows.bias, live
     form = neuron.charge, neuron.fire, neuron.v_reset is None
-    convolve = bit_planes.convolve_kernel(*form, steps)
-    inside, live = rows.inside_of(steps), rows.live_of(steps)
     numbers, region = neurons.update_constants(neuron), []
     for partition in partitions_of(partitions):
-        share = partition.of(rows.tiles(steps))
-        sums = aligned((shifted.shape[3] * bit_planes.BLOCK,), np.float32)
-        fired = aligned((len(sums) + BYTES,), np.uint8)
-        fired[:] = 0
-        table = rows.starts, rows.places, rows.weight, rows.bias, live
-        tile = *share, spikes.front, sums, fired, spikes.bits
-        shifting = Call(shift, (source.bits, moves, inside, *share, shifted))
-        running = Call(convolve, (shifted, *table, *numbers, carry, v, *tile))
-        region.append((shifting, running))
+        share, calls = partition.of(rows.tiles(group)), []
+        for i, (arriving, leaving) in enumerate(zip(source.chunks, spikes.chunks, strict=True)):
+            channels, _, steps = arriving.shape
+            shape = (rows.tiles(group), channels, len(moves), steps * group)
+            shifted = moved[: math.prod(shape)].reshape(shape)
+            sums = aligned((steps * group * bit_planes.BLOCK,), np.float32)
+            fired = np.zeros(len(sums) + BYTES, np.uint8)
+            shift = bit_planes.shift_kernel(steps, group)
+            inside = rows.inside_of(steps, group)
+            calls.append(Call(shift, (arriving, moves, inside, *share, shifted)))
+            state = *numbers, carry or i > 0, v
+            tile = *share, spikes.front, sums, fired, leaving
+            convolve = bit_planes.convolve_kernel(*form, steps, group)
+            calls.append(Call(convolve, (shifted, *table, *state, *tile)))
+        region.append(tuple(calls))
     return tuple(region)
 
 

@@ -109,7 +109,7 @@ def matrix_cases(draw: st.DrawFn) -> Case:
 
 def forms(case: Case) -> list[Form]:
     """Those of the case that leave currents."""
-    possible = possible_forms(layer_of(case), len(case.values))
+    possible = possible_forms(layer_of(case))
     return [form for form in possible if form != "planes"]
 
 
@@ -359,7 +359,7 @@ def test_no_kernel_uses_fastmath() -> None:
     """Compiled as a strict sum, without Python's lock; functions made on demand included."""
     neuron = NeuronEquation("integrate", 1.0, 1.0, None, "gt")
     made = [update_of(neuron), update_of(neuron, 4), start_lanes(4), multiply_lanes(4)]
-    made += [shift_kernel(4), convolve_kernel("integrate", "gt", False, 4)]
+    made += [shift_kernel(4, 4), convolve_kernel("integrate", "gt", False, 4, 4)]
     made += [convolve_gathered(2, graded) for graded in (False, True)]
     modules = mapping, kernels, rows, bit_planes
     made += [value for module in modules for value in vars(module).values()]

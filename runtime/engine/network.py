@@ -23,16 +23,24 @@ from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
 from soul_deploy.runtime.plan.planes import map_of
 
 
-def load(path: files.File, threads: int = 0, *, max_memory: int | None = None) -> "Network":
+def load(
+    path: files.File,
+    threads: int = 0,
+    *,
+    max_memory: int | None = None,
+    forms: Mapping[str, str] | None = None,
+) -> "Network":
     """The network in the event file at `path`, ready to run on `threads`; 0: all physical cores.
 
     If it takes images, give pixels as uint8, which it normalises as the file says, or normalised
     images as floating-point numbers.
     max_memory: bytes that its description, and one run besides the file's arrays, may take (one
     sample, one thread); None: 128 MiB and 4 GiB (DESCRIPTION_BYTES, WORK_BYTES).
+    forms: how some layers' synapses run, by name, as in `Network`.
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
-    return Network(file.load_event_network(path, max_memory=max_memory), threads, max_memory)
+    events = file.load_event_network(path, max_memory=max_memory)
+    return Network(events, threads, max_memory, forms or {})
 
 
 @brief

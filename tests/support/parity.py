@@ -37,6 +37,9 @@ from soul_deploy.model.model import Model
 from soul_deploy.prune.channel_groups import Residual
 from soul_deploy.prune.removal.apply import remove
 from soul_deploy.prune.removal.planner import plan_removal
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.plan.forms import event_forms, possible_forms
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,23 @@ def _engines(
                     and (exact.flipped or exact.logit_difference)
                 ):
                     return what, f"{label}, {file} differs on a dyadic network"
+            if drawn.spec.dyadic and (found := forms_differ(folder / "net.safetensors", x, drawn)):
+                return what, f"{label}: {found}"
     return what, None
+
+
+def forms_differ(path: Path, x: Tensor, drawn: Drawn) -> str | None:
+    """What differs between a network event by event and in forms drawn at random, if anything."""
+    events, rng = load_event_network(path), np.random.default_rng(drawn.seed)
+    forms = {layer.name: str(rng.choice(possible_forms(layer))) for layer in events.projected}
+    one = Network(events, 1, forms=event_forms(events)).run_recorded(x.numpy())
+    other = Network(events, int(rng.integers(1, 4)), forms=forms)
+    drawn_ones, scores = other.run_recorded(x.numpy()), other.run(x.numpy())
+    for name, spikes in one.spikes.items():
+        if not np.array_equal(spikes, drawn_ones.spikes[name]):
+            return f"{name} differs with {forms}"
+    same = np.array_equal(one.logits, scores) and np.array_equal(scores, drawn_ones.logits)
+    return None if same else f"scores differ with {forms}"
 
 
 def problem(drawn: Drawn) -> tuple[str, str | None]:

@@ -239,6 +239,13 @@ def _comparison(comparison: Sequence[Document]) -> tables.Table:
     return tables.Table("Against the baseline", columns, rows)
 
 
+def _hardware(env: Document) -> str:
+    """The widest vectors, caches and cores; an earlier version's result knows of cores only."""
+    vectors, caches = env.get("instruction_sets", [])[-1:], env.get("caches", {})
+    told = [f"{name} {size / 2**20:g} MiB" for name, size in caches.items() if size >= 2**20]
+    return ", ".join([*vectors, *told, f"{env['cores']} cores"])
+
+
 def _environment(document: Document) -> list[str]:
     env = document["environment"]
     versions = ", ".join(f"{name} {v}" for name, v in env["versions"].items() if v)
@@ -251,7 +258,7 @@ def _environment(document: Document) -> list[str]:
     return [
         *([f"vs ORT: median time of {reference} over this one's."] if reference else []),
         f"Input: {document['input']}.",
-        f"{env['cpu']}, {env['cores']} cores, {env['time']}, Python {env['python']}.",
+        f"{env['cpu']}, {_hardware(env)}, {env['time']}, Python {env['python']}.",
         f"{versions}.",
         *([busy] if load > 0.5 else []),
     ]

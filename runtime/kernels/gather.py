@@ -1,10 +1,11 @@
 """Dense rows of a convolution, gathered: each output adds the rows of the events in its window.
 
-The events of a layer are listed once. Then each output position and step walks the lists under its
-window, and the sums of `vectors` vectors of output channels stay in registers from the bias to the
-end: one load per addition, where rows that are scattered (synapses.py) load and store a sum for
-every four. The weights of one block of output channels are used at all positions before those of
-the next, so that they stay in the second cache.
+The events of a layer are listed once. Then each output position walks the lists under its window:
+at each kernel position, for one step after the other, the sums of `vectors` vectors of output
+channels stay in registers. So there is one load per addition, where rows that are scattered
+(synapses.py) load and store a sum for every four, and a neuron's row that is read at one step is
+near at the next. The weights of one block of output channels are used at all positions before
+those of the next, so that they stay in the second cache.
 
 Each target's sum runs in the order of synapses.py: sources by position, then by channel. A window's
 positions rise with the kernel's row and column, so the sums are the same to the bit.
@@ -16,19 +17,33 @@ from functools import cache
 import numpy as np
 from numba.extending import register_jitable
 
-from soul_deploy.base import Array
+from soul_deploy.base import Array, environment
 from soul_deploy.runtime.kernels.cache import cached_njit
-from soul_deploy.runtime.kernels.simd import BYTES, VECTOR, lowest_bit, nonzero_bits, sum_rows
+from soul_deploy.runtime.kernels.simd import (
+    BYTES,
+    VECTOR,
+    has_mask_registers,
+    lowest_bit,
+    nonzero_bits,
+    sum_rows,
+)
 
 Kernel = Callable[..., None]
-MOST_VECTORS = 4
-"""Of output channels whose sums are kept at once: half of the registers that AVX2 has."""
+MOST_VECTORS, MOST_WITH_FEW = 8, 4
+"""Of output channels whose sums are kept at once; with 16 registers of eight floats (AVX2)."""
+
+SHARE_OF_CACHE, USUAL_CACHE = 0.6, 1 << 20
+"""Of the second cache that the weights of a block take at most; bytes of one that is not known."""
 
 
-def vectors_for(width: int) -> int:
-    """Vectors of a block, for so many output channels: the fewest in all, then in few blocks."""
-    wanted = -(-width // VECTOR)
-    return max(range(1, MOST_VECTORS + 1), key=lambda n: (-(-(-wanted // n) * n), n))
+def vectors_for(width: int, rows: int) -> int:
+    """Vectors of a block, for so many output channels and rows of weights: the fewest in all, then
+    in few blocks.
+    """
+    wanted, cache_size = -(-width // VECTOR), environment.caches().get("L2", USUAL_CACHE)
+    fits = int(SHARE_OF_CACHE * cache_size) // (4 * VECTOR * rows)
+    most = min(MOST_VECTORS if has_mask_registers() else MOST_WITH_FEW, max(fits, 1))
+    return max(range(1, most + 1), key=lambda n: (-(-(-wanted // n) * n), n))
 
 
 @register_jitable
@@ -75,7 +90,7 @@ def convolve_gathered(vectors: int, graded: bool) -> Kernel:
     def convolve(
         values: Array, weight: Array, bias: Array, out_channels: int, y_under: Array,
         x_under: Array, bounds: tuple[int, int], in_columns: int, arriving: tuple[int, int],
-        starts: Array, rows: Array, amounts: Array, segments: Array, sums: Array, out: Array,
+        starts: Array, rows: Array, amounts: Array, sums: Array, out: Array,
     ) -> None:  # fmt: skip
         """Currents of the output rows from bounds[0] to bounds[1], the bias included.
 
@@ -83,8 +98,8 @@ def convolve_gathered(vectors: int, graded: bool) -> Kernel:
         positions in rising order of what lies under them; bias (groups, blocks, vectors · VECTOR);
         y_under int64 (OH, kh), x_under int64 (OW, kw): the input row and column under each kernel
         index, -1 outside; arriving: the input rows, of `in_columns` positions, whose events are
-        listed. Scratch: starts, rows, amounts as in `list_events`; segments int64 (3, kh · kw);
-        sums (vectors · VECTOR,). out (T, OH·OW·C_out).
+        listed. Scratch: starts, rows, amounts as in `list_events`; sums (T, vectors · VECTOR). out
+        (T, OH·OW·C_out).
         """
         groups, blocks, _, inner, wide = weight.shape
         flat, starting, width = weight.reshape(-1), bias.reshape(-1), out_channels // groups
@@ -100,26 +115,22 @@ def convolve_gathered(vectors: int, graded: bool) -> Kernel:
                     for x in range(columns):
                         to = (y * columns + x) * out_channels + g * width + block * wide
                         for t in range(len(values)):
-                            count = 0
-                            for i in range(height):
-                                for j in range(kernel_width):
-                                    if y_under[y, i] >= 0 and x_under[x, j] >= 0:
-                                        at = y_under[y, i] * in_columns + x_under[x, j]
-                                        segments[0, count] = starts[t, at * groups + g]
-                                        segments[1, count] = starts[t, at * groups + g + 1]
-                                        segments[2, count] = base + (i * kernel_width + j) * inner
-                                        count += 1
-                            if length == wide:
-                                sum_rows(
-                                    starting, begin, flat, segments, count, rows, amounts, out[t],
-                                    to, vectors, graded,
-                                )  # fmt: skip
-                            else:
-                                sum_rows(
-                                    starting, begin, flat, segments, count, rows, amounts, sums, 0,
-                                    vectors, graded,
-                                )  # fmt: skip
-                                for k in range(length):
-                                    out[t, to + k] = sums[k]
+                            for k in range(wide):
+                                sums[t, k] = starting[begin * wide + k]
+                        for i in range(height):
+                            for j in range(kernel_width):
+                                if y_under[y, i] >= 0 and x_under[x, j] >= 0:
+                                    row = base + (i * kernel_width + j) * inner
+                                    at = y_under[y, i] * in_columns + x_under[x, j]
+                                    at = at * groups + g
+                                    for t in range(len(values)):
+                                        events = starts[t, at], starts[t, at + 1]
+                                        sum_rows(
+                                            flat, row, rows, amounts, events[0], events[1],
+                                            sums[t], vectors, graded,
+                                        )  # fmt: skip
+                        for t in range(len(values)):
+                            for k in range(length):
+                                out[t, to + k] = sums[t, k]
 
     return convolve

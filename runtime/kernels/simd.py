@@ -10,6 +10,7 @@ it: compiled kernels are found again on disk by what their closures hold, and an
 the same twice.
 """
 
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -41,10 +42,13 @@ def compiled() -> bool:
     return not off
 
 
-def target_features() -> str:
-    """What kernels are compiled for, as LLVM names it: "+avx2,-avx512f,…"."""
-    features: str = cpu_target.target_context.codegen()._tm_features
-    return features
+@cache
+def has_mask_registers() -> bool:
+    """Whether kernels are compiled for a processor with registers for masks, and 32 for vectors
+    (AVX-512).
+    """
+    features: str = cpu_target.target_context.codegen()._tm_features  # "+avx2,-avx512f,…"
+    return compiled() and "+avx512bw" in features.split(",")
 
 
 class Emitter:
@@ -180,68 +184,55 @@ def _emit_transpose(e: Emitter, lanes: int) -> None:
 
 
 def _plain_sum_rows(
-    start: Array, begin: int, weight: Array, segments: Array, count: int, rows: Array,
-    amounts: Array, out: Array, to: int, vectors: int, graded: bool,
+    weight: Array, base: int, rows: Array, amounts: Array, begin: int, end: int, sums: Array,
+    vectors: int, graded: bool,
 ) -> None:  # fmt: skip
-    """out[to : to + width] = start's row `begin`, plus the rows of weights of listed events.
+    """sums += row base + rows[e] of `weight`, for the events e from `begin` to `end`.
 
-    width = vectors · VECTOR, of the rows of `start`, `weight` and what leaves. Segment s of the
-    `count` holds the events e from segments[0, s] to segments[1, s]: row segments[2, s] + rows[e]
-    of `weight` is added, times amounts[e] if `graded`; sums are rounded after each row.
+    Rows and sums are vectors · VECTOR wide, and sums are rounded after each row. If `graded`, the
+    row is multiplied by amounts[e] first.
     """
     width = vectors * VECTOR
-    total = start[begin * width : (begin + 1) * width].copy()
-    for s in range(count):
-        for e in range(segments[0, s], segments[1, s]):
-            row = int(segments[2, s]) + int(rows[e])
-            added = weight[row * width : (row + 1) * width]
-            total += amounts[e] * added if graded else added
-    out[to : to + width] = total
+    for e in range(begin, end):
+        row = int(base) + int(rows[e])
+        added = weight[row * width : (row + 1) * width]
+        sums += amounts[e] * added if graded else added
 
 
 @intrinsic(prefer_literal=True)
 def _vector_sum_rows(
-    typing: Any, start: Any, begin: Any, weight: Any, segments: Any, count: Any, rows: Any,
-    amounts: Any, out: Any, to: Any, vectors: Any, graded: Any,
+    typing: Any, weight: Any, base: Any, rows: Any, amounts: Any, begin: Any, end: Any, sums: Any,
+    vectors: Any, graded: Any,
 ) -> Any:  # fmt: skip
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
         _emit_sum_rows(e, vectors.literal_value, graded=graded.literal_value)
         return context.get_dummy_value()
 
-    given = start, begin, weight, segments, count, rows, amounts, out, to, vectors, graded
-    return types.void(*given), generate
+    return types.void(weight, base, rows, amounts, begin, end, sums, vectors, graded), generate
 
 
 def _emit_sum_rows(e: Emitter, vectors: int, *, graded: bool) -> None:
-    b, vector, width = e.builder, floats(VECTOR), vectors * VECTOR
-    weight, listed, amounts = e.array(2).data, e.array(5).data, e.array(6).data
-    segments = e.array(3)
-    pitch = b.extract_value(segments.shape, 1)
+    b, vector = e.builder, floats(VECTOR)
+    rows, amounts = e.array(2).data, e.array(3).data
 
-    def places(pointer: Any, row: Any) -> list[Any]:
-        first = e.times(row, width)
-        return [
-            e.vector_at(pointer, b.add(first, WIDE(VECTOR * i)), vector) for i in range(vectors)
-        ]
+    def places(array: int, row: Any) -> list[Any]:
+        first = e.times(row, vectors * VECTOR)
+        starts = [b.add(first, WIDE(VECTOR * i)) for i in range(vectors)]
+        return [e.vector_at(e.array(array).data, start, vector) for start in starts]
 
     sums = [cgutils.alloca_once(b, vector) for _ in range(vectors)]  # type: ignore[no-untyped-call]
-    for total, place in zip(sums, places(e.array(0).data, e.index(1)), strict=True):
+    for total, place in zip(sums, places(6, WIDE(0)), strict=True):
         b.store(b.load(place, align=4), total)
-    with cgutils.for_range_slice(b, WIDE(0), e.index(4), WIDE(1), WIDE) as (s, _):
-        begin, end, base = (
-            b.load(b.gep(segments.data, [b.add(e.times(pitch, i), s)])) for i in range(3)
-        )
-        with cgutils.for_range_slice(b, begin, end, WIDE(1), WIDE) as (event, _):
-            row = b.add(base, b.zext(b.load(b.gep(listed, [event])), WIDE))
-            factor = e.splat(b.load(b.gep(amounts, [event])), vector) if graded else None
-            for total, place in zip(sums, places(weight, row), strict=True):
-                added = b.load(place, align=4)
-                added = added if factor is None else b.fmul(factor, added)
-                b.store(b.fadd(b.load(total), added), total)
-    for i, total in enumerate(sums):
-        to = b.add(e.index(8), WIDE(VECTOR * i))
-        b.store(b.load(total), e.vector_at(e.array(7).data, to, vector), align=4)
+    with cgutils.for_range_slice(b, e.index(4), e.index(5), WIDE(1), WIDE) as (event, _):
+        row = b.add(e.index(1), b.zext(b.load(b.gep(rows, [event])), WIDE))
+        factor = e.splat(b.load(b.gep(amounts, [event])), vector) if graded else None
+        for total, place in zip(sums, places(0, row), strict=True):
+            added = b.load(place, align=4)
+            added = added if factor is None else b.fmul(factor, added)
+            b.store(b.fadd(b.load(total), added), total)
+    for total, place in zip(sums, places(6, WIDE(0)), strict=True):
+        b.store(b.load(total), place, align=4)
 
 
 def _plain_nonzero_bits(values: Array, at: int) -> int:
@@ -304,8 +295,7 @@ transpose: Any = _vector_transpose if compiled() else _plain_transpose
 """transpose(current, neuron, arriving, index, lanes): `_plain_transpose`."""
 
 sum_rows: Any = _vector_sum_rows if compiled() else _plain_sum_rows
-"""sum_rows(start, begin, weight, segments, count, rows, amounts, out, to, vectors, graded): as
-`_plain_sum_rows`."""
+"""sum_rows(weight, base, rows, amounts, begin, end, sums, vectors, graded): `_plain_sum_rows`."""
 
 nonzero_bits: Any = _vector_nonzero_bits if compiled() else _plain_nonzero_bits
 """nonzero_bits(values, at) -> uint64: `_plain_nonzero_bits`."""

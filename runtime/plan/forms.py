@@ -10,13 +10,12 @@ All forms of a layer compute the same sums, some in another order (the kernels s
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Literal
 
 from soul_deploy.base import errors
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.bit_planes import group_of
-from soul_deploy.runtime.kernels.simd import VECTOR, compiled, target_features
+from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
 from soul_deploy.runtime.plan.layout import channel_last
 from soul_deploy.runtime.plan.planes import blocks_of, fits_planes
 
@@ -49,7 +48,7 @@ def event_forms(network: net.EventNetwork) -> dict[str, Form]:
 def form_of(layer: net.Synaptic, steps: int) -> Form:
     """The form that is faster in a network of so many steps, by what each does at a usual rate."""
     possible = possible_forms(layer)
-    if "planes" in possible and masks_are_registers() and _planes_pay(layer, steps):
+    if "planes" in possible and has_mask_registers() and _planes_pay(layer, steps):
         return "planes"
     if "gather" in possible and layer.synapses.out_shape[0] // layer.synapses.blocks >= VECTOR:
         return "gather"
@@ -63,12 +62,6 @@ def _planes_pay(layer: net.Synaptic, steps: int) -> bool:
     words = -(-blocks_of(layer.out_shape) // group) * group * steps
     events = channel_last(layer.out_shape)[0] * fires
     return words * PLANE_ADDITION < events * EVENT_ADDITION
-
-
-@cache
-def masks_are_registers() -> bool:
-    """Whether kernels are compiled for a processor with registers for masks (AVX-512)."""
-    return compiled() and "+avx512bw" in target_features().split(",")
 
 
 def forms_of(network: net.EventNetwork, wanted: Mapping[str, str]) -> dict[str, Form]:

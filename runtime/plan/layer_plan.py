@@ -222,7 +222,7 @@ def gathered_rows(convolution: net.ConvSynapses, rows: net.DenseRows, *, graded:
     """(weight, bias) by groups and blocks of output channels, as `convolve_gathered` takes them."""
     groups, channels = convolution.groups, convolution.in_shape[0]
     width, taps = convolution.out_shape[0] // groups, math.prod(convolution.kernel)
-    vectors = gather.vectors_for(width)
+    vectors = gather.vectors_for(width, taps * (channels // groups))
     wide = vectors * VECTOR
     blocks = -(-width // wide)
     padded = np.zeros((channels, taps, blocks * wide), np.float32)

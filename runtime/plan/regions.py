@@ -78,7 +78,7 @@ def _gather_region(
 ) -> Region:
     """Each partition lists the events that it reads."""
     weight, region = plan.arrays[0], []
-    groups, _, taps, inner, wide = weight.shape
+    groups, _, _, inner, wide = weight.shape
     for partition in partitions_of(partitions):
         tables = layer_plan.synapse_tables(plan.synapses, plan, partition)
         first, last = tables[-1]
@@ -87,8 +87,8 @@ def _gather_region(
         amounts = np.empty(read if layer.edge == "graded" else 0, np.float32)
         scratch = (
             np.zeros((len(source), source.shape[1] * groups + 1), np.uint32),
-            *(np.empty(read, np.uint32), amounts, np.empty((3, taps), np.int64)),
-            np.empty(wide, np.float32),
+            *(np.empty(read, np.uint32), amounts),
+            np.empty((len(source), wide), np.float32),
         )
         region.append((Call(plan.kernel, (source, *tables, *scratch, current)),))
     return tuple(region)

@@ -1,4 +1,4 @@
-"""Where something was measured: processor, cores, versions, time."""
+"""Where something was measured: processor, instruction sets, caches, cores, versions, time."""
 
 import os
 import platform
@@ -10,6 +10,8 @@ from typing import Any
 PACKAGES = ("soul-deploy", "numpy", "numba", "scipy", "onnxruntime", "onnx", "torch")
 CPUINFO = Path("/proc/cpuinfo")
 TOPOLOGY = Path("/sys/devices/system/cpu")
+VECTOR_SETS = ("asimd", "sve", "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni")
+"""Instruction sets, as Linux calls them, that say how fast vectors are."""
 
 
 def environment() -> dict[str, Any]:
@@ -17,6 +19,9 @@ def environment() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
+        "instruction_sets": instruction_sets(),
+        "caches": caches(),
+        "clock_mhz": clock_mhz(),
         "cores": len(physical_cores()),
         "load_average": _load_average(),
         "system": platform.platform(),
@@ -46,11 +51,45 @@ def physical_cores() -> tuple[int, ...]:
 
 def cpu_model() -> str:
     """The processor's name."""
+    return _cpuinfo("model name") or _cpuinfo("Model") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Those of VECTOR_SETS that the processor has; none where the system does not say."""
+    words = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+    return [name for name in VECTOR_SETS if name in words]
+
+
+def clock_mhz() -> float | None:
+    """The clock now, or None where the system does not say."""
+    told = _cpuinfo("cpu MHz")
+    return None if told is None else round(float(told), 1)
+
+
+def caches() -> dict[str, int]:
+    """Bytes of each cache of the first core, {"L1d": 49152, …}; none where it is not known."""
+    found: dict[str, int] = {}
+    for index in sorted((TOPOLOGY / "cpu0" / "cache").glob("index[0-9]*")):
+        try:
+            level, kind, size = (
+                (index / name).read_text(encoding="ascii").strip()
+                for name in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction" and size.endswith("K"):
+            found[f"L{level}{'d' if kind == 'Data' else ''}"] = 1024 * int(size[:-1])
+    return found
+
+
+def _cpuinfo(key: str) -> str | None:
+    """The first value that /proc/cpuinfo has under a key."""
     if CPUINFO.exists():
         for line in CPUINFO.read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return None
 
 
 def package_version(name: str) -> str | None:

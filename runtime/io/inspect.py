@@ -15,6 +15,7 @@ from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.io import other_files
+from soul_deploy.runtime.plan.forms import forms_of
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
@@ -191,9 +192,13 @@ def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
 
 def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
     """An event network: its layers as rows and what it is valid for."""
-    layers = [layer_row(layer, network.edges[layer.sources[0]]) for layer in network.layers]
+    forms = forms_of(network, {})
+    layers = [
+        layer_row(layer, network.edges[layer.sources[0]]) | {"runs_as": forms.get(layer.name)}
+        for layer in network.layers
+    ]
     norm = network.normalization
-    rows = [*layers, _readout_row(network.readout)]
+    rows = [*layers, _readout_row(network.readout) | {"runs_as": None}]
     return {
         "time_steps": network.time_steps,
         "input_shape": list(network.input_shape),

@@ -74,7 +74,7 @@ def _event(described: Description) -> tuple[Facts, list[Table]]:
         ("made from", f"model file with sha256 {described['source_sha256'] or 'unknown'}"),
         ("digest", f"{described['digest']} (checked)"),
     ]
-    columns = ["layer", "operation", "from", "shape", "neurons", "edge", "kind", "rows"]
+    columns = ["layer", "operation", "from", "shape", "neurons", "edge", "kind", "runs as", "rows"]
     columns += ["synapses", "kB"]
     rows = [
         [
@@ -85,6 +85,7 @@ def _event(described: Description) -> tuple[Facts, list[Table]]:
             f"{row['neurons']:,}" if row["neuron"] is not None else "",
             _edge(row),
             f"{row['representation']} rows" if row["representation"] else "",
+            row["runs_as"] or "",
             row["rows"] or "",
             row["synapses"] or "",
             f"{row['bytes'] / 1e3:,.1f}" if row["bytes"] else "",

@@ -1,7 +1,6 @@
 """`soul-deploy export onnx`, `export event`, `export nir` and `verify`."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -155,7 +154,8 @@ def event(
 
     Masked neurons, and neurons that no output depends on, are left out.
     """
-    allowed, forms = memory.parse_bytes(max_memory), read_forms(rows)
+    allowed = memory.parse_bytes(max_memory)
+    forms = parsing.read_forms(rows, get_args(storage_format.Form))
     target = target_of(output, model_path, ".event.safetensors")
     source = Source.load(model_path, time_step, allowed)
     layers: list[dict[str, Any]] = []
@@ -166,22 +166,6 @@ def event(
         layers.extend(representations(network))
 
     write_checked("event", source, target, write, check_on, check, layers)
-
-
-def read_forms(words: Sequence[str]) -> dict[str, storage_format.Form]:
-    """LAYER=FORM words as a mapping. Raises UsageError."""
-    forms: dict[str, storage_format.Form] = {}
-    valid = get_args(storage_format.Form)
-    for word in words:
-        layer, equals, form = word.rpartition("=")
-        found = next((known for known in valid if known == form.lower()), None)
-        if not equals or not layer or found is None:
-            raise errors.UsageError(
-                f"--rows {word}: give LAYER=FORM, where FORM is {', '.join(valid)}"
-            )
-        if forms.setdefault(layer, found) != found:
-            raise errors.UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
-    return forms
 
 
 @click.command(

@@ -6,7 +6,8 @@ before click sees them. Help shows options under headings, and ends with a line 
 """
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -14,6 +15,7 @@ from click.core import ParameterSource
 from soul_deploy.base import errors, terminal
 from soul_deploy.training import recipes
 
+F = TypeVar("F", bound=str)
 HEADINGS = ("Data", "Network", "Method", "Training", "Files", "Output", "Other")
 """The headings of help, in order."""
 
@@ -219,3 +221,18 @@ def existing_indexes(
     if not kept:
         raise errors.UsageError(f"{name}: none of {given} exists; {valid}")
     return kept, f"{name}: {given} ignored; {valid}" if missing else None
+
+
+def read_forms(words: Sequence[str], valid: Sequence[F]) -> dict[str, F]:
+    """LAYER=FORM words of --rows as a mapping; valid: the forms. Raises UsageError."""
+    forms: dict[str, F] = {}
+    for word in words:
+        layer, equals, form = word.rpartition("=")
+        found = next((known for known in valid if known == form.lower()), None)
+        if not equals or not layer or found is None:
+            raise errors.UsageError(
+                f"--rows {word}: give LAYER=FORM, where FORM is {', '.join(valid)}"
+            )
+        if forms.setdefault(layer, found) != found:
+            raise errors.UsageError(f"--rows {word}: {layer} was given as {forms[layer]} too")
+    return forms

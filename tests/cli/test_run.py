@@ -122,6 +122,24 @@ def test_streaming_gives_each_steps_scores(files: Files, tmp_path: Path) -> None
     assert soul_deploy("run", files.compact_event, path, "--stream", "--threads", 2).exit_code == 2
 
 
+def test_forms_of_rows_are_shown_and_chosen_for_a_run(files: Files, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", random_pixels(3))
+    shown = [files.compact_event, tmp_path / "x.npy", "--top", 10]
+    layers = [row for row in as_json("inspect", files.compact_event)["layers"] if row["representation"]]
+    assert layers and all(row["runs_as"] for row in layers)
+    assert "runs as" in printed("inspect", files.compact_event)
+    first = layers[0]
+    as_it_is = ("--rows", f"{first['projection']}={first['runs_as'].upper()}")
+    assert as_json("run", *shown, *as_it_is) == as_json("run", *shown)
+    for words, told in (
+        (("--rows", "nowhere=sparse"), "unknown layer with synapses 'nowhere'; valid: "),
+        (("--rows", "sparse"), "--rows sparse: give LAYER=FORM, where FORM is sparse, dense"),
+        (("--rows", f"{first['layer']}=planes"), "its synapses cannot run as 'planes'; give "),
+    ):
+        refused = soul_deploy("run", *shown, *words)
+        assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr
+
+
 def test_operations_are_counted_over_all_files(files: Files, tmp_path: Path) -> None:
     images = save_images(tmp_path, random_pixels(3))
     path = tmp_path / "more.npy"

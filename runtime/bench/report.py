@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from soul_deploy.base import brief, errors, file_kinds, files, json_text, tables
+from soul_deploy.runtime.bench.profile_table import profile_tables
 
 Document = Mapping[str, Any]
 Key = tuple[str, int, int]
@@ -168,13 +169,17 @@ class BenchReport(tables.Shown):
         return replace(self, document={**self.document, **more})
 
     def parts(self) -> list[tables.Table | str]:
-        """Times, costs of a fresh process, agreement, speed-ups over the baseline, the machine."""
+        """Times, costs of a fresh process, agreement, the profile, speed-ups over the baseline, the
+        machine.
+        """
         document = self.document
         shown: list[tables.Table | str] = [_times(self.entries, self.percentiles)]
         if any(entry["load_ms"] is not None for entry in self.entries):
             shown.append(_fresh(self.entries))
         if document["agreement"]:
             shown.append(_agreement(document["agreement"]))
+        if document.get("profile"):
+            shown += profile_tables(document["profile"])
         if document.get("comparison"):
             shown.append(_comparison(document["comparison"]))
         return [*shown, *_environment(document)]

@@ -19,6 +19,7 @@ from soul_deploy.runtime.bench.engines import Engine, EngineSpec
 from soul_deploy.runtime.io.inputs import DATA, RANDOM
 from soul_deploy.runtime.io.inspect import kind_of_file
 
+PROFILED = "event"
 MAX_BATCHES = 8
 """Different batches that runs cycle through: an event network's time depends on its input."""
 
@@ -36,6 +37,7 @@ class BenchConfig:
     seed         of random images
     data_dir     where a data set's files stand
     resize       scale image files of another size
+    profile      also where the event runtime's time goes, by layer and kind of work
     """
 
     engines: tuple[str, ...] = ()
@@ -47,6 +49,7 @@ class BenchConfig:
     seed: int = 2025
     data_dir: Path = Path("data")
     resize: bool = False
+    profile: bool = False
 
 
 def bench(
@@ -86,7 +89,13 @@ def time_files(
 ) -> report.BenchReport:
     """As `bench`; what is missing is exported to `folder`; `warn` is called first."""
     given = files if isinstance(files, inputs.BenchFiles) else files_of(files)
-    specs = inputs.prepare_engines(inputs.choose_engines(config.engines, given), given, folder)
+    names = inputs.choose_engines(config.engines, given)
+    if config.profile and PROFILED not in names:
+        raise errors.UsageError(
+            f"a profile is of the engine {PROFILED}, which is not among {', '.join(names)}; give "
+            "an event network or a model file, and leave --engines out or add it"
+        )
+    specs = inputs.prepare_engines(names, given, folder)
     for text in inputs.foreign_files(given):
         warn(text)
     facts = {path: inputs.facts_of(path) for path in dict.fromkeys(spec.path for spec in specs)}
@@ -96,6 +105,13 @@ def time_files(
     count = max(config.batch_sizes) * MAX_BATCHES
     samples, axis = inputs.input_samples(images, config.data_dir, rule, count, config.seed)
     document = run_bench(specs, config, samples, axis, progress)
+    if config.profile:
+        progress("profiling")
+        from soul_deploy.runtime.bench.profile import profile  # imports numba's kernels
+
+        (path,) = (spec.path for spec in specs if spec.name == PROFILED)
+        batch = split_batches(samples, 1, axis)[0]
+        document["profile"] = profile(path, batch, config.schedule.iterations)
     sources = {spec.name: inputs.source_of(facts[spec.path]) for spec in specs}
     for entry in document["entries"]:
         entry["source_sha256"] = sources[entry["engine"]]

@@ -33,6 +33,7 @@ class Buffers:
               spikes (all T, positions, G); outside streams the map holds them from the start
     static_regions  in a stream, regions whose results only change with the input
     regions   the other regions, in order
+    owners    of each of `regions` the layer's name
     scores    (classes,) float32, written by the last call
     """
 
@@ -44,6 +45,12 @@ class Buffers:
     patterns: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     static_regions: list[Region] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
+    owners: list[str] = field(default_factory=list)
+
+    def add(self, owner: str, region: Region) -> None:
+        """One more region, of the layer `owner`."""
+        self.regions.append(region)
+        self.owners.append(owner)
 
     def run(self, partition: int = 0, barrier: Barrier = lambda: None) -> None:
         """Execute all regions on the input in `values`.
@@ -99,7 +106,7 @@ def build_buffers(
     for each in network.layers:
         bind(each, builder)
     source = made.values[network.readout.source]
-    made.regions.append(regions.readout_region(network.readout, source, made.scores))
+    made.add(network.readout.name, regions.readout_region(network.readout, source, made.scores))
     return made
 
 
@@ -132,17 +139,20 @@ class Builder:
         region = regions.current_region(
             layer, plan, source, flat, lanes=0, partitions=self.partitions
         )
-        self._regions(layer.name).append(region)
+        self._add(layer.name, region)
 
     def add_map(self, layer: net.MapLayer) -> None:
         sources = [self.made.values[name] for name in layer.sources]
         out = self._map(layer, max(map(len, sources)))
         region = regions.map_region(layer, sources, out, partitions=self.partitions)
-        self._regions(layer.name).append(region)
+        self._add(layer.name, region)
 
-    def _regions(self, name: str) -> list[Region]:
-        """The list that a layer's region belongs to."""
-        return self.made.static_regions if self._is_static(name) else self.made.regions
+    def _add(self, name: str, region: Region) -> None:
+        """A layer's region, to those that it belongs to."""
+        if self._is_static(name):
+            self.made.static_regions.append(region)
+        else:
+            self.made.add(name, region)
 
     def _is_static(self, name: str) -> bool:
         """In a stream, whether a layer's values change with the input alone."""
@@ -179,7 +189,7 @@ class Builder:
             apart=static,
         )  # fmt: skip
         self.made.static_regions += of_input
-        self.made.regions.append(of_steps)
+        self.made.add(layer.name, of_steps)
         self._scatter_spikes(layer, plan.layout, spikes)
 
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
@@ -197,10 +207,11 @@ class Builder:
             layer.neuron, rows, source, self.moved, v, spikes, carry=self.carry,
             partitions=self.partitions,
         )  # fmt: skip
-        self.made.regions.append(region)
+        self.made.add(layer.name, region)
         if layer.name in self.read:
             out = self._map(layer, steps)
-            self.made.regions.append(regions.unpack_region(spikes, out, partitions=self.partitions))
+            unpacking = regions.unpack_region(spikes, out, partitions=self.partitions)
+            self.made.add(layer.name, unpacking)
 
     def _words(self, layer: net.SpikingLayer) -> planes.Words:
         """The words of what a layer on bit planes reads; packed from its map if they are new."""
@@ -209,7 +220,8 @@ class Builder:
             words = planes.empty_words(layer.in_shape, self.steps, self.margins[name])
             self.made.words[name] = words
             source = self.made.values[name]
-            self.made.regions.append(regions.pack_region(source, words, partitions=self.partitions))
+            packing = regions.pack_region(source, words, partitions=self.partitions)
+            self.made.add(layer.name, packing)
         return self.made.words[name]
 
     def add_population(self, layer: net.PopulationLayer) -> None:
@@ -222,7 +234,7 @@ class Builder:
         region = regions.neuron_region(
             layer.neuron, current, gather, v, spikes, carry=self.carry, lanes=0, bounds=bounds
         )
-        self.made.regions.append(region)
+        self.made.add(layer.name, region)
         self._scatter_spikes(layer, layout, spikes)
 
     def _neurons(
@@ -247,7 +259,7 @@ class Builder:
         region = regions.scatter_spikes_region(
             spikes, layout.scatter_index, flat, partitions=self.partitions
         )
-        self.made.regions.append(region)
+        self.made.add(layer.name, region)
         if layer.pattern is not None:
             shown = full[:, :, layer.current_shape[0] :]
             self.made.patterns[layer.name] = shown, pattern_spikes(layer)

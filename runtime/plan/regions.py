@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,18 @@ from soul_deploy.runtime.plan import layer_plan
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.planes import PlaneRows, Words
 
+Work = Literal["currents", "neurons", "fused", "words", "maps"]
+"""What a kernel call does: currents of a layer, its neurons, both of them, spikes into words of
+bits and back, maps to maps (pooling, merges, the readout's sums)."""
+
 
 @dataclass(frozen=True)
 class Call:
+    """A kernel and all its arguments."""
+
     kernel: Callable[..., Any]
     arguments: tuple[Any, ...]
+    work: Work = "maps"
 
 
 Region = tuple[tuple[Call, ...], ...]
@@ -68,8 +75,9 @@ def current_region(
             amounts = np.zeros((events, lanes), np.float32)
             scratch = (np.empty(events, np.uint8), np.zeros(events + 1, np.uint32), amounts)
         tables = layer_plan.synapse_tables(layer.synapses, plan, partition)
-        starting = Call(start, (current, plan.bias_of(partition), *plan.bounds(partition)))
-        region.append((starting, Call(kernel, (values, *tables, *scratch, current))))
+        first = current, plan.bias_of(partition), *plan.bounds(partition)
+        adding = Call(kernel, (values, *tables, *scratch, current), "currents")
+        region.append((Call(start, first, "currents"), adding))
     return tuple(region)
 
 
@@ -90,7 +98,7 @@ def _gather_region(
             *(np.empty(read, np.uint32), amounts),
             np.empty((len(source), wide), np.float32),
         )
-        region.append((Call(plan.kernel, (source, *tables, *scratch, current)),))
+        region.append((Call(plan.kernel, (source, *tables, *scratch, current), "currents"),))
     return tuple(region)
 
 
@@ -139,7 +147,8 @@ def pack_region(source: Array, words: Words, *, partitions: int) -> Region:
         scratch = np.empty(source.shape[2], np.uint16)
         share = *partition.of(blocks), words.front, scratch
         pairs = words.of_steps(source)
-        region.append(tuple(Call(bit_planes.pack_words, (v, *share, to)) for to, v in pairs))
+        pack = bit_planes.pack_words
+        region.append(tuple(Call(pack, (v, *share, to), "words") for to, v in pairs))
     return tuple(region)
 
 
@@ -149,7 +158,8 @@ def unpack_region(words: Words, out: Array, *, partitions: int) -> Region:
     for partition in partitions_of(partitions):
         share = *partition.of(blocks), words.front, np.empty(out.shape[2], np.uint16)
         pairs = words.of_steps(out)
-        region.append(tuple(Call(bit_planes.unpack_words, (w, *share, to)) for w, to in pairs))
+        unpack = bit_planes.unpack_words
+        region.append(tuple(Call(unpack, (w, *share, to), "words") for w, to in pairs))
     return tuple(region)
 
 
@@ -176,11 +186,11 @@ def plane_region(
             fired = np.zeros(len(sums) + BYTES, np.uint8)
             shift = bit_planes.shift_kernel(steps, group)
             inside = rows.inside_of(steps, group)
-            calls.append(Call(shift, (arriving, moves, inside, *share, shifted)))
+            calls.append(Call(shift, (arriving, moves, inside, *share, shifted), "words"))
             state = *numbers, carry or i > 0, v
             tile = *share, spikes.front, sums, fired, leaving
             convolve = bit_planes.convolve_kernel(*form, steps, group)
-            calls.append(Call(convolve, (shifted, *table, *state, *tile)))
+            calls.append(Call(convolve, (shifted, *table, *state, *tile), "fused"))
         region.append(tuple(calls))
     return tuple(region)
 
@@ -205,12 +215,13 @@ def neuron_region(
         calls: list[Call] = []
         if gather is not None:
             kernel = time_vectorised.gather_lanes if lanes else maps.gather_currents
-            calls.append(Call(kernel, (current, gather, first, last, arriving)))
+            calls.append(Call(kernel, (current, gather, first, last, arriving), "neurons"))
         scratch = [aligned((lanes, neurons.LANE_BLOCK), np.float32)] if lanes else []
-        calls.append(Call(update, (arriving, *numbers, carry, v, fired, first, last, *scratch)))
+        running = arriving, *numbers, carry, v, fired, first, last, *scratch
+        calls.append(Call(update, running, "neurons"))
         if masked_out is not None:
             masked_part = _index_between(masked_out, (first, last))
-            calls.append(Call(maps.mask_out, (fired, masked_out, *masked_part)))
+            calls.append(Call(maps.mask_out, (fired, masked_out, *masked_part), "neurons"))
         region.append(tuple(calls))
     return tuple(region)
 
@@ -224,7 +235,8 @@ def _index_between(index: Array, bounds: tuple[int, int]) -> tuple[int, int]:
 def scatter_spikes_region(spikes: Array, scatter: Array, flat: Array, *, partitions: int) -> Region:
     """Scatter spikes (T, L) of live neurons into their map (T, n)."""
     shares = (partition.of(len(scatter)) for partition in partitions_of(partitions))
-    return tuple((Call(maps.scatter_spikes, (spikes, scatter, *share, flat)),) for share in shares)
+    scattered = ((spikes, scatter, *share, flat) for share in shares)
+    return tuple((Call(maps.scatter_spikes, each, "neurons"),) for each in scattered)
 
 
 @dispatch.operation_table(network.MapLayer)

@@ -17,8 +17,11 @@ from soul_deploy.cli.output import drawn
 from soul_deploy.runtime.bench import inputs, runner, timing
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import ReferenceRequest
+from soul_deploy.runtime.bench.profile_table import chrome_trace
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
 from soul_deploy.runtime.io.inputs import RANDOM
+
+TRACE = "Write the profile's last run as a Chrome trace (JSON) here; implies --profile."
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def _timing_options() -> common.Decorator:
     duration = "Seconds per engine, at least --iterations runs."
     fresh = "Also start each engine in a process of its own: load time, first run, memory."
 
+    profile = "Also the event runtime's time by layer and kind of work."
+
     def number(flag: str, least: int, default: int, text: str | None = None) -> common.Decorator:
         return option(flag, type=click.IntRange(least), default=default, help=text)
 
@@ -93,6 +98,7 @@ def _timing_options() -> common.Decorator:
         option("--percentiles", cls=parsing.ListOption, default="50 90 99"),
         common.seed_option("Of the random input.", "Data"),
         option("--fresh/--no_fresh", default=True, help=fresh),
+        option("--profile", is_flag=True, help=profile),
     )
 
 
@@ -104,9 +110,12 @@ def _timing_options() -> common.Decorator:
 @_instrument("--roof")
 @_instrument("--calibrate")
 @common.output_option("Write the result as JSON here too.")
+@option("--trace", type=common.FILE, help=TRACE, heading="Files")
 @option("--compare", type=common.FILE, help="An earlier --output to compare with.", heading="Files")
 @common.format_option("style")
-def sparse(style: str, output: Path | None, compare: Path | None, **values: Any) -> None:
+def sparse(
+    style: str, output: Path | None, trace: Path | None, compare: Path | None, **values: Any
+) -> None:
     """Time engines side by side: same input, same threads, medians of many runs.
 
     Engines take turns in blocks after a warm-up. Missing ONNX and event files are exported from
@@ -114,8 +123,8 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     """
     from soul_deploy.runtime.kernels.cache import compiling_announced  # imports numba
 
-    if output is not None:
-        require_writable(output)
+    require_writable(*(path for path in (output, trace) if path is not None))
+    values["profile"] |= trace is not None
     request = read_request(values)
     baseline = None if compare is None else load_baseline(compare)
     with progress.warnings_said(terminal.warn), compiling_announced():
@@ -127,9 +136,11 @@ def sparse(style: str, output: Path | None, compare: Path | None, **values: Any)
     text = json.dumps(report.to_dict(), indent=1)
     if output is not None:
         write_text(output, text + "\n")
+    if trace is not None:
+        write_text(trace, json.dumps(chrome_trace(report.document["profile"])) + "\n")
     terminal.show(text if style == "json" else drawn(report))
-    if output is not None:
-        terminal.say(f"Wrote {output} ({output.stat().st_size:,} bytes)", err=style == "json")
+    for path in filter(None, (output, trace)):
+        terminal.say(f"Wrote {path} ({path.stat().st_size:,} bytes)", err=style == "json")
 
 
 def read_request(values: dict[str, Any]) -> BenchRequest:
@@ -155,6 +166,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         seed=values["seed"],
         data_dir=values["data_dir"],
         resize=values["resize"],
+        profile=values["profile"],
     )
     return BenchRequest(files, config, values["given_input"], reference)
 

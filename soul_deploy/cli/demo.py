@@ -43,13 +43,13 @@ def commands(folder: Path, threads: int) -> list[list[str]]:
     structured = [
         *("prune", "structured", "--mode", "load", "--model_path", dense, *shared),
         *("--learning_rate", "0.002", "--augment", "shift"),
-        *("--prune_ratio", "0.5", "--min_keep", "0.25", "--score", "spike"),
-        *("--epochs", "3", "--finetune_epochs", "2"),
+        *("--target_synops", "0.235", "--score", "spike"),
+        *("--epochs", "4", "--finetune_epochs", "2"),
         *("--model_dir", str(folder / "structured")),
     ]
     unstructured = [
         *("prune", "unstructured", "--model_path", dense, *shared),
-        *("--criterion", "CE", "--penalty_coef", "exact", "--target_connectivity", "0.045"),
+        *("--criterion", "CE", "--penalty_coef", "exact", "--target_synops", "0.047"),
         *("--epochs", "3", "--prune_lr", "0.01", "--temp_scheduler", "5 200", "--finetune"),
         *("--epoch_finetune", "3", "--finetune_lr", "0.001", "--finetune_lr_scheduler", "cosine"),
         *("--model_dir", str(folder / "unstructured")),

@@ -13,6 +13,9 @@ from soul_deploy.cli.main import root
 from soul_deploy.model.file import save
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import BenchFiles, choose_engines, facts_of, network_of_engine
+from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.format.file import load_event_network
+from soul_deploy.runtime.ops.counted_run import count
 
 ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
 
@@ -212,3 +215,46 @@ def test_an_artifact_of_another_network_is_told(files: Files) -> None:
     assert f"--event {files.masked_event} was not made from --compact" in result.stderr
     own = ("--model", files.masked, *event, *QUICK)
     assert "Warning" not in soul_deploy("bench", "sparse", *own).stderr
+
+
+# Where the time goes
+
+
+def test_a_profile_names_every_layer_its_form_and_its_work(files: Files, tmp_path: Path) -> None:
+    trace, x = tmp_path / "trace.json", tmp_path / "x.npy"
+    np.save(x, np.random.default_rng(1).normal(1, 1, (2, *SHAPE)).astype(np.float32))
+    words = ["--event", files.compact_event, "--engines", "event", "--input", x, "--no_fresh"]
+    found = bench(*words, "--iterations", 3, "--trace", trace)["profile"]
+    network = Network(load_event_network(files.compact_event), 1)
+    rows = {row["layer"]: row for row in found["layers"]}
+    parts = (*network.events.layers, network.events.readout)
+    assert list(rows) == [part.name for part in parts]
+    counts = count(network, np.load(x)[:1])
+    for layer in network.events.projected:
+        row = rows[layer.name]
+        assert row["form"] == network.layer_forms[layer.name]
+        assert row["synops"] == counts[layer.projection].synops
+        assert row["us"]["currents"] > 0 and row["bytes"] > 0
+    assert sum(rows[layer.name]["synops"] for layer in network.events.projected) > 0
+    assert all(0 <= rows[layer.name]["rate"] <= 1 for layer in network.events.populations)
+    spent = sum(took for row in rows.values() for took in row["us"].values())
+    assert found["total_us"] == pytest.approx(spent)
+    ends = 0.0
+    for (layer, work, begin, duration), event in zip(
+        found["spans"], json.loads(trace.read_text())["traceEvents"], strict=True
+    ):
+        assert layer in rows and begin >= ends and duration > 0
+        ends = begin + duration
+        assert (event["name"], event["ph"]) == (f"{layer}: {work}", "X")
+        assert (event["ts"], event["dur"]) == (begin, duration)
+    shown = soul_deploy("bench", "sparse", *words, "--iterations", 2, "--profile").stdout
+    assert "The event runtime's time, ms (one sample, one thread" in shown
+    assert "ns/SynOp" in shown and "total" in shown
+
+
+def test_a_profile_needs_the_event_runtime(files: Files, tmp_path: Path) -> None:
+    words = ["--compact", files.compact, "--engines", "pytorch-compact", "--no_fresh"]
+    refused = soul_deploy("bench", "sparse", *words, "--trace", tmp_path / "t.json")
+    told = "a profile is of the engine event, which is not among pytorch-compact"
+    assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr
+    assert not (tmp_path / "t.json").exists()

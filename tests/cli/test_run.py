@@ -125,7 +125,9 @@ def test_streaming_gives_each_steps_scores(files: Files, tmp_path: Path) -> None
 def test_forms_of_rows_are_shown_and_chosen_for_a_run(files: Files, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", random_pixels(3))
     shown = [files.compact_event, tmp_path / "x.npy", "--top", 10]
-    layers = [row for row in as_json("inspect", files.compact_event)["layers"] if row["representation"]]
+    layers = [
+        row for row in as_json("inspect", files.compact_event)["layers"] if row["representation"]
+    ]
     assert layers and all(row["runs_as"] for row in layers)
     assert "runs as" in printed("inspect", files.compact_event)
     first = layers[0]

@@ -108,13 +108,18 @@ class EngineKind:
 
     network  "dense" or "compact"; None: either
     file     "model", "onnx" or "event"
+    int8     whether the ONNX file is quantised first, calibrated on the input that is given
+    asked    timed only when it is named
     """
 
     network: str | None
     file: str
     target: str
+    int8: bool = False
+    asked: bool = False
 
 
+_RIVALS = "soul_deploy.runtime.bench.rivals"
 _TORCH = "soul_deploy.model.torch_engine:TorchEngine"
 _ONNX_RUNTIME = "soul_deploy.runtime.bench.engines:OnnxRuntimeEngine"
 ENGINES: Mapping[str, EngineKind] = {
@@ -124,6 +129,15 @@ ENGINES: Mapping[str, EngineKind] = {
     "onnxruntime-compact": EngineKind("compact", "onnx", _ONNX_RUNTIME),
     "scipy-csr": EngineKind(None, "event", "soul_deploy.runtime.bench.scipy_engine:ScipyEngine"),
     "event": EngineKind(None, "event", "soul_deploy.runtime.bench.engines:EventEngine"),
+} | {
+    f"{name}-{network}": EngineKind(network, "onnx", target, int8=name.endswith("int8"), asked=True)
+    for name, target in (
+        ("onnxruntime-int8", _ONNX_RUNTIME),
+        ("openvino-f32", f"{_RIVALS}:OpenVinoFloat32"),
+        ("openvino-bf16", f"{_RIVALS}:OpenVinoBfloat16"),
+        ("openvino-int8", f"{_RIVALS}:OpenVinoEngine"),
+    )
+    for network in ("dense", "compact")
 }
 
 

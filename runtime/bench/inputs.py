@@ -1,7 +1,7 @@
 """Inputs of `bench`: the files of each engine, and samples that fit the files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -40,7 +40,9 @@ def choose_engines(names: Sequence[str], files: BenchFiles) -> tuple[str, ...]:
     for name in names:
         if name not in ENGINES:
             raise errors.UnknownNameError("engine", name, ENGINES)
-    chosen = tuple(dict.fromkeys(names)) or tuple(n for n in ENGINES if _source(n, files))
+    chosen = tuple(dict.fromkeys(names)) or tuple(
+        name for name, kind in ENGINES.items() if not kind.asked and _source(name, files)
+    )
     if not chosen:
         raise errors.UsageError(
             "no file to time; give --model and --compact (model files), or artifacts with --onnx, "
@@ -100,6 +102,20 @@ def prepare_engines(
             path = _export(path, kind.file, folder)
         specs.append(EngineSpec(name, network_of_engine(name, files), kind.target, path))
     return tuple(specs)
+
+
+def quantised(
+    specs: Sequence[EngineSpec], batches: Sequence[Array], folder: Path
+) -> tuple[EngineSpec, ...]:
+    """The engines, those of int8 with a quantised file in `folder`; batches: to calibrate on.
+
+    Raises what rivals.quantise raises.
+    """
+    make = lazy.load_object("soul_deploy.runtime.bench.rivals:quantise", "an int8 network")
+    return tuple(
+        replace(spec, path=make(spec.path, batches, folder)) if ENGINES[spec.name].int8 else spec
+        for spec in specs
+    )
 
 
 def _export(model: Path, file: str, folder: Path) -> Path:

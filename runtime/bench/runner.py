@@ -15,7 +15,7 @@ import numpy as np
 from soul_deploy.base import Array, environment, errors, file_kinds
 from soul_deploy.base.files import temporary_folder
 from soul_deploy.runtime.bench import inputs, report, timing
-from soul_deploy.runtime.bench.engines import Engine, EngineSpec
+from soul_deploy.runtime.bench.engines import ENGINES, Engine, EngineSpec
 from soul_deploy.runtime.io.inputs import DATA, RANDOM
 from soul_deploy.runtime.io.inspect import kind_of_file
 
@@ -99,11 +99,15 @@ def time_files(
     for text in inputs.foreign_files(given):
         warn(text)
     facts = {path: inputs.facts_of(path) for path in dict.fromkeys(spec.path for spec in specs)}
+    sources = {spec.name: inputs.source_of(facts[spec.path]) for spec in specs}
     rule = replace(inputs.common_rule(list(facts.values())), resize=config.resize)
     if isinstance(images, str) and images.lower() == DATA:
         images = inputs.recorded_data(given)
     count = max(config.batch_sizes) * MAX_BATCHES
     samples, axis = inputs.input_samples(images, config.data_dir, rule, count, config.seed)
+    if any(ENGINES[name].int8 for name in names):
+        progress("quantising")
+        specs = inputs.quantised(specs, split_batches(samples, 1, axis), folder)
     document = run_bench(specs, config, samples, axis, progress)
     if config.profile:
         progress("profiling")
@@ -112,7 +116,6 @@ def time_files(
         (path,) = (spec.path for spec in specs if spec.name == PROFILED)
         batch = split_batches(samples, 1, axis)[0]
         document["profile"] = profile(path, batch, config.schedule.iterations)
-    sources = {spec.name: inputs.source_of(facts[spec.path]) for spec in specs}
     for entry in document["entries"]:
         entry["source_sha256"] = sources[entry["engine"]]
     kind = "sequence" if axis == 1 else "static"

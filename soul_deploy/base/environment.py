@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("soul-deploy", "numpy", "numba", "scipy", "onnxruntime", "onnx", "torch")
+PACKAGES = ("soul-deploy", "numpy", "numba", "scipy", "onnxruntime", "onnx", "openvino", "torch")
 CPUINFO = Path("/proc/cpuinfo")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 VECTOR_SETS = ("asimd", "sve", "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni")

@@ -1,10 +1,12 @@
 """`bench sparse` as a command: files in, table and JSON out, messages."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from deployed import SHAPE, STEPS, Files, make_files, small_model
@@ -13,11 +15,17 @@ from soul_deploy.cli.main import root
 from soul_deploy.model.file import save
 from soul_deploy.runtime.bench.engines import ENGINES
 from soul_deploy.runtime.bench.inputs import BenchFiles, choose_engines, facts_of, network_of_engine
+from soul_deploy.runtime.bench.rivals import quantise
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format.file import load_event_network
 from soul_deploy.runtime.ops.counted_run import count
 
 ENTRY_KEYS = {"p50_ms", "p90_ms", "p99_ms", "items_per_s", "rss_mb", "load_ms", "first_ms"}
+
+
+QUICK = ("--iterations", 2, "--warmup", 1, "--no_fresh")
+UNASKED = tuple(name for name, kind in ENGINES.items() if not kind.asked)
+RIVALS = tuple(name for name, kind in ENGINES.items() if kind.asked)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,7 @@ def bench(*words: object) -> dict[str, Any]:
 
 def test_all_engines_that_the_files_allow_are_chosen() -> None:
     model, onnx = Path("m"), Path("o")
-    assert choose_engines((), BenchFiles(model=model, compact=model)) == tuple(ENGINES)
+    assert choose_engines((), BenchFiles(model=model, compact=model)) == UNASKED
     assert choose_engines((), BenchFiles(model=model)) == (
         *("pytorch-dense", "onnxruntime-dense", "scipy-csr", "event"),
     )
@@ -76,7 +84,7 @@ def test_model_files_are_enough(files: Files) -> None:
     )
     assert document["schema"] == "soul-deploy/bench/1"
     settings = [(e["engine"], e["threads"], e["batch_size"]) for e in document["entries"]]
-    assert settings == [(name, 1, batch) for batch in (1, 2) for name in ENGINES]
+    assert settings == [(name, 1, batch) for batch in (1, 2) for name in UNASKED]
     assert all(e.keys() >= ENTRY_KEYS | {"p95_ms"} for e in document["entries"])
     assert all(e["runs"] == 3 for e in document["entries"])
     assert {item["engine"]: item["against"] for item in document["agreement"]} == {
@@ -227,8 +235,8 @@ def test_a_profile_names_every_layer_its_form_and_its_work(files: Files, tmp_pat
     found = bench(*words, "--iterations", 3, "--trace", trace)["profile"]
     network = Network(load_event_network(files.compact_event), 1)
     rows = {row["layer"]: row for row in found["layers"]}
-    parts = (*network.events.layers, network.events.readout)
-    assert list(rows) == [part.name for part in parts]
+    names = [layer.name for layer in network.events.layers]
+    assert list(rows) == [*names, network.events.readout.name]
     counts = count(network, np.load(x)[:1])
     for layer in network.events.projected:
         row = rows[layer.name]
@@ -258,3 +266,56 @@ def test_a_profile_needs_the_event_runtime(files: Files, tmp_path: Path) -> None
     told = "a profile is of the engine event, which is not among pytorch-compact"
     assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr
     assert not (tmp_path / "t.json").exists()
+
+
+# What else a user would pick
+
+
+def test_rivals_run_when_they_are_named(files: Files) -> None:
+    words = ("--model", files.masked, "--compact", files.compact, "--engines")
+    document = bench(*words, ",".join(("pytorch-dense", "pytorch-compact", *RIVALS)), *QUICK)
+    entries = {entry["engine"]: entry for entry in document["entries"]}
+    assert {name for name in RIVALS if entries[name]["p50_ms"] > 0} == set(RIVALS)
+    for name in RIVALS:
+        assert entries[name]["file"].endswith(".int8.onnx") == ("int8" in name)
+    differences = {
+        item["engine"]: item["max_logit_difference"]
+        for item in document["agreement"]
+        if item["engine"] in RIVALS
+    }
+    assert set(differences) == set(RIVALS)
+    for name, difference in differences.items():
+        assert difference < 1e-5 or "f32" not in name
+    assert max(differences[name] for name in RIVALS if "int8" in name) > 1e-5
+    assert document["environment"]["versions"]["openvino"]
+
+
+def test_an_int8_network_is_calibrated_and_weighs_in_int8(files: Files, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(1, *SHAPE)).astype(np.float32) for _ in range(2)]
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for folder in (one, other):
+        folder.mkdir()
+    scales = []
+    for folder, given in ((one, batches), (other, [10 * batch for batch in batches])):
+        graph = onnx.load(quantise(files.compact_onnx, given, folder)).graph
+        kinds = [node.op_type for node in graph.node]
+        weighed = kinds.count("Conv") + kinds.count("Gemm") + kinds.count("MatMul")
+        assert kinds.count("DequantizeLinear") >= 2 * weighed > 0
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in graph.initializer)
+        (first,) = (
+            n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "input"
+        )
+        scales.append(float(onnx.numpy_helper.to_array(constants[first.input[1]])))
+    assert scales[1] == pytest.approx(10 * scales[0], rel=1e-3)
+
+
+def test_a_rival_that_is_not_installed_is_told(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    words = ("--compact", files.compact, "--engines", "openvino-f32-compact", *QUICK)
+    refused = soul_deploy("bench", "sparse", *words)
+    told = "running a file with OpenVINO needs the package 'openvino'"
+    assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr

@@ -75,7 +75,10 @@ def _network_options() -> common.Decorator:
 
 
 def _timing_options() -> common.Decorator:
-    engines = f"Which of {', '.join(ENGINES)}.  [default: all that the files allow, but openvino and int8]"
+    engines = (
+        f"Which of {', '.join(ENGINES)}.  [default: all that the files allow, without openvino "
+        "and int8]"
+    )
     batch = ("--batch_size", "--batch_sizes", "-b")
     duration = "Seconds per engine, at least --iterations runs."
     fresh = "Also start each engine in a process of its own: load time, first run, memory."

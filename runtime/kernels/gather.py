@@ -102,7 +102,7 @@ def convolve_gathered(vectors: int, graded: bool) -> Kernel:
         (T, OH·OW·C_out).
         """
         groups, blocks, _, inner, wide = weight.shape
-        flat, starting, width = weight.reshape(-1), bias.reshape(-1), out_channels // groups
+        flat, width = weight.reshape(-1), out_channels // groups
         columns, height, kernel_width = len(x_under), y_under.shape[1], x_under.shape[1]
         first, last = arriving[0] * in_columns, arriving[1] * in_columns
         list_events(values, first, last, groups, starts, rows, amounts)
@@ -114,9 +114,7 @@ def convolve_gathered(vectors: int, graded: bool) -> Kernel:
                 for y in range(bounds[0], bounds[1]):
                     for x in range(columns):
                         to = (y * columns + x) * out_channels + g * width + block * wide
-                        for t in range(len(values)):
-                            for k in range(wide):
-                                sums[t, k] = starting[begin * wide + k]
+                        sums[:] = bias[g, block]
                         for i in range(height):
                             for j in range(kernel_width):
                                 if y_under[y, i] >= 0 and x_under[x, j] >= 0:
@@ -129,8 +127,6 @@ def convolve_gathered(vectors: int, graded: bool) -> Kernel:
                                             flat, row, rows, amounts, events[0], events[1],
                                             sums[t], vectors, graded,
                                         )  # fmt: skip
-                        for t in range(len(values)):
-                            for k in range(length):
-                                out[t, to + k] = sums[t, k]
+                        out[:, to : to + length] = sums[:, :length]
 
     return convolve

@@ -43,6 +43,7 @@ def fits_planes(layer: net.Synaptic) -> bool:
         and synapses.stride == (1, 1)
         and synapses.in_shape[2] == synapses.out_shape[2]
         and math.prod(synapses.kernel) <= MOST_TAPS
+        and synapses.row_count < 1 << 31  # places are counted in 32 bits
         and layout_of(layer) is None
     )
 

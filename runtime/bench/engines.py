@@ -4,7 +4,7 @@ The engines that need PyTorch stand outside this package and are found by dotted
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,14 +88,15 @@ class EventEngine:
 
     imports = ("soul_deploy.runtime.engine.network",)
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self.path, self.threads = path, threads
+    def __init__(self, path: Path, threads: int, forms: Mapping[str, str] | None = None) -> None:
+        """forms: how some layers' synapses run, by name, as `Network` takes them."""
+        self.path, self.threads, self.forms = path, threads, forms
         self.network: Any = None
 
     def load(self) -> None:
         """Read and check the event file. Raises MissingFileError, FileFormatError, LimitError."""
         network = import_module("soul_deploy.runtime.engine.network")
-        self.network = network.load(self.path, self.threads)
+        self.network = network.load(self.path, self.threads, forms=self.forms)
 
     def infer(self, x: Array) -> Array:
         scores: Array = self.network.run(x)
@@ -146,15 +147,18 @@ class EngineSpec:
     """An engine and the file it runs.
 
     network  "dense" or "compact": engines of the same network must agree
+    forms    of the event runtime alone: how some layers' synapses run, by name
     """
 
     name: str
     network: str
     target: str
     path: Path
+    forms: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def create(self, threads: int) -> Engine:
         """The engine, not loaded. Raises UsageError if its packages are missing."""
         kind = lazy.load_object(self.target, f"the engine {self.name}")
-        engine: Engine = kind(self.path, threads)
+        more = {"forms": self.forms} if self.forms else {}
+        engine: Engine = kind(self.path, threads, **more)
         return engine

@@ -86,9 +86,11 @@ def network_of_engine(name: str, files: BenchFiles) -> str:
 
 
 def prepare_engines(
-    names: Sequence[str], files: BenchFiles, folder: Path
+    names: Sequence[str], files: BenchFiles, folder: Path, forms: Mapping[str, str] | None = None
 ) -> tuple[EngineSpec, ...]:
     """Engines with their files; what is missing is exported to `folder`.
+
+    forms: how some layers' synapses run in the event runtime.
 
     Raises MissingFileError, FileFormatError, and what the exporters raise.
     """
@@ -100,7 +102,8 @@ def prepare_engines(
         kind = ENGINES[name]
         if action == "export":
             path = _export(path, kind.file, folder)
-        specs.append(EngineSpec(name, network_of_engine(name, files), kind.target, path))
+        network, own = network_of_engine(name, files), (forms or {}) if name == "event" else {}
+        specs.append(EngineSpec(name, network, kind.target, path, own))
     return tuple(specs)
 
 

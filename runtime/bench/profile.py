@@ -5,7 +5,7 @@ them only the clock is read.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,16 @@ Owned = tuple[str, Call]
 """A layer's name and one of its kernel calls."""
 
 
-def profile(path: Path, x: Array, runs: int) -> dict[str, Any]:
+def profile(path: Path, x: Array, runs: int, forms: Mapping[str, str]) -> dict[str, Any]:
     """JSON data of the first sample of a batch `x`, taken as `Network.run` takes it.
 
     "layers": rows with the layer's name, form, microseconds by kind of work (medians of `runs`,
     after WARM_UP), SynOps, spikes per neuron and step, bytes of its rows; "total_us": their sum;
     "spans": [layer, kind of work, begin and duration in microseconds] of the last run.
-    path: an event file. Raises MissingFileError, FileFormatError, LimitError, ValidityError.
+    path: an event file; forms: as `Network` takes them. Raises MissingFileError, FileFormatError,
+    LimitError, ValidityError, UsageError.
     """
-    running = Network(file.load_event_network(path), 1)
+    running = Network(file.load_event_network(path), 1, forms=forms)
     events, samples = running.events, samples_of(running.events, x)[:1]
     buffers = build_buffers(
         *(events, plan_layers(events, running.layer_forms)),

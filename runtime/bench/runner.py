@@ -19,7 +19,8 @@ from soul_deploy.runtime.bench.engines import ENGINES, Engine, EngineSpec
 from soul_deploy.runtime.io.inputs import DATA, RANDOM
 from soul_deploy.runtime.io.inspect import kind_of_file
 
-PROFILED = "event"
+EVENT = "event"
+"""The engine that has forms of rows, and whose time is told by layer."""
 MAX_BATCHES = 8
 """Different batches that runs cycle through: an event network's time depends on its input."""
 
@@ -38,6 +39,7 @@ class BenchConfig:
     data_dir     where a data set's files stand
     resize       scale image files of another size
     profile      also where the event runtime's time goes, by layer and kind of work
+    forms        how some layers' synapses run in the event runtime, by name; see `Network`
     """
 
     engines: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class BenchConfig:
     data_dir: Path = Path("data")
     resize: bool = False
     profile: bool = False
+    forms: Mapping[str, str] = field(default_factory=dict)
 
 
 def bench(
@@ -90,12 +93,13 @@ def time_files(
     """As `bench`; what is missing is exported to `folder`; `warn` is called first."""
     given = files if isinstance(files, inputs.BenchFiles) else files_of(files)
     names = inputs.choose_engines(config.engines, given)
-    if config.profile and PROFILED not in names:
+    if (config.profile or config.forms) and EVENT not in names:
         raise errors.UsageError(
-            f"a profile is of the engine {PROFILED}, which is not among {', '.join(names)}; give "
-            "an event network or a model file, and leave --engines out or add it"
+            f"a profile, and forms of rows, are of the engine {EVENT}, which is not among "
+            f"{', '.join(names)}; give an event network or a model file, and leave --engines out "
+            "or add it"
         )
-    specs = inputs.prepare_engines(names, given, folder)
+    specs = inputs.prepare_engines(names, given, folder, config.forms)
     for text in inputs.foreign_files(given):
         warn(text)
     facts = {path: inputs.facts_of(path) for path in dict.fromkeys(spec.path for spec in specs)}
@@ -113,9 +117,10 @@ def time_files(
         progress("profiling")
         from soul_deploy.runtime.bench.profile import profile  # imports numba's kernels
 
-        (path,) = (spec.path for spec in specs if spec.name == PROFILED)
+        (path,) = (spec.path for spec in specs if spec.name == EVENT)
         batch = split_batches(samples, 1, axis)[0]
-        document["profile"] = profile(path, batch, config.schedule.iterations)
+        runs = config.schedule.iterations
+        document["profile"] = profile(path, batch, runs, config.forms)
     for entry in document["entries"]:
         entry["source_sha256"] = sources[entry["engine"]]
     kind = "sequence" if axis == 1 else "static"

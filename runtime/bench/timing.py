@@ -133,7 +133,8 @@ def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
 
     Raises SoulDeployError with the process's last line if it fails.
     """
-    what = json.dumps([spec.name, spec.network, spec.target, str(spec.path), threads, str(batch)])
+    told = asdict(spec) | {"path": str(spec.path), "forms": dict(spec.forms)}
+    what = json.dumps([told, threads, str(batch)])
     done = subprocess.run(
         [sys.executable, "-m", "soul_deploy.runtime.bench.timing", what],
         capture_output=True,
@@ -148,8 +149,8 @@ def measure_fresh(spec: EngineSpec, threads: int, batch: Path) -> Fresh:
 
 def main() -> None:
     """Read what to run from the argument, print its measurement as JSON."""
-    name, network, target, path, threads, batch = json.loads(sys.argv[1])
-    spec = EngineSpec(name, network, target, Path(path))
+    told, threads, batch = json.loads(sys.argv[1])
+    spec = EngineSpec(**{**told, "path": Path(told["path"])})
     x = np.load(batch, allow_pickle=False)
     import_ms = milliseconds(lambda: [import_module(n) for n in spec.create(threads).imports])
     engine = spec.create(threads)

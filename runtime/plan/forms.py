@@ -10,7 +10,7 @@ All forms of a layer compute the same sums, some in another order (the kernels s
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from soul_deploy.base import errors
 from soul_deploy.runtime.format import network as net
@@ -20,6 +20,7 @@ from soul_deploy.runtime.plan.layout import channel_last
 from soul_deploy.runtime.plan.planes import blocks_of, fits_planes
 
 Form = Literal["sparse", "dense", "analog", "gather", "planes"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 USUAL_RATE = 0.08
 """Spikes per neuron and step that are expected of a network."""

@@ -20,6 +20,7 @@ from soul_deploy.runtime.bench.inputs import ReferenceRequest
 from soul_deploy.runtime.bench.profile_table import chrome_trace
 from soul_deploy.runtime.bench.report import BenchReport, load_baseline
 from soul_deploy.runtime.io.inputs import RANDOM
+from soul_deploy.runtime.plan.forms import FORMS
 
 TRACE = "Write the profile's last run as a Chrome trace (JSON) here; implies --profile."
 
@@ -102,6 +103,7 @@ def _timing_options() -> common.Decorator:
         common.seed_option("Of the random input.", "Data"),
         option("--fresh/--no_fresh", default=True, help=fresh),
         option("--profile", is_flag=True, help=profile),
+        common.rows_option(),
     )
 
 
@@ -170,6 +172,7 @@ def read_request(values: dict[str, Any]) -> BenchRequest:
         data_dir=values["data_dir"],
         resize=values["resize"],
         profile=values["profile"],
+        forms=parsing.read_forms(values["rows"], FORMS),
     )
     return BenchRequest(files, config, values["given_input"], reference)
 

@@ -162,6 +162,14 @@ def max_memory_option(text: str = memory.HELP) -> Decorator:
     return option("--max_memory", metavar="SIZE", help=text, heading="Files")
 
 
+def rows_option() -> Decorator:
+    text = (
+        "How a layer's synapses run: sparse, dense, analog, gather or planes; `inspect` shows how "
+        "they do unasked. May be repeated. Scores differ by the order of sums only."
+    )
+    return option("--rows", multiple=True, metavar="LAYER=FORM", help=text, heading="Network")
+
+
 def dry_run_option(text: str) -> Decorator:
     return option("--dry_run", "--dry-run", is_flag=True, help=text, heading="Output")
 

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any
 
 import click
 
@@ -44,10 +44,6 @@ def _run_options() -> common.Decorator:
     samples = "At most so many of each INPUT.  [default: 32, of a path all]"
     threads = "CPU threads.  [default: all cores]"
     counts = "Count events and operations per layer."
-    rows = (
-        "How a layer's synapses run: sparse, dense, analog, gather or planes; `inspect` shows how "
-        "they do unasked. May be repeated. Scores differ by the order of sums only."
-    )
     step_by_step = "Run step by step and show each step's scores."
     return common.options(
         common.resize_option(),
@@ -57,7 +53,7 @@ def _run_options() -> common.Decorator:
         option("--top", type=click.IntRange(1), default=1, help="Classes shown.", heading="Output"),
         common.threads_option(threads, click.IntRange(0), default=0, show_default=False),
         option("--stream", is_flag=True, help=step_by_step),
-        option("--rows", multiple=True, metavar="LAYER=FORM", help=rows),
+        common.rows_option(),
         option("--counts", is_flag=True, help=counts, heading="Output"),
         MAX_MEMORY,
         common.format_option("style"),
@@ -108,10 +104,10 @@ def _results(
     from soul_deploy.runtime.io.inspect import require_event_network
     from soul_deploy.runtime.io.results import result
     from soul_deploy.runtime.kernels.cache import compiling_announced
-    from soul_deploy.runtime.plan.forms import Form
+    from soul_deploy.runtime.plan.forms import FORMS
 
     allowed = memory.parse_bytes(max_memory)
-    forms = parsing.read_forms(rows, get_args(Form))
+    forms = parsing.read_forms(rows, FORMS)
     with OpenFile(path) as source:
         require_event_network(source)
         network = load(source, threads, max_memory=allowed, forms=forms)

@@ -263,9 +263,23 @@ def test_a_profile_names_every_layer_its_form_and_its_work(files: Files, tmp_pat
 def test_a_profile_needs_the_event_runtime(files: Files, tmp_path: Path) -> None:
     words = ["--compact", files.compact, "--engines", "pytorch-compact", "--no_fresh"]
     refused = soul_deploy("bench", "sparse", *words, "--trace", tmp_path / "t.json")
-    told = "a profile is of the engine event, which is not among pytorch-compact"
+    told = "are of the engine event, which is not among pytorch-compact"
     assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr
     assert not (tmp_path / "t.json").exists()
+
+
+def test_rows_are_chosen_for_the_event_runtime(files: Files) -> None:
+    layers = Network(load_event_network(files.compact_event), 1).layer_forms
+    words = ["--event", files.compact_event, "--engines", "event", *QUICK[:-1], "--profile"]
+    rows = [word for layer, form in layers.items() for word in ("--rows", f"{layer}={form}")]
+    found = bench(*words, *rows)  # in the fresh process too
+    assert {r["layer"]: r["form"] for r in found["profile"]["layers"] if r["form"]} == layers
+    (entry,) = found["entries"]
+    assert entry["first_ms"] > 0
+    first = next(iter(layers))
+    refused = soul_deploy("bench", "sparse", *words, "--rows", f"{first}=planes")
+    told = f"{first}: its synapses cannot run as 'planes'"
+    assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr
 
 
 # What else a user would pick

@@ -98,16 +98,16 @@ def shift_kernel(steps: int, group: int) -> Kernel:
 
         words uint16 (C, ..., T), read from block shifts[k, 0] + tile · group on and moved down by
         shifts[k, 1] bits; inside uint16 (kernel positions, blocks · T): bits under which the input
-        has a position. shifted uint16 (tiles, C, kernel positions, T · group).
+        has a position. shifted uint16 (tiles, C · kernel positions · T · group, or more).
         """
         flat, masks, out = words.reshape(-1), inside.reshape(-1), shifted.reshape(-1)
         channels, taps = words.shape[0], len(shifts)
-        pitch, row = words.shape[1] * steps, inside.shape[1]
+        pitch, row, tile_pitch = words.shape[1] * steps, inside.shape[1], shifted.shape[1]
         for tile in range(first, last):
             for c in range(channels):
                 for k in range(taps):
                     at = c * pitch + shifts[k, 0] * steps + tile * size
-                    to = ((tile * channels + c) * taps + k) * size
+                    to = tile * tile_pitch + (c * taps + k) * size
                     mask = k * row + tile * size
                     shift_words(flat, at, shifts[k, 1], masks, mask, out, to, steps, size)
 
@@ -145,7 +145,7 @@ def _make_convolve(
         Scratch: sums (T · group · BLOCK,), fired uint8, longer by BYTES. words uint16 (C_out, ...,
         T): spikes, written from block `front` on.
         """
-        flat, pitch = shifted.reshape(-1), shifted.shape[1] * shifted.shape[2] * size
+        flat, pitch = shifted.reshape(-1), shifted.shape[1]
         for tile in range(first, last):
             for c in range(len(live)):
                 begin, end = starts[c], starts[c + 1]
@@ -170,3 +170,52 @@ def _make_convolve(
                             bits >>= np.uint64(BLOCK)
 
     return convolve
+
+
+@cache
+def update_kernel(
+    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool
+) -> Kernel:
+    """The update of neurons whose currents other kernels left, for one equation form."""
+    reset = equations.reset_soft if soft_reset else equations.reset_hard
+    return _make_update(equations.CHARGE[charge], equations.FIRE[fire], reset)
+
+
+def _make_update(
+    charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any]
+) -> Kernel:
+    @cached_njit
+    def update(
+        current: Array, constant: np.float32, threshold: np.float32, rest: np.float32,
+        target: np.float32, carry: bool, v: Array, live: Array, first: int, last: int, front: int,
+        sums: Array, words: Array,
+    ) -> None:  # fmt: skip
+        """Charge, fire and reset the neurons of the blocks from `first` to `last`.
+
+        current (T, n) or (1, n), the same at every step, channel-last; v (n,) is the membrane
+        potential, kept from before if `carry`, otherwise started at `rest`. live uint16 (C,
+        blocks): neurons whose spikes leave; sums: scratch uint16 (T, C); words uint16 (C, ..., T):
+        spikes, written from block `front` on.
+        """
+        steps, channels = sums.shape
+        positions, repeated = len(v) // channels, len(current) == 1
+        for b in range(first, last):
+            sums[:] = 0
+            for i in range(min(BLOCK, positions - b * BLOCK)):
+                begin, place = (b * BLOCK + i) * channels, np.uint16(i)
+                membrane = v[begin : begin + channels]
+                if not carry:
+                    membrane[:] = rest
+                for t in range(steps):
+                    arriving = current[0 if repeated else t, begin : begin + channels]
+                    fired = sums[t]
+                    for c in range(channels):
+                        h = charge(membrane[c], arriving[c], constant, rest)
+                        spike = fire(h, threshold)
+                        fired[c] |= np.uint16(np.uint16(spike) << place)
+                        membrane[c] = reset(h, np.float32(spike), target)
+            for c in range(channels):
+                for t in range(steps):
+                    words[c, front + b, t] = sums[t, c] & live[c, b]
+
+    return update

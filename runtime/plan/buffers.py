@@ -176,14 +176,11 @@ class Builder:
             self._add_planes(layer, rows)
             return
         plan, source = self.plans[layer.name], self._source(layer)
+        static, current = self._is_static(layer.source), self._current(layer, plan, source)
+        if layer.name not in self.read and gives_words(layer, self.plans):
+            self._add_words(layer, plan, source, current, static=static)
+            return
         v, spikes = self._neurons(layer, plan.layout, plan.neurons)
-        shape = regions.currents_shape(layer, plan, len(source))
-        if static := self._is_static(layer.source):  # its current must outlast the other layers'
-            current = aligned(shape, np.float32)
-        else:
-            if self.currents.size < math.prod(shape):
-                self.currents = aligned(shape, np.float32).reshape(-1)
-            current = self.currents[: math.prod(shape)].reshape(shape)
         *of_input, of_steps = regions.spiking_regions(
             layer, plan, source, current, v, spikes, carry=self.carry, partitions=self.partitions,
             apart=static,
@@ -191,6 +188,40 @@ class Builder:
         self.made.static_regions += of_input
         self.made.add(layer.name, of_steps)
         self._scatter_spikes(layer, plan.layout, spikes)
+
+    def _current(self, layer: net.SpikingLayer, plan: LayerPlan, source: Array) -> Array:
+        """The buffer of a layer's currents."""
+        shape = regions.currents_shape(layer, plan, len(source))
+        if self._is_static(layer.source):  # its current must outlast the other layers'
+            return aligned(shape, np.float32)
+        if self.currents.size < math.prod(shape):
+            self.currents = aligned(shape, np.float32).reshape(-1)
+        return self.currents[: math.prod(shape)].reshape(shape)
+
+    def _add_words(
+        self, layer: net.SpikingLayer, plan: LayerPlan, source: Array, current: Array, *,
+        static: bool,
+    ) -> None:  # fmt: skip
+        """A layer in another form, whose spikes leave as words."""
+        v = self.made.membranes[layer.name] = aligned((plan.neurons,), np.float32)
+        v[:] = layer.neuron.rest
+        spikes = planes.empty_words(
+            layer.out_shape, self.steps, self.margins.get(layer.name, (0, 0))
+        )
+        self.made.words[layer.name] = spikes
+        currents = regions.current_region(
+            layer, plan, source, current, lanes=0, partitions=self.partitions
+        )
+        if static:
+            self.made.static_regions.append(currents)
+        else:
+            self.made.add(layer.name, currents)
+        updates = regions.words_region(
+            *(layer.neuron, current, planes.live_words(layer), v, spikes),
+            carry=self.carry,
+            partitions=self.partitions,
+        )
+        self.made.add(layer.name, updates)
 
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
         source, steps = self._words(layer), self.steps
@@ -313,11 +344,19 @@ def read_as_maps(network: net.EventNetwork, plans: Mapping[str, LayerPlan]) -> s
     for layer in network.layers:
         plan = plans.get(layer.name)
         if plan is not None and plan.planes is not None:
-            readers += [name for name in layer.sources if not _on_planes(plans.get(name))]
+            (source,) = layer.sources
+            readers += [] if gives_words(network.by_name.get(source), plans) else [source]
         elif plan is None or plan.source_layout is None:
             readers += layer.sources
     return set(readers)
 
 
-def _on_planes(plan: LayerPlan | None) -> bool:
-    return plan is not None and plan.planes is not None
+def gives_words(layer: net.Layer | None, plans: Mapping[str, LayerPlan]) -> bool:
+    """Whether a layer's spikes can leave as words: on bit planes, or behind step by step currents,
+    of neurons that are not compacted.
+    """
+    plan = None if layer is None else plans.get(layer.name)
+    if plan is None or not isinstance(layer, net.SpikingLayer):
+        return False
+    stepwise = layer.edge == "analog" or plan.form != "sparse"
+    return plan.planes is not None or (stepwise and plan.layout is None)

@@ -140,7 +140,7 @@ def plane_rows(layer: net.SpikingLayer, convolution: net.ConvSynapses) -> PlaneR
         bias=np.zeros(convolution.out_shape[0], np.float32) if bias is None else bias.copy(),
         moves=_moves(convolution),
         inside=_inside(convolution),
-        live=_live_words(layer),
+        live=live_words(layer),
     )
 
 
@@ -160,7 +160,8 @@ def _inside(convolution: net.ConvSynapses) -> Array:
     return words_of(met.reshape(math.prod(convolution.kernel), -1))
 
 
-def _live_words(layer: net.SpikingLayer) -> Array:
+def live_words(layer: net.SpikingLayer) -> Array:
+    """uint16 (C, blocks): neurons that exist, of a layer whose neurons are not compacted."""
     positions, channels = channel_last(layer.out_shape)
     live = np.ones((positions, channels), np.bool_)
     if layer.live is not None:
@@ -184,6 +185,11 @@ class Words:
 
     chunks: tuple[Array, ...]
     front: int
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return sum(chunk.shape[2] for chunk in self.chunks)
 
     def of_steps(self, values: Array) -> list[tuple[Array, Array]]:
         """Each chunk with its steps of a map (T, positions, C)."""

@@ -163,25 +163,49 @@ def unpack_region(words: Words, out: Array, *, partitions: int) -> Region:
     return tuple(region)
 
 
+def words_region(
+    neuron: NeuronEquation, current: Array, live: Array, v: Array, spikes: Words, *, carry: bool,
+    partitions: int,
+) -> Region:  # fmt: skip
+    """Neurons on currents (T or 1, n), channel-last, whose spikes leave as words, chunk by chunk.
+
+    live uint16 (C, blocks); v (n,).
+    """
+    update = bit_planes.update_kernel(neuron.charge, neuron.fire, neuron.v_reset is None)
+    numbers, region = neurons.update_constants(neuron), []
+    for partition in partitions_of(partitions):
+        share, calls, begun = partition.of(live.shape[1]), [], 0
+        for chunk in spikes.chunks:
+            steps = chunk.shape[2]
+            arriving = current if len(current) == 1 else current[begun : begun + steps]
+            sums, state = np.zeros((steps, len(live)), np.uint16), (carry or begun > 0, v, live)
+            tile = *share, spikes.front, sums, chunk
+            calls.append(Call(update, (arriving, *numbers, *state, *tile), "neurons"))
+            begun += steps
+        region.append(tuple(calls))
+    return tuple(region)
+
+
 def plane_region(
     neuron: NeuronEquation, rows: PlaneRows, source: Words, moved: Array, v: Array, spikes: Words,
     *, carry: bool, partitions: int,
 ) -> Region:  # fmt: skip
     """A layer on bit planes, chunk after chunk of steps: its words moved, currents, neurons.
 
-    moved: scratch, at least `moved_size` uint16. v (C_out, tiles · group · BLOCK).
+    moved: scratch of `moved_size` uint16 or more, which threads share tile by tile; v (C_out,
+    tiles · group · BLOCK).
     """
-    group = bit_planes.group_of(sum(chunk.shape[2] for chunk in source.chunks))
+    group, channels = bit_planes.group_of(source.steps), source.chunks[0].shape[0]
     moves, live = rows.moves + np.array([source.front, 0]), rows.live_of(group)
     table = rows.starts, rows.places, rows.weight, rows.bias, live
     form = neuron.charge, neuron.fire, neuron.v_reset is None
     numbers, region = neurons.update_constants(neuron), []
+    # A tile has one place for chunks of any length: another thread may be in another chunk.
+    shifted = moved[: rows.moved_size(channels, source.steps)].reshape(rows.tiles(group), -1)
     for partition in partitions_of(partitions):
         share, calls = partition.of(rows.tiles(group)), []
         for i, (arriving, leaving) in enumerate(zip(source.chunks, spikes.chunks, strict=True)):
-            channels, _, steps = arriving.shape
-            shape = (rows.tiles(group), channels, len(moves), steps * group)
-            shifted = moved[: math.prod(shape)].reshape(shape)
+            steps = arriving.shape[2]
             sums = aligned((steps * group * bit_planes.BLOCK,), np.float32)
             fired = np.zeros(len(sums) + BYTES, np.uint8)
             shift = bit_planes.shift_kernel(steps, group)

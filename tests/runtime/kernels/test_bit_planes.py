@@ -19,6 +19,7 @@ from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import (
     EventNetwork,
+    Layer,
     PoolLayer,
     PopulationLayer,
     ReadoutLayer,
@@ -29,6 +30,7 @@ from soul_deploy.runtime.kernels.bit_planes import BLOCK, MOST_SUMS, chunks_of, 
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.forms import event_forms
 from soul_deploy.runtime.plan.layer_plan import aligned, plan_layer
+from soul_deploy.runtime.plan.layout import DENSE_FROM
 
 FIRES = NeuronEquation("decay_multiply", 0.5, 0.5, 0.0, "ge")
 STEPS = (1, 2, 3, 4, 5, 6, 8, 16, 17, 24)
@@ -156,31 +158,37 @@ def test_tiles_fit_into_registers() -> None:
 
 
 @settings(max_examples=40 if simd.compiled() else 4)  # plain Python takes a second for each
-@given(plane_cases(), st.integers(1, 3), st.booleans())
+@given(plane_cases(), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
 def test_a_network_is_the_same_on_planes_and_by_events(
-    case: Case, threads: int, pooled: bool
+    case: Case, threads: int, pooled: bool, weighed: bool, static: bool
 ) -> None:
-    """Two layers, the second on the words of the first or on a pooling; also in streams."""
-    network = chained(case, pooled=pooled)
-    rng = np.random.default_rng(0)
-    samples = rng.normal(0.3, 1, (network.time_steps, 2, *network.input_shape)).astype(np.float32)
+    """Two layers, the second on the words of the first or on a pooling; also in streams.
+
+    weighed: the first reads the words of neurons behind an analog convolution, else a packed map.
+    """
+    network = chained(case, pooled=pooled, weighed=weighed)
+    rng, sides = np.random.default_rng(0), (2, *network.input_shape)
+    steps = rng.integers(-64, 64, (network.time_steps, *sides)).astype(np.float32) / 32
+    samples = steps[0] if static else steps
     by_events = Network(network, threads, forms=event_forms(network))
     on_planes = Network(network, threads, forms={"b": "planes", "c": "planes"})
-    assert on_planes.layer_forms == {"b": "planes", "c": "planes"}
+    assert [on_planes.layer_forms[name] for name in "bc"] == ["planes", "planes"]
     expected, found = by_events.run_recorded(samples), on_planes.run_recorded(samples)
     for name, spikes in expected.spikes.items():
         np.testing.assert_array_equal(found.spikes[name], spikes)
     scores = by_events.run(samples)
     np.testing.assert_array_equal(on_planes.run(samples), scores)
-    for step in samples:
+    for step in [samples] * len(steps) if static else samples:
         np.testing.assert_array_equal(on_planes.step(step), by_events.step(step))
     other = copy.deepcopy(on_planes)
     assert other.layer_forms == on_planes.layer_forms
     np.testing.assert_array_equal(other.run(samples), scores)
 
 
-def chained(case: Case, *, pooled: bool) -> EventNetwork:
-    """Neurons on the input as it is (a), the case (b), pooled or not, and a 3×3 convolution (c)."""
+def chained(case: Case, *, pooled: bool, weighed: bool = False) -> EventNetwork:
+    """Neurons (a) on the input, `weighed` or as it is, the case (b), pooled or not, and a 3×3
+    convolution (c); some neurons of a are dead if it is weighed.
+    """
     rng, shape = np.random.default_rng(len(case.values)), case.values.shape[1:]
     first = replace(layer_of(case, FIRES), name="b", projection="b.conv", source="a")
     between: list[PoolLayer] = []
@@ -195,11 +203,39 @@ def chained(case: Case, *, pooled: bool) -> EventNetwork:
     values = np.zeros((1, *inner), np.uint8)
     second = layer_of(Case(weight, None, values, "spike", True, geometry | more), FIRES)
     last = replace(second, name="c", projection="c.conv", source=source)
-    layers = (PopulationLayer("a", "input", shape, FIRES), first, *between, last)
+    start: Layer = PopulationLayer("a", "input", shape, FIRES)
+    if weighed:
+        more = {"out_shape": shape, "reach": shape[1:]}
+        weight = dyadic((shape[0], shape[0], 3, 3), rng)
+        zeros = np.zeros((1, *shape), np.float32)
+        weighing = layer_of(Case(weight, None, zeros, "analog", False, geometry | more), FIRES)
+        live = rng.random(math.prod(shape)) < 0.9
+        start = replace(
+            weighing, name="a", projection="a.conv", source="input",
+            live=live if live.mean() >= DENSE_FROM else None,
+        )  # fmt: skip
+    layers = (start, first, *between, last)
     size = math.prod(last.out_shape)
     head = dyadic((2, size), rng)
     readout = ReadoutLayer("out", "c", last.out_shape, 2, False, head, None, 1, 1)
     return EventNetwork("input", shape, len(case.values), layers, readout)
+
+
+@pytest.mark.parametrize("steps", [4, 17, 25])
+def test_threads_keep_apart_in_chunks_of_unequal_length(steps: int) -> None:
+    """Each is somewhere else in the chunks of a layer meanwhile: fifty runs, the same bits."""
+    rng = np.random.default_rng(steps)
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    case = Case(
+        dyadic((2, 3, 3, 3), rng), None, values_of("spike", (steps, 3, 9, 33), rng), "spike", True,
+        geometry | {"out_shape": (2, 9, 33), "reach": (9, 33)},
+    )  # fmt: skip
+    network = chained(case, pooled=False)
+    samples = rng.integers(-64, 64, (steps, 2, 3, 9, 33)).astype(np.float32) / 32
+    expected = Network(network, 1, forms=event_forms(network)).run(samples)
+    on_planes = Network(network, 3, forms={"b": "planes", "c": "planes"})
+    for _ in range(50 if simd.compiled() else 1):
+        np.testing.assert_array_equal(on_planes.run(samples), expected)
 
 
 def test_forms_that_a_layer_cannot_have_are_refused() -> None:

@@ -18,7 +18,6 @@ from soul_deploy.runtime.format import file, network, validate
 from soul_deploy.runtime.kernels.barrier import Barrier
 from soul_deploy.runtime.plan import estimate, layer_plan
 from soul_deploy.runtime.plan.buffers import Buffers, build_buffers, run_layer
-from soul_deploy.runtime.plan.forms import forms_of
 from soul_deploy.runtime.plan.layout import channel_last, dense_map, layout_of
 from soul_deploy.runtime.plan.planes import map_of
 
@@ -78,7 +77,8 @@ class Network:
     max_memory: as in `load`; LimitError is raised before anything larger is made.
 
     forms: how the synapses of some layers run, by name (plan/forms.py); of the others, and if none
-    is given, the form that is expected to be fastest here. `layer_forms` says which all have.
+    is given, the form that is expected to be fastest here, if it fits the memory. `layer_forms`
+    says which all have.
     """
 
     events: network.EventNetwork
@@ -95,7 +95,7 @@ class Network:
             raise errors.UsageError(
                 f"{self.threads!r} threads asked; give 1 to {validate.MAX_THREADS}, or 0 for all"
             )
-        self.layer_forms = forms_of(self.events, self.forms)
+        self.layer_forms = estimate.affordable_forms(self.events, self.forms, self.max_memory)
         estimate.require_running(self.events, self.max_memory, self.layer_forms)
         self._plans = layer_plan.plan_layers(self.events, self.layer_forms)
         self._team = thread_team.ThreadTeam(self.threads) if self.threads > 1 else None

@@ -32,6 +32,24 @@ def require_running(
     _require("running this network", running_bytes(network, forms), max_memory)
 
 
+def affordable_forms(
+    network: net.EventNetwork, wanted: Mapping[str, str], max_memory: int | None = None
+) -> dict[str, Form]:
+    """As `forms_of`; if running then takes more than allowed, the layers that nobody has chosen a
+    form for go from event to event, which takes least.
+    """
+    forms = forms_of(network, wanted)
+    allowed = memory.WORK_BYTES if max_memory is None else max_memory
+    if sum(running_bytes(network, forms).values()) <= allowed:
+        return forms
+    chosen = {
+        layer.name for layer in network.projected if not wanted.keys().isdisjoint(layer.names)
+    }
+    return {
+        name: forms[name] if name in chosen else form for name, form in event_forms(network).items()
+    }
+
+
 def require_counting(network: net.EventNetwork, max_memory: int | None = None) -> None:
     """As `require_running`, of the tables that counting its operations walks."""
     _require("counting its operations", counting_bytes(network), max_memory)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from projections import Case, dyadic, equations, layer_of, run_in_turn, values_of
 
 from soul_deploy.base import Array
-from soul_deploy.base.errors import UnknownNameError, UsageError
+from soul_deploy.base.errors import LimitError, UnknownNameError, UsageError
 from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.equations import NeuronEquation
@@ -28,6 +28,7 @@ from soul_deploy.runtime.format.network import (
 from soul_deploy.runtime.kernels import masked, simd
 from soul_deploy.runtime.kernels.bit_planes import BLOCK, MOST_SUMS, chunks_of, group_of
 from soul_deploy.runtime.plan import planes, regions
+from soul_deploy.runtime.plan.estimate import running_bytes
 from soul_deploy.runtime.plan.forms import event_forms
 from soul_deploy.runtime.plan.layer_plan import aligned, plan_layer
 from soul_deploy.runtime.plan.layout import DENSE_FROM
@@ -236,6 +237,24 @@ def test_threads_keep_apart_in_chunks_of_unequal_length(steps: int) -> None:
     on_planes = Network(network, 3, forms={"b": "planes", "c": "planes"})
     for _ in range(50 if simd.compiled() else 1):
         np.testing.assert_array_equal(on_planes.run(samples), expected)
+
+
+def test_where_memory_is_short_layers_go_from_event_to_event() -> None:
+    rng, shape = np.random.default_rng(0), (2, 40, 48)
+    geometry = {"stride": (1, 1), "padding": (3, 3), "dilation": (1, 1), "groups": 1}
+    more = {"out_shape": shape, "reach": shape[1:]}
+    weight, values = dyadic((2, 2, 7, 7), rng), values_of("spike", (4, *shape), rng)
+    network = chained(Case(weight, None, values, "spike", True, geometry | more), pooled=False)
+    by_event = sum(running_bytes(network, event_forms(network)).values())
+    on_planes = sum(running_bytes(network, {"b": "planes", "c": "sparse"}).values())
+    assert on_planes > by_event
+    samples = rng.normal(size=(1, *shape)).astype(np.float32)
+    short = Network(network, 1, by_event)
+    assert short.layer_forms == {"b": "sparse", "c": "sparse"}
+    scores = Network(network, 1, forms={"b": "planes"}).run(samples)
+    np.testing.assert_array_equal(short.run(samples), scores)
+    with pytest.raises(LimitError, match="running this network"):
+        Network(network, 1, by_event, forms={"b": "planes"})
 
 
 def test_forms_that_a_layer_cannot_have_are_refused() -> None:

@@ -105,7 +105,8 @@ class Network:
 
     def __getstate__(self) -> "_State":
         """What a copy is made of: tables and buffers refer to each other, so it builds its own."""
-        return self.events, self.threads, self.max_memory, self.forms, self._stream.state()
+        # Its forms go along: on another processor the copy sums in the same order.
+        return self.events, self.threads, self.max_memory, self.layer_forms, self._stream.state()
 
     def __setstate__(self, state: "_State") -> None:
         self.events, self.threads, self.max_memory, self.forms, running = state

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from soul_deploy.base import dispatch, memory
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import tap_count
+from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
 from soul_deploy.runtime.plan.forms import Form, event_forms, forms_of
 from soul_deploy.runtime.plan.planes import plane_bytes
@@ -160,8 +161,8 @@ def _listed_bytes(convolution: net.ConvSynapses, steps: int) -> int:
     lies under each kernel index."""
     (channels, height, width), groups = convolution.in_shape, convolution.groups
     events, starts = 8 * channels * height * width, 4 * (height * width + 1) * groups
-    blocks = 2 * (convolution.out_shape[0] // groups)  # as many again at most fill a vector
-    rows = 8 * (convolution.row_count + groups) * blocks
+    padded = max(2 * (convolution.out_shape[0] // groups), VECTOR)  # to whole vectors, at most
+    rows = 8 * (convolution.row_count + groups) * padded
     under = 32 * sum(
         n * k for n, k in zip(convolution.out_shape[1:], convolution.kernel, strict=True)
     )

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from chains import ChainSpec, ConvSpec, build
 from click.testing import CliRunner, Result
 from deployed import SHAPE, STEPS, Files, make_files, small_model
 
 from soul_deploy.cli.main import root
+from soul_deploy.export.event.build import export_event
+from soul_deploy.ir import NeuronSpec
 from soul_deploy.model.file import save
-from soul_deploy.runtime.bench.engines import ENGINES
+from soul_deploy.runtime.bench.engines import ENGINES, EngineSpec
 from soul_deploy.runtime.bench.inputs import BenchFiles, choose_engines, facts_of, network_of_engine
 from soul_deploy.runtime.bench.rivals import quantise
 from soul_deploy.runtime.engine.network import Network
@@ -268,7 +271,18 @@ def test_a_profile_needs_the_event_runtime(files: Files, tmp_path: Path) -> None
     assert not (tmp_path / "t.json").exists()
 
 
-def test_rows_are_chosen_for_the_event_runtime(files: Files) -> None:
+def wide_convolutions(path: Path) -> Path:
+    """Two convolutions to 16 channels, whose second can run in two forms."""
+    one = ConvSpec(16, (3, 3), (1, 1), (1, 1), (1, 1), 1, False, True, NeuronSpec(), None)
+    spec = ChainSpec(
+        input_shape=SHAPE, time_steps=STEPS, batch=4, convolutions=(one, one), flatten=True,
+        linears=(), classes=4, votes=0, head_bias=True, dyadic=True, seed=7,
+    )  # fmt: skip
+    export_event(build(spec), path, representation="implicit")
+    return path
+
+
+def test_rows_are_chosen_for_the_event_runtime(files: Files, tmp_path: Path) -> None:
     layers = Network(load_event_network(files.compact_event), 1).layer_forms
     words = ["--event", files.compact_event, "--engines", "event", *QUICK[:-1], "--profile"]
     rows = [word for layer, form in layers.items() for word in ("--rows", f"{layer}={form}")]
@@ -276,6 +290,16 @@ def test_rows_are_chosen_for_the_event_runtime(files: Files) -> None:
     assert {r["layer"]: r["form"] for r in found["profile"]["layers"] if r["form"]} == layers
     (entry,) = found["entries"]
     assert entry["first_ms"] > 0
+    wide = wide_convolutions(tmp_path / "wide.event.safetensors")
+    usual = Network(load_event_network(wide), 1).layer_forms
+    (name,) = (layer for layer, form in usual.items() if form == "gather")
+    words_of_wide = ("--event", wide, "--engines", "event", "--profile", *QUICK)
+    for more, form in (((), "gather"), (("--rows", f"{name}=dense"), "dense")):
+        shown = bench(*words_of_wide, *more)["profile"]["layers"]
+        assert [row["form"] for row in shown if row["layer"] == name] == [form]
+        engine = EngineSpec("event", "dense", ENGINES["event"].target, wide, {name: form}).create(1)
+        engine.load()
+        assert vars(engine)["network"].layer_forms[name] == form
     first = next(iter(layers))
     refused = soul_deploy("bench", "sparse", *words, "--rows", f"{first}=planes")
     told = f"{first}: its synapses cannot run as 'planes'"

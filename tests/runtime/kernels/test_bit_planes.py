@@ -181,6 +181,8 @@ def test_a_network_is_the_same_on_planes_and_by_events(
     np.testing.assert_array_equal(on_planes.run(samples), scores)
     for step in [samples] * len(steps) if static else samples:
         np.testing.assert_array_equal(on_planes.step(step), by_events.step(step))
+    state = on_planes.__getstate__()  # all forms, so that membranes fit on another processor
+    assert state[3] == on_planes.layer_forms
     other = copy.deepcopy(on_planes)
     assert other.layer_forms == on_planes.layer_forms
     np.testing.assert_array_equal(other.run(samples), scores)

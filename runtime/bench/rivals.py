@@ -6,6 +6,7 @@ from typing import Any
 
 from soul_deploy.base import Array, errors, files, lazy
 from soul_deploy.runtime.bench.engines import open_engine_session
+from soul_deploy.runtime.bench.signal_stack import kept_signal_stack
 
 WEIGHED = ("Conv", "Gemm", "MatMul")
 """Operations whose weights and inputs become int8; neurons stay in float32."""
@@ -33,7 +34,8 @@ class OpenVinoEngine:
         if self.precision is not None:
             settings["INFERENCE_PRECISION_HINT"] = self.precision
         try:
-            compiled = core.compile_model(str(self.path), "CPU", settings)
+            with kept_signal_stack():
+                compiled = core.compile_model(str(self.path), "CPU", settings)
         except RuntimeError as error:
             first = str(error).strip().splitlines()[-1].strip()
             text = f"{self.path} cannot be run by OpenVINO ({first})"

@@ -1,6 +1,8 @@
 """`bench sparse` as a command: files in, table and JSON out, messages."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from chains import ChainSpec, ConvSpec, build
 from click.testing import CliRunner, Result
 from deployed import SHAPE, STEPS, Files, make_files, small_model
+from places import PATH, ROOT
 
 from soul_deploy.cli.main import root
 from soul_deploy.export.event.build import export_event
@@ -326,6 +329,35 @@ def test_rivals_run_when_they_are_named(files: Files) -> None:
         assert difference < 1e-5 or "f32" not in name
     assert max(differences[name] for name in RIVALS if "int8" in name) > 1e-5
     assert document["environment"]["versions"]["openvino"]
+
+
+STOPPED = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from soul_deploy.runtime.bench.rivals import OpenVinoBfloat16, OpenVinoFloat32
+x = np.zeros((1, *map(int, sys.argv[2:])), np.float32)
+first = OpenVinoFloat32(Path(sys.argv[1]), 1)
+first.load()
+second = OpenVinoBfloat16(Path(sys.argv[1]), 1)
+second.load()
+assert first.infer(x).shape == second.infer(x).shape
+del first
+del second
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_ctrl_c_is_handled_after_rivals_have_gone(files: Files) -> None:
+    """OpenVINO leaves a freed stack for signals behind, which would kill the process."""
+    command = [sys.executable, "-c", STOPPED, str(files.compact_onnx), *map(str, SHAPE)]
+    environment = os.environ | {"PYTHONPATH": PATH}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
 
 
 def test_an_int8_network_is_calibrated_and_weighs_in_int8(files: Files, tmp_path: Path) -> None:

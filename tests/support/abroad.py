@@ -20,6 +20,7 @@ from soul_deploy.export.onnx.model import build_onnx, write_onnx
 from soul_deploy.export.onnx.nodes import spikes_name, value_name
 from soul_deploy.export.onnx.step import COUNTER_IN, COUNTER_OUT, build_step, states_of
 from soul_deploy.model.model import Model
+from soul_deploy.runtime.bench.signal_stack import kept_signal_stack
 
 CLOSE = 1e-4
 Feed = Mapping[str, Array]
@@ -40,7 +41,8 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
 
 
 def in_openvino(path: Path) -> Loaded:
-    compiled = CORE.compile_model(CORE.read_model(str(path)), "CPU", F32)
+    with kept_signal_stack():
+        compiled = CORE.compile_model(CORE.read_model(str(path)), "CPU", F32)
 
     def run(feed: Feed) -> dict[str, Array]:
         found = compiled(dict(feed))

@@ -18,6 +18,7 @@ from soul_deploy.lowering import deploy, fan_out, footprint, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.format import file
 from soul_deploy.runtime.format import network as eventnet
+from soul_deploy.runtime.plan.planes import fits_planes
 
 
 def export_event(
@@ -195,8 +196,15 @@ def _scatter_layer(parts: _Parts, node: ir.Scatter) -> eventnet.ScatterLayer:
     return eventnet.ScatterLayer(node.name, source, shapes[source], shapes[node.name], index)
 
 
-def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
-    """The fields that layers with synapses share; `live` is that of the currents."""
+def _synapses(
+    parts: _Parts,
+    projection: str,
+    made: Callable[[dict[str, Any]], eventnet.SpikingLayer] | None = None,
+) -> dict[str, Any]:
+    """The fields that layers with synapses share; `live` is that of the currents.
+
+    made: of these fields a layer with neurons; None for one without.
+    """
     graph, linear = parts.lowered.graph, parts.lowered.operator(projection)
     operator, edge = linear.operator, graph.edges[linear.source]
     before = parts.lowered.live_values[linear.source]
@@ -207,23 +215,30 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
             f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
         )
     current = fan_out.live_targets(graph, parts.lowered.model.neuron_masks, projection)
-    synapses, weighed = storage_format.represent(
-        operator, before, current, form or parts.choice, parts.max_memory
-    )
-    return {
+    shared = {
         "source": linear.source,
         "edge": edge.kind,
         "bound": edge.bound,
-        "synapses": synapses,
         "live": None if current is None else storage_format.channel_last_mask(current),
-        "alternatives": weighed,
     }
+
+    def on_planes(convolution: eventnet.ConvSynapses) -> bool:
+        return made is not None and fits_planes(made({**shared, "synapses": convolution}))
+
+    synapses, weighed = storage_format.represent(
+        operator, before, current, form or parts.choice, parts.max_memory, on_planes
+    )
+    return {**shared, "synapses": synapses, "alternatives": weighed}
 
 
 def _spiking_layer(parts: _Parts, node: ir.Population) -> eventnet.SpikingLayer:
     (projection,) = node.inputs
-    shared = _synapses(parts, projection) | _neurons(parts, node)
-    return eventnet.SpikingLayer(name=node.name, projection=projection, **shared)
+    own = _neurons(parts, node)
+
+    def made(shared: dict[str, Any]) -> eventnet.SpikingLayer:
+        return eventnet.SpikingLayer(name=node.name, projection=projection, **shared | own)
+
+    return made(_synapses(parts, projection, made))
 
 
 def _population_layer(parts: _Parts, node: ir.Population) -> eventnet.PopulationLayer:

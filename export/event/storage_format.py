@@ -7,10 +7,11 @@ anyway: dense or explicit.
 
 The rule: the form with the least estimated time per event, which is additions / rate. Additions are
 summed over all live presynaptic neurons, as if each spiked once. Explicit rows are only considered
-up to `EXPLICIT_BYTES`.
+up to `EXPLICIT_BYTES`, and only where bit planes cannot run or few synapses join live neurons.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -37,11 +38,18 @@ EXPLICIT_RATE = 0.55
 from memory, a shared one from the cache. Measured on 6Conv2FC at 0.63 % connectivity and at 2 % of
 its weights, half and all of its neurons live: 0.3 to 0.9."""
 
+PLANES_FROM = 0.1
+"""Share of a convolution's synapses that join live neurons from which on shared rows on bit planes
+(runtime/kernels/bit_planes.py), which add all of them, are faster than explicit ones."""
+
 Form = Literal["dense", "sparse", "explicit"]
 
 INSTEAD = "Give more with --max_memory, or use --representation implicit"
 EXPLICIT_BYTES = 1 << 29
 """Largest explicit form that is chosen unasked: 512 MiB."""
+
+
+OnPlanes = Callable[[eventnet.ConvSynapses], bool]
 
 
 @dispatch.operation_table(Operator)
@@ -61,10 +69,12 @@ def represent(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
+    on_planes: OnPlanes = lambda shared: False,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """A projection's synapses, and what was weighed.
 
-    source_live, live: bool in the shapes of the source and the output; None: all.
+    source_live, live: bool in the shapes of the source and the output; None: all. on_planes:
+    whether shared rows can run on bit planes.
     max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
     before they are made, for more; "auto" keeps the shared rows instead.
     """
@@ -78,6 +88,7 @@ def _represent_convolution(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
+    on_planes: OnPlanes = lambda shared: False,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     shared, sparse = _convolution(operator, choice)
     sources, targets = (_flat(source_live, operator.in_shape), _flat(live, operator.out_shape))
@@ -90,6 +101,8 @@ def _represent_convolution(
     slow = executed * DENSE_FROM if shared.rows.dense else float(executed)
     allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
     better = size <= allowed and explicit / EXPLICIT_RATE < slow
+    if better and on_planes(shared):
+        better = explicit < PLANES_FROM * int(fanout_map(shared).sum())
     chosen = choice == "explicit" or (choice == "auto" and better)
     if chosen:
         memory.require_memory("the explicit form", size, max_memory, INSTEAD)
@@ -107,6 +120,7 @@ def _represent_matrix(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
+    on_planes: OnPlanes = lambda shared: False,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """Rows of a matrix are one per neuron in any form.
 

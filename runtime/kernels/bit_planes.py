@@ -1,18 +1,20 @@
 """Shared sparse rows on bit planes: each output adds the weights whose input fired, in registers.
 
-Spikes are bits. The positions of a map are numbered row by row, and BLOCK of them make a word of
-each channel and step: (channels, blocks, T) uint16, with blocks of zeros around each channel's. For
-a layer, the words are copied once for every kernel position, shifted so that bit i of an output's
-word says whether the input under that kernel position fired; outside the map it did not.
+Spikes are bits. A word is a position of a channel: its spikes at up to MOST_STEPS steps, step t at
+bit STEP_BITS · t. The words of a channel stand row by row, with zeros between the rows and around
+the map, so that an output finds every input under its kernel at one distance, inside the map or
+not: (C, length) uint8, uint16 or uint32, by the steps. Nothing is copied or shifted.
 
-A tile is `group_of(T)` blocks of one output channel at all T steps: MOST_SUMS vectors of sums at
-most, which stay in registers. With more steps than that, chunks of them follow one another. Each
-weight of the channel is added where its word has a bit:
-sum = sum + w if bit else sum. So no sum is loaded or stored, and no address is computed but the
-word's. Then the neurons of the tile run, and their spikes leave as words.
+A tile is `tile_of(T)` positions of one output channel at all T steps: MOST_SUMS vectors of sums at
+most, which stay in registers. With more steps than a word holds, chunks of them follow one another.
+The weights of the channel are taken in fours. Which of four inputs fired is a number below 16, and
+their words, interleaved, are such numbers for all positions and steps: each picks its sum from the
+16 that four weights can have, and one addition adds it. Then the neurons of the tile run, for a few
+channels at once, since each of their steps waits for the one before.
 
-Each sum runs by input channel, then by kernel row and column, after the bias. This order is another
-than that of synapses.py; it is the same for any number of threads, and in streams.
+Each sum runs by input channel, then by kernel row and column, after the bias; each TOGETHER weights
+are summed first, from 0 on. This order is another than that of synapses.py; it is the same for any
+number of threads, and in streams.
 """
 
 from collections.abc import Callable
@@ -20,154 +22,215 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numba.extending import register_jitable
 
 from soul_deploy.base import Array
 from soul_deploy.runtime import equations
 from soul_deploy.runtime.kernels.cache import cached_njit
-from soul_deploy.runtime.kernels.masked import masked_sums, shift_words
-from soul_deploy.runtime.kernels.simd import BYTES, VECTOR, nonzero_bits
+from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
+from soul_deploy.runtime.kernels.simd import VECTOR, transpose_block
 
 Kernel = Callable[..., None]
+
+MOST_STEPS = 32 // STEP_BITS
+"""Steps of a word."""
+
+MOST_SUMS = 24
+"""Vectors of sums in a tile: three quarters of the registers that AVX-512 has."""
+
+CHANNELS = 8
+"""Output channels of a tile whose neurons run at once."""
+
 BLOCK = VECTOR
-"""Positions whose spikes are one word."""
-
-WORDS = BYTES // BLOCK
-"""Words that are made at once."""
-
-MOST_SUMS = 16
-"""Vectors of sums in a tile: half of the registers that AVX-512 has."""
+"""Positions whose words are transposed at once."""
 
 
 def chunks_of(steps: int) -> tuple[int, ...]:
-    """So many steps as chunks that a tile can hold, of about the same length."""
-    count = -(-steps // MOST_SUMS)
+    """So many steps as chunks that a word can hold, of about the same length."""
+    count = -(-steps // MOST_STEPS)
     return tuple(steps * (i + 1) // count - steps * i // count for i in range(count))
 
 
-def group_of(steps: int) -> int:
-    """Blocks of a tile, for so many steps in chunks."""
-    return MOST_SUMS // max(chunks_of(steps))
+def word_of(steps: int) -> Any:
+    """The type of the words, for so many steps in chunks."""
+    return np.dtype(np.uint8 if (n := max(chunks_of(steps))) <= 2 else f"u{2 if n <= 4 else 4}")
+
+
+def lines_of(steps: int) -> int:
+    """Vectors of 32-bit integers in a tile's words."""
+    return MOST_SUMS // (held_of(steps) * max(chunks_of(steps)))
+
+
+def held_of(steps: int) -> int:
+    """Words in a 32-bit integer."""
+    return 4 // int(word_of(steps).itemsize)
+
+
+def tile_of(steps: int) -> int:
+    """Positions of a tile."""
+    return lines_of(steps) * VECTOR * held_of(steps)
+
+
+@register_jitable
+def to_words(bits: Array, size: int, words: Array, at: int) -> None:
+    """words[c, at + i] = bits[i, c] for i below `size`, at most BLOCK."""
+    channels = bits.shape[1]
+    whole = channels // BLOCK * BLOCK if size == BLOCK else 0
+    for c in range(0, whole, BLOCK):
+        transpose_block(bits, 0, c, words, c, at)
+    for c in range(whole, channels):
+        for i in range(size):
+            words[c, at + i] = bits[i, c]
+
+
+@register_jitable
+def from_words(words: Array, at: int, size: int, bits: Array) -> None:
+    """bits[i, c] = words[c, at + i] for i below `size`, at most BLOCK."""
+    channels = bits.shape[1]
+    whole = channels // BLOCK * BLOCK if size == BLOCK else 0
+    for c in range(0, whole, BLOCK):
+        transpose_block(words, c, at, bits, 0, c)
+    for c in range(whole, channels):
+        for i in range(size):
+            bits[i, c] = words[c, at + i]
 
 
 @cached_njit
-def pack_words(values: Array, first: int, last: int, front: int, sums: Array, words: Array) -> None:
-    """words[c, front + b, t] of the blocks b from `first` to `last`.
+def pack_words(
+    values: Array, columns: int, pitch: int, first: int, last: int, front: int, bits: Array,
+    words: Array,
+) -> None:  # fmt: skip
+    """words[c, front + y · pitch + x] of the rows y from `first` to `last`.
 
-    values uint8 (T, positions, C) of 0 and 1; words uint16 (C, ..., T); sums: scratch uint16 (C,).
+    values uint8 (T, positions, C) of 0 and 1, `columns` positions a row; bits: scratch uint32
+    (BLOCK, C).
     """
-    steps, positions, channels = values.shape
-    for b in range(first, last):
-        begin = b * BLOCK
-        for t in range(steps):
-            sums[:] = 0
-            for i in range(min(BLOCK, positions - begin)):
-                arrived, place = values[t, begin + i], np.uint16(i)
-                for c in range(channels):
-                    sums[c] |= np.uint16(np.uint16(arrived[c]) << place)
-            for c in range(channels):
-                words[c, front + b, t] = sums[c]
+    steps, channels = len(values), values.shape[2]
+    for y in range(first, last):
+        for begin in range(0, columns, BLOCK):
+            size = min(BLOCK, columns - begin)
+            bits[:] = 0
+            for t in range(steps):
+                bit = np.uint32(1 << STEP_BITS * t)
+                for i in range(size):
+                    arrived, to = values[t, y * columns + begin + i], bits[i]
+                    for c in range(channels):
+                        to[c] |= bit if arrived[c] else np.uint32(0)
+            to_words(bits, size, words, front + y * pitch + begin)
 
 
 @cached_njit
 def unpack_words(
-    words: Array, first: int, last: int, front: int, sums: Array, values: Array
-) -> None:
+    words: Array, columns: int, pitch: int, first: int, last: int, front: int, bits: Array,
+    values: Array,
+) -> None:  # fmt: skip
     """The inverse of `pack_words`."""
-    steps, positions, channels = values.shape
-    for b in range(first, last):
-        begin = b * BLOCK
-        for t in range(steps):
-            for c in range(channels):
-                sums[c] = words[c, front + b, t]
-            for i in range(min(BLOCK, positions - begin)):
-                to, place = values[t, begin + i], np.uint16(i)
-                for c in range(channels):
-                    to[c] = np.uint8((sums[c] >> place) & np.uint16(1))
+    steps, channels = len(values), values.shape[2]
+    for y in range(first, last):
+        for begin in range(0, columns, BLOCK):
+            size, at = min(BLOCK, columns - begin), front + y * pitch + begin
+            from_words(words, at, size, bits)
+            for t in range(steps):
+                bit = np.uint32(1 << STEP_BITS * t)
+                for i in range(size):
+                    to, fired = values[t, y * columns + begin + i], bits[i]
+                    for c in range(channels):
+                        to[c] = (fired[c] & bit) != 0
 
 
-@cache
-def shift_kernel(steps: int, group: int) -> Kernel:
-    """The kernel for a chunk of so many steps, in tiles of `group` blocks."""
-    size = group * steps
+@register_jitable
+def take_over(v: Array, wide: int, membrane: Array) -> None:
+    """membrane[h, i · wide + j] = v[i, h · wide + j]."""
+    for i in range(len(v)):
+        for h in range(len(membrane)):
+            for j in range(wide):
+                membrane[h, i * wide + j] = v[i, h * wide + j]
 
-    @cached_njit
-    def shift(
-        words: Array, shifts: Array, inside: Array, first: int, last: int, shifted: Array
-    ) -> None:
-        """shifted[tile, c, k, word] of the tiles from `first` to `last`, for kernel position k.
 
-        words uint16 (C, ..., T), read from block shifts[k, 0] + tile · group on and moved down by
-        shifts[k, 1] bits; inside uint16 (kernel positions, blocks · T): bits under which the input
-        has a position. shifted uint16 (tiles, C · kernel positions · T · group, or more).
-        """
-        flat, masks, out = words.reshape(-1), inside.reshape(-1), shifted.reshape(-1)
-        channels, taps = words.shape[0], len(shifts)
-        pitch, row, tile_pitch = words.shape[1] * steps, inside.shape[1], shifted.shape[1]
-        for tile in range(first, last):
-            for c in range(channels):
-                for k in range(taps):
-                    at = c * pitch + shifts[k, 0] * steps + tile * size
-                    to = tile * tile_pitch + (c * taps + k) * size
-                    mask = k * row + tile * size
-                    shift_words(flat, at, shifts[k, 1], masks, mask, out, to, steps, size)
+@register_jitable
+def keep_for_later(membrane: Array, wide: int, v: Array) -> None:
+    """The inverse of `take_over`."""
+    for i in range(len(v)):
+        for h in range(len(membrane)):
+            for j in range(wide):
+                v[i, h * wide + j] = membrane[h, i * wide + j]
 
-    return shift
+
+@register_jitable
+def leave(
+    fired: Array, live: Array, begun: int, count: int, at: int, front: int, wide: int, words: Array
+) -> None:
+    """Spikes of `count` channels from `begun` on, those of live neurons, from `front` + `at` on."""
+    for i in range(count):
+        c = begun + i
+        kept, to = live[min(c, len(live) - 1), at : at + wide], words[c, front + at :]
+        for j in range(wide):
+            to[j] = fired[i * wide + j] & kept[j]
 
 
 @cache
 def convolve_kernel(
-    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool, steps: int, group: int
-) -> Kernel:
-    """The kernel for one equation form and a chunk of so many steps, in tiles of `group` blocks."""
+    charge: equations.ChargeForm, fire: equations.FireRule, soft_reset: bool, steps: int,
+    lines: int, held: int,
+) -> Kernel:  # fmt: skip
+    """The kernel for one equation form and a chunk of so many steps, in tiles of `lines` vectors
+    of integers that hold `held` words each: wide = lines · VECTOR integers, lanes = held · wide.
+
+    source (C, length); the weights of output channel c stand from starts[c] to starts[c + 1], in
+    fours, their inputs from source.reshape(-1)[places] on, int32; bias (C_out,). live uint32 (C_out
+    or 1, tiles · wide): bits of the words that leave. v (C_out, tiles · lanes): membrane potentials
+    in the order of `sums_of_fours`; taken from before if `carry`, otherwise started at `rest`, and
+    kept if `keep`. Scratch: sums (T · lanes · CHANNELS,), membrane (held, wide · CHANNELS), fired
+    uint32 (wide · CHANNELS,). words uint32 (C_out, ...): spikes, `held` words each, written from
+    `front` on.
+    """
     reset = equations.reset_soft if soft_reset else equations.reset_hard
-    return _make_convolve(equations.CHARGE[charge], equations.FIRE[fire], reset, steps, group)
+    parts = equations.CHARGE[charge], equations.FIRE[fire], reset
+    return _make_convolve(*parts, steps, lines, held)
 
 
 def _make_convolve(
     charge: Callable[..., Any], fire: Callable[..., Any], reset: Callable[..., Any],
-    steps: int, group: int,
+    steps: int, lines: int, held: int,
 ) -> Kernel:  # fmt: skip
-    size, lanes = group * steps, group * BLOCK
+    wide, bits = lines * VECTOR, 32 // held
+    lanes, apart = wide * held, wide * CHANNELS
 
     @cached_njit
     def convolve(
-        shifted: Array, starts: Array, places: Array, weight: Array, bias: Array, live: Array,
+        source: Array, starts: Array, places: Array, weight: Array, bias: Array, live: Array,
         constant: np.float32, threshold: np.float32, rest: np.float32, target: np.float32,
-        carry: bool, v: Array, first: int, last: int, front: int, sums: Array, fired: Array,
-        words: Array,
+        carry: bool, keep: bool, v: Array, first: int, last: int, front: int, sums: Array,
+        membrane: Array, fired: Array, words: Array,
     ) -> None:  # fmt: skip
-        """Currents and neurons of the tiles from `first` to `last`.
-
-        shifted as `shift` leaves it; the weights of output channel c stand from starts[c] to
-        starts[c + 1], places int32 = channel · kernel positions + kernel position; bias (C_out,).
-        live uint16 (C_out, tiles · group): neurons whose spikes leave. v (C_out, tiles · group ·
-        BLOCK): membrane potentials, kept from before if `carry`, otherwise started at `rest`.
-        Scratch: sums (T · group · BLOCK,), fired uint8, longer by BYTES. words uint16 (C_out, ...,
-        T): spikes, written from block `front` on.
-        """
-        flat, pitch = shifted.reshape(-1), shifted.shape[1]
+        """Currents and neurons of the tiles from `first` to `last`: see `convolve_kernel`."""
+        flat, channels = source.reshape(-1), len(starts) - 1
         for tile in range(first, last):
-            for c in range(len(live)):
-                begin, end = starts[c], starts[c + 1]
-                masked_sums(flat, tile * pitch, places, weight, begin, end, bias[c], sums, size)
-                membrane = v[c, tile * lanes : tile * lanes + lanes]
-                if not carry:
-                    membrane[:] = rest
+            for begun in range(0, channels, CHANNELS):
+                count, at = min(CHANNELS, channels - begun), tile * lanes
+                for i in range(count):
+                    begin, end = starts[begun + i], starts[begun + i + 1]
+                    sums_of_fours(
+                        flat, at, places, weight, begin, end, bias[begun + i], sums, i * wide,
+                        apart, lines, steps,
+                    )  # fmt: skip
+                membrane[:] = rest
+                if carry:
+                    take_over(v[begun : begun + count, at : at + lanes], wide, membrane)
+                fired[:] = 0
                 for t in range(steps):
-                    arriving, fires = sums[t * lanes : t * lanes + lanes], fired[t * lanes :]
-                    for i in range(lanes):
-                        h = charge(membrane[i], arriving[i], constant, rest)
-                        spike = fire(h, threshold)
-                        fires[i] = spike
-                        membrane[i] = reset(h, np.float32(spike), target)
-                for t in range(np.uint64(steps)):
-                    for begun in range(0, group, WORDS):
-                        bits = np.uint64(nonzero_bits(fired, t * np.uint64(lanes) + begun * BLOCK))
-                        for g in range(np.uint64(begun), np.uint64(min(begun + WORDS, group))):
-                            block = np.uint64(tile * group) + g
-                            spikes = np.uint16(bits & np.uint64(0xFFFF))
-                            words[c, np.uint64(front) + block, t] = spikes & live[c, block]
-                            bits >>= np.uint64(BLOCK)
+                    for h in range(held):
+                        bit, row = np.uint32(1 << h * bits + STEP_BITS * t), (t * held + h) * apart
+                        arriving, state = sums[row : row + apart], membrane[h]
+                        for j in range(count * wide):
+                            potential = charge(state[j], arriving[j], constant, rest)
+                            spike = fire(potential, threshold)
+                            fired[j] |= bit if spike else np.uint32(0)
+                            fires = np.float32(1) if spike else np.float32(0)
+                            state[j] = reset(potential, fires, target)
+                leave(fired, live, begun, count, tile * wide, front, wide, words)
+                if keep:
+                    keep_for_later(membrane, wide, v[begun : begun + count, at : at + lanes])
 
     return convolve
 
@@ -186,36 +249,41 @@ def _make_update(
 ) -> Kernel:
     @cached_njit
     def update(
-        current: Array, constant: np.float32, threshold: np.float32, rest: np.float32,
-        target: np.float32, carry: bool, v: Array, live: Array, first: int, last: int, front: int,
-        sums: Array, words: Array,
+        current: Array, columns: int, pitch: int, constant: np.float32, threshold: np.float32,
+        rest: np.float32, target: np.float32, carry: bool, v: Array, live: Array, steps: int,
+        first: int, last: int, front: int, bits: Array, words: Array,
     ) -> None:  # fmt: skip
-        """Charge, fire and reset the neurons of the blocks from `first` to `last`.
+        """Charge, fire and reset the neurons of the rows from `first` to `last`.
 
-        current (T, n) or (1, n), the same at every step, channel-last; v (n,) is the membrane
-        potential, kept from before if `carry`, otherwise started at `rest`. live uint16 (C,
-        blocks): neurons whose spikes leave; sums: scratch uint16 (T, C); words uint16 (C, ..., T):
-        spikes, written from block `front` on.
+        current (T, n) or (1, n), the same at every step, channel-last, `columns` positions a row;
+        v (n,) is the membrane potential, kept from before if `carry`, otherwise started at `rest`.
+        live (C or 1, length): bits of the words that leave, position 0 first; bits: scratch uint32
+        (BLOCK, C); words: spikes, written from `front` on.
         """
-        steps, channels = sums.shape
-        positions, repeated = len(v) // channels, len(current) == 1
-        for b in range(first, last):
-            sums[:] = 0
-            for i in range(min(BLOCK, positions - b * BLOCK)):
-                begin, place = (b * BLOCK + i) * channels, np.uint16(i)
-                membrane = v[begin : begin + channels]
-                if not carry:
-                    membrane[:] = rest
-                for t in range(steps):
-                    arriving = current[0 if repeated else t, begin : begin + channels]
-                    fired = sums[t]
-                    for c in range(channels):
-                        h = charge(membrane[c], arriving[c], constant, rest)
-                        spike = fire(h, threshold)
-                        fired[c] |= np.uint16(np.uint16(spike) << place)
-                        membrane[c] = reset(h, np.float32(spike), target)
-            for c in range(channels):
-                for t in range(steps):
-                    words[c, front + b, t] = sums[t, c] & live[c, b]
+        channels, repeated = bits.shape[1], len(current) == 1
+        for y in range(first, last):
+            for left in range(0, columns, BLOCK):
+                size = min(BLOCK, columns - left)
+                bits[:] = 0
+                for i in range(size):
+                    begin = (y * columns + left + i) * channels
+                    membrane, fired = v[begin : begin + channels], bits[i]
+                    if not carry:
+                        membrane[:] = rest
+                    for t in range(steps):
+                        arriving = current[0 if repeated else t, begin : begin + channels]
+                        bit = np.uint32(1 << STEP_BITS * t)
+                        for c in range(channels):
+                            h = charge(membrane[c], arriving[c], constant, rest)
+                            spike = fire(h, threshold)
+                            fired[c] |= bit if spike else np.uint32(0)
+                            fires = np.float32(1) if spike else np.float32(0)
+                            membrane[c] = reset(h, fires, target)
+                at = y * pitch + left
+                to_words(bits, size, words, front + at)
+                for c in range(channels if len(live) > 1 else 0):
+                    to, kept = words[c, front + at : front + at + size], live[c, at : at + size]
+                    for i in range(size):
+                        to[i] &= kept[i]
 
     return update

@@ -183,6 +183,52 @@ def _emit_transpose(e: Emitter, lanes: int) -> None:
         b.store(b.shuffle_vector(values, nothing, mask), to, align=4)
 
 
+def _plain_transpose_block(
+    values: Array, row: int, column: int, out: Array, to_row: int, to_column: int
+) -> None:
+    """A square of VECTOR rows, transposed, as integers of out's type."""
+    square = values[row : row + VECTOR, column : column + VECTOR]
+    out[to_row : to_row + VECTOR, to_column : to_column + VECTOR] = square.T
+
+
+@intrinsic
+def _vector_transpose_block(
+    typing: Any, values: Any, row: Any, column: Any, out: Any, to_row: Any, to_column: Any
+) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _emit_transpose_block(Emitter(context, builder, signature, args))
+        return context.get_dummy_value()
+
+    return types.void(values, row, column, out, to_row, to_column), generate
+
+
+def _emit_transpose_block(e: Emitter) -> None:
+    b, wide = e.builder, ir.VectorType(ir.IntType(32), VECTOR)
+
+    def rows(array: int) -> tuple[Any, list[Any]]:
+        found, bits = e.array(array), e.signature.args[array].dtype.bitwidth
+        kind = ir.VectorType(ir.IntType(bits), VECTOR)
+        pitch, column = b.extract_value(found.shape, 1), e.index(array + 2)
+        each = [b.add(e.index(array + 1), WIDE(i)) for i in range(VECTOR)]
+        places = [b.add(b.mul(row, pitch), column) for row in each]
+        return bits, [e.vector_at(found.data, place, kind) for place in places]
+
+    (bits, sources), (out_bits, targets) = rows(0), rows(3)
+    square = [b.load(source, align=bits // 8) for source in sources]
+    square = [b.zext(row, wide) if bits < 32 else row for row in square]
+    for s in (1, 2, 4, 8):  # squares of s rows change places with those beside them
+        low = [j if not j & s else VECTOR + j - s for j in range(VECTOR)]
+        high = [j + s if not j & s else VECTOR + j for j in range(VECTOR)]
+        for i in range(VECTOR):
+            if not i & s:
+                pair = square[i], square[i | s]
+                square[i] = b.shuffle_vector(*pair, ir.Constant(wide, low))
+                square[i | s] = b.shuffle_vector(*pair, ir.Constant(wide, high))
+    kind = ir.VectorType(ir.IntType(out_bits), VECTOR)
+    for row, target in zip(square, targets, strict=True):
+        b.store(b.trunc(row, kind) if out_bits < 32 else row, target, align=out_bits // 8)
+
+
 def _plain_sum_rows(
     weight: Array, base: int, rows: Array, amounts: Array, begin: int, end: int, sums: Array,
     vectors: int, graded: bool,
@@ -290,6 +336,10 @@ add_row: Any = _vector_add_row if compiled() else _plain_add_row
 
 broadcast_store: Any = _vector_broadcast_store if compiled() else _plain_broadcast_store
 """broadcast_store(out, neuron, value, lanes): `_plain_broadcast_store`."""
+
+transpose_block: Any = _vector_transpose_block if compiled() else _plain_transpose_block
+"""transpose_block(values, row, column, out, to_row, to_column): `_plain_transpose_block`, unsigned
+integers of 32 bits or less, contiguous."""
 
 transpose: Any = _vector_transpose if compiled() else _plain_transpose
 """transpose(current, neuron, arriving, index, lanes): `_plain_transpose`."""

@@ -10,7 +10,7 @@ import numpy as np
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.barrier import Barrier
-from soul_deploy.runtime.kernels.bit_planes import BLOCK, group_of
+from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
@@ -129,8 +129,7 @@ class Builder:
         self.made = Buffers(aligned((self.network.readout.classes,), np.float32))
         self.read = read_as_maps(self.network, self.plans)
         rows = {name: plan.planes for name, plan in self.plans.items() if plan.planes is not None}
-        self.margins = planes.margins_of(self.network, rows, self.steps)
-        self.moved = aligned((0,), np.uint16)
+        self.frames = planes.frames_of(self.network, rows, self.steps)
 
     def add_current(self, layer: net.CurrentLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
@@ -177,7 +176,7 @@ class Builder:
             return
         plan, source = self.plans[layer.name], self._source(layer)
         static, current = self._is_static(layer.source), self._current(layer, plan, source)
-        if layer.name not in self.read and gives_words(layer, self.plans):
+        if layer.name in self.frames and layer.name not in self.read:
             self._add_words(layer, plan, source, current, static=static)
             return
         v, spikes = self._neurons(layer, plan.layout, plan.neurons)
@@ -205,10 +204,7 @@ class Builder:
         """A layer in another form, whose spikes leave as words."""
         v = self.made.membranes[layer.name] = aligned((plan.neurons,), np.float32)
         v[:] = layer.neuron.rest
-        spikes = planes.empty_words(
-            layer.out_shape, self.steps, self.margins.get(layer.name, (0, 0))
-        )
-        self.made.words[layer.name] = spikes
+        spikes = self._empty_words(layer.name, layer.out_shape)
         currents = regions.current_region(
             layer, plan, source, current, lanes=0, partitions=self.partitions
         )
@@ -216,26 +212,22 @@ class Builder:
             self.made.static_regions.append(currents)
         else:
             self.made.add(layer.name, currents)
+        live = planes.live_words(layer, spikes.frame.pitch, self.steps)
         updates = regions.words_region(
-            *(layer.neuron, current, planes.live_words(layer), v, spikes),
-            carry=self.carry,
-            partitions=self.partitions,
+            *(layer.neuron, current, live, v, spikes), carry=self.carry, partitions=self.partitions
         )
         self.made.add(layer.name, updates)
 
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
         source, steps = self._words(layer), self.steps
-        needed = rows.moved_size(layer.in_shape[0], steps)
-        if self.moved.size < needed:
-            self.moved = aligned((needed,), np.uint16)
-        group = group_of(steps)
-        lanes = rows.tiles(group) * group * BLOCK
+        pitch = source.frame.pitch
+        lanes = rows.tiles(pitch, steps) * tile_of(steps)
         v = self.made.membranes[layer.name] = aligned((layer.out_shape[0], lanes), np.float32)
         v[...] = layer.neuron.rest
-        spikes = planes.empty_words(layer.out_shape, steps, self.margins[layer.name])
-        self.made.words[layer.name] = spikes
+        spikes = self._empty_words(layer.name, layer.out_shape)
+        live = planes.live_words(layer, pitch, steps)
         region = regions.plane_region(
-            layer.neuron, rows, source, self.moved, v, spikes, carry=self.carry,
+            layer.neuron, rows, live, source, v, spikes, carry=self.carry,
             partitions=self.partitions,
         )  # fmt: skip
         self.made.add(layer.name, region)
@@ -248,12 +240,17 @@ class Builder:
         """The words of what a layer on bit planes reads; packed from its map if they are new."""
         name = layer.source
         if name not in self.made.words:
-            words = planes.empty_words(layer.in_shape, self.steps, self.margins[name])
-            self.made.words[name] = words
+            words = self._empty_words(name, layer.in_shape)
             source = self.made.values[name]
             packing = regions.pack_region(source, words, partitions=self.partitions)
             self.made.add(layer.name, packing)
         return self.made.words[name]
+
+    def _empty_words(self, name: str, shape: net.Shape) -> planes.Words:
+        """New words of a map."""
+        words = planes.empty_words(shape[0], self.steps, self.frames[name])
+        self.made.words[name] = words
+        return words
 
     def add_population(self, layer: net.PopulationLayer) -> None:
         layout, source = layout_of(layer), self.made.values[layer.source]

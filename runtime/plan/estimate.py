@@ -14,7 +14,7 @@ from soul_deploy.runtime.format.tap_tables import tap_count
 from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
 from soul_deploy.runtime.plan.forms import Form, event_forms, forms_of
-from soul_deploy.runtime.plan.planes import plane_bytes
+from soul_deploy.runtime.plan.planes import gap_of, moves_of, plane_bytes
 
 TAP_BYTES = 24 + 64  # of an entry in a tap table, and what computing it takes meanwhile
 LIVE_NEURON_BYTES = 8 + 40  # of a neuron in a compacted population, kept and meanwhile
@@ -80,11 +80,19 @@ def running_bytes(
     """
     steps = network.time_steps
     forms = forms_of(network, {}) if forms is None else forms
+    on_planes = {
+        layer.name: (layer, convolution)
+        for layer in network.projected
+        if forms[layer.name] == "planes" and (convolution := layer.synapses.convolution) is not None
+    }
+    gap = max((gap_of(moves_of(each)) for _, each in on_planes.values()), default=0)
     by_layer = {network.input_name: 4 * steps * math.prod(network.input_shape)}
     for layer in network.layers:
         analog = network.edges[layer.name][0] == "analog"
         by_layer[layer.name] = steps * math.prod(layer.out_shape) * (4 if analog else 1)
         by_layer[layer.name] += layer_bytes(layer, steps, forms.get(layer.name))
+    for name, (layer, convolution) in on_planes.items():
+        by_layer[name] += plane_bytes(layer, convolution, steps, gap)
     readout = network.readout
     by_layer[readout.name] = 8 * readout.sums + 4 * readout.classes
     return by_layer
@@ -116,7 +124,7 @@ def _projection_bytes(layer: net.Synaptic, steps: int, form: Form | None) -> int
     """Currents, scratch and tables."""
     convolution = layer.synapses.convolution
     if form == "planes" and convolution is not None:
-        return plane_bytes(layer, convolution, steps)
+        return 0  # `running_bytes` counts them
     columns = math.prod(layer.current_shape)
     return 4 * columns * _columns_of(steps) + synapse_bytes(layer.synapses, form, steps)
 

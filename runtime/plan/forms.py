@@ -14,10 +14,10 @@ from typing import Literal, get_args
 
 from soul_deploy.base import errors
 from soul_deploy.runtime.format import network as net
-from soul_deploy.runtime.kernels.bit_planes import group_of
+from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
 from soul_deploy.runtime.plan.layout import channel_last
-from soul_deploy.runtime.plan.planes import blocks_of, fits_planes
+from soul_deploy.runtime.plan.planes import fits_planes
 
 Form = Literal["sparse", "dense", "analog", "gather", "planes"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -25,7 +25,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 USUAL_RATE = 0.08
 """Spikes per neuron and step that are expected of a network."""
 
-PLANE_ADDITION, EVENT_ADDITION = 0.22, 0.5
+PLANE_ADDITION, EVENT_ADDITION = 0.11, 0.37
 """Nanoseconds: a vector of masked sums, and all steps of a synapse that an event reaches."""
 
 
@@ -59,9 +59,9 @@ def form_of(layer: net.Synaptic, steps: int) -> Form:
 def _planes_pay(layer: net.Synaptic, steps: int) -> bool:
     """Vectors that are added for each weight, against events that reach it."""
     fires = 1 - (1 - USUAL_RATE) ** steps
-    group = group_of(steps)
-    words = -(-blocks_of(layer.out_shape) // group) * group * steps
-    events = channel_last(layer.out_shape)[0] * fires
+    positions = channel_last(layer.out_shape)[0]
+    words = -(-positions // tile_of(steps)) * tile_of(steps) // VECTOR * steps
+    events = positions * fires
     return words * PLANE_ADDITION < events * EVENT_ADDITION
 
 

@@ -1,37 +1,32 @@
 """Layers on bit planes (kernels/bit_planes.py): which can run so, and the arrays that they read.
 
 A map of spikes that such layers give or read is kept as words: of each chunk of steps (channels,
-front + blocks + back, steps) uint16. The blocks of zeros around are what a shift reads beyond the
-map.
+length), in the same frame for all of them. The zeros of the frame are what a kernel finds beyond
+the map.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from soul_deploy.base import Array, brief
+from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.format import network as net
-from soul_deploy.runtime.format.tap_tables import positions_under
-from soul_deploy.runtime.kernels.bit_planes import BLOCK, chunks_of, group_of
-from soul_deploy.runtime.plan.layout import channel_last, layout_of
+from soul_deploy.runtime.kernels.bit_planes import chunks_of, tile_of, word_of
+from soul_deploy.runtime.kernels.fours import STEP_BITS, TOGETHER
+from soul_deploy.runtime.plan.layout import layout_of
 
 ROW_BYTES = 8 + 48
 """Of a synapse, and what sorting it takes meanwhile."""
 
-MOST_TAPS = 49
-"""Kernel positions for which words are copied: 7 × 7."""
-
-
-def blocks_of(shape: net.Shape) -> int:
-    """Words of a channel and step for so large a map."""
-    return -(-channel_last(shape)[0] // BLOCK)
+LINE = 64
+"""Bytes of a cache line, and of the words that are read at once."""
 
 
 def fits_planes(layer: net.Synaptic) -> bool:
     """Whether a layer can run on bit planes: neurons behind a convolution with shared sparse rows
-    and stride 1, whose map has rows as long as its input's, on spikes; a kernel that is not large,
+    and stride 1 that reads all of its input, whose map has rows as long as its input's, on spikes,
     and no neurons that are compacted.
     """
     synapses = layer.synapses
@@ -42,29 +37,77 @@ def fits_planes(layer: net.Synaptic) -> bool:
         and isinstance(synapses.rows, net.SparseRows)
         and synapses.stride == (1, 1)
         and synapses.in_shape[2] == synapses.out_shape[2]
-        and math.prod(synapses.kernel) <= MOST_TAPS
+        and synapses.reach == synapses.in_shape[1:]
         and synapses.row_count < 1 << 31  # places are counted in 32 bits
         and layout_of(layer) is None
     )
 
 
-def plane_bytes(layer: net.Synaptic, convolution: net.ConvSynapses, steps: int) -> int:
-    """Bytes that a layer on bit planes takes: words of its source and its own, moved words,
-    membranes, rows and what sorting them takes meanwhile.
+@brief
+@dataclass(frozen=True)
+class Frame:
+    """Where the positions of a map stand among the words of a channel.
+
+    columns  positions of a row
+    pitch    words from a row to the next: those of the row, then zeros
+    front    words before the first position: zeros
+    length   words of a channel
     """
-    blocks, arriving = blocks_of(layer.out_shape), blocks_of(layer.in_shape)
-    group, moves = group_of(steps), _moves(convolution)
-    width, longest = -(-blocks // group) * group, max(chunks_of(steps))
-    taps, channels, out = len(moves), layer.in_shape[0], layer.out_shape[0]
-    source = channels * (arriving + sum(_margins(moves, width, arriving)))
-    words = (source + out * width) * steps + (channels + 4) * taps * width * longest
-    return 2 * words + (64 + 6) * out * width + ROW_BYTES * convolution.rows.synapses
+
+    columns: int
+    pitch: int
+    front: int
+    length: int
 
 
-def _margins(moves: Array, width: int, source_blocks: int) -> tuple[int, int]:
-    """Blocks of zeros before and behind a source, for outputs of `width` blocks."""
-    end = width + int(moves[:, 0].max()) + 1
-    return max(0, -int(moves[:, 0].min())), max(0, end - source_blocks)
+def frame_of(columns: int, pitch: int, before: int, behind: int, steps: int) -> Frame:
+    """A frame with that many words before the first position, and behind it. Its first position
+    begins a cache line, and channels are an odd number of lines apart, so that they do not meet in
+    the same places of a cache.
+    """
+    held = LINE // int(word_of(steps).itemsize)
+    front = -(-before // held) * held
+    lines = -(-(front + behind) // held) | 1
+    return Frame(columns, pitch, front, lines * held)
+
+
+def moves_of(convolution: net.ConvSynapses) -> Array:
+    """int64 (kernel positions, 2): rows and columns from an output to its input."""
+    (kh, kw), (dy, dx) = convolution.kernel, convolution.dilation
+    rows, columns = np.divmod(np.arange(kh * kw), kw)
+    moves = rows * dy - convolution.padding[0], columns * dx - convolution.padding[1]
+    return np.stack(moves, axis=1).astype(np.int64)
+
+
+def gap_of(moves: Array) -> int:
+    """Zeros between rows that such moves need: to the left of a row and to the right."""
+    return int(np.abs(moves[:, 1]).max())
+
+
+def tiles_of(shape: net.Shape, pitch: int, steps: int) -> int:
+    """How many tiles a channel of a map has."""
+    return -(-((shape[1] - 1) * pitch + shape[2]) // tile_of(steps))
+
+
+def _needed(moves: Array, shape: net.Shape, pitch: int, steps: int) -> tuple[int, int]:
+    """Words that a source needs before its first position and behind it, for outputs `shape`."""
+    distances = moves @ np.array([pitch, 1])
+    size = tiles_of(shape, pitch, steps) * tile_of(steps)
+    return max(0, -int(distances.min())), size + max(0, int(distances.max()))
+
+
+def plane_bytes(layer: net.Synaptic, convolution: net.ConvSynapses, steps: int, gap: int) -> int:
+    """Bytes that a layer on bit planes takes: words of its source and its own, bits of live
+    neurons, membranes, rows and what sorting them takes meanwhile.
+    """
+    pitch, moves = layer.in_shape[2] + gap, moves_of(convolution)
+    before, behind = _needed(moves, layer.out_shape, pitch, steps)
+    frame = frame_of(layer.in_shape[2], pitch, before, behind, steps)
+    size = tiles_of(layer.out_shape, pitch, steps) * tile_of(steps) + 2 * LINE
+    word, out = int(word_of(steps).itemsize), layer.out_shape[0]
+    words = len(chunks_of(steps)) * (layer.in_shape[0] * frame.length + out * size)
+    synapses = convolution.rows.synapses + (TOGETHER - 1) * out
+    return word * words + (word + 2 + 4) * out * size + ROW_BYTES * synapses
 
 
 @brief
@@ -72,12 +115,12 @@ def _margins(moves: Array, width: int, source_blocks: int) -> tuple[int, int]:
 class PlaneRows:
     """The rows of a convolution by output channel, and where its words come from.
 
-    starts  int64 (C_out + 1,): output channel c has the weights starts[c] to starts[c + 1]
+    starts  int64 (C_out + 1,): output channel c has the weights starts[c] to starts[c + 1], filled
+            up with zeros to a multiple of TOGETHER
     places  int32 (synapses,): input channel · kernel positions + kernel position, rising
     weight, bias  float32
-    moves   int64 (kernel positions, 2): blocks and bits from an output's word to its input's
-    inside  uint16 (kernel positions, blocks): bits of outputs that have an input there
-    live    uint16 (C_out, blocks): neurons that exist
+    moves   as `moves_of`
+    shape   of the outputs
     """
 
     starts: Array
@@ -85,42 +128,30 @@ class PlaneRows:
     weight: Array
     bias: Array
     moves: Array
-    inside: Array
-    live: Array
+    shape: net.Shape
 
-    @property
-    def blocks(self) -> int:
-        return int(self.live.shape[1])
+    def tiles(self, pitch: int, steps: int) -> int:
+        """How many tiles an output channel has."""
+        return tiles_of(self.shape, pitch, steps)
 
-    def tiles(self, group: int) -> int:
-        """How many tiles of `group` blocks an output channel has."""
-        return -(-self.blocks // group)
+    def needed(self, pitch: int, steps: int) -> tuple[int, int]:
+        """Words that the source needs before its first position and behind it."""
+        return _needed(self.moves, self.shape, pitch, steps)
 
-    def inside_of(self, steps: int, group: int) -> Array:
-        """`inside` as a shift of `steps` steps reads it: (kernel positions, blocks · steps).
+    def places_in(self, frame: Frame, channels: int) -> Array:
+        """int32 (synapses,): where the inputs of output 0 stand among a source's words.
 
-        The blocks are those of all tiles of `group`.
+        Raises LimitError for more words than 32 bits count.
         """
-        words: Array = np.repeat(self._padded(self.inside, group), steps, axis=1)
-        return words
-
-    def live_of(self, group: int) -> Array:
-        """`live` of all blocks of the tiles."""
-        return self._padded(self.live, group)
-
-    def _padded(self, words: Array, group: int) -> Array:
-        beyond = self.tiles(group) * group - self.blocks
-        return np.ascontiguousarray(np.pad(words, ((0, 0), (0, beyond))))
-
-    def moved_size(self, channels: int, steps: int) -> int:
-        """Words of the copies that a layer reads: one for each of its kernel positions."""
-        group = group_of(steps)
-        blocks = self.tiles(group) * group
-        return blocks * channels * len(self.moves) * max(chunks_of(steps))
-
-    def margins(self, group: int, source_blocks: int) -> tuple[int, int]:
-        """Blocks of zeros that the source's words need before and behind."""
-        return _margins(self.moves, self.tiles(group) * group, source_blocks)
+        if channels * frame.length >= 1 << 31:
+            raise errors.LimitError(
+                f"{channels} channels of {frame.length} words on bit planes; the limit is 2³¹ "
+                "words. Give another form with --rows"
+            )
+        channel, tap = np.divmod(self.places.astype(np.int64), len(self.moves))
+        distances = self.moves @ np.array([frame.pitch, 1])
+        places: Array = channel * frame.length + frame.front + distances[tap]
+        return places.astype(np.int32)
 
 
 def plane_rows(layer: net.SpikingLayer, convolution: net.ConvSynapses) -> PlaneRows:
@@ -132,100 +163,105 @@ def plane_rows(layer: net.SpikingLayer, convolution: net.ConvSynapses) -> PlaneR
     places = channel * height * width + (height * width - 1 - mirrored)
     order = np.lexsort((places, rows.targets))
     counts = np.bincount(rows.targets, minlength=convolution.out_shape[0])
+    starts = np.concatenate([[0], np.cumsum(-(-counts // TOGETHER) * TOGETHER)])
+    before = np.cumsum(counts) - counts
+    at = starts[rows.targets[order]] + np.arange(len(order)) - before[rows.targets[order]]
     bias = convolution.bias
     return PlaneRows(
-        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        places=places[order].astype(np.int32),
-        weight=rows.weight[order],
+        starts=starts.astype(np.int64),
+        places=_filled(places[order], at, int(starts[-1]), np.dtype(np.int32)),
+        weight=_filled(rows.weight[order], at, int(starts[-1]), np.dtype(np.float32)),
         bias=np.zeros(convolution.out_shape[0], np.float32) if bias is None else bias.copy(),
-        moves=_moves(convolution),
-        inside=_inside(convolution),
-        live=live_words(layer),
+        moves=moves_of(convolution),
+        shape=layer.out_shape,
     )
 
 
-def _moves(convolution: net.ConvSynapses) -> Array:
-    """As PlaneRows.moves."""
-    (kh, kw), (dy, dx) = convolution.kernel, convolution.dilation
-    down = np.arange(kh)[:, None] * dy - convolution.padding[0]
-    right = np.arange(kw) * dx - convolution.padding[1]
-    distance = (down * convolution.in_shape[2] + right).reshape(-1)
-    return np.stack(np.divmod(distance, BLOCK), axis=1).astype(np.int64)
+def _filled(values: Array, at: Array, size: int, dtype: np.dtype[Any]) -> Array:
+    """Values at their places among zeros."""
+    filled = np.zeros(size, dtype)
+    filled[at] = values
+    return filled
 
 
-def _inside(convolution: net.ConvSynapses) -> Array:
-    """As PlaneRows.inside."""
-    y, x = (positions_under(convolution, axis)[:, ::-1] >= 0 for axis in (0, 1))
-    met = y.T[:, None, :, None] & x.T[None, :, None, :]
-    return words_of(met.reshape(math.prod(convolution.kernel), -1))
-
-
-def live_words(layer: net.SpikingLayer) -> Array:
-    """uint16 (C, blocks): neurons that exist, of a layer whose neurons are not compacted."""
-    positions, channels = channel_last(layer.out_shape)
-    live = np.ones((positions, channels), np.bool_)
+def live_words(layer: net.SpikingLayer, pitch: int, steps: int) -> Array:
+    """(C, tiles · tile), or (1, ...) if all neurons live: all bits of the words of neurons that
+    exist, position 0 first; of a layer whose neurons are not compacted.
+    """
+    (channels, height, width), size = layer.out_shape, tiles_of(layer.out_shape, pitch, steps)
+    size *= tile_of(steps)
+    live = np.ones((1, height, width), np.bool_)
     if layer.live is not None:
-        live = layer.live.reshape(positions, channels)
-    return words_of(live.T)
-
-
-def words_of(bits: Array) -> Array:
-    """uint16 (rows, blocks) of bool (rows, positions); beyond the last position, 0."""
-    padding = -bits.shape[1] % BLOCK
-    padded = np.pad(bits, ((0, 0), (0, padding))).reshape(len(bits), -1, BLOCK)
-    return np.asarray(padded @ (1 << np.arange(BLOCK))).astype(np.uint16)
+        live = layer.live.reshape(height, width, channels).transpose(2, 0, 1)
+    bits = np.zeros((len(live), max(size, height * pitch)), word_of(steps))
+    grid = bits[:, : height * pitch].reshape(len(live), height, pitch)
+    grid[:, :, :width] = np.where(live, np.iinfo(bits.dtype).max, 0)
+    return np.ascontiguousarray(bits[:, :size])
 
 
 @brief
 @dataclass(frozen=True)
 class Words:
-    """The words of a map, (C, front + blocks + back, steps) uint16 of each chunk of steps, zeros
-    around the blocks.
+    """The words of a map, (C, length) of each chunk of steps; zeros where the frame has no
+    position.
+
+    sizes  steps of each chunk
     """
 
     chunks: tuple[Array, ...]
-    front: int
+    sizes: tuple[int, ...]
+    frame: Frame
 
     @property
     def steps(self) -> int:
         """T."""
-        return sum(chunk.shape[2] for chunk in self.chunks)
+        return sum(self.sizes)
 
     def of_steps(self, values: Array) -> list[tuple[Array, Array]]:
         """Each chunk with its steps of a map (T, positions, C)."""
-        ends = np.cumsum([chunk.shape[2] for chunk in self.chunks])
-        steps = [values[end - c.shape[2] : end] for c, end in zip(self.chunks, ends, strict=True)]
+        ends = np.cumsum(self.sizes)
+        steps = [values[end - size : end] for size, end in zip(self.sizes, ends, strict=True)]
         return list(zip(self.chunks, steps, strict=True))
 
 
-def empty_words(shape: net.Shape, steps: int, margins: tuple[int, int]) -> Words:
+def empty_words(channels: int, steps: int, frame: Frame) -> Words:
     """Of a map in which nothing fires."""
-    blocks = margins[0] + blocks_of(shape) + margins[1]
-    sizes = ((shape[0], blocks, chunk) for chunk in chunks_of(steps))
-    return Words(tuple(np.zeros(size, np.uint16) for size in sizes), margins[0])
+    sizes = chunks_of(steps)
+    shape, word = (channels, frame.length), word_of(steps)
+    return Words(tuple(np.zeros(shape, word) for _ in sizes), sizes, frame)
 
 
 def map_of(words: Words, shape: net.Shape) -> Array:
     """The map (T, positions, C), uint8, of its words."""
-    positions, channels = channel_last(shape)
-    whole = np.concatenate(words.chunks, axis=2)
-    kept, steps = whole[:, words.front : words.front + blocks_of(shape)], whole.shape[2]
-    bits = kept[..., None] >> np.arange(BLOCK, dtype=np.uint16) & np.uint16(1)
-    full = bits.astype(np.uint8).transpose(2, 1, 3, 0).reshape(steps, -1, channels)
-    return np.ascontiguousarray(full[:, :positions])
+    (height, width), frame = shape[1:], words.frame
+    rows = frame.front + np.arange(height)[:, None] * frame.pitch
+    places = (rows + np.arange(width)).reshape(-1)
+    steps = []
+    for chunk, size in zip(words.chunks, words.sizes, strict=True):
+        found = chunk[:, places].T
+        steps += [found >> np.array(STEP_BITS * t, found.dtype) & 1 for t in range(size)]
+    return np.ascontiguousarray(np.stack(steps).astype(np.uint8))
 
 
-def margins_of(
+def frames_of(
     network: net.EventNetwork, rows: Mapping[str, PlaneRows], steps: int
-) -> dict[str, tuple[int, int]]:
-    """Blocks of zeros around the words of each map that a layer on bit planes reads or gives."""
-    found: dict[str, tuple[int, int]] = {}
-    group = group_of(steps)
+) -> dict[str, Frame]:
+    """The frames of all maps that a layer on bit planes reads or gives. Rows are equally far apart
+    from their ends in all of them, since a layer's source and its map have the same pitch.
+    """
+    needed: dict[str, tuple[int, int, int]] = {}
+    gap = max((gap_of(plan.moves) for plan in rows.values()), default=0)
     for layer in network.projected:
         if (plan := rows.get(layer.name)) is not None:
-            needed = plan.margins(group, blocks_of(layer.in_shape))
-            before = found.get(layer.source, (0, 0))
-            found[layer.source] = max(before[0], needed[0]), max(before[1], needed[1])
-            beyond = plan.tiles(group) * group - plan.blocks  # a tile writes all of it
-            found[layer.name] = (0, beyond)
-    return found
+            columns = layer.in_shape[2]
+            pitch = columns + gap
+            own = 0, plan.tiles(pitch, steps) * tile_of(steps)
+            read = plan.needed(pitch, steps)
+            shown = 0, layer.in_shape[1] * pitch  # what its source writes
+            for name, more in ((layer.source, read), (layer.source, shown), (layer.name, own)):
+                _, before, behind = needed.get(name, (0, 0, 0))
+                needed[name] = columns, max(before, more[0]), max(behind, more[1])
+    return {
+        name: frame_of(columns, columns + gap, before, behind, steps)
+        for name, (columns, before, behind) in needed.items()
+    }

@@ -11,7 +11,7 @@ from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network
 from soul_deploy.runtime.kernels import bit_planes, maps, neurons, synapses, time_vectorised
-from soul_deploy.runtime.kernels.simd import BYTES
+from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.plan import layer_plan
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.planes import PlaneRows, Words
@@ -142,10 +142,11 @@ def spiking_regions(
 
 def pack_region(source: Array, words: Words, *, partitions: int) -> Region:
     """A map of spikes (T, positions, C) into its words."""
-    blocks, region = -(-source.shape[1] // bit_planes.BLOCK), []
+    frame, region = words.frame, []
+    rows = source.shape[1] // frame.columns
     for partition in partitions_of(partitions):
-        scratch = np.empty(source.shape[2], np.uint16)
-        share = *partition.of(blocks), words.front, scratch
+        scratch = np.empty((bit_planes.BLOCK, source.shape[2]), np.uint32)
+        share = frame.columns, frame.pitch, *partition.of(rows), frame.front, scratch
         pairs = words.of_steps(source)
         pack = bit_planes.pack_words
         region.append(tuple(Call(pack, (v, *share, to), "words") for to, v in pairs))
@@ -154,9 +155,11 @@ def pack_region(source: Array, words: Words, *, partitions: int) -> Region:
 
 def unpack_region(words: Words, out: Array, *, partitions: int) -> Region:
     """Words into their map of spikes (T, positions, C)."""
-    blocks, region = -(-out.shape[1] // bit_planes.BLOCK), []
+    frame, region = words.frame, []
+    rows = out.shape[1] // frame.columns
     for partition in partitions_of(partitions):
-        share = *partition.of(blocks), words.front, np.empty(out.shape[2], np.uint16)
+        scratch = np.empty((bit_planes.BLOCK, out.shape[2]), np.uint32)
+        share = frame.columns, frame.pitch, *partition.of(rows), frame.front, scratch
         pairs = words.of_steps(out)
         unpack = bit_planes.unpack_words
         region.append(tuple(Call(unpack, (w, *share, to), "words") for w, to in pairs))
@@ -169,52 +172,53 @@ def words_region(
 ) -> Region:  # fmt: skip
     """Neurons on currents (T or 1, n), channel-last, whose spikes leave as words, chunk by chunk.
 
-    live uint16 (C, blocks); v (n,).
+    live: as `live_words`; v (n,).
     """
     update = bit_planes.update_kernel(neuron.charge, neuron.fire, neuron.v_reset is None)
-    numbers, region = neurons.update_constants(neuron), []
+    numbers, region, frame = neurons.update_constants(neuron), [], spikes.frame
+    channels = len(spikes.chunks[0])
+    rows = len(v) // (frame.columns * channels)
     for partition in partitions_of(partitions):
-        share, calls, begun = partition.of(live.shape[1]), [], 0
-        for chunk in spikes.chunks:
-            steps = chunk.shape[2]
+        share, calls, begun = partition.of(rows), [], 0
+        bits = np.zeros((bit_planes.BLOCK, channels), np.uint32)
+        for chunk, steps in zip(spikes.chunks, spikes.sizes, strict=True):
             arriving = current if len(current) == 1 else current[begun : begun + steps]
-            sums, state = np.zeros((steps, len(live)), np.uint16), (carry or begun > 0, v, live)
-            tile = *share, spikes.front, sums, chunk
-            calls.append(Call(update, (arriving, *numbers, *state, *tile), "neurons"))
+            state = (carry or begun > 0, v, live, steps)
+            given = arriving, frame.columns, frame.pitch, *numbers, *state, *share, frame.front
+            calls.append(Call(update, (*given, bits, chunk), "neurons"))
             begun += steps
         region.append(tuple(calls))
     return tuple(region)
 
 
 def plane_region(
-    neuron: NeuronEquation, rows: PlaneRows, source: Words, moved: Array, v: Array, spikes: Words,
+    neuron: NeuronEquation, rows: PlaneRows, live: Array, source: Words, v: Array, spikes: Words,
     *, carry: bool, partitions: int,
 ) -> Region:  # fmt: skip
-    """A layer on bit planes, chunk after chunk of steps: its words moved, currents, neurons.
+    """A layer on bit planes, chunk after chunk of steps: currents, then neurons.
 
-    moved: scratch of `moved_size` uint16 or more, which threads share tile by tile; v (C_out,
-    tiles · group · BLOCK).
+    live: as `live_words`; v (C_out, tiles · positions of a tile).
     """
-    group, channels = bit_planes.group_of(source.steps), source.chunks[0].shape[0]
-    moves, live = rows.moves + np.array([source.front, 0]), rows.live_of(group)
-    table = rows.starts, rows.places, rows.weight, rows.bias, live
+    lines, held = bit_planes.lines_of(source.steps), bit_planes.held_of(source.steps)
+    places = rows.places_in(source.frame, len(source.chunks[0]))
+    table = rows.starts, places, rows.weight, rows.bias, live.view(np.uint32)
     form = neuron.charge, neuron.fire, neuron.v_reset is None
     numbers, region = neurons.update_constants(neuron), []
-    # A tile has one place for chunks of any length: another thread may be in another chunk.
-    shifted = moved[: rows.moved_size(channels, source.steps)].reshape(rows.tiles(group), -1)
+    tiles, chunks = rows.tiles(source.frame.pitch, source.steps), len(source.chunks)
+    lanes, together = lines * VECTOR * held, bit_planes.CHANNELS
     for partition in partitions_of(partitions):
-        share, calls = partition.of(rows.tiles(group)), []
+        share, calls = partition.of(tiles), []
         for i, (arriving, leaving) in enumerate(zip(source.chunks, spikes.chunks, strict=True)):
-            steps = arriving.shape[2]
-            sums = aligned((steps * group * bit_planes.BLOCK,), np.float32)
-            fired = np.zeros(len(sums) + BYTES, np.uint8)
-            shift = bit_planes.shift_kernel(steps, group)
-            inside = rows.inside_of(steps, group)
-            calls.append(Call(shift, (arriving, moves, inside, *share, shifted), "words"))
-            state = *numbers, carry or i > 0, v
-            tile = *share, spikes.front, sums, fired, leaving
-            convolve = bit_planes.convolve_kernel(*form, steps, group)
-            calls.append(Call(convolve, (shifted, *table, *state, *tile), "fused"))
+            steps = source.sizes[i]
+            scratch = (
+                aligned((together * steps * lanes,), np.float32),
+                aligned((held, together * lines * VECTOR), np.float32),
+                aligned((together * lines * VECTOR,), np.uint32),
+            )
+            state = *numbers, carry or i > 0, carry or i + 1 < chunks, v
+            tile = *share, spikes.frame.front // held, *scratch, leaving.view(np.uint32)
+            convolve = bit_planes.convolve_kernel(*form, steps, lines, held)
+            calls.append(Call(convolve, (arriving, *table, *state, *tile), "fused"))
         region.append(tuple(calls))
     return tuple(region)
 

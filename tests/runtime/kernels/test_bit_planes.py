@@ -1,8 +1,9 @@
-"""Layers on bit planes against naive twins: moved bits, sums, whole layers, networks."""
+"""Layers on bit planes against naive twins: sums, whole layers, networks."""
 
 import copy
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import naive
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numba import njit
 from projections import Case, dyadic, equations, layer_of, run_in_turn, values_of
 
 from soul_deploy.base import Array
@@ -25,12 +27,21 @@ from soul_deploy.runtime.format.network import (
     ReadoutLayer,
     SpikingLayer,
 )
-from soul_deploy.runtime.kernels import masked, simd
-from soul_deploy.runtime.kernels.bit_planes import BLOCK, MOST_SUMS, chunks_of, group_of
+from soul_deploy.runtime.kernels import simd
+from soul_deploy.runtime.kernels.bit_planes import (
+    MOST_STEPS,
+    MOST_SUMS,
+    chunks_of,
+    held_of,
+    lines_of,
+    tile_of,
+    word_of,
+)
+from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.estimate import running_bytes
 from soul_deploy.runtime.plan.forms import event_forms
-from soul_deploy.runtime.plan.layer_plan import aligned, plan_layer
+from soul_deploy.runtime.plan.layer_plan import plan_layer
 from soul_deploy.runtime.plan.layout import DENSE_FROM
 
 FIRES = NeuronEquation("decay_multiply", 0.5, 0.5, 0.0, "ge")
@@ -67,7 +78,7 @@ def plane_cases(draw: st.DrawFn) -> Case:
             "dilation": dilation,
             "groups": groups,
             "out_shape": (out, rows, width),
-            "reach": (height - draw(st.integers(0, 1)), width - draw(st.integers(0, 1))),
+            "reach": (height, width),
         },
     )
 
@@ -77,30 +88,47 @@ def spikes_on_planes(layer: SpikingLayer, values: Array, v: Array | None, parts:
     source = np.ascontiguousarray(to_channel_last(values, layer.in_shape))
     rows, steps = plan_layer(layer, "planes").planes, len(values)
     assert rows is not None and planes.fits_planes(layer)
-    group = group_of(steps)
+    columns = layer.in_shape[2]
+    pitch = columns + planes.gap_of(rows.moves) + 1  # a larger gap than needed does no harm
+    before, behind = rows.needed(pitch, steps)
+    behind = max(behind, layer.in_shape[1] * pitch)
     arriving = planes.empty_words(
-        layer.in_shape, steps, rows.margins(group, planes.blocks_of(layer.in_shape))
+        layer.in_shape[0], steps, planes.frame_of(columns, pitch, before, behind, steps)
     )
     run_in_turn(regions.pack_region(source, arriving, partitions=parts))
     np.testing.assert_array_equal(planes.map_of(arriving, layer.in_shape), source)
-    tiles = rows.tiles(group)
-    leaving = planes.empty_words(layer.out_shape, steps, (3, tiles * group - rows.blocks))
-    moved = aligned((rows.moved_size(layer.in_shape[0], steps),), np.uint16)
-    membranes = np.zeros((layer.out_shape[0], tiles * group * BLOCK), np.float32)
+    size = rows.tiles(pitch, steps) * tile_of(steps)
+    frame = planes.frame_of(columns, pitch, 3, size, steps)
+    leaving = planes.empty_words(layer.out_shape[0], steps, frame)
+    place = positions_in_tiles(layer.out_shape, pitch, steps)
+    membranes = np.zeros((layer.out_shape[0], size), np.float32)
     if v is not None:
-        membranes[:, : v.shape[1]] = v
+        membranes[:, place] = v
+    live = planes.live_words(layer, pitch, steps)
     region = regions.plane_region(
-        layer.neuron, rows, arriving, moved, membranes, leaving, carry=v is not None,
+        layer.neuron, rows, live, arriving, membranes, leaving, carry=v is not None,
         partitions=parts,
     )  # fmt: skip
     run_in_turn(region)
     out = np.full((steps, layer.out_shape[1] * layer.out_shape[2], layer.out_shape[0]), 9, np.uint8)
     run_in_turn(regions.unpack_region(leaving, out, partitions=parts))
     np.testing.assert_array_equal(planes.map_of(leaving, layer.out_shape), out)
-    assert not any(chunk[:, :3].any() for chunk in leaving.chunks)
+    inside = np.zeros(frame.length, np.bool_)
+    inside[
+        frame.front + np.add.outer(np.arange(layer.out_shape[1]) * pitch, np.arange(columns))
+    ] = 1
+    assert not any(chunk[:, ~inside].any() for chunk in leaving.chunks)
     if v is not None:
-        v[...] = membranes[:, : v.shape[1]]
+        v[...] = membranes[:, place]
     return out
+
+
+def positions_in_tiles(shape: tuple[int, ...], pitch: int, steps: int) -> Array:
+    """Where each position's membrane stands: words of an integer are a line apart."""
+    rows = np.arange(shape[1])[:, None] * pitch
+    tile, within = np.divmod((rows + np.arange(shape[2])).reshape(-1), tile_of(steps))
+    place, h = np.divmod(within, held_of(steps))
+    return np.asarray(tile * tile_of(steps) + h * lines_of(steps) * simd.VECTOR + place)
 
 
 @settings(max_examples=50)  # each equation and T is a kernel of its own
@@ -134,28 +162,52 @@ def test_a_layer_on_planes_equals_sums_and_the_equation(
         np.testing.assert_array_equal(v.reshape(-1), last)
 
 
-@pytest.mark.parametrize("steps", [steps for steps in STEPS if steps <= MOST_SUMS])
-@pytest.mark.parametrize("down", [0, 1, 7, 15])
-def test_moved_words_equal_moved_bits(steps: int, down: int) -> None:
-    rng, group = np.random.default_rng(steps), group_of(steps)
-    size = group * steps
-    words = rng.integers(0, 1 << 16, (group + 1, steps)).astype(np.uint16)
-    masks = rng.integers(0, 1 << 16, size).astype(np.uint16)
-    out = np.zeros(size, np.uint16)
-    masked._plain_shift_words(words.reshape(-1), 0, down, masks, 0, out, 0, steps, size)
-    bits = (words[..., None] >> np.arange(BLOCK)) & 1  # blocks, steps, bits
-    line = bits.transpose(1, 0, 2).reshape(steps, -1)[:, down : down + group * BLOCK]
-    kept = (masks.reshape(group, steps).T[..., None] >> np.arange(BLOCK)) & 1
-    expected = (line.reshape(steps, group, BLOCK) & kept) @ (1 << np.arange(BLOCK))
-    np.testing.assert_array_equal(out, expected.reshape(-1))
+@settings(max_examples=40)  # each T is a kernel of its own
+@given(st.sampled_from(STEPS), st.integers(0, 4), st.integers(0, 2**20))
+def test_sums_of_fours_add_four_weights_first(steps: int, fours: int, seed: int) -> None:
+    """In float32: the sums of four are added in another order than one by one."""
+    rng, longest = np.random.default_rng(seed), max(chunks_of(steps))
+    tile, held, lines = tile_of(steps), held_of(steps), lines_of(steps)
+    words = (rng.integers(0, 1 << 32, 3 * tile + 7) & 0x11111111).astype(word_of(steps))
+    places = rng.integers(0, 2 * tile, 4 * fours).astype(np.int32)
+    weight, bias = rng.normal(size=4 * fours).astype(np.float32), np.float32(rng.normal())
+    apart = lines * simd.VECTOR + 3
+    found = np.full(5 + longest * held * apart, 9, np.float32)
+    sums_kernel(longest, lines)(words, 7, places, weight, bias, found, 5, apart)
+    expected = found.copy()
+    for t in range(longest):
+        for i in range(tile):
+            fired = [int(words[7 + place + i]) >> STEP_BITS * t & 1 for place in places]
+            total = bias
+            for k in range(0, len(places), 4):
+                few = np.float32(0)
+                for bit, w in zip(fired[k : k + 4], weight[k : k + 4], strict=True):
+                    few = np.float32(few + w) if bit else few
+                total = np.float32(total + few)
+            expected[5 + (t * held + i % held) * apart + i // held] = total
+    np.testing.assert_array_equal(found, expected)
+
+
+@cache
+def sums_kernel(steps: int, lines: int) -> Any:
+    @njit
+    def run(
+        words: Array, base: int, places: Array, weight: Array, bias: np.float32, sums: Array,
+        at: int, apart: int,
+    ) -> None:  # fmt: skip
+        size = len(places)
+        sums_of_fours(words, base, places, weight, 0, size, bias, sums, at, apart, lines, steps)
+
+    return run
 
 
 def test_tiles_fit_into_registers() -> None:
-    for steps in range(1, 3 * MOST_SUMS):
-        chunks, group = chunks_of(steps), group_of(steps)
+    for steps in range(1, 4 * MOST_STEPS):
+        chunks, lines, held = chunks_of(steps), lines_of(steps), held_of(steps)
         assert sum(chunks) == steps and max(chunks) - min(chunks) <= 1
-        assert 1 <= group * max(chunks) <= MOST_SUMS < (group + 1) * max(chunks)
-    assert simd.VECTOR == BLOCK
+        assert max(chunks) * STEP_BITS <= 8 * word_of(steps).itemsize
+        assert lines * held * max(chunks) <= MOST_SUMS < (lines + 1) * held * max(chunks)
+        assert tile_of(steps) == lines * held * simd.VECTOR
 
 
 @settings(max_examples=40 if simd.compiled() else 4)  # plain Python takes a second for each
@@ -242,10 +294,10 @@ def test_threads_keep_apart_in_chunks_of_unequal_length(steps: int) -> None:
 
 
 def test_where_memory_is_short_layers_go_from_event_to_event() -> None:
-    rng, shape = np.random.default_rng(0), (2, 40, 48)
+    rng, shape = np.random.default_rng(0), (16, 4, 5)  # little but weights, which are sorted
     geometry = {"stride": (1, 1), "padding": (3, 3), "dilation": (1, 1), "groups": 1}
     more = {"out_shape": shape, "reach": shape[1:]}
-    weight, values = dyadic((2, 2, 7, 7), rng), values_of("spike", (4, *shape), rng)
+    weight, values = dyadic((16, 16, 7, 7), rng), values_of("spike", (4, *shape), rng)
     network = chained(Case(weight, None, values, "spike", True, geometry | more), pooled=False)
     by_event = sum(running_bytes(network, event_forms(network)).values())
     on_planes = sum(running_bytes(network, {"b": "planes", "c": "sparse"}).values())

@@ -74,7 +74,6 @@ EVENTS = {"values of an edge are what it says": ["edge kind", "input edge", "bou
 FAMILIES = {
     "convolve_dense": [DENSE, BIAS, GEOMETRY, EVENTS],
     "convolve_gathered": [DENSE, BIAS, GEOMETRY, EVENTS],
-    "shift": [GEOMETRY, EVENTS],
     "pack_words": [EVENTS],
     "unpack_words": [],
     "convolve_analog": [DENSE, BIAS, GEOMETRY, EVENTS],

@@ -22,7 +22,7 @@ from soul_deploy.runtime.format.network import EdgeKind, PoolLayer, ReadoutLayer
 from soul_deploy.runtime.kernels import bit_planes, rows
 from soul_deploy.runtime.kernels import maps as mapping
 from soul_deploy.runtime.kernels import synapses as kernels
-from soul_deploy.runtime.kernels.bit_planes import convolve_kernel, shift_kernel
+from soul_deploy.runtime.kernels.bit_planes import convolve_kernel
 from soul_deploy.runtime.kernels.gather import convolve_gathered
 from soul_deploy.runtime.kernels.kept import KernelCache
 from soul_deploy.runtime.kernels.neurons import LANE_BLOCK, update_constants, update_of
@@ -359,7 +359,7 @@ def test_no_kernel_uses_fastmath() -> None:
     """Compiled as a strict sum, without Python's lock; functions made on demand included."""
     neuron = NeuronEquation("integrate", 1.0, 1.0, None, "gt")
     made = [update_of(neuron), update_of(neuron, 4), start_lanes(4), multiply_lanes(4)]
-    made += [shift_kernel(4, 4), convolve_kernel("integrate", "gt", False, 4, 4)]
+    made += [convolve_kernel("integrate", "gt", False, 4, 2, 2)]
     made += [convolve_gathered(2, graded) for graded in (False, True)]
     modules = mapping, kernels, rows, bit_planes
     made += [value for module in modules for value in vars(module).values()]

@@ -331,6 +331,46 @@ def test_explicit_rows_are_built_without_a_dense_matrix() -> None:
     assert abs(rows.synapses / expected - 1) < 0.15
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.5, True), (0.3, False)])
+def test_shared_rows_stay_where_bit_planes_are_faster(share: float, kept: bool) -> None:
+    """A quarter of the synapses join live neurons, or a tenth."""
+    rng = np.random.default_rng(0)
+    shape = (8, 16, 16)
+    weight = rng.random((8, 8, 3, 3), np.float32) * (rng.random((8, 8, 3, 3)) < 0.1)
+    operator = ConvOperator(weight, None, (1, 1), (1, 1), (1, 1), 1, shape, shape, (16, 16))
+    before, live = rng.random(shape) < share, rng.random(shape) < share
+    given = operator, before, live, "auto", None
+    assert isinstance(represent(*given)[0], MatrixSynapses)
+    assert represent(*given, lambda shared: False)[0].shared is False
+    found, (shared, explicit) = represent(*given, lambda shared: True)
+    assert (found.shared, shared.chosen, explicit.chosen) == (kept, kept, not kept)
+
+
+@pytest.mark.parametrize(("stride", "explicit"), [(1, False), (2, True)])
+def test_a_layer_that_cannot_run_on_bit_planes_becomes_explicit(
+    stride: int, explicit: bool
+) -> None:
+    """Half of the sources and two fifths of the targets live, few weights are kept."""
+    side = 12 // stride
+    nodes = (
+        ir.Input("input", (), (2, 12, 12)),
+        ir.Convolution("c1", ("input",), True, None, 2, 32, (3, 3), (1, 1), (1, 1)),
+        ir.Population("p1", ("c1",), ir.NeuronSpec(v_reset=None)),
+        ir.Convolution("c2", ("p1",), True, None, 32, 32, (3, 3), (stride, stride), (1, 1)),
+        ir.Population("p2", ("c2",), ir.NeuronSpec(tau=4 / 3)),
+        ir.Readout("head", ("p2",), 2),
+    )
+    model, rng = on_a_grid(ir.SpikingGraph(nodes, 4)), np.random.default_rng(0)
+    weight = model.state["c2.weight"]
+    few = {"c2.weight": weight * (rng.random(weight.shape) < 0.1)}
+    size = 32 * side * side
+    some = rng.permutation(size).reshape(32, side, side) < 0.42 * size
+    keep = {"p1": rng.random((32, 12, 12)) < 0.5, "p2": some}
+    model = replace(model, state={**model.state, **few}, neuron_masks=keep)
+    layer = build_event_network(model).spiking_layers[1]
+    assert isinstance(layer.synapses, MatrixSynapses) == explicit
+
+
 def masked_small(rate: float) -> Model:
     keep = {"p1": np.random.default_rng(0).random((4, 6, 6)) < rate}
     keep["p2"] = np.random.default_rng(1).random((3, 5, 5)) < rate

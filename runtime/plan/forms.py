@@ -17,7 +17,7 @@ from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
 from soul_deploy.runtime.plan.layout import channel_last
-from soul_deploy.runtime.plan.planes import fits_planes
+from soul_deploy.runtime.plan.planes import fits_planes, gap_of, moves_of, tiles_of
 
 Form = Literal["sparse", "dense", "analog", "gather", "planes"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -60,9 +60,11 @@ def form_of(layer: net.Synaptic, steps: int) -> Form:
 def _planes_pay(layer: net.Synaptic, steps: int) -> bool:
     """Vectors that are added for each weight, against events that reach it."""
     fires = 1 - (1 - USUAL_RATE) ** steps
-    positions = channel_last(layer.out_shape)[0]
-    words = -(-positions // tile_of(steps)) * tile_of(steps) // VECTOR * steps
-    events = positions * fires
+    convolution = layer.synapses.convolution
+    assert convolution is not None
+    pitch = layer.in_shape[2] + gap_of(moves_of(convolution))
+    words = tiles_of(layer.out_shape, pitch, steps) * tile_of(steps) // VECTOR * steps
+    events = channel_last(layer.out_shape)[0] * fires
     return words * PLANE_ADDITION < events * EVENT_ADDITION
 
 

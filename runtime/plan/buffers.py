@@ -131,13 +131,14 @@ class Builder:
         rows = {name: plan.planes for name, plan in self.plans.items() if plan.planes is not None}
         self.margins = planes.margins_of(self.network, rows, self.steps)
         self.moved = aligned((0,), np.uint16)
+        self.scratch = regions.Scratch()
 
     def add_current(self, layer: net.CurrentLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
         out = self._map(layer, len(source))
         flat = out.reshape(len(out), -1)
         region = regions.current_region(
-            layer, plan, source, flat, lanes=0, partitions=self.partitions
+            layer, plan, source, flat, lanes=0, partitions=self.partitions, shared=self.scratch
         )
         self._add(layer.name, region)
 
@@ -183,7 +184,7 @@ class Builder:
         v, spikes = self._neurons(layer, plan.layout, plan.neurons)
         *of_input, of_steps = regions.spiking_regions(
             layer, plan, source, current, v, spikes, carry=self.carry, partitions=self.partitions,
-            apart=static,
+            apart=static, shared=self.scratch,
         )  # fmt: skip
         self.made.static_regions += of_input
         self.made.add(layer.name, of_steps)
@@ -210,7 +211,7 @@ class Builder:
         )
         self.made.words[layer.name] = spikes
         currents = regions.current_region(
-            layer, plan, source, current, lanes=0, partitions=self.partitions
+            layer, plan, source, current, lanes=0, partitions=self.partitions, shared=self.scratch
         )
         if static:
             self.made.static_regions.append(currents)

@@ -13,13 +13,16 @@ from projections import Case, dyadic, equations, layer_of, run_in_turn, values_o
 from soul_deploy.base import Array
 from soul_deploy.runtime.engine.inputs import to_channel_last
 from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.format.network import EdgeKind
 from soul_deploy.runtime.kernels import gather, listed
 from soul_deploy.runtime.kernels.cache import cached_njit
 from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED, sum_lists
-from soul_deploy.runtime.kernels.simd import VECTOR, compiled
+from soul_deploy.runtime.kernels.simd import VECTOR, compiled, has_mask_registers
 from soul_deploy.runtime.plan import regions
 from soul_deploy.runtime.plan.forms import possible_forms
 from soul_deploy.runtime.plan.layer_plan import plan_layer
+
+KINDS: tuple[EdgeKind, ...] = ("spike", "graded")
 
 
 @st.composite
@@ -32,7 +35,7 @@ def gathered_cases(draw: st.DrawFn) -> Case:
     kernel, stride = draw(st.sampled_from(((1, 1), (3, 3), (2, 3)))), draw(st.integers(1, 2))
     size = draw(st.sampled_from(((1, 1), (3, 4), (5, 3))))
     shape = tuple((n + 2 - k) // stride + 1 for n, k in zip(size, kernel, strict=True))
-    kind, steps = draw(st.sampled_from(("spike", "graded"))), draw(st.sampled_from((1, 2, 4, 5)))
+    kind, steps = draw(st.sampled_from(KINDS)), draw(st.sampled_from((1, 2, 4, 5)))
     return Case(
         dyadic((out, channels // groups, *kernel), rng),
         dyadic((out,), rng) if draw(st.booleans()) else None,
@@ -149,9 +152,9 @@ def test_tiles_fill_the_share_of_the_cache_evenly() -> None:
 
 def test_blocks_are_wide_but_not_padded() -> None:
     assert gather.vectors_for(VECTOR, 1 << 15) == 1
-    assert gather.vectors_for(2 * VECTOR, 1 << 15) == 2
-    assert gather.vectors_for(256, 256) == 2
-    assert gather.vectors_for(256, 16) == (4 if gather.has_mask_registers() else 2)
+    assert gather.vectors_for(256, 1 << 15) == 2
+    assert gather.vectors_for(3 * VECTOR, 16) == (3 if has_mask_registers() else 1)
+    assert gather.vectors_for(256, 16) == (4 if has_mask_registers() else 2)
 
 
 def test_more_channels_than_a_list_can_name_are_not_gathered() -> None:

@@ -85,6 +85,17 @@ class Emitter:
         one = self.builder.insert_element(nothing, value, ir.IntType(32)(0))
         return self.builder.shuffle_vector(one, nothing, mask)
 
+    def prefetch(self, pointer: Any) -> None:
+        """Ask for the cache line that a pointer points into."""
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        name = "llvm.prefetch.p0i8"
+        prefetch = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+            self.builder.module, kind, name
+        )
+        line = self.builder.bitcast(pointer, byte)
+        self.builder.call(prefetch, [line, number(0), number(3), number(1)])  # read, soon, data
+
 
 def floats(count: int) -> Any:
     """The vector type."""
@@ -229,58 +240,6 @@ def _emit_transpose_block(e: Emitter) -> None:
         b.store(b.trunc(row, kind) if out_bits < 32 else row, target, align=out_bits // 8)
 
 
-def _plain_sum_rows(
-    weight: Array, base: int, rows: Array, amounts: Array, begin: int, end: int, sums: Array,
-    vectors: int, graded: bool,
-) -> None:  # fmt: skip
-    """sums += row base + rows[e] of `weight`, for the events e from `begin` to `end`.
-
-    Rows and sums are vectors · VECTOR wide, and sums are rounded after each row. If `graded`, the
-    row is multiplied by amounts[e] first.
-    """
-    width = vectors * VECTOR
-    for e in range(begin, end):
-        row = int(base) + int(rows[e])
-        added = weight[row * width : (row + 1) * width]
-        sums += amounts[e] * added if graded else added
-
-
-@intrinsic(prefer_literal=True)
-def _vector_sum_rows(
-    typing: Any, weight: Any, base: Any, rows: Any, amounts: Any, begin: Any, end: Any, sums: Any,
-    vectors: Any, graded: Any,
-) -> Any:  # fmt: skip
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        _emit_sum_rows(e, vectors.literal_value, graded=graded.literal_value)
-        return context.get_dummy_value()
-
-    return types.void(weight, base, rows, amounts, begin, end, sums, vectors, graded), generate
-
-
-def _emit_sum_rows(e: Emitter, vectors: int, *, graded: bool) -> None:
-    b, vector = e.builder, floats(VECTOR)
-    rows, amounts = e.array(2).data, e.array(3).data
-
-    def places(array: int, row: Any) -> list[Any]:
-        first = e.times(row, vectors * VECTOR)
-        starts = [b.add(first, WIDE(VECTOR * i)) for i in range(vectors)]
-        return [e.vector_at(e.array(array).data, start, vector) for start in starts]
-
-    sums = [cgutils.alloca_once(b, vector) for _ in range(vectors)]  # type: ignore[no-untyped-call]
-    for total, place in zip(sums, places(6, WIDE(0)), strict=True):
-        b.store(b.load(place, align=4), total)
-    with cgutils.for_range_slice(b, e.index(4), e.index(5), WIDE(1), WIDE) as (event, _):
-        row = b.add(e.index(1), b.zext(b.load(b.gep(rows, [event])), WIDE))
-        factor = e.splat(b.load(b.gep(amounts, [event])), vector) if graded else None
-        for total, place in zip(sums, places(0, row), strict=True):
-            added = b.load(place, align=4)
-            added = added if factor is None else b.fmul(factor, added)
-            b.store(b.fadd(b.load(total), added), total)
-    for total, place in zip(sums, places(6, WIDE(0)), strict=True):
-        b.store(b.load(total), place, align=4)
-
-
 def _plain_nonzero_bits(values: Array, at: int) -> int:
     """Bit i says whether values[at + i] is nonzero, i below BYTES; values uint8, one axis."""
     return sum(1 << i for i in range(BYTES) if values[at + i])
@@ -318,14 +277,7 @@ def _plain_prefetch(array: Array, index: int) -> None:
 def _vector_prefetch(typing: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        line = builder.bitcast(builder.gep(e.array(0).data, [e.index(1)]), byte)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        name = "llvm.prefetch.p0i8"
-        prefetch = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-            builder.module, kind, name
-        )
-        builder.call(prefetch, [line, number(0), number(3), number(1)])  # to read, soon, data
+        e.prefetch(builder.gep(e.array(0).data, [e.index(1)]))
         return context.get_dummy_value()
 
     return types.void(array, index), generate
@@ -343,9 +295,6 @@ integers of 32 bits or less, contiguous."""
 
 transpose: Any = _vector_transpose if compiled() else _plain_transpose
 """transpose(current, neuron, arriving, index, lanes): `_plain_transpose`."""
-
-sum_rows: Any = _vector_sum_rows if compiled() else _plain_sum_rows
-"""sum_rows(weight, base, rows, amounts, begin, end, sums, vectors, graded): `_plain_sum_rows`."""
 
 nonzero_bits: Any = _vector_nonzero_bits if compiled() else _plain_nonzero_bits
 """nonzero_bits(values, at) -> uint64: `_plain_nonzero_bits`."""

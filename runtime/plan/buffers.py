@@ -130,13 +130,14 @@ class Builder:
         self.read = read_as_maps(self.network, self.plans)
         rows = {name: plan.planes for name, plan in self.plans.items() if plan.planes is not None}
         self.frames = planes.frames_of(self.network, rows, self.steps)
+        self.scratch = regions.Scratch()
 
     def add_current(self, layer: net.CurrentLayer) -> None:
         plan, source = self.plans[layer.name], self._source(layer)
         out = self._map(layer, len(source))
         flat = out.reshape(len(out), -1)
         region = regions.current_region(
-            layer, plan, source, flat, lanes=0, partitions=self.partitions
+            layer, plan, source, flat, lanes=0, partitions=self.partitions, shared=self.scratch
         )
         self._add(layer.name, region)
 
@@ -182,7 +183,7 @@ class Builder:
         v, spikes = self._neurons(layer, plan.layout, plan.neurons)
         *of_input, of_steps = regions.spiking_regions(
             layer, plan, source, current, v, spikes, carry=self.carry, partitions=self.partitions,
-            apart=static,
+            apart=static, shared=self.scratch,
         )  # fmt: skip
         self.made.static_regions += of_input
         self.made.add(layer.name, of_steps)
@@ -206,7 +207,7 @@ class Builder:
         v[:] = layer.neuron.rest
         spikes = self._empty_words(layer.name, layer.out_shape)
         currents = regions.current_region(
-            layer, plan, source, current, lanes=0, partitions=self.partitions
+            layer, plan, source, current, lanes=0, partitions=self.partitions, shared=self.scratch
         )
         if static:
             self.made.static_regions.append(currents)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from soul_deploy.base import dispatch, memory
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.format.tap_tables import tap_count
+from soul_deploy.runtime.kernels import gather
+from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED
 from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.kernels.time_vectorised import MOST_LANES
 from soul_deploy.runtime.plan.forms import Form, event_forms, forms_of
@@ -165,16 +167,22 @@ def _(convolution: net.ConvSynapses, form: Form | None, steps: int) -> int:
 
 
 def _listed_bytes(convolution: net.ConvSynapses, steps: int) -> int:
-    """What gathers dense rows: lists of events, rows padded to vectors and a copy meanwhile, what
-    lies under each kernel index."""
+    """What gathers dense rows: lists of events, unsorted and sorted, sums that wait, rows padded to
+    vectors and a copy meanwhile, what lies under each kernel index."""
     (channels, height, width), groups = convolution.in_shape, convolution.groups
-    events, starts = 8 * channels * height * width, 4 * (height * width + 1) * groups
-    padded = max(2 * (convolution.out_shape[0] // groups), VECTOR)  # to whole vectors, at most
-    rows = 8 * (convolution.row_count + groups) * padded
+    outputs, taps = convolution.out_shape[0] // groups, math.prod(convolution.kernel)
+    inner, (rows, columns) = channels // groups, convolution.out_shape[1:]
+    wide = VECTOR * gather.vectors_for(outputs, inner)
+    tile = steps * columns * gather.rows_of_tile(rows, steps * columns * wide)
+    events, starts = 6 * channels * height * width, 4 * (height * width + 1) * groups
+    lists = taps * (4 * (inner + 2) + 8 * (tile + AHEAD + 1)) + 2 * UNROLLED
+    sums = 4 * tile * wide + 5 * gather.TOGETHER * wide
+    padded = max(2 * outputs, VECTOR)  # to whole vectors, at most
+    weights = 8 * (convolution.row_count + groups) * padded
     under = 32 * sum(
         n * k for n, k in zip(convolution.out_shape[1:], convolution.kernel, strict=True)
     )
-    return steps * (events + starts) + rows + under
+    return steps * (events + starts) + lists + sums + weights + under
 
 
 def _columns_of(steps: int) -> int:

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from soul_deploy.base import errors
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.bit_planes import tile_of
+from soul_deploy.runtime.kernels.gather import MOST_CHANNELS
 from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
 from soul_deploy.runtime.plan.layout import channel_last
 from soul_deploy.runtime.plan.planes import fits_planes, gap_of, moves_of, tiles_of
@@ -39,7 +40,8 @@ def possible_forms(layer: net.Synaptic) -> tuple[Form, ...]:
         return ("dense",)
     if layer.edge == "analog":
         return ("analog",)
-    return ("dense", "gather")
+    fits = convolution.in_shape[0] // convolution.groups <= MOST_CHANNELS
+    return ("dense", "gather") if fits else ("dense",)
 
 
 def event_forms(network: net.EventNetwork) -> dict[str, Form]:

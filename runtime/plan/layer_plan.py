@@ -222,7 +222,7 @@ def gathered_rows(convolution: net.ConvSynapses, rows: net.DenseRows, *, graded:
     """(weight, bias) by groups and blocks of output channels, as `convolve_gathered` takes them."""
     groups, channels = convolution.groups, convolution.in_shape[0]
     width, taps = convolution.out_shape[0] // groups, math.prod(convolution.kernel)
-    vectors = gather.vectors_for(width, taps * (channels // groups))
+    vectors = gather.vectors_for(width, channels // groups)
     wide = vectors * VECTOR
     blocks = -(-width // wide)
     padded = np.zeros((channels, taps, blocks * wide), np.float32)
@@ -279,15 +279,9 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
     rows = partition.of(convolution.out_shape[1])
     channels, _, columns = convolution.out_shape
     if plan.form == "gather":
-        under = [positions_under(convolution, axis)[:, ::-1].copy() for axis in (0, 1)]
-        return (
-            *plan.arrays,
-            channels,
-            *under,
-            rows,
-            convolution.in_shape[2],
-            _arriving(under[0], rows),
-        )
+        under = [positions_under(convolution, axis)[:, ::-1].T.copy() for axis in (0, 1)]
+        arriving = _arriving(under[0], rows)
+        return *plan.arrays, channels, *under, rows, convolution.in_shape[2], arriving
     if plan.form == "analog":
         weight, sources = plan.arrays
         return weight, convolution.groups, sources, rows[0] * columns, rows[1] * columns
@@ -306,8 +300,10 @@ def _(convolution: net.ConvSynapses, plan: LayerPlan, partition: Partition) -> t
 
 
 def _arriving(under: Array, outputs: tuple[int, int]) -> tuple[int, int]:
-    """(first, last) of the input rows under the output rows `outputs`; under: `positions_under`."""
-    reached = under[outputs[0] : outputs[1]]
+    """(first, last) of the input rows under the output rows `outputs`; under: `positions_under`,
+    turned.
+    """
+    reached = under[:, outputs[0] : outputs[1]]
     reached = reached[reached >= 0]
     return (int(reached.min()), int(reached.max()) + 1) if reached.size else (0, 0)
 

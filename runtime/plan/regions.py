@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network
-from soul_deploy.runtime.kernels import bit_planes, maps, neurons, synapses, time_vectorised
+from soul_deploy.runtime.kernels import bit_planes, gather, maps, neurons, synapses, time_vectorised
+from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED
 from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.plan import layer_plan
-from soul_deploy.runtime.plan.layer_plan import LayerPlan, aligned, partitions_of
+from soul_deploy.runtime.plan.layer_plan import LayerPlan, Partition, aligned, partitions_of
 from soul_deploy.runtime.plan.planes import PlaneRows, Words
 
 Work = Literal["currents", "neurons", "fused", "words", "maps"]
@@ -41,6 +44,24 @@ def run_calls(calls: tuple[Call, ...]) -> None:
         call.kernel(*call.arguments)
 
 
+@dataclass
+class Scratch:
+    """Arrays that layers use in turn, and so find in the caches; for each partition and name one,
+    as long as the longest so far.
+    """
+
+    kept: dict[tuple[Partition, str], Array] = field(default_factory=dict)
+
+    def array(
+        self, partition: Partition, name: str, shape: network.Shape, dtype: npt.DTypeLike
+    ) -> Array:
+        """Uninitialised; a name always has the same dtype."""
+        size, key = math.prod(shape), (partition, name)
+        if key not in self.kept or self.kept[key].size < size:
+            self.kept[key] = aligned((size,), dtype)
+        return self.kept[key][:size].reshape(shape)
+
+
 def lanes_of(layer: network.Synaptic, plan: LayerPlan, steps: int) -> int:
     """Lanes of a spiking layer's currents, for so many different steps of its source; 0: none."""
     in_lanes = layer.edge != "analog" and plan.form == "sparse"
@@ -55,15 +76,15 @@ def currents_shape(layer: network.Synaptic, plan: LayerPlan, steps: int) -> netw
 
 def current_region(
     layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, *, lanes: int,
-    partitions: int,
+    partitions: int, shared: Scratch | None = None,
 ) -> Region:  # fmt: skip
-    """Bias and synapses.
+    """Bias and synapses. shared: scratch that layers use in turn.
 
     source (T or 1, positions, channels) or compacted (T, L'); current (T or 1, plan.columns), or
     (plan.columns, lanes).
     """
     if plan.form == "gather":
-        return _gather_region(layer, plan, source, current, partitions)
+        return _gather_region(layer, plan, source, current, partitions, shared or Scratch())
     start: Callable[..., None] = synapses.start_currents
     kernel, region = plan.kernel, []
     if lanes:
@@ -82,24 +103,61 @@ def current_region(
 
 
 def _gather_region(
-    layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, partitions: int
-) -> Region:
+    layer: network.Synaptic, plan: LayerPlan, source: Array, current: Array, partitions: int,
+    shared: Scratch,
+) -> Region:  # fmt: skip
     """Each partition lists the events that it reads."""
-    weight, region = plan.arrays[0], []
-    groups, _, _, inner, wide = weight.shape
+    region = []
     for partition in partitions_of(partitions):
-        tables = layer_plan.synapse_tables(plan.synapses, plan, partition)
-        first, last = tables[-1]
-        columns = tables[-2]
-        read = len(source) * (last - first) * columns * groups * inner
-        amounts = np.empty(read if layer.edge == "graded" else 0, np.float32)
-        scratch = (
-            np.zeros((len(source), source.shape[1] * groups + 1), np.uint32),
-            *(np.empty(read, np.uint32), amounts),
-            np.empty((len(source), wide), np.float32),
-        )
-        region.append((Call(plan.kernel, (source, *tables, *scratch, current), "currents"),))
+        given = source, *_gather_tables(layer, plan, source.shape, partition, shared), (current,)
+        region.append((Call(plan.kernel, given, "currents"),))
     return tuple(region)
+
+
+def _fused_region(
+    layer: network.SpikingLayer, plan: LayerPlan, source: Array, v: Array, spikes: Array, *,
+    carry: bool, partitions: int, shared: Scratch,
+) -> Region:  # fmt: skip
+    """Gathered currents and their neurons, a block of channels at a time."""
+    neuron, vectors, region = layer.neuron, plan.arrays[0].shape[-1] // VECTOR, []
+    form = neuron.charge, neuron.fire, neuron.v_reset is None
+    kernel = gather.fire_gathered(vectors, layer.edge == "graded", *form)
+    numbers, fired = neurons.update_constants(neuron), spikes.reshape(len(spikes), len(v))
+    for partition in partitions_of(partitions):
+        tables = _gather_tables(layer, plan, source.shape, partition, shared)
+        scratch = [
+            np.empty((gather.TOGETHER, plan.arrays[0].shape[-1]), kind)
+            for kind in (np.float32, np.uint8)
+        ]
+        calls = [Call(kernel, (source, *tables, (numbers, carry, v, fired, *scratch)), "fused")]
+        if plan.masked_out is not None:
+            share = _index_between(plan.masked_out, plan.bounds(partition))
+            calls.append(Call(maps.mask_out, (fired, plan.masked_out, *share), "neurons"))
+        region.append(tuple(calls))
+    return tuple(region)
+
+
+def _gather_tables(
+    layer: network.Synaptic, plan: LayerPlan, source: network.Shape, partition: Partition,
+    shared: Scratch,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What `convolve_gathered` takes between its values and `kept`; source: their shape."""
+    tables = layer_plan.synapse_tables(plan.synapses, plan, partition)
+    (groups, _, taps, inner, wide), (steps, positions, channels) = plan.arrays[0].shape, source
+    _, x_under, (first, last), in_columns, arriving = tables[-5:]
+    row = x_under.shape[1] * steps
+    tile = max(1, gather.rows_of_tile(last - first, row * wide))
+    read = steps * (arriving[1] - arriving[0]) * in_columns * channels + UNROLLED
+    scratch = partial(shared.array, partition)
+    lists = (
+        scratch("rows", (read,), np.uint16),
+        scratch("amounts", (read if layer.edge == "graded" else 0,), np.float32),
+        scratch("counts", (taps, inner + 2), np.uint32),
+        scratch("begins", (taps, tile * row + AHEAD + 1), np.uint32),
+        scratch("places", (taps, tile * row + AHEAD + 1), np.uint32),
+    )
+    starts = scratch("starts", (steps, positions * groups + 1), np.uint32)
+    return *tables, tile, starts, lists, scratch("sums", (tile * row, wide), np.float32)
 
 
 @dispatch.operation_table(network.Synapses)
@@ -122,14 +180,23 @@ values_of.on(network.ConvSynapses)(
 def spiking_regions(
     layer: network.SpikingLayer, plan: LayerPlan, source: Array, current: Array, v: Array,
     spikes: Array, *, carry: bool, partitions: int, apart: bool = False,
+    shared: Scratch | None = None,
 ) -> tuple[Region, ...]:  # fmt: skip
     """Bias, synapses, neurons: in one region, or the neurons in one of their own if `apart`.
 
     source and current as in `current_region`, current of the shape `currents_shape`; v (L,), spikes
     (T, positions, C) or compacted (T, L).
     """
+    if plan.form == "gather" and plan.gather_index is None and not apart:
+        region = _fused_region(
+            layer, plan, source, v, spikes, carry=carry, partitions=partitions,
+            shared=shared or Scratch(),
+        )  # fmt: skip
+        return (region,)
     lanes = lanes_of(layer, plan, len(source))
-    currents = current_region(layer, plan, source, current, lanes=lanes, partitions=partitions)
+    currents = current_region(
+        layer, plan, source, current, lanes=lanes, partitions=partitions, shared=shared
+    )
     bounds = [plan.bounds(partition) for partition in partitions_of(partitions)]
     updates = neuron_region(
         layer.neuron, current, plan.gather_index, v, spikes, carry=carry, lanes=lanes,

@@ -23,7 +23,7 @@ from soul_deploy.runtime.kernels import bit_planes, rows
 from soul_deploy.runtime.kernels import maps as mapping
 from soul_deploy.runtime.kernels import synapses as kernels
 from soul_deploy.runtime.kernels.bit_planes import convolve_kernel
-from soul_deploy.runtime.kernels.gather import convolve_gathered
+from soul_deploy.runtime.kernels.gather import convolve_gathered, fire_gathered
 from soul_deploy.runtime.kernels.kept import KernelCache
 from soul_deploy.runtime.kernels.neurons import LANE_BLOCK, update_constants, update_of
 from soul_deploy.runtime.kernels.simd import compiled
@@ -361,6 +361,7 @@ def test_no_kernel_uses_fastmath() -> None:
     made = [update_of(neuron), update_of(neuron, 4), start_lanes(4), multiply_lanes(4)]
     made += [convolve_kernel("integrate", "gt", False, 4, 2, 2)]
     made += [convolve_gathered(2, graded) for graded in (False, True)]
+    made += [fire_gathered(2, False, "integrate", "gt", False)]
     modules = mapping, kernels, rows, bit_planes
     made += [value for module in modules for value in vars(module).values()]
     found = [kernel for kernel in made if isinstance(kernel, Dispatcher)]

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def draw(density: float, rate: float, seed: int) -> dict[str, Any]:
 
 def answer(folder: Path) -> None:
     """Time brainevent on request: a child process in which brainevent is installed."""
-    import brainevent
-    import jax
+    brainevent: Any = import_module("brainevent")
+    jax: Any = import_module("jax")
 
     drawn = np.load(folder / "layer.npz", allow_pickle=False)
     rows = tuple(jax.numpy.asarray(drawn[name]) for name in ("weights", "targets", "starts"))
@@ -103,7 +104,7 @@ def our_layer(drawn: dict[str, Any]) -> tuple[Any, Any]:
     ((calls,),) = spiking_regions(
         layer, plan, values, current, v, spikes, carry=False, partitions=1
     )
-    own = [call for call in calls if not any(given is spikes for given in call.arguments)]
+    own = tuple(call for call in calls if not any(given is spikes for given in call.arguments))
     return lambda: run_calls(own), current
 
 

@@ -121,7 +121,7 @@ def covering_points(count: int, seed: int) -> list[Point]:
 
 
 def _pairs(row: tuple[int, ...]) -> set[tuple[tuple[int, int], tuple[int, int]]]:
-    return set(combinations(enumerate(row), 2))  # type: ignore[arg-type]
+    return set(combinations(enumerate(row), 2))
 
 
 def _point(row: tuple[int, ...], rng: np.random.Generator) -> Point:
@@ -149,7 +149,7 @@ def model_of(point: Point) -> tuple[Model, torch.Tensor]:
             if tensor.dim() == 4:
                 tensor.normal_(generator=generator)
                 if tensor.shape[-1] == 3:
-                    tensor *= torch.rand(tensor.shape, generator=generator) < point.density
+                    tensor.mul_(torch.rand(tensor.shape, generator=generator) < point.density)
             elif name.endswith("bias"):  # channels without synapses do not all fire at once
                 tensor.normal_(0, 0.3, generator=generator)
         image = torch.randn((1, *shape), generator=generator)
@@ -198,16 +198,13 @@ class Version:
 
 
 @contextmanager
-def version(tree: Path, folder: Path) -> Iterator[Version]:
-    """The version whose sources are in `tree`; its compiled kernels are kept in `folder`."""
-    kernels = folder / f"{stamp_of(tree)}.kernels"
+def version(tree: Path) -> Iterator[Version]:
+    """The version whose sources are in `tree`, where its compiled kernels are kept too."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    own = {"PYTHONPATH": str(tree), "NUMBA_CACHE_DIR": str(kernels), **dict.fromkeys(names, "1")}
+    own = {"PYTHONPATH": str(tree), **dict.fromkeys(names, "1")}
     words = [sys.executable, str(ROOT / "benchmarks" / "grid_child.py")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        words, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **own}, cwd=tree
-    ) as process:
+    pipe, environ = subprocess.PIPE, {**os.environ, **own}
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=environ) as process:
         try:
             yield Version(process)
         finally:
@@ -301,7 +298,7 @@ def prepare(points: Sequence[Point], folder: Path, sources: Sequence[Path]) -> N
     for tree in sources:
         mark = folder / f"{stamp_of(tree)}-{len(points)}.compiled"
         if not mark.exists():
-            with version(tree, folder) as one:
+            with version(tree) as one:
                 for point in points:
                     one.load(point, folder, [None, *FORMS])
             mark.touch()
@@ -313,12 +310,13 @@ def run(points: Sequence[Point], given: argparse.Namespace) -> dict[str, Any]:
     kept = given.folder / f"{'-'.join(map(stamp_of, sources))}.json"
     records: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     prepare(points, given.folder, sources)
+    missing = [point for point in points if point.name not in records]
+    if not missing or given.seconds <= 0:
+        return records
     end = time.monotonic() + given.seconds
     with ExitStack() as stack:
-        before, now = (stack.enter_context(version(tree, given.folder)) for tree in sources)
-        for point in points:
-            if point.name in records:
-                continue
+        before, now = (stack.enter_context(version(tree)) for tree in sources)
+        for point in missing:
             if time.monotonic() >= end:
                 break
             records[point.name] = measured(point, given.folder, before, now)
@@ -351,10 +349,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     found = [records[point.name] for point in done]
     text, holds = summary(found)
-    document = {"environment": environment.environment(), "summary": text}
-    document["points"] = [
-        {**asdict(point), **record} for point, record in zip(done, found, strict=True)
-    ]
+    told = [{**asdict(point), **records[point.name]} for point in done]
+    document = {"environment": environment.environment(), "summary": text, "points": told}
     (given.folder / "forms_grid.json").write_text(json.dumps(document, indent=1))
     print(f"\n{table_of(done, found, given.worst)}\n{text}; {len(points) - len(done)} left")
     return 0 if holds and len(done) == len(points) else 1

@@ -16,6 +16,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +28,23 @@ Contender = Callable[[], Any]
 
 def load(path: Path, x: Any, wanted: list[str | None]) -> tuple[list[Contender], list[Any]]:
     """One network a form, each run twice, and the forms of its layers."""
+    networks: list[Any]
+    forms: list[Any]
     try:
         from soul_deploy.runtime.engine import network
         from soul_deploy.runtime.plan.forms import possible_forms
     except ImportError:  # versions that had one form a layer
-        from soul_deploy.runtime import network as earlier
-
-        only = earlier.load(path, 1)  # type: ignore[attr-defined]
-        contenders, forms = [lambda: only.run(x)], [{}]
+        earlier: Any = import_module("soul_deploy.runtime.network")
+        networks, forms = [earlier.load(path, 1)], [{}]
     else:
-        contenders, forms = [], []
+        networks, forms = [], []
+        layers = network.load(path, 1).events.projected
         for form in wanted:
-            loaded = network.load(path, 1)
-            layers = loaded.events.projected
-            if form is not None:
-                able = {item.name: form for item in layers if form in possible_forms(item)}
-                loaded = network.load(path, 1, forms=able)
-            contenders.append(lambda loaded=loaded: loaded.run(x))
-            forms.append(dict(loaded.layer_forms))
-    for run in contenders:
-        run()
+            able = {item.name: form for item in layers if form in possible_forms(item)}
+            networks.append(network.load(path, 1, forms=able if form else None))
+            forms.append(dict(networks[-1].layer_forms))
+    contenders: list[Contender] = [partial(loaded.run, x) for loaded in networks]
+    for run in contenders * 2:
         run()
     return contenders, forms
 

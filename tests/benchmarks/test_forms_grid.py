@@ -44,7 +44,7 @@ def test_a_point_that_is_slower_fails_the_grid() -> None:
 def test_both_versions_run_and_an_outlier_is_measured_in_all_forms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Against itself, with a limit that makes each point an outlier; what is kept is not run again."""
+    """Against itself, with a limit that makes each point an outlier; nothing runs again."""
     points = [Point(0.2, 0.05, (6, 6), 2, 1, 16)]
     monkeypatch.setattr(forms_grid, "covering_points", lambda count, seed: points)
     monkeypatch.setattr(forms_grid, "SLOWER", 1e9)

@@ -73,7 +73,7 @@ def reference_model(wanted: ReferenceNetwork) -> Model:
         module.neuron_gates[name] = HardGate(torch.from_numpy(keep.astype(np.float32)))
     image = torch.from_numpy(rng.standard_normal((1, *wanted.image)).astype(np.float32))
     with torch.no_grad():
-        _set_rates(module, module.as_signal(image), wanted.rate)
+        set_rates(module, module.as_signal(image), wanted.rate)
     provenance = {"reference": "6Conv2FC", **asdict(wanted)}
     info = ModelInfo("masked" if masks else "dense", None, (), provenance)
     return replace(Model(graph, arrays_of(module.state_dict()), {}, info), neuron_masks=masks)
@@ -142,19 +142,35 @@ def _density_for(
     raise errors.UsageError(text)
 
 
-def _set_rates(module: GraphModule, image: Signal, rate: float) -> None:
-    """Layer by layer, on what the layers before really fire."""
+def set_rates(module: GraphModule, image: Signal, rate: float) -> None:
+    """Set every layer to its rate, in order, on what the layers before really fire.
+
+    Batch norm gets the statistics of its own input. Then the current of each population gets one
+    bias for all channels (behind a batch norm) or one factor on the weights (without).
+    """
     graph = module.graph
     values = {graph.input.name: image}
-    for population in graph.populations:
-        projection = graph.projection(population.inputs[0])
-        source = projection.inputs[0]
-        values |= module.evaluate(values, [source])
-        if projection.norm is not None:
-            _set_norm(module, projection, values[source])
-        current = module.evaluate({source: values[source]}, [projection.name])[projection.name]
-        _set_drive(module, projection, population, current, rate)
-        values |= module.evaluate({source: values[source]}, [population.name])
+    for node in graph.nodes:
+        if isinstance(node, Projection) and node.norm is not None:
+            values |= module.evaluate(values, node.inputs)
+            _set_norm(module, node, values[node.inputs[0]])
+        elif isinstance(node, Population):
+            projection = driving_projection(graph, node)
+            current = module.evaluate(values, node.inputs)[node.inputs[0]]
+            _set_drive(module, projection, node, current, rate)
+            values |= module.evaluate(values, [node.name])
+
+
+def driving_projection(graph: SpikingGraph, population: Population) -> Projection:
+    """The projection whose current, of all that the population receives, is computed last.
+
+    Behind a sum of currents this is a block's own one: the others feed more than this population.
+    """
+    (name,) = population.inputs
+    order = [node.name for node in graph.nodes]
+    while not isinstance(node := graph[name], Projection):
+        name = max(node.inputs, key=order.index)
+    return node
 
 
 def _set_norm(module: GraphModule, projection: Projection, source: Signal) -> None:

@@ -22,15 +22,17 @@ from soul_deploy.runtime.format import tap_tables
 from soul_deploy.runtime.format.validate import MAX_SYNAPSES
 from soul_deploy.runtime.kernels.rows import count_row_synapses, fill_rows
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
+from soul_deploy.runtime.plan.costs import (
+    USUAL_RATE,
+    WITH_MASKS,
+    WITHOUT_MASKS,
+    Costs,
+    Expected,
+    work_of,
+)
 
 Choice = Literal["auto", "implicit", "explicit"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
-
-DENSE_FROM = 0.12
-"""Share of nonzero weights from which on contiguous rows are faster than compressed ones.
-
-benchmarks/calibrate.py finds 11 % for spikes that come by chance, mostly at one of four steps;
-neurons that fire at more favour compressed rows, which are read once for all steps."""
 
 EXPLICIT_RATE = 0.55
 """Additions per time of explicit rows, relative to shared compressed rows: each event's row comes
@@ -42,6 +44,35 @@ Form = Literal["dense", "sparse", "explicit"]
 INSTEAD = "Give more with --max_memory, or use --representation implicit"
 EXPLICIT_BYTES = 1 << 29
 """Largest explicit form that is chosen unasked: 512 MiB."""
+
+
+def _crossing(processor: Costs) -> float:
+    """Share of nonzero weights at which a layer takes the same time on whole and on compressed
+    rows, in the faster form of each: 3×3, 256→256 at 32×32, T = 4, between layers on bit planes.
+    """
+    channels, side, taps = 256, 32, 9
+    shape, expected = (channels, side, side), Expected(4, 4, USUAL_RATE, packs=False, unpacks=False)
+    geometry: Any = ((3, 3), (1, 1), (1, 1), (1, 1), 1, (side, side))
+
+    def times(each: int, *forms: str) -> list[float]:
+        """Of rows that hold so many weights each."""
+        starts = np.arange(channels * taps + 1, dtype=np.uint32) * np.uint32(each)
+        targets = np.zeros(starts[-1], np.uint32)
+        rows = eventnet.SparseRows(starts, targets, np.ones(len(targets), np.float32))
+        layer = eventnet.ConvSynapses(shape, shape, rows, None, *geometry)
+        return [processor.nanoseconds(work_of(layer, form, expected)) for form in forms]
+
+    whole = min(times(0, "dense", "gather"))
+    compressed = zip(times(0, "sparse", "planes"), times(1, "sparse", "planes"), strict=True)
+    return max((whole - none) / (one - none) for none, one in compressed) / channels
+
+
+DENSE_FROM = round(math.sqrt(_crossing(WITH_MASKS) * _crossing(WITHOUT_MASKS)), 3)
+"""Share of nonzero weights from which on whole rows are stored.
+
+Nobody knows at export what processor will run the file; one that has registers for masks (AVX-512)
+runs compressed rows faster up to a larger share of weights than one that has none. The share lies
+between the two, as many times above the one as below the other: so neither loses more."""
 
 
 @dispatch.operation_table(Operator)

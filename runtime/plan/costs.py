@@ -1,0 +1,335 @@
+"""What a layer's synapses are expected to take in each form, from counts that its file knows.
+
+A form's time is a sum: how often each kind of work is done, times nanoseconds. How often follows
+from the weights, positions, channels and steps of the layer, and from the expected rate of its
+source: the share of values that are nonzero at a step. The nanoseconds are constants that
+benchmarks/calibrate.py finds, for one thread.
+
+The estimates are for choosing: a layer at another rate, or on another machine, takes another time,
+but its forms mostly stand in the same order.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from soul_deploy.base import dispatch, environment
+from soul_deploy.runtime.format import network as net
+from soul_deploy.runtime.format.tap_tables import tap_count
+from soul_deploy.runtime.kernels.bit_planes import chunks_of, group_of
+from soul_deploy.runtime.kernels.gather import USUAL_CACHE, vectors_for
+from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
+from soul_deploy.runtime.kernels.time_vectorised import LANES_TOGETHER, lanes_for
+from soul_deploy.runtime.plan.layout import channel_last
+from soul_deploy.runtime.plan.planes import blocks_of
+
+ROW_BYTES = 8
+"""Of a weight in compressed rows, with its target."""
+
+USUAL_RATE = 0.08
+"""Spikes per neuron and step that are expected where a file says nothing."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds of each kind of work.
+
+    launch              a kernel that is called
+    collect             a value looked at, whether an event stands there; lane_collect: on lanes
+    neuron, lane_neuron a neuron at one step, on currents by step and on lanes
+    lane_row            a piece of the compressed rows of a neuron that fires at any step
+    lane_addition       one of its weights, on LANES_TOGETHER lanes; lane_wider: for as many more
+    step_row, step_addition  the same for one spike, where steps go one by one
+    dense_piece         a contiguous piece of targets that events of a position and step reach
+    dense_addition      a weight of an event that is added there
+    gather_output       a sum, begun with its bias and written
+    gather_window       a step of a kernel position of an output, for a block of channels
+    gather_row          an event in it; gather_vector: each vector of its row
+    dense_far, gather_far, lane_far, explicit_far  a weight read from beyond the second cache
+    list_value          a value looked at by vectors; list_event: an event listed
+    plane_weight        a weight of a tile; plane_vector: each of the tile's vectors
+    plane_shift         a kernel position of a channel moved, for a tile
+    plane_step          a step of the neurons of a channel on a tile
+    pack, unpack        a value to its bit, and back
+    analog_addition     a product of an analog value
+    matrix_weight       a weight of a whole row of a matrix, of a neuron that fires at any step
+    explicit_row, explicit_addition  a compressed row of a matrix, one of its weights
+    """
+
+    launch: float
+    collect: float
+    lane_collect: float
+    neuron: float
+    lane_neuron: float
+    lane_row: float
+    lane_addition: float
+    lane_wider: float
+    lane_far: float
+    step_row: float
+    step_addition: float
+    dense_piece: float
+    dense_addition: float
+    dense_far: float
+    gather_output: float
+    gather_window: float
+    gather_row: float
+    gather_vector: float
+    gather_far: float
+    list_value: float
+    list_event: float
+    plane_weight: float
+    plane_vector: float
+    plane_shift: float
+    plane_step: float
+    pack: float
+    unpack: float
+    analog_addition: float
+    matrix_weight: float
+    explicit_row: float
+    explicit_addition: float
+    explicit_far: float
+
+    def nanoseconds(self, work: Mapping[str, float]) -> float:
+        """Of so much work, by the names of the fields."""
+        return sum(float(getattr(self, kind)) * often for kind, often in work.items())
+
+
+KINDS: tuple[str, ...] = tuple(item.name for item in fields(Costs))
+
+WITH_MASKS = Costs(
+    launch=574,
+    collect=0.563,
+    lane_collect=0.062,
+    neuron=0.0724,
+    lane_neuron=0.251,
+    lane_row=4.1,
+    lane_addition=0.338,
+    lane_wider=0.042,
+    lane_far=0,
+    step_row=8.37,
+    step_addition=0.323,
+    dense_piece=14,
+    dense_addition=0.0314,
+    dense_far=0,
+    gather_output=0.521,
+    gather_window=4.02,
+    gather_row=0.204,
+    gather_vector=0.244,
+    gather_far=0,
+    list_value=0.0538,
+    list_event=0.283,
+    plane_weight=0.556,
+    plane_vector=0.15,
+    plane_shift=1.53,
+    plane_step=17.5,
+    pack=0.0623,
+    unpack=0.0268,
+    analog_addition=0.0446,
+    matrix_weight=0.0375,
+    explicit_row=2.57,
+    explicit_addition=0.327,
+    explicit_far=0,
+)
+WITHOUT_MASKS = Costs(
+    launch=524,
+    collect=0.504,
+    lane_collect=0.0569,
+    neuron=0.19,
+    lane_neuron=0.362,
+    lane_row=4.16,
+    lane_addition=0.344,
+    lane_wider=0.0645,
+    lane_far=0,
+    step_row=7.27,
+    step_addition=0.336,
+    dense_piece=13.3,
+    dense_addition=0.0351,
+    dense_far=0,
+    gather_output=0.574,
+    gather_window=2.78,
+    gather_row=0.135,
+    gather_vector=0.351,
+    gather_far=0,
+    list_value=0.06,
+    list_event=1.48,
+    plane_weight=6.16,
+    plane_vector=0.228,
+    plane_shift=1.53,
+    plane_step=15.1,
+    pack=0.0964,
+    unpack=0.113,
+    analog_addition=0.0515,
+    matrix_weight=0.0432,
+    explicit_row=2.68,
+    explicit_addition=0.339,
+    explicit_far=0,
+)
+
+
+def costs_here() -> Costs:
+    """Those of the processor that kernels are compiled for."""
+    return WITH_MASKS if has_mask_registers() else WITHOUT_MASKS
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a layer is expected to run on.
+
+    steps   different steps of its source; run: steps of the network
+    rate    share of the source's values that are nonzero at a step
+    packs, unpacks  whether, on bit planes, its source has to be packed and its spikes unpacked
+    """
+
+    steps: int
+    run: int
+    rate: float
+    packs: bool = True
+    unpacks: bool = True
+
+    @property
+    def fires(self) -> float:
+        """Share of the source's neurons that fire at any step, if each step is left to chance."""
+        return 1 - (1 - self.rate) ** self.steps
+
+    @property
+    def events(self) -> float:
+        """Nonzero values per neuron of the source, in all steps."""
+        return self.rate * self.steps
+
+
+@dispatch.operation_table(net.Synapses)
+def work_of(synapses: net.Synapses, form: str, expected: Expected) -> dict[str, float]:
+    """How often each kind of work is done, by the names of Costs' fields."""
+    raise work_of.unknown(synapses)
+
+
+@work_of.on(net.MatrixSynapses)
+def _(matrix: net.MatrixSynapses, form: str, expected: Expected) -> dict[str, float]:
+    inputs, outputs = math.prod(matrix.in_shape), math.prod(matrix.out_shape)
+    lanes = lanes_for(expected.steps)
+    work = {"launch": 3.0, "neuron": outputs * expected.run}
+    looked = "lane_collect" if lanes and form != "dense" else "collect"
+    work[looked] = inputs * expected.steps
+    if form == "dense":
+        work["matrix_weight"] = inputs * expected.fires * outputs
+        return work
+    passes = expected.fires if lanes else expected.events
+    work["explicit_row"] = inputs * passes
+    work["explicit_addition"] = matrix.rows.synapses * passes
+    work["explicit_far"] = work["explicit_addition"] * _is_far(ROW_BYTES * matrix.rows.synapses)
+    return work
+
+
+@work_of.on(net.ConvSynapses)
+def _(convolution: net.ConvSynapses, form: str, expected: Expected) -> dict[str, float]:
+    if form == "planes":
+        return _planes_work(convolution, expected)
+    values = math.prod(convolution.in_shape) * expected.steps
+    neurons = math.prod(convolution.out_shape) * expected.run
+    work: dict[str, float] = {"launch": 3.0, "neuron": neurons}
+    if form == "gather":
+        return work | _gather_work(convolution, expected, values)
+    if form == "analog":
+        products = _joins(convolution) * convolution.in_shape[0] * expected.steps
+        width = convolution.out_shape[0] // convolution.groups
+        return work | {"analog_addition": products * width}
+    if form == "dense":
+        return work | {"collect": values} | _dense_work(convolution, expected)
+    return work | _sparse_work(convolution, expected, values)
+
+
+def _joins(convolution: net.ConvSynapses) -> int:
+    """Pairs of an input and an output position that a kernel position joins."""
+    return math.prod(tap_count(convolution, axis, merge=False) for axis in (0, 1))
+
+
+def _is_far(size: int) -> bool:
+    """Whether so many bytes exceed the second cache."""
+    return size > environment.caches().get("L2", USUAL_CACHE)
+
+
+def _far_weights(convolution: net.ConvSynapses, expected: Expected) -> float:
+    """Weights of whole rows that an event reads, where all together exceed the second cache."""
+    _, height, width = convolution.in_shape
+    weights = convolution.row_count * (convolution.out_shape[0] // convolution.groups)
+    if not _is_far(4 * weights):
+        return 0.0
+    return weights * (1 - (1 - expected.rate) ** (expected.steps * height * width))
+
+
+def _sparse_work(
+    convolution: net.ConvSynapses, expected: Expected, values: float
+) -> dict[str, float]:
+    taps, lanes = math.prod(convolution.kernel), lanes_for(expected.steps)
+    merge = convolution.stride == (1, 1)
+    entries = math.prod(tap_count(convolution, axis, merge=merge) for axis in (0, 1))
+    rows = convolution.in_shape[0] * entries
+    weights = _joins(convolution) * convolution.rows.synapses / taps
+    if not lanes:
+        events = expected.events
+        return {"collect": values, "step_row": rows * events, "step_addition": weights * events}
+    passes = expected.fires
+    return {
+        "neuron": 0,
+        "lane_collect": values,
+        "lane_neuron": math.prod(convolution.out_shape) * lanes,
+        "lane_row": rows * passes,
+        "lane_addition": weights * passes,
+        "lane_far": weights * passes * _is_far(ROW_BYTES * convolution.rows.synapses),
+        "lane_wider": weights * passes * (lanes // LANES_TOGETHER - 1),
+    }
+
+
+def _dense_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str, float]:
+    stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
+    whole = stride[1] == 1 and dilation[1] == 1 and groups == 1
+    pieces = tap_count(convolution, 0, merge=False) * tap_count(convolution, 1, merge=whole)
+    channels, width = convolution.in_shape[0], convolution.out_shape[0] // groups
+    events = channels * expected.events
+    some = 1 - (1 - expected.rate) ** (channels / groups)
+    return {
+        "dense_far": _far_weights(convolution, expected),
+        "dense_piece": pieces * groups * expected.steps * some,
+        "dense_addition": _joins(convolution) * events * width,
+    }
+
+
+def _gather_work(
+    convolution: net.ConvSynapses, expected: Expected, values: float
+) -> dict[str, float]:
+    groups, channels = convolution.groups, convolution.in_shape[0]
+    width, taps = convolution.out_shape[0] // groups, math.prod(convolution.kernel)
+    vectors = vectors_for(width, taps * (channels // groups))
+    blocks = -(-width // (vectors * VECTOR))
+    joins = _joins(convolution)
+    rows = joins * channels * expected.events * blocks
+    return {
+        "launch": 2.0,
+        "list_value": values,
+        "list_event": values * expected.rate,
+        "gather_far": _far_weights(convolution, expected),
+        "gather_output": math.prod(convolution.out_shape) * expected.steps,
+        "gather_window": joins * blocks * groups * expected.steps,
+        "gather_row": rows,
+        "gather_vector": rows * vectors,
+    }
+
+
+def _planes_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str, float]:
+    steps, channels, outputs = expected.steps, convolution.in_shape[0], convolution.out_shape[0]
+    group, synapses = group_of(steps), convolution.rows.synapses
+    tiles = -(-blocks_of(convolution.out_shape) // group)
+    vectors, launches = tiles * group * steps, tiles * len(chunks_of(steps))
+    arriving, leaving = (
+        math.prod(channel_last(shape)) * steps
+        for shape in (convolution.in_shape, convolution.out_shape)
+    )
+    return {
+        "launch": len(chunks_of(steps)) * (2.0 + expected.packs + expected.unpacks),
+        "plane_weight": synapses * launches,
+        "plane_vector": synapses * vectors,
+        "plane_shift": channels * math.prod(convolution.kernel) * launches,
+        "plane_step": outputs * tiles * steps,
+        "pack": arriving * expected.packs,
+        "unpack": leaving * expected.unpacks,
+    }

@@ -45,7 +45,7 @@ class Costs:
     gather_output       a sum, begun with its bias and written
     gather_window       a step of a kernel position of an output, for a block of channels
     gather_row          an event in it; gather_vector: each vector of its row
-    dense_far, gather_far, lane_far, explicit_far  a weight read from beyond the second cache
+    dense_far, gather_far, lane_far  a weight read from beyond the second cache
     list_value          a value looked at by vectors; list_event: an event listed
     plane_weight        a weight of a tile; plane_vector: each of the tile's vectors
     plane_shift         a kernel position of a channel moved, for a tile
@@ -87,7 +87,6 @@ class Costs:
     matrix_weight: float
     explicit_row: float
     explicit_addition: float
-    explicit_far: float
 
     def nanoseconds(self, work: Mapping[str, float]) -> float:
         """Of so much work, by the names of the fields."""
@@ -96,73 +95,73 @@ class Costs:
 
 KINDS: tuple[str, ...] = tuple(item.name for item in fields(Costs))
 
+# By benchmarks/calibrate.py on an AMD EPYC (Zen 5, vectors of 512 bits, 48 KiB of first and 1 MiB of
+# second cache), one thread, 2026-12-01; as it is, and compiled for a Haswell with AVX2.
 WITH_MASKS = Costs(
-    launch=574,
-    collect=0.563,
-    lane_collect=0.062,
-    neuron=0.0724,
-    lane_neuron=0.251,
-    lane_row=4.1,
-    lane_addition=0.338,
-    lane_wider=0.042,
-    lane_far=0,
-    step_row=8.37,
-    step_addition=0.323,
+    launch=403,
+    collect=0.551,
+    lane_collect=0.121,
+    neuron=0.0994,
+    lane_neuron=0.275,
+    lane_row=6.44,
+    lane_addition=0.34,
+    lane_wider=0.0312,
+    lane_far=0.0218,
+    step_row=12.9,
+    step_addition=0.306,
     dense_piece=14,
-    dense_addition=0.0314,
-    dense_far=0,
-    gather_output=0.521,
-    gather_window=4.02,
-    gather_row=0.204,
-    gather_vector=0.244,
-    gather_far=0,
-    list_value=0.0538,
-    list_event=0.283,
-    plane_weight=0.556,
-    plane_vector=0.15,
-    plane_shift=1.53,
-    plane_step=17.5,
-    pack=0.0623,
-    unpack=0.0268,
-    analog_addition=0.0446,
-    matrix_weight=0.0375,
-    explicit_row=2.57,
+    dense_addition=0.0324,
+    dense_far=0.0059,
+    gather_output=0.533,
+    gather_window=5.87,
+    gather_row=0.0928,
+    gather_vector=0.275,
+    gather_far=0.00763,
+    list_value=0.146,
+    list_event=0.0718,
+    plane_weight=0.555,
+    plane_vector=0.155,
+    plane_shift=1.36,
+    plane_step=17,
+    pack=0.12,
+    unpack=0.0147,
+    analog_addition=0.0445,
+    matrix_weight=0.0452,
+    explicit_row=2.7,
     explicit_addition=0.327,
-    explicit_far=0,
 )
 WITHOUT_MASKS = Costs(
-    launch=524,
-    collect=0.504,
-    lane_collect=0.0569,
-    neuron=0.19,
-    lane_neuron=0.362,
-    lane_row=4.16,
-    lane_addition=0.344,
-    lane_wider=0.0645,
-    lane_far=0,
-    step_row=7.27,
-    step_addition=0.336,
+    launch=388,
+    collect=0.514,
+    lane_collect=0.111,
+    neuron=0.199,
+    lane_neuron=0.396,
+    lane_row=6.53,
+    lane_addition=0.34,
+    lane_wider=0.0549,
+    lane_far=0.0182,
+    step_row=12.2,
+    step_addition=0.31,
     dense_piece=13.3,
-    dense_addition=0.0351,
-    dense_far=0,
-    gather_output=0.574,
-    gather_window=2.78,
-    gather_row=0.135,
-    gather_vector=0.351,
-    gather_far=0,
-    list_value=0.06,
-    list_event=1.48,
-    plane_weight=6.16,
-    plane_vector=0.228,
-    plane_shift=1.53,
-    plane_step=15.1,
-    pack=0.0964,
-    unpack=0.113,
-    analog_addition=0.0515,
-    matrix_weight=0.0432,
-    explicit_row=2.68,
-    explicit_addition=0.339,
-    explicit_far=0,
+    dense_addition=0.0353,
+    dense_far=0.00555,
+    gather_output=0.529,
+    gather_window=5.54,
+    gather_row=0.0507,
+    gather_vector=0.344,
+    gather_far=0.00699,
+    list_value=0.0511,
+    list_event=2.31,
+    plane_weight=9.53,
+    plane_vector=0,
+    plane_shift=1.38,
+    plane_step=19,
+    pack=0.173,
+    unpack=0.0278,
+    analog_addition=0.0507,
+    matrix_weight=0.049,
+    explicit_row=2.81,
+    explicit_addition=0.334,
 )
 
 
@@ -216,7 +215,6 @@ def _(matrix: net.MatrixSynapses, form: str, expected: Expected) -> dict[str, fl
     passes = expected.fires if lanes else expected.events
     work["explicit_row"] = inputs * passes
     work["explicit_addition"] = matrix.rows.synapses * passes
-    work["explicit_far"] = work["explicit_addition"] * _is_far(ROW_BYTES * matrix.rows.synapses)
     return work
 
 

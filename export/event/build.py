@@ -5,6 +5,7 @@ those read. `storage_format` decides how a layer's synapses are stored. The runt
 run, unless the file says it; the file also says how often layers fired, if images are given.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format import file
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.ops.rates import measure_rates
+from soul_deploy.runtime.plan.costs import USUAL_RATE, pooled_rate
 from soul_deploy.runtime.plan.forms import possible_forms, require_form
 
 RowForm = Literal["dense", "sparse", "explicit", "analog", "gather", "planes"]
@@ -247,7 +249,12 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
         )
     current = fan_out.live_targets(graph, parts.lowered.model.neuron_masks, projection)
     synapses, weighed = storage_format.represent(
-        operator, before, current, stored or parts.choice, parts.max_memory
+        operator,
+        before,
+        current,
+        stored or parts.choice,
+        parts.max_memory,
+        _usual_rate(graph, linear.source),
     )
     return {
         "source": linear.source,
@@ -257,6 +264,14 @@ def _synapses(parts: _Parts, projection: str) -> dict[str, Any]:
         "live": None if current is None else storage_format.channel_last_mask(current),
         "alternatives": weighed,
     }
+
+
+def _usual_rate(graph: ir.SpikingGraph, source: str) -> float:
+    """What rate is expected of a source before anything has run: pooled spikes are more."""
+    node = graph[source]
+    if isinstance(node, ir.MaxPool) and graph.edges[source].kind != "analog":
+        return pooled_rate(_usual_rate(graph, node.inputs[0]), math.prod(node.kernel))
+    return USUAL_RATE
 
 
 def _spiking_layer(parts: _Parts, node: ir.Population) -> eventnet.SpikingLayer:

@@ -11,6 +11,7 @@ up to `EXPLICIT_BYTES`.
 """
 
 import math
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -46,12 +47,12 @@ EXPLICIT_BYTES = 1 << 29
 """Largest explicit form that is chosen unasked: 512 MiB."""
 
 
-def _crossing(processor: Costs) -> float:
+def _crossing(processor: Costs, rate: float) -> float:
     """Share of nonzero weights at which a layer takes the same time on whole and on compressed
     rows, in the faster form of each: 3×3, 256→256 at 32×32, T = 4, between layers on bit planes.
     """
     channels, side, taps = 256, 32, 9
-    shape, expected = (channels, side, side), Expected(4, 4, USUAL_RATE, packs=False, unpacks=False)
+    shape, expected = (channels, side, side), Expected(4, 4, rate, packs=False, unpacks=False)
     geometry: Any = ((3, 3), (1, 1), (1, 1), (1, 1), 1, (side, side))
 
     def times(each: int, *forms: str) -> list[float]:
@@ -67,12 +68,22 @@ def _crossing(processor: Costs) -> float:
     return max((whole - none) / (one - none) for none, one in compressed) / channels
 
 
-DENSE_FROM = round(math.sqrt(_crossing(WITH_MASKS) * _crossing(WITHOUT_MASKS)), 3)
-"""Share of nonzero weights from which on whole rows are stored.
+@cache
+def dense_from(rate: float) -> float:
+    """Share of nonzero weights from which on whole rows are stored, of a layer whose source has
+    this expected rate.
 
-Nobody knows at export what processor will run the file; one that has registers for masks (AVX-512)
-runs compressed rows faster up to a larger share of weights than one that has none. The share lies
-between the two, as many times above the one as below the other: so neither loses more."""
+    Nobody knows at export what processor will run the file; one that has registers for masks
+    (AVX-512) runs compressed rows faster up to a larger share of weights than one that has none.
+    The share lies between the two, as many times above the one as below the other: so neither
+    loses more.
+    """
+    with_masks, without = (min(_crossing(each, rate), 1) for each in (WITH_MASKS, WITHOUT_MASKS))
+    return round(math.sqrt(with_masks * without), 3)
+
+
+DENSE_FROM = dense_from(USUAL_RATE)
+"""The share at the usual rate; also of matrices, and of convolutions of analog values."""
 
 
 @dispatch.operation_table(Operator)
@@ -92,12 +103,14 @@ def represent(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
+    rate: float = USUAL_RATE,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """A projection's synapses, and what was weighed.
 
     source_live, live: bool in the shapes of the source and the output; None: all.
     max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
     before they are made, for more; "auto" keeps the shared rows instead.
+    rate: expected of the source (runtime/plan/costs.py).
     """
     raise represent.unknown(operator)
 
@@ -109,8 +122,9 @@ def _represent_convolution(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
+    rate: float = USUAL_RATE,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
-    shared, sparse = _convolution(operator, choice)
+    shared, sparse = _convolution(operator, choice, rate)
     sources, targets = (_flat(source_live, operator.in_shape), _flat(live, operator.out_shape))
     executed = int((additions_map(shared, 0) * _or_one(source_live)).sum())
     if source_live is None and live is None:
@@ -118,7 +132,7 @@ def _represent_convolution(
     else:
         explicit = int(row_lengths(shared, sparse, sources, targets).sum())
     size = _row_bytes(len(sources), explicit) + _bias_bytes(shared.bias)
-    slow = executed * DENSE_FROM if shared.rows.dense else float(executed)
+    slow = executed * dense_from(rate) if shared.rows.dense else float(executed)
     allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
     better = size <= allowed and explicit / EXPLICIT_RATE < slow
     chosen = choice == "explicit" or (choice == "auto" and better)
@@ -138,6 +152,7 @@ def _represent_matrix(
     live: Array | None,
     choice: Choice | Form,
     max_memory: int | None = None,
+    rate: float = USUAL_RATE,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """Rows of a matrix are one per neuron in any form.
 
@@ -182,13 +197,13 @@ def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> ev
 
 
 def _convolution(
-    operator: ConvOperator, choice: Choice | Form
+    operator: ConvOperator, choice: Choice | Form, rate: float
 ) -> tuple[eventnet.ConvSynapses, eventnet.SparseRows]:
     """Rows (channel, kernel row, kernel column), the kernel mirrored; also as compressed rows."""
     weight = operator.weight[:, :, ::-1, ::-1]
     by_source = _by_source(weight, operator.groups)
     sparse = _sparse(_spread_groups(by_source, operator.groups))
-    dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
+    dense = choice == "dense" or (choice != "sparse" and density(weight) >= dense_from(rate))
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
     kernel = (weight.shape[2], weight.shape[3])
     rows = eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse

@@ -30,6 +30,11 @@ USUAL_RATE = 0.08
 """Spikes per neuron and step that are expected where a file says nothing."""
 
 
+def pooled_rate(rate: float, window: int) -> float:
+    """Of maxima over `window` values each, if each fires by chance."""
+    return 1 - (1 - rate) ** window
+
+
 @dataclass(frozen=True)
 class Costs:
     """Nanoseconds of each kind of work.
@@ -95,8 +100,8 @@ class Costs:
 
 KINDS: tuple[str, ...] = tuple(item.name for item in fields(Costs))
 
-# By benchmarks/calibrate.py on an AMD EPYC (Zen 5, vectors of 512 bits, 48 KiB of first and 1 MiB of
-# second cache), one thread, 2026-12-01; as it is, and compiled for a Haswell with AVX2.
+# By benchmarks/calibrate.py on an AMD EPYC (Zen 5, vectors of 512 bits, 48 KiB of first and 1 MiB
+# of second cache), one thread, 2026-12-01; as it is, and compiled for a Haswell with AVX2.
 WITH_MASKS = Costs(
     launch=403,
     collect=0.551,
@@ -188,7 +193,7 @@ class Expected:
     @property
     def fires(self) -> float:
         """Share of the source's neurons that fire at any step, if each step is left to chance."""
-        return 1 - (1 - self.rate) ** self.steps
+        return pooled_rate(self.rate, self.steps)
 
     @property
     def events(self) -> float:

@@ -10,11 +10,13 @@ All forms of a layer compute the same sums, some in another order (the kernels s
 takes the form of the least estimated time (costs.py).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
 from soul_deploy.base import errors
 from soul_deploy.runtime.format import network as net
+from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.plan import costs
 from soul_deploy.runtime.plan.layout import layout_of
 from soul_deploy.runtime.plan.planes import fits_planes
@@ -41,10 +43,20 @@ def event_forms(network: net.EventNetwork) -> dict[str, Form]:
 
 
 def expected_rate(network: net.EventNetwork, layer: net.Synaptic) -> float:
-    """Share of the source's values that are expected to be nonzero at a step: the file's, or
-    USUAL_RATE; all values of an analog source.
+    """Share of the source's values that are expected to be nonzero at a step: the file's, or what
+    is usual; all values of an analog source.
     """
-    return 1.0 if layer.edge == "analog" else network.rates.get(layer.source, costs.USUAL_RATE)
+    return 1.0 if layer.edge == "analog" else _rate_of(network, layer.source)
+
+
+def _rate_of(network: net.EventNetwork, name: str) -> float:
+    """Of a layer that gives events; pooled ones are more where nobody has measured them."""
+    layer, window = network.by_name[name], 1
+    while layer.name not in network.rates and isinstance(layer, net.PoolLayer):
+        window = min(window * math.prod(layer.kernel), validate.MAX_NEURONS)
+        layer = network.by_name[layer.source]
+    rate = network.rates.get(layer.name, costs.USUAL_RATE)
+    return rate if window == 1 else costs.pooled_rate(rate, window)
 
 
 def expected_of(network: net.EventNetwork, layer: net.Synaptic) -> costs.Expected:

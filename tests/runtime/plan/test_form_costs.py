@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from soul_deploy.base import environment
 from soul_deploy.base.errors import FileFormatError, UnknownNameError, UsageError
 from soul_deploy.export.event import storage_format
+from soul_deploy.lowering.linear_operators import ConvOperator
 from soul_deploy.runtime.engine.network import Network, load
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.file import save_event_network
@@ -207,7 +208,11 @@ def test_nanoseconds_are_a_sum() -> None:
 def test_an_analog_source_and_neighbours_on_planes() -> None:
     layer = network_of(convolution(4, 4, 5), pooled=True, then=True)
     first, second = layer.projected
-    assert expected_of(layer, first) == Expected(4, 4, costs.USUAL_RATE, True, False)
+    rate = costs.pooled_rate(costs.USUAL_RATE, 9)  # of nine values each
+    assert rate == pytest.approx(1 - 0.92**9)
+    assert expected_of(layer, first) == Expected(4, 4, rate, True, False)
+    measured = replace(layer, rates={"a": 0.5})
+    assert expected_of(measured, first).rate == pytest.approx(1 - 0.5**9)
     assert expected_of(layer, second) == Expected(4, 4, costs.USUAL_RATE, False, True)
     told = replace(layer, rates={"pool": 0.3, "b": 0.01})
     assert [expected_of(told, each).rate for each in told.projected] == [0.3, 0.01]
@@ -260,7 +265,8 @@ def test_rate_and_processor_decide(
 
 
 def test_whole_rows_are_stored_between_the_crossings_of_both_processors() -> None:
-    with_masks, without = map(storage_format._crossing, (WITH_MASKS, WITHOUT_MASKS))
+    processors = (WITH_MASKS, WITHOUT_MASKS)
+    with_masks, without = (storage_format._crossing(each, costs.USUAL_RATE) for each in processors)
     assert 0 < without < with_masks < 1
     between = math.sqrt(with_masks * without)
     assert pytest.approx(between, abs=5e-4) == storage_format.DENSE_FROM
@@ -275,6 +281,37 @@ def test_whole_rows_are_stored_between_the_crossings_of_both_processors() -> Non
         }
         whole = min(times["dense"], times["gather"])
         assert min(times["sparse"], times["planes"]) == pytest.approx(whole, rel=0.05)
+
+
+def test_rows_behind_a_pooling_are_stored_compressed_up_to_more_weights() -> None:
+    """Spikes of a pooling are more, and bit planes take the same time for any number."""
+    usual, more = costs.USUAL_RATE, costs.pooled_rate(costs.USUAL_RATE, 4)
+    between = (storage_format.dense_from(usual) + storage_format.dense_from(more)) / 2
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(16, 16, 3, 3)).astype(np.float32)
+    weight[rng.random(weight.shape) >= between] = 0
+    shape, pair = (16, 8, 8), (1, 1)
+    operator = ConvOperator(weight, None, pair, pair, pair, 1, shape, shape, (8, 8))
+    for rate, kind in ((usual, "dense"), (more, "sparse")):
+        found, _ = storage_format.represent(operator, None, None, "implicit", rate=rate)
+        assert found.rows.kind == kind
+
+
+def test_poolings_over_poolings_have_a_rate() -> None:
+    """However many a file has, and however large their windows."""
+    shape, side = (1, 3, 3), (1 << 20) - 1
+    layers: list[Layer] = [PopulationLayer("a", "input", shape, NEURON)]
+    for k in range(2000):
+        window = (side, side), (1, 1), (side // 2, side // 2)
+        layers.append(PoolLayer(f"m{k}", layers[-1].name, shape, shape, *window))
+    synapses = convolution(1, 1, 3)
+    layers.append(SpikingLayer("b", "b.conv", layers[-1].name, "spike", 1, synapses, NEURON))
+    readout = ReadoutLayer("out", "b", shape, 1, True, None, None, 1, 1)
+    network = EventNetwork("input", shape, 4, tuple(layers), readout)
+    (layer,) = network.projected
+    assert expected_of(network, layer).rate == 1
+    first = replace(network, rates={"a": 0.0})
+    assert expected_of(first, layer).rate == 0
 
 
 def test_who_asks_goes_before_the_file_which_goes_before_the_rule(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from soul_deploy.base import environment
 from soul_deploy.base.errors import FileFormatError, UnknownNameError, UsageError
 from soul_deploy.export.event import storage_format
 from soul_deploy.lowering.linear_operators import ConvOperator
-from soul_deploy.runtime.engine.network import Network, load
+from soul_deploy.runtime.engine.network import load
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.file import save_event_network
 from soul_deploy.runtime.format.network import (
@@ -32,6 +32,7 @@ from soul_deploy.runtime.format.network import (
 )
 from soul_deploy.runtime.plan import costs
 from soul_deploy.runtime.plan.costs import KINDS, WITH_MASKS, WITHOUT_MASKS, Costs, Expected
+from soul_deploy.runtime.plan.estimate import affordable_forms, running_bytes
 from soul_deploy.runtime.plan.forms import (
     Form,
     estimated_times,
@@ -325,8 +326,18 @@ def test_who_asks_goes_before_the_file_which_goes_before_the_rule(tmp_path: Path
     assert loaded.layer_forms == {"b": other[ruled["b"]], "c": ruled["c"]}
     again = load(path, 1, forms={"b.conv": ruled["b"], "c": other[ruled["c"]]})
     assert again.layer_forms == {"b": ruled["b"], "c": other[ruled["c"]]}
-    short = Network(replace(network, forms={"b": "planes"}), 1, 20_000)
-    assert short.layer_forms == {"b": "planes", "c": "sparse"}
+
+
+def test_where_memory_is_short_a_form_of_the_file_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "costs_here", lambda: WITH_MASKS)
+    wide = network_of(convolution(32, 32, 16, 0.5), then=True)
+    network = replace(wide, rates={"a": 0.5, "b": 0.5}, forms={"b": "planes"})
+    assert forms_of(network, {}) == {"b": "planes", "c": "planes"}
+    mixed: dict[str, Form] = {"b": "planes", "c": "sparse"}
+    needed = sum(running_bytes(network, mixed).values())
+    assert sum(running_bytes(network, {"b": "planes", "c": "planes"}).values()) > needed
+    assert affordable_forms(network, {}, needed) == mixed
+    assert affordable_forms(replace(network, forms={}), {}, needed)["b"] == "sparse"
 
 
 def test_a_form_of_the_file_that_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -1,24 +1,40 @@
 """From a model to an event network: rows by presynaptic neuron, channel-last.
 
 What no output depends on is left out (`lowering.liveness`): masked neurons, and neurons that only
-those read. `storage_format` decides which form a layer's synapses get.
+those read. `storage_format` decides how a layer's synapses are stored. The runtime decides how they
+run, unless the file says it; the file also says how often layers fired, if images are given.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import dispatch, errors, memory
+from soul_deploy.data.given import Images, images_for
 from soul_deploy.export.event import storage_format
 from soul_deploy.lowering import deploy, fan_out, footprint, linear_operators
 from soul_deploy.model.model import Model
+from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.format import file
 from soul_deploy.runtime.format import network as eventnet
+from soul_deploy.runtime.ops.rates import measure_rates
+from soul_deploy.runtime.plan.costs import USUAL_RATE, pooled_rate
+from soul_deploy.runtime.plan.forms import possible_forms, require_form
 from soul_deploy.runtime.plan.planes import fits_planes
+
+RowForm = Literal["dense", "sparse", "explicit", "analog", "gather", "planes"]
+"""How a layer's rows are stored, or how they run, which says how they are stored too."""
+ROW_FORMS: tuple[RowForm, ...] = get_args(RowForm)
+STORED_AS: Mapping[RowForm, storage_format.Form] = {
+    **{form: form for form in get_args(storage_format.Form)},
+    **dict.fromkeys(("analog", "gather"), "dense"),
+    "planes": "sparse",
+}
 
 
 def export_event(
@@ -27,8 +43,9 @@ def export_event(
     *,
     source_sha256: str | None = None,
     representation: storage_format.Choice = "auto",
-    rows: Mapping[str, storage_format.Form] | None = None,
+    rows: Mapping[str, RowForm] | None = None,
     max_memory: int | None = None,
+    images: Images | None = None,
 ) -> eventnet.EventNetwork:
     """Build the event network of `model` and write it atomically to `path`.
 
@@ -40,6 +57,7 @@ def export_event(
         representation=representation,
         rows=rows,
         max_memory=max_memory,
+        images=images,
     )
     file.save_event_network(path, network)
     return network
@@ -50,16 +68,20 @@ def build_event_network(
     *,
     source_sha256: str | None = None,
     representation: storage_format.Choice = "auto",
-    rows: Mapping[str, storage_format.Form] | None = None,
+    rows: Mapping[str, RowForm] | None = None,
     max_memory: int | None = None,
+    images: Images | None = None,
 ) -> eventnet.EventNetwork:
     """The event network of `model`: batch norm folded, average pooling composed, masks applied.
 
     representation: of the synapses; "auto" decides layer by layer (storage_format.py).
     rows: the form of single layers, by the name of the projection or of its population, whatever
-    `representation` says: "dense", "sparse" (convolutions only) or "explicit".
+    `representation` says: "explicit", or how they shall run (runtime/plan/forms.py), which the file
+    keeps: "dense", "analog" or "gather" on whole rows, "sparse" or "planes" on compressed ones.
     max_memory: bytes that one layer's explicit rows may take; None: what the machine has. More than
     WORK_BYTES also allows as much for planning with the network (footprint.py).
+    images: as `images_for` takes them; on them it is measured how often layers fire, which decides
+    how the file runs unless somebody says it. None: nothing is kept.
     Raises UnsupportedGraphError naming the node that cannot be computed and why, LimitError for
     sizes beyond the runtime's, UnknownNameError and UsageError for `rows` that cannot be.
     """
@@ -68,12 +90,12 @@ def build_event_network(
     graph, info = model.graph, model.info
     forms = _forms(graph, rows or {})
     parts = _Parts(deploy.lower(model).trimmed, representation, max_memory, forms)
-    norm = info.normalization
-    return eventnet.EventNetwork(
+    layers, norm = tuple(_layers(parts)), info.normalization
+    network = eventnet.EventNetwork(
         input_name=graph.input.name,
         input_shape=graph.input.shape,
         time_steps=graph.time_steps,
-        layers=tuple(_layers(parts)),
+        layers=layers,
         readout=_readout(parts.lowered),
         fixed_steps=model.for_one_t,
         reset_per_sample=info.validity.reset_per_sample,
@@ -81,7 +103,27 @@ def build_event_network(
         classes=info.classes,
         source_sha256=source_sha256,
         input_kind=info.input_kind,
+        forms=_running_forms(layers, forms),
     )
+    if images is None:
+        return network
+    given, _ = images_for(model, images)
+    rates = measure_rates(Network(network, 1, max_memory), given.numpy())
+    return replace(network, rates=rates)
+
+
+def _running_forms(layers: Sequence[eventnet.Layer], rows: Mapping[str, RowForm]) -> dict[str, str]:
+    """What the file says of how layers run. rows: by projection; a form of storage alone, in which
+    the layer runs in one way, says nothing.
+    """
+    found: dict[str, str] = {}
+    for layer in layers:
+        form = rows.get(layer.projection) if isinstance(layer, eventnet.Synaptic) else None
+        if form is None or not isinstance(layer, eventnet.Synaptic):
+            continue
+        if form in possible_forms(layer) or form not in get_args(storage_format.Form):
+            found[layer.name] = require_form(layer, form, f"--rows {layer.projection}={form}")
+    return found
 
 
 def layer_names(graph: ir.SpikingGraph) -> tuple[str, ...]:
@@ -123,19 +165,17 @@ class _Parts:
     lowered: deploy.Deployed
     choice: storage_format.Choice
     max_memory: int | None
-    forms: Mapping[str, storage_format.Form] = field(default_factory=dict)
+    forms: Mapping[str, RowForm] = field(default_factory=dict)
     """What was asked of single projections."""
 
 
-def _forms(
-    graph: ir.SpikingGraph, rows: Mapping[str, storage_format.Form]
-) -> dict[str, storage_format.Form]:
+def _forms(graph: ir.SpikingGraph, rows: Mapping[str, RowForm]) -> dict[str, RowForm]:
     """`rows` by projection."""
     projections = [node.name for node in graph.projections]
     known = dict(zip(projections, projections, strict=True))
     for name in projections:
         known[fan_out.population_behind(graph, name) or name] = name
-    forms: dict[str, storage_format.Form] = {}
+    forms: dict[str, RowForm] = {}
     for name, form in rows.items():
         if name not in known:
             raise errors.UnknownNameError("layer of --rows", name, projections)
@@ -209,8 +249,9 @@ def _synapses(
     operator, edge = linear.operator, graph.edges[linear.source]
     before = parts.lowered.live_values[linear.source]
     form = parts.forms.get(projection)
+    stored = None if form is None else STORED_AS[form]
     what, possible = storage_format.possible_forms(operator)
-    if form is not None and form not in possible:
+    if stored is not None and stored not in possible:
         raise errors.UsageError(
             f"--rows {projection}={form}: {projection} is {what}; choose {' or '.join(possible)}"
         )
@@ -226,9 +267,23 @@ def _synapses(
         return made is not None and fits_planes(made({**shared, "synapses": convolution}))
 
     synapses, weighed = storage_format.represent(
-        operator, before, current, form or parts.choice, parts.max_memory, on_planes
+        operator,
+        before,
+        current,
+        stored or parts.choice,
+        parts.max_memory,
+        on_planes,
+        _usual_rate(graph, linear.source),
     )
     return {**shared, "synapses": synapses, "alternatives": weighed}
+
+
+def _usual_rate(graph: ir.SpikingGraph, source: str) -> float:
+    """What rate is expected of a source before anything has run: pooled spikes are more."""
+    node = graph[source]
+    if isinstance(node, ir.MaxPool) and graph.edges[source].kind != "analog":
+        return pooled_rate(_usual_rate(graph, node.inputs[0]), math.prod(node.kernel))
+    return USUAL_RATE
 
 
 def _spiking_layer(parts: _Parts, node: ir.Population) -> eventnet.SpikingLayer:

@@ -12,6 +12,7 @@ up to `EXPLICIT_BYTES`, and only where bit planes cannot run or few synapses joi
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,15 +24,17 @@ from soul_deploy.runtime.format import tap_tables
 from soul_deploy.runtime.format.validate import MAX_SYNAPSES
 from soul_deploy.runtime.kernels.rows import count_row_synapses, fill_rows
 from soul_deploy.runtime.ops.fan_out import additions_map, fanout_map
+from soul_deploy.runtime.plan.costs import (
+    USUAL_RATE,
+    WITH_MASKS,
+    WITHOUT_MASKS,
+    Costs,
+    Expected,
+    work_of,
+)
 
 Choice = Literal["auto", "implicit", "explicit"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
-
-DENSE_FROM = 0.12
-"""Share of nonzero weights from which on contiguous rows are faster than compressed ones.
-
-benchmarks/calibrate.py finds 11 % for spikes that come by chance, mostly at one of four steps;
-neurons that fire at more favour compressed rows, which are read once for all steps."""
 
 EXPLICIT_RATE = 0.55
 """Additions per time of explicit rows, relative to shared compressed rows: each event's row comes
@@ -55,6 +58,45 @@ EXPLICIT_BYTES = 1 << 29
 OnPlanes = Callable[[eventnet.ConvSynapses], bool]
 
 
+def _crossing(processor: Costs, rate: float) -> float:
+    """Share of nonzero weights at which a layer takes the same time on whole and on compressed
+    rows, in the faster form of each: 3×3, 256→256 at 32×32, T = 4, between layers on bit planes.
+    """
+    channels, side, taps = 256, 32, 9
+    shape, expected = (channels, side, side), Expected(4, 4, rate, packs=False, unpacks=False)
+    geometry: Any = ((3, 3), (1, 1), (1, 1), (1, 1), 1, (side, side))
+
+    def times(each: int, *forms: str) -> list[float]:
+        """Of rows that hold so many weights each."""
+        starts = np.arange(channels * taps + 1, dtype=np.uint32) * np.uint32(each)
+        targets = np.zeros(starts[-1], np.uint32)
+        rows = eventnet.SparseRows(starts, targets, np.ones(len(targets), np.float32))
+        layer = eventnet.ConvSynapses(shape, shape, rows, None, *geometry)
+        return [processor.nanoseconds(work_of(layer, form, expected)) for form in forms]
+
+    whole = min(times(0, "dense", "gather"))
+    compressed = zip(times(0, "sparse", "planes"), times(1, "sparse", "planes"), strict=True)
+    return max((whole - none) / (one - none) for none, one in compressed) / channels
+
+
+@cache
+def dense_from(rate: float) -> float:
+    """Share of nonzero weights from which on whole rows are stored, of a layer whose source has
+    this expected rate.
+
+    Nobody knows at export what processor will run the file; one that has registers for masks
+    (AVX-512) runs compressed rows faster up to a larger share of weights than one that has none.
+    The share lies between the two, as many times above the one as below the other: so neither
+    loses more.
+    """
+    with_masks, without = (min(_crossing(each, rate), 1) for each in (WITH_MASKS, WITHOUT_MASKS))
+    return round(math.sqrt(with_masks * without), 3)
+
+
+DENSE_FROM = dense_from(USUAL_RATE)
+"""The share at the usual rate; also of matrices, and of convolutions of analog values."""
+
+
 @dispatch.operation_table(Operator)
 def possible_forms(operator: Operator) -> tuple[str, tuple[Form, ...]]:
     """What a projection's operator is, and the forms that it can be stored in."""
@@ -73,6 +115,7 @@ def represent(
     choice: Choice | Form,
     max_memory: int | None = None,
     on_planes: OnPlanes = lambda shared: False,
+    rate: float = USUAL_RATE,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """A projection's synapses, and what was weighed.
 
@@ -80,6 +123,7 @@ def represent(
     whether shared rows can run on bit planes.
     max_memory: bytes that explicit rows may take; None: what the machine has. Raises LimitError,
     before they are made, for more; "auto" keeps the shared rows instead.
+    rate: expected of the source (runtime/plan/costs.py).
     """
     raise represent.unknown(operator)
 
@@ -92,8 +136,9 @@ def _represent_convolution(
     choice: Choice | Form,
     max_memory: int | None = None,
     on_planes: OnPlanes = lambda shared: False,
+    rate: float = USUAL_RATE,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
-    shared, sparse = _convolution(operator, choice)
+    shared, sparse = _convolution(operator, choice, rate)
     sources, targets = (_flat(source_live, operator.in_shape), _flat(live, operator.out_shape))
     executed = int((additions_map(shared, 0) * _or_one(source_live)).sum())
     if source_live is None and live is None:
@@ -101,7 +146,7 @@ def _represent_convolution(
     else:
         explicit = int(row_lengths(shared, sparse, sources, targets).sum())
     size = _row_bytes(len(sources), explicit) + _bias_bytes(shared.bias)
-    slow = executed * DENSE_FROM if shared.rows.dense else float(executed)
+    slow = executed * dense_from(rate) if shared.rows.dense else float(executed)
     allowed = EXPLICIT_BYTES if max_memory is None else min(EXPLICIT_BYTES, max_memory)
     better = size <= allowed and explicit / EXPLICIT_RATE < slow
     if better and on_planes(shared):
@@ -124,6 +169,7 @@ def _represent_matrix(
     choice: Choice | Form,
     max_memory: int | None = None,
     on_planes: OnPlanes = lambda shared: False,
+    rate: float = USUAL_RATE,
 ) -> tuple[eventnet.Synapses, tuple[eventnet.Alternative, ...]]:
     """Rows of a matrix are one per neuron in any form.
 
@@ -168,13 +214,13 @@ def _matrix_rows(operator: MatrixOperator, sources: Array, targets: Array) -> ev
 
 
 def _convolution(
-    operator: ConvOperator, choice: Choice | Form
+    operator: ConvOperator, choice: Choice | Form, rate: float
 ) -> tuple[eventnet.ConvSynapses, eventnet.SparseRows]:
     """Rows (channel, kernel row, kernel column), the kernel mirrored; also as compressed rows."""
     weight = operator.weight[:, :, ::-1, ::-1]
     by_source = _by_source(weight, operator.groups)
     sparse = _sparse(_spread_groups(by_source, operator.groups))
-    dense = choice == "dense" or (choice != "sparse" and density(weight) >= DENSE_FROM)
+    dense = choice == "dense" or (choice != "sparse" and density(weight) >= dense_from(rate))
     reach = tuple(min(operator.reach[i], operator.in_shape[1 + i]) for i in (0, 1))
     kernel = (weight.shape[2], weight.shape[3])
     rows = eventnet.DenseRows(np.array(by_source, order="C")) if dense else sparse

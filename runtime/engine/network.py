@@ -39,7 +39,10 @@ def load(
     Raises MissingFileError, FileFormatError, LimitError, UsageError.
     """
     events = file.load_event_network(path, max_memory=max_memory)
-    return Network(events, threads, max_memory, forms or {})
+    try:
+        return Network(events, threads, max_memory, forms or {})
+    except errors.FileFormatError as error:  # a form of rows that the file asks for
+        raise errors.FileFormatError(f"{files.path_of(path)}: {error}") from error
 
 
 @brief
@@ -76,9 +79,9 @@ class Network:
 
     max_memory: as in `load`; LimitError is raised before anything larger is made.
 
-    forms: how the synapses of some layers run, by name (plan/forms.py); of the others, and if none
-    is given, the form that is expected to be fastest here, if it fits the memory. `layer_forms`
-    says which all have.
+    forms: how the synapses of some layers run, by name (plan/forms.py); of the others, the form
+    that the file asks for, or else the one that is expected to be fastest here, if it fits the
+    memory. `layer_forms` says which all have.
     """
 
     events: network.EventNetwork

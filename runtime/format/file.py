@@ -4,6 +4,9 @@ The metadata (JSON under `soul_deploy`) lists the layers in order; a layer's arr
 `<layer>/weight`, `<layer>/starts`, `<layer>/targets`, `<layer>/bias`, `<layer>/live`,
 `<layer>/pattern`, `<layer>/index` (layers.py, map_layers.py and synapses.py say what they
 hold). The digest covers all arrays. How each layer is written and read stands in layer_codec.py.
+
+Two objects may be missing: `rates`, layer names to the expected share of nonzero values per step
+(0 to 1), and `forms`, names of layers with synapses to how these shall run (plan/forms.py).
 """
 
 from collections.abc import Mapping
@@ -60,6 +63,7 @@ def _tensors(network: EventNetwork) -> dict[str, Array]:
 
 def _header(network: EventNetwork) -> dict[str, Any]:
     norm = network.normalization
+    expected = {"rates": dict(network.rates), "forms": dict(network.forms)}
     return {
         "input": {"name": network.input_name, "shape": list(network.input_shape)},
         "time_steps": network.time_steps,
@@ -75,6 +79,7 @@ def _header(network: EventNetwork) -> dict[str, Any]:
         "source_sha256": network.source_sha256,
         "layers": [layer_codec.header_of(layer) for layer in network.layers],
         "readout": layer_codec.plain(network.readout),
+        **{key: told for key, told in expected.items() if told},
     }
 
 
@@ -94,6 +99,8 @@ def _network(document: Mapping[str, Any], tensors: layer_codec.Tensors) -> Event
         classes=tuple(v.text(name) for name in v.items(document["classes"])),
         source_sha256=v.optional(v.text, document["source_sha256"]),
         input_kind=document.get("input_kind", pixel_rule.KIND_OF_OLD_FILES),
+        rates=v.by_name(v.number, document.get("rates", {})),
+        forms=v.by_name(v.text, document.get("forms", {})),
         digest=v.text(document["digest"]),
     )
     surplus = sorted(set(tensors) - set(_tensors(network)))

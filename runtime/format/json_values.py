@@ -1,6 +1,6 @@
 """Values of JSON data by type. Each function raises TypeError or ValueError for another type."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,6 +41,13 @@ def pair(value: Any) -> tuple[int, int]:
 
 def numbers(value: Any) -> tuple[float, ...]:
     return tuple(number(item) for item in items(value))
+
+
+def by_name(read: Callable[[Any], T], value: Any) -> Mapping[str, T]:
+    """An object, each of whose values `read` takes."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object")
+    return {name: read(item) for name, item in value.items()}
 
 
 def optional(read: Callable[[Any], T], value: Any) -> T | None:

@@ -74,6 +74,9 @@ class EventNetwork:
     classes                   class names, or ()
     input_kind                what the input is: "images", "counts", "spikes" or "values"
     source_sha256             sha256 of the model file it was made from, or None
+    rates                     expected share of a layer's values that are nonzero at a step, by
+                              name; measured at export, of some layers that give spikes or events
+    forms                     how the synapses of some layers shall run, by name (plan/forms.py)
     edges                     what the input and every layer give; derived
     """
 
@@ -88,6 +91,8 @@ class EventNetwork:
     classes: tuple[str, ...] = ()
     source_sha256: str | None = None
     input_kind: pixel_rule.InputKind = pixel_rule.KIND_OF_OLD_FILES
+    rates: Mapping[str, float] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
     digest: str | None = field(default=None, compare=False)
     edges: Mapping[str, Edge] = field(init=False, repr=False, compare=False)
 
@@ -126,6 +131,19 @@ class EventNetwork:
                     f"{validate.MAX_VALUES} values"
                 )
         object.__setattr__(self, "edges", edges)
+        self._check_expectations()
+
+    def _check_expectations(self) -> None:
+        """Rates are shares, of layers that give events; forms are of layers with synapses."""
+        known = {name for name, (kind, _) in self.edges.items() if kind != "analog"}
+        for name, rate in self.rates.items():
+            errors.require(
+                name in known, f"a rate of {name!r}, which is no layer that gives events"
+            )
+            errors.require(0 <= rate <= 1, f"a rate of {name}, {rate}, that is not from 0 to 1")
+        joined = {layer.name for layer in self.projected}
+        for name in self.forms:
+            errors.require(name in joined, f"a form of {name!r}, which is no layer with synapses")
 
     def _check_input(self) -> None:
         """The kind is known, and only pixels are normalised, channel by channel."""

@@ -15,7 +15,7 @@ from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.io import other_files
-from soul_deploy.runtime.plan.forms import forms_of
+from soul_deploy.runtime.plan.forms import estimated_times, expected_rate, forms_of
 
 SCHEMA = "soul-deploy/inspect/1"
 MODEL_FORMAT = "soul-deploy/model/1"
@@ -42,7 +42,11 @@ def describe_file(file: files.File, *, max_memory: int | None = None) -> dict[st
 
 
 def _event(source: files.OpenFile, max_memory: int | None) -> dict[str, Any]:
-    return describe_event(eventfile.load_event_network(source, max_memory=max_memory))
+    network = eventfile.load_event_network(source, max_memory=max_memory)
+    try:
+        return describe_event(network)
+    except errors.FileFormatError as error:  # a form of rows that the file asks for
+        raise errors.FileFormatError(f"{source}: {error}") from error
 
 
 def _model(source: files.OpenFile, max_memory: int | None) -> dict[str, Any]:
@@ -192,13 +196,14 @@ def _totals(tensors: Mapping[str, Array]) -> dict[str, int]:
 
 def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
     """An event network: its layers as rows and what it is valid for."""
-    forms = forms_of(network, {})
+    running = _running(network)
+    unjoined: dict[str, Any] = dict.fromkeys(RUNNING)
     layers = [
-        layer_row(layer, network.edges[layer.sources[0]]) | {"runs_as": forms.get(layer.name)}
+        layer_row(layer, network.edges[layer.sources[0]]) | running.get(layer.name, unjoined)
         for layer in network.layers
     ]
     norm = network.normalization
-    rows = [*layers, _readout_row(network.readout) | {"runs_as": None}]
+    rows = [*layers, _readout_row(network.readout) | unjoined]
     return {
         "time_steps": network.time_steps,
         "input_shape": list(network.input_shape),
@@ -214,6 +219,29 @@ def describe_event(network: eventnet.EventNetwork) -> dict[str, Any]:
         },
         "source_sha256": network.source_sha256,
         "digest": network.digest,
+    }
+
+
+RUNNING = ("runs_as", "runs_as_by", "estimated_us", "rate", "rate_by")
+
+
+def _running(network: eventnet.EventNetwork) -> dict[str, dict[str, Any]]:
+    """Of each layer with synapses: the form that it runs in and who chose it (the estimate or the
+    file), the estimated microseconds of all its forms for a sample on one thread, and the rate of
+    events that they count on: measured at export, or assumed. Analog values have no rate.
+    """
+    forms, times = forms_of(network, {}), estimated_times(network)
+    return {
+        layer.name: {
+            "runs_as": forms[layer.name],
+            "runs_as_by": "file" if layer.name in network.forms else "estimate",
+            "estimated_us": {form: ns / 1e3 for form, ns in times[layer.name].items()},
+            "rate": None if layer.edge == "analog" else expected_rate(network, layer),
+            "rate_by": None
+            if layer.edge == "analog"
+            else ("measured" if layer.source in network.rates else "assumed"),
+        }
+        for layer in network.projected
     }
 
 

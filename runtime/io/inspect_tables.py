@@ -94,7 +94,36 @@ def _event(described: Description) -> tuple[Facts, list[Table]]:
     ]
     weighed = any(row["alternatives"] for row in layers)
     more = [representation_table(layers)] if weighed else []
-    return facts, [Table("Layers", columns, rows), *more]
+    return facts, [Table("Layers", columns, rows), *_forms(layers), *more]
+
+
+def _forms(layers: Sequence[Description]) -> list[Table]:
+    """How each layer's synapses run and could run; which form the file asks for, and what rate
+    nobody has measured.
+    """
+    rows = [
+        [
+            row["layer"],
+            row["runs_as"] + (" (file)" if row["runs_as_by"] == "file" else ""),
+            _rate(row),
+            ", ".join(f"{form} {_microseconds(us)}" for form, us in row["estimated_us"].items()),
+        ]
+        for row in layers
+        if row["runs_as"] is not None
+    ]
+    columns = ["layer", "runs as", "rate", "estimated µs, one thread"]
+    return [Table("Forms of the synapses", columns, rows)] if rows else []
+
+
+def _rate(row: Description) -> str:
+    """The rate of the layer's source, in per cent; analog values have none."""
+    if row["rate"] is None:
+        return ""
+    return f"{100 * row['rate']:.3g} %" + (" assumed" if row["rate_by"] == "assumed" else "")
+
+
+def _microseconds(us: float) -> str:
+    return f"{us:,.0f}" if us >= 10 else f"{us:.1f}"
 
 
 def _onnx(described: Description) -> tuple[Facts, list[Table]]:

@@ -38,16 +38,15 @@ def require_running(
 def affordable_forms(
     network: net.EventNetwork, wanted: Mapping[str, str], max_memory: int | None = None
 ) -> dict[str, Form]:
-    """As `forms_of`; if running then takes more than allowed, the layers that nobody has chosen a
-    form for go from event to event, which takes least.
+    """As `forms_of`; if running then takes more than allowed, the layers that neither `wanted` nor
+    the file names go from event to event, which takes least.
     """
     forms = forms_of(network, wanted)
     allowed = memory.WORK_BYTES if max_memory is None else max_memory
     if sum(running_bytes(network, forms).values()) <= allowed:
         return forms
-    chosen = {
-        layer.name for layer in network.projected if not wanted.keys().isdisjoint(layer.names)
-    }
+    asked = wanted.keys() | network.forms.keys()
+    chosen = {layer.name for layer in network.projected if not asked.isdisjoint(layer.names)}
     return {
         name: forms[name] if name in chosen else form for name, form in event_forms(network).items()
     }

@@ -6,29 +6,24 @@ analog  each output adds its inputs: values that are nonzero for the most part
 gather  each output adds the rows of the events in its window: whole rows
 planes  each output adds the weights whose input fired: shared compressed rows, spikes as bits
 
-All forms of a layer compute the same sums, some in another order (the kernels say which).
+All forms of a layer compute the same sums, some in another order (the kernels say which). The rule
+takes the form of the least estimated time (costs.py).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
 from soul_deploy.base import errors
 from soul_deploy.runtime.format import network as net
-from soul_deploy.runtime.kernels.bit_planes import tile_of
+from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.kernels.gather import MOST_CHANNELS
-from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
-from soul_deploy.runtime.plan.layout import channel_last
-from soul_deploy.runtime.plan.planes import fits_planes, gap_of, moves_of, tiles_of
+from soul_deploy.runtime.plan import costs
+from soul_deploy.runtime.plan.layout import layout_of
+from soul_deploy.runtime.plan.planes import fits_planes
 
 Form = Literal["sparse", "dense", "analog", "gather", "planes"]
 FORMS: tuple[Form, ...] = get_args(Form)
-
-USUAL_RATE = 0.08
-"""Spikes per neuron and step that are expected of a network."""
-
-PLANE_ADDITION, EVENT_ADDITION = 0.11, 0.37
-"""Nanoseconds: the addition of a weight to a vector of sums, and all steps of a synapse that an
-event reaches. Both on a Zen 5 at 4.2 GHz (the reference network at 2 and 10 %, T = 4 and 8)."""
 
 
 def possible_forms(layer: net.Synaptic) -> tuple[Form, ...]:
@@ -49,45 +44,101 @@ def event_forms(network: net.EventNetwork) -> dict[str, Form]:
     return {layer.name: possible_forms(layer)[0] for layer in network.projected}
 
 
-def form_of(layer: net.Synaptic, steps: int) -> Form:
-    """The form that is faster in a network of so many steps, by what each does at a usual rate."""
-    possible = possible_forms(layer)
-    if "planes" in possible and has_mask_registers() and _planes_pay(layer, steps):
-        return "planes"
-    if "gather" in possible and layer.synapses.out_shape[0] // layer.synapses.blocks >= VECTOR:
-        return "gather"
-    return possible[0]
+def expected_rate(network: net.EventNetwork, layer: net.Synaptic) -> float:
+    """Share of the source's values that are expected to be nonzero at a step: the file's, or what
+    is usual; all values of an analog source.
+    """
+    return 1.0 if layer.edge == "analog" else _rate_of(network, layer.source)
 
 
-def _planes_pay(layer: net.Synaptic, steps: int) -> bool:
-    """Vectors that are added for each weight, against events that reach it."""
-    fires = 1 - (1 - USUAL_RATE) ** steps
-    convolution = layer.synapses.convolution
-    assert convolution is not None
-    pitch = layer.in_shape[2] + gap_of(moves_of(convolution))
-    words = tiles_of(layer.out_shape, pitch, steps) * tile_of(steps) // VECTOR * steps
-    events = channel_last(layer.out_shape)[0] * fires
-    return words * PLANE_ADDITION < events * EVENT_ADDITION
+def _rate_of(network: net.EventNetwork, name: str) -> float:
+    """Of a layer that gives events; pooled ones are more where nobody has measured them."""
+    layer, window = network.by_name[name], 1
+    while layer.name not in network.rates and isinstance(layer, net.PoolLayer):
+        window = min(window * math.prod(layer.kernel), validate.MAX_NEURONS)
+        layer = network.by_name[layer.source]
+    rate = network.rates.get(layer.name, costs.USUAL_RATE)
+    return rate if window == 1 else costs.pooled_rate(rate, window)
+
+
+def expected_of(network: net.EventNetwork, layer: net.Synaptic) -> costs.Expected:
+    """What a layer is expected to run on. An image is the same at every step."""
+    once = network.input_kind == "images" and layer.source in network.static
+    readers = [each for each in network.layers if layer.name in each.sources]
+    on_words = [isinstance(each, net.Synaptic) and _can_be_planes(each) for each in readers]
+    return costs.Expected(
+        steps=1 if once else network.time_steps,
+        run=network.time_steps,
+        rate=expected_rate(network, layer),
+        packs=not _can_give_words(network.by_name.get(layer.source)),
+        unpacks=network.readout.source == layer.name or not all(on_words),
+    )
+
+
+def _can_be_planes(layer: net.Synaptic) -> bool:
+    return "planes" in possible_forms(layer)
+
+
+def _can_give_words(layer: net.Layer | None) -> bool:
+    """Whether spikes leave as words (`gives_words` in buffers.py) in some form of the layer."""
+    return (
+        isinstance(layer, net.SpikingLayer)
+        and layout_of(layer) is None
+        and (layer.edge == "analog" or possible_forms(layer) != ("sparse",))
+    )
+
+
+def estimated_times(network: net.EventNetwork) -> dict[str, dict[Form, float]]:
+    """Of every layer with synapses, the expected nanoseconds of each form that it can have: one
+    sample, one thread, on a processor as the one that kernels are compiled for.
+    """
+    here, found = costs.costs_here(), {}
+    for layer in network.projected:
+        expected = expected_of(network, layer)
+        found[layer.name] = {
+            form: here.nanoseconds(costs.work_of(layer.synapses, form, expected))
+            for form in possible_forms(layer)
+        }
+    return found
 
 
 def forms_of(network: net.EventNetwork, wanted: Mapping[str, str]) -> dict[str, Form]:
-    """The form of every layer with synapses: the `wanted` one, or the one that pays.
+    """The form of every layer with synapses: the `wanted` one, or the one that the file asks for,
+    or the one of the least estimated time.
 
     Raises UnknownNameError for a layer that has no synapses, UsageError for a form that it cannot
-    have.
+    have, FileFormatError for one of the file.
     """
     layers = {name: layer for layer in network.projected for name in layer.names}
     asked: dict[str, Form] = {}
     for name, form in wanted.items():
         errors.require_known("layer with synapses", name, layers)
-        possible = possible_forms(layers[name])
-        found = [each for each in possible if each == form]
-        if not found:
-            raise errors.UsageError(
-                f"{name}: its synapses cannot run as {form!r}; give {' or '.join(possible)}"
-            )
-        asked[layers[name].name] = found[0]
-    steps = network.time_steps
-    return {
-        layer.name: asked.get(layer.name) or form_of(layer, steps) for layer in network.projected
-    }
+        asked[layers[name].name] = require_form(layers[name], form, name)
+    for name, form in network.forms.items():
+        if name not in asked:
+            asked[name] = _stored_form(layers[name], form)
+    times = estimated_times(network)
+    return {name: asked.get(name, fastest(each)) for name, each in times.items()}
+
+
+def fastest(times: Mapping[Form, float]) -> Form:
+    """The form of the least time, of several the first."""
+    return min(times, key=times.__getitem__)
+
+
+def require_form(layer: net.Synaptic, form: str, name: str) -> Form:
+    """`form`, which the layer, called `name`, can have. Raises UsageError."""
+    possible = possible_forms(layer)
+    for each in possible:
+        if each == form:
+            return each
+    raise errors.UsageError(
+        f"{name}: its synapses cannot run as {form!r}; give {' or '.join(possible)}"
+    )
+
+
+def _stored_form(layer: net.Synaptic, form: str) -> Form:
+    try:
+        return require_form(layer, form, layer.name)
+    except errors.UsageError as error:
+        raise errors.FileFormatError(f"the file asks for a form of rows: {error}") from error

@@ -66,7 +66,7 @@ def write_checked(
     kind: Kind,
     source: Source,
     target: Path,
-    write: Callable[[Path], None],
+    write: Callable[[Path, Tensor | None], None],
     check_on: options.CheckOptions,
     check: bool,
     layers: list[dict[str, Any]] | None = None,
@@ -75,6 +75,7 @@ def write_checked(
     """Write, verify what was written unless told not to, and only then put it in place.
 
     A file on which the check is inconclusive is kept, and stderr says so.
+    write: writes to a path; also takes the images that the file is checked on, None if it is not.
     layers: filled by `write`, the representation of each layer, to be printed. beside: writes what
     belongs to the file, once that is in place.
     """
@@ -84,14 +85,15 @@ def write_checked(
 
     def write_and_check(temporary: Path) -> None:
         progress.status(f"export: writing {target}")
-        write(temporary)
-        if images is not None:
-            reports.append(check_file(kind, source, (temporary, target), images, check_on))
-            if reports[-1].verdict is Verdict.FAILED or reports[-1].incomparable:
-                terminal.show(drawn(reports[-1]), err=True)
-                raise errors.VerificationError(
-                    f"the exported {kind} file is not what {source.path} says; it was not kept"
-                )
+        with compiling_announced():
+            write(temporary, images and images[0])
+            if images is not None:
+                reports.append(check_file(kind, source, (temporary, target), images, check_on))
+        if reports and (reports[-1].verdict is Verdict.FAILED or reports[-1].incomparable):
+            terminal.show(drawn(reports[-1]), err=True)
+            raise errors.VerificationError(
+                f"the exported {kind} file is not what {source.path} says; it was not kept"
+            )
 
     files.write_atomically(target, write_and_check)
     others = beside()
@@ -185,16 +187,15 @@ def check_file(
             f"{shown} takes one image, shown at every step, and {described} are sequences; export "
             "it with --input_mode sequence, or verify on images"
         )
-    with compiling_announced():
-        return gates.verify(
-            *(source.model, path, images),
-            kind=kind,
-            source_sha256=source.sha256,
-            described=described,
-            name=str(shown),
-            batch=check_on.batch,
-            allow_silent=allow_silent,
-        )
+    return gates.verify(
+        *(source.model, path, images),
+        kind=kind,
+        source_sha256=source.sha256,
+        described=described,
+        name=str(shown),
+        batch=check_on.batch,
+        allow_silent=allow_silent,
+    )
 
 
 def _moving(images: Tensor, steps: int) -> tuple[Tensor, str]:

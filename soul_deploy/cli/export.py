@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
+from torch import Tensor
 
 from soul_deploy.base import errors, files, memory, terminal
 from soul_deploy.cli import checking, options, output, parsing
@@ -21,6 +21,7 @@ from soul_deploy.export.nir.write import export_nir
 from soul_deploy.export.onnx import model, opsets, step
 from soul_deploy.export.verify.verify import artifact_kind
 from soul_deploy.runtime.io.inspect import representations
+from soul_deploy.runtime.kernels.cache import compiling_announced
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def onnx(
         step.export_currents(source.model, currents, source_sha256=source.sha256, **known)
         return {"Currents": currents}
 
-    write = partial(form.write, source)
+    def write(path: Path, _: Tensor | None) -> None:
+        form.write(source, path)
+
     write_checked("onnx", source, target, write, check_on, check, beside=write_currents)
 
 
@@ -124,8 +127,9 @@ def _event_options() -> Decorator:
         "neuron with nothing but live synapses (explicit). auto: by estimated time, layer by layer."
     )
     rows = (
-        "The form of one layer's rows: dense, sparse (shared and compressed, convolutions only) "
-        "or explicit. May be repeated; --representation is for the other layers."
+        "How one layer's rows are stored and run: sparse or planes (shared and compressed, "
+        "convolutions only), dense, gather or analog (whole), or explicit. Kept in the file; run "
+        "--rows overrides it. May be repeated; --representation is for the other layers."
     )
     kind = choice(storage_format.CHOICES)
     return common.options(
@@ -155,14 +159,15 @@ def event(
     Masked neurons, and neurons that no output depends on, are left out.
     """
     allowed = memory.parse_bytes(max_memory)
-    forms = parsing.read_forms(rows, get_args(storage_format.Form))
+    forms = parsing.read_forms(rows, build.ROW_FORMS)
     target = target_of(output, model_path, ".event.safetensors")
     source = Source.load(model_path, time_step, allowed)
     layers: list[dict[str, Any]] = []
     wanted: Any = {"representation": representation, "rows": forms, "max_memory": allowed}
 
-    def write(path: Path) -> None:
-        network = build.export_event(source.model, path, source_sha256=source.sha256, **wanted)
+    def write(path: Path, images: Tensor | None) -> None:
+        told: Any = {"source_sha256": source.sha256, "images": images, **wanted}
+        network = build.export_event(source.model, path, **told)
         layers.extend(representations(network))
 
     write_checked("event", source, target, write, check_on, check, layers)
@@ -195,7 +200,9 @@ def nir(
     target = target_of(output, model_path, ".nir")
     source = Source.load(model_path, time_step)
 
-    write = partial(export_nir, source.model, dt=dt, source_sha256=source.sha256)
+    def write(path: Path, _: Tensor | None) -> None:
+        export_nir(source.model, path, dt=dt, source_sha256=source.sha256)
+
     write_checked("nir", source, target, write, check_on, check)
 
 
@@ -227,7 +234,8 @@ def verify(
     kind = artifact_kind(artifact)
     images = checking.check_images(source.model, check_on)
     paths = (artifact, artifact)
-    report = checking.check_file(kind, source, paths, images, check_on, allow_silent)
+    with compiling_announced():
+        report = checking.check_file(kind, source, paths, images, check_on, allow_silent)
     if check_on.output_format == "json":
         terminal.show(json.dumps(report.to_dict(), indent=2))
     else:

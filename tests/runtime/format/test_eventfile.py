@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def example() -> EventNetwork:
         normalization=PixelNormalization((0.5,), (0.25,)),
         classes=("cat", "dog"),
         source_sha256="0" * 64,
+        rates={"m1": 0.25, "p2": 0.5},
+        forms={"p2": "sparse"},
     )  # fmt: skip
 
 
@@ -133,6 +136,26 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.digest is not None
     rows = loaded.spiking_layers[0].synapses.rows
     assert not rows.weight.flags.writeable  # memory-mapped
+
+
+def test_expectations_that_nobody_has_take_no_bytes(tmp_path: Path) -> None:
+    """Readers of 0.1.0's files and writers of files alike: neither key has to be there."""
+    path = tmp_path / "net.safetensors"
+    save_event_network(path, replace(example(), rates={}, forms={}))
+    document = read_tensors(path).document(FORMAT)
+    assert not {"rates", "forms"} & document.keys()
+    loaded = load_event_network(path)
+    assert (loaded.rates, loaded.forms) == ({}, {})
+    save_event_network(path, example())
+    told = read_tensors(path).document(FORMAT)
+    assert (told.pop("rates"), told.pop("forms")) == ({"m1": 0.25, "p2": 0.5}, {"p2": "sparse"})
+    assert told == document
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf")])
+def test_a_rate_is_a_number(rate: float) -> None:
+    with pytest.raises(FileFormatError, match=r"a rate of p1, .* not from 0 to 1"):
+        replace(example(), rates={"p1": rate})
 
 
 def other_weight(document: Document, tensors: Tensors) -> None:
@@ -290,6 +313,19 @@ DAMAGE: dict[str, tuple[Callable[[Document, Tensors], Any], str]] = {
     "std": (top("normalization", {"mean": [0.0], "std": [0.0]}), "std above 0"),
     "classes": (top("classes", ["a"]), "1 class names for 2 classes"),
     "class kind": (top("classes", [1, 2]), "1 is not text"),
+    "rates kind": (top("rates", [0.5]), r"\[0.5\] is not an object"),
+    "rates null": (top("rates", None), "None is not an object"),
+    "rate kind": (top("rates", {"p1": "0.5"}), "'0.5' is not a number"),
+    "rate true": (top("rates", {"p1": True}), "True is not a number"),
+    "rate above 1": (top("rates", {"p1": 1.5}), "a rate of p1, 1.5, that is not from 0 to 1"),
+    "rate below 0": (top("rates", {"p1": -0.1}), "a rate of p1, -0.1, that is not from 0 to 1"),
+    "rate huge": (top("rates", {"p1": 10**400}), "description cannot be read"),
+    "rate of nothing": (top("rates", {"p9": 0.5}), "a rate of 'p9', which is no layer that gives"),
+    "rate of the input": (top("rates", {"input": 0.5}), "a rate of 'input', which is no layer"),
+    "forms kind": (top("forms", "planes"), "'planes' is not an object"),
+    "form kind": (top("forms", {"p2": 1}), "1 is not text"),
+    "form of a pool": (top("forms", {"m1": "sparse"}), "a form of 'm1', which is no layer with"),
+    "form of a projection": (top("forms", {"c2": "sparse"}), "a form of 'c2', which is no layer"),
     "head weights": (tensor("head/weight", lambda a: a[:, 1:]), r"weights is float32\(2, 5\)"),
     "head bias": (tensor("head/bias", lambda a: a[1:]), r"head: bias is float32\(1,\)"),
     "head votes": (head("votes", 2), "votes together with weights"),

@@ -318,7 +318,7 @@ def test_forms_that_a_layer_cannot_have_are_refused() -> None:
          "out_shape": (16, 5, 5), "reach": (5, 5)},
     )  # fmt: skip
     network = chained(case, pooled=False)
-    assert Network(network, 1).layer_forms["b"] == "gather"
+    assert Network(network, 1, forms={"b": "gather"}).layer_forms["b"] == "gather"
     assert Network(network, 1, forms={"b.conv": "dense", "c": "sparse"}).layer_forms == {
         "b": "dense",
         "c": "sparse",

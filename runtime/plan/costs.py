@@ -1,0 +1,339 @@
+"""What a layer's synapses are expected to take in each form, from counts that its file knows.
+
+A form's time is a sum: how often each kind of work is done, times nanoseconds. How often follows
+from the weights, positions, channels and steps of the layer, and from the expected rate of its
+source: the share of values that are nonzero at a step. The nanoseconds are constants that
+benchmarks/calibrate.py finds, for one thread.
+
+The estimates are for choosing: a layer at another rate, or on another machine, takes another time,
+but its forms mostly stand in the same order.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from soul_deploy.base import dispatch, environment
+from soul_deploy.runtime.format import network as net
+from soul_deploy.runtime.format.tap_tables import tap_count
+from soul_deploy.runtime.kernels.bit_planes import chunks_of, tile_of
+from soul_deploy.runtime.kernels.fours import TOGETHER
+from soul_deploy.runtime.kernels.gather import USUAL_SECOND, vectors_for
+from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
+from soul_deploy.runtime.kernels.time_vectorised import LANES_TOGETHER, lanes_for
+from soul_deploy.runtime.plan.layout import channel_last
+from soul_deploy.runtime.plan.planes import gap_of, moves_of, tiles_of
+
+ROW_BYTES = 8
+"""Of a weight in compressed rows, with its target."""
+
+USUAL_RATE = 0.08
+"""Spikes per neuron and step that are expected where a file says nothing."""
+
+
+def pooled_rate(rate: float, window: int) -> float:
+    """Of maxima over `window` values each, if each fires by chance."""
+    return 1 - (1 - rate) ** window
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds of each kind of work.
+
+    launch              a kernel that is called
+    collect             a value looked at, whether an event stands there; lane_collect: on lanes
+    neuron, lane_neuron a neuron at one step, on currents by step and on lanes
+    lane_row            a piece of the compressed rows of a neuron that fires at any step
+    lane_addition       one of its weights, on LANES_TOGETHER lanes; lane_wider: for as many more
+    step_row, step_addition  the same for one spike, where steps go one by one
+    dense_piece         a contiguous piece of targets that events of a position and step reach
+    dense_addition      a weight of an event that is added there
+    gather_output       a sum, begun with its bias and written
+    gather_window       a step of a kernel position of an output, for a block of channels
+    gather_row          an event in it; gather_vector: each vector of its row
+    dense_far, gather_far, lane_far  a weight read from beyond the second cache
+    list_value          a value looked at by vectors; list_event: an event listed
+    plane_tile          a tile of a channel
+    plane_weight        a weight of a tile; plane_vector: each of the tile's vectors
+    plane_step          a step of the neurons of a channel on a tile
+    pack, unpack        a value to its bit, and back
+    analog_addition     a product of an analog value
+    matrix_weight       a weight of a whole row of a matrix, of a neuron that fires at any step
+    explicit_row, explicit_addition  a compressed row of a matrix, one of its weights
+    """
+
+    launch: float
+    collect: float
+    lane_collect: float
+    neuron: float
+    lane_neuron: float
+    lane_row: float
+    lane_addition: float
+    lane_wider: float
+    lane_far: float
+    step_row: float
+    step_addition: float
+    dense_piece: float
+    dense_addition: float
+    dense_far: float
+    gather_output: float
+    gather_window: float
+    gather_row: float
+    gather_vector: float
+    gather_far: float
+    list_value: float
+    list_event: float
+    plane_tile: float
+    plane_weight: float
+    plane_vector: float
+    plane_step: float
+    pack: float
+    unpack: float
+    analog_addition: float
+    matrix_weight: float
+    explicit_row: float
+    explicit_addition: float
+
+    def nanoseconds(self, work: Mapping[str, float]) -> float:
+        """Of so much work, by the names of the fields."""
+        return sum(float(getattr(self, kind)) * often for kind, often in work.items())
+
+
+KINDS: tuple[str, ...] = tuple(item.name for item in fields(Costs))
+
+# By benchmarks/calibrate.py on an AMD EPYC (Zen 5, vectors of 512 bits, 48 KiB of first and 1 MiB
+# of second cache), one thread, 2026-12-01; as it is, and compiled for a Haswell with AVX2.
+WITH_MASKS = Costs(
+    launch=403,
+    collect=0.551,
+    lane_collect=0.121,
+    neuron=0.0994,
+    lane_neuron=0.275,
+    lane_row=6.44,
+    lane_addition=0.34,
+    lane_wider=0.0312,
+    lane_far=0.0218,
+    step_row=12.9,
+    step_addition=0.306,
+    dense_piece=14,
+    dense_addition=0.0324,
+    dense_far=0.0059,
+    gather_output=0.533,
+    gather_window=5.87,
+    gather_row=0.0928,
+    gather_vector=0.275,
+    gather_far=0.00763,
+    list_value=0.146,
+    list_event=0.0718,
+    plane_tile=0,
+    plane_weight=0.555,
+    plane_vector=0.155,
+    plane_step=17,
+    pack=0.12,
+    unpack=0.0147,
+    analog_addition=0.0445,
+    matrix_weight=0.0452,
+    explicit_row=2.7,
+    explicit_addition=0.327,
+)
+WITHOUT_MASKS = Costs(
+    launch=388,
+    collect=0.514,
+    lane_collect=0.111,
+    neuron=0.199,
+    lane_neuron=0.396,
+    lane_row=6.53,
+    lane_addition=0.34,
+    lane_wider=0.0549,
+    lane_far=0.0182,
+    step_row=12.2,
+    step_addition=0.31,
+    dense_piece=13.3,
+    dense_addition=0.0353,
+    dense_far=0.00555,
+    gather_output=0.529,
+    gather_window=5.54,
+    gather_row=0.0507,
+    gather_vector=0.344,
+    gather_far=0.00699,
+    list_value=0.0511,
+    list_event=2.31,
+    plane_tile=0,
+    plane_weight=9.53,
+    plane_vector=0,
+    plane_step=19,
+    pack=0.173,
+    unpack=0.0278,
+    analog_addition=0.0507,
+    matrix_weight=0.049,
+    explicit_row=2.81,
+    explicit_addition=0.334,
+)
+
+
+def costs_here() -> Costs:
+    """Those of the processor that kernels are compiled for."""
+    return WITH_MASKS if has_mask_registers() else WITHOUT_MASKS
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a layer is expected to run on.
+
+    steps   different steps of its source; run: steps of the network
+    rate    share of the source's values that are nonzero at a step
+    packs, unpacks  whether, on bit planes, its source has to be packed and its spikes unpacked
+    """
+
+    steps: int
+    run: int
+    rate: float
+    packs: bool = True
+    unpacks: bool = True
+
+    @property
+    def fires(self) -> float:
+        """Share of the source's neurons that fire at any step, if each step is left to chance."""
+        return pooled_rate(self.rate, self.steps)
+
+    @property
+    def events(self) -> float:
+        """Nonzero values per neuron of the source, in all steps."""
+        return self.rate * self.steps
+
+
+@dispatch.operation_table(net.Synapses)
+def work_of(synapses: net.Synapses, form: str, expected: Expected) -> dict[str, float]:
+    """How often each kind of work is done, by the names of Costs' fields."""
+    raise work_of.unknown(synapses)
+
+
+@work_of.on(net.MatrixSynapses)
+def _(matrix: net.MatrixSynapses, form: str, expected: Expected) -> dict[str, float]:
+    inputs, outputs = math.prod(matrix.in_shape), math.prod(matrix.out_shape)
+    lanes = lanes_for(expected.steps)
+    work = {"launch": 3.0, "neuron": outputs * expected.run}
+    looked = "lane_collect" if lanes and form != "dense" else "collect"
+    work[looked] = inputs * expected.steps
+    if form == "dense":
+        work["matrix_weight"] = inputs * expected.fires * outputs
+        return work
+    passes = expected.fires if lanes else expected.events
+    work["explicit_row"] = inputs * passes
+    work["explicit_addition"] = matrix.rows.synapses * passes
+    return work
+
+
+@work_of.on(net.ConvSynapses)
+def _(convolution: net.ConvSynapses, form: str, expected: Expected) -> dict[str, float]:
+    if form == "planes":
+        return _planes_work(convolution, expected)
+    values = math.prod(convolution.in_shape) * expected.steps
+    neurons = math.prod(convolution.out_shape) * expected.run
+    work: dict[str, float] = {"launch": 3.0, "neuron": neurons}
+    if form == "gather":
+        return work | _gather_work(convolution, expected, values)
+    if form == "analog":
+        products = _joins(convolution) * convolution.in_shape[0] * expected.steps
+        width = convolution.out_shape[0] // convolution.groups
+        return work | {"analog_addition": products * width}
+    if form == "dense":
+        return work | {"collect": values} | _dense_work(convolution, expected)
+    return work | _sparse_work(convolution, expected, values)
+
+
+def _joins(convolution: net.ConvSynapses) -> int:
+    """Pairs of an input and an output position that a kernel position joins."""
+    return math.prod(tap_count(convolution, axis, merge=False) for axis in (0, 1))
+
+
+def _is_far(size: int) -> bool:
+    """Whether so many bytes exceed the second cache."""
+    return size > environment.caches().get("L2", USUAL_SECOND)
+
+
+def _far_weights(convolution: net.ConvSynapses, expected: Expected) -> float:
+    """Weights of whole rows that an event reads, where all together exceed the second cache."""
+    _, height, width = convolution.in_shape
+    weights = convolution.row_count * (convolution.out_shape[0] // convolution.groups)
+    if not _is_far(4 * weights):
+        return 0.0
+    return weights * (1 - (1 - expected.rate) ** (expected.steps * height * width))
+
+
+def _sparse_work(
+    convolution: net.ConvSynapses, expected: Expected, values: float
+) -> dict[str, float]:
+    taps, lanes = math.prod(convolution.kernel), lanes_for(expected.steps)
+    merge = convolution.stride == (1, 1)
+    entries = math.prod(tap_count(convolution, axis, merge=merge) for axis in (0, 1))
+    rows = convolution.in_shape[0] * entries
+    weights = _joins(convolution) * convolution.rows.synapses / taps
+    if not lanes:
+        events = expected.events
+        return {"collect": values, "step_row": rows * events, "step_addition": weights * events}
+    passes = expected.fires
+    return {
+        "neuron": 0,
+        "lane_collect": values,
+        "lane_neuron": math.prod(convolution.out_shape) * lanes,
+        "lane_row": rows * passes,
+        "lane_addition": weights * passes,
+        "lane_far": weights * passes * _is_far(ROW_BYTES * convolution.rows.synapses),
+        "lane_wider": weights * passes * (lanes // LANES_TOGETHER - 1),
+    }
+
+
+def _dense_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str, float]:
+    stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
+    whole = stride[1] == 1 and dilation[1] == 1 and groups == 1
+    pieces = tap_count(convolution, 0, merge=False) * tap_count(convolution, 1, merge=whole)
+    channels, width = convolution.in_shape[0], convolution.out_shape[0] // groups
+    events = channels * expected.events
+    some = 1 - (1 - expected.rate) ** (channels / groups)
+    return {
+        "dense_far": _far_weights(convolution, expected),
+        "dense_piece": pieces * groups * expected.steps * some,
+        "dense_addition": _joins(convolution) * events * width,
+    }
+
+
+def _gather_work(
+    convolution: net.ConvSynapses, expected: Expected, values: float
+) -> dict[str, float]:
+    groups, channels = convolution.groups, convolution.in_shape[0]
+    width = convolution.out_shape[0] // groups
+    vectors = vectors_for(width, channels // groups)
+    blocks = -(-width // (vectors * VECTOR))
+    joins = _joins(convolution)
+    rows = joins * channels * expected.events * blocks
+    return {
+        "launch": 2.0,
+        "list_value": values,
+        "list_event": values * expected.rate,
+        "gather_far": _far_weights(convolution, expected),
+        "gather_output": math.prod(convolution.out_shape) * expected.steps,
+        "gather_window": joins * blocks * groups * expected.steps,
+        "gather_row": rows,
+        "gather_vector": rows * vectors,
+    }
+
+
+def _planes_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str, float]:
+    steps, outputs = expected.steps, convolution.out_shape[0]
+    weights = convolution.rows.synapses + outputs * (TOGETHER - 1) / 2  # filled up to whole fours
+    pitch = convolution.in_shape[2] + gap_of(moves_of(convolution))
+    tiles, chunks = tiles_of(convolution.out_shape, pitch, steps), len(chunks_of(steps))
+    arriving, leaving = (
+        math.prod(channel_last(shape)) * steps
+        for shape in (convolution.in_shape, convolution.out_shape)
+    )
+    return {
+        "launch": chunks * (1.0 + expected.packs + expected.unpacks),
+        "plane_tile": outputs * tiles * chunks,
+        "plane_weight": weights * tiles * chunks,
+        "plane_vector": weights * tiles * tile_of(steps) / VECTOR * steps,
+        "plane_step": outputs * tiles * steps,
+        "pack": arriving * expected.packs,
+        "unpack": leaving * expected.unpacks,
+    }

@@ -217,11 +217,12 @@ def fire_neurons(
     most, wide = membranes.shape
     for begin in range(0, positions, most):
         count, to = min(most, positions - begin), first + begin * pitch
+        for i in range(count * wide):
+            membrane[i] = rest
         if carry:
             for p in range(count):
-                membranes[p, :width] = v[to + p * pitch : to + p * pitch + width]
-        else:
-            membrane[:] = rest
+                for i in range(width):
+                    membranes[p, i] = v[to + p * pitch + i]
         for t in range(len(spikes)):
             at = (t * positions + begin) * wide
             arriving = flat[at : at + count * wide]

@@ -90,6 +90,12 @@ def usual_cases() -> tuple[Case, ...]:
                 Case(16, 24, 32, density, rate),
                 Case(64, 64, 7, density, rate),
                 Case(32, 80, 28, density, rate),
+                Case(7, 7, 56, density, rate),
+                Case(7, 7, 28, density, rate, steps=8),
+                Case(33, 33, 31, density, rate),
+                Case(31, 16, 20, density, rate, steps=3),
+                Case(64, 64, 7, density, rate, steps=16),
+                Case(96, 96, 4, density, rate, steps=6),
             ]
     found += [Case(3, 64, 32, 1.0, 1.0, 1, edge="analog")]
     return tuple(found)

@@ -43,6 +43,7 @@ from soul_deploy.model.model import Model, arrays_of
 from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.format.file import save_event_network
 from soul_deploy.runtime.kernels.kept import sources_stamp
 from soul_deploy.runtime.plan.forms import FORMS
 
@@ -158,12 +159,16 @@ def model_of(point: Point) -> tuple[Model, torch.Tensor]:
 
 
 def make(point: Point, folder: Path) -> None:
-    """Write the point's event file, its image and the rates that its layers have, if missing."""
+    """Write the point's event files, its image and the rates that its layers have, if missing.
+
+    The plain file says nothing of rates: versions before them refuse it otherwise.
+    """
     told = folder / f"{point.name}.json"
     if told.exists():
         return
     model, image = model_of(point)
-    export_event(model, folder / f"{point.name}.event.safetensors")
+    network = export_event(model, folder / f"{point.name}.event.safetensors", images=image.numpy())
+    save_event_network(folder / f"{point.name}.plain.event.safetensors", replace(network, rates={}))
     np.save(folder / f"{point.name}.npy", image.numpy(), allow_pickle=False)
     spikes = model.module().record(image).spikes
     rates = {name: float(fired.float().mean()) for name, fired in spikes.items()}
@@ -173,8 +178,8 @@ def make(point: Point, folder: Path) -> None:
 class Version:
     """One version of the runtime, in a process of its own."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
+    def __init__(self, process: "subprocess.Popen[str]", suffix: str) -> None:
+        self.process, self.suffix = process, suffix
 
     def ask(self, **what: Any) -> dict[str, Any]:
         """The answer to one request of grid_child.py."""
@@ -189,7 +194,7 @@ class Version:
 
     def load(self, point: Point, folder: Path, forms: Sequence[str | None]) -> list[dict[str, str]]:
         """The layers' forms of each contender."""
-        path = folder / f"{point.name}.event.safetensors"
+        path = folder / f"{point.name}{self.suffix}"
         image = folder / f"{point.name}.npy"
         found: list[dict[str, str]] = self.ask(load=str(path), input=str(image), forms=forms)[
             "forms"
@@ -206,7 +211,8 @@ def version(tree: Path) -> Iterator[Version]:
     pipe, environ = subprocess.PIPE, {**os.environ, **own}
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=environ) as process:
         try:
-            yield Version(process)
+            rated = (tree / "runtime" / "plan" / "costs.py").exists()
+            yield Version(process, f"{'' if rated else '.plain'}.event.safetensors")
         finally:
             process.kill()
 

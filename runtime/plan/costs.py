@@ -19,7 +19,7 @@ from soul_deploy.runtime.format.tap_tables import tap_count
 from soul_deploy.runtime.kernels.bit_planes import chunks_of, tile_of
 from soul_deploy.runtime.kernels.fours import TOGETHER
 from soul_deploy.runtime.kernels.gather import USUAL_SECOND, vectors_for
-from soul_deploy.runtime.kernels.simd import VECTOR, has_mask_registers
+from soul_deploy.runtime.kernels.simd import BYTES, VECTOR, has_mask_registers
 from soul_deploy.runtime.kernels.time_vectorised import LANES_TOGETHER, lanes_for
 from soul_deploy.runtime.plan.layout import channel_last
 from soul_deploy.runtime.plan.planes import gap_of, moves_of, tiles_of
@@ -52,11 +52,13 @@ class Costs:
     gather_window       a step of a kernel position of an output, for a block of channels
     gather_row          an event in it; gather_vector: each vector of its row
     dense_far, gather_far, lane_far  a weight read from beyond the second cache
-    list_value          a value looked at by vectors; list_event: an event listed
+    list_value          a value looked at by vectors; list_odd: one that fills none; list_event: an
+                        event listed
     plane_tile          a tile of a channel
     plane_weight        a weight of a tile; plane_vector: each of the tile's vectors
     plane_step          a step of the neurons of a channel on a tile
-    pack, unpack        a value to its bit, and back
+    pack, unpack        a value to its bit, and back; pack_odd, unpack_odd: of channels that fill no
+                        vector
     analog_addition     a product of an analog value
     matrix_weight       a weight of a whole row of a matrix, of a neuron that fires at any step
     explicit_row, explicit_addition  a compressed row of a matrix, one of its weights
@@ -82,13 +84,16 @@ class Costs:
     gather_vector: float
     gather_far: float
     list_value: float
+    list_odd: float
     list_event: float
     plane_tile: float
     plane_weight: float
     plane_vector: float
     plane_step: float
     pack: float
+    pack_odd: float
     unpack: float
+    unpack_odd: float
     analog_addition: float
     matrix_weight: float
     explicit_row: float
@@ -104,37 +109,40 @@ KINDS: tuple[str, ...] = tuple(item.name for item in fields(Costs))
 # By benchmarks/calibrate.py on an AMD EPYC (Zen 5, vectors of 512 bits, 48 KiB of first and 1 MiB
 # of second cache), one thread, 2026-12-01; as it is, and compiled for a Haswell with AVX2.
 WITH_MASKS = Costs(
-    launch=532,
-    collect=0.646,
-    lane_collect=0.149,
-    neuron=0.0553,
-    lane_neuron=0.271,
-    lane_row=6.41,
-    lane_addition=0.34,
-    lane_wider=0.0307,
-    lane_far=0.0174,
-    step_row=13,
-    step_addition=0.309,
-    dense_piece=26.7,
-    dense_addition=0.032,
-    dense_far=0.0108,
-    gather_output=0.105,
-    gather_window=2.4,
+    launch=466,
+    collect=0.546,
+    lane_collect=0.205,
+    neuron=0.0567,
+    lane_neuron=0.245,
+    lane_row=6.7,
+    lane_addition=0.33,
+    lane_wider=0.0261,
+    lane_far=0.0248,
+    step_row=13.9,
+    step_addition=0.328,
+    dense_piece=34.1,
+    dense_addition=0.0288,
+    dense_far=0.0123,
+    gather_output=0.0906,
+    gather_window=3.25,
     gather_row=0,
-    gather_vector=0.183,
-    gather_far=0.0291,
-    list_value=0.134,
-    list_event=1.68,
-    plane_tile=98.4,
+    gather_vector=0.159,
+    gather_far=0.0297,
+    list_value=0.0708,
+    list_odd=0.349,
+    list_event=2.58,
+    plane_tile=93,
     plane_weight=0,
-    plane_vector=0.106,
+    plane_vector=0.105,
     plane_step=0,
-    pack=0,
+    pack=0.0222,
+    pack_odd=0.939,
     unpack=0,
-    analog_addition=0.0485,
-    matrix_weight=0.04,
-    explicit_row=2.36,
-    explicit_addition=0.316,
+    unpack_odd=0.397,
+    analog_addition=0.046,
+    matrix_weight=0.0476,
+    explicit_row=1.64,
+    explicit_addition=0.311,
 )
 WITHOUT_MASKS = Costs(
     launch=410,
@@ -157,13 +165,16 @@ WITHOUT_MASKS = Costs(
     gather_vector=0.303,
     gather_far=0.0305,
     list_value=0.034,
+    list_odd=0,
     list_event=2.53,
     plane_tile=154,
     plane_weight=0,
     plane_vector=0.68,
     plane_step=0,
     pack=0.0314,
+    pack_odd=0,
     unpack=0,
+    unpack_odd=0,
     analog_addition=0.0536,
     matrix_weight=0.0477,
     explicit_row=2.52,
@@ -310,6 +321,7 @@ def _gather_work(
     return {
         "launch": 2.0,
         "list_value": values,
+        "list_odd": values * _share_beyond(channels // groups, BYTES),
         "list_event": values * expected.rate,
         "gather_far": _far_weights(convolution, expected),
         "gather_output": math.prod(convolution.out_shape) * expected.steps,
@@ -317,6 +329,11 @@ def _gather_work(
         "gather_row": rows,
         "gather_vector": rows * vectors,
     }
+
+
+def _share_beyond(channels: int, block: int) -> float:
+    """Of channels that are left over where a block of them is taken at once."""
+    return channels % block / channels
 
 
 def _planes_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str, float]:
@@ -335,5 +352,7 @@ def _planes_work(convolution: net.ConvSynapses, expected: Expected) -> dict[str,
         "plane_vector": weights * tiles * tile_of(steps) / VECTOR * steps,
         "plane_step": outputs * tiles * steps,
         "pack": arriving * expected.packs,
+        "pack_odd": _share_beyond(convolution.in_shape[0], VECTOR) * arriving * expected.packs,
         "unpack": leaving * expected.unpacks,
+        "unpack_odd": _share_beyond(outputs, VECTOR) * leaving * expected.unpacks,
     }

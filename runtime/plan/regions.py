@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from soul_deploy.base import Array, dispatch
+from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network
 from soul_deploy.runtime.kernels import bit_planes, gather, maps, neurons, synapses, time_vectorised
@@ -44,6 +44,7 @@ def run_calls(calls: tuple[Call, ...]) -> None:
         call.kernel(*call.arguments)
 
 
+@brief
 @dataclass
 class Scratch:
     """Arrays that layers use in turn, and so find in the caches; for each partition and name one,

@@ -141,12 +141,13 @@ def test_work_of_whole_rows_by_hand() -> None:
         "launch": 2,
         "neuron": 40 * 16 * 2,
         "list_value": 64,
+        "list_odd": 64,
         "list_event": 32,
         "gather_far": 0,
         "gather_output": 40 * 16 * 2,
         "gather_window": 100 * 2,
         "gather_row": 100 * 2 * 1.0,
-        "gather_vector": 100 * 2 * 3,  # 40 channels are three vectors of 16
+        "gather_vector": 100 * 2 * 4,  # 40 channels are four vectors of 16: never three
     }
     grouped = costs.work_of(convolution(2, 40, 4, dense=True, groups=2), "gather", HALF)
     assert grouped["gather_window"] == 100 * 2 * 2
@@ -154,20 +155,26 @@ def test_work_of_whole_rows_by_hand() -> None:
 
 
 def test_work_on_bit_planes_by_hand() -> None:
-    """5×5 positions are two words; a tile holds eight at T = 2, so that one is enough."""
+    """Rows of 5 and a zero: 29 words, less than a tile of 192 at T = 2; 54 weights and what fills
+    three channels up to whole fours.
+    """
     work = costs.work_of(convolution(2, 3, 5), "planes", replace(HALF, packs=False))
     assert work == {
-        "launch": 3,
-        "plane_weight": 54,
-        "plane_vector": 54 * 16,
-        "plane_shift": 2 * 9,
+        "launch": 2,
+        "plane_tile": 3,
+        "plane_weight": 58.5,
+        "plane_vector": 58.5 * 12 * 2,
         "plane_step": 3 * 2,
         "pack": 0,
+        "pack_odd": 0,
         "unpack": 3 * 25 * 2,
+        "unpack_odd": 3 * 25 * 2,
     }
     chunked = costs.work_of(convolution(2, 3, 5), "planes", Expected(20, 20, 0.5))
-    assert chunked["launch"] == 2 * 4  # twice ten steps, a word each: two tiles
-    assert (chunked["plane_weight"], chunked["plane_vector"]) == (54 * 2 * 2, 54 * 2 * 20)
+    assert chunked["launch"] == 3 * 3  # of 6, 7 and 7 steps: a tile of 48
+    assert (chunked["plane_weight"], chunked["plane_vector"]) == (58.5 * 3, 58.5 * 3 * 20)
+    wide = costs.work_of(convolution(2, 40, 5), "planes", HALF)
+    assert wide["unpack_odd"] == 8 * 25 * 2  # beyond 32 of 40 channels
 
 
 def test_work_of_matrices_by_hand() -> None:

@@ -276,6 +276,27 @@ def chained(case: Case, *, pooled: bool, weighed: bool = False) -> EventNetwork:
     return EventNetwork("input", shape, len(case.values), layers, readout)
 
 
+def test_dead_neurons_of_a_single_channel_give_no_words() -> None:
+    """Neurons that always fire, every other one dead, in a layer whose map has one channel."""
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    case = Case(
+        np.ones((1, 1, 3, 3), np.float32), None, np.ones((2, 1, 3, 5), np.uint8), "spike", True,
+        geometry | {"out_shape": (1, 3, 5), "reach": (3, 5)},
+    )  # fmt: skip
+    network = chained(case, pooled=False, weighed=True)
+    first = network.layers[0]
+    assert isinstance(first, SpikingLayer)
+    synapses = replace(first.synapses, bias=np.full(1, 100, np.float32))
+    dead = replace(first, synapses=synapses, live=np.arange(15) % 2 == 0)
+    network = replace(network, layers=(dead, *network.layers[1:]))
+    samples = np.ones((1, 1, 3, 5), np.float32)
+    by_events = Network(network, 1, forms=event_forms(network)).run_recorded(samples)
+    on_planes = Network(network, 1, forms={"b": "planes", "c": "planes"}).run_recorded(samples)
+    np.testing.assert_array_equal(by_events.spikes["a"].reshape(2, 15), [dead.live] * 2)
+    for name, spikes in by_events.spikes.items():
+        np.testing.assert_array_equal(on_planes.spikes[name], spikes)
+
+
 @pytest.mark.parametrize("steps", [4, 17, 25])
 def test_threads_keep_apart_in_chunks_of_unequal_length(steps: int) -> None:
     """Each is somewhere else in the chunks of a layer meanwhile: fifty runs, the same bits."""

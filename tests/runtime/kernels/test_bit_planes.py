@@ -2,6 +2,7 @@
 
 import copy
 import math
+import tracemalloc
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -39,6 +40,7 @@ from soul_deploy.runtime.kernels.bit_planes import (
 )
 from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
 from soul_deploy.runtime.plan import planes, regions
+from soul_deploy.runtime.plan.buffers import build_buffers
 from soul_deploy.runtime.plan.estimate import running_bytes
 from soul_deploy.runtime.plan.forms import event_forms
 from soul_deploy.runtime.plan.layer_plan import plan_layer
@@ -330,6 +332,25 @@ def test_where_memory_is_short_layers_go_from_event_to_event() -> None:
     np.testing.assert_array_equal(short.run(samples), scores)
     with pytest.raises(LimitError, match="running this network"):
         Network(network, 1, by_event, forms={"b": "planes"})
+
+
+def test_many_chunks_of_steps_take_no_more_memory_than_estimated() -> None:
+    """Chunks follow one another, so they share their scratch; its size is beside the point then."""
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    case = Case(
+        np.ones((1, 1, 3, 3), np.float32), None, np.ones((4000, 1, 1, 1), np.uint8), "spike", True,
+        geometry | {"out_shape": (1, 1, 1), "reach": (1, 1)},
+    )  # fmt: skip
+    network, forms = chained(case, pooled=False), {"b": "planes", "c": "planes"}
+    plans = {
+        layer.name: plan_layer(layer, "planes", network.by_name[layer.source])
+        for layer in network.projected
+    }
+    tracemalloc.start()
+    build_buffers(network, plans, input_steps=4000, steps=4000, carry=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < sum(running_bytes(network, forms).values())
 
 
 def test_forms_that_a_layer_cannot_have_are_refused() -> None:

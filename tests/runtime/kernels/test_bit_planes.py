@@ -334,20 +334,23 @@ def test_where_memory_is_short_layers_go_from_event_to_event() -> None:
         Network(network, 1, by_event, forms={"b": "planes"})
 
 
-def test_many_chunks_of_steps_take_no_more_memory_than_estimated() -> None:
-    """Chunks follow one another, so they share their scratch; its size is beside the point then."""
+@pytest.mark.parametrize(("steps", "channels"), [(4000, 1), (1, 20000), (1, 1)])
+def test_buffers_take_no_more_memory_than_estimated(steps: int, channels: int) -> None:
+    """Of many chunks, which follow one another and share their scratch; of many channels, where
+    packing takes much; of hardly anything, where a tile's scratch does.
+    """
     geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     case = Case(
-        np.ones((1, 1, 3, 3), np.float32), None, np.ones((4000, 1, 1, 1), np.uint8), "spike", True,
-        geometry | {"out_shape": (1, 1, 1), "reach": (1, 1)},
+        np.ones((1, channels, 1, 1), np.float32), None, np.ones((steps, channels, 1, 1), np.uint8),
+        "spike", True, geometry | {"padding": (0, 0), "out_shape": (1, 1, 1), "reach": (1, 1)},
     )  # fmt: skip
-    network, forms = chained(case, pooled=False), {"b": "planes", "c": "planes"}
+    network, forms = chained(case, pooled=False), dict.fromkeys("bc", "planes")
     plans = {
         layer.name: plan_layer(layer, "planes", network.by_name[layer.source])
         for layer in network.projected
     }
     tracemalloc.start()
-    build_buffers(network, plans, input_steps=4000, steps=4000, carry=False)
+    build_buffers(network, plans, input_steps=steps, steps=steps, carry=False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < sum(running_bytes(network, forms).values())

@@ -281,7 +281,7 @@ def _make_update(
                             membrane[c] = reset(h, fires, target)
                 at = y * pitch + left
                 to_words(bits, size, words, front + at)
-                for c in range(channels if len(live) > 1 else 0):
+                for c in range(len(live)):
                     to, kept = words[c, front + at : front + at + size], live[c, at : at + size]
                     for i in range(size):
                         to[i] &= kept[i]

@@ -13,8 +13,16 @@ import numpy as np
 
 from soul_deploy.base import Array, brief, errors
 from soul_deploy.runtime.format import network as net
-from soul_deploy.runtime.kernels.bit_planes import chunks_of, tile_of, word_of
+from soul_deploy.runtime.kernels.bit_planes import (
+    BLOCK,
+    CHANNELS,
+    MOST_SUMS,
+    chunks_of,
+    tile_of,
+    word_of,
+)
 from soul_deploy.runtime.kernels.fours import STEP_BITS, TOGETHER
+from soul_deploy.runtime.kernels.simd import VECTOR
 from soul_deploy.runtime.plan.layout import layout_of
 
 ROW_BYTES = 8 + 48
@@ -98,7 +106,7 @@ def _needed(moves: Array, shape: net.Shape, pitch: int, steps: int) -> tuple[int
 
 def plane_bytes(layer: net.Synaptic, convolution: net.ConvSynapses, steps: int, gap: int) -> int:
     """Bytes that a layer on bit planes takes: words of its source and its own, bits of live
-    neurons, membranes, rows and what sorting them takes meanwhile.
+    neurons, membranes, rows and what sorting them takes meanwhile, scratch.
     """
     pitch, moves = layer.in_shape[2] + gap, moves_of(convolution)
     before, behind = _needed(moves, layer.out_shape, pitch, steps)
@@ -107,7 +115,10 @@ def plane_bytes(layer: net.Synaptic, convolution: net.ConvSynapses, steps: int, 
     word, out = int(word_of(steps).itemsize), layer.out_shape[0]
     words = len(chunks_of(steps)) * (layer.in_shape[0] * frame.length + out * size)
     synapses = convolution.rows.synapses + (TOGETHER - 1) * out
-    return word * words + (word + 2 + 4) * out * size + ROW_BYTES * synapses
+    packing = BLOCK * (layer.in_shape[0] + out)
+    neurons = CHANNELS * (MOST_SUMS * VECTOR + 2 * tile_of(steps))
+    scratch = 4 * (packing + neurons)
+    return word * words + (word + 2 + 4) * out * size + ROW_BYTES * synapses + scratch
 
 
 @brief

@@ -276,13 +276,13 @@ def plane_region(
     lanes, together = lines * VECTOR * held, bit_planes.CHANNELS
     for partition in partitions_of(partitions):
         share, calls = partition.of(tiles), []
+        scratch = (
+            aligned((together * max(source.sizes) * lanes,), np.float32),
+            aligned((held, together * lines * VECTOR), np.float32),
+            aligned((together * lines * VECTOR,), np.uint32),
+        )
         for i, (arriving, leaving) in enumerate(zip(source.chunks, spikes.chunks, strict=True)):
             steps = source.sizes[i]
-            scratch = (
-                aligned((together * steps * lanes,), np.float32),
-                aligned((held, together * lines * VECTOR), np.float32),
-                aligned((together * lines * VECTOR,), np.uint32),
-            )
             state = *numbers, carry or i > 0, carry or i + 1 < chunks, v
             tile = *share, spikes.frame.front // held, *scratch, leaving.view(np.uint32)
             convolve = bit_planes.convolve_kernel(*form, steps, lines, held)

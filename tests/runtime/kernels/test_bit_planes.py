@@ -2,6 +2,7 @@
 
 import copy
 import math
+import tracemalloc
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -39,6 +40,7 @@ from soul_deploy.runtime.kernels.bit_planes import (
 )
 from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
 from soul_deploy.runtime.plan import planes, regions
+from soul_deploy.runtime.plan.buffers import build_buffers
 from soul_deploy.runtime.plan.estimate import running_bytes
 from soul_deploy.runtime.plan.forms import event_forms
 from soul_deploy.runtime.plan.layer_plan import plan_layer
@@ -276,6 +278,27 @@ def chained(case: Case, *, pooled: bool, weighed: bool = False) -> EventNetwork:
     return EventNetwork("input", shape, len(case.values), layers, readout)
 
 
+def test_dead_neurons_of_a_single_channel_give_no_words() -> None:
+    """Neurons that always fire, every other one dead, in a layer whose map has one channel."""
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    case = Case(
+        np.ones((1, 1, 3, 3), np.float32), None, np.ones((2, 1, 3, 5), np.uint8), "spike", True,
+        geometry | {"out_shape": (1, 3, 5), "reach": (3, 5)},
+    )  # fmt: skip
+    network = chained(case, pooled=False, weighed=True)
+    first = network.layers[0]
+    assert isinstance(first, SpikingLayer)
+    synapses = replace(first.synapses, bias=np.full(1, 100, np.float32))
+    dead = replace(first, synapses=synapses, live=np.arange(15) % 2 == 0)
+    network = replace(network, layers=(dead, *network.layers[1:]))
+    samples = np.ones((1, 1, 3, 5), np.float32)
+    by_events = Network(network, 1, forms=event_forms(network)).run_recorded(samples)
+    on_planes = Network(network, 1, forms={"b": "planes", "c": "planes"}).run_recorded(samples)
+    np.testing.assert_array_equal(by_events.spikes["a"].reshape(2, 15), [dead.live] * 2)
+    for name, spikes in by_events.spikes.items():
+        np.testing.assert_array_equal(on_planes.spikes[name], spikes)
+
+
 @pytest.mark.parametrize("steps", [4, 17, 25])
 def test_threads_keep_apart_in_chunks_of_unequal_length(steps: int) -> None:
     """Each is somewhere else in the chunks of a layer meanwhile: fifty runs, the same bits."""
@@ -309,6 +332,28 @@ def test_where_memory_is_short_layers_go_from_event_to_event() -> None:
     np.testing.assert_array_equal(short.run(samples), scores)
     with pytest.raises(LimitError, match="running this network"):
         Network(network, 1, by_event, forms={"b": "planes"})
+
+
+@pytest.mark.parametrize(("steps", "channels"), [(4000, 1), (1, 20000), (1, 1)])
+def test_buffers_take_no_more_memory_than_estimated(steps: int, channels: int) -> None:
+    """Of many chunks, which follow one another and share their scratch; of many channels, where
+    packing takes much; of hardly anything, where a tile's scratch does.
+    """
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    case = Case(
+        np.ones((1, channels, 1, 1), np.float32), None, np.ones((steps, channels, 1, 1), np.uint8),
+        "spike", True, geometry | {"padding": (0, 0), "out_shape": (1, 1, 1), "reach": (1, 1)},
+    )  # fmt: skip
+    network, forms = chained(case, pooled=False), dict.fromkeys("bc", "planes")
+    plans = {
+        layer.name: plan_layer(layer, "planes", network.by_name[layer.source])
+        for layer in network.projected
+    }
+    tracemalloc.start()
+    build_buffers(network, plans, input_steps=steps, steps=steps, carry=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < sum(running_bytes(network, forms).values())
 
 
 def test_forms_that_a_layer_cannot_have_are_refused() -> None:

@@ -178,7 +178,7 @@ def _forms(graph: ir.SpikingGraph, rows: Mapping[str, RowForm]) -> dict[str, Row
     forms: dict[str, RowForm] = {}
     for name, form in rows.items():
         if name not in known:
-            raise errors.UnknownNameError("layer of --rows", name, projections)
+            raise errors.UnknownNameError("layer of --rows", name, list(known))
         if forms.setdefault(known[name], form) != form:
             text = f"--rows {name}={form}: {known[name]} was given as another form too"
             raise errors.UsageError(text)

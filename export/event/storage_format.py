@@ -46,7 +46,7 @@ PLANES_FROM = 0.12
 (runtime/kernels/bit_planes.py), which add all of them, are faster than explicit ones. 6Conv2FC at
 0.63 % connectivity, T = 8, Zen 5: 2.1 → 1.5 ms where half of the sources and targets live, so a
 quarter of the synapses; what explicit rows take falls with that share. Without AVX-512 shared rows
-go event by event, which takes about as long as explicit ones here, in a file of a tenth."""
+mostly go event by event, which takes about as long as explicit ones here, in a file of a tenth."""
 
 Form = Literal["dense", "sparse", "explicit"]
 

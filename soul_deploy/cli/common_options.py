@@ -165,7 +165,8 @@ def max_memory_option(text: str = memory.HELP) -> Decorator:
 def rows_option() -> Decorator:
     text = (
         "How a layer's synapses run: sparse, dense, analog, gather or planes; `inspect` shows how "
-        "they do unasked. May be repeated. Scores differ by the order of sums only."
+        "they do unasked. Goes before what the file asks for. May be repeated. Scores differ by "
+        "the order of sums only."
     )
     return option("--rows", multiple=True, metavar="LAYER=FORM", help=text, heading="Network")
 

@@ -146,7 +146,7 @@ def test_the_rows_of_a_layer_can_be_chosen_and_verify(model: Path, first: str, s
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (("6=dense",), r"unknown layer of --rows '6'; valid: 0, 4"),
+        (("6=dense",), r"unknown layer of --rows '6'; valid: 0, 4, 1, 5"),
         (("4=sparse",), "--rows 4=sparse: 4 is a matrix; choose dense or explicit"),
         (("5=sparse",), "--rows 4=sparse: 4 is a matrix; choose dense or explicit"),
         (("0=csr",), "--rows 0=csr: give LAYER=FORM, where FORM is dense, sparse, explicit"),

@@ -42,7 +42,7 @@ from soul_deploy.runtime.kernels.fours import STEP_BITS, sums_of_fours
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.buffers import build_buffers
 from soul_deploy.runtime.plan.estimate import running_bytes
-from soul_deploy.runtime.plan.forms import event_forms
+from soul_deploy.runtime.plan.forms import Form, event_forms
 from soul_deploy.runtime.plan.layer_plan import plan_layer
 from soul_deploy.runtime.plan.layout import DENSE_FROM
 
@@ -344,7 +344,8 @@ def test_buffers_take_no_more_memory_than_estimated(steps: int, channels: int) -
         np.ones((1, channels, 1, 1), np.float32), None, np.ones((steps, channels, 1, 1), np.uint8),
         "spike", True, geometry | {"padding": (0, 0), "out_shape": (1, 1, 1), "reach": (1, 1)},
     )  # fmt: skip
-    network, forms = chained(case, pooled=False), dict.fromkeys("bc", "planes")
+    network = chained(case, pooled=False)
+    forms: dict[str, Form] = {"b": "planes", "c": "planes"}
     plans = {
         layer.name: plan_layer(layer, "planes", network.by_name[layer.source])
         for layer in network.projected

@@ -49,7 +49,8 @@ class Costs:
     dense_piece         a contiguous piece of targets that events of a position and step reach
     dense_addition      a weight of an event that is added there
     gather_output       a sum, begun with its bias and written
-    gather_window       a step of a kernel position of an output, for a block of channels
+    gather_list         a step of a kernel position of an output; gather_window: one with events,
+                        for a block of channels
     gather_row          an event in it; gather_vector: each vector of its row
     dense_far, gather_far, lane_far  a weight read from beyond the second cache
     list_value          a value looked at by vectors; list_odd: one that fills none; list_event: an
@@ -79,6 +80,7 @@ class Costs:
     dense_addition: float
     dense_far: float
     gather_output: float
+    gather_list: float
     gather_window: float
     gather_row: float
     gather_vector: float
@@ -109,76 +111,78 @@ KINDS: tuple[str, ...] = tuple(item.name for item in fields(Costs))
 # By benchmarks/calibrate.py on an AMD EPYC (Zen 5, vectors of 512 bits, 48 KiB of first and 1 MiB
 # of second cache), one thread, 2026-12-01; as it is, and compiled for a Haswell with AVX2.
 WITH_MASKS = Costs(
-    launch=466,
-    collect=0.546,
-    lane_collect=0.205,
-    neuron=0.0567,
-    lane_neuron=0.245,
-    lane_row=6.7,
-    lane_addition=0.33,
-    lane_wider=0.0261,
-    lane_far=0.0248,
-    step_row=13.9,
-    step_addition=0.328,
-    dense_piece=34.1,
-    dense_addition=0.0288,
-    dense_far=0.0123,
-    gather_output=0.0906,
-    gather_window=3.25,
-    gather_row=0,
-    gather_vector=0.159,
-    gather_far=0.0297,
-    list_value=0.0708,
-    list_odd=0.349,
-    list_event=2.58,
-    plane_tile=93,
+    launch=449,
+    collect=0.5,
+    lane_collect=0.217,
+    neuron=0.0654,
+    lane_neuron=0.244,
+    lane_row=6.76,
+    lane_addition=0.333,
+    lane_wider=0.0248,
+    lane_far=0.0314,
+    step_row=15.8,
+    step_addition=0.312,
+    dense_piece=20.1,
+    dense_addition=0.031,
+    dense_far=0.0122,
+    gather_output=0.102,
+    gather_list=3.05,
+    gather_window=1.69,
+    gather_row=0.0684,
+    gather_vector=0.154,
+    gather_far=0.0354,
+    list_value=0.0554,
+    list_odd=0.287,
+    list_event=1.26,
+    plane_tile=96.3,
     plane_weight=0,
     plane_vector=0.105,
     plane_step=0,
-    pack=0.0222,
-    pack_odd=0.939,
+    pack=0.00898,
+    pack_odd=0.964,
     unpack=0,
-    unpack_odd=0.397,
-    analog_addition=0.046,
-    matrix_weight=0.0476,
-    explicit_row=1.64,
-    explicit_addition=0.311,
+    unpack_odd=0.406,
+    analog_addition=0.0473,
+    matrix_weight=0.05,
+    explicit_row=1.62,
+    explicit_addition=0.313,
 )
 WITHOUT_MASKS = Costs(
-    launch=410,
-    collect=0.553,
-    lane_collect=0.164,
-    neuron=0.185,
-    lane_neuron=0.371,
-    lane_row=6.5,
-    lane_addition=0.344,
-    lane_wider=0.0543,
-    lane_far=0.0257,
-    step_row=13.2,
-    step_addition=0.303,
-    dense_piece=12.4,
-    dense_addition=0.0377,
-    dense_far=0.0102,
-    gather_output=0.0937,
-    gather_window=2.42,
-    gather_row=0,
-    gather_vector=0.303,
-    gather_far=0.0305,
-    list_value=0.034,
-    list_odd=0,
-    list_event=2.53,
-    plane_tile=154,
-    plane_weight=0,
-    plane_vector=0.68,
+    launch=363,
+    collect=0.503,
+    lane_collect=0.207,
+    neuron=0.191,
+    lane_neuron=0.364,
+    lane_row=6.74,
+    lane_addition=0.339,
+    lane_wider=0.052,
+    lane_far=0.0315,
+    step_row=13.9,
+    step_addition=0.32,
+    dense_piece=17,
+    dense_addition=0.0355,
+    dense_far=0.012,
+    gather_output=0.128,
+    gather_list=2.92,
+    gather_window=1.48,
+    gather_row=0.427,
+    gather_vector=0.0995,
+    gather_far=0.0356,
+    list_value=0.0355,
+    list_odd=0.461,
+    list_event=1.37,
+    plane_tile=152,
+    plane_weight=0.207,
+    plane_vector=0.658,
     plane_step=0,
-    pack=0.0314,
-    pack_odd=0,
+    pack=0.0476,
+    pack_odd=0.784,
     unpack=0,
-    unpack_odd=0,
-    analog_addition=0.0536,
-    matrix_weight=0.0477,
-    explicit_row=2.52,
-    explicit_addition=0.323,
+    unpack_odd=0.353,
+    analog_addition=0.0555,
+    matrix_weight=0.0558,
+    explicit_row=2.03,
+    explicit_addition=0.332,
 )
 
 
@@ -316,7 +320,7 @@ def _gather_work(
     width = convolution.out_shape[0] // groups
     vectors = vectors_for(width, channels // groups)
     blocks = -(-width // (vectors * VECTOR))
-    joins = _joins(convolution)
+    joins, some = _joins(convolution), 1 - (1 - expected.rate) ** (channels / groups)
     rows = joins * channels * expected.events * blocks
     return {
         "launch": 2.0,
@@ -325,7 +329,8 @@ def _gather_work(
         "list_event": values * expected.rate,
         "gather_far": _far_weights(convolution, expected),
         "gather_output": math.prod(convolution.out_shape) * expected.steps,
-        "gather_window": joins * blocks * groups * expected.steps,
+        "gather_list": joins * groups * expected.steps,
+        "gather_window": joins * blocks * groups * expected.steps * some,
         "gather_row": rows,
         "gather_vector": rows * vectors,
     }

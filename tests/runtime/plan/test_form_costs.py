@@ -145,12 +145,13 @@ def test_work_of_whole_rows_by_hand() -> None:
         "list_event": 32,
         "gather_far": 0,
         "gather_output": 40 * 16 * 2,
-        "gather_window": 100 * 2,
+        "gather_list": 100 * 2,
+        "gather_window": 100 * 2 * 0.75,  # either of two channels
         "gather_row": 100 * 2 * 1.0,
         "gather_vector": 100 * 2 * 4,  # 40 channels are four vectors of 16: never three
     }
     grouped = costs.work_of(convolution(2, 40, 4, dense=True, groups=2), "gather", HALF)
-    assert grouped["gather_window"] == 100 * 2 * 2
+    assert (grouped["gather_list"], grouped["gather_window"]) == (100 * 2 * 2, 100 * 2 * 2 * 0.5)
     assert grouped["gather_vector"] == 100 * 2 * 2  # of 20 channels each
 
 

@@ -58,6 +58,9 @@ FACTORS: Mapping[str, Sequence[Any]] = {
     "steps": (1, 2, 3, 4, 6, 8, 16, 24),
     "depth": (1, 2),
 }
+IMAGES = 8
+"""Of each point, one a run in turns: of an image that comes again a processor has learned all
+branches, which flatters forms that go from event to event."""
 CHANNELS = (4, 7, 16, 31, 33, 64, 96, 112, 224, 256)
 MOST_SYNOPS, MOST_NEURON_STEPS = 15e6, 1.2e6
 """Of a layer, expected: what keeps a point to about 20 ms."""
@@ -134,7 +137,7 @@ def _point(row: tuple[int, ...], rng: np.random.Generator) -> Point:
 
 
 def model_of(point: Point) -> tuple[Model, torch.Tensor]:
-    """The network of a point, set to its rate, and the image that it was set on."""
+    """The network of a point, set to its rate, and the images that it was set on."""
     channels, steps = point.channels, point.steps
     modules: list[nn.Module] = []
     for inputs, kernel in [(INPUT_CHANNELS, 1), *[(channels, 3)] * point.depth]:
@@ -153,24 +156,24 @@ def model_of(point: Point) -> tuple[Model, torch.Tensor]:
                     tensor.mul_(torch.rand(tensor.shape, generator=generator) < point.density)
             elif name.endswith("bias"):  # channels without synapses do not all fire at once
                 tensor.normal_(0, 0.3, generator=generator)
-        image = torch.randn((1, *shape), generator=generator)
-        set_rates(module, module.as_signal(image), point.rate)
-    return Model(module.graph, arrays_of(module.state_dict())), image
+        images = torch.randn((IMAGES, *shape), generator=generator)
+        set_rates(module, module.as_signal(images), point.rate)
+    return Model(module.graph, arrays_of(module.state_dict())), images
 
 
 def make(point: Point, folder: Path) -> None:
-    """Write the point's event files, its image and the rates that its layers have, if missing.
+    """Write the point's event files, its images and the rates that its layers have, if missing.
 
     The plain file says nothing of rates: versions before them refuse it otherwise.
     """
     told = folder / f"{point.name}.json"
     if told.exists():
         return
-    model, image = model_of(point)
-    network = export_event(model, folder / f"{point.name}.event.safetensors", images=image.numpy())
+    model, images = model_of(point)
+    network = export_event(model, folder / f"{point.name}.event.safetensors", images=images.numpy())
     save_event_network(folder / f"{point.name}.plain.event.safetensors", replace(network, rates={}))
-    np.save(folder / f"{point.name}.npy", image.numpy(), allow_pickle=False)
-    spikes = model.module().record(image).spikes
+    np.save(folder / f"{point.name}.npy", images.numpy(), allow_pickle=False)
+    spikes = model.module().record(images).spikes
     rates = {name: float(fired.float().mean()) for name, fired in spikes.items()}
     told.write_text(json.dumps({**asdict(point), "rates": rates}))
 

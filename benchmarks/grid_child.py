@@ -7,7 +7,8 @@ Each line on stdin is a JSON object, and so is each answer on stdout:
     {"time": which of the forms, "runs": N}
         -> {"ms": [N numbers], "scores": [numbers]}
 
-A form is asked of every layer that can have it. Versions without forms answer with {} for each.
+Each run takes the next image of INPUT_FILE; scores are those of its first. A form is asked of every
+layer that can have it. Versions without forms answer with {} for each.
 The version is the one that PYTHONPATH names; nothing here may need a newer one.
 """
 
@@ -15,15 +16,27 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from importlib import import_module
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Contender = Callable[[], Any]
+
+class Contender:
+    """A network that runs one image after the other."""
+
+    def __init__(self, network: Any, images: list[Any]) -> None:
+        self.network, self.images = network, images
+        self._next = cycle(images)
+
+    def __call__(self) -> Any:
+        return self.network.run(next(self._next)[None])
+
+    def first(self) -> Any:
+        """The scores of the first image."""
+        return self.network.run(self.images[0][None])
 
 
 def load(path: Path, x: Any, wanted: list[str | None]) -> tuple[list[Contender], list[Any]]:
@@ -43,7 +56,7 @@ def load(path: Path, x: Any, wanted: list[str | None]) -> tuple[list[Contender],
             able = {item.name: form for item in layers if form in possible_forms(item)}
             networks.append(network.load(path, 1, forms=able if form else None))
             forms.append(dict(networks[-1].layer_forms))
-    contenders: list[Contender] = [partial(loaded.run, x) for loaded in networks]
+    contenders = [Contender(loaded, list(x)) for loaded in networks]
     for run in contenders * 2:
         run()
     return contenders, forms
@@ -52,7 +65,7 @@ def load(path: Path, x: Any, wanted: list[str | None]) -> tuple[list[Contender],
 def times(run: Contender, runs: int) -> dict[str, Any]:
     """Milliseconds of each run; one run before is not counted."""
     found = []
-    scores = run()
+    scores = run.first()
     gc.disable()
     for _ in range(runs):
         start = time.perf_counter_ns()

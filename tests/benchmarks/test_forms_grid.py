@@ -6,7 +6,7 @@ from pathlib import Path
 
 import forms_grid
 import pytest
-from forms_grid import FACTORS, Point, covering_points, main, model_of, summary
+from forms_grid import FACTORS, IMAGES, Point, covering_points, main, model_of, summary
 from places import ROOT
 
 
@@ -23,9 +23,9 @@ def test_every_pair_of_values_occurs_and_points_stay_short() -> None:
 
 def test_a_network_has_the_density_and_the_rate_of_its_point() -> None:
     point = Point(rate=0.1, density=0.2, sides=(9, 11), steps=3, depth=2, channels=32)
-    model, image = model_of(point)
-    spikes = model.module().record(image).spikes
-    assert [tuple(fired.shape) for fired in spikes.values()] == [(3, 1, 32, 9, 11)] * 3
+    model, images = model_of(point)
+    spikes = model.module().record(images).spikes
+    assert [tuple(fired.shape) for fired in spikes.values()] == [(3, IMAGES, 32, 9, 11)] * 3
     for fired in spikes.values():
         assert fired.float().mean().item() == pytest.approx(0.1, abs=0.01)
     weights = [model.state[f"{at}.weight"] for at in (3, 6)]

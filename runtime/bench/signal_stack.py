@@ -30,5 +30,5 @@ def kept_signal_stack() -> Iterator[None]:
     try:
         yield
     finally:
-        if known:  # refused where tiles of AMX would not fit; then OpenVINO's own stays
+        if known:  # Linux refuses a stack that its signal frames outgrew; then OpenVINO's stays
             exchange(ctypes.byref(before), None)

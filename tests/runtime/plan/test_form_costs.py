@@ -150,6 +150,8 @@ def test_work_of_whole_rows_by_hand() -> None:
         "gather_row": 100 * 2 * 1.0,
         "gather_vector": 100 * 2 * 4,  # 40 channels are four vectors of 16: never three
     }
+    many = costs.work_of(convolution(80, 3, 4, dense=True), "gather", HALF)
+    assert many["list_odd"] == 16 * 16 * 2  # beyond 64 of 80 channels
     grouped = costs.work_of(convolution(2, 40, 4, dense=True, groups=2), "gather", HALF)
     assert (grouped["gather_list"], grouped["gather_window"]) == (100 * 2 * 2, 100 * 2 * 2 * 0.5)
     assert grouped["gather_vector"] == 100 * 2 * 2  # of 20 channels each
@@ -176,6 +178,7 @@ def test_work_on_bit_planes_by_hand() -> None:
     assert (chunked["plane_weight"], chunked["plane_vector"]) == (58.5 * 3, 58.5 * 3 * 20)
     wide = costs.work_of(convolution(2, 40, 5), "planes", HALF)
     assert wide["unpack_odd"] == 8 * 25 * 2  # beyond 32 of 40 channels
+    assert wide["pack_odd"] == 2 * 25 * 2  # two channels fill no vector
 
 
 def test_work_of_matrices_by_hand() -> None:

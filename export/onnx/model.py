@@ -15,14 +15,16 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from soul_deploy.base import errors, files
+from soul_deploy.base import dispatch, errors, files
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.form import BINARY
+from soul_deploy.runtime.equations import Equation, NeuronEquation
 
 FORMAT = "soul-deploy/onnx/2"
 FORMATS = ("soul-deploy/onnx/1", FORMAT)  # those before 2 call functions, of any batch
@@ -155,7 +157,7 @@ def assemble(
 
 def onnx_metadata(
     model: Model,
-    equations: Mapping[str, NeuronEquation],
+    equations: Mapping[str, Equation],
     input_mode: onnx_nodes.InputMode,
     source_sha256: str | None,
 ) -> dict[str, str]:
@@ -185,8 +187,23 @@ def onnx_metadata(
     return text | {key: json.dumps(value, sort_keys=True) for key, value in nested.items()}
 
 
-def _rule(equation: NeuronEquation) -> str:
-    return "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
+@dispatch.operation_table(Equation)
+def _rule(equation: Equation) -> str:
+    """How neurons fire, in words."""
+    raise _rule.unknown(equation)
+
+
+_rule.on(NeuronEquation)(
+    lambda equation: "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
+)
+
+
+@_rule.on(DynamicsEquation)
+def _dynamics_rule(equation: DynamicsEquation) -> str:
+    if equation.send in BINARY:
+        return f"{equation.family}: {'>' if equation.send == 'gt' else '>='} threshold"
+    ties = "even" if equation.send == "round" else "up"
+    return f"{equation.family}: rounds to {equation.low}..{equation.high}, ties {ties}"
 
 
 def export_onnx(

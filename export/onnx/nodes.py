@@ -4,7 +4,7 @@ A node's value is a tensor named like the node. Populations put T on the batch a
 (T·batch, ...); what comes before the first population of a static network is (batch, ...).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
 from soul_deploy.lowering import deploy, linear_operators
+from soul_deploy.runtime.equations import Equation
 
 BATCH, MERGED = "batch", "time_batch"
 OUTPUT = "logits"
@@ -32,8 +33,9 @@ Outputs = Literal["logits", "spikes"]
 class OnnxBuilder:
     """An ONNX graph being built of `graph`, with the numbers that `lowered` has.
 
-    In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
-    return to it, and `counter` names the input that says which step it is, if anything needs it.
+    In step mode, `graph` runs one step, states (population -> pairs of names, in and out) come from
+    the caller and return to it, and `counter` names the input that says which step it is, if
+    anything needs it.
     functions: neurons are calls of model-local functions. batch: the samples of each call, None
     for any number.
     """
@@ -45,7 +47,7 @@ class OnnxBuilder:
     initializers: list[TensorProto] = field(default_factory=list)
     values: list[ValueInfoProto] = field(default_factory=list)
     input_mode: InputMode = "static"
-    membranes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    membranes: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     counter: str = ""
     functions: bool = False
     batch: int | None = None
@@ -216,26 +218,35 @@ def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
     currents = [current] * steps
     if node.inputs[0] not in b.static and steps > 1:
         currents = _split(b, current, name, steps)
-    given, returned = b.membranes.get(name, ("", ""))
+    given = b.membranes.get(name, ())
     if not given or node.generated:
         b.op("Shape", [currents[0]], f"{name}.current_shape")
-    membrane = given or _at_rest(b, name, equation.rest)
+    kept = _state_names(equation)
+    state = [into for into, _ in given] or [
+        _at_rest(b, f"{name}.{kind}", f"{name}.current_shape", value)
+        for kind, value in zip(kept, equation.start, strict=True)
+    ]
     spikes = []
     for t, x in enumerate(currents):
-        spike, after = f"{name}.spike.{t}", returned or f"{name}.membrane.{t}"
-        spike = output if steps == 1 and not b.functions else spike
-        b.nodes += _step(b, node.name, t, {"v": membrane, "x": x, "spike": spike, "v_next": after})
+        spike = output if steps == 1 and not b.functions else f"{name}.spike.{t}"
+        after = [out for _, out in given] or [f"{name}.{kind}.{t}" for kind in kept]
+        b.nodes += _step(b, node.name, t, (*state, x), (spike, *after))
         spikes.append(spike)
-        membrane = after
+        state = after
     return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
 
 
-def _at_rest(b: OnnxBuilder, name: str, rest: float) -> str:
-    """The initial membrane. It is not a constant, so that ONNX Runtime cannot simplify the first
-    step and move what is left of it into the convolution's weights (ConvAddFusion, ConvMulFusion):
-    a product rounded at another place is another number."""
+def _state_names(equation: Equation) -> tuple[str, ...]:
+    """What the state's values are called: the first is the membrane."""
+    return ("membrane", *equation.state[1:])
+
+
+def _at_rest(b: OnnxBuilder, name: str, shape: str, rest: float) -> str:
+    """The state before the first step. It is not a constant, so that ONNX Runtime cannot simplify
+    the first step and move what is left of it into the convolution's weights (ConvAddFusion,
+    ConvMulFusion): a product rounded at another place is another number."""
     value = numpy_helper.from_array(np.array([rest], np.float32), "value")
-    return b.op("ConstantOfShape", [f"{name}.current_shape"], f"{name}.membrane", value=value)
+    return b.op("ConstantOfShape", [shape], name, value=value)
 
 
 def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str) -> str:
@@ -256,20 +267,23 @@ def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str
     return b.op("Concat", [fired, generated], output, axis=1)
 
 
-def _step(b: OnnxBuilder, name: str, step: int, ends: dict[str, str]) -> list[NodeProto]:
-    """ends: the tensors that the step takes (v, x) and yields (spike, v_next)."""
+def _step(
+    b: OnnxBuilder, name: str, step: int, inputs: Sequence[str], outputs: Sequence[str]
+) -> list[NodeProto]:
+    """The tensors that the step takes (states, x) and yields (spike, states after it)."""
     equation = b.lowered.equations[name]
     constants = sorted(onnx_neuron.attributes(equation).items())
     kind = onnx_neuron.function_name(equation)
     if b.functions:
-        inputs, outputs = [ends["v"], ends["x"]], [ends["spike"], ends["v_next"]]
         call = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
         call.attribute.extend(helper.make_attribute(*item) for item in constants)
         return [call]
+    function = onnx_neuron.step_function(equation, b.opset)
+    taken = zip((*function.input, *function.output), (*inputs, *outputs), strict=True)
+    ends = dict(taken)
     for constant, value in constants:
         stored = onnx_neuron.constant_name(name, constant)
         ends[constant] = stored if step else b.constant(stored, np.full(1, value, np.float32))
-    function = onnx_neuron.step_function(equation, b.opset)
     nodes = list(onnx_neuron.flat_step(function, f"{name}/{step}", ends))
     for node in nodes:
         onnx_neuron.annotate(node, neuron=kind)

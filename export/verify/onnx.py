@@ -14,7 +14,7 @@ from torch import Tensor
 from soul_deploy.analysis.synops import count_steps
 from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
-from soul_deploy.equivalence.reference import sources
+from soul_deploy.equivalence.reference import sent_of, sources
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.verify import onnx_static
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
@@ -201,7 +201,7 @@ class OnnxExecution(OnnxFile):
         of_run = torch.from_numpy if yields else self._steps
         spikes = {n: of_run(array) for n, array in zip(names if wanted else (), found, strict=True)}
         counts = None if self.counter is None else self.counter.count(images, spikes)
-        fired = {name: values.bool() for name, values in spikes.items()}
+        fired = {name: sent_of(self.graph, name, values) for name, values in spikes.items()}
         return ExecutionRun(fired, torch.from_numpy(logits), counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
@@ -210,7 +210,9 @@ class OnnxExecution(OnnxFile):
         feed = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
         (result,) = self.layer(layer).run(None, feed)
         readout = layer == self.graph.readout.name
-        return LayerRun(torch.from_numpy(result) if readout else self._steps(result).bool())
+        if readout:
+            return LayerRun(torch.from_numpy(result))
+        return LayerRun(sent_of(self.graph, layer, self._steps(result)))
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         output = onnx_nodes.OUTPUT if layer == self.graph.readout.name else self.value(layer)

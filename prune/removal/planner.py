@@ -212,6 +212,8 @@ class _Planner:
     def _generate(self, group: grouping.ChannelGroup) -> None:
         """Channels that are left with a constant current: their pattern is all they are."""
         (name,) = group.populations
+        if self.graph.edges[name] != ir.SPIKE:
+            return  # a pattern holds spikes
         constant = ~np.isnan(self.known[self.graph[name].inputs[0]].value)
         candidates = [int(c) for c in np.flatnonzero(constant & self.live[group.name])]
         if candidates and len(candidates) == int(self.live[group.name].sum()):

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, dispatch, errors
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
+from soul_deploy.runtime.dynamics.form import SEND_RULES
+from soul_deploy.runtime.equations import Equation, NeuronEquation
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layers, map_layers
 from soul_deploy.runtime.format.synapses import ROWS, ConvSynapses, MatrixSynapses, Rows, Synapses
@@ -44,8 +46,8 @@ def plain(part: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in fields(part):
         content = getattr(part, item.name)
-        if isinstance(content, NeuronEquation):
-            found[item.name] = _neuron_header(content)
+        if isinstance(content, Equation):
+            found[item.name] = neuron_header(content)
         elif isinstance(content, tuple):
             found[item.name] = list(content)
         elif content is None or isinstance(content, str | int | float):
@@ -53,9 +55,23 @@ def plain(part: Any) -> dict[str, Any]:
     return found
 
 
-def _neuron_header(neuron: NeuronEquation) -> dict[str, Any]:
-    """A neuron as JSON data. What a spike takes off, if it isn't the threshold, stands in the place
-    of v_reset, so that a reader that does not know of it refuses the file.
+@dispatch.operation_table(Equation)
+def neuron_header(neuron: Equation) -> dict[str, Any]:
+    """A neuron as JSON data."""
+    raise neuron_header.unknown(neuron)
+
+
+@neuron_header.on(DynamicsEquation)
+def _dynamics_header(neuron: DynamicsEquation) -> dict[str, Any]:
+    """Its family and the numbers by name."""
+    sent = {"send": neuron.send, "low": neuron.low, "high": neuron.high}
+    return {"family": neuron.family, "constants": neuron.named, **sent}
+
+
+@neuron_header.on(NeuronEquation)
+def _leaky_header(neuron: NeuronEquation) -> dict[str, Any]:
+    """What a spike takes off, if it isn't the threshold, stands in the place of v_reset, so that a
+    reader that does not know of it refuses the file.
     """
     found = asdict(neuron)
     taken = found.pop("v_subtract")
@@ -168,12 +184,29 @@ _enter(read_layer, _read_projection, layers.SpikingLayer, layers.CurrentLayer)
 _enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 
 
-def _neuron(entry: Entry) -> NeuronEquation:
+def _neuron(entry: Entry) -> Equation:
+    if "family" in entry:
+        return _dynamics(entry)
     given, reset = {**entry, "v_subtract": None}, entry["v_reset"]
     if isinstance(reset, dict):
         given |= {"v_reset": None, "v_subtract": v.number(reset[SUBTRACT])}
     neuron: NeuronEquation = read_part(NeuronEquation, "", given, {})
     return neuron
+
+
+def _dynamics(entry: Entry) -> DynamicsEquation:
+    """Raises FileFormatError for an unknown family or other numbers than it has."""
+    family = v.text(entry["family"])
+    errors.require(family in DYNAMICS, f"neuron {family!r}; known: {', '.join(DYNAMICS)}")
+    names, numbers = DYNAMICS[family].constants, entry["constants"]
+    errors.require(
+        isinstance(numbers, dict) and set(numbers) == set(names),
+        f"{family}: numbers {sorted(numbers)}, expected {sorted(names)}",
+    )
+    send = entry["send"]
+    errors.require(send in SEND_RULES, f"{family}: send {send!r}; known: {', '.join(SEND_RULES)}")
+    low, high = (v.integer(entry[name]) for name in ("low", "high"))
+    return DynamicsEquation(family, tuple(v.number(numbers[n]) for n in names), send, low, high)
 
 
 FIELDS: Mapping[str, Callable[[Any], Any]] = {

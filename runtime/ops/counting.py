@@ -24,7 +24,9 @@ def projection_steps(layer: network.Synaptic, values: Array) -> counters.StepCou
 
     Raises VerificationError for values that the edge cannot hold.
     """
-    counters.require_edge_values(layer.name, values, edge_bound(layer))
+    low = -(layer.bound or 0) if layer.edge == "signed" else 0
+    counters.require_edge_values(layer.name, values, edge_bound(layer), low)
+    values = np.abs(values) if low else values
     synapses = layer.synapses
     starts, targets = fan_out.nonzero_rows(synapses)
     touched = np.zeros(math.prod(layer.current_shape), np.uint8)

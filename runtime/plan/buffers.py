@@ -8,12 +8,14 @@ from typing import NoReturn
 import numpy as np
 
 from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.barrier import Barrier
 from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
+from soul_deploy.runtime.plan.neuron_state import sent_dtype, state_at_rest
 from soul_deploy.runtime.plan.planes import Words
 from soul_deploy.runtime.plan.regions import Region
 
@@ -24,11 +26,11 @@ class Buffers:
     """Buffers and calls for one sample; used by one caller at a time.
 
     values    maps by layer name, the input included: (T, positions, channels); spikes and graded
-              values are uint8, analog ones float32, with a single step where all steps are the
-              same. Compacted populations have a map only where something reads the map
+              values are uint8, signed ones int8, analog ones float32, with a single step where
+              all steps are the same. Compacted populations have a map only where something reads the map
     compacted spikes (T, L) uint8 of compacted populations, by name
     words     of populations that run on bit planes, or that such layers read, by name
-    membranes by layer name: (L,) float32
+    membranes by layer name: (L,) float32, or (S, L) of neurons with S state variables
     patterns  by layer name: the slice of a map that holds constant-pattern channels, and their
               spikes (all T, positions, G); outside streams the map holds them from the start
     static_regions  in a stream, regions whose results only change with the input
@@ -161,8 +163,7 @@ class Builder:
     def _map(self, layer: net.Layer, steps: int) -> Array:
         """A zeroed map for what the layer gives."""
         kind, _ = self.network.edges[layer.name]
-        dtype = np.float32 if kind == "analog" else np.uint8
-        full = aligned((steps, *channel_last(layer.out_shape)), dtype)
+        full = aligned((steps, *channel_last(layer.out_shape)), sent_dtype(kind))
         full[...] = 0
         self.made.values[layer.name] = full
         return full
@@ -177,7 +178,8 @@ class Builder:
             return
         plan, source = self.plans[layer.name], self._source(layer)
         static, current = self._is_static(layer.source), self._current(layer, plan, source)
-        if layer.name in self.frames and layer.name not in self.read:
+        wanted = layer.name in self.frames and layer.name not in self.read
+        if wanted and layer.neuron.fuses:
             self._add_words(layer, plan, source, current, static=static)
             return
         v, spikes = self._neurons(layer, plan.layout, plan.neurons)
@@ -203,8 +205,8 @@ class Builder:
         static: bool,
     ) -> None:  # fmt: skip
         """A layer in another form, whose spikes leave as words."""
-        v = self.made.membranes[layer.name] = aligned((plan.neurons,), np.float32)
-        v[:] = layer.neuron.rest
+        assert isinstance(layer.neuron, NeuronEquation)
+        v = self.made.membranes[layer.name] = state_at_rest(layer.neuron, plan.neurons)
         spikes = self._empty_words(layer.name, layer.out_shape)
         currents = regions.current_region(
             layer, plan, source, current, lanes=0, partitions=self.partitions, shared=self.scratch
@@ -220,6 +222,7 @@ class Builder:
         self.made.add(layer.name, updates)
 
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
+        assert isinstance(layer.neuron, NeuronEquation)
         source, steps = self._words(layer), self.steps
         pitch = source.frame.pitch
         lanes = rows.tiles(pitch, steps) * tile_of(steps)
@@ -270,10 +273,10 @@ class Builder:
         self, layer: net.Firing, layout: CompactLayout | None, neurons: int
     ) -> tuple[Array, Array]:
         """Membranes at rest, and the buffer of the spikes: the map, or (T, L) if compacted."""
-        v = self.made.membranes[layer.name] = aligned((neurons,), np.float32)
-        v[:] = layer.neuron.rest
+        v = self.made.membranes[layer.name] = state_at_rest(layer.neuron, neurons)
         shape = (neurons,) if layout is not None else channel_last(layer.out_shape)
-        spikes = aligned((self.steps, *shape), np.uint8)
+        kind, _ = self.network.edges[layer.name]
+        spikes = aligned((self.steps, *shape), sent_dtype(kind))
         (self.made.values if layout is None else self.made.compacted)[layer.name] = spikes
         return v, spikes
 

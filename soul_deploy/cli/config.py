@@ -17,7 +17,7 @@ from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import graph_module
-from soul_deploy.nn.neuron import DEFAULT_ALPHA
+from soul_deploy.nn.surrogate import DEFAULT_ALPHA
 from soul_deploy.training import checkpoint_manager, lr_schedules, messages, recipes, train, trainer
 from soul_deploy.training.objective import CRITERIA, Objective
 from soul_deploy.zoo import registry as zoo

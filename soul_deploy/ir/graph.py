@@ -25,6 +25,7 @@ from soul_deploy.runtime.format.validate import MAX_NEURONS
 
 NodeT = TypeVar("NodeT", bound=Node)
 SUBTRACT = "v_subtract"
+SETTINGS = "settings"
 MAX_SIDE = 1 << 31
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading data of another form raises."""
@@ -176,6 +177,10 @@ def node_to_json(node: Node) -> dict[str, Any]:
             value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
             if value.get(SUBTRACT, 0.0) is None:
                 del value[SUBTRACT]  # few have it, and earlier versions do not know it
+            if SETTINGS in value and not value[SETTINGS]:
+                del value[SETTINGS]
+            elif SETTINGS in value:
+                value[SETTINGS] = dict(value[SETTINGS])
         values[item.name] = list(value) if isinstance(value, tuple) else value
     return values
 
@@ -242,6 +247,8 @@ def _spec_from_json(data: Any) -> NeuronSpec:
     data["v_reset"] = None if data["v_reset"] is None else float(data["v_reset"])
     if SUBTRACT in data:
         data[SUBTRACT] = float(data[SUBTRACT])
+    if SETTINGS in data:
+        data[SETTINGS] = tuple((str(k), float(v)) for k, v in data[SETTINGS].items())
     for name in ("decay_input", "detach_reset"):
         if not isinstance(data[name], bool):
             raise ValueError(f"{name} {data[name]!r} is not true or false")

@@ -84,7 +84,7 @@ class LayerSpikes:
     """One population's spikes in two executions, over all samples.
 
     neurons        per sample
-    golden_spikes, other_spikes   sums over steps, samples and neurons
+    golden_spikes, other_spikes   sums over steps, samples and neurons; of integers their sizes
     driven_spikes  of golden_spikes, those of neurons; constant-pattern channels fire without one
     differing      (step, sample, neuron) entries that differ, those after a first mismatch included
     flipped        (sample, neuron) pairs with a mismatch
@@ -176,7 +176,7 @@ def compare_population(
     found = _Mismatches(reference, name, values, ours, first, keep, offset, upstream)
     driven = _driven(reference, name, ours, keep)
     counted = (ours, other, ours[:, :, driven], ours != other)
-    golden, theirs, driving, differing = (int((spikes != 0).sum()) for spikes in counted)
+    golden, theirs, driving, differing = (_size(sent) for sent in counted)
     order = np.lexsort((first.step, first.index[:, 0], found.explained))
     flips, unexplained = tuple(map(found.record, order[:LISTED])), int((~found.explained).sum())
     told = (golden, theirs, driving, differing, len(first.step), unexplained, flips)
@@ -190,10 +190,15 @@ def unseen_population(
 
     values: the reference's, as recorded.
     """
-    ours = values[name].tensor != 0
-    spikes = int(ours.sum()), 0, int(ours[:, :, _driven(reference, name, ours, None)].sum())
+    ours = values[name].tensor
+    spikes = _size(ours), 0, _size(ours[:, :, _driven(reference, name, ours, None)])
     size = ours.shape[2:].numel(), ours.shape[1]
     return LayerSpikes(name, *size, *spikes, 0, 0, 0, (), compared=False)
+
+
+def _size(sent: Tensor) -> int:
+    """Σ|s| of what was sent, as spikes_out counts."""
+    return int(sent.sum() if sent.dtype == torch.bool else sent.abs().sum(dtype=torch.float64))
 
 
 def _driven(reference: ReferenceModel, name: str, spikes: Tensor, keep: Tensor | None) -> Tensor:

@@ -78,8 +78,9 @@ def limits_of(layer: network.Synaptic, slots: int) -> counters.CountLimits:
 
 
 def neuron_steps(layer: network.Firing, spikes_out: Array) -> counters.StepCounts:
-    """Updates and spikes, of integers their sizes; spikes_out (T, B, ...), constant-pattern channels
-    behind the others.
+    """Updates and spikes, of integers their sizes.
+
+    spikes_out (T, B, ...), constant-pattern channels behind the others.
     """
     steps, batch = spikes_out.shape[:2]
     of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # no others are updated

@@ -27,7 +27,8 @@ class Buffers:
 
     values    maps by layer name, the input included: (T, positions, channels); spikes and graded
               values are uint8, signed ones int8, analog ones float32, with a single step where
-              all steps are the same. Compacted populations have a map only where something reads the map
+              all steps are the same. Compacted populations have a map only where something
+              reads the map
     compacted spikes (T, L) uint8 of compacted populations, by name
     words     of populations that run on bit planes, or that such layers read, by name
     membranes by layer name: (L,) float32, or (S, L) of neurons with S state variables

@@ -187,7 +187,6 @@ class Population(node.Node):
         more = f", {self.generated} generated channels" if self.generated else ""
         return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}{more}"
 
-
     def _describe_dynamics(self) -> str:
         n, edge = self.neuron, self.neuron.edge
         assert n.dynamics is not None

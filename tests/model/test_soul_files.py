@@ -142,7 +142,7 @@ def test_flags_win_over_souls_constants() -> None:
 def test_constants_are_those_of_souls_settings(neuron: str) -> None:
     """Against the settings with which Soul's own code made the fixture."""
     _, config = golden(neuron)
-    spec = asdict(SOUL_NEURONS[neuron])  # type: ignore[index]
+    spec = asdict(SOUL_NEURONS[neuron])
     tau = "init_tau" if neuron == "plif" else "tau"
     assert spec.pop("family") == neuron and spec.pop("tau") == config[tau]
     for name in ("v_threshold", "v_reset", "decay_input", "surrogate", "detach_reset"):

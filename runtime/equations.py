@@ -142,6 +142,7 @@ class Equation:
     state  names of the variables that a neuron keeps from step to step, the membrane first
     start  their values before the first step
     fuses  whether kernels that compute currents update such neurons themselves
+    steps  for how many steps there are numbers; None: for any
     low, high   the least and the largest integer that a neuron sends: 0 and 1 for spikes
     """
 
@@ -158,15 +159,20 @@ class Equation:
         @property
         def high(self) -> int: ...
 
+        @property
+        def steps(self) -> int | None: ...
+
     else:
-        state, low, high = ("v",), 0, 1
+        state, low, high, steps = ("v",), 0, 1, None
 
     @property
     def start(self) -> tuple[float, ...]:
         raise NotImplementedError
 
-    def advance(self, state: tuple[Value, ...], x: Value) -> tuple[Value, tuple[Value, ...]]:
-        """One time step on numpy arrays: (what is sent, the state after it)."""
+    def advance(
+        self, state: tuple[Value, ...], x: Value, t: int = 0
+    ) -> tuple[Value, tuple[Value, ...]]:
+        """Step t on numpy arrays: (what is sent, the state after it)."""
         raise NotImplementedError
 
 
@@ -204,7 +210,9 @@ class NeuronEquation(Equation):
     def start(self) -> tuple[float, ...]:
         return (self.rest,)
 
-    def advance(self, state: tuple[Value, ...], x: Value) -> tuple[Value, tuple[Value, ...]]:
+    def advance(
+        self, state: tuple[Value, ...], x: Value, t: int = 0
+    ) -> tuple[Value, tuple[Value, ...]]:
         (v,) = state
         spike, v = self.step(v, x)
         return spike, (v,)

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import FunctionProto, NodeProto, TensorProto, helper
 
-from soul_deploy.runtime.dynamics.equation import DynamicsEquation, parts_of
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number, parts_of
 from soul_deploy.runtime.dynamics.form import Operations
 
 LOW, HIGH, HALF = "low", "high", "half"
@@ -80,9 +80,11 @@ ONNX = Operations(
 )
 
 
-def attributes(equation: DynamicsEquation) -> dict[str, float]:
+def attributes(equation: DynamicsEquation) -> dict[str, Number]:
     """The numbers that the step uses, by name."""
-    named = {f"{CONSTANT}{name}": value for name, value in equation.named.items()}
+    named: dict[str, Number] = {
+        f"{CONSTANT}{name}": value for name, value in equation.named.items()
+    }
     named |= {LOW: float(equation.low), HIGH: float(equation.high), HALF: 0.5}
     read = {name for node in step_nodes(equation) for name in node.input}
     return {name: value for name, value in named.items() if name in read}

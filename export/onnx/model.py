@@ -25,6 +25,7 @@ from soul_deploy.model.model import Model
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.dynamics.form import BINARY
 from soul_deploy.runtime.equations import Equation, NeuronEquation
+from soul_deploy.runtime.format.layer_codec import neuron_facts
 
 FORMAT = "soul-deploy/onnx/2"
 FORMATS = ("soul-deploy/onnx/1", FORMAT)  # those before 2 call functions, of any batch
@@ -164,7 +165,7 @@ def onnx_metadata(
     """The file's metadata_props: strings, nested values as JSON."""
     graph, info = model.graph, model.info
     nested: dict[str, Any] = {
-        "neurons": {name: asdict(equation) for name, equation in equations.items()},
+        "neurons": {name: neuron_facts(equation) for name, equation in equations.items()},
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),
         "validity": asdict(info.validity),

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partialmethod
 
+import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
-from soul_deploy.base import dispatch
+from soul_deploy.base import Array, dispatch
 from soul_deploy.export.onnx import dynamics
 from soul_deploy.runtime import equations
-from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 
 DOMAIN = "soul_deploy.neurons"
@@ -73,7 +74,7 @@ function_name.on(DynamicsEquation)(lambda equation: f"{equation.family}_{equatio
 
 
 @dispatch.operation_table(Equation)
-def attributes(equation: Equation) -> dict[str, float]:
+def attributes(equation: Equation) -> Mapping[str, Number]:
     """The attributes that a call of the function carries."""
     raise attributes.unknown(equation)
 
@@ -126,6 +127,13 @@ def _leaky_function(equation: NeuronEquation, opset: int) -> FunctionProto:
     opsets = [helper.make_opsetid("", opset)]
     name = function_name(equation)
     return helper.make_function(DOMAIN, name, *ends, nodes, opsets, attributes=used)
+
+
+def stored(value: Number) -> Array:
+    """A constant as an initializer holds it: (1,), or (T or 1, C or 1, ...)."""
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float32)
+    return np.full(1, value, np.float32)
 
 
 def constant_name(population: str, constant: str) -> str:

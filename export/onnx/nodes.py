@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
 from soul_deploy.lowering import deploy, linear_operators
+from soul_deploy.runtime.dynamics.equation import Number
 from soul_deploy.runtime.equations import Equation
 
 BATCH, MERGED = "batch", "time_batch"
@@ -276,18 +277,38 @@ def _step(
     kind = onnx_neuron.function_name(equation)
     if b.functions:
         call = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
-        call.attribute.extend(helper.make_attribute(*item) for item in constants)
+        call.attribute.extend(_attribute(name, *item) for item in constants)
         return [call]
     function = onnx_neuron.step_function(equation, b.opset)
     taken = zip((*function.input, *function.output), (*inputs, *outputs), strict=True)
     ends = dict(taken)
     for constant, value in constants:
-        stored = onnx_neuron.constant_name(name, constant)
-        ends[constant] = stored if step else b.constant(stored, np.full(1, value, np.float32))
+        ends[constant] = _constant(b, name, constant, value, step)
     nodes = list(onnx_neuron.flat_step(function, f"{name}/{step}", ends))
     for node in nodes:
         onnx_neuron.annotate(node, neuron=kind)
     return nodes
+
+
+def _attribute(population: str, name: str, value: Number) -> AttributeProto:
+    if isinstance(value, np.ndarray):
+        raise errors.UnsupportedGraphError(
+            f"{population}: its neurons differ in {name}, which attributes of a function cannot "
+            "hold; export without functions"
+        )
+    return helper.make_attribute(name, value)
+
+
+def _constant(b: OnnxBuilder, population: str, constant: str, value: Number, step: int) -> str:
+    """The tensor that holds a neurons' number at a step; stored at the first one."""
+    name = onnx_neuron.constant_name(population, constant)
+    array = onnx_neuron.stored(value)
+    if not step:
+        b.constant(name, array)
+    if len(array) == 1:
+        return name
+    at = b.counter or b.integers(f"{name}.step.{step}", step)
+    return b.op("Gather", [name, at], f"{name}.at.{step}", axis=0)
 
 
 def _split(b: OnnxBuilder, current: str, name: str, steps: int) -> list[str]:

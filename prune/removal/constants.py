@@ -6,7 +6,7 @@ every step are turned into their consumers' bias.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.ir import Convolution, Linear, Merge, Node, Projection, Scatter, no_entry
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.equations import Equation
 
 FOREVER = 4096  # steps within which a membrane that will never fire comes to rest
@@ -125,6 +126,7 @@ def respond(equation: Equation, current: Array, steps: int) -> ConstantResponse:
     A membrane that stands still from one step to the next will never move again. A neuron that
     fires and comes back to rest exactly has repeated its first step, and always will.
     """
+    equation = by_channel(equation)
     start = tuple(np.full_like(current, value) for value in equation.start)
     state, fired = start, np.zeros(len(current), bool)
     pattern = np.zeros((steps, len(current)), np.int16)
@@ -132,7 +134,7 @@ def respond(equation: Equation, current: Array, steps: int) -> ConstantResponse:
     moving = np.ones(len(current), bool)
     for t in range(max(steps, FOREVER)):
         before = state
-        sent, state = equation.advance(state, current)
+        sent, state = equation.advance(state, current, t)
         fired |= sent != 0
         if t == 0:
             always = (sent == 1) & _same(state, start)
@@ -142,6 +144,16 @@ def respond(equation: Equation, current: Array, steps: int) -> ConstantResponse:
         if t + 1 >= steps and not (moving & ~fired).any():
             break
     return ConstantResponse(pattern, ~fired & ~moving, always)
+
+
+def by_channel(equation: Equation) -> Equation:
+    """The equation of one neuron of each channel, for arrays (C,)."""
+    if not isinstance(equation, DynamicsEquation):
+        return equation
+    constants = (
+        c.reshape(len(c), -1) if isinstance(c, np.ndarray) else c for c in equation.constants
+    )
+    return replace(equation, constants=tuple(constants))
 
 
 def _same(state: tuple[Array, ...], other: tuple[Array, ...]) -> Array:

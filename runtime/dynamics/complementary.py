@@ -1,7 +1,6 @@
 """CLIF and ILIF: a leaky membrane whose reset depends on what it did before (Soul)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from numba.extending import register_jitable
 
@@ -18,7 +17,7 @@ from soul_deploy.runtime.dynamics.form import (
 READS = ("tau", "decay_input", "v_threshold", "v_reset")
 
 
-def _leaky(settings: Settings) -> Mapping[str, float]:
+def _leaky(settings: Settings, op: Operations) -> Mapping[str, Value]:
     """The numbers as Soul computes them, in double precision before they meet a tensor.
 
     After a spike the membrane is kept · v - taken: 0, or v less the threshold.
@@ -104,8 +103,8 @@ def _ilif(op: Operations) -> Parts:
     return Parts(charge, decide, settle)
 
 
-def _ilif_constants(settings: Settings) -> Mapping[str, Any]:
-    return {**_leaky(settings), "share": settings["inhibition"]}
+def _ilif_constants(settings: Settings, op: Operations) -> Mapping[str, Value]:
+    return {**_leaky(settings, op), "share": settings["inhibition"]}
 
 
 ILIF = Dynamics(

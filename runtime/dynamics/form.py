@@ -7,7 +7,7 @@ of operations is that of the code that they come from: another order rounds diff
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 Value: TypeAlias = Any  # a float32 scalar under numba, an array, a tensor, a value of an ONNX graph
@@ -55,8 +55,17 @@ class Parts:
     settle: Callable[[Value, State, Constants], State]
 
 
+Granularity = Literal["layer", "channel", "neuron", "step", "step_channel"]
+"""What there is one number per: the tensor is (), (C,), (C, H, W) or (N,), (T,), or (T, C)."""
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
 Settings: TypeAlias = Mapping[str, Any]
 """A neuron's numbers as people give them: fields of NeuronSpec, and the family's own `settings`."""
+
+
+def _as_set(settings: Settings, name: str, steps: int) -> tuple[float, float]:
+    """A tensor that begins with the setting of its name."""
+    return settings[name], settings[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +79,14 @@ class Dynamics:
     parts      the step, for the operations of an engine
     settings   numbers that only this family has, with their defaults
     reads      the fields of NeuronSpec that decide what it computes
-    resolve    settings -> constants, by name
+    resolve    (settings, operations) -> constants, by name. Settings that the state dict holds are
+               values of the operations' engine, (T or 1, C or 1, ...): they broadcast
     check      settings -> what is wrong with them, or None
     bounds     settings -> (least, largest) integer that is sent
     rules      how it can send; the first is the default
+    tensors    settings that may be tensors of the state dict, `<population>.<setting>`; those that
+               always are, with what they are one per
+    initial    (settings, name, T) -> (low, high), between which such a tensor is drawn evenly
     unit       settings -> the number that one unit of what is sent stands for, where the family's
                code sends fractions
     """
@@ -84,20 +97,17 @@ class Dynamics:
     constants: tuple[str, ...]
     start: tuple[str | float, ...]
     parts: Callable[[Operations], Parts]
-    resolve: Callable[[Settings], Mapping[str, float]]
+    resolve: Callable[[Settings, Operations], Mapping[str, Value]]
     settings: Mapping[str, float]
     reads: tuple[str, ...]
     check: Callable[[Settings], str | None] = lambda settings: None
     bounds: Callable[[Settings], tuple[int, int]] = lambda settings: (0, 1)
     rules: tuple[SendRule, ...] = BINARY
+    tensors: Mapping[str, "Granularity | None"] = field(default_factory=dict)
+    initial: Callable[[Settings, str, int], tuple[float, float]] = _as_set
     unit: Callable[[Settings], float] = lambda settings: 1.0
 
-    def numbers(self, settings: Settings) -> tuple[float, ...]:
+    def numbers(self, settings: Settings, operations: Operations) -> tuple[Value, ...]:
         """The constants in order."""
-        resolved = self.resolve(settings)
-        return tuple(float(resolved[name]) for name in self.constants)
-
-    def start_of(self, constants: tuple[float, ...]) -> tuple[float, ...]:
-        """The values that the state starts with."""
-        named = dict(zip(self.constants, constants, strict=True))
-        return tuple(float(named[s]) if isinstance(s, str) else s for s in self.start)
+        resolved = self.resolve(settings, operations)
+        return tuple(resolved[name] for name in self.constants)

@@ -36,12 +36,12 @@ def _integer(op: Operations) -> Parts:
     return Parts(charge, decide, settle)
 
 
-def _leaky(settings: Settings) -> Mapping[str, float]:
+def _leaky(settings: Settings, op: Operations) -> Mapping[str, Value]:
     return {"tau": settings["tau"], "taken": settings["v_threshold"], "carry": settings["carry"]}
 
 
-def _without_leak(settings: Settings) -> Mapping[str, float]:
-    return {**_leaky({**settings, "tau": 1.0})}
+def _without_leak(settings: Settings, op: Operations) -> Mapping[str, Value]:
+    return {**_leaky({**settings, "tau": 1.0}, op)}
 
 
 def _check_sent(settings: Settings) -> str | None:
@@ -115,7 +115,7 @@ IELIF = Dynamics(
     constants=("lens",),
     start=(0.0,),
     parts=_stateless,
-    resolve=lambda settings: {"lens": 4.0},
+    resolve=lambda settings, op: {"lens": 4.0},
     settings={"lens": 4.0},
     reads=(),
     bounds=lambda settings: (0, 4),

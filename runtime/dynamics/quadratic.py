@@ -37,7 +37,7 @@ def _izhikevich(op: Operations) -> Parts:
     return Parts(charge, decide, settle)
 
 
-def _resolve(settings: Settings) -> Mapping[str, float]:
+def _resolve(settings: Settings, op: Operations) -> Mapping[str, Value]:
     reset = settings["v_reset"]
     return {
         **{name: settings[name] for name in ("tau", "a0", "a", "b", "w_rest")},

@@ -36,7 +36,7 @@ def _rplif(op: Operations) -> Parts:
     return Parts(charge, decide, settle)
 
 
-def _resolve(settings: Settings) -> Mapping[str, float]:
+def _resolve(settings: Settings, op: Operations) -> Mapping[str, Value]:
     """decayed, direct: where the input enters, 1 and 0 or 0 and 1; what is not there adds 0."""
     decays = bool(settings["decay_input"])
     return {

@@ -140,6 +140,7 @@ class Firing(Layer):
 
     def _check_neurons(self) -> None:
         validate.require_neuron(self.neuron, self.name)
+        validate.require_neuron_arrays(self.neuron, self.name, self.current_shape)
         if self.pattern is not None:
             shape = self.pattern.shape
             require(
@@ -159,12 +160,12 @@ class Firing(Layer):
         return validate.edge_between(self.neuron.low, self.neuron.high)
 
     def check_steps(self, time_steps: int, *, fixed: bool) -> None:
-        """A pattern has T steps, and nothing is known beyond them."""
-        if self.pattern is not None:
-            steps = len(self.pattern)
+        """A pattern has T steps, as numbers of each step do, and nothing is known beyond them."""
+        patterns = None if self.pattern is None else len(self.pattern)
+        for what, steps in (("a pattern", patterns), ("a neuron with numbers", self.neuron.steps)):
             require(
-                steps == time_steps and fixed,
-                f"{self.name}: a pattern of {steps} steps needs a network that is valid for "
+                steps is None or (steps == time_steps and fixed),
+                f"{self.name}: {what} of {steps} steps needs a network that is valid for "
                 f"T = {steps} only",
             )
 

@@ -93,11 +93,10 @@ def _dynamics(neuron: DynamicsEquation, name: str) -> None:
         len(neuron.constants) == count,
         f"{name}: {len(neuron.constants)} numbers of {neuron.family}, which has {count}",
     )
-    with np.errstate(over="ignore"):
-        errors.require(
-            np.isfinite(np.array(neuron.constants, np.float32)).all(),
-            f"{name}: neuron numbers {neuron.named} are not finite in float32",
-        )
+    for called, constant in neuron.named.items():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(constant, np.float32)).all()
+        errors.require(finite, f"{name}: the neuron's {called} is not finite in float32")
     binary = neuron.send in BINARY
     errors.require(
         (neuron.low, neuron.high) == (0, 1) if binary else neuron.low <= 0 < neuron.high,
@@ -130,6 +129,24 @@ def _leaky(neuron: NeuronEquation, name: str) -> None:
         "for soft reset alone",
     )
     errors.require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
+
+
+def require_neuron_arrays(neuron: Equation, name: str, shape: Shape) -> None:
+    """Raise FileFormatError for arrays that neurons of this shape cannot have."""
+    if not isinstance(neuron, DynamicsEquation):
+        return
+    for called, array in neuron.arrays.items():
+        steps, *sides = array.shape or (0,)
+        fits = len(sides) == len(shape) and all(
+            own in (1, side) for own, side in zip(sides, shape, strict=True)
+        )
+        errors.require(
+            array.dtype == np.float32 and array.flags.c_contiguous and fits and steps >= 1,
+            f"{name}: {called} is {array.dtype}{array.shape}, for neurons {shape}",
+        )
+        errors.require(
+            steps in (1, neuron.steps), f"{name}: {called} has {steps} steps, others {neuron.steps}"
+        )
 
 
 def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, container, dispatch, errors, file_kinds, files, lazy, pixel_rule
-from soul_deploy.runtime.dynamics.equation import DynamicsEquation
-from soul_deploy.runtime.equations import Equation
 from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
-from soul_deploy.runtime.format.layer_codec import neuron_header
+from soul_deploy.runtime.format.layer_codec import neuron_facts
 from soul_deploy.runtime.io import other_files
 from soul_deploy.runtime.plan.forms import estimated_times, expected_rate, forms_of
 
@@ -271,12 +269,11 @@ def _(layer: eventnet.SpikingLayer, edge: eventnet.Edge) -> dict[str, Any]:
 
 
 def _neurons_of(layer: eventnet.Firing) -> dict[str, Any]:
-    return {"neurons": layer.neurons, "generated": layer.generated, "neuron": _told(layer.neuron)}
-
-
-def _told(neuron: Equation) -> dict[str, Any]:
-    """All fields, null ones too; a family's numbers by name."""
-    return neuron_header(neuron) if isinstance(neuron, DynamicsEquation) else asdict(neuron)
+    return {
+        "neurons": layer.neurons,
+        "generated": layer.generated,
+        "neuron": neuron_facts(layer.neuron),
+    }
 
 
 @layer_row.on(eventnet.CurrentLayer)

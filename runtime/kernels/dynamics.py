@@ -1,5 +1,6 @@
 """Currents to what neurons send: one compiled loop per family and rule, made from its equations."""
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -61,20 +62,41 @@ def _put_first(rows: Array, i: int, values: Any) -> None:
 
 
 @cache
-def dynamics_kernel(family: str, send: SendRule, lanes: bool) -> DynamicsUpdate:
-    """The compiled update of a family; lanes: of currents (n, lanes), which stand side by side."""
+def dynamics_kernel(family: str, send: SendRule, lanes: bool, wide: bool) -> DynamicsUpdate:
+    """The compiled update of a family.
+
+    lanes: of currents (n, lanes), which stand side by side. wide: with a number for each neuron.
+    """
     dynamics = DYNAMICS[family]
     sizes, parts = (len(dynamics.state), len(dynamics.constants)), parts_of(family, SCALAR)
-    return _make_update(*sizes, parts, SCALAR.send[send], lanes)
+    return _make_update(*sizes, parts, SCALAR.send[send], lanes, wide)
 
 
-def constants_of(neuron: DynamicsEquation) -> Array:
-    """The constants as kernels take them: float32 (K, 1)."""
-    return np.array(neuron.constants, np.float32).reshape(-1, 1)
+def constants_of(neuron: DynamicsEquation, shape: tuple[int, ...], index: Array | None) -> Array:
+    """The constants as kernels take them: float32 (T or 1, K, n or 1), in channel-last order.
+
+    shape: of the neurons, (C, H, W) or (N,); index: of those that are updated, None: all.
+    """
+    arrays = neuron.arrays
+    steps = max([1, *(len(a) for a in arrays.values())])
+    if not any(a[0].size > 1 for a in arrays.values()):
+        columns = 1
+    else:
+        columns = math.prod(shape) if index is None else len(index)
+    numbers = np.empty((steps, len(neuron.constants), columns), np.float32)
+    for k, constant in enumerate(neuron.constants):
+        if isinstance(constant, np.ndarray) and columns > 1:
+            full = np.broadcast_to(constant, (len(constant), *shape))
+            flat = np.moveaxis(full, 1, -1).reshape(len(constant), -1)
+            constant = flat if index is None else flat[:, index]
+        elif isinstance(constant, np.ndarray):
+            constant = constant.reshape(-1, 1)
+        numbers[:, k] = constant
+    return numbers
 
 
 def _make_update(
-    states: int, constants: int, parts: Parts, send: Callable[..., Any], lanes: bool
+    states: int, constants: int, parts: Parts, send: Callable[..., Any], lanes: bool, wide: bool
 ) -> DynamicsUpdate:
     charge, decide, settle = parts.charge, parts.decide, parts.settle
     state_at, store, number_at = _taken(states), _stored(states), _taken(constants)
@@ -86,18 +108,22 @@ def _make_update(
     ) -> None:  # fmt: skip
         """Charge the neurons from `begin` to `end`, send and settle, for all steps.
 
-        current (T, n), (1, n), the same at every step, or (n, lanes); numbers (K, 1) the constants;
-        state (S, n), kept from before if `carry`, otherwise `start` (S,); sent (T, n) integers.
+        current (T, n), (1, n), the same at every step, or (n, lanes); numbers (T or 1, K, n or 1)
+        the constants; state (S, n), kept from before if `carry`, otherwise `start` (S,); sent
+        (T, n) integers.
         """
         repeated = not lanes and current.shape[0] == 1
-        c = number_at(numbers, 0)
         for first in range(begin, end, BLOCK):
             last = min(first + BLOCK, end)
             if not carry:
                 for k in range(states):
                     state[k, first:last] = start[k]
             for t in range(len(sent)):
+                given = numbers[min(t, len(numbers) - 1)]
+                c = number_at(given, 0)
                 for i in range(first, last):
+                    if wide:
+                        c = number_at(given, i)
                     x = current[i, t] if lanes else current[0 if repeated else t, i]
                     charged = charge(x, state_at(state, i), c)
                     potential, level = decide(charged, c)

@@ -10,6 +10,7 @@ from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 from soul_deploy.runtime.format import validate
+from soul_deploy.runtime.format.validate import Shape
 from soul_deploy.runtime.kernels import dynamics, neurons
 from soul_deploy.runtime.plan.layer_plan import aligned
 
@@ -38,13 +39,26 @@ def _variables(neuron: DynamicsEquation, count: int) -> Array:
 
 
 @dispatch.operation_table(Equation)
+def update_numbers(neuron: Equation, shape: Shape, index: Array | None) -> Array | None:
+    """What the update of neurons of this shape reads beside the current, made once for all their
+    partitions; index: of those that are updated, channel-last, None: all.
+    """
+    raise update_numbers.unknown(neuron)
+
+
+update_numbers.on(NeuronEquation)(lambda neuron, shape, index: None)
+update_numbers.on(DynamicsEquation)(dynamics.constants_of)
+
+
+@dispatch.operation_table(Equation)
 def update_call(
     neuron: Equation, current: Array, state: Array, sent: Array, bounds: tuple[int, int], *,
-    carry: bool, lanes: int,
+    carry: bool, lanes: int, numbers: Array | None,
 ) -> Bound:  # fmt: skip
     """The kernel that updates the neurons of the columns `bounds`, and its arguments.
 
-    current (T or 1, n), or (n, lanes); state as `state_at_rest`; sent (T, n), written.
+    current (T or 1, n), or (n, lanes); state as `state_at_rest`; sent (T, n), written; numbers as
+    `update_numbers`.
     """
     raise update_call.unknown(neuron)
 
@@ -52,7 +66,7 @@ def update_call(
 @update_call.on(NeuronEquation)
 def _leaky(
     neuron: NeuronEquation, current: Array, state: Array, sent: Array, bounds: tuple[int, int], *,
-    carry: bool, lanes: int,
+    carry: bool, lanes: int, numbers: Array | None,
 ) -> Bound:  # fmt: skip
     scratch = [aligned((lanes, neurons.LANE_BLOCK), np.float32)] if lanes else []
     given = current, *neurons.update_constants(neuron), carry, state, sent, *bounds, *scratch
@@ -62,12 +76,13 @@ def _leaky(
 @update_call.on(DynamicsEquation)
 def _dynamics(
     neuron: DynamicsEquation, current: Array, state: Array, sent: Array, bounds: tuple[int, int],
-    *, carry: bool, lanes: int,
+    *, carry: bool, lanes: int, numbers: Array | None,
 ) -> Bound:  # fmt: skip
+    assert numbers is not None
     limits = np.float32(neuron.low), np.float32(neuron.high)
-    start = np.array(neuron.start, np.float32)
-    given = current, dynamics.constants_of(neuron), *limits, start, carry, state, sent, *bounds
-    return dynamics.dynamics_kernel(neuron.family, neuron.send, lanes > 0), given
+    start, wide = np.array(neuron.start, np.float32), numbers.shape[2] > 1
+    kernel = dynamics.dynamics_kernel(neuron.family, neuron.send, lanes > 0, wide)
+    return kernel, (current, numbers, *limits, start, carry, state, sent, *bounds)
 
 
 def sent_dtype(kind: validate.EdgeKind) -> npt.DTypeLike:

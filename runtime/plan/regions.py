@@ -182,7 +182,7 @@ values_of.on(network.ConvSynapses)(
 def spiking_regions(
     layer: network.SpikingLayer, plan: LayerPlan, source: Array, current: Array, v: Array,
     spikes: Array, *, carry: bool, partitions: int, apart: bool = False,
-    shared: Scratch | None = None,
+    shared: Scratch | None = None, numbers: Array | None = None,
 ) -> tuple[Region, ...]:  # fmt: skip
     """Bias, synapses, neurons: in one region, or the neurons in one of their own if `apart`.
 
@@ -203,7 +203,7 @@ def spiking_regions(
     bounds = [plan.bounds(partition) for partition in partitions_of(partitions)]
     updates = neuron_region(
         layer.neuron, current, plan.gather_index, v, spikes, carry=carry, lanes=lanes,
-        bounds=bounds, masked_out=plan.masked_out,
+        bounds=bounds, masked_out=plan.masked_out, numbers=numbers,
     )  # fmt: skip
     if apart:
         return currents, updates
@@ -296,11 +296,13 @@ def plane_region(
 def neuron_region(
     neuron: Equation, current: Array, gather: Array | None, v: Array, spikes: Array, *,
     carry: bool, lanes: int, bounds: Sequence[tuple[int, int]], masked_out: Array | None = None,
+    numbers: Array | None = None,
 ) -> Region:  # fmt: skip
     """Neurons on their currents, (T or 1, n) or (n, lanes).
 
     gather: of the live neurons' currents, None: all n. bounds: columns of the currents, by
-    partition. masked_out: index of neurons whose spikes are set to 0, None: none.
+    partition. masked_out: index of neurons whose spikes are set to 0, None: none. numbers: as
+    `neuron_state.update_numbers`.
     """
     arriving = current
     if gather is not None:
@@ -314,7 +316,7 @@ def neuron_region(
             kernel = time_vectorised.gather_lanes if lanes else maps.gather_currents
             calls.append(Call(kernel, (current, gather, first, last, arriving), "neurons"))
         update, running = neuron_state.update_call(
-            neuron, arriving, v, fired, (first, last), carry=carry, lanes=lanes
+            neuron, arriving, v, fired, (first, last), carry=carry, lanes=lanes, numbers=numbers
         )
         calls.append(Call(update, running, "neurons"))
         if masked_out is not None:

@@ -18,7 +18,6 @@ from soul_deploy.ir import SPIKE, Node, SpikingGraph
 from soul_deploy.lowering import deploy, fan_out
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
-from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.equations import CHARGE, Equation, NeuronEquation, reset_hard, reset_soft
 
@@ -120,11 +119,11 @@ class ReferenceModel:
         current = self.double.evaluate(known, [current_of])[current_of]
         sizes = {s: Signal(signal.tensor.abs(), signal.static) for s, signal in known.items()}
         summed = self.absolute.evaluate(sizes, [current_of])[current_of]
-        neuron = self.double.get_submodule(name)
-        assert isinstance(neuron, SpikingNeuron)
         charged = spikes[:, :, : self.graph.shapes[current_of][0]]
         x, sizes_of = (_over_time(signal, len(spikes)) for signal in (current, summed))
-        distance, allowance = margins_of(neuron.equation(), x, sizes_of, charged)
+        distance, allowance = margins_of(
+            deploy.lower(self.model).equations[name], x, sizes_of, charged
+        )
         constant_patterns = torch.full_like(spikes[:, :, charged.shape[2] :], torch.inf)
         return (
             torch.cat([distance, constant_patterns], dim=2),

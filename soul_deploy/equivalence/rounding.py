@@ -9,11 +9,12 @@ exponentials, adaptation) gets the bound that follows from them, and no constant
 from dataclasses import dataclass
 from typing import Any, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from soul_deploy.base import brief
-from soul_deploy.runtime.dynamics.equation import DynamicsEquation, parts_of
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number, parts_of
 from soul_deploy.runtime.dynamics.form import BINARY, Operations
 
 HALF_UNIT = 2.0**-24
@@ -122,14 +123,14 @@ def teacher_forced(
     current, error (of the current), sent: (T, ...) float64; what was sent settles the state.
     """
     parts = parts_of(equation.family, BOUNDED)
-    numbers = tuple(float(torch.tensor(c, dtype=torch.float32)) for c in equation.constants)
     nothing = torch.zeros_like(current[0])
     state = tuple(
         Bounded(torch.full_like(nothing, float(torch.tensor(v, dtype=torch.float32))), nothing)
         for v in equation.start
     )
     distances, errors = [], []
-    for x, moved, s in zip(current, error, sent, strict=True):
+    for t, (x, moved, s) in enumerate(zip(current, error, sent, strict=True)):
+        numbers = tuple(_exact(c, nothing) for c in equation.at_step(t))
         state = parts.charge(Bounded(x, moved), state, numbers)
         potential, level = parts.decide(state, numbers)
         gap = potential - _nearest(equation, potential, level)
@@ -137,6 +138,14 @@ def teacher_forced(
         errors.append(gap.error)
         state = parts.settle(Bounded(s, nothing), state, numbers)
     return torch.stack(distances), torch.stack(errors)
+
+
+def _exact(number: Number, like: Tensor) -> Operand:
+    """A constant: the same float32 in every engine."""
+    if not isinstance(number, np.ndarray):
+        return float(np.float32(number))
+    value = torch.from_numpy(number.astype(np.float64)).expand_as(like)
+    return Bounded(value, torch.zeros_like(like))
 
 
 def _nearest(equation: DynamicsEquation, potential: Bounded, level: Operand) -> Bounded:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from soul_deploy.base.errors import UsageError
-from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
-from soul_deploy.runtime.dynamics.form import BINARY, Dynamics
+from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation, Number
+from soul_deploy.runtime.dynamics.form import BINARY, GRANULARITIES, Dynamics, Granularity, SendRule
+from soul_deploy.runtime.dynamics.operations import NUMPY
 from soul_deploy.runtime.equations import (
     ChargeForm,
     Equation,
@@ -59,6 +60,7 @@ class NeuronSpec:
     v_subtract      with soft reset, what a spike takes off instead of the threshold: snnTorch takes
                     it off a step later, after the decay; None: the threshold
     settings        numbers that only this family has, by name; those not given are its defaults
+    tensors         settings that are tensors of the state dict, and what each is one per
     form            whose arithmetic the charge is, to the last bit: "soul"; "spikingjelly" (2.x);
                     "spikingjelly_0" (0.0.0.0.14 and before, in evaluation)
     """
@@ -75,6 +77,7 @@ class NeuronSpec:
     form: FormName = "soul"
     v_subtract: float | None = None
     settings: tuple[tuple[str, float], ...] = ()
+    tensors: tuple[tuple[str, Granularity], ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -123,9 +126,46 @@ class NeuronSpec:
                 raise UsageError(f"{name} {number} must be finite in float32")
         filled = tuple((name, float(given.get(name, value))) for name, value in known.items())
         object.__setattr__(self, "settings", filled)
+        self._check_tensors()
         wrong = None if self.dynamics is None else self.dynamics.check(self.named)
         if wrong is not None:
             raise UsageError(f"{self.family}: {wrong}")
+
+    def _check_tensors(self) -> None:
+        """Fill in those that the family always has. Raises UsageError for what cannot be one."""
+        known = {} if self.dynamics is None else self.dynamics.tensors
+        given = dict(self.tensors)
+        for name, kind in given.items():
+            if name not in known:
+                raise UsageError(
+                    f"{self.family}: {name!r} cannot be a tensor; those that can: "
+                    f"{', '.join(known) or 'none'}"
+                )
+            if kind not in GRANULARITIES:
+                valid = ", ".join(GRANULARITIES)
+                raise UsageError(f"{self.family}: {name} per {kind!r}; valid: {valid}")
+        filled = ((name, given.get(name, kind)) for name, kind in known.items())
+        kept = tuple((name, kind) for name, kind in filled if kind is not None)
+        object.__setattr__(self, "tensors", kept)
+
+    def tensor_shapes(
+        self, population: str, shape: tuple[int, ...], time_steps: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Name and shape of what a population of this shape has in a state dict."""
+        sides: dict[Granularity, tuple[int, ...]] = {
+            "layer": (),
+            "channel": shape[:1],
+            "neuron": shape,
+            "step": (time_steps,),
+            "step_channel": (time_steps, *shape[:1]),
+        }
+        own = {f"{population}.{name}": sides[kind] for name, kind in self.tensors}
+        return own | ({f"{population}.w": ()} if self.learned else {})
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether some numbers are those of a step: the neuron is one of T steps only."""
+        return any(kind in ("step", "step_channel") for _, kind in self.tensors)
 
     @property
     def dynamics(self) -> Dynamics | None:
@@ -182,10 +222,16 @@ class NeuronSpec:
         scaled = self.form == "spikingjelly_0" and self.v_reset is None
         return "leak_multiply" if scaled else "leak_subtract_divide"
 
-    def equation(self, learned: float | None = None) -> Equation:
-        """The neuron as deployed. learned: what `w` stands for, in float32, if there is one."""
+    def equation(
+        self, learned: float | None = None, numbers: tuple[Number, ...] | None = None
+    ) -> Equation:
+        """The neuron as deployed.
+
+        learned: what `w` stands for, in float32, if there is one. numbers: the family's constants,
+        where settings are tensors.
+        """
         if self.dynamics is not None:
-            return self._of_dynamics(self.dynamics)
+            return self._of_dynamics(self.dynamics, numbers)
         constant, threshold = self.fixed_constant, self.v_threshold
         if self.learned:
             assert learned is not None, f"{self.family} needs its learned number"
@@ -199,10 +245,19 @@ class NeuronSpec:
             self.charge, constant, threshold, self.v_reset, self.fire, self.v_subtract
         )
 
-    def _of_dynamics(self, dynamics: Dynamics) -> DynamicsEquation:
-        rule = self.fire if dynamics.rules == BINARY else dynamics.rules[0]
-        bounds = dynamics.bounds(self.named)
-        return DynamicsEquation(self.family, dynamics.numbers(self.named), rule, *bounds)
+    @property
+    def send(self) -> SendRule:
+        """How a family of runtime.dynamics sends."""
+        assert self.dynamics is not None
+        return self.fire if self.dynamics.rules == BINARY else self.dynamics.rules[0]
+
+    def _of_dynamics(
+        self, dynamics: Dynamics, numbers: tuple[Number, ...] | None
+    ) -> DynamicsEquation:
+        if numbers is None:
+            assert not self.tensors, f"{self.family} needs the numbers that its tensors hold"
+            numbers = tuple(map(float, dynamics.numbers(self.named, NUMPY)))
+        return DynamicsEquation(self.family, numbers, self.send, *dynamics.bounds(self.named))
 
     @property
     def reset_target(self) -> float:
@@ -222,6 +277,7 @@ SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
     "plif": NeuronSpec("plif", decay_input=False),
     "if": NeuronSpec("if"),
     "clif": NeuronSpec("clif", decay_input=False, surrogate="rectangle", surrogate_alpha=1.0),
+    "glif": NeuronSpec("glif"),
     "ielif": NeuronSpec("ielif"),
     "ilif": NeuronSpec("ilif", decay_input=False, surrogate="rectangle", surrogate_alpha=1.0),
     "intlif": NeuronSpec("intlif", tau=4.0),

@@ -166,9 +166,9 @@ class Population(node.Node):
     generated: int = 0
 
     def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
-        decay: dict[str, node.Shape] = {f"{self.name}.w": ()} if self.neuron.learned else {}
+        own = self.neuron.tensor_shapes(self.name, inputs[0], time_steps)
         pattern = {f"{self.name}.pattern": (time_steps, self.generated)} if self.generated else {}
-        return decay | pattern
+        return own | pattern
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         return (inputs[0][0] + self.generated, *inputs[0][1:])

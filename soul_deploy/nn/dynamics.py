@@ -1,16 +1,18 @@
 """The neuron families of `runtime.dynamics` in PyTorch, differentiable by surrogates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from soul_deploy.ir import NeuronSpec, SurrogateName
 from soul_deploy.nn.surrogate import surrogate_gradient
-from soul_deploy.runtime.dynamics.equation import DynamicsEquation, parts_of
-from soul_deploy.runtime.dynamics.form import Operations, SendRule
+from soul_deploy.runtime.dynamics.equation import Number, parts_of
+from soul_deploy.runtime.dynamics.form import Granularity, Operations, SendRule
+from soul_deploy.runtime.equations import Equation
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called after each step with (t, spikes, membrane potential after reset), both (B, ...)."""
@@ -87,22 +89,56 @@ def torch_operations(name: SurrogateName, alpha: float, detach_reset: bool) -> O
     )
 
 
+def shaped(tensor: Tensor, kind: Granularity, rank: int) -> Tensor:
+    """A setting of the state dict as (T or 1, C or 1, ...) for neurons of a shape of `rank`."""
+    if kind == "step":
+        return tensor.reshape(-1, *[1] * rank)
+    if kind == "step_channel":
+        return tensor.reshape(*tensor.shape, *[1] * (rank - 1))
+    if kind == "channel":
+        return tensor.reshape(1, -1, *[1] * (rank - 1))
+    return tensor.reshape(1, *(tensor.shape if kind == "neuron" else [1] * rank))
+
+
+def numbers_of(spec: NeuronSpec, tensors: Mapping[str, Tensor], rank: int) -> tuple[Any, ...]:
+    """The constants: floats, and tensors (T or 1, C or 1, ...) that follow from `tensors`."""
+    assert spec.dynamics is not None
+    held = {name: shaped(tensors[name], kind, rank) for name, kind in spec.tensors}
+    operations = torch_operations(spec.surrogate, spec.surrogate_alpha, spec.detach_reset)
+    return spec.dynamics.numbers(spec.named | held, operations)
+
+
+@torch.no_grad()
+def deployed(spec: NeuronSpec, tensors: Mapping[str, Tensor], rank: int) -> Equation:
+    """The neuron as deployed: its numbers in float32, as PyTorch computes them."""
+    single = {name: tensors[name].detach().float().cpu() for name, _ in spec.tensors}
+    found: list[Number] = []
+    for number in numbers_of(spec, single, rank):
+        one = not isinstance(number, Tensor) or number.numel() == 1
+        found.append(float(number) if one else np.ascontiguousarray(number.numpy()))
+    return spec.equation(numbers=tuple(found))
+
+
 def simulate(
-    spec: NeuronSpec, current: Tensor, steps: int, *, static: bool, observe: Observer | None
-) -> Tensor:
+    spec: NeuronSpec, tensors: Mapping[str, Tensor], current: Tensor, steps: int, *, static: bool,
+    observe: Observer | None,
+) -> Tensor:  # fmt: skip
     """What the neurons send, integers (T, B, ...), for a current (T, B, ...), or (B, ...) if
     `static`. The observer sees the first state variable after each step.
     """
-    equation = spec.equation()
-    assert isinstance(equation, DynamicsEquation)
+    first = current if static else current[0]
+    constants, family = numbers_of(spec, tensors, first.dim() - 1), spec.dynamics
+    assert family is not None
     operations = torch_operations(spec.surrogate, spec.surrogate_alpha, spec.detach_reset)
-    parts, send = parts_of(equation.family, operations), operations.send[equation.send]
-    first, numbers = current if static else current[0], equation.constants
-    state: tuple[Tensor, ...] = tuple(torch.full_like(first, value) for value in equation.start)
+    parts, send = parts_of(family.name, operations), operations.send[spec.send]
+    named = dict(zip(family.constants, constants, strict=True))
+    starts = (named[s] if isinstance(s, str) else s for s in family.start)
+    state: tuple[Tensor, ...] = tuple(torch.full_like(first, float(value)) for value in starts)
     sent: list[Tensor] = []
     for t in range(steps):
+        numbers = tuple(c[min(t, len(c) - 1)] if isinstance(c, Tensor) else c for c in constants)
         state = parts.charge(current if static else current[t], state, numbers)
-        s = send(*parts.decide(state, numbers), equation.low, equation.high)
+        s = send(*parts.decide(state, numbers), float(spec.edge.low), float(spec.edge.bound or 1))
         state = parts.settle(s.detach() if spec.detach_reset else s, state, numbers)
         sent.append(s)
         if observe is not None:

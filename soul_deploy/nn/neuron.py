@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn import dynamics
 from soul_deploy.nn.dynamics import Observer
@@ -26,10 +27,23 @@ class SpikingNeuron(nn.Module):
     returns spikes (T, B, ...). The membrane starts at rest at every call.
     """
 
-    def __init__(self, spec: NeuronSpec, time_steps: int) -> None:
+    def __init__(
+        self, spec: NeuronSpec, time_steps: int, shape: tuple[int, ...] | None = None
+    ) -> None:
+        """shape: of the neurons, (C, H, W) or (N,); needed where a setting is a tensor with one
+        number for each channel or neuron."""
         super().__init__()
         self.spec = spec
         self.time_steps = time_steps
+        shapes = spec.tensor_shapes("", () if shape is None else shape, time_steps)
+        for name, kind in spec.tensors:
+            if shape is None and kind in ("channel", "neuron", "step_channel"):
+                raise UsageError(f"{spec.family}: {name} per {kind}, but no shape is given")
+            assert spec.dynamics is not None
+            low, high = spec.dynamics.initial(spec.named, name, time_steps)
+            drawn = torch.full(shapes[f".{name}"], low)
+            drawn = drawn if low == high else drawn.uniform_(low, high)
+            self.register_parameter(name, nn.Parameter(drawn))
         if spec.learned:
             self.w = nn.Parameter(torch.tensor(spec.first_w))
 
@@ -41,7 +55,8 @@ class SpikingNeuron(nn.Module):
         spec = self.spec
         steps = self.time_steps if static else len(current)
         if spec.dynamics is not None:
-            return dynamics.simulate(spec, current, steps, static=static, observe=observe)
+            held = dict(self.named_parameters())
+            return dynamics.simulate(spec, held, current, steps, static=static, observe=observe)
         differentiated = torch.is_grad_enabled() and current.requires_grad
         if spec.detach_reset and not spec.learned and differentiated:
             spikes_of_all: Tensor = _Unrolled.apply(current, spec, steps, static, observe)
@@ -73,7 +88,8 @@ class SpikingNeuron(nn.Module):
         return self.w.tanh() if self.spec.family == "ltmd" else self.spec.v_threshold
 
     def equation(self) -> equations.Equation:
-        """The neuron as deployed, with its learned number in float32."""
+        """The neuron as deployed, with its learned number in float32; not for those whose settings
+        are tensors (`dynamics.deployed`)."""
         return self.spec.equation(learned_number(self.spec, self.w) if self.spec.learned else None)
 
     def extra_repr(self) -> str:

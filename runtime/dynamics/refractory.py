@@ -54,7 +54,7 @@ def _check(settings: Settings) -> str | None:
         return "v_reset none; Soul's RPLIF cannot run with soft reset, give a number"
     if not settings["tau"] >= 1:
         return f"tau {settings['tau']:g} must be at least 1 step"
-    return None if settings["alpha"] >= 1 else f"alpha {settings['alpha']:g} must be at least 1"
+    return None if settings["alpha"] > 0 else f"alpha {settings['alpha']:g} must be above 0"
 
 
 RPLIF = Dynamics(

@@ -39,7 +39,12 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
         given["surrogate"] = errors.known("surrogate", given["surrogate"], DEFAULT_ALPHA)
     if "fire" in given:
         given["fire"] = errors.known("firing rule", given["fire"], ("gt", "ge"))
-    spec = replace(ir.SOUL_NEURONS[family], **given)
+    soul = ir.SOUL_NEURONS[family]
+    if "settings" in given:
+        given["settings"] = tuple({**dict(soul.settings), **dict(given["settings"])}.items())
+    spec = replace(soul, **given)
+    if "surrogate" not in given:
+        return spec
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 

@@ -179,6 +179,15 @@ class NeuronSpec:
         return {name: getattr(self, name) for name in fields} | dict(self.settings)
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields that decide spikes, apart from `settings`: PLIF has learned its tau."""
+        if self.dynamics is not None:
+            return (*self.dynamics.reads, *(("fire",) if self.dynamics.rules == BINARY else ()))
+        every = "tau", "v_threshold", "v_reset", "decay_input", "fire"
+        unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "ltmd": every[:4], "lif": ()}
+        return tuple(name for name in every if name not in unread[self.family])
+
+    @property
     def edge(self) -> Edge:
         """What the neurons send."""
         if self.dynamics is None:
@@ -280,17 +289,18 @@ SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
     "glif": NeuronSpec("glif"),
     "ielif": NeuronSpec("ielif"),
     "ilif": NeuronSpec("ilif", decay_input=False, surrogate="rectangle", surrogate_alpha=1.0),
-    "intlif": NeuronSpec("intlif", tau=4.0),
+    "intlif": NeuronSpec("intlif", tau=4.0, settings=(("carry", 0.0),)),
     "izhikevich": NeuronSpec(
         "izhikevich", surrogate="sigmoid", surrogate_alpha=4.0, detach_reset=False
     ),
     "ltmd": NeuronSpec("ltmd", surrogate="rectangle", surrogate_alpha=1.0, detach_reset=False),
     "rplif": NeuronSpec("rplif"),
     "stbif": NeuronSpec("stbif", fire="ge"),
-    "tlif": NeuronSpec("tlif"),
+    "tlif": NeuronSpec("tlif", settings=(("carry", 0.0),)),
 }
 """Each neuron as Soul sets it (soul/config/neuron/*.yaml): what flags that are not given stand for.
-Soul has no IF; its threshold, reset and surrogate are LIF's."""
+Soul has no IF; its threshold, reset and surrogate are LIF's. Its INTLIF and TLIF take all steps of
+a sequence for one, so that no membrane is carried from step to step."""
 
 
 def constant_text(value: object) -> str:

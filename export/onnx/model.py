@@ -15,9 +15,11 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from soul_deploy import ir
 from soul_deploy.base import dispatch, errors, files
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
+from soul_deploy.export.onnx import populations
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering.deploy import Deployed, lower
@@ -38,6 +40,9 @@ ENCODINGS: dict[onnx_nodes.InputMode, str] = {
     "sequence": "sequence",
     "step": "one frame, or the same image again, per call",
 }
+
+
+onnx_nodes.append_onnx.on(ir.Population)(populations.append_population)
 
 
 def build_onnx(

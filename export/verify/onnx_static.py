@@ -296,7 +296,7 @@ def _neuron_problems(reference: Model, file: ModelProto, form: Interface) -> Ite
         owner = node.output[0].rsplit(".spike.", 1)[0]
         if node.domain == onnx_neuron.DOMAIN and owner in calls:
             calls[owner].append(node)
-    for name, equation in deploy.lower(reference).equations.items():
+    for name, equation in deploy.lower(reference).equations.items() if file.functions else ():
         expected = (onnx_neuron.function_name(equation), _rounded(onnx_neuron.attributes(equation)))
         for node in calls[name]:
             constants = {a.name: helper.get_attribute_value(a) for a in node.attribute}

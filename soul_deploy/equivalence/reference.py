@@ -140,11 +140,15 @@ def _teacher_forced_distance(neuron: SpikingNeuron, current: Signal, spikes: Ten
     """The charged membrane minus the threshold at every step, reset by the given spikes."""
     equation = neuron.equation()
     x = _over_time(current, len(spikes))
+    threshold, late = equation.v_threshold, equation.charge == "leak_multiply_late"
+    charge = CHARGE["leak_multiply" if late else equation.charge]
     v = torch.full_like(x[0], equation.rest)
     distances = []
     for t, spike in enumerate(spikes):
-        v = CHARGE[equation.charge](v, x[t], equation.constant, equation.rest)
-        distances.append(v - equation.v_threshold)
+        v = charge(v, x[t], equation.constant, equation.rest, threshold)
+        if late and t:  # the spike before, as given, not as v in float64 tells it
+            v = reset_soft(v, spikes[t - 1], threshold)
+        distances.append(v - threshold)
         if equation.v_reset is None:
             v = reset_soft(v, spike, equation.target)
         else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation, 
 
 NeuronFamily = Literal["if", "lif", "plif"]
 SurrogateName = Literal["atan", "sigmoid", "rectangle"]
-FormName = Literal["soul", "spikingjelly", "spikingjelly_0"]
+FormName = Literal["soul", "spikingjelly", "spikingjelly_0", "snntorch"]
+FORMS: tuple[FormName, ...] = get_args(FormName)
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class NeuronSpec:
     v_reset         value after a spike, or None: soft reset, the threshold is subtracted
     fire            "gt": fires above the threshold (Soul); "ge": also at it (SpikingJelly)
     surrogate, surrogate_alpha, detach_reset   training only
-    v_subtract      with soft reset, what a spike takes off instead of the threshold: snnTorch takes
-                    it off a step later, after the decay; None: the threshold
+    v_subtract      with soft reset, what a spike takes off at once, instead of the threshold; None:
+                    the threshold; 0: no reset
     form            whose arithmetic the charge is, to the last bit: "soul"; "spikingjelly" (2.x);
-                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation)
+                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation); "snntorch" (Leaky:
+                    beta is 1 - 1/tau, or 1 for "if"; soft reset takes the threshold off a step
+                    after the spike, behind decay and input)
     """
 
     family: NeuronFamily = "lif"
@@ -70,8 +73,8 @@ class NeuronSpec:
             raise UsageError(
                 f"v_subtract {self.v_subtract} with v_reset {self.v_reset}; it is for soft reset"
             )
-        if self.v_subtract is not None and not SMALLEST <= self.v_subtract <= LARGEST:
-            raise UsageError(f"v_subtract {self.v_subtract} must be above 0 and finite in float32")
+        if self.v_subtract and not SMALLEST <= self.v_subtract <= LARGEST:
+            raise UsageError(f"v_subtract {self.v_subtract} must be 0 or more, finite in float32")
         if self.family == "lif" and not self.tau >= 1:
             raise UsageError(f"tau {self.tau} must be at least 1 step")
         if self.family == "plif" and not self.tau > 1:
@@ -80,8 +83,13 @@ class NeuronSpec:
             raise UsageError(f"fire {self.fire!r}; valid: gt (v > threshold), ge (v >= threshold)")
         if self.surrogate not in ("atan", "sigmoid", "rectangle"):
             raise UsageError(f"surrogate {self.surrogate!r}; valid: atan, sigmoid, rectangle")
-        if self.form not in ("soul", "spikingjelly", "spikingjelly_0"):
-            raise UsageError(f"form {self.form!r}; valid: soul, spikingjelly, spikingjelly_0")
+        if self.form not in FORMS:
+            raise UsageError(f"form {self.form!r}; valid: {', '.join(FORMS)}")
+        if self.form == "snntorch" and (self.learned or self.decay_input or self.v_reset):
+            raise UsageError(
+                "form 'snntorch' is of families if and lif, with decay_input False and v_reset 0 "
+                "or None"
+            )
 
     @property
     def learned(self) -> bool:
@@ -89,8 +97,15 @@ class NeuronSpec:
         return self.family == "plif"
 
     @property
+    def late_reset(self) -> bool:
+        """Whether the charge of the next step takes the threshold off, and the spike nothing."""
+        return self.form == "snntorch" and self.v_reset is None and self.v_subtract is None
+
+    @property
     def charge(self) -> ChargeForm:
-        """The form of the charge: soul/neuron/LIF.py and PLIF.py, or SpikingJelly's neurons."""
+        """The form of the charge: soul/neuron/LIF.py and PLIF.py, SpikingJelly's or snnTorch's."""
+        if self.late_reset:
+            return "leak_multiply_late"
         if self.family == "if":
             return "integrate"
         if self.learned:
@@ -98,6 +113,8 @@ class NeuronSpec:
                 return "decay_multiply"
             subtracted = self.form == "spikingjelly" or self.v_reset
             return "leak_subtract_multiply" if subtracted else "leak_multiply"
+        if self.form == "snntorch":
+            return "leak_multiply"
         if self.form == "soul":
             return "soul_lif_decay" if self.decay_input else "soul_lif"
         if self.decay_input:
@@ -114,18 +131,25 @@ class NeuronSpec:
         else:
             constant = self.fixed_constant
         return NeuronEquation(
-            self.charge, constant, self.v_threshold, self.v_reset, self.fire, self.v_subtract
+            self.charge, constant, self.v_threshold, self.v_reset, self.fire, self._taken
         )
 
     @property
     def reset_target(self) -> float:
         """As `NeuronEquation.target`."""
-        return reset_target(self.v_threshold, self.v_reset, self.v_subtract)
+        return reset_target(self.v_threshold, self.v_reset, self._taken)
+
+    @property
+    def _taken(self) -> float | None:
+        """As `NeuronEquation.v_subtract`."""
+        return 0.0 if self.late_reset else self.v_subtract
 
     @property
     def fixed_constant(self) -> float:
         """The form's constant of a neuron that does not learn it (rounded to float32 in use)."""
-        return 1.0 - 1.0 / self.tau if self.charge == "leak_multiply" else self.tau
+        if self.charge not in ("leak_multiply", "leak_multiply_late"):
+            return self.tau
+        return 1.0 if self.family == "if" else 1.0 - 1.0 / self.tau
 
 
 SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {

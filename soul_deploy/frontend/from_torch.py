@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from soul_deploy.base import errors, pixel_rule
 from soul_deploy.frontend import (
@@ -24,6 +24,7 @@ from soul_deploy.frontend import (
     graph_builder,
     module_kinds,
     side_by_side,
+    stepped,
     tracer,
 )
 from soul_deploy.ir import Shape, SpikingGraph
@@ -42,10 +43,13 @@ class Traced:
     image     (B, C, H, W), shown T times
     sequence  (T, B, C, H, W)
     step      (B, C, H, W), called once a step, state kept between calls
+
+    output: which of several values that forward returns is the class scores.
     """
 
     graph: SpikingGraph
     takes: tracer.Takes
+    output: int | None = None
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -93,6 +97,18 @@ class _Attempt:
     asked: bool
 
 
+def _traced(
+    builder: graph_builder.GraphBuilder, operations: fx.Graph, takes: tracer.Takes
+) -> Traced:
+    graph, steps = builder.build(operations), builder.unrolled
+    if steps is None:
+        return Traced(graph, takes)
+    old = steps.warn_of_kept(builder.modules)
+    if old is not None:
+        warnings.warn(old, stacklevel=2)
+    return Traced(graph, "step" if steps.one_step else takes, steps.output)
+
+
 def _likelier(
     failed: dict[tracer.Takes, errors.UnsupportedGraphError],
 ) -> errors.UnsupportedGraphError:
@@ -115,7 +131,7 @@ def _trace_as(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         operations = tracer.run_symbolically(network, builder.sides_of)
-        traced = Traced(builder.build(operations), takes)
+        traced = _traced(builder, operations, takes)
     if takes == "image" and tracer.is_multi_step(network) and not builder.repeated:
         raise errors.UnsupportedGraphError(
             f"{type(network).__name__}: its modules are in step mode 'm', but its forward does not "
@@ -192,7 +208,7 @@ def examine(
     module = GraphModule(traced.graph)
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})
-    pair = _Pair(network, module.eval(), traced.takes)
+    pair = _Pair(network, module.eval(), traced)
     if example is None:
         made = torch.Generator().manual_seed(2025)
         example = torch.randn(2, *traced.graph.input.shape, generator=made)
@@ -217,11 +233,13 @@ def _check_weights(network: nn.Module) -> None:
 class _Pair:
     network: nn.Module
     module: GraphModule
-    takes: tracer.Takes
+    traced: Traced
 
     def run(self, x: Tensor) -> tuple[side_by_side.TracedRun, side_by_side.TracedRun]:
         """The network's own run and the graph's."""
-        own = side_by_side.run_own(self.network, self.module.graph, self.takes, x)
+        own = side_by_side.run_own(
+            self.network, self.module.graph, self.traced.takes, x, self.traced.output
+        )
         return own, side_by_side.run_graph(self.module, x)
 
     def doubled(self) -> "_Pair":
@@ -229,7 +247,8 @@ class _Pair:
         double = GraphModule(self.module.graph)
         double.load_state_dict(self.module.state_dict())
         network = copy.deepcopy(self.network).double()
-        return _Pair(network, double.double().eval(), self.takes)
+        stepped.cast_spikes(network)
+        return _Pair(network, double.double().eval(), self.traced)
 
     def difference(
         self, own: side_by_side.TracedRun, ours: side_by_side.TracedRun

@@ -24,7 +24,7 @@ from torch import fx, nn
 from torch.fx.graph import inplace_methods
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import module_kinds
+from soul_deploy.frontend import module_kinds, stepped
 from soul_deploy.frontend.sizes import Refusal, Side, Sides
 
 SUPPORTED = (
@@ -148,6 +148,10 @@ class Tracer(fx.Tracer):
         if kind in module_kinds.CONTAINERS:
             return self._enter(m, str(kind), *args)
         try:
+            if kind == stepped.LEAKY:
+                args, kwargs = stepped.arguments(path, m, args, kwargs), {}
+                called = super().call_module(m, forward, args, kwargs)
+                return stepped.results(m, called[0], called[1])
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed_in = self.failed_in or path
@@ -177,6 +181,9 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, _State):
             a.refuse()
+        if isinstance(a, stepped.Membrane):
+            mark, given = (stepped.kept, (a.path,)) if a.path is not None else (stepped.rest, ())
+            return self.create_node("call_function", mark, given, {})
         return super().create_arg(a)
 
 
@@ -256,7 +263,7 @@ def run_symbolically(network: nn.Module, sides_of: SidesOf) -> fx.Graph:
     """
     tracer = Tracer(sides_of)
     try:
-        with evaluating(network), _hidden_state(network):
+        with evaluating(network), _hidden_state(network), stepped.hidden(network):
             return tracer.trace(network)
     except Refusal as error:
         raise UnsupportedGraphError(
@@ -333,6 +340,8 @@ def can_take(network: nn.Module, sequence: bool) -> tuple[Takes, ...]:
     Networks of SpikingJelly's modules take sequences, or repeat an image themselves, or both; ours
     take what the example is: a `sequence`, or images.
     """
+    if any(map(stepped.is_stepped, network.modules())):
+        return ("sequence", "image") if sequence else ("image", "sequence")
     multi_step = is_multi_step(network)
     if not multi_step and any(map(module_kinds.is_stateful, network.modules())):
         return ("step",)

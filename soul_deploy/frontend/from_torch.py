@@ -44,12 +44,12 @@ class Traced:
     sequence  (T, B, C, H, W)
     step      (B, C, H, W), called once a step, state kept between calls
 
-    output: which of several values that forward returns is the class scores.
+    returns: what forward is given and returns besides.
     """
 
     graph: SpikingGraph
     takes: tracer.Takes
-    output: int | None = None
+    returns: stepped.Returns = stepped.Returns()
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -106,7 +106,7 @@ def _traced(
     old = steps.warn_of_kept(builder.modules)
     if old is not None:
         warnings.warn(old, stacklevel=2)
-    return Traced(graph, "step" if steps.one_step else takes, steps.output)
+    return Traced(graph, "step" if steps.one_step else takes, steps.returns)
 
 
 def _likelier(
@@ -238,7 +238,7 @@ class _Pair:
     def run(self, x: Tensor) -> tuple[side_by_side.TracedRun, side_by_side.TracedRun]:
         """The network's own run and the graph's."""
         own = side_by_side.run_own(
-            self.network, self.module.graph, self.traced.takes, x, self.traced.output
+            self.network, self.module.graph, self.traced.takes, x, self.traced.returns
         )
         return own, side_by_side.run_graph(self.module, x)
 

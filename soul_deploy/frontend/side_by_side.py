@@ -65,19 +65,12 @@ def run_graph(module: GraphModule, example: Tensor) -> TracedRun:
 
 def run_own(
     network: nn.Module, graph: SpikingGraph, takes: tracer.Takes, example: Tensor,
-    output: int | None = None,
+    returns: stepped.Returns = stepped.Returns(),
 ) -> TracedRun:  # fmt: skip
     """The network itself, from rest; its state is as before afterwards.
 
-    output: which of several values that it returns is the class scores. A population that it does
-    not run is missing.
+    A population that it does not run is missing.
     """
-
-    def scores_of(x: Tensor) -> Tensor:
-        returned = network(x)
-        scores = returned if output is None else returned[output]
-        return scores if isinstance(scores, Tensor) else torch.stack(tuple(scores))
-
     image = example.dim() == len(graph.input.shape) + 1
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     x = example.to(device)
@@ -88,6 +81,7 @@ def run_own(
         from_rest(network),
         _listening(network, graph) as heard,
     ):
+        scores_of = stepped.Calls(network, returns)
         if takes == "step":
             scores = torch.stack([scores_of(x if image else x[t]) for t in range(steps)])
         elif takes == "sequence" and image:

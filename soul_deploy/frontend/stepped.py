@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -234,6 +235,37 @@ def membrane_after(module: Any) -> Tensor:
     if module.state_function.__name__ != "_base_zero":
         return held.clone()
     return torch.where(held > module.threshold, torch.zeros_like(held), held)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What a forward is given besides its input, and returns besides the class scores.
+
+    scores  which of several values is the class scores; None: the only one
+    states  by argument: the neuron whose membrane it is, and which value is its next one
+    """
+
+    scores: int | None = None
+    states: tuple[tuple[str, int], ...] = ()
+
+
+class Calls:
+    """A network called again and again, each time with the membranes that the last call returned.
+
+    It gives the class scores; a list of all steps as one tensor.
+    """
+
+    def __init__(self, network: nn.Module, returns: Returns) -> None:
+        self._network, self._returns = network, returns
+        neurons: list[Any] = [network.get_submodule(path) for path, _ in returns.states]
+        self._held = [neuron.reset_mem() for neuron in neurons]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        returned = self._network(x, *self._held)
+        self._held = [returned[place] for _, place in self._returns.states]
+        place = self._returns.scores
+        scores = returned if place is None else returned[place]
+        return scores if isinstance(scores, Tensor) else torch.stack(tuple(scores))
 
 
 def cast_spikes(network: nn.Module) -> None:

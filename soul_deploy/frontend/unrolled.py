@@ -33,16 +33,17 @@ class Unrolled:
 
     calls     how often each neuron was called
     kept      the neurons that begin with a membrane from before the trace
-    output    which of several values that forward returns is the class scores; None: the only one
+    returns   what forward is given and returns besides input and class scores
     one_step  whether the network is called once a step
     """
 
     calls: dict[str, int] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    output: int | None = None
+    returns: stepped.Returns = stepped.Returns()
     one_step: bool = False
     _done: dict[Any, "TracedValue"] = field(default_factory=dict)
     _weighed: dict[str, list[fx.Node]] = field(default_factory=dict)
+    _given: dict[fx.Node, str] = field(default_factory=dict)
 
     def follow(self, builder: "GraphBuilder", node: fx.Node) -> None:
         """Make an operation of a network with stepped neurons, or find that it was made."""
@@ -141,7 +142,13 @@ class Unrolled:
     def _check_membrane(
         self, builder: "GraphBuilder", node: fx.Node, path: str, step: int
     ) -> None:
-        membrane = builder.values.get(node.args[1]) if isinstance(node.args[1], fx.Node) else None
+        given = node.args[1]
+        assert isinstance(given, fx.Node), "the tracer gives each call a membrane"
+        if step == 0 and given.op == "placeholder" and given not in self._given:
+            self._given[given] = path
+            self.kept.add(path)
+            return
+        membrane = builder.values.get(given)
         known = membrane is not None and membrane.membrane
         if membrane is None or not known or membrane.name not in ("", path):
             raise builder.unsupported(
@@ -183,8 +190,11 @@ class Unrolled:
         """
         (given,) = node.args
         items = list(given) if isinstance(given, list | tuple) else [given]
-        whole = self.stacked(builder, node, items)  # a list of all steps
-        values = [whole] if whole is not None else [self._item(builder, node, i) for i in items]
+        found = [builder.values.get(item) for item in items if isinstance(item, fx.Node)]
+        alike = {None if value is None else replace(value, step=None) for value in found}
+        if len(found) == len(items) > 1 == len(alike):  # a list of one value's steps
+            items = [items]
+        values = [self._item(builder, node, item) for item in items]
         spikes = [i for i, value in enumerate(values) if not value.membrane]
         if not spikes:
             raise builder.unsupported(
@@ -195,14 +205,36 @@ class Unrolled:
             raise builder.unsupported(
                 node, f"a forward that returns more than the class scores ({names})"
             )
-        if len(values) > 1:
-            self.output = spikes[0]
-            names = ", ".join(sorted({repr(v.name) for v in values if v.membrane}))
-            text = f"the class scores are the spikes that it returns; membranes ({names}) are left out"
-            warnings.warn(NetworkWarning(text), stacklevel=2)
+        self.returns = self._handed_on(builder, node, values, spikes[0])
         self._check_calls(builder, node, values[spikes[0]])
         self._check_norms(builder)
         return values[spikes[0]]
+
+    def _handed_on(
+        self, builder: "GraphBuilder", node: fx.Node, values: "Sequence[TracedValue]", scores: int
+    ) -> stepped.Returns:
+        """Where the membranes that forward is given stand in what it returns."""
+        states = []
+        for placeholder in [n for n in node.graph.nodes if n.op == "placeholder"][1:]:
+            path = self._given.get(placeholder)
+            last = self.calls[path] - 1 if path is not None else None
+            where = [
+                i for i, v in enumerate(values) if v.membrane and (v.name, v.step) == (path, last)
+            ]
+            if path is None or not where:
+                raise builder.unsupported(
+                    node,
+                    f"a forward that takes {placeholder.target!r} besides its input, and does not "
+                    "give it to a neuron as its membrane and return that neuron's next one,",
+                )
+            states.append((path, where[0]))
+        held = {i for _, i in states}
+        left = {v.name for i, v in enumerate(values) if v.membrane and i not in held}
+        if left:
+            names = ", ".join(map(repr, sorted(left)))
+            text = f"the class scores are the spikes that it returns; membranes ({names}) are left out"
+            warnings.warn(NetworkWarning(text), stacklevel=2)
+        return stepped.Returns(scores if len(values) > 1 else None, tuple(states))
 
     def _item(self, builder: "GraphBuilder", node: fx.Node, item: Any) -> "TracedValue":
         if isinstance(item, list | tuple):

@@ -87,7 +87,9 @@ def charge_leak_subtract_divide(v: Value, x: Value, a: Value, r: Value, threshol
 
 
 @register_jitable
-def charge_leak_subtract_multiply(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
+def charge_leak_subtract_multiply(
+    v: Value, x: Value, a: Value, r: Value, threshold: Value
+) -> Value:
     """PLIF without decay_input and r != 0, a = sigmoid(w)."""
     return v - (v - r) * a + x
 
@@ -156,8 +158,8 @@ class NeuronEquation:
     v_threshold firing threshold
     v_reset     value after a spike (hard reset), or None: the threshold is subtracted (soft reset)
     fire        "gt": v > v_threshold, "ge": v >= v_threshold
-    v_subtract  with soft reset, what a spike takes off at once; None: the threshold; 0: no reset, or
-                one that the charge brings a step later
+    v_subtract  with soft reset, what a spike takes off at once; None: the threshold; 0: no reset,
+                or one that the charge brings a step later
     """
 
     charge: ChargeForm
@@ -179,7 +181,9 @@ class NeuronEquation:
 
     def step(self, v: Value, x: Value) -> tuple[Value, Value]:
         """One time step on numpy values or tensors: (v, x) -> (spike as bool, v after reset)."""
-        threshold = getattr(v.dtype, "type", float)(self.v_threshold)  # numpy: bool · float is double
+        threshold = getattr(v.dtype, "type", float)(
+            self.v_threshold
+        )  # numpy: bool · float is double
         h = CHARGE[self.charge](v, x, self.constant, self.rest, threshold)
         spike = FIRE[self.fire](h, threshold)
         s = spike * (h * 0 + 1)  # the spike in the dtype of v

@@ -49,7 +49,7 @@ class Traced:
 
     graph: SpikingGraph
     takes: tracer.Takes
-    returns: stepped.Returns = stepped.Returns()
+    returns: stepped.Returns = stepped.NOTHING_MORE
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -70,16 +70,22 @@ def trace_with_input(
     module_kinds.check_at_rest(network)
     sequence = example is not None and example.dim() == len(input_shape) + 2
     given: tracer.Takes = "sequence" if sequence else "image"
+    builders: dict[tracer.Takes, graph_builder.GraphBuilder] = {}
     found: dict[tracer.Takes, _Attempt] = {}
     failed: dict[tracer.Takes, errors.UnsupportedGraphError] = {}
     for takes in tracer.can_take(network, sequence):
+        builders[takes] = graph_builder.GraphBuilder(
+            network, input_shape, time_steps, 2 if takes == "sequence" else 1, function_rules.handle
+        )
         try:
-            found[takes] = _trace_as(takes, network, input_shape, time_steps)
+            found[takes] = _trace_as(takes, network, builders[takes])
         except errors.UnsupportedGraphError as error:
             failed[takes] = error
         else:
             if takes == given or not found[takes].asked:
                 break
+    if not found and builders[given].unrolled is not None:  # the one that got further is right
+        raise failed[max(failed, key=lambda takes: builders[takes].reached)]
     if not found:
         raise _likelier(failed)
     chosen = found.get(given) or next(iter(found.values()))
@@ -122,12 +128,8 @@ def _likelier(
 
 
 def _trace_as(
-    takes: tracer.Takes, network: nn.Module, input_shape: Shape, time_steps: int
+    takes: tracer.Takes, network: nn.Module, builder: graph_builder.GraphBuilder
 ) -> _Attempt:
-    lead = 2 if takes == "sequence" else 1
-    builder = graph_builder.GraphBuilder(
-        network, input_shape, time_steps, lead, function_rules.handle
-    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         operations = tracer.run_symbolically(network, builder.sides_of)
@@ -205,6 +207,11 @@ def examine(
     """Trace a network and compare it with its graph; raises as `from_torch`."""
     _check_weights(network)
     traced = trace_with_input(network, input_shape, time_steps, example)
+    if example is not None and traced.takes == "image" and example.dim() > len(input_shape) + 1:
+        raise errors.UsageError(
+            f"{type(network).__name__}: its forward takes images (B, ...), and the example of "
+            f"shape {tuple(example.shape)} is a sequence; give images"
+        )
     module = GraphModule(traced.graph)
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})

@@ -268,7 +268,11 @@ WINDOW = (
 
 
 def _same(builder: GraphBuilder, node: fx.Node) -> None:
-    builder.values[node] = _source(builder, node)
+    """Also of membranes, which training code detaches between steps."""
+    given = _argument(node, 0, "input")
+    source = builder.values.get(given) if isinstance(given, fx.Node) else None
+    held = source is not None and source.membrane
+    builder.values[node] = source if source is not None and held else _source(builder, node)
 
 
 def _fold(builder: GraphBuilder, node: fx.Node) -> None:
@@ -302,5 +306,5 @@ HANDLERS: dict[Any, Handler] = {
     F.dropout: _dropout,
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max_pool),
     **dict.fromkeys((stepped.rest, stepped.kept), _at_rest),
-    "contiguous": _same,
+    **dict.fromkeys(("contiguous", "detach"), _same),
 }

@@ -85,6 +85,11 @@ class GraphBuilder:
         self._follow_memory(output)
         return self._finish(output)
 
+    @property
+    def reached(self) -> int:
+        """How many operations were followed so far."""
+        return len(self._followed)
+
     def sides_of(self, node: fx.Node) -> tuple[Side, ...]:
         """The shape of an operation's result, while the operations behind it are still to come."""
         self.asked = True
@@ -299,10 +304,11 @@ class GraphBuilder:
     def value(self, node: fx.Node, argument: Any) -> TracedValue:
         """What an argument holds; constants, sizes and inverted spikes are refused."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if value is None or value.inverse or value.membrane:
+        if value is not None and value.membrane:
+            what = f"the membrane of {value.name!r} outside its neuron, which only spikes leave,"
+            raise self.unsupported(node, what)
+        if value is None or value.inverse:
             what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
-            if value is not None and value.membrane:
-                what = f"the membrane of {value.name!r} (only spikes leave a neuron)"
             name = node.target if isinstance(node.target, str) else node.name
             raise self.unsupported(node, f"{name!r} with {what}")
         return value

@@ -65,7 +65,7 @@ def run_graph(module: GraphModule, example: Tensor) -> TracedRun:
 
 def run_own(
     network: nn.Module, graph: SpikingGraph, takes: tracer.Takes, example: Tensor,
-    returns: stepped.Returns = stepped.Returns(),
+    returns: stepped.Returns = stepped.NOTHING_MORE,
 ) -> TracedRun:  # fmt: skip
     """The network itself, from rest; its state is as before afterwards.
 

@@ -1,8 +1,8 @@
-"""snnTorch's neurons: called once a step, on a current and their membrane, both of which they keep.
+"""snnTorch's neurons: called once a step, on a current and their membrane.
 
-`spikes, mem = lif(current, mem)`, or with `init_hidden=True` `spikes = lif(current)`; the membrane of
-the last call also stays in the module (`lif.mem`), where a call without one takes it from. snnTorch
-is never imported: classes are known by where they are defined and what they are called.
+`spikes, mem = lif(current, mem)`, or with `init_hidden=True` `spikes = lif(current)`. The membrane
+of the last call also stays in the module (`lif.mem`), and a call without one takes it from there.
+snnTorch is never imported: classes are known by where they are defined and what they are called.
 
 While a forward is traced, the membranes are out of reach: stand-ins tell where each came from.
 """
@@ -86,8 +86,8 @@ def _mechanism(path: str, module: Any) -> str:
     said = list(RESETS.values())[int(module.reset_mechanism_val)]
     if said != mechanism:
         raise UnsupportedGraphError(
-            f"{path}: it computes reset_mechanism {mechanism!r} and says {said!r}, because this was "
-            "set after it was made; give reset_mechanism to Leaky(...)"
+            f"{path}: it computes reset_mechanism {mechanism!r} and says {said!r}, which was set "
+            "after it was made; give reset_mechanism to Leaky(...)"
         )
     if mechanism == "subtract" and not module.reset_delay:
         raise UnsupportedGraphError(
@@ -117,8 +117,7 @@ def _surrogate(path: str, function: Any) -> tuple[str, float]:
     own = getattr(function, "__module__", "").startswith(f"{SNNTORCH}.")
     if not own:
         raise UnsupportedGraphError(
-            f"{path}: spike_grad is no function of snntorch.surrogate, so what makes it fire is not "
-            "known"
+            f"{path}: spike_grad is no function of snntorch.surrogate: when it fires is not known"
         )
     inner = inspect.getclosurevars(function).nonlocals
     if name == "atan":
@@ -247,6 +246,9 @@ class Returns:
 
     scores: int | None = None
     states: tuple[tuple[str, int], ...] = ()
+
+
+NOTHING_MORE = Returns()
 
 
 class Calls:

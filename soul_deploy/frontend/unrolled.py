@@ -39,7 +39,7 @@ class Unrolled:
 
     calls: dict[str, int] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
-    returns: stepped.Returns = stepped.Returns()
+    returns: stepped.Returns = stepped.NOTHING_MORE
     one_step: bool = False
     _done: dict[Any, "TracedValue"] = field(default_factory=dict)
     _weighed: dict[str, list[fx.Node]] = field(default_factory=dict)
@@ -51,9 +51,10 @@ class Unrolled:
         if _is_neuron(module):
             self._call(builder, node, str(node.target), module)
             return
-        if node.target is operator.getitem and _is_neuron(_module_of(builder, node.args[0])):
-            called, part = node.args  # (spikes, membrane) of a call
-            builder.values[node] = replace(builder.values[called], membrane=part == 1)
+        called = node.args[0] if node.target is operator.getitem else None
+        if isinstance(called, fx.Node) and _is_neuron(_module_of(builder, called)):
+            membrane = node.args[1] == 1  # of (spikes, membrane)
+            builder.values[node] = replace(builder.values[called], membrane=bool(membrane))
             return
         if node.target is torch.stack:  # puts steps together, and says which
             builder.operate(node)
@@ -93,8 +94,13 @@ class Unrolled:
         return node.op, node.target, plain(node.args), plain(node.kwargs)
 
     def _step_of(self, builder: "GraphBuilder", node: fx.Node) -> int | None:
-        known = (builder.values.get(source) for source in node.all_input_nodes)
-        steps = {value.step for value in known if value is not None} - {None}
+        found = [builder.values.get(source) for source in node.all_input_nodes]
+        known = [value for value in found if value is not None]
+        for value in known:
+            if value.membrane and node.target != "detach":
+                what = f"{node.name!r} of the membrane of {value.name!r}, which only spikes leave,"
+                raise builder.unsupported(node, what)
+        steps = {value.step for value in known} - {None}
         if len(steps) > 1:
             raise builder.unsupported(
                 node, f"{node.name!r} of values of different steps ({_told(steps)}), which"
@@ -113,9 +119,8 @@ class Unrolled:
         elif builder.nodes[path].inputs != (current.name,):
             raise builder.unsupported(
                 node,
-                f"neuron {path!r}, whose call {step + 1} takes {current.name!r} and whose first "
-                f"took {builder.nodes[path].inputs[0]!r}: each call is a step of the same loop, "
-                "and another",
+                f"neuron {path!r} called with {current.name!r} at step {step + 1} and with "
+                f"{builder.nodes[path].inputs[0]!r} at step 1, which",
             )
         builder.values[node] = replace(current, name=path, step=step)
         self.calls[path] = step + 1
@@ -135,13 +140,11 @@ class Unrolled:
         if current.step not in (None, step):
             raise builder.unsupported(
                 node,
-                f"neuron {str(node.target)!r}, whose call {step + 1} takes a value of step "
-                f"{current.step + 1}: each call is a step, and another order",
+                f"neuron {str(node.target)!r} called for the {step + 1}. time, which is its step "
+                f"{step + 1}, with a value of step {current.step + 1}, which",
             )
 
-    def _check_membrane(
-        self, builder: "GraphBuilder", node: fx.Node, path: str, step: int
-    ) -> None:
+    def _check_membrane(self, builder: "GraphBuilder", node: fx.Node, path: str, step: int) -> None:
         given = node.args[1]
         assert isinstance(given, fx.Node), "the tracer gives each call a membrane"
         if step == 0 and given.op == "placeholder" and given not in self._given:
@@ -151,15 +154,12 @@ class Unrolled:
         membrane = builder.values.get(given)
         known = membrane is not None and membrane.membrane
         if membrane is None or not known or membrane.name not in ("", path):
-            raise builder.unsupported(
-                node, f"neuron {path!r} with another membrane than its own of the step before, which"
-            )
+            what = f"neuron {path!r} with another membrane than its own of the step before"
+            raise builder.unsupported(node, what)
         if membrane.step != step - 1:
             begun = "starts again at rest" if membrane.step == BEFORE else "is of an earlier step"
             raise builder.unsupported(
-                node,
-                f"neuron {path!r}, whose membrane at call {step + 1} {begun}: it runs through all "
-                "steps, and another order",
+                node, f"neuron {path!r} with a membrane that {begun} at step {step + 1}, which"
             )
         if step == 0 and membrane.name == path:
             self.kept.add(path)
@@ -229,15 +229,17 @@ class Unrolled:
                 )
             states.append((path, where[0]))
         held = {i for _, i in states}
-        left = {v.name for i, v in enumerate(values) if v.membrane and i not in held}
-        if left:
-            names = ", ".join(map(repr, sorted(left)))
-            text = f"the class scores are the spikes that it returns; membranes ({names}) are left out"
+        if any(value.membrane and i not in held for i, value in enumerate(values)):
+            text = "class scores are the spikes that forward returns; its membranes are left out"
             warnings.warn(NetworkWarning(text), stacklevel=2)
         return stepped.Returns(scores if len(values) > 1 else None, tuple(states))
 
     def _item(self, builder: "GraphBuilder", node: fx.Node, item: Any) -> "TracedValue":
         if isinstance(item, list | tuple):
+            parts = [builder.values.get(part) for part in item if isinstance(part, fx.Node)]
+            held = [value for value in parts if value is not None and value.membrane]
+            if held and len(held) == len(item):
+                return held[0]
             whole = self.stacked(builder, node, item)
             if whole is not None:
                 return whole
@@ -277,11 +279,12 @@ class Unrolled:
         """Every call of what a batch norm belongs to goes through it: its node is one with it."""
         for path, calls in self._weighed.items():
             norm = getattr(builder.nodes[path], "norm", None)
-            for call in calls if norm is not None else ():
+            if norm is None:
+                continue
+            for call in calls:
                 if [user.target for user in call.users] != [norm.name]:
-                    raise builder.unsupported(
-                        call, f"{path!r} with and without batch norm {norm.name!r}, which"
-                    )
+                    what = f"{path!r} with and without batch norm {norm.name!r}, which"
+                    raise builder.unsupported(call, what)
 
     def warn_of_kept(self, modules: Any) -> NetworkWarning | None:
         """What to warn about membranes that an earlier run left."""

@@ -48,6 +48,8 @@ class Unrolled:
     def follow(self, builder: "GraphBuilder", node: fx.Node) -> None:
         """Make an operation of a network with stepped neurons, or find that it was made."""
         module = _module_of(builder, node)
+        if module is not None and module_kinds.module_kind(module) is None:
+            builder.operate(node)  # which refuses it
         if _is_neuron(module):
             self._call(builder, node, str(node.target), module)
             return

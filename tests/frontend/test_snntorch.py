@@ -310,7 +310,9 @@ class Stepping(Net):
     def __init__(self) -> None:
         super().__init__(by_steps)
 
-    def forward(self, x: Tensor, mem2: Tensor, mem1: Tensor, scale: int = 1) -> Any:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, mem2: Tensor, mem1: Tensor, scale: int = 1
+    ) -> Any:
         spk1, mem1 = self.lif1(self.fc1(x), mem1)
         spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
         return mem1, spk2, mem2

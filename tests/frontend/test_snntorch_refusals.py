@@ -186,7 +186,7 @@ def test_a_neuron_that_says_another_reset_than_it_computes_is_refused() -> None:
 class Own(snn.Leaky):  # type: ignore[misc]
     """A neuron of the user's own."""
 
-    def fire(self, mem: Tensor) -> Tensor:
+    def fire(self, mem: Tensor) -> Any:
         return (mem > 0.5 * self.threshold).float()
 
 

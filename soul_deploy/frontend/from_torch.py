@@ -84,10 +84,8 @@ def trace_with_input(
         else:
             if takes == given or not found[takes].asked:
                 break
-    if not found and builders[given].unrolled is not None:  # the one that got further is right
-        raise failed[max(failed, key=lambda takes: builders[takes].reached)]
     if not found:
-        raise _likelier(failed)
+        raise _likelier(failed, builders)
     chosen = found.get(given) or next(iter(found.values()))
     for warning in chosen.noted:
         warnings.warn(warning, stacklevel=3)
@@ -117,8 +115,14 @@ def _traced(
 
 def _likelier(
     failed: dict[tracer.Takes, errors.UnsupportedGraphError],
+    builders: Mapping[tracer.Takes, graph_builder.GraphBuilder],
 ) -> errors.UnsupportedGraphError:
-    """Of several errors that of a sequence, unless the network shows that it takes images."""
+    """Of several errors that of a sequence, unless the network shows that it takes images; with
+    neurons that are called once a step, that of the trace that got further.
+    """
+    furthest = max(failed, key=lambda takes: builders[takes].reached)
+    if builders[furthest].unrolled is not None:
+        return failed[furthest]
     image, sequence = failed.get("image"), failed.get("sequence")
     if image is None or sequence is None:
         return next(iter(failed.values()))

@@ -124,9 +124,9 @@ def _leaky(neuron: NeuronEquation, name: str) -> None:
         f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
     )
     errors.require(
-        neuron.v_subtract is None or (neuron.v_reset is None and np.float32(neuron.target) > 0),
-        f"{name}: v_subtract {neuron.v_subtract} with v_reset {neuron.v_reset}; it is above 0, and "
-        "for soft reset alone",
+        neuron.v_subtract is None or (neuron.v_reset is None and np.float32(neuron.target) >= 0),
+        f"{name}: v_subtract {neuron.v_subtract} with v_reset {neuron.v_reset}; it is 0 or more, "
+        "and for soft reset alone",
     )
     errors.require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
 

@@ -158,11 +158,15 @@ def _leaky(
     equation: NeuronEquation, current: Tensor, summed: Tensor, sent: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The charged membrane minus the threshold. A leaky membrane never amplifies a difference."""
+    threshold, late = equation.v_threshold, equation.charge == "leak_multiply_late"
+    charge = CHARGE["leak_multiply" if late else equation.charge]
     v = torch.full_like(current[0], equation.rest)
     distances = []
     for t, spike in enumerate(sent):
-        v = CHARGE[equation.charge](v, current[t], equation.constant, equation.rest)
-        distances.append(v - equation.v_threshold)
+        v = charge(v, current[t], equation.constant, equation.rest, threshold)
+        if late and t:  # the spike before, as given, not as v in float64 tells it
+            v = reset_soft(v, sent[t - 1], threshold)
+        distances.append(v - threshold)
         if equation.v_reset is None:
             v = reset_soft(v, spike, equation.target)
         else:

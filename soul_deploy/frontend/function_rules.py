@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import module_kinds, tracer
+from soul_deploy.frontend import module_kinds, stepped, tracer, unrolled
 from soul_deploy.frontend.graph_builder import GraphBuilder, ShowsImageError, TracedValue, told
 from soul_deploy.frontend.sizes import fits
 from soul_deploy.ir import AdaptiveAvgPool, Flatten
@@ -201,12 +202,30 @@ def _part(builder: GraphBuilder, node: fx.Node) -> None:
     if node.args[1:] == (None,):
         builder.values[node] = _with_time(builder, node, _source(builder, node))
         return
+    if builder.unrolled is not None and node.target is operator.getitem:
+        _one_step(builder, node)
+        return
     raise _unknown(builder, node, "a part of a tensor; loops over time belong outside the network")
+
+
+def _one_step(builder: GraphBuilder, node: fx.Node) -> None:
+    """x[t] in a loop over time."""
+    source, place = _source(builder, node), node.args[1]
+    steps = builder.time_steps
+    inside = type(place) is int and -steps <= place < steps
+    if source.lead != 2 or source.once or not isinstance(place, int) or not inside:
+        raise _unknown(builder, node, "of tensors, steps x[t] of a sequence alone are taken out")
+    builder.values[node] = replace(source, lead=1, step=place % steps)
 
 
 def _stack(builder: GraphBuilder, node: fx.Node) -> None:
     """An image T times."""
     images, axis = _argument(node, 0, "tensors"), _argument(node, 1, "dim", 0)
+    if builder.unrolled is not None and axis == 0 and isinstance(images, list | tuple):
+        whole = builder.unrolled.stacked(builder, node, images)
+        if whole is not None:
+            builder.values[node] = whole
+            return
     alike = isinstance(images, list | tuple) and all(image is images[0] for image in images)
     if axis != 0 or not images or not alike:
         raise _unknown(builder, node, "loops over time belong outside the network")
@@ -223,8 +242,37 @@ def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None
         )
 
 
+def _at_rest(builder: GraphBuilder, node: fx.Node) -> None:
+    """The membrane that a neuron's first step begins with."""
+    name = str(node.args[0]) if node.args else ""
+    builder.values[node] = TracedValue(name, 1, step=unrolled.BEFORE, membrane=True)
+
+
+def _max_pool(builder: GraphBuilder, node: fx.Node) -> None:
+    window = {name: _argument(node, 1 + i, name, usual) for i, (name, usual) in enumerate(WINDOW)}
+    settings = SimpleNamespace(**{**window, "stride": window["stride"] or window["kernel_size"]})
+    source, name = _source(builder, node), _fresh(builder, node, "max_pool2d")
+    if source.mean:
+        raise builder.unsupported(node, "max_pool2d after the mean over time")
+    made = module_kinds.CONVERTERS["MaxPool2d"](name, (source.name,), settings)
+    builder.add(node, made, replace(source, name=name))
+    if settings.ceil_mode:
+        module_kinds.check_ceil_mode(made, builder.shapes[source.name])
+
+
+WINDOW = (
+    *(("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1)),
+    *(("ceil_mode", False), ("return_indices", False)),
+)
+"""The arguments of max_pool2d behind its input, in order, and what they are if left out."""
+
+
 def _same(builder: GraphBuilder, node: fx.Node) -> None:
-    builder.values[node] = _source(builder, node)
+    """Also of membranes, which training code detaches between steps."""
+    given = _argument(node, 0, "input")
+    source = builder.values.get(given) if isinstance(given, fx.Node) else None
+    held = source is not None and source.membrane
+    builder.values[node] = source if source is not None and held else _source(builder, node)
 
 
 def _fold(builder: GraphBuilder, node: fx.Node) -> None:
@@ -256,5 +304,7 @@ HANDLERS: dict[Any, Handler] = {
     getattr: _attribute,
     F.adaptive_avg_pool2d: _adaptive,
     F.dropout: _dropout,
-    "contiguous": _same,
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max_pool),
+    **dict.fromkeys((stepped.rest, stepped.kept), _at_rest),
+    **dict.fromkeys(("contiguous", "detach"), _same),
 }

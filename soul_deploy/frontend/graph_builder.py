@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
-from soul_deploy.frontend import module_kinds, tracer
+from soul_deploy.frontend import module_kinds, stepped, tracer, unrolled
 from soul_deploy.frontend.sizes import BatchSize, Side
 
 
@@ -26,6 +26,8 @@ class TracedValue:
     once     its time axis has length 1, until it is repeated
     mean     averaged over time
     inverse  1 - the node's value
+    step     of a forward that loops over time: which step's value it is; None: the same at all
+    membrane the membrane of the population, not its spikes
     """
 
     name: str
@@ -34,6 +36,8 @@ class TracedValue:
     once: bool = False
     mean: bool = False
     inverse: bool = False
+    step: int | None = None
+    membrane: bool = False
 
 
 class ShowsImageError(UnsupportedGraphError):
@@ -67,6 +71,8 @@ class GraphBuilder:
         self.memory = tracer.TensorMemory()
         self.asked = False  # for a shape
         self.repeated = False  # an image, over time
+        by_steps = any(map(stepped.is_stepped, self.modules.values()))
+        self.unrolled = unrolled.Unrolled() if by_steps else None
         self._functions = functions
         self._followed: set[fx.Node] = set()
         self._last: fx.Node | None = None
@@ -78,6 +84,11 @@ class GraphBuilder:
         self._follow_to(output.prev)
         self._follow_memory(output)
         return self._finish(output)
+
+    @property
+    def reached(self) -> int:
+        """How many operations were followed so far."""
+        return len(self._followed)
 
     def sides_of(self, node: fx.Node) -> tuple[Side, ...]:
         """The shape of an operation's result, while the operations behind it are still to come."""
@@ -101,13 +112,20 @@ class GraphBuilder:
             node = self._last.next if self._last else next(iter(last.graph.nodes))
             if node.op == "placeholder":
                 self._take_input(node)
-            elif node.op == "call_module":
-                self.call(node, str(node.target), node.args)
+            elif self.unrolled is not None:
+                self.unrolled.follow(self, node)
             else:
-                self._functions(self, node)
+                self.operate(node)
             self._follow_memory(node)
             self._followed.add(node)
             self._last = node
+
+    def operate(self, node: fx.Node) -> None:
+        """Make what one operation does."""
+        if node.op == "call_module":
+            self.call(node, str(node.target), node.args)
+        else:
+            self._functions(self, node)
 
     def _follow_memory(self, node: fx.Node) -> None:
         """Refuse reads of what was changed in place under another name; changes of the input."""
@@ -286,6 +304,9 @@ class GraphBuilder:
     def value(self, node: fx.Node, argument: Any) -> TracedValue:
         """What an argument holds; constants, sizes and inverted spikes are refused."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        if value is not None and value.membrane:
+            what = f"the membrane of {value.name!r} outside its neuron, which only spikes leave,"
+            raise self.unsupported(node, what)
         if value is None or value.inverse:
             what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
             name = node.target if isinstance(node.target, str) else node.name
@@ -298,14 +319,23 @@ class GraphBuilder:
             f"{what} is not supported ({tracer.place_of(node)}); supported: {tracer.SUPPORTED}"
         )
 
+    def shows_image(self, node: fx.Node, what: str) -> ShowsImageError:
+        """As `unsupported`, where the network shows that it takes no sequences."""
+        return ShowsImageError(str(self.unsupported(node, what)))
+
+    def _returned(self, node: fx.Node) -> TracedValue:
+        if self.unrolled is not None:
+            return self.unrolled.returned(self, node)
+        (returned,) = node.args
+        if not isinstance(returned, fx.Node):
+            raise self.unsupported(node, "a forward that returns more than the class scores")
+        return self.value(node, returned)
+
     def _finish(self, node: fx.Node) -> ir.SpikingGraph:
         for norm in self._normed:
             if len(norm.all_input_nodes[0].users) != 1:
                 raise self._misplaced_norm(norm)
-        (returned,) = node.args
-        if not isinstance(returned, fx.Node):
-            raise self.unsupported(node, "a forward that returns more than the class scores")
-        readout = self._readout(node, self.value(node, returned).name)
+        readout = self._readout(node, self._returned(node).name)
         needed, earlier = {*readout.inputs}, self.nodes.items()
         for name, made in reversed(earlier):
             if name in needed:

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError
+from soul_deploy.frontend import stepped
 from soul_deploy.nn import layers, neuron
 
 SPIKINGJELLY = "spikingjelly.activation_based"
@@ -60,6 +61,8 @@ def module_kind(module: nn.Module) -> str | None:
             return cls.__name__
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
             return cls.__name__
+        if stepped.is_leaky(cls):
+            return stepped.LEAKY
         if any(callable(value) and name not in HARMLESS for name, value in vars(cls).items()):
             return None  # a subclass with code of its own
     return None
@@ -69,6 +72,8 @@ def is_closed(module: nn.Module) -> bool:
     """A module without a kind that is not looked into: the library's own, or one with state."""
     cls = type(module)
     if _is_within(cls, "layer") or _is_within(cls, "neuron") or is_stateful(module):
+        return True
+    if stepped.is_stepped(module):
         return True
     if cls.__module__.startswith("torch.nn"):
         return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
@@ -299,6 +304,9 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
         path, inputs, module.classes, False, False, module.votes
     ),
     "SpikingNeuron": _population,
+    stepped.LEAKY: lambda path, inputs, module: ir.Population(
+        path, inputs, stepped.leaky_spec(path, module)
+    ),
     **dict.fromkeys(NEURONS, _population),
     "Conv2d": _convolution,
     "Linear": _linear,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,7 +24,8 @@ NeuronFamily = str
 LEAKY = ("if", "lif", "plif", "ltmd")
 FAMILIES = (*LEAKY, *DYNAMICS)
 SurrogateName = Literal["atan", "sigmoid", "rectangle"]
-FormName = Literal["soul", "spikingjelly", "spikingjelly_0"]
+FormName = Literal["soul", "spikingjelly", "spikingjelly_0", "snntorch"]
+FORMS: tuple[FormName, ...] = get_args(FormName)
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,14 @@ class NeuronSpec:
     v_reset         value after a spike, or None: soft reset, the threshold is subtracted
     fire            "gt": fires above the threshold (Soul); "ge": also at it (SpikingJelly)
     surrogate, surrogate_alpha, detach_reset   training only
-    v_subtract      with soft reset, what a spike takes off instead of the threshold: snnTorch takes
-                    it off a step later, after the decay; None: the threshold
+    v_subtract      with soft reset, what a spike takes off at once, instead of the threshold; None:
+                    the threshold; 0: no reset
     settings        numbers that only this family has, by name; those not given are its defaults
     tensors         settings that are tensors of the state dict, and what each is one per
     form            whose arithmetic the charge is, to the last bit: "soul"; "spikingjelly" (2.x);
-                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation)
+                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation); "snntorch" (Leaky:
+                    beta is 1 - 1/tau, or 1 for "if"; soft reset takes the threshold off a step
+                    after the spike, behind decay and input)
     """
 
     family: NeuronFamily = "lif"
@@ -87,8 +90,13 @@ class NeuronSpec:
             raise UsageError(f"fire {self.fire!r}; valid: gt (v > threshold), ge (v >= threshold)")
         if self.surrogate not in ("atan", "sigmoid", "rectangle"):
             raise UsageError(f"surrogate {self.surrogate!r}; valid: atan, sigmoid, rectangle")
-        if self.form not in ("soul", "spikingjelly", "spikingjelly_0"):
-            raise UsageError(f"form {self.form!r}; valid: soul, spikingjelly, spikingjelly_0")
+        if self.form not in FORMS:
+            raise UsageError(f"form {self.form!r}; valid: {', '.join(FORMS)}")
+        if self.form == "snntorch" and (self.learned or self.decay_input or self.v_reset):
+            raise UsageError(
+                "form 'snntorch' is of families if and lif, with decay_input False and v_reset 0 "
+                "or None"
+            )
         self._check_settings()
 
     def _check_numbers(self) -> None:
@@ -104,8 +112,8 @@ class NeuronSpec:
             raise UsageError(
                 f"v_subtract {self.v_subtract} with v_reset {self.v_reset}; it is for soft reset"
             )
-        if self.v_subtract is not None and not SMALLEST <= self.v_subtract <= LARGEST:
-            raise UsageError(f"v_subtract {self.v_subtract} must be above 0 and finite in float32")
+        if self.v_subtract and not SMALLEST <= self.v_subtract <= LARGEST:
+            raise UsageError(f"v_subtract {self.v_subtract} must be 0 or more, finite in float32")
         if self.family == "lif" and not self.tau >= 1:
             raise UsageError(f"tau {self.tau} must be at least 1 step")
         if self.family == "plif" and not self.tau > 1:
@@ -213,8 +221,15 @@ class NeuronSpec:
         return -math.log(self.tau - 1.0)
 
     @property
+    def late_reset(self) -> bool:
+        """Whether the charge of the next step takes the threshold off, and the spike nothing."""
+        return self.form == "snntorch" and self.v_reset is None and self.v_subtract is None
+
+    @property
     def charge(self) -> ChargeForm:
-        """The form of the charge: soul/neuron/LIF.py and PLIF.py, or SpikingJelly's neurons."""
+        """The form of the charge: soul/neuron/LIF.py and PLIF.py, SpikingJelly's or snnTorch's."""
+        if self.late_reset:
+            return "leak_multiply_late"
         if self.family == "if":
             return "integrate"
         if self.family == "ltmd":  # 0.25 · u · (1 - s) + x
@@ -224,6 +239,8 @@ class NeuronSpec:
                 return "decay_multiply"
             subtracted = self.form == "spikingjelly" or self.v_reset
             return "leak_subtract_multiply" if subtracted else "leak_multiply"
+        if self.form == "snntorch":
+            return "leak_multiply"
         if self.form == "soul":
             return "soul_lif_decay" if self.decay_input else "soul_lif"
         if self.decay_input:
@@ -251,7 +268,7 @@ class NeuronSpec:
             else:
                 constant = learned
         return NeuronEquation(
-            self.charge, constant, threshold, self.v_reset, self.fire, self.v_subtract
+            self.charge, constant, threshold, self.v_reset, self.fire, self._taken
         )
 
     @property
@@ -271,14 +288,21 @@ class NeuronSpec:
     @property
     def reset_target(self) -> float:
         """As `NeuronEquation.target`."""
-        return reset_target(self.v_threshold, self.v_reset, self.v_subtract)
+        return reset_target(self.v_threshold, self.v_reset, self._taken)
+
+    @property
+    def _taken(self) -> float | None:
+        """As `NeuronEquation.v_subtract`."""
+        return 0.0 if self.late_reset else self.v_subtract
 
     @property
     def fixed_constant(self) -> float:
         """The form's constant of a neuron that does not learn it (rounded to float32 in use)."""
         if self.family == "ltmd":
             return LTMD_LEAK
-        return 1.0 - 1.0 / self.tau if self.charge == "leak_multiply" else self.tau
+        if self.charge not in ("leak_multiply", "leak_multiply_late"):
+            return self.tau
+        return 1.0 if self.family == "if" else 1.0 - 1.0 / self.tau
 
 
 SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {

@@ -181,7 +181,9 @@ class Population(node.Node):
         if n.dynamics is not None:
             return self._describe_dynamics()
         reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
+        reset += " a step later" if n.late_reset else ""
         reset += "" if n.v_subtract is None else f" by {n.v_subtract:g}"
+        reset = "no reset" if n.v_subtract == 0 else reset
         tau = "" if n.family == "if" else f", tau {n.tau:g}"
         tau += "" if n.family == "if" or n.decay_input else ", input not decayed"
         more = f", {self.generated} generated channels" if self.generated else ""

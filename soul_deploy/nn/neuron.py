@@ -67,7 +67,7 @@ class SpikingNeuron(nn.Module):
         v = torch.full_like(current if static else current[0], rest)
         spikes: list[Tensor] = []
         for t in range(steps):
-            v = charge(v, current if static else current[t], constant, rest)
+            v = charge(v, current if static else current[t], constant, rest, threshold)
             spike = dynamics.fire_with_surrogate(
                 v, threshold, spec.fire, spec.surrogate, spec.surrogate_alpha
             )
@@ -103,6 +103,7 @@ SLOPES: dict[equations.ChargeForm, Callable[[float], tuple[float, float]]] = {
     "decay_divide": lambda a: (1.0 - 1.0 / a, 1.0 / a),
     "leak_subtract_divide": lambda a: (1.0 - 1.0 / a, 1.0),
     "leak_multiply": lambda a: (a, 1.0),
+    "leak_multiply_late": lambda a: (a, 1.0),
 }
 """For each form with a fixed constant a: the derivatives of the charge by v and by x."""
 
@@ -128,7 +129,7 @@ class _Unrolled(torch.autograd.Function):
         spikes = torch.empty_like(charged)
         v = torch.full_like(first, rest)
         for t in range(steps):
-            h = charge(v, current if static else current[t], constant, rest)
+            h = charge(v, current if static else current[t], constant, rest, spec.v_threshold)
             charged[t], spikes[t] = h, fire(h, spec.v_threshold)
             v = reset(h, spikes[t], spec.reset_target)
             if observe is not None:

@@ -18,7 +18,7 @@ from soul_deploy.base import Array
 COVERED = {
     "soul": {
         "clif": 10, "glif": 8, "ielif": 2, "ilif": 8, "intlif": 9, "izhikevich": 8, "lif": 10,
-        "ltmd": 6, "plif": 12, "psn": 8, "rplif": 6, "stbif": 6, "tlif": 7,
+        "ltmd": 6, "plif": 12, "psn": 8, "rplif": 8, "stbif": 6, "tlif": 7,
     },
     "spikingjelly_2": {
         "IFNode": 6, "LIFNode": 12, "ParametricLIFNode": 12, "QIFNode": 6, "EIFNode": 6,

@@ -17,7 +17,7 @@ from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
-from soul_deploy.lowering import deploy, linear_operators
+from soul_deploy.lowering import deploy, pool_windows
 
 BATCH, MERGED = "batch", "time_batch"
 OUTPUT = "logits"
@@ -173,13 +173,13 @@ def _average(
 @append_onnx.on(ir.AdaptiveAvgPool)
 def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
     """Windows that tile evenly are an average pooling, others a matrix over the positions."""
-    tile = linear_operators.even_window(node, b.graph.shapes[node.inputs[0]])
+    tile = pool_windows.even_window(node, b.graph.shapes[node.inputs[0]])
     if tile is not None:
         _average(b, node, tile, tile)
         return
     _, height, width = b.graph.shapes[node.inputs[0]]
     sides = zip((height, width), node.size, strict=True)
-    rows = np.kron(*(linear_operators.adaptive_rows(side, wanted) for side, wanted in sides))
+    rows = np.kron(*(pool_windows.adaptive_rows(side, wanted) for side, wanted in sides))
     name = node.name
     pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
     flat = b.reshape(b.source(node), f"{name}.flat_shape", f"{name}.flat", 0, 0, height * width)
@@ -191,6 +191,17 @@ append_onnx.on(ir.Flatten)(lambda n, b: b.op("Flatten", [b.source(n)], b.value(n
 append_onnx.on(ir.Linear)(
     lambda n, b: b.op("Gemm", [b.source(n), *_synapses(b, n.name)], b.value(n.name), transB=1)
 )
+
+
+@append_onnx.on(ir.Scale)
+def _scale(node: ir.Scale, b: OnnxBuilder) -> None:
+    """A factor of one number is an array of one: ONNX Runtime moves a scalar into products."""
+    if node.factor is not None:
+        values = np.full(1, node.factor, np.float32)
+    else:
+        values = b.lowered.model.state[f"{node.name}.scale"].astype(np.float32)
+        values = values.reshape(-1, *[1] * (len(b.graph.shapes[node.name]) - 1))
+    b.op("Mul", [b.source(node), b.constant(f"{node.name}.scale", values)], b.value(node.name))
 
 
 @append_onnx.on(ir.Population)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.ir import Convolution, Linear, Merge, Node, Projection, Scatter, no_entry
+from soul_deploy.ir import Convolution, Linear, Merge, Node, Projection, Scale, Scatter, no_entry
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
 from soul_deploy.runtime.equations import NeuronEquation
@@ -59,6 +59,11 @@ class Known:
     def averaged(self) -> "Known":
         """Behind an average: a mean of equal values can round elsewhere."""
         return Known(np.where(self.zero, self.value, np.float32(np.nan)), self.lasting)
+
+    def scaled(self, node: Scale, state: Mapping[str, Array]) -> "Known":
+        """Behind a multiplication, in float32 as the network multiplies."""
+        factor = state[f"{node.name}.scale"] if node.factor is None else np.float32(node.factor)
+        return Known((self.value * factor).astype(np.float32), self.lasting)
 
     def scattered(self, node: Scatter) -> "Known":
         """Behind a scatter: its other channels are 0."""
@@ -162,7 +167,7 @@ def foldable(model: Model, name: str, channels: Array) -> Array:
         node = graph[graph.consumers[node.name][0]]
         if node.projects:
             return meets_ones(node, maps)
-        if node.fires or not node.keeps_channels or node.arity != 1:
+        if node.fires or node.rescales or not node.keeps_channels or node.arity != 1:
             break
         maps = unweighed(node, maps)
     return np.zeros(len(channels), bool)

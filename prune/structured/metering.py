@@ -24,7 +24,7 @@ from soul_deploy.lowering import deploy, linear_operators
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, channel_groups
-from soul_deploy.prune.delivered import Sums, counted_layers, delivered, synops_sum
+from soul_deploy.prune.delivered import Sums, counted_layers, delivered, sources, synops_sum
 from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.structured.costs import Costs, PairCosts, pair_sums
 from soul_deploy.prune.structured.selection import Flags, PruningUnit, Values
@@ -92,7 +92,7 @@ class Meter:
         """The nodes whose values are measured."""
         graph = self.module.graph
         behind = (linear_operators.walk_back(graph, name)[0] for name in self._wiring.weighers)
-        found = [*behind, *(node.name for node in graph.populations)]
+        found = [*behind, *sources(graph), *(node.name for node in graph.populations)]
         return tuple(n for n in dict.fromkeys(found) if graph.edges[n].kind != "analog")
 
     def model(self) -> Model:

@@ -98,8 +98,8 @@ def measure_connectivity(
     folded = {
         name: fold_batch_norm.DeployedWeights(weight, None) for name, weight in weights.items()
     }
-    walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks))
-    for node in graph.nodes:
+    walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks).composed)
+    for node in walk.lowered.graph.nodes:
         walk.reachable[node.name] = reach(node, walk)
     layers = (LayerConnectivity(name, live, totals[name]) for name, live in walk.live.items())
     return Connectivity(tuple(layers))
@@ -129,6 +129,7 @@ def reach(node: ir.Node, walk: _Forwards) -> Tensor:
 
 
 reach.on(ir.Input)(lambda node, walk: torch.ones(1, *node.shape, dtype=torch.float64))
+reach.on(ir.Scale)(lambda node, walk: walk.before(node))
 reach.on(ir.Flatten, ir.Scatter)(lambda node, walk: unweighed(node, walk.before(node)))
 reach.on(ir.AdaptiveAvgPool)(lambda node, walk: F.adaptive_max_pool2d(walk.before(node), node.size))
 reach.on(ir.Readout)(lambda node, walk: walk.before(node).new_zeros(1, node.classes))
@@ -185,4 +186,6 @@ def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, i
         for name, shape in shapes.items()
     }
     lowered = deploy.lower_synapses(graph, ones, {})
-    return {name: int(fan_out.fanout(lowered.operator(name).operator).sum()) for name in ones}
+    form = lowered.composed
+    names = [node.name for node in form.graph.projections] + [readout.name] * head
+    return {name: int(fan_out.fanout(form.operator(name).operator).sum()) for name in names}

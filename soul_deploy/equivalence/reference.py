@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from soul_deploy.ir import Node, SpikingGraph
-from soul_deploy.lowering import deploy, fan_out
+from soul_deploy.lowering import deploy
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -74,14 +74,17 @@ class ReferenceModel:
         they are part of what following projections weigh.
         """
         folded = deploy.lower(self.model).synapses
-        plain: dict[str, Node] = {}
+        plain: dict[str, Node] = {node.name: node.magnitude() for node in self.graph.nodes}
         for p in self.graph.projections:
-            alone = fan_out.population_behind(self.graph, p.name) is not None
+            alone = self.graph.population_fed_by(p.name) is not None
             biased = not alone and folded[p.name].bias is not None
             plain[p.name] = replace(p, bias=biased, norm=None)
         module = GraphModule(self.graph.with_nodes(plain)).double()
         with torch.no_grad():
-            for name in plain:
+            scaling = (node for node in self.graph.nodes if node.rescales)
+            for name in (name for node in scaling for name in node.row_tensors):
+                module.get_buffer(name).copy_(torch.from_numpy(np.abs(self.model.state[name])))
+            for name in (p.name for p in self.graph.projections):
                 for key, parameter in module.get_submodule(name).named_parameters():
                     parameter.copy_(torch.from_numpy(np.abs(getattr(folded[name], key))))
         return module.eval()

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from soul_deploy.base import brief
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir import neurons, node, pools
+from soul_deploy.ir import channelwise, neurons, node, pools
 
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 MergeFunction = Literal["add", "and", "iand"]
@@ -330,6 +330,6 @@ OPS: dict[str, type[node.Node]] = {
     cls.op: cls
     for cls in (
         *(Input, Convolution, Linear, Population, pools.MaxPool, pools.AvgPool),
-        *(pools.AdaptiveAvgPool, Flatten, Merge, Readout, Scatter),
+        *(pools.AdaptiveAvgPool, Flatten, Merge, Readout, Scatter, channelwise.Scale),
     )
 }

@@ -45,6 +45,7 @@ class AvgPool(Pool):
 
     op: ClassVar[str] = "avg_pool"
     composable: ClassVar[bool] = True
+    keeps_zero: ClassVar[bool] = True
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
 
     def averages_all(self, in_shape: node.Shape) -> bool:
@@ -60,6 +61,7 @@ class AdaptiveAvgPool(node.Node):
 
     op: ClassVar[str] = "adaptive_avg_pool"
     composable: ClassVar[bool] = True
+    keeps_zero: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     size: node.Pair

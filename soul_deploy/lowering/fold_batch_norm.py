@@ -22,6 +22,15 @@ class DeployedWeights:
     bias: Array | None
 
 
+@brief
+@dataclass(frozen=True)
+class ChannelConstants:
+    """What an operation does to each channel, float64 (C,): times `scale`, plus `shift`, if any."""
+
+    scale: Array
+    shift: Array | None = None
+
+
 def fold(
     graph: SpikingGraph, state: Mapping[str, Array], channel_masks: Mapping[str, Array]
 ) -> dict[str, DeployedWeights]:

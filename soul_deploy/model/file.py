@@ -137,7 +137,7 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
 def _check_masks(model: Model, path: Path) -> None:
     graph = model.graph
     populations = {node.name for node in graph.populations}
-    fed = {name for name in populations if graph[graph[name].inputs[0]].projects}
+    fed = {name for name in populations if graph[graph.masked_projection(name)].projects}
     fed |= {node.name for node in graph.projections}
     for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
         on_spikes = model.neuron_masks.get(name) is keep

@@ -11,7 +11,7 @@ wrongly), so the module itself and its graph are run side by side before anythin
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -42,10 +42,13 @@ class Traced:
     image     (B, C, H, W), shown T times
     sequence  (T, B, C, H, W)
     step      (B, C, H, W), called once a step, state kept between calls
+
+    constants: tensors of the graph that are not in the network's state dict, by name.
     """
 
     graph: SpikingGraph
     takes: tracer.Takes
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -115,7 +118,7 @@ def _trace_as(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         operations = tracer.run_symbolically(network, builder.sides_of)
-        traced = Traced(builder.build(operations), takes)
+        traced = Traced(builder.build(operations), takes, builder.constants)
     if takes == "image" and tracer.is_multi_step(network) and not builder.repeated:
         raise errors.UnsupportedGraphError(
             f"{type(network).__name__}: its modules are in step mode 'm', but its forward does not "
@@ -190,7 +193,7 @@ def examine(
     _check_weights(network)
     traced = trace_with_input(network, input_shape, time_steps, example)
     module = GraphModule(traced.graph)
-    state = network.state_dict()
+    state = {**network.state_dict(), **traced.constants}
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     pair = _Pair(network, module.eval(), traced.takes)
     if example is None:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
-from soul_deploy.frontend import module_kinds, tracer
+from soul_deploy.frontend import module_kinds, pooled_scales, tracer
 from soul_deploy.frontend.sizes import BatchSize, Side
 
 
@@ -67,6 +67,7 @@ class GraphBuilder:
         self.memory = tracer.TensorMemory()
         self.asked = False  # for a shape
         self.repeated = False  # an image, over time
+        self.constants: dict[str, Tensor] = {}  # of the graph, not the network's own tensors
         self._functions = functions
         self._followed: set[fx.Node] = set()
         self._last: fx.Node | None = None
@@ -186,6 +187,8 @@ class GraphBuilder:
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
+        if kind == "ChannelVoltageScaler":
+            self._check_channels(node, path, module, source)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:
@@ -195,6 +198,15 @@ class GraphBuilder:
         self.add(node, converted, after)
         if getattr(module, "ceil_mode", False):
             module_kinds.check_ceil_mode(converted, self.shapes[source.name])
+
+    def _check_channels(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
+        lead = 1 if module_kinds.step_mode(module) == "m" else source.lead
+        rank = lead + len(self.shapes[source.name])
+        axis = module.channel_dim % rank
+        if module.scale.dim() and axis != lead:
+            raise self.unsupported(
+                node, f"module {path!r}, which scales along axis {axis}; channels are axis {lead},"
+            )
 
     def _fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
         if source.folded or source.mean:
@@ -273,6 +285,12 @@ class GraphBuilder:
         else:
             self.add(node, ir.Flatten(name, (source.name,)), replace(after or source, name=name))
 
+    def constant_of(self, name: str) -> Tensor:
+        """A tensor of the graph, by its name there."""
+        owner, _, part = name.rpartition(".")
+        found = self.constants.get(name)
+        return self.modules[owner].get_buffer(part) if found is None else found
+
     def add(self, node: fx.Node, made: ir.Node, value: TracedValue) -> None:
         """Put a graph node in and remember it as the result of `node`."""
         try:
@@ -311,8 +329,10 @@ class GraphBuilder:
             if name in needed:
                 needed.update(made.inputs)
         kept = [made for name, made in earlier if name in needed or not made.inputs]
-        graph = ir.SpikingGraph((*kept, readout), self.time_steps)
-        source = readout.inputs[0]
+        found = pooled_scales.behind_pools([*kept, readout], self.constant_of)
+        self.constants |= found.constants
+        graph = ir.SpikingGraph(tuple(found.nodes), self.time_steps)
+        (source,) = graph.readout.inputs
         if not readout.linear and graph.edges[source].kind == "analog":
             raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")
         return graph

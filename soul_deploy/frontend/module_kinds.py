@@ -21,6 +21,7 @@ SHARED = (
     *("Conv2d", "Linear", "BatchNorm1d", "BatchNorm2d", "MaxPool2d", "AvgPool2d"),
     *("AdaptiveAvgPool2d", "Flatten", "Dropout", "Dropout2d"),
 )
+SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
 NEURONS: dict[str, ir.NeuronFamily] = {
     "IFNode": "if",
@@ -60,6 +61,8 @@ def module_kind(module: nn.Module) -> str | None:
             return cls.__name__
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
             return cls.__name__
+        if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:
+            return cls.__name__
         if any(callable(value) and name not in HARMLESS for name, value in vars(cls).items()):
             return None  # a subclass with code of its own
     return None
@@ -68,7 +71,8 @@ def module_kind(module: nn.Module) -> str | None:
 def is_closed(module: nn.Module) -> bool:
     """A module without a kind that is not looked into: the library's own, or one with state."""
     cls = type(module)
-    if _is_within(cls, "layer") or _is_within(cls, "neuron") or is_stateful(module):
+    own = ("layer", "neuron", "ann2snn")
+    if any(_is_within(cls, package) for package in own) or is_stateful(module):
         return True
     if cls.__module__.startswith("torch.nn"):
         return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
@@ -287,6 +291,12 @@ def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> ir.Node:
     return ir.AdaptiveAvgPool(path, inputs, both_sides(size))
 
 
+def _scale(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    """One number for all channels, or a tensor (C,) under the name it has in the module."""
+    single = module.scale.dim() == 0
+    return ir.Scale(path, inputs, float(module.scale) if single else None)
+
+
 def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     return ir.Population(path, inputs, module_neuron_spec(path, module))
 
@@ -299,6 +309,7 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
         path, inputs, module.classes, False, False, module.votes
     ),
     "SpikingNeuron": _population,
+    **dict.fromkeys(SCALERS, _scale),
     **dict.fromkeys(NEURONS, _population),
     "Conv2d": _convolution,
     "Linear": _linear,

@@ -202,6 +202,7 @@ class _Wiring:
 
     def __init__(self, graph: ir.SpikingGraph, units: Sequence[PruningUnit]) -> None:
         self.graph, self.units = graph, units
+        self._composed = deploy.with_every_synapse(graph).composed.graph
         self.writers = {graph.masked_projection(m): unit.name for unit in units for m in unit.masks}
         self.weighers = tuple(node.name for node in graph.nodes if node.weighs)
         groups = channel_groups(graph)
@@ -213,7 +214,7 @@ class _Wiring:
         Where units meet in a stream, its share of the spikes; of synapses none, since the others
         keep the channel open.
         """
-        source, _ = linear_operators.walk_back(self.graph, name)
+        source, _ = linear_operators.walk_back(self._composed, name)
         width = self.graph.shapes[source][0]
         found = {}
         for unit in self.units:

@@ -101,7 +101,7 @@ def measure_connectivity(
     walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks).composed)
     for node in walk.lowered.graph.nodes:
         walk.reachable[node.name] = reach(node, walk)
-    layers = (LayerConnectivity(name, live, totals[name]) for name, live in walk.live.items())
+    layers = (LayerConnectivity(name, walk.live[name], totals[name]) for name in weights)
     return Connectivity(tuple(layers))
 
 
@@ -173,19 +173,12 @@ def _merge(node: ir.Merge, walk: _Forwards) -> Tensor:
 def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, int]:
     """Synapses of every projection with no weight 0 and no neuron masked, by name.
 
-    head: of the readout's head too. Of the very operators whose stored synapses are counted,
+    head: of the readout's head too, and of poolings and constants that no projection follows, which
+    are projections of their own where they run. Of the very operators whose stored synapses are counted,
     average pooling composed into them, so that stored ones are never more. Raises LimitError for a
     composed matrix that is too large.
     """
-    readout = graph.readout
-    shapes = {node.name: node.weight_shape for node in graph.projections}
-    if head:
-        shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
-    ones = {
-        name: fold_batch_norm.DeployedWeights(np.ones(shape, np.float32), None)
-        for name, shape in shapes.items()
-    }
-    lowered = deploy.lower_synapses(graph, ones, {})
-    form = lowered.composed
-    names = [node.name for node in form.graph.projections] + [readout.name] * head
+    form = deploy.with_every_synapse(graph).composed
+    names = [node.name for node in (form.graph if head else graph).projections]
+    names += [graph.readout.name] if head and graph.readout.linear else []
     return {name: int(fan_out.fanout(form.operator(name).operator).sum()) for name in names}

@@ -159,6 +159,11 @@ class SpikingGraph:
                 found += self.charged_by(name)
         return tuple(found)
 
+    def takes_composed(self, name: str) -> bool:
+        """Whether composable nodes in front of a node become part of it, or of one behind it."""
+        node = self[name]
+        return node.projects or node.composable or node is self.readout
+
     def population_fed_by(self, projection: str) -> str | None:
         """The population that a projection's current reaches, if it reaches nothing else."""
         (name, *others) = self.consumers[projection] or ("",)

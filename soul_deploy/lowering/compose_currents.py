@@ -23,7 +23,7 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.lowering import pool_windows
+from soul_deploy.lowering import pool_windows, scaled_sums
 from soul_deploy.lowering.fold_batch_norm import ChannelConstants, DeployedWeights
 from soul_deploy.lowering.linear_operators import MAX_ELEMENTS, Rescaling
 
@@ -58,10 +58,12 @@ def compose(
     graph: ir.SpikingGraph, synapses: Mapping[str, DeployedWeights], rescaling: Rescaling
 ) -> ComposedForm | None:
     """The composed form; None if the graph is one already."""
+    given = graph
+    graph, rescaling = scaled_sums.distribute(graph, rescaling)
     composing = _Composing(graph, dict(rescaling), dict(synapses))
     for node in loose(graph):
         composing.take(node)
-    if not composing.changed:
+    if not composing.changed and graph is given:
         return None
     made = ir.SpikingGraph(tuple(composing.nodes()), graph.time_steps)
     return ComposedForm(made, composing.synapses, composing.rescaling)
@@ -73,13 +75,8 @@ def loose(graph: ir.SpikingGraph) -> tuple[ir.Node, ...]:
         node
         for node in graph.nodes
         if node.composable
-        and not all(_takes_composed(graph, name) for name in graph.consumers[node.name])
+        and not all(graph.takes_composed(name) for name in graph.consumers[node.name])
     )
-
-
-def _takes_composed(graph: ir.SpikingGraph, reader: str) -> bool:
-    node = graph[reader]
-    return node.projects or node.composable or node is graph.readout
 
 
 class _Composing:
@@ -104,7 +101,7 @@ class _Composing:
         """The composed graph's."""
         copied = {name: copy.name for name, copy in self.copies.items()}
         for node in self.graph.nodes:
-            names = copied if _takes_composed(self.graph, node.name) else self.absorbed
+            names = copied if self.graph.takes_composed(node.name) else self.absorbed
             inputs = tuple(names.get(name, name) for name in node.inputs)
             if node.name not in self.gone:
                 yield replace(self.changed.get(node.name, node), inputs=inputs)
@@ -137,7 +134,7 @@ class _Composing:
         way = [node.name for node in reversed(chain)]
         readers = [graph.consumers[name] for name in (source.name, *way[:-1])]
         ends = graph.consumers[way[-1]]
-        plain = not any(_takes_composed(graph, name) for name in ends)
+        plain = not any(graph.takes_composed(name) for name in ends)
         return source.projects and readers == [(name,) for name in way] and plain
 
     def _compose_all(self, source: ir.Node, chain: list[ir.Node]) -> Current | None:
@@ -159,7 +156,7 @@ class _Composing:
         if found is not None:
             self.changed[node.name] = found.node
             self.synapses[node.name] = found.rounded()
-            if any(_takes_composed(self.graph, name) for name in self.graph.consumers[node.name]):
+            if any(self.graph.takes_composed(name) for name in self.graph.consumers[node.name]):
                 copy = replace(node, name=f"{node.name}.composed")
                 self.copies[node.name] = copy
                 if node.name in self.rescaling:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from soul_deploy import ir
@@ -210,6 +211,19 @@ def _hold_the_same(model: Model, twin: Model) -> bool:
         ours.keys() == kept.keys() and all(array is kept[name] for name, array in ours.items())
         for ours, kept in zip(_arrays(model), _arrays(twin), strict=True)
     )
+
+
+def with_every_synapse(graph: ir.SpikingGraph) -> Deployed:
+    """The lowered form of a graph whose weights are all 1, which says what could be connected."""
+    readout = graph.readout
+    shapes = {node.name: node.weight_shape for node in graph.projections}
+    if readout.linear:
+        shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
+    ones = {
+        name: fold_batch_norm.DeployedWeights(np.ones(shape, np.float32), None)
+        for name, shape in shapes.items()
+    }
+    return lower_synapses(graph, ones, {})
 
 
 def lower_synapses(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soul_deploy import distributed, ir
 from soul_deploy.data import datasets
-from soul_deploy.lowering import compose_currents, deploy, fan_out, linear_operators
+from soul_deploy.lowering import deploy, fan_out, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.training import train
@@ -26,13 +26,9 @@ Sums = Mapping[str, Tensor]
 
 def sources(graph: ir.SpikingGraph) -> tuple[str, ...]:
     """The nodes whose values SynOps are counted from; a readout that votes is one of the layers."""
-    loose = {node.name for node in compose_currents.loose(graph)}
-    counted = (
-        node.name
-        for node in graph.nodes
-        if node.weighs or node is graph.readout or node.name in loose
-    )
-    found = (linear_operators.walk_back(graph, name)[0] for name in counted)
+    form = deploy.with_every_synapse(graph).composed.graph
+    counted = (node.name for node in form.nodes if node.weighs or node is form.readout)
+    found = (linear_operators.walk_back(form, name)[0] for name in counted)
     return tuple(name for name in dict.fromkeys(found) if graph.edges[name].kind != "analog")
 
 

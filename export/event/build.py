@@ -196,7 +196,7 @@ def layer_maker(node: ir.Node, graph: ir.SpikingGraph) -> Maker | None:
 
 
 PARTS = (  # of others' layers
-    *(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scale, ir.Readout),
+    *(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scale, ir.ChannelNorm, ir.Readout),
 )
 layer_maker.on(*PARTS)(lambda node, graph: None)
 layer_maker.on(ir.MaxPool)(lambda node, graph: _pool_layer)

@@ -93,6 +93,13 @@ def _no_node(node: ir.Node) -> errors.UnsupportedGraphError:
 
 append_nir.refuse(ir.Scatter, error=_no_node)
 append_nir.refuse(
+    ir.ChannelNorm,
+    error=lambda node: errors.UnsupportedGraphError(
+        f"{node.name}: a batch norm that does not directly follow a convolution or linear layer; "
+        f"NIR has none. Put it right behind one, or {INSTEAD}"
+    ),
+)
+append_nir.refuse(
     ir.MaxPool,
     error=lambda node: errors.UnsupportedGraphError(
         f"{node.name}: max pooling; NIR has none. Train with average pooling or strides, or "

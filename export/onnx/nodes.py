@@ -15,6 +15,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.export.onnx import channelwise
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
 from soul_deploy.lowering import deploy, pool_windows
@@ -193,15 +194,9 @@ append_onnx.on(ir.Linear)(
 )
 
 
-@append_onnx.on(ir.Scale)
-def _scale(node: ir.Scale, b: OnnxBuilder) -> None:
-    """A factor of one number is an array of one: ONNX Runtime moves a scalar into products."""
-    if node.factor is not None:
-        values = np.full(1, node.factor, np.float32)
-    else:
-        values = b.lowered.model.state[f"{node.name}.scale"].astype(np.float32)
-        values = values.reshape(-1, *[1] * (len(b.graph.shapes[node.name]) - 1))
-    b.op("Mul", [b.source(node), b.constant(f"{node.name}.scale", values)], b.value(node.name))
+append_onnx.on(ir.Scale)(channelwise.append_scale)
+append_onnx.on(ir.ChannelNorm)(channelwise.append_channel_norm)
+append_onnx.on(ir.Scatter)(channelwise.append_scatter)
 
 
 @append_onnx.on(ir.Population)
@@ -318,18 +313,6 @@ def _at_every_step(b: OnnxBuilder, node: ir.Merge, place: int) -> str:
     name, rank = f"{node.name}.repeated.{place}", 1 + len(b.graph.shapes[source])
     repeats = b.integers(f"{name}.repeats", steps, *[1] * (rank - 1))
     return b.op("Tile", [b.value(source), repeats], name)
-
-
-@append_onnx.on(ir.Scatter)
-def _scatter(node: ir.Scatter, b: OnnxBuilder) -> None:
-    """A channel of zeros behind the others, and each wide channel picked from among these."""
-    name, rank = node.name, 1 + len(b.graph.shapes[node.name])
-    behind = [int(axis == 1) for axis in range(rank)]
-    pads = b.integers(f"{name}.pads", *[0] * rank, *behind)
-    padded = b.op("Pad", [b.source(node), pads], f"{name}.padded")
-    picked = np.full(node.channels, len(node.index), np.int64)
-    picked[list(node.index)] = np.arange(len(node.index))
-    b.op("Gather", [padded, b.constant(f"{name}.index", picked)], b.value(name), axis=1)
 
 
 @append_onnx.on(ir.Readout)

@@ -290,6 +290,11 @@ known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
     lambda node, plan: plan.known[node.inputs[0]].averaged()
 )
 known_of.on(ir.Scale)(lambda node, plan: plan.known[node.inputs[0]].scaled(node, plan.model.state))
+known_of.on(ir.ChannelNorm)(
+    lambda node, plan: plan.known[node.inputs[0]].normed(
+        node, plan.model.state, len(plan.graph.shapes[node.name])
+    )
+)
 known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
 known_of.on(ir.Merge)(
     lambda node, plan: constants.known_behind(node, [plan.known[name] for name in node.inputs])

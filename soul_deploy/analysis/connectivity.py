@@ -129,7 +129,7 @@ def reach(node: ir.Node, walk: _Forwards) -> Tensor:
 
 
 reach.on(ir.Input)(lambda node, walk: torch.ones(1, *node.shape, dtype=torch.float64))
-reach.on(ir.Scale)(lambda node, walk: walk.before(node))
+reach.on(ir.Scale, ir.ChannelNorm)(lambda node, walk: walk.before(node))
 reach.on(ir.Flatten, ir.Scatter)(lambda node, walk: unweighed(node, walk.before(node)))
 reach.on(ir.AdaptiveAvgPool)(lambda node, walk: F.adaptive_max_pool2d(walk.before(node), node.size))
 reach.on(ir.Readout)(lambda node, walk: walk.before(node).new_zeros(1, node.classes))
@@ -174,11 +174,11 @@ def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, i
     """Synapses of every projection with no weight 0 and no neuron masked, by name.
 
     head: of the readout's head too, and of poolings and constants that no projection follows, which
-    are projections of their own where they run. Of the very operators whose stored synapses are counted,
-    average pooling composed into them, so that stored ones are never more. Raises LimitError for a
-    composed matrix that is too large.
+    are projections of their own where they run. Of the very operators whose stored synapses are
+    counted, average pooling composed into them, so that stored ones are never more. Raises
+    LimitError for a composed matrix that is too large.
     """
     form = deploy.with_every_synapse(graph).composed
     names = [node.name for node in (form.graph if head else graph).projections]
-    names += [graph.readout.name] if head and graph.readout.linear else []
+    names += [graph.readout.name] if head else []
     return {name: int(fan_out.fanout(form.operator(name).operator).sum()) for name in names}

@@ -126,7 +126,7 @@ def _counted(
     fired, scores = _recorded(model, images, axis)
     run = _Run(model, trimmed, original, images.shape[axis], axis == 0, rows, fired)
     counts = synops.count_model(trimmed.model, images)
-    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    order = {node.name: index for index, node in enumerate(run.graph.nodes)}
     entries = sorted(trimmed.counted, key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
     for layer in layers:
@@ -261,7 +261,7 @@ class _Run:
             executions=executions,
             dense=self.dense[name],
             synapses=int(fan_out.sum()),
-            synapses_dense=self.original.synapses.get(name, 0),
+            synapses_dense=self.original.synapses.get(name, int(fan_out.sum())),
             weights_nz=kept,
             weights=self.original.weights.get(name, 0),
             activity=estimates.Activity(counts, graded, self._leaky(entry.population), analog),

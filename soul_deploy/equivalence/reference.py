@@ -10,10 +10,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soul_deploy.ir import Node, SpikingGraph
 from soul_deploy.lowering import deploy
+from soul_deploy.lowering.fold_batch_norm import ChannelConstants
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -81,9 +82,8 @@ class ReferenceModel:
             plain[p.name] = replace(p, bias=biased, norm=None)
         module = GraphModule(self.graph.with_nodes(plain)).double()
         with torch.no_grad():
-            scaling = (node for node in self.graph.nodes if node.rescales)
-            for name in (name for node in scaling for name in node.row_tensors):
-                module.get_buffer(name).copy_(torch.from_numpy(np.abs(self.model.state[name])))
+            for name, constants in deploy.lower(self.model).constants.items():
+                _set_magnitude(module, self.graph[name], constants)
             for name in (p.name for p in self.graph.projections):
                 for key, parameter in module.get_submodule(name).named_parameters():
                     parameter.copy_(torch.from_numpy(np.abs(getattr(folded[name], key))))
@@ -126,6 +126,22 @@ class ReferenceModel:
             torch.cat([distance, constant_patterns], dim=2),
             torch.cat([allowance, torch.zeros_like(constant_patterns)], dim=2),
         )
+
+
+def _set_magnitude(module: GraphModule, node: Node, constants: ChannelConstants) -> None:
+    """Give a node that rescales its channels the absolute values of its constants."""
+    scale = torch.from_numpy(np.abs(constants.scale))
+    if constants.shift is None:
+        for name in node.row_tensors:
+            module.get_buffer(name).copy_(scale)
+        return
+    norm = module.get_submodule(node.name)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    norm.weight.copy_(scale)
+    norm.bias.copy_(torch.from_numpy(np.abs(constants.shift)))
 
 
 def _select(signal: Signal, samples: Tensor) -> Signal:

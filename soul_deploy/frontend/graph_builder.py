@@ -229,19 +229,24 @@ class GraphBuilder:
         return TracedValue(path, 1 if mode == "s" else 2)
 
     def _attach_norm(self, node: fx.Node, source: TracedValue, path: str, module: Any) -> None:
-        normed = self.nodes[source.name].with_norm(ir.BatchNorm(path, module.eps, module.momentum))
-        if normed is None or source.mean:
-            raise self._misplaced_norm(node)
+        norm = ir.BatchNorm(path, module.eps, module.momentum)
         if not module.affine or module.running_mean is None:
             raise self.unsupported(
                 node, f"batch norm {path!r} without affine parameters or running statistics"
             )
+        if source.mean:
+            raise self.unsupported(node, f"batch norm {path!r} after the mean over time")
+        normed = self.nodes[source.name].with_norm(norm)
+        if normed is None:  # of its own: before a projection, or behind a pooling
+            made = ir.ChannelNorm(path, (source.name,), norm)
+            self.add(node, made, replace(source, name=path))
+            return
         self._normed.append(node)
         self.nodes[source.name] = normed
         self.values[node] = source
 
     def _misplaced_norm(self, node: fx.Node) -> UnsupportedGraphError:
-        what = f"batch norm {node.target!r} that does not directly follow one convolution or linear"
+        what = f"batch norm {node.target!r} behind a layer whose output something else reads too"
         return self.unsupported(node, what)
 
     def _vote(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:

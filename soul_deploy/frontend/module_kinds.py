@@ -21,6 +21,8 @@ SHARED = (
     *("Conv2d", "Linear", "BatchNorm1d", "BatchNorm2d", "MaxPool2d", "AvgPool2d"),
     *("AdaptiveAvgPool2d", "Flatten", "Dropout", "Dropout2d"),
 )
+TDBN = {f"ThresholdDependentBatchNorm{n}d": f"BatchNorm{n}d" for n in (1, 2)}
+"""SpikingJelly's tdBN: batch norm over all steps, whose gamma starts at alpha · v_th."""
 SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
 NEURONS: dict[str, ir.NeuronFamily] = {
@@ -59,6 +61,8 @@ def module_kind(module: nn.Module) -> str | None:
             return KINDS[cls]
         if _is_within(cls, "layer") and cls.__name__ in (*SHARED, *CONTAINERS, "VotingLayer"):
             return cls.__name__
+        if _is_within(cls, "layer") and cls.__name__ in TDBN:
+            return TDBN[cls.__name__]
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
             return cls.__name__
         if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:

@@ -56,6 +56,40 @@ class Scale(node.Node):
         return "channel by channel" if self.factor is None else f"times {self.factor:g}"
 
 
+@dataclass(frozen=True)
+class ChannelNorm(node.Node):
+    """Batch norm that does not directly follow a projection: before one, or behind a pooling.
+
+    norm  its settings; the tensors are `<name>.weight`, bias, running_mean, running_var
+
+    Behind a current that nothing else reads, it becomes part of the projection before it; before a
+    projection without padding, of that one. Padding does not see its bias, so that in front of a
+    padded convolution it is an operation of its own (lowering/compose_currents.py).
+    """
+
+    op: ClassVar[str] = "batch_norm"
+    rescales: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
+    gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
+    norm: node.BatchNorm
+
+    def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
+        if self.norm.name != self.name:
+            raise UsageError(f"{self.name}: its batch norm is called {self.norm.name!r}")
+        return inputs[0]
+
+    def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
+        shapes = dict.fromkeys(self.row_tensors, inputs[0][:1])
+        return shapes | {f"{self.name}.num_batches_tracked": ()}
+
+    @property
+    def row_tensors(self) -> tuple[str, ...]:
+        return tuple(f"{self.name}.{part}" for part in node.NORM_PARTS)
+
+    def describe(self) -> str:
+        return "of its own"
+
+
 MOST_PARTS = 1 << 16
 """The largest denominator of a factor that leaves whole numbers fractions to be counted by."""
 

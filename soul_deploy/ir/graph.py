@@ -162,7 +162,7 @@ class SpikingGraph:
     def takes_composed(self, name: str) -> bool:
         """Whether composable nodes in front of a node become part of it, or of one behind it."""
         node = self[name]
-        return node.projects or node.composable or node is self.readout
+        return node.projects or node.composable or node.rescales or node is self.readout
 
     def population_fed_by(self, projection: str) -> str | None:
         """The population that a projection's current reaches, if it reaches nothing else."""

@@ -14,6 +14,9 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+
+
 @dataclass(frozen=True)
 class BatchNorm:
     """Batch normalisation of a projection's output, until it is folded; `name` owns its state.
@@ -99,6 +102,11 @@ class Node:
     def denominator(self, in_shape: Shape) -> int | None:
         """A number that makes its output for whole numbers whole; None: there is no small one."""
         return 1
+
+    @property
+    def pads(self) -> bool:
+        """Whether its windows see zeros around the map, which a bias in front would change."""
+        return False
 
     @property
     def row_tensors(self) -> tuple[str, ...]:

@@ -48,6 +48,10 @@ class AvgPool(Pool):
     keeps_zero: ClassVar[bool] = True
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
 
+    @property
+    def pads(self) -> bool:
+        return self.padding != (0, 0)
+
     def averages_all(self, in_shape: node.Shape) -> bool:
         return self.kernel == in_shape[1:] and self.padding == (0, 0)
 

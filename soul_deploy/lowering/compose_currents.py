@@ -26,6 +26,7 @@ from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.lowering import pool_windows, scaled_sums
 from soul_deploy.lowering.fold_batch_norm import ChannelConstants, DeployedWeights
 from soul_deploy.lowering.linear_operators import MAX_ELEMENTS, Rescaling
+from soul_deploy.lowering.rescaling import ShiftedScale
 
 
 @brief
@@ -60,23 +61,36 @@ def compose(
     """The composed form; None if the graph is one already."""
     given = graph
     graph, rescaling = scaled_sums.distribute(graph, rescaling)
+    shifted = {
+        node.name: ShiftedScale(node.name, node.inputs, None)
+        for node in graph.of_type(ir.ChannelNorm)
+        if not _seen_by_padding(graph, node)
+    }
+    graph = graph.with_nodes(shifted) if shifted else graph
     composing = _Composing(graph, dict(rescaling), dict(synapses))
-    for node in loose(graph):
-        composing.take(node)
+    for node in reversed(_loose(graph)):
+        if node.name not in composing.gone:
+            composing.take(node)
     if not composing.changed and graph is given:
         return None
     made = ir.SpikingGraph(tuple(composing.nodes()), graph.time_steps)
     return ComposedForm(made, composing.synapses, composing.rescaling)
 
 
-def loose(graph: ir.SpikingGraph) -> tuple[ir.Node, ...]:
-    """Composable nodes whose values something reads that they cannot be composed into."""
-    return tuple(
+def _loose(graph: ir.SpikingGraph) -> list[ir.Node]:
+    """Nodes to compose whose values something reads that they cannot be composed into."""
+    return [
         node
         for node in graph.nodes
-        if node.composable
-        and not all(graph.takes_composed(name) for name in graph.consumers[node.name])
-    )
+        if isinstance(node, ir.ChannelNorm)
+        or (node.composable and not all(map(graph.takes_composed, graph.consumers[node.name])))
+    ]
+
+
+def _seen_by_padding(graph: ir.SpikingGraph, node: ir.Node) -> bool:
+    """Whether zeros around the map stand among a node's values where something weighs them."""
+    readers = [graph[name] for name in graph.consumers[node.name]]
+    return any(r.pads or (r.composable and _seen_by_padding(graph, r)) for r in readers)
 
 
 class _Composing:
@@ -156,7 +170,8 @@ class _Composing:
         if found is not None:
             self.changed[node.name] = found.node
             self.synapses[node.name] = found.rounded()
-            if any(self.graph.takes_composed(name) for name in self.graph.consumers[node.name]):
+            readers = self.graph.consumers[node.name]
+            if node.composable and any(map(self.graph.takes_composed, readers)):
                 copy = replace(node, name=f"{node.name}.composed")
                 self.copies[node.name] = copy
                 if node.name in self.rescaling:
@@ -178,13 +193,15 @@ NEVER = (ir.Input, ir.Projection, ir.Population, ir.MaxPool, ir.Merge, ir.Scatte
 compose_ahead.on(*NEVER, ir.Flatten)(lambda *_: None)
 
 
-@compose_ahead.on(ir.Scale)
+@compose_ahead.on(ir.Scale, ir.ChannelNorm)
 def _scaled(
-    node: ir.Scale, current: Current, shape: ir.Shape, constants: ChannelConstants | None
+    node: ir.Node, current: Current, shape: ir.Shape, constants: ChannelConstants | None
 ) -> Current:
     assert constants is not None, node.name
     scale, weight = constants.scale, current.weight
     bias = None if current.bias is None else current.bias * scale
+    if constants.shift is not None:
+        bias = constants.shift if bias is None else bias + constants.shift
     rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
     return replace(current, weight=weight * rows, bias=bias)
 
@@ -244,16 +261,17 @@ def as_projection(
 as_projection.on(*NEVER, ir.Flatten)(lambda *_: None)
 
 
-@as_projection.on(ir.Scale)
+@as_projection.on(ir.Scale, ir.ChannelNorm)
 def _scaling(node: ir.Scale, shape: ir.Shape, constants: ChannelConstants | None) -> Current | None:
     assert constants is not None, node.name
     if len(shape) == 3:
-        return _by_channel(node, constants.scale.reshape(-1, 1, 1, 1), (1, 1), (0, 0))
-    features = shape[0]
+        weight = constants.scale.reshape(-1, 1, 1, 1)
+        return _by_channel(node, weight, (1, 1), (0, 0), constants.shift)
+    features, shift = shape[0], constants.shift
     if features * features > MAX_ELEMENTS:
         return None
-    made = ir.Linear(node.name, node.inputs, False, None, features, features)
-    return Current(made, np.diag(constants.scale), None)
+    made = ir.Linear(node.name, node.inputs, shift is not None, None, features, features)
+    return Current(made, np.diag(constants.scale), shift)
 
 
 @as_projection.on(ir.AvgPool)
@@ -271,11 +289,13 @@ def _adapting(node: ir.AdaptiveAvgPool, shape: ir.Shape, constants: object) -> C
     return _by_channel(node, shares, window, (0, 0))
 
 
-def _by_channel(node: ir.Node, weight: Array, stride: ir.Pair, padding: ir.Pair) -> Current:
+def _by_channel(
+    node: ir.Node, weight: Array, stride: ir.Pair, padding: ir.Pair, bias: Array | None = None
+) -> Current:
     """A convolution with one group a channel; weight (C, 1, kh, kw)."""
     channels, _, *kernel = weight.shape
     made = ir.Convolution(
-        node.name, node.inputs, False, None, channels, channels, (kernel[0], kernel[1]), stride,
-        padding, (1, 1), channels,
+        node.name, node.inputs, bias is not None, None, channels, channels,
+        (kernel[0], kernel[1]), stride, padding, (1, 1), channels,
     )  # fmt: skip
-    return Current(made, weight, None)
+    return Current(made, weight, bias)

@@ -134,7 +134,8 @@ def counted_as(node: ir.Node, lowered: Deployed) -> fan_out.Counted | None:
 
 
 counted_as.on(
-    *(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter, ir.Scale)
+    *(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter, ir.Scale),
+    ir.ChannelNorm,
 )(lambda node, lowered: None)
 
 

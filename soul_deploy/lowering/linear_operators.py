@@ -223,6 +223,7 @@ def compose_behind(
 
 compose_behind.refuse(
     *(ir.Input, ir.Projection, ir.Population, ir.MaxPool, ir.Merge, ir.Scatter, ir.Readout),
+    ir.ChannelNorm,
     error=lambda node: errors.UnsupportedGraphError(
         f"{node.name}: {node.op} cannot be composed into a projection"
     ),
@@ -365,14 +366,25 @@ def _lower_readout(
         weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(np.float32)
     if all(pool.rescales for pool in between):  # sums over space stay sums over space
         plain = MatrixOperator(weight, None, shape[:1], (node.classes,))
-        weight = _behind_all(plain, graph, rescaling, between, node.name).weight
-        return ReadoutOperator(weight, 1, bias, scale, len(shape) == 3, shape)
+        found = _behind_all(plain, graph, rescaling, between, node.name)
+        bias = _with_mean(bias, found.bias, scale * graph.time_steps * math.prod(shape[1:]))
+        return ReadoutOperator(found.weight, 1, bias, scale, len(shape) == 3, shape)
     if len(shape) == 3:
         _bounded(node.name, (node.classes, math.prod(shape)))
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
     plain = MatrixOperator(weight, None, shape, (node.classes,))
-    weight = _behind_all(plain, graph, rescaling, between, node.name).weight
-    return ReadoutOperator(weight, 1, bias, scale, False, graph.shapes[between[-1].inputs[0]])
+    found = _behind_all(plain, graph, rescaling, between, node.name)
+    bias = _with_mean(bias, found.bias, scale * graph.time_steps)
+    source = graph.shapes[between[-1].inputs[0]]
+    return ReadoutOperator(found.weight, 1, bias, scale, False, source)
+
+
+def _with_mean(bias: Array | None, added: Array | None, share: float) -> Array | None:
+    """A readout's bias, and what a constant in front of it adds at every step: `share` of it."""
+    if added is None:
+        return bias
+    before = 0.0 if bias is None else bias.astype(np.float64)
+    return np.asarray(before + share * added.astype(np.float64), np.float32)
 
 
 def _bounded(name: str, shape: tuple[int, int]) -> None:

@@ -1,19 +1,27 @@
 """Multiplications by constants, composed into the projection or readout behind them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, dispatch
-from soul_deploy.lowering.fold_batch_norm import ChannelConstants
+from soul_deploy.lowering.fold_batch_norm import ChannelConstants, norm_constants
 from soul_deploy.lowering.linear_operators import (
     ConvOperator,
     MatrixOperator,
     Operator,
     compose_behind,
 )
+
+
+@dataclass(frozen=True)
+class ShiftedScale(ir.Scale):
+    """A batch norm of its own whose bias no padding sees: composable, as a multiplication is.
+
+    No operation of a file: composed forms have it in place of `ChannelNorm`.
+    """
 
 
 def channel_constants(
@@ -30,6 +38,13 @@ def channel_constants(
         for name in node.row_tensors:
             scale = state[name].astype(np.float64) if name in state else scale
         found[node.name] = ChannelConstants(scale)
+    for norm in graph.of_type(ir.ChannelNorm):
+        ones: Array = np.ones(graph.shapes[norm.name][0])
+        if f"{norm.name}.weight" in state:
+            scale, mean, beta = norm_constants(norm.norm, state)
+            found[norm.name] = ChannelConstants(scale, beta - mean * scale)
+        else:
+            found[norm.name] = ChannelConstants(ones, ones)
     return found
 
 
@@ -39,7 +54,40 @@ def _scaled(
     constants: ChannelConstants | None = None,
 ) -> Operator:  # fmt: skip
     assert constants is not None, node.name
+    if constants.shift is not None:
+        operator = input_shifted(operator, constants.shift)
     return columns_scaled(operator, constants.scale)
+
+
+@dispatch.operation_table(Operator)
+def input_shifted(operator: Operator, shift: Array) -> Operator:
+    """The operator with the bias that its input's constant `shift`, float64 (C,), becomes."""
+    raise input_shifted.unknown(operator)
+
+
+@input_shifted.on(ConvOperator)
+def _convolution_shifted(operator: ConvOperator, shift: Array) -> Operator:
+    """Without padding each position sees every tap."""
+    assert operator.padding == (0, 0)
+    taps = operator.weight.sum(axis=(2, 3), dtype=np.float64).reshape(
+        operator.groups, -1, operator.weight.shape[1]
+    )
+    added = (taps @ shift.reshape(operator.groups, -1, 1)).reshape(-1)
+    return _biased(operator, added)
+
+
+@input_shifted.on(MatrixOperator)
+def _matrix_shifted(operator: MatrixOperator, shift: Array) -> Operator:
+    """Positions of a channel see the same sum of weights, but for rounding."""
+    size = operator.weight.shape[1] // len(shift)
+    added = operator.weight.astype(np.float64) @ np.repeat(shift, size)
+    return _biased(operator, added.reshape(operator.out_shape[0], -1).mean(axis=1))
+
+
+def _biased(operator: Operator, added: Array) -> Operator:
+    before = 0.0 if operator.bias is None else operator.bias.astype(np.float64)
+    bias = (before + added).astype(np.float32)
+    return replace(operator, bias=bias)  # type: ignore[type-var]
 
 
 @dispatch.operation_table(Operator)

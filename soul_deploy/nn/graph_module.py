@@ -245,6 +245,13 @@ def _scaled(node: ir.Scale, module: GraphModule, inputs: list[Signal], observe: 
     return image_by_image(lambda x: x * operations.by_channel(scale, x), *inputs)
 
 
+@compute.on(ir.ChannelNorm)
+def _normed(
+    node: ir.ChannelNorm, module: GraphModule, inputs: list[Signal], observe: object
+) -> Signal:
+    return image_by_image(module.get_submodule(node.name), *inputs)
+
+
 @compute.on(ir.Merge)
 def _merged(node: ir.Merge, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
     result = layers.merged(node.function, [signal.tensor for signal in inputs])

@@ -36,6 +36,13 @@ def _scale(node: ir.Scale, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Mod
         yield node.name, ChannelScale(graph.shapes[node.name][0])
 
 
+@modules_of.on(ir.ChannelNorm)
+def _channel_norm(node: ir.ChannelNorm, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+    shape, norm = graph.shapes[node.name], node.norm
+    kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
+    yield node.name, kind(shape[0], norm.eps, norm.momentum)
+
+
 def by_channel(values: Tensor, x: Tensor) -> Tensor:
     """Values (C,) beside the channels of (N, C, ...)."""
     return values.reshape(-1, *([1] * (x.dim() - 2)))
@@ -81,7 +88,7 @@ def unweighed(node: ir.Node, x: Tensor) -> Tensor:
 
 
 unweighed.refuse(
-    *(ir.Input, ir.Projection, ir.Population, ir.Merge, ir.Readout),
+    *(ir.Input, ir.Projection, ir.Population, ir.Merge, ir.Readout, ir.ChannelNorm),
     error=lambda node: errors.UsageError(
         f"{node.name}: {node.op} is more than a function of one input"
     ),

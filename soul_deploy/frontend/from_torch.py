@@ -195,6 +195,7 @@ def examine(
     module = GraphModule(traced.graph)
     state = {**network.state_dict(), **traced.constants}
     module.load_state_dict({name: state[name] for name in module.state_dict()})
+    _warn_of_tied(network, module)
     pair = _Pair(network, module.eval(), traced.takes)
     if example is None:
         made = torch.Generator().manual_seed(2025)
@@ -214,6 +215,21 @@ def _check_weights(network: nn.Module) -> None:
                 )
             if not torch.isfinite(tensor).all():
                 raise errors.UsageError(f"weight {name} holds values that are not finite")
+
+
+def _warn_of_tied(network: nn.Module, module: GraphModule) -> None:
+    """One parameter under several names of the graph is several parameters there."""
+    first: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if name not in module.state_dict():
+            continue
+        same = first.setdefault(id(parameter), name)
+        if same != name:
+            text = (
+                f"{name!r} and {same!r} are one parameter; the graph has it twice, and training or "
+                "removal changes each alone"
+            )
+            warnings.warn(errors.NetworkWarning(text), stacklevel=3)
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,28 @@ def _unflatten(builder: GraphBuilder, node: fx.Node) -> None:
     builder.values[node] = after
 
 
+def _permute(builder: GraphBuilder, node: fx.Node) -> None:
+    """Axes in another order, which only a permutation back makes usable again."""
+    source = builder.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    if source is None:
+        raise _unknown(builder, node)
+    rank = source.lead + len(builder.shapes[source.name])
+    axes = list(range(rank))
+    dims = _sides(node)
+    if not all(isinstance(axis, int) and -rank <= axis < rank for axis in dims):
+        raise _unknown(builder, node)
+    if told(node) == "permute":
+        axes = [axis % rank for axis in dims]
+    elif len(dims) == 2:
+        first, second = (axis % rank for axis in dims)
+        axes[first], axes[second] = second, first
+    if sorted(axes) != list(range(rank)):
+        raise _unknown(builder, node)
+    before = source.order or tuple(range(rank))
+    order = tuple(before[axis] for axis in axes)
+    builder.values[node] = replace(source, order=() if order == tuple(range(rank)) else order)
+
+
 def _mean(builder: GraphBuilder, node: fx.Node) -> None:
     source, axes = _source(builder, node), _argument(node, 1, "dim")
     if axes is None:
@@ -260,7 +282,9 @@ def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None
 
 
 def _same(builder: GraphBuilder, node: fx.Node) -> None:
-    builder.values[node] = _source(builder, node)
+    """A copy; of axes in another order too."""
+    source = builder.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    builder.values[node] = source if source and source.order else _source(builder, node)
 
 
 def _fold(builder: GraphBuilder, node: fx.Node) -> None:
@@ -284,6 +308,8 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((torch.flatten, "flatten"), _flatten),
     **dict.fromkeys((torch.reshape, "view", "reshape"), _view),
     **dict.fromkeys((torch.unflatten, "unflatten"), _unflatten),
+    **dict.fromkeys((torch.permute, "permute", torch.transpose, "transpose"), _permute),
+    **dict.fromkeys((torch.swapaxes, "swapaxes", torch.swapdims, "swapdims"), _permute),
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
     **dict.fromkeys(("repeat", "expand"), _repeat),

@@ -4,14 +4,16 @@ Every value is followed with what its leading axes are, because the same call me
 things with them: `flatten(1)` of (B, C, H, W) flattens an image, of (T, B, C, H, W) a batch.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from soul_deploy import ir
-from soul_deploy.base.errors import UnsupportedGraphError, UsageError
+from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
 from soul_deploy.frontend import module_kinds, pooled_scales, tracer
 from soul_deploy.frontend.sizes import BatchSize, Side
 
@@ -26,6 +28,7 @@ class TracedValue:
     once     its time axis has length 1, until it is repeated
     mean     averaged over time
     inverse  1 - the node's value
+    order    which of its axes stands where, after a permutation; (): as they are
     """
 
     name: str
@@ -34,6 +37,7 @@ class TracedValue:
     once: bool = False
     mean: bool = False
     inverse: bool = False
+    order: tuple[int, ...] = ()
 
 
 class ShowsImageError(UnsupportedGraphError):
@@ -92,9 +96,9 @@ class GraphBuilder:
     def sides(self, value: TracedValue, shape: ir.Shape) -> tuple[Side, ...]:
         """The sides of a value whose own axes are `shape`."""
         steps = 1 if value.once else self.time_steps
-        if value.lead == 2:
-            return (steps, BatchSize(), *shape)
-        return (BatchSize(steps if value.folded else 1), *shape)
+        folded = (BatchSize(steps if value.folded else 1),)
+        sides: tuple[Side, ...] = (*((steps, BatchSize()) if value.lead == 2 else folded), *shape)
+        return tuple(sides[axis] for axis in value.order) or sides
 
     def _follow_to(self, last: fx.Node) -> None:
         """Make what comes before an operation and is not made yet, and the operation."""
@@ -135,7 +139,7 @@ class GraphBuilder:
         if made is None or source is None:
             return None
         viewed = self.nodes[made.name].reshapes and made.name != source.name
-        unchanged = made == replace(source, lead=made.lead, folded=made.folded)
+        unchanged = made == replace(source, lead=made.lead, folded=made.folded, order=made.order)
         return sources[0] if viewed or (unchanged and node.target != "repeat") else None
 
     def _take_input(self, node: fx.Node) -> None:
@@ -149,17 +153,36 @@ class GraphBuilder:
         kind = module_kinds.module_kind(module)
         if kind is None:
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
-        if path in self.used:
-            raise self.unsupported(
-                node,
-                f"module {path!r} is called twice (a loop over time belongs outside the network), "
-                "which",
-            )
+        path = self._again(node, path, kind, module) if path in self.used else path
         self.used.add(path)
         if len(args) != (2 if kind == "Merge" else 1) or node.kwargs:
             raise self.unsupported(node, f"module {path!r} with {len(args)} inputs")
         values = [self.value(node, argument) for argument in args]
         self._convert(node, path, kind, module, values)
+
+    def _again(self, node: fx.Node, path: str, kind: str, module: nn.Module) -> str:
+        """A name for another call of a module, and copies of its tensors under that name.
+
+        Neurons are refused: a second call goes on from the state that the first one left.
+        """
+        if kind in module_kinds.ONCE:
+            raise self.unsupported(
+                node,
+                f"module {path!r} is called twice (a loop over time belongs outside the network; "
+                "elsewhere make a module for each place), which",
+            )
+        calls = (f"{path}_call_{n}" for n in count(2))
+        again = next(name for name in calls if name not in self.modules)
+        self.modules[again] = module
+        tensors = module.state_dict()
+        self.constants |= {f"{again}.{name}": tensor for name, tensor in tensors.items()}
+        if tensors:
+            text = (
+                f"module {path!r} is called at several places ({tracer.place_of(node)}); the graph "
+                f"has its weights again as {again!r}, and training or removal changes each alone"
+            )
+            warnings.warn(NetworkWarning(text), stacklevel=2)
+        return again
 
     def _convert(
         self, node: fx.Node, path: str, kind: str, module: Any, values: list[TracedValue]
@@ -309,8 +332,10 @@ class GraphBuilder:
     def value(self, node: fx.Node, argument: Any) -> TracedValue:
         """What an argument holds; constants, sizes and inverted spikes are refused."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if value is None or value.inverse:
+        if value is None or value.inverse or value.order:
             what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
+            if value is not None and value.order:
+                what = "axes in another order; permute them back first"
             name = node.target if isinstance(node.target, str) else node.name
             raise self.unsupported(node, f"{name!r} with {what}")
         return value

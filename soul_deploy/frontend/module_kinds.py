@@ -30,6 +30,8 @@ NEURONS: dict[str, ir.NeuronFamily] = {
     "LIFNode": "lif",
     "ParametricLIFNode": "plif",
 }
+ONCE = (*NEURONS, "SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer")
+"""Kinds of modules that one call ends: neurons, which remember, and class scores."""
 SURROGATES: dict[str, ir.SurrogateName] = {
     "ATan": "atan",
     "Sigmoid": "sigmoid",

@@ -38,11 +38,17 @@ def behind_pools(nodes: Sequence[ir.Node], constant_of: Callable[[str], Tensor])
     def tensor(name: str) -> Tensor:
         return constants[name] if name in constants else constant_of(name)
 
+    def of_spikes(node: ir.Node) -> bool:
+        """Whether no current is scaled: constants behind one become part of its projection."""
+        while not (node.fires or node.projects or node.arity is None) and node.inputs:
+            node = made[node.inputs[0]]
+        return not node.projects
+
     for node in nodes:
         node = replace(node, inputs=tuple(moved.get(name, name) for name in node.inputs))
         source = made[node.inputs[0]] if node.inputs else node
         before: list[ir.Scale] = []  # nearest to the pooling first
-        while isinstance(node, ir.MaxPool) and _positive(source, tensor):
+        while isinstance(node, ir.MaxPool) and _positive(source, tensor) and of_spikes(source):
             before.append(source)
             source = made[source.inputs[0]]
         if before:

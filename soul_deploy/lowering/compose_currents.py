@@ -141,14 +141,18 @@ class _Composing:
     def _alone(self, source: ir.Node, chain: list[ir.Node]) -> bool:
         """Whether a projection's current goes through `chain` and nowhere else, to no projection.
 
-        What reads the end must take values: a projection behind it would read them from the
-        current, which is no longer there.
+        What reads the end must be a neuron, a merge or a scattering: whatever counts operations of
+        a projection or a max pooling looks at the value that it reads by its name, and the current
+        is called as the projection is.
         """
         graph = self.graph
         way = [node.name for node in reversed(chain)]
         readers = [graph.consumers[name] for name in (source.name, *way[:-1])]
         ends = graph.consumers[way[-1]]
-        plain = not any(graph.takes_composed(name) for name in ends)
+        counted = (
+            graph.takes_composed(name) or isinstance(graph[name], ir.MaxPool) for name in ends
+        )
+        plain = not any(counted)
         return source.projects and readers == [(name,) for name in way] and plain
 
     def _compose_all(self, source: ir.Node, chain: list[ir.Node]) -> Current | None:

@@ -143,9 +143,9 @@ def refuse_unsupported(graph: ir.SpikingGraph) -> None:
             takes_all = node.projects or node.composable or node is graph.readout
             if source.composable and not takes_all:
                 raise errors.UnsupportedGraphError(
-                    f"{node.name}: its input {name!r} is no projection ({source.op}); the event "
-                    "runtime composes average pooling and flattening into a projection, so a "
-                    "projection must follow them"
+                    f"{node.name}: its input {name!r} is no projection ({source.op}); flattening, "
+                    "and adaptive pooling whose windows differ in size, run as a part of the "
+                    "projection behind them, so a projection must follow"
                 )
             if node.fires and edge.kind != "analog":
                 raise errors.UnsupportedGraphError(

@@ -23,7 +23,7 @@ import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.lowering import pool_windows, scaled_sums
+from soul_deploy.lowering import pool_windows, scaled_values
 from soul_deploy.lowering.fold_batch_norm import ChannelConstants, DeployedWeights
 from soul_deploy.lowering.linear_operators import MAX_ELEMENTS, Rescaling
 from soul_deploy.lowering.rescaling import ShiftedScale
@@ -60,7 +60,7 @@ def compose(
 ) -> ComposedForm | None:
     """The composed form; None if the graph is one already."""
     given = graph
-    graph, rescaling = scaled_sums.distribute(graph, rescaling)
+    graph, rescaling = scaled_values.put_before(graph, rescaling)
     shifted = {
         node.name: ShiftedScale(node.name, node.inputs, None)
         for node in graph.of_type(ir.ChannelNorm)
@@ -141,16 +141,18 @@ class _Composing:
     def _alone(self, source: ir.Node, chain: list[ir.Node]) -> bool:
         """Whether a projection's current goes through `chain` and nowhere else, to no projection.
 
-        What reads the end must be a neuron, a merge or a scattering: whatever counts operations of
-        a projection or a max pooling looks at the value that it reads by its name, and the current
-        is called as the projection is.
+        What reads the end must be a neuron, a merge or a scattering: the operations of a projection
+        are counted from the value that it reads, by its name, and the current is called as the
+        projection is. Those of a max pooling are too, but only by what is not 0.
         """
         graph = self.graph
         way = [node.name for node in reversed(chain)]
         readers = [graph.consumers[name] for name in (source.name, *way[:-1])]
         ends = graph.consumers[way[-1]]
+        moved = any(type(node) is not ir.Scale for node in chain)
         counted = (
-            graph.takes_composed(name) or isinstance(graph[name], ir.MaxPool) for name in ends
+            graph.takes_composed(name) or (moved and isinstance(graph[name], ir.MaxPool))
+            for name in ends
         )
         plain = not any(counted)
         return source.projects and readers == [(name,) for name in way] and plain

@@ -19,9 +19,9 @@ from typing import Any
 import hypothesis
 import numpy as np
 from chains import ChainSpec, build, chains, images, pruned, random_neuron_masks
+from forms import FormSpec, form_images, form_model, forms
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from forms import FormSpec, form_images, form_model, forms
 from places import COUNTEREXAMPLES
 from residual import ResidualSpec, masked, residual_images, residual_model, residuals
 from torch import Tensor
@@ -173,7 +173,9 @@ def to_json(drawn: Drawn) -> str:
 def from_json(text: str) -> Drawn:
     """The network of `to_json`."""
     data = json.loads(text)
-    kind: Any = {kind.__name__: kind for kind in (ChainSpec, ResidualSpec, FormSpec)}[data.pop("kind")]
+    kind: Any = {kind.__name__: kind for kind in (ChainSpec, ResidualSpec, FormSpec)}[
+        data.pop("kind")
+    ]
     data["spec"] = rebuilt(kind, data["spec"])
     return Drawn(**data)
 

@@ -95,7 +95,7 @@ FORMS: dict[str, Form] = {
         n.pool(n.n1(n.inner(n.start(x).permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3))))
     ),
     "time folded and back": lambda n, x: n.end(
-        n.pool(n.n1(n.inner(n.start(x).flatten(0, 1).unflatten(0, (T, -1)))))
+        n.pool(n.n1(n.inner(torch.unflatten(n.start(x).flatten(0, 1), 0, (T, -1)))))
     ),
     "time folded by reshape": lambda n, x: n.end(
         n.pool(n.n1(n.inner((s := n.start(x)).reshape(-1, *s.shape[2:]).view(s.shape))))

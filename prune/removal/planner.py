@@ -254,12 +254,11 @@ class _Planner:
         """One per population, and per projection whose current no population reads directly."""
         found: list[LayerRemoval] = []
         for node in self.graph.nodes:
-            users = [self.graph[name] for name in self.graph.consumers[node.name]]
             if node.fires:
-                source = self.graph[node.inputs[0]]
+                source = self.graph[self.graph.masked_projection(node.name)]
                 told = any(entry.projection == source.name for entry in found)
                 found.append(self._entry(node.name, None if told else source))
-            elif node.projects and not any(user.fires for user in users):
+            elif node.projects and not self.graph.charged_by(node.name):
                 found.append(self._entry(node.name, node))
         return tuple(found)
 
@@ -293,6 +292,12 @@ known_of.on(ir.Projection)(lambda node, plan: plan.current(node))
 known_of.on(ir.Population)(lambda node, plan: plan.spikes(node))
 known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
     lambda node, plan: plan.known[node.inputs[0]].averaged()
+)
+known_of.on(ir.Scale)(lambda node, plan: plan.known[node.inputs[0]].scaled(node, plan.model.state))
+known_of.on(ir.ChannelNorm)(
+    lambda node, plan: plan.known[node.inputs[0]].normed(
+        node, plan.model.state, len(plan.graph.shapes[node.name])
+    )
 )
 known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
 known_of.on(ir.Merge)(

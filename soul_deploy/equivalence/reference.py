@@ -10,12 +10,13 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soul_deploy.base import dispatch
 from soul_deploy.equivalence.rounding import teacher_forced
 from soul_deploy.ir import SPIKE, Node, SpikingGraph
-from soul_deploy.lowering import deploy, fan_out
+from soul_deploy.lowering import deploy
+from soul_deploy.lowering.fold_batch_norm import ChannelConstants
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
@@ -81,14 +82,16 @@ class ReferenceModel:
         they are part of what following projections weigh.
         """
         folded = deploy.lower(self.model).synapses
-        plain: dict[str, Node] = {}
+        plain: dict[str, Node] = {node.name: node.magnitude() for node in self.graph.nodes}
         for p in self.graph.projections:
-            alone = fan_out.population_behind(self.graph, p.name) is not None
+            alone = self.graph.population_fed_by(p.name) is not None
             biased = not alone and folded[p.name].bias is not None
             plain[p.name] = replace(p, bias=biased, norm=None)
         module = GraphModule(self.graph.with_nodes(plain)).double()
         with torch.no_grad():
-            for name in plain:
+            for name, constants in deploy.lower(self.model).constants.items():
+                _set_magnitude(module, self.graph[name], constants)
+            for name in (p.name for p in self.graph.projections):
                 for key, parameter in module.get_submodule(name).named_parameters():
                     parameter.copy_(torch.from_numpy(np.abs(getattr(folded[name], key))))
         return module.eval()
@@ -129,6 +132,22 @@ class ReferenceModel:
             torch.cat([distance, constant_patterns], dim=2),
             torch.cat([allowance, torch.zeros_like(constant_patterns)], dim=2),
         )
+
+
+def _set_magnitude(module: GraphModule, node: Node, constants: ChannelConstants) -> None:
+    """Give a node that rescales its channels the absolute values of its constants."""
+    scale = torch.from_numpy(np.abs(constants.scale))
+    if constants.shift is None:
+        for name in node.row_tensors:
+            module.get_buffer(name).copy_(scale)
+        return
+    norm = module.get_submodule(node.name)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    norm.weight.copy_(scale)
+    norm.bias.copy_(torch.from_numpy(np.abs(constants.shift)))
 
 
 def _select(signal: Signal, samples: Tensor) -> Signal:

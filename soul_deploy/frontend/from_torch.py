@@ -11,7 +11,7 @@ wrongly), so the module itself and its graph are run side by side before anythin
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -45,11 +45,13 @@ class Traced:
     step      (B, C, H, W), called once a step, state kept between calls
 
     returns: what forward is given and returns besides.
+    constants: tensors of the graph that are not in the network's state dict, by name.
     """
 
     graph: SpikingGraph
     takes: tracer.Takes
     returns: stepped.Returns = stepped.NOTHING_MORE
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -106,11 +108,12 @@ def _traced(
 ) -> Traced:
     graph, steps = builder.build(operations), builder.unrolled
     if steps is None:
-        return Traced(graph, takes)
+        return Traced(graph, takes, constants=builder.constants)
     old = steps.warn_of_kept(builder.modules)
     if old is not None:
         warnings.warn(old, stacklevel=2)
-    return Traced(graph, "step" if steps.one_step else takes, steps.returns)
+    by_step: tracer.Takes = "step" if steps.one_step else takes
+    return Traced(graph, by_step, steps.returns, builder.constants)
 
 
 def _likelier(
@@ -217,8 +220,9 @@ def examine(
             f"shape {tuple(example.shape)} is a sequence; give images"
         )
     module = GraphModule(traced.graph)
-    state = network.state_dict()
+    state = {**network.state_dict(), **traced.constants}
     module.load_state_dict({name: state[name] for name in module.state_dict()})
+    _warn_of_tied(network, module)
     pair = _Pair(network, module.eval(), traced)
     if example is None:
         made = torch.Generator().manual_seed(2025)
@@ -238,6 +242,21 @@ def _check_weights(network: nn.Module) -> None:
                 )
             if not torch.isfinite(tensor).all():
                 raise errors.UsageError(f"weight {name} holds values that are not finite")
+
+
+def _warn_of_tied(network: nn.Module, module: GraphModule) -> None:
+    """One parameter under several names of the graph is several parameters there."""
+    first: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if name not in module.state_dict():
+            continue
+        same = first.setdefault(id(parameter), name)
+        if same != name:
+            text = (
+                f"{name!r} and {same!r} are one parameter; the graph has it twice, and training or "
+                "removal changes each alone"
+            )
+            warnings.warn(errors.NetworkWarning(text), stacklevel=3)
 
 
 @dataclass(frozen=True)

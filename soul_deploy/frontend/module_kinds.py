@@ -22,12 +22,17 @@ SHARED = (
     *("Conv2d", "Linear", "BatchNorm1d", "BatchNorm2d", "MaxPool2d", "AvgPool2d"),
     *("AdaptiveAvgPool2d", "Flatten", "Dropout", "Dropout2d"),
 )
+TDBN = {f"ThresholdDependentBatchNorm{n}d": f"BatchNorm{n}d" for n in (1, 2)}
+"""SpikingJelly's tdBN: batch norm over all steps, whose gamma starts at alpha · v_th."""
+SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
 NEURONS: dict[str, ir.NeuronFamily] = {
     "IFNode": "if",
     "LIFNode": "lif",
     "ParametricLIFNode": "plif",
 }
+ONCE = (*NEURONS, "SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer")
+"""Kinds of modules that one call ends: neurons, which remember, and class scores."""
 SURROGATES: dict[str, ir.SurrogateName] = {
     "ATan": "atan",
     "Sigmoid": "sigmoid",
@@ -59,10 +64,14 @@ def module_kind(module: nn.Module) -> str | None:
             return KINDS[cls]
         if _is_within(cls, "layer") and cls.__name__ in (*SHARED, *CONTAINERS, "VotingLayer"):
             return cls.__name__
+        if _is_within(cls, "layer") and cls.__name__ in TDBN:
+            return TDBN[cls.__name__]
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
             return cls.__name__
         if stepped.is_leaky(cls):
             return stepped.LEAKY
+        if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:
+            return cls.__name__
         if any(callable(value) and name not in HARMLESS for name, value in vars(cls).items()):
             return None  # a subclass with code of its own
     return None
@@ -71,7 +80,8 @@ def module_kind(module: nn.Module) -> str | None:
 def is_closed(module: nn.Module) -> bool:
     """A module without a kind that is not looked into: the library's own, or one with state."""
     cls = type(module)
-    if _is_within(cls, "layer") or _is_within(cls, "neuron") or is_stateful(module):
+    own = ("layer", "neuron", "ann2snn")
+    if any(_is_within(cls, package) for package in own) or is_stateful(module):
         return True
     if stepped.is_stepped(module):
         return True
@@ -292,6 +302,12 @@ def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> ir.Node:
     return ir.AdaptiveAvgPool(path, inputs, both_sides(size))
 
 
+def _scale(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    """One number for all channels, or a tensor (C,) under the name it has in the module."""
+    single = module.scale.dim() == 0
+    return ir.Scale(path, inputs, float(module.scale) if single else None)
+
+
 def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     return ir.Population(path, inputs, module_neuron_spec(path, module))
 
@@ -307,6 +323,7 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
     stepped.LEAKY: lambda path, inputs, module: ir.Population(
         path, inputs, stepped.leaky_spec(path, module)
     ),
+    **dict.fromkeys(SCALERS, _scale),
     **dict.fromkeys(NEURONS, _population),
     "Conv2d": _convolution,
     "Linear": _linear,

@@ -10,9 +10,8 @@ from typing import ClassVar, Literal
 
 from soul_deploy.base import brief
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir import neurons, node, pools
+from soul_deploy.ir import channelwise, neurons, node, pools
 
-NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 SIDES = ("bound", "low")  # of an edge
 MergeFunction = Literal["add", "and", "iand"]
 
@@ -52,7 +51,7 @@ class Projection(node.Node):
     def row_tensors(self) -> tuple[str, ...]:
         """The tensors with one row per output channel: weight, bias, batch norm."""
         own = [f"{self.name}.{part}" for part in ("weight", "bias")[: 1 + self.bias]]
-        return (*own, *(f"{self.norm.name}.{part}" for part in NORM_PARTS if self.norm))
+        return (*own, *(f"{self.norm.name}.{part}" for part in node.NORM_PARTS if self.norm))
 
     @property
     def extent(self) -> node.Shape:
@@ -88,6 +87,10 @@ class Convolution(Projection):
     @property
     def weight_shape(self) -> node.Shape:
         return (self.channels, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def pads(self) -> bool:
+        return self.padding != (0, 0)
 
     @property
     def extent(self) -> node.Shape:
@@ -348,5 +351,6 @@ OPS: dict[str, type[node.Node]] = {
     for cls in (
         *(Input, Convolution, Linear, Population, pools.MaxPool, pools.AvgPool),
         *(pools.AdaptiveAvgPool, Flatten, Merge, Readout, Scatter),
+        *(channelwise.Scale, channelwise.ChannelNorm),
     )
 }

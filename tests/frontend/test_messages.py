@@ -71,7 +71,7 @@ def by_index(net: Net, x: Tensor) -> Tensor:
 def added_up(net: Net, x: Tensor) -> Tensor:
     scores: Any = 0
     for _ in range(T):
-        scores = scores + net.conv(x)
+        scores = scores + net.fire(net.conv(x))
     return scores / T  # type: ignore[no-any-return]
 
 
@@ -125,7 +125,7 @@ STOPPED: dict[Forward, str] = {
     counted: r"makes a number of a tensor's values.*range\(x\.argmax\(\)\)",
     over_time: r"takes a tensor apart \(a loop over time or samples, or .*return sum\(",
     by_index: r"operation getitem\(fire, 0\) \(a part of a tensor; loops over time belong outside",
-    added_up: r"module 'conv' is called twice \(a loop over time belongs outside the network",
+    added_up: r"module 'fire' is called twice \(a loop over time belongs outside the network",
     taken_apart: r"takes a tensor apart .*spikes, _membrane = ",
     unpacked: r"takes a tensor apart .*head\(\*net",
     passed_as_keywords: r"takes a tensor apart .*head\(\*\*x",

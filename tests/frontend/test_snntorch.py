@@ -63,6 +63,7 @@ def test_a_neuron_has_the_bits_of_snntorchs(
     ours, seen = SpikingNeuron(leaky_spec("n", theirs), steps), []
     found = ours.simulate(current, static=False, observe=lambda t, s, v: seen.append(v))
     equation, v = ours.equation(), np.zeros(60, np.float32)
+    assert isinstance(equation, NeuronEquation)
     assert np.float32(equation.constant) == theirs.beta.item() or kind == "kept-whole"
     for t, (spikes, kept) in enumerate(expected):
         assert torch.equal(found[t], spikes) and torch.equal(seen[t], kept)

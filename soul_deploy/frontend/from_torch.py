@@ -129,7 +129,7 @@ def _likelier(
     image, sequence = failed.get("image"), failed.get("sequence")
     if image is None or sequence is None:
         return next(iter(failed.values()))
-    takes_images = (tracer.ForwardError, graph_builder.ShowsImageError)
+    takes_images = (tracer.ForwardError, traced_value.ShowsImageError)
     own = isinstance(image, tracer.ForwardError)
     return image if isinstance(sequence, takes_images) and not own else sequence
 

@@ -13,8 +13,9 @@ from torch import fx
 
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import module_kinds, scaled_by, stepped, tracer, unrolled
-from soul_deploy.frontend.graph_builder import GraphBuilder, ShowsImageError, TracedValue, told
+from soul_deploy.frontend.graph_builder import GraphBuilder
 from soul_deploy.frontend.sizes import fits
+from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
 from soul_deploy.ir import AdaptiveAvgPool, Flatten
 
 

@@ -22,7 +22,8 @@ from soul_deploy.base.errors import NetworkWarning
 from soul_deploy.frontend import module_kinds, stepped
 
 if TYPE_CHECKING:
-    from soul_deploy.frontend.graph_builder import GraphBuilder, TracedValue
+    from soul_deploy.frontend.graph_builder import GraphBuilder
+    from soul_deploy.frontend.traced_value import TracedValue
 
 BEFORE = -1  # the step of a membrane that no call in the trace made
 

@@ -26,6 +26,7 @@ from soul_deploy.frontend.stepped import leaky_spec
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.equations import NeuronEquation
 
 surrogate: Any = importlib.import_module("snntorch.surrogate")
 utils: Any = importlib.import_module("snntorch.utils")

@@ -1,5 +1,7 @@
 """Constants in NIR: out as Scale nodes, and back."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -33,11 +35,13 @@ def model(between: ir.Node, behind: ir.Node) -> Model:
         4,
     )
     rng = np.random.default_rng(1)
-    state = {
-        name: (rng.integers(-3, 4, shape) / 4).astype(np.float32)
+    state: dict[str, Any] = {
+        name: np.asarray(rng.integers(-3, 4, shape) / 4, np.float32)
         for name, shape in expected_shapes(graph).items()
     }
-    state |= {name: np.float32((2.0, 0.5, -1.0)) for name in state if name.endswith(".scale")}
+    state |= {
+        name: np.array((2.0, 0.5, -1.0), np.float32) for name in state if name.endswith(".scale")
+    }
     state |= {name: np.ones(3) for name in state if name.endswith(".running_var")}
     return Model(graph, {name: np.asarray(values, np.float32) for name, values in state.items()})
 

@@ -25,6 +25,7 @@ from soul_deploy.frontend import (
     module_kinds,
     side_by_side,
     stepped,
+    traced_value,
     tracer,
 )
 from soul_deploy.ir import Shape, SpikingGraph

@@ -1,6 +1,7 @@
 """A value of the forward being traced, and how errors name an operation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 

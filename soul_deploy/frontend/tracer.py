@@ -28,12 +28,12 @@ from soul_deploy.frontend import hidden_state, module_kinds, stepped
 from soul_deploy.frontend.sizes import Refusal, Side, Sides
 
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm1d/2d right after them, spiking neurons (SpikingNeuron; "
+    "Conv2d, Linear, BatchNorm1d/2d, tdBN, ann2snn's scalers, spiking neurons (SpikingNeuron; "
     "SpikingJelly's IFNode, LIFNode, ParametricLIFNode; snnTorch's Leaky), MaxPool2d, AvgPool2d, "
     "AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
     "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
-    "VotingLayer; in forward: +, x * y and "
-    "x * (1 - y) of spikes, flatten and views that only merge axes, the mean over time or space, "
+    "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "
+    "flatten and views that only merge axes, permute and back, the mean over time or space, "
     "adaptive_avg_pool2d, max_pool2d, unsqueeze(0) and repeat over time; with snnTorch's neurons "
     "loops over time, x[t], and torch.stack of all steps"
 )

@@ -24,7 +24,8 @@ class SpikingNeuron(nn.Module):
 
     `forward` takes an input current of (T, B, C, H, W) or (T, B, N), or a static one without the
     time axis, (B, C, H, W) or (B, N), which is then applied at each of `time_steps` steps. It
-    returns spikes (T, B, ...). The membrane starts at rest at every call.
+    returns spikes (T, B, ...); of neurons that send integers these, times their unit. The membrane
+    starts at rest at every call.
     """
 
     def __init__(
@@ -48,10 +49,13 @@ class SpikingNeuron(nn.Module):
             self.w = nn.Parameter(torch.tensor(spec.first_w))
 
     def forward(self, current: Tensor) -> Tensor:
-        return self.simulate(current, static=current.dim() in (2, 4))
+        sent, unit = self.simulate(current, static=current.dim() in (2, 4)), self.spec.unit
+        return sent if unit == 1 else sent * unit
 
     def simulate(self, current: Tensor, *, static: bool, observe: Observer | None = None) -> Tensor:
-        """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`."""
+        """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`; of neurons that send
+        integers these, not yet multiplied by their unit.
+        """
         spec = self.spec
         steps = self.time_steps if static else len(current)
         if spec.dynamics is not None:

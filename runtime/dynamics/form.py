@@ -55,8 +55,11 @@ class Parts:
     settle: Callable[[Value, State, Constants], State]
 
 
-Granularity = Literal["layer", "channel", "neuron", "step", "step_channel"]
-"""What there is one number per: the tensor is (), (C,), (C, H, W) or (N,), (T,), or (T, C)."""
+Granularity = Literal[
+    "layer", "channel", "neuron", "step", "step_channel", "step_pair", "step_column"
+]
+"""What there is one number per: the tensor is (), (C,), (C, H, W) or (N,), (T,), (T, C), (T, T) or
+(T, 1)."""
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 Settings: TypeAlias = Mapping[str, Any]

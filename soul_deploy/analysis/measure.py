@@ -247,7 +247,7 @@ class _Run:
             fan_out = fan_out * before
         synapses = self.trimmed.synapses.get(name)
         kept = 0 if synapses is None else int(np.count_nonzero(synapses.weight))
-        graded = entry.edge.kind == "graded" or readout
+        graded = (entry.edge.kind == "graded" and entry.edge.size != 1) or readout
         analog = (0, 0, 0)
         if entry.edge.kind == "analog":
             read = executions * math.prod(graph.shapes[source])

@@ -38,6 +38,11 @@ class Edge:
     bound: int | None = None
     low: int = 0
 
+    @property
+    def size(self) -> int | None:
+        """The largest absolute value of a spike or graded edge."""
+        return None if self.bound is None else max(self.bound, -self.low)
+
 
 LTMD_LEAK = 0.25  # soul/neuron/LTMD.py, state_update
 PSN_TENSORS: Mapping[str, Granularity] = {"weight": "step_pair", "bias": "step_column"}

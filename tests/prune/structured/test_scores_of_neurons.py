@@ -19,12 +19,7 @@ CASES: dict[str, tuple[ir.NeuronSpec, list[float], float, float]] = {
     # v 2 fires, is set to 0, the threshold rises to 1.2; then v is 0.5
     "rplif": (ir.NeuronSpec("rplif", decay_input=False), [2, 0.5], 0.5, 0.25),
     # v 2 fires, w rises to 3; a step later v = 0 + (1 + 1 · 0.1 · -0.8 - 3) / 2 = -1.04
-    "izhikevich": (
-        ir.NeuronSpec("izhikevich", settings=(("b", 3.0),)),
-        [4.08, 1],
-        0.5,
-        0.52,
-    ),
+    "izhikevich": (ir.NeuronSpec("izhikevich", settings=(("b", 3.0),)), [4.08, 1], 0.5, 0.52),
     # potentials W x + b: 0.5 fires, -1 does not
     "psn": (ir.NeuronSpec("psn"), [1, 1], 0.5, 0.75),
 }

@@ -4,6 +4,7 @@ import re
 import runpy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,10 @@ def specs(family: str) -> list[NeuronSpec]:
     return found
 
 
+def _keep(seen: list[Any], t: int, s: torch.Tensor, v: torch.Tensor) -> None:
+    seen.append(v.numpy()[0].copy())
+
+
 def steps_of(page: Callable[..., Any], spec: NeuronSpec, module: SpikingNeuron, x: Any) -> Any:
     """What is sent and the first state variable, by the page's function, (T, N) each."""
     held = {name: array.detach().numpy() for name, array in module.named_parameters()}
@@ -64,7 +69,11 @@ def steps_of(page: Callable[..., Any], spec: NeuronSpec, module: SpikingNeuron, 
         return page(x, numbers)
     start: tuple[float, ...] = (spec.v_reset or 0.0,)
     if spec.dynamics is not None:
-        known = {"start": spec.v_reset or 0.0, "reset": spec.v_reset, "threshold": spec.v_threshold}
+        known: dict[str, Any] = {
+            "start": spec.v_reset or 0.0,
+            "reset": spec.v_reset,
+            "threshold": spec.v_threshold,
+        }
         known |= dict(spec.settings)
         start = tuple(known[s] if isinstance(s, str) else s for s in spec.dynamics.start)
     state: Any = [np.full(x.shape[1:], value) for value in start]
@@ -93,9 +102,7 @@ def test_the_equations_are_those_that_run(
         x = random.normal(0.5, 1.5, (STEPS, 400)) * max(1, (spec.edge.bound or 0) / 2)
         with torch.no_grad():
             sent = module.simulate(
-                torch.from_numpy(x)[:, None],
-                static=False,
-                observe=lambda t, s, v, seen=seen: seen.append(v.numpy()[0].copy()),
+                torch.from_numpy(x)[:, None], static=False, observe=partial(_keep, seen)
             ).numpy()[:, 0]
         by_page, first = steps_of(page, spec, module, x)
         np.testing.assert_array_equal(by_page, sent, err_msg=str(spec))

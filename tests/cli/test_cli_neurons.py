@@ -176,6 +176,7 @@ def test_inspect_says_what_a_network_is_valid_for(neuron: str) -> None:
         ("intlif --neuron_settings top=9.5", "top 9.5 must be an integer from 1 to 255"),
         ("intlif --neuron_settings carry=2", "carry 2; valid: 1 (the membrane is carried"),
         ("ielif --neuron_settings lens=8", "ielif: lens 8; supported is 4"),
+        ("ltmd --v_reset none", "ltmd: v_reset none; it resets to 0"),
         ("rplif --v_reset none", "RPLIF cannot run with soft reset, give a number"),
         ("clif --v_reset 0.5", "v_reset 0.5; supported are 0 and none (soft reset)"),
     ],

@@ -3,6 +3,7 @@
 What an export takes is tried, not looked up.
 """
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -110,7 +111,7 @@ def ways(family: str) -> list[str]:
         taken(lambda: events.stream().step(x)),
         taken(lambda: build_step(model)),
         taken(lambda: to_nir(equation, name, 1e-4)),
-        source,
+        re.sub(r", soul/utils/\S+", "", source),
     ]
 
 

@@ -15,6 +15,7 @@ from soul_deploy.runtime.dynamics import (
     integer,
     quadratic,
     refractory,
+    snntorch,
 )
 from soul_deploy.runtime.dynamics.form import Dynamics, Operations, Parts, SendRule, State, Value
 from soul_deploy.runtime.dynamics.operations import NUMPY
@@ -25,6 +26,8 @@ DYNAMICS: Mapping[str, Dynamics] = {
     for family in (
         *(complementary.CLIF, complementary.ILIF, integer.INTLIF, integer.TLIF, integer.IELIF),
         *(refractory.RPLIF, quadratic.IZHIKEVICH, bipolar.STBIF, gated.GLIF),
+        *(snntorch.LEAKY, snntorch.RLEAKY, snntorch.SYNAPTIC, snntorch.RSYNAPTIC),
+        snntorch.LAPICQUE,
     )
 }
 """The families by name."""

@@ -153,8 +153,10 @@ def _synops(meter: Meter, model: Model) -> Reading:
 
 def _connectivity(meter: Meter, model: Model) -> Reading:
     """Planned from synapses between open channels, told with what the input reaches."""
-    pairs = {}
-    for layer in deploy.lower(replace(model, channel_masks={})).layers[:-1]:
+    pairs, weighed = {}, {node.name for node in model.graph.projections}
+    for layer in deploy.lower(replace(model, channel_masks={})).layers:
+        if layer.name not in weighed:  # poolings of their own, the readout
+            continue
         live = None if layer.live is None else torch.from_numpy(layer.live.astype(np.float64))
         operator = layer.linear.operator
         ones = torch.ones(operator.in_shape, dtype=torch.float64)

@@ -204,7 +204,7 @@ class _Wiring:
 
     def __init__(self, graph: ir.SpikingGraph, units: Sequence[PruningUnit]) -> None:
         self.graph, self.units = graph, units
-        self._composed = deploy.with_every_synapse(graph).composed.graph
+        self._composed = deploy.composed_graph(graph)
         self.writers = {graph.masked_projection(m): unit.name for unit in units for m in unit.masks}
         self.weighers = tuple(node.name for node in graph.nodes if node.weighs)
         groups = channel_groups(graph)

@@ -182,7 +182,7 @@ def lower(model: Model) -> Deployed:
         synapses = fold_batch_norm.fold(model.graph, model.state, model.channel_masks)
         for array in (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None):
             array.setflags(write=False)  # whoever hands one out as their own gives a copy
-        constants = rescaling.channel_constants(model.graph, model.state)
+        constants = rescaling.channel_constants(model.graph, model.state, model.channel_masks)
         kept = _keep(model, synapses, constants, {})
     return kept
 

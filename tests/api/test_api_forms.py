@@ -50,7 +50,8 @@ def graph() -> ir.SpikingGraph:
             ir.ChannelNorm("before", ("sum",), ir.BatchNorm("before")),
             ir.Flatten("flat", ("before",)),
             ir.Linear("c", ("flat",), True, None, 36, 5),
-            ir.Population("r", ("c",), LIF),
+            ir.ChannelNorm("vector", ("c",), ir.BatchNorm("vector")),
+            ir.Population("r", ("vector",), LIF),
             ir.Readout("head", ("r",), 3),
         ),
         2,
@@ -81,6 +82,7 @@ def test_it_is_pruned_by_channels(quantity: Any) -> None:
         )
     result = soul_deploy.prune_structured(graph(), arrays(), config, SLOW, device="cpu")
     assert result.masked.channel_masks and result.compact is not None
+    assert set(result.masked.channel_masks) <= {"p", "r"}
     checked(result)
 
 

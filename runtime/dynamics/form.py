@@ -111,3 +111,18 @@ class Dynamics:
         """The constants in order."""
         resolved = self.resolve(settings, operations)
         return tuple(resolved[name] for name in self.constants)
+
+
+def reset_constants(settings: Settings) -> dict[str, float]:
+    """Constants of a neuron that is reset to v_reset, or, if that is None, by the threshold.
+
+    After a spike the membrane is kept · v - taken; it begins at start.
+    """
+    threshold, reset = settings["v_threshold"], settings["v_reset"]
+    hard = reset is not None
+    return {
+        "threshold": threshold,
+        "kept": 0.0 if hard else 1.0,
+        "taken": -reset if hard else threshold,
+        "start": reset if hard else 0.0,
+    }

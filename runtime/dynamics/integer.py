@@ -1,4 +1,7 @@
-"""INTLIF, TLIF and IELIF: neurons that send integers (Soul). Their fractions are units of these."""
+"""INTLIF, TLIF and IELIF: neurons that send integers (Soul); their fractions are units of these.
+
+I-LIF of SpikingJelly, which sends integers as they are.
+"""
 
 from collections.abc import Mapping
 
@@ -50,13 +53,16 @@ def _check_sent(settings: Settings) -> str | None:
     return None if settings["norm"] > 0 else f"norm {settings['norm']:g} must be above 0"
 
 
+def _check_top(settings: Settings) -> str | None:
+    top = settings["top"]
+    fits = 1 <= top <= 255 and top == int(top)
+    return None if fits else f"top {top:g} must be an integer from 1 to 255"
+
+
 def _check_leaky(settings: Settings) -> str | None:
     if not settings["tau"] >= 1:
         return f"tau {settings['tau']:g} must be at least 1 step"
-    top = settings["top"]
-    if not (1 <= top <= 255 and top == int(top)):
-        return f"top {top:g} must be an integer from 1 to 255"
-    return _check_sent(settings)
+    return _check_top(settings) or _check_sent(settings)
 
 
 INTLIF = Dynamics(
@@ -89,6 +95,62 @@ TLIF = Dynamics(
     bounds=lambda settings: (-1, 1),
     rules=("round",),
     unit=lambda settings: 1.0 / settings["norm"],
+)
+
+
+def _counted(op: Operations) -> Parts:
+    @register_jitable
+    def charge(x: Value, state: State, c: Constants) -> State:
+        return (state[0] * c[0] - c[1] * state[0] / c[2] + x,)
+
+    @register_jitable
+    def decide(state: State, c: Constants) -> tuple[Value, Value]:
+        return state[0] / c[3], c[3]
+
+    @register_jitable
+    def settle(s: Value, state: State, c: Constants) -> State:
+        return (state[0] - s * c[3],)
+
+    return Parts(charge, decide, settle)
+
+
+def _leaking(settings: Settings, op: Operations) -> Mapping[str, Value]:
+    """Of a sequence at a time v leaks by v · (1 - 1 / tau), of a step at a time by v - v / tau.
+
+    SpikingJelly rounds these differently; what the other one has is 1 or 0 and changes no bit.
+    """
+    tau, single = settings["tau"], bool(settings["single"])
+    return {
+        "factor": 1.0 if single else 1 - 1 / tau,
+        "leaks": float(single),
+        "tau": tau,
+        "taken": settings["v_threshold"],
+    }
+
+
+def _check_counted(settings: Settings) -> str | None:
+    if not settings["tau"] >= 1:
+        return f"tau {settings['tau']:g} must be at least 1 step"
+    if settings["v_reset"] is not None:
+        return f"v_reset {settings['v_reset']:g}; I-LIF has soft reset only: none"
+    if settings["single"] not in (0, 1):
+        return f"single {settings['single']:g}; valid: 0 (step mode 'm'), 1 (step mode 's')"
+    return _check_top(settings)
+
+
+INTEGER_LIF = Dynamics(
+    name="integer_lif",
+    source="SpikingJelly's ILIFNode (I-LIF: Luo et al., ECCV 2024)",
+    state=("v",),
+    constants=("factor", "leaks", "tau", "taken"),
+    start=(0.0,),
+    parts=_counted,
+    resolve=_leaking,
+    settings={"top": 4.0, "single": 0.0},
+    reads=("tau", "v_threshold", "v_reset"),
+    check=_check_counted,
+    bounds=lambda settings: (0, int(settings["top"])),
+    rules=("round",),
 )
 
 

@@ -175,7 +175,7 @@ class NeuronSpec:
     @property
     def named(self) -> dict[str, Any]:
         """All numbers by name, the family's own among them."""
-        fields = ("tau", "decay_input", "v_threshold", "v_reset", "fire")
+        fields = ("tau", "decay_input", "v_threshold", "v_reset", "fire", "form")
         return {name: getattr(self, name) for name in fields} | dict(self.settings)
 
     @property

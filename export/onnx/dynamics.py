@@ -71,6 +71,7 @@ ONNX = Operations(
     relu=lambda x: x.op("Relu"),
     minimum=lambda a, b: a.op("Min", b),
     choose=_choose,
+    held=lambda s: s,
     send={
         "gt": lambda p, level, low, high: _compare("Greater", p, level),
         "ge": lambda p, level, low, high: _compare("GreaterOrEqual", p, level),

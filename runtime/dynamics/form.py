@@ -30,6 +30,8 @@ class Operations:
     """What an engine computes with; functions of its values.
 
     choose: (s, a, b) -> a where s is 1, b where it is 0.
+    held: s -> s, through which gradients do not go back where the reset is detached. `choose` does
+    the same of its own; whatever else reads s passes gradients on, as the sources do.
     send: for each rule a function (potential, level, low, high) -> what is sent.
     """
 
@@ -38,6 +40,7 @@ class Operations:
     relu: Callable[[Value], Value]
     minimum: Callable[[Value, Value], Value]
     choose: Callable[[Value, Value, Value], Value]
+    held: Callable[[Value], Value]
     send: Mapping[SendRule, Callable[[Value, Value, Value, Value], Value]]
 
 

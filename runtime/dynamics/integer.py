@@ -18,15 +18,17 @@ from soul_deploy.runtime.dynamics.form import (
 )
 
 CARRY = (
-    "1 (the membrane is carried from step to step), 0 (each step starts at 0, as Soul's module "
-    "runs: it takes all steps of a sequence for one)"
+    "1 (the membrane is carried from step to step), 0 (each step starts at v_reset, as Soul's "
+    "module runs: it takes all steps of a sequence for one)"
 )
 
 
 def _integer(op: Operations) -> Parts:
+    held = op.held
+
     @register_jitable
     def charge(x: Value, state: State, c: Constants) -> State:
-        return (state[0] / c[0] * c[2] + x,)
+        return ((state[0] * c[2] + c[3]) / c[0] + x,)
 
     @register_jitable
     def decide(state: State, c: Constants) -> tuple[Value, Value]:
@@ -34,13 +36,21 @@ def _integer(op: Operations) -> Parts:
 
     @register_jitable
     def settle(s: Value, state: State, c: Constants) -> State:
-        return (state[0] - s * c[1],)
+        return (state[0] - held(s) * c[1],)
 
     return Parts(charge, decide, settle)
 
 
 def _leaky(settings: Settings, op: Operations) -> Mapping[str, Value]:
-    return {"tau": settings["tau"], "taken": settings["v_threshold"], "carry": settings["carry"]}
+    """again: what each step starts at, if the membrane is not carried."""
+    start, carry = settings["v_reset"] or 0.0, settings["carry"]
+    return {
+        "tau": settings["tau"],
+        "taken": settings["v_threshold"],
+        "carry": carry,
+        "again": 0.0 if carry else start,
+        "start": start,
+    }
 
 
 def _without_leak(settings: Settings, op: Operations) -> Mapping[str, Value]:
@@ -69,12 +79,12 @@ INTLIF = Dynamics(
     name="intlif",
     source="soul/neuron/INTLIF.py, soul/utils/surrogate/quantize.py (Luo et al., ECCV 2024)",
     state=("v",),
-    constants=("tau", "taken", "carry"),
-    start=(0.0,),
+    constants=("tau", "taken", "carry", "again", "start"),
+    start=("start",),
     parts=_integer,
     resolve=_leaky,
     settings={"norm": 8.0, "top": 8.0, "carry": 1.0},
-    reads=("tau", "v_threshold"),
+    reads=("tau", "v_threshold", "v_reset"),
     check=_check_leaky,
     bounds=lambda settings: (0, int(settings["top"])),
     rules=("round",),
@@ -85,12 +95,12 @@ TLIF = Dynamics(
     name="tlif",
     source="soul/neuron/TLIF.py, soul/utils/surrogate/ternary.py (Guo et al., AAAI 2024)",
     state=("v",),
-    constants=("tau", "taken", "carry"),
-    start=(0.0,),
+    constants=("tau", "taken", "carry", "again", "start"),
+    start=("start",),
     parts=_integer,
     resolve=_without_leak,
     settings={"norm": 8.0, "carry": 1.0},
-    reads=("v_threshold",),
+    reads=("v_threshold", "v_reset"),
     check=_check_sent,
     bounds=lambda settings: (-1, 1),
     rules=("round",),
@@ -99,6 +109,8 @@ TLIF = Dynamics(
 
 
 def _counted(op: Operations) -> Parts:
+    held = op.held
+
     @register_jitable
     def charge(x: Value, state: State, c: Constants) -> State:
         return (state[0] * c[0] - c[1] * state[0] / c[2] + x,)
@@ -109,7 +121,7 @@ def _counted(op: Operations) -> Parts:
 
     @register_jitable
     def settle(s: Value, state: State, c: Constants) -> State:
-        return (state[0] - s * c[3],)
+        return (state[0] - held(s) * c[3],)
 
     return Parts(charge, decide, settle)
 

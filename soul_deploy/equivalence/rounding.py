@@ -111,6 +111,7 @@ BOUNDED = Operations(
     relu=lambda x: Bounded(x.value.relu(), x.error),
     minimum=_minimum,
     choose=_choose,
+    held=lambda s: s,
     send={"gt": _sent, "ge": _sent, "round": _sent, "round_up": _sent},
 )
 

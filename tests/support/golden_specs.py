@@ -9,7 +9,7 @@ from golden import Golden
 from torch import Tensor
 
 from soul_deploy.base import Array
-from soul_deploy.ir import NeuronSpec, SurrogateName
+from soul_deploy.ir import SOUL_NEURONS, NeuronSpec, SurrogateName
 from soul_deploy.nn import dynamics
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.nn.surrogate import DEFAULT_ALPHA
@@ -45,7 +45,11 @@ SURROGATES: Mapping[str, SurrogateName] = {
     "MultiLevelSpikeCount": "atan",  # unused
 }
 FIELDS = ("tau", "v_threshold", "v_reset", "decay_input", "detach_reset")
-OWN = ("n", "start", "norm", "top")
+UNTAKEN = (
+    *("psn", "PSN", "MaskedPSN", "SlidingPSN", "LIAFNode"),
+    *("NonSpikingIFNode", "NonSpikingLIFNode"),
+)
+"""Neurons of the golden cases that are none of ours."""
 
 
 def spec_of(case: Golden) -> NeuronSpec:
@@ -61,14 +65,15 @@ def _numbers(family: str, fields: Mapping[str, Any]) -> tuple[tuple[str, float],
 
 def _soul_spec(case: Golden) -> NeuronSpec:
     f, family = dict(case.fields), case.fields["neuron"]
+    f["detach_reset"] = SOUL_NEURONS[family].detach_reset and f.get("detach_reset", True)
     if family in ("intlif", "tlif"):
         f["carry"] = 0 if case.name.startswith(f"{family}_asshipped") else 1
-        f["top"] = 4 if f["surrogate"] == "quant4" else 8
-    name = f["surrogate"] if f["surrogate"] in get_args(SurrogateName) else "rectangle"
+    if f["surrogate"] == "quant4":  # it sends quarters of 0 to 4, which the membrane loses too
+        f |= {"top": 4, "norm": 4 * f["norm"], "v_threshold": f["v_threshold"] / 4}
+    named = f["surrogate"] in get_args(SurrogateName) and family != "ltmd"  # it has its own
+    name = f["surrogate"] if named else "rectangle"
     surrogate: SurrogateName = name
     given = {name: f[name] for name in FIELDS if name in f}
-    if family in ("intlif", "tlif"):
-        del given["v_reset"]
     return NeuronSpec(
         family,
         **given,
@@ -88,10 +93,12 @@ def _spikingjelly_spec(case: Golden) -> NeuronSpec:
         f |= {"top": int(top), "single": f.get("_step_mode") == "s"}
     surrogate = SURROGATES[kind_of]
     given = {name: f[name] for name in FIELDS if name in f}
+    if family == "plif":
+        given["tau"] = 1 / case.parameters["w"].double().sigmoid().item()
     channelwise = "alpha" in case.parameters and case.parameters["alpha"].dim() > 0
     return NeuronSpec(
         family,
-        **{"detach_reset": False, **given, **({"tau": f["init_tau"]} if family == "plif" and "init_tau" in f else {})},
+        **{"detach_reset": False, **given},
         fire="ge",
         surrogate=surrogate,
         surrogate_alpha=DEFAULT_ALPHA[surrogate],
@@ -152,9 +159,19 @@ def in_kernel(equation: DynamicsEquation, x: Tensor) -> Array:
 
 
 def states_of(case: Golden) -> dict[str, Tensor]:
-    """The case's states, by our names."""
-    renamed = {"u": "v"}
-    return {renamed.get(name, name): value for name, value in case.states.items()}
+    """The case's states by our names, the membrane as it is after the reset.
+
+    Soul's STBIF has more than one that nothing reads; its LTMD shows the membrane before the reset.
+    """
+    found, neuron = dict(case.states), case.fields["neuron"]
+    if neuron == "stbif":
+        return {"q": found["q"]}
+    if neuron == "ltmd":
+        return {"v": found["u"] * (1 - case.output)}
+    if neuron == "ilif":
+        found["before"] = found.pop("prev_input") * found.pop("prev_spike")
+    names = {"u": "v", "v_th": "threshold", "inhibitory_memory": "memory"}
+    return {names.get(name, name): value for name, value in found.items()}
 
 
 def in_torch(neuron: SpikingNeuron, x: Tensor) -> tuple[Tensor, Tensor]:

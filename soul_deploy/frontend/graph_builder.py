@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from soul_deploy import ir
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
-from soul_deploy.frontend import module_kinds, tracer
+from soul_deploy.frontend import module_kinds, spiking_nodes, tracer
 from soul_deploy.frontend.sizes import BatchSize, Side
 
 
@@ -147,6 +147,9 @@ class GraphBuilder:
         module = self.modules[path]
         kind = module_kinds.module_kind(module)
         if kind is None:
+            why = module_kinds.refusal(module)
+            if why is not None:
+                raise UnsupportedGraphError(f"module {path!r} ({type(module).__name__}): {why}")
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
         if path in self.used:
             raise self.unsupported(
@@ -186,6 +189,8 @@ class GraphBuilder:
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
+        if kind in spiking_nodes.NEURONS:
+            spiking_nodes.check_place(path, module, self.shapes[source.name], self.time_steps)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:

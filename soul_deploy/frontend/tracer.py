@@ -25,11 +25,12 @@ from torch.fx.graph import inplace_methods
 
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import module_kinds
+from soul_deploy.frontend.spiking_nodes import NEURONS
 from soul_deploy.frontend.sizes import Refusal, Side, Sides
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d right after them, spiking neurons (SpikingNeuron; "
-    "SpikingJelly's IFNode, LIFNode, ParametricLIFNode), MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, "
+    f"SpikingJelly's {', '.join(NEURONS)}), MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, "
     "Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, SpikingJelly's layers of these "
     "names and its MultiStepContainer, SeqToANNContainer, VotingLayer; in forward: +, x * y and "
     "x * (1 - y) of spikes, flatten and views that only merge axes, the mean over time or space, "

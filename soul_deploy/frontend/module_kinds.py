@@ -94,6 +94,8 @@ def is_reset(value: Any, reset: Any) -> bool:
 def _plainly_equal(value: Any, reset: Any) -> bool:
     if isinstance(value, Tensor):
         return value.shape == reset.shape and bool((value == reset).all())
+    if isinstance(value, list):  # the currents of earlier steps
+        return not value and not reset
     return isinstance(value, int | float) and value == reset
 
 

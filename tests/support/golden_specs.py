@@ -33,7 +33,10 @@ SPIKINGJELLY: Mapping[str, str] = {
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "QIFNode": {"v_reset": -0.1},
     "EIFNode": {"v_reset": -0.1},
-    "ILIFNode": {"tau": 4 / 3, "v_reset": None, "surrogate_function": "MultiLevelSpikeCount:4"},
+    "ILIFNode": {
+        **{"tau": 4 / 3, "v_reset": None, "decay_input": False},
+        "surrogate_function": "MultiLevelSpikeCount:4",
+    },
     "CUBALIFNode": {"v_threshold": 0.5, "surrogate_function": "Rect"},
     "ComplementaryLIFNode": {"v_reset": None, "surrogate_function": "Rect"},
 }
@@ -103,7 +106,7 @@ def _spikingjelly_spec(case: Golden) -> NeuronSpec:
         surrogate=surrogate,
         surrogate_alpha=DEFAULT_ALPHA[surrogate],
         form="spikingjelly" if case.tool == "spikingjelly_2" else "spikingjelly_0",
-        settings=_numbers(family, f),
+        settings=() if family == "glif" else _numbers(family, f),  # what its tensors began with
         tensors=tuple(
             (name, "step_channel" if name == "conduct" else "channel")
             for name in (DYNAMICS["glif"].tensors if channelwise else ())

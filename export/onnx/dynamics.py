@@ -72,6 +72,7 @@ ONNX = Operations(
     minimum=lambda a, b: a.op("Min", b),
     choose=_choose,
     above=lambda a, b: _compare("Greater", a, b),
+    held=lambda s: s,
     send={
         "gt": lambda p, level, low, high: _compare("Greater", p, level),
         "ge": lambda p, level, low, high: _compare("GreaterOrEqual", p, level),

@@ -119,6 +119,7 @@ BOUNDED = Operations(
     minimum=_minimum,
     choose=_choose,
     above=_above,
+    held=lambda s: s,
     send={"gt": _sent, "ge": _sent, "round": _sent, "round_up": _sent},
 )
 

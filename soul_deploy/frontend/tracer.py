@@ -26,10 +26,11 @@ from torch.fx.graph import inplace_methods
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import hidden_state, module_kinds, stepped
 from soul_deploy.frontend.sizes import Refusal, Side, Sides
+from soul_deploy.frontend.spiking_nodes import NEURONS
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d, tdBN, ann2snn's scalers, spiking neurons (SpikingNeuron; "
-    "SpikingJelly's IFNode, LIFNode, ParametricLIFNode; snnTorch's Leaky), MaxPool2d, AvgPool2d, "
+    f"SpikingJelly's {', '.join(NEURONS)}; snnTorch's Leaky), MaxPool2d, AvgPool2d, "
     "AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
     "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
     "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "

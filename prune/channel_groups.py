@@ -91,8 +91,9 @@ def scatter_branches(graph: SpikingGraph, group: ChannelGroup) -> tuple[str, ...
     """
     found = []
     for name in group.populations:
-        source = graph[graph[name].inputs[0]]
-        own = source.projects and graph.consumers[source.name] == (name,) and source.groups == 1
+        source = graph[graph.masked_projection(name)]
+        own = source.projects and graph.population_fed_by(source.name) == name
+        own = own and source.groups == 1
         readers = [graph[user] for user in graph.consumers[name]]
         if own and len(readers) == 1 and readers[0].spares(name):
             found.append(name)
@@ -115,8 +116,8 @@ def _group(graph: SpikingGraph, nodes: list[Node]) -> ChannelGroup:
         _names(node for node in nodes if node.arity is None),
         tuple((source, user) for source, user in users if graph[user].weighs),
     )
-    fed = [graph.consumers[name] for name in group.projections]
-    free = fed == [group.populations] and len(group.populations) == 1 and not group.merges
+    fed = tuple(graph.population_fed_by(name) for name in group.projections)
+    free = fed == group.populations and len(fed) == 1 and not group.merges
     return replace(group, free=free, whole=_whole(graph, nodes, group))
 
 

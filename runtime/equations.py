@@ -9,7 +9,8 @@ that are equal on paper round differently, and a sum that lands on the other sid
 is another spike.
 
 Symbols: v membrane potential, x input current, a the form's constant (time constant tau in steps,
-or a factor), r the resting potential (v_reset, or 0 with soft reset), s spike (0 or 1).
+or a factor), r the resting potential (v_reset, or 0 with soft reset), s spike (0 or 1). Each charge
+takes the threshold too, for the forms that tell a spike of the last step from v.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ ChargeForm = Literal[
     "decay_divide",
     "decay_multiply",
     "leak_multiply",
+    "leak_multiply_late",
     "leak_subtract_divide",
     "leak_subtract_multiply",
 ]
@@ -34,49 +36,60 @@ FireRule = Literal["gt", "ge"]
 
 
 @register_jitable
-def charge_integrate(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_integrate(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
     """IF: v + x. Constant and resting potential are not used."""
     return v + x
 
 
 @register_jitable
-def charge_soul_lif_decay(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_soul_lif_decay(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
     """Soul's LIF with decay_input, a = tau (soul/neuron/LIF.py, neuronal_charge)."""
     return v + (r - v + x) / a
 
 
 @register_jitable
-def charge_soul_lif(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_soul_lif(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
     """Soul's LIF without decay_input, a = tau (soul/neuron/LIF.py, neuronal_charge)."""
     return v + (r - v) / a + x
 
 
 @register_jitable
-def charge_decay_divide(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_decay_divide(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
     """SpikingJelly's LIF with decay_input, a = tau."""
     return v + (x - (v - r)) / a
 
 
 @register_jitable
-def charge_decay_multiply(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_decay_multiply(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
     """Soul's and SpikingJelly's PLIF with decay_input, a = sigmoid(w)."""
     return v + (x - (v - r)) * a
 
 
 @register_jitable
-def charge_leak_multiply(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_leak_multiply(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
     """PLIF without decay_input and r = 0, a = 1 - sigmoid(w); LIF with a = 1 - 1/tau."""
     return v * a + x
 
 
 @register_jitable
-def charge_leak_subtract_divide(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_leak_multiply_late(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
+    """snnTorch's Leaky with reset_mechanism "subtract", a = beta (snntorch/_neurons/leaky.py,
+    _base_sub): the threshold of a spike comes off a step later, behind decay and input. v is not
+    reset yet, so it tells whether there was a spike. The neuron's own reset takes nothing off.
+    """
+    return v * a + x - (v > threshold) * threshold
+
+
+@register_jitable
+def charge_leak_subtract_divide(v: Value, x: Value, a: Value, r: Value, threshold: Value) -> Value:
     """SpikingJelly's LIF without decay_input and r != 0, a = tau."""
     return v - (v - r) / a + x
 
 
 @register_jitable
-def charge_leak_subtract_multiply(v: Value, x: Value, a: Value, r: Value) -> Value:
+def charge_leak_subtract_multiply(
+    v: Value, x: Value, a: Value, r: Value, threshold: Value
+) -> Value:
     """PLIF without decay_input and r != 0, a = sigmoid(w)."""
     return v - (v - r) * a + x
 
@@ -101,17 +114,18 @@ def reset_hard(v: Value, s: Value, target: Value) -> Value:
 
 @register_jitable
 def reset_soft(v: Value, s: Value, target: Value) -> Value:
-    """target = what a spike takes off: v_threshold, or more (NeuronEquation.target)."""
+    """target = what a spike takes off: v_threshold, more, or nothing (NeuronEquation.target)."""
     return v - s * target
 
 
-CHARGE: dict[ChargeForm, Callable[[Value, Value, Value, Value], Value]] = {
+CHARGE: dict[ChargeForm, Callable[[Value, Value, Value, Value, Value], Value]] = {
     "integrate": charge_integrate,
     "soul_lif_decay": charge_soul_lif_decay,
     "soul_lif": charge_soul_lif,
     "decay_divide": charge_decay_divide,
     "decay_multiply": charge_decay_multiply,
     "leak_multiply": charge_leak_multiply,
+    "leak_multiply_late": charge_leak_multiply_late,
     "leak_subtract_divide": charge_leak_subtract_divide,
     "leak_subtract_multiply": charge_leak_subtract_multiply,
 }
@@ -141,12 +155,14 @@ class Equation:
 
     state  names of the variables that a neuron keeps from step to step, the membrane first
     start  their values before the first step
+    whole  whether a step depends on the inputs of all steps, later ones too
     fuses  whether kernels that compute currents update such neurons themselves
     steps  for how many steps there are numbers; None: for any
     low, high   the least and the largest integer that a neuron sends: 0 and 1 for spikes
     """
 
     fuses: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # a field of one class is a constant of another
 
@@ -185,7 +201,8 @@ class NeuronEquation(Equation):
     v_threshold firing threshold
     v_reset     value after a spike (hard reset), or None: the threshold is subtracted (soft reset)
     fire        "gt": v > v_threshold, "ge": v >= v_threshold
-    v_subtract  with soft reset, what a spike takes off; None: the threshold
+    v_subtract  with soft reset, what a spike takes off at once; None: the threshold; 0: no reset,
+                or one that the charge brings a step later
     """
 
     fuses: ClassVar[bool] = True
@@ -219,7 +236,10 @@ class NeuronEquation(Equation):
 
     def step(self, v: Value, x: Value) -> tuple[Value, Value]:
         """One time step on numpy values or tensors: (v, x) -> (spike as bool, v after reset)."""
-        h = CHARGE[self.charge](v, x, self.constant, self.rest)
-        spike = FIRE[self.fire](h, self.v_threshold)
+        threshold = getattr(v.dtype, "type", float)(
+            self.v_threshold
+        )  # numpy: bool · float is double
+        h = CHARGE[self.charge](v, x, self.constant, self.rest, threshold)
+        spike = FIRE[self.fire](h, threshold)
         s = spike * (h * 0 + 1)  # the spike in the dtype of v
         return spike, reset_rule(self.v_reset)(h, s, self.target)

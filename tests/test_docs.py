@@ -86,7 +86,7 @@ def test_the_worked_example_of_counting() -> None:
 def test_bring_your_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = blocks("bring-your-own.md")
+    code, _ = blocks("bring-your-own.md")
     (tmp_path / "example.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -97,3 +97,14 @@ def test_bring_your_own(
     assert {"net.safetensors", "net.onnx", "net.event.safetensors"} <= {
         path.name for path in tmp_path.iterdir()
     }
+
+
+def test_bring_your_own_of_snntorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("snntorch", reason="the extra interop installs it")
+    _, code = blocks("bring-your-own.md")
+    (tmp_path / "example.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = runpy.run_path("example.py")["model"]
+    assert [node.name for node in model.graph.populations] == ["lif1", "lif2"]
+    assert "untested" not in model.info.provenance

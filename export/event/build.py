@@ -85,11 +85,12 @@ def build_event_network(
     Raises UnsupportedGraphError naming the node that cannot be computed and why, LimitError for
     sizes beyond the runtime's, UnknownNameError and UsageError for `rows` that cannot be.
     """
-    refuse_unsupported(model.graph)
     footprint.require_planning(model.graph, max(memory.WORK_BYTES, max_memory or 0))
-    graph, info = model.graph, model.info
+    lowered, info = deploy.lower(model).trimmed.composed, model.info
+    graph = lowered.graph
+    refuse_unsupported(graph)
     forms = _forms(graph, rows or {})
-    parts = _Parts(deploy.lower(model).trimmed, representation, max_memory, forms)
+    parts = _Parts(lowered, representation, max_memory, forms)
     layers, norm = tuple(_layers(parts)), info.normalization
     network = eventnet.EventNetwork(
         input_name=graph.input.name,
@@ -142,9 +143,9 @@ def refuse_unsupported(graph: ir.SpikingGraph) -> None:
             takes_all = node.projects or node.composable or node is graph.readout
             if source.composable and not takes_all:
                 raise errors.UnsupportedGraphError(
-                    f"{node.name}: its input {name!r} is no projection ({source.op}); the event "
-                    "runtime composes average pooling and flattening into a projection, so a "
-                    "projection must follow them"
+                    f"{node.name}: its input {name!r} is no projection ({source.op}); flattening, "
+                    "and adaptive pooling whose windows differ in size, run as a part of the "
+                    "projection behind them, so a projection must follow"
                 )
             if node.fires and edge.kind != "analog":
                 raise errors.UnsupportedGraphError(
@@ -194,7 +195,9 @@ def layer_maker(node: ir.Node, graph: ir.SpikingGraph) -> Maker | None:
     raise ir.no_entry(node, "event export")
 
 
-PARTS = (ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout)  # of others' layers
+PARTS = (  # of others' layers
+    *(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scale, ir.ChannelNorm, ir.Readout),
+)
 layer_maker.on(*PARTS)(lambda node, graph: None)
 layer_maker.on(ir.MaxPool)(lambda node, graph: _pool_layer)
 layer_maker.on(ir.Merge)(lambda node, graph: _merge_layer)

@@ -17,8 +17,8 @@ from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import learned_number
 
 SUPPORTED = (
-    "Input, Output, Affine, Linear, Conv2d, AvgPool2d, SumPool2d, Flatten, Scale by one number, "
-    "LIF, IF, CubaLIF with tau_syn = dt"
+    "Input, Output, Affine, Linear, Conv2d, AvgPool2d, SumPool2d, Flatten, Scale by one number or "
+    "one a channel, LIF, IF, CubaLIF with tau_syn = dt"
 )
 # Names that a module of ours already uses for something else.
 OWN = {"graph", "channel_masks", "weight_gates", "neuron_gates"}
@@ -231,8 +231,20 @@ def _flatten(r: Reader, key: str, node: Any) -> NirValue:
 
 
 def _scale(r: Reader, key: str, node: Any) -> NirValue:
-    source = r.arriving(key)
-    return NirValue(source.name, source.factor * _uniform(key, "scale", node.scale))
+    """One number is a factor, which goes into weights; one a channel is an operation of ours."""
+    source, scale = r.arriving(key), np.asarray(node.scale, np.float64)
+    shape = r.shapes[source.name]
+    if np.unique(scale).size <= 1 or scale.shape != shape:
+        return NirValue(source.name, source.factor * _uniform(key, "scale", scale))
+    by_channel = scale.reshape(shape[0], -1)
+    usable = np.isfinite(by_channel).all() and (by_channel != 0).all()
+    if not usable or (by_channel != by_channel[:, :1]).any():
+        raise errors.UnsupportedGraphError(
+            f"{key}: a scale with {np.unique(scale).size} values from {scale.min():g} to "
+            f"{scale.max():g}; supported are finite numbers but 0, one for each channel"
+        )
+    values = (by_channel[:, 0] * source.factor).astype(np.float32)
+    return r.put(ir.Scale(r.name(key), (source.name,), None), scale=values)
 
 
 def _cuba_lif(r: Reader, key: str, node: Any) -> NirValue:

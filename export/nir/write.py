@@ -20,7 +20,7 @@ from soul_deploy import ir
 from soul_deploy.base import dispatch, errors, files
 from soul_deploy.export.nir import neuron, package
 from soul_deploy.export.nir.package import DEFAULT_DT, nir_package
-from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
+from soul_deploy.lowering import deploy, fold_batch_norm, pool_windows
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 
@@ -92,6 +92,13 @@ def _no_node(node: ir.Node) -> errors.UnsupportedGraphError:
 
 
 append_nir.refuse(ir.Scatter, error=_no_node)
+append_nir.refuse(
+    ir.ChannelNorm,
+    error=lambda node: errors.UnsupportedGraphError(
+        f"{node.name}: a batch norm that does not directly follow a convolution or linear layer; "
+        f"NIR has none. Put it right behind one, or {INSTEAD}"
+    ),
+)
 append_nir.refuse(
     ir.MaxPool,
     error=lambda node: errors.UnsupportedGraphError(
@@ -178,7 +185,7 @@ def _avg_pool(node: ir.AvgPool, w: _Writer) -> None:
 @append_nir.on(ir.AdaptiveAvgPool)
 def _adaptive(node: ir.AdaptiveAvgPool, w: _Writer) -> None:
     _, height, width = w.model.graph.shapes[node.inputs[0]]
-    window = linear_operators.even_window(node, (1, height, width))
+    window = pool_windows.even_window(node, (1, height, width))
     if window is None:
         raise errors.UnsupportedGraphError(
             f"{node.name}: adaptive pooling of {height}×{width} to {node.size[0]}×{node.size[1]}, "
@@ -189,6 +196,18 @@ def _adaptive(node: ir.AdaptiveAvgPool, w: _Writer) -> None:
 
 def _pool_of(nir: Any, window: ir.Pair) -> Any:
     return nir.AvgPool2d(np.array(window), np.array(window), np.array((0, 0)))
+
+
+@append_nir.on(ir.Scale)
+def _scale(node: ir.Scale, w: _Writer) -> None:
+    """NIR's Scale has an array of the input's shape."""
+    shape = w.shape(node)
+    if node.factor is not None:
+        values = np.full(shape, node.factor, np.float32)
+    else:
+        by_channel = w.model.state[f"{node.name}.scale"].astype(np.float32)
+        values = np.broadcast_to(by_channel.reshape(-1, *[1] * (len(shape) - 1)), shape).copy()
+    w.put(node, w.nir.Scale(values))
 
 
 @append_nir.on(ir.Flatten)

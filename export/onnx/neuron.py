@@ -14,10 +14,11 @@ from functools import partialmethod
 import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
-from soul_deploy.base import Array, dispatch
-from soul_deploy.export.onnx import dynamics
+from soul_deploy.base import Array, dispatch, errors
+from soul_deploy.export.onnx import dynamics, parallel
 from soul_deploy.runtime import equations
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 
 DOMAIN = "soul_deploy.neurons"
@@ -27,7 +28,9 @@ CHARGE, FIRE, RESET = "charge", "fire", "reset"  # the roles of a step's operato
 
 FIRE_NODES: dict[equations.FireRule, str] = {"gt": "Greater", "ge": "GreaterOrEqual"}
 WITHOUT_CONSTANT: tuple[equations.ChargeForm, ...] = ("integrate",)
-WITHOUT_REST: tuple[equations.ChargeForm, ...] = ("integrate", "leak_multiply")
+WITHOUT_REST: tuple[equations.ChargeForm, ...] = (
+    *("integrate", "leak_multiply", "leak_multiply_late"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class _Value:
     __sub__ = partialmethod(op, "Sub")
     __mul__ = partialmethod(op, "Mul")
     __truediv__ = partialmethod(op, "Div")
+
+    def __gt__(self, other: "_Value") -> "_Value":
+        return self.op("Greater", other).as_number()
+
+    def as_number(self, name: str = "") -> "_Value":
+        """True as 1, False as 0."""
+        name = name or f"s{len(self.nodes)}"
+        cast = helper.make_node("Cast", [self.name], [name], name=name, to=TensorProto.FLOAT)
+        self.nodes.append(cast)
+        return _Value(name, self.nodes)
 
 
 def _attribute(name: str) -> NodeProto:
@@ -73,6 +86,9 @@ def _leaky_name(equation: NeuronEquation) -> str:
 function_name.on(DynamicsEquation)(lambda equation: f"{equation.family}_{equation.send}")
 
 
+function_name.on(ParallelEquation)(lambda equation: "psn")
+
+
 @dispatch.operation_table(Equation)
 def attributes(equation: Equation) -> Mapping[str, Number]:
     """The attributes that a call of the function carries."""
@@ -80,6 +96,7 @@ def attributes(equation: Equation) -> Mapping[str, Number]:
 
 
 attributes.on(DynamicsEquation)(dynamics.attributes)
+attributes.on(ParallelEquation)(parallel.attributes)
 
 
 @attributes.on(NeuronEquation)
@@ -106,18 +123,25 @@ def _dynamics_function(equation: DynamicsEquation, opset: int) -> FunctionProto:
     return dynamics.step_function(equation, DOMAIN, function_name(equation), constants, opset)
 
 
+step_function.refuse(
+    ParallelEquation,
+    error=lambda equation: errors.UnsupportedGraphError(
+        "a PSN mixes all steps: no function, and no file, of one step holds it. Export operators "
+        "of all steps"
+    ),
+)
+
+
 @step_function.on(NeuronEquation)
 def _leaky_function(equation: NeuronEquation, opset: int) -> FunctionProto:
     """(v, x) -> (spike, v_next); the spike is 0 or 1."""
     used = sorted(attributes(equation))
     nodes = [_attribute(name) for name in used]
-    v, x, spike = (_Value(name, nodes) for name in ("v", "x", "spike"))
+    v, x = (_Value(name, nodes) for name in ("v", "x"))
     names = (THRESHOLD, CONSTANT, REST, SUBTRACT)
     threshold, constant, rest, subtract = (_Value(name, nodes) for name in names)
-    v = equations.CHARGE[equation.charge](v, x, constant, rest)
-    fired = v.op(FIRE_NODES[equation.fire], threshold)
-    cast = helper.make_node("Cast", [fired.name], ["spike"], name="spike", to=TensorProto.FLOAT)
-    nodes.append(cast)
+    v = equations.CHARGE[equation.charge](v, x, constant, rest, threshold)
+    spike = v.op(FIRE_NODES[equation.fire], threshold).as_number("spike")
     if equation.v_reset is not None:
         equations.reset_hard(v, spike, rest)
     else:
@@ -148,8 +172,9 @@ def flat_step(function: FunctionProto, place: str, ends: Mapping[str, str]) -> I
     ends: the graph's names of the function's inputs, outputs and attributes.
     """
     names, role = dict(ends), CHARGE
+    (compared,) = (n.input[0] for n in function.node if n.output[0] == "spike")
     for number, spelt in enumerate(n for n in function.node if n.op_type != "Constant"):
-        role = FIRE if spelt.op_type in FIRE_NODES.values() else role
+        role = FIRE if spelt.output[0] == compared else role
         said, _, _ = spelt.name.rpartition(".")
         role = said or role
         node = NodeProto()
@@ -158,7 +183,7 @@ def flat_step(function: FunctionProto, place: str, ends: Mapping[str, str]) -> I
         node.input[:] = [names[name] for name in spelt.input]
         node.output[:] = [names.setdefault(name, node.name) for name in spelt.output]
         annotate(node, role=role)
-        role = RESET if spelt.op_type == "Cast" else role
+        role = RESET if spelt.output[0] == "spike" else role
         yield node
 
 

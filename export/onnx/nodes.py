@@ -15,9 +15,10 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.export.onnx import channelwise
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.convolution import append_convolution, pads
-from soul_deploy.lowering import deploy, linear_operators
+from soul_deploy.lowering import deploy, pool_windows
 
 BATCH, MERGED = "batch", "time_batch"
 OUTPUT = "logits"
@@ -174,13 +175,13 @@ def _average(
 @append_onnx.on(ir.AdaptiveAvgPool)
 def _adaptive(node: ir.AdaptiveAvgPool, b: OnnxBuilder) -> None:
     """Windows that tile evenly are an average pooling, others a matrix over the positions."""
-    tile = linear_operators.even_window(node, b.graph.shapes[node.inputs[0]])
+    tile = pool_windows.even_window(node, b.graph.shapes[node.inputs[0]])
     if tile is not None:
         _average(b, node, tile, tile)
         return
     _, height, width = b.graph.shapes[node.inputs[0]]
     sides = zip((height, width), node.size, strict=True)
-    rows = np.kron(*(linear_operators.adaptive_rows(side, wanted) for side, wanted in sides))
+    rows = np.kron(*(pool_windows.adaptive_rows(side, wanted) for side, wanted in sides))
     name = node.name
     pooling = b.constant(weight_name(name), rows.T.astype(np.float32))
     flat = b.reshape(b.source(node), f"{name}.flat_shape", f"{name}.flat", 0, 0, height * width)
@@ -192,6 +193,11 @@ append_onnx.on(ir.Flatten)(lambda n, b: b.op("Flatten", [b.source(n)], b.value(n
 append_onnx.on(ir.Linear)(
     lambda n, b: b.op("Gemm", [b.source(n), *_synapses(b, n.name)], b.value(n.name), transB=1)
 )
+
+
+append_onnx.on(ir.Scale)(channelwise.append_scale)
+append_onnx.on(ir.ChannelNorm)(channelwise.append_channel_norm)
+append_onnx.on(ir.Scatter)(channelwise.append_scatter)
 
 
 @append_onnx.on(ir.Merge)
@@ -216,18 +222,6 @@ def _at_every_step(b: OnnxBuilder, node: ir.Merge, place: int) -> str:
     name, rank = f"{node.name}.repeated.{place}", 1 + len(b.graph.shapes[source])
     repeats = b.integers(f"{name}.repeats", steps, *[1] * (rank - 1))
     return b.op("Tile", [b.value(source), repeats], name)
-
-
-@append_onnx.on(ir.Scatter)
-def _scatter(node: ir.Scatter, b: OnnxBuilder) -> None:
-    """A channel of zeros behind the others, and each wide channel picked from among these."""
-    name, rank = node.name, 1 + len(b.graph.shapes[node.name])
-    behind = [int(axis == 1) for axis in range(rank)]
-    pads = b.integers(f"{name}.pads", *[0] * rank, *behind)
-    padded = b.op("Pad", [b.source(node), pads], f"{name}.padded")
-    picked = np.full(node.channels, len(node.index), np.int64)
-    picked[list(node.index)] = np.arange(len(node.index))
-    b.op("Gather", [padded, b.constant(f"{name}.index", picked)], b.value(name), axis=1)
 
 
 @append_onnx.on(ir.Readout)

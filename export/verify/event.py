@@ -28,8 +28,8 @@ def event_problems(
     synapse); the fan-out map that the stored rows give must be the graph's, entry by entry. Neurons
     that no output depends on are expected to be masked.
     """
-    lowered = deploy.lower(reference).trimmed
-    events, graph = network.events, reference.graph
+    lowered = deploy.lower(reference).trimmed.composed
+    events, graph = network.events, lowered.graph
     problems = list(_header_problems(reference, events, source_sha256))
     expected = list(build.layer_names(graph))
     found = [layer.name for layer in events.layers]

@@ -15,10 +15,10 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from soul_deploy.base import Array, errors
+from soul_deploy.export.onnx import channelwise, opsets
 from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
-from soul_deploy.export.onnx import opsets
 from soul_deploy.export.onnx import step as onnx_step
 from soul_deploy.export.verify import event, onnx_told
 from soul_deploy.lowering import deploy
@@ -278,6 +278,10 @@ def _expected_arrays(
     for node, synapses in deploy.lower(reference).synapses.items():
         yield onnx_nodes.weight_name(node), None if node in absent else synapses.weight
         yield onnx_nodes.bias_name(node), None if node in absent else synapses.bias
+    for node, constants in deploy.lower(reference).constants.items():
+        there = node not in absent
+        for name, values in channelwise.stored(reference.graph[node], constants, reference.graph):
+            yield name, values if there else None
     patterns = deploy.lower(reference).patterns
     for population in reference.graph.populations:
         name, pattern = population.name, patterns.get(population.name)

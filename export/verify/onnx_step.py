@@ -89,7 +89,10 @@ class StepExecution(onnx.OnnxFile):
         """Whether the whole file ("") or the part that ends with `layer` takes the counter."""
         if not layer:
             return self.counted
-        return any(node.name == layer and node.generated for node in self.graph.populations)
+        return any(
+            node.name == layer and (node.generated or node.neuron.stepwise)
+            for node in self.graph.populations
+        )
 
     def _frames(self, images: Tensor) -> list[Feed]:
         """The input of the file at each step, for static images or a sequence."""

@@ -48,6 +48,7 @@ def remove(
         biased = replace(projection, bias=f"{name}.bias" in state)
         _cut(graph, biased, plan, state)
         changed[name] = biased.resized(state[f"{name}.weight"].shape)
+    _cut_constants(graph, plan, state)
     _cut(graph, graph.readout, plan, state)
     for node in graph.populations:
         _cut_neurons(node, plan, state)
@@ -77,6 +78,7 @@ def places(graph: ir.SpikingGraph, state: Mapping[str, Array], plan: RemovalPlan
     }
     for projection in graph.projections:
         _cut(graph, projection, plan, found)
+    _cut_constants(graph, plan, found)
     _cut(graph, graph.readout, plan, found)
     for node in graph.populations:
         _cut_neurons(node, plan, found)
@@ -138,6 +140,17 @@ def _cut_neurons(node: ir.Population, plan: RemovalPlan, state: State) -> None:
         if kind in ("channel", "neuron", "step_channel"):
             key, axis = f"{node.name}.{name}", int(kind == "step_channel")
             state[key] = np.ascontiguousarray(state[key].take(rows.kept, axis=axis))
+
+
+def _cut_constants(graph: ir.SpikingGraph, plan: RemovalPlan, state: State) -> None:
+    """Cut, in `state`, the constants that whole channels are multiplied by."""
+    for node in graph.nodes:
+        source = connections.source_member(graph, node.name) if node.rescales else None
+        layer = None if source is None else _changed(plan, source)
+        if source is not None and layer is not None:
+            kept = layer.columns if graph[source].fires else layer.kept
+            for entry in node.row_tensors:
+                state[entry] = state[entry].take(kept, axis=0)
 
 
 def _changed(plan: RemovalPlan, name: str) -> LayerRemoval | None:

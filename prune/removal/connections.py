@@ -46,9 +46,9 @@ class Connections:
         on: Array = np.ones(projection.out_channels, bool)
         if projection.name in self.masks:
             on = on & self.masks[projection.name]
-        users = self.model.graph.consumers[projection.name]
-        if len(users) == 1 and users[0] in self.off:
-            on = on & ~self.off[users[0]][: len(on)]
+        fed = self.model.graph.population_fed_by(projection.name)
+        if fed is not None and fed in self.off:
+            on = on & ~self.off[fed][: len(on)]
         return on
 
 

@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.ir import Convolution, Linear, Merge, Node, Projection, Scatter, no_entry
+from soul_deploy.ir import (
+    BatchNorm,
+    ChannelNorm,
+    Convolution,
+    Linear,
+    Merge,
+    Node,
+    Projection,
+    Scale,
+    Scatter,
+    no_entry,
+)
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
@@ -60,6 +71,17 @@ class Known:
     def averaged(self) -> "Known":
         """Behind an average: a mean of equal values can round elsewhere."""
         return Known(np.where(self.zero, self.value, np.float32(np.nan)), self.lasting)
+
+    def scaled(self, node: Scale, state: Mapping[str, Array]) -> "Known":
+        """Behind a multiplication, in float32 as the network multiplies."""
+        factor = state[f"{node.name}.scale"] if node.factor is None else np.float32(node.factor)
+        return Known((self.value * factor).astype(np.float32), self.lasting)
+
+    def normed(self, node: ChannelNorm, state: Mapping[str, Array], axes: int) -> "Known":
+        """Behind a batch norm of its own; axes: of the map."""
+        values = torch.from_numpy(self.value.reshape(1, -1, *[1] * (axes - 1)).copy())
+        found = _batch_norm(values, node.norm, state, torch.ones(()))
+        return Known(found.reshape(-1).numpy(), self.lasting)
 
     def scattered(self, node: Scatter) -> "Known":
         """Behind a scatter: its other channels are 0."""
@@ -109,15 +131,19 @@ def constant_current(projection: Projection, state: Mapping[str, Array], on: Arr
         current = current + torch.from_numpy(bias.copy()).reshape(1, -1, *([1] * len(sides)))
     gate = torch.ones(()) if on is None else torch.from_numpy(on.astype(np.float32))
     if projection.norm is not None:
-        mean, variance, gamma, beta = (
-            torch.from_numpy(state[f"{projection.norm.name}.{part}"].copy())
-            for part in ("running_mean", "running_var", "weight", "bias")
-        )
-        eps = projection.norm.eps
-        current = F.batch_norm(current, mean, variance, gamma * gate, beta * gate, eps=eps)
+        current = _batch_norm(current, projection.norm, state, gate)
     elif on is not None:
         current = current * gate.reshape(1, -1, *([1] * len(sides)))
     return np.asarray(current.reshape(projection.out_channels, -1)[:, 0].numpy())
+
+
+def _batch_norm(x: Tensor, norm: BatchNorm, state: Mapping[str, Array], gate: Tensor) -> Tensor:
+    """gate: what gamma and beta are multiplied by."""
+    mean, variance, gamma, beta = (
+        torch.from_numpy(state[f"{norm.name}.{part}"].copy())
+        for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return F.batch_norm(x, mean, variance, gamma * gate, beta * gate, eps=norm.eps)
 
 
 def respond(equation: Equation, current: Array, steps: int) -> ConstantResponse:
@@ -180,7 +206,7 @@ def foldable(model: Model, name: str, channels: Array) -> Array:
         node = graph[graph.consumers[node.name][0]]
         if node.projects:
             return meets_ones(node, maps)
-        if node.fires or not node.keeps_channels or node.arity != 1:
+        if node.fires or node.rescales or not node.keeps_channels or node.arity != 1:
             break
         maps = unweighed(node, maps)
     return np.zeros(len(channels), bool)

@@ -18,6 +18,7 @@ from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune import channel_groups as grouping
 from soul_deploy.prune.removal import connections, constants
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 
 
 def plan_removal(
@@ -149,7 +150,10 @@ class _Planner:
         current = self.known[node.inputs[0]]
         known = constants.Known.nothing(self.graph.shapes[node.name][0])
         constant = np.flatnonzero(~np.isnan(current.value))
-        if len(constant) and _alike(node):
+        if node.neuron.parallel:
+            still = self._still(node, current.value)
+            known.value[still], known.lasting[still] = 0, True
+        elif len(constant) and _alike(node):
             response = self._respond(node, current.value)
             silent = ~response.pattern[:, constant].any(axis=0)
             known.value[constant[silent]] = 0
@@ -158,6 +162,16 @@ class _Planner:
         if off is not None:
             known.value[off], known.lasting[off] = 0, True
         return known
+
+    def _still(self, node: ir.Population, current: Array) -> Array:
+        """bool (C,): channels of neurons that mix the steps which are silent, having no input.
+
+        Other constants are left to run: their sum over the steps may round either way.
+        """
+        equation = deploy.equation_of(self.graph, node, self.model.state)
+        assert isinstance(equation, ParallelEquation)
+        still: Array = (current == 0) & (not equation.fires_at_rest)
+        return still
 
     def _respond(self, node: ir.Population, current: Array) -> constants.ConstantResponse:
         """Neurons on their constant currents; nothing is said of the channels without one."""
@@ -254,12 +268,11 @@ class _Planner:
         """One per population, and per projection whose current no population reads directly."""
         found: list[LayerRemoval] = []
         for node in self.graph.nodes:
-            users = [self.graph[name] for name in self.graph.consumers[node.name]]
             if node.fires:
-                source = self.graph[node.inputs[0]]
+                source = self.graph[self.graph.masked_projection(node.name)]
                 told = any(entry.projection == source.name for entry in found)
                 found.append(self._entry(node.name, None if told else source))
-            elif node.projects and not any(user.fires for user in users):
+            elif node.projects and not self.graph.charged_by(node.name):
                 found.append(self._entry(node.name, node))
         return tuple(found)
 
@@ -293,6 +306,12 @@ known_of.on(ir.Projection)(lambda node, plan: plan.current(node))
 known_of.on(ir.Population)(lambda node, plan: plan.spikes(node))
 known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
     lambda node, plan: plan.known[node.inputs[0]].averaged()
+)
+known_of.on(ir.Scale)(lambda node, plan: plan.known[node.inputs[0]].scaled(node, plan.model.state))
+known_of.on(ir.ChannelNorm)(
+    lambda node, plan: plan.known[node.inputs[0]].normed(
+        node, plan.model.state, len(plan.graph.shapes[node.name])
+    )
 )
 known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
 known_of.on(ir.Merge)(

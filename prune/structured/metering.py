@@ -24,7 +24,7 @@ from soul_deploy.lowering import deploy, linear_operators
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.prune.channel_groups import Residual, channel_groups
-from soul_deploy.prune.delivered import Sums, counted_layers, delivered, synops_sum
+from soul_deploy.prune.delivered import Sums, counted_layers, delivered, sources, synops_sum
 from soul_deploy.prune.removal import apply, planner
 from soul_deploy.prune.structured.costs import Costs, PairCosts, pair_sums
 from soul_deploy.prune.structured.selection import Flags, PruningUnit, Values
@@ -92,7 +92,7 @@ class Meter:
         """The nodes whose values are measured."""
         graph = self.module.graph
         behind = (linear_operators.walk_back(graph, name)[0] for name in self._wiring.weighers)
-        found = [*behind, *(node.name for node in graph.populations)]
+        found = [*behind, *sources(graph), *(node.name for node in graph.populations)]
         return tuple(n for n in dict.fromkeys(found) if graph.edges[n].kind != "analog")
 
     def model(self) -> Model:
@@ -202,6 +202,7 @@ class _Wiring:
 
     def __init__(self, graph: ir.SpikingGraph, units: Sequence[PruningUnit]) -> None:
         self.graph, self.units = graph, units
+        self._composed = deploy.with_every_synapse(graph).composed.graph
         self.writers = {graph.masked_projection(m): unit.name for unit in units for m in unit.masks}
         self.weighers = tuple(node.name for node in graph.nodes if node.weighs)
         groups = channel_groups(graph)
@@ -213,7 +214,7 @@ class _Wiring:
         Where units meet in a stream, its share of the spikes; of synapses none, since the others
         keep the channel open.
         """
-        source, _ = linear_operators.walk_back(self.graph, name)
+        source, _ = linear_operators.walk_back(self._composed, name)
         width = self.graph.shapes[source][0]
         found = {}
         for unit in self.units:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from soul_deploy.base import brief
 from soul_deploy.base.errors import SoulDeployError, UsageError
 from soul_deploy.ir import Population, SpikingGraph
-from soul_deploy.lowering.fan_out import population_behind
 from soul_deploy.prune.channel_groups import Residual, channel_groups, scatter_branches
 
 Values = npt.NDArray[np.float64]
@@ -132,7 +131,8 @@ def prunable(graph: SpikingGraph) -> tuple[Population, ...]:
     return tuple(
         node
         for node in graph.populations
-        if graph[node.inputs[0]].projects and graph.consumers[node.inputs[0]] == (node.name,)
+        if graph[graph.masked_projection(node.name)].projects
+        and graph.population_fed_by(graph.masked_projection(node.name)) == node.name
     )
 
 
@@ -227,9 +227,9 @@ def pruning_units(
     for group in channel_groups(graph):
         single: Iterable[str] = ()
         if len(group.projections) == 1 and not group.merges:
-            single = alone.intersection(graph.consumers[group.projections[0]])
+            single = alone.intersection(graph.charged_by(group.projections[0]))
         elif group.whole is None and residual == "coupled" and group.projections:
-            masks = tuple(population_behind(graph, name) or name for name in group.projections)
+            masks = tuple(graph.population_fed_by(name) or name for name in group.projections)
             found.append(PruningUnit(group.title, group.channels, masks, group.populations))
         elif group.whole is None and residual == "scatter":
             single = scatter_branches(graph, group)

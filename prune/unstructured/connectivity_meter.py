@@ -35,7 +35,7 @@ class ConnectivityMeter:
         voters = graph[graph.readout.inputs[0]]
         if graph.readout.linear or not voters.fires:
             return None
-        weights = self._effective(graph.projection(voters.inputs[0]))
+        weights = self._effective(graph.projection(graph.masked_projection(voters.name)))
         kept = (weights.reshape(graph.readout.classes, -1) != 0).any(axis=1)
         return None if kept.all() else int(kept.argmin())
 
@@ -64,7 +64,7 @@ class ConnectivityMeter:
             kept = self._kept_by_channel(node)
             before = shares.get(_source(graph, node))
             counts = kept.sum(1) if before is None else kept @ _fitting(before, kept.shape[1])
-            behind = next((n for n in graph.consumers[node.name] if graph[n].fires), "")
+            behind = next(iter(graph.charged_by(node.name)), "")
             shares[behind] = self._neuron_share(behind, counts)
             live += positions * float((counts * shares[behind]).sum())
             dense += positions * self._weight(node).numel()

@@ -199,7 +199,8 @@ def chosen(option: str, layers: Layers, nodes: Iterable[Node]) -> tuple[str, ...
 
 def maskable_neurons(graph: SpikingGraph) -> tuple[str, ...]:
     """Populations whose neurons can be masked: fed by synapses, and not the network's output."""
-    fed = [node for node in graph.populations if graph[node.inputs[0]].projects]
+    populations = graph.populations
+    fed = [node for node in populations if graph[graph.masked_projection(node.name)].projects]
     return tuple(node.name for node in fed if not _is_output(graph, node))
 
 
@@ -233,7 +234,7 @@ def survivors(model: Model) -> tuple[LayerSurvivors, ...]:
     """What is not masked of each layer."""
     rows = []
     for node in model.graph.projections:
-        weight, readers = model.state[f"{node.name}.weight"], model.graph.consumers[node.name]
+        weight, readers = model.state[f"{node.name}.weight"], model.graph.charged_by(node.name)
         behind = next((name for name in readers if name in model.neuron_masks), None)
         keep = None if behind is None else model.neuron_masks[behind]
         neurons = None if keep is None else (int(keep.sum()), int(keep.size))

@@ -17,6 +17,7 @@ from soul_deploy.runtime.dynamics import (
     quadratic,
     refractory,
     scaled,
+    snntorch,
     synaptic,
 )
 from soul_deploy.runtime.dynamics.form import Dynamics, Operations, Parts, SendRule, State, Value
@@ -30,6 +31,8 @@ DYNAMICS: Mapping[str, Dynamics] = {
         *(refractory.RPLIF, quadratic.IZHIKEVICH, bipolar.STBIF, gated.GLIF),
         *(quadratic.QIF, exponential.EIF, scaled.KLIF, synaptic.CUBALIF),
         *(complementary.COMPLEMENTARY_LIF, integer.INTEGER_LIF),
+        *(snntorch.LEAKY, snntorch.RLEAKY, snntorch.SYNAPTIC, snntorch.RSYNAPTIC),
+        snntorch.LAPICQUE,
     )
 }
 """The families by name."""

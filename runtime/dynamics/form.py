@@ -29,9 +29,10 @@ BINARY: tuple[SendRule, ...] = ("gt", "ge")
 class Operations:
     """What an engine computes with; functions of its values.
 
-    choose: (s, a, b) -> a where s is 1, b where it is 0.
+    choose: (s, a, b) -> a where s is 1, b where it is 0 or below.
     held: s -> s, through which gradients do not go back where the reset is detached. `choose` does
     the same of its own; whatever else reads s passes gradients on, as the sources do.
+    above: (a, b) -> 1 where a > b, else 0; without a gradient.
     send: for each rule a function (potential, level, low, high) -> what is sent.
     """
 
@@ -41,6 +42,7 @@ class Operations:
     minimum: Callable[[Value, Value], Value]
     choose: Callable[[Value, Value, Value], Value]
     held: Callable[[Value], Value]
+    above: Callable[[Value, Value], Value]
     send: Mapping[SendRule, Callable[[Value, Value, Value, Value], Value]]
 
 
@@ -58,8 +60,11 @@ class Parts:
     settle: Callable[[Value, State, Constants], State]
 
 
-Granularity = Literal["layer", "channel", "neuron", "step", "step_channel"]
-"""What there is one number per: the tensor is (), (C,), (C, H, W) or (N,), (T,), or (T, C)."""
+Granularity = Literal[
+    "layer", "channel", "neuron", "step", "step_channel", "step_pair", "step_column"
+]
+"""What there is one number per: the tensor is (), (C,), (C, H, W) or (N,), (T,), (T, C), (T, T) or
+(T, 1)."""
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 Settings: TypeAlias = Mapping[str, Any]

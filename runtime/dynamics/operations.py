@@ -44,6 +44,7 @@ NUMPY = Operations(
     minimum=np.minimum,
     choose=_chosen,
     held=lambda s: s,
+    above=lambda a, b: _sends(a, a > b),
     send={
         "gt": lambda p, level, low, high: _sends(p, p > level),
         "ge": lambda p, level, low, high: _sends(p, p >= level),
@@ -92,6 +93,12 @@ def scalar_held(s: Any) -> Any:
 
 
 @register_jitable
+def scalar_above(a: Any, b: Any) -> Any:
+    """1 where a is above b."""
+    return np.float32(a > b)
+
+
+@register_jitable
 def scalar_gt(p: Any, level: Any, low: Any, high: Any) -> Any:
     """1 above the level."""
     return np.float32(p > level)
@@ -122,6 +129,7 @@ SCALAR = Operations(
     minimum=scalar_minimum,
     choose=scalar_choose,
     held=scalar_held,
+    above=scalar_above,
     send={"gt": scalar_gt, "ge": scalar_ge, "round": scalar_round, "round_up": scalar_round_up},
 )
 """On float32 scalars, compiled; plain Python where compilation is off."""

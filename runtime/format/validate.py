@@ -9,6 +9,7 @@ import numpy.typing as npt
 from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
 from soul_deploy.runtime.dynamics.form import BINARY
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import CHARGE, FIRE, Equation, NeuronEquation
 
 Shape = tuple[int, ...]
@@ -105,6 +106,15 @@ def _dynamics(neuron: DynamicsEquation, name: str) -> None:
     require_edge(name, *edge_between(neuron.low, neuron.high))
 
 
+@require_neuron.on(ParallelEquation)
+def _parallel(neuron: ParallelEquation, name: str) -> None:
+    errors.require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
+    steps = neuron.bias.size
+    errors.require(1 <= steps <= MAX_STEPS, f"{name}: a neuron of {steps} steps")
+    require_array(f"{name}: neuron bias", neuron.bias, np.float32, (steps,))
+    require_array(f"{name}: neuron weight", neuron.weight, np.float32, (steps, steps))
+
+
 @require_neuron.on(NeuronEquation)
 def _leaky(neuron: NeuronEquation, name: str) -> None:
     errors.require(
@@ -124,9 +134,9 @@ def _leaky(neuron: NeuronEquation, name: str) -> None:
         f"{name}: v_reset {neuron.v_reset} is not below v_threshold {neuron.v_threshold}",
     )
     errors.require(
-        neuron.v_subtract is None or (neuron.v_reset is None and np.float32(neuron.target) > 0),
-        f"{name}: v_subtract {neuron.v_subtract} with v_reset {neuron.v_reset}; it is above 0, and "
-        "for soft reset alone",
+        neuron.v_subtract is None or (neuron.v_reset is None and np.float32(neuron.target) >= 0),
+        f"{name}: v_subtract {neuron.v_subtract} with v_reset {neuron.v_reset}; it is 0 or more, "
+        "and for soft reset alone",
     )
     errors.require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
 

@@ -17,6 +17,7 @@ FORMS = {
     "decay_divide": "v + (x - (v - r)) / {a}",
     "decay_multiply": "v + (x - (v - r)) · {a}",
     "leak_multiply": "v · {a} + x",
+    "leak_multiply_late": "v · {a} + x - (v > {threshold}) · {threshold}",
     "leak_subtract_divide": "v - (v - r) / {a} + x",
     "leak_subtract_multiply": "v - (v - r) · {a} + x",
 }
@@ -249,18 +250,22 @@ def _neuron_facts(neurons: Mapping[str, Description | None]) -> Facts:
 
 def neuron_text(neuron: Description) -> str:
     """An equation in one line."""
+    if neuron.get("family") == "psn":
+        return f"psn: W x + b over all steps; spike if {'>' if neuron['fire'] == 'gt' else '≥'} 0"
     if "family" in neuron:
         numbers = ", ".join(f"{name} {value:g}" for name, value in neuron["constants"].items())
         sent = f"{neuron['low']} to {neuron['high']}" if neuron["high"] > 1 else "spikes"
         return f"{neuron['family']} ({numbers}), sends {sent}"
     a, reset = f"{neuron['constant']:g}", neuron["v_reset"]
-    form = FORMS[neuron["charge"]].format(a=a)
+    form = FORMS[neuron["charge"]].format(a=a, threshold=f"{neuron['v_threshold']:g}")
     form = form.replace("(v - r)", "v").replace("r - v", "-v") if not reset else form
     sign = ">" if neuron["fire"] == "gt" else "≥"
-    taken = neuron.get("v_subtract") or neuron["v_threshold"]
+    taken = neuron.get("v_subtract")
+    taken = neuron["v_threshold"] if taken is None else taken
     after = f"v - {taken:g}" if reset is None else f"{reset:g}"
     rest = f", r = {reset:g}" if "r" in form else ""
-    return f"v ← {form}{rest}; spike if v {sign} {neuron['v_threshold']:g}; then v ← {after}"
+    then = "" if reset is None and taken == 0 else f"; then v ← {after}"
+    return f"v ← {form}{rest}; spike if v {sign} {neuron['v_threshold']:g}{then}"
 
 
 def _shape(shape: Sequence[object]) -> str:

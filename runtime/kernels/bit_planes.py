@@ -223,7 +223,7 @@ def _make_convolve(
                         bit, row = np.uint32(1 << h * bits + STEP_BITS * t), (t * held + h) * apart
                         arriving, state = sums[row : row + apart], membrane[h]
                         for j in range(count * wide):
-                            potential = charge(state[j], arriving[j], constant, rest)
+                            potential = charge(state[j], arriving[j], constant, rest, threshold)
                             spike = fire(potential, threshold)
                             fired[j] |= bit if spike else np.uint32(0)
                             fires = np.float32(1) if spike else np.float32(0)
@@ -274,7 +274,7 @@ def _make_update(
                         arriving = current[0 if repeated else t, begin : begin + channels]
                         bit = np.uint32(1 << STEP_BITS * t)
                         for c in range(channels):
-                            h = charge(membrane[c], arriving[c], constant, rest)
+                            h = charge(membrane[c], arriving[c], constant, rest, threshold)
                             spike = fire(h, threshold)
                             fired[c] |= bit if spike else np.uint32(0)
                             fires = np.float32(1) if spike else np.float32(0)

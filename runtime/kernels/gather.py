@@ -229,7 +229,7 @@ def fire_neurons(
             at = (t * positions + begin) * wide
             arriving = flat[at : at + count * wide]
             for i in range(count * wide):
-                h = charge(membrane[i], arriving[i], constant, rest)
+                h = charge(membrane[i], arriving[i], constant, rest, threshold)
                 spike = fire(h, threshold)
                 fires[i] = spike
                 membrane[i] = reset(h, np.float32(spike), target)

@@ -68,7 +68,7 @@ def _make_update(
                 arriving = current[0 if repeated else t, first:last]
                 fired = spikes[t, first:last]
                 for i in range(last - first):
-                    h = charge(membrane[i], arriving[i], constant, rest)
+                    h = charge(membrane[i], arriving[i], constant, rest, threshold)
                     spike = fire(h, threshold)
                     fired[i] = spike
                     membrane[i] = reset(h, np.float32(spike), target)
@@ -104,7 +104,7 @@ def _make_lane_update(
             for t in range(len(spikes)):
                 arrived, fired = arriving[t], spikes[t, first : first + size]
                 for i in range(size):
-                    h = charge(membrane[i], arrived[i], constant, rest)
+                    h = charge(membrane[i], arrived[i], constant, rest, threshold)
                     spike = fire(h, threshold)
                     fired[i] = spike
                     membrane[i] = reset(h, np.float32(spike), target)

@@ -98,10 +98,10 @@ def measure_connectivity(
     folded = {
         name: fold_batch_norm.DeployedWeights(weight, None) for name, weight in weights.items()
     }
-    walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks))
-    for node in graph.nodes:
+    walk = _Forwards(deploy.lower_synapses(graph, folded, neuron_masks).composed)
+    for node in walk.lowered.graph.nodes:
         walk.reachable[node.name] = reach(node, walk)
-    layers = (LayerConnectivity(name, live, totals[name]) for name, live in walk.live.items())
+    layers = (LayerConnectivity(name, walk.live[name], totals[name]) for name in weights)
     return Connectivity(tuple(layers))
 
 
@@ -129,6 +129,7 @@ def reach(node: ir.Node, walk: _Forwards) -> Tensor:
 
 
 reach.on(ir.Input)(lambda node, walk: torch.ones(1, *node.shape, dtype=torch.float64))
+reach.on(ir.Scale, ir.ChannelNorm)(lambda node, walk: walk.before(node))
 reach.on(ir.Flatten, ir.Scatter)(lambda node, walk: unweighed(node, walk.before(node)))
 reach.on(ir.AdaptiveAvgPool)(lambda node, walk: F.adaptive_max_pool2d(walk.before(node), node.size))
 reach.on(ir.Readout)(lambda node, walk: walk.before(node).new_zeros(1, node.classes))
@@ -172,17 +173,12 @@ def _merge(node: ir.Merge, walk: _Forwards) -> Tensor:
 def dense_synapses(graph: ir.SpikingGraph, *, head: bool = False) -> dict[str, int]:
     """Synapses of every projection with no weight 0 and no neuron masked, by name.
 
-    head: of the readout's head too. Of the very operators whose stored synapses are counted,
-    average pooling composed into them, so that stored ones are never more. Raises LimitError for a
-    composed matrix that is too large.
+    head: of the readout's head too, and of poolings and constants that no projection follows, which
+    are projections of their own where they run. Of the very operators whose stored synapses are
+    counted, average pooling composed into them, so that stored ones are never more. Raises
+    LimitError for a composed matrix that is too large.
     """
-    readout = graph.readout
-    shapes = {node.name: node.weight_shape for node in graph.projections}
-    if head:
-        shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
-    ones = {
-        name: fold_batch_norm.DeployedWeights(np.ones(shape, np.float32), None)
-        for name, shape in shapes.items()
-    }
-    lowered = deploy.lower_synapses(graph, ones, {})
-    return {name: int(fan_out.fanout(lowered.operator(name).operator).sum()) for name in ones}
+    form = deploy.with_every_synapse(graph).composed
+    names = [node.name for node in (form.graph if head else graph).projections]
+    names += [graph.readout.name] if head else []
+    return {name: int(fan_out.fanout(form.operator(name).operator).sum()) for name in names}

@@ -126,7 +126,7 @@ def _counted(
     fired, scores = _recorded(model, images, axis)
     run = _Run(model, trimmed, original, images.shape[axis], axis == 0, rows, fired)
     counts = synops.count_model(trimmed.model, images)
-    order = {node.name: index for index, node in enumerate(graph.nodes)}
+    order = {node.name: index for index, node in enumerate(run.graph.nodes)}
     entries = sorted(trimmed.counted, key=lambda entry: order[entry.name])
     layers = tuple(run.layer(entry, counts[entry.name]) for entry in entries)
     for layer in layers:
@@ -207,11 +207,16 @@ class _Run:
 
     @property
     def graph(self) -> SpikingGraph:
-        return self.model.graph
+        return self.form.graph
+
+    @property
+    def form(self) -> deploy.Deployed:
+        return self.trimmed.composed
 
     @cached_property
     def dense(self) -> dict[str, other_tools.DenseOps]:
-        return other_tools.dense_ops(self.graph)
+        """Of the model's projections, and of what else is one where it runs."""
+        return other_tools.dense_ops(self.graph) | other_tools.dense_ops(self.model.graph)
 
     @cached_property
     def once(self) -> frozenset[str]:
@@ -256,11 +261,11 @@ class _Run:
             executions=executions,
             dense=self.dense[name],
             synapses=int(fan_out.sum()),
-            synapses_dense=self.original.synapses[name],
+            synapses_dense=self.original.synapses.get(name, int(fan_out.sum())),
             weights_nz=kept,
             weights=self.original.weights.get(name, 0),
             activity=estimates.Activity(counts, graded, self._leaky(entry.population), analog),
-            arrays=self._arrays(entry, int(fan_out.sum()), synapses),
+            arrays=self._arrays(entry, int(fan_out.sum()), self.form.synapses.get(name)),
             **self._neurons(entry.population),
         )
 

@@ -122,14 +122,17 @@ def compat_layer(model: Model, name: str, signal: Signal) -> CompatCounts:
 class _Rule:
     """What one layer is counted by; the maps are int64 in the input's shape.
 
-    scale: the area of the average pooling windows between `source`'s values and the layer, or 1.
+    scale: a number that makes what arrives whole, where what `source` holds is: the area of the
+    average pooling windows between them, or 1; None: constants between them leave none.
+    plain: nothing between them multiplies by constants.
     every: all weights; stored: nonzero ones; live: nonzero ones onto unmasked targets.
     """
 
     graph: ir.SpikingGraph
     node: ir.Node
     source: str
-    scale: int
+    scale: int | None
+    plain: bool
     dense: DenseOps
     every: Array
     stored: Array
@@ -139,7 +142,7 @@ class _Rule:
         """The layer's counts for what its source node held."""
         values, edge = self._arriving(module, signal), self.graph.edges[self.source]
         head, executions = self.node is self.graph.readout, len(values)
-        binary = edge.kind == "spike" and self.scale == 1 and not head
+        binary = edge.kind == "spike" and self.scale == 1 and self.plain and not head
         maps = (self.every, self.stored, self.live)
         every, stored, live = (torch.from_numpy(np.array(array)).reshape(-1) for array in maps)
         events = (values != 0).flatten(1).to(torch.int64).sum(0)
@@ -151,7 +154,7 @@ class _Rule:
             spikingjelly_synops=int((events * every).sum()) if binary else 0,
             spikingjelly_macs=0 if binary else executions * self.dense.padded,
         )
-        if edge.kind == "analog":  # images, currents
+        if edge.kind == "analog" or self.scale is None:  # images, currents, constants
             return found
         whole = (values * self.scale).round()
         if (whole - values * self.scale).abs().max() > 1e-6:
@@ -180,8 +183,11 @@ def _rules(model: Model) -> dict[str, _Rule]:
             continue
         maps = _maps(model, node, folded[node.name])
         source, between = linear_operators.walk_back(graph, node.name)
-        scale = math.prod(pool.denominator(graph.shapes[pool.inputs[0]]) for pool in between)
-        rules[node.name] = _Rule(graph, node, source, scale, dense[node.name], *maps)
+        parts = [inner.denominator(graph.shapes[inner.inputs[0]]) for inner in between]
+        whole = [part for part in parts if part is not None]
+        scale = math.prod(whole) if len(whole) == len(parts) else None
+        plain = not any(inner.rescales for inner in between)
+        rules[node.name] = _Rule(graph, node, source, scale, plain, dense[node.name], *maps)
     return rules
 
 

@@ -232,8 +232,8 @@ def create_network(
         wanted = task.network_options(data)
         if not is_dotted(task.model):
             return (*zoo.create(task.model, wanted), {})
-        network, found = zoo.create_own(task.model, wanted)
-        return network, found.traced.graph, found.told
+        _, found = zoo.create_own(task.model, wanted)
+        return found.module, found.traced.graph, found.told
 
 
 def new_model(task: Task, data: datasets.Data) -> Model:

@@ -10,15 +10,17 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soul_deploy.base import dispatch
 from soul_deploy.equivalence.rounding import teacher_forced
 from soul_deploy.ir import SPIKE, Node, SpikingGraph
-from soul_deploy.lowering import deploy, fan_out
+from soul_deploy.lowering import deploy
+from soul_deploy.lowering.fold_batch_norm import ChannelConstants
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import CHARGE, Equation, NeuronEquation, reset_hard, reset_soft
 
 ROUNDING = 4 * 2.0**-24  # of Σ|w·x|: the allowed error of a float32 sum
@@ -81,14 +83,16 @@ class ReferenceModel:
         they are part of what following projections weigh.
         """
         folded = deploy.lower(self.model).synapses
-        plain: dict[str, Node] = {}
+        plain: dict[str, Node] = {node.name: node.magnitude() for node in self.graph.nodes}
         for p in self.graph.projections:
-            alone = fan_out.population_behind(self.graph, p.name) is not None
+            alone = self.graph.population_fed_by(p.name) is not None
             biased = not alone and folded[p.name].bias is not None
             plain[p.name] = replace(p, bias=biased, norm=None)
         module = GraphModule(self.graph.with_nodes(plain)).double()
         with torch.no_grad():
-            for name in plain:
+            for name, constants in deploy.lower(self.model).constants.items():
+                _set_magnitude(module, self.graph[name], constants)
+            for name in (p.name for p in self.graph.projections):
                 for key, parameter in module.get_submodule(name).named_parameters():
                     parameter.copy_(torch.from_numpy(np.abs(getattr(folded[name], key))))
         return module.eval()
@@ -131,6 +135,22 @@ class ReferenceModel:
         )
 
 
+def _set_magnitude(module: GraphModule, node: Node, constants: ChannelConstants) -> None:
+    """Give a node that rescales its channels the absolute values of its constants."""
+    scale = torch.from_numpy(np.abs(constants.scale))
+    if constants.shift is None:
+        for name in node.row_tensors:
+            module.get_buffer(name).copy_(scale)
+        return
+    norm = module.get_submodule(node.name)
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    norm.weight.copy_(scale)
+    norm.bias.copy_(torch.from_numpy(np.abs(constants.shift)))
+
+
 def _select(signal: Signal, samples: Tensor) -> Signal:
     axis = 0 if signal.static else 1
     return Signal(signal.tensor.index_select(axis, samples).double(), signal.static)
@@ -158,17 +178,33 @@ def _leaky(
     equation: NeuronEquation, current: Tensor, summed: Tensor, sent: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The charged membrane minus the threshold. A leaky membrane never amplifies a difference."""
+    threshold, late = equation.v_threshold, equation.charge == "leak_multiply_late"
+    charge = CHARGE["leak_multiply" if late else equation.charge]
     v = torch.full_like(current[0], equation.rest)
     distances = []
     for t, spike in enumerate(sent):
-        v = CHARGE[equation.charge](v, current[t], equation.constant, equation.rest)
-        distances.append(v - equation.v_threshold)
+        v = charge(v, current[t], equation.constant, equation.rest, threshold)
+        if late and t:  # the spike before, as given, not as v in float64 tells it
+            v = reset_soft(v, sent[t - 1], threshold)
+        distances.append(v - threshold)
         if equation.v_reset is None:
             v = reset_soft(v, spike, equation.target)
         else:
             v = reset_hard(v, spike, equation.target)
     allowance = ROUNDING * summed.cummax(dim=0).values
     return torch.stack(distances), allowance.clamp(min=LEAST_ALLOWANCE * equation.v_threshold)
+
+
+@margins_of.on(ParallelEquation)
+def _parallel(
+    equation: ParallelEquation, current: Tensor, summed: Tensor, sent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The potential W x + b: a sum of inputs, each off by the rounding of its own sum."""
+    weight, bias = (torch.from_numpy(a).double() for a in (equation.weight, equation.bias))
+    bias = bias.reshape(-1, *[1] * (current.dim() - 1))
+    distance = torch.tensordot(weight, current, dims=1) + bias
+    size = torch.tensordot(weight.abs(), summed + current.abs(), dims=1) + bias.abs()
+    return distance, (ROUNDING * size).clamp(min=LEAST_ALLOWANCE)
 
 
 @margins_of.on(DynamicsEquation)

@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 from soul_deploy.base.errors import UnsupportedGraphError
+from soul_deploy.frontend import stepped
 
 WRAPPERS = {  # where a class is defined, its name: the attribute that holds the network
     ("torch.nn.parallel", "DataParallel"): "module",
     ("torch.nn.parallel", "DistributedDataParallel"): "module",
     ("torch._dynamo", "OptimizedModule"): "_orig_mod",
 }
-BY_NIR = ("snntorch", "norse", "sinabs", "rockpool")
+BY_NIR = ("norse", "sinabs", "rockpool")
 
 
 def check_known(path: str, module: nn.Module) -> None:
@@ -24,6 +25,11 @@ def check_known(path: str, module: nn.Module) -> None:
             f"module {path!r} ({cls.__name__}) is of spikingjelly.clock_driven, SpikingJelly up to "
             "0.0.0.0.12; make the network of spikingjelly.activation_based (0.0.0.0.14 or 2.x), "
             'with step_mode="m" in place of the MultiStep classes, and load its weights there'
+        )
+    if cls.__module__.split(".")[0] == stepped.SNNTORCH and not stepped.is_leaky(cls):
+        raise UnsupportedGraphError(
+            f"module {path!r} ({cls.__name__}) of snntorch is not supported; of its modules "
+            f"{stepped.LEAKY} is known here"
         )
     if cls.__module__.split(".")[0] in BY_NIR:
         raise UnsupportedGraphError(_of_other_tools(path, cls))

@@ -11,11 +11,11 @@ wrongly), so the module itself and its graph are run side by side before anythin
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from soul_deploy.base import errors, pixel_rule
 from soul_deploy.frontend import (
@@ -24,6 +24,8 @@ from soul_deploy.frontend import (
     graph_builder,
     module_kinds,
     side_by_side,
+    stepped,
+    traced_value,
     tracer,
 )
 from soul_deploy.ir import Shape, SpikingGraph
@@ -42,10 +44,15 @@ class Traced:
     image     (B, C, H, W), shown T times
     sequence  (T, B, C, H, W)
     step      (B, C, H, W), called once a step, state kept between calls
+
+    returns: what forward is given and returns besides.
+    constants: tensors of the graph that are not in the network's state dict, by name.
     """
 
     graph: SpikingGraph
     takes: tracer.Takes
+    returns: stepped.Returns = stepped.NOTHING_MORE
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -66,18 +73,22 @@ def trace_with_input(
     module_kinds.check_at_rest(network)
     sequence = example is not None and example.dim() == len(input_shape) + 2
     given: tracer.Takes = "sequence" if sequence else "image"
+    builders: dict[tracer.Takes, graph_builder.GraphBuilder] = {}
     found: dict[tracer.Takes, _Attempt] = {}
     failed: dict[tracer.Takes, errors.UnsupportedGraphError] = {}
     for takes in tracer.can_take(network, sequence):
+        builders[takes] = graph_builder.GraphBuilder(
+            network, input_shape, time_steps, 2 if takes == "sequence" else 1, function_rules.handle
+        )
         try:
-            found[takes] = _trace_as(takes, network, input_shape, time_steps)
+            found[takes] = _trace_as(takes, network, builders[takes])
         except errors.UnsupportedGraphError as error:
             failed[takes] = error
         else:
             if takes == given or not found[takes].asked:
                 break
     if not found:
-        raise _likelier(failed)
+        raise _likelier(failed, builders)
     chosen = found.get(given) or next(iter(found.values()))
     for warning in chosen.noted:
         warnings.warn(warning, stacklevel=3)
@@ -93,29 +104,44 @@ class _Attempt:
     asked: bool
 
 
+def _traced(
+    builder: graph_builder.GraphBuilder, operations: fx.Graph, takes: tracer.Takes
+) -> Traced:
+    graph, steps = builder.build(operations), builder.unrolled
+    if steps is None:
+        return Traced(graph, takes, constants=builder.constants)
+    old = steps.warn_of_kept(builder.modules)
+    if old is not None:
+        warnings.warn(old, stacklevel=2)
+    by_step: tracer.Takes = "step" if steps.one_step else takes
+    return Traced(graph, by_step, steps.returns, builder.constants)
+
+
 def _likelier(
     failed: dict[tracer.Takes, errors.UnsupportedGraphError],
+    builders: Mapping[tracer.Takes, graph_builder.GraphBuilder],
 ) -> errors.UnsupportedGraphError:
-    """Of several errors that of a sequence, unless the network shows that it takes images."""
+    """Of several errors that of a sequence, unless the network shows that it takes images; with
+    neurons that are called once a step, that of the trace that got further.
+    """
+    furthest = max(failed, key=lambda takes: builders[takes].reached)
+    if builders[furthest].unrolled is not None:
+        return failed[furthest]
     image, sequence = failed.get("image"), failed.get("sequence")
     if image is None or sequence is None:
         return next(iter(failed.values()))
-    takes_images = (tracer.ForwardError, graph_builder.ShowsImageError)
+    takes_images = (tracer.ForwardError, traced_value.ShowsImageError)
     own = isinstance(image, tracer.ForwardError)
     return image if isinstance(sequence, takes_images) and not own else sequence
 
 
 def _trace_as(
-    takes: tracer.Takes, network: nn.Module, input_shape: Shape, time_steps: int
+    takes: tracer.Takes, network: nn.Module, builder: graph_builder.GraphBuilder
 ) -> _Attempt:
-    lead = 2 if takes == "sequence" else 1
-    builder = graph_builder.GraphBuilder(
-        network, input_shape, time_steps, lead, function_rules.handle
-    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         operations = tracer.run_symbolically(network, builder.sides_of)
-        traced = Traced(builder.build(operations), takes)
+        traced = _traced(builder, operations, takes)
     if takes == "image" and tracer.is_multi_step(network) and not builder.repeated:
         raise errors.UnsupportedGraphError(
             f"{type(network).__name__}: its modules are in step mode 'm', but its forward does not "
@@ -189,10 +215,16 @@ def examine(
     """Trace a network and compare it with its graph; raises as `from_torch`."""
     _check_weights(network)
     traced = trace_with_input(network, input_shape, time_steps, example)
+    if example is not None and traced.takes == "image" and example.dim() > len(input_shape) + 1:
+        raise errors.UsageError(
+            f"{type(network).__name__}: its forward takes images (B, ...), and the example of "
+            f"shape {tuple(example.shape)} is a sequence; give images"
+        )
     module = GraphModule(traced.graph)
-    state = network.state_dict()
+    state = {**network.state_dict(), **traced.constants}
     module.load_state_dict({name: state[name] for name in module.state_dict()})
-    pair = _Pair(network, module.eval(), traced.takes)
+    _warn_of_tied(network, module)
+    pair = _Pair(network, module.eval(), traced)
     if example is None:
         made = torch.Generator().manual_seed(2025)
         example = torch.randn(2, *traced.graph.input.shape, generator=made)
@@ -213,15 +245,32 @@ def _check_weights(network: nn.Module) -> None:
                 raise errors.UsageError(f"weight {name} holds values that are not finite")
 
 
+def _warn_of_tied(network: nn.Module, module: GraphModule) -> None:
+    """One parameter under several names of the graph is several parameters there."""
+    first: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if name not in module.state_dict():
+            continue
+        same = first.setdefault(id(parameter), name)
+        if same != name:
+            text = (
+                f"{name!r} and {same!r} are one parameter; the graph has it twice, and training or "
+                "removal changes each alone"
+            )
+            warnings.warn(errors.NetworkWarning(text), stacklevel=3)
+
+
 @dataclass(frozen=True)
 class _Pair:
     network: nn.Module
     module: GraphModule
-    takes: tracer.Takes
+    traced: Traced
 
     def run(self, x: Tensor) -> tuple[side_by_side.TracedRun, side_by_side.TracedRun]:
         """The network's own run and the graph's."""
-        own = side_by_side.run_own(self.network, self.module.graph, self.takes, x)
+        own = side_by_side.run_own(
+            self.network, self.module.graph, self.traced.takes, x, self.traced.returns
+        )
         return own, side_by_side.run_graph(self.module, x)
 
     def doubled(self) -> "_Pair":
@@ -229,7 +278,8 @@ class _Pair:
         double = GraphModule(self.module.graph)
         double.load_state_dict(self.module.state_dict())
         network = copy.deepcopy(self.network).double()
-        return _Pair(network, double.double().eval(), self.takes)
+        stepped.cast_spikes(network)
+        return _Pair(network, double.double().eval(), self.traced)
 
     def difference(
         self, own: side_by_side.TracedRun, ours: side_by_side.TracedRun

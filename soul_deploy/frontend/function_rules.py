@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ import torch.nn.functional as F
 from torch import fx
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import module_kinds, tracer
-from soul_deploy.frontend.graph_builder import GraphBuilder, ShowsImageError, TracedValue, told
+from soul_deploy.frontend import module_kinds, scaled_by, stepped, tracer, unrolled
+from soul_deploy.frontend.graph_builder import GraphBuilder
 from soul_deploy.frontend.sizes import fits
+from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
 from soul_deploy.ir import AdaptiveAvgPool, Flatten
 
 
 def handle(builder: GraphBuilder, node: fx.Node) -> None:
     """One operation that is no module. Raises UnsupportedGraphError."""
+    if node.op == "get_attr":  # a constant, for whoever takes one
+        return
     handler = HANDLERS.get(node.target)
     if handler is None or node.op not in ("call_function", "call_method"):
         raise builder.unsupported(node, f"operation {told(node)}")
@@ -66,6 +70,8 @@ def _subtract(builder: GraphBuilder, node: fx.Node) -> None:
 
 
 def _multiply(builder: GraphBuilder, node: fx.Node) -> None:
+    if _by_constant(builder, node):
+        return
     found = [builder.values.get(a) if isinstance(a, fx.Node) else None for a in node.args]
     if len(found) != 2 or None in found or node.kwargs:
         raise _unknown(builder, node)
@@ -75,6 +81,38 @@ def _multiply(builder: GraphBuilder, node: fx.Node) -> None:
         raise _unknown(builder, node)
     function = "iand" if inverted else "and"
     builder.merge(node, _fresh(builder, node, function), function, [*plain, *inverted])
+
+
+def _by_constant(builder: GraphBuilder, node: fx.Node) -> bool:
+    """x * c, for a number or for the network's own tensor of one number, or one a channel."""
+    if len(node.args) != 2 or node.kwargs:
+        return False
+    for argument, other in (node.args, node.args[::-1]):
+        number = isinstance(other, int | float)
+        tensor = isinstance(other, fx.Node) and other.op == "get_attr"
+        if isinstance(argument, fx.Node) and argument.op != "get_attr" and (number or tensor):
+            constant = scaled_by.constant_of(builder, node, other)
+            scaled_by.add(builder, node, argument, constant, _fresh(builder, node, "scale"))
+            return True
+    return False
+
+
+def _divide(builder: GraphBuilder, node: fx.Node) -> None:
+    """x / c."""
+    argument, other = (*node.args, None, None)[:2]
+    if len(node.args) != 2 or node.kwargs or not isinstance(argument, fx.Node):
+        raise _unknown(builder, node)
+    if argument.op == "get_attr" or not (isinstance(other, int | float | fx.Node) and other):
+        raise _unknown(builder, node)
+    if isinstance(other, fx.Node) and other.op != "get_attr":
+        raise _unknown(builder, node)
+    constant = 1 / scaled_by.constant_of(builder, node, other)
+    scaled_by.add(builder, node, argument, constant, _fresh(builder, node, "scale"))
+
+
+def _negate(builder: GraphBuilder, node: fx.Node) -> None:
+    constant = torch.tensor(-1.0, dtype=torch.float64)
+    scaled_by.add(builder, node, node.args[0], constant, _fresh(builder, node, "scale"))
 
 
 def _flatten(builder: GraphBuilder, node: fx.Node) -> None:
@@ -120,6 +158,28 @@ def _unflatten(builder: GraphBuilder, node: fx.Node) -> None:
     if axis != 0 or not source.folded or not fits(sides, builder.sides(after, ())):
         raise _unknown(builder, node)
     builder.values[node] = after
+
+
+def _permute(builder: GraphBuilder, node: fx.Node) -> None:
+    """Axes in another order, which only a permutation back makes usable again."""
+    source = builder.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    if source is None:
+        raise _unknown(builder, node)
+    rank = source.lead + len(builder.shapes[source.name])
+    axes = list(range(rank))
+    dims = _sides(node)
+    if not all(isinstance(axis, int) and -rank <= axis < rank for axis in dims):
+        raise _unknown(builder, node)
+    if told(node) == "permute":
+        axes = [axis % rank for axis in dims]
+    elif len(dims) == 2:
+        first, second = (axis % rank for axis in dims)
+        axes[first], axes[second] = second, first
+    if sorted(axes) != list(range(rank)):
+        raise _unknown(builder, node)
+    before = source.order or tuple(range(rank))
+    order = tuple(before[axis] for axis in axes)
+    builder.values[node] = replace(source, order=() if order == tuple(range(rank)) else order)
 
 
 def _mean(builder: GraphBuilder, node: fx.Node) -> None:
@@ -201,12 +261,30 @@ def _part(builder: GraphBuilder, node: fx.Node) -> None:
     if node.args[1:] == (None,):
         builder.values[node] = _with_time(builder, node, _source(builder, node))
         return
+    if builder.unrolled is not None and node.target is operator.getitem:
+        _one_step(builder, node)
+        return
     raise _unknown(builder, node, "a part of a tensor; loops over time belong outside the network")
+
+
+def _one_step(builder: GraphBuilder, node: fx.Node) -> None:
+    """x[t] in a loop over time."""
+    source, place = _source(builder, node), node.args[1]
+    steps = builder.time_steps
+    inside = type(place) is int and -steps <= place < steps
+    if source.lead != 2 or source.once or not isinstance(place, int) or not inside:
+        raise _unknown(builder, node, "of tensors, steps x[t] of a sequence alone are taken out")
+    builder.values[node] = replace(source, lead=1, step=place % steps)
 
 
 def _stack(builder: GraphBuilder, node: fx.Node) -> None:
     """An image T times."""
     images, axis = _argument(node, 0, "tensors"), _argument(node, 1, "dim", 0)
+    if builder.unrolled is not None and axis == 0 and isinstance(images, list | tuple):
+        whole = builder.unrolled.stacked(builder, node, images)
+        if whole is not None:
+            builder.values[node] = whole
+            return
     alike = isinstance(images, list | tuple) and all(image is images[0] for image in images)
     if axis != 0 or not images or not alike:
         raise _unknown(builder, node, "loops over time belong outside the network")
@@ -223,8 +301,39 @@ def _require_all_steps(builder: GraphBuilder, node: fx.Node, times: Any) -> None
         )
 
 
+def _at_rest(builder: GraphBuilder, node: fx.Node) -> None:
+    """The membrane that a neuron's first step begins with."""
+    name = str(node.args[0]) if node.args else ""
+    builder.values[node] = TracedValue(name, 1, step=unrolled.BEFORE, membrane=True)
+
+
+def _max_pool(builder: GraphBuilder, node: fx.Node) -> None:
+    window = {name: _argument(node, 1 + i, name, usual) for i, (name, usual) in enumerate(WINDOW)}
+    settings = SimpleNamespace(**{**window, "stride": window["stride"] or window["kernel_size"]})
+    source, name = _source(builder, node), _fresh(builder, node, "max_pool2d")
+    if source.mean:
+        raise builder.unsupported(node, "max_pool2d after the mean over time")
+    made = module_kinds.CONVERTERS["MaxPool2d"](name, (source.name,), settings)
+    builder.add(node, made, replace(source, name=name))
+    if settings.ceil_mode:
+        module_kinds.check_ceil_mode(made, builder.shapes[source.name])
+
+
+WINDOW = (
+    *(("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1)),
+    *(("ceil_mode", False), ("return_indices", False)),
+)
+"""The arguments of max_pool2d behind its input, in order, and what they are if left out."""
+
+
 def _same(builder: GraphBuilder, node: fx.Node) -> None:
-    builder.values[node] = _source(builder, node)
+    """A copy; also of membranes, which training code detaches between steps, and of axes in another
+    order.
+    """
+    given = _argument(node, 0, "input")
+    source = builder.values.get(given) if isinstance(given, fx.Node) else None
+    kept = source is not None and (source.membrane or source.order)
+    builder.values[node] = source if source is not None and kept else _source(builder, node)
 
 
 def _fold(builder: GraphBuilder, node: fx.Node) -> None:
@@ -242,10 +351,14 @@ Handler = Callable[[GraphBuilder, fx.Node], None]
 HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub), _subtract),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul"), _multiply),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _multiply),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), _divide),
+    **dict.fromkeys((operator.neg, torch.neg, "neg"), _negate),
     **dict.fromkeys((torch.flatten, "flatten"), _flatten),
     **dict.fromkeys((torch.reshape, "view", "reshape"), _view),
     **dict.fromkeys((torch.unflatten, "unflatten"), _unflatten),
+    **dict.fromkeys((torch.permute, "permute", torch.transpose, "transpose"), _permute),
+    **dict.fromkeys((torch.swapaxes, "swapaxes", torch.swapdims, "swapdims"), _permute),
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
     **dict.fromkeys(("repeat", "expand"), _repeat),
@@ -256,5 +369,7 @@ HANDLERS: dict[Any, Handler] = {
     getattr: _attribute,
     F.adaptive_avg_pool2d: _adaptive,
     F.dropout: _dropout,
-    "contiguous": _same,
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max_pool),
+    **dict.fromkeys((stepped.rest, stepped.kept), _at_rest),
+    **dict.fromkeys(("contiguous", "detach"), _same),
 }

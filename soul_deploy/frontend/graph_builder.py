@@ -4,46 +4,20 @@ Every value is followed with what its leading axes are, because the same call me
 things with them: `flatten(1)` of (B, C, H, W) flattens an image, of (T, B, C, H, W) a batch.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from soul_deploy import ir
-from soul_deploy.base.errors import UnsupportedGraphError, UsageError
-from soul_deploy.frontend import module_kinds, spiking_nodes, tracer
+from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
+from soul_deploy.frontend import module_kinds, pooled_scales, stepped, tracer, unrolled
 from soul_deploy.frontend.sizes import BatchSize, Side
-
-
-@dataclass(frozen=True)
-class TracedValue:
-    """The value that a traced operation returns.
-
-    name     the graph node that holds it
-    lead     leading axes: 2 for (T, B, ...), 1 for (B, ...)
-    folded   lead 1 because T and B were merged into one axis
-    once     its time axis has length 1, until it is repeated
-    mean     averaged over time
-    inverse  1 - the node's value
-    """
-
-    name: str
-    lead: int
-    folded: bool = False
-    once: bool = False
-    mean: bool = False
-    inverse: bool = False
-
-
-class ShowsImageError(UnsupportedGraphError):
-    """A forward that puts a time axis in front of a sequence: it takes images."""
-
-
-def told(node: fx.Node) -> str:
-    """What an operation is called."""
-    target: Any = node.target
-    return str(target if isinstance(target, str) else getattr(target, "__name__", target))
+from soul_deploy.frontend.spiking_nodes import check_place
+from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
 
 
 class GraphBuilder:
@@ -67,6 +41,9 @@ class GraphBuilder:
         self.memory = tracer.TensorMemory()
         self.asked = False  # for a shape
         self.repeated = False  # an image, over time
+        by_steps = any(map(stepped.is_stepped, self.modules.values()))
+        self.unrolled = unrolled.Unrolled() if by_steps else None
+        self.constants: dict[str, Tensor] = {}  # of the graph, not the network's own tensors
         self._functions = functions
         self._followed: set[fx.Node] = set()
         self._last: fx.Node | None = None
@@ -78,6 +55,11 @@ class GraphBuilder:
         self._follow_to(output.prev)
         self._follow_memory(output)
         return self._finish(output)
+
+    @property
+    def reached(self) -> int:
+        """How many operations were followed so far."""
+        return len(self._followed)
 
     def sides_of(self, node: fx.Node) -> tuple[Side, ...]:
         """The shape of an operation's result, while the operations behind it are still to come."""
@@ -91,9 +73,9 @@ class GraphBuilder:
     def sides(self, value: TracedValue, shape: ir.Shape) -> tuple[Side, ...]:
         """The sides of a value whose own axes are `shape`."""
         steps = 1 if value.once else self.time_steps
-        if value.lead == 2:
-            return (steps, BatchSize(), *shape)
-        return (BatchSize(steps if value.folded else 1), *shape)
+        folded = (BatchSize(steps if value.folded else 1),)
+        sides: tuple[Side, ...] = (*((steps, BatchSize()) if value.lead == 2 else folded), *shape)
+        return tuple(sides[axis] for axis in value.order) or sides
 
     def _follow_to(self, last: fx.Node) -> None:
         """Make what comes before an operation and is not made yet, and the operation."""
@@ -101,13 +83,20 @@ class GraphBuilder:
             node = self._last.next if self._last else next(iter(last.graph.nodes))
             if node.op == "placeholder":
                 self._take_input(node)
-            elif node.op == "call_module":
-                self.call(node, str(node.target), node.args)
+            elif self.unrolled is not None:
+                self.unrolled.follow(self, node)
             else:
-                self._functions(self, node)
+                self.operate(node)
             self._follow_memory(node)
             self._followed.add(node)
             self._last = node
+
+    def operate(self, node: fx.Node) -> None:
+        """Make what one operation does."""
+        if node.op == "call_module":
+            self.call(node, str(node.target), node.args)
+        else:
+            self._functions(self, node)
 
     def _follow_memory(self, node: fx.Node) -> None:
         """Refuse reads of what was changed in place under another name; changes of the input."""
@@ -134,7 +123,7 @@ class GraphBuilder:
         if made is None or source is None:
             return None
         viewed = self.nodes[made.name].reshapes and made.name != source.name
-        unchanged = made == replace(source, lead=made.lead, folded=made.folded)
+        unchanged = made == replace(source, lead=made.lead, folded=made.folded, order=made.order)
         return sources[0] if viewed or (unchanged and node.target != "repeat") else None
 
     def _take_input(self, node: fx.Node) -> None:
@@ -147,21 +136,38 @@ class GraphBuilder:
         module = self.modules[path]
         kind = module_kinds.module_kind(module)
         if kind is None:
-            why = module_kinds.refusal(module)
-            if why is not None:
-                raise UnsupportedGraphError(f"module {path!r} ({type(module).__name__}): {why}")
+            module_kinds.refuse_by_name(path, module)
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
-        if path in self.used:
-            raise self.unsupported(
-                node,
-                f"module {path!r} is called twice (a loop over time belongs outside the network), "
-                "which",
-            )
+        path = self._again(node, path, kind, module) if path in self.used else path
         self.used.add(path)
         if len(args) != (2 if kind == "Merge" else 1) or node.kwargs:
             raise self.unsupported(node, f"module {path!r} with {len(args)} inputs")
         values = [self.value(node, argument) for argument in args]
         self._convert(node, path, kind, module, values)
+
+    def _again(self, node: fx.Node, path: str, kind: str, module: nn.Module) -> str:
+        """A name for another call of a module, and copies of its tensors under that name.
+
+        Neurons are refused: a second call goes on from the state that the first one left.
+        """
+        if kind in module_kinds.ONCE:
+            raise self.unsupported(
+                node,
+                f"module {path!r} is called twice (a loop over time belongs outside the network; "
+                "elsewhere make a module for each place), which",
+            )
+        calls = (f"{path}_call_{n}" for n in count(2))
+        again = next(name for name in calls if name not in self.modules)
+        self.modules[again] = module
+        tensors = module.state_dict()
+        self.constants |= {f"{again}.{name}": tensor for name, tensor in tensors.items()}
+        if tensors:
+            text = (
+                f"module {path!r} is called at several places ({tracer.place_of(node)}); the graph "
+                f"has its weights again as {again!r}, and training or removal changes each alone"
+            )
+            warnings.warn(NetworkWarning(text), stacklevel=2)
+        return again
 
     def _convert(
         self, node: fx.Node, path: str, kind: str, module: Any, values: list[TracedValue]
@@ -189,8 +195,9 @@ class GraphBuilder:
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
-        if kind in spiking_nodes.NEURONS:
-            spiking_nodes.check_place(path, module, self.shapes[source.name], self.time_steps)
+        check_place(path, module, self.shapes[source.name], self.time_steps)
+        if kind == "ChannelVoltageScaler":
+            self._check_channels(node, path, module, source)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:
@@ -198,8 +205,20 @@ class GraphBuilder:
         elif kind in ("RateReadout", "VoteReadout"):
             after = TracedValue(path, 1, mean=True)
         self.add(node, converted, after)
+        if isinstance(converted, ir.Population) and converted.neuron.unit != 1:
+            unit = ir.Scale(f"{path}.unit", (path,), converted.neuron.unit)
+            self.add(node, unit, replace(after, name=unit.name))
         if getattr(module, "ceil_mode", False):
             module_kinds.check_ceil_mode(converted, self.shapes[source.name])
+
+    def _check_channels(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
+        lead = 1 if module_kinds.step_mode(module) == "m" else source.lead
+        rank = lead + len(self.shapes[source.name])
+        axis = module.channel_dim % rank
+        if module.scale.dim() and axis != lead:
+            raise self.unsupported(
+                node, f"module {path!r}, which scales along axis {axis}; channels are axis {lead},"
+            )
 
     def _fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
         if source.folded or source.mean:
@@ -222,19 +241,24 @@ class GraphBuilder:
         return TracedValue(path, 1 if mode == "s" else 2)
 
     def _attach_norm(self, node: fx.Node, source: TracedValue, path: str, module: Any) -> None:
-        normed = self.nodes[source.name].with_norm(ir.BatchNorm(path, module.eps, module.momentum))
-        if normed is None or source.mean:
-            raise self._misplaced_norm(node)
+        norm = ir.BatchNorm(path, module.eps, module.momentum)
         if not module.affine or module.running_mean is None:
             raise self.unsupported(
                 node, f"batch norm {path!r} without affine parameters or running statistics"
             )
+        if source.mean:
+            raise self.unsupported(node, f"batch norm {path!r} after the mean over time")
+        normed = self.nodes[source.name].with_norm(norm)
+        if normed is None:  # of its own: before a projection, or behind a pooling
+            made = ir.ChannelNorm(path, (source.name,), norm)
+            self.add(node, made, replace(source, name=path))
+            return
         self._normed.append(node)
         self.nodes[source.name] = normed
         self.values[node] = source
 
     def _misplaced_norm(self, node: fx.Node) -> UnsupportedGraphError:
-        what = f"batch norm {node.target!r} that does not directly follow one convolution or linear"
+        what = f"batch norm {node.target!r} behind a layer whose output something else reads too"
         return self.unsupported(node, what)
 
     def _vote(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
@@ -278,6 +302,12 @@ class GraphBuilder:
         else:
             self.add(node, ir.Flatten(name, (source.name,)), replace(after or source, name=name))
 
+    def constant_of(self, name: str) -> Tensor:
+        """A tensor of the graph, by its name there."""
+        owner, _, part = name.rpartition(".")
+        found = self.constants.get(name)
+        return self.modules[owner].get_buffer(part) if found is None else found
+
     def add(self, node: fx.Node, made: ir.Node, value: TracedValue) -> None:
         """Put a graph node in and remember it as the result of `node`."""
         try:
@@ -291,8 +321,13 @@ class GraphBuilder:
     def value(self, node: fx.Node, argument: Any) -> TracedValue:
         """What an argument holds; constants, sizes and inverted spikes are refused."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if value is None or value.inverse:
+        if value is not None and value.membrane:
+            what = f"the membrane of {value.name!r} outside its neuron, which only spikes leave,"
+            raise self.unsupported(node, what)
+        if value is None or value.inverse or value.order:
             what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
+            if value is not None and value.order:
+                what = "axes in another order; permute them back first"
             name = node.target if isinstance(node.target, str) else node.name
             raise self.unsupported(node, f"{name!r} with {what}")
         return value
@@ -303,21 +338,32 @@ class GraphBuilder:
             f"{what} is not supported ({tracer.place_of(node)}); supported: {tracer.SUPPORTED}"
         )
 
+    def shows_image(self, node: fx.Node, what: str) -> ShowsImageError:
+        """As `unsupported`, where the network shows that it takes no sequences."""
+        return ShowsImageError(str(self.unsupported(node, what)))
+
+    def _returned(self, node: fx.Node) -> TracedValue:
+        if self.unrolled is not None:
+            return self.unrolled.returned(self, node)
+        (returned,) = node.args
+        if not isinstance(returned, fx.Node):
+            raise self.unsupported(node, "a forward that returns more than the class scores")
+        return self.value(node, returned)
+
     def _finish(self, node: fx.Node) -> ir.SpikingGraph:
         for norm in self._normed:
             if len(norm.all_input_nodes[0].users) != 1:
                 raise self._misplaced_norm(norm)
-        (returned,) = node.args
-        if not isinstance(returned, fx.Node):
-            raise self.unsupported(node, "a forward that returns more than the class scores")
-        readout = self._readout(node, self.value(node, returned).name)
+        readout = self._readout(node, self._returned(node).name)
         needed, earlier = {*readout.inputs}, self.nodes.items()
         for name, made in reversed(earlier):
             if name in needed:
                 needed.update(made.inputs)
         kept = [made for name, made in earlier if name in needed or not made.inputs]
-        graph = ir.SpikingGraph((*kept, readout), self.time_steps)
-        source = readout.inputs[0]
+        found = pooled_scales.behind_pools([*kept, readout], self.constant_of)
+        self.constants |= found.constants
+        graph = ir.SpikingGraph(tuple(found.nodes), self.time_steps)
+        (source,) = graph.readout.inputs
         if not readout.linear and graph.edges[source].kind == "analog":
             raise self.unsupported(node, f"class scores from {source!r}, which holds no spikes,")
         return graph

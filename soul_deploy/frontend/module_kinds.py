@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
-from soul_deploy.frontend import spiking_nodes
+from soul_deploy.frontend import spiking_nodes, stepped
 from soul_deploy.frontend.spiking_nodes import NEURONS
 from soul_deploy.nn import layers, neuron
 
@@ -23,7 +23,12 @@ SHARED = (
     *("Conv2d", "Linear", "BatchNorm1d", "BatchNorm2d", "MaxPool2d", "AvgPool2d"),
     *("AdaptiveAvgPool2d", "Flatten", "Dropout", "Dropout2d"),
 )
+TDBN = {f"ThresholdDependentBatchNorm{n}d": f"BatchNorm{n}d" for n in (1, 2)}
+"""SpikingJelly's tdBN: batch norm over all steps, whose gamma starts at alpha · v_th."""
+SCALERS = ("VoltageScaler", "ChannelVoltageScaler")  # of spikingjelly...ann2snn
 CONTAINERS = ("MultiStepContainer", "SeqToANNContainer", "StepModeContainer")
+ONCE = (*NEURONS, "SpikingNeuron", "RateReadout", "VoteReadout", "VotingLayer")
+"""Kinds of modules that one call ends: neurons, which remember, and class scores."""
 SURROGATES: dict[str, ir.SurrogateName] = {
     "ATan": "atan",
     "Sigmoid": "sigmoid",
@@ -55,23 +60,33 @@ def module_kind(module: nn.Module) -> str | None:
             return KINDS[cls]
         if _is_within(cls, "layer") and cls.__name__ in (*SHARED, *CONTAINERS, "VotingLayer"):
             return cls.__name__
+        if _is_within(cls, "layer") and cls.__name__ in TDBN:
+            return TDBN[cls.__name__]
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
+            return cls.__name__
+        if stepped.is_leaky(cls):
+            return stepped.LEAKY
+        if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:
             return cls.__name__
         if any(callable(value) and name not in HARMLESS for name, value in vars(cls).items()):
             return None  # a subclass with code of its own
     return None
 
 
-def refusal(module: nn.Module) -> str | None:
-    """Why a neuron of SpikingJelly is not supported, and what to do; None: not known."""
-    cls = type(module)
-    return spiking_nodes.REFUSED.get(cls.__name__) if _is_within(cls, "neuron") else None
+def refuse_by_name(path: str, module: nn.Module) -> None:
+    """Raise UnsupportedGraphError for a neuron of SpikingJelly that is known not to fit."""
+    name = type(module).__name__
+    if _is_within(type(module), "neuron") and name in spiking_nodes.REFUSED:
+        raise UnsupportedGraphError(f"module {path!r} ({name}): {spiking_nodes.REFUSED[name]}")
 
 
 def is_closed(module: nn.Module) -> bool:
     """A module without a kind that is not looked into: the library's own, or one with state."""
     cls = type(module)
-    if _is_within(cls, "layer") or _is_within(cls, "neuron") or is_stateful(module):
+    own = ("layer", "neuron", "ann2snn")
+    if any(_is_within(cls, package) for package in own) or is_stateful(module):
+        return True
+    if stepped.is_stepped(module):
         return True
     if cls.__module__.startswith("torch.nn"):
         return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
@@ -306,6 +321,12 @@ def adaptive_pool(path: str, inputs: tuple[str, ...], size: Any) -> ir.Node:
     return ir.AdaptiveAvgPool(path, inputs, both_sides(size))
 
 
+def _scale(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
+    """One number for all channels, or a tensor (C,) under the name it has in the module."""
+    single = module.scale.dim() == 0
+    return ir.Scale(path, inputs, float(module.scale) if single else None)
+
+
 def _population(path: str, inputs: tuple[str, ...], module: Any) -> ir.Node:
     return ir.Population(path, inputs, module_neuron_spec(path, module))
 
@@ -318,6 +339,10 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
         path, inputs, module.classes, False, False, module.votes
     ),
     "SpikingNeuron": _population,
+    stepped.LEAKY: lambda path, inputs, module: ir.Population(
+        path, inputs, stepped.leaky_spec(path, module)
+    ),
+    **dict.fromkeys(SCALERS, _scale),
     **dict.fromkeys(NEURONS, _population),
     "Conv2d": _convolution,
     "Linear": _linear,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from soul_deploy.base import brief
-from soul_deploy.frontend import module_kinds, tracer
+from soul_deploy.frontend import module_kinds, stepped, tracer
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
@@ -67,8 +67,9 @@ def run_graph(module: GraphModule, example: Tensor) -> TracedRun:
 
 
 def run_own(
-    network: nn.Module, graph: SpikingGraph, takes: tracer.Takes, example: Tensor
-) -> TracedRun:
+    network: nn.Module, graph: SpikingGraph, takes: tracer.Takes, example: Tensor,
+    returns: stepped.Returns = stepped.NOTHING_MORE,
+) -> TracedRun:  # fmt: skip
     """The network itself, from rest; its state is as before afterwards.
 
     A population that it does not run is missing.
@@ -83,12 +84,13 @@ def run_own(
         from_rest(network),
         _listening(network, graph) as heard,
     ):
+        scores_of = stepped.Calls(network, returns)
         if takes == "step":
-            scores = torch.stack([network(x if image else x[t]) for t in range(steps)])
+            scores = torch.stack([scores_of(x if image else x[t]) for t in range(steps)])
         elif takes == "sequence" and image:
-            scores = network(x.unsqueeze(0).expand(steps, *x.shape))
+            scores = scores_of(x.unsqueeze(0).expand(steps, *x.shape))
         else:
-            scores = network(x)
+            scores = scores_of(x)
     scores = scores.mean(0) if scores.dim() == 3 else scores
     traces = {name: ear.trace() for name, ear in heard.items() if ear.spikes}
     return TracedRun(traces, scores.cpu())
@@ -147,9 +149,10 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
     def before(module: nn.Module, inputs: Any) -> None:
         taken.append(inputs[0].detach().clone())
 
-    def after(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        one = module_kinds.step_mode(module) == "s"
-        spikes, current = output.detach(), taken.pop()
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        one = module_kinds.step_mode(module) == "s" or stepped.is_stepped(module)
+        fired: Tensor = output[0] if isinstance(output, tuple) else output
+        spikes, current = fired.detach(), taken.pop()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
         ear.membranes.append(_membrane(module, current))
@@ -166,6 +169,8 @@ def _membrane(module: Any, current: Tensor) -> Tensor:
         static = current.dim() in (2, 4)
         module.simulate(current, static=static, observe=lambda t, spikes, v: seen.append(v))
         return torch.stack(seen)
+    if stepped.is_stepped(module):
+        return stepped.membrane_after(module).unsqueeze(0)
     sequence = None
     if module_kinds.step_mode(module) == "m":
         (sequence, *_) = getattr(module, "state_seqs", None) or (getattr(module, "v_seq", None),)
@@ -175,9 +180,11 @@ def _membrane(module: Any, current: Tensor) -> Tensor:
 
 @contextmanager
 def from_rest(network: nn.Module) -> Iterator[None]:
-    """SpikingJelly keeps membranes between calls: start at rest, and put back what was there."""
+    """Neurons keep membranes between calls: start at rest, and put back what was there."""
     with ExitStack() as after:
         for module in network.modules():
+            if stepped.is_stepped(module):
+                after.enter_context(stepped.from_rest(module))
             if module_kinds.is_stateful(module):
                 own = vars(module)
                 after.callback(own.__setitem__, "_memories", own["_memories"])

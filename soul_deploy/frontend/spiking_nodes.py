@@ -152,7 +152,7 @@ def check_place(path: str, module: Any, shape: ir.Shape, time_steps: int) -> Non
     """
     if type(module).__name__ != "GatedLIFNode":
         return
-    if module.T != time_steps:
+    if time_steps != module.T:
         raise UnsupportedGraphError(
             f"{path}: GatedLIFNode(T={module.T}) in a network of {time_steps} time steps; it runs "
             f"{module.T} steps of any sequence, so give time_steps={module.T} or make it anew"

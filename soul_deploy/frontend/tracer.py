@@ -13,7 +13,7 @@ a name that is older than the change, the operation is the same as one that is n
 import operator
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +24,19 @@ from torch import fx, nn
 from torch.fx.graph import inplace_methods
 
 from soul_deploy.base.errors import UnsupportedGraphError
-from soul_deploy.frontend import module_kinds
-from soul_deploy.frontend.spiking_nodes import NEURONS
+from soul_deploy.frontend import hidden_state, module_kinds, stepped
 from soul_deploy.frontend.sizes import Refusal, Side, Sides
+from soul_deploy.frontend.spiking_nodes import NEURONS
 
 SUPPORTED = (
-    "Conv2d, Linear, BatchNorm1d/2d right after them, spiking neurons (SpikingNeuron; "
-    f"SpikingJelly's {', '.join(NEURONS)}), MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, "
-    "Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, SpikingJelly's layers of these "
-    "names and its MultiStepContainer, SeqToANNContainer, VotingLayer; in forward: +, x * y and "
-    "x * (1 - y) of spikes, flatten and views that only merge axes, the mean over time or space, "
-    "adaptive_avg_pool2d, unsqueeze(0) and repeat over time"
+    "Conv2d, Linear, BatchNorm1d/2d, tdBN, ann2snn's scalers, spiking neurons (SpikingNeuron; "
+    f"SpikingJelly's {', '.join(NEURONS)}; snnTorch's Leaky), MaxPool2d, AvgPool2d, "
+    "AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
+    "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
+    "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "
+    "flatten and views that only merge axes, permute and back, the mean over time or space, "
+    "adaptive_avg_pool2d, max_pool2d, unsqueeze(0) and repeat over time; with snnTorch's neurons "
+    "loops over time, x[t], and torch.stack of all steps"
 )
 Takes = Literal["image", "sequence", "step"]
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')
@@ -135,6 +137,13 @@ class Tracer(fx.Tracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> Any:
+        """A value; arguments of forward that have a default, but the first, are what it is."""
+        default = args[1] if kind == "placeholder" else ()
+        if default and any(node.op == "placeholder" for node in self.graph.nodes):
+            return default[0]
+        return super().create_proxy(kind, *args, **kwargs)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Symbol(node, self)
 
@@ -149,6 +158,10 @@ class Tracer(fx.Tracer):
         if kind in module_kinds.CONTAINERS:
             return self._enter(m, str(kind), *args)
         try:
+            if kind == stepped.LEAKY:
+                args, kwargs = stepped.arguments(path, m, args, kwargs), {}
+                called = super().call_module(m, forward, args, kwargs)
+                return stepped.results(m, called[0], called[1])
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed_in = self.failed_in or path
@@ -166,7 +179,10 @@ class Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise Refusal("it has a condition on a tensor's values; only shapes can be asked for")
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
+        steps = obj.shape[0] if any(map(stepped.is_stepped, self.root.modules())) else None
+        if isinstance(steps, int):  # a loop over time
+            return iter([obj[t] for t in range(steps)])
         raise Refusal(
             "it takes a tensor apart (a loop over time or samples, or `a, b = layer(x)`); layers "
             "are given whole sequences, and return one tensor"
@@ -176,8 +192,11 @@ class Tracer(fx.Tracer):
         return self.iter(obj)
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, _State):
+        if isinstance(a, hidden_state.State):
             a.refuse()
+        if isinstance(a, stepped.Membrane):
+            mark: Any = stepped.rest if a.path is None else stepped.kept
+            return self.create_node("call_function", mark, () if a.path is None else (a.path,), {})
         return super().create_arg(a)
 
 
@@ -187,42 +206,6 @@ def _through(container: Any, x: Any) -> Any:
     return x
 
 
-class _State:
-    """Stands for a neuron's state during tracing; whatever is done with it is refused."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def refuse(self, *args: Any) -> NoReturn:
-        raise Refusal(
-            f"the state of {self.path!r} is used outside its neuron; only spikes leave a neuron"
-        )
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = refuse
-    __lt__ = __gt__ = __le__ = __ge__ = __eq__ = __bool__ = __float__ = refuse
-    __hash__ = object.__hash__
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self.refuse()
-
-
-class _Memories(dict[str, Any]):
-    """In place of a neuron's memories: stand-ins, which only a reset may be written to."""
-
-    def __init__(self, path: str, resets: Mapping[str, Any], names: Iterable[str]) -> None:
-        super().__init__({name: _State(path) for name in names})
-        self._path, self._resets = path, resets
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if not module_kinds.is_reset(value, self._resets.get(name)):
-            raise Refusal(
-                f"the state of {self._path!r} is set outside its neuron ({name}); a neuron starts "
-                "at rest, and only spikes leave it"
-            )
-
-
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode; afterwards each module is in the mode it was in."""
@@ -230,19 +213,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         for module in network.modules():
             after.callback(setattr, module, "training", module.training)
         network.eval()
-        yield
-
-
-@contextmanager
-def _hidden_state(network: nn.Module) -> Iterator[None]:
-    """SpikingJelly keeps state in `_memories`; put stand-ins there, and the state back after."""
-    with ExitStack() as after:
-        for path, module in network.named_modules():
-            own = vars(module)
-            memories = own.get("_memories") if module_kinds.is_stateful(module) else None
-            if isinstance(memories, dict):
-                after.callback(own.__setitem__, "_memories", memories)
-                own["_memories"] = _Memories(path, own.get("_memories_rv", {}), memories)
         yield
 
 
@@ -257,7 +227,7 @@ def run_symbolically(network: nn.Module, sides_of: SidesOf) -> fx.Graph:
     """
     tracer = Tracer(sides_of)
     try:
-        with evaluating(network), _hidden_state(network):
+        with evaluating(network), hidden_state.hidden(network):
             return tracer.trace(network)
     except Refusal as error:
         raise UnsupportedGraphError(
@@ -334,6 +304,8 @@ def can_take(network: nn.Module, sequence: bool) -> tuple[Takes, ...]:
     Networks of SpikingJelly's modules take sequences, or repeat an image themselves, or both; ours
     take what the example is: a `sequence`, or images.
     """
+    if any(map(stepped.is_stepped, network.modules())):
+        return ("sequence", "image") if sequence else ("image", "sequence")
     multi_step = is_multi_step(network)
     if not multi_step and any(map(module_kinds.is_stateful, network.modules())):
         return ("step",)

@@ -139,8 +139,38 @@ class SpikingGraph:
         return found
 
     def masked_projection(self, name: str) -> str:
-        """The projection that a channel mask called `name` acts on: itself, or a population's."""
-        return name if self[name].projects else self[name].inputs[0]
+        """The projection that a channel mask called `name` acts on: itself, or a population's.
+
+        A population's current may be averaged or multiplied by constants on the way to it.
+        """
+        node = self[name]
+        if not node.projects:
+            node = self[node.inputs[0]]
+        while node.keeps_zero:
+            node = self[node.inputs[0]]
+        return node.name
+
+    def charged_by(self, projection: str) -> tuple[str, ...]:
+        """The populations that a channel mask of `projection` may be called after."""
+        found: list[str] = []
+        for name in self.consumers[projection]:
+            if self[name].fires:
+                found.append(name)
+            elif self[name].keeps_zero:
+                found += self.charged_by(name)
+        return tuple(found)
+
+    def takes_composed(self, name: str) -> bool:
+        """Whether composable nodes in front of a node become part of it, or of one behind it."""
+        node = self[name]
+        return node.projects or node.composable or node.rescales or node is self.readout
+
+    def population_fed_by(self, projection: str) -> str | None:
+        """The population that a projection's current reaches, if it reaches nothing else."""
+        (name, *others) = self.consumers[projection] or ("",)
+        while name and not others and self[name].keeps_zero:
+            (name, *others) = self.consumers[name] or ("",)
+        return name if name and not others and self[name].fires else None
 
     def with_nodes(self, changed: Mapping[str, Node]) -> "SpikingGraph":
         """A graph with the named nodes replaced."""
@@ -222,6 +252,8 @@ def _field_from_json(name: str, value: Any) -> Any:
         return _spec_from_json(value)
     if name == "norm":
         return None if value is None else _norm_from_json(value)
+    if name == "factor":
+        return None if value is None else _number(name, value)
     if name in TEXTS or name in TRUTHS:
         if not isinstance(value, str if name in TEXTS else bool):
             raise ValueError(f"{name} {value!r} is not {'text' if name in TEXTS else 'a truth'}")
@@ -229,6 +261,12 @@ def _field_from_json(name: str, value: Any) -> Any:
     if name in PAIRS or name in ("shape", "index"):
         return _sides(name, value)
     return bounded_integer(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r} is not a number")
+    return float(value)
 
 
 def _sides(name: str, value: Any) -> tuple[int, ...]:

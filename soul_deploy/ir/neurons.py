@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from soul_deploy.runtime.equations import (
 NeuronFamily = str
 """A name of FAMILIES."""
 LEAKY = ("if", "lif", "plif", "ltmd")
-FAMILIES = (*LEAKY, *DYNAMICS)
+PARALLEL = "psn"
+FAMILIES = (*LEAKY, *DYNAMICS, PARALLEL)
 SurrogateName = Literal["atan", "sigmoid", "rectangle"]
-FormName = Literal["soul", "spikingjelly", "spikingjelly_0"]
+FormName = Literal["soul", "spikingjelly", "spikingjelly_0", "snntorch"]
+FORMS: tuple[FormName, ...] = get_args(FormName)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Edge:
 
 
 LTMD_LEAK = 0.25  # soul/neuron/LTMD.py, state_update
+PSN_TENSORS: Mapping[str, Granularity] = {"weight": "step_pair", "bias": "step_column"}
 LEAKY_SETTINGS: Mapping[str, Mapping[str, float]] = {"ltmd": {"kappa": 0.5}}
 """Numbers that only one of LEAKY has, with Soul's defaults: kappa is what ltmd's w starts with."""
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, in which every engine computes
@@ -57,12 +60,14 @@ class NeuronSpec:
     v_reset         value after a spike, or None: soft reset, the threshold is subtracted
     fire            "gt": fires above the threshold (Soul); "ge": also at it (SpikingJelly)
     surrogate, surrogate_alpha, detach_reset   training only
-    v_subtract      with soft reset, what a spike takes off instead of the threshold: snnTorch takes
-                    it off a step later, after the decay; None: the threshold
+    v_subtract      with soft reset, what a spike takes off at once, instead of the threshold; None:
+                    the threshold; 0: no reset
     settings        numbers that only this family has, by name; those not given are its defaults
     tensors         settings that are tensors of the state dict, and what each is one per
     form            whose arithmetic the charge is, to the last bit: "soul"; "spikingjelly" (2.x);
-                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation)
+                    "spikingjelly_0" (0.0.0.0.14 and before, in evaluation); "snntorch" (Leaky:
+                    beta is 1 - 1/tau, or 1 for "if"; soft reset takes the threshold off a step
+                    after the spike, behind decay and input)
     """
 
     family: NeuronFamily = "lif"
@@ -87,8 +92,13 @@ class NeuronSpec:
             raise UsageError(f"fire {self.fire!r}; valid: gt (v > threshold), ge (v >= threshold)")
         if self.surrogate not in ("atan", "sigmoid", "rectangle"):
             raise UsageError(f"surrogate {self.surrogate!r}; valid: atan, sigmoid, rectangle")
-        if self.form not in ("soul", "spikingjelly", "spikingjelly_0"):
-            raise UsageError(f"form {self.form!r}; valid: soul, spikingjelly, spikingjelly_0")
+        if self.form not in FORMS:
+            raise UsageError(f"form {self.form!r}; valid: {', '.join(FORMS)}")
+        if self.form == "snntorch" and (self.learned or self.decay_input or self.v_reset):
+            raise UsageError(
+                "form 'snntorch' is of families if and lif, with decay_input False and v_reset 0 "
+                "or None"
+            )
         self._check_settings()
 
     def _check_numbers(self) -> None:
@@ -104,8 +114,8 @@ class NeuronSpec:
             raise UsageError(
                 f"v_subtract {self.v_subtract} with v_reset {self.v_reset}; it is for soft reset"
             )
-        if self.v_subtract is not None and not SMALLEST <= self.v_subtract <= LARGEST:
-            raise UsageError(f"v_subtract {self.v_subtract} must be above 0 and finite in float32")
+        if self.v_subtract and not SMALLEST <= self.v_subtract <= LARGEST:
+            raise UsageError(f"v_subtract {self.v_subtract} must be 0 or more, finite in float32")
         if self.family == "lif" and not self.tau >= 1:
             raise UsageError(f"tau {self.tau} must be at least 1 step")
         if self.family == "plif" and not self.tau > 1:
@@ -133,7 +143,8 @@ class NeuronSpec:
 
     def _check_tensors(self) -> None:
         """Fill in those that the family always has. Raises UsageError for what cannot be one."""
-        known = {} if self.dynamics is None else self.dynamics.tensors
+        known: Mapping[str, Granularity | None] = PSN_TENSORS if self.parallel else {}
+        known = known if self.dynamics is None else self.dynamics.tensors
         given = dict(self.tensors)
         for name, kind in given.items():
             if name not in known:
@@ -158,6 +169,8 @@ class NeuronSpec:
             "neuron": shape,
             "step": (time_steps,),
             "step_channel": (time_steps, *shape[:1]),
+            "step_pair": (time_steps, time_steps),
+            "step_column": (time_steps, 1),
         }
         own = {f"{population}.{name}": sides[kind] for name, kind in self.tensors}
         return own | ({f"{population}.w": ()} if self.learned else {})
@@ -165,7 +178,12 @@ class NeuronSpec:
     @property
     def stepwise(self) -> bool:
         """Whether some numbers are those of a step: the neuron is one of T steps only."""
-        return any(kind in ("step", "step_channel") for _, kind in self.tensors)
+        return any(kind.startswith("step") for _, kind in self.tensors)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a step depends on the inputs of all steps."""
+        return self.family == PARALLEL
 
     @property
     def dynamics(self) -> Dynamics | None:
@@ -184,7 +202,8 @@ class NeuronSpec:
         if self.dynamics is not None:
             return (*self.dynamics.reads, *(("fire",) if self.dynamics.rules == BINARY else ()))
         every = "tau", "v_threshold", "v_reset", "decay_input", "fire"
-        unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "ltmd": every[:4], "lif": ()}
+        unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "lif": ()}
+        unread |= dict.fromkeys(("ltmd", PARALLEL), every[:4])
         return tuple(name for name in every if name not in unread[self.family])
 
     @property
@@ -213,8 +232,15 @@ class NeuronSpec:
         return -math.log(self.tau - 1.0)
 
     @property
+    def late_reset(self) -> bool:
+        """Whether the charge of the next step takes the threshold off, and the spike nothing."""
+        return self.form == "snntorch" and self.v_reset is None and self.v_subtract is None
+
+    @property
     def charge(self) -> ChargeForm:
-        """The form of the charge: soul/neuron/LIF.py and PLIF.py, or SpikingJelly's neurons."""
+        """The form of the charge: soul/neuron/LIF.py and PLIF.py, SpikingJelly's or snnTorch's."""
+        if self.late_reset:
+            return "leak_multiply_late"
         if self.family == "if":
             return "integrate"
         if self.family == "ltmd":  # 0.25 · u · (1 - s) + x
@@ -224,6 +250,8 @@ class NeuronSpec:
                 return "decay_multiply"
             subtracted = self.form == "spikingjelly" or self.v_reset
             return "leak_subtract_multiply" if subtracted else "leak_multiply"
+        if self.form == "snntorch":
+            return "leak_multiply"
         if self.form == "soul":
             return "soul_lif_decay" if self.decay_input else "soul_lif"
         if self.decay_input:
@@ -251,7 +279,7 @@ class NeuronSpec:
             else:
                 constant = learned
         return NeuronEquation(
-            self.charge, constant, threshold, self.v_reset, self.fire, self.v_subtract
+            self.charge, constant, threshold, self.v_reset, self.fire, self._taken
         )
 
     @property
@@ -271,14 +299,21 @@ class NeuronSpec:
     @property
     def reset_target(self) -> float:
         """As `NeuronEquation.target`."""
-        return reset_target(self.v_threshold, self.v_reset, self.v_subtract)
+        return reset_target(self.v_threshold, self.v_reset, self._taken)
+
+    @property
+    def _taken(self) -> float | None:
+        """As `NeuronEquation.v_subtract`."""
+        return 0.0 if self.late_reset else self.v_subtract
 
     @property
     def fixed_constant(self) -> float:
         """The form's constant of a neuron that does not learn it (rounded to float32 in use)."""
         if self.family == "ltmd":
             return LTMD_LEAK
-        return 1.0 - 1.0 / self.tau if self.charge == "leak_multiply" else self.tau
+        if self.charge not in ("leak_multiply", "leak_multiply_late"):
+            return self.tau
+        return 1.0 if self.family == "if" else 1.0 - 1.0 / self.tau
 
 
 _COMPLEMENTARY: Mapping[str, Any] = {
@@ -300,6 +335,7 @@ SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
         "izhikevich", surrogate="sigmoid", surrogate_alpha=4.0, detach_reset=False
     ),
     "ltmd": NeuronSpec("ltmd", surrogate="rectangle", surrogate_alpha=1.0, detach_reset=False),
+    "psn": NeuronSpec("psn"),
     "rplif": NeuronSpec("rplif"),
     "stbif": NeuronSpec("stbif", fire="ge"),
     "tlif": NeuronSpec("tlif", settings=(("carry", 0.0),)),

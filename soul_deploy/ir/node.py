@@ -14,6 +14,9 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
 
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+
+
 @dataclass(frozen=True)
 class BatchNorm:
     """Batch normalisation of a projection's output, until it is folded; `name` owns its state.
@@ -36,6 +39,8 @@ class Node:
     composable      linear without weights: part of the projection or readout behind it
     reshapes        its values are those of its input, in another shape
     scatters        its channels are those of its input and others, which are 0
+    rescales        it multiplies or shifts each channel by numbers of its own
+    keeps_zero      it gives 0 for a channel that is 0
     gives           its output's edge kind; None: that of its first input
     keeps_channels  each of its channels depends on that channel of its inputs only, but for what
                     is `generated`
@@ -48,6 +53,8 @@ class Node:
     composable: ClassVar[bool] = False
     reshapes: ClassVar[bool] = False
     scatters: ClassVar[bool] = False
+    rescales: ClassVar[bool] = False
+    keeps_zero: ClassVar[bool] = False
     keeps_channels: ClassVar[bool] = False
     gives: ClassVar[Edge | None] = None
     name: str
@@ -92,9 +99,23 @@ class Node:
         """Whether it is the mean over the whole map."""
         return False
 
-    def denominator(self, in_shape: Shape) -> int:
-        """A number that makes its output for whole numbers whole."""
+    def denominator(self, in_shape: Shape) -> int | None:
+        """A number that makes its output for whole numbers whole; None: there is no small one."""
         return 1
+
+    @property
+    def pads(self) -> bool:
+        """Whether its windows see zeros around the map, which a bias in front would change."""
+        return False
+
+    @property
+    def row_tensors(self) -> tuple[str, ...]:
+        """The tensors with one row per output channel."""
+        return ()
+
+    def magnitude(self) -> "Node":
+        """The operation with the absolute values of its constants, its tensors aside."""
+        return self
 
     def with_norm(self, norm: BatchNorm) -> "Node | None":
         """The operation with a batch norm on its output; None if it cannot have one (more)."""

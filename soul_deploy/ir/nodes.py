@@ -10,9 +10,8 @@ from typing import ClassVar, Literal
 
 from soul_deploy.base import brief
 from soul_deploy.base.errors import UsageError
-from soul_deploy.ir import neurons, node, pools
+from soul_deploy.ir import channelwise, neurons, node, pools
 
-NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 SIDES = ("bound", "low")  # of an edge
 MergeFunction = Literal["add", "and", "iand"]
 
@@ -52,7 +51,7 @@ class Projection(node.Node):
     def row_tensors(self) -> tuple[str, ...]:
         """The tensors with one row per output channel: weight, bias, batch norm."""
         own = [f"{self.name}.{part}" for part in ("weight", "bias")[: 1 + self.bias]]
-        return (*own, *(f"{self.norm.name}.{part}" for part in NORM_PARTS if self.norm))
+        return (*own, *(f"{self.norm.name}.{part}" for part in node.NORM_PARTS if self.norm))
 
     @property
     def extent(self) -> node.Shape:
@@ -88,6 +87,10 @@ class Convolution(Projection):
     @property
     def weight_shape(self) -> node.Shape:
         return (self.channels, self.in_channels // self.groups, *self.kernel)
+
+    @property
+    def pads(self) -> bool:
+        return self.padding != (0, 0)
 
     @property
     def extent(self) -> node.Shape:
@@ -180,8 +183,12 @@ class Population(node.Node):
         n = self.neuron
         if n.dynamics is not None:
             return self._describe_dynamics()
+        if n.parallel:
+            return f"psn: mixes all steps, dense over steps, fires at {n.fire} 0"
         reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
+        reset += " a step later" if n.late_reset else ""
         reset += "" if n.v_subtract is None else f" by {n.v_subtract:g}"
+        reset = "no reset" if n.v_subtract == 0 else reset
         tau = "" if n.family == "if" else f", tau {n.tau:g}"
         tau += "" if n.family == "if" or n.decay_input else ", input not decayed"
         more = f", {self.generated} generated channels" if self.generated else ""
@@ -346,5 +353,6 @@ OPS: dict[str, type[node.Node]] = {
     for cls in (
         *(Input, Convolution, Linear, Population, pools.MaxPool, pools.AvgPool),
         *(pools.AdaptiveAvgPool, Flatten, Merge, Readout, Scatter),
+        *(channelwise.Scale, channelwise.ChannelNorm),
     )
 }

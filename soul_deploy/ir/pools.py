@@ -45,7 +45,12 @@ class AvgPool(Pool):
 
     op: ClassVar[str] = "avg_pool"
     composable: ClassVar[bool] = True
+    keeps_zero: ClassVar[bool] = True
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
+
+    @property
+    def pads(self) -> bool:
+        return self.padding != (0, 0)
 
     def averages_all(self, in_shape: node.Shape) -> bool:
         return self.kernel == in_shape[1:] and self.padding == (0, 0)
@@ -60,6 +65,7 @@ class AdaptiveAvgPool(node.Node):
 
     op: ClassVar[str] = "adaptive_avg_pool"
     composable: ClassVar[bool] = True
+    keeps_zero: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
     gives: ClassVar[neurons.Edge | None] = neurons.ANALOG
     size: node.Pair

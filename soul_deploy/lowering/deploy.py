@@ -7,11 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.lowering import fan_out, fold_batch_norm, linear_operators
+from soul_deploy.lowering import (
+    compose_currents,
+    fan_out,
+    fold_batch_norm,
+    linear_operators,
+    rescaling,
+)
 from soul_deploy.lowering.liveness import live_neurons, live_values
 from soul_deploy.model.model import Model
 from soul_deploy.nn.dynamics import deployed
@@ -27,10 +34,12 @@ class Deployed:
     """A model as it is deployed; what else it holds is computed when it is first asked for.
 
     synapses: deployed weights of every projection and of a linear readout, by node name.
+    constants: those of operations that rescale their channels, by node name.
     """
 
     model: Model
     synapses: Mapping[str, fold_batch_norm.DeployedWeights]
+    constants: linear_operators.Rescaling
     _operators: dict[str, linear_operators.LinearProjection] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -43,9 +52,25 @@ class Deployed:
         """The linear operator of a projection or of the readout. Raises as `lower_projection`."""
         if name not in self._operators:
             self._operators[name] = linear_operators.lower_projection(
-                self.graph, self.synapses, name
+                self.graph, self.synapses, name, self.constants
             )
         return self._operators[name]
+
+    @cached_property
+    def _composed(self) -> "Deployed | None":
+        """None where it is the model's own form: an object that holds itself stays for long."""
+        form = compose_currents.compose(self.graph, self.synapses, self.constants)
+        if form is None:
+            return None
+        return Deployed(replace(self.model, graph=form.graph), form.synapses, form.rescaling)
+
+    @property
+    def composed(self) -> "Deployed":
+        """The same network in which every average pooling and multiplication by constants stands
+        in front of a projection or the readout (lowering/compose_currents.py): what is counted, and
+        what the event runtime runs. A projection's current there may be that behind its pooling.
+        """
+        return self._composed or self
 
     @property
     def readout(self) -> linear_operators.ReadoutOperator:
@@ -71,32 +96,36 @@ class Deployed:
     @cached_property
     def live_values(self) -> Mapping[str, Array | None]:
         """Where each node can hold another value than 0, bool of its shape; None: everywhere."""
-        return live_values(self.graph, self.model.neuron_masks)
+        return live_values(self.composed.graph, self.model.neuron_masks)
 
     @cached_property
     def live_neurons(self) -> Mapping[str, Array]:
         """Neurons that some output depends on: population -> bool of its shape."""
-        return live_neurons(self.graph, self.operator, self.model.neuron_masks)
+        form = self.composed
+        return live_neurons(form.graph, form.operator, self.model.neuron_masks)
 
     @cached_property
     def trimmed(self) -> "Deployed":
         """The same with every neuron masked that no output depends on: outputs are unchanged."""
         masks = {name: keep for name, keep in self.live_neurons.items() if not keep.all()}
         model = replace(self.model, neuron_masks=masks)
-        _keep(model, self.synapses, self._operators)  # whoever lowers it again finds it done
-        return Deployed(model, self.synapses, self._operators)
+        parts = self.synapses, self.constants, self._operators
+        _keep(model, *parts)  # whoever lowers it again finds it done
+        return Deployed(model, *parts)
 
     @cached_property
     def layers(self) -> tuple[fan_out.CountedLayer, ...]:
         """Every projection, then the readout, in execution order."""
-        return tuple(_layer(node, self) for node in (*self.graph.projections, self.graph.readout))
+        form = self.composed
+        return tuple(_layer(node, form) for node in (*form.graph.projections, form.graph.readout))
 
     @cached_property
     def counted(self) -> tuple[fan_out.Counted, ...]:
         """What it is counted by: projections, populations without one, poolings, the readout."""
         *projections, readout = self.layers
         have = {layer.name for layer in self.layers}
-        others = [counted_as(node, self) for node in self.graph.nodes if node.name not in have]
+        form = self.composed
+        others = [counted_as(node, form) for node in form.graph.nodes if node.name not in have]
         found = [entry for entry in others if entry is not None]
         return (*projections, *sorted(found, key=lambda entry: entry.population is None), readout)
 
@@ -107,9 +136,10 @@ def counted_as(node: ir.Node, lowered: Deployed) -> fan_out.Counted | None:
     raise ir.no_entry(node, "counting")
 
 
-counted_as.on(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter)(
-    lambda node, lowered: None
-)
+counted_as.on(
+    *(ir.Input, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Scatter, ir.Scale),
+    ir.ChannelNorm,
+)(lambda node, lowered: None)
 
 
 @counted_as.on(ir.Projection, ir.Readout)
@@ -161,7 +191,8 @@ def lower(model: Model) -> Deployed:
         synapses = fold_batch_norm.fold(model.graph, model.state, model.channel_masks)
         for array in (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None):
             array.setflags(write=False)  # whoever hands one out as their own gives a copy
-        kept = _keep(model, synapses, {})
+        constants = rescaling.channel_constants(model.graph, model.state)
+        kept = _keep(model, synapses, constants, {})
     return kept
 
 
@@ -172,6 +203,7 @@ def _arrays(model: Model) -> tuple[dict[str, Array], dict[str, Array], dict[str,
 def _keep(
     model: Model,
     synapses: Mapping[str, fold_batch_norm.DeployedWeights],
+    constants: linear_operators.Rescaling,
     operators: dict[str, linear_operators.LinearProjection],
 ) -> Deployed:
     """Keep the lowered form with the model, whose arrays become read-only."""
@@ -180,7 +212,7 @@ def _keep(
         array.setflags(write=False)
     # Of a twin: a model that its own lowered form holds would only be freed by the collector.
     twin = replace(model, state=state, channel_masks=channels, neuron_masks=neurons)
-    kept = vars(model)[CACHE] = Deployed(twin, synapses, operators)
+    kept = vars(model)[CACHE] = Deployed(twin, synapses, constants, operators)
     return kept
 
 
@@ -191,10 +223,26 @@ def _hold_the_same(model: Model, twin: Model) -> bool:
     )
 
 
+def with_every_synapse(graph: ir.SpikingGraph) -> Deployed:
+    """The lowered form of a graph whose weights are all 1, which says what could be connected."""
+    readout = graph.readout
+    shapes = {node.name: node.weight_shape for node in graph.projections}
+    if readout.linear:
+        shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
+    ones = {
+        name: fold_batch_norm.DeployedWeights(np.ones(shape, np.float32), None)
+        for name, shape in shapes.items()
+    }
+    return lower_synapses(graph, ones, {})
+
+
 def lower_synapses(
     graph: ir.SpikingGraph,
     synapses: Mapping[str, fold_batch_norm.DeployedWeights],
     neuron_masks: Mapping[str, Array],
 ) -> Deployed:
-    """The lowered form of deployed weights that are no model's, by node name."""
-    return Deployed(Model(graph, {}, neuron_masks=neuron_masks), synapses)
+    """The lowered form of deployed weights that are no model's, by node name; constants that a map
+    is multiplied by channel by channel are taken for 1.
+    """
+    constants = rescaling.channel_constants(graph, {})
+    return Deployed(Model(graph, {}, neuron_masks=neuron_masks), synapses, constants)

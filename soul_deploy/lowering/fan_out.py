@@ -147,7 +147,8 @@ def targets_of(
 targets_of.on(ir.Population)(lambda node, graph, neuron_masks: neuron_masks.get(node.name))
 targets_of.on(ir.Merge)(lambda node, graph, masks: live_targets(graph, masks, node.name))
 targets_of.on(
-    ir.Input, ir.Projection, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter, ir.Readout
+    *(ir.Input, ir.Projection, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter, ir.Readout),
+    *(ir.Scale, ir.ChannelNorm),
 )(lambda *_: None)
 
 

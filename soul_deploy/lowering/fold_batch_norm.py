@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soul_deploy.base import Array, brief, errors
-from soul_deploy.ir import Projection, Readout, SpikingGraph
+from soul_deploy.ir import BatchNorm, Projection, Readout, SpikingGraph
 
 
 @brief
@@ -20,6 +20,15 @@ class DeployedWeights:
 
     weight: Array
     bias: Array | None
+
+
+@brief
+@dataclass(frozen=True)
+class ChannelConstants:
+    """What an operation does to each channel, float64 (C,): times `scale`, plus `shift`, if any."""
+
+    scale: Array
+    shift: Array | None = None
 
 
 def fold(
@@ -43,12 +52,7 @@ def _fold_one(node: Projection, state: Mapping[str, Array]) -> DeployedWeights:
     weight, bias = _weight_and_bias(node, state)
     if node.norm is None:
         return DeployedWeights(weight, bias)
-    name = node.norm.name
-    gamma, beta, mean, variance = (
-        state[f"{name}.{part}"].astype(np.float64)
-        for part in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = gamma / np.sqrt(variance + node.norm.eps)
+    name, (scale, mean, beta) = node.norm.name, norm_constants(node.norm, state)
     offset = 0.0 if bias is None else bias.astype(np.float64)
     folded = weight.astype(np.float64) * scale.reshape(-1, *([1] * (weight.ndim - 1)))
     shift = beta + (offset - mean) * scale
@@ -58,6 +62,15 @@ def _fold_one(node: Projection, state: Mapping[str, Array]) -> DeployedWeights:
             "its statistics or weights are damaged, or training diverged"
         )
     return DeployedWeights(folded.astype(np.float32), shift.astype(np.float32))
+
+
+def norm_constants(norm: BatchNorm, state: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """scale, mean and beta of a batch norm, float64 (C,): it gives beta + (x - mean) · scale."""
+    gamma, beta, mean, variance = (
+        state[f"{norm.name}.{part}"].astype(np.float64)
+        for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    return gamma / np.sqrt(variance + norm.eps), mean, beta
 
 
 def _weight_and_bias(

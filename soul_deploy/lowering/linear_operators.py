@@ -7,14 +7,17 @@ before the pooling. The edge stays a spike edge: what arrives are events, not fr
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from soul_deploy import ir
 from soul_deploy.base import Array, brief, dispatch, errors
-from soul_deploy.lowering.fold_batch_norm import DeployedWeights
+from soul_deploy.lowering import pool_windows
+from soul_deploy.lowering.fold_batch_norm import ChannelConstants, DeployedWeights
 
+Rescaling = Mapping[str, ChannelConstants]  # of operations that rescale their channels, by name
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
 
 
@@ -147,18 +150,21 @@ class LinearProjection:
 
 
 def lower_projection(
-    graph: ir.SpikingGraph, folded: Mapping[str, DeployedWeights], name: str
+    graph: ir.SpikingGraph,
+    folded: Mapping[str, DeployedWeights],
+    name: str,
+    rescaling: Rescaling = MappingProxyType({}),
 ) -> LinearProjection:
     """The linear operator from a projection's (or readout's) source to its output.
 
-    The source is the nearest node before it that is no average pooling and no flattening. Raises
-    LimitError for a composed matrix that is too large.
+    The source is the nearest node before it that is no average pooling, no flattening and no
+    multiplication by constants. Raises LimitError for a composed matrix that is too large.
     """
     source, between = walk_back(graph, name)
     if name == graph.readout.name:
-        return LinearProjection(source, _lower_readout(graph, folded, source, between))
+        return LinearProjection(source, _lower_readout(graph, folded, rescaling, between))
     operator = base_operator(graph[name], graph, folded[name])
-    return LinearProjection(source, _behind_all(operator, graph, between, name))
+    return LinearProjection(source, _behind_all(operator, graph, rescaling, between, name))
 
 
 def walk_back(graph: ir.SpikingGraph, name: str) -> tuple[str, list[ir.Node]]:
@@ -194,21 +200,30 @@ def _linear(node: ir.Linear, graph: ir.SpikingGraph, synapses: DeployedWeights) 
 
 
 def _behind_all(
-    operator: Operator, graph: ir.SpikingGraph, between: list[ir.Node], name: str
-) -> Operator:
+    operator: Operator, graph: ir.SpikingGraph, rescaling: Rescaling, between: list[ir.Node],
+    name: str,
+) -> Operator:  # fmt: skip
     for node in between:
-        operator = compose_behind(node, operator, graph.shapes[node.inputs[0]], name)
+        constants = rescaling.get(node.name)
+        operator = compose_behind(node, operator, graph.shapes[node.inputs[0]], name, constants)
     return operator
 
 
 @dispatch.operation_table(ir.Node)
-def compose_behind(node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
-    """The operator that takes the input of a composable node instead of its output."""
+def compose_behind(
+    node: ir.Node, operator: Operator, in_shape: ir.Shape, name: str,
+    constants: ChannelConstants | None = None,
+) -> Operator:  # fmt: skip
+    """The operator that takes the input of a composable node instead of its output.
+
+    name: of the projection, for messages. constants: of a node that rescales its channels.
+    """
     raise ir.no_entry(node, "linear-operator lowering")
 
 
 compose_behind.refuse(
     *(ir.Input, ir.Projection, ir.Population, ir.MaxPool, ir.Merge, ir.Scatter, ir.Readout),
+    ir.ChannelNorm,
     error=lambda node: errors.UnsupportedGraphError(
         f"{node.name}: {node.op} cannot be composed into a projection"
     ),
@@ -216,15 +231,17 @@ compose_behind.refuse(
 
 
 compose_behind.on(ir.Flatten)(
-    lambda node, operator, in_shape, name: replace(operator, in_shape=in_shape)
+    lambda node, operator, in_shape, *_: replace(operator, in_shape=in_shape)
 )
 
 
 @compose_behind.on(ir.AvgPool)
-def _avg_pool(node: ir.AvgPool, operator: Operator, in_shape: ir.Shape, name: str) -> Operator:
+def _avg_pool(
+    node: ir.AvgPool, operator: Operator, in_shape: ir.Shape, name: str, *_: object
+) -> Operator:
     def rows(axis: int) -> Array:
         window = node.kernel[axis], node.stride[axis], node.padding[axis]
-        return _window_rows(in_shape[1 + axis], *window)
+        return pool_windows.window_rows(in_shape[1 + axis], *window)
 
     tiles = node.kernel == node.stride and node.padding == (0, 0)
     return _pooled(operator, node, in_shape, name, node.kernel if tiles else None, rows)
@@ -232,20 +249,12 @@ def _avg_pool(node: ir.AvgPool, operator: Operator, in_shape: ir.Shape, name: st
 
 @compose_behind.on(ir.AdaptiveAvgPool)
 def _adaptive(
-    node: ir.AdaptiveAvgPool, operator: Operator, in_shape: ir.Shape, name: str
+    node: ir.AdaptiveAvgPool, operator: Operator, in_shape: ir.Shape, name: str, *_: object
 ) -> Operator:
     def rows(axis: int) -> Array:
-        return adaptive_rows(in_shape[1 + axis], node.size[axis])
+        return pool_windows.adaptive_rows(in_shape[1 + axis], node.size[axis])
 
-    return _pooled(operator, node, in_shape, name, even_window(node, in_shape), rows)
-
-
-def even_window(node: ir.AdaptiveAvgPool, in_shape: ir.Shape) -> ir.Pair | None:
-    """The one window of an adaptive pooling; None where its windows differ in size."""
-    _, height, width = in_shape
-    if height % node.size[0] or width % node.size[1]:
-        return None
-    return height // node.size[0], width // node.size[1]
+    return _pooled(operator, node, in_shape, name, pool_windows.even_window(node, in_shape), rows)
 
 
 @dispatch.operation_table(Operator)
@@ -329,24 +338,6 @@ def _taps(operator: ConvOperator, axis: int, k: int) -> tuple[Array, Array]:
     return outputs[inside], inputs[inside]
 
 
-def _window_rows(side: int, kernel: int, stride: int, padding: int) -> Array:
-    count = (side + 2 * padding - kernel) // stride + 1
-    rows = np.zeros((count, side))
-    for o in range(count):
-        begin = o * stride - padding
-        rows[o, max(begin, 0) : max(begin + kernel, 0)] = 1 / kernel
-    return rows
-
-
-def adaptive_rows(side: int, count: int) -> Array:
-    """PyTorch's windows: from floor(o · side / count) to ceil((o + 1) · side / count)."""
-    rows = np.zeros((count, side))
-    for o in range(count):
-        begin, end = o * side // count, -(-(o + 1) * side // count)
-        rows[o, begin:end] = 1 / (end - begin)
-    return rows
-
-
 def _matrix_behind_pool(
     operator: MatrixOperator, pool: Array, in_shape: ir.Shape, name: str
 ) -> MatrixOperator:
@@ -360,7 +351,7 @@ def _matrix_behind_pool(
 def _lower_readout(
     graph: ir.SpikingGraph,
     folded: Mapping[str, DeployedWeights],
-    source: str,
+    rescaling: Rescaling,
     between: list[ir.Node],
 ) -> ReadoutOperator:
     node = graph.readout
@@ -373,12 +364,27 @@ def _lower_readout(
     if weight is None:
         _bounded(node.name, (node.classes, node.classes * node.votes))
         weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(np.float32)
+    if all(pool.rescales for pool in between):  # sums over space stay sums over space
+        plain = MatrixOperator(weight, None, shape[:1], (node.classes,))
+        found = _behind_all(plain, graph, rescaling, between, node.name)
+        bias = _with_mean(bias, found.bias, scale * graph.time_steps * math.prod(shape[1:]))
+        return ReadoutOperator(found.weight, 1, bias, scale, len(shape) == 3, shape)
     if len(shape) == 3:
         _bounded(node.name, (node.classes, math.prod(shape)))
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
     plain = MatrixOperator(weight, None, shape, (node.classes,))
-    weight = _behind_all(plain, graph, between, node.name).weight
-    return ReadoutOperator(weight, 1, bias, scale, False, graph.shapes[source])
+    found = _behind_all(plain, graph, rescaling, between, node.name)
+    bias = _with_mean(bias, found.bias, scale * graph.time_steps)
+    source = graph.shapes[between[-1].inputs[0]]
+    return ReadoutOperator(found.weight, 1, bias, scale, False, source)
+
+
+def _with_mean(bias: Array | None, added: Array | None, share: float) -> Array | None:
+    """A readout's bias, and what a constant in front of it adds at every step: `share` of it."""
+    if added is None:
+        return bias
+    before = 0.0 if bias is None else bias.astype(np.float64)
+    return np.asarray(before + share * added.astype(np.float64), np.float32)
 
 
 def _bounded(name: str, shape: tuple[int, int]) -> None:

@@ -55,7 +55,9 @@ def needed_inputs(node: ir.Node, walk: _Backwards) -> Array:
     raise ir.no_entry(node, "the search for live neurons")
 
 
-needed_inputs.on(ir.Input, ir.Merge, ir.Flatten)(lambda node, walk: walk.read[node.name])
+needed_inputs.on(ir.Input, ir.Merge, ir.Flatten, ir.Scale, ir.ChannelNorm)(
+    lambda node, walk: walk.read[node.name]
+)
 needed_inputs.on(ir.Scatter)(lambda node, walk: walk.read[node.name][list(node.index)])
 
 
@@ -129,7 +131,8 @@ def can_hold(node: ir.Node, inputs: list[Array]) -> Array | None:
 
 
 can_hold.on(
-    ir.Input, ir.Projection, ir.Population, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten, ir.Readout
+    *(ir.Input, ir.Projection, ir.Population, ir.AvgPool, ir.AdaptiveAvgPool, ir.Flatten),
+    *(ir.Scale, ir.ChannelNorm, ir.Readout),
 )(lambda node, inputs: None)
 
 

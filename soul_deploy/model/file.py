@@ -14,7 +14,7 @@ import torch
 
 from soul_deploy.base import Array, container, errors, files, pixel_rule
 from soul_deploy.base.file_kinds import reads
-from soul_deploy.ir import Shape, SpikingGraph
+from soul_deploy.ir import ChannelNorm, Shape, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, Normalization, State, Validity
 from soul_deploy.model.state_dict import COUNT, Weights, read_weights, with_whole_counts
 from soul_deploy.nn.graph_module import GraphModule
@@ -124,7 +124,8 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
             kinds, needed = "iu", "an integer"
         fits = has.dtype.kind in kinds
         errors.require(fits, f"{what} is {has.dtype}, the network needs {needed}")
-    for norm in [node.norm for node in graph.projections if node.norm is not None]:
+    norms = [node.norm for node in graph.projections if node.norm is not None]
+    for norm in [*norms, *(node.norm for node in graph.of_type(ChannelNorm))]:
         variance = state[f"{norm.name}.running_var"]
         odd = (variance < 0).any() or (variance + norm.eps <= 0).any()
         told = "a variance that is not above 0, or a negative variance"
@@ -137,7 +138,7 @@ def check_state(graph: SpikingGraph, state: State, where: str) -> None:
 def _check_masks(model: Model, path: Path) -> None:
     graph = model.graph
     populations = {node.name for node in graph.populations}
-    fed = {name for name in populations if graph[graph[name].inputs[0]].projects}
+    fed = {name for name in populations if graph[graph.masked_projection(name)].projects}
     fed |= {node.name for node in graph.projections}
     for name, keep in (*model.channel_masks.items(), *model.neuron_masks.items()):
         on_spikes = model.neuron_masks.get(name) is keep

@@ -201,8 +201,8 @@ class GraphModule(nn.Module):
         return gated
 
     def _mask_of(self, node: ir.Projection) -> ChannelMask | None:
-        for name in (node.name, *self.graph.consumers[node.name]):
-            if name in self.channel_masks and self.graph.masked_projection(name) == node.name:
+        for name in (node.name, *self.graph.charged_by(node.name)):
+            if name in self.channel_masks:
                 return self.channel_masks[name]
         return None
 
@@ -235,6 +235,21 @@ compute.refuse(
 @compute.on(ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Scatter)
 def _plain(node: ir.Node, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
     return image_by_image(partial(operations.unweighed, node), *inputs)
+
+
+@compute.on(ir.Scale)
+def _scaled(node: ir.Scale, module: GraphModule, inputs: list[Signal], observe: object) -> Signal:
+    if node.factor is not None:
+        return image_by_image(partial(operations.unweighed, node), *inputs)
+    scale = module.get_submodule(node.name).get_buffer("scale")
+    return image_by_image(lambda x: x * operations.by_channel(scale, x), *inputs)
+
+
+@compute.on(ir.ChannelNorm)
+def _normed(
+    node: ir.ChannelNorm, module: GraphModule, inputs: list[Signal], observe: object
+) -> Signal:
+    return image_by_image(module.get_submodule(node.name), *inputs)
 
 
 @compute.on(ir.Merge)

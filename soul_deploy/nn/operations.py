@@ -22,6 +22,32 @@ modules_of.on(ir.Input, ir.Pool, ir.AdaptiveAvgPool, ir.Flatten, ir.Merge, ir.Sc
 )
 
 
+class ChannelScale(nn.Module):
+    """Holds the constants (C,) that a map's channels are multiplied by."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(channels))
+
+
+@modules_of.on(ir.Scale)
+def _scale(node: ir.Scale, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+    if node.factor is None:
+        yield node.name, ChannelScale(graph.shapes[node.name][0])
+
+
+@modules_of.on(ir.ChannelNorm)
+def _channel_norm(node: ir.ChannelNorm, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
+    shape, norm = graph.shapes[node.name], node.norm
+    kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
+    yield node.name, kind(shape[0], norm.eps, norm.momentum)
+
+
+def by_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Values (C,) beside the channels of (N, C, ...)."""
+    return values.reshape(-1, *([1] * (x.dim() - 2)))
+
+
 @modules_of.on(ir.Convolution)
 def _convolution(node: ir.Convolution, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
     sides = node.kernel, node.stride, node.padding, node.dilation
@@ -62,7 +88,7 @@ def unweighed(node: ir.Node, x: Tensor) -> Tensor:
 
 
 unweighed.refuse(
-    *(ir.Input, ir.Projection, ir.Population, ir.Merge, ir.Readout),
+    *(ir.Input, ir.Projection, ir.Population, ir.Merge, ir.Readout, ir.ChannelNorm),
     error=lambda node: errors.UsageError(
         f"{node.name}: {node.op} is more than a function of one input"
     ),
@@ -73,6 +99,13 @@ unweighed.on(ir.Flatten)(lambda node, x: x.flatten(1))
 unweighed.on(ir.MaxPool)(lambda node, x: F.max_pool2d(x, node.kernel, node.stride, node.padding))
 unweighed.on(ir.AvgPool)(lambda node, x: F.avg_pool2d(x, node.kernel, node.stride, node.padding))
 unweighed.on(ir.AdaptiveAvgPool)(lambda node, x: F.adaptive_avg_pool2d(x, node.size))
+
+
+@unweighed.on(ir.Scale)
+def _scaled(node: ir.Scale, x: Tensor) -> Tensor:
+    if node.factor is None:
+        raise errors.UsageError(f"{node.name}: its constants stand in the state dict")
+    return x * node.factor
 
 
 @unweighed.on(ir.Scatter)

@@ -182,6 +182,17 @@ def test_the_allowance_remembers_earlier_steps() -> None:
     np.testing.assert_allclose(allowance[:, 0, 0], 4 * 2.0**-24 * 1000)
 
 
+def test_a_late_reset_follows_the_recorded_spikes() -> None:
+    """beta 0.5, current 1: 1 - 1 and, had it fired there, 0.5 + 1 - 1 - 1; if not, 0.5 + 1 - 1."""
+    late = ir.NeuronSpec(decay_input=False, v_reset=None, form="snntorch")
+    reference = ReferenceModel(two_layers(neuron=late, time_steps=2))
+    values, _ = reference.record(torch.ones(1, 1))
+    for fired, expected in ((0.0, 0.5), (1.0, -0.5)):
+        given = {**values, "1": Signal(torch.tensor([fired, 1.0]).reshape(2, 1, 1), False)}
+        distance, _ = reference.margins("1", given, torch.tensor([0]))
+        assert distance.flatten().tolist() == [0.0, expected]
+
+
 def clear_of(spec: ChainSpec) -> Tensor:
     """Which (step, sample, neuron) of all populations lie beyond the allowance, flat.
 

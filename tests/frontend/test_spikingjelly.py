@@ -1,7 +1,6 @@
 """Networks written for SpikingJelly, untouched: same spikes as SpikingJelly's own."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_spikes import own_spikes
 from torch import Tensor, nn
 
 from soul_deploy import from_torch
@@ -70,26 +70,6 @@ def settled(network: nn.Module, x: Tensor) -> nn.Module:
     for norm in norms:
         norm.momentum = 0.1
     return network.eval()
-
-
-def own_spikes(network: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """What the network's neurons return, by SpikingJelly alone."""
-    heard: dict[str, Tensor] = {}
-
-    def listen(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: heard.update({name: output.bool()})
-
-    hooks = [
-        module.register_forward_hook(listen(name))
-        for name, module in network.named_modules()
-        if isinstance(module, neuron.BaseNode)
-    ]
-    with torch.no_grad():
-        scores = network(x)
-    functional.reset_net(network)
-    for hook in hooks:
-        hook.remove()
-    return heard, scores.mean(0)
 
 
 def assert_same_spikes(model: Model, network: nn.Module, x: Tensor) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from deployed import small_model
-from scaling import ENTRIES, Scale, scaling
+from scaling import ENTRIES, Share, scaling
 from torch import Tensor
 
 import soul_deploy
@@ -112,13 +112,13 @@ def test_a_new_operation_is_missing_wherever_it_has_no_entry() -> None:
     everywhere = {table.name.removeprefix("soul_deploy.") for table in tables_over(ir.Node)}
     tables: list[OperationTable[Any]] = [table for table, _ in ENTRIES]
     with scaling(without=tables):
-        assert missing() == {name: ["Scale"] for name in everywhere}
+        assert missing() == {name: ["Share"] for name in everywhere}
     for table in tables:
         with scaling(without=[table]):
-            assert missing() == {table.name.removeprefix("soul_deploy."): ["Scale"]}
+            assert missing() == {table.name.removeprefix("soul_deploy."): ["Share"]}
     with scaling():
         assert missing() == {}
-    assert missing() == {} and Scale.op not in ir.OPS
+    assert missing() == {} and Share.op not in ir.OPS
 
 
 def test_what_nobody_entered_is_refused_by_name() -> None:
@@ -134,14 +134,14 @@ def test_what_nobody_entered_is_refused_by_name() -> None:
 
 
 def scaled() -> Model:
-    """Convolution, neurons, Scale, convolution, neurons; dyadic, so that every sum is exact."""
+    """Convolution, neurons, Share, convolution, neurons; dyadic, so that every sum is exact."""
     neuron = ir.NeuronSpec(family="if", v_threshold=1.0)
     graph = ir.SpikingGraph(
         (
             ir.Input("input", (), (2, 6, 6)),
             ir.Convolution("a", ("input",), False, None, 2, 4, (3, 3), padding=(1, 1)),
             ir.Population("p", ("a",), neuron),
-            Scale("half", ("p",), 2),
+            Share("half", ("p",), 2),
             ir.Convolution("b", ("half",), True, None, 4, 3, (3, 3)),
             ir.Population("q", ("b",), neuron),
             ir.Readout("head", ("q",), 5, linear=True, bias=True),
@@ -185,7 +185,7 @@ def test_a_new_operation_goes_the_whole_way(tmp_path: Path) -> None:
         assert compact.graph.shapes["half"] == (3, 6, 6)
         with torch.no_grad():
             assert torch.equal(compact.module()(x), model.module()(x))
-    assert Scale.op not in ir.OPS
+    assert Share.op not in ir.OPS
 
 
 def test_a_new_operation_in_nir() -> None:
@@ -199,7 +199,7 @@ def test_a_new_operation_is_refused_where_no_projection_follows() -> None:
     with scaling():
         model = scaled()
         nodes = {node.name: node for node in model.graph.nodes}
-        nodes["half"] = Scale("half", ("a",), 2)
+        nodes["half"] = Share("half", ("a",), 2)
         nodes["p"] = ir.Population("p", ("half",), ir.NeuronSpec())
         nodes["b"] = ir.Convolution("b", ("p",), True, None, 4, 3, (3, 3))
         order = ("input", "a", "half", "p", "b", "q", "head")

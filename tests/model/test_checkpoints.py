@@ -469,7 +469,7 @@ def test_the_python_door_names_its_arguments() -> None:
         ({"neuron": NeuronSpec("plif")}, r"neuron lif, but neuron plif is asked for \(neuron\)"),
         ({"name": "spikingvgg9"}, r"but model spikingvgg9 is asked for \(name\); give name"),
         ({"neuron": {"familly": "lif"}}, "unknown field of a neuron 'familly'"),
-        ({"neuron": {"family": "clif"}}, "unknown neuron 'clif'"),
+        ({"neuron": {"family": "newlif"}}, "unknown neuron 'newlif'"),
         ({"name": "mine:make"}, "`soul-deploy import torch mine:make` or from_torch"),
         ({"classes": 0}, "classes 0"),
         ({"input_shape": (32, 32)}, r"input_shape \(32, 32\)"),

@@ -18,10 +18,14 @@ def test_the_membrane_has_the_bits_of_its_definition(form: ChargeForm, reset: fl
     """Forms that are equal on paper, such as x - (v - r) and x - v + r, round differently."""
     rng = np.random.default_rng(0)
     v, x = (rng.normal(0, 1, 2000).astype(F) for _ in range(2))
-    neuron = NeuronEquation(form, 1.7, 100.0, reset, "gt")  # it never fires
+    threshold = 100.0  # it never fires
+    if form == "leak_multiply_late":  # it has not fired now, though it did before
+        threshold, x = 1.0, x - F(3.7)
+        v = np.minimum(v, F(1.5))
+    neuron = NeuronEquation(form, 1.7, threshold, reset, "gt")
     rest = F(neuron.rest)
     expected = np.array(
-        [naive.charged(form, a, b, F(1.7), rest) for a, b in zip(v, x, strict=True)]
+        [naive.charged(form, a, b, F(1.7), rest, F(threshold)) for a, b in zip(v, x, strict=True)]
     )
     spikes, found = neuron.step(v, x)
     assert found.dtype == F and not spikes.any()

@@ -75,7 +75,11 @@ class ChainSpec:
 
 @st.composite
 def neurons(draw: st.DrawFn) -> NeuronSpec:
-    """IF, LIF and PLIF, hard reset to 0 or elsewhere, soft reset, both comparisons."""
+    """IF, LIF and PLIF, hard reset to 0 or elsewhere, soft reset, both comparisons; or snnTorch's
+    Leaky.
+    """
+    if draw(st.sampled_from((False, False, False, True))):
+        return leaky(draw)
     return NeuronSpec(
         family=draw(st.sampled_from(("lif", "if", "plif"))),
         tau=draw(st.sampled_from((2.0, 4 / 3, 1.7, 3.0))),
@@ -83,6 +87,20 @@ def neurons(draw: st.DrawFn) -> NeuronSpec:
         v_threshold=draw(st.sampled_from((1.0, 0.5, 0.7))),
         v_reset=draw(st.sampled_from((0.0, None, -0.25, 0.2))),
         fire=draw(st.sampled_from(("gt", "ge"))),
+    )
+
+
+def leaky(draw: st.DrawFn) -> NeuronSpec:
+    """Soft reset a step later, hard reset to 0, no reset."""
+    reset = draw(st.sampled_from(("subtract", "subtract", "zero", "none")))
+    return NeuronSpec(
+        family=draw(st.sampled_from(("lif", "lif", "if"))),
+        tau=draw(st.sampled_from((10.0, 2.0, 1.7))),
+        decay_input=False,
+        v_threshold=draw(st.sampled_from((1.0, 0.5, 0.7))),
+        v_reset=0.0 if reset == "zero" else None,
+        v_subtract=0.0 if reset == "none" else None,
+        form="snntorch",
     )
 
 

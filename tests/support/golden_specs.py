@@ -34,7 +34,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "QIFNode": {"v_reset": -0.1},
     "EIFNode": {"v_reset": -0.1},
     "ILIFNode": {
-        **{"tau": 4 / 3, "v_reset": None, "decay_input": False},
+        "tau": 4 / 3,
+        "v_reset": None,
+        "decay_input": False,
         "surrogate_function": "MultiLevelSpikeCount:4",
     },
     "CUBALIFNode": {"v_threshold": 0.5, "surrogate_function": "Rect"},

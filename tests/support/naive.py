@@ -94,7 +94,7 @@ def count_matrix(values: Array, weight: Array) -> tuple[int, int, int]:
     return synapses, weighted, len(touched)
 
 
-def charged(form: str, v: Any, x: Any, a: Any, r: Any) -> Any:
+def charged(form: str, v: Any, x: Any, a: Any, r: Any, threshold: Any) -> Any:
     """The membrane potential before firing, each operation rounded to float32."""
     if form == "integrate":
         return F(v + x)
@@ -108,6 +108,9 @@ def charged(form: str, v: Any, x: Any, a: Any, r: Any) -> Any:
         return F(v + F(F(x - F(v - r)) * a))
     if form == "leak_multiply":
         return F(F(v * a) + x)
+    if form == "leak_multiply_late":
+        charge = F(F(v * a) + x)
+        return F(charge - threshold) if v > threshold else charge
     if form == "leak_subtract_divide":
         return F(F(v - F(F(v - r) / a)) + x)
     assert form == "leak_subtract_multiply"
@@ -125,7 +128,7 @@ def simulate(
     for i in range(current.shape[1]):
         for t in range(steps):
             x = current[t if len(current) > 1 else 0, i]
-            h = charged(form, last[i], F(x), F(constant), rest)
+            h = charged(form, last[i], F(x), F(constant), rest, F(threshold))
             fires = h > F(threshold) if fire == "gt" else h >= F(threshold)
             spikes[t, i] = fires
             if fires:

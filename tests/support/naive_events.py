@@ -119,7 +119,7 @@ def fire(layer: SpikingLayer | PopulationLayer, current: Array, total: Array) ->
         v, doubtful, place = rest, False, (i // channels, i % channels)
         for t in range(steps):
             with np.errstate(all="ignore"):
-                h = charged(neuron.charge, v, F(current[t, i]), F(neuron.constant), rest)
+                h = charged(neuron.charge, v, F(current[t, i]), F(neuron.constant), rest, threshold)
                 scale = abs(float(total[t, i])) + abs(float(v)) + abs(float(h)) + float(threshold)
                 near = (
                     scale >= LARGEST or not abs(float(h) - float(threshold)) > 100 * SLACK * scale

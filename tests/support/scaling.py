@@ -19,6 +19,7 @@ from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.verify.event import stored_as
 from soul_deploy.ir import OPS, Edge, Node, Shape
 from soul_deploy.ir.neurons import ANALOG
+from soul_deploy.lowering.compose_currents import as_projection, compose_ahead
 from soul_deploy.lowering.deploy import counted_as
 from soul_deploy.lowering.fan_out import targets_of
 from soul_deploy.lowering.linear_operators import compose_behind
@@ -29,10 +30,10 @@ from soul_deploy.prune.removal.planner import known_of
 
 
 @dataclass(frozen=True)
-class Scale(Node):
+class Share(Node):
     """Its input times 1 / parts; composed into the projection behind it."""
 
-    op: ClassVar[str] = "scale"
+    op: ClassVar[str] = "share"
     composable: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
     parts: int
@@ -47,20 +48,20 @@ class Scale(Node):
         return self.parts
 
 
-def _composed(node: Scale, operator: Any, in_shape: Shape, name: str) -> Any:
+def _composed(node: Share, operator: Any, in_shape: Shape, name: str, *_: Any) -> Any:
     return replace(operator, weight=operator.weight / np.float32(node.parts))
 
 
-def _onnx(node: Scale, b: onnx_nodes.OnnxBuilder) -> None:
+def _onnx(node: Share, b: onnx_nodes.OnnxBuilder) -> None:
     factor = b.constant(f"{node.name}.factor", np.array(1 / node.parts, np.float32))
     b.op("Mul", [b.source(node), factor], b.value(node.name))
 
 
-def _nir(node: Scale, w: Any) -> None:
+def _nir(node: Share, w: Any) -> None:
     w.put(node, w.nir.Scale(np.full(w.shape(node), 1 / node.parts, np.float32)))
 
 
-def _image_by_image(node: Scale, module: Any, inputs: list[Any], observe: object) -> Any:
+def _image_by_image(node: Share, module: Any, inputs: list[Any], observe: object) -> Any:
     return replace(inputs[0], tensor=unweighed(node, inputs[0].tensor))
 
 
@@ -69,6 +70,8 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
     (compute, _image_by_image),
     (unweighed, lambda node, x: x / node.parts),
     (compose_behind, _composed),
+    (compose_ahead, lambda *_: None),
+    (as_projection, lambda *_: None),
     (needed_inputs, lambda node, walk: walk.read[node.name]),
     (can_hold, lambda node, inputs: None),
     (targets_of, lambda node, graph, neuron_masks: None),
@@ -84,14 +87,14 @@ ENTRIES: tuple[tuple[OperationTable[Any], Callable[..., Any]], ...] = (
 
 @contextmanager
 def scaling(without: Sequence[OperationTable[Any]] = ()) -> Iterator[None]:
-    """Scale is an operation like any other inside; tables in `without` do not know it."""
-    OPS[Scale.op] = Scale
+    """Share is an operation like any other inside; tables in `without` do not know it."""
+    OPS[Share.op] = Share
     try:
         for table, entry in ENTRIES:
             if table not in without:
-                table.on(Scale)(entry)
+                table.on(Share)(entry)
         yield
     finally:
-        del OPS[Scale.op]
+        del OPS[Share.op]
         for table in tables_over(Node):
-            table.forget(Scale)
+            table.forget(Share)

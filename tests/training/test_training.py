@@ -284,11 +284,12 @@ def plain_simulation(neuron: SpikingNeuron, current: Tensor, static: bool) -> Te
     v = torch.full_like(current if static else current[0], rest)
     spikes = []
     for t in range(neuron.time_steps):
-        h = CHARGE[spec.charge](v, current if static else current[t], spec.fixed_constant, rest)
+        x = current if static else current[t]
+        h = CHARGE[spec.charge](v, x, spec.fixed_constant, rest, spec.v_threshold)
         s = fire_with_surrogate(h, spec.v_threshold, spec.fire, spec.surrogate, 2.0)
         fired = FIRE[spec.fire](h, spec.v_threshold)
         if spec.v_reset is None:
-            v = h - fired * spec.v_threshold
+            v = h - fired * spec.reset_target
         else:
             v = torch.where(fired, torch.full_like(h, spec.v_reset), h)
         spikes.append(s)
@@ -304,6 +305,8 @@ SPECS = [
     NeuronSpec(tau=1.7, v_reset=-0.25, form="spikingjelly"),
     NeuronSpec(tau=1.7, decay_input=False, v_reset=-0.25, form="spikingjelly"),
     NeuronSpec(tau=1.7, decay_input=False, v_reset=None, form="spikingjelly_0"),
+    NeuronSpec(tau=10.0, decay_input=False, v_reset=None, form="snntorch"),
+    NeuronSpec(tau=10.0, decay_input=False, v_reset=None, v_subtract=0.0, form="snntorch"),
 ]
 
 

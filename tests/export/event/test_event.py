@@ -258,7 +258,7 @@ def changed(name: str, node: ir.Node) -> ir.SpikingGraph:
             ir.SpikingGraph(
                 (
                     ir.Input("input", (), (2, 4, 4)),
-                    ir.AvgPool("a", ("input",), (2, 2), (2, 2)),
+                    ir.AdaptiveAvgPool("a", ("input",), (3, 3)),
                     ir.Population("p", ("a",), ir.NeuronSpec()),
                     ir.Readout("head", ("p",), 2),
                 ),
@@ -272,9 +272,9 @@ def changed(name: str, node: ir.Node) -> ir.SpikingGraph:
                     ir.Input("input", (), (2, 4, 4)),
                     ir.Convolution("c", ("input",), False, None, 2, 2, (1, 1)),
                     ir.Population("p", ("c",), ir.NeuronSpec()),
-                    ir.AvgPool("a", ("p",), (1, 1), (1, 1)),
-                    ir.Merge("m", ("a", "p"), "add"),
-                    ir.Convolution("d", ("m",), False, None, 2, 2, (1, 1)),
+                    ir.Flatten("a", ("p",)),
+                    ir.Merge("m", ("a", "a"), "add"),
+                    ir.Linear("d", ("m",), False, None, 32, 2),
                     ir.Population("q", ("d",), ir.NeuronSpec()),
                     ir.Readout("head", ("q",), 2),
                 ),

@@ -670,7 +670,7 @@ FOREIGN: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
     ),
     "scaling by several numbers": (
         lambda: (linear(), nir.Scale(np.arange(7.0)), lif((7,))),
-        "scale: scale has 7 values from 0 to 6",
+        "scale: a scale with 7 values from 0 to 6",
     ),
     "some axes flattened": (
         lambda: (

@@ -458,11 +458,11 @@ def test_what_a_spike_takes_off_is_checked_and_kept() -> None:
     assert "v_subtract" not in node_to_json(plain)["neuron"]  # as earlier versions wrote it
     with pytest.raises(UsageError, match=r"v_subtract 2 with v_reset 0\.0; it is for soft reset"):
         NeuronSpec(v_subtract=2)
-    with pytest.raises(UsageError, match=r"v_subtract 0\.0 must be above 0"):
-        NeuronSpec(v_reset=None, v_subtract=0.0)
+    with pytest.raises(UsageError, match=r"v_subtract -1\.0 must be 0 or more"):
+        NeuronSpec(v_reset=None, v_subtract=-1.0)
     (neurons,) = build_event_network(model).layers
     assert isinstance(neurons, SpikingLayer | PopulationLayer)
     assert isinstance(neurons.neuron, NeuronEquation)
     for wrong in (replace(neurons.neuron, v_subtract=-1.0), replace(neurons.neuron, v_reset=0.0)):
-        with pytest.raises(FileFormatError, match="it is above 0, and for soft reset alone"):
+        with pytest.raises(FileFormatError, match="it is 0 or more, and for soft reset alone"):
             replace(neurons, neuron=wrong)

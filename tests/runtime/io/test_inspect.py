@@ -238,6 +238,7 @@ NEURON = {"constant": 3.0, "v_threshold": 0.5, "v_reset": -0.25, "fire": "ge"}
         ("decay_divide", "v ← v + (x - (v - r)) / 3, r = -0.25; "),
         ("decay_multiply", "v ← v + (x - (v - r)) · 3, r = -0.25; "),
         ("leak_multiply", "v ← v · 3 + x; "),
+        ("leak_multiply_late", "v ← v · 3 + x - (v > 0.5) · 0.5; "),
         ("leak_subtract_divide", "v ← v - (v - r) / 3 + x, r = -0.25; "),
         ("leak_subtract_multiply", "v ← v - (v - r) · 3 + x, r = -0.25; "),
     ],
@@ -251,3 +252,5 @@ def test_every_form_of_the_charge_has_its_text() -> None:
     assert FORMS.keys() == CHARGE.keys()
     soft = NeuronEquation("decay_divide", 2.0, 1.0, None, "gt")
     assert neuron_text(vars(soft)) == "v ← v + (x - v) / 2; spike if v > 1; then v ← v - 1"
+    none = NeuronEquation("leak_multiply", 0.5, 1.0, None, "gt", 0.0)
+    assert neuron_text(vars(none)) == "v ← v · 0.5 + x; spike if v > 1"

@@ -1,0 +1,44 @@
+"""A value of the forward being traced, and how errors name an operation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from soul_deploy.base.errors import UnsupportedGraphError
+
+
+@dataclass(frozen=True)
+class TracedValue:
+    """The value that a traced operation returns.
+
+    name     the graph node that holds it
+    lead     leading axes: 2 for (T, B, ...), 1 for (B, ...)
+    folded   lead 1 because T and B were merged into one axis
+    once     its time axis has length 1, until it is repeated
+    mean     averaged over time
+    inverse  1 - the node's value
+    step     of a forward that loops over time: which step's value it is; None: the same at all
+    membrane the membrane of the population, not its spikes
+    order    which of its axes stands where, after a permutation; (): as they are
+    """
+
+    name: str
+    lead: int
+    folded: bool = False
+    once: bool = False
+    mean: bool = False
+    inverse: bool = False
+    step: int | None = None
+    membrane: bool = False
+    order: tuple[int, ...] = ()
+
+
+class ShowsImageError(UnsupportedGraphError):
+    """A forward that puts a time axis in front of a sequence: it takes images."""
+
+
+def told(node: fx.Node) -> str:
+    """What an operation is called."""
+    target: Any = node.target
+    return str(target if isinstance(target, str) else getattr(target, "__name__", target))

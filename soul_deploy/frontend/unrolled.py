@@ -1,0 +1,315 @@
+"""A forward that loops over time itself, as one step of it.
+
+A trace holds the loop unrolled: T times the same operations. The graph needs them once, which is
+right only if each step does the same to the same values, one step on. That is shown while the graph
+is made, operation by operation: every value is of one step (or of none: the same at all), every
+neuron's n-th call is step n and takes the membrane of its own call n - 1, and an operation at a
+later step must be one that step 1 did, on the values that step 1 did it on, or it makes a node of
+its own, which no neuron of step 1 reads. What is put together over steps must be the same value of
+all steps in order.
+"""
+
+import operator
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from soul_deploy.base.errors import NetworkWarning
+from soul_deploy.frontend import module_kinds, stepped
+
+if TYPE_CHECKING:
+    from soul_deploy.frontend.graph_builder import GraphBuilder
+    from soul_deploy.frontend.traced_value import TracedValue
+
+BEFORE = -1  # the step of a membrane that no call in the trace made
+
+
+@dataclass
+class Unrolled:
+    """What is known of the steps of a trace.
+
+    calls     how often each neuron was called
+    kept      the neurons that begin with a membrane from before the trace
+    returns   what forward is given and returns besides input and class scores
+    one_step  whether the network is called once a step
+    """
+
+    calls: dict[str, int] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    returns: stepped.Returns = stepped.NOTHING_MORE
+    one_step: bool = False
+    _done: dict[Any, "TracedValue"] = field(default_factory=dict)
+    _weighed: dict[str, list[fx.Node]] = field(default_factory=dict)
+    _given: dict[fx.Node, str] = field(default_factory=dict)
+
+    def follow(self, builder: "GraphBuilder", node: fx.Node) -> None:
+        """Make an operation of a network with stepped neurons, or find that it was made."""
+        module = _module_of(builder, node)
+        if module is not None and module_kinds.module_kind(module) is None:
+            builder.operate(node)  # which refuses it
+        if _is_neuron(module):
+            self._call(builder, node, str(node.target), module)
+            return
+        called = node.args[0] if node.target is operator.getitem else None
+        if isinstance(called, fx.Node) and _is_neuron(_module_of(builder, called)):
+            membrane = node.args[1] == 1  # of (spikes, membrane)
+            builder.values[node] = replace(builder.values[called], membrane=bool(membrane))
+            return
+        if node.target is torch.stack:  # puts steps together, and says which
+            builder.operate(node)
+            return
+        key, step = self._key_of(builder, node), self._step_of(builder, node)
+        if key in self._done:
+            builder.values[node] = self._done[key]
+        else:
+            builder.operate(node)
+            self._done[key] = builder.values[node]
+        if step is not None:
+            builder.values[node] = replace(builder.values[node], step=step)
+        if module is not None:
+            self._note(node, module)
+
+    def _note(self, node: fx.Node, module: Any) -> None:
+        """Remember calls that batch norms belong to: each of them, or none, is followed by it."""
+        if module_kinds.module_kind(module) in ("Conv2d", "Linear"):
+            self._weighed.setdefault(str(node.target), []).append(node)
+
+    def _key_of(self, builder: "GraphBuilder", node: fx.Node) -> Any:
+        """What an operation does, to which values, at whatever step: the same key, the same node.
+
+        The number of a step (x[t]) is part of what it does.
+        """
+
+        def plain(argument: Any) -> Any:
+            if isinstance(argument, fx.Node):
+                value = builder.values.get(argument)
+                return argument if value is None else replace(value, step=None)
+            if isinstance(argument, list | tuple):
+                return tuple(map(plain, argument))
+            if isinstance(argument, dict):
+                return tuple((name, plain(part)) for name, part in argument.items())
+            return type(argument), argument if argument.__hash__ else repr(argument)
+
+        return node.op, node.target, plain(node.args), plain(node.kwargs)
+
+    def _step_of(self, builder: "GraphBuilder", node: fx.Node) -> int | None:
+        found = [builder.values.get(source) for source in node.all_input_nodes]
+        known = [value for value in found if value is not None]
+        for value in known:
+            if value.membrane and node.target != "detach":
+                what = f"{node.name!r} of the membrane of {value.name!r}, which only spikes leave,"
+                raise builder.unsupported(node, what)
+        steps = {value.step for value in known} - {None}
+        if len(steps) > 1:
+            raise builder.unsupported(
+                node, f"{node.name!r} of values of different steps ({_told(steps)}), which"
+            )
+        return next(iter(steps), None)
+
+    def _call(self, builder: "GraphBuilder", node: fx.Node, path: str, module: Any) -> None:
+        """A neuron's next step."""
+        step = self.calls.get(path, 0)
+        current = builder.value(node, node.args[0])
+        self._check_current(builder, node, current, step)
+        self._check_membrane(builder, node, path, step)
+        if step == 0:
+            converted = module_kinds.CONVERTERS[stepped.LEAKY](path, (current.name,), module)
+            builder.add(node, converted, replace(current, name=path, step=0))
+        elif builder.nodes[path].inputs != (current.name,):
+            raise builder.unsupported(
+                node,
+                f"neuron {path!r} called with {current.name!r} at step {step + 1} and with "
+                f"{builder.nodes[path].inputs[0]!r} at step 1, which",
+            )
+        builder.values[node] = replace(current, name=path, step=step)
+        self.calls[path] = step + 1
+
+    def _check_current(
+        self, builder: "GraphBuilder", node: fx.Node, current: "TracedValue", step: int
+    ) -> None:
+        if current.lead == 2:
+            raise builder.shows_image(
+                node,
+                f"neuron {str(node.target)!r} with a whole sequence (T, B, ...): it is called once "
+                "a step, which",
+            )
+        if current.folded or current.mean:
+            what = "with time folded into the batch" if current.folded else "after the mean over T"
+            raise builder.unsupported(node, f"neuron {str(node.target)!r} {what}, which")
+        if current.step not in (None, step):
+            raise builder.unsupported(
+                node,
+                f"neuron {str(node.target)!r} called for the {step + 1}. time, which is its step "
+                f"{step + 1}, with a value of step {current.step + 1}, which",
+            )
+
+    def _check_membrane(self, builder: "GraphBuilder", node: fx.Node, path: str, step: int) -> None:
+        given = node.args[1]
+        assert isinstance(given, fx.Node), "the tracer gives each call a membrane"
+        if step == 0 and given.op == "placeholder" and given not in self._given:
+            self._given[given] = path
+            self.kept.add(path)
+            return
+        membrane = builder.values.get(given)
+        known = membrane is not None and membrane.membrane
+        if membrane is None or not known or membrane.name not in ("", path):
+            what = f"neuron {path!r} with another membrane than its own of the step before"
+            raise builder.unsupported(node, what)
+        if membrane.step != step - 1:
+            begun = "starts again at rest" if membrane.step == BEFORE else "is of an earlier step"
+            raise builder.unsupported(
+                node, f"neuron {path!r} with a membrane that {begun} at step {step + 1}, which"
+            )
+        if step == 0 and membrane.name == path:
+            self.kept.add(path)
+
+    def stacked(
+        self, builder: "GraphBuilder", node: fx.Node, parts: Sequence[Any]
+    ) -> "TracedValue | None":
+        """The sequence that the values of all steps are; None if they are of no step."""
+        values = [builder.values.get(part) if isinstance(part, fx.Node) else None for part in parts]
+        found = [value for value in values if value is not None]
+        if not found or len(found) < len(values) or all(value.step is None for value in found):
+            return None
+        whole = replace(found[0], step=None)
+        if any(replace(value, step=None) != whole for value in found):
+            raise builder.unsupported(node, "different values of the steps, put together, which")
+        steps = [value.step for value in found]
+        if steps != list(range(builder.time_steps)):
+            raise builder.unsupported(
+                node,
+                f"{len(steps)} steps put together ({_told(steps)}) with time_steps = "
+                f"{builder.time_steps} (all of them in order are the network's output), which",
+            )
+        return replace(whole, lead=2)
+
+    def returned(self, builder: "GraphBuilder", node: fx.Node) -> "TracedValue":
+        """The class scores that forward returns. Membranes next to them are left out, which is
+        warned about; what else there is is refused.
+        """
+        (given,) = node.args
+        items = list(given) if isinstance(given, list | tuple) else [given]
+        found = [builder.values.get(item) for item in items if isinstance(item, fx.Node)]
+        alike = {None if value is None else replace(value, step=None) for value in found}
+        if len(found) == len(items) > 1 == len(alike):  # a list of one value's steps
+            items = [items]
+        values = [self._item(builder, node, item) for item in items]
+        spikes = [i for i, value in enumerate(values) if not value.membrane]
+        if not spikes:
+            raise builder.unsupported(
+                node, f"a forward that returns the membrane of {values[0].name!r} as class scores,"
+            )
+        if len(spikes) > 1:
+            names = ", ".join(repr(values[i].name) for i in spikes)
+            raise builder.unsupported(
+                node, f"a forward that returns more than the class scores ({names})"
+            )
+        self.returns = self._handed_on(builder, node, values, spikes[0])
+        self._check_calls(builder, node, values[spikes[0]])
+        self._check_norms(builder)
+        return values[spikes[0]]
+
+    def _handed_on(
+        self, builder: "GraphBuilder", node: fx.Node, values: "Sequence[TracedValue]", scores: int
+    ) -> stepped.Returns:
+        """Where the membranes that forward is given stand in what it returns."""
+        states = []
+        for placeholder in [n for n in node.graph.nodes if n.op == "placeholder"][1:]:
+            path = self._given.get(placeholder)
+            last = self.calls[path] - 1 if path is not None else None
+            where = [
+                i for i, v in enumerate(values) if v.membrane and (v.name, v.step) == (path, last)
+            ]
+            if path is None or not where:
+                raise builder.unsupported(
+                    node,
+                    f"a forward that takes {placeholder.target!r} besides its input, and does not "
+                    "give it to a neuron as its membrane and return that neuron's next one,",
+                )
+            states.append((path, where[0]))
+        held = {i for _, i in states}
+        if any(value.membrane and i not in held for i, value in enumerate(values)):
+            text = "class scores are the spikes that forward returns; its membranes are left out"
+            warnings.warn(NetworkWarning(text), stacklevel=2)
+        return stepped.Returns(scores if len(values) > 1 else None, tuple(states))
+
+    def _item(self, builder: "GraphBuilder", node: fx.Node, item: Any) -> "TracedValue":
+        if isinstance(item, list | tuple):
+            parts = [builder.values.get(part) for part in item if isinstance(part, fx.Node)]
+            held = [value for value in parts if value is not None and value.membrane]
+            if held and len(held) == len(item):
+                return held[0]
+            whole = self.stacked(builder, node, item)
+            if whole is not None:
+                return whole
+        value = builder.values.get(item) if isinstance(item, fx.Node) else None
+        if value is None:
+            raise builder.unsupported(node, "a forward that returns other than tensors it computes")
+        return value
+
+    def _check_calls(self, builder: "GraphBuilder", node: fx.Node, scores: "TracedValue") -> None:
+        """All neurons ran the same number of steps, all of T or one."""
+        steps = builder.time_steps
+        counts = set(self.calls.values())
+        if len(counts) > 1:
+            told = ", ".join(f"{path!r} {count}" for path, count in self.calls.items())
+            raise builder.unsupported(node, f"a forward whose neurons run unlike steps ({told})")
+        (ran,) = counts or {steps}
+        self.one_step = ran == 1 and scores.lead == 1 and not scores.mean
+        if self.one_step and steps > 1 and self.kept != self.calls.keys():
+            path = next(path for path in self.calls if path not in self.kept)
+            raise builder.unsupported(
+                node,
+                f"a forward of one step that starts {path!r} at rest each time, with time_steps = "
+                f"{steps} (keep the membranes between the calls: init_hidden=True)",
+            )
+        if not self.one_step and ran != steps:
+            raise builder.unsupported(
+                node, f"a forward that runs {ran} steps with time_steps = {steps}"
+            )
+        if not self.one_step and scores.step is not None:
+            raise builder.unsupported(
+                node,
+                f"a forward that returns {scores.name!r} of step {scores.step + 1} alone (return "
+                "torch.stack of all steps)",
+            )
+
+    def _check_norms(self, builder: "GraphBuilder") -> None:
+        """Every call of what a batch norm belongs to goes through it: its node is one with it."""
+        for path, calls in self._weighed.items():
+            norm = getattr(builder.nodes[path], "norm", None)
+            if norm is None:
+                continue
+            for call in calls:
+                if [user.target for user in call.users] != [norm.name]:
+                    what = f"{path!r} with and without batch norm {norm.name!r}, which"
+                    raise builder.unsupported(call, what)
+
+    def warn_of_kept(self, modules: Any) -> NetworkWarning | None:
+        """What to warn about membranes that an earlier run left."""
+        used = [path for path in sorted(self.kept) if modules[path].mem.any()]
+        if not used:
+            return None
+        return NetworkWarning(
+            f"{', '.join(used[:3])}{' and more' if used[3:] else ''} hold membranes of an earlier "
+            "run; the graph starts at rest, as the network does after a reset"
+        )
+
+
+def _module_of(builder: "GraphBuilder", node: Any) -> Any:
+    """The module that an operation calls; None if it calls none."""
+    called = isinstance(node, fx.Node) and node.op == "call_module"
+    return builder.modules[str(node.target)] if called else None
+
+
+def _is_neuron(module: Any) -> bool:
+    return module is not None and module_kinds.module_kind(module) == stepped.LEAKY
+
+
+def _told(steps: Any) -> str:
+    shown = [str(step + 1) for step in steps if step is not None]
+    return "steps " + ", ".join(shown[:4]) + (", …" if shown[4:] else "")

@@ -71,8 +71,8 @@ ONNX = Operations(
     relu=lambda x: x.op("Relu"),
     minimum=lambda a, b: a.op("Min", b),
     choose=_choose,
-    above=lambda a, b: _compare("Greater", a, b),
     held=lambda s: s,
+    above=lambda a, b: _compare("Greater", a, b),
     send={
         "gt": lambda p, level, low, high: _compare("Greater", p, level),
         "ge": lambda p, level, low, high: _compare("GreaterOrEqual", p, level),

@@ -29,9 +29,10 @@ DYNAMICS: Mapping[str, Dynamics] = {
     for family in (
         *(complementary.CLIF, complementary.ILIF, integer.INTLIF, integer.TLIF, integer.IELIF),
         *(refractory.RPLIF, quadratic.IZHIKEVICH, bipolar.STBIF, gated.GLIF),
-        *(snntorch.LEAKY, snntorch.RLEAKY, snntorch.SYNAPTIC, snntorch.RSYNAPTIC),
         *(quadratic.QIF, exponential.EIF, scaled.KLIF, synaptic.CUBALIF),
-        *(complementary.COMPLEMENTARY_LIF, integer.INTEGER_LIF, snntorch.LAPICQUE),
+        *(complementary.COMPLEMENTARY_LIF, integer.INTEGER_LIF),
+        *(snntorch.LEAKY, snntorch.RLEAKY, snntorch.SYNAPTIC, snntorch.RSYNAPTIC),
+        snntorch.LAPICQUE,
     )
 }
 """The families by name."""

@@ -30,9 +30,9 @@ class Operations:
     """What an engine computes with; functions of its values.
 
     choose: (s, a, b) -> a where s is 1, b where it is 0 or below.
-    above: (a, b) -> 1 where a > b, else 0; without a gradient.
     held: s -> s, through which gradients do not go back where the reset is detached. `choose` does
     the same of its own; whatever else reads s passes gradients on, as the sources do.
+    above: (a, b) -> 1 where a > b, else 0; without a gradient.
     send: for each rule a function (potential, level, low, high) -> what is sent.
     """
 
@@ -41,8 +41,8 @@ class Operations:
     relu: Callable[[Value], Value]
     minimum: Callable[[Value, Value], Value]
     choose: Callable[[Value, Value, Value], Value]
-    above: Callable[[Value, Value], Value]
     held: Callable[[Value], Value]
+    above: Callable[[Value, Value], Value]
     send: Mapping[SendRule, Callable[[Value, Value, Value, Value], Value]]
 
 

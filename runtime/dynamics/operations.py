@@ -43,8 +43,8 @@ NUMPY = Operations(
     relu=lambda x: np.maximum(x, np.zeros((), np.result_type(x))),
     minimum=np.minimum,
     choose=_chosen,
-    above=lambda a, b: _sends(a, a > b),
     held=lambda s: s,
+    above=lambda a, b: _sends(a, a > b),
     send={
         "gt": lambda p, level, low, high: _sends(p, p > level),
         "ge": lambda p, level, low, high: _sends(p, p >= level),
@@ -87,15 +87,15 @@ def scalar_choose(s: Any, a: Any, b: Any) -> Any:
 
 
 @register_jitable
-def scalar_above(a: Any, b: Any) -> Any:
-    """1 where a is above b."""
-    return np.float32(a > b)
-
-
-@register_jitable
 def scalar_held(s: Any) -> Any:
     """What was sent."""
     return s
+
+
+@register_jitable
+def scalar_above(a: Any, b: Any) -> Any:
+    """1 where a is above b."""
+    return np.float32(a > b)
 
 
 @register_jitable
@@ -128,8 +128,8 @@ SCALAR = Operations(
     relu=scalar_relu,
     minimum=scalar_minimum,
     choose=scalar_choose,
-    above=scalar_above,
     held=scalar_held,
+    above=scalar_above,
     send={"gt": scalar_gt, "ge": scalar_ge, "round": scalar_round, "round_up": scalar_round_up},
 )
 """On float32 scalars, compiled; plain Python where compilation is off."""

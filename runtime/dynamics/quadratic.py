@@ -1,4 +1,4 @@
-"""QIF: a membrane whose leak is quadratic; Izhikevich: with a second, adapting variable too."""
+"""QIF: a membrane whose leak is quadratic. Izhikevich: with a second, adapting variable."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""KLIF: a leaky neuron whose charged membrane is scaled by k and cut at 0 (SpikingJelly)."""
+"""KLIF: a leaky neuron; a learned k scales its membrane, which 0 cuts (SpikingJelly)."""
 
 from collections.abc import Mapping
 

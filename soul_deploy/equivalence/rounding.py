@@ -118,8 +118,8 @@ BOUNDED = Operations(
     relu=lambda x: Bounded(x.value.relu(), x.error),
     minimum=_minimum,
     choose=_choose,
-    above=_above,
     held=lambda s: s,
+    above=_above,
     send={"gt": _sent, "ge": _sent, "round": _sent, "round_up": _sent},
 )
 

@@ -14,15 +14,9 @@ from torch import Tensor, fx, nn
 
 from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
-from soul_deploy.frontend import (
-    module_kinds,
-    pooled_scales,
-    spiking_nodes,
-    stepped,
-    tracer,
-    unrolled,
-)
+from soul_deploy.frontend import module_kinds, pooled_scales, stepped, tracer, unrolled
 from soul_deploy.frontend.sizes import BatchSize, Side
+from soul_deploy.frontend.spiking_nodes import check_place
 from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
 
 
@@ -142,9 +136,7 @@ class GraphBuilder:
         module = self.modules[path]
         kind = module_kinds.module_kind(module)
         if kind is None:
-            why = module_kinds.refusal(module)
-            if why is not None:
-                raise UnsupportedGraphError(f"module {path!r} ({type(module).__name__}): {why}")
+            module_kinds.refuse_by_name(path, module)
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
         path = self._again(node, path, kind, module) if path in self.used else path
         self.used.add(path)
@@ -203,10 +195,9 @@ class GraphBuilder:
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
+        check_place(path, module, self.shapes[source.name], self.time_steps)
         if kind == "ChannelVoltageScaler":
             self._check_channels(node, path, module, source)
-        if kind in spiking_nodes.NEURONS:
-            spiking_nodes.check_place(path, module, self.shapes[source.name], self.time_steps)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:

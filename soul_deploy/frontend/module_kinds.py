@@ -73,10 +73,11 @@ def module_kind(module: nn.Module) -> str | None:
     return None
 
 
-def refusal(module: nn.Module) -> str | None:
-    """Why a neuron of SpikingJelly is not supported, and what to do; None: not known."""
-    cls = type(module)
-    return spiking_nodes.REFUSED.get(cls.__name__) if _is_within(cls, "neuron") else None
+def refuse_by_name(path: str, module: nn.Module) -> None:
+    """Raise UnsupportedGraphError for a neuron of SpikingJelly that is known not to fit."""
+    name = type(module).__name__
+    if _is_within(type(module), "neuron") and name in spiking_nodes.REFUSED:
+        raise UnsupportedGraphError(f"module {path!r} ({name}): {spiking_nodes.REFUSED[name]}")
 
 
 def is_closed(module: nn.Module) -> bool:

@@ -83,8 +83,8 @@ def torch_operations(name: SurrogateName, alpha: float, detach_reset: bool) -> O
         relu=torch.relu,
         minimum=lambda a, b: torch.minimum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device)),
         choose=choose,
-        above=lambda a, b: (a > b).to(a.dtype),
         held=torch.Tensor.detach if detach_reset else lambda s: s,
+        above=lambda a, b: (a > b).to(a.dtype),
         send={
             "gt": compare("gt"),
             "ge": compare("ge"),

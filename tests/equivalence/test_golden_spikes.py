@@ -37,8 +37,8 @@ TRAINING = ("spikingjelly_0", "lif_nodecay")
 OTHER_GRADIENTS = {
     **dict.fromkeys(
         [("soul", name) for name in ("clif", "clif_soft", "ilif", "ilif_decay")],
-        "at the edge of its window Soul's rectangle passes a gradient, and ours, as SpikingJelly's, "
-        "none",
+        "at the edge of its window Soul's rectangle passes a gradient; ours and SpikingJelly's do "
+        "not",
     ),
     **dict.fromkeys(
         [
@@ -56,7 +56,7 @@ def test_the_cases_of_our_neurons_are_many() -> None:
 
 @pytest.mark.parametrize(("tool", "name"), REFUSED)
 def test_what_is_added_in_another_order_in_the_first_step_is_refused(tool: str, name: str) -> None:
-    with pytest.raises(UsageError, match="v_reset -0.3; supported are 0 and none"):
+    with pytest.raises(UsageError, match=r"v_reset -0\.3; supported are 0 and none"):
         spec_of(golden(tool, name))
 
 

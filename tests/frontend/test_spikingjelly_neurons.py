@@ -71,6 +71,7 @@ def network_of(kind: str, mode: str = "m") -> tuple[nn.Module, Tensor]:
         network[1].bias.uniform_(0, 1.5)
         network[1].running_var.fill_(0.3)
         network[4].weight.mul_(3)
+        network[4].bias += 0.4
     return network.eval(), torch.randn(STEPS, 3, 2, 6, 6)
 
 
@@ -226,11 +227,11 @@ def test_numbers_that_are_not_supported_are_refused_with_the_neurons_name(text: 
 def test_states_that_start_elsewhere_are_refused() -> None:
     node = neuron.CUBALIFNode()
     node.set_reset_value("c", 0.5)
-    with pytest.raises(UnsupportedGraphError, match="n: c starts at 0.5 after a reset"):
+    with pytest.raises(UnsupportedGraphError, match=r"n: c starts at 0\.5 after a reset"):
         module_neuron_spec("n", node)
     clif = neuron.ComplementaryLIFNode(step_mode="m")
     clif.m = 0.25
-    with pytest.raises(UnsupportedGraphError, match="'0' has m = 0.25, which was set by hand"):
+    with pytest.raises(UnsupportedGraphError, match=r"'0' has m = 0\.25, which was set by hand"):
         from_torch(nn.Sequential(clif), (4,), STEPS)
 
 

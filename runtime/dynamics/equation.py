@@ -13,6 +13,7 @@ from soul_deploy.runtime.dynamics import (
     complementary,
     gated,
     integer,
+    late,
     quadratic,
     refractory,
 )
@@ -25,6 +26,7 @@ DYNAMICS: Mapping[str, Dynamics] = {
     for family in (
         *(complementary.CLIF, complementary.ILIF, integer.INTLIF, integer.TLIF, integer.IELIF),
         *(refractory.RPLIF, quadratic.IZHIKEVICH, bipolar.STBIF, gated.GLIF),
+        *(late.SYNAPTIC, late.LAPICQUE),
     )
 }
 """The families by name."""

@@ -90,7 +90,9 @@ class Unrolled:
         def plain(argument: Any) -> Any:
             if isinstance(argument, fx.Node):
                 value = builder.values.get(argument)
-                return argument if value is None else replace(value, step=None)
+                if value is not None:
+                    return replace(value, step=None)
+                return argument if argument.op != "get_attr" else (argument.op, argument.target)
             if isinstance(argument, list | tuple):
                 return tuple(map(plain, argument))
             if isinstance(argument, dict):

@@ -289,7 +289,17 @@ def residual(net: Any, x: Tensor) -> Tensor:
     return torch.stack(out)
 
 
+def with_constants(net: Any, x: Tensor) -> Tensor:
+    (mem1, mem2), x, out = net.rest(), x.flatten(1), []
+    for _ in range(T):
+        spk1, mem1 = net.lif1(net.fc1(x) * net.gain, mem1)
+        spk2, mem2 = net.lif2(0.75 * net.fc2(spk1), mem2)
+        out.append(spk2)
+    return torch.stack(out)
+
+
 WRITTEN = (
+    with_constants,
     *(by_steps, over_steps, own_membranes, zero_membranes),
     *(one_layer_after_the_other, in_lists, residual),
 )

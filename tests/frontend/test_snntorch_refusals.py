@@ -119,7 +119,7 @@ REFUSED: list[tuple[Callable[..., Any], str]] = [
     (loop(one_sample), r"getitem\(.*, 0\) \(of tensors, steps x\[t\] of a sequence alone"),
     (loop(until_it_is_above), "it has a condition on a tensor's values"),
     (loop(started_at_one), "'lif1' is given a membrane of other values than 0"),
-    (loop(constant_spikes), "operation _tensor_constant0"),
+    (loop(constant_spikes), "'fc2' with a constant or a second input"),
     (loop(plain, lambda out: torch.stack(out[::-1])), r"6 steps put together \(steps 6, 5, 4, 3"),
     (loop(plain, lambda out: torch.stack(out[2:])), r"4 steps put together \(steps 3, 4, 5, 6\)"),
     (loop(plain, lambda out: out[-1]), "returns 'lif1' of step 6 alone"),

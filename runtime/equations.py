@@ -155,12 +155,14 @@ class Equation:
 
     state  names of the variables that a neuron keeps from step to step, the membrane first
     start  their values before the first step
+    whole  whether a step depends on the inputs of all steps, later ones too
     fuses  whether kernels that compute currents update such neurons themselves
     steps  for how many steps there are numbers; None: for any
     low, high   the least and the largest integer that a neuron sends: 0 and 1 for spikes
     """
 
     fuses: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # a field of one class is a constant of another
 

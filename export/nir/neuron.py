@@ -21,6 +21,7 @@ from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import ChargeForm, Equation, FireRule, NeuronEquation
 
 TOLERANCE = 1e-6  # relative; other tools write float32
@@ -61,6 +62,14 @@ to_nir.refuse(
     DynamicsEquation,
     error=lambda equation: UnsupportedGraphError(
         f"a {equation.family} neuron; NIR has no node for it. Export event or onnx"
+    ),
+)
+
+
+to_nir.refuse(
+    ParallelEquation,
+    error=lambda equation: UnsupportedGraphError(
+        "a PSN, which mixes all steps; NIR has no node for it. Export event or onnx"
     ),
 )
 

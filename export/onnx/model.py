@@ -26,6 +26,7 @@ from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
 from soul_deploy.runtime.dynamics.form import BINARY
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 from soul_deploy.runtime.format.layer_codec import neuron_facts
 
@@ -202,6 +203,11 @@ def _rule(equation: Equation) -> str:
 _rule.on(NeuronEquation)(
     lambda equation: "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
 )
+
+
+@_rule.on(ParallelEquation)
+def _parallel_rule(equation: ParallelEquation) -> str:
+    return f"psn: {'>' if equation.fire == 'gt' else '>='} 0"
 
 
 @_rule.on(DynamicsEquation)

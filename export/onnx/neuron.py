@@ -14,10 +14,11 @@ from functools import partialmethod
 import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
-from soul_deploy.base import Array, dispatch
-from soul_deploy.export.onnx import dynamics
+from soul_deploy.base import Array, dispatch, errors
+from soul_deploy.export.onnx import dynamics, parallel
 from soul_deploy.runtime import equations
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 
 DOMAIN = "soul_deploy.neurons"
@@ -85,6 +86,9 @@ def _leaky_name(equation: NeuronEquation) -> str:
 function_name.on(DynamicsEquation)(lambda equation: f"{equation.family}_{equation.send}")
 
 
+function_name.on(ParallelEquation)(lambda equation: "psn")
+
+
 @dispatch.operation_table(Equation)
 def attributes(equation: Equation) -> Mapping[str, Number]:
     """The attributes that a call of the function carries."""
@@ -92,6 +96,7 @@ def attributes(equation: Equation) -> Mapping[str, Number]:
 
 
 attributes.on(DynamicsEquation)(dynamics.attributes)
+attributes.on(ParallelEquation)(parallel.attributes)
 
 
 @attributes.on(NeuronEquation)
@@ -116,6 +121,15 @@ def step_function(equation: Equation, opset: int) -> FunctionProto:
 def _dynamics_function(equation: DynamicsEquation, opset: int) -> FunctionProto:
     constants = [_attribute(name) for name in sorted(attributes(equation))]
     return dynamics.step_function(equation, DOMAIN, function_name(equation), constants, opset)
+
+
+step_function.refuse(
+    ParallelEquation,
+    error=lambda equation: errors.UnsupportedGraphError(
+        "a PSN mixes all steps: no function, and no file, of one step holds it. Export operators "
+        "of all steps"
+    ),
+)
 
 
 @step_function.on(NeuronEquation)

@@ -1,6 +1,7 @@
 """Populations in ONNX: T steps of their neurons, one after the other."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from onnx import AttributeProto, NodeProto, helper, numpy_helper
@@ -9,7 +10,9 @@ from soul_deploy import ir
 from soul_deploy.base import errors
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx.nodes import OnnxBuilder, mask_name, pattern_name
+from soul_deploy.export.onnx.parallel import append_parallel
 from soul_deploy.runtime.dynamics.equation import Number
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation
 
 
@@ -33,6 +36,8 @@ def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
     current, name, steps = b.source(node), node.name, b.graph.time_steps
     equation = b.lowered.equations[name]
     currents = [current] * steps
+    if isinstance(equation, ParallelEquation):
+        return _fire_together(b, node, equation, output)
     if node.inputs[0] not in b.static and steps > 1:
         currents = _split(b, current, name, steps)
     given = b.membranes.get(name, ())
@@ -51,6 +56,20 @@ def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
         spikes.append(spike)
         state = after
     return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
+
+
+def _fire_together(
+    b: OnnxBuilder, node: ir.Population, equation: ParallelEquation, output: str
+) -> str:
+    """As `_fire`, of neurons that mix the steps."""
+    name, current = node.name, b.source(node)
+    if b.functions:
+        onnx_neuron.step_function(equation, b.opset)
+    if node.inputs[0] in b.static and b.graph.time_steps > 1:
+        repeated = [current] * b.graph.time_steps
+        current = b.op("Concat", repeated, f"{name}.current", axis=0)
+    stored = partial(onnx_neuron.constant_name, name)
+    return append_parallel(b, name, equation, current, output, stored)
 
 
 def _state_names(equation: Equation) -> tuple[str, ...]:

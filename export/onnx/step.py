@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto
 
-from soul_deploy.base.errors import UsageError
+from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.export.onnx import model as onnx_model
 from soul_deploy.export.onnx import nodes
 from soul_deploy.ir import Shape, SpikingGraph
@@ -50,6 +50,12 @@ class State:
 def states_of(model: Model) -> tuple[State, ...]:
     """The states in execution order: `v_<n>` is the membrane of the n-th population."""
     equations, shapes = lower(model).equations, model.graph.shapes
+    for name, equation in equations.items():
+        if equation.whole:
+            raise UnsupportedGraphError(
+                f"{name}: its neurons mix all steps, so that there is no file of one step; export "
+                "a file of all steps (--input_mode static or sequence)"
+            )
     states = []
     for n, p in enumerate(model.graph.populations):
         equation = equations[p.name]

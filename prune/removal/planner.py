@@ -18,6 +18,7 @@ from soul_deploy.model.model import Model, Validity
 from soul_deploy.prune import channel_groups as grouping
 from soul_deploy.prune.removal import connections, constants
 from soul_deploy.prune.removal.plan import LayerRemoval, RemovalPlan, Rule
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 
 
 def plan_removal(
@@ -149,7 +150,10 @@ class _Planner:
         current = self.known[node.inputs[0]]
         known = constants.Known.nothing(self.graph.shapes[node.name][0])
         constant = np.flatnonzero(~np.isnan(current.value))
-        if len(constant) and _alike(node):
+        if node.neuron.parallel:
+            still = self._still(node, current.value)
+            known.value[still], known.lasting[still] = 0, True
+        elif len(constant) and _alike(node):
             response = self._respond(node, current.value)
             silent = ~response.pattern[:, constant].any(axis=0)
             known.value[constant[silent]] = 0
@@ -158,6 +162,16 @@ class _Planner:
         if off is not None:
             known.value[off], known.lasting[off] = 0, True
         return known
+
+    def _still(self, node: ir.Population, current: Array) -> Array:
+        """bool (C,): channels of neurons that mix the steps which are silent, having no input.
+
+        Other constants are left to run: their sum over the steps may round either way.
+        """
+        equation = deploy.equation_of(self.graph, node, self.model.state)
+        assert isinstance(equation, ParallelEquation)
+        still: Array = (current == 0) & (not equation.fires_at_rest)
+        return still
 
     def _respond(self, node: ir.Population, current: Array) -> constants.ConstantResponse:
         """Neurons on their constant currents; nothing is said of the channels without one."""

@@ -13,9 +13,9 @@ from soul_deploy.runtime.dynamics import (
     complementary,
     gated,
     integer,
-    late,
     quadratic,
     refractory,
+    snntorch,
 )
 from soul_deploy.runtime.dynamics.form import Dynamics, Operations, Parts, SendRule, State, Value
 from soul_deploy.runtime.dynamics.operations import NUMPY
@@ -26,7 +26,8 @@ DYNAMICS: Mapping[str, Dynamics] = {
     for family in (
         *(complementary.CLIF, complementary.ILIF, integer.INTLIF, integer.TLIF, integer.IELIF),
         *(refractory.RPLIF, quadratic.IZHIKEVICH, bipolar.STBIF, gated.GLIF),
-        *(late.SYNAPTIC, late.LAPICQUE),
+        *(snntorch.LEAKY, snntorch.RLEAKY, snntorch.SYNAPTIC, snntorch.RSYNAPTIC),
+        snntorch.LAPICQUE,
     )
 }
 """The families by name."""

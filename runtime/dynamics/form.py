@@ -29,7 +29,8 @@ BINARY: tuple[SendRule, ...] = ("gt", "ge")
 class Operations:
     """What an engine computes with; functions of its values.
 
-    choose: (s, a, b) -> a where s is 1, b where it is 0.
+    choose: (s, a, b) -> a where s is 1, b where it is 0 or below.
+    above: (a, b) -> 1 where a > b, else 0; without a gradient.
     send: for each rule a function (potential, level, low, high) -> what is sent.
     """
 
@@ -38,6 +39,7 @@ class Operations:
     relu: Callable[[Value], Value]
     minimum: Callable[[Value, Value], Value]
     choose: Callable[[Value, Value, Value], Value]
+    above: Callable[[Value, Value], Value]
     send: Mapping[SendRule, Callable[[Value, Value, Value, Value], Value]]
 
 
@@ -55,8 +57,11 @@ class Parts:
     settle: Callable[[Value, State, Constants], State]
 
 
-Granularity = Literal["layer", "channel", "neuron", "step", "step_channel"]
-"""What there is one number per: the tensor is (), (C,), (C, H, W) or (N,), (T,), or (T, C)."""
+Granularity = Literal[
+    "layer", "channel", "neuron", "step", "step_channel", "step_pair", "step_column"
+]
+"""What there is one number per: the tensor is (), (C,), (C, H, W) or (N,), (T,), (T, C), (T, T) or
+(T, 1)."""
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 Settings: TypeAlias = Mapping[str, Any]

@@ -38,6 +38,7 @@ NUMPY = Operations(
     relu=lambda x: np.maximum(x, np.zeros((), np.result_type(x))),
     minimum=np.minimum,
     choose=_chosen,
+    above=lambda a, b: _sends(a, a > b),
     send={
         "gt": lambda p, level, low, high: _sends(p, p > level),
         "ge": lambda p, level, low, high: _sends(p, p >= level),
@@ -80,6 +81,12 @@ def scalar_choose(s: Any, a: Any, b: Any) -> Any:
 
 
 @register_jitable
+def scalar_above(a: Any, b: Any) -> Any:
+    """1 where a is above b."""
+    return np.float32(a > b)
+
+
+@register_jitable
 def scalar_gt(p: Any, level: Any, low: Any, high: Any) -> Any:
     """1 above the level."""
     return np.float32(p > level)
@@ -109,6 +116,7 @@ SCALAR = Operations(
     relu=scalar_relu,
     minimum=scalar_minimum,
     choose=scalar_choose,
+    above=scalar_above,
     send={"gt": scalar_gt, "ge": scalar_ge, "round": scalar_round, "round_up": scalar_round_up},
 )
 """On float32 scalars, compiled; plain Python where compilation is off."""

@@ -259,7 +259,10 @@ class Network:
         return stepwise.astype(np.bool_) if kind == "spike" else stepwise
 
     def stream(self) -> streaming.Stream:
-        """A stream at rest, apart from all others."""
+        """A stream at rest, apart from all others.
+
+        Raises ValidityError at its first step if neurons of the network mix all steps.
+        """
         return streaming.Stream(self.events, self._plans, self._reader)
 
     def step(self, x: Array | None = None) -> Array:

@@ -83,6 +83,12 @@ class Stream:
     def advance(self, shown: Array | None) -> Array:
         """As `step`, of inputs (B, positions, channels) that were read; None: those before."""
         done = self.running[1]
+        mixing = [layer.name for layer in self.events.populations if layer.neuron.whole]
+        if mixing:
+            raise errors.ValidityError(
+                f"a step asked of a network whose neurons ({mixing[0]}) mix all "
+                f"T = {self.events.time_steps} steps; run whole samples instead"
+            )
         workspaces = self._buffers_for(None if shown is None else len(shown))
         if self.events.fixed_steps and done >= self.events.time_steps:
             raise errors.ValidityError(

@@ -16,6 +16,7 @@ import numpy as np
 from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
 from soul_deploy.runtime.dynamics.form import SEND_RULES
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layers, map_layers
@@ -27,6 +28,7 @@ Tensors = Mapping[str, Array]
 """All arrays of a file, by name."""
 
 SUBTRACT = "subtract"
+PSN = "psn"
 NEURON = "neuron."  # in front of the names of arrays that are a neuron's numbers
 
 
@@ -39,6 +41,8 @@ def layer_arrays(part: Any) -> dict[str, Array]:
             found[item.name] = content
         elif isinstance(content, DynamicsEquation):
             found |= {f"{NEURON}{name}": array for name, array in content.arrays.items()}
+        elif isinstance(content, ParallelEquation):
+            found |= {f"{NEURON}weight": content.weight, f"{NEURON}bias": content.bias}
         elif is_dataclass(content):
             found |= layer_arrays(content)
     return found
@@ -70,6 +74,12 @@ def _dynamics_header(neuron: DynamicsEquation) -> dict[str, Any]:
     numbers = {n: None if isinstance(c, np.ndarray) else c for n, c in neuron.named.items()}
     sent = {"send": neuron.send, "low": neuron.low, "high": neuron.high}
     return {"family": neuron.family, "constants": numbers, **sent}
+
+
+@neuron_header.on(ParallelEquation)
+def _parallel_header(neuron: ParallelEquation) -> dict[str, Any]:
+    """Its numbers are tensors of the layer."""
+    return {"family": PSN, "fire": neuron.fire}
 
 
 @neuron_header.on(NeuronEquation)
@@ -196,6 +206,8 @@ _enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 
 
 def _neuron(entry: Entry, layer: str, tensors: Tensors) -> Equation:
+    if entry.get("family") == PSN:
+        return _parallel(entry, layer, tensors)
     if "family" in entry:
         return _dynamics(entry, layer, tensors)
     given, reset = {**entry, "v_subtract": None}, entry["v_reset"]
@@ -205,10 +217,19 @@ def _neuron(entry: Entry, layer: str, tensors: Tensors) -> Equation:
     return neuron
 
 
+def _parallel(entry: Entry, layer: str, tensors: Tensors) -> ParallelEquation:
+    keys = [f"{layer}/{NEURON}{name}" for name in ("weight", "bias")]
+    for key in keys:
+        errors.require(key in tensors, f"tensor {key} is missing")
+    weight, bias = (tensors[key] for key in keys)
+    return ParallelEquation(weight, bias, entry["fire"])
+
+
 def _dynamics(entry: Entry, layer: str, tensors: Tensors) -> DynamicsEquation:
     """Raises FileFormatError for an unknown family or other numbers than it has."""
     family = v.text(entry["family"])
-    errors.require(family in DYNAMICS, f"neuron {family!r}; known: {', '.join(DYNAMICS)}")
+    known = ", ".join([*DYNAMICS, PSN])
+    errors.require(family in DYNAMICS, f"neuron {family!r}; known: {known}")
     names, numbers = DYNAMICS[family].constants, entry["constants"]
     errors.require(
         isinstance(numbers, dict) and set(numbers) == set(names),

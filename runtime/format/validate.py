@@ -9,6 +9,7 @@ import numpy.typing as npt
 from soul_deploy.base import Array, dispatch, errors
 from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
 from soul_deploy.runtime.dynamics.form import BINARY
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import CHARGE, FIRE, Equation, NeuronEquation
 
 Shape = tuple[int, ...]
@@ -103,6 +104,15 @@ def _dynamics(neuron: DynamicsEquation, name: str) -> None:
         f"{name}: {neuron.family} that sends {neuron.low} to {neuron.high}",
     )
     require_edge(name, *edge_between(neuron.low, neuron.high))
+
+
+@require_neuron.on(ParallelEquation)
+def _parallel(neuron: ParallelEquation, name: str) -> None:
+    errors.require(neuron.fire in FIRE, f"{name}: fire {neuron.fire!r}; known: {', '.join(FIRE)}")
+    steps = neuron.bias.size
+    errors.require(1 <= steps <= MAX_STEPS, f"{name}: a neuron of {steps} steps")
+    require_array(f"{name}: neuron bias", neuron.bias, np.float32, (steps,))
+    require_array(f"{name}: neuron weight", neuron.weight, np.float32, (steps, steps))
 
 
 @require_neuron.on(NeuronEquation)

@@ -250,6 +250,8 @@ def _neuron_facts(neurons: Mapping[str, Description | None]) -> Facts:
 
 def neuron_text(neuron: Description) -> str:
     """An equation in one line."""
+    if neuron.get("family") == "psn":
+        return f"psn: W x + b over all steps; spike if {'>' if neuron['fire'] == 'gt' else '≥'} 0"
     if "family" in neuron:
         numbers = ", ".join(f"{name} {value:g}" for name, value in neuron["constants"].items())
         sent = f"{neuron['low']} to {neuron['high']}" if neuron["high"] > 1 else "spikes"

@@ -8,10 +8,11 @@ import numpy.typing as npt
 
 from soul_deploy.base import Array, dispatch
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation, NeuronEquation
 from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.validate import Shape
-from soul_deploy.runtime.kernels import dynamics, neurons
+from soul_deploy.runtime.kernels import dynamics, neurons, parallel
 from soul_deploy.runtime.plan.layer_plan import aligned
 
 Bound = tuple[Callable[..., None], tuple[Any, ...]]
@@ -38,6 +39,11 @@ def _variables(neuron: DynamicsEquation, count: int) -> Array:
     return state
 
 
+@state_at_rest.on(ParallelEquation)
+def _nothing(neuron: ParallelEquation, count: int) -> Array:
+    return np.empty((0, count), np.float32)
+
+
 @dispatch.operation_table(Equation)
 def update_numbers(neuron: Equation, shape: Shape, index: Array | None) -> Array | None:
     """What the update of neurons of this shape reads beside the current, made once for all their
@@ -46,7 +52,7 @@ def update_numbers(neuron: Equation, shape: Shape, index: Array | None) -> Array
     raise update_numbers.unknown(neuron)
 
 
-update_numbers.on(NeuronEquation)(lambda neuron, shape, index: None)
+update_numbers.on(NeuronEquation, ParallelEquation)(lambda neuron, shape, index: None)
 update_numbers.on(DynamicsEquation)(dynamics.constants_of)
 
 
@@ -83,6 +89,15 @@ def _dynamics(
     start, wide = np.array(neuron.start, np.float32), numbers.shape[2] > 1
     kernel = dynamics.dynamics_kernel(neuron.family, neuron.send, lanes > 0, wide)
     return kernel, (current, numbers, *limits, start, carry, state, sent, *bounds)
+
+
+@update_call.on(ParallelEquation)
+def _parallel(
+    neuron: ParallelEquation, current: Array, state: Array, sent: Array, bounds: tuple[int, int],
+    *, carry: bool, lanes: int, numbers: Array | None,
+) -> Bound:  # fmt: skip
+    kernel = parallel.parallel_kernel(neuron.fire, lanes > 0)
+    return kernel, (current, neuron.weight, neuron.bias, sent, *bounds)
 
 
 def sent_dtype(kind: validate.EdgeKind) -> npt.DTypeLike:

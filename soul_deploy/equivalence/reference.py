@@ -20,6 +20,7 @@ from soul_deploy.lowering.fold_batch_norm import ChannelConstants
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import CHARGE, Equation, NeuronEquation, reset_hard, reset_soft
 
 ROUNDING = 4 * 2.0**-24  # of Σ|w·x|: the allowed error of a float32 sum
@@ -192,6 +193,18 @@ def _leaky(
             v = reset_hard(v, spike, equation.target)
     allowance = ROUNDING * summed.cummax(dim=0).values
     return torch.stack(distances), allowance.clamp(min=LEAST_ALLOWANCE * equation.v_threshold)
+
+
+@margins_of.on(ParallelEquation)
+def _parallel(
+    equation: ParallelEquation, current: Tensor, summed: Tensor, sent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The potential W x + b: a sum of inputs, each off by the rounding of its own sum."""
+    weight, bias = (torch.from_numpy(a).double() for a in (equation.weight, equation.bias))
+    bias = bias.reshape(-1, *[1] * (current.dim() - 1))
+    distance = torch.tensordot(weight, current, dims=1) + bias
+    size = torch.tensordot(weight.abs(), summed + current.abs(), dims=1) + bias.abs()
+    return distance, (ROUNDING * size).clamp(min=LEAST_ALLOWANCE)
 
 
 @margins_of.on(DynamicsEquation)

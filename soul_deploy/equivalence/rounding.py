@@ -101,6 +101,13 @@ def _choose(s: Bounded, a: Operand, b: Bounded) -> Bounded:
     )
 
 
+def _above(a: Bounded, b: Operand) -> Bounded:
+    """0 or 1, and off by 1 where rounding can decide."""
+    o = _bounded(b, a)
+    unsure = (a.value - o.value).abs() <= a.error + o.error
+    return Bounded((a.value > o.value).to(a.value), unsure.to(a.value))
+
+
 def _sent(p: Any, level: Any, low: Any, high: Any) -> Any:
     raise NotImplementedError("what is sent is given, not computed")
 
@@ -111,6 +118,7 @@ BOUNDED = Operations(
     relu=lambda x: Bounded(x.value.relu(), x.error),
     minimum=_minimum,
     choose=_choose,
+    above=_above,
     send={"gt": _sent, "ge": _sent, "round": _sent, "round_up": _sent},
 )
 

@@ -202,6 +202,9 @@ class GraphBuilder:
         elif kind in ("RateReadout", "VoteReadout"):
             after = TracedValue(path, 1, mean=True)
         self.add(node, converted, after)
+        if isinstance(converted, ir.Population) and converted.neuron.unit != 1:
+            unit = ir.Scale(f"{path}.unit", (path,), converted.neuron.unit)
+            self.add(node, unit, replace(after, name=unit.name))
         if getattr(module, "ceil_mode", False):
             module_kinds.check_ceil_mode(converted, self.shapes[source.name])
 

@@ -21,6 +21,7 @@ from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, Usage
 from soul_deploy.frontend.sizes import Refusal
 from soul_deploy.ir import NeuronSpec, SurrogateName
 from soul_deploy.ir.neurons import LARGEST
+from soul_deploy.runtime.dynamics import snntorch
 
 SNNTORCH = "snntorch"
 STATES: Mapping[str, tuple[str, ...]] = {
@@ -70,7 +71,6 @@ def spec_of(path: str, module: Any) -> NeuronSpec:
     surrogate, alpha = _surrogate(path, module.spike_grad)
     shared = {
         "v_threshold": _number(path, module, "threshold"),
-        "v_reset": 0.0 if mechanism == "zero" else None,
         "surrogate": surrogate,
         "surrogate_alpha": alpha,
         "fire": "gt",
@@ -87,14 +87,19 @@ def type_name(module: nn.Module) -> str:
 
 
 def _leaky(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
-    """`NeuronSpec.form` "snntorch"."""
+    """`NeuronSpec.form` "snntorch"; of a family with more state where a reset at once subtracts,
+    since a membrane that stays above its threshold then resets the next step.
+    """
     beta = _decay(path, module, "beta")
+    if mechanism == "subtract" and not module.reset_delay:
+        return _of_family("snn_leaky", module, mechanism, shared, beta=beta)
     if beta == 0:
         raise UnsupportedGraphError(f"{path}: beta 0, which leaves nothing of a membrane")
     return NeuronSpec(
         family="if" if beta == 1 else "lif",
         tau=2.0 if beta == 1 else min(1.0 / (1.0 - beta), LARGEST),
         decay_input=False,
+        v_reset=0.0 if mechanism == "zero" else None,
         v_subtract=0.0 if mechanism == "none" else None,
         form="snntorch",
         **shared,
@@ -102,25 +107,25 @@ def _leaky(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> Ne
 
 
 def _synaptic(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
-    alpha, beta = (_decay(path, module, name) for name in ("alpha", "beta"))
-    settings = (("alpha", alpha), ("beta", beta), ("resets", float(mechanism != "none")))
-    return NeuronSpec(family="synaptic", settings=settings, **shared)
+    decays = {name: _decay(path, module, name) for name in ("alpha", "beta")}
+    return _of_family("snn_synaptic", module, mechanism, shared, **decays)
 
 
 def _lapicque(path: str, module: Any, mechanism: str, shared: dict[str, Any]) -> NeuronSpec:
-    """The numbers of its circuit in float32, in the operations of `_base_state_function`."""
-    for name in ("R", "C", "time_step"):
-        _number(path, module, name)
-    product = module.R * module.C
-    circuit = {
-        "resistance": module.R,
-        "rate": 1 / product,
-        "time_step": module.time_step,
-        "decay": 1 - (module.time_step / product),
+    circuit = {name: _number(path, module, name) for name in ("R", "C", "time_step")}
+    return _of_family("snn_lapicque", module, mechanism, shared, **circuit)
+
+
+def _of_family(
+    family: str, module: Any, mechanism: str, shared: dict[str, Any], **numbers: float
+) -> NeuronSpec:
+    """A neuron of `runtime.dynamics.snntorch`."""
+    numbers |= {
+        "threshold": shared["v_threshold"],
+        "reset": snntorch.RESETS[mechanism],
+        "delay": float(getattr(module, "reset_delay", True)),
     }
-    numbers = {name: float(number.detach().float()) for name, number in circuit.items()}
-    settings = (*numbers.items(), ("resets", float(mechanism != "none")))
-    return NeuronSpec(family="lapicque", settings=settings, **shared)
+    return NeuronSpec(family=family, settings=tuple(numbers.items()), **shared)
 
 
 SPECS: Mapping[str, Callable[[str, Any, str, dict[str, Any]], NeuronSpec]] = {
@@ -144,17 +149,6 @@ def _mechanism(path: str, module: Any) -> str:
         raise UnsupportedGraphError(
             f"{path}: it computes reset_mechanism {mechanism!r} and says {said!r}, which was set "
             f"after it was made; give reset_mechanism to {name}(...)"
-        )
-    if name == "Synaptic" and mechanism == "zero" and not module.reset_delay:
-        raise UnsupportedGraphError(
-            f"{path}: reset_delay=False with reset_mechanism 'zero' of a Synaptic; supported is "
-            "reset_delay=True (the default)"
-        )
-    if mechanism == "subtract" and not getattr(module, "reset_delay", True):
-        raise UnsupportedGraphError(
-            f"{path}: reset_delay=False with reset by subtraction, which takes nothing off where a "
-            "membrane stays above its threshold; supported is reset_delay=True (the default), or "
-            'reset_mechanism="zero"'
         )
     return mechanism
 

@@ -22,7 +22,8 @@ from soul_deploy.runtime.equations import (
 NeuronFamily = str
 """A name of FAMILIES."""
 LEAKY = ("if", "lif", "plif", "ltmd")
-FAMILIES = (*LEAKY, *DYNAMICS)
+PARALLEL = "psn"
+FAMILIES = (*LEAKY, *DYNAMICS, PARALLEL)
 SurrogateName = Literal["atan", "sigmoid", "rectangle"]
 FormName = Literal["soul", "spikingjelly", "spikingjelly_0", "snntorch"]
 FORMS: tuple[FormName, ...] = get_args(FormName)
@@ -39,6 +40,7 @@ class Edge:
 
 
 LTMD_LEAK = 0.25  # soul/neuron/LTMD.py, state_update
+PSN_TENSORS: Mapping[str, Granularity] = {"weight": "step_pair", "bias": "step_column"}
 LEAKY_SETTINGS: Mapping[str, Mapping[str, float]] = {"ltmd": {"kappa": 0.5}}
 """Numbers that only one of LEAKY has, with Soul's defaults: kappa is what ltmd's w starts with."""
 LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, in which every engine computes
@@ -141,7 +143,8 @@ class NeuronSpec:
 
     def _check_tensors(self) -> None:
         """Fill in those that the family always has. Raises UsageError for what cannot be one."""
-        known = {} if self.dynamics is None else self.dynamics.tensors
+        known: Mapping[str, Granularity | None] = PSN_TENSORS if self.parallel else {}
+        known = known if self.dynamics is None else self.dynamics.tensors
         given = dict(self.tensors)
         for name, kind in given.items():
             if name not in known:
@@ -166,6 +169,8 @@ class NeuronSpec:
             "neuron": shape,
             "step": (time_steps,),
             "step_channel": (time_steps, *shape[:1]),
+            "step_pair": (time_steps, time_steps),
+            "step_column": (time_steps, 1),
         }
         own = {f"{population}.{name}": sides[kind] for name, kind in self.tensors}
         return own | ({f"{population}.w": ()} if self.learned else {})
@@ -173,7 +178,12 @@ class NeuronSpec:
     @property
     def stepwise(self) -> bool:
         """Whether some numbers are those of a step: the neuron is one of T steps only."""
-        return any(kind in ("step", "step_channel") for _, kind in self.tensors)
+        return any(kind.startswith("step") for _, kind in self.tensors)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a step depends on the inputs of all steps."""
+        return self.family == PARALLEL
 
     @property
     def dynamics(self) -> Dynamics | None:
@@ -192,7 +202,8 @@ class NeuronSpec:
         if self.dynamics is not None:
             return (*self.dynamics.reads, *(("fire",) if self.dynamics.rules == BINARY else ()))
         every = "tau", "v_threshold", "v_reset", "decay_input", "fire"
-        unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "ltmd": every[:4], "lif": ()}
+        unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "lif": ()}
+        unread |= dict.fromkeys(("ltmd", PARALLEL), every[:4])
         return tuple(name for name in every if name not in unread[self.family])
 
     @property
@@ -318,6 +329,7 @@ SOUL_NEURONS: Mapping[NeuronFamily, NeuronSpec] = {
         "izhikevich", surrogate="sigmoid", surrogate_alpha=4.0, detach_reset=False
     ),
     "ltmd": NeuronSpec("ltmd", surrogate="rectangle", surrogate_alpha=1.0, detach_reset=False),
+    "psn": NeuronSpec("psn"),
     "rplif": NeuronSpec("rplif"),
     "stbif": NeuronSpec("stbif", fire="ge"),
     "tlif": NeuronSpec("tlif", settings=(("carry", 0.0),)),

@@ -183,6 +183,8 @@ class Population(node.Node):
         n = self.neuron
         if n.dynamics is not None:
             return self._describe_dynamics()
+        if n.parallel:
+            return f"psn: mixes all steps, dense over steps, fires at {n.fire} 0"
         reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
         reset += " a step later" if n.late_reset else ""
         reset += "" if n.v_subtract is None else f" by {n.v_subtract:g}"

@@ -12,6 +12,7 @@ from soul_deploy.ir import NeuronSpec, SurrogateName
 from soul_deploy.nn.surrogate import surrogate_gradient
 from soul_deploy.runtime.dynamics.equation import Number, parts_of
 from soul_deploy.runtime.dynamics.form import Granularity, Operations, SendRule
+from soul_deploy.runtime.dynamics.parallel import ParallelEquation
 from soul_deploy.runtime.equations import Equation
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -80,6 +81,7 @@ def torch_operations(name: SurrogateName, alpha: float, detach_reset: bool) -> O
         relu=torch.relu,
         minimum=lambda a, b: torch.minimum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device)),
         choose=choose,
+        above=lambda a, b: (a > b).to(a.dtype),
         send={
             "gt": compare("gt"),
             "ge": compare("ge"),
@@ -108,10 +110,27 @@ def numbers_of(spec: NeuronSpec, tensors: Mapping[str, Tensor], rank: int) -> tu
     return spec.dynamics.numbers(spec.named | held, operations)
 
 
+def simulate_parallel(
+    spec: NeuronSpec, tensors: Mapping[str, Tensor], current: Tensor, steps: int, *, static: bool,
+    observe: Observer | None,
+) -> Tensor:  # fmt: skip
+    """As `simulate`, of neurons that mix the steps; the observer sees their potentials."""
+    x = current.expand(steps, *current.shape) if static else current
+    potential = torch.addmm(tensors["bias"], tensors["weight"], x.flatten(1)).view(x.shape)
+    spikes = fire_with_surrogate(potential, 0.0, spec.fire, spec.surrogate, spec.surrogate_alpha)
+    for t in range(steps if observe is not None else 0):
+        assert observe is not None
+        observe(t, spikes[t], potential[t])
+    return spikes
+
+
 @torch.no_grad()
 def deployed(spec: NeuronSpec, tensors: Mapping[str, Tensor], rank: int) -> Equation:
     """The neuron as deployed: its numbers in float32, as PyTorch computes them."""
     single = {name: tensors[name].detach().float().cpu() for name, _ in spec.tensors}
+    if spec.parallel:
+        weight, bias = (np.ascontiguousarray(single[n].numpy()) for n in ("weight", "bias"))
+        return ParallelEquation(weight, bias.reshape(-1), spec.fire)
     found: list[Number] = []
     for number in numbers_of(spec, single, rank):
         one = not isinstance(number, Tensor) or number.numel() == 1

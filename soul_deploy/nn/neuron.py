@@ -4,6 +4,7 @@ The forward pass is the firing rule, the backward pass a smooth stand-in, the su
 Surrogates stand in surrogate.py, neurons with more state than a membrane in dynamics.py.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,8 @@ class SpikingNeuron(nn.Module):
 
     `forward` takes an input current of (T, B, C, H, W) or (T, B, N), or a static one without the
     time axis, (B, C, H, W) or (B, N), which is then applied at each of `time_steps` steps. It
-    returns spikes (T, B, ...). The membrane starts at rest at every call.
+    returns spikes (T, B, ...); of neurons that send integers these, times their unit. The membrane
+    starts at rest at every call.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class SpikingNeuron(nn.Module):
         self.spec = spec
         self.time_steps = time_steps
         shapes = spec.tensor_shapes("", () if shape is None else shape, time_steps)
-        for name, kind in spec.tensors:
+        if spec.parallel:
+            self._register_mixing(time_steps)
+        for name, kind in () if spec.parallel else spec.tensors:
             if shape is None and kind in ("channel", "neuron", "step_channel"):
                 raise UsageError(f"{spec.family}: {name} per {kind}, but no shape is given")
             assert spec.dynamics is not None
@@ -47,13 +51,28 @@ class SpikingNeuron(nn.Module):
         if spec.learned:
             self.w = nn.Parameter(torch.tensor(spec.first_w))
 
+    def _register_mixing(self, time_steps: int) -> None:
+        """A PSN's weight and bias, drawn as Soul and SpikingJelly do."""
+        self.weight = nn.Parameter(torch.empty(time_steps, time_steps))
+        self.bias = nn.Parameter(torch.full((time_steps, 1), -1.0))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
     def forward(self, current: Tensor) -> Tensor:
-        return self.simulate(current, static=current.dim() in (2, 4))
+        sent, unit = self.simulate(current, static=current.dim() in (2, 4)), self.spec.unit
+        return sent if unit == 1 else sent * unit
 
     def simulate(self, current: Tensor, *, static: bool, observe: Observer | None = None) -> Tensor:
-        """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`."""
+        """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`.
+
+        Of neurons that send integers these, not yet multiplied by their unit.
+        """
         spec = self.spec
         steps = self.time_steps if static else len(current)
+        if spec.parallel:
+            held = dict(self.named_parameters())
+            return dynamics.simulate_parallel(
+                spec, held, current, steps, static=static, observe=observe
+            )
         if spec.dynamics is not None:
             held = dict(self.named_parameters())
             return dynamics.simulate(spec, held, current, steps, static=static, observe=observe)

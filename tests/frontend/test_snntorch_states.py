@@ -24,6 +24,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "synaptic": ("Synaptic", {"alpha": 0.9, "beta": 0.8}),
     "synaptic-zero": ("Synaptic", {"alpha": 0.5, "beta": 0.7, "reset_mechanism": "zero"}),
     "synaptic-none": ("Synaptic", {"alpha": 0.6, "beta": 0.5, "reset_mechanism": "none"}),
+    "leaky-at-once": ("Leaky", {"beta": 0.9, "reset_delay": False, "threshold": 0.7}),
+    "synaptic-at-once": ("Synaptic", {"alpha": 0.7, "beta": 0.9, "reset_delay": False}),
+    "synaptic-zero-at-once": (
+        "Synaptic",
+        {"alpha": 0.4, "beta": 0.8, "reset_delay": False, "reset_mechanism": "zero"},
+    ),
     "synaptic-learned": (
         "Synaptic",
         {"alpha": 1.2, "beta": 0.75, "threshold": 0.7, "learn_alpha": True, "learn_beta": True},
@@ -172,16 +178,6 @@ class Exchanged(Net):
 def test_states_in_another_place_are_refused() -> None:
     with pytest.raises(UnsupportedGraphError, match="'lif1' with another membrane than its own"):
         from_torch(Exchanged("synaptic"), (40,), T)
-
-
-@pytest.mark.parametrize("mechanism", ["subtract", "zero"])
-def test_a_reset_at_once_is_refused(mechanism: str) -> None:
-    network = Net("lapicque")
-    network.lif1 = snn.Synaptic(
-        alpha=0.9, beta=0.8, reset_delay=False, reset_mechanism=mechanism, init_hidden=True
-    )
-    with pytest.raises(UnsupportedGraphError, match="lif1: reset_delay=False with reset"):
-        spec_of("lif1", network.lif1)
 
 
 @pytest.mark.parametrize("kind", ["synaptic", "synaptic-zero", "lapicque", "lapicque-zero"])

@@ -220,6 +220,10 @@ class ForwardError(UnsupportedGraphError):
     """A forward that raised an error of its own while it was traced."""
 
 
+CONSTANT = "constant"
+"""Where an operation keeps a tensor that forward made: the network holds it during tracing only."""
+
+
 def run_symbolically(network: nn.Module, sides_of: SidesOf) -> fx.Graph:
     """The operations of `network.forward`, in order. `sides_of` says what shape a value has.
 
@@ -228,7 +232,11 @@ def run_symbolically(network: nn.Module, sides_of: SidesOf) -> fx.Graph:
     tracer = Tracer(sides_of)
     try:
         with evaluating(network), hidden_state.hidden(network):
-            return tracer.trace(network)
+            operations = tracer.trace(network)
+            for node in operations.nodes:
+                if node.op == "get_attr" and hasattr(network, str(node.target)):
+                    node.meta[CONSTANT] = getattr(network, str(node.target))
+            return operations
     except Refusal as error:
         raise UnsupportedGraphError(
             f"{type(network).__name__}: its forward cannot be traced: {error} "

@@ -48,6 +48,8 @@ class Unrolled:
 
     def follow(self, builder: "GraphBuilder", node: fx.Node) -> None:
         """Make an operation of a network with stepped neurons, or find that it was made."""
+        if node.op == "get_attr":  # a constant, for whoever takes one
+            return
         module = _module_of(builder, node)
         if module is not None and module_kinds.module_kind(module) is None:
             builder.operate(node)  # which refuses it

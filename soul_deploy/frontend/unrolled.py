@@ -70,9 +70,7 @@ class Unrolled:
             builder.values[node] = self._done[key]
         else:
             builder.operate(node)
-        if node not in builder.values:  # a constant, which is looked at where it is used
-            return
-        self._done.setdefault(key, builder.values[node])
+            self._done[key] = builder.values[node]
         if step is not None:
             builder.values[node] = replace(builder.values[node], step=step)
         if module is not None:

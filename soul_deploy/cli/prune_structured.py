@@ -1,7 +1,7 @@
 """`soul-deploy prune structured`: train or load, prune by SCA, fine-tune, remove."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def structured(
         _preview(run.output_format, model, loaded if start else None, config, training, asked)
         return
     sha256, folder = path and file_sha256(path), files["Checkpoint"].parent
-    kept = resolve.checkpoints_of(keeping, folder, task=asdict(task), model_path=sha256)
+    kept = resolve.checkpoints_of(keeping, folder, task=task.facts(), model_path=sha256)
     asked |= {"dense": None if start else _dense(learning.epochs, files), "checkpoints": kept}
     asked["log"] = files["Epochs"]
     if targets[1:]:

@@ -62,7 +62,7 @@ def network_of(kind: str, mode: str = "m") -> tuple[nn.Module, Tensor]:
     """
     torch.manual_seed(0)
     last = neuron.LIFNode() if kind.startswith("gated") else made(kind)
-    network = nn.Sequential(
+    network: Any = nn.Sequential(
         *(layer.Conv2d(2, 6, 3), layer.BatchNorm2d(6), made(kind)),
         *(layer.Flatten(), layer.Linear(96, 12), last, layer.Linear(12, 3)),
     )

@@ -62,16 +62,17 @@ def network_of(kind: str, mode: str = "m") -> tuple[nn.Module, Tensor]:
     """
     torch.manual_seed(0)
     last = neuron.LIFNode() if kind.startswith("gated") else made(kind)
-    network: Any = nn.Sequential(
-        *(layer.Conv2d(2, 6, 3), layer.BatchNorm2d(6), made(kind)),
-        *(layer.Flatten(), layer.Linear(96, 12), last, layer.Linear(12, 3)),
+    norm, inner = layer.BatchNorm2d(6), layer.Linear(96, 12)
+    network = nn.Sequential(
+        *(layer.Conv2d(2, 6, 3), norm, made(kind)),
+        *(layer.Flatten(), inner, last, layer.Linear(12, 3)),
     )
     functional.set_step_mode(network, mode)
     with torch.no_grad():
-        network[1].bias.uniform_(0, 1.5)
-        network[1].running_var.fill_(0.3)
-        network[4].weight.mul_(3)
-        network[4].bias += 0.4
+        norm.bias.uniform_(0, 1.5)
+        norm.running_var.fill_(0.3)
+        inner.weight.mul_(3)
+        inner.bias += 0.4
     return network.eval(), torch.randn(STEPS, 3, 2, 6, 6)
 
 

@@ -81,8 +81,8 @@ class ScaOptions:
     regrow_weights: str = _one_of(sca.REGROW_WEIGHTS, "Weights with which a channel comes back.")
     budget_rule: str = _one_of(
         budget.RULES,
-        "By what channels go to a target. per_cost: share of the layer's score by what is saved; "
-        "score: the lowest scores, whatever they save.",
+        "By what channels go. per_cost: share of the layer's score by what is saved, SynOps or "
+        "the target's cost; score: the lowest scores of all layers, whatever they save.",
     )
     kept_count: str = _one_of(
         selection.KEPT_COUNT, "How (1 - p) N becomes a whole number (Soul, the authors: floor)."

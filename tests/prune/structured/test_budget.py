@@ -128,8 +128,18 @@ def test_counting_channels_by_their_price_equals_the_naive_rule(
         assert all(layer.keep.sum() >= floors[layer.name] for layer in plan.layers)
 
 
+def test_a_price_weighs_less_than_a_cost_that_is_to_be_saved() -> None:
+    """Shares 1/2 and 1/4, costs 18 and 1: 0.5 / 18^0.2 > 0.25, but 0.5 / 18^0.5 < 0.25."""
+    costs = chain([[16], [16]], [[0.5, 0.5]] * 4)
+    scores, floors = {"u0": np.ones(2), "u1": np.ones(4)}, {"u0": 1, "u1": 1}
+    counted = budget.shrunk(costs.all_open(), scores, costs.counted(), 5, floors)
+    assert [int(counted[unit].sum()) for unit in ("u0", "u1")] == [2, 3]
+    saved = budget.shrunk(costs.all_open(), scores, costs, 20, floors)
+    assert [int(saved[unit].sum()) for unit in ("u0", "u1")] == [1, 4]
+
+
 def test_a_channel_that_costs_nothing_is_no_bargain() -> None:
-    """Prices 1, 1, 0 and a score of 1, 1, 0.1: what is worth least goes, though it saves nothing."""
+    """Prices 1, 1, 0 and scores 1, 1, 0.1: what is worth least goes, though it saves nothing."""
     costs = chain([[0], [0], [0]], [[1, 1, 0]])
     scores = {"u0": np.array([1, 1, 0.1]), "u1": np.ones(1)}
     floors = {"u0": 1, "u1": 1}

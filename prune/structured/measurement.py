@@ -210,8 +210,9 @@ class Measurement:
         if self.sca.budget_rule == "score":
             return selection.decide(*values, wanted, self.sca.guard)
         costs = self.meters["synops"].measure().costs.counted()
-        limits = wanted.kept, wanted.regrown / max(1, wanted.kept), self.floors
-        return selection.raised(budget.decide(*values, costs, *limits), self.sca.guard)
+        regrown = wanted.regrown / max(1, wanted.kept)
+        plan = budget.decide(*values, costs, wanted.kept, regrown, self.floors)
+        return selection.raised(plan, self.sca.guard)
 
     def planned(self, plan: selection.ChannelPlan) -> CostPlan | None:
         """What a plan leaves of the target's quantity, by what is measured now; None without one.

@@ -179,8 +179,9 @@ def structured(
 ) -> None:
     """Prune channels by spiking channel activity, then remove them.
 
-    The channels with the highest mean of spikes + |membrane potential| stay; of the others, some
-    come back by the gradient of their batch-norm scale. At the end the masked network and a
+    The channels with the highest mean of spikes + |membrane potential|, as a share of their
+    layer's and for the SynOps that they cost, stay; of the others, some come back by the gradient
+    of their batch-norm scale. At the end the masked network and a
     compact one without the pruned channels are written.
     """
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)

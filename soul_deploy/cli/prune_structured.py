@@ -81,8 +81,8 @@ class ScaOptions:
     regrow_weights: str = _one_of(sca.REGROW_WEIGHTS, "Weights with which a channel comes back.")
     budget_rule: str = _one_of(
         budget.RULES,
-        "By what channels go to a target. per_cost: share of the layer's score by what is saved; "
-        "score: the lowest scores, whatever they save.",
+        "By what channels go. per_cost: share of the layer's score by what is saved, SynOps or "
+        "the target's cost; score: the lowest scores of all layers, whatever they save.",
     )
     kept_count: str = _one_of(
         selection.KEPT_COUNT, "How (1 - p) N becomes a whole number (Soul, the authors: floor)."
@@ -179,8 +179,9 @@ def structured(
 ) -> None:
     """Prune channels by spiking channel activity, then remove them.
 
-    The channels with the highest mean of spikes + |membrane potential| stay; of the others, some
-    come back by the gradient of their batch-norm scale. At the end the masked network and a
+    The channels with the highest mean of spikes + |membrane potential|, as a share of their
+    layer's and for the SynOps that they cost, stay; of the others, some come back by the gradient
+    of their batch-norm scale. At the end the masked network and a
     compact one without the pruned channels are written.
     """
     task, training = resolve.task_of(network, data, learning.seed), resolve.recipe_of(learning)

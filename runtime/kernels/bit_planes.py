@@ -72,6 +72,12 @@ def tile_of(steps: int) -> int:
 
 
 @register_jitable
+def parts_of(channels: int) -> int:
+    """Parts of a tile: CHANNELS channels each. Threads share parts, tile by tile."""
+    return -(-channels // CHANNELS)
+
+
+@register_jitable
 def to_words(bits: Array, size: int, words: Array, at: int) -> None:
     """words[c, at + i] = bits[i, c] for i below `size`, at most BLOCK."""
     channels = bits.shape[1]
@@ -203,10 +209,11 @@ def _make_convolve(
         carry: bool, keep: bool, v: Array, first: int, last: int, front: int, sums: Array,
         membrane: Array, fired: Array, words: Array,
     ) -> None:  # fmt: skip
-        """Currents and neurons of the tiles from `first` to `last`: see `convolve_kernel`."""
-        flat, channels = source.reshape(-1), len(starts) - 1
-        for tile in range(first, last):
-            for begun in range(0, channels, CHANNELS):
+        """Currents and neurons of the parts from `first` to `last`: see `convolve_kernel`."""
+        flat, channels, parts = source.reshape(-1), len(starts) - 1, parts_of(len(starts) - 1)
+        for tile in range(first // parts, -(-last // parts)):
+            some, beyond = max(0, first - tile * parts), min(parts, last - tile * parts)
+            for begun in range(some * CHANNELS, beyond * CHANNELS, CHANNELS):
                 count, at = min(CHANNELS, channels - begun), tile * lanes
                 for i in range(count):
                     begin, end = starts[begun + i], starts[begun + i + 1]

@@ -275,7 +275,7 @@ def plane_region(
     tiles, chunks = rows.tiles(source.frame.pitch, source.steps), len(source.chunks)
     lanes, together = lines * VECTOR * held, bit_planes.CHANNELS
     for partition in partitions_of(partitions):
-        share, calls = partition.of(tiles), []
+        share, calls = partition.of(tiles * bit_planes.parts_of(len(rows.bias))), []
         scratch = (
             aligned((together * max(source.sizes) * lanes,), np.float32),
             aligned((held, together * lines * VECTOR), np.float32),

@@ -198,6 +198,7 @@ class Expected:
     steps   different steps of its source; run: steps of the network
     rate    share of the source's values that are nonzero at a step
     packs, unpacks  whether, on bit planes, its source has to be packed and its spikes unpacked
+    active  share of the source's neurons that fire at any step; None: each step is left to chance
     """
 
     steps: int
@@ -205,11 +206,12 @@ class Expected:
     rate: float
     packs: bool = True
     unpacks: bool = True
+    active: float | None = None
 
     @property
     def fires(self) -> float:
-        """Share of the source's neurons that fire at any step, if each step is left to chance."""
-        return pooled_rate(self.rate, self.steps)
+        """Share of the source's neurons that fire at any step."""
+        return pooled_rate(self.rate, self.steps) if self.active is None else self.active
 
     @property
     def events(self) -> float:

@@ -228,6 +228,9 @@ def test_an_analog_source_and_neighbours_on_planes() -> None:
     assert expected_of(layer, second) == Expected(4, 4, costs.USUAL_RATE, False, True)
     told = replace(layer, rates={"pool": 0.3, "b": 0.01})
     assert [expected_of(told, each).rate for each in told.projected] == [0.3, 0.01]
+    often = replace(told, active={"b": 0.02})  # the same neurons fire again and again
+    assert [expected_of(often, each).active for each in often.projected] == [None, 0.02]
+    assert [expected_of(each, second).fires for each in (told, often)] == [1 - 0.99**4, 0.02]
     analog = SpikingLayer(
         "b", "b.conv", "input", "analog", None, convolution(4, 4, 5, dense=True), NEURON
     )

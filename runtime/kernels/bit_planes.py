@@ -90,6 +90,14 @@ def to_words(bits: Array, size: int, words: Array, at: int) -> None:
 
 
 @register_jitable
+def written_at(at: int, size: int, end: int) -> int:
+    """Words to write from `at` on of a row's last ones: a whole block where only zeros between rows
+    and rows that come later are hit, all before `end`; those are zero in `bits`.
+    """
+    return BLOCK if at + BLOCK <= end else size
+
+
+@register_jitable
 def from_words(words: Array, at: int, size: int, bits: Array) -> None:
     """bits[i, c] = words[c, at + i] for i below `size`, at most BLOCK."""
     channels = bits.shape[1]
@@ -122,7 +130,8 @@ def pack_words(
                     arrived, to = values[t, y * columns + begin + i], bits[i]
                     for c in range(channels):
                         to[c] |= bit if arrived[c] else np.uint32(0)
-            to_words(bits, size, words, front + y * pitch + begin)
+            at = y * pitch + begin
+            to_words(bits, written_at(at, size, last * pitch), words, front + at)
 
 
 @cached_njit
@@ -135,7 +144,7 @@ def unpack_words(
     for y in range(first, last):
         for begin in range(0, columns, BLOCK):
             size, at = min(BLOCK, columns - begin), front + y * pitch + begin
-            from_words(words, at, size, bits)
+            from_words(words, at, BLOCK if at + BLOCK <= words.shape[1] else size, bits)
             for t in range(steps):
                 bit = np.uint32(1 << STEP_BITS * t)
                 for i in range(size):
@@ -287,7 +296,7 @@ def _make_update(
                             fires = np.float32(1) if spike else np.float32(0)
                             membrane[c] = reset(h, fires, target)
                 at = y * pitch + left
-                to_words(bits, size, words, front + at)
+                to_words(bits, written_at(at, size, last * pitch), words, front + at)
                 for c in range(len(live)):
                     to, kept = words[c, front + at : front + at + size], live[c, at : at + size]
                     for i in range(size):

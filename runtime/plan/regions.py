@@ -121,8 +121,7 @@ def _fused_region(
 ) -> Region:  # fmt: skip
     """Gathered currents and their neurons, a block of channels at a time."""
     neuron, vectors, region = layer.neuron, plan.arrays[0].shape[-1] // VECTOR, []
-    form = neuron.charge, neuron.fire, neuron.v_reset is None
-    kernel = gather.fire_gathered(vectors, layer.edge == "graded", *form)
+    kernel = gather.fire_gathered(vectors, layer.edge == "graded", *neurons.form_of(neuron))
     numbers, fired = neurons.update_constants(neuron), spikes.reshape(len(spikes), len(v))
     for partition in partitions_of(partitions):
         tables = _gather_tables(layer, plan, source.shape, partition, shared)
@@ -242,7 +241,7 @@ def words_region(
 
     live: as `live_words`; v (n,).
     """
-    update = bit_planes.update_kernel(neuron.charge, neuron.fire, neuron.v_reset is None)
+    update = bit_planes.update_kernel(*neurons.form_of(neuron))
     numbers, region, frame = neurons.update_constants(neuron), [], spikes.frame
     channels = len(spikes.chunks[0])
     rows = len(v) // (frame.columns * channels)
@@ -270,7 +269,7 @@ def plane_region(
     lines, held = bit_planes.lines_of(source.steps), bit_planes.held_of(source.steps)
     places = rows.places_in(source.frame, len(source.chunks[0]))
     table = rows.starts, places, rows.weight, rows.bias, live.view(np.uint32)
-    form = neuron.charge, neuron.fire, neuron.v_reset is None
+    form = neurons.form_of(neuron)
     numbers, region = neurons.update_constants(neuron), []
     tiles, chunks = rows.tiles(source.frame.pitch, source.steps), len(source.chunks)
     lanes, together = lines * VECTOR * held, bit_planes.CHANNELS
@@ -350,8 +349,12 @@ def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partiti
     lowest = np.float32(-np.inf) if source.dtype.kind == "f" else np.uint8(0)
     windows = (layer.kernel, layer.stride, layer.padding)
     arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
+    kernel: Callable[..., None] = maps.max_pool
+    if layer.kernel == (2, 2) and layer.padding == (0, 0):  # then every window lies inside
+        kernel = maps.max_of_fours
+        arguments = (source, layer.in_shape[2], layer.stride, layer.out_shape[2], lowest)
     shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))
-    return tuple((Call(maps.max_pool, (*arguments, *share, out)),) for share in shares)
+    return tuple((Call(kernel, (*arguments, *share, out)),) for share in shares)
 
 
 @map_region.on(network.MergeLayer)

@@ -15,6 +15,7 @@ import numpy as np
 
 from soul_deploy.runtime.equations import ChargeForm, NeuronEquation
 
+LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 MULTIPLYING: Mapping[ChargeForm, ChargeForm] = {
     "soul_lif_decay": "decay_multiply",
     "soul_lif": "leak_subtract_multiply",
@@ -31,6 +32,6 @@ def without_division(neuron: NeuronEquation) -> NeuronEquation:
     constant = float(np.float32(neuron.constant))
     mantissa, _ = math.frexp(constant)
     factor = 1 / constant if mantissa == 0.5 else 0.0
-    if not np.finfo(np.float32).tiny <= factor <= np.finfo(np.float32).max:
+    if not LEAST <= factor <= MOST:
         return neuron
     return replace(neuron, charge=MULTIPLYING[neuron.charge], constant=factor)

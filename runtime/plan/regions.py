@@ -347,12 +347,11 @@ def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partiti
     """Max pooling of spikes or analog values."""
     (source,) = sources
     lowest = np.float32(-np.inf) if source.dtype.kind == "f" else np.uint8(0)
-    windows = (layer.kernel, layer.stride, layer.padding)
-    arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
+    windows: tuple[Any, ...] = (layer.kernel, layer.stride, layer.padding)
     kernel: Callable[..., None] = maps.max_pool
     if layer.kernel == (2, 2) and layer.padding == (0, 0):  # then every window lies inside
-        kernel = maps.max_of_fours
-        arguments = (source, layer.in_shape[2], layer.stride, layer.out_shape[2], lowest)
+        kernel, windows = maps.max_of_fours, (layer.stride,)
+    arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
     shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))
     return tuple((Call(kernel, (*arguments, *share, out)),) for share in shares)
 

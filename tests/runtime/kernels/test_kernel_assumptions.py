@@ -85,7 +85,7 @@ FAMILIES = {
     "multiply": [ROWS, BIAS, COMPACTED, EVENTS],
     "repeat": [ROWS, BIAS, GEOMETRY, COMPACTED, EVENTS],
     "arrive": [],
-    **dict.fromkeys(("is_missing", "give", "serve", "change", "is_busy"), []),  # threads' posts
+    **{key: [] for key in ("is_missing", "give", "serve", "change", "is_busy")},  # duty.py
     "gather": [COMPACTED],
     "scatter_spikes": [COMPACTED],
     "mask_out": [COMPACTED],

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def model(name: str) -> Model:
         3,
     )
     rng = np.random.default_rng(4)
-    state = {}
+    state: dict[str, Any] = {}
     for tensor, shape in expected_shapes(graph).items():
         state[tensor] = (rng.integers(-1, 4, shape) / 4).astype(np.float32)
         if tensor.endswith("running_var"):

@@ -30,8 +30,9 @@ def test_the_bits_are_those_of_a_division(
     found = []
     for neuron in (dividing, multiplying):
         constant, rest = np.float32(neuron.constant), np.float32(neuron.rest)
+        threshold = np.float32(neuron.v_threshold)
         with np.errstate(all="ignore"):
-            found.append(CHARGE[neuron.charge](potential, arriving, constant, rest))
+            found.append(CHARGE[neuron.charge](potential, arriving, constant, rest, threshold))
     np.testing.assert_array_equal(*found)  # 0 and -0 are equal
 
 
@@ -57,7 +58,8 @@ def test_kernels_fire_as_the_equation_says(charge: ChargeForm, v_reset: float | 
     update_of(neuron)(current, *update_constants(neuron), False, v, spikes, 0, 300)
     state = np.full(300, neuron.rest, np.float32)
     for t, arriving in enumerate(current):
-        charged = CHARGE[charge](state, arriving, np.float32(2.0), np.float32(neuron.rest))
+        numbers = np.float32(2.0), np.float32(neuron.rest), np.float32(neuron.v_threshold)
+        charged = CHARGE[charge](state, arriving, *numbers)
         fires = (charged > np.float32(1.0)).astype(np.float32)
         np.testing.assert_array_equal(spikes[t], fires)
         kept = np.float32(neuron.target)

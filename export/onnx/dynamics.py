@@ -13,7 +13,7 @@ from onnx import FunctionProto, NodeProto, TensorProto, helper
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number, parts_of
 from soul_deploy.runtime.dynamics.form import Operations
 
-LOW, HIGH, HALF = "low", "high", "half"
+LOW, HIGH, HALF, ZERO = "low", "high", "half", "zero"
 CONSTANT = "constant_"
 STATE = "state_"
 
@@ -49,7 +49,7 @@ class Traced:
 
 
 def _choose(s: Traced, a: Traced, b: Traced) -> Traced:
-    fired = s.to.add("Cast", s.name, to=TensorProto.BOOL)
+    fired = s.op("Greater", Traced(ZERO, s.to))
     return fired.op("Where", a, b)
 
 
@@ -71,6 +71,8 @@ ONNX = Operations(
     relu=lambda x: x.op("Relu"),
     minimum=lambda a, b: a.op("Min", b),
     choose=_choose,
+    held=lambda s: s,
+    above=lambda a, b: _compare("Greater", a, b),
     send={
         "gt": lambda p, level, low, high: _compare("Greater", p, level),
         "ge": lambda p, level, low, high: _compare("GreaterOrEqual", p, level),
@@ -85,7 +87,7 @@ def attributes(equation: DynamicsEquation) -> dict[str, Number]:
     named: dict[str, Number] = {
         f"{CONSTANT}{name}": value for name, value in equation.named.items()
     }
-    named |= {LOW: float(equation.low), HIGH: float(equation.high), HALF: 0.5}
+    named |= {LOW: float(equation.low), HIGH: float(equation.high), HALF: 0.5, ZERO: 0.0}
     read = {name for node in step_nodes(equation) for name in node.input}
     return {name: value for name, value in named.items() if name in read}
 

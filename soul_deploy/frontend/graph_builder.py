@@ -16,6 +16,7 @@ from soul_deploy import ir
 from soul_deploy.base.errors import NetworkWarning, UnsupportedGraphError, UsageError
 from soul_deploy.frontend import module_kinds, pooled_scales, stepped, tracer, unrolled
 from soul_deploy.frontend.sizes import BatchSize, Side
+from soul_deploy.frontend.spiking_nodes import check_place
 from soul_deploy.frontend.traced_value import ShowsImageError, TracedValue, told
 
 
@@ -135,6 +136,7 @@ class GraphBuilder:
         module = self.modules[path]
         kind = module_kinds.module_kind(module)
         if kind is None:
+            module_kinds.refuse_by_name(path, module)
             raise self.unsupported(node, f"module {path!r} ({type(module).__name__})")
         path = self._again(node, path, kind, module) if path in self.used else path
         self.used.add(path)
@@ -193,6 +195,7 @@ class GraphBuilder:
     ) -> None:
         if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
             raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
+        check_place(path, module, self.shapes[source.name], self.time_steps)
         if kind == "ChannelVoltageScaler":
             self._check_channels(node, path, module, source)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)

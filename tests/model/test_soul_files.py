@@ -186,7 +186,10 @@ def test_a_run_goes_on_with_the_constants_that_it_began_with() -> None:
     assert call(*small, "--resume", "auto", "--decay_input").exit_code == 0
 
 
-OTHERS = ("clif", "glif", "ielif", "ilif", "intlif", "izhikevich", "ltmd", "rplif", "stbif", "tlif")
+OTHERS = (
+    *("clif", "glif", "ielif", "ilif", "intlif", "izhikevich", "ltmd", "psn", "rplif", "stbif"),
+    "tlif",
+)
 
 
 @pytest.mark.parametrize("neuron", OTHERS)
@@ -216,7 +219,17 @@ def test_a_file_whose_name_says_another_neuron_is_read_with_it() -> None:
     assert {node.neuron.family for node in model.graph.populations} == {"intlif"}
 
 
-@pytest.mark.parametrize("neuron", ["psn", "newlif"])
+@pytest.mark.parametrize("neuron", ["glif", "ltmd", "psn"])
+def test_a_file_that_lacks_what_its_neuron_has_learned_is_refused(
+    here: list[str], neuron: str
+) -> None:
+    path = soul_file("lif", f"best_spikingvgg5_{neuron}_cifar10_T4_2025.pt")
+    result = prune("structured", path, hidden="48")
+    assert result.exit_code == 1 and here == []
+    assert f"{path}: lacks weights features.0.sn." in result.stderr
+
+
+@pytest.mark.parametrize("neuron", ["newlif"])
 @pytest.mark.parametrize("middle", ["cifar10_T4_2025", "cifar10_2099"])
 @pytest.mark.parametrize("asked", [[], ["--neuron_type", "lif"]])
 def test_another_neurons_file_is_refused(

@@ -117,6 +117,8 @@ def ways(family: str) -> list[str]:
     low = spec.edge.low
     sends = "0, 1" if spec.edge == ir.SPIKE else f"{low} to {spec.edge.bound}"
     source = SOURCES[family] if family in LEAKY or spec.parallel else spec.dynamics.source  # type: ignore[union-attr]
+    source = re.sub(r", soul/utils/\S+", "", source)
+    source = re.sub(r"snntorch/_neurons/(\w+)\.py", r"snnTorch's \1", source)
     return [
         name_of(family),
         sends,
@@ -127,7 +129,7 @@ def ways(family: str) -> list[str]:
         taken(lambda: events.stream().step(x)),
         taken(lambda: build_step(model)),
         taken(lambda: to_nir(equation, name, 1e-4)),
-        re.sub(r", soul/utils/\S+", "", source),
+        source,
     ]
 
 

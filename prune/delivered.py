@@ -26,7 +26,7 @@ Sums = Mapping[str, Tensor]
 
 def sources(graph: ir.SpikingGraph) -> tuple[str, ...]:
     """The nodes whose values SynOps are counted from; a readout that votes is one of the layers."""
-    form = deploy.with_every_synapse(graph).composed.graph
+    form = deploy.composed_graph(graph)
     counted = (node.name for node in form.nodes if node.weighs or node is form.readout)
     found = (linear_operators.walk_back(form, name)[0] for name in counted)
     return tuple(name for name in dict.fromkeys(found) if graph.edges[name].kind != "analog")

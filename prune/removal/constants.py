@@ -81,7 +81,7 @@ class Known:
         """Behind a batch norm of its own; axes: of the map."""
         values = torch.from_numpy(self.value.reshape(1, -1, *[1] * (axes - 1)).copy())
         found = _batch_norm(values, node.norm, state, torch.ones(()))
-        return Known(found.reshape(-1).numpy(), self.lasting)
+        return Known(found.reshape(-1).numpy(), self.lasting.copy())
 
     def scattered(self, node: Scatter) -> "Known":
         """Behind a scatter: its other channels are 0."""

@@ -308,11 +308,18 @@ known_of.on(ir.AvgPool, ir.AdaptiveAvgPool)(
     lambda node, plan: plan.known[node.inputs[0]].averaged()
 )
 known_of.on(ir.Scale)(lambda node, plan: plan.known[node.inputs[0]].scaled(node, plan.model.state))
-known_of.on(ir.ChannelNorm)(
-    lambda node, plan: plan.known[node.inputs[0]].normed(
-        node, plan.model.state, len(plan.graph.shapes[node.name])
-    )
-)
+
+
+@known_of.on(ir.ChannelNorm)
+def _normed(node: ir.ChannelNorm, plan: _Planner) -> constants.Known:
+    axes = len(plan.graph.shapes[node.name])
+    known = plan.known[node.inputs[0]].normed(node, plan.model.state, axes)
+    on = plan.connections.masks.get(plan.graph.masked_norms.get(node.name, ""))
+    if on is not None:
+        known.value[~on], known.lasting[~on] = 0, True
+    return known
+
+
 known_of.on(ir.Scatter)(lambda node, plan: plan.known[node.inputs[0]].scattered(node))
 known_of.on(ir.Merge)(
     lambda node, plan: constants.known_behind(node, [plan.known[name] for name in node.inputs])

@@ -35,6 +35,8 @@ def apply(
         mask.keep = keep.to(mask.keep.dtype)
         projection = module.graph.projection(module.graph.masked_projection(layer.name))
         owners = [projection.name] + ([projection.norm.name] if projection.norm else [])
+        norms = module.graph.masked_norms.items()
+        owners += [norm for norm, masked in norms if masked == projection.name]
         # One row per channel: the projection's weight first, bias, batch norm.
         parameters = [p for owner in owners for p in module.get_submodule(owner).parameters()]
         for parameter in parameters:

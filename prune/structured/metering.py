@@ -153,8 +153,10 @@ def _synops(meter: Meter, model: Model) -> Reading:
 
 def _connectivity(meter: Meter, model: Model) -> Reading:
     """Planned from synapses between open channels, told with what the input reaches."""
-    pairs = {}
-    for layer in deploy.lower(replace(model, channel_masks={})).layers[:-1]:
+    pairs, weighed = {}, {node.name for node in model.graph.projections}
+    for layer in deploy.lower(replace(model, channel_masks={})).layers:
+        if layer.name not in weighed:  # poolings of their own, the readout
+            continue
         live = None if layer.live is None else torch.from_numpy(layer.live.astype(np.float64))
         operator = layer.linear.operator
         ones = torch.ones(operator.in_shape, dtype=torch.float64)
@@ -202,7 +204,7 @@ class _Wiring:
 
     def __init__(self, graph: ir.SpikingGraph, units: Sequence[PruningUnit]) -> None:
         self.graph, self.units = graph, units
-        self._composed = deploy.with_every_synapse(graph).composed.graph
+        self._composed = deploy.composed_graph(graph)
         self.writers = {graph.masked_projection(m): unit.name for unit in units for m in unit.masks}
         self.weighers = tuple(node.name for node in graph.nodes if node.weighs)
         groups = channel_groups(graph)

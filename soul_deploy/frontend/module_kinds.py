@@ -64,8 +64,8 @@ def module_kind(module: nn.Module) -> str | None:
             return TDBN[cls.__name__]
         if _is_within(cls, "neuron") and cls.__name__ in NEURONS:
             return cls.__name__
-        if stepped.is_leaky(cls):
-            return stepped.LEAKY
+        if (known := stepped.kind_of(cls)) is not None:
+            return known
         if _is_within(cls, "ann2snn") and cls.__name__ in SCALERS:
             return cls.__name__
         if any(callable(value) and name not in HARMLESS for name, value in vars(cls).items()):
@@ -339,8 +339,9 @@ CONVERTERS: dict[str, Callable[[str, tuple[str, ...], Any], ir.Node]] = {
         path, inputs, module.classes, False, False, module.votes
     ),
     "SpikingNeuron": _population,
-    stepped.LEAKY: lambda path, inputs, module: ir.Population(
-        path, inputs, stepped.leaky_spec(path, module)
+    **dict.fromkeys(
+        stepped.STATES,
+        lambda path, inputs, module: ir.Population(path, inputs, stepped.spec_of(path, module)),
     ),
     **dict.fromkeys(SCALERS, _scale),
     **dict.fromkeys(NEURONS, _population),

@@ -21,7 +21,8 @@ def constant_of(builder: GraphBuilder, node: fx.Node, given: Any) -> Tensor:
     """
     if not isinstance(given, fx.Node):
         return torch.tensor(float(given), dtype=torch.float64)
-    tensor: Tensor = attrgetter(str(given.target))(builder.modules[""])
+    made = given.meta.get(tracer.CONSTANT)
+    tensor: Tensor = attrgetter(str(given.target))(builder.modules[""]) if made is None else made
     if isinstance(tensor, nn.Parameter):
         text = (
             f"the parameter {given.target!r} is multiplied with a value ({tracer.place_of(node)}); "

@@ -152,7 +152,7 @@ def _hooks(ear: _Ear) -> tuple[Callable[..., None], Callable[..., None]]:
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         one = module_kinds.step_mode(module) == "s" or stepped.is_stepped(module)
         fired: Tensor = output[0] if isinstance(output, tuple) else output
-        spikes, current = fired.detach(), taken.pop()
+        spikes, current = fired.detach().clone(), taken.pop()
         spikes = spikes.unsqueeze(0) if one else spikes
         ear.spikes.append(spikes)
         ear.membranes.append(_membrane(module, current))

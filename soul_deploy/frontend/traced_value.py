@@ -19,7 +19,7 @@ class TracedValue:
     mean     averaged over time
     inverse  1 - the node's value
     step     of a forward that loops over time: which step's value it is; None: the same at all
-    membrane the membrane of the population, not its spikes
+    membrane which state of the population it is (mem, syn); None: its spikes
     order    which of its axes stands where, after a permutation; (): as they are
     """
 
@@ -30,7 +30,7 @@ class TracedValue:
     mean: bool = False
     inverse: bool = False
     step: int | None = None
-    membrane: bool = False
+    membrane: str | None = None
     order: tuple[int, ...] = ()
 
 

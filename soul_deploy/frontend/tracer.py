@@ -30,8 +30,8 @@ from soul_deploy.frontend.spiking_nodes import NEURONS
 
 SUPPORTED = (
     "Conv2d, Linear, BatchNorm1d/2d, tdBN, ann2snn's scalers, spiking neurons (SpikingNeuron; "
-    f"SpikingJelly's {', '.join(NEURONS)}; snnTorch's Leaky), MaxPool2d, AvgPool2d, "
-    "AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
+    f"SpikingJelly's {', '.join(NEURONS)}; snnTorch's Leaky, Synaptic, Lapicque), MaxPool2d, "
+    "AvgPool2d, AdaptiveAvgPool2d, Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, "
     "SpikingJelly's layers of these names and its MultiStepContainer, SeqToANNContainer, "
     "VotingLayer; in forward: +, x * y and x * (1 - y) of spikes, x * c and x / c by constants, "
     "flatten and views that only merge axes, permute and back, the mean over time or space, "
@@ -158,10 +158,10 @@ class Tracer(fx.Tracer):
         if kind in module_kinds.CONTAINERS:
             return self._enter(m, str(kind), *args)
         try:
-            if kind == stepped.LEAKY:
+            if kind in stepped.STATES:
                 args, kwargs = stepped.arguments(path, m, args, kwargs), {}
                 called = super().call_module(m, forward, args, kwargs)
-                return stepped.results(m, called[0], called[1])
+                return stepped.results(m, called)
             return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed_in = self.failed_in or path
@@ -195,8 +195,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, hidden_state.State):
             a.refuse()
         if isinstance(a, stepped.Membrane):
-            mark: Any = stepped.rest if a.path is None else stepped.kept
-            return self.create_node("call_function", mark, () if a.path is None else (a.path,), {})
+            mark: Any = stepped.rest if a.place is None else stepped.kept
+            return self.create_node("call_function", mark, a.place or (), {})
         return super().create_arg(a)
 
 
@@ -220,6 +220,10 @@ class ForwardError(UnsupportedGraphError):
     """A forward that raised an error of its own while it was traced."""
 
 
+CONSTANT = "constant"
+"""Where an operation keeps a tensor that forward made: the network holds it during tracing only."""
+
+
 def run_symbolically(network: nn.Module, sides_of: SidesOf) -> fx.Graph:
     """The operations of `network.forward`, in order. `sides_of` says what shape a value has.
 
@@ -228,7 +232,11 @@ def run_symbolically(network: nn.Module, sides_of: SidesOf) -> fx.Graph:
     tracer = Tracer(sides_of)
     try:
         with evaluating(network), hidden_state.hidden(network):
-            return tracer.trace(network)
+            operations = tracer.trace(network)
+            for node in operations.nodes:
+                if node.op == "get_attr" and hasattr(network, str(node.target)):
+                    node.meta[CONSTANT] = getattr(network, str(node.target))
+            return operations
     except Refusal as error:
         raise UnsupportedGraphError(
             f"{type(network).__name__}: its forward cannot be traced: {error} "

@@ -141,14 +141,21 @@ class SpikingGraph:
     def masked_projection(self, name: str) -> str:
         """The projection that a channel mask called `name` acts on: itself, or a population's.
 
-        A population's current may be averaged or multiplied by constants on the way to it.
+        A population's current may be averaged or multiplied by constants on the way to it, and, if
+        nothing else reads it, normed by a batch norm of its own.
         """
         node = self[name]
         if not node.projects:
             node = self[node.inputs[0]]
         while node.keeps_zero:
             node = self[node.inputs[0]]
-        return node.name
+        if not node.rescales:
+            return node.name
+        before = node
+        while before.keeps_zero or before.rescales:
+            before = self[before.inputs[0]]
+        alone = before.projects and self.population_fed_by(before.name) == name
+        return before.name if alone else node.name
 
     def charged_by(self, projection: str) -> tuple[str, ...]:
         """The populations that a channel mask of `projection` may be called after."""
@@ -158,7 +165,31 @@ class SpikingGraph:
                 found.append(name)
             elif self[name].keeps_zero:
                 found += self.charged_by(name)
-        return tuple(found)
+        alone = self.population_fed_by(projection)
+        return tuple(found) if found or alone is None else (alone,)
+
+    @cached_property
+    def masked_norms(self) -> Mapping[str, str]:
+        """Batch norm of its own -> the projection whose channel mask acts on its output too.
+
+        It is the last one between the projection and the population that this alone feeds.
+        """
+        found: dict[str, str] = {}
+        for projection in self.projections:
+            fed = self.population_fed_by(projection.name)
+            way = [] if fed is None else list(self.way_between(projection.name, fed))
+            norms = [node for node in way if node.rescales and not node.keeps_zero]
+            found |= {node.name: projection.name for node in norms[-1:]}
+        return MappingProxyType(found)
+
+    def way_between(self, first: str, last: str) -> Iterator[Node]:
+        """The nodes between two of which each reads the one before it, in execution order."""
+        way: list[Node] = []
+        node = self[self[last].inputs[0]]
+        while node.name != first:
+            way.append(node)
+            node = self[node.inputs[0]]
+        return reversed(way)
 
     def takes_composed(self, name: str) -> bool:
         """Whether composable nodes in front of a node become part of it, or of one behind it."""
@@ -168,7 +199,7 @@ class SpikingGraph:
     def population_fed_by(self, projection: str) -> str | None:
         """The population that a projection's current reaches, if it reaches nothing else."""
         (name, *others) = self.consumers[projection] or ("",)
-        while name and not others and self[name].keeps_zero:
+        while name and not others and (self[name].keeps_zero or self[name].rescales):
             (name, *others) = self.consumers[name] or ("",)
         return name if name and not others and self[name].fires else None
 

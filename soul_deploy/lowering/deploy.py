@@ -5,7 +5,7 @@ Made once per model and read by whoever exports, counts, compares or verifies.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ def lower(model: Model) -> Deployed:
         synapses = fold_batch_norm.fold(model.graph, model.state, model.channel_masks)
         for array in (a for s in synapses.values() for a in (s.weight, s.bias) if a is not None):
             array.setflags(write=False)  # whoever hands one out as their own gives a copy
-        constants = rescaling.channel_constants(model.graph, model.state)
+        constants = rescaling.channel_constants(model.graph, model.state, model.channel_masks)
         kept = _keep(model, synapses, constants, {})
     return kept
 
@@ -230,10 +230,16 @@ def with_every_synapse(graph: ir.SpikingGraph) -> Deployed:
     if readout.linear:
         shapes[readout.name] = (readout.classes, graph.shapes[readout.inputs[0]][0])
     ones = {
-        name: fold_batch_norm.DeployedWeights(np.ones(shape, np.float32), None)
+        name: fold_batch_norm.DeployedWeights(np.broadcast_to(np.float32(1), shape), None)
         for name, shape in shapes.items()
     }
     return lower_synapses(graph, ones, {})
+
+
+@lru_cache(maxsize=16)
+def composed_graph(graph: ir.SpikingGraph) -> ir.SpikingGraph:
+    """The graph of the composed form (`Deployed.composed`), which no weight decides about."""
+    return with_every_synapse(graph).composed.graph
 
 
 def lower_synapses(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -25,9 +26,13 @@ class ShiftedScale(ir.Scale):
 
 
 def channel_constants(
-    graph: ir.SpikingGraph, state: Mapping[str, Array]
+    graph: ir.SpikingGraph,
+    state: Mapping[str, Array],
+    channel_masks: Mapping[str, Array] = MappingProxyType({}),
 ) -> dict[str, ChannelConstants]:
     """The constants of every operation that rescales its channels, by node name.
+
+    `channel_masks`: as `fold_batch_norm.fold` takes them; batch norm makes 0 of a masked channel.
 
     Those that `state` does not hold are 1: whoever counts synapses needs no numbers.
     """
@@ -45,6 +50,12 @@ def channel_constants(
             found[norm.name] = ChannelConstants(scale, beta - mean * scale)
         else:
             found[norm.name] = ChannelConstants(ones, ones)
+    keep = {graph.masked_projection(name): mask for name, mask in channel_masks.items()}
+    for name, projection in graph.masked_norms.items():
+        if projection in keep:
+            constants, on = found[name], keep[projection]
+            assert constants.shift is not None
+            found[name] = ChannelConstants(constants.scale * on, constants.shift * on)
     return found
 
 

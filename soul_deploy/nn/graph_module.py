@@ -176,12 +176,24 @@ class GraphModule(nn.Module):
         """The current; masks act on batch norm's gamma and beta: what is masked is exactly 0."""
         y, mask = self._weigh(node, x), self._mask_of(node)
         norm = None if node.norm is None else self.get_submodule(node.norm.name)
+        if node.name in self.graph.masked_norms.values():
+            mask = None  # it acts on the batch norm behind
+        if norm is not None:
+            return self._norm(norm, y, mask)
         if mask is None:
-            plain: Tensor = y if norm is None else norm(y)
+            return y
+        gain = mask.gain = mask.keep.clone().requires_grad_(y.requires_grad)
+        return y * gain.reshape(-1, *([1] * (y.dim() - 2)))
+
+    def _norm_alone(self, node: ir.ChannelNorm, x: Tensor) -> Tensor:
+        masked = self.graph.masked_norms.get(node.name)
+        mask = None if masked is None else self._mask_of(self.graph.projection(masked))
+        return self._norm(self.get_submodule(node.name), x, mask)
+
+    def _norm(self, norm: nn.Module, y: Tensor, mask: ChannelMask | None) -> Tensor:
+        if mask is None:
+            plain: Tensor = norm(y)
             return plain
-        if norm is None:
-            gain = mask.gain = mask.keep.clone().requires_grad_(y.requires_grad)
-            return y * gain.reshape(-1, *([1] * (y.dim() - 2)))
         gain = mask.gain = norm.get_parameter("weight") * mask.keep
         if gain.requires_grad:
             gain.retain_grad()
@@ -249,7 +261,7 @@ def _scaled(node: ir.Scale, module: GraphModule, inputs: list[Signal], observe: 
 def _normed(
     node: ir.ChannelNorm, module: GraphModule, inputs: list[Signal], observe: object
 ) -> Signal:
-    return image_by_image(module.get_submodule(node.name), *inputs)
+    return image_by_image(partial(module._norm_alone, node), *inputs)
 
 
 @compute.on(ir.Merge)

@@ -86,6 +86,12 @@ FORMS: dict[str, Form] = {
     "channels of a max pooling": lambda n, x: n.end(
         n.pool(n.n1(n.inner(n.max(n.n0(n.first(x)) * n.gain))))
     ),
+    "a negative number before a max pooling": lambda n, x: n.end(
+        n.pool(n.n1(n.inner(n.max(n.n0(n.first(x)) * -2))))
+    ),
+    "a max pooling of what others read": lambda n, x: n.end(
+        n.pool(n.n1(n.inner(n.max(s := n.n0(n.first(x)) * 2)) + n.other(n.pool(s))))
+    ),
     "a negative number": lambda n, x: n.end(n.pool(n.n1(-n.inner(-n.start(x) * 8)))),
     "in place": lambda n, x: n.end(n.pool(n.n1(n.inner(n.start(x)).mul_(2)))),
     "axes swapped twice": lambda n, x: n.end(

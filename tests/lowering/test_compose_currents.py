@@ -24,6 +24,7 @@ from soul_deploy.base.errors import RemovalError, UnsupportedGraphError
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.event.build import build_event_network, export_event
 from soul_deploy.export.onnx.model import export_onnx
+from soul_deploy.export.onnx.step import export_step
 from soul_deploy.export.verify.verify import verify
 from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.lowering.linear_operators import ConvOperator
@@ -221,6 +222,20 @@ def test_batch_norm_before_a_projection_is_part_of_it(between: Sequence[ir.Node]
     assert equal_everywhere(model, quarters(model)) is None
 
 
+def test_a_readout_has_the_mean_of_a_batch_norm_in_front_of_it() -> None:
+    """Behind a pooling with windows that overlap: its bias counts once, not at every position."""
+    model = model_of(
+        conv("a", "input", (1, 2), padding=1), ir.Population("p", ("a",), IF), norm("n", "p"),
+        ir.AvgPool("pool", ("n",), (2, 2), (1, 1)),
+    )  # fmt: skip
+    _, shift = constants_of(model, "n")
+    added = lower(model).composed.readout.bias
+    assert added is not None
+    expected = model.state["head.weight"] @ shift + model.state["head.bias"]
+    np.testing.assert_allclose(added, expected, rtol=1e-5)
+    assert equal_everywhere(model, quarters(model)) is None
+
+
 def constants_of(model: Model, name: str) -> tuple[Array, Array]:
     constants = lower(model).constants[name]
     assert constants.shift is not None
@@ -275,6 +290,46 @@ def test_vectors_are_scaled_by_a_diagonal() -> None:
     np.testing.assert_allclose(np.asarray(operator.weight), np.diag(scale), rtol=1e-6)
     np.testing.assert_allclose(np.asarray(operator.bias), shift, rtol=1e-6)
     assert equal_everywhere(model, quarters(model)) is None
+
+
+def test_constants_behind_graded_values_leave_them_integers() -> None:
+    """As behind neurons that send integers: 1/8 of a sum is part of the weights that read it."""
+    model = model_of(
+        conv("a", "input", (1, 2), padding=1), ir.Population("p", ("a",), IF),
+        conv("b", "input", (1, 2), padding=1), ir.Population("q", ("b",), IF),
+        ir.Merge("m", ("p", "q"), "add"), ir.Scale("s", ("m",), 0.125),
+        conv("c", "s", (2, 3), padding=1), ir.Scale("t", ("c",), None),
+        ir.Population("r", ("t",), IF),
+    )  # fmt: skip
+    *_, (name, edge, population) = layers_of(model)
+    assert (name, edge, population) == ("c", "graded", "r")
+    weight = lower(model).composed.operator("c").operator.weight
+    scale = model.state["t.scale"][:, None, None, None] / 8
+    np.testing.assert_array_equal(np.asarray(weight), model.state["c.weight"] * scale)
+    x = 8 * quarters(model)
+    assert equal_everywhere(model, x) is None
+    counts = count_model(model, x)["c"]
+    assert counts.spikes_in > counts.events_in > 0  # values of 2 are one event
+
+
+@pytest.mark.parametrize("kind", ["step", "functions", "opset 24", "sequence"])
+def test_onnx_files_of_every_kind(kind: str, tmp_path: Path) -> None:
+    model = model_of(
+        norm("image", "input"), conv("a", "image", (1, 2), padding=1), ir.Scale("s", ("a",), 4.0),
+        ir.AvgPool("pool", ("s",), (2, 2), (2, 2)), ir.Population("p", ("pool",), IF),
+        ir.Scale("t", ("p",), None), norm("n", "t"), conv("b", "n", (2, 2), padding=1),
+        ir.Population("q", ("b",), IF),
+    )  # fmt: skip
+    path, x = tmp_path / "net.onnx", quarters(model)
+    if kind == "step":
+        export_step(model, path)
+    elif kind == "sequence":
+        export_onnx(model, path, input_mode="sequence")
+        x = torch.stack([x, x * 0.5, x])
+    else:
+        export_onnx(model, path, functions=kind == "functions", opset=24 if "24" in kind else 18)
+    report = verify(model, path, x)
+    assert report.verdict is Verdict.PASSED, report.text()
 
 
 def test_uneven_windows_in_front_of_neurons_are_refused_by_name() -> None:

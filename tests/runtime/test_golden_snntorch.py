@@ -11,6 +11,7 @@ from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.dynamics import deployed
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.form import Granularity
 from soul_deploy.runtime.dynamics.snntorch import RESETS
 from soul_deploy.runtime.kernels.dynamics import constants_of, dynamics_kernel
 
@@ -42,7 +43,7 @@ def spec_of(case: Golden) -> tuple[NeuronSpec, dict[str, torch.Tensor]]:
             settings[name] = float(value)
         elif name in known:
             tensors[name] = value.reshape(-1)
-    kinds = tuple((name, "channel") for name in tensors)
+    kinds: tuple[tuple[str, Granularity], ...] = tuple((name, "channel") for name in tensors)
     return NeuronSpec(family, settings=tuple(settings.items()), tensors=kinds), tensors
 
 

@@ -77,7 +77,7 @@ def _soul_spec(case: Golden) -> NeuronSpec:
         f |= {"top": 4, "norm": 4 * f["norm"], "v_threshold": f["v_threshold"] / 4}
     named = f["surrogate"] in get_args(SurrogateName) and family != "ltmd"  # it has its own
     name = f["surrogate"] if named else "rectangle"
-    surrogate: SurrogateName = name
+    surrogate: SurrogateName = name  # type: ignore[assignment]
     given = {name: f[name] for name in FIELDS if name in f}
     return NeuronSpec(
         family,

@@ -227,7 +227,7 @@ def test_a_branch_that_comes_twice_is_scaled_by_one_on_the_way() -> None:
 
 
 def hard(neuron: NeuronSpec) -> NeuronSpec:
-    return replace(neuron, v_reset=0.0) if neuron.v_reset is None else neuron
+    return replace(neuron, v_reset=0.0, v_subtract=None) if neuron.v_reset is None else neuron
 
 
 def readable(spec: ChainSpec) -> ChainSpec:

@@ -39,11 +39,12 @@ def model(between: ir.Node, behind: ir.Node) -> Model:
         name: np.asarray(rng.integers(-3, 4, shape) / 4, np.float32)
         for name, shape in expected_shapes(graph).items()
     }
-    state |= {
-        name: np.array((2.0, 0.5, -1.0), np.float32) for name in state if name.endswith(".scale")
-    }
-    state |= {name: np.ones(3) for name in state if name.endswith(".running_var")}
-    return Model(graph, {name: np.asarray(values, np.float32) for name, values in state.items()})
+    for name in state:
+        if name.endswith(".scale"):
+            state[name] = np.array((2.0, 0.5, -1.0), np.float32)
+        if name.endswith(".running_var"):
+            state[name] = np.ones(3, np.float32)
+    return Model(graph, state)
 
 
 @pytest.mark.parametrize("before", [0.5, None])

@@ -77,7 +77,7 @@ def network_of(kind: str, mode: str = "m") -> tuple[nn.Module, Tensor]:
         norm.bias.uniform_(0, 1.5)
         norm.running_var.fill_(0.3)
         inner.weight.mul_(3)
-        inner.bias += 0.4
+        inner.bias += 0.8
     return network.eval(), torch.randn(STEPS, 3, 2, 6, 6)
 
 

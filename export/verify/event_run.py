@@ -26,6 +26,7 @@ from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.kernels.cache import compiling_announced
 from soul_deploy.runtime.ops import counted_run, counters, counting
 from soul_deploy.runtime.plan import layer_plan, layout, regions
+from soul_deploy.runtime.plan.readout import readout_region
 
 
 class EventExecution:
@@ -115,7 +116,7 @@ class EventExecution:
         steps, batch = inputs.shape[:2]
         source = layer_plan.aligned((steps, *layout.channel_last(readout.in_shape)), np.uint8)
         scores = layer_plan.aligned((readout.classes,), np.float32)
-        region = regions.readout_region(readout, source, scores)
+        region = readout_region(readout, source, scores)
         result = np.empty((batch, readout.classes), np.float32)
         for b in range(batch):
             source[...] = to_channel_last(inputs[:, b], readout.in_shape)

@@ -15,6 +15,7 @@ from soul_deploy.export.onnx import step as onnx_step
 from soul_deploy.export.verify import onnx
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
+from soul_deploy.nn.layers import over_steps
 
 Feed = dict[str, Array]
 
@@ -38,7 +39,7 @@ class StepExecution(onnx.OnnxFile):
         found = self._loop("", self._frames(images), list(self.states.values()), outputs)
         scores, *spikes = map(torch.from_numpy, found)
         named = {name: steps.bool() for name, steps in zip(names, spikes, strict=True)}
-        return ExecutionRun(named, _mean(scores))
+        return ExecutionRun(named, self._combined(scores))
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -46,7 +47,11 @@ class StepExecution(onnx.OnnxFile):
         output, states = self.ends(layer)[1][0], self._states_in(layer)
         (found,) = self._loop(layer, self._feeds(layer, values), states, [output])
         result = torch.from_numpy(found)
-        return LayerRun(_mean(result) if not states else result.bool())
+        return LayerRun(result.bool() if states else self._combined(result))
+
+    def _combined(self, scores: Tensor) -> Tensor:
+        """Class scores (batch, classes) of the scores of all steps (T, batch, classes)."""
+        return over_steps(scores.double(), self.graph.readout.over_time).float()
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         states, feeding = self._states_in(layer), sources(self.graph, layer)
@@ -141,8 +146,3 @@ class StepExecution(onnx.OnnxFile):
 
 
 CURRENTS_SESSION = "currents of the image"
-
-
-def _mean(scores: Tensor) -> Tensor:
-    """Scores of all steps (T, batch, classes) to class scores."""
-    return scores.double().mean(dim=0).float()

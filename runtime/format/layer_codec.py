@@ -185,7 +185,9 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("space", "chosen"), v.truth),
     **dict.fromkeys(("constant", "v_threshold"), v.number),
     **dict.fromkeys(("v_reset", "v_subtract"), partial(v.optional, v.number)),
-    **dict.fromkeys(("edge", "function", "charge", "fire"), lambda name: name),  # checked by class
+    **dict.fromkeys(  # checked by class
+        ("edge", "function", "charge", "fire", "over_time"), lambda name: name
+    ),
     "sources": lambda names: tuple(map(v.text, v.items(names))),
     "neuron": _neuron,
     "alternatives": lambda entries: tuple(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from soul_deploy import ir
-from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.base import Array, brief, dispatch, errors, reduction
 from soul_deploy.lowering.fold_batch_norm import DeployedWeights
 
 MAX_ELEMENTS = 1 << 28  # of a composed dense matrix: 1 GiB of float32
@@ -106,11 +106,12 @@ class MatrixOperator(Operator):
 @brief
 @dataclass(frozen=True)
 class ReadoutOperator(LinearOperator):
-    """Class scores from spikes summed over time: scale · (weight @ counts) + bias.
+    """Class scores from spikes counted over time or step by step: scale · (weight @ counts) + bias.
 
     `space`: the counts are summed over H and W first, so that weight is (classes, C); otherwise
     weight is (classes, n_in) on the channel-major flattened counts. Without weight, `votes`
-    neighbouring counts are summed per class.
+    neighbouring counts are summed per class. over_time: which steps are counted, and how often the
+    bias is added (soul_deploy/base/reduction.py).
     """
 
     weight: Array | None
@@ -119,6 +120,7 @@ class ReadoutOperator(LinearOperator):
     scale: float
     space: bool
     in_shape: ir.Shape
+    over_time: reduction.OverTime = "mean"
 
     @property
     def out_shape(self) -> ir.Shape:
@@ -369,7 +371,8 @@ def _lower_readout(
     weight = folded[node.name].weight if node.linear else None
     bias = folded[node.name].bias if node.linear else None
     if not between:
-        return ReadoutOperator(weight, node.votes, bias, scale, len(shape) == 3, shape)
+        space = len(shape) == 3
+        return ReadoutOperator(weight, node.votes, bias, scale, space, shape, node.over_time)
     if weight is None:
         _bounded(node.name, (node.classes, node.classes * node.votes))
         weight = np.kron(np.eye(node.classes), np.ones(node.votes)).astype(np.float32)
@@ -378,7 +381,8 @@ def _lower_readout(
         weight = np.repeat(weight, shape[1] * shape[2], axis=1)
     plain = MatrixOperator(weight, None, shape, (node.classes,))
     weight = _behind_all(plain, graph, between, node.name).weight
-    return ReadoutOperator(weight, 1, bias, scale, False, graph.shapes[source])
+    shape = graph.shapes[source]
+    return ReadoutOperator(weight, 1, bias, scale, False, shape, node.over_time)
 
 
 def _bounded(name: str, shape: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from soul_deploy.base import reduction
 from soul_deploy.ir import MergeFunction
 
 
@@ -94,6 +95,15 @@ def spike_counts(spikes: Tensor, *, per_step: bool = False) -> Tensor:
     if spikes.dim() == 5:
         spikes = spikes.sum(dim=(3, 4))
     return spikes if per_step else spikes.sum(dim=0)
+
+
+def over_steps(scores: Tensor, over_time: reduction.OverTime) -> Tensor:
+    """Class scores (B, classes) of the scores of each step (T, B, classes)."""
+    if over_time == "last":
+        return scores[-1]
+    if over_time == "max":
+        return scores.amax(dim=0)
+    return scores.sum(dim=0) if over_time == "sum" else scores.mean(dim=0)
 
 
 class RateReadout(nn.Linear):

@@ -249,7 +249,7 @@ def with_readout(
     if own is not None and not own.linear:
         rest = {name: array for name, array in state.items() if name != f"{last}.weight"}
         return (*kept, replace(own, name=last, inputs=(source,))), rest
-    return (*kept, head), state
+    return (*kept, head if own is None else replace(head, over_time=own.over_time)), state
 
 
 def _is_head(own: ir.Readout, head: ir.Readout, state: State) -> bool:

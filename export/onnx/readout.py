@@ -43,10 +43,10 @@ def _by_step(b: "OnnxBuilder", node: ir.Readout) -> str:
 def _counts(b: "OnnxBuilder", node: ir.Readout) -> str:
     """Sums over space and over time, or of the last step: (batch, C)."""
     steps, last = _by_step(b, node), b.graph.time_steps - 1
-    if node.over_time != "last" or not last:
-        return _sum(b, steps, f"{node.name}.counts", 0)
-    index = b.constant(f"{node.name}.last", np.array(last, np.int64))
-    return b.op("Gather", [steps, index], f"{node.name}.counts", axis=0)
+    if node.over_time == "last" and last:
+        index = b.integers(f"{node.name}.last", last)
+        steps = b.op("Gather", [steps, index], f"{node.name}.last_step", axis=0)
+    return _sum(b, steps, f"{node.name}.counts", 0)
 
 
 def _weigh(

@@ -17,7 +17,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.base import errors, pixel_rule
+from soul_deploy.base import errors, pixel_rule, reduction
 from soul_deploy.frontend import (
     foreign,
     function_rules,
@@ -42,10 +42,30 @@ class Traced:
     image     (B, C, H, W), shown T times
     sequence  (T, B, C, H, W)
     step      (B, C, H, W), called once a step, state kept between calls
+
+    reduced: what its forward makes of the steps; None: it returns them all, or one at a time.
     """
 
     graph: SpikingGraph
     takes: tracer.Takes
+    reduced: reduction.OverTime | None = None
+
+    def scored(self, over_time: reduction.OverTime | None) -> "Traced":
+        """With class scores made by `over_time` of the steps that forward returns; None: as forward
+        makes them, or their mean. Raises UsageError for another way than forward's own.
+        """
+        if over_time is None or over_time == self.graph.readout.over_time:
+            return self
+        if not reduction.is_over_time(over_time):
+            valid = ", ".join(reduction.OVER_TIME)
+            raise errors.UsageError(f"over_time {over_time!r} given; valid: {valid}")
+        if self.reduced is not None:
+            raise errors.UsageError(
+                f"over_time {over_time} given, but the network's forward gives the "
+                f"{reduction.NAMES[self.reduced]}; leave over_time out, or return all steps"
+            )
+        readout = replace(self.graph.readout, over_time=over_time)
+        return replace(self, graph=self.graph.with_nodes({readout.name: readout}))
 
 
 def trace(network: nn.Module, input_shape: Shape, time_steps: int) -> SpikingGraph:
@@ -115,7 +135,8 @@ def _trace_as(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         operations = tracer.run_symbolically(network, builder.sides_of)
-        traced = Traced(builder.build(operations), takes)
+        graph = builder.build(operations)
+        traced = Traced(graph, takes, builder.reduced)
     if takes == "image" and tracer.is_multi_step(network) and not builder.repeated:
         raise errors.UnsupportedGraphError(
             f"{type(network).__name__}: its modules are in step mode 'm', but its forward does not "
@@ -133,6 +154,7 @@ def from_torch(
     *,
     example: Tensor | None = None,
     input_kind: pixel_rule.InputKind = "images",
+    over_time: reduction.OverTime | None = None,
 ) -> Model:
     """The network with its weights, under the names that it has in `network`'s state dict.
 
@@ -146,16 +168,19 @@ def from_torch(
     input_kind   what the network is given: "images", whose uint8 pixels the runtime normalises as
                  the model's `info.normalization` says, or "counts", "spikes", "values", of which
                  numbers of any dtype are taken as they are
+    over_time    what the class scores are of the steps that the network returns, all at once or
+                 one at each call: their "mean", "sum", "last" or "max". None: the mean; where its
+                 own forward makes scores of the steps, those
 
-    The network is read, not changed. Its class scores are the mean over T of what it returns.
+    The network is read, not changed.
     Raises UnsupportedGraphError for what a graph cannot represent, UsageError for weights that are
-    not float32 or an unknown kind, ValidityError for an example of integers, VerificationError if
-    the graph's numbers differ from the module's.
+    not float32, an unknown kind or another `over_time` than forward's own, ValidityError for an
+    example of integers, VerificationError if the graph's numbers differ from the module's.
     """
     info = with_input_kind(ModelInfo(), input_kind)
     if example is not None:
         require_floats(example)
-    examined = examine(network, input_shape, time_steps, example)
+    examined = examine(network, input_shape, time_steps, example, over_time=over_time)
     name = f"{type(network).__module__}.{type(network).__qualname__}"
     return examined.model(info, {"model": name})
 
@@ -184,11 +209,16 @@ class Examined:
 
 
 def examine(
-    network: nn.Module, input_shape: Shape, time_steps: int, example: Tensor | None = None
+    network: nn.Module,
+    input_shape: Shape,
+    time_steps: int,
+    example: Tensor | None = None,
+    *,
+    over_time: reduction.OverTime | None = None,
 ) -> Examined:
     """Trace a network and compare it with its graph; raises as `from_torch`."""
     _check_weights(network)
-    traced = trace_with_input(network, input_shape, time_steps, example)
+    traced = trace_with_input(network, input_shape, time_steps, example).scored(over_time)
     module = GraphModule(traced.graph)
     state = network.state_dict()
     module.load_state_dict({name: state[name] for name in module.state_dict()})

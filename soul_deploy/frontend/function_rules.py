@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from soul_deploy.base import reduction
 from soul_deploy.base.errors import UnsupportedGraphError
 from soul_deploy.frontend import module_kinds, tracer
 from soul_deploy.frontend.graph_builder import GraphBuilder, ShowsImageError, TracedValue, told
@@ -123,18 +124,17 @@ def _unflatten(builder: GraphBuilder, node: fx.Node) -> None:
 
 
 def _mean(builder: GraphBuilder, node: fx.Node) -> None:
-    source, axes = _source(builder, node), _argument(node, 1, "dim")
-    if axes is None:
-        raise _unknown(builder, node)
+    source, wanted = _axes(builder, node)
     shape = builder.shapes[source.name]
     rank = source.lead + len(shape)
-    wanted = {axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)}
     time = {0} & wanted if source.lead == 2 else set()
     space, keep = wanted - time, _argument(node, 2, "keepdim", False)
     whole = not space or (space == {rank - 2, rank - 1} and len(shape) == 3)
     if not whole or (time and keep):
         raise _unknown(builder, node)
-    after = replace(source, lead=1, mean=True) if time else source
+    if space:
+        builder.require_largest_last(node, "the mean over space", source)
+    after = replace(source, lead=1, reduced="mean") if time else source
     builder.values[node] = after
     if space:
         pool, flat = _fresh(builder, node, "mean"), _fresh(builder, node, "flatten")
@@ -144,10 +144,40 @@ def _mean(builder: GraphBuilder, node: fx.Node) -> None:
             builder.add(node, Flatten(flat, (pool,)), replace(after, name=flat))
 
 
+def _axes(builder: GraphBuilder, node: fx.Node) -> tuple[TracedValue, set[int]]:
+    """What is reduced, and over which axes."""
+    source, axes = _source(builder, node), _argument(node, 1, "dim")
+    if axes is None:
+        raise _unknown(builder, node)
+    rank = source.lead + len(builder.shapes[source.name])
+    return source, {axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)}
+
+
+def _over_time(how: reduction.OverTime, *, pair: bool = False) -> "Handler":
+    """The sum or the maximum over time; pair: with the places of the maximum."""
+
+    def handler(builder: GraphBuilder, node: fx.Node) -> None:
+        source, axes = _axes(builder, node)
+        if axes != {0} or source.lead != 2 or source.once or _argument(node, 2, "keepdim", False):
+            raise _unknown(builder, node, "over other axes than time alone")
+        builder.values[node] = replace(source, lead=1, reduced=how, pair=pair)
+
+    return handler
+
+
+def _divide(builder: GraphBuilder, node: fx.Node) -> None:
+    """A sum over time divided by T is the mean."""
+    source, by = _source(builder, node), _argument(node, 1, "other")
+    if source.reduced != "sum" or by != builder.time_steps or len(node.args) + len(node.kwargs) > 2:
+        raise _unknown(builder, node, "a division other than that of the sum over time by T")
+    builder.values[node] = replace(source, reduced="mean")
+
+
 def _adaptive(builder: GraphBuilder, node: fx.Node) -> None:
     source = _source(builder, node)
     name = _fresh(builder, node, "adaptive_avg_pool2d")
     size = _argument(node, 1, "output_size")
+    builder.require_largest_last(node, "adaptive_avg_pool2d", source)
     made = module_kinds.adaptive_pool(name, (source.name,), size)
     builder.add(node, made, replace(source, name=name))
 
@@ -167,7 +197,7 @@ def _unsqueeze(builder: GraphBuilder, node: fx.Node) -> None:
 
 
 def _with_time(builder: GraphBuilder, node: fx.Node, image: TracedValue) -> TracedValue:
-    if image.folded or image.mean:
+    if image.folded or image.reduced:
         raise _unknown(builder, node)
     if image.lead != 1:
         raise ShowsImageError(str(_unknown(builder, node)))
@@ -193,15 +223,53 @@ def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
 
 
 def _attribute(builder: GraphBuilder, node: fx.Node) -> None:
-    raise _unknown(builder, node)
+    """`x.max(0).values`."""
+    if not _take_values(builder, node, node.args[1:] == ("values",)):
+        raise _unknown(builder, node)
+
+
+def _take_values(builder: GraphBuilder, node: fx.Node, asked: bool) -> bool:
+    """Take the values of what `max` gives, if these are `asked` of such a pair."""
+    given = node.args[0]
+    source = builder.values.get(given) if isinstance(given, fx.Node) else None
+    if source is None or not source.pair or not asked:
+        return False
+    builder.values[node] = replace(source, pair=False)
+    return True
 
 
 def _part(builder: GraphBuilder, node: fx.Node) -> None:
-    """A step or a channel taken out; `x[None]` puts a time axis in front."""
+    """The last step, or a step or a channel taken out; `x[None]` puts a time axis in front;
+    `x.max(0)[0]`.
+    """
+    if _take_values(builder, node, node.args[1:] == (0,)):
+        return
     if node.args[1:] == (None,):
         builder.values[node] = _with_time(builder, node, _source(builder, node))
-        return
-    raise _unknown(builder, node, "a part of a tensor; loops over time belong outside the network")
+    elif not _last_step(builder, node, node.args[1:]):
+        raise _unknown(
+            builder,
+            node,
+            "a part of a tensor; loops over time belong outside the network, and of the steps only "
+            "the last can be taken",
+        )
+
+
+def _select(builder: GraphBuilder, node: fx.Node) -> None:
+    axis, index = _argument(node, 1, "dim"), _argument(node, 2, "index")
+    if axis != 0 or not _last_step(builder, node, (index,)):
+        raise _unknown(builder, node, "a part of a tensor; of the steps only the last can be taken")
+
+
+def _last_step(builder: GraphBuilder, node: fx.Node, index: tuple[Any, ...]) -> bool:
+    """Take the last step, if `index` is its place."""
+    if index not in ((-1,), (builder.time_steps - 1,)):
+        return False
+    source = _source(builder, node)
+    if source.lead != 2 or source.once:
+        return False
+    builder.values[node] = replace(source, lead=1, reduced="last")
+    return True
 
 
 def _stack(builder: GraphBuilder, node: fx.Node) -> None:
@@ -247,10 +315,15 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((torch.reshape, "view", "reshape"), _view),
     **dict.fromkeys((torch.unflatten, "unflatten"), _unflatten),
     **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys((torch.sum, "sum"), _over_time("sum")),
+    **dict.fromkeys((torch.amax, "amax"), _over_time("max")),
+    **dict.fromkeys((torch.max, "max"), _over_time("max", pair=True)),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div"), _divide),
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
     **dict.fromkeys(("repeat", "expand"), _repeat),
     torch.stack: _stack,
-    **dict.fromkeys((operator.getitem, "select", "unbind", torch.unbind), _part),
+    **dict.fromkeys((operator.getitem, "unbind", torch.unbind), _part),
+    **dict.fromkeys((torch.select, "select"), _select),
     **dict.fromkeys((tracer.fold_time, tracer.each_step), _fold),
     tracer.whole_sequence: _unfold,
     getattr: _attribute,

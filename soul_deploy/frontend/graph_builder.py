@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from soul_deploy import ir
+from soul_deploy.base import reduction
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.frontend import module_kinds, tracer
 from soul_deploy.frontend.sizes import BatchSize, Side
@@ -24,7 +25,8 @@ class TracedValue:
     lead     leading axes: 2 for (T, B, ...), 1 for (B, ...)
     folded   lead 1 because T and B were merged into one axis
     once     its time axis has length 1, until it is repeated
-    mean     averaged over time
+    reduced  what was made of the steps: their mean, sum, last or maximum; None: nothing yet
+    pair     what `max` over an axis gives: the values and their places
     inverse  1 - the node's value
     """
 
@@ -32,7 +34,8 @@ class TracedValue:
     lead: int
     folded: bool = False
     once: bool = False
-    mean: bool = False
+    reduced: reduction.OverTime | None = None
+    pair: bool = False
     inverse: bool = False
 
 
@@ -67,6 +70,7 @@ class GraphBuilder:
         self.memory = tracer.TensorMemory()
         self.asked = False  # for a shape
         self.repeated = False  # an image, over time
+        self.reduced: reduction.OverTime | None = None  # what forward makes of the steps
         self._functions = functions
         self._followed: set[fx.Node] = set()
         self._last: fx.Node | None = None
@@ -134,6 +138,7 @@ class GraphBuilder:
         if made is None or source is None:
             return None
         viewed = self.nodes[made.name].reshapes and made.name != source.name
+        viewed |= made.reduced == "last" != source.reduced
         unchanged = made == replace(source, lead=made.lead, folded=made.folded)
         return sources[0] if viewed or (unchanged and node.target != "repeat") else None
 
@@ -184,21 +189,46 @@ class GraphBuilder:
     def _add_converted(
         self, node: fx.Node, path: str, kind: str, module: Any, source: TracedValue
     ) -> None:
-        if source.mean and kind in ("MaxPool2d", "RateReadout", "VoteReadout"):
-            raise self.unsupported(node, f"module {path!r} ({kind}) after the mean over time")
+        self._check_reduced(node, f"module {path!r} ({kind})", source, module)
         converted = module_kinds.CONVERTERS[kind](path, (source.name,), module)
         after = replace(source, name=path)
         if converted.fires:
             after = self._fire(node, path, module, source)
         elif kind in ("RateReadout", "VoteReadout"):
-            after = TracedValue(path, 1, mean=True)
+            after = TracedValue(path, 1, reduced="mean")
         self.add(node, converted, after)
         if getattr(module, "ceil_mode", False):
             module_kinds.check_ceil_mode(converted, self.shapes[source.name])
 
+    def _check_reduced(self, node: fx.Node, what: str, source: TracedValue, module: Any) -> None:
+        """Refuse what does not give the same behind the mean, sum, ... of the steps as before it,
+        since a readout does it before.
+        """
+        if source.reduced is None:
+            return
+        after = f"{what} after the {reduction.NAMES[source.reduced]}"
+        if module_kinds.module_kind(module) in ("MaxPool2d", "RateReadout", "VoteReadout"):
+            raise self.unsupported(node, after)
+        if source.reduced == "sum" and getattr(module, "bias", None) is not None:
+            raise self.unsupported(
+                node,
+                f"{after} with a bias, which would count once and not at every step (put it in "
+                "front of the sum, make the sum a mean, or train it with bias=False), and",
+            )
+        self.require_largest_last(node, what, source)
+
+    def require_largest_last(self, node: fx.Node, what: str, source: TracedValue) -> None:
+        """Refuse what weighs or averages the maximum over time: the maximum of what is weighed or
+        averaged is another one.
+        """
+        if source.reduced == "max":
+            text = f"{what} after the maximum over time (put it in front of the maximum), which"
+            raise self.unsupported(node, text)
+
     def _fire(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> TracedValue:
-        if source.folded or source.mean:
-            what = "with time folded into the batch" if source.folded else "after the mean over T"
+        if source.folded or source.reduced:
+            what = "with time folded into the batch"
+            what = f"after the {reduction.NAMES[source.reduced]}" if source.reduced else what
             raise self.unsupported(
                 node, f"neuron {path!r} {what} (its state runs along time), which"
             )
@@ -218,7 +248,7 @@ class GraphBuilder:
 
     def _attach_norm(self, node: fx.Node, source: TracedValue, path: str, module: Any) -> None:
         normed = self.nodes[source.name].with_norm(ir.BatchNorm(path, module.eps, module.momentum))
-        if normed is None or source.mean:
+        if normed is None or source.reduced:
             raise self._misplaced_norm(node)
         if not module.affine or module.running_mean is None:
             raise self.unsupported(
@@ -233,6 +263,7 @@ class GraphBuilder:
         return self.unsupported(node, what)
 
     def _vote(self, node: fx.Node, path: str, module: Any, source: TracedValue) -> None:
+        self.require_largest_last(node, f"module {path!r} (VotingLayer)", source)
         (neurons, *rest) = self.shapes[source.name]
         if rest or neurons % module.voting_size:
             raise self.unsupported(
@@ -244,8 +275,9 @@ class GraphBuilder:
 
     def merge(self, node: fx.Node, name: str, function: Any, values: list[TracedValue]) -> None:
         """Element by element; a branch without time is the same at every step."""
-        if any(value.mean or value.inverse for value in values):
-            raise self.unsupported(node, f"{name!r} of values averaged over time or inverted")
+        if any(value.reduced or value.inverse for value in values):
+            text = f"{name!r} of values averaged, summed or picked over time, or inverted"
+            raise self.unsupported(node, text)
         if len({value.folded for value in values}) > 1:
             raise self.unsupported(node, f"{name!r} of a sequence and a folded one")
         lead = max(value.lead for value in values)
@@ -286,8 +318,9 @@ class GraphBuilder:
     def value(self, node: fx.Node, argument: Any) -> TracedValue:
         """What an argument holds; constants, sizes and inverted spikes are refused."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if value is None or value.inverse:
+        if value is None or value.inverse or value.pair:
             what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
+            what = "both that max gives (take .values)" if value and value.pair else what
             name = node.target if isinstance(node.target, str) else node.name
             raise self.unsupported(node, f"{name!r} with {what}")
         return value
@@ -305,7 +338,10 @@ class GraphBuilder:
         (returned,) = node.args
         if not isinstance(returned, fx.Node):
             raise self.unsupported(node, "a forward that returns more than the class scores")
-        readout = self._readout(node, self.value(node, returned).name)
+        value = self.value(node, returned)
+        self.reduced = value.reduced
+        readout = self._readout(node, value.name)
+        readout = replace(readout, over_time=value.reduced or "mean")
         needed, earlier = {*readout.inputs}, self.nodes.items()
         for name, made in reversed(earlier):
             if name in needed:

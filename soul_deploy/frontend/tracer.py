@@ -33,7 +33,8 @@ SUPPORTED = (
     "Flatten, Merge, Dropout, Identity, RateReadout, VoteReadout, SpikingJelly's layers of these "
     "names and its MultiStepContainer, SeqToANNContainer, VotingLayer; in forward: +, x * y and "
     "x * (1 - y) of spikes, flatten and views that only merge axes, the mean over time or space, "
-    "adaptive_avg_pool2d, unsqueeze(0) and repeat over time"
+    "the sum, the maximum or the last step of time, adaptive_avg_pool2d, unsqueeze(0) and repeat "
+    "over time"
 )
 Takes = Literal["image", "sequence", "step"]
 _FRAME = re.compile(r'File "(.*)", line (\d+), in \S+\n\s*(.*)')

@@ -129,7 +129,7 @@ class GraphModule(nn.Module):
         return self.evaluate({self.graph.input.name: self.as_signal(x)}, wanted, observe)
 
     def per_step(self, x: Tensor) -> Tensor:
-        """Class scores of each step, (T, B, classes); over T the readout makes `forward` of them."""
+        """Class scores of each step, (T, B, classes), of which the readout makes `forward`."""
         return self.forward_observed(x, None, per_step=True)
 
     @torch.no_grad()

@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     ),
     "neurons behind the mean": (
         lambda n, x: n.sn2(n.conv2(n.sn1(n.conv(x)).mean(0))),
-        r"neuron 'sn2' after the mean over T",
+        r"neuron 'sn2' after the mean over time",
     ),
     "pooling behind the mean": (
         lambda n, x: F.adaptive_avg_pool2d(layers.MaxPool2d(2)(n.spikes(x).mean(0)), 1),
@@ -224,7 +224,7 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     ),
     "a rate and a spike": (
         lambda n, x: (s := n.spikes(x)) + s.mean(0),
-        r"'add' of values averaged over time or inverted",
+        r"'add' of values averaged, summed or picked over time, or inverted",
     ),
     "a view that mixes axes": (
         lambda n, x: n.spikes(x).view(3, 2, 8, 32),

@@ -147,10 +147,11 @@ def _mean(builder: GraphBuilder, node: fx.Node) -> None:
 def _axes(builder: GraphBuilder, node: fx.Node) -> tuple[TracedValue, set[int]]:
     """What is reduced, and over which axes."""
     source, axes = _source(builder, node), _argument(node, 1, "dim")
-    if axes is None:
+    axes = (axes,) if isinstance(axes, int) else axes
+    if not isinstance(axes, tuple | list) or not all(isinstance(axis, int) for axis in axes):
         raise _unknown(builder, node)
     rank = source.lead + len(builder.shapes[source.name])
-    return source, {axis % rank for axis in ((axes,) if isinstance(axes, int) else axes)}
+    return source, {axis % rank for axis in axes}
 
 
 def _over_time(how: reduction.OverTime, *, pair: bool = False) -> "Handler":
@@ -224,17 +225,18 @@ def _repeat(builder: GraphBuilder, node: fx.Node) -> None:
 
 def _attribute(builder: GraphBuilder, node: fx.Node) -> None:
     """`x.max(0).values`."""
-    if not _take_values(builder, node, node.args[1:] == ("values",)):
+    if not _take_values(builder, node, "values"):
         raise _unknown(builder, node)
 
 
-def _take_values(builder: GraphBuilder, node: fx.Node, asked: bool) -> bool:
-    """Take the values of what `max` gives, if these are `asked` of such a pair."""
-    given = node.args[0]
+def _take_values(builder: GraphBuilder, node: fx.Node, name: object) -> bool:
+    """Take the values of what `max` gives, which are called `name`; False: it is no such pair."""
+    given, asked = (*node.args, None)[:2]
     source = builder.values.get(given) if isinstance(given, fx.Node) else None
-    if source is None or not source.pair or not asked:
+    if source is None or not source.pair:
         return False
-    builder.values[node] = replace(source, pair=False)
+    unpaired = replace(source, pair=False)
+    builder.values[node] = unpaired if asked == name else builder.value(node, given)
     return True
 
 
@@ -242,23 +244,28 @@ def _part(builder: GraphBuilder, node: fx.Node) -> None:
     """The last step, or a step or a channel taken out; `x[None]` puts a time axis in front;
     `x.max(0)[0]`.
     """
-    if _take_values(builder, node, node.args[1:] == (0,)):
+    if _take_values(builder, node, 0):
         return
     if node.args[1:] == (None,):
         builder.values[node] = _with_time(builder, node, _source(builder, node))
     elif not _last_step(builder, node, node.args[1:]):
-        raise _unknown(
-            builder,
-            node,
-            "a part of a tensor; loops over time belong outside the network, and of the steps only "
-            "the last can be taken",
-        )
+        raise _unknown(builder, node, PART)
+
+
+PART = (
+    "a part of a tensor; loops over time belong outside the network, and of the steps only the "
+    "last can be taken"
+)
+
+
+def _unbind(builder: GraphBuilder, node: fx.Node) -> None:
+    raise _unknown(builder, node, PART)
 
 
 def _select(builder: GraphBuilder, node: fx.Node) -> None:
     axis, index = _argument(node, 1, "dim"), _argument(node, 2, "index")
     if axis != 0 or not _last_step(builder, node, (index,)):
-        raise _unknown(builder, node, "a part of a tensor; of the steps only the last can be taken")
+        raise _unknown(builder, node, PART)
 
 
 def _last_step(builder: GraphBuilder, node: fx.Node, index: tuple[Any, ...]) -> bool:
@@ -322,7 +329,8 @@ HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _unsqueeze),
     **dict.fromkeys(("repeat", "expand"), _repeat),
     torch.stack: _stack,
-    **dict.fromkeys((operator.getitem, "unbind", torch.unbind), _part),
+    operator.getitem: _part,
+    **dict.fromkeys(("unbind", torch.unbind), _unbind),
     **dict.fromkeys((torch.select, "select"), _select),
     **dict.fromkeys((tracer.fold_time, tracer.each_step), _fold),
     tracer.whole_sequence: _unfold,

@@ -318,9 +318,10 @@ class GraphBuilder:
     def value(self, node: fx.Node, argument: Any) -> TracedValue:
         """What an argument holds; constants, sizes and inverted spikes are refused."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if value is None or value.inverse or value.pair:
+        if value is not None and value.pair:
+            raise self.unsupported(argument, "max without .values, and the places of the maximum,")
+        if value is None or value.inverse:
             what = "1 - x outside x * (1 - y)" if value else "a constant or a second input"
-            what = "both that max gives (take .values)" if value and value.pair else what
             name = node.target if isinstance(node.target, str) else node.name
             raise self.unsupported(node, f"{name!r} with {what}")
         return value

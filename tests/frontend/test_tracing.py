@@ -187,7 +187,9 @@ REFUSED: dict[str, tuple[Forward, str]] = {
     ),
     "constant": (lambda n, x: n.spikes(x + 1), r"'.*add.*' with a constant or a second input"),
     "step taken out": (lambda n, x: n.spikes(x)[0], r"operation getitem\(sn2, 0\)"),
-    "sum over time": (lambda n, x: n.spikes(x).sum(0), "operation sum"),
+    "sum over channels": (lambda n, x: n.spikes(x).sum(2), "operation sum"),
+    "the largest of two": (lambda n, x: torch.max(s := n.spikes(x), s), "operation max"),
+    "a list of steps": (lambda n, x: n.spikes(x).unbind(-1)[0], "operation unbind"),
     "batch flattened": (
         lambda n, x: n.spikes(x).flatten(1),
         r"flattening axes 1 to 4 of \(T, B, 4, 4, 4\)",

@@ -291,7 +291,7 @@ def test_dyadic_networks_agree_to_the_bit(
     x = images(replace(spec, time_steps=4))
     for kind in ("m.onnx", "m.safetensors"):
         if kind == "m.onnx":
-            mode = "static" if x.dim() == 4 else "sequence"
+            mode: Any = "static" if x.dim() == 4 else "sequence"
             soul_deploy.export_onnx(model, folder / kind, input_mode=mode)
         else:
             soul_deploy.export_event(model, folder / kind)

@@ -25,7 +25,7 @@ OUTPUT = "logits"
 Sides = tuple[int | str, ...]  # of a tensor, axes of any length by name
 Entry = tuple[str, Sides]  # a name and its shape
 InputMode = Literal["static", "sequence", "step"]
-Outputs = Literal["logits", "spikes"]
+Outputs = Literal["logits", "spikes", "steps"]
 
 
 @brief
@@ -36,7 +36,7 @@ class OnnxBuilder:
     In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
     return to it, and `counter` names the input that says which step it is, if anything needs it.
     functions: neurons are calls of model-local functions. batch: the samples of each call, None
-    for any number.
+    for any number. by_step: the scores of each step leave, (T, batch, classes).
     """
 
     graph: ir.SpikingGraph
@@ -50,6 +50,7 @@ class OnnxBuilder:
     counter: str = ""
     functions: bool = False
     batch: int | None = None
+    by_step: bool = False
 
     @cached_property
     def static(self) -> frozenset[str]:

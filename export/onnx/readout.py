@@ -1,6 +1,7 @@
 """ONNX's spelling of the readout: class scores of the spikes of all steps."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,70 +19,79 @@ def append_readout(node: ir.Readout, b: "OnnxBuilder", synapses: Synapses, outpu
     """Sum first, scale last; a maximum over time after that.
 
     synapses: puts the head's weight and bias into the graph, those that it has, and gives their
-    names. output: (batch, classes).
+    names. output: (batch, classes), or (T, batch, classes) of a file that yields all steps.
     """
-    largest = node.over_time == "max" and b.graph.time_steps > 1
+    largest = node.over_time == "max" and b.graph.time_steps > 1 and not b.by_step
+    head = _Head(node, b, each_step=largest or b.by_step)
     of_steps = f"{node.name}.of_steps" if largest else output
-    counts = _by_step(b, node) if largest else _counts(b, node)
+    counts = head.by_step() if head.each_step else head.counts()
     if node.linear:
-        _weigh(b, node, counts, synapses, of_steps)
+        head.weigh(counts, synapses, of_steps)
     else:
-        _vote(b, node, counts, (b.graph.time_steps, -1) if largest else (-1,), of_steps)
+        head.vote(counts, of_steps)
     if largest:
         _largest(b, of_steps, output)
 
 
-def _by_step(b: "OnnxBuilder", node: ir.Readout) -> str:
-    """Sums over space: (T·batch, C, H, W) to (T, batch, C)."""
-    name, shape, source = node.name, b.graph.shapes[node.inputs[0]], b.source(node)
-    if len(shape) == 3:
-        source = _sum(b, source, f"{name}.space_sum", 2, 3)
-    sides = (b.graph.time_steps, -1, shape[0])
-    return b.reshape(source, f"{name}.steps_shape", f"{name}.steps", *sides)
+@dataclass(frozen=True)
+class _Head:
+    """What is appended for one readout; each_step: its counts and scores have a leading axis T."""
 
+    node: ir.Readout
+    b: "OnnxBuilder"
+    each_step: bool
 
-def _counts(b: "OnnxBuilder", node: ir.Readout) -> str:
-    """Sums over space and over time, or of the last step: (batch, C)."""
-    steps, last = _by_step(b, node), b.graph.time_steps - 1
-    if node.over_time == "last" and last:
-        index = b.integers(f"{node.name}.last", last)
-        steps = b.op("Gather", [steps, index], f"{node.name}.last_step", axis=0)
-    return _sum(b, steps, f"{node.name}.counts", 0)
+    @property
+    def steps(self) -> int:
+        """How many steps are counted together."""
+        return 1 if self.each_step else self.b.graph.time_steps
 
+    def by_step(self) -> str:
+        """Sums over space: (T·batch, C, H, W) to (T, batch, C)."""
+        b, name, shape = self.b, self.node.name, self.b.graph.shapes[self.node.inputs[0]]
+        source = b.source(self.node)
+        if len(shape) == 3:
+            source = _sum(b, source, f"{name}.space_sum", 2, 3)
+        sides = (b.graph.time_steps, -1, shape[0])
+        return b.reshape(source, f"{name}.steps_shape", f"{name}.steps", *sides)
 
-def _weigh(
-    b: "OnnxBuilder", node: ir.Readout, counts: str, synapses: Synapses, output: str
-) -> None:
-    """The head's scores of counts (..., C). The scale has one entry per class: ONNX Runtime would
-    fold a scalar into the matrix product (MatMulScaleFusion)."""
-    name, factor = node.name, _factor(b, node, node.classes)
-    weight, *bias = synapses()
-    columns = b.op("Transpose", [weight], f"{name}.columns", perm=[1, 0])
-    product = b.op("MatMul", [counts, columns], f"{name}.product")
-    scaled = b.op("Mul", [product, factor], f"{name}.scores" if bias else output)
-    times = reduction.biases(node.over_time, b.graph.time_steps)
-    if bias and times > 1:
-        repeated = b.constant(f"{name}.times", np.full(1, times, np.float32))
-        bias = [b.op("Mul", [*bias, repeated], f"{name}.bias_of_steps")]
-    if bias:
-        b.op("Add", [scaled, *bias], output)
+    def counts(self) -> str:
+        """Sums over space and over time, or of the last step: (batch, C)."""
+        steps, last, b = self.by_step(), self.b.graph.time_steps - 1, self.b
+        if self.node.over_time == "last" and last:
+            index = b.integers(f"{self.node.name}.last", last)
+            steps = b.op("Gather", [steps, index], f"{self.node.name}.last_step", axis=0)
+        return _sum(b, steps, f"{self.node.name}.counts", 0)
 
+    def weigh(self, counts: str, synapses: Synapses, output: str) -> None:
+        """The scores of counts (..., C). The scale has one entry per class: ONNX Runtime would fold
+        a scalar into the matrix product (MatMulScaleFusion)."""
+        b, name, factor = self.b, self.node.name, self._factor(self.node.classes)
+        weight, *bias = synapses()
+        columns = b.op("Transpose", [weight], f"{name}.columns", perm=[1, 0])
+        product = b.op("MatMul", [counts, columns], f"{name}.product")
+        scaled = b.op("Mul", [product, factor], f"{name}.scores" if bias else output)
+        times = reduction.biases(self.node.over_time, self.steps)
+        if bias and times > 1:
+            repeated = b.constant(f"{name}.times", np.full(1, times, np.float32))
+            bias = [b.op("Mul", [*bias, repeated], f"{name}.bias_of_steps")]
+        if bias:
+            b.op("Add", [scaled, *bias], output)
 
-def _vote(
-    b: "OnnxBuilder", node: ir.Readout, counts: str, lead: tuple[int, ...], output: str
-) -> None:
-    """The votes of counts (*lead, C). Behind a sum the scale is a scalar: OpenVINO 2026.4 scales
-    sums by other classes' entries."""
-    name = node.name
-    factor = _factor(b, node, node.classes if b.functions else 1)
-    sides = (f"{name}.votes_shape", f"{name}.grouped")
-    votes = b.reshape(counts, *sides, *lead, node.classes, node.votes)
-    b.op("Mul", [_sum(b, votes, f"{name}.votes", len(lead) + 1), factor], output)
+    def vote(self, counts: str, output: str) -> None:
+        """The votes of counts (..., C). Behind a sum the scale is a scalar: OpenVINO 2026.4 scales
+        sums by other classes' entries."""
+        b, node = self.b, self.node
+        factor = self._factor(node.classes if b.functions else 1)
+        lead = (b.graph.time_steps, -1) if self.each_step else (-1,)
+        sides = (f"{node.name}.votes_shape", f"{node.name}.grouped")
+        votes = b.reshape(counts, *sides, *lead, node.classes, node.votes)
+        b.op("Mul", [_sum(b, votes, f"{node.name}.votes", len(lead) + 1), factor], output)
 
-
-def _factor(b: "OnnxBuilder", node: ir.Readout, entries: int) -> str:
-    scale = 1.0 / node.divisor(b.graph.shapes[node.inputs[0]], b.graph.time_steps)
-    return b.constant(f"{node.name}.scale", np.full(entries, scale, np.float32))
+    def _factor(self, entries: int) -> str:
+        shape = self.b.graph.shapes[self.node.inputs[0]]
+        scale = 1.0 / self.node.divisor(shape, self.steps)
+        return self.b.constant(f"{self.node.name}.scale", np.full(entries, scale, np.float32))
 
 
 def _largest(b: "OnnxBuilder", source: str, output: str) -> None:

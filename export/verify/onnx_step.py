@@ -15,7 +15,6 @@ from soul_deploy.export.onnx import step as onnx_step
 from soul_deploy.export.verify import onnx
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import Signal
-from soul_deploy.nn.layers import over_steps
 
 Feed = dict[str, Array]
 
@@ -39,7 +38,7 @@ class StepExecution(onnx.OnnxFile):
         found = self._loop("", self._frames(images), list(self.states.values()), outputs)
         scores, *spikes = map(torch.from_numpy, found)
         named = {name: steps.bool() for name, steps in zip(names, spikes, strict=True)}
-        return ExecutionRun(named, self._combined(scores))
+        return ExecutionRun(named, onnx.combined(scores, self.graph))
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         """What stands between the populations (or the input) that feed `layer`, and `layer`."""
@@ -47,11 +46,7 @@ class StepExecution(onnx.OnnxFile):
         output, states = self.ends(layer)[1][0], self._states_in(layer)
         (found,) = self._loop(layer, self._feeds(layer, values), states, [output])
         result = torch.from_numpy(found)
-        return LayerRun(result.bool() if states else self._combined(result))
-
-    def _combined(self, scores: Tensor) -> Tensor:
-        """Class scores (batch, classes) of the scores of all steps (T, batch, classes)."""
-        return over_steps(scores.double(), self.graph.readout.over_time).float()
+        return LayerRun(result.bool() if states else onnx.combined(result, self.graph))
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         states, feeding = self._states_in(layer), sources(self.graph, layer)

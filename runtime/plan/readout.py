@@ -6,7 +6,7 @@ from soul_deploy.base import Array, reduction
 from soul_deploy.runtime.format import network
 from soul_deploy.runtime.kernels import maps
 from soul_deploy.runtime.plan import layer_plan
-from soul_deploy.runtime.plan.regions import Call, Region
+from soul_deploy.runtime.plan.regions import Call, Region, run_calls
 
 
 def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) -> Region:
@@ -36,3 +36,19 @@ def _weighing(readout: network.ReadoutLayer, steps: int, sums: Array, scores: Ar
     bias = layer_plan.aligned_copy(None if readout.bias is None else times * readout.bias)
     weight = layer_plan.aligned_copy(readout.weight.T)
     return Call(maps.score, (sums, weight, bias, scale, scores))
+
+
+def step_scores(readout: network.ReadoutLayer, values: Array) -> Array:
+    """The scores of each step, float32 (T, B, classes), of what the readout's source held: uint8
+    (B, T, positions, channels).
+    """
+    batch, steps, *map_shape = values.shape
+    source = layer_plan.aligned((1, *map_shape), np.uint8)
+    scores = layer_plan.aligned((readout.classes,), np.float32)
+    (calls,) = readout_region(readout, source, scores)
+    found = np.empty((steps, batch, readout.classes), np.float32)
+    for t, b in np.ndindex(steps, batch):
+        source[0] = values[b, t]
+        run_calls(calls)
+        found[t, b] = scores
+    return found

@@ -23,7 +23,7 @@ from soul_deploy import ir
 from soul_deploy.analysis.other_tools import compat_model
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base import errors, files
-from soul_deploy.base.reduction import OVER_TIME, OverTime
+from soul_deploy.base.reduction import LOOPS, OVER_TIME, OverTime
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.onnx.step import export_step
 from soul_deploy.export.verify.event_run import verify_counts
@@ -129,7 +129,23 @@ def test_scores_by_hand_in_onnx(over_time: OverTime, opset: int, tmp_path: Path)
     assert scores.tolist() == [SCORES[over_time]]
 
 
-LOOPS = {
+@every
+@pytest.mark.parametrize("opset", [17, 18])
+def test_all_steps_by_hand_in_onnx(over_time: OverTime, opset: int, tmp_path: Path) -> None:
+    """A file of all steps that yields the scores of each."""
+    form: Any = {"input_mode": "sequence", "opset": opset, "outputs": "steps"}
+    path = tmp_path / "m.onnx"
+    soul_deploy.export_onnx(small(over_time), path, **form)
+    (scores,) = onnxruntime.InferenceSession(path).run(None, {"input": shown().numpy()})
+    assert scores[:, 0].tolist() == OF_STEPS
+    said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert said["outputs"] == "steps"
+    assert said["combine"] == LOOPS[over_time].format(scores="logits")
+    report = soul_deploy.verify(small(over_time), path, shown())
+    assert report.passed, report.text()
+
+
+IN_NUMPY = {
     "mean": lambda steps: steps.mean(axis=0),
     "sum": lambda steps: steps.sum(axis=0),
     "last": lambda steps: steps[-1],
@@ -143,15 +159,14 @@ def test_scores_by_hand_in_a_step_file(over_time: OverTime, tmp_path: Path) -> N
     export_step(small(over_time), tmp_path / "m.onnx")
     file = onnx.load(tmp_path / "m.onnx")
     said = {entry.key: entry.value for entry in file.metadata_props}
-    word = {"mean": "the mean of logits", "sum": "the sum of logits", "last": "logits of the last"}
-    assert word.get(over_time, "the largest of logits") in said["loop"]
+    assert said["loop"].endswith(LOOPS[over_time].format(scores="logits"))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     steps, v = [], np.zeros((1, 3), np.float32)
     for frame in shown().numpy():
         logits, v = session.run(None, {"input": frame, "v_0_in": v})
         steps.append(logits)
     assert np.stack(steps)[:, 0].tolist() == OF_STEPS
-    assert LOOPS[over_time](np.stack(steps)).tolist() == [SCORES[over_time]]
+    assert IN_NUMPY[over_time](np.stack(steps)).tolist() == [SCORES[over_time]]
 
 
 @every
@@ -160,6 +175,7 @@ def test_scores_and_counts_by_hand_in_an_event_network(over_time: OverTime, tmp_
     network = soul_deploy.load_network(tmp_path / "m.safetensors", threads=1)
     assert network.run(shown().numpy()).tolist() == [SCORES[over_time]]
     assert network.run_recorded(shown().numpy()).logits.tolist() == [SCORES[over_time]]
+    assert network.run_steps(shown().numpy())[:, 0].tolist() == OF_STEPS
     stream = network.stream()
     assert [stream.step(frame)[0].tolist() for frame in shown().numpy()] == OF_STEPS
     counts = counted_run.count(network, shown().numpy())["head"]

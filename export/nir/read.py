@@ -173,19 +173,17 @@ def _read_how(reader: Reader, described: Description) -> dict[str, Any]:
 
 def _scores(last: ir.Node, over_time: reduction.OverTime | None) -> dict[str, str]:
     """What is assumed of the class scores, as a sentence; nothing if there is nothing."""
-    text = f"the class scores are made of the output of {last.name!r}"
-    if over_time is None:
-        text = (
-            f"the class scores are the mean over T of the output of {last.name!r} (--over_time "
-            "says another: sum, last or max)"
-        )
-    elif not last.fires:
+    if over_time is not None and not last.fires:
         return {}
+    made = "the mean over T" if over_time is None else "made"
+    text = f"the class scores are {made} of the output of {last.name!r}"
     if last.fires:
         text += (
             ", its spikes; a neuron that never resets, whose membrane the tool reads, looks the "
             "same in NIR and is not supported"
         )
+    if over_time is None:
+        text += "; where they are their sum, the last or the largest, give --over_time"
     return {"scores": text}
 
 

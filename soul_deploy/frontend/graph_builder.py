@@ -195,7 +195,7 @@ class GraphBuilder:
         if converted.fires:
             after = self._fire(node, path, module, source)
         elif kind in ("RateReadout", "VoteReadout"):
-            after = TracedValue(path, 1, reduced="mean")
+            after = TracedValue(path, 1, reduced=module.over_time)
         self.add(node, converted, after)
         if getattr(module, "ceil_mode", False):
             module_kinds.check_ceil_mode(converted, self.shapes[source.name])

@@ -208,13 +208,11 @@ class GraphModule(nn.Module):
         return None
 
     def _read(self, node: ir.Readout, spikes: Tensor, *, per_step: bool = False) -> Tensor:
-        """Scores (B, classes) in the order of soul_deploy/base/reduction.py; or (T, B, classes)."""
-        if node.over_time == "last" and not per_step:
-            spikes = spikes[-1:]
-        single = per_step or node.over_time == "max"
-        counts = layers.spike_counts(spikes, per_step=single)
-        scores = self._weigh_counts(node, counts, 1 if single else self.graph.time_steps)
-        return scores.amax(dim=0) if single and not per_step else scores
+        """Class scores (B, classes); or (T, B, classes), those of each step."""
+        weigh = partial(self._weigh_counts, node)
+        if per_step:
+            return weigh(layers.spike_counts(spikes, per_step=True), 1)
+        return layers.class_scores(spikes, node.over_time, weigh)
 
     def _weigh_counts(self, node: ir.Readout, counts: Tensor, steps: int) -> Tensor:
         """Scores (..., classes) of sums (..., C) over space and over `steps`."""

@@ -198,6 +198,31 @@ def test_the_caller_cannot_say_other_than_forward() -> None:
         soul_deploy.from_torch(network, SHAPE, T, example=x, over_time="median")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("over_time", OVER_TIME)
+@pytest.mark.parametrize("kind", ["rate", "vote"])
+def test_our_own_readouts_say_it(kind: str, over_time: OverTime) -> None:
+    net, x = Net(lambda n, x: x), shown()
+    head: nn.Module = layers.RateReadout(3, 5, over_time=over_time)
+    body: list[nn.Module] = [net.conv, net.sn]
+    if kind == "vote":
+        body += [net.flat]
+        head = layers.VoteReadout(6, 8, over_time=over_time)
+    network = nn.Sequential(*body, head).eval()
+    model = soul_deploy.from_torch(network, SHAPE, T, example=x)
+    assert model.graph.readout.over_time == over_time
+    with torch.no_grad():
+        spikes = nn.Sequential(*body)(x)
+        if kind == "rate":  # of one step all four are the same
+            steps = torch.stack([head(step[None]) for step in spikes.mean((3, 4))])
+        else:
+            steps = spikes.reshape(T, 3, 6, 8).mean(3)
+        expected = ENDS[over_time](steps)
+        torch.testing.assert_close(network(x), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(model.module()(x), network(x))
+    with pytest.raises(UsageError, match="over_time 'median'"):
+        layers.VoteReadout(3, 2, over_time="median")  # type: ignore[arg-type]
+
+
 def spikingjelly(mode: str) -> Any:
     pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
     from spikingjelly.activation_based import functional, layer, neuron

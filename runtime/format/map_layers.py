@@ -201,8 +201,5 @@ class ReadoutLayer:
         return 1.0 / (reduction.divisor(self.over_time, steps) * self.divisor)
 
     def weighings(self, steps: int) -> tuple[slice, ...]:
-        """The steps of each weighing by the head: all at once, the last, or one after the other."""
-        if reduction.sums_first(self.over_time):
-            return (slice(0, steps),)
-        first = steps - 1 if self.over_time == "last" else 0
-        return tuple(slice(step, step + 1) for step in range(first, steps))
+        """As `reduction.weighings`."""
+        return reduction.weighings(self.over_time, steps)

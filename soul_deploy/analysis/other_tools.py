@@ -139,7 +139,9 @@ class _Rule:
         """The layer's counts for what its source node held."""
         values, edge = self._arriving(module, signal), self.graph.edges[self.source]
         head, executions = self.node is self.graph.readout, len(values)
-        binary = edge.kind == "spike" and self.scale == 1 and not head
+        space = len(self.graph.shapes[self.node.inputs[0]]) == 3
+        sums = head and (space or reduction.adds_steps(self.graph.readout.over_time))
+        binary = edge.kind == "spike" and self.scale == 1 and not sums
         maps = (self.every, self.stored, self.live)
         every, stored, live = (torch.from_numpy(np.array(array)).reshape(-1) for array in maps)
         events = (values != 0).flatten(1).to(torch.int64).sum(0)
@@ -168,11 +170,9 @@ class _Rule:
         exact, name = Signal(signal.tensor.double(), signal.static), self.node.inputs[0]
         values = module.evaluate({self.source: exact}, [name])[name].tensor
         if self.node is self.graph.readout:
-            how = self.graph.readout.over_time
             values = values.sum((3, 4)) if values.dim() == 5 else values
-            if reduction.sums_first(how):
-                return values.sum(0)
-            return values[-1] if how == "last" else values.flatten(0, 1)
+            weighings = reduction.weighings(self.graph.readout.over_time, len(values))
+            return torch.cat([values[at].sum(0) for at in weighings])
         return values if signal.static else values.flatten(0, 1)
 
 

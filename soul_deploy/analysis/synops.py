@@ -119,11 +119,8 @@ def readout_sums(operator: linear_operators.ReadoutOperator, source: Tensor) -> 
     """What the head weighs, whole numbers (weighings, B, C, ...) of spikes (T, B, C, ...): one sum
     over time, the last step, or each step; summed over space where the readout does.
     """
-    sums = source.to(torch.int64)
-    if reduction.sums_first(operator.over_time):
-        sums = sums.sum(0, keepdim=True)
-    elif operator.over_time == "last":
-        sums = sums[-1:]
+    whole, weighings = source.to(torch.int64), reduction.weighings(operator.over_time, len(source))
+    sums = torch.stack([whole[at].sum(0) for at in weighings])
     return sums.sum(dim=(3, 4)) if operator.space else sums
 
 

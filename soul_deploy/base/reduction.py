@@ -43,8 +43,16 @@ def is_over_time(value: Any) -> bool:
     return isinstance(value, str) and value in OVER_TIME
 
 
-def sums_first(over_time: OverTime) -> bool:
-    """Whether the head weighs one sum over all steps; else it weighs steps one by one."""
+def weighings(over_time: OverTime, steps: int) -> tuple[slice, ...]:
+    """The steps of each weighing by the head: all at once, the last, or one after the other."""
+    if adds_steps(over_time):
+        return (slice(0, steps),)
+    first = steps - 1 if over_time == "last" else 0
+    return tuple(slice(step, step + 1) for step in range(first, steps))
+
+
+def adds_steps(over_time: OverTime) -> bool:
+    """Whether the head weighs counts over time; else the spikes of single steps."""
     return over_time in ("mean", "sum")
 
 

@@ -131,6 +131,11 @@ class ReadoutOperator(LinearOperator):
     def readout(self) -> "ReadoutOperator":
         return self
 
+    @property
+    def counts_spikes(self) -> bool:
+        """Whether it weighs sums of spikes, over time or space; else the spikes themselves."""
+        return self.space or reduction.adds_steps(self.over_time)
+
     def targets(self, live: Array | None) -> int:
         """Votes are no synapses: without weight there are none. Scores are never masked."""
         return 0 if self.weight is None else len(self.weight)

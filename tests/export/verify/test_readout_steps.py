@@ -227,14 +227,30 @@ def test_counts_by_hand_of_the_model(over_time: OverTime) -> None:
 
 
 def test_other_tools_count_the_heads_that_run() -> None:
-    """NeuroBench's MACs of the head: nonzero inputs × nonzero weights of each execution; dense:
-    6 weights each time.
+    """NeuroBench: nonzero inputs × nonzero weights of each execution, MACs of counts and ACs of
+    single steps' spikes; dense: 6 weights each time.
     """
     found = {how: compat_model(small(how), shown())["head"] for how in OVER_TIME}
-    effective = {how: counts.neurobench_macs for how, counts in found.items()}
-    assert effective == {"mean": 5, "sum": 5, "last": 2, "max": 10}
+    macs = {how: counts.neurobench_macs for how, counts in found.items()}
+    assert macs == {"mean": 5, "sum": 5, "last": 0, "max": 0}
+    acs = {how: counts.neurobench_acs for how, counts in found.items()}
+    assert acs == {"mean": 0, "sum": 0, "last": 2, "max": 10}
     dense = {how: counts.neurobench_dense for how, counts in found.items()}
     assert dense == {"mean": 6, "sum": 6, "last": 6, "max": 24}
+    synops = {how: counts.spikingjelly_synops for how, counts in found.items()}
+    assert synops == {"mean": 0, "sum": 0, "last": 2, "max": 12}  # zero weights counted
+
+
+@every
+def test_the_report_of_energy_by_hand(over_time: OverTime) -> None:
+    """0.9 pJ for each SynOp; dense work of the head for each time that it runs; counts that are
+    multiplied cost more, single spikes do not.
+    """
+    report = soul_deploy.count(small(over_time), shown())
+    (head,) = [layer for layer in report.layers if layer.name == "head"]
+    assert head.executions == (4 if over_time == "max" else 1)
+    assert head.activity.graded == (over_time in ("mean", "sum"))
+    assert head.counts.synops == COUNTS[over_time][3]
 
 
 @every

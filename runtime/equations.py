@@ -14,7 +14,7 @@ or a factor), r the resting potential (v_reset, or 0 with soft reset), s spike (
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from numba.extending import register_jitable
 
@@ -136,8 +136,49 @@ def reset_target(v_threshold: float, v_reset: float | None, v_subtract: float | 
 
 
 @dataclass(frozen=True)
-class NeuronEquation:
-    """A neuron as deployed: every number it computes with.
+class Equation:
+    """A neuron as deployed: every number it computes with; the family of the tables over neurons.
+
+    state  names of the variables that a neuron keeps from step to step, the membrane first
+    start  their values before the first step
+    fuses  whether kernels that compute currents update such neurons themselves
+    steps  for how many steps there are numbers; None: for any
+    low, high   the least and the largest integer that a neuron sends: 0 and 1 for spikes
+    """
+
+    fuses: ClassVar[bool] = False
+
+    if TYPE_CHECKING:  # a field of one class is a constant of another
+
+        @property
+        def state(self) -> tuple[str, ...]: ...
+
+        @property
+        def low(self) -> int: ...
+
+        @property
+        def high(self) -> int: ...
+
+        @property
+        def steps(self) -> int | None: ...
+
+    else:
+        state, low, high, steps = ("v",), 0, 1, None
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        raise NotImplementedError
+
+    def advance(
+        self, state: tuple[Value, ...], x: Value, t: int = 0
+    ) -> tuple[Value, tuple[Value, ...]]:
+        """Step t on numpy arrays: (what is sent, the state after it)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NeuronEquation(Equation):
+    """A neuron whose only state is its membrane: charge, fire, reset, each with one constant.
 
     charge      which of the forms above
     constant    a, the form's constant (tau in steps, or a factor); unused by `integrate`
@@ -147,6 +188,7 @@ class NeuronEquation:
     v_subtract  with soft reset, what a spike takes off; None: the threshold
     """
 
+    fuses: ClassVar[bool] = True
     charge: ChargeForm
     constant: float
     v_threshold: float
@@ -163,6 +205,17 @@ class NeuronEquation:
     def rest(self) -> float:
         """r: where the membrane starts, and where it decays to."""
         return rest_of(self.v_reset)
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        return (self.rest,)
+
+    def advance(
+        self, state: tuple[Value, ...], x: Value, t: int = 0
+    ) -> tuple[Value, tuple[Value, ...]]:
+        (v,) = state
+        spike, v = self.step(v, x)
+        return spike, (v,)
 
     def step(self, v: Value, x: Value) -> tuple[Value, Value]:
         """One time step on numpy values or tensors: (v, x) -> (spike as bool, v after reset)."""

@@ -20,7 +20,7 @@ from soul_deploy.export.event import storage_format
 from soul_deploy.lowering import deploy, fan_out, footprint, linear_operators
 from soul_deploy.model.model import Model
 from soul_deploy.runtime.engine.network import Network
-from soul_deploy.runtime.format import file
+from soul_deploy.runtime.format import file, validate
 from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.ops.rates import measure_rates
 from soul_deploy.runtime.plan.costs import USUAL_RATE, pooled_rate
@@ -258,8 +258,8 @@ def _synapses(
     current = fan_out.live_targets(graph, parts.lowered.model.neuron_masks, projection)
     shared = {
         "source": linear.source,
-        "edge": edge.kind,
-        "bound": edge.bound,
+        "edge": event_edge(edge)[0],
+        "bound": event_edge(edge)[1],
         "live": None if current is None else storage_format.channel_last_mask(current),
     }
 
@@ -276,6 +276,13 @@ def _synapses(
         _usual_rate(graph, linear.source),
     )
     return {**shared, "synapses": synapses, "alternatives": weighed}
+
+
+def event_edge(edge: ir.Edge) -> validate.Edge:
+    """An edge as event files name it."""
+    if edge.kind == "graded" and edge.bound is not None:
+        return validate.edge_between(edge.low, edge.bound)
+    return edge.kind, edge.bound
 
 
 def _usual_rate(graph: ir.SpikingGraph, source: str) -> float:

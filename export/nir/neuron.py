@@ -16,10 +16,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from soul_deploy.base import dispatch
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 from soul_deploy.export.nir.package import DEFAULT_DT
 from soul_deploy.ir import NeuronSpec
-from soul_deploy.runtime.equations import ChargeForm, FireRule, NeuronEquation
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.equations import ChargeForm, Equation, FireRule, NeuronEquation
 
 TOLERANCE = 1e-6  # relative; other tools write float32
 ResetRule = Literal["zero", "subtract", "subtract_at_once"]
@@ -49,8 +51,23 @@ class NirNeuron:
         return all(close(a or 0.0, b or 0.0) for a, b in zip(mine, theirs, strict=True))
 
 
-def to_nir(name: str, equation: NeuronEquation, dt: float) -> NirNeuron:
-    """The NIR neuron whose Euler step of `dt` seconds is `equation`.
+@dispatch.operation_table(Equation)
+def to_nir(equation: Equation, name: str, dt: float) -> NirNeuron:
+    """The NIR neuron whose Euler step of `dt` seconds is `equation`; name: for errors."""
+    raise to_nir.unknown(equation)
+
+
+to_nir.refuse(
+    DynamicsEquation,
+    error=lambda equation: UnsupportedGraphError(
+        f"a {equation.family} neuron; NIR has no node for it. Export event or onnx"
+    ),
+)
+
+
+@to_nir.on(NeuronEquation)
+def _leaky(equation: NeuronEquation, name: str, dt: float) -> NirNeuron:
+    """A LIF or an IF.
 
     Raises UnsupportedGraphError for a soft reset, which NIR does not have.
     """

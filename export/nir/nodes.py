@@ -14,7 +14,7 @@ from soul_deploy.base import Array, brief, errors, files
 from soul_deploy.export.nir import package as nir_library
 from soul_deploy.export.nir.neuron import Conventions, NirNeuron, from_nir, to_nir
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.nn.neuron import learned_decay
+from soul_deploy.nn.neuron import learned_number
 
 SUPPORTED = (
     "Input, Output, Affine, Linear, Conv2d, AvgPool2d, SumPool2d, Flatten, Scale by one number, "
@@ -305,10 +305,11 @@ def _own_neuron(r: Reader, key: str, node: Any, neuron: NirNeuron) -> ir.NeuronS
         return None
     try:
         stored = files.parse_json(text, f"{key}: its metadata")
-        spec, decay = ir.node_from_json(stored, ir.Population).neuron, None
+        spec, number = ir.node_from_json(stored, ir.Population).neuron, None
         if spec.learned:
-            decay = learned_decay(torch.tensor(float(node.metadata[nir_library.DECAY_PARAMETER])))
-        expected = to_nir(key, spec.equation(decay), r.conventions.dt)
+            w = torch.tensor(float(node.metadata[nir_library.DECAY_PARAMETER]))
+            number = learned_number(spec, w)
+        expected = to_nir(spec.equation(number), key, r.conventions.dt)
     except (KeyError, TypeError, ValueError, errors.UsageError) as error:
         raise errors.FileFormatError(f"{key}: its metadata cannot be read ({error!r})") from error
     if not expected.close_to(neuron):

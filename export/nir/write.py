@@ -22,7 +22,7 @@ from soul_deploy.export.nir import neuron, package
 from soul_deploy.export.nir.package import DEFAULT_DT, nir_package
 from soul_deploy.lowering import deploy, fold_batch_norm, linear_operators
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.equations import Equation, NeuronEquation
 
 INSTEAD = "export event or onnx"
 
@@ -34,7 +34,7 @@ class _Writer:
     nir: Any
     model: Model
     folded: Mapping[str, fold_batch_norm.DeployedWeights]
-    equations: Mapping[str, NeuronEquation]
+    equations: Mapping[str, Equation]
     dt: float
     nodes: dict[str, Any] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
@@ -153,7 +153,9 @@ def _population(node: ir.Population, w: _Writer) -> None:
             f"{node.name}: masked neurons; NIR has no node that silences some neurons of a "
             f"population. {INSTEAD.capitalize()}"
         )
-    numbers = neuron.to_nir(node.name, w.equations[node.name], w.dt)
+    equation = w.equations[node.name]
+    numbers = neuron.to_nir(equation, node.name, w.dt)
+    assert isinstance(equation, NeuronEquation)  # others were refused
     full = {
         key: np.full(w.shape(node), value)
         for key, value in asdict(numbers).items()
@@ -161,7 +163,7 @@ def _population(node: ir.Population, w: _Writer) -> None:
     }
     nir_node = w.nir.IF(**full) if numbers.tau is None else w.nir.LIF(**full)
     nir_node.metadata[package.POPULATION] = json.dumps(ir.node_to_json(node))
-    nir_node.metadata["fire"] = neuron.RULES[w.equations[node.name].fire]
+    nir_node.metadata["fire"] = neuron.RULES[equation.fire]
     if node.neuron.learned:
         decay = float(w.model.state[f"{node.name}.w"])
         nir_node.metadata[package.DECAY_PARAMETER] = repr(decay)
@@ -240,7 +242,8 @@ def _readout(node: ir.Readout, w: _Writer) -> None:
 def nir_metadata(model: Model, dt: float, source_sha256: str) -> dict[str, str]:
     """The graph's metadata: strings, nested values as JSON."""
     graph, info = model.graph, model.info
-    rules = {neuron.RULES[equation.fire] for equation in deploy.lower(model).equations.values()}
+    equations = deploy.lower(model).equations.values()
+    rules = {neuron.RULES[e.fire] for e in equations if isinstance(e, NeuronEquation)}
     nested: dict[str, Any] = {
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),

@@ -15,14 +15,19 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from soul_deploy.base import errors, files, reduction
+from soul_deploy import ir
+from soul_deploy.base import dispatch, errors, files, reduction
 from soul_deploy.export.onnx import neuron as onnx_neuron
 from soul_deploy.export.onnx import nodes as onnx_nodes
+from soul_deploy.export.onnx import populations
 from soul_deploy.export.onnx.opsets import ir_version_for, require_opset
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.lowering.deploy import Deployed, lower
 from soul_deploy.model.model import Model
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.dynamics.form import BINARY
+from soul_deploy.runtime.equations import Equation, NeuronEquation
+from soul_deploy.runtime.format.layer_codec import neuron_facts
 
 FORMAT = "soul-deploy/onnx/2"
 FORMATS = ("soul-deploy/onnx/1", FORMAT)  # those before 2 call functions, of any batch
@@ -35,6 +40,9 @@ ENCODINGS: dict[onnx_nodes.InputMode, str] = {
     "sequence": "sequence",
     "step": "one frame, or the same image again, per call",
 }
+
+
+onnx_nodes.append_onnx.on(ir.Population)(populations.append_population)
 
 
 def build_onnx(
@@ -163,14 +171,14 @@ def assemble(
 
 def onnx_metadata(
     model: Model,
-    equations: Mapping[str, NeuronEquation],
+    equations: Mapping[str, Equation],
     input_mode: onnx_nodes.InputMode,
     source_sha256: str | None,
 ) -> dict[str, str]:
     """The file's metadata_props: strings, nested values as JSON."""
     graph, info = model.graph, model.info
     nested: dict[str, Any] = {
-        "neurons": {name: asdict(equation) for name, equation in equations.items()},
+        "neurons": {name: neuron_facts(equation) for name, equation in equations.items()},
         "classes": list(info.classes),
         "normalization": None if info.normalization is None else asdict(info.normalization),
         "validity": asdict(info.validity),
@@ -193,8 +201,23 @@ def onnx_metadata(
     return text | {key: json.dumps(value, sort_keys=True) for key, value in nested.items()}
 
 
-def _rule(equation: NeuronEquation) -> str:
-    return "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
+@dispatch.operation_table(Equation)
+def _rule(equation: Equation) -> str:
+    """How neurons fire, in words."""
+    raise _rule.unknown(equation)
+
+
+_rule.on(NeuronEquation)(
+    lambda equation: "v > v_threshold" if equation.fire == "gt" else "v >= v_threshold"
+)
+
+
+@_rule.on(DynamicsEquation)
+def _dynamics_rule(equation: DynamicsEquation) -> str:
+    if equation.send in BINARY:
+        return f"{equation.family}: {'>' if equation.send == 'gt' else '>='} threshold"
+    ties = "even" if equation.send == "round" else "up"
+    return f"{equation.family}: rounds to {equation.low}..{equation.high}, ties {ties}"
 
 
 def export_onnx(

@@ -11,10 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partialmethod
 
+import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 
+from soul_deploy.base import Array, dispatch
+from soul_deploy.export.onnx import dynamics
 from soul_deploy.runtime import equations
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number
+from soul_deploy.runtime.equations import Equation, NeuronEquation
 
 DOMAIN = "soul_deploy.neurons"
 DOMAIN_VERSION = 1
@@ -52,15 +56,34 @@ def _attribute(name: str) -> NodeProto:
     return node
 
 
-def function_name(equation: NeuronEquation) -> str:
-    """The function of this neuron model: charge form, firing comparison and reset."""
+@dispatch.operation_table(Equation)
+def function_name(equation: Equation) -> str:
+    """The function of this neuron model."""
+    raise function_name.unknown(equation)
+
+
+@function_name.on(NeuronEquation)
+def _leaky_name(equation: NeuronEquation) -> str:
+    """Charge form, firing comparison and reset."""
     reset = "soft" if equation.v_reset is None else "hard"
     reset = reset if equation.v_subtract is None else SUBTRACT
     return f"{equation.charge}_{equation.fire}_{reset}"
 
 
-def attributes(equation: NeuronEquation) -> dict[str, float]:
+function_name.on(DynamicsEquation)(lambda equation: f"{equation.family}_{equation.send}")
+
+
+@dispatch.operation_table(Equation)
+def attributes(equation: Equation) -> Mapping[str, Number]:
     """The attributes that a call of the function carries."""
+    raise attributes.unknown(equation)
+
+
+attributes.on(DynamicsEquation)(dynamics.attributes)
+
+
+@attributes.on(NeuronEquation)
+def _leaky_attributes(equation: NeuronEquation) -> dict[str, float]:
     names = {THRESHOLD: equation.v_threshold}
     if equation.charge not in WITHOUT_CONSTANT:
         names[CONSTANT] = equation.constant
@@ -71,8 +94,21 @@ def attributes(equation: NeuronEquation) -> dict[str, float]:
     return {name: float(value) for name, value in names.items()}
 
 
-def step_function(equation: NeuronEquation, opset: int) -> FunctionProto:
-    """(v, x) -> (spike, v_next), all float32 of one shape; the spike is 0 or 1."""
+@dispatch.operation_table(Equation)
+def step_function(equation: Equation, opset: int) -> FunctionProto:
+    """(states, x) -> (spike, states after it), all float32 of one shape; `ends_of` names them."""
+    raise step_function.unknown(equation)
+
+
+@step_function.on(DynamicsEquation)
+def _dynamics_function(equation: DynamicsEquation, opset: int) -> FunctionProto:
+    constants = [_attribute(name) for name in sorted(attributes(equation))]
+    return dynamics.step_function(equation, DOMAIN, function_name(equation), constants, opset)
+
+
+@step_function.on(NeuronEquation)
+def _leaky_function(equation: NeuronEquation, opset: int) -> FunctionProto:
+    """(v, x) -> (spike, v_next); the spike is 0 or 1."""
     used = sorted(attributes(equation))
     nodes = [_attribute(name) for name in used]
     v, x, spike = (_Value(name, nodes) for name in ("v", "x", "spike"))
@@ -93,6 +129,13 @@ def step_function(equation: NeuronEquation, opset: int) -> FunctionProto:
     return helper.make_function(DOMAIN, name, *ends, nodes, opsets, attributes=used)
 
 
+def stored(value: Number) -> Array:
+    """A constant as an initializer holds it: (1,), or (T or 1, C or 1, ...)."""
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float32)
+    return np.full(1, value, np.float32)
+
+
 def constant_name(population: str, constant: str) -> str:
     """The initializer that holds a constant of a population's neurons in a flat file."""
     return f"{population}.{constant}"
@@ -107,6 +150,8 @@ def flat_step(function: FunctionProto, place: str, ends: Mapping[str, str]) -> I
     names, role = dict(ends), CHARGE
     for number, spelt in enumerate(n for n in function.node if n.op_type != "Constant"):
         role = FIRE if spelt.op_type in FIRE_NODES.values() else role
+        said, _, _ = spelt.name.rpartition(".")
+        role = said or role
         node = NodeProto()
         node.CopyFrom(spelt)
         node.name = f"{place}/{role}.{number}"

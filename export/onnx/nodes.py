@@ -4,7 +4,7 @@ A node's value is a tensor named like the node. Populations put T on the batch a
 (T·batch, ...); what comes before the first population of a static network is (batch, ...).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -33,8 +33,9 @@ Outputs = Literal["logits", "spikes", "steps"]
 class OnnxBuilder:
     """An ONNX graph being built of `graph`, with the numbers that `lowered` has.
 
-    In step mode, `graph` runs one step, membranes (population -> names) come from the caller and
-    return to it, and `counter` names the input that says which step it is, if anything needs it.
+    In step mode, `graph` runs one step, states (population -> pairs of names, in and out) come from
+    the caller and return to it, and `counter` names the input that says which step it is, if
+    anything needs it.
     functions: neurons are calls of model-local functions. batch: the samples of each call, None
     for any number. by_step: the scores of each step leave, (T, batch, classes).
     """
@@ -46,7 +47,7 @@ class OnnxBuilder:
     initializers: list[TensorProto] = field(default_factory=list)
     values: list[ValueInfoProto] = field(default_factory=list)
     input_mode: InputMode = "static"
-    membranes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    membranes: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
     counter: str = ""
     functions: bool = False
     batch: int | None = None
@@ -193,98 +194,6 @@ append_onnx.on(ir.Flatten)(lambda n, b: b.op("Flatten", [b.source(n)], b.value(n
 append_onnx.on(ir.Linear)(
     lambda n, b: b.op("Gemm", [b.source(n), *_synapses(b, n.name)], b.value(n.name), transB=1)
 )
-
-
-@append_onnx.on(ir.Population)
-def _population(node: ir.Population, b: OnnxBuilder) -> None:
-    """The neuron's step, T times; spikes leave merged, T-major."""
-    name, value = node.name, b.value(node.name)
-    stages = [f"{name}.fired"]
-    stages += [f"{name}.all_channels"] if node.generated else []
-    mask = b.lowered.model.neuron_masks.get(name)
-    stages += [] if mask is None else [f"{name}.masked"]
-    stages[-1] = value
-    fired = _fire(b, node, stages[0])
-    if node.generated:
-        fired = _append_pattern(b, node, fired, stages[1])
-    if mask is not None:
-        b.op("Mul", [fired, b.constant(mask_name(name), mask.astype(np.float32))], value)
-
-
-def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
-    """Charge, fire, reset; spikes of all steps (T·batch, ...)."""
-    current, name, steps = b.source(node), node.name, b.graph.time_steps
-    equation = b.lowered.equations[name]
-    currents = [current] * steps
-    if node.inputs[0] not in b.static and steps > 1:
-        currents = _split(b, current, name, steps)
-    given, returned = b.membranes.get(name, ("", ""))
-    if not given or node.generated:
-        b.op("Shape", [currents[0]], f"{name}.current_shape")
-    membrane = given or _at_rest(b, name, equation.rest)
-    spikes = []
-    for t, x in enumerate(currents):
-        spike, after = f"{name}.spike.{t}", returned or f"{name}.membrane.{t}"
-        spike = output if steps == 1 and not b.functions else spike
-        b.nodes += _step(b, node.name, t, {"v": membrane, "x": x, "spike": spike, "v_next": after})
-        spikes.append(spike)
-        membrane = after
-    return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
-
-
-def _at_rest(b: OnnxBuilder, name: str, rest: float) -> str:
-    """The initial membrane. It is not a constant, so that ONNX Runtime cannot simplify the first
-    step and move what is left of it into the convolution's weights (ConvAddFusion, ConvMulFusion):
-    a product rounded at another place is another number."""
-    value = numpy_helper.from_array(np.array([rest], np.float32), "value")
-    return b.op("ConstantOfShape", [f"{name}.current_shape"], f"{name}.membrane", value=value)
-
-
-def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str) -> str:
-    """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
-    name, space = node.name, b.graph.shapes[node.name][1:]
-    pattern = b.lowered.patterns[name].astype(np.float32)
-    steps, count = pattern.shape
-    stored = b.constant(pattern_name(name), pattern.reshape(steps, 1, count, *[1] * len(space)))
-    if b.counter:
-        steps, stored = 1, b.op("Gather", [stored, b.counter], f"{name}.pattern_now", axis=0)
-    shape, batch = f"{name}.current_shape", f"{name}.batch"
-    b.op("Slice", [shape, *(b.integers(f"{batch}.{k}", k) for k in (0, 1))], batch)
-    sides = [b.integers(f"{name}.steps", steps), batch, b.integers(f"{name}.sides", count, *space)]
-    full = b.op("Concat", sides, f"{name}.full", axis=0)
-    expanded = b.op("Expand", [stored, full], f"{name}.expanded")
-    merged = (f"{name}.merged_shape", f"{name}.generated")
-    generated = b.reshape(expanded, *merged, -1, count, *space)
-    return b.op("Concat", [fired, generated], output, axis=1)
-
-
-def _step(b: OnnxBuilder, name: str, step: int, ends: dict[str, str]) -> list[NodeProto]:
-    """ends: the tensors that the step takes (v, x) and yields (spike, v_next)."""
-    equation = b.lowered.equations[name]
-    constants = sorted(onnx_neuron.attributes(equation).items())
-    kind = onnx_neuron.function_name(equation)
-    if b.functions:
-        inputs, outputs = [ends["v"], ends["x"]], [ends["spike"], ends["v_next"]]
-        call = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
-        call.attribute.extend(helper.make_attribute(*item) for item in constants)
-        return [call]
-    for constant, value in constants:
-        stored = onnx_neuron.constant_name(name, constant)
-        ends[constant] = stored if step else b.constant(stored, np.full(1, value, np.float32))
-    function = onnx_neuron.step_function(equation, b.opset)
-    nodes = list(onnx_neuron.flat_step(function, f"{name}/{step}", ends))
-    for node in nodes:
-        onnx_neuron.annotate(node, neuron=kind)
-    return nodes
-
-
-def _split(b: OnnxBuilder, current: str, name: str, steps: int) -> list[str]:
-    outputs = [f"{name}.current.{t}" for t in range(steps)]
-    node = helper.make_node("Split", [current], outputs, name=f"{name}.split", axis=0)
-    if b.opset >= 18:  # before, the number of equal parts is the number of outputs
-        node.attribute.append(helper.make_attribute("num_outputs", steps))
-    b.nodes.append(node)
-    return outputs
 
 
 @append_onnx.on(ir.Merge)

@@ -1,8 +1,9 @@
 """A trained network as an ONNX file of one time step, for streams: state goes in and comes out.
 
 ONNX is stateless, so the membranes are named pairs of tensors, `v_<n>_in` and `v_<n>_out` for the
-n-th population, which the caller feeds back; at first they are at rest. Where something depends on
-which step it is, so is the counter `t_in`, `t_out`, and a step beyond T is an error of the runtime.
+n-th population (and `<name>_<n>_in`, … for each further state variable), which the caller feeds
+back; at first they are at rest. Where something depends on which step it is, so is the counter
+`t_in`, `t_out`, and a step beyond T is an error of the runtime.
 """
 
 import json
@@ -34,7 +35,10 @@ LOOP = (
 
 @dataclass(frozen=True)
 class State:
-    """One population's membrane: tensors (batch, *shape), `initial` everywhere at first."""
+    """One state variable of a population: tensors (batch, *shape), `initial` everywhere at first.
+
+    The membrane is the first of a population's.
+    """
 
     population: str
     input: str
@@ -44,12 +48,15 @@ class State:
 
 
 def states_of(model: Model) -> tuple[State, ...]:
-    """The membranes in execution order."""
+    """The states in execution order: `v_<n>` is the membrane of the n-th population."""
     equations, shapes = lower(model).equations, model.graph.shapes
-    return tuple(
-        State(p.name, f"v_{n}_in", f"v_{n}_out", shapes[p.inputs[0]], equations[p.name].rest)
-        for n, p in enumerate(model.graph.populations)
-    )
+    states = []
+    for n, p in enumerate(model.graph.populations):
+        equation = equations[p.name]
+        for name, initial in zip(("v", *equation.state[1:]), equation.start, strict=True):
+            ends = f"{name}_{n}_in", f"{name}_{n}_out"
+            states.append(State(p.name, *ends, shapes[p.inputs[0]], initial))
+    return tuple(states)
 
 
 def currents_of(graph: SpikingGraph) -> tuple[str, ...]:
@@ -141,7 +148,10 @@ def _builder(
         onnx_model.fitting(model, opset, fixed_batch),
         opset,
         input_mode="step",
-        membranes={state.population: (state.input, state.output) for state in states},
+        membranes={
+            name: [(s.input, s.output) for s in states if s.population == name]
+            for name in dict.fromkeys(state.population for state in states)
+        },
         counter=COUNTER_IN if model.for_one_t else "",
         functions=functions,
         batch=fixed_batch,

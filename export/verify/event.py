@@ -143,7 +143,7 @@ def _synaptic_problems(
     yield from _differs(f"{name}: projection", stored.projection, layer.name)
     yield from _differs(f"{name}: source", stored.source, layer.source)
     edge = (stored.edge, stored.bound)
-    yield from _differs(f"{name}: edge", edge, (layer.edge.kind, layer.edge.bound))
+    yield from _differs(f"{name}: edge", edge, build.event_edge(layer.edge))
     if not stored.stateful:  # a population says itself which neurons are live
         live = None if layer.live is None else storage_format.channel_last_mask(layer.live)
         yield from array_problems(f"{name}: live targets", stored.live, live)

@@ -13,7 +13,7 @@ from soul_deploy.base import Array
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import Comparison
 from soul_deploy.equivalence.engines import Comparer, ExecutionRun, LayerRun
-from soul_deploy.equivalence.reference import ReferenceModel
+from soul_deploy.equivalence.reference import ReferenceModel, sent_of
 from soul_deploy.equivalence.verdict import Verdict, untested
 from soul_deploy.export.event.build import build_event_network
 from soul_deploy.export.verify.event import event_problems
@@ -26,6 +26,7 @@ from soul_deploy.runtime.format import network as eventnet
 from soul_deploy.runtime.kernels.cache import compiling_announced
 from soul_deploy.runtime.ops import counted_run, counters, counting
 from soul_deploy.runtime.plan import layer_plan, layout, regions
+from soul_deploy.runtime.plan.neuron_state import sent_dtype
 from soul_deploy.runtime.plan.readout import readout_region
 
 
@@ -42,7 +43,8 @@ class EventExecution:
     def run(self, images: Tensor) -> ExecutionRun:
         counted = counted_run.count_run(self.network, images.numpy())
         recording = counted.recording
-        spikes = {name: torch.from_numpy(array) for name, array in recording.spikes.items()}
+        graph, sent = self.reference.graph, recording.spikes
+        spikes = {name: sent_of(graph, name, torch.from_numpy(a)) for name, a in sent.items()}
         return ExecutionRun(spikes, torch.from_numpy(recording.logits), counted.counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
@@ -63,7 +65,8 @@ class EventExecution:
         stored = events.by_name[layer]
         spikes = self._run(stored)
         counted = self._counts((stored, *self._between(stored)), spikes)
-        return LayerRun(torch.from_numpy(spikes), counted)
+        sent = sent_of(self.reference.graph, layer, torch.from_numpy(spikes))
+        return LayerRun(sent, counted)
 
     def _counts(
         self, parts: Iterable[eventnet.Layer], spikes: Array | None
@@ -79,7 +82,7 @@ class EventExecution:
         """The reference's values of a source, as the runtime holds them."""
         kind, _ = self.network.events.edges[source]
         values = self._reference_value(source)
-        typed = values.astype(np.float32 if kind == "analog" else np.uint8)
+        typed = values.astype(sent_dtype(kind))
         return counted_run.by_position(typed, in_shape)
 
     def _run(self, stored: eventnet.Layer) -> Array:
@@ -114,7 +117,10 @@ class EventExecution:
         """The readout on spikes (T, B, ...), sample by sample."""
         readout = self.network.events.readout
         steps, batch = inputs.shape[:2]
-        source = layer_plan.aligned((steps, *layout.channel_last(readout.in_shape)), np.uint8)
+        kind, _ = self.network.events.edges[readout.source]
+        source = layer_plan.aligned(
+            (steps, *layout.channel_last(readout.in_shape)), sent_dtype(kind)
+        )
         scores = layer_plan.aligned((readout.classes,), np.float32)
         region = readout_region(readout, source, scores)
         result = np.empty((batch, readout.classes), np.float32)

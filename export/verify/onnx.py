@@ -15,7 +15,7 @@ from soul_deploy import ir
 from soul_deploy.analysis.synops import count_steps
 from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
-from soul_deploy.equivalence.reference import sources
+from soul_deploy.equivalence.reference import sent_of, sources
 from soul_deploy.export.onnx import nodes as onnx_nodes
 from soul_deploy.export.verify import onnx_static
 from soul_deploy.lowering import deploy, fan_out, fold_batch_norm
@@ -203,7 +203,7 @@ class OnnxExecution(OnnxFile):
         of_run = torch.from_numpy if yields else self._steps
         spikes = {n: of_run(array) for n, array in zip(names if wanted else (), found, strict=True)}
         counts = None if self.counter is None else self.counter.count(images, spikes)
-        fired = {name: values.bool() for name, values in spikes.items()}
+        fired = {name: sent_of(self.graph, name, values) for name, values in spikes.items()}
         return ExecutionRun(fired, self._scores(logits), counts)
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
@@ -212,7 +212,9 @@ class OnnxExecution(OnnxFile):
         feed = {self._cut_name(name): self._given(name, values[name]) for name in feeding}
         (result,) = self.layer(layer).run(None, feed)
         readout = layer == self.graph.readout.name
-        return LayerRun(self._scores(result) if readout else self._steps(result).bool())
+        if readout:
+            return LayerRun(self._scores(result))
+        return LayerRun(sent_of(self.graph, layer, self._steps(result)))
 
     def _scores(self, logits: Array) -> Tensor:
         """Class scores (batch, classes), also of a file that yields those of each step."""

@@ -265,9 +265,11 @@ def _array_problems(reference: Model, file: ModelProto, form: Interface) -> Iter
         for population, equation in deploy.lower(reference).equations.items():
             for constant, value in onnx_neuron.attributes(equation).items():
                 name = onnx_neuron.constant_name(population, constant)
-                number = numpy_helper.to_array(stored[name]).tolist()
-                if number != [float(np.float32(value))]:
-                    yield f"{name} is {number}, the graph says {value}"
+                number = numpy_helper.to_array(stored[name])
+                if isinstance(value, np.ndarray):
+                    yield from event.array_problems(name, number, onnx_neuron.stored(value))
+                elif number.tolist() != [float(np.float32(value))]:
+                    yield f"{name} is {number.tolist()}, the graph says {value}"
 
 
 def _expected_arrays(
@@ -294,7 +296,7 @@ def _neuron_problems(reference: Model, file: ModelProto, form: Interface) -> Ite
         owner = node.output[0].rsplit(".spike.", 1)[0]
         if node.domain == onnx_neuron.DOMAIN and owner in calls:
             calls[owner].append(node)
-    for name, equation in deploy.lower(reference).equations.items():
+    for name, equation in deploy.lower(reference).equations.items() if file.functions else ():
         expected = (onnx_neuron.function_name(equation), _rounded(onnx_neuron.attributes(equation)))
         for node in calls[name]:
             constants = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -328,7 +330,7 @@ def _declaration(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]
     return onnx.TensorProto.DataType.Name(kind).lower(), _sides(value)
 
 
-def _rounded(constants: Mapping[str, float]) -> dict[str, float]:
+def _rounded(constants: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(np.float32(constants[name])) for name in sorted(constants)}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from soul_deploy.base import Array, errors
 from soul_deploy.equivalence.engines import ExecutionRun, LayerRun
-from soul_deploy.equivalence.reference import sources
+from soul_deploy.equivalence.reference import sent_of, sources
 from soul_deploy.export.onnx import nodes
 from soul_deploy.export.onnx import step as onnx_step
 from soul_deploy.export.verify import onnx
@@ -26,18 +26,20 @@ class StepExecution(onnx.OnnxFile):
     def __init__(self, file: ModelProto, reference: Model) -> None:
         super().__init__(file, reference)
         self.model = reference
-        self.states = {state.population: state for state in onnx_step.states_of(reference)}
+        self.all_states = onnx_step.states_of(reference)
+        self.populations = [node.name for node in reference.graph.populations]
         self.from_image = self.form.static_input == "image"
         self.counted = reference.for_one_t
 
     def run(self, images: Tensor) -> ExecutionRun:
         """T calls from rest, with every population as an additional output."""
-        names = list(self.states) if self.shows_spikes else []
+        names = self.populations if self.shows_spikes else []
         self.whole(map(self.value, names))
         outputs = [nodes.OUTPUT, *map(self.value, names)]
-        found = self._loop("", self._frames(images), list(self.states.values()), outputs)
+        found = self._loop("", self._frames(images), list(self.all_states), outputs)
         scores, *spikes = map(torch.from_numpy, found)
-        named = {name: steps.bool() for name, steps in zip(names, spikes, strict=True)}
+        pairs = zip(names, spikes, strict=True)
+        named = {name: sent_of(self.graph, name, steps) for name, steps in pairs}
         return ExecutionRun(named, onnx.combined(scores, self.graph))
 
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
@@ -46,7 +48,9 @@ class StepExecution(onnx.OnnxFile):
         output, states = self.ends(layer)[1][0], self._states_in(layer)
         (found,) = self._loop(layer, self._feeds(layer, values), states, [output])
         result = torch.from_numpy(found)
-        return LayerRun(result.bool() if states else onnx.combined(result, self.graph))
+        if not states:
+            return LayerRun(onnx.combined(result, self.graph))
+        return LayerRun(sent_of(self.graph, layer, result))
 
     def ends(self, layer: str) -> tuple[list[str], list[str]]:
         states, feeding = self._states_in(layer), sources(self.graph, layer)
@@ -59,7 +63,7 @@ class StepExecution(onnx.OnnxFile):
         return given, [output, *(state.output for state in states)]
 
     def _states_in(self, layer: str) -> list[onnx_step.State]:
-        return [] if layer == self.graph.readout.name else [self.states[layer]]
+        return [state for state in self.all_states if state.population == layer]
 
     def _loop(
         self, key: str, feeds: Sequence[Feed], states: Sequence[onnx_step.State], wanted: list[str]
@@ -135,7 +139,7 @@ class StepExecution(onnx.OnnxFile):
             name = pending.pop()
             if name in given:
                 yield self.value(name)
-            elif name not in self.states and name not in seen:
+            elif name not in self.populations and name not in seen:
                 seen.add(name)
                 pending.extend(self.graph[name].inputs)
 

@@ -49,6 +49,8 @@ def remove(
         _cut(graph, biased, plan, state)
         changed[name] = biased.resized(state[f"{name}.weight"].shape)
     _cut(graph, graph.readout, plan, state)
+    for node in graph.populations:
+        _cut_neurons(node, plan, state)
     populations = {node.name: node for node in graph.populations}
     for layer in plan.layers:
         if layer.generated:
@@ -76,6 +78,8 @@ def places(graph: ir.SpikingGraph, state: Mapping[str, Array], plan: RemovalPlan
     for projection in graph.projections:
         _cut(graph, projection, plan, found)
     _cut(graph, graph.readout, plan, found)
+    for node in graph.populations:
+        _cut_neurons(node, plan, found)
     return found
 
 
@@ -123,6 +127,17 @@ def _cut(
         blocks = weight.reshape(len(weight), before.channels, -1).take(before.columns, axis=1)
         sides = (len(before.columns), *weight.shape[2:]) if weight.ndim == 4 else (-1,)
         state[f"{node.name}.weight"] = blocks.reshape(len(weight), *sides)
+
+
+def _cut_neurons(node: ir.Population, plan: RemovalPlan, state: State) -> None:
+    """Cut the numbers that neurons have by channel, or each of its own."""
+    rows = _changed(plan, node.name)
+    if rows is None:
+        return
+    for name, kind in node.neuron.tensors:
+        if kind in ("channel", "neuron", "step_channel"):
+            key, axis = f"{node.name}.{name}", int(kind == "step_channel")
+            state[key] = np.ascontiguousarray(state[key].take(rows.kept, axis=axis))
 
 
 def _changed(plan: RemovalPlan, name: str) -> LayerRemoval | None:

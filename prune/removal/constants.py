@@ -6,7 +6,7 @@ every step are turned into their consumers' bias.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.ir import Convolution, Linear, Merge, Node, Projection, Scatter, no_entry
 from soul_deploy.model.model import Model
 from soul_deploy.nn.operations import unweighed
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.equations import Equation
 
 FOREVER = 4096  # steps within which a membrane that will never fire comes to rest
 
@@ -27,9 +28,9 @@ FOREVER = 4096  # steps within which a membrane that will never fire comes to re
 class ConstantResponse:
     """Neurons on a constant current, one per channel.
 
-    pattern  bool (T, C): the spikes
+    pattern  int16 (T, C): what they send
     silent   bool (C,): proven never to spike, however long it runs
-    always   bool (C,): proven to spike at every step, however long it runs
+    always   bool (C,): proven to send 1 at every step, however long it runs
     """
 
     pattern: Array
@@ -119,29 +120,46 @@ def constant_current(projection: Projection, state: Mapping[str, Array], on: Arr
     return np.asarray(current.reshape(projection.out_channels, -1)[:, 0].numpy())
 
 
-def respond(equation: NeuronEquation, current: Array, steps: int) -> ConstantResponse:
+def respond(equation: Equation, current: Array, steps: int) -> ConstantResponse:
     """Run neurons on a constant current (C,) for `steps`, and on until nothing moves.
 
     A membrane that stands still from one step to the next will never move again. A neuron that
     fires and comes back to rest exactly has repeated its first step, and always will.
     """
-    v = np.full_like(current, equation.rest)
-    fired = np.zeros(len(current), bool)
-    pattern = np.zeros((steps, len(current)), bool)
+    equation = by_channel(equation)
+    start = tuple(np.full_like(current, value) for value in equation.start)
+    state, fired = start, np.zeros(len(current), bool)
+    pattern = np.zeros((steps, len(current)), np.int16)
     always = np.zeros(len(current), bool)
     moving = np.ones(len(current), bool)
     for t in range(max(steps, FOREVER)):
-        before = v
-        spike, v = equation.step(v, current)
-        fired |= spike
+        before = state
+        sent, state = equation.advance(state, current, t)
+        fired |= sent != 0
         if t == 0:
-            always = spike & (v == equation.rest)
+            always = (sent == 1) & _same(state, start)
         if t < steps:
-            pattern[t] = spike
-        moving = v != before
+            pattern[t] = sent
+        moving = ~_same(state, before)
         if t + 1 >= steps and not (moving & ~fired).any():
             break
     return ConstantResponse(pattern, ~fired & ~moving, always)
+
+
+def by_channel(equation: Equation) -> Equation:
+    """The equation of one neuron of each channel, for arrays (C,)."""
+    if not isinstance(equation, DynamicsEquation):
+        return equation
+    constants = (
+        c.reshape(len(c), -1) if isinstance(c, np.ndarray) else c for c in equation.constants
+    )
+    return replace(equation, constants=tuple(constants))
+
+
+def _same(state: tuple[Array, ...], other: tuple[Array, ...]) -> Array:
+    """bool (C,): whether all variables are equal."""
+    same: Array = np.all([a == b for a, b in zip(state, other, strict=True)], axis=0)
+    return same
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ class _Planner:
         current = self.known[node.inputs[0]]
         known = constants.Known.nothing(self.graph.shapes[node.name][0])
         constant = np.flatnonzero(~np.isnan(current.value))
-        if len(constant):
+        if len(constant) and _alike(node):
             response = self._respond(node, current.value)
             silent = ~response.pattern[:, constant].any(axis=0)
             known.value[constant[silent]] = 0
@@ -164,7 +164,7 @@ class _Planner:
         before = self.responses.get(node.name)
         if before is None or not np.array_equal(before[0], current, equal_nan=True):
             given = np.where(np.isnan(current), np.float32(0), current)
-            equation = deploy.equation_of(node, self.model.state)
+            equation = deploy.equation_of(self.graph, node, self.model.state)
             before = current, constants.respond(equation, given, self.graph.time_steps)
             self.responses[node.name] = before
         return before[1]
@@ -173,6 +173,8 @@ class _Planner:
         """Turn free channels that spike at every step into biases; whether there were any."""
         group, current = self.group_of[node.name], self.known[node.inputs[0]]
         if group.whole is not None or not group.free or np.isnan(current.value).all():
+            return False
+        if node.name not in self.responses:
             return False
         live, response = self.live[group.name], self.responses[node.name][1]
         able = response.always & ~np.isnan(current.value) & ~self.known[node.name].zero & live
@@ -212,6 +214,8 @@ class _Planner:
     def _generate(self, group: grouping.ChannelGroup) -> None:
         """Channels that are left with a constant current: their pattern is all they are."""
         (name,) = group.populations
+        if self.graph.edges[name] != ir.SPIKE or name not in self.responses:
+            return  # a pattern holds spikes, the same ones of all of a channel's neurons
         constant = ~np.isnan(self.known[self.graph[name].inputs[0]].value)
         candidates = [int(c) for c in np.flatnonzero(constant & self.live[group.name])]
         if candidates and len(candidates) == int(self.live[group.name].sum()):
@@ -311,3 +315,8 @@ def _restricted(group: grouping.ChannelGroup, residual: grouping.Residual) -> gr
     if residual == "internal" and not group.free and group.whole is None:
         return replace(group, whole="part of a residual stream (residual internal)")
     return group
+
+
+def _alike(node: ir.Population) -> bool:
+    """Whether a channel's neurons have the same numbers."""
+    return all(kind != "neuron" for _, kind in node.neuron.tensors)

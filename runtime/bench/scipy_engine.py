@@ -81,18 +81,19 @@ def _product(synapses: eventnet.Synapses, patches: Array | None = None) -> Spars
 
 @dataclass
 class _Population:
-    """The neurons of one layer while a sample runs; v (n,) float32 of all, live or not."""
+    """The neurons of one layer while a sample runs; state (n,) float32 of all, live or not."""
 
     layer: eventnet.Firing
 
     def __post_init__(self) -> None:
         size = math.prod(self.layer.current_shape)
-        self.v: Array = np.full(size, self.layer.neuron.rest, np.float32)
+        start = self.layer.neuron.start
+        self.state: tuple[Array, ...] = tuple(np.full(size, v, np.float32) for v in start)
 
     def step(self, current: Array, step: int) -> Array:
         """Spikes of the output, constant-pattern channels included, as float32."""
         layer = self.layer
-        spike, self.v = layer.neuron.step(self.v, current)
+        spike, self.state = layer.neuron.advance(self.state, current)
         by_position = spike.reshape(-1, layer.current_shape[0])
         if layer.pattern is not None:
             shown = np.repeat(layer.pattern[step][None] != 0, len(by_position), axis=0)

@@ -111,9 +111,13 @@ def source_values(
         if not np.isfinite(values).all():
             raise errors.ValidityError(f"{target.name}: inputs that are not finite given")
         return by_sample(values, shape)
-    values = inputs.astype(np.uint8)
-    if (values != inputs).any() or int(values.max(initial=0)) > (bound or 1):
-        raise errors.ValidityError(f"{target.name}: inputs must be whole numbers from 0 to {bound}")
+    least = -(bound or 0) if kind == "signed" else 0
+    values = inputs.astype(np.int8 if least else np.uint8)
+    sizes = values.min(initial=0), values.max(initial=0)
+    if (values != inputs).any() or int(sizes[0]) < least or int(sizes[1]) > (bound or 1):
+        raise errors.ValidityError(
+            f"{target.name}: inputs must be whole numbers from {least} to {bound}"
+        )
     values, live = by_sample(values, shape), network.by_name[source].live_neurons
     if live is not None and values.reshape(*values.shape[:2], -1)[..., ~live].any():
         raise errors.ValidityError(

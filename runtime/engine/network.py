@@ -236,19 +236,21 @@ class Network:
         return dense_map(layer, layout, buffers.compacted[name])
 
     def spikes_of(self, recorded: Mapping[str, Array]) -> dict[str, Array]:
-        """bool (T, B, ...) of every population."""
-        return {
-            layer.name: by_step(recorded[layer.name], layer.out_shape).astype(np.bool_)
-            for layer in self.events.populations
-        }
+        """(T, B, ...) of every population: bool of spikes, else the integers that it sent."""
+        found = {}
+        for layer in self.events.populations:
+            sent = by_step(recorded[layer.name], layer.out_shape)
+            spikes = self.events.edges[layer.name][0] == "spike"
+            found[layer.name] = sent.astype(np.bool_) if spikes else sent
+        return found
 
     def run_layer(self, name: str, *inputs: Array) -> Array:
         """Run one layer on values of its sources; membranes start at rest.
 
         name: a layer, or a projection with its population. inputs: one per source, each
         (T, B, ...) in the source's shape, or (B, ...) for an analog value that is the same at every
-        step. Returns (T, B, ...): bool of spikes, uint8 of graded, float32 of analog values; these
-        (B, ...) if they are the same at every step.
+        step. Returns (T, B, ...): bool of spikes, integers of graded edges, float32 of analog
+        values; these (B, ...) if they are the same at every step.
         """
         layer = self.layer(name)
         if len(inputs) != len(layer.sources):

@@ -93,7 +93,7 @@ class Stream:
         self.reset()  # what an interruption leaves half done is nobody's next step
         scores = np.empty((len(workspaces), self.events.readout.classes), np.float32)
         for b, (buffers, row) in enumerate(zip(workspaces, scores, strict=True)):
-            buffers.set_patterns(done)
+            buffers.set_step(done)
             if shown is None:
                 buffers.repeat()
             else:
@@ -107,7 +107,7 @@ class Stream:
         """Run a blank step beside the stream, so that no later one waits for a kernel."""
         buffers = self._workspace()
         buffers.values[self.events.input_name][...] = 0
-        buffers.set_patterns(0)
+        buffers.set_step(0)
         buffers.run()
         buffers.repeat()
 

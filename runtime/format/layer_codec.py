@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from soul_deploy.base import Array, dispatch, errors
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
+from soul_deploy.runtime.dynamics.form import SEND_RULES
+from soul_deploy.runtime.equations import Equation, NeuronEquation
 from soul_deploy.runtime.format import json_values as v
 from soul_deploy.runtime.format import layers, map_layers
 from soul_deploy.runtime.format.synapses import ROWS, ConvSynapses, MatrixSynapses, Rows, Synapses
@@ -25,6 +27,7 @@ Tensors = Mapping[str, Array]
 """All arrays of a file, by name."""
 
 SUBTRACT = "subtract"
+NEURON = "neuron."  # in front of the names of arrays that are a neuron's numbers
 
 
 def layer_arrays(part: Any) -> dict[str, Array]:
@@ -34,6 +37,8 @@ def layer_arrays(part: Any) -> dict[str, Array]:
         content = getattr(part, item.name)
         if isinstance(content, np.ndarray):
             found[item.name] = content
+        elif isinstance(content, DynamicsEquation):
+            found |= {f"{NEURON}{name}": array for name, array in content.arrays.items()}
         elif is_dataclass(content):
             found |= layer_arrays(content)
     return found
@@ -44,8 +49,8 @@ def plain(part: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in fields(part):
         content = getattr(part, item.name)
-        if isinstance(content, NeuronEquation):
-            found[item.name] = _neuron_header(content)
+        if isinstance(content, Equation):
+            found[item.name] = neuron_header(content)
         elif isinstance(content, tuple):
             found[item.name] = list(content)
         elif content is None or isinstance(content, str | int | float):
@@ -53,13 +58,33 @@ def plain(part: Any) -> dict[str, Any]:
     return found
 
 
-def _neuron_header(neuron: NeuronEquation) -> dict[str, Any]:
-    """A neuron as JSON data. What a spike takes off, if it isn't the threshold, stands in the place
-    of v_reset, so that a reader that does not know of it refuses the file.
+@dispatch.operation_table(Equation)
+def neuron_header(neuron: Equation) -> dict[str, Any]:
+    """A neuron as JSON data."""
+    raise neuron_header.unknown(neuron)
+
+
+@neuron_header.on(DynamicsEquation)
+def _dynamics_header(neuron: DynamicsEquation) -> dict[str, Any]:
+    """Its family and the numbers by name; null: a tensor of the layer."""
+    numbers = {n: None if isinstance(c, np.ndarray) else c for n, c in neuron.named.items()}
+    sent = {"send": neuron.send, "low": neuron.low, "high": neuron.high}
+    return {"family": neuron.family, "constants": numbers, **sent}
+
+
+@neuron_header.on(NeuronEquation)
+def _leaky_header(neuron: NeuronEquation) -> dict[str, Any]:
+    """What a spike takes off, if it isn't the threshold, stands in the place of v_reset, so that a
+    reader that does not know of it refuses the file.
     """
     found = asdict(neuron)
     taken = found.pop("v_subtract")
     return found if taken is None else found | {"v_reset": {SUBTRACT: taken}}
+
+
+def neuron_facts(neuron: Equation) -> dict[str, Any]:
+    """A neuron for people and metadata: all fields, null ones too; a family's numbers by name."""
+    return asdict(neuron) if isinstance(neuron, NeuronEquation) else neuron_header(neuron)
 
 
 @dispatch.operation_table(layers.Layer)
@@ -121,7 +146,9 @@ def read_part(
     name: of the layer whose arrays it holds. fields_made: fields that are objects of their own.
     """
     for item in fields(kind):
-        if item.name in FIELDS:
+        if item.name == "neuron":
+            fields_made[item.name] = _neuron(entry[item.name], name, tensors)
+        elif item.name in FIELDS:
             fields_made[item.name] = FIELDS[item.name](entry[item.name])
         elif item.name not in fields_made:
             key = f"{name}/{item.name}"
@@ -168,12 +195,34 @@ _enter(read_layer, _read_projection, layers.SpikingLayer, layers.CurrentLayer)
 _enter(read_synapses, read_part, ConvSynapses, MatrixSynapses)
 
 
-def _neuron(entry: Entry) -> NeuronEquation:
+def _neuron(entry: Entry, layer: str, tensors: Tensors) -> Equation:
+    if "family" in entry:
+        return _dynamics(entry, layer, tensors)
     given, reset = {**entry, "v_subtract": None}, entry["v_reset"]
     if isinstance(reset, dict):
         given |= {"v_reset": None, "v_subtract": v.number(reset[SUBTRACT])}
     neuron: NeuronEquation = read_part(NeuronEquation, "", given, {})
     return neuron
+
+
+def _dynamics(entry: Entry, layer: str, tensors: Tensors) -> DynamicsEquation:
+    """Raises FileFormatError for an unknown family or other numbers than it has."""
+    family = v.text(entry["family"])
+    errors.require(family in DYNAMICS, f"neuron {family!r}; known: {', '.join(DYNAMICS)}")
+    names, numbers = DYNAMICS[family].constants, entry["constants"]
+    errors.require(
+        isinstance(numbers, dict) and set(numbers) == set(names),
+        f"{family}: numbers {sorted(numbers)}, expected {sorted(names)}",
+    )
+    send = entry["send"]
+    errors.require(send in SEND_RULES, f"{family}: send {send!r}; known: {', '.join(SEND_RULES)}")
+    low, high = (v.integer(entry[name]) for name in ("low", "high"))
+    found: list[float | Array] = []
+    for name in names:
+        key = f"{layer}/{NEURON}{name}"
+        errors.require(numbers[name] is not None or key in tensors, f"tensor {key} is missing")
+        found.append(tensors[key] if numbers[name] is None else v.number(numbers[name]))
+    return DynamicsEquation(family, tuple(found), send, low, high)
 
 
 FIELDS: Mapping[str, Callable[[Any], Any]] = {
@@ -189,7 +238,6 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
         ("edge", "function", "charge", "fire", "over_time"), lambda name: name
     ),
     "sources": lambda names: tuple(map(v.text, v.items(names))),
-    "neuron": _neuron,
     "alternatives": lambda entries: tuple(
         read_part(layers.Alternative, "", entry, {}) for entry in v.items(entries)
     ),

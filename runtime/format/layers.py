@@ -14,7 +14,7 @@ import numpy as np
 
 from soul_deploy.base import Array, brief
 from soul_deploy.base.errors import require
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.equations import Equation
 from soul_deploy.runtime.format import validate
 from soul_deploy.runtime.format.synapses import Synapses
 from soul_deploy.runtime.format.validate import Edge, EdgeKind, Shape
@@ -129,7 +129,7 @@ class Firing(Layer):
     """The base class of layers with neurons; SpikingLayer describes the fields."""
 
     stateful: ClassVar[bool] = True
-    neuron: NeuronEquation
+    neuron: Equation
     live: Array | None
 
     if TYPE_CHECKING:
@@ -139,26 +139,33 @@ class Firing(Layer):
             """Shape of the current: the output without constant-pattern channels."""
 
     def _check_neurons(self) -> None:
-        validate.require_neuron(self.name, self.neuron)
+        validate.require_neuron(self.neuron, self.name)
+        validate.require_neuron_arrays(self.neuron, self.name, self.current_shape)
         if self.pattern is not None:
             shape = self.pattern.shape
             require(
                 len(shape) == 2 and self.pattern.size > 0,
                 f"{self.name}: pattern {shape} is not (T, constant-pattern channels)",
             )
+            require(self.sends == ("spike", 1), f"{self.name}: a pattern of what is not spikes")
             validate.require_array(f"{self.name}: pattern", self.pattern, np.uint8, shape)
             require(self.pattern.max() <= 1, f"{self.name}: the pattern holds values above 1")
             validate.require_shape(f"{self.name}: output shape", self.out_shape)
         size = math.prod(self.out_shape)
         validate.require_array(f"{self.name}: live", self.live, np.bool_, (size,))
 
+    @property
+    def sends(self) -> Edge:
+        """What the neurons send."""
+        return validate.edge_between(self.neuron.low, self.neuron.high)
+
     def check_steps(self, time_steps: int, *, fixed: bool) -> None:
-        """A pattern has T steps, and nothing is known beyond them."""
-        if self.pattern is not None:
-            steps = len(self.pattern)
+        """A pattern has T steps, as numbers of each step do, and nothing is known beyond them."""
+        patterns = None if self.pattern is None else len(self.pattern)
+        for what, steps in (("a pattern", patterns), ("a neuron with numbers", self.neuron.steps)):
             require(
-                steps == time_steps and fixed,
-                f"{self.name}: a pattern of {steps} steps needs a network that is valid for "
+                steps is None or (steps == time_steps and fixed),
+                f"{self.name}: {what} of {steps} steps needs a network that is valid for "
                 f"T = {steps} only",
             )
 
@@ -198,11 +205,9 @@ class Synaptic(OneSource):
     """What layers with synapses have in common; their fields are described at SpikingLayer.
 
     operation  what files put before the kind of the synapses
-    leaves     the edge that leaves, whatever arrives
     """
 
     what: ClassVar[str] = "a projection"
-    leaves: ClassVar[Edge]
     edge: EdgeKind
     bound: int | None
     synapses: Synapses
@@ -265,7 +270,12 @@ class Synaptic(OneSource):
             f"{self.name}: a {self.edge} edge from {self.source} with bound {self.bound}; "
             f"what leaves there is {kind} with bound {bound}",
         )
-        return self.leaves
+        return self.leaving
+
+    @property
+    def leaving(self) -> Edge:
+        """The edge that leaves, whatever arrives."""
+        return "analog", None
 
     @property
     def in_shape(self) -> Shape:
@@ -284,7 +294,8 @@ class SpikingLayer(Firing, Synaptic):
 
     name        the population's name in the graph; `projection` the projection's
     source      the layer (or the input) whose output arrives
-    edge        what arrives: "spike" (0/1), "graded" (0..bound) or "analog"
+    edge        what arrives: "spike" (0/1), "graded" (0..bound), "signed" (-bound..bound) or
+                "analog"
     neuron      the neurons' equation
     grid        k: weights and biases are multiples of 2^-k, or None
     live        bool (n,), channel-last, over the whole output: neurons that exist. The others are
@@ -295,14 +306,13 @@ class SpikingLayer(Firing, Synaptic):
     """
 
     operation: ClassVar[str] = ""
-    leaves: ClassVar[Edge] = ("spike", 1)
     name: str
     projection: str
     source: str
     edge: EdgeKind
     bound: int | None
     synapses: Synapses
-    neuron: NeuronEquation
+    neuron: Equation
     grid: int | None = None
     live: Array | None = None
     pattern: Array | None = None
@@ -317,6 +327,10 @@ class SpikingLayer(Firing, Synaptic):
     def names(self) -> tuple[str, ...]:
         return self.name, self.projection
 
+    @property
+    def leaving(self) -> Edge:
+        return self.sends
+
 
 @brief
 @dataclass(frozen=True)
@@ -329,7 +343,6 @@ class CurrentLayer(Synaptic):
     """
 
     operation: ClassVar[str] = "current_"
-    leaves: ClassVar[Edge] = ("analog", None)
     name: str
     source: str
     edge: EdgeKind
@@ -364,7 +377,7 @@ class PopulationLayer(OneSource, Firing):
     name: str
     source: str
     in_shape: Shape
-    neuron: NeuronEquation
+    neuron: Equation
     live: Array | None = None
     pattern: Array | None = None
 
@@ -381,4 +394,4 @@ class PopulationLayer(OneSource, Firing):
         require(
             kind == "analog", f"{self.name}: neurons take a current, but {self.source} is {kind}"
         )
-        return "spike", 1
+        return self.sends

@@ -99,8 +99,9 @@ class MergeLayer(layers.MapLayer):
         if "analog" in kinds:
             return "analog", None
         bound = sum(bound or 0 for _, bound in arriving)
-        validate.require_edge(self.name, "graded", bound)
-        return "graded", bound
+        kind: validate.EdgeKind = "signed" if "signed" in kinds else "graded"
+        validate.require_edge(self.name, kind, bound)
+        return kind, bound
 
 
 @brief

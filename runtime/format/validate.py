@@ -1,13 +1,15 @@
 """Checks of all assumptions of the event runtime; kernels index without checks."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from soul_deploy.base import Array, errors
-from soul_deploy.runtime.equations import CHARGE, FIRE, NeuronEquation
+from soul_deploy.base import Array, dispatch, errors
+from soul_deploy.runtime.dynamics.equation import DYNAMICS, DynamicsEquation
+from soul_deploy.runtime.dynamics.form import BINARY
+from soul_deploy.runtime.equations import CHARGE, FIRE, Equation, NeuronEquation
 
 Shape = tuple[int, ...]
 
@@ -20,9 +22,18 @@ MAX_VALUES = 1 << 31  # steps · neurons of one layer
 MAX_KERNEL_REACH = 1 << 20
 MAX_GRADED = 255  # events carry their value in one byte
 
-EdgeKind = Literal["spike", "graded", "analog"]
+MAX_SIGNED = 127  # the same with a sign
+
+EdgeKind = Literal["spike", "graded", "signed", "analog"]
 Edge = tuple[EdgeKind, int | None]
-"""What travels, and the largest value where these are integers."""
+"""What travels, and the largest value (signed: magnitude) where these are integers."""
+
+
+def edge_between(low: int, high: int) -> Edge:
+    """The edge of integers from `low` to `high`."""
+    if low < 0:
+        return "signed", max(-low, high)
+    return ("spike", 1) if high == 1 else ("graded", high)
 
 
 def require_array(name: str, array: Array | None, dtype: npt.DTypeLike, shape: Shape) -> None:
@@ -61,8 +72,41 @@ def require_pair(name: str, pair: tuple[int, int], low: int) -> None:
     )
 
 
-def require_neuron(name: str, neuron: NeuronEquation) -> None:
+@dispatch.operation_table(Equation)
+def require_neuron(neuron: Equation, name: str) -> None:
     """Raise FileFormatError unless the equation has known forms and usable float32 numbers."""
+    raise require_neuron.unknown(neuron)
+
+
+@require_neuron.on(DynamicsEquation)
+def _dynamics(neuron: DynamicsEquation, name: str) -> None:
+    known = ", ".join(DYNAMICS)
+    errors.require(neuron.family in DYNAMICS, f"{name}: neuron {neuron.family!r}; known: {known}")
+    family = neuron.dynamics
+    valid = BINARY if family.rules == BINARY else family.rules
+    errors.require(
+        neuron.send in valid,
+        f"{name}: {neuron.family} sends by {', '.join(valid)}, not {neuron.send!r}",
+    )
+    count = len(family.constants)
+    errors.require(
+        len(neuron.constants) == count,
+        f"{name}: {len(neuron.constants)} numbers of {neuron.family}, which has {count}",
+    )
+    for called, constant in neuron.named.items():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(constant, np.float32)).all()
+        errors.require(finite, f"{name}: the neuron's {called} is not finite in float32")
+    binary = neuron.send in BINARY
+    errors.require(
+        (neuron.low, neuron.high) == (0, 1) if binary else neuron.low <= 0 < neuron.high,
+        f"{name}: {neuron.family} that sends {neuron.low} to {neuron.high}",
+    )
+    require_edge(name, *edge_between(neuron.low, neuron.high))
+
+
+@require_neuron.on(NeuronEquation)
+def _leaky(neuron: NeuronEquation, name: str) -> None:
     errors.require(
         neuron.charge in CHARGE, f"{name}: charge {neuron.charge!r}; known: {', '.join(CHARGE)}"
     )
@@ -87,14 +131,31 @@ def require_neuron(name: str, neuron: NeuronEquation) -> None:
     errors.require(np.float32(neuron.constant) != 0, f"{name}: the neuron's constant is 0")
 
 
+def require_neuron_arrays(neuron: Equation, name: str, shape: Shape) -> None:
+    """Raise FileFormatError for arrays that neurons of this shape cannot have."""
+    if not isinstance(neuron, DynamicsEquation):
+        return
+    for called, array in neuron.arrays.items():
+        steps, *sides = array.shape or (0,)
+        fits = len(sides) == len(shape) and all(
+            own in (1, side) for own, side in zip(sides, shape, strict=True)
+        )
+        errors.require(
+            array.dtype == np.float32 and array.flags.c_contiguous and fits and steps >= 1,
+            f"{name}: {called} is {array.dtype}{array.shape}, for neurons {shape}",
+        )
+        errors.require(
+            steps in (1, neuron.steps), f"{name}: {called} has {steps} steps, others {neuron.steps}"
+        )
+
+
 def require_edge(name: str, edge: EdgeKind, bound: int | None) -> None:
     """Raise FileFormatError for an edge that cannot be, LimitError for values beyond a byte."""
-    errors.require(edge in ("spike", "graded", "analog"), f"{name}: edge {edge!r}")
+    errors.require(edge in get_args(EdgeKind), f"{name}: edge {edge!r}")
     valid = {"spike": bound == 1, "analog": bound is None}.get(
         edge, bound is not None and bound >= 1
     )
     errors.require(valid, f"{name}: a {edge} edge with bound {bound}")
-    if bound is not None and bound > MAX_GRADED:
-        raise errors.LimitError(
-            f"{name}: values up to {bound}; an event carries at most {MAX_GRADED}"
-        )
+    most = MAX_SIGNED if edge == "signed" else MAX_GRADED
+    if bound is not None and bound > most:
+        raise errors.LimitError(f"{name}: values up to {bound}; an event carries at most {most}")

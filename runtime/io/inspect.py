@@ -14,6 +14,7 @@ from soul_deploy.base import Array, container, dispatch, errors, file_kinds, fil
 from soul_deploy.runtime.format import file as eventfile
 from soul_deploy.runtime.format import layer_codec, tap_tables
 from soul_deploy.runtime.format import network as eventnet
+from soul_deploy.runtime.format.layer_codec import neuron_facts
 from soul_deploy.runtime.io import other_files
 from soul_deploy.runtime.plan.forms import estimated_times, expected_rate, forms_of
 
@@ -269,7 +270,11 @@ def _(layer: eventnet.SpikingLayer, edge: eventnet.Edge) -> dict[str, Any]:
 
 
 def _neurons_of(layer: eventnet.Firing) -> dict[str, Any]:
-    return {"neurons": layer.neurons, "generated": layer.generated, "neuron": asdict(layer.neuron)}
+    return {
+        "neurons": layer.neurons,
+        "generated": layer.generated,
+        "neuron": neuron_facts(layer.neuron),
+    }
 
 
 @layer_row.on(eventnet.CurrentLayer)

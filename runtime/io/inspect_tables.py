@@ -252,6 +252,10 @@ def _neuron_facts(neurons: Mapping[str, Description | None]) -> Facts:
 
 def neuron_text(neuron: Description) -> str:
     """An equation in one line."""
+    if "family" in neuron:
+        numbers = ", ".join(f"{name} {value:g}" for name, value in neuron["constants"].items())
+        sent = f"{neuron['low']} to {neuron['high']}" if neuron["high"] > 1 else "spikes"
+        return f"{neuron['family']} ({numbers}), sends {sent}"
     a, reset = f"{neuron['constant']:g}", neuron["v_reset"]
     form = FORMS[neuron["charge"]].format(a=a)
     form = form.replace("(v - r)", "v").replace("r - v", "-v") if not reset else form
@@ -278,7 +282,9 @@ def _some(names: Sequence[str], limit: int = 10) -> str:
 
 
 def _edge(row: Description) -> str:
-    return f"graded ≤ {row['bound']}" if row["edge"] == "graded" else row["edge"] or ""
+    signs = {"graded": "≤", "signed": "±"}
+    kind = row["edge"] or ""
+    return f"{kind} {signs[kind]} {row['bound']}" if kind in signs else kind
 
 
 def _share(part: int, whole: int) -> str:

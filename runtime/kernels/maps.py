@@ -44,13 +44,13 @@ def mask_out(spikes: Array, index: Array, first: int, last: int) -> None:
 @cached_njit
 def max_pool(
     values: Array, columns: int, kernel: tuple[int, int], stride: tuple[int, int],
-    padding: tuple[int, int], out_columns: int, lowest: np.uint8 | np.float32, first: int,
+    padding: tuple[int, int], out_columns: int, lowest: np.generic, first: int,
     last: int, out: Array,
 ) -> None:  # fmt: skip
     """Maximum over windows, at least `lowest`; values (T, H·W, C), out (T, OH·OW, C).
 
-    Both uint8, whose maximum is OR of spikes, or float32. Output positions from `first` to `last`
-    are computed.
+    Both uint8, whose maximum is OR of spikes, int8 or float32. Output positions from `first` to
+    `last` are computed.
     """
     steps, positions, channels = values.shape
     height = positions // columns
@@ -117,11 +117,11 @@ def keep_largest(scores: Array, first: bool, out: Array) -> None:
 
 @cached_njit
 def add_events(first: Array, second: Array, begin: int, end: int, out: Array) -> None:
-    """out = first + second, uint8; their bounds were checked to fit."""
+    """out = first + second, integers of one byte; their bounds were checked to fit."""
     for t in range(len(out)):
         a, b, to = first[t], second[t], out[t]
         for i in range(begin, end):
-            to[i] = np.uint8(a[i] + b[i])
+            to[i] = a[i] + b[i]
 
 
 @cached_njit

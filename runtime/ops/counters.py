@@ -115,13 +115,20 @@ def require_bounds(layer: str, counts: LayerCounts, limits: CountLimits) -> None
             )
 
 
-def require_edge_values(layer: str, values: Array, bound: int | None) -> None:
-    """Raise VerificationError unless all are whole numbers from 0 to `bound`; None: anything."""
+def require_edge_values(layer: str, values: Array, bound: int | None, least: int = 0) -> None:
+    """Raise VerificationError unless all are whole numbers from `least` to `bound`.
+
+    bound None: anything.
+    """
     if bound is None or not values.size:
         return
     low, high = values.min(), values.max()
-    if low < 0 or high > bound or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
+    if (
+        low < least
+        or high > bound
+        or (values.dtype.kind == "f" and (values != np.rint(values)).any())
+    ):
         raise errors.VerificationError(
             f"{layer}: values from {low:g} to {high:g} arrived on an edge that holds whole numbers "
-            f"from 0 to {bound}; its kind follows from the graph, so the execution is wrong"
+            f"from {least} to {bound}; its kind follows from the graph, so the execution is wrong"
         )

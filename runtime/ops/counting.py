@@ -24,7 +24,9 @@ def projection_steps(layer: network.Synaptic, values: Array) -> counters.StepCou
 
     Raises VerificationError for values that the edge cannot hold.
     """
-    counters.require_edge_values(layer.name, values, edge_bound(layer))
+    low = -(layer.bound or 0) if layer.edge == "signed" else 0
+    counters.require_edge_values(layer.name, values, edge_bound(layer), low)
+    values = np.abs(values) if low else values
     synapses = layer.synapses
     starts, targets = fan_out.nonzero_rows(synapses)
     touched = np.zeros(math.prod(layer.current_shape), np.uint8)
@@ -76,10 +78,14 @@ def limits_of(layer: network.Synaptic, slots: int) -> counters.CountLimits:
 
 
 def neuron_steps(layer: network.Firing, spikes_out: Array) -> counters.StepCounts:
-    """Updates and spikes; spikes_out (T, B, ...), constant-pattern channels behind the others."""
+    """Updates and spikes, of integers their sizes.
+
+    spikes_out (T, B, ...), constant-pattern channels behind the others.
+    """
     steps, batch = spikes_out.shape[:2]
     of_neurons = spikes_out[:, :, : layer.current_shape[0]]  # no others are updated
-    fired = np.count_nonzero(of_neurons.reshape(steps, batch, -1), axis=2).astype(np.int64)
+    sizes = of_neurons if of_neurons.dtype == np.bool_ else np.abs(of_neurons)
+    fired = sizes.reshape(steps, batch, -1).sum(axis=2, dtype=np.int64)
     updates = np.full((steps, batch), layer.neurons, np.int64)
     return counters.StepCounts({"neuron_updates": updates, "spikes_out": fired})
 
@@ -128,7 +134,7 @@ def readout_steps(readout: network.ReadoutLayer, values: Array) -> counters.Step
     parts = [values[:, at].sum(axis=1, dtype=np.int64) for at in readout.weighings(steps)]
     over_time = np.stack(parts)
     sums = over_time.sum(axis=2) if readout.space else over_time.reshape(len(parts), batch, -1)
-    weight = readout.weight
+    sums, weight = np.abs(sums), readout.weight
     nonzero = np.zeros((readout.classes, readout.sums), np.int64) if weight is None else weight != 0
     lengths = nonzero.sum(axis=0, dtype=np.int64)
     events = sums != 0

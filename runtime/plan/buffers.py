@@ -8,12 +8,14 @@ from typing import NoReturn
 import numpy as np
 
 from soul_deploy.base import Array, brief, dispatch, errors
+from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format import network as net
 from soul_deploy.runtime.kernels.barrier import Barrier
 from soul_deploy.runtime.kernels.bit_planes import tile_of
 from soul_deploy.runtime.plan import planes, regions
 from soul_deploy.runtime.plan.layer_plan import EMPTY, LayerPlan, aligned, partitions_of
 from soul_deploy.runtime.plan.layout import CompactLayout, channel_last, layout_of, pattern_spikes
+from soul_deploy.runtime.plan.neuron_state import sent_dtype, state_at_rest, update_numbers
 from soul_deploy.runtime.plan.planes import Words
 from soul_deploy.runtime.plan.readout import readout_region
 from soul_deploy.runtime.plan.regions import Region
@@ -25,13 +27,16 @@ class Buffers:
     """Buffers and calls for one sample; used by one caller at a time.
 
     values    maps by layer name, the input included: (T, positions, channels); spikes and graded
-              values are uint8, analog ones float32, with a single step where all steps are the
-              same. Compacted populations have a map only where something reads the map
+              values are uint8, signed ones int8, analog ones float32, with a single step where
+              all steps are the same. Compacted populations have a map only where something
+              reads the map
     compacted spikes (T, L) uint8 of compacted populations, by name
     words     of populations that run on bit planes, or that such layers read, by name
-    membranes by layer name: (L,) float32
+    membranes by layer name: (L,) float32, or (S, L) of neurons with S state variables
     patterns  by layer name: the slice of a map that holds constant-pattern channels, and their
               spikes (all T, positions, G); outside streams the map holds them from the start
+    stepwise  in a stream: numbers of neurons that change from step to step, (1, K, n or 1), and
+              those of all steps
     static_regions  in a stream, regions whose results only change with the input
     regions   the other regions, in order
     owners    of each of `regions` the layer's name
@@ -44,6 +49,7 @@ class Buffers:
     words: dict[str, Words] = field(default_factory=dict)
     membranes: dict[str, Array] = field(default_factory=dict)
     patterns: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    stepwise: list[tuple[Array, Array]] = field(default_factory=list)
     static_regions: list[Region] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
     owners: list[str] = field(default_factory=list)
@@ -80,8 +86,12 @@ class Buffers:
             "a workspace cannot be copied; copy its network, which builds its own"
         )
 
-    def set_patterns(self, step: int) -> None:
-        """In a stream: write the spikes of constant-pattern channels at `step` into their maps."""
+    def set_step(self, step: int) -> None:
+        """In a stream: write what `step` has of its own: the spikes of constant-pattern channels,
+        into their maps, and neurons' numbers.
+        """
+        for shown, numbers in self.stepwise:
+            shown[0] = numbers[step]
         for pattern_slice, spikes in self.patterns.values():
             pattern_slice[0] = spikes[step]
 
@@ -162,8 +172,7 @@ class Builder:
     def _map(self, layer: net.Layer, steps: int) -> Array:
         """A zeroed map for what the layer gives."""
         kind, _ = self.network.edges[layer.name]
-        dtype = np.float32 if kind == "analog" else np.uint8
-        full = aligned((steps, *channel_last(layer.out_shape)), dtype)
+        full = aligned((steps, *channel_last(layer.out_shape)), sent_dtype(kind))
         full[...] = 0
         self.made.values[layer.name] = full
         return full
@@ -178,13 +187,14 @@ class Builder:
             return
         plan, source = self.plans[layer.name], self._source(layer)
         static, current = self._is_static(layer.source), self._current(layer, plan, source)
-        if layer.name in self.frames and layer.name not in self.read:
+        wanted = layer.name in self.frames and layer.name not in self.read
+        if wanted and layer.neuron.fuses:
             self._add_words(layer, plan, source, current, static=static)
             return
-        v, spikes = self._neurons(layer, plan.layout, plan.neurons)
+        v, spikes, numbers = self._neurons(layer, plan.layout, plan.neurons)
         *of_input, of_steps = regions.spiking_regions(
             layer, plan, source, current, v, spikes, carry=self.carry, partitions=self.partitions,
-            apart=static, shared=self.scratch,
+            apart=static, shared=self.scratch, numbers=numbers,
         )  # fmt: skip
         self.made.static_regions += of_input
         self.made.add(layer.name, of_steps)
@@ -204,8 +214,8 @@ class Builder:
         static: bool,
     ) -> None:  # fmt: skip
         """A layer in another form, whose spikes leave as words."""
-        v = self.made.membranes[layer.name] = aligned((plan.neurons,), np.float32)
-        v[:] = layer.neuron.rest
+        assert isinstance(layer.neuron, NeuronEquation)
+        v = self.made.membranes[layer.name] = state_at_rest(layer.neuron, plan.neurons)
         spikes = self._empty_words(layer.name, layer.out_shape)
         currents = regions.current_region(
             layer, plan, source, current, lanes=0, partitions=self.partitions, shared=self.scratch
@@ -221,6 +231,7 @@ class Builder:
         self.made.add(layer.name, updates)
 
     def _add_planes(self, layer: net.SpikingLayer, rows: planes.PlaneRows) -> None:
+        assert isinstance(layer.neuron, NeuronEquation)
         source, steps = self._words(layer), self.steps
         pitch = source.frame.pitch
         lanes = rows.tiles(pitch, steps) * tile_of(steps)
@@ -256,27 +267,35 @@ class Builder:
 
     def add_population(self, layer: net.PopulationLayer) -> None:
         layout, source = layout_of(layer), self.made.values[layer.source]
-        v, spikes = self._neurons(layer, layout, layer.neurons)
+        v, spikes, numbers = self._neurons(layer, layout, layer.neurons)
         current, gather = source.reshape(len(source), -1), None
         if layout is not None and layer.updated is not None and not layer.updated.all():
             gather = layout.gather_index
         bounds = [partition.of(current.shape[1]) for partition in partitions_of(self.partitions)]
         region = regions.neuron_region(
-            layer.neuron, current, gather, v, spikes, carry=self.carry, lanes=0, bounds=bounds
-        )
+            layer.neuron, current, gather, v, spikes, carry=self.carry, lanes=0, bounds=bounds,
+            numbers=numbers,
+        )  # fmt: skip
         self.made.add(layer.name, region)
         self._scatter_spikes(layer, layout, spikes)
 
     def _neurons(
         self, layer: net.Firing, layout: CompactLayout | None, neurons: int
-    ) -> tuple[Array, Array]:
-        """Membranes at rest, and the buffer of the spikes: the map, or (T, L) if compacted."""
-        v = self.made.membranes[layer.name] = aligned((neurons,), np.float32)
-        v[:] = layer.neuron.rest
+    ) -> tuple[Array, Array, Array | None]:
+        """State at rest, the buffer of the spikes, the map, or (T, L) if compacted, and numbers as
+        `update_numbers`; in a stream those of one step, which `set_step` puts there.
+        """
+        v = self.made.membranes[layer.name] = state_at_rest(layer.neuron, neurons)
         shape = (neurons,) if layout is not None else channel_last(layer.out_shape)
-        spikes = aligned((self.steps, *shape), np.uint8)
+        kind, _ = self.network.edges[layer.name]
+        spikes = aligned((self.steps, *shape), sent_dtype(kind))
         (self.made.values if layout is None else self.made.compacted)[layer.name] = spikes
-        return v, spikes
+        index = None if layout is None else layout.gather_index
+        numbers = update_numbers(layer.neuron, layer.current_shape, index)
+        if numbers is not None and self.carry and len(numbers) > 1:
+            self.made.stepwise.append((numbers[:1].copy(), numbers))
+            numbers = self.made.stepwise[-1][0]
+        return v, spikes, numbers
 
     def _scatter_spikes(
         self, layer: net.Firing, layout: CompactLayout | None, spikes: Array

@@ -83,6 +83,7 @@ def _can_give_words(layer: net.Layer | None) -> bool:
     """Whether spikes leave as words (`gives_words` in buffers.py) in some form of the layer."""
     return (
         isinstance(layer, net.SpikingLayer)
+        and layer.neuron.fuses
         and layout_of(layer) is None
         and (layer.edge == "analog" or possible_forms(layer) != ("sparse",))
     )

@@ -132,7 +132,7 @@ def _(
 ) -> LayerPlan:
     if form == "planes":
         return _plan_on_planes(layer, convolution)
-    layout, graded = layout_of(layer), layer.edge == "graded"
+    layout, graded = layout_of(layer), layer.edge != "spike"
     kernel, arrays = convolution_kernel(convolution.rows, convolution, form, graded=graded)
     columns = math.prod(layer.current_shape)
     unit = columns // convolution.out_shape[1]

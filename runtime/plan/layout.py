@@ -90,9 +90,9 @@ def pattern_spikes(layer: network.Layer) -> Array:
 
 
 def dense_map(layer: network.Layer, layout: CompactLayout, spikes: Array) -> Array:
-    """The map (T, positions, channels), uint8, of the spikes (T, L) of a whole run."""
+    """The map (T, positions, channels) of the spikes (T, L) of a whole run."""
     steps, (positions, wide) = len(spikes), channel_last(layer.out_shape)
-    full: Array = np.zeros((steps, positions * wide), np.uint8)
+    full: Array = np.zeros((steps, positions * wide), spikes.dtype)
     full[:, layout.scatter_index] = spikes
     full = full.reshape(steps, positions, wide)
     if layer.pattern is not None:

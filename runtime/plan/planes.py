@@ -41,6 +41,7 @@ def fits_planes(layer: net.Synaptic) -> bool:
     return (
         isinstance(layer, net.SpikingLayer)
         and isinstance(synapses, net.ConvSynapses)
+        and layer.neuron.fuses
         and layer.edge == "spike"
         and isinstance(synapses.rows, net.SparseRows)
         and synapses.stride == (1, 1)

@@ -12,7 +12,7 @@ from soul_deploy.runtime.plan.regions import Call, Region, run_calls
 def readout_region(readout: network.ReadoutLayer, source: Array, scores: Array) -> Region:
     """Sums, then scores; of a maximum over time both step by step, and the largest are kept.
 
-    source: (T, positions, channels) uint8, scores: float32 (classes,), which is written.
+    source: (T, positions, channels) of whole numbers, scores: float32 (classes,), which is written.
     """
     spikes = source if readout.space else source.reshape(len(source), 1, -1)
     sums = np.empty(readout.sums, np.int64)
@@ -39,11 +39,11 @@ def _weighing(readout: network.ReadoutLayer, steps: int, sums: Array, scores: Ar
 
 
 def step_scores(readout: network.ReadoutLayer, values: Array) -> Array:
-    """The scores of each step, float32 (T, B, classes), of what the readout's source held: uint8
-    (B, T, positions, channels).
+    """The scores of each step, float32 (T, B, classes), of what the readout's source held, (B, T,
+    positions, channels).
     """
     batch, steps, *map_shape = values.shape
-    source = layer_plan.aligned((1, *map_shape), np.uint8)
+    source = layer_plan.aligned((1, *map_shape), values.dtype)
     scores = layer_plan.aligned((readout.classes,), np.float32)
     (calls,) = readout_region(readout, source, scores)
     found = np.empty((steps, batch, readout.classes), np.float32)

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from soul_deploy.base import Array, brief, dispatch
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.runtime.equations import Equation, NeuronEquation
 from soul_deploy.runtime.format import network
 from soul_deploy.runtime.kernels import bit_planes, gather, maps, neurons, synapses, time_vectorised
 from soul_deploy.runtime.kernels.listed import AHEAD, UNROLLED
 from soul_deploy.runtime.kernels.simd import VECTOR
-from soul_deploy.runtime.plan import layer_plan
+from soul_deploy.runtime.plan import layer_plan, neuron_state
 from soul_deploy.runtime.plan.layer_plan import LayerPlan, Partition, aligned, partitions_of
 from soul_deploy.runtime.plan.planes import PlaneRows, Words
 
@@ -120,9 +120,10 @@ def _fused_region(
     carry: bool, partitions: int, shared: Scratch,
 ) -> Region:  # fmt: skip
     """Gathered currents and their neurons, a block of channels at a time."""
+    assert isinstance(layer.neuron, NeuronEquation)
     neuron, vectors, region = layer.neuron, plan.arrays[0].shape[-1] // VECTOR, []
     form = neuron.charge, neuron.fire, neuron.v_reset is None
-    kernel = gather.fire_gathered(vectors, layer.edge == "graded", *form)
+    kernel = gather.fire_gathered(vectors, layer.edge != "spike", *form)
     numbers, fired = neurons.update_constants(neuron), spikes.reshape(len(spikes), len(v))
     for partition in partitions_of(partitions):
         tables = _gather_tables(layer, plan, source.shape, partition, shared)
@@ -152,7 +153,7 @@ def _gather_tables(
     scratch = partial(shared.array, partition)
     lists = (
         scratch("rows", (read,), np.uint16),
-        scratch("amounts", (read if layer.edge == "graded" else 0,), np.float32),
+        scratch("amounts", (read if layer.edge != "spike" else 0,), np.float32),
         scratch("counts", (taps, inner + 2), np.uint32),
         scratch("begins", (taps, tile * row + AHEAD + 1), np.uint32),
         scratch("places", (taps, tile * row + AHEAD + 1), np.uint32),
@@ -181,14 +182,15 @@ values_of.on(network.ConvSynapses)(
 def spiking_regions(
     layer: network.SpikingLayer, plan: LayerPlan, source: Array, current: Array, v: Array,
     spikes: Array, *, carry: bool, partitions: int, apart: bool = False,
-    shared: Scratch | None = None,
+    shared: Scratch | None = None, numbers: Array | None = None,
 ) -> tuple[Region, ...]:  # fmt: skip
     """Bias, synapses, neurons: in one region, or the neurons in one of their own if `apart`.
 
     source and current as in `current_region`, current of the shape `currents_shape`; v (L,), spikes
     (T, positions, C) or compacted (T, L).
     """
-    if plan.form == "gather" and plan.gather_index is None and not apart:
+    joined = plan.form == "gather" and plan.gather_index is None and not apart
+    if joined and layer.neuron.fuses:
         region = _fused_region(
             layer, plan, source, v, spikes, carry=carry, partitions=partitions,
             shared=shared or Scratch(),
@@ -201,7 +203,7 @@ def spiking_regions(
     bounds = [plan.bounds(partition) for partition in partitions_of(partitions)]
     updates = neuron_region(
         layer.neuron, current, plan.gather_index, v, spikes, carry=carry, lanes=lanes,
-        bounds=bounds, masked_out=plan.masked_out,
+        bounds=bounds, masked_out=plan.masked_out, numbers=numbers,
     )  # fmt: skip
     if apart:
         return currents, updates
@@ -292,28 +294,30 @@ def plane_region(
 
 
 def neuron_region(
-    neuron: NeuronEquation, current: Array, gather: Array | None, v: Array, spikes: Array, *,
+    neuron: Equation, current: Array, gather: Array | None, v: Array, spikes: Array, *,
     carry: bool, lanes: int, bounds: Sequence[tuple[int, int]], masked_out: Array | None = None,
+    numbers: Array | None = None,
 ) -> Region:  # fmt: skip
     """Neurons on their currents, (T or 1, n) or (n, lanes).
 
     gather: of the live neurons' currents, None: all n. bounds: columns of the currents, by
-    partition. masked_out: index of neurons whose spikes are set to 0, None: none.
+    partition. masked_out: index of neurons whose spikes are set to 0, None: none. numbers: as
+    `neuron_state.update_numbers`.
     """
     arriving = current
     if gather is not None:
-        shape = (len(v), lanes) if lanes else (len(current), len(v))
+        shape = (v.shape[-1], lanes) if lanes else (len(current), v.shape[-1])
         arriving = aligned(shape, np.float32)
         bounds = [_index_between(gather, pair) for pair in bounds]
-    fired, update = spikes.reshape(len(spikes), len(v)), neurons.update_of(neuron, lanes)
-    numbers, region = neurons.update_constants(neuron), []
+    fired, region = spikes.reshape(len(spikes), v.shape[-1]), []
     for first, last in bounds:
         calls: list[Call] = []
         if gather is not None:
             kernel = time_vectorised.gather_lanes if lanes else maps.gather_currents
             calls.append(Call(kernel, (current, gather, first, last, arriving), "neurons"))
-        scratch = [aligned((lanes, neurons.LANE_BLOCK), np.float32)] if lanes else []
-        running = arriving, *numbers, carry, v, fired, first, last, *scratch
+        update, running = neuron_state.update_call(
+            neuron, arriving, v, fired, (first, last), carry=carry, lanes=lanes, numbers=numbers
+        )
         calls.append(Call(update, running, "neurons"))
         if masked_out is not None:
             masked_part = _index_between(masked_out, (first, last))
@@ -347,7 +351,8 @@ def map_region(
 def _(layer: network.PoolLayer, sources: Sequence[Array], out: Array, *, partitions: int) -> Region:
     """Max pooling of spikes or analog values."""
     (source,) = sources
-    lowest = np.float32(-np.inf) if source.dtype.kind == "f" else np.uint8(0)
+    kind = source.dtype
+    lowest = kind.type(-np.inf) if kind.kind == "f" else kind.type(np.iinfo(kind).min)
     windows = (layer.kernel, layer.stride, layer.padding)
     arguments = (source, layer.in_shape[2], *windows, layer.out_shape[2], lowest)
     shares = (partition.of(out.shape[1]) for partition in partitions_of(partitions))

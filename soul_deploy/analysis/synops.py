@@ -28,15 +28,18 @@ def layer_steps(
     Raises VerificationError for values that the edge cannot hold, or counts that cannot be.
     """
     operator = layer.linear.operator
-    counters.require_edge_values(layer.name, source.numpy(), layer.edge.bound)
+    edge = layer.edge
+    counters.require_edge_values(layer.name, source.numpy(), edge.bound, edge.low)
     if operator.readout is not None:
         return _readout_steps(layer, operator.readout, source)
+    source = source.abs() if edge.low else source
     counted = _synapse_steps(layer, operator, source)
     if spikes_out is not None:
         driven = spikes_out[:, :, : operator.out_shape[0]]  # not the constant-pattern channels
         counted += _neuron_steps(driven, layer.targets)
     slots = len(source.reshape(-1, *operator.in_shape))
-    limits = (layer.edge.bound, int(layer.fanout.sum()), layer.targets, operator.most_targets)
+    most = max(edge.bound or 0, -edge.low) if edge.low else edge.bound
+    limits = (most, int(layer.fanout.sum()), layer.targets, operator.most_targets)
     counters.require_bounds(layer.name, counted.total(), counters.CountLimits(slots, *limits))
     return counted
 
@@ -72,7 +75,8 @@ def _by_step(counts: Tensor, steps: int) -> Array:
 def _neuron_steps(spikes: Tensor, neurons: int) -> counters.StepCounts:
     """Updates and spikes of (T, B, ...)."""
     steps, batch = spikes.shape[:2]
-    fired: Array = spikes.flatten(2).sum(2).to(torch.int64).numpy()
+    sizes = spikes if spikes.dtype == torch.bool else spikes.abs()
+    fired: Array = sizes.flatten(2).sum(2).to(torch.int64).numpy()
     updates = np.full((steps, batch), neurons, np.int64)
     return counters.StepCounts({"neuron_updates": updates, "spikes_out": fired})
 
@@ -97,7 +101,7 @@ def _readout_steps(
     of a maximum over time, those of each step.
     """
     sums = readout_sums(operator, source)
-    counts = sums.flatten(0, 1).flatten(1)
+    counts = sums.flatten(0, 1).flatten(1).abs()
     reach = torch.from_numpy(layer.fanout).reshape(-1)
     events = (counts != 0).to(torch.int64)
     touched = torch.zeros(len(counts))

@@ -17,7 +17,7 @@ from soul_deploy.frontend.factory import is_dotted
 from soul_deploy.model.file import load
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.nn import graph_module
-from soul_deploy.nn.neuron import DEFAULT_ALPHA
+from soul_deploy.nn.surrogate import DEFAULT_ALPHA
 from soul_deploy.training import checkpoint_manager, lr_schedules, messages, recipes, train, trainer
 from soul_deploy.training.objective import CRITERIA, Objective
 from soul_deploy.zoo import registry as zoo
@@ -39,7 +39,12 @@ def neuron_spec(choice: options.NetworkChoice) -> ir.NeuronSpec:
         given["surrogate"] = errors.known("surrogate", given["surrogate"], DEFAULT_ALPHA)
     if "fire" in given:
         given["fire"] = errors.known("firing rule", given["fire"], ("gt", "ge"))
-    spec = replace(ir.SOUL_NEURONS[family], **given)
+    soul = ir.SOUL_NEURONS[family]
+    if "settings" in given:
+        given["settings"] = tuple({**dict(soul.settings), **dict(given["settings"])}.items())
+    spec = replace(soul, **given)
+    if "surrogate" not in given:
+        return spec
     return replace(spec, surrogate_alpha=DEFAULT_ALPHA[spec.surrogate])
 
 

@@ -5,6 +5,7 @@ unstructured_prune.py) unless said otherwise. A neuron's constants have no defau
 given is Soul's, by neuron (`ir.neurons.SOUL_NEURONS`).
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,15 @@ CONSTANTS = {
 
 
 def _constant(name: str, *flags: str) -> Any:
-    """The field of one constant; help says Soul's values."""
+    """The field of one constant; help says Soul's values, of the neurons that read it."""
     values = {
-        family.upper(): constant_text(getattr(spec, name)) for family, spec in SOUL_NEURONS.items()
+        family.upper(): constant_text(getattr(spec, name))
+        for family, spec in SOUL_NEURONS.items()
+        if name in spec.reads or name == "surrogate"
     }
-    told = ", ".join(f"{family} {value}" for family, value in values.items())
-    if len(set(values.values())) == 1:
-        told = f"all {next(iter(values.values()))}"
+    usual, _ = Counter(values.values()).most_common(1)[0]
+    others = [f"{family} {value}" for family, value in values.items() if value != usual]
+    told = f"{usual}{'; ' if others else ''}{', '.join(others)}"
     text = f"{CONSTANTS[name]}  [default: Soul's, by neuron: {told}]"
     return given(None, text, *flags, **({"is_flag": None} if flags else {}))
 
@@ -89,7 +92,7 @@ class NetworkChoice:
     """A network of the zoo and its neurons. Constants that are not given are None."""
 
     model: str = given("", "Network name, or package.module:factory for one of your own.", "-m")
-    neuron_type: str = given("LIF", "LIF, PLIF or IF.", "-n")
+    neuron_type: str = given("LIF", f"{', '.join(map(str.upper, SOUL_NEURONS))}.", "-n")
     time_step: int = shared(common.steps_option("Time steps T.", 4))
     hidden: int = given(2048, "Width of SpikingVGG's head.", "--hidden", "--mlp_hidden_dim")
     width: int = given(256, "Channels of Cifar10Net.")
@@ -107,6 +110,9 @@ class NetworkChoice:
     decay_input: bool | None = _constant("decay_input", "--decay_input/--no_decay_input")
     fire: str | None = _constant("fire")
     surrogate: str | None = _constant("surrogate")
+    neuron_settings: str | None = given(
+        None, "Numbers that only this neuron has, such as alpha=1.3,v_c=0.7 (docs/neurons.md)."
+    )
     initialisation: str = given(
         "default",
         "How fresh weights are drawn. default: as the network's source does; kaiming_fan_out: all "
@@ -134,7 +140,22 @@ class NetworkChoice:
             except ValueError:
                 told = f"v_reset {self.v_reset!r} is neither a number nor none (soft reset)"
                 raise errors.UsageError(told) from None
+        if self.neuron_settings is not None:
+            found["settings"] = _settings(self.neuron_settings)
         return found
+
+
+def _settings(text: str) -> tuple[tuple[str, float], ...]:
+    """NAME=NUMBER, separated by commas or spaces. Raises UsageError for what is not."""
+    found = {}
+    for part in text.replace(",", " ").split():
+        name, _, number = part.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            told = f"neuron_settings {part!r} is not NAME=NUMBER, such as alpha=1.3"
+            raise errors.UsageError(told) from None
+    return tuple(found.items())
 
 
 def network_options(model: object) -> Decorator:

@@ -19,7 +19,7 @@ from soul_deploy.base import Array, brief, errors, reduction
 from soul_deploy.data.given import Images, images_for
 from soul_deploy.equivalence.comparison import CheckResult, Comparison
 from soul_deploy.equivalence.counts import CountComparer, CountDifference, CountMismatch
-from soul_deploy.equivalence.reference import ReferenceModel, entries, sources
+from soul_deploy.equivalence.reference import ReferenceModel, entries, sent_of, sources
 from soul_deploy.equivalence.spikes import (
     LayerSpikes,
     SpikeMismatch,
@@ -83,13 +83,16 @@ class ModelExecution:
     def run(self, images: Tensor) -> ExecutionRun:
         values, logits = self.reference.record(images)
         names = [node.name for node in self.reference.graph.populations]
-        return ExecutionRun({name: values[name].tensor.bool() for name in names}, logits)
+        graph = self.reference.graph
+        sent = {name: sent_of(graph, name, values[name].tensor) for name in names}
+        return ExecutionRun(sent, logits)
 
     @torch.no_grad()
     def run_layer(self, layer: str, values: Mapping[str, Signal]) -> LayerRun:
         known = {name: values[name] for name in sources(self.reference.graph, layer)}
         output = self.reference.module.evaluate(known, [layer])[layer].tensor
-        return LayerRun(output if layer == self.reference.graph.readout.name else output.bool())
+        graph = self.reference.graph
+        return LayerRun(output if layer == graph.readout.name else sent_of(graph, layer, output))
 
 
 @brief

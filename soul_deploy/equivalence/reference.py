@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soul_deploy.ir import Node, SpikingGraph
+from soul_deploy.base import dispatch
+from soul_deploy.equivalence.rounding import teacher_forced
+from soul_deploy.ir import SPIKE, Node, SpikingGraph
 from soul_deploy.lowering import deploy, fan_out
 from soul_deploy.model.model import Model
 from soul_deploy.nn.graph_module import GraphModule, Signal
-from soul_deploy.nn.neuron import SpikingNeuron
-from soul_deploy.runtime.equations import CHARGE, reset_hard, reset_soft
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation
+from soul_deploy.runtime.equations import CHARGE, Equation, NeuronEquation, reset_hard, reset_soft
 
 ROUNDING = 4 * 2.0**-24  # of Σ|w·x|: the allowed error of a float32 sum
 LEAST_ALLOWANCE = 1e-5  # of the threshold
@@ -51,6 +53,11 @@ def sources(graph: SpikingGraph, name: str) -> tuple[str, ...]:
         own = graph[source].fires or not graph[source].inputs
         names += [source] if own else sources(graph, source)
     return tuple(dict.fromkeys(names))
+
+
+def sent_of(graph: SpikingGraph, name: str, values: Tensor) -> Tensor:
+    """What a population sends, as executions are compared: bool of spikes, else numbers."""
+    return values.bool() if graph.edges[name] == SPIKE else values.float()
 
 
 class ReferenceModel:
@@ -112,12 +119,11 @@ class ReferenceModel:
         current = self.double.evaluate(known, [current_of])[current_of]
         sizes = {s: Signal(signal.tensor.abs(), signal.static) for s, signal in known.items()}
         summed = self.absolute.evaluate(sizes, [current_of])[current_of]
-        neuron = self.double.get_submodule(name)
-        assert isinstance(neuron, SpikingNeuron)
         charged = spikes[:, :, : self.graph.shapes[current_of][0]]
-        distance = _teacher_forced_distance(neuron, current, charged)
-        allowance = ROUNDING * _over_time(summed, len(spikes)).cummax(dim=0).values
-        allowance = allowance.clamp(min=LEAST_ALLOWANCE * neuron.spec.v_threshold)
+        x, sizes_of = (_over_time(signal, len(spikes)) for signal in (current, summed))
+        distance, allowance = margins_of(
+            deploy.lower(self.model).equations[name], x, sizes_of, charged
+        )
         constant_patterns = torch.full_like(spikes[:, :, charged.shape[2] :], torch.inf)
         return (
             torch.cat([distance, constant_patterns], dim=2),
@@ -136,17 +142,39 @@ def _over_time(signal: Signal, steps: int) -> Tensor:
     return signal.tensor.expand(steps, *signal.tensor.shape)
 
 
-def _teacher_forced_distance(neuron: SpikingNeuron, current: Signal, spikes: Tensor) -> Tensor:
-    """The charged membrane minus the threshold at every step, reset by the given spikes."""
-    equation = neuron.equation()
-    x = _over_time(current, len(spikes))
-    v = torch.full_like(x[0], equation.rest)
+@dispatch.operation_table(Equation)
+def margins_of(
+    equation: Equation, current: Tensor, summed: Tensor, sent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distance from where what is sent changes, and the allowance, both (T, ...) float64.
+
+    summed: Σ|w·x| of the current. What was sent settles the state.
+    """
+    raise margins_of.unknown(equation)
+
+
+@margins_of.on(NeuronEquation)
+def _leaky(
+    equation: NeuronEquation, current: Tensor, summed: Tensor, sent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The charged membrane minus the threshold. A leaky membrane never amplifies a difference."""
+    v = torch.full_like(current[0], equation.rest)
     distances = []
-    for t, spike in enumerate(spikes):
-        v = CHARGE[equation.charge](v, x[t], equation.constant, equation.rest)
+    for t, spike in enumerate(sent):
+        v = CHARGE[equation.charge](v, current[t], equation.constant, equation.rest)
         distances.append(v - equation.v_threshold)
         if equation.v_reset is None:
             v = reset_soft(v, spike, equation.target)
         else:
             v = reset_hard(v, spike, equation.target)
-    return torch.stack(distances)
+    allowance = ROUNDING * summed.cummax(dim=0).values
+    return torch.stack(distances), allowance.clamp(min=LEAST_ALLOWANCE * equation.v_threshold)
+
+
+@margins_of.on(DynamicsEquation)
+def _dynamics(
+    equation: DynamicsEquation, current: Tensor, summed: Tensor, sent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """By the error analysis of the family's own equations; thresholds are around 1."""
+    distance, error = teacher_forced(equation, current, ROUNDING * summed, sent)
+    return distance, error.clamp(min=LEAST_ALLOWANCE)

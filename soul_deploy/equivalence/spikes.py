@@ -17,7 +17,7 @@ from torch import Tensor
 
 from soul_deploy.base import brief
 from soul_deploy.base.errors import VerificationError
-from soul_deploy.equivalence.reference import ReferenceModel
+from soul_deploy.equivalence.reference import ReferenceModel, sent_of
 from soul_deploy.nn.graph_module import Signal
 
 LISTED = 100  # mismatches kept per layer; all are counted
@@ -35,6 +35,7 @@ class SpikeMismatch:
     fired      whether the reference fired
     distance   the reference's membrane before reset, in float64, minus the threshold
     allowance  the distance up to which rounding explains the mismatch
+    sent       the number that the reference sent; 1 where it fired a spike
     cause      end to end: the first mismatch upstream, if the neuron's inputs differed by then
     """
 
@@ -46,6 +47,7 @@ class SpikeMismatch:
     distance: float
     allowance: float
     cause: "SpikeMismatch | None" = None
+    sent: int = 0
 
     @property
     def near(self) -> bool:
@@ -57,10 +59,17 @@ class SpikeMismatch:
         """Near the threshold, or with inputs that already differed."""
         return self.near or self.cause is not None
 
+    @property
+    def told(self) -> str:
+        """What the reference did, in words."""
+        if not self.fired:
+            return "is silent"
+        return "fires" if self.sent in (0, 1) else f"sends {self.sent}"
+
     def __str__(self) -> str:
         text = (
             f"{self.layer}{list(self.neuron)} sample {self.sample} step {self.step}: "
-            f"golden {'fires' if self.fired else 'is silent'}, "
+            f"golden {self.told}, "
             f"distance {self.distance:+.3g} (allowed {self.allowance:.3g})"
         )
         if self.cause is not None:
@@ -75,7 +84,7 @@ class LayerSpikes:
     """One population's spikes in two executions, over all samples.
 
     neurons        per sample
-    golden_spikes, other_spikes   sums over steps, samples and neurons
+    golden_spikes, other_spikes   sums over steps, samples and neurons; of integers their sizes
     driven_spikes  of golden_spikes, those of neurons; constant-pattern channels fire without one
     differing      (step, sample, neuron) entries that differ, those after a first mismatch included
     flipped        (sample, neuron) pairs with a mismatch
@@ -123,7 +132,7 @@ class FirstDifferences:
 
 
 def first_differences(reference: Tensor, other: Tensor) -> FirstDifferences:
-    """Where bool spikes (T, B, ...) first differ, neuron by neuron."""
+    """Where what is sent (T, B, ...) first differs, neuron by neuron."""
     differs = reference != other
     index = differs.any(dim=0).nonzero()
     first = differs.to(torch.uint8).argmax(dim=0)
@@ -150,15 +159,15 @@ def compare_population(
     offset: int = 0,
     upstream: Upstream | None = None,
 ) -> tuple[LayerSpikes, dict[int, SpikeMismatch]]:
-    """Compare one population's spikes; also the first mismatch of every sample that has one.
+    """Compare what one population sends; also the first mismatch of every sample that has one.
 
-    values: the reference's, as recorded. other: bool spikes (T, B, C, ...). keep: the reference's
-    channels that `other` holds, if not all. offset: number of the batch's first sample. upstream:
-    end to end, from when on the inputs differ. Raises VerificationError if shapes differ.
+    values: the reference's, as recorded. other: (T, B, C, ...), as `sent_of` gives it. keep: the
+    reference's channels that `other` holds, if not all. offset: number of the batch's first sample.
+    upstream: end to end, from when on the inputs differ. Raises VerificationError if shapes differ.
     """
-    ours = values[name].tensor.bool()
+    ours = sent_of(reference.graph, name, values[name].tensor)
     ours = ours if keep is None else ours.index_select(2, keep)
-    if other.shape != ours.shape or other.dtype != torch.bool:
+    if other.shape != ours.shape or other.dtype != ours.dtype:
         raise VerificationError(
             f"{name}: spikes {other.dtype}{tuple(other.shape)}, the golden has "
             f"{ours.dtype}{tuple(ours.shape)} (T, batch, neurons); they are not the same network"
@@ -167,7 +176,7 @@ def compare_population(
     found = _Mismatches(reference, name, values, ours, first, keep, offset, upstream)
     driven = _driven(reference, name, ours, keep)
     counted = (ours, other, ours[:, :, driven], ours != other)
-    golden, theirs, driving, differing = (int(spikes.sum()) for spikes in counted)
+    golden, theirs, driving, differing = (_size(sent) for sent in counted)
     order = np.lexsort((first.step, first.index[:, 0], found.explained))
     flips, unexplained = tuple(map(found.record, order[:LISTED])), int((~found.explained).sum())
     told = (golden, theirs, driving, differing, len(first.step), unexplained, flips)
@@ -181,10 +190,15 @@ def unseen_population(
 
     values: the reference's, as recorded.
     """
-    ours = values[name].tensor.bool()
-    spikes = int(ours.sum()), 0, int(ours[:, :, _driven(reference, name, ours, None)].sum())
+    ours = values[name].tensor
+    spikes = _size(ours), 0, _size(ours[:, :, _driven(reference, name, ours, None)])
     size = ours.shape[2:].numel(), ours.shape[1]
     return LayerSpikes(name, *size, *spikes, 0, 0, 0, (), compared=False)
+
+
+def _size(sent: Tensor) -> int:
+    """Σ|s| of what was sent, as spikes_out counts."""
+    return int(sent.sum() if sent.dtype == torch.bool else sent.abs().sum(dtype=torch.float64))
 
 
 def _driven(reference: ReferenceModel, name: str, spikes: Tensor, keep: Tensor | None) -> Tensor:
@@ -237,13 +251,15 @@ class _Mismatches:
         """Number `i` of them."""
         row, channel, *place = self.first.index[i].tolist()
         step, sample = int(self.first.step[i]), row + self.offset
-        fired = bool(self.ours[(step, row, channel, *place)])
+        sent = float(self.ours[(step, row, channel, *place)])
         neuron = (channel if self.keep is None else int(self.keep[channel]), *place)
         cause = None
         if self.upstream is not None and bool(self.traced[i]):
             cause = self.upstream.causes.get(sample)
         distance, allowance = (float(margin[i]) for margin in self.margins)
-        return SpikeMismatch(self.name, step, sample, neuron, fired, distance, allowance, cause)
+        return SpikeMismatch(
+            self.name, step, sample, neuron, sent != 0, distance, allowance, cause, int(sent)
+        )
 
     def firsts(self) -> dict[int, SpikeMismatch]:
         """The first mismatch of each sample; of several at one step, the nearest to threshold."""

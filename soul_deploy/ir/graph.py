@@ -25,6 +25,7 @@ from soul_deploy.runtime.format.validate import MAX_NEURONS
 
 NodeT = TypeVar("NodeT", bound=Node)
 SUBTRACT, OVER_TIME = "v_subtract", "over_time"
+SETTINGS, TENSORS = "settings", "tensors"
 MAX_SIDE = 1 << 31
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What reading data of another form raises."""
@@ -176,6 +177,11 @@ def node_to_json(node: Node) -> dict[str, Any]:
             value = {inner.name: getattr(value, inner.name) for inner in fields(value)}
             if value.get(SUBTRACT, 0.0) is None:
                 del value[SUBTRACT]  # few have it, and earlier versions do not know it
+            for name in (SETTINGS, TENSORS):
+                if name in value and not value[name]:
+                    del value[name]
+                elif name in value:
+                    value[name] = dict(value[name])
         values[item.name] = list(value) if isinstance(value, tuple) else value
     if values.get(OVER_TIME) == "mean":
         del values[OVER_TIME]  # earlier versions know no other
@@ -244,6 +250,10 @@ def _spec_from_json(data: Any) -> NeuronSpec:
     data["v_reset"] = None if data["v_reset"] is None else float(data["v_reset"])
     if SUBTRACT in data:
         data[SUBTRACT] = float(data[SUBTRACT])
+    if TENSORS in data:
+        data[TENSORS] = tuple((str(k), str(v)) for k, v in data[TENSORS].items())
+    if SETTINGS in data:
+        data[SETTINGS] = tuple((str(k), float(v)) for k, v in data[SETTINGS].items())
     for name in ("decay_input", "detach_reset"):
         if not isinstance(data[name], bool):
             raise ValueError(f"{name} {data[name]!r} is not true or false")

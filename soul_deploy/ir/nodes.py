@@ -13,6 +13,7 @@ from soul_deploy.base.errors import UsageError
 from soul_deploy.ir import neurons, node, pools
 
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+SIDES = ("bound", "low")  # of an edge
 MergeFunction = Literal["add", "and", "iand"]
 
 
@@ -165,21 +166,34 @@ class Population(node.Node):
     generated: int = 0
 
     def tensors(self, inputs: Sequence[node.Shape], time_steps: int) -> Mapping[str, node.Shape]:
-        decay: dict[str, node.Shape] = {f"{self.name}.w": ()} if self.neuron.learned else {}
+        own = self.neuron.tensor_shapes(self.name, inputs[0], time_steps)
         pattern = {f"{self.name}.pattern": (time_steps, self.generated)} if self.generated else {}
-        return decay | pattern
+        return own | pattern
 
     def output_shape(self, inputs: Sequence[node.Shape]) -> node.Shape:
         return (inputs[0][0] + self.generated, *inputs[0][1:])
 
+    def output_edge(self, inputs: Sequence[neurons.Edge]) -> neurons.Edge:
+        return self.neuron.edge
+
     def describe(self) -> str:
         n = self.neuron
+        if n.dynamics is not None:
+            return self._describe_dynamics()
         reset = "soft reset" if n.v_reset is None else f"reset to {n.v_reset:g}"
         reset += "" if n.v_subtract is None else f" by {n.v_subtract:g}"
         tau = "" if n.family == "if" else f", tau {n.tau:g}"
         tau += "" if n.family == "if" or n.decay_input else ", input not decayed"
         more = f", {self.generated} generated channels" if self.generated else ""
         return f"{n.family}{tau}, threshold {n.v_threshold:g} ({n.fire}), {reset}{more}"
+
+    def _describe_dynamics(self) -> str:
+        n, edge = self.neuron, self.neuron.edge
+        assert n.dynamics is not None
+        own = {name: getattr(n, name) for name in n.dynamics.reads} | dict(n.settings)
+        numbers = ", ".join(f"{name} {neurons.constant_text(value)}" for name, value in own.items())
+        sent = "" if edge == neurons.SPIKE else f", sends {edge.low} to {edge.bound}"
+        return f"{n.family}: {numbers}{sent}"
 
 
 @dataclass(frozen=True)
@@ -233,7 +247,8 @@ class Merge(node.Node):
         if self.function == "add":
             if any(edge.kind == "analog" for edge in inputs):
                 return neurons.ANALOG
-            return neurons.Edge("graded", sum(edge.bound or 0 for edge in inputs))
+            most, least = (sum(getattr(edge, side) or 0 for edge in inputs) for side in SIDES)
+            return neurons.Edge("graded", most, least)
         if any(edge.kind != "spike" for edge in inputs):
             kinds = ", ".join(edge.kind for edge in inputs)
             raise UsageError(f"{self.name}: {self.function} needs spikes, its inputs are {kinds}")

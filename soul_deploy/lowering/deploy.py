@@ -14,8 +14,9 @@ from soul_deploy.base import Array, brief, dispatch
 from soul_deploy.lowering import fan_out, fold_batch_norm, linear_operators
 from soul_deploy.lowering.liveness import live_neurons, live_values
 from soul_deploy.model.model import Model
-from soul_deploy.nn.neuron import learned_decay
-from soul_deploy.runtime.equations import NeuronEquation
+from soul_deploy.nn.dynamics import deployed
+from soul_deploy.nn.neuron import learned_number
+from soul_deploy.runtime.equations import Equation
 
 CACHE = "_deployed"
 
@@ -54,10 +55,12 @@ class Deployed:
         return operator
 
     @cached_property
-    def equations(self) -> Mapping[str, NeuronEquation]:
+    def equations(self) -> Mapping[str, Equation]:
         """The deployed equation of every population, by name."""
-        populations = self.graph.populations
-        return {node.name: equation_of(node, self.model.state) for node in populations}
+        return {
+            node.name: equation_of(self.graph, node, self.model.state)
+            for node in self.graph.populations
+        }
 
     @cached_property
     def patterns(self) -> Mapping[str, Array]:
@@ -132,12 +135,18 @@ def _neurons(node: ir.Population, lowered: Deployed) -> fan_out.CountedPopulatio
     return fan_out.CountedPopulation(node.name, shape, None if live is None else live[: shape[0]])
 
 
-def equation_of(population: ir.Population, state: Mapping[str, Array]) -> NeuronEquation:
-    """The equation of one population; a learned decay is read from `state`, in float32."""
+def equation_of(
+    graph: ir.SpikingGraph, population: ir.Population, state: Mapping[str, Array]
+) -> Equation:
+    """The equation of one population; learned numbers are read from `state`, in float32."""
+    if population.neuron.tensors:
+        names = (name for name, _ in population.neuron.tensors)
+        held = {n: torch.from_numpy(state[f"{population.name}.{n}"].copy()) for n in names}
+        return deployed(population.neuron, held, len(graph.shapes[population.inputs[0]]))
     if not population.neuron.learned:
         return population.neuron.equation()
     w = torch.from_numpy(state[f"{population.name}.w"].copy())
-    return population.neuron.equation(learned_decay(w))
+    return population.neuron.equation(learned_number(population.neuron, w))
 
 
 def lower(model: Model) -> Deployed:

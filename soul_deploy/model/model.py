@@ -83,6 +83,12 @@ class Model:
 
     def with_time_steps(self, time_steps: int) -> "Model":
         """The same network for another T. Raises ValidityError if its removal forbids that."""
+        stepwise = [node.name for node in self.graph.populations if node.neuron.stepwise]
+        if stepwise and time_steps != self.graph.time_steps:
+            raise errors.ValidityError(
+                f"T = {time_steps} asked, but the neurons of {stepwise[0]} have numbers of each of "
+                f"{self.graph.time_steps} steps; run it with T = {self.graph.time_steps}"
+            )
         valid = self.info.validity.time_steps
         if valid is not None and time_steps != valid:
             raise errors.ValidityError(
@@ -93,9 +99,12 @@ class Model:
 
     @property
     def for_one_t(self) -> bool:
-        """Whether it holds for its T only: by its removal, or for a stored spike pattern."""
+        """Whether it holds for its T only: by its removal, for a stored spike pattern, or because
+        neurons have numbers of each step.
+        """
         generated = any(node.generated for node in self.graph.nodes)
-        return generated or self.info.validity.time_steps is not None
+        stepwise = any(node.neuron.stepwise for node in self.graph.populations)
+        return generated or stepwise or self.info.validity.time_steps is not None
 
     @property
     def input_shape(self) -> Shape:

@@ -1,11 +1,9 @@
 """Spiking neurons as PyTorch modules; the equations stand in `soul_deploy.runtime.equations`.
 
 The forward pass is the firing rule, the backward pass a smooth stand-in, the surrogate gradient.
-Shapes and defaults of surrogates are Soul's (soul/utils/surrogate): ATan alpha 2, Sigmoid alpha 4,
-Rectangle alpha 1.
+Surrogates stand in surrogate.py, neurons with more state than a membrane in dynamics.py.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,70 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soul_deploy.ir import NeuronSpec, SurrogateName
+from soul_deploy.base.errors import UsageError
+from soul_deploy.ir import NeuronSpec
+from soul_deploy.nn import dynamics
+from soul_deploy.nn.dynamics import Observer
+from soul_deploy.nn.surrogate import surrogate_gradient
 from soul_deploy.runtime import equations
-
-Observer = Callable[[int, Tensor, Tensor], None]
-"""Called after each step with (t, spikes, membrane potential after reset), both (B, ...)."""
-
-
-DEFAULT_ALPHA: dict[SurrogateName, float] = {"atan": 2.0, "sigmoid": 4.0, "rectangle": 1.0}
-
-
-def surrogate_gradient(name: SurrogateName, distance: Tensor, alpha: float) -> Tensor:
-    """d(spike)/d(v) as a function of `distance` = v - v_threshold."""
-    if name == "atan":
-        return alpha / 2 / (1 + (math.pi / 2 * alpha * distance).square())
-    if name == "sigmoid":
-        level = (distance * alpha).sigmoid()
-        return (1 - level) * level * alpha
-    return (distance.abs() < alpha / 2).to(distance) / alpha
-
-
-class _Fire(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        v: Tensor,
-        threshold: float,
-        fire: equations.FireRule,
-        name: SurrogateName,
-        alpha: float,
-    ) -> Tensor:
-        ctx.save_for_backward(v)
-        ctx.threshold, ctx.name, ctx.alpha = threshold, name, alpha
-        spike: Tensor = equations.FIRE[fire](v, threshold)
-        return spike.to(v.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (v,) = ctx.saved_tensors
-        slope = surrogate_gradient(ctx.name, v - ctx.threshold, ctx.alpha)
-        return slope.mul_(grad_outputs[0]), None, None, None, None
-
-
-def fire_with_surrogate(
-    v: Tensor, threshold: float, fire: equations.FireRule, name: SurrogateName, alpha: float
-) -> Tensor:
-    """Spikes (0/1, the dtype of `v`), differentiable through the surrogate `name`."""
-    spike: Tensor = _Fire.apply(v, threshold, fire, name, alpha)
-    return spike
 
 
 class SpikingNeuron(nn.Module):
-    """A population of IF, LIF or PLIF neurons.
+    """A population of neurons of one family.
 
     `forward` takes an input current of (T, B, C, H, W) or (T, B, N), or a static one without the
     time axis, (B, C, H, W) or (B, N), which is then applied at each of `time_steps` steps. It
     returns spikes (T, B, ...). The membrane starts at rest at every call.
     """
 
-    def __init__(self, spec: NeuronSpec, time_steps: int) -> None:
+    def __init__(
+        self, spec: NeuronSpec, time_steps: int, shape: tuple[int, ...] | None = None
+    ) -> None:
+        """shape: of the neurons, (C, H, W) or (N,); needed where a setting is a tensor with one
+        number for each channel or neuron."""
         super().__init__()
         self.spec = spec
         self.time_steps = time_steps
+        shapes = spec.tensor_shapes("", () if shape is None else shape, time_steps)
+        for name, kind in spec.tensors:
+            if shape is None and kind in ("channel", "neuron", "step_channel"):
+                raise UsageError(f"{spec.family}: {name} per {kind}, but no shape is given")
+            assert spec.dynamics is not None
+            low, high = spec.dynamics.initial(spec.named, name, time_steps)
+            drawn = torch.full(shapes[f".{name}"], low)
+            drawn = drawn if low == high else drawn.uniform_(low, high)
+            self.register_parameter(name, nn.Parameter(drawn))
         if spec.learned:
-            self.w = nn.Parameter(torch.tensor(-math.log(spec.tau - 1.0)))
+            self.w = nn.Parameter(torch.tensor(spec.first_w))
 
     def forward(self, current: Tensor) -> Tensor:
         return self.simulate(current, static=current.dim() in (2, 4))
@@ -85,19 +54,22 @@ class SpikingNeuron(nn.Module):
         """Spikes (T, B, ...) for a current (T, B, ...), or (B, ...) if `static`."""
         spec = self.spec
         steps = self.time_steps if static else len(current)
+        if spec.dynamics is not None:
+            held = dict(self.named_parameters())
+            return dynamics.simulate(spec, held, current, steps, static=static, observe=observe)
         differentiated = torch.is_grad_enabled() and current.requires_grad
         if spec.detach_reset and not spec.learned and differentiated:
             spikes_of_all: Tensor = _Unrolled.apply(current, spec, steps, static, observe)
             return spikes_of_all
-        constant = self._constant()
+        constant, threshold = self._constant(), self._threshold()
         rest, reset = equations.rest_of(spec.v_reset), equations.reset_rule(spec.v_reset)
         charge = equations.CHARGE[spec.charge]
         v = torch.full_like(current if static else current[0], rest)
         spikes: list[Tensor] = []
         for t in range(steps):
             v = charge(v, current if static else current[t], constant, rest)
-            spike = fire_with_surrogate(
-                v, spec.v_threshold, spec.fire, spec.surrogate, spec.surrogate_alpha
+            spike = dynamics.fire_with_surrogate(
+                v, threshold, spec.fire, spec.surrogate, spec.surrogate_alpha
             )
             reset_spike = spike.detach() if spec.detach_reset else spike
             v = reset(v, reset_spike, spec.reset_target)
@@ -107,14 +79,18 @@ class SpikingNeuron(nn.Module):
         return torch.stack(spikes)
 
     def _constant(self) -> Any:
-        if not self.spec.learned:
+        if self.spec.family != "plif":
             return self.spec.fixed_constant
         decay = self.w.sigmoid()
         return 1.0 - decay if self.spec.charge == "leak_multiply" else decay
 
-    def equation(self) -> equations.NeuronEquation:
-        """The neuron as deployed, with its learned decay in float32."""
-        return self.spec.equation(learned_decay(self.w) if self.spec.learned else None)
+    def _threshold(self) -> Any:
+        return self.w.tanh() if self.spec.family == "ltmd" else self.spec.v_threshold
+
+    def equation(self) -> equations.Equation:
+        """The neuron as deployed, with its learned number in float32; not for those whose settings
+        are tensors (`dynamics.deployed`)."""
+        return self.spec.equation(learned_number(self.spec, self.w) if self.spec.learned else None)
 
     def extra_repr(self) -> str:
         return f"{self.spec}, time_steps={self.time_steps}"
@@ -184,6 +160,7 @@ class _Unrolled(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def learned_decay(w: Tensor) -> float:
-    """sigmoid(w) as PyTorch computes it in float32."""
-    return float(np.float32(w.detach().float().cpu().sigmoid().item()))
+def learned_number(spec: NeuronSpec, w: Tensor) -> float:
+    """What a parameter `w` stands for, as PyTorch computes it in float32: a decay, a threshold."""
+    single = w.detach().float().cpu()
+    return float(np.float32((single.tanh() if spec.family == "ltmd" else single.sigmoid()).item()))

@@ -42,7 +42,7 @@ def _norm(node: ir.Projection, kind: type[nn.Module]) -> Iterable[tuple[str, nn.
 
 @modules_of.on(ir.Population)
 def _neurons(node: ir.Population, graph: ir.SpikingGraph) -> Iterable[tuple[str, nn.Module]]:
-    neuron = SpikingNeuron(node.neuron, graph.time_steps)
+    neuron = SpikingNeuron(node.neuron, graph.time_steps, graph.shapes[node.inputs[0]])
     if node.generated:
         neuron.register_buffer("pattern", torch.zeros(graph.time_steps, node.generated))
     yield node.name, neuron

@@ -28,6 +28,7 @@ from soul_deploy.zoo.soul_names import (
     unsaved_masks,
 )
 
+SETTINGS = "settings"
 DECIDING = (*CONSTANTS, "fire")
 """The constants of NeuronSpec that decide spikes."""
 FLAGS = {
@@ -81,6 +82,8 @@ class Choice:
             given = {n: getattr(spec, n) for n in (*DECIDING, "surrogate") if n in self.given}
             if "surrogate" in given:
                 given["surrogate_alpha"] = spec.surrogate_alpha
+            if SETTINGS in self.given:
+                given[SETTINGS] = spec.settings
             spec = replace(SOUL_NEURONS[taken["neuron"]], **given)
         spec = replace(spec, **{name: taken[name] for name in CONSTANTS if name in taken})
         others = {name: taken[name] for name in ("model", "data", "time_steps") if name in taken}
@@ -179,6 +182,7 @@ def _assumed(weights: Weights, choice: Choice) -> list[str]:
     own, spec = is_dotted(choice.model), choice.neuron
     values: dict[str, Any] = {} if own else {"neuron": spec.family}
     values |= {} if own else {name: getattr(spec, name) for name in _read_by(spec)}
+    values |= {} if own or SETTINGS in choice.given else dict(spec.settings)
     values |= {"time_steps": choice.time_steps}
     unsaid = [
         f"{WORDS.get(name, name)} {constant_text(value)}"
@@ -193,6 +197,5 @@ def _assumed(weights: Weights, choice: Choice) -> list[str]:
 
 
 def _read_by(neuron: NeuronSpec) -> tuple[str, ...]:
-    """The constants that decide a neuron's spikes: PLIF has learned its tau, IF has none."""
-    unread = {"if": ("tau", "decay_input"), "plif": ("tau",), "lif": ()}[neuron.family]
-    return tuple(name for name in DECIDING if name not in unread)
+    """The constants that decide a neuron's spikes, in the order of DECIDING."""
+    return tuple(name for name in DECIDING if name in neuron.reads)

@@ -25,6 +25,7 @@ from soul_deploy.ir import AdaptiveAvgPool, NeuronSpec
 from soul_deploy.model.file import load, save
 from soul_deploy.model.model import Model
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.equations import NeuronEquation
 
 pytest.importorskip("spikingjelly", reason="`make` installs SpikingJelly for these tests")
 
@@ -204,7 +205,9 @@ def test_a_neuron_has_the_bits_of_spikingjellys(
         spikes = ours.simulate(current, static=False, observe=lambda t, s, v: seen.append(v))
         assert torch.equal(spikes, theirs(current))
     assert torch.equal(torch.stack(seen), theirs.v_seq)
-    equation, v = ours.equation(), np.full(50, ours.equation().rest, np.float32)
+    equation = ours.equation()
+    assert isinstance(equation, NeuronEquation)
+    v = np.full(50, equation.rest, np.float32)
     numbers: dict[str, Any] = {
         name: np.float32(value) if isinstance(value, float) else value
         for name, value in vars(equation).items()
@@ -250,6 +253,7 @@ def test_spikingjelly_0_has_other_forms(
     old = type("LIFNode", (neuron.LIFNode,), {"__module__": "spikingjelly.activation_based.neuron"})
     spec = module_neuron_spec("n", old(tau=3.0, v_reset=None if soft else 0.0, decay_input=decay))
     equation = spec.equation()
+    assert isinstance(equation, NeuronEquation)
     assert (equation.charge, equation.constant) == (charge, constant)
     x = torch.randn(5, 40)
     v = torch.zeros(40)

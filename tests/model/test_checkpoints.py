@@ -215,9 +215,8 @@ def test_saved_arguments_hold_where_no_flag_is_given() -> None:
         (
             {"neuron_type": "CLIF"},
             "w.pt",
-            [],
-            "say neuron clif, but neuron lif is asked for (--neuron_type, the default); neuron "
-            "clif cannot be loaded, valid: lif, plif, if",
+            ["-n", "lif"],
+            "say neuron clif, but neuron lif is asked for (--neuron_type); give --neuron_type clif",
         ),
         (
             {"time_step": 8},

@@ -142,7 +142,7 @@ def test_flags_win_over_souls_constants() -> None:
 def test_constants_are_those_of_souls_settings(neuron: str) -> None:
     """Against the settings with which Soul's own code made the fixture."""
     _, config = golden(neuron)
-    spec = asdict(SOUL_NEURONS[neuron])  # type: ignore[index]
+    spec = asdict(SOUL_NEURONS[neuron])
     tau = "init_tau" if neuron == "plif" else "tau"
     assert spec.pop("family") == neuron and spec.pop("tau") == config[tau]
     for name in ("v_threshold", "v_reset", "decay_input", "surrogate", "detach_reset"):
@@ -159,7 +159,7 @@ def test_new_networks_have_souls_constants(command: list[str]) -> None:
         assert {node.neuron.decay_input for node in model.graph.populations} == {decayed}
         assert "assumptions" not in model.info.provenance
     text = " ".join(call(*command, "--help").output.split())
-    assert "[default: Soul's, by neuron: LIF yes, PLIF no, IF yes]" in text
+    assert "[default: Soul's, by neuron: no; LIF yes, RPLIF yes]" in text
 
 
 def test_a_model_file_keeps_its_neurons() -> None:
@@ -186,10 +186,37 @@ def test_a_run_goes_on_with_the_constants_that_it_began_with() -> None:
     assert call(*small, "--resume", "auto", "--decay_input").exit_code == 0
 
 
-OTHERS = ("clif", "glif", "ielif", "ilif", "intlif", "izhikevich", "ltmd", "psn", "rplif")
+OTHERS = ("clif", "glif", "ielif", "ilif", "intlif", "izhikevich", "ltmd", "rplif", "stbif", "tlif")
 
 
-@pytest.mark.parametrize("neuron", [*OTHERS, "stbif", "tlif", "newlif"])
+@pytest.mark.parametrize("neuron", OTHERS)
+def test_another_neurons_file_is_refused_where_a_neuron_is_asked_for(
+    here: list[str], neuron: str
+) -> None:
+    """Its tensors are LIF's: only the name tells."""
+    path = soul_file("lif", f"best_spikingvgg5_{neuron}_cifar10_T4_2025.pt")
+    for command in COMMANDS:
+        result = prune(command, path, "--neuron_type", "lif", hidden="48")
+        assert result.exit_code == 2, result.output
+        assert (
+            f"{path}: its name says neuron {neuron}, but neuron lif is asked for (--neuron_type); "
+            f"give --neuron_type {neuron}. If the file's name is wrong, rename the file"
+        ) in result.stderr
+    assert here == [] and [item.name for item in Path().iterdir()] == [path.name]
+
+
+def test_a_file_whose_name_says_another_neuron_is_read_with_it() -> None:
+    """INTLIF's own constants are assumed, and said; Soul's carries no membrane."""
+    path = soul_file("lif", "best_spikingvgg5_intlif_cifar10_T4_2025.pt")
+    result = prune("structured", path, hidden="48")
+    assert result.exit_code == 0, result.output
+    assert f"{path.name}: taken from its name: model spikingvgg5, neuron intlif" in result.stderr
+    assert "tau 4, v_threshold 1, norm 8, top 8, carry 0" in result.stderr
+    model = written("structured", "spikingvgg5_intlif_cifar10_T4_2025")
+    assert {node.neuron.family for node in model.graph.populations} == {"intlif"}
+
+
+@pytest.mark.parametrize("neuron", ["psn", "newlif"])
 @pytest.mark.parametrize("middle", ["cifar10_T4_2025", "cifar10_2099"])
 @pytest.mark.parametrize("asked", [[], ["--neuron_type", "lif"]])
 def test_another_neurons_file_is_refused(
@@ -203,8 +230,7 @@ def test_another_neurons_file_is_refused(
         default = "" if asked else ", the default"
         assert (
             f"{path}: its name says neuron {neuron}, but neuron lif is asked for (--neuron_type"
-            f"{default}); neuron {neuron} cannot be loaded, valid: lif, plif, if. If the file's "
-            "name is wrong, rename the file" in result.stderr
+            f"{default}); neuron {neuron} cannot be loaded, valid: lif, plif, if, " in result.stderr
         )
     assert here == [] and [item.name for item in Path().iterdir()] == [path.name]
 
@@ -249,7 +275,7 @@ def test_another_neurons_file_is_refused(
         ),
         (
             "my_clif_weights.pt",
-            ["-m", "spikingvgg5"],
+            ["-m", "spikingvgg5", "-n", "lif"],
             "its name says neuron clif, but neuron lif is asked for",
         ),
     ],

@@ -13,6 +13,7 @@ from naive import charged
 
 from soul_deploy.base import Array
 from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import (
     ConvSynapses,
     CurrentLayer,
@@ -109,6 +110,7 @@ def currents(synapses: Synapses, values: Array) -> tuple[Array, Array]:
 def fire(layer: SpikingLayer | PopulationLayer, current: Array, total: Array) -> tuple[Array, Any]:
     """Spikes (T, positions · channels), and bool of the same shape: where rounding may decide."""
     neuron, steps = layer.neuron, len(current)
+    assert isinstance(neuron, NeuronEquation)
     channels = layer.current_shape[0]
     rest, threshold = F(neuron.rest), F(neuron.v_threshold)
     spikes = np.zeros((steps, current.shape[1] // channels, channels + layer.generated), np.uint8)

@@ -20,8 +20,9 @@ from soul_deploy.base.errors import SoulDeployError, UnknownNameError, UsageErro
 from soul_deploy.data.datasets import Data, load_data
 from soul_deploy.data.sampler import Augment, DataOrder, draw_moves, moved
 from soul_deploy.ir import NeuronSpec
+from soul_deploy.nn.dynamics import fire_with_surrogate
 from soul_deploy.nn.graph_module import GraphModule
-from soul_deploy.nn.neuron import SpikingNeuron, fire_with_surrogate
+from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.equations import CHARGE, FIRE
 from soul_deploy.training.lr_schedules import Schedule, make_scheduler, parse_schedule
 from soul_deploy.training.trainer import (

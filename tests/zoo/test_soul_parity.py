@@ -12,6 +12,7 @@ from torch import Tensor
 from soul_deploy.ir import NeuronSpec
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
+from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.zoo.registry import NetworkOptions, create
 
 
@@ -34,7 +35,7 @@ def test_names_and_shapes_are_souls(name: str) -> None:
 def test_a_network_fires_souls_spikes(neuron: str) -> None:
     tensors, metadata = fixture(f"spikingvgg5_{neuron}.safetensors")
     config = json.loads(metadata["config"])
-    spec = NeuronSpec(family=neuron, decay_input=config["decay_input"])  # type: ignore[arg-type]
+    spec = NeuronSpec(family=neuron, decay_input=config["decay_input"])
     options = NetworkOptions((3, 32, 32), 10, spec, 4, hidden=config["mlp_hidden_dim"])
     network, graph = create("spikingvgg5", options)
     weights = {
@@ -79,6 +80,7 @@ def test_a_neuron_fires_souls_spikes_ties_included(case: str) -> None:
     current, expected = tensors[f"{case}.input"], tensors[f"{case}.output"]
     assert torch.equal(neuron.simulate(current, static=False), expected)
     equation = neuron.equation()
+    assert isinstance(equation, NeuronEquation)
     v = np.full(current.shape[1:], equation.rest, np.float32)
     for x, spikes in zip(current.numpy(), expected.numpy(), strict=True):
         fired, v = equation.step(v, x)
@@ -102,7 +104,7 @@ def test_a_neuron_follows_its_textbook_equation(
     form: str, v_reset: float | None, decay_input: bool
 ) -> None:
     """Against the equation written out in float64, away from the threshold."""
-    spec = NeuronSpec(family=form, tau=3.0, decay_input=decay_input, v_reset=v_reset, fire="ge")  # type: ignore[arg-type]
+    spec = NeuronSpec(family=form, tau=3.0, decay_input=decay_input, v_reset=v_reset, fire="ge")
     torch.manual_seed(1)
     current = torch.randn(7, 5, 11) * 2
     spikes = SpikingNeuron(spec, 7).simulate(current, static=False)

@@ -31,6 +31,7 @@ from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
 from soul_deploy.runtime.engine.network import Network
 from soul_deploy.runtime.engine.network import load as load_network
+from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.layers import PopulationLayer, SpikingLayer
 
 nir = pytest.importorskip("nir", reason="the package nir is the extra `nir`")
@@ -487,6 +488,7 @@ def test_what_a_spike_takes_off_is_checked_and_kept() -> None:
         NeuronSpec(v_reset=None, v_subtract=0.0)
     (neurons,) = build_event_network(model).layers
     assert isinstance(neurons, SpikingLayer | PopulationLayer)
+    assert isinstance(neurons.neuron, NeuronEquation)
     for wrong in (replace(neurons.neuron, v_subtract=-1.0), replace(neurons.neuron, v_reset=0.0)):
         with pytest.raises(FileFormatError, match="it is above 0, and for soft reset alone"):
             replace(neurons, neuron=wrong)

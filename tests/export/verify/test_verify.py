@@ -33,6 +33,7 @@ from soul_deploy.nn import layers
 from soul_deploy.nn.graph_module import GraphModule
 from soul_deploy.nn.neuron import SpikingNeuron
 from soul_deploy.runtime.engine.network import Network
+from soul_deploy.runtime.equations import NeuronEquation
 from soul_deploy.runtime.format.network import (
     ConvSynapses,
     DenseRows,
@@ -338,6 +339,7 @@ def _event_swap(network: EventNetwork) -> EventNetwork:
 def _event_neuron(network: EventNetwork) -> EventNetwork:
     first, *rest = network.layers
     assert isinstance(first, SpikingLayer)
+    assert isinstance(first.neuron, NeuronEquation)
     neuron = replace(first.neuron, fire="ge")
     return replace(network, layers=(replace(first, neuron=neuron), *rest))
 

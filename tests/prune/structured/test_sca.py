@@ -206,7 +206,7 @@ def digits() -> Data:
 
 def small_network(digits: Data, family: str = "lif", steps: int = 3) -> GraphModule:
     torch.manual_seed(3)
-    neuron = NeuronSpec(family, v_threshold=0.5)  # type: ignore[arg-type]
+    neuron = NeuronSpec(family, v_threshold=0.5)
     network, graph = create(
         "spikingvgg5", NetworkOptions(digits.input_shape, 10, neuron, steps, hidden=12)
     )

@@ -107,6 +107,7 @@ def spikes_on_planes(layer: SpikingLayer, values: Array, v: Array | None, parts:
     if v is not None:
         membranes[:, place] = v
     live = planes.live_words(layer, pitch, steps)
+    assert isinstance(layer.neuron, NeuronEquation)
     region = regions.plane_region(
         layer.neuron, rows, live, arriving, membranes, leaving, carry=v is not None,
         partitions=parts,

@@ -1,0 +1,136 @@
+"""Populations in ONNX: T steps of their neurons, one after the other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import AttributeProto, NodeProto, helper, numpy_helper
+
+from soul_deploy import ir
+from soul_deploy.base import errors
+from soul_deploy.export.onnx import neuron as onnx_neuron
+from soul_deploy.export.onnx.nodes import OnnxBuilder, mask_name, pattern_name
+from soul_deploy.runtime.dynamics.equation import Number
+from soul_deploy.runtime.equations import Equation
+
+
+def append_population(node: ir.Population, b: OnnxBuilder) -> None:
+    """The neuron's step, T times; spikes leave merged, T-major."""
+    name, value = node.name, b.value(node.name)
+    stages = [f"{name}.fired"]
+    stages += [f"{name}.all_channels"] if node.generated else []
+    mask = b.lowered.model.neuron_masks.get(name)
+    stages += [] if mask is None else [f"{name}.masked"]
+    stages[-1] = value
+    fired = _fire(b, node, stages[0])
+    if node.generated:
+        fired = _append_pattern(b, node, fired, stages[1])
+    if mask is not None:
+        b.op("Mul", [fired, b.constant(mask_name(name), mask.astype(np.float32))], value)
+
+
+def _fire(b: OnnxBuilder, node: ir.Population, output: str) -> str:
+    """Charge, fire, reset; spikes of all steps (T·batch, ...)."""
+    current, name, steps = b.source(node), node.name, b.graph.time_steps
+    equation = b.lowered.equations[name]
+    currents = [current] * steps
+    if node.inputs[0] not in b.static and steps > 1:
+        currents = _split(b, current, name, steps)
+    given = b.membranes.get(name, ())
+    if not given or node.generated:
+        b.op("Shape", [currents[0]], f"{name}.current_shape")
+    kept = _state_names(equation)
+    state = [into for into, _ in given] or [
+        _at_rest(b, f"{name}.{kind}", f"{name}.current_shape", value)
+        for kind, value in zip(kept, equation.start, strict=True)
+    ]
+    spikes = []
+    for t, x in enumerate(currents):
+        spike = output if steps == 1 and not b.functions else f"{name}.spike.{t}"
+        after = [out for _, out in given] or [f"{name}.{kind}.{t}" for kind in kept]
+        b.nodes += _step(b, node.name, t, (*state, x), (spike, *after))
+        spikes.append(spike)
+        state = after
+    return spikes[0] if spikes == [output] else b.op("Concat", spikes, output, axis=0)
+
+
+def _state_names(equation: Equation) -> tuple[str, ...]:
+    """What the state's values are called: the first is the membrane."""
+    return ("membrane", *equation.state[1:])
+
+
+def _at_rest(b: OnnxBuilder, name: str, shape: str, rest: float) -> str:
+    """The state before the first step. It is not a constant, so that ONNX Runtime cannot simplify
+    the first step and move what is left of it into the convolution's weights (ConvAddFusion,
+    ConvMulFusion): a product rounded at another place is another number."""
+    value = numpy_helper.from_array(np.array([rest], np.float32), "value")
+    return b.op("ConstantOfShape", [shape], name, value=value)
+
+
+def _append_pattern(b: OnnxBuilder, node: ir.Population, fired: str, output: str) -> str:
+    """Behind the neurons' channels, those that fire a stored pattern: (T, generated)."""
+    name, space = node.name, b.graph.shapes[node.name][1:]
+    pattern = b.lowered.patterns[name].astype(np.float32)
+    steps, count = pattern.shape
+    stored = b.constant(pattern_name(name), pattern.reshape(steps, 1, count, *[1] * len(space)))
+    if b.counter:
+        steps, stored = 1, b.op("Gather", [stored, b.counter], f"{name}.pattern_now", axis=0)
+    shape, batch = f"{name}.current_shape", f"{name}.batch"
+    b.op("Slice", [shape, *(b.integers(f"{batch}.{k}", k) for k in (0, 1))], batch)
+    sides = [b.integers(f"{name}.steps", steps), batch, b.integers(f"{name}.sides", count, *space)]
+    full = b.op("Concat", sides, f"{name}.full", axis=0)
+    expanded = b.op("Expand", [stored, full], f"{name}.expanded")
+    merged = (f"{name}.merged_shape", f"{name}.generated")
+    generated = b.reshape(expanded, *merged, -1, count, *space)
+    return b.op("Concat", [fired, generated], output, axis=1)
+
+
+def _step(
+    b: OnnxBuilder, name: str, step: int, inputs: Sequence[str], outputs: Sequence[str]
+) -> list[NodeProto]:
+    """The tensors that the step takes (states, x) and yields (spike, states after it)."""
+    equation = b.lowered.equations[name]
+    constants = sorted(onnx_neuron.attributes(equation).items())
+    kind = onnx_neuron.function_name(equation)
+    if b.functions:
+        call = helper.make_node(kind, inputs, outputs, name=outputs[0], domain=onnx_neuron.DOMAIN)
+        call.attribute.extend(_attribute(name, *item) for item in constants)
+        return [call]
+    function = onnx_neuron.step_function(equation, b.opset)
+    taken = zip((*function.input, *function.output), (*inputs, *outputs), strict=True)
+    ends = dict(taken)
+    for constant, value in constants:
+        ends[constant] = _constant(b, name, constant, value, step)
+    nodes = list(onnx_neuron.flat_step(function, f"{name}/{step}", ends))
+    for node in nodes:
+        onnx_neuron.annotate(node, neuron=kind)
+    return nodes
+
+
+def _attribute(population: str, name: str, value: Number) -> AttributeProto:
+    if isinstance(value, np.ndarray):
+        raise errors.UnsupportedGraphError(
+            f"{population}: its neurons differ in {name}, which attributes of a function cannot "
+            "hold; export without functions"
+        )
+    return helper.make_attribute(name, value)
+
+
+def _constant(b: OnnxBuilder, population: str, constant: str, value: Number, step: int) -> str:
+    """The tensor that holds a neurons' number at a step; stored at the first one."""
+    name = onnx_neuron.constant_name(population, constant)
+    array = onnx_neuron.stored(value)
+    if not step:
+        b.constant(name, array)
+    if len(array) == 1:
+        return name
+    at = b.counter or b.integers(f"{name}.step.{step}", step)
+    return b.op("Gather", [name, at], f"{name}.at.{step}", axis=0)
+
+
+def _split(b: OnnxBuilder, current: str, name: str, steps: int) -> list[str]:
+    outputs = [f"{name}.current.{t}" for t in range(steps)]
+    node = helper.make_node("Split", [current], outputs, name=f"{name}.split", axis=0)
+    if b.opset >= 18:  # before, the number of equal parts is the number of outputs
+        node.attribute.append(helper.make_attribute("num_outputs", steps))
+    b.nodes.append(node)
+    return outputs

@@ -1,0 +1,157 @@
+"""How far rounding can move a neuron's state: its equations run on values with error bounds.
+
+A forward error analysis (Higham, Accuracy and Stability of Numerical Algorithms, 2002, 3.3): every
+float32 operation adds half a unit in the last place of its result, and carries on the errors
+of its operands by its derivative. So a family whose equations amplify differences (squares,
+exponentials, adaptation) gets the bound that follows from them, and no constant is chosen for it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soul_deploy.base import brief
+from soul_deploy.runtime.dynamics.equation import DynamicsEquation, Number, parts_of
+from soul_deploy.runtime.dynamics.form import BINARY, Operations
+
+HALF_UNIT = 2.0**-24
+"""Of a float32 result: what one rounding can move it by, relative to it."""
+SIGMOID_UNITS = 8
+"""Half units of 1 by which an engine's sigmoid may differ from the exact one."""
+EXP_UNITS = 8
+"""Half units of its value by which an engine's exp may differ from the exact one."""
+
+Operand = Union["Bounded", float]
+
+
+@brief
+@dataclass(frozen=True)
+class Bounded:
+    """A float64 value, and how far a float32 execution's value can be from it; one shape."""
+
+    value: Tensor
+    error: Tensor
+
+    def _rounded(self, value: Tensor, carried: Tensor) -> "Bounded":
+        return Bounded(value, carried + HALF_UNIT * value.abs())
+
+    def __add__(self, other: Operand) -> "Bounded":
+        o = _bounded(other, self)
+        return self._rounded(self.value + o.value, self.error + o.error)
+
+    def __sub__(self, other: Operand) -> "Bounded":
+        o = _bounded(other, self)
+        return self._rounded(self.value - o.value, self.error + o.error)
+
+    def __mul__(self, other: Operand) -> "Bounded":
+        o = _bounded(other, self)
+        carried = self.value.abs() * o.error + o.value.abs() * self.error + self.error * o.error
+        return self._rounded(self.value * o.value, carried)
+
+    def __truediv__(self, other: Operand) -> "Bounded":
+        o = _bounded(other, self)
+        value = self.value / o.value
+        carried = (self.error + value.abs() * o.error) / (o.value.abs() - o.error)
+        return self._rounded(value, torch.where(carried >= 0, carried, torch.inf))
+
+    __radd__ = __add__
+
+    def __rsub__(self, other: float) -> "Bounded":
+        return _bounded(other, self) - self
+
+    def __rmul__(self, other: float) -> "Bounded":
+        return self * other
+
+    def __rtruediv__(self, other: float) -> "Bounded":
+        return _bounded(other, self) / self
+
+
+def _bounded(operand: Operand, like: Bounded) -> Bounded:
+    """A constant is the same float32 number in every engine."""
+    if isinstance(operand, Bounded):
+        return operand
+    value = torch.full_like(like.value, operand)
+    return Bounded(value, torch.zeros_like(value))
+
+
+def _sigmoid(x: Bounded) -> Bounded:
+    value, nearest = x.value.sigmoid(), (x.value.abs() - x.error).clamp(min=0).sigmoid()
+    steepest = nearest * (1 - nearest)
+    return Bounded(value, steepest * x.error + SIGMOID_UNITS * HALF_UNIT)
+
+
+def _exp(x: Bounded) -> Bounded:
+    value = x.value.exp()
+    return Bounded(value, value * (x.error.expm1() + EXP_UNITS * HALF_UNIT * x.error.exp()))
+
+
+def _minimum(a: Bounded, b: Operand) -> Bounded:
+    o = _bounded(b, a)
+    return Bounded(torch.minimum(a.value, o.value), torch.maximum(a.error, o.error))
+
+
+def _choose(s: Bounded, a: Operand, b: Bounded) -> Bounded:
+    after = _bounded(a, b)
+    fired = s.value > 0
+    return Bounded(
+        torch.where(fired, after.value, b.value), torch.where(fired, after.error, b.error)
+    )
+
+
+def _sent(p: Any, level: Any, low: Any, high: Any) -> Any:
+    raise NotImplementedError("what is sent is given, not computed")
+
+
+BOUNDED = Operations(
+    sigmoid=_sigmoid,
+    exp=_exp,
+    relu=lambda x: Bounded(x.value.relu(), x.error),
+    minimum=_minimum,
+    choose=_choose,
+    send={"gt": _sent, "ge": _sent, "round": _sent, "round_up": _sent},
+)
+
+
+def teacher_forced(
+    equation: DynamicsEquation, current: Tensor, error: Tensor, sent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distance of the potential from where what is sent changes, and how far rounding can move it.
+
+    current, error (of the current), sent: (T, ...) float64; what was sent settles the state.
+    """
+    parts = parts_of(equation.family, BOUNDED)
+    nothing = torch.zeros_like(current[0])
+    state = tuple(
+        Bounded(torch.full_like(nothing, float(torch.tensor(v, dtype=torch.float32))), nothing)
+        for v in equation.start
+    )
+    distances, errors = [], []
+    for t, (x, moved, s) in enumerate(zip(current, error, sent, strict=True)):
+        numbers = tuple(_exact(c, nothing) for c in equation.at_step(t))
+        state = parts.charge(Bounded(x, moved), state, numbers)
+        potential, level = parts.decide(state, numbers)
+        gap = potential - _nearest(equation, potential, level)
+        distances.append(gap.value)
+        errors.append(gap.error)
+        state = parts.settle(Bounded(s, nothing), state, numbers)
+    return torch.stack(distances), torch.stack(errors)
+
+
+def _exact(number: Number, like: Tensor) -> Operand:
+    """A constant: the same float32 in every engine."""
+    if not isinstance(number, np.ndarray):
+        return float(np.float32(number))
+    value = torch.from_numpy(number.astype(np.float64)).expand_as(like)
+    return Bounded(value, torch.zeros_like(like))
+
+
+def _nearest(equation: DynamicsEquation, potential: Bounded, level: Operand) -> Bounded:
+    """The threshold; of a neuron that rounds, the nearest half between two integers it sends."""
+    if equation.send in BINARY:
+        return _bounded(level, potential)
+    half = potential.value.floor() + 0.5
+    half = half.clamp(equation.low + 0.5, equation.high - 0.5)
+    return Bounded(half, torch.zeros_like(half))

@@ -27,6 +27,7 @@ from soul_deploy.base.reduction import LOOPS, OVER_TIME, OverTime
 from soul_deploy.equivalence.verdict import Verdict
 from soul_deploy.export.onnx.step import export_step
 from soul_deploy.export.verify.event_run import verify_counts
+from soul_deploy.ir.neurons import SOUL_NEURONS
 from soul_deploy.model.model import Model, ModelInfo
 from soul_deploy.runtime.bench.scipy_engine import ScipyEngine
 from soul_deploy.runtime.format.file import FORMAT, FORMAT_OVER_TIME
@@ -330,3 +331,30 @@ def test_dyadic_networks_agree_to_the_bit(
         report = soul_deploy.verify(model, folder / kind, x, allow_silent=True)
         assert report.passed, report.text()
         assert report.end_to_end is not None and report.end_to_end.logit_difference == 0
+
+
+@every
+@pytest.mark.parametrize("family", ["tlif", "intlif"])
+@pytest.mark.parametrize("kind", ["m.onnx", "step.onnx", "m.safetensors", "m.nir"])
+def test_signed_and_graded_spikes(
+    family: str, over_time: OverTime, kind: str, tmp_path: Path
+) -> None:
+    """Of neurons that send -1 and 1, and integers: the largest score may be a negative one."""
+    model = small(over_time)
+    neuron = replace(SOUL_NEURONS[family], v_threshold=0.5)
+    (population,) = model.graph.populations
+    population = replace(population, neuron=neuron)
+    model = replace(model, graph=model.graph.with_nodes({"spikes": population}))
+    x = 4 * torch.randn(T, 8, 3, generator=torch.Generator().manual_seed(2))
+    model = replace(model, info=ModelInfo(input_kind="values"))
+    module = model.module()
+    sent = module.evaluate({"input": module.as_signal(x)}, ["spikes"])["spikes"].tensor
+    assert sent.max() >= (1 if family == "tlif" else 2)
+    assert (sent.min() < 0) == (family == "tlif")
+    try:
+        _write(model, tmp_path / kind)
+    except errors.UnsupportedGraphError as error:
+        assert kind == "m.nir" and family in str(error)
+        return
+    report = soul_deploy.verify(model, tmp_path / kind, x)
+    assert report.passed, report.text()

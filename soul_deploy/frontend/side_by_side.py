@@ -16,6 +16,7 @@ from soul_deploy.base import brief
 from soul_deploy.frontend import module_kinds, stepped, tracer
 from soul_deploy.ir import SpikingGraph
 from soul_deploy.nn.graph_module import GraphModule
+from soul_deploy.nn.layers import over_steps
 from soul_deploy.nn.neuron import SpikingNeuron
 
 SMALLEST_SCALE = 1e-3  # of the threshold: what smaller currents and membranes are measured against
@@ -88,7 +89,7 @@ def run_own(
             scores = scores_of(x.unsqueeze(0).expand(steps, *x.shape))
         else:
             scores = scores_of(x)
-    scores = scores.mean(0) if scores.dim() == 3 else scores
+    scores = over_steps(scores, graph.readout.over_time) if scores.dim() == 3 else scores
     traces = {name: ear.trace() for name, ear in heard.items() if ear.spikes}
     return TracedRun(traces, scores.cpu())
 

@@ -122,7 +122,7 @@ REFUSED: list[tuple[Callable[..., Any], str]] = [
     (loop(constant_spikes), "'fc2' with a constant or a second input"),
     (loop(plain, lambda out: torch.stack(out[::-1])), r"6 steps put together \(steps 6, 5, 4, 3"),
     (loop(plain, lambda out: torch.stack(out[2:])), r"4 steps put together \(steps 3, 4, 5, 6\)"),
-    (loop(plain, lambda out: out[-1]), "returns 'lif1' of step 6 alone"),
+    (loop(plain, lambda out: out[-2]), "returns 'lif1' of step 5 alone"),
     (loop(plain, sum), "'add_1' of values of different steps"),
     (loop(its_membrane), "returns the membrane of 'lif1' as class scores"),
     (

@@ -78,7 +78,7 @@ def masked_model(drawn: Drawn) -> tuple[Model, Tensor]:
     """The network with its masks, and images for it."""
     spec = drawn.spec
     if isinstance(spec, FormSpec):
-        found = form_model(spec)
+        found = _scored(form_model(spec), drawn)
         masks = random_neuron_masks(found, drawn.seed) if drawn.neurons else {}
         return replace(found, neuron_masks=masks), form_images(spec)
     if isinstance(spec, ResidualSpec):

@@ -14,6 +14,7 @@ from soul_deploy import FinetuneConfig, PruneSchedule, ScaConfig, SearchConfig, 
 from soul_deploy.analysis.synops import count_model
 from soul_deploy.base.reduction import OVER_TIME, OverTime
 from soul_deploy.data.datasets import Data
+from soul_deploy.ir import Scale, SpikingGraph
 from soul_deploy.model.model import Model, ModelInfo, from_module
 from soul_deploy.prune.delivered import delivered, sources, synops_per_sample
 from soul_deploy.prune.structured.masks import open_masks
@@ -83,6 +84,29 @@ def test_what_is_delivered_gives_the_exact_count(over_time: OverTime) -> None:
     sums = delivered(model.module(), data, data.validation, names)
     assert sums.keys() == set(names)
     assert (model.graph.readout.name in names) == (over_time == "last")
+
+
+@every
+@pytest.mark.parametrize("votes", [0, 1], ids=["head", "votes"])
+def test_constants_in_front_of_the_head_change_no_count(over_time: OverTime, votes: int) -> None:
+    """The head's weights are halved, or the votes become weights: 1 spike a step by 2 synapses."""
+    model = scored(known_spikes(), over_time)
+    readout = replace(model.graph.readout, inputs=("half",))
+    state = dict(model.state)
+    if votes:
+        readout = replace(readout, linear=False, bias=False)
+        state = {name: array for name, array in state.items() if not name.startswith("head")}
+    nodes = *model.graph.nodes[:-1], Scale("half", model.graph.readout.inputs, 0.5), readout
+    model = Model(SpikingGraph(nodes, model.graph.time_steps), state)
+    data, images = data_of(torch.ones(1, 2)), torch.ones(1, 2)
+    counts = count_model(model, images)
+    assert counts["head"].synops == (2 if over_time == "last" else 4) // (1 + votes)
+    total = sum(layer.synops for layer in counts.values())
+    assert synops_per_sample(model, data, torch.device("cpu")) == total
+    module = model.module()
+    units = pruning_units(module.graph, "internal")
+    open_masks(module, [mask for unit in units for mask in unit.masks])
+    assert Meter(module, data, units, "synops", "coupled").measure().cost == total
 
 
 TRAINING = TrainConfig(epochs=1, batch_size=20, learning_rate=5e-3)

@@ -12,6 +12,15 @@ from soul_deploy import from_torch
 from soul_deploy.base.errors import UnsupportedGraphError, UsageError
 
 
+def step_changed_in_place(net: Any, x: Tensor, t: int, state: dict[str, Any]) -> Any:
+    """x[t] lies in the memory of x."""
+    if t == 0:
+        state["currents"] = net.fc1(torch.stack([x] * T))
+    current = state["currents"][t]
+    current *= 0.5
+    return first(net, state["currents"][t], state)
+
+
 def another_layer(net: Any, x: Tensor, t: int, state: dict[str, Any]) -> Any:
     return second(net, (net.fc2 if t < T - 1 else net.other)(first(net, net.fc1(x), state)), state)
 
@@ -105,6 +114,7 @@ def layered(net: Any, x: Tensor, t: int, state: dict[str, Any]) -> Any:
 OWN = "with another membrane than its own of the step before"
 REFUSED: list[tuple[Callable[..., Any], str]] = [
     (loop(another_layer), r"neuron 'lif2' called with 'other' at step 6 and with 'fc2' at step 1"),
+    (loop(step_changed_in_place), r"an operation in place \(imul\) on a value that getitem reads"),
     (loop(swapped), f"neuron 'lif2' {OWN}"),
     (loop(scaled), "'mul' of the membrane of 'lif1', which only spikes leave"),
     (loop(scaled_in_place), "'imul' of the membrane of 'lif1', which only spikes leave"),
